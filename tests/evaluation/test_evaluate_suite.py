@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from cloob.errors import InputError
 from cloob.evaluation.embed import EmbedOptions
 from cloob.evaluation.embeddings import Embeddings
-from cloob.evaluation.examples import example_queries
+from cloob.evaluation.examples import example_queries, searches
 from cloob.evaluation.sets.captioned import open_captioned
-from cloob.evaluation.sets.labelled import open_labelled
 from cloob.evaluation.suite import differences, evaluate, write_results
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
@@ -68,37 +69,35 @@ def test_differences_are_paired_and_averaged_over_shared_sets(models: dict[str, 
     assert 0 < mean["low"] < mean["difference"] < mean["high"] < 1
 
 
-def test_differences_of_three_models_and_a_set_that_one_lacks() -> None:
-    hit, miss = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
-    entries = differences(
-        {("m", "s"): {"a": hit, "b": miss, "c": hit}, ("m", "t"): {"a": miss, "c": hit}, ("m", "u"): {"a": miss}}
-    )
-    assert [(e["set"], e["model"], e["baseline"], e["difference"]) for e in entries] == [
-        ("s", "b", "a", -1.0),
-        ("s", "c", "a", 0.0),
-        ("s", "c", "b", 1.0),
-        ("t", "c", "a", 1.0),
-    ]
-
-
-def test_a_model_without_a_metric_takes_no_mean_from_the_others() -> None:
-    """A model without a tokenizer has probes and no zero-shot accuracy."""
+def test_differences_of_three_models_and_sets_that_one_lacks() -> None:
+    """A model without a tokenizer has probes and no zero-shot accuracy, and takes no mean from the others."""
     hit, miss = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
     both = {"a": hit, "b": miss}
-    entries = differences({("acc1", "s"): both, ("acc1", "t"): both, ("probe_acc1", "s"): {**both, "mute": hit}})
-    means = [(e["metric"], e["model"], e["baseline"]) for e in entries if e["set"] is None]
-    assert means == [("acc1", "b", "a")]
+    entries = differences(
+        {
+            ("acc1", "s"): both,
+            ("acc1", "t"): both,
+            ("probe_acc1", "s"): {"a": hit, "b": miss, "mute": hit},
+            ("probe_acc1", "t"): {"a": miss, "mute": hit},
+            ("probe_acc1", "u"): {"a": miss},
+        }
+    )
+    assert [(e["metric"], e["set"], e["model"], e["baseline"], e["difference"]) for e in entries] == [
+        ("acc1", "s", "b", "a", -1.0),
+        ("acc1", "t", "b", "a", -1.0),
+        ("acc1", None, "b", "a", -1.0),
+        ("probe_acc1", "s", "b", "a", -1.0),
+        ("probe_acc1", "s", "mute", "a", 0.0),
+        ("probe_acc1", "s", "mute", "b", 1.0),
+        ("probe_acc1", "t", "mute", "a", 1.0),
+    ]
 
 
 def test_a_set_that_fails_is_listed_and_the_rest_is_there(models: dict[str, ColourModel]) -> None:
     wrong = Labels(["red"], labels=[6], name="wrong")
     results = evaluate(models, [wrong, Labels(NAMES)], [Pairs(["red"] * 2, broken=[1], name="one")])
-    assert [(f["model"], f["set"]) for f in results["failures"]] == [
-        ("bad", "wrong"),
-        ("bad", "one"),
-        ("good", "wrong"),
-        ("good", "one"),
-    ]
+    failed = [("bad", "wrong"), ("bad", "one"), ("good", "wrong"), ("good", "one")]
+    assert [(f["model"], f["set"]) for f in results["failures"]] == failed
     assert "image 0 has label 6, but there are 6 class names (labels 0 to 5)" in results["failures"][0]["error"]
     assert "one: geometry needs at least 2 pairs" in results["failures"][1]["error"]
     assert list(results["rows"][1]["zeroshot"]) == ["solid"]
@@ -121,68 +120,48 @@ def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str
         write_results(tmp_path / "sub" / "a.json" / "x", {})
 
 
-# --- example queries
-# ----------------------------------------------------------------------------------------------
-
-
 def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
     for stem, colour in (("r", "red"), ("b", "blue")):
         (tmp_path / f"{stem}.png").write_bytes(picture(colour))
     (tmp_path / "t.csv").write_text("filepath,title\nr.png,red\nb.png,blue\nr.png,magenta\n")
     embeddings = Embeddings({"m": ColourModel()})
-    (query,) = example_queries(embeddings, open_captioned(tmp_path / "t.csv"), ["magenta"], k=2)
+    queries = example_queries(embeddings, open_captioned(tmp_path / "t.csv"), k=2)
+    (query,) = (query for query in queries if query.query == "magenta")
     # Red is as near as blue but for the little that texts point to red; both are called by their first caption.
     assert [(item.label, item.correct) for item in query.answers["m"]] == [("red", True), ("blue", False)]
 
 
-# --- the real floors
-# ------------------------------------------------------------------------------------------------
+def test_a_search_finds_what_a_loop_over_the_pictures_finds() -> None:
+    model, texts = ColourModel(), ["something blue", "red heart", "a field of green"]
+    data = Labels(["red", "blue", "green", "red", "cyan", "yellow", "magenta", "blue"], broken=[3])
+    found = searches(Embeddings({"m": model}), data, texts, k=3)
+    assert [search.query for search in found] == texts
+    with torch.no_grad():
+        rows = model.encode_text(texts)
+        pictures = [model._embed(torch.tensor([COLOURS[name]], dtype=torch.float32))[0] for name in data.colours]
+    for search, row in zip(found, rows, strict=True):
+        scores = {place: float(row @ seen) for place, seen in enumerate(pictures) if place not in data.broken}
+        answers = search.answers["m"]
+        assert [each.score for each in answers] == pytest.approx(sorted(scores.values(), reverse=True)[:3], abs=1e-5)
+        for each in answers:  # colours may tie
+            assert each.score == pytest.approx(scores[data.colours.index(each.label)], abs=1e-5)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two classes of three pictures each, in a sub-folder each, and as pairs."""
-    from PIL import Image
-
-    for i, name in enumerate(["red", "blue", "red", "blue", "red", "blue"]):
-        for place in (tmp_path / "set" / name, tmp_path / "pairs"):
-            place.mkdir(parents=True, exist_ok=True)
-            image = Image.new("RGB", (40, 30), COLOURS[name])
-            image.paste(COLOURS["green"], (0, 0, 5 * i, 10))
-            image.save(place / f"{i}.png")
-        (tmp_path / "pairs" / f"{i}.txt").write_text(f"number {i} {name}", encoding="utf-8")
-    (tmp_path / "set" / "red" / "9.png").write_bytes(b"no image")
-    (tmp_path / "set" / "red" / "lost.png").symlink_to(tmp_path / "nowhere.png")
-    return tmp_path
-
-
-def test_real_towers_and_real_sets(folder: Path) -> None:
-    encoder = create_model("tiny-vit", seed=0)
-    save_model(folder / "saved", encoder, make_objective("infoloob", inv_tau=20.0).config())
-    data, source = open_labelled(folder / "set"), open_captioned(folder / "pairs")
+def test_a_loaded_model_is_the_model_that_was_saved(tmp_path: Path) -> None:
+    encoder, data = create_model("tiny-vit", seed=0), Labels(NAMES, broken=[1])
+    save_model(tmp_path / "saved", encoder, make_objective("infoloob", inv_tau=20.0).config())
     seen: list[tuple[str, int, int]] = []
-    embeddings = Embeddings(
-        {"fresh": encoder, "loaded": str(folder / "saved")},
-        EmbedOptions(batch_size=4, workers=2),
-        progress=lambda *x: seen.append(x),
-    )
-    results = evaluate(embeddings, [data], [source])
+    options = EmbedOptions(batch_size=4, workers=2)
+    models = {"fresh": encoder, "loaded": str(tmp_path / "saved")}
+    embeddings = Embeddings(models, options, progress=lambda *call: seen.append(call))
+    results = evaluate(embeddings, [data], [Pairs(NAMES)])
     fresh, loaded = results["rows"]
-    assert "failures" not in results
     assert (fresh["objective"], loaded["objective"]) == (None, "infoloob")
     assert loaded["settings"]["inv_tau"] == pytest.approx(20.0)
-    for part in ("zeroshot", "retrieval"):
-        assert fresh[part] == loaded[part]
-    assert fresh["zeroshot"]["set"]["n"] == 8
-    assert fresh["zeroshot"]["set"]["unreadable"] == {"corrupt image": 1, "missing image": 1}
-    assert ("fresh: set", 8, 8) in seen and ("loaded: pairs", 6, 6) in seen
-    features, keys, bad = embeddings.labelled("fresh", data).images
-    row = next(i for i in range(8) if keys[i].endswith("0.png"))
-    encoder.eval()
-    with torch.no_grad():
-        alone = encoder.encode_image([folder / "set" / "red" / "0.png"])[0]
-    assert torch.allclose(features[row], alone, atol=1e-5)
-    assert [skip.key for skip in bad] == ["red/9.png", "red/lost.png"]
-    assert str(folder) not in json.dumps(results)
+    assert fresh["zeroshot"] == loaded["zeroshot"] and fresh["retrieval"] == loaded["retrieval"]
+    assert ("fresh: solid", 6, 6) in seen and ("loaded: pairs", 6, 6) in seen
+    assert str(tmp_path) not in json.dumps(results)
+    alone = encoder.eval().encode_image([Image.open(io.BytesIO(picture("cyan")))])[0]
+    assert torch.allclose(embeddings.labelled("fresh", data).images.features[NAMES.index("cyan")], alone, atol=1e-5)
     queries = example_queries(embeddings, data, k=5)
-    assert {query.query for query in queries} == {"red", "blue"}
+    assert {query.query for query in queries} == set(NAMES) - {"green"}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloob.evaluation.cache import folder_key
 from cloob.evaluation.embed import embed_images, embed_texts
+from cloob.evaluation.embeddings import folder_key
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import create_model

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from train_helpers import exact
 
 from cloob.data.open import open_source
@@ -236,13 +237,26 @@ def test_cloob_eval_takes_the_run(
     assert sum(recalls) / 6 == pytest.approx(seen, abs=0.06)  # eval counts the two pairs that the training left out
 
 
-def test_cloob_eval_runs_equal_frozen_encoders_once(
-    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(
+    heads: TrainConfig,
+    pairs_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Each picture and text goes through them once for all models, whose numbers and fingerprints stay their own."""
+    """Of several models on equal encoders each row goes through them once, and none that training kept features of."""
     from cloob import cli
 
+    cache = heads.pairs.cache_dir
     runs = [str(train(heads.override(epochs=1, seed=seed, out=tmp_path / f"{seed}")).run) for seed in (1, 2)]
+    pairs = tmp_path / "pairs"
+    shutil.copytree(pairs_folder, pairs)  # 38 pairs with features
+    shutil.copy(pairs / "01.png", pairs / "new name.png")
+    (pairs / "new name.txt").write_text("new words")
+    shutil.copy(pairs / "01.txt", pairs / "new picture.txt")
+    (pairs / "both new.txt").write_text("other words")
+    for stem, colour in (("new picture", "orange"), ("both new", "purple")):
+        Image.new("RGB", (40, 40), colour).save(pairs / f"{stem}.png")
     counted = {ImageEncoder: 0, TowerText: 0}
     for kind, forward in [(kind, kind.forward) for kind in counted]:
 
@@ -252,15 +266,27 @@ def test_cloob_eval_runs_equal_frozen_encoders_once(
 
         monkeypatch.setattr(kind, "forward", counting)
 
-    def evaluate(*models: str) -> list[dict[str, Any]]:
+    def evaluate(*models: str, cache: Path) -> tuple[list[dict[str, Any]], list[int]]:
         counted.update(dict.fromkeys(counted, 0))
-        words = ["--retrieval", str(pairs_folder), "--workers", "0", "--device", "cpu", "--out", str(tmp_path / "e")]
-        assert cli.main(["eval", *models, *words, "--cache-dir", str(tmp_path / f"cache {len(models)}")]) == 0
+        words = ["--retrieval", str(pairs), "--workers", "0", "--device", "cpu", "--out", str(tmp_path / "e")]
+        assert cli.main(["eval", *models, *words, "--cache-dir", str(cache)]) == 0
         rows: list[dict[str, Any]] = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
-        return rows
+        return rows, list(counted.values())
 
-    alone = [evaluate(run)[0] for run in runs]
-    once = dict(counted)
-    assert once == {ImageEncoder: 38, TowerText: 39}
-    assert evaluate(*runs) == alone and counted == once
+    alone = []
+    for run in runs:
+        rows, seen = evaluate(run, cache=tmp_path / "empty")
+        alone += rows
+        assert seen == [40, 41]
+    assert evaluate(*runs, cache=tmp_path / "both") == (alone, [40, 41])
     assert alone[0]["retrieval"] != alone[1]["retrieval"] and alone[0]["fingerprint"] != alone[1]["fingerprint"]
+    assert "kept" not in capsys.readouterr().err
+    rows, seen = evaluate(*runs, cache=cache)  # type: ignore[arg-type]
+    assert seen == [2, 3]
+    said = capsys.readouterr().err
+    assert "features of 38 of 40 images" in said and "features of 38 of 41 texts" in said
+    for row, expected in zip(rows, alone, strict=True):
+        assert row["retrieval"] == expected["retrieval"]
+        (found,), (wanted,) = row["geometry"].values(), expected["geometry"].values()
+        assert found["ajne_image"] == pytest.approx(wanted["ajne_image"], rel=1e-5)
+        assert found["modality_gap"] == pytest.approx(wanted["modality_gap"], rel=1e-5)

@@ -51,6 +51,8 @@ def compare(
     with Progress() as progress:
         embeddings = Embeddings(models, options, progress=progress.update, tower=bool(more.get("training")))
         results = evaluate(embeddings, zeroshot, retrieval, **more)
+    for what, (taken, asked) in embeddings.reused().items():
+        print(f"cloob: features of {taken:,} of {asked:,} {what} are those that `train align` kept", file=sys.stderr)
     absent = [{"model": None, "set": name, "error": error} for name, error in (missing or {}).items()]
     if absent:
         results["failures"] = [*absent, *results.get("failures", ())]
@@ -76,7 +78,7 @@ def write_page(
 ) -> None:
     """Writes the report: searches, the numbers, curves of the runs, example queries and confusion pictures."""
     from cloob.evaluation.examples import example_queries
-    from cloob.evaluation.measures.confusion import confusion_matrix
+    from cloob.evaluation.measures.zeroshot import confusion_matrix
     from cloob.evaluation.report import Confusion, ReportExtras, write_report
     from cloob.models.runs import curve
 
@@ -134,7 +136,7 @@ def report_problems(results: Mapping[str, Any]) -> int:
 
     Sets that are not there were named before the work.
     """
-    from cloob.evaluation.report.problems import problems
+    from cloob.evaluation.report.numbers import problems
 
     faults = problems(results)
     lines = [f"{problem.set}: {problem.message}" for problem in faults.unreadable]

@@ -70,7 +70,7 @@ def _look(options: Options) -> int:
 
     source = open_source(options.data, image_column=options.image_column, caption_column=options.caption_column)
     from cloob.data.survey import survey  # what is heavier, once there are data
-    from cloob.evaluation.report.sheet import write_sheet
+    from cloob.evaluation.report.page import write_sheet
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
 

@@ -98,7 +98,7 @@ def present(
 
     from cloob.distributed import resolve_device
     from cloob.evaluation.embed import EmbedOptions
-    from cloob.evaluation.searches import searches
+    from cloob.evaluation.examples import searches
     from cloob.training.loop import train
     from cloob.training.watch.log import ProgressDisplay
 

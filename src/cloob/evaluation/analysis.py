@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, message
-from cloob.evaluation.embed import EmbedOptions, Reader
+from cloob.errors import InputError, message, require
+from cloob.evaluation.embed import EmbedOptions, PairEmbeddings, Reader
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.measures.geometry import DEFAULT_LIMIT, geometry
 from cloob.evaluation.suite import all_failed
@@ -40,24 +41,10 @@ def analyze(
     limit: int = DEFAULT_LIMIT,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measures models on pairs; of a run folder every checkpoint.
+    """Measures models on pairs; of a run folder every checkpoint, and ``geometry`` is that of its best one.
 
-    Args:
-        models: Where each model is, by its name: what ``load_model`` takes.
-        source: The pairs.
-        options: How they are embedded; None takes the defaults.
-        similar: Most similar pictures to list, for the checkpoint that the model stands for.
-        duplicate: Cosine from which two pictures count as one.
-        limit: Pairs whose geometry is measured at most; ``similar`` and ``duplicates`` are sought among all.
-        progress: As for :class:`cloob.evaluation.embeddings.Embeddings`.
-
-    Returns:
-        ``{"pairs": name, "runs": [...]}``; a run has ``model``, ``geometry`` (of its best checkpoint, else of the
-        last, see ``geometry.geometry``), ``checkpoints`` (``step``, ``epoch`` (None if the run does not say), effective
-        eigenvalues and Ajne of images and texts), ``similar`` (``keys``, ``captions``, ``cosine``), ``duplicates``
-        (lists of keys) and, if some images could not be used, ``unreadable`` ({reason: count}); those are in no
-        measure, and ``geometry``'s ``n`` is without them. ``failures`` lists ``model`` and ``error`` of what could not
-        be measured.
+    ``similar`` pictures are listed at most; ``duplicate`` is the cosine from which two pictures count as one; the
+    geometry is measured on ``limit`` pairs at most. ``failures`` lists what could not be measured.
 
     Raises:
         InputError: No models, or nothing could be measured.
@@ -66,7 +53,7 @@ def analyze(
     failures: list[dict[str, str]] = []
     for name, place in models.items():
         checkpoints: list[dict[str, Any]] = []
-        shown: tuple[Embeddings, str, dict[str, Any]] | None = None
+        shown: tuple[PairEmbeddings, dict[str, Any]] | None = None
         found = _checkpoints(place)
         best = find_best(Path(place)) if found[0][1] is not None else None
         for checkpoint, step in found:
@@ -83,10 +70,10 @@ def analyze(
             epoch = None if step is None else epoch_of(Path(place), step)
             checkpoints.append({"step": step, "epoch": epoch, **{key: measured[key] for key in _CURVES}})
             if shown is None or best is None or checkpoint == best[0]:
-                shown = (embeddings, label, measured)
+                shown = pairs, measured
         if shown is not None:
-            pictures = _pictures(*shown[:2], source, similar, duplicate)
-            runs.append({"model": name, "geometry": shown[2], "checkpoints": checkpoints, **pictures})
+            pictures = _pictures(shown[0], similar, duplicate)
+            runs.append({"model": name, "geometry": shown[1], "checkpoints": checkpoints, **pictures})
     if not runs:
         raise InputError(all_failed(failures, "measured") if failures else "no model to analyze")
     result: dict[str, Any] = {"pairs": source.name, "runs": runs}
@@ -94,20 +81,10 @@ def analyze(
 
 
 def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPair]:
-    """The k pairs of pictures of largest cosine, the most similar first.
-
-    Args:
-        features: (n, D) unit rows; NaN rows are in no pair.
-        k: How many.
-        chunk: Rows a block; memory is chunk × n.
-
-    Returns:
-        Up to k pairs; of equal cosines the earlier pictures come first.
-    """
+    """The k pairs of largest cosine, best first, of equal ones the earlier; none of NaN rows. Memory is chunk × n."""
     pairs: list[SimilarPair] = []
     for start in range(0, len(features) if k else 0, chunk):
-        block = features[start : start + chunk]
-        scores = (block @ features.T).nan_to_num(nan=-torch.inf)
+        scores = (features[start : start + chunk] @ features.T).nan_to_num(nan=-torch.inf)
         scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).tril(start), -torch.inf)
         cosines = scores.flatten()
         least = cosines.topk(min(k, len(cosines))).values[-1:]  # of equal ones topk takes any
@@ -120,41 +97,23 @@ def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPa
 
 
 def duplicate_groups(features: Tensor, threshold: float = 0.999, chunk: int = 1024) -> list[list[int]]:
-    """Groups of pictures that are linked by cosines of ``threshold`` or more.
-
-    Args:
-        features: (n, D) unit rows; NaN rows are in no group.
-        threshold: The least cosine of a link.
-        chunk: Rows a block; memory is chunk × n.
-
-    Returns:
-        Groups of two pictures or more, ascending, in the order of their first picture.
-    """
-    n = len(features)
-    leader = torch.arange(n)  # the first picture of each one's group
-    for start in range(0, n, chunk):
-        rows, columns = (features[start : start + chunk] @ features.T >= threshold).cpu().nonzero(as_tuple=True)
-        leader = _joined(leader, rows + start, columns)
-    groups = torch.split(leader.argsort(stable=True), torch.unique(leader, return_counts=True)[1].tolist())
-    return [group.tolist() for group in groups if len(group) > 1]
+    """Groups of pictures linked by cosines of ``threshold`` or more; NaN rows are in none. Memory is chunk × n."""
+    sparse, csgraph = require("scipy.sparse", "train"), require("scipy.sparse.csgraph", "train")
+    pictures = np.arange(len(features))
+    first = pictures  # of each one's group
+    for start in range(0, len(features), chunk):
+        rows, columns = (features[start : start + chunk] @ features.T >= threshold).nonzero().T.numpy()
+        ends = np.concatenate([rows + start, pictures]), np.concatenate([columns, first])
+        graph = sparse.coo_array((np.ones(len(ends[0])), ends), shape=(len(features), len(features)))
+        labels = csgraph.connected_components(graph, directed=False)[1]
+        first = np.unique(labels, return_index=True)[1][labels]
+    groups: dict[int, list[int]] = {}
+    for picture, leader in enumerate(first.tolist()):
+        groups.setdefault(leader, []).append(picture)
+    return [group for group in groups.values() if len(group) > 1]
 
 
-def _joined(leader: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """(n,) leaders once each picture of ``a`` is in one group with that of ``b`` beside it."""
-    while True:
-        ends = torch.stack([leader[a], leader[b]])
-        apart = ends[0] != ends[1]
-        if not apart.any():
-            return leader
-        a, b, ends = a[apart], b[apart], ends[:, apart]
-        # A leader follows the first of the leaders that it is linked to, and all their followers with it.
-        leader = leader.scatter_reduce(0, ends.amax(0), ends.amin(0), "amin")
-        while not torch.equal(leader, leader[leader]):
-            leader = leader[leader]
-
-
-def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, duplicate: float) -> dict[str, Any]:
-    embedded = embeddings.pairs(label, source)
+def _pictures(embedded: PairEmbeddings, similar: int, duplicate: float) -> dict[str, Any]:
     images = embedded.images
     captions = [embedded.captions[text] for text in embedded.first_texts.tolist()]
     pairs = [

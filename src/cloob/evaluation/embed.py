@@ -1,8 +1,7 @@
 """Images and texts to embeddings, once; everything else in this package is computed from them.
 
 Legend: n images or pairs, T texts, D the embedding dimension, F the width of the image tower's features. Embeddings are
-float32 on the CPU, unit rows. A sample that cannot be read keeps its place as a row of NaN: it stays in every
-denominator and counts as wrong.
+float32 on the CPU, unit rows. A sample that cannot be read keeps its place as a row of NaN: it counts as wrong.
 """
 
 from __future__ import annotations
@@ -10,20 +9,20 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 from warnings import catch_warnings
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, Skip
 from cloob.data.content import Reader as Reader
 from cloob.data.decode import decode
 from cloob.errors import InputError
-from cloob.evaluation.tower import capture_tower
 from cloob.models.encoding import Encoder as Encoder
 from cloob.models.encoding import evaluating as evaluating
 
@@ -38,9 +37,8 @@ class EmbedOptions:
     Attributes:
         device: Where models are loaded to.
         batch_size: Images or texts a forward pass.
-        workers: Threads that read and decode ahead of the model (Pillow decodes and resizes outside the GIL); 0 decodes
-            in between.
-        cache: Where embeddings outlive the process, see :mod:`cloob.evaluation.cache`; None keeps none.
+        workers: Threads that read and decode ahead of the model; 0 decodes in between.
+        cache: Where embeddings outlive the process; None keeps none.
     """
 
     device: str | torch.device = "cpu"
@@ -56,27 +54,34 @@ class ImageEmbeddings(NamedTuple):
         features: (n, D); NaN rows where the image could not be read.
         keys: The n samples' keys.
         bad: One record for each NaN row, in order.
+        captions: Of each image.
+        tower: (n, F) features of the image tower, if they were asked for; NaN rows as in ``features``.
     """
 
     features: Tensor
     keys: tuple[str, ...]
     bad: list[Skip]
+    captions: tuple[tuple[str, ...], ...] = ()
+    tower: Tensor | None = None
 
 
-class PairEmbeddings(NamedTuple):
-    """The images and captions of a set of pairs; an image has one caption or several.
-
-    Attributes:
-        images: The n images.
-        texts: (T, D) of the captions, image by image; NaN rows where the caption could not be read.
-        captions: The T captions, empty where unreadable.
-        image_of_text: (T,) int64, ascending: the image that each caption describes.
-    """
+@dataclass(frozen=True)
+class PairEmbeddings:
+    """The n images of a set of pairs, and (T, D) of their captions, image by image; NaN rows where unreadable."""
 
     images: ImageEmbeddings
     texts: Tensor
-    captions: tuple[str, ...]
-    image_of_text: Tensor
+
+    @cached_property
+    def captions(self) -> tuple[str, ...]:
+        """The T captions, empty where unreadable."""
+        return tuple(caption for group in self.images.captions for caption in group)
+
+    @cached_property
+    def image_of_text(self) -> Tensor:
+        """(T,) int64, ascending: the image that each caption describes."""
+        counts = torch.tensor([len(group) for group in self.images.captions])
+        return torch.arange(len(counts)).repeat_interleave(counts)
 
     @property
     def first_texts(self) -> Tensor:
@@ -101,38 +106,48 @@ class _Loaded(NamedTuple):
 
 
 def embed_images(
-    encoder: Encoder, reader: Reader, options: EmbedOptions | None = None, progress: Progress | None = None
+    encoder: Encoder,
+    reader: Reader,
+    options: EmbedOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    tower: bool = False,
 ) -> ImageEmbeddings:
-    """Embeds every image of a set, in order.
-
-    Args:
-        encoder: The model; it is put into evaluation mode for the time being.
-        reader: The samples.
-        options: How; the encoder stays where it is.
-        progress: Called after each batch.
-
-    Returns:
-        ``(features, keys, bad)``; an image that does not decode is listed in ``bad`` and keeps a row of NaN.
-
-    Raises:
-        InputError: The set is empty, none of its images can be read, or an embedding is not finite.
-    """
-    return _embed(encoder, reader, options, progress)[0]
-
-
-def embed_images_and_tower(
-    encoder: Encoder, reader: Reader, options: EmbedOptions | None = None, progress: Progress | None = None
-) -> tuple[ImageEmbeddings, Tensor]:
-    """Like :func:`embed_images`, with the (n, F) features of the image tower from the same pass (for probes).
-
-    They are those of :func:`cloob.evaluation.tower.capture_tower`, float32 on the CPU, NaN rows as in the embeddings.
-    """
-    tower: list[Tensor] = []
-    images, _ = _embed(encoder, reader, options, progress, tower)
-    readable = torch.cat(tower)
-    features = torch.full((len(images.features), readable.shape[1]), torch.nan)
-    features[torch.isfinite(images.features).all(1)] = readable
-    return images, features
+    """Embeds every image of a set, in order; InputError if none can be read, or an embedding is not finite."""
+    options = options or EmbedOptions()
+    total = len(reader)
+    if total == 0:
+        raise InputError(f"{reader.name}: the set is empty")
+    keys, captions, readable, bad = [], [], [], []
+    parts: list[Tensor] = []
+    tower_parts: list[Tensor] = []
+    pixels: list[Tensor] = []
+    with evaluating(encoder), capture_tower(encoder) if tower else nullcontext() as captured:
+        for sample in _load_all(encoder, reader, options.workers, ahead=2 * options.batch_size):
+            keys.append(sample.key)
+            captions.append(sample.captions)
+            readable.append(isinstance(sample.pixels, Tensor))
+            if isinstance(sample.pixels, Tensor):
+                pixels.append(sample.pixels)
+            else:
+                bad.append(sample.pixels)
+            if len(pixels) < options.batch_size and len(keys) < total:
+                continue
+            if pixels:
+                images = torch.stack(pixels).to(getattr(encoder, "device", "cpu"))
+                parts.append(encoder.encode_image(images).float().cpu())
+                if captured is not None:
+                    tower_parts.append(captured(parts[-1]))
+                pixels = []
+            if progress is not None:
+                progress(len(keys), total)
+    if not parts:
+        first = f"{bad[0].key}: {bad[0].reason} ({bad[0].detail})"
+        raise InputError(f"{reader.name}: none of the {total} images can be read; the first is {first}")
+    features, good = torch.cat(parts), torch.tensor(readable)
+    _check_finite(encoder, features, [key for key, fine in zip(keys, readable, strict=True) if fine])
+    of_tower = _in_place(torch.cat(tower_parts), good) if tower else None
+    return ImageEmbeddings(_in_place(features, good), tuple(keys), bad, tuple(captions), of_tower)
 
 
 def embed_pairs(
@@ -142,52 +157,25 @@ def embed_pairs(
     progress: Progress | None = None,
     text_progress: Progress | None = None,
 ) -> PairEmbeddings:
-    """Embeds the images and captions of a source, reading each pair once; arguments as in :func:`embed_images`.
-
-    ``text_progress`` is called after each batch of captions.
-
-    Returns:
-        The images, the caption features and the captions. A pair that cannot be read at all has NaN in both. A
-        sample with ``captions`` (:mod:`cloob.evaluation.sets.captioned`) has as many texts.
-
-    Raises:
-        InputError: As :func:`embed_images`.
-    """
+    """Embeds the images and captions of a source; a sample with ``captions`` has as many texts."""
     options = options or EmbedOptions()
-    images, of_images = _embed(encoder, source, options, progress)
-    captions = tuple(caption for group in of_images for caption in group)
-    image_of_text = torch.arange(len(of_images)).repeat_interleave(torch.tensor([len(group) for group in of_images]))
-    readable = torch.tensor([bool(caption) for caption in captions])
+    images = embed_images(encoder, source, options, progress)
+    captions = [caption for group in images.captions for caption in group]
     features = embed_texts(encoder, [caption for caption in captions if caption], options.batch_size, text_progress)
-    texts = torch.full((len(captions), features.shape[1]), torch.nan)
-    texts[readable] = features
-    return PairEmbeddings(images, texts, captions, image_of_text)
+    return PairEmbeddings(images, _in_place(features, torch.tensor([bool(caption) for caption in captions])))
 
 
 def embed_texts(
     encoder: Encoder, texts: Sequence[str], batch_size: int = 256, progress: Progress | None = None
 ) -> Tensor:
-    """Embeds texts; equal texts go through the tower once.
-
-    Args:
-        encoder: The model; it is put into evaluation mode for the time being.
-        texts: T texts.
-        batch_size: Texts a forward pass.
-        progress: Called after each batch with the distinct texts done, and all of them.
-
-    Returns:
-        (T, D) float32 on the CPU.
-
-    Raises:
-        InputError: No texts, or an embedding is not finite.
-    """
+    """(T, D) of texts; equal texts go through the tower once. InputError if an embedding is not finite."""
     if not texts:
         raise InputError(f"{encoder.name}: no texts to embed")
     # Texts of similar length together: a batch costs what its longest text does (cloob.models.texts).
     distinct = sorted(dict.fromkeys(texts), key=len)
     place = {text: i for i, text in enumerate(distinct)}
+    parts: list[Tensor] = []
     with evaluating(encoder):
-        parts: list[Tensor] = []
         for i in range(0, len(distinct), batch_size):
             parts.append(encoder.encode_text(distinct[i : i + batch_size]).float().cpu())
             if progress is not None:
@@ -197,58 +185,60 @@ def embed_texts(
     return features[torch.tensor([place[text] for text in texts])]
 
 
-def _embed(
-    encoder: Encoder,
-    reader: Reader,
-    options: EmbedOptions | None,
-    progress: Progress | None,
-    tower: list[Tensor] | None = None,
-) -> tuple[ImageEmbeddings, tuple[tuple[str, ...], ...]]:
-    """The images and the captions of each; ``tower``, if there is one, gets the tower's features of each batch."""
-    options = options or EmbedOptions()
-    batch_size = options.batch_size
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    total = len(reader)
-    if total == 0:
-        raise InputError(f"{reader.name}: the set is empty")
-    keys, captions, bad, rows = [], [], [], []
-    parts: list[Tensor] = []
-    pixels: list[Tensor] = []
-    with evaluating(encoder), nullcontext() if tower is None else capture_tower(encoder) as captured:
-        for index, sample in enumerate(_load_all(encoder, reader, options.workers, ahead=2 * batch_size)):
-            keys.append(sample.key)
-            captions.append(sample.captions)
-            if isinstance(sample.pixels, Skip):
-                bad.append(sample.pixels)
-            else:
-                pixels.append(sample.pixels)
-                rows.append(index)
-            if len(pixels) < batch_size and index + 1 < total:
-                continue
-            if pixels:
-                images = torch.stack(pixels).to(getattr(encoder, "device", "cpu"))
-                parts.append(encoder.encode_image(images).float().cpu())
-                if tower is not None and captured is not None:
-                    tower.append(captured(parts[-1]))
-                pixels = []
-            if progress is not None:
-                progress(index + 1, total)
-    if not parts:
-        first = f"{bad[0].key}: {bad[0].reason} ({bad[0].detail})"
-        raise InputError(f"{reader.name}: none of the {total} images can be read; the first is {first}")
-    readable = torch.cat(parts)
-    _check_finite(encoder, readable, [keys[row] for row in rows])
-    features = torch.full((total, readable.shape[1]), torch.nan)
-    features[torch.tensor(rows)] = readable
-    return ImageEmbeddings(features, tuple(keys), bad), tuple(captions)
+@contextmanager
+def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Makes the features of the image tower available beside the embeddings of the same pass.
+
+    Yields:
+        A function from the embeddings of the batch that was just encoded to its features, (n, F) float32 on the CPU:
+        what comes before the projection in open_clip's vision transformers (parameter ``proj``), timm towers (module
+        ``head``) and heads on frozen encoders (``image_head``), as CLIP took them; the image tower's output in others
+        (ResNets end in an attention pool). For an encoder without an image tower, the embeddings themselves.
+    """
+    model: Any = getattr(encoder, "model", None)
+    visual: Any = getattr(model, "visual", None)
+    if not isinstance(visual, nn.Module):
+        yield lambda embeddings: embeddings.float().cpu()
+        return
+    seen: list[Tensor] = []
+    projection = getattr(visual, "proj", None)
+    takes_projection = isinstance(projection, nn.Parameter)
+    head: Any = getattr(visual, "head", None) if hasattr(visual, "trunk") else getattr(model, "image_head", None)
+
+    def before_head(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].flatten(1) if inputs[0].ndim == 2 else inputs[0].flatten(2).mean(2))
+
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        pooled, *others = output if isinstance(output, tuple) else (output,)
+        seen.append(pooled)
+        if not takes_projection:
+            return None
+        projected = pooled @ projection
+        return (projected, *others) if isinstance(output, tuple) else projected
+
+    hooked = isinstance(head, nn.Module)
+    handle = head.register_forward_pre_hook(before_head) if hooked else visual.register_forward_hook(after)
+    try:
+        if takes_projection:
+            visual.proj = None  # type: ignore[assignment]  # the hook projects, so that one pass gives both
+        yield lambda _: torch.cat([seen.pop(0) for _ in range(len(seen))]).float().cpu()
+    finally:
+        handle.remove()
+        if takes_projection:
+            visual.proj = projection  # type: ignore[assignment]
+
+
+def _in_place(rows: Tensor, readable: Tensor) -> Tensor:
+    """``rows`` where ``readable`` says so, NaN between them."""
+    features = torch.full((len(readable), rows.shape[1]), torch.nan)
+    features[readable] = rows
+    return features
 
 
 def _load_all(encoder: Encoder, reader: Reader, workers: int, ahead: int) -> Iterator[_Loaded]:
     """Every sample in order, decoded by ``workers`` threads at most ``ahead`` samples early."""
     if workers < 1:
-        for index in range(len(reader)):
-            yield _load(encoder, reader, index)
+        yield from (_load(encoder, reader, index) for index in range(len(reader)))
         return
     waiting: deque[Future[_Loaded]] = deque()
     # decode() sets warning filters, which are the process's; threads that interleave could leave theirs behind.
@@ -278,10 +268,9 @@ def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
 
 
 def _check_finite(encoder: Encoder, features: Tensor, names: Sequence[str]) -> None:
-    finite = torch.isfinite(features).all(1)
-    if not finite.all():
-        first = names[int((~finite).nonzero()[0])]
+    wrong = (~torch.isfinite(features).all(1)).nonzero()[:, 0]
+    if len(wrong):
         raise InputError(
-            f"{encoder.name}: {int((~finite).sum())} of {len(names)} embeddings are not finite; "
-            f"the first is that of {first!r}"
+            f"{encoder.name}: {len(wrong)} of {len(names)} embeddings are not finite; "
+            f"the first is that of {names[int(wrong[0])]!r}"
         )

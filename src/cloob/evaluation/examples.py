@@ -1,4 +1,4 @@
-"""Example queries: a few texts, and the images that each model finds for them."""
+"""Example queries and searches: a few texts, and the pictures that each model finds for them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import caption_id
-from cloob.errors import InputError, nearest
-from cloob.evaluation.embed import Reader
+from cloob.errors import InputError
+from cloob.evaluation.embed import Reader, embed_texts
 from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.report import ExampleQuery, ShownPicture
 
 
-class Gallery(NamedTuple):
-    """A set as one model sees it: (n, D) images, each with its groups, and (T, D) texts, each with its group.
+class _Gallery(NamedTuple):
+    """A set as one model sees it: (n, D) images, each with its groups and label, and (T, D) texts, each with its group.
 
-    A group is a class, or all captions that are equal; a text asks for the images of its group. The label of an image
-    is its class's name or its first caption.
+    A group is a class, or all captions that are equal; a text asks for the images of its group.
     """
 
     images: Tensor
-    groups_of_image: Sequence[frozenset[int]]
+    groups_of_image: Sequence[set[int]]
     labels: Sequence[str]
     texts: Tensor
     group_of_text: Sequence[int]
@@ -33,73 +32,93 @@ class Gallery(NamedTuple):
 def example_queries(
     embeddings: Embeddings,
     data: Labelled | Reader,
-    queries: Sequence[str] | None = None,
     *,
     n: int = 8,
     k: int = 5,
     models: Sequence[str] | None = None,
 ) -> list[ExampleQuery]:
-    """What each model finds for a few queries among the images of a set.
-
-    Args:
-        embeddings: The models; what :func:`cloob.evaluation.suite.evaluate` embedded is used again.
-        data: A labelled set (queries are class names, through the ensemble of templates), or a source of
-            pairs (queries are captions).
-        queries: Class names or captions of the set; None draws ``n`` of those that have an image,
-            the same for all models.
-        n: How many queries to draw.
-        k: Images a query.
-        models: Names of the models to ask; None asks all.
-
-    Returns:
-        The queries in order, with the encoded images, their labels, scores (cosines) and whether they are
-        right: of the class, or of a caption that is equal. Images that cannot be read are never found.
-
-    Raises:
-        InputError: A query that is no class name or caption of the set, or what embedding raises.
-    """
-    galleries = {model: gallery(embeddings, model, data) for model in models or embeddings.models}
+    """What each model finds for ``n`` class names or captions of a set that have an image, the same for all models."""
+    galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
-    chosen = _draw(first, n) if queries is None else [_find(first, q, data.name) for q in queries]
+    rows = _draw(first, n)
     answers: dict[str, list[list[ShownPicture]]] = {}
     for model, seen in galleries.items():
-        scores = (seen.texts[chosen] @ seen.images.T).nan_to_num(nan=-torch.inf)
-        best = scores.topk(min(k, int(torch.isfinite(scores[0]).sum())), dim=1)
+        nearest_images = _nearest(seen.texts[rows], seen.images, k)
         answers[model] = [
             [
-                _shown_picture(data, seen, row, image, score)
-                for image, score in zip(images.tolist(), values.tolist(), strict=True)
+                ShownPicture(
+                    _picture(data, image),
+                    seen.labels[image],
+                    seen.group_of_text[row] in seen.groups_of_image[image],
+                    score,
+                )
+                for image, score in found
             ]
-            for row, images, values in zip(chosen, best.indices, best.values, strict=True)
+            for row, found in zip(rows, nearest_images, strict=True)
         ]
-    return [
-        ExampleQuery(first.words[row], {model: lists[i] for model, lists in answers.items()})
-        for i, row in enumerate(chosen)
-    ]
+    return _queries([first.words[row] for row in rows], answers)
 
 
-def gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> Gallery:
-    """A set as a model sees it, embedded on first use."""
+def searches(
+    embeddings: Embeddings,
+    data: Labelled | Reader,
+    texts: Sequence[str],
+    *,
+    models: Sequence[str] | None = None,
+    k: int = 8,
+) -> list[ExampleQuery]:
+    """What each model finds for any words among the pictures of a set; nobody says what is right.
+
+    Raises:
+        InputError: No texts, an empty one, or what embedding raises.
+    """
+    if not texts or not all(text.strip() for text in texts):
+        raise InputError("searches: expected texts with words in them")
+    answers: dict[str, list[list[ShownPicture]]] = {}
+    for model in models or embeddings.models:
+        seen = _gallery(embeddings, model, data)
+        found = _nearest(embed_texts(embeddings.encoder(model), texts), seen.images, k)
+        answers[model] = [
+            [ShownPicture(_picture(data, image), seen.labels[image], False, score) for image, score in images]
+            for images in found
+        ]
+    return _queries(texts, answers)
+
+
+def _queries(texts: Sequence[str], answers: dict[str, list[list[ShownPicture]]]) -> list[ExampleQuery]:
+    return [ExampleQuery(text, {model: found[i] for model, found in answers.items()}) for i, text in enumerate(texts)]
+
+
+def _nearest(texts: Tensor, images: Tensor, k: int) -> list[list[tuple[int, float]]]:
+    """The ``k`` images of largest cosine for each text, best first; of equal ones the earlier in the set."""
+    cosines = (texts @ images.T).nan_to_num(nan=-torch.inf)
+    best = cosines.sort(dim=1, descending=True, stable=True)
+    n = min(k, int(torch.isfinite(images).all(1).sum()))
+    rows = zip(best.indices[:, :n].tolist(), best.values[:, :n].tolist(), strict=True)
+    return [list(zip(*row, strict=True)) for row in rows]
+
+
+def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
     if _is_labelled(data):
         images, labels, classes = embeddings.labelled(model, data)
-        groups_of_image = [frozenset([label]) for label in labels.tolist()]
         names = [data.classnames[label] for label in labels.tolist()]
-        return Gallery(images.features, groups_of_image, names, classes, range(len(classes)), data.classnames)
+        groups = [{label} for label in labels.tolist()]
+        return _Gallery(images.features, groups, names, classes, range(len(classes)), data.classnames)
     pairs = embeddings.pairs(model, data)
     # An unreadable caption has no words and equals no other.
     ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(pairs.captions)]
-    groups: list[set[int]] = [set() for _ in pairs.images.keys]
+    groups = [set() for _ in pairs.images.keys]
     for image, group in zip(pairs.image_of_text.tolist(), ids, strict=True):
         groups[image].add(group)
     firsts = [pairs.captions[text] for text in pairs.first_texts.tolist()]
-    return Gallery(pairs.images.features, [frozenset(g) for g in groups], firsts, pairs.texts, ids, pairs.captions)
+    return _Gallery(pairs.images.features, groups, firsts, pairs.texts, ids, pairs.captions)
 
 
 def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
     return hasattr(data, "classnames")
 
 
-def _draw(seen: Gallery, n: int) -> list[int]:
+def _draw(seen: _Gallery, n: int) -> list[int]:
     """Rows of ``n`` different texts that a readable image answers."""
     readable = torch.isfinite(seen.images).all(1).tolist()
     answered = {group for groups, good in zip(seen.groups_of_image, readable, strict=True) if good for group in groups}
@@ -112,19 +131,7 @@ def _draw(seen: Gallery, n: int) -> list[int]:
     return [candidates[i] for i in order[:n].tolist()]
 
 
-def _find(seen: Gallery, query: str, name: str) -> int:
-    words = list(seen.words)
-    if query not in words:
-        raise InputError(f"{name}: no class or caption {query!r}; {nearest(query, words)}")
-    return words.index(query)
-
-
-def _shown_picture(data: Labelled | Reader, seen: Gallery, row: int, image: int, score: float) -> ShownPicture:
-    correct = seen.group_of_text[row] in seen.groups_of_image[image]
-    return ShownPicture(picture_bytes(data, image), seen.labels[image], correct, score)
-
-
-def picture_bytes(data: Labelled | Reader, place: int) -> bytes:
+def _picture(data: Labelled | Reader, place: int) -> bytes:
     """The encoded picture at a place in a set."""
     sample = data.read(place)
     content: bytes = sample[1] if isinstance(sample, tuple) else sample.image

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.data.batch import Skip
 from cloob.errors import InputError, message, nearest
 from cloob.evaluation.embed import Encoder, Reader
 from cloob.evaluation.embeddings import Embeddings, Labelled
@@ -28,7 +27,7 @@ from cloob.files import write_whole
 from cloob.functional.bootstrap import grouped_bootstrap
 
 Hits = dict[tuple[str, str], dict[str, Tensor]]
-"""(metric, set) -> model -> (n,) whether each sample is right (its mean over the seeds of a probe)."""
+"""(metric, set) -> model -> (n,) whether each sample is right: its mean over seeds of a probe, texts by picture."""
 
 
 def evaluate(
@@ -47,8 +46,8 @@ def evaluate(
     """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs (retrieval and geometry).
 
     Args:
-        models: Models by name, or an ``Embeddings`` over them (to choose device, batch size and workers,
-            to see progress, and to use the embeddings again).
+        models: Models by name, or an ``Embeddings`` over them (to choose device, batch size and workers, to see
+            progress, and to use the embeddings again).
         zeroshot: Labelled sets.
         retrieval: Sources of pairs; pairs of equal caption count as correct for each other.
         training: Name of a labelled set -> its training images; these sets get a linear probe as well.
@@ -60,15 +59,12 @@ def evaluate(
         seed: Seed of the bootstrap.
 
     Returns:
-        ``{"rows": [...], "differences": [...], "level": level}`` in the form of results.json. A row has
-        ``model``, ``objective`` (None if unknown), ``settings``, ``zeroshot``, ``retrieval``, ``geometry``
-        (by set; see ``zeroshot.summarise``, ``retrieval.summarise``, ``geometry.geometry``; with
-        ``unreadable`` ({reason: count}) where images could not be read) and ``train_seconds`` (None if not
-        given); with ``training`` also ``probe`` (by set; see ``probe.summarise``). ``differences`` holds the
-        paired bootstrap of every two models: ``metric``, ``set`` (None: mean over the sets that all models
-        have), ``model``, ``baseline``, ``difference`` (model − baseline), ``low``, ``high``. If something could not be
-        evaluated, ``failures`` lists ``model``, ``set`` and ``error``, and the rest is there; a model that cannot be
-        loaded has no row, and its failure has no ``set`` (None).
+        ``{"rows": [...], "differences": [...], "level": level}`` in the form of results.json. A row has ``model``,
+        ``objective`` (None if unknown), ``settings``, ``fingerprint``, ``train_seconds`` (None if not given) and, by
+        set, ``zeroshot``, ``retrieval``, ``geometry`` and, with ``training``, ``probe``; ``unreadable`` in them counts
+        images that could not be read, by reason. ``differences`` holds the paired bootstrap of every two models, see
+        :func:`differences`. ``failures``, if any, lists ``model``, ``set`` and ``error`` of what went wrong;
+        a model that cannot be loaded has no row, and its failure no ``set`` (None).
 
     Raises:
         InputError: Nothing to evaluate, two sets of one name, training images of none, or no model that can be loaded.
@@ -84,10 +80,12 @@ def evaluate(
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
     _check_sets(zeroshot, retrieval, training)
-    measuring = _Measuring(embeddings, probe or ProbeOptions(), geometry_limit, level, seed)
+    measuring = _Measuring(
+        embeddings, zeroshot, retrieval, training, probe or ProbeOptions(), geometry_limit, level, seed
+    )
     rows: list[dict[str, Any]] = []
     for model in embeddings.models:
-        row = measuring.row(model, zeroshot, retrieval, training)
+        row = measuring.row(model)
         if row is not None:
             row["settings"] |= (settings or {}).get(model, {})
             row["train_seconds"] = (train_seconds or {}).get(model)
@@ -104,6 +102,9 @@ class _Measuring:
     """Measures model by model, and keeps what is right for each, and what failed."""
 
     embeddings: Embeddings
+    zeroshot: Sequence[Labelled]
+    retrieval: Sequence[Reader]
+    training: Mapping[str, Labelled]
     probe: ProbeOptions
     geometry_limit: int
     level: float
@@ -111,13 +112,7 @@ class _Measuring:
     hits: Hits = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
 
-    def row(
-        self,
-        model: str,
-        zeroshot: Sequence[Labelled],
-        retrieval: Sequence[Reader],
-        training: Mapping[str, Labelled],
-    ) -> dict[str, Any] | None:
+    def row(self, model: str) -> dict[str, Any] | None:
         """The row of a model; None if it cannot be loaded."""
         try:
             facts = self.embeddings.facts(model)
@@ -125,33 +120,34 @@ class _Measuring:
             self.failures.append({"model": model, "set": None, "error": message(error)})
             return None
         row: dict[str, Any] = {"model": model, "objective": facts.objective, "settings": dict(facts.settings)}
-        row |= {"fingerprint": facts.fingerprint}
-        row |= {"zeroshot": {}, "retrieval": {}, "geometry": {}, **({"probe": {}} if training else {})}
-        probed = [data for data in zeroshot if data.name in training]
-        tasks: list[tuple[Reader, Callable[[dict[str, Any]], None]]] = [
-            *((data, partial(self._classify, data)) for data in zeroshot),
-            *((data, partial(self._probe, data, training[data.name])) for data in probed),
-            *((source, partial(self._retrieve, source)) for source in retrieval),
+        row |= {"fingerprint": facts.fingerprint, "zeroshot": {}, "retrieval": {}, "geometry": {}}
+        row |= {"probe": {}} if self.training else {}
+        probed = [data for data in self.zeroshot if data.name in self.training]
+        tasks: list[tuple[str, Callable[[dict[str, Any]], None]]] = [
+            *((data.name, partial(self._classify, data)) for data in self.zeroshot),
+            *((data.name, partial(self._probe, data, self.training[data.name])) for data in probed),
+            *((source.name, partial(self._retrieve, source)) for source in self.retrieval),
         ]
-        for data, measure in tasks:
+        for name, measure in tasks:
             try:
                 measure(row)
             except InputError as error:
-                self.failures.append({"model": model, "set": data.name, "error": str(error)})
+                self.failures.append({"model": model, "set": name, "error": str(error)})
         return row
 
     def _classify(self, data: Labelled, row: dict[str, Any]) -> None:
         name, model = data.name, row["model"]
         images, labels, classes = self.embeddings.labelled(model, data)
         ranks = classifying.zeroshot_ranks(images.features, labels, classes)
-        numbers = classifying.summarise(ranks, labels, len(classes), data.classnames, level=self.level, seed=self.seed)
-        row["zeroshot"][name] = {**numbers, **_unreadable(images.bad)}
+        numbers = classifying.summarise(ranks, labels, data.classnames, level=self.level, seed=self.seed)
+        bad = Counter(skip.reason for skip in images.bad)
+        row["zeroshot"][name] = {**numbers, **_unreadable(dict(sorted(bad.items())))}
         self.hits.setdefault(("acc1", name), {})[model] = ranks < 1
 
     def _probe(self, data: Labelled, train: Labelled, row: dict[str, Any]) -> None:
         name, model, how = data.name, row["model"], self.probe
         _check_classes(data, train)
-        tested_on = self.embeddings.tower(model, data)
+        features, labels = self.embeddings.tower(model, data)
         n_classes = len(data.classnames)
         fits = []
         for seed in how.seeds:
@@ -159,8 +155,8 @@ class _Measuring:
                 probe = self.embeddings.probe(model, train, n_classes, how, seed)
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
-            fits.append((probing.probe_ranks(probe.weight, *tested_on), probe))
-        row["probe"][name] = probing.summarise(fits, tested_on.labels, n_classes, how, level=self.level, seed=self.seed)
+            fits.append((probing.probe_ranks(probe.weight, features, labels), probe))
+        row["probe"][name] = probing.summarise(fits, labels, n_classes, how, level=self.level, seed=self.seed)
         right = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
         self.hits.setdefault(("probe_acc1", name), {})[model] = right
 
@@ -170,11 +166,10 @@ class _Measuring:
         images = pairs.images.features
         ranks = retrieving.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
         numbers = retrieving.summarise(ranks, pairs.image_of_text, level=self.level, seed=self.seed)
-        row["retrieval"][name] = {**numbers, **({"unreadable": pairs.unreadable} if pairs.unreadable else {})}
-        for direction, values in ranks._asdict().items():
-            right = values < 1
-            right = retrieving.by_picture(right, pairs.image_of_text) if direction == "text_to_image" else right
-            self.hits.setdefault((f"{direction}@1", name), {})[model] = right
+        row["retrieval"][name] = {**numbers, **_unreadable(pairs.unreadable)}
+        by_text = retrieving.by_picture(ranks.text_to_image < 1, pairs.image_of_text)
+        for metric, right in (("image_to_text@1", ranks.image_to_text < 1), ("text_to_image@1", by_text)):
+            self.hits.setdefault((metric, name), {})[model] = right
         facts = self.embeddings.facts(model)
         try:
             texts = pairs.texts[pairs.first_texts]
@@ -195,21 +190,17 @@ def all_failed(failures: Sequence[Mapping[str, Any]], what: str) -> str:
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
     """Compares every two models by paired bootstrap, on each set and on the mean over the sets.
 
-    Args:
-        hits: (metric, set) -> model -> (n,) whether each sample is right (of texts, see ``retrieval.by_picture``).
-        level: Level of the intervals.
-        seed: Seed of the bootstrap.
-
     Returns:
-        One entry for each metric, set and pair of models, the later model against the earlier; then, where a
-        metric has several sets that all models with this metric share, the means over these with ``set`` None.
+        For each metric, set and two models ``metric``, ``set``, ``model``, ``baseline`` (the earlier one),
+        ``difference`` (model − baseline), ``low``, ``high``; then, if a metric has several sets that all models with
+        this metric share, the same of the means over these, with ``set`` None.
     """
     entries = []
     for metric in dict.fromkeys(metric for metric, _ in hits):
         of_sets: dict[str | None, list[dict[str, Tensor]]] = {
             name: [by_model] for (m, name), by_model in hits.items() if m == metric
         }
-        everyone = {model for groups in of_sets.values() for model in groups[0]}  # that could be measured by it
+        everyone = {model for groups in of_sets.values() for model in groups[0]}
         shared = [by_model[0] for by_model in of_sets.values() if by_model[0].keys() == everyone]
         if len(shared) > 1:
             of_sets[None] = shared
@@ -223,53 +214,41 @@ def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Writes results.json; equal results give equal bytes, and the file appears complete or not at all.
-
-    Numbers that JSON does not have (NaN, infinity) become null.
-
-    Args:
-        path: The file; its folder is created.
-        results: What :func:`evaluate` returned.
+    """Writes results.json, whole or not at all; equal results give equal bytes. NaN and infinity become null.
 
     Raises:
         InputError: The file cannot be written.
     """
-    path = Path(path)
     text = json.dumps(_jsonable(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text, f"{path}: results cannot be written here")
-
-
-def _check_classes(data: Labelled, train: Labelled) -> None:
-    """Raises InputError where a label is not the same class to test as to train, which no number would show."""
-    pairs = enumerate(zip_longest(data.classnames, train.classnames))
-    different = next(((label, pair) for label, pair in pairs if pair[0] != pair[1]), None)
-    if different is None:
-        return
-    label, pair = different
-    tested, trained = ("no class" if name is None else repr(name) for name in pair)
-    n_tested, n_trained = len(data.classnames), len(train.classnames)
-    counts = f"{n_tested} classes to test, but {n_trained} to train"
-    what = counts if n_tested != n_trained else "other classes to train than to test"
-    raise InputError(f"{data.name}: {what}; label {label} is {tested} to test, but {trained} to train")
-
-
-def _unreadable(bad: Sequence[Skip]) -> dict[str, Any]:
-    counts = Counter(skip.reason for skip in bad)
-    return {"unreadable": dict(sorted(counts.items()))} if bad else {}
+    write_whole(Path(path), text, f"{path}: results cannot be written here")
 
 
 def _check_sets(zeroshot: Sequence[Labelled], retrieval: Sequence[Reader], training: Mapping[str, Labelled]) -> None:
     if not zeroshot and not retrieval:
         raise InputError("nothing to evaluate: no labelled set and no pairs were given")
     for sets in (zeroshot, retrieval):
-        name, uses = Counter(data.name for data in sets).most_common(1)[0] if sets else ("", 0)
-        if uses > 1:
-            raise InputError(f"{uses} sets are called {name!r}, and results are kept by name; rename a folder")
+        for name, uses in Counter(data.name for data in sets).items():
+            if uses > 1:
+                raise InputError(f"{uses} sets are called {name!r}, and results are kept by name; rename a folder")
     names = [data.name for data in zeroshot]
-    if unknown := [name for name in training if name not in names]:
-        raise InputError(
-            f"training images of {unknown[0]!r}, which is no labelled set here; {nearest(unknown[0], names)}"
-        )
+    for name in training:
+        if name not in names:
+            raise InputError(f"training images of {name!r}, which is no labelled set here; {nearest(name, names)}")
+
+
+def _check_classes(data: Labelled, train: Labelled) -> None:
+    """Raises InputError if a label is not the same class to test as to train, which no number would show."""
+    for label, (tested, trained) in enumerate(zip_longest(data.classnames, train.classnames)):
+        if tested != trained:
+            test, to_train = ("no class" if name is None else repr(name) for name in (tested, trained))
+            raise InputError(
+                f"{data.name}: {len(data.classnames)} classes to test, {len(train.classnames)} to train; "
+                f"label {label} is {test} to test, but {to_train} to train"
+            )
+
+
+def _unreadable(counts: Mapping[str, int]) -> dict[str, Any]:
+    return {"unreadable": counts} if counts else {}
 
 
 def _jsonable(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cloob.citation import BIBTEX
 from cloob.errors import require
-from cloob.evaluation.report.numbers import MISSING, interval, number, part
+from cloob.evaluation.report.numbers import MISSING, number, part
 from cloob.export.exported import CARD_FILE
 from cloob.export.facts import Facts
 from cloob.files import write_whole
@@ -136,7 +136,7 @@ def _results(facts: Facts) -> str:
         for set_name, numbers in part(facts.results, section).items():
             for key, label in keys.items():
                 if (value := number(numbers.get(key))) is not None:
-                    shown = _value(value, interval(numbers.get(f"{key}_interval")))
+                    shown = _value(value, numbers.get(f"{key}_interval"))
                     rows.append([f"{kind}, {_cell(set_name)}", label, shown, _cell(numbers.get("n", MISSING))])
     if not rows:
         return "Not measured: `cloob eval` measures, and writes a results.json that a card takes up."
@@ -144,7 +144,7 @@ def _results(facts: Facts) -> str:
     return f"{table}\n\nMeasured by `cloob eval`; intervals by bootstrap."
 
 
-def _value(value: float, low_high: tuple[float, float] | None) -> str:
+def _value(value: float, low_high: Sequence[float] | None) -> str:
     around = f" ({100 * low_high[0]:.1f}–{100 * low_high[1]:.1f})" if low_high else ""
     return f"{100 * value:.1f}{around}"
 

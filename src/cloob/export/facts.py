@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cloob.errors import InputError
-from cloob.evaluation.facts import model_facts
+from cloob.evaluation.embeddings import model_facts
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import find_model_folder
 from cloob.models.runs import (

@@ -31,8 +31,8 @@ from cloob.citation import BIBTEX
 from cloob.errors import command_line, needs, require
 
 with command_line(__name__), needs("train"):
-    from cloob.evaluation.cache import folder_key
     from cloob.evaluation.embed import Encoder, evaluating
+    from cloob.evaluation.embeddings import folder_key
     from cloob.models.load import find_model_folder, load_model
     from cloob.models.runs import CONFIG_FILE
     from cloob.models.source import Source

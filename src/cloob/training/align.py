@@ -6,7 +6,6 @@ where the others hold pixels and tokens.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from cloob.data.order import epoch_order, local_part
 from cloob.data.source import Source
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require, too_few_pairs
-from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, encoder_facts, open_image_encoder
+from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, open_image_encoder, row_keys
 from cloob.models.aligned import open_text_encoder as open_text
 from cloob.models.load import load_model
 from cloob.training.bad import check_fraction
@@ -32,7 +31,6 @@ from cloob.training.config import TrainConfig
 from cloob.training.ranks import on_rank_zero, unhurried
 
 logger = logging.getLogger(__name__)
-_VERSION = "3"  # of what is computed; another number makes the files of the old one unused
 _BATCH = 128
 
 
@@ -44,6 +42,7 @@ class Features(NamedTuple):
         texts: (N, F') float32.
         ids: (N,) int64 caption ids.
         keys: The N pairs' keys.
+        rows: (N, 16) uint8 keys of the pictures and of the texts, by which ``cloob eval`` finds their features again.
         skipped: The pairs that cannot be used.
     """
 
@@ -51,6 +50,7 @@ class Features(NamedTuple):
     texts: Tensor
     ids: Tensor
     keys: tuple[str, ...]
+    rows: tuple[Tensor, Tensor]
     skipped: tuple[Skip, ...] = ()
 
 
@@ -86,8 +86,8 @@ def feature_loader(
     """
     if train and len(source) < config.run.batch_size:
         raise too_few_pairs(source.name, len(source), config.run.batch_size)
-    name = f"{on_rank_zero(lambda: _key(source, encoder), slow=True)}.safetensors"
     encoder = encoder.to(device)
+    name = f"{on_rank_zero(lambda: _key(source, encoder), slow=True)}.safetensors"
     # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
     held: list[Features] = []
 
@@ -179,6 +179,7 @@ def _cached(
         features = _compute(source, encoder, config, target.touch)
         check(features)
         tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
+        tensors |= {"images_rows": features.rows[0], "texts_rows": features.rows[1]}
         skipped = [(skip.key, skip.reason, skip.detail) for skip in features.skipped]
         metadata = {"keys": json.dumps(features.keys), "skipped": json.dumps(skipped)}
         target.write_bytes(require("safetensors.torch", "train").save(tensors, metadata=metadata))
@@ -214,15 +215,17 @@ def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_
             place += len(batch) + len(batch.skipped)
             if len(batch):
                 images, texts = encoder.features(batch.images, batch.tokens)
-                parts.append((images.cpu(), texts.cpu(), batch.ids))
+                keys_of_rows = row_keys(batch.images), row_keys(batch.tokens)
+                parts.append((images.cpu(), texts.cpu(), batch.ids, *keys_of_rows))
                 keys += batch.keys
             if place * 10 // len(source) > said:
                 said = place * 10 // len(source)
                 logger.info("%s: features of %d of %d pairs", source.name, place, len(source))
     finally:
         loader.close()
-    images, texts, ids = (torch.cat(column) for column in zip(*parts, strict=True)) if parts else [torch.empty(0)] * 3
-    return Features(images, texts, ids, tuple(keys), tuple(skipped))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else [torch.empty(0)] * 5
+    images, texts, ids, *rows = columns
+    return Features(images, texts, ids, tuple(keys), (rows[0], rows[1]), tuple(skipped))
 
 
 def _read(path: Path) -> Features | None:
@@ -233,8 +236,9 @@ def _read(path: Path) -> Features | None:
     try:
         with library.safe_open(path, framework="pt") as file:
             images, texts, ids = (file.get_tensor(name) for name in ("images", "texts", "ids"))
+            rows = file.get_tensor("images_rows"), file.get_tensor("texts_rows")
             keys, skipped = (json.loads(file.metadata()[name]) for name in ("keys", "skipped"))
-            return Features(images, texts, ids, tuple(keys), tuple(Skip(*skip) for skip in skipped))
+            return Features(images, texts, ids, tuple(keys), rows, tuple(Skip(*skip) for skip in skipped))
     except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:  # as if there were none
         logger.warning("%s: not readable (%s); the features are computed anew", path, error)
         return None
@@ -243,8 +247,7 @@ def _read(path: Path) -> Features | None:
 def _key(source: Source, encoder: AlignedEncoder) -> str:
     """A name for the features: of what they are made from, whatever it is called and wherever it lies.
 
-    That are the bytes of the source's pictures and captions, and of the encoders the weights, the layers, and what is
-    done to pixels and texts before them. The source is read through once for it, without decoding.
+    That are both encoders, by which ``cloob eval`` finds the file, and the bytes of the source's pictures and captions.
+    The source is read through once for it, without decoding.
     """
-    facts = {"version": _VERSION, **encoder_facts(encoder), "source": content_key(source)}
-    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=10).hexdigest()
+    return "-".join((*encoder.encoder_keys(), content_key(source)[:20]))

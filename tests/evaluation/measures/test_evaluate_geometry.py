@@ -37,14 +37,6 @@ def test_every_measure_is_that_of_its_cloud() -> None:
     assert result["n"] == 30
 
 
-def test_retrieval_lowers_the_spread_at_small_beta() -> None:
-    x = unit(40, 8, 0)
-    result = geometry(x, x, 30.0, beta=0.1)
-    assert sum(result["spectrum_image_retrieved"]) < 0.2 * sum(result["spectrum_image"])
-    large = geometry(x, x, 30.0, beta=1e4)  # the nearest stored pattern: itself
-    assert large["spectrum_image_retrieved"] == pytest.approx(large["spectrum_image"], rel=1e-3)
-
-
 def test_pairs_with_an_unreadable_side_are_left_out() -> None:
     image, text = unit(8, 4, 0), unit(8, 4, 1)
     kept = [0, 2, 3, 5, 6, 7]

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from cloob.errors import InputError
-from cloob.evaluation.embed import EmbedOptions, embed_images, embed_images_and_tower
+from cloob.evaluation.embed import EmbedOptions, embed_images
 from cloob.evaluation.measures.probe import ProbeOptions, fit_probe, probe_ranks
 from cloob.evaluation.suite import evaluate
 from cloob.models.towers import create_model
@@ -73,7 +73,9 @@ def test_tower_features_of_real_towers(name: str) -> None:
     encoder = create_model(name, seed=0).eval()
     data = Labels(NAMES[:3], broken=[1])
     plain = embed_images(encoder, data, EmbedOptions(batch_size=2)).features
-    images, tower = embed_images_and_tower(encoder, data, EmbedOptions(batch_size=2))
+    images = embed_images(encoder, data, EmbedOptions(batch_size=2), tower=True)
+    tower = images.tower
+    assert tower is not None
     assert torch.equal(images.features.nan_to_num(), plain.nan_to_num())
     assert torch.isnan(tower[1]).all() and torch.isfinite(tower[[0, 2]]).all()
     visual = encoder.model.visual

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cloob.evaluation.measures.retrieval import RetrievalRanks, by_picture, correct_answers, retrieval_ranks, summarise
+from cloob.evaluation.measures.retrieval import RetrievalRanks, by_picture, retrieval_ranks, summarise
 from cloob.functional.bootstrap import bootstrap_interval
 
 
@@ -66,7 +66,7 @@ def test_pairs_by_hand() -> None:
     assert low < 2 / 3 < high
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(data=st.data(), n_images=st.integers(1, 6), more=st.integers(0, 6), seed=st.integers(0, 999))
 def test_recall_is_the_loop(data: st.DataObject, n_images: int, more: int, seed: int) -> None:
     extra = data.draw(st.lists(st.integers(0, n_images - 1), min_size=more, max_size=more))
@@ -80,16 +80,6 @@ def test_recall_is_the_loop(data: st.DataObject, n_images: int, more: int, seed:
         flipped = {(i, t) for t, i in correct}
         assert result[f"text_to_image@{k}"] == pytest.approx(recall_loop(texts, images, correct, k))
         assert result[f"image_to_text@{k}"] == pytest.approx(recall_loop(images, texts, flipped, k))
-
-
-@settings(max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["x", "X ", "y z", "y  z", ""])), min_size=1, max_size=9))
-def test_correct_answers_are_the_loop(rows: list[tuple[int, str]]) -> None:
-    image_of_text, captions = [image for image, _ in rows], [caption for _, caption in rows]
-    group, pairs = correct_answers(torch.tensor(image_of_text), captions)
-    found = [(t, image) for t, own in enumerate(group.tolist()) for of, image in pairs.tolist() if of == own]
-    assert sorted(found) == sorted(correct_loop(image_of_text, captions))
-    assert len(pairs) <= len(rows)
 
 
 def test_unreadable_rows_count_as_not_found_and_hinder_nobody() -> None:
@@ -134,7 +124,7 @@ _PEAK = """
 import torch
 from cloob.evaluation.measures.retrieval import retrieval_ranks
 
-def peak():
+def peak():  # what the parent used counts in ru_maxrss
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
 
@@ -142,34 +132,15 @@ n = 20_000
 x = torch.nn.functional.normalize(torch.randn(n, 8, generator=torch.Generator().manual_seed(0)), dim=1)
 retrieval_ranks(x[:100], x[:100])
 before = peak()
-ranks = retrieval_ranks(x, x)
-classes = retrieval_ranks(x, x, captions=["a dog", "a cat"] * (n // 2))
-print(peak() - before, *(float((rank == 0).float().mean()) for rank in (*ranks, *classes)))
+ranks = [*retrieval_ranks(x, x), *retrieval_ranks(x, x, captions=["a dog", "a cat"] * (n // 2))]
+print(peak() - before, *(float((rank == 0).float().mean()) for rank in ranks))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a process's own peak memory is read the way Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="read the way Linux says it")
 @pytest.mark.nightly
 def test_memory_stays_far_below_the_square() -> None:
-    """20,000 × 20,000 scores would be 1.6 GB, and two captions on 10,000 pictures each bring 200 million right pairs.
-
-    In a fresh process, whose peak nothing before has raised.
-    """
+    """20,000 × 20,000 scores would be 1.6 GB, two captions on 10,000 pictures each 200 million right pairs."""
     done = subprocess.run([sys.executable, "-c", _PEAK], check=True, stdout=subprocess.PIPE, text=True)
     kilobytes, *found = map(float, done.stdout.split())
-    assert kilobytes < 300_000
-    assert min(found) > 0.99
-
-
-@pytest.mark.parametrize("chunk", [7])
-def test_blocks_give_the_ranks_of_the_full_matrix(chunk: int) -> None:
-    images, texts = unit(50, 6, 0), unit(130, 6, 1)
-    image_of_text = torch.cat(
-        [torch.arange(50), torch.randint(0, 50, (80,), generator=torch.Generator().manual_seed(2))]
-    )
-    found = retrieval_ranks(images, texts, image_of_text, chunk=chunk)
-    own = image_of_text[:, None] == torch.arange(50)
-    scores = texts @ images.T
-    for ranks, s, positive in ((found.text_to_image, scores, own), (found.image_to_text, scores.T, own.T)):
-        best = s.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
-        assert torch.equal(ranks, ((s > best) & ~positive).sum(1))
+    assert kilobytes < 300_000 and min(found) > 0.99

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from cloob.data.decode import decode
 from cloob.errors import InputError
-from cloob.evaluation.embed import embed_images
 from cloob.evaluation.sets.paper import LAYOUTS, open_paper_set, prompts_of
 from cloob.evaluation.sets.suites import open_suites
-from cloob.models.towers import create_model
 from evaluate_fakes import picture
 
 COUNTS = {  # classes (of the sets), templates (the paper's, section on zero-shot evaluation)
@@ -55,9 +54,8 @@ def birdsnap(root: Path) -> list[int]:
 
 def country211(root: Path) -> list[int]:
     codes = [a + b for a in "ABCDEFGHI" for b in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"][:211]
-    for part in ("test", "train"):
-        for code in codes:
-            put(root / "country211" / part / code / "1.jpg")
+    for code in codes:
+        put(root / "country211" / "test" / code / "1.jpg")
     return list(range(211))
 
 
@@ -153,8 +151,7 @@ def test_a_set_in_its_own_layout(name: str, tmp_path: Path) -> None:
     assert (len(data.classnames), len(data.templates)) == COUNTS[name]
     for index in range(min(len(data), 3)):
         key, content = data.read(index)
-        assert (tmp_path / key).read_bytes() == content
-    assert embed_images(create_model("tiny-convnext", seed=0), data).bad == []
+        assert (tmp_path / key).read_bytes() == content and decode(content).mode == "RGB"
 
 
 @pytest.mark.parametrize(
@@ -174,14 +171,11 @@ def test_training_images(name: str, labels: list[int] | None, tmp_path: Path) ->
         ("ucf101", ("ucf101/ucfTrainTestlist/testlist01.txt",), "YoYo/v_YoYo_g01_c01.avi"),
     ],
 )
-@pytest.mark.parametrize("absolute", [False])
-def test_a_list_leads_not_out_of_the_root(
-    tmp_path: Path, name: str, files: tuple[str, ...], old: str, absolute: bool
-) -> None:
+def test_a_list_leads_not_out_of_the_root(tmp_path: Path, name: str, files: tuple[str, ...], old: str) -> None:
     root, secret = tmp_path / "root", tmp_path / "YoYo" / "secret.jpg"
     MAKERS[name](root)
     put(secret)
-    outside = str(secret) if absolute else "../" * 40 + str(secret).lstrip("/")
+    outside = "../" * 40 + str(secret).lstrip("/")
     for file in files:
         put(root / file, (root / file).read_text().replace(old, outside))
     with pytest.raises(InputError, match=rf"^{name}: its lists name '.*YoYo/secret\.jpg', which is not below"):

@@ -1,4 +1,7 @@
-"""How a model's embeddings of image–text pairs lie on the sphere, in the paper's measures."""
+"""How a model's embeddings of image–text pairs lie on the sphere, in the paper's measures.
+
+Most of the measures depend on the number of pairs n: compare them at equal n only.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +24,14 @@ def geometry(
     beta: float,
     limit: int = DEFAULT_LIMIT,
 ) -> dict[str, Any]:
-    """Measures the geometry of the embeddings of n pairs and of their Hopfield retrievals.
-
-    Most of the measures depend on n, so only values of equal ``n`` compare. The retrievals are U_x (image
-    queries in the memory of all images) and V_y (text queries in the memory of all texts), the anchors of the
-    CLOOB objective.
+    """Measures the embeddings of n pairs and of their Hopfield retrievals, the anchors of the CLOOB objective.
 
     Args:
         image_features: (n, D) unit rows.
         text_features: (n, D) unit rows; pairs with a NaN row in either are left out.
-        inv_tau: τ⁻¹ at which the saturation of InfoNCE is measured (use one value for all models to be
-            compared by geometry alone, each model's own to see what its training sees).
-        beta: β of the retrievals.
-        limit: At most so many pairs, evenly spaced over the set, are measured (time is O(n²)).
-
-    Returns:
-        ``n``; ``effective_eigenvalues_image``, ``_text``, ``_image_retrieved``, ``_text_retrieved`` (99 % of
-        the variance); ``ajne_image``, ``ajne_text``; ``alignment``; ``uniformity_image``,
-        ``uniformity_text``; ``modality_gap``; ``saturation`` (mean of both directions); ``spectrum_image``,
-        ``spectrum_text``, ``spectrum_image_retrieved``, ``spectrum_text_retrieved``: lists of D eigenvalues,
-        descending, in six digits.
+        inv_tau: τ⁻¹ of the saturation of InfoNCE.
+        beta: β of the retrievals: images from the memory of all images, texts from that of all texts.
+        limit: Pairs measured at most, evenly spaced over the set (time is O(n²)).
 
     Raises:
         ValueError: Shapes that differ, fewer than 2 finite pairs, or τ⁻¹ or β not positive.
@@ -55,12 +46,11 @@ def geometry(
     if len(kept) > limit:
         kept = kept[torch.arange(limit) * len(kept) // limit]
     image, text = image_features[kept], text_features[kept]
-    retrieved = {name: _retrieve(x, beta) for name, x in (("image", image), ("text", text))}
     clouds = {
         "image": image,
         "text": text,
-        "image_retrieved": retrieved["image"],
-        "text_retrieved": retrieved["text"],
+        "image_retrieved": _retrieve(image, beta),
+        "text_retrieved": _retrieve(text, beta),
     }
     saturation = measures.saturation(image, text, inv_tau) + measures.saturation(text, image, inv_tau)
     return {

@@ -1,13 +1,8 @@
-"""Linear probe: logistic regression on frozen features of the image tower.
+"""Linear probe: logistic regression on features of the image tower, see :func:`cloob.evaluation.embed.capture_tower`.
 
 Legend: n images, F the width of the features, C classes. Protocol of CLIP (Radford et al. 2021, appendix A.3), which
-CLOOB's linear probes follow: L-BFGS with at most 1000 iterations and an L2 penalty whose strength is swept in log space
-on a validation split, from 10⁻⁶ to 10⁶ in eighths of a decade by halving around the best of a coarse sweep; then a last
-fit on training and validation images together.
-
-Which features: those before the projection into the shared space where the tower has one (open_clip's vision
-transformers and timm towers), as CLIP took them; CLIP's ResNets end in an attention pool whose output is the embedding,
-and for these, as in both papers, the embedding is the feature. See :func:`cloob.evaluation.tower.capture_tower`.
+CLOOB's probes follow: L-BFGS with at most 1000 iterations and an L2 penalty whose strength is swept on a validation
+split, from 10⁻⁶ to 10⁶ in eighths of a decade by halving around the best of a coarse sweep; then a last fit on all.
 """
 
 from __future__ import annotations
@@ -27,7 +22,9 @@ from cloob.functional.bootstrap import bootstrap_interval
 _COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 _FINEST = 0.125
 _SMALL = 4_000_000
-_MOST_VALIDATION_SHOTS = 4
+_MAX_VALIDATION_SHOTS = 4
+_VALIDATION = 0.2  # of the training images, without shots
+_MAX_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -35,16 +32,12 @@ class ProbeOptions:
     """How probes are fitted.
 
     Attributes:
-        shots: Training images a class; None takes all of them.
+        shots: Training images a class; None takes all.
         seeds: One fit each; a seed draws the validation split and the shots.
-        validation: Part of the training images that the strength of the penalty is chosen on (all shots given).
-        max_iter: Iterations of L-BFGS at most.
     """
 
     shots: int | None = None
     seeds: tuple[int, ...] = (0,)
-    validation: float = 0.2
-    max_iter: int = 1000
 
     def __post_init__(self) -> None:
         if self.shots is not None and self.shots < 1:
@@ -53,8 +46,6 @@ class ProbeOptions:
             raise InputError(f"seeds is {self.seeds}; one or several different numbers are wanted")
         if not all(0 <= seed < 2**63 for seed in self.seeds):
             raise InputError(f"seeds is {self.seeds}; numbers from 0 to below 2^63 are wanted")
-        if not 0 < self.validation < 1:
-            raise InputError(f"validation is {self.validation}; it must lie between 0 and 1")
 
 
 class Probe(NamedTuple):
@@ -62,7 +53,7 @@ class Probe(NamedTuple):
 
     Attributes:
         weight: (C, F + 1) float64, the last column the bias; NaN for a class without training images.
-        strength: C of scikit-learn, the inverse of the penalty λ.
+        strength: C of scikit-learn, the inverse of the penalty.
         validation_acc1: Accuracy at that strength on the validation images.
         n_train: Images of the last fit.
     """
@@ -74,52 +65,26 @@ class Probe(NamedTuple):
 
 
 def fit_probe(
-    features: Tensor,
-    labels: Tensor,
-    n_classes: int,
-    *,
-    options: ProbeOptions | None = None,
-    seed: int = 0,
-    classnames: Sequence[str] | None = None,
+    features: Tensor, labels: Tensor, n_classes: int, *, options: ProbeOptions | None = None, seed: int = 0
 ) -> Probe:
     """Fits a probe, the strength of its penalty chosen on images that are held out.
 
-    With ``shots`` k, k images a class are fitted and up to min(k, 4) others a class choose the strength; the last
-    fit stays with the k. Without, ``validation`` of each class chooses, and the last fit takes all. A class of one
-    image is always fitted and never held out.
-
-    Args:
-        features: (n, F); NaN rows (images that could not be read) are left out.
-        labels: (n,) int64 in [0, n_classes).
-        n_classes: C.
-        options: How to fit; None takes the defaults.
-        seed: Draws the split.
-        classnames: C names, for the errors; None names a class by its number.
-
-    Returns:
-        The probe.
+    With ``shots`` k, k images a class are fitted and up to min(k, 4) others a class choose the strength; the last fit
+    stays with the k. Without, a fifth of each class chooses, and the last fit takes all. A class of one image is
+    always fitted. NaN rows are left out.
 
     Raises:
         InputError: Images of fewer than two classes, or no image left to choose the strength on.
     """
     options = options or ProbeOptions()
     readable = torch.isfinite(features).all(1).nonzero()[:, 0]
-    present: Tensor = torch.unique(labels[readable])
-    if len(present) < 2:
-        if len(present) == 0:
-            what = "no training image can be read"
-        else:
-            label = int(present[0])
-            name = f"number {label}" if classnames is None else repr(classnames[label])
-            n = len(readable)
-            what = f"all {n} training images" if n > 1 else "the only training image"
-            what += f" that can be read {'are' if n > 1 else 'is'} of class {name}"
-        raise InputError(f"a linear probe needs two classes or more, and {what}")
+    if (n := len(torch.unique(labels[readable]))) < 2:
+        raise InputError(f"a linear probe needs readable training images of two classes or more, and has {n}")
     fitted, held_out = _split(readable, labels, options, seed)
     if len(held_out) == 0:
         raise InputError(
             "no training image is left to choose the strength of the penalty on: every class has "
-            + ("one image" if options.shots is None else f"{options.shots} or fewer")
+            f"{options.shots or 1} or fewer"
         )
     # The bias has no penalty, so that taking the mean off changes no optimum and speeds L-BFGS up; one number for all
     # features makes the sweep mean the same for towers of any scale.
@@ -128,7 +93,7 @@ def fit_probe(
 
     def fit(rows: Tensor, strength: float) -> Tensor:
         x = (features[rows].double() - mean) / scale
-        weight = _fit(x, labels[rows], n_classes, strength, options.max_iter)
+        weight = _fit(x, labels[rows], n_classes, strength)
         weight[:, :-1] /= scale
         weight[:, -1] -= weight[:, :-1] @ mean
         return weight
@@ -143,16 +108,7 @@ def fit_probe(
 
 
 def probe_ranks(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    """Where the right class lands for each image.
-
-    Args:
-        weight: (C, F + 1), see :class:`Probe`.
-        features: (n, F); a NaN row (an image that could not be read) is never right.
-        labels: (n,) int64 in [0, C).
-
-    Returns:
-        (n,) int64 0-based ranks; a class without training images is never found.
-    """
+    """(n,) 0-based rank of the right class for each image; NaN rows and classes without images are never right."""
     x = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], 1)
     return ranking.ranks(x, weight, labels)
 
@@ -166,20 +122,9 @@ def summarise(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The numbers of one set from the fits of all seeds.
+    """The numbers of one set from the (n,) ranks of the test images and the probe of each seed.
 
-    Args:
-        fits: One a seed: the (n,) ranks of the test images and the probe.
-        labels: (n,) int64 labels of the test images.
-        n_classes: C.
-        options: How the probes were fitted.
-        level: Level of the bootstrap intervals.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        ``acc1``, ``acc5``, ``mean_per_class_recall`` (fractions, means over the seeds), ``acc1_interval`` and
-        ``acc5_interval`` (over images), ``acc1_sd`` (over seeds, None for one), ``n``, ``n_classes``, ``n_train``,
-        ``shots`` (None: all), ``seeds``, ``strength`` (C of scikit-learn, a seed each) and ``validation_acc1``.
+    Accuracies and recall are means over the seeds; intervals are over images, ``acc1_sd`` is over seeds (None for one).
     """
     hits = {k: torch.stack([(ranks < k).double() for ranks, _ in fits]) for k in (1, 5)}
     recalls = [float(ranking.per_class_recall(ranks < 1, labels, n_classes).nanmean()) for ranks, _ in fits]
@@ -210,11 +155,11 @@ def _split(readable: Tensor, labels: Tensor, options: ProbeOptions, seed: int) -
         rows = readable[labels[readable] == label]
         rows = rows[torch.randperm(len(rows), generator=generator)]
         if options.shots is None:
-            n_held = min(max(round(options.validation * len(rows)), 1), len(rows) - 1)
+            n_held = min(max(round(_VALIDATION * len(rows)), 1), len(rows) - 1)
             n_fitted = len(rows) - n_held
         else:
             n_fitted = min(options.shots, len(rows))
-            n_held = min(options.shots, _MOST_VALIDATION_SHOTS, len(rows) - n_fitted)
+            n_held = min(options.shots, _MAX_VALIDATION_SHOTS, len(rows) - n_fitted)
         fitted.append(rows[:n_fitted])
         held_out.append(rows[n_fitted : n_fitted + n_held])
     return torch.cat(fitted).sort().values, torch.cat(held_out).sort().values
@@ -237,11 +182,11 @@ def _search(score: Callable[[float], float]) -> tuple[float, float]:
     return best(), scores[best()]
 
 
-def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float, max_iter: int) -> Tensor:
+def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float) -> Tensor:
     """(C, F + 1) weights of one logistic regression; NaN where a class has no image."""
     linear = require("sklearn.linear_model", "train")
     stopped_early = require("sklearn.exceptions", "train").ConvergenceWarning
-    model = linear.LogisticRegression(C=strength, max_iter=max_iter, solver="lbfgs")
+    model = linear.LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, solver="lbfgs")
     # Threads that wait for each other cost more than they bring on a matrix of this size (20 times on a busy machine).
     threads = require("threadpoolctl", "train").threadpool_limits(1 if x.numel() < _SMALL else None)
     with threads, catch_warnings():

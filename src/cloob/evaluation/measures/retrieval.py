@@ -19,12 +19,7 @@ RECALLS = (1, 5, 10)
 
 
 class RetrievalRanks(NamedTuple):
-    """Where the best correct answer lands.
-
-    Attributes:
-        image_to_text: (I,) int64 0-based ranks of the best correct text among all texts.
-        text_to_image: (T,) int64 0-based ranks of the best correct image among all images.
-    """
+    """0-based rank of the best correct text of each image (I,), and of the best correct image of each text (T,)."""
 
     image_to_text: Tensor
     text_to_image: Tensor
@@ -38,7 +33,11 @@ def retrieval_ranks(
     *,
     chunk: int = 4096,
 ) -> RetrievalRanks:
-    """The ranks behind :func:`retrieval`; arguments and errors as there."""
+    """The ranks of all images and texts; NaN rows are never found.
+
+    ``image_of_text`` is the image that each text describes, None if text i describes image i. Equal ``captions`` share
+    their correct images; None takes every text as different. ``chunk`` is the rows of a block of scores.
+    """
     n_texts = len(text_features)
     if image_of_text is None:
         if len(image_features) != n_texts:
@@ -54,14 +53,9 @@ def retrieval_ranks(
 def correct_answers(image_of_text: Tensor, captions: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
     """Which texts are one caption, and which images it is correct for: those that any of its texts describes.
 
-    Args:
-        image_of_text: (T,) int64.
-        captions: T captions, or None to take every text as different. An empty caption stands for one that
-            could not be read and equals no other.
-
     Returns:
-        The (T,) int64 groups of the texts, and the (P, 2) int64 distinct (group, image) pairs that count as correct,
-        P ≤ T.
+        The (T,) int64 groups of the texts, and the (P, 2) int64 distinct (group, image) pairs, P ≤ T. An empty caption
+        could not be read and equals no other.
     """
     group = torch.arange(len(image_of_text))
     if captions is not None:
@@ -72,18 +66,10 @@ def correct_answers(image_of_text: Tensor, captions: Sequence[str] | None = None
 
 
 def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
-    """One value a picture whose mean is the mean of its captions' hits, for intervals over the choice of pictures.
+    """(I,) values, one a picture, whose mean is the mean of its captions' hits (T,), for intervals over pictures.
 
-    A picture's captions stand or fall together, so it is pictures that are resampled. With c_i captions, s_i of them
-    hits, and the recall R = Σs/Σc, the values are R + (s_i − R c_i) / mean(c): the linearised ratio, s_i / c where all
-    have c captions.
-
-    Args:
-        hits: (T,) whether each text is right.
-        image_of_text: (T,) int64.
-
-    Returns:
-        (I,) float64.
+    A picture's captions stand or fall together, so pictures are resampled. With c captions a picture, s of them hits,
+    and the recall R = Σs/Σc, they are the linearised ratio R + (s − R c) / mean(c); s / c if all have c captions.
     """
     hits, image = hits.double(), torch.as_tensor(image_of_text)
     captions = torch.bincount(image).double()
@@ -101,18 +87,9 @@ def summarise(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The numbers of one set from its ranks.
+    """The numbers of one set, with bootstrap intervals; ``image_of_text`` is None if each image has one text.
 
-    Args:
-        ranks: See :func:`retrieval_ranks`.
-        image_of_text: (T,) int64; None where each image has one text.
-        level: Level of the bootstrap intervals.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        ``image_to_text@k`` and ``text_to_image@k`` for k = 1, 5, 10 (fractions) with ``…@k_interval`` ([low,
-        high]), ``image_to_text_median_rank`` and ``text_to_image_median_rank`` (1-based, ``inf`` if at least
-        half is unreadable), ``n`` (texts) and ``n_images``.
+    Median ranks are 1-based, and infinite if half is unreadable.
     """
     result: dict[str, Any] = {}
     for direction, values in ranks._asdict().items():

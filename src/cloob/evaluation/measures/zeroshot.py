@@ -1,7 +1,7 @@
-"""Zero-shot classification: the class whose prompts lie nearest to the image.
+"""Zero-shot classification: the class whose prompts lie nearest to the image, and which class each was taken for.
 
-Legend: N images, C classes, D the embedding dimension. Protocol of CLIP and CLOOB: normalise the embedding of
-each prompt, average over the templates, normalise again, take the class of largest cosine.
+Legend: N images, C classes, D the embedding dimension. Protocol of CLIP and CLOOB: normalise the embedding of each
+prompt, average over the templates, normalise again, take the class of largest cosine.
 """
 
 from __future__ import annotations
@@ -23,18 +23,7 @@ from cloob.functional.bootstrap import bootstrap_interval
 def class_embeddings(
     encoder: Encoder, classnames: Sequence[str], templates: Sequence[str], batch_size: int = 256
 ) -> Tensor:
-    """One embedding a class, the ensemble of its prompts.
-
-    All prompts of all classes go through the tower in full batches, each distinct text once.
-
-    Args:
-        encoder: The model.
-        classnames: C names, put in the place of ``{c}``.
-        templates: Prompts with ``{c}`` in each.
-        batch_size: Prompts a forward pass.
-
-    Returns:
-        (C, D) unit rows, float32 on the CPU.
+    """(C, D) unit rows on the CPU: the mean over the templates, with each class name in the place of ``{c}``.
 
     Raises:
         InputError: No classes, no templates, or a template without ``{c}``.
@@ -50,67 +39,49 @@ def class_embeddings(
 
 
 def zeroshot_ranks(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:
-    """Where the right class lands for each image.
-
-    Args:
-        image_features: (N, D); a NaN row (an image that could not be read) is never right.
-        labels: (N,) int64 in [0, C).
-        class_embeddings: (C, D).
-
-    Returns:
-        (N,) int64 0-based ranks; classes of equal score rank ahead (two classes of one name are never told
-        apart).
-
-    Raises:
-        ValueError: Shapes that do not fit, or a label out of range.
-    """
+    """(N,) 0-based rank of the right class of each image, after those of equal score. NaN rows are never right."""
     # In float64 a tie is a tie of the embeddings and not of rounding.
     return ranking.ranks(image_features.double(), class_embeddings.double(), labels)
 
 
-def summarise(
-    ranks: Tensor,
-    labels: Tensor,
-    n_classes: int,
-    classnames: Sequence[str] | None = None,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The numbers of one set from the ranks of :func:`zeroshot_ranks`.
+def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:
+    """(C, C + 1) counts: a row a label, a column a class that images were taken for, the last one for NaN rows.
 
-    Args:
-        ranks: (N,) int64 ranks of the labels.
-        labels: (N,) int64 in [0, n_classes).
-        n_classes: C.
-        classnames: C names, or None.
-        level: Level of the bootstrap intervals.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        ``acc1``, ``acc5``, ``mean_per_class_recall`` (fractions), ``n``, ``n_classes``, ``acc1_interval`` and
-        ``acc5_interval`` ([low, high]), and with names ``per_class`` ({name: recall}, classes with images
-        only; a name that several classes share is followed by its label in brackets).
-
-    Raises:
-        ValueError: Shapes that differ, or a label out of range.
+    It agrees with :func:`zeroshot_ranks`: of classes with equal scores the right one comes last.
     """
-    if classnames is not None and len(classnames) != n_classes:
-        raise ValueError(f"expected {n_classes} class names, got {len(classnames)}")
-    recalls = ranking.per_class_recall(ranks < 1, labels, n_classes)
-    result: dict[str, Any] = {
+    n_classes = len(class_embeddings)
+    scores = image_features.double() @ class_embeddings.double().T
+    rows = torch.arange(len(labels))
+    right = scores[rows, labels].clone()
+    # The rounding within which `ranking.ranks` counts a tie.
+    rounding = 8 * torch.finfo(torch.float64).eps * class_embeddings.double().norm(dim=1).max()
+    least = right - rounding * image_features.double().norm(dim=1)
+    scores[rows, labels] = -torch.inf
+    best_wrong, wrong = scores.nan_to_num(nan=-torch.inf).max(1)
+    predicted = torch.where(best_wrong >= least, wrong, labels)
+    predicted = torch.where(torch.isfinite(right), predicted, n_classes)
+    cells = labels * (n_classes + 1) + predicted
+    return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(n_classes, n_classes + 1)
+
+
+def summarise(
+    ranks: Tensor, labels: Tensor, classnames: Sequence[str], *, level: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
+    """The numbers of one set, with bootstrap intervals.
+
+    ``per_class`` has the classes with images; a name that several classes share is followed by the label in brackets.
+    """
+    recalls = ranking.per_class_recall(ranks < 1, labels, len(classnames))
+    uses = Counter(classnames)
+    names = [f"{name} [{i}]" if uses[name] > 1 else name for i, name in enumerate(classnames)]
+    per_class = zip(names, recalls.tolist(), strict=True)
+    return {
         "acc1": ranking.topk_accuracy(ranks, 1),
         "acc5": ranking.topk_accuracy(ranks, 5),
         "mean_per_class_recall": float(recalls.nanmean()),
         "n": len(ranks),
-        "n_classes": n_classes,
+        "n_classes": len(classnames),
         "acc1_interval": list(bootstrap_interval(ranks < 1, level=level, seed=seed)),
         "acc5_interval": list(bootstrap_interval(ranks < 5, level=level, seed=seed)),
+        "per_class": {name: recall for name, recall in per_class if recall == recall},  # not NaN
     }
-    if classnames is not None:
-        uses = Counter(classnames)
-        names = [f"{name} [{i}]" if uses[name] > 1 else name for i, name in enumerate(classnames)]
-        seen = torch.isfinite(recalls).tolist()
-        recall_of = zip(names, recalls.tolist(), seen, strict=True)
-        result["per_class"] = {name: recall for name, recall, has_images in recall_of if has_images}
-    return result

@@ -1,23 +1,36 @@
-"""What the report says in numbers: reading and writing them. No HTML here."""
+"""How the report writes numbers, and what it says is missing. No HTML here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
+"""One model in the results of ``cloob.evaluate``."""
+
 MISSING = "–"
+METRICS = {
+    "acc1": "zero-shot top-1",
+    "probe_acc1": "linear probe top-1",
+    "image_to_text@1": "image → text recall@1",
+    "text_to_image@1": "text → image recall@1",
+}
 
 
 def number(value: float | None) -> float | None:
-    """``value`` as a float; None where it is missing, NaN or infinite."""
+    """``value`` as a float; None if it is missing, NaN or infinite."""
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def interval(value: Sequence[float] | None) -> tuple[float, float] | None:
-    """``value`` as (low, high)."""
-    return (value[0], value[1]) if value else None
+def part(row: Row, key: str) -> Mapping[str, Mapping[str, Any]]:
+    """``row[key]``, set -> numbers; empty if the row has none."""
+    return row.get(key) or {}
+
+
+def set_names(rows: Sequence[Row], key: str) -> list[str]:
+    """The sets that any row has under ``key``, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in part(row, key)))
 
 
 def percent(value: float | None) -> str:
@@ -31,7 +44,7 @@ def points(value: float | None) -> str:
 
 
 def decimal(value: float | None) -> str:
-    """Three significant digits or so, never in exponent form for ordinary sizes."""
+    """About three significant digits; an exponent only for tiny values."""
     if value is None:
         return MISSING
     text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
@@ -39,7 +52,7 @@ def decimal(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A whole number with thin spaces: 12345 -> ``12 345``; a mean of some with one decimal."""
+    """A whole number with thin spaces (12345 -> ``12 345``); others with one decimal."""
     if value is None:
         return MISSING
     text = f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
@@ -47,20 +60,20 @@ def count(value: float | None) -> str:
 
 
 def duration(value: float | None) -> str:
-    """Seconds as people say them: ``52 s``, ``3 min 12 s``, ``2 h 5 min``; no line breaks before a unit."""
+    """Seconds for people: ``52 s``, ``3 min 12 s``, ``2 h 5 min``, with no line break before a unit."""
     if value is None:
         return MISSING
     if value < 10:
         return f"{value:.1f}\u00a0s"
     minutes, seconds = divmod(round(value), 60)
-    if minutes == 0:
-        return f"{seconds}\u00a0s"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours}\u00a0h {rest}\u00a0min" if hours else f"{minutes}\u00a0min {seconds}\u00a0s"
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours}\u00a0h {minutes_left}\u00a0min"
+    return f"{minutes}\u00a0min {seconds}\u00a0s" if minutes else f"{seconds}\u00a0s"
 
 
 def shortened(text: str, limit: int = 160) -> str:
-    """A text of at most ``limit`` characters, cut between words where it has some, with ``…`` at its end."""
+    """At most ``limit`` characters of a text, cut between words if possible, with ``…`` at the end."""
     text = " ".join(text.split())
     if len(text) <= limit:
         return text
@@ -69,19 +82,65 @@ def shortened(text: str, limit: int = 160) -> str:
     return f"{words if len(words) > limit // 2 else head}…"
 
 
-METRICS = {
-    "acc1": "zero-shot top-1",
-    "probe_acc1": "linear probe top-1",
-    "image_to_text@1": "image → text recall@1",
-    "text_to_image@1": "text → image recall@1",
+class Problem(NamedTuple):
+    """What happened to a set (None: the model did not load) with a model (None: with all of them)."""
+
+    set: str | None
+    model: str | None
+    message: str
+
+
+class Problems(NamedTuple):
+    """Missing sets, models that did not load, failed measurements, and unreadable samples."""
+
+    missing: list[Problem]
+    unloaded: list[Problem]
+    failed: list[Problem]
+    unreadable: list[Problem]
+
+    @property
+    def summary(self) -> str:
+        """One line for the head of the page; empty if all is well."""
+        kinds = (
+            (self.missing, "set is not there", "sets are not there"),
+            (self.unloaded, "model could not be loaded", "models could not be loaded"),
+            (self.failed, "measurement failed", "measurements failed"),
+            (self.unreadable, "set could not be read in full", "sets could not be read in full"),
+        )
+        counts = [f"{len(some)} {one if len(some) == 1 else many}" for some, one, many in kinds if some]
+        return "; ".join(counts) + "." if counts else ""
+
+
+# Part of a row -> what its unreadable samples are, the numbers that add up to the total, and what becomes of them.
+_PARTS = {
+    "zeroshot": ("images", ("n",), "they count as wrong"),
+    "retrieval": ("images or captions", ("n_images", "n"), "they count as not found"),
+    "geometry": ("images or captions", (), "they are in no measure"),
 }
 
 
-def part(row: Row, key: str) -> Mapping[str, Mapping[str, Any]]:
-    """``row[key]``, set -> numbers; empty where the row has none."""
-    return row.get(key) or {}
+def problems(results: Mapping[str, Any]) -> Problems:
+    """What went wrong; what all models could not read is listed once."""
+    found = Problems([], [], [], _unreadable(results["rows"]))
+    for entry in results.get("failures", ()):
+        name, model = entry["set"], entry["model"]
+        problem = Problem(name, model, str(entry["error"]).removeprefix(f"{name or model}: "))
+        (found.missing if model is None else found.unloaded if name is None else found.failed).append(problem)
+    return found
 
 
-def set_names(rows: Sequence[Row], key: str) -> list[str]:
-    """Names of the sets that any row has under ``key``, in order of appearance."""
-    return list(dict.fromkeys(name for row in rows for name in part(row, key)))
+def _unreadable(rows: Sequence[Row]) -> list[Problem]:
+    models: dict[tuple[str, str], dict[str | None, None]] = {}
+    for row in rows:
+        for key, (what, totals, fate) in _PARTS.items():
+            for name, values in part(row, key).items():
+                if counts := values.get("unreadable"):
+                    of = f" of {count(sum(values[total] for total in totals))}" if totals else ""
+                    reasons = ", ".join(f"{reason} × {n}" for reason, n in sorted(counts.items()))
+                    message = f"{count(sum(counts.values()))}{of} {what} could not be read ({reasons}); {fate}"
+                    models.setdefault((name, message), {})[row["model"]] = None
+    return [
+        Problem(name, model, message)
+        for (name, message), some in models.items()
+        for model in ([None] if len(some) == len(rows) else some)
+    ]

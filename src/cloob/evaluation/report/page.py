@@ -1,6 +1,6 @@
-"""Writes the report: one HTML file that needs no network, readable on a phone, in print and in the dark.
+"""Writes the pages: the report of an evaluation, and the contact sheet of a set of pairs.
 
-The numbers are those that ``evaluate()`` returns.
+Each is one HTML file that needs no network, readable on a phone, in print and in the dark.
 """
 
 from __future__ import annotations
@@ -8,20 +8,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloob.evaluation.report import confusion, figures, headline, numbers
-from cloob.evaluation.report.confusion import Confusion
-from cloob.evaluation.report.pictures import data_uri
-from cloob.evaluation.report.problems import problems
-from cloob.evaluation.report.tables import differences, result_tables
-from cloob.evaluation.report.template import HERE, markup, render
+from cloob.data.batch import BadSample, RawSample
+from cloob.data.source import Source
+from cloob.data.survey import Survey
+from cloob.errors import require
+from cloob.evaluation.report import figures, headline, numbers
+from cloob.evaluation.report.pictures import Confusion, confusion_panels, data_uri
+from cloob.evaluation.report.tables import difference_table, result_tables
 from cloob.files import write_whole
 
-_SETTINGS = {  # how a setting is called on the page, in the order in which they are listed
+_FOLDER = Path(__file__).parent
+_SETTINGS = {  # what the page calls a setting, in the order in which they are listed
     "objective": "Objective",
     "inv_tau": "τ⁻¹",
     "learnable_inv_tau": "τ⁻¹ learnable",
@@ -54,12 +56,7 @@ class ShownPicture:
 
 @dataclass(frozen=True)
 class ExampleQuery:
-    """A text query and what each model finds for it.
-
-    Attributes:
-        query: The text.
-        answers: Model name -> its best images, best first.
-    """
+    """A text, and model -> the pictures nearest to it, best first."""
 
     query: str
     answers: Mapping[str, Sequence[ShownPicture]]
@@ -70,19 +67,16 @@ class ReportExtras:
     """What a report shows beside the numbers; each may be left out.
 
     Attributes:
-        curves: Model name -> the objects of its metrics.jsonl (``step``, ``loss``, and where they were logged
-            ``effective_eigenvalues_image`` / ``_text``).
-        checkpoints: Model name -> what was measured of each checkpoint (``step``, ``epoch``, and
-            ``effective_eigenvalues_image`` / ``_text``).
-        queries: Example queries, shown in the order given.
+        curves: Model -> the lines of its metrics.jsonl.
+        checkpoints: Model -> what was measured of each checkpoint, see :func:`cloob.evaluation.analysis.analyze`.
+        queries: Example queries.
         confusions: Of labelled sets.
-        similar: Model name -> pairs of pictures that it takes for much the same, the most similar first.
-        searches: Texts that a person would type and what each model finds for them; shown first, the first model's
-            pictures large. Whether they are right is not said: nobody has labelled them.
+        similar: Model -> pairs of pictures that it hardly tells apart, the most similar first.
+        searches: Queries without right answers. They come first, the first model's pictures large.
     """
 
-    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    checkpoints: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    curves: figures.Lines = field(default_factory=dict)
+    checkpoints: figures.Lines = field(default_factory=dict)
     queries: Sequence[ExampleQuery] = ()
     confusions: Sequence[Confusion] = ()
     similar: Mapping[str, Sequence[tuple[ShownPicture, ShownPicture]]] = field(default_factory=dict)
@@ -97,21 +91,9 @@ def write_report(
     title: str = "Report",
     notes: str | Sequence[str] = (),
 ) -> None:
-    """Writes the report as one self-contained HTML file; the same arguments give the same bytes.
-
-    Args:
-        path: The file to write; its folder is created. It appears complete or not at all.
-        results: What :func:`cloob.evaluate` returned.
-        extras: What else to show.
-        title: The page's title.
-        notes: Paragraphs under the title: what was trained on what.
-
-    Raises:
-        InputError: ``path`` cannot be written.
-    """
+    """Writes the report of what :func:`cloob.evaluate` returned; equal arguments give equal bytes."""
     page = render_report(results, extras, title=title, notes=notes)
-    path = Path(path)
-    write_whole(path, page, f"{path}: the report cannot be written here")
+    write_whole(Path(path), page, f"{path}: the report cannot be written here")
 
 
 def render_report(
@@ -121,55 +103,82 @@ def render_report(
     title: str = "Report",
     notes: str | Sequence[str] = (),
 ) -> str:
-    """The report's HTML as a string; arguments as in ``write_report``."""
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    return render(
-        "page.html.j2",
-        title=title,
-        notes=[notes] if isinstance(notes, str) else list(notes),
-        script=markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **_content(results, extras or ReportExtras()),
-    )
-
-
-def _content(results: Mapping[str, Any], extras: ReportExtras) -> dict[str, Any]:
-    """What the template shows."""
+    """The report as HTML; ``notes`` are paragraphs under the title."""
+    extras = extras or ReportExtras()
     rows = results["rows"]
     colours = _colours(rows, extras)
     what = headline.measure(rows)
     verdict = headline.verdict(results, what)
-    tables = result_tables(rows, colours)
-    if compared := differences(results, colours):
-        tables.append(compared)
+    compared = difference_table(results, colours)
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    return _render(
+        "page.html.j2",
+        title=title,
+        notes=[notes] if isinstance(notes, str) else list(notes),
+        script=script,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        colours=colours,
+        models=[row["model"] for row in rows],
+        verdict=verdict,
+        tiles=_tiles(rows, what, colours),
+        measure=what,
+        forest=headline.forest(results, what, colours, verdict) if what else None,
+        problems=numbers.problems(results),
+        tables=result_tables(rows, colours) + ([compared] if compared else []),
+        queries=extras.queries,
+        searches=extras.searches,
+        similar={model: pairs for model, pairs in extras.similar.items() if pairs},
+        by_epoch=figures.by_epoch(extras.checkpoints, colours),
+        losses=figures.losses(extras.curves, colours),
+        training=figures.training_geometry(extras.curves, colours),
+        spectra=figures.spectra(rows, colours),
+        classes=figures.classes(rows),
+        confusions=confusion_panels(extras.confusions, colours),
+        settings=_settings(rows),
+    )
 
-    def drawn(shown: Sequence[figures.Figure]) -> list[dict[str, Any]]:
-        return [{**vars(figure), "svg": markup(figure.svg)} for figure in shown]  # escaped where it was made
 
-    return {
-        "colours": colours,
-        "models": [row["model"] for row in rows],
-        "verdict": verdict,
-        "tiles": _tiles(rows, what, colours),
-        "measure": what,
-        "forest": headline.forest(results, what, colours, verdict) if what else None,
-        "problems": problems(results),
-        "tables": tables,
-        "queries": [_query(query, colours) for query in extras.queries],
-        "searches": [_query(query, colours) for query in extras.searches],
-        "by_epoch": drawn(figures.by_epoch(extras.checkpoints, colours)),
-        "losses": drawn(figures.losses(extras.curves, colours)),
-        "training": drawn(figures.training_geometry(extras.curves, colours)),
-        "spectra": [(name, drawn(shown)) for name, shown in figures.spectra(rows, colours)],
-        "classes": figures.classes(rows, colours),
-        "confusions": confusion.panels(extras.confusions, colours),
-        "similar": _similar(extras.similar, colours),
-        "settings": _settings(rows),
-    }
+def write_sheet(
+    path: Path, source: Source, survey: Survey, facts: Sequence[tuple[str, str]], pictures: int = 60
+) -> None:
+    """Writes the contact sheet of a set of pairs: some pictures with captions, and what was seen of all of them."""
+    rows = survey.usable
+    count = min(pictures, len(rows))
+    shown = [rows[i * (len(rows) - 1) // max(1, count - 1)] for i in range(count)]
+    page = _render(
+        "sheet.html.j2",
+        title=survey.name,
+        facts=facts,
+        pairs=list(_sheet_pairs(source, shown)),
+        bad=[(reason, n, examples) for reason, (n, examples) in sorted(survey.bad.items())],
+        pictures=[(each.count, pair) for each in survey.pictures.most() for pair in _sheet_pairs(source, [each.row])],
+        captions=survey.captions.most(),
+    )
+    write_whole(path, page, f"{path}: the contact sheet cannot be written here")
 
 
-def _colours(rows: Sequence[Mapping[str, Any]], extras: ReportExtras) -> dict[str, int]:
-    """A colour index for every model that occurs anywhere, in order of appearance."""
+def _render(template: str, **content: Any) -> str:
+    """A template of this folder with its content, which is escaped unless the template says it is safe."""
+    jinja2 = require("jinja2", "train")
+    options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), **options)
+    environment.filters |= {"data_uri": data_uri, "decimal": numbers.decimal, "shortened": numbers.shortened}
+    css = (_FOLDER / "page.css").read_text(encoding="utf-8")
+    page: str = environment.get_template(template).render(css=css, **content)
+    return page
+
+
+def _sheet_pairs(source: Source, rows: Sequence[int]) -> Iterator[RawSample]:
+    for row in rows:
+        try:
+            sample = source.read(row)
+        except BadSample:  # gone since the survey
+            continue
+        yield sample
+
+
+def _colours(rows: Sequence[numbers.Row], extras: ReportExtras) -> dict[str, int]:
+    """A colour for every model, in order of appearance."""
     names = [row["model"] for row in rows]
     names += [*extras.curves, *extras.checkpoints, *extras.similar, *(item.model for item in extras.confusions)]
     names += [name for query in (*extras.queries, *extras.searches) for name in query.answers]
@@ -177,90 +186,40 @@ def _colours(rows: Sequence[Mapping[str, Any]], extras: ReportExtras) -> dict[st
 
 
 def _tiles(
-    rows: Sequence[Mapping[str, Any]], what: headline.Measure | None, colours: Mapping[str, int]
+    rows: Sequence[numbers.Row], what: headline.Measure | None, colours: Mapping[str, int]
 ) -> list[dict[str, Any]]:
-    """One tile per model with its headline number; none where there are too many to take in at a glance."""
-    if len(rows) > 4:
-        return []
+    """One tile per model with its headline number; none if there are too many to take in at a glance."""
     tiles = []
-    for row in rows:
+    for row in rows if len(rows) <= 4 else ():
         model = row["model"]
-        geometry = next(iter(numbers.part(row, "geometry").values()), {})
-        eigenvalues = numbers.number(geometry.get("effective_eigenvalues_image"))
-        seconds = numbers.number(row.get("train_seconds"))
         # By itself an objective's name would read like that of another model.
         facts = [f"objective: {row['objective']}"] if row.get("objective") not in (None, model) else []
-        if eigenvalues is not None:
-            facts.append(f"{numbers.count(eigenvalues)} effective eigenvalues (image)")
-        if seconds is not None:
-            facts.append(f"trained in {numbers.duration(seconds)}")
-        tiles.append(
-            {
-                "model": model,
-                "colour": colours[model],
-                "value": numbers.percent(what.mean(model) if model in what.values else None) if what else "",
-                "facts": facts,
-            }
-        )
+        if geometry := next(iter(numbers.part(row, "geometry").values()), None):
+            facts.append(f"{numbers.count(geometry['effective_eigenvalues_image'])} effective eigenvalues (image)")
+        if row.get("train_seconds") is not None:
+            facts.append(f"trained in {numbers.duration(row['train_seconds'])}")
+        value = numbers.percent(what.mean(model) if model in what.values else None) if what else ""
+        tiles.append({"model": model, "colour": colours[model], "value": value, "facts": facts})
     return tiles
 
 
-def _settings(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Settings as (name, value per model), the known ones first; those that no model has are left out."""
-    per_model = [{"objective": row.get("objective"), **(row.get("settings") or {})} for row in rows]
+def _settings(rows: Sequence[numbers.Row]) -> list[tuple[str, list[str]]]:
+    """(name, value per model) of the settings that any model has, the known ones first."""
+    per_model = [{"objective": row.get("objective"), **row.get("settings", {})} for row in rows]
     for settings in per_model:
         if settings.get("hopfield") is False:  # β is without effect
             settings |= {"beta": None, "learnable_beta": None}
     keys = list(dict.fromkeys([*_SETTINGS, *(key for settings in per_model for key in settings)]))
     return [
-        (
-            _SETTINGS.get(key, key.replace("_", " ").capitalize()),
-            [_setting_text(s.get(key)) for s in per_model],
-        )
+        (_SETTINGS.get(key, key.replace("_", " ").capitalize()), [_setting(s.get(key)) for s in per_model])
         for key in keys
         if any(s.get(key) is not None for s in per_model)
     ]
 
 
-def _setting_text(value: object) -> str:
+def _setting(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.5g}" if math.isfinite(value) else numbers.MISSING
     return numbers.MISSING if value is None else str(value)
-
-
-def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
-    models = []
-    for name, answers in query.answers.items():
-        images = [
-            {
-                "uri": data_uri(item.image),
-                "label": numbers.shortened(item.label),
-                "correct": item.correct,
-                "score": numbers.decimal(numbers.number(item.score)),
-            }
-            for item in answers
-        ]
-        right = sum(item.correct for item in answers)
-        models.append({"name": name, "colour": colours[name], "images": images, "right": right})
-    return {"text": query.query, "shown": numbers.shortened(query.query), "models": models}
-
-
-def _similar(
-    similar: Mapping[str, Sequence[tuple[ShownPicture, ShownPicture]]], colours: Mapping[str, int]
-) -> list[dict[str, Any]]:
-    models = []
-    for model, pairs in similar.items():
-        items = [
-            {
-                "cosine": numbers.decimal(numbers.number(first.score)),
-                "images": [
-                    {"uri": data_uri(item.image), "label": numbers.shortened(item.label)} for item in (first, second)
-                ],
-            }
-            for first, second in pairs
-        ]
-        if items:
-            models.append({"model": model, "colour": colours[model], "pairs": items})
-    return models

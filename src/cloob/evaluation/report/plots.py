@@ -1,7 +1,4 @@
-"""Line charts as small hand-made SVG: colours come from the page's CSS, so they follow dark mode and print.
-
-Pure functions from numbers to strings; every piece of text that reaches the SVG is escaped here.
-"""
+"""Line charts as small SVG, coloured by the page's CSS, so that they follow dark mode and print."""
 
 from __future__ import annotations
 
@@ -15,23 +12,13 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 460, 264
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 26, 40
 COLOURS = 8
-"""The page's CSS defines ``--c0`` … ``--c7``; a later model takes an earlier colour, dashed."""
-
+"""The page's CSS has ``--c0`` to ``--c7``; further models use them again, dashed."""
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart.
-
-    Attributes:
-        name: Shown when the pointer rests on the line.
-        colour: Index of the model; picks the page's colour.
-        points: (x, y) in data units, x ascending, all finite (and y > 0 on a log scale).
-        band: (x, low, high) around the line, or empty.
-        mark: A point to stress, with its label.
-        dots: Whether each point is drawn as a dot on the line.
-    """
+    """One line of a chart: (x, y) by x, a band of (x, low, high), a point to mark, and whether to draw dots."""
 
     name: str
     colour: int
@@ -53,22 +40,13 @@ def nice_ticks(low: float, high: float, n: int = 5) -> list[float]:
 
 
 def thin(points: Sequence[Point], n: int = 160) -> tuple[list[Point], list[tuple[float, float, float]]]:
-    """Bins a long curve into at most ``n`` stretches of (nearly) equal count.
-
-    Args:
-        points: (x, y), x ascending.
-        n: The most points to keep.
-
-    Returns:
-        The mean (x, y) of each stretch and its (mean x, min y, max y); no band when nothing was binned.
-    """
+    """A long curve in at most ``n`` bins: the mean of each, and a band of its extremes (no band if it was short)."""
     if len(points) <= n:
         return list(points), []
     line, band = [], []
     for i in range(n):
-        part = points[i * len(points) // n : (i + 1) * len(points) // n]
-        x = sum(p[0] for p in part) / len(part)
-        ys = [p[1] for p in part]
+        xs, ys = zip(*points[i * len(points) // n : (i + 1) * len(points) // n], strict=True)
+        x = sum(xs) / len(xs)
         line.append((x, sum(ys) / len(ys)))
         band.append((x, min(ys), max(ys)))
     return line, band
@@ -89,18 +67,9 @@ def line_chart(
     log_y: bool = False,
     from_zero: bool = False,
 ) -> str:
-    """Draws lines over one pair of axes.
+    """An ``<svg>`` of lines over one pair of axes; empty if no line has two points.
 
-    Args:
-        series: The lines; those without points are left out.
-        label: What the picture shows, for those who cannot see it.
-        x_label: Under the axis, at its end.
-        y_label: Above the axis.
-        log_y: A logarithmic y axis.
-        from_zero: The y axis starts at zero.
-
-    Returns:
-        An ``<svg>`` element, or ``""`` when no line has two points: a dot alone shows nothing that a number does not.
+    ``label`` describes the picture for those who cannot see it.
     """
     series = [s for s in series if s.points]
     if not any(len(s.points) > 1 for s in series):

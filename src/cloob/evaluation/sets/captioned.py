@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,12 +16,11 @@ from cloob.data.open import open_source
 from cloob.data.shards.spec import is_remote, local_path
 from cloob.data.source import Source
 from cloob.data.sources.arrow import holds_images
-from cloob.data.sources.table import TABLE_SUFFIXES, TableSource, check_columns
+from cloob.data.sources.table import TABLE_SUFFIXES, TableSource, check_columns, json_rows
 from cloob.errors import InputError, counted
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _TYPE_FILE = "dataset_type.txt"
-_MOST_TYPE_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -47,25 +46,14 @@ class BadPicture(BadSample):
 
 
 def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> Reader:
-    """Opens pictures and captions for retrieval.
+    """Opens pictures and captions for retrieval: what :func:`cloob.open_source` takes.
 
-    Args:
-        spec: What :func:`cloob.data.open.open_source` takes, where several captions of a picture are
-
-            - in a table (.csv, .tsv, .parquet, .jsonl): rows that name the same picture;
-            - in JSON lines also: a list in place of the caption;
-
-            or CLIP_benchmark's folder of a retrieval set (``test/nshards.txt`` in it), whose ``test`` part is taken:
-            there each line of a picture's .txt is a caption.
-        image_column: Column of a table with the path of the picture, or the picture.
-        caption_column: Column of a table with the caption.
-
-    Returns:
-        The set, in the order in which the pictures first appear. ``read`` gives a ``CaptionedSample``, or raises
-        ``BadSample``: a ``BadPicture`` where the captions are known.
+    A picture has several captions in a table (.csv, .tsv, .parquet, .jsonl) whose rows name the same picture, in JSON
+    lines with a list of captions, and in CLIP_benchmark's folder of a retrieval set (``test/nshards.txt`` in it), where
+    each line of a .txt is a caption. Pictures come in the order in which they first appear.
 
     Raises:
-        InputError: Nothing there, not readable as what it is, or fewer than two pictures; one line.
+        InputError: Nothing there, not readable as what it is, or fewer than two pictures.
     """
     spec = str(spec) if is_remote(str(spec)) else local_path(str(spec))
     path = Path(spec)
@@ -76,10 +64,19 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     if suffix in TABLE_SUFFIXES and not inside:
         return _of_table(TableSource(path, image_column, caption_column))
     if (path / "test" / "nshards.txt").is_file():
-        _check_type(path)
+        if (kind := dataset_type(path)) != "retrieval":
+            said = "is not there" if kind is None else f"says {kind!r}"
+            wanted = "'retrieval' would be right"
+            raise InputError(f"{path} is no set for retrieval: {path / _TYPE_FILE} {said}, {wanted}")
         return _Pairs(_short_name(path), open_source(path / "test"), by_line=True)
     source = open_source(spec, image_column=image_column, caption_column=caption_column)
     return _of_table(source) if isinstance(source, TableSource) else _Pairs(_short_name(spec), source)
+
+
+def dataset_type(folder: Path) -> str | None:
+    """What ``dataset_type.txt`` of a CLIP_benchmark folder says, in lower case; None if there is none."""
+    kind = folder / _TYPE_FILE
+    return kind.read_text(encoding="utf-8", errors="replace").strip().lower() if kind.is_file() else None
 
 
 def _short_name(spec: str | Path) -> str:
@@ -87,26 +84,6 @@ def _short_name(spec: str | Path) -> str:
     path = PurePath(spec)
     is_pattern = any(sign in path.name for sign in "*?[{")
     return "/".join(path.parts[-2:]) if is_pattern else path.name
-
-
-def is_retrieval_folder(folder: Path) -> bool:
-    """Whether a folder says that it is a retrieval set of CLIP_benchmark's; OSError where that cannot be read."""
-    return (_type_of(folder) or "").lower() == "retrieval"
-
-
-def _type_of(folder: Path) -> str | None:
-    """What a folder says that it is, or the beginning of it."""
-    kind = folder / _TYPE_FILE
-    if not kind.is_file():
-        return None
-    with kind.open("rb") as file:
-        return file.read(_MOST_TYPE_BYTES).decode("utf-8", "replace").strip()
-
-
-def _check_type(folder: Path) -> None:
-    if not is_retrieval_folder(folder):
-        said = "is not there" if (found := _type_of(folder)) is None else f"says {found!r}"
-        raise InputError(f"{folder} is no set for retrieval: {folder / _TYPE_FILE} {said}, 'retrieval' would be right")
 
 
 @dataclass(frozen=True)
@@ -125,12 +102,7 @@ class Renamed:
 
 
 class ByPicture:
-    """Pairs of a source, equal pictures together with all their captions.
-
-    Args:
-        name: What results call them.
-        source: The pairs.
-    """
+    """Pairs of a source, equal pictures together with all their captions; ``name`` is what results call them."""
 
     def __init__(self, name: str, source: Source) -> None:
         self.name = name
@@ -147,7 +119,7 @@ class ByPicture:
         return len(self._rows)
 
     def read(self, index: int) -> CaptionedSample:
-        """The picture with its captions; raises ``BadSample`` when it cannot be used."""
+        """The picture with its captions; raises ``BadSample`` if it cannot be used."""
         samples = [self._source.read(row) for row in self._rows[index]]
         captions = (" ".join(sample.caption.split()) for sample in samples)
         return CaptionedSample(samples[0].key, samples[0].image, tuple(captions))
@@ -172,21 +144,18 @@ class _Pairs:
 
 
 class _Rows:
-    """Pictures of a table, each with the captions of all rows that name it.
+    """Pictures of a table, each with the captions of all rows that name it."""
 
-    A row without a path is a mistake, since its caption would belong to nothing.
-    """
-
-    def __init__(self, path: Path, rows: Iterable[tuple[bytes | None, Sequence[bytes | None]]]) -> None:
+    def __init__(self, path: Path, rows: Iterable[tuple[str, Sequence[bytes | None]]]) -> None:
         self.name = path.name
         self._folder = path.parent
         self._captions: dict[str, list[str]] = {}
         self._faults: dict[str, BadSample] = {}  # the first of each picture
-        for number, (image, captions) in enumerate(rows, 1):
-            key = (image or b"").decode("utf-8", "surrogateescape").strip()
-            if not key:
+        for number, (key, captions) in enumerate(rows, 1):
+            if not key.strip():  # its caption would belong to nothing
                 raise InputError(f"{path}: row {number:,} has no path of a picture")
-            self._captions.setdefault(key, []).extend(self._usable(each, key, f"row {number:,}") for each in captions)
+            usable = [self._usable(caption, key.strip(), f"row {number:,}") for caption in captions]
+            self._captions.setdefault(key.strip(), []).extend(usable)
         self._keys = list(self._captions)
         if (count := len(self)) < 2:
             raise InputError(f"{path}: {counted(count, 'pictures')}, at least 2 are needed")
@@ -218,29 +187,18 @@ def _of_table(table: TableSource) -> _Rows:
     if table.stray:  # a test set must be whole
         raise InputError(f"{path}: a stray quote in row {min(table.stray) + 1:,} takes in rows; close it, or double it")
     rows = (table.row(i) for i in range(len(table)))
-    return _Rows(path, ((image, [caption]) for image, caption in rows))
+    return _Rows(path, (((image or b"").decode("utf-8", "surrogateescape"), [caption]) for image, caption in rows))
 
 
-def _json_rows(path: Path, image_column: str, caption_column: str) -> Iterable[tuple[bytes, list[bytes | None]]]:
+def _json_rows(path: Path, image_column: str, caption_column: str) -> Iterator[tuple[str, list[bytes | None]]]:
     check_columns(path, image_column, caption_column)
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row: Any = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(row).__name__}")
-            captions = row.get(caption_column)
-            texts = captions if isinstance(captions, list) else [captions]
-            if not texts or not all(text is None or isinstance(text, str) for text in texts):
-                raise InputError(
-                    f"{path}: line {number:,}: {caption_column!r} is {json.dumps(captions)[:60]}; a text or a list of "
-                    "texts would be right"
-                )
-            if not isinstance(row.get(image_column), str):
-                raise InputError(f"{path}: line {number:,}: {image_column!r} is no text")
-            encoded = [None if text is None else text.encode("utf-8", "surrogatepass") for text in texts]
-            yield row[image_column].encode("utf-8", "surrogatepass"), encoded
+    for number, row in json_rows(path):
+        image, captions = row.get(image_column), row.get(caption_column)
+        texts = captions if isinstance(captions, list) else [captions]
+        if not isinstance(image, str):
+            raise InputError(f"{path}: line {number:,}: {image_column!r} is no text")
+        if not texts or not all(text is None or isinstance(text, str) for text in texts):
+            found = json.dumps(captions)[:60]
+            wanted = "a text or a list of texts would be right"
+            raise InputError(f"{path}: line {number:,}: {caption_column!r} is {found}; {wanted}")
+        yield image, [None if text is None else text.encode("utf-8", "surrogatepass") for text in texts]

@@ -1,7 +1,4 @@
-"""The paper's eight sets, each read from the folders that its makers (or torchvision) give it. Nothing is downloaded.
-
-``LAYOUTS`` says what lies under the one root folder, docs/evaluate.md what is beside it for probes.
-"""
+"""The paper's eight sets, each in the folders that its makers (or torchvision) give it. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,11 +12,9 @@ import numpy as np
 
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, one_line, require
-from cloob.evaluation.sets.labelled import FilePictures, LabelledSet
-from cloob.files import TooLarge, read_at_most
+from cloob.evaluation.sets.labelled import FilePictures, LabelledSet, subfolders
 from cloob.models.importing import import_open_clip
 
-_MAX_LIST_BYTES = 64 * 1024 * 1024
 PROMPTS = Path(__file__).parent / "prompts"
 """Class names and templates; see NOTICE.md there."""
 
@@ -39,16 +34,10 @@ LAYOUTS: Mapping[str, str] = {
 
 
 def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
-    """Opens one of the paper's sets.
+    """Opens one of ``LAYOUTS`` below the folder of all sets, with CLIP's class names and templates.
 
-    Args:
-        name: A key of ``LAYOUTS``.
-        root: Folder of all sets, laid out as docs/evaluate.md says.
-        split: ``"test"`` (ImageNet's validation images), or ``"train"`` for a probe (Flowers102: its train and
-            validation images, as CLIP had them; ImageNet V2: ImageNet's).
-
-    Returns:
-        The set, with CLIP's class names and templates.
+    ``test`` is ImageNet's validation set; ``train`` is, for Flowers102, its train and validation images, as CLIP had
+    them, and for ImageNet V2 ImageNet's.
 
     Raises:
         InputError: The set is not there (the message says what to put where), or not what it should be.
@@ -64,9 +53,8 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
     classnames, templates = prompts_of(name)
     labels = np.array([label for _, label in samples], np.int64)
     if labels.min() < 0 or labels.max() >= len(classnames):
-        raise InputError(
-            f"{name}: labels from {labels.min()} to {labels.max()} found, 0 to {len(classnames) - 1} would be right"
-        )
+        wanted = f"0 to {len(classnames) - 1} would be right"
+        raise InputError(f"{name}: labels from {labels.min()} to {labels.max()} found, {wanted}")
     pictures = FilePictures(root, [_below(name, root, path) for path, _ in samples])
     return LabelledSet(name, classnames, templates, labels, pictures)
 
@@ -100,12 +88,7 @@ def _torchvision(name: str, kind: str, root: Path, split: str) -> Any:
 
 
 def _country211(root: Path, split: str) -> list[Sample]:
-    folder = root / "country211" / split
-    if not folder.is_dir():
-        raise _missing("country211", root, f"no folder {folder}")
-    data = _torchvision("country211", "Country211", root, split)
-    _check_folders("country211", folder, len(data.classes), 211)
-    return [(Path(path), label) for path, label in data.samples]
+    return _class_folders("country211", root, root / "country211" / split, 211)
 
 
 def _flowers102(root: Path, split: str) -> list[Sample]:
@@ -125,24 +108,13 @@ def _stanford_cars(root: Path, split: str) -> list[Sample]:
 
 
 def _imagenet(root: Path, split: str) -> list[Sample]:
-    # torchvision's ImageNet would unpack archives here; its layout is all that is taken.
-    folder = root / "imagenet" / ("val" if split == "test" else split)
-    if not folder.is_dir():
-        raise _missing("imagenet", root, f"no folder {folder}")
-    wnids = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    _check_folders("imagenet", folder, len(wnids), 1000)
-    return [(path, label) for label, wnid in enumerate(wnids) for path in _images(folder / wnid)]
+    return _class_folders("imagenet", root, root / "imagenet" / ("val" if split == "test" else split), 1000)
 
 
 def _imagenetv2(root: Path, split: str) -> list[Sample]:
     if split != "test":
         return _imagenet(root, split)
-    folder = root / "imagenetv2-matched-frequency-format-val"
-    if not folder.is_dir():
-        raise _missing("imagenetv2", root, f"no folder {folder}")
-    numbers = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
-    _check_folders("imagenetv2", folder, len(numbers), 1000)
-    return [(path, label) for label in numbers for path in _images(folder / str(label))]
+    return _class_folders("imagenetv2", root, root / "imagenetv2-matched-frequency-format-val", 1000)
 
 
 def _birdsnap(root: Path, split: str) -> list[Sample]:
@@ -194,20 +166,23 @@ def _missing(name: str, root: Path, reason: str) -> InputError:
     return InputError(f"{name}: not found under {root} ({reason}); put there {LAYOUTS[name]}")
 
 
-def _check_folders(name: str, folder: Path, folders: int, right: int) -> None:
-    if folders != right:
-        raise InputError(f"{name}: {folder} has {folders} class folders, {right} would be right")
+def _class_folders(name: str, root: Path, folder: Path, classes: int) -> list[Sample]:
+    """The pictures in one folder a class; torchvision's own readers of such sets would unpack archives here."""
+    if not folder.is_dir():
+        raise _missing(name, root, f"no folder {folder}")
+    folders = subfolders(folder)
+    if len(folders) != classes:
+        raise InputError(f"{name}: {folder} has {len(folders)} class folders, {classes} would be right")
+    suffixes = {f".{ext}" for ext in IMAGE_EXTENSIONS}
+    pictures = (sorted(path for path in place.iterdir() if path.suffix.lower() in suffixes) for place in folders)
+    return [(path, label) for label, paths in enumerate(pictures) for path in paths]
 
 
 def _lines(name: str, root: Path, path: Path) -> list[str]:
     try:
-        lines = read_at_most(path, _MAX_LIST_BYTES).decode("utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise _missing(name, root, f"no file {path}") from None
-    except TooLarge as error:
-        raise InputError(f"{name}: {path} has {error.size:,} bytes, at most {_MAX_LIST_BYTES:,} are read") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{name}: {path} cannot be read ({_first_line(error)})") from None
     return [line for line in lines if line.strip()]
 
 
@@ -224,11 +199,6 @@ def _label(name: str, label_of: Mapping[str, int], folder: str) -> int:
 
 def _letters(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
-
-
-def _images(folder: Path) -> list[Path]:
-    suffixes = {f".{ext}" for ext in IMAGE_EXTENSIONS}
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
 
 
 def _first_line(error: Exception) -> str:

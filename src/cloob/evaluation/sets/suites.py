@@ -1,16 +1,17 @@
-"""Suites: names for many sets at once. A set that is not there, or not right, does not stop the others."""
+"""Suites: names for many sets at once. A set that is missing or broken does not stop the others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from cloob.data.content import Reader
 from cloob.data.shards.spec import local_folder
 from cloob.data.shards.tar import is_tar
 from cloob.errors import InputError, nearest
-from cloob.evaluation.sets.captioned import open_captioned
+from cloob.evaluation.sets.captioned import dataset_type, open_captioned
 from cloob.evaluation.sets.labelled import LabelledSet, open_labelled, subfolders
 from cloob.evaluation.sets.paper import LAYOUTS, open_paper_set
 
@@ -22,7 +23,7 @@ SUITES = {
 
 _TRAIN_SPLIT = "train"
 _TRAINING = " (training)"
-_DEEPEST = 3
+_MAX_DEPTH = 3
 
 
 @dataclass
@@ -31,8 +32,8 @@ class SuiteSets:
 
     Attributes:
         sets: Labelled sets to classify.
-        training: Set name -> its training images, where there are such and they were asked for.
-        pairs: Sets for retrieval, which CLIP_benchmark's folders may be as well.
+        training: Set name -> its training images, if there are any and they were asked for.
+        pairs: Sets for retrieval.
         missing: Set name -> why it is not among them; one line. ``"NAME (training)"`` is a set that is among them, but
             whose training images cannot be used.
     """
@@ -49,101 +50,88 @@ class SuiteSets:
 
 
 def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool = False) -> SuiteSets:
-    """Opens suites.
-
-    Args:
-        words: Names of suites, each followed by its folder if that is not ``root``: ``("paper", "/data")``.
-        root: Folder of the suites that have none of their own.
-        probe: Whether training images are wanted too.
-
-    Returns:
-        The sets of all suites together.
+    """Opens suites; ``words`` are names, each followed by its folder if that is not ``root``: ``("paper", "/data")``.
 
     Raises:
         InputError: No such suite, no folder, or a folder without a single set.
     """
     opened = SuiteSets()
-    for name, folder in _pairs(words, root):
+    for name, folder in _with_folders(words, root):
         if not folder.is_dir():
             raise InputError(f"--suite {name}: {folder} is no folder")
         if name == "paper":
-            _open_paper(folder, opened, probe)
+            for each in LAYOUTS:
+                test, train = (partial(open_paper_set, each, folder, split) for split in ("test", _TRAIN_SPLIT))
+                _add(opened, each, test, train if probe else None)
             continue
-        places = subfolders(folder) if name == "pictograms" else _webdatasets(folder, _DEEPEST)
+        places = subfolders(folder) if name == "pictograms" else _webdatasets(folder, _MAX_DEPTH)
         if not places:
-            raise InputError(
-                f"--suite {name}: {folder} holds no {'folder' if name == 'pictograms' else 'test/nshards.txt'}"
-            )
+            wanted = "folder" if name == "pictograms" else "test/nshards.txt"
+            raise InputError(f"--suite {name}: {folder} holds no {wanted}")
         for place in places:
-            _open_one(place, place.relative_to(folder).as_posix(), opened, probe)
+            _add_folder(opened, place, place.relative_to(folder).as_posix(), probe)
     return opened
 
 
 def training_split(path: str | Path) -> LabelledSet | None:
-    """The training images of a labelled set, None without such a split; InputError where it has a mistake."""
+    """The training images of a labelled set, None without such a split; InputError if it has a mistake."""
     part = local_folder(path, "labelled pictures") / _TRAIN_SPLIT
-    if not part.is_dir():
-        return None
-    inside = list(part.iterdir())
-    if inside and not any(path.is_dir() or is_tar(path) or path.name == "nshards.txt" for path in inside):
+    inside = list(part.iterdir()) if part.is_dir() else None
+    if inside is None or (inside and not any(p.is_dir() or is_tar(p) or p.name == "nshards.txt" for p in inside)):
         return None  # pictures alone: a class of that name
     return open_labelled(path, _TRAIN_SPLIT)
 
 
-def _pairs(words: Sequence[str], root: Path | None) -> list[tuple[str, Path]]:
-    pairs: list[tuple[str, Path]] = []
-    waiting: str | None = None
-    for word in [*words, None]:
-        if word is not None and word not in SUITES:
-            if waiting is None:
-                raise InputError(f"--suite: no suite {word!r}; {nearest(word, SUITES)}")
-            pairs.append((waiting, local_folder(word, "the sets of a suite")))
-            waiting = None
-            continue
-        if waiting is not None:
-            if root is None:
-                raise InputError(f"--suite {waiting}: no folder; write --suite {waiting} DIR, or --root DIR")
-            pairs.append((waiting, root.expanduser()))
-        waiting = word
-    return pairs
+def _with_folders(words: Sequence[str], root: Path | None) -> list[tuple[str, Path]]:
+    """Each suite with its folder."""
+    suites: list[tuple[str, Path]] = []
+    rest = list(words)
+    while rest:
+        name = rest.pop(0)
+        if name not in SUITES:
+            raise InputError(f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
+        if rest and rest[0] not in SUITES:
+            suites.append((name, local_folder(rest.pop(0), "the sets of a suite")))
+        elif root is not None:
+            suites.append((name, root.expanduser()))
+        else:
+            raise InputError(f"--suite {name}: no folder; write --suite {name} DIR, or --root DIR")
+    return suites
 
 
-def _open_paper(root: Path, opened: SuiteSets, probe: bool) -> None:
-    for name in LAYOUTS:
-        try:
-            data = open_paper_set(name, root)
-        except InputError as error:
-            opened.missing[name] = str(error)
-            continue
-        opened.sets.append(data)
-        if probe:
-            try:
-                opened.training[name] = open_paper_set(name, root, _TRAIN_SPLIT)
-            except InputError as error:
-                opened.missing[name + _TRAINING] = str(error)
-
-
-def _open_one(folder: Path, name: str, opened: SuiteSets, probe: bool) -> None:
-    kind = folder / "dataset_type.txt"
+def _add_folder(opened: SuiteSets, folder: Path, name: str, probe: bool) -> None:
+    """Adds what ``dataset_type.txt`` says, a labelled set if there is none."""
     try:
-        what = kind.read_text(encoding="utf-8").strip().lower() if kind.is_file() else "classification"
-        if what == "retrieval":
+        kind = dataset_type(folder)
+        if kind == "retrieval":
             opened.pairs.append(open_captioned(folder))
             return
-        if what != "classification":
-            raise InputError(f"{kind} says {what!r}; only classification and retrieval can be evaluated")
-        data = open_labelled(folder)
-    except (InputError, OSError, UnicodeDecodeError) as error:
+        if kind not in (None, "classification"):
+            wanted = "only classification and retrieval can be evaluated"
+            raise InputError(f"{folder}/dataset_type.txt says {kind!r}; {wanted}")
+    except (InputError, OSError) as error:
+        opened.missing[name] = str(error)
+        return
+    _add(opened, name, partial(open_labelled, folder), partial(training_split, folder) if probe else None)
+
+
+def _add(
+    opened: SuiteSets, name: str, test: Callable[[], LabelledSet], train: Callable[[], LabelledSet | None] | None
+) -> None:
+    """Adds a labelled set and its training images, or notes why one of them cannot be used."""
+    try:
+        data = test()
+    except (InputError, OSError) as error:
         opened.missing[name] = str(error)
         return
     opened.sets.append(data)
     try:
-        train = training_split(folder) if probe else None
-    except (InputError, OSError, UnicodeDecodeError) as error:
+        training = train() if train is not None else None
+    except (InputError, OSError) as error:
         opened.missing[name + _TRAINING] = str(error)
         return
-    if train is not None:
-        opened.training[data.name] = train
+    if training is not None:
+        opened.training[data.name] = training
 
 
 def _webdatasets(folder: Path, depth: int) -> list[Path]:

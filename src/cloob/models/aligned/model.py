@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError, one_line
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.aligned.heads import Head
+from cloob.models.aligned.memory import FeatureMemory, encoder_key
 from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.encoding import digest
@@ -61,9 +62,12 @@ class AlignedEncoder(DualEncoder):
 
     Attributes:
         on_features: Whether ``forward`` takes the features of both encoders in the place of pixels and tokens.
+        memories: Of the image encoder and the text encoder: features that ``encode_image`` and ``encode_text`` need not
+            compute again. None: they compute all.
     """
 
     on_features = False
+    memories: tuple[FeatureMemory, FeatureMemory] | None = None
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """As ``DualEncoder.forward``; of an encoder that is ``on_features`` as ``project``."""
@@ -94,10 +98,35 @@ class AlignedEncoder(DualEncoder):
         Returns:
             (n, F) float32 of the images and of the texts.
         """
+        return self._of_images(images), self._of_texts(tokens)
+
+    def encoder_keys(self) -> tuple[str, str]:
+        """Names of the image encoder and the text encoder; equal for encoders that give equal features."""
         towers: AlignedTowers = self.model
+        image = [fingerprint(towers.visual), repr(towers.visual), self.preprocess_cfg]
+        text = [fingerprint(towers.text), repr(towers.text), self.context_length, towers.text.options()]
+        return encoder_key(image, self.device), encoder_key(text, self.device)
+
+    def _of_images(self, images: Tensor) -> Tensor:
         pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
-        image = towers.visual(pixels.contiguous(memory_format=torch.channels_last))
-        return image.float(), towers.text(tokens.to(self.device)).float()
+        features: Tensor = self.model.visual(pixels.contiguous(memory_format=torch.channels_last))
+        return features.float()
+
+    def _of_texts(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.model.text(tokens.to(self.device))
+        return features.float()
+
+    def _image_features(self, images: Tensor) -> Tensor:
+        if self.memories is None or images.dtype != torch.uint8:
+            return super()._image_features(images)
+        features = self.memories[0].features(images, self._of_images)
+        return F.normalize(self.model.image_head(features.to(self.device)), dim=1)
+
+    def _text_features(self, tokens: Tensor) -> Tensor:
+        if self.memories is None:
+            return super()._text_features(tokens)
+        features = self.memories[1].features(tokens, self._of_texts)
+        return F.normalize(self.model.text_head(features.to(self.device)), dim=1)
 
     def fit(self, images: Tensor, texts: Tensor) -> None:
         """Fits the heads' standardisation to the (N, F) features of the training set."""
