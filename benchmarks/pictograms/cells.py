@@ -16,7 +16,7 @@ from typing import Any
 METHODS = ("clip", "infoloob", "infonce-hopfield", "cloob", "cloob-warm")
 """The four members of the family, and CLOOB that begins as InfoLOOB: retrieval joins after half of the run.
 
-The last is what the attempts led to (``benchmarks/LOG.md``), added before any test set was looked at, with equal budget.
+The attempts led to the last (``benchmarks/LOG.md``); it was added before any test set was looked at, with equal budget.
 """
 TOWERS = ("tiny-resnet", "tiny-vit", "tiny-convnext")
 SEEDS = (0, 1, 2)
