@@ -177,7 +177,7 @@ def test_weights(child: Child, path: Path, wanted: dict[str, Any]) -> None:
     made = child.folder / "made"
     source = on_base(path, child.given)
     said = child.check(command("convert", source, made), wanted)
-    assert made.exists() == (not said.startswith("cloob: "))
+    assert made.exists() == ("cloob: " not in said)  # Python 3.11 prints a line before it of a bytearray of 1 TB
 
 
 @pytest.mark.parametrize(("path", "wanted"), cases("models"))
