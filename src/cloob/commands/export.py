@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cloob.commands.arguments import parse
 from cloob.commands.exporting import ExportArguments, spelled
 from cloob.errors import InputError
-from cloob.export.exported import check_target
+from cloob.export.exported import check_packages, check_target
 
 
 def main(words: Sequence[str]) -> int:
@@ -21,6 +21,7 @@ def main(words: Sequence[str]) -> int:
         raise InputError("--eval measures what --int8 costs; add --int8, or use `cloob eval`")
     licence = spelled(arguments.license)
     check_target(arguments.source, arguments.target, overwrite=arguments.overwrite)
+    check_packages(arguments.to)
     from cloob.commands.work.export import run  # torch: only for words that are right
 
     return run(arguments, licence)

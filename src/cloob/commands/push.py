@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cloob.commands.arguments import parse
 from cloob.commands.exporting import PushArguments, check_repository, spelled
 from cloob.errors import InputError
+from cloob.export.exported import check_packages
 
 
 def main(words: Sequence[str]) -> int:
@@ -16,6 +17,7 @@ def main(words: Sequence[str]) -> int:
     licence = spelled(arguments.license)
     if licence is None:
         raise InputError("--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows")
+    check_packages("transformers")
     from cloob.commands.work.push import run  # torch: only for words that are right
 
     return run(arguments, licence)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cloob.errors import InputError
 from cloob.models.pixels import EvalTransform, open_image
-from cloob.models.texts import KnownTokenizer, alone, causal_tower, check_known, encode_short, trimmed, vocabulary_size
+from cloob.models.texts import alone, causal_tower, encode_short, trimmed
 from cloob.models.tokenizer import ClipTokenizer, is_open_clips
 from cloob.objective import ContrastiveObjective
 
@@ -108,7 +108,6 @@ class DualEncoder(nn.Module):
         self.embed_dim = config.embed_dim
         self.context_length = config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
-        self._vocabulary_size = vocabulary_size(self.model)
         self.preprocess = EvalTransform(self.preprocess_cfg)
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
@@ -120,18 +119,7 @@ class DualEncoder(nn.Module):
         self.set_channels_last(True)
 
     def check_weights(self) -> None:
-        """Refuses an encoder that has no weights to train, store or export.
-
-        Raises:
-            InputError: It is an ONNX export.
-        """
-
-    @property
-    def loader_tokenizer(self) -> Callable[[list[str]], Tensor]:
-        """``tokenizer`` for a loader, whose tokens may be on a device before the text tower sees them."""
-        if self._vocabulary_size is None:
-            return self.tokenizer
-        return KnownTokenizer(self.name, self._vocabulary_size, self.tokenizer)
+        """Raises InputError for an encoder that has no weights to train, store or export: an ONNX export."""
 
     @property
     def trims_texts(self) -> bool:
@@ -247,11 +235,12 @@ class DualEncoder(nn.Module):
         def rows(some: Sequence[str] | Tensor) -> Tensor:
             tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
             self._check_tokens(tokens)
-            if self._vocabulary_size is not None and tokens.device.type == "cpu":
-                check_known(self.name, self._vocabulary_size, tokens)
             if self.trims_texts and tokens.device.type == "cpu":
                 tokens = trimmed(tokens)
-            return self._text_features(tokens.to(self.device))
+            try:
+                return self._text_features(tokens.to(self.device))
+            except IndexError as error:
+                raise InputError(f"{self.name}: tokens of another model's tokenizer ({error})") from error
 
         return self._embed(texts, rows, batch_size, grad)
 

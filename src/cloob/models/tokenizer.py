@@ -69,11 +69,8 @@ class Tokenizer:
 class ClipTokenizer(Tokenizer):
     """The tokens that open_clip's ``SimpleTokenizer`` makes with its default cleaning, and those of its relatives.
 
-    Args:
-        model: The byte pairs, a ``tokenizers.models.BPE``.
-        specials: How a text writes the start and the end token, and their numbers.
-        context_length: L.
-        ending: What a text that is too long ends with: ``"kept"`` the end token, ``"cut"`` whatever stands there.
+    ``specials`` are how a text writes the start and the end token, and their numbers. A text that is too long ends with
+    the end token where the ending is ``"kept"``, else with whatever stands there.
 
     Attributes:
         sot_token_id: What each row begins with.
@@ -155,11 +152,7 @@ class ClipTokenizer(Tokenizer):
 def clip_rules(tokenizer: ClipTokenizer, specials: Sequence[str], normalizers: Sequence[Any], *, lower: bool) -> Any:
     """A ``tokenizers.Tokenizer`` of the same byte pairs for other programs: start, tokens, end.
 
-    Args:
-        tokenizer: CLIP's.
-        specials: How a text writes the start and the end token there.
-        normalizers: What prepares a text.
-        lower: Whether special words are looked for in the prepared text.
+    Special words are looked for in the prepared text where ``lower`` is set.
     """
     library: Any = require("tokenizers", "train")
     start, end = zip(specials, (tokenizer.sot_token_id, tokenizer.eot_token_id), strict=True)
@@ -208,11 +201,7 @@ def guarded(what: str) -> Iterator[None]:
 
 
 def describe(tokenizer: Any) -> str:
-    """What tells a tokenizer from others: its vocabulary and rules if it can say them, else the tokens of a sentence.
-
-    Args:
-        tokenizer: Any of an encoder's; None where it has none.
-    """
+    """What tells a tokenizer from others: its vocabulary and rules, or else the tokens of a sentence."""
     if hasattr(tokenizer, "description"):
         return str(tokenizer.description())
     backend = getattr(getattr(tokenizer, "tokenizer", None), "backend_tokenizer", None)  # open_clip's, of transformers

@@ -194,9 +194,7 @@ def _cached(
 def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_on: Callable[[], object]) -> Features:
     """Every pair through both encoders, in order and without augmentation; ``gets_on`` tells those who wait."""
     batching = Batching(_BATCH, shuffle=False, drop_last=False)
-    loader = PairLoader(
-        source, encoder.preprocess, encoder.loader_tokenizer, batching, Share(workers=config.pairs.workers)
-    )
+    loader = PairLoader(source, encoder.preprocess, encoder.tokenizer, batching, Share(workers=config.pairs.workers))
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []
     skipped: list[Skip] = []

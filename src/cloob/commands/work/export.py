@@ -8,9 +8,8 @@ from pathlib import Path
 from cloob.commands.exporting import ExportArguments, check_repository
 from cloob.commands.steps import say_next
 from cloob.errors import InputError
-from cloob.export.card import write_card
+from cloob.export.card import gather_facts, write_card
 from cloob.export.exported import Exported
-from cloob.export.facts import gather_facts
 from cloob.files import whole_folder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model

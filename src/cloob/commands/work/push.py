@@ -9,7 +9,7 @@ from pathlib import Path
 from cloob.commands.exporting import PushArguments
 from cloob.commands.steps import say_next
 from cloob.errors import InputError
-from cloob.export.facts import gather_facts
+from cloob.export.card import gather_facts
 from cloob.export.push import PushFailed, check_online, list_files, send, write_repository
 from cloob.models.load import load_model
 

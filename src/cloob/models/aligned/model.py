@@ -237,7 +237,7 @@ def _head(options: Fields) -> Head:
     if not 0 <= dropout < 1:
         raise options.wrong("dropout", "a number from 0 to below 1")
     kind = options.one_of("kind", ("linear", "mlp"))
-    return Head(options.integer("features"), options.integer("embed_dim"), kind, dropout)  # type: ignore[arg-type]
+    return Head(options.integer("features"), options.integer("embed_dim"), kind, dropout)
 
 
 def _fill(heads: Mapping[str, Head], weights: Path) -> None:

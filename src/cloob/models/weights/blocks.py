@@ -29,10 +29,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         """(n, L, d) to (n, L, d).
 
-        Args:
-            x: (n, L, d).
-            queries: (n, L) bool: where it is False, a position attends to all positions alike.
-            keys: (n, L) bool: where it is False, no position attends to this one.
+        Where ``queries`` (n, L) is False, a position attends to all alike; where ``keys`` is, none attends to it.
         """
         n, length, width = x.shape
         query, key, value = (
@@ -48,16 +45,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each with its norm and a residual.
-
-    Args:
-        width: d.
-        heads: h.
-        hidden: Width of the feed-forward layer.
-        eps: Of the norms.
-        norm_first: Norm before each part, as in ViT; else after the residual, as in BERT.
-        gelu: Which GELU.
-    """
+    """Attention and a feed-forward layer with residuals; norms before each as in ViT, else after as in BERT."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float, *, norm_first: bool, gelu: Gelu) -> None:
         super().__init__()
@@ -114,13 +102,7 @@ class Patches(nn.Module):
 
 
 class Towers(nn.Module):
-    """What a ``DualEncoder`` asks of an open_clip module, for two towers of our own.
-
-    Args:
-        visual: Pixels to features; with ``preprocess_cfg``.
-        text: Tokens to features.
-        logit_scale: ln τ⁻¹; on the CPU, wherever the towers are built.
-    """
+    """What a ``DualEncoder`` asks of an open_clip module, for two towers of our own; ``logit_scale`` is ln τ⁻¹."""
 
     def __init__(self, visual: nn.Module, text: nn.Module, logit_scale: float) -> None:
         super().__init__()

@@ -20,14 +20,7 @@ from cloob.models.weights.keymap import Part, fill, without_memory
 def infer_config(path: Path, tensors: Mapping[str, Tensor], text_heads: int | None = None) -> dict[str, Any]:
     """open_clip's ``model_cfg`` of a CLIP with QuickGELU, from the shapes of its weights.
 
-    Args:
-        path: The file, for errors.
-        tensors: By open_clip's names.
-        text_heads: Of the text tower; None: a head is 64 wide, as in all of OpenAI's models. Heads of the image tower
-            always are.
-
-    Raises:
-        InputError: They are not the weights of a CLIP.
+    Heads are 64 wide, as in all of OpenAI's models; those of the text tower may be given.
     """
 
     def count(numbered: str) -> int:
@@ -70,13 +63,7 @@ def is_plain(config: Mapping[str, Any]) -> bool:
 
 
 def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: str) -> Any:
-    """open_clip's module on the meta device; InputError where open_clip cannot build it.
-
-    Args:
-        config: A ``model_cfg`` that ``is_plain``.
-        preprocess_cfg: What differs from CLIP's own.
-        where: What the error names.
-    """
+    """open_clip's module of a config that ``is_plain``, on the meta device; InputError where it cannot be built."""
     library = open_clip()
     options = {key: value for key, value in config.items() if key != "custom_text"}
     kind = library.CustomTextCLIP if config.get("custom_text") else library.CLIP

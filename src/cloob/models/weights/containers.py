@@ -154,13 +154,7 @@ def _read(path: Path, load: Callable[[], T]) -> T:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's unpickler, for which a name outside its list is an error.
-
-    Args:
-        file: The pickle.
-        names: What stands for each (module, name).
-        storage: The storage for a persistent id of a TorchScript archive, whose ``__torch__`` classes are modules.
-    """
+    """Python's unpickler: a name outside its list is an error; ``storage`` is for TorchScript archives."""
 
     def __init__(
         self, file: Any, names: Mapping[tuple[str, str], Any], storage: Callable[[Any], Any] | None = None

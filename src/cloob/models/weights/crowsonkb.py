@@ -80,11 +80,7 @@ def matches(path: Path) -> bool:
 def load(path: Path, config: dict[str, Any] | None, gelu: Gelu = "tanh") -> DualEncoder:
     """The encoder of a pickle; InputError where it or its configuration is not what that program writes.
 
-    Args:
-        path: The pickle.
-        config: Its configuration, where a registry knows it; None: the JSON file of its name or ``config.json``
-            beside it.
-        gelu: ``"exact"`` computes as the port to torch does.
+    Without a configuration that a registry knows, the JSON file of its name or ``config.json`` beside it says it.
     """
     where = path if config is not None else _beside(path)
     config = config or read_json(where)
@@ -152,10 +148,8 @@ def _plan(towers: Towers) -> dict[str, Part]:
         "text.position_embedding": Part(("text_encoder/pos_embed/w",)),
     }
     linears, norms = {}, {}
-    for ours, theirs, tower in (
-        ("visual", "vi_t_image_encoder", towers.visual),
-        ("text", "text_encoder", towers.text),
-    ):
+    sides: Any = (("visual", "vi_t_image_encoder", towers.visual), ("text", "text_encoder", towers.text))
+    for ours, theirs, tower in sides:
         linears[f"{ours}.proj"] = f"{theirs}/proj"
         for i in range(len(tower.blocks)):
             block, layer = f"{ours}.blocks.{i}", f"{theirs}/layer_{i}"

@@ -38,11 +38,7 @@ def is_foreign(source: str) -> bool:
 
 
 def has_towers(folder: Path) -> bool:
-    """Whether a folder with a ``config.json`` holds both towers, ours or another program's, not a text encoder alone.
-
-    Raises:
-        InputError: The file is no configuration.
-    """
+    """Whether a folder with a ``config.json`` holds both towers, ours or another program's."""
     config = read_json(folder / "config.json")
     return config_file(folder).is_file() or hf_clip.matches(config) or rinna.matches(config)
 
@@ -54,11 +50,7 @@ def meant_file(folder: Path) -> str:
 
 
 def load_foreign(source: str) -> DualEncoder:
-    """The encoder of a file, folder or name for which ``is_foreign`` holds.
-
-    Raises:
-        InputError: It is of no known family, or damaged, or not to be trusted; or cannot be fetched.
-    """
+    """The encoder of a file, folder or name for which ``is_foreign`` holds."""
     name, port = source.removesuffix(PORT), source.endswith(PORT)
     path, config = Path(name), None
     if not path.exists():
@@ -85,9 +77,10 @@ def _load_folder(folder: Path) -> DualEncoder:
     file = folder / "config.json"
     check_folder(folder)
     config = read_json(file)
-    for family in (rinna, hf_clip):
-        if family.matches(config):
-            return family.load(folder, config)
+    if rinna.matches(config):
+        return rinna.load(folder, config)
+    if hf_clip.matches(config):
+        return hf_clip.load(folder, config)
     kind = f"model_type is {str(config['model_type'])[:40]!r}" if "model_type" in config else "no model_type"
     raise InputError(f"{file}: {kind}; 'clip' (CLIPModel) or 'cloob' (rinna) is wanted{meant_file(folder)}")
 
@@ -99,9 +92,10 @@ def _load_file(path: Path, config: dict[str, Any] | None, *, port: bool) -> Dual
         raise InputError(f"{path}: not a file of weights; .pt, .pkl or a folder is wanted")
     if is_torch(path):
         content = read_torch(path)
-        for family in (mljku, openai):
-            if family.matches(content):
-                return family.load(content)
+        if mljku.matches(content):
+            return mljku.load(content)
+        if openai.matches(content):
+            return openai.load(content)
         raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
     if crowsonkb.matches(path):
         return crowsonkb.load(path, config, "exact" if port else "tanh")

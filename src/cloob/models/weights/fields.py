@@ -45,12 +45,13 @@ class Fields:
             raise self.wrong(key, f"a divisor of {of}")
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A positive number."""
-        value = self.values.get(key, default)
-        if type(value) not in (int, float) or not 0 < float(value or 0) < 1e6:
-            raise self.wrong(key, "a positive number")
-        return float(value or 0)
+    def number(self, key: str, default: float | None = None, *, positive: bool = True) -> float:
+        """A finite number."""
+        value: Any = self.values.get(key, default)
+        least = 1e-30 if positive else -1e6
+        if type(value) not in (int, float) or not least <= value < 1e6:
+            raise self.wrong(key, "a positive number" if positive else "a finite number")
+        return float(value)
 
     def one_of(self, key: str, options: Sequence[Any], default: Any = None) -> Any:
         """One of some values."""

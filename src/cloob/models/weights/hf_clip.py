@@ -103,13 +103,6 @@ def _preprocess(folder: Path, side: int) -> dict[str, Any]:
     """What a folder's image processor makes of pictures, in open_clip's words; CLIP's own without one.
 
     transformers 5 writes ``processor_config.json`` alone, and takes what is in it before ``preprocessor_config.json``.
-
-    Args:
-        folder: With ``preprocessor_config.json`` or ``processor_config.json``, or neither.
-        side: The ``image_size`` of the towers.
-
-    Raises:
-        InputError: It does what open_clip does not.
     """
     path, older = folder / "processor_config.json", folder / "preprocessor_config.json"
     if path.is_file() and "image_processor" in (content := read_json(path)):

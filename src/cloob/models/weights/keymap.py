@@ -92,18 +92,9 @@ def fill(
 ) -> None:
     """Loads a file's tensors, as float32, into a module that may be on the meta device.
 
-    The copies are the module's own: the file may be mapped, and change later.
-
-    Args:
-        module: Its parameters and persistent buffers are replaced.
-        path: The file, or the index of several.
-        tensors: What it holds; those that the plan names are taken out.
-        plan: For each of the module's keys, where it comes from; what it leaves out stays as it is.
-        ignored: Keys of the file that nothing needs.
-
-    Raises:
-        InputError: A key is unknown or missing, a shape or dtype is another one, a value is NaN or infinite; the line
-            lists them.
+    The plan says for each of the module's keys where it comes from; what it leaves out stays as it is. Tensors that it
+    names are taken out, and copied, since the file may be mapped and change later. InputError lists what is unknown,
+    missing, of another shape or dtype, NaN or infinite; but for the ``ignored`` keys.
     """
     state: dict[str, Tensor] = dict(module.state_dict())
     _check_fit(state, path, tensors, plan, ignored)

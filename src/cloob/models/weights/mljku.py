@@ -34,12 +34,12 @@ def load(file: TorchFile) -> DualEncoder:
     """The encoder of a checkpoint; InputError where its weights are not those of a model of ml-jku/cloob."""
     path = file.path
     tensors = _renamed(path, file.tensors(file.value["state_dict"], "state_dict"))
-    beta = tensors.pop("logit_scale_hopfield", None)
+    stored = tensors.pop("logit_scale_hopfield", None)
     config = infer_config(path, tensors, _text_heads(path, file.value.get("model_config_file"), tensors))
     model = build(config, {}, str(path))
     model = filled(model, path, tensors, same_names(model))
     inv_tau = scale_of(path, "logit_inv_tau", model.logit_scale)
-    beta = None if beta is None else scale_of(path, "logit_scale_hopfield", beta)
+    beta = None if stored is None else scale_of(path, "logit_scale_hopfield", stored)
     text = config["text_cfg"]
     specials = "<start_of_text>", "<end_of_text>"
     tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], specials, "cut")

@@ -20,16 +20,7 @@ _PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_colo
 
 
 def load(file: Path, config: dict[str, Any], weights: Path) -> Any:
-    """open_clip's module with the weights of a folder.
-
-    Args:
-        file: ``open_clip_config.json``.
-        config: What it says.
-        weights: The file of weights.
-
-    Raises:
-        InputError: The configuration is none that a model can have, or the weights are not its own.
-    """
+    """open_clip's module with the weights of a folder."""
     model_cfg = Fields(file, config).inside("model_cfg").values
     preprocess = Fields(file, {"preprocess_cfg": {}} | config).inside("preprocess_cfg")
     for key in {"mean", "std"} & preprocess.values.keys():

@@ -28,15 +28,7 @@ def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str,
 
 
 def sigmoid_objective(path: Path, model: Any) -> dict[str, Any]:
-    """Settings of an open_clip module whose weights hold a bias, which the sigmoid loss alone learns; else empty.
-
-    Args:
-        path: Where the weights are from, for errors.
-        model: The module; τ⁻¹ is its ``logit_scale``, the bias its ``logit_bias``.
-
-    Raises:
-        InputError: They are no scale or no bias that a model was trained with.
-    """
+    """Settings of an open_clip module with a ``logit_bias``, which the sigmoid loss alone learns; else empty."""
     if getattr(model, "logit_bias", None) is None:
         return {}
     bias = float(model.logit_bias.detach())

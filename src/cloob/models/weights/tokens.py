@@ -21,12 +21,7 @@ HUB_FILE = "tokenizer.json"
 
 
 class NoTokenizer(Tokenizer):
-    """In the place of a tokenizer that is not there: such a model takes tokens, and says so of texts.
-
-    Args:
-        why: The line of the error.
-        settings: What a model folder says of the tokenizer.
-    """
+    """In the place of a missing tokenizer: the model takes tokens, and texts are an error that says why."""
 
     def __init__(self, why: str, settings: dict[str, Any] | None = None) -> None:
         self._why, self.settings = why, settings
@@ -40,15 +35,10 @@ class NoTokenizer(Tokenizer):
 
 
 class FileTokenizer(Tokenizer):
-    """The tokens of a ``tokenizer.json``, in rows of L.
+    """The tokens of a ``tokenizer.json``, in rows of L; InputError where the file makes none.
 
-    Args:
-        path: The file; InputError where it cannot be read, or makes no tokens of a text.
-        context_length: L.
-        pad: What rows are filled up with; None: the file says how.
-        end: What a text that is too long ends with, for whoever writes the tokenizer's configuration.
-        clean: Which of open_clip's cleanings a text goes through first; None for none.
-        strip: The token that zeros take the place of; None for none.
+    Rows are filled up with ``pad``, or as the file says. ``clean`` is one of open_clip's cleanings, which goes first;
+    zeros take the place of the token ``strip``.
     """
 
     def __init__(
@@ -102,12 +92,7 @@ class FileTokenizer(Tokenizer):
 
 
 class RinnaTokenizer(Tokenizer):
-    """rinna's Japanese pieces by sentencepiece alone: the text in lower case, ``[CLS]`` in front, no end token.
-
-    Args:
-        path: ``spiece.model``; InputError where sentencepiece is not installed, or cannot read it.
-        context_length: L.
-    """
+    """rinna's Japanese pieces by sentencepiece alone: the text in lower case, ``[CLS]`` in front, no end token."""
 
     FILE = "spiece.model"
     PAD = 3
@@ -174,13 +159,7 @@ def hub_tokenizer(folder: Path, context_length: int, pad: int, end: int) -> Toke
 
 
 def stored_tokenizer(path: Path, settings: Any, text: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that the settings in a model folder ask for; InputError where they are none.
-
-    Args:
-        path: The file that the settings are in.
-        settings: As the ``settings`` of the tokenizer that was saved.
-        text: open_clip's ``text_cfg``.
-    """
+    """The tokenizer that the settings in a model folder ask for; InputError where they are none."""
     length, vocabulary = text.get("context_length", 77), text.get("vocab_size", CLIP_VOCABULARY)
     match settings:
         case {"kind": "clip", "specials": [str(start), str(end)], "ending": "cut" | "kept" as ending} if start and end:

@@ -22,12 +22,7 @@ _FORMAT = 1
 
 
 def towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor]) -> dict[str, bytes | dict[str, Tensor]]:
-    """The files of a model folder by their names, but for ``objective.json``; ``save_model`` writes them.
-
-    Args:
-        encoder: With towers of ``crowsonkb`` or ``rinna``.
-        weights: The towers' ``state_dict``, on the CPU.
-    """
+    """The files of a model folder by their names, but for ``objective.json``; ``save_model`` writes them."""
     content = {"format": _FORMAT, "name": encoder.name, **encoder.config.settings}
     files: dict[str, bytes | dict[str, Tensor]] = {
         TOWERS_FILE: json.dumps(content, indent=2, allow_nan=False).encode(),
@@ -39,13 +34,7 @@ def towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor]) -> dict[st
 
 
 def load(folder: Path, content: dict[str, Any], objective: dict[str, Any]) -> DualEncoder:
-    """The encoder of such a folder; InputError where a file is missing, damaged or does not fit the others.
-
-    Args:
-        folder: The model folder.
-        content: What its ``towers.json`` says.
-        objective: What its ``objective.json`` says; empty: the configuration's own.
-    """
+    """The encoder of such a folder; InputError where a file is missing, damaged or does not fit the others."""
     where, weights = folder / TOWERS_FILE, folder / TOWERS_WEIGHTS_FILE
     fields = Fields(where, content)
     fields.one_of("format", (_FORMAT,))

@@ -235,7 +235,7 @@ def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -
 def _tokenizer(encoder: DualEncoder, config: TrainConfig) -> Tokenizer:
     """The encoder's, without shared padding where that is exact; a compiled tower wants one shape."""
     trims = encoder.trims_texts and not config.run.compile
-    return TrimmedTokenizer(encoder.loader_tokenizer) if trims else encoder.loader_tokenizer
+    return TrimmedTokenizer(encoder.tokenizer) if trims else encoder.tokenizer
 
 
 def resolved(
