@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 from cloob import Index, cli, load_model, open_source
 from cloob.data.batch import BadSample
 from cloob.errors import InputError, message
-from cloob.models.onnx.contents import graphs_digest
+from cloob.models.onnx.plain import graphs_digest
 from cloob.serve.app import make_app
 from cloob.serve.settings import ServeConfig
 from support import OPENING, fork
@@ -177,7 +177,7 @@ def test_weights(child: Child, path: Path, wanted: dict[str, Any]) -> None:
     made = child.folder / "made"
     source = on_base(path, child.given)
     said = child.check(command("convert", source, made), wanted)
-    assert made.exists() == (not said.startswith("cloob: "))
+    assert made.exists() == ("cloob: " not in said)  # Python 3.11 prints a line before it of a bytearray of 1 TB
 
 
 @pytest.mark.parametrize(("path", "wanted"), cases("models"))

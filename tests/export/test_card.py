@@ -15,8 +15,7 @@ from small_models import OBJECTIVE, write_model
 
 from cloob import cli, load_model
 from cloob.errors import InputError
-from cloob.export.card import write_card
-from cloob.export.facts import data_name, gather_facts, model_name
+from cloob.export.card import data_name, gather_facts, model_name, write_card
 from cloob.models.fingerprint import fingerprint
 from support import refused
 

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_models import RESNET, write_model
-from torch import Tensor, nn
+from small_models import VISION, write_model
+from torch import Tensor
 
 from cloob import cli, load_model
 from cloob.errors import InputError
-from cloob.export.programs import onnx as exporter
 from cloob.export.programs.onnx import export_onnx
 from cloob.export.programs.torch_export import export_torch
-from cloob.export.programs.towers import Rows, Tower, checked, exportable
+from cloob.export.programs.towers import Tower, checked, exportable
 from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model as load_any
 from cloob.models.towers import create_model
-from support import originals, refused, run_script, write_classes
+from support import originals, run_script, write_classes
 
 pytest.importorskip("onnxscript")
 TINY_TEXT = {"width": 16, "heads": 2, "layers": 1}
@@ -56,22 +52,7 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
-def test_a_vit_by_the_command_line(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target = tmp_path / "onnx"
-    assert cli.main(["export", str(vit), str(target), "--to", "onnx"]) == 0
-    out, err = capsys.readouterr()
-    assert out.startswith(f"{target}: small")
-    eval_, index = (shlex.split(line.partition("cloob ")[2]) for line in err.splitlines())
-    assert eval_[:3] == ["eval", str(vit), str(target)] and index[:4] == ["index", "PICTURES", "--model", str(target)]
-    made = {path.name for path in target.iterdir()}
-    assert made >= {"image.onnx", "image.onnx.data", "text.onnx", "text.onnx.data", "onnx.json", "tokenizer.json"}
-    assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
-    wanted, own = load_model(vit, device="cpu"), load_model(target, device="cpu")
-    same_rows(own, wanted)
-    assert own.objective_config == wanted.objective_config
-    assert "exists" in refused(capsys, "export", str(vit), str(target), "--to", "onnx")
-
-
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
 def test_a_full_disk_is_called_so(vit: Path, tmp_path: Path) -> None:
     script = (
@@ -84,8 +65,18 @@ def test_a_full_disk_is_called_so(vit: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_missing_package_is_named_before_torch_is_imported(vit: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['onnxscript'] = sys.modules['tokenizers'] = None; from cloob import cli;"
+        "print(cli.main(sys.argv[1:]), 'torch' in sys.modules)"
+    )
+    for to, package in (("onnx", "onnxscript"), ("transformers", "tokenizers")):
+        done = run_script(script, "export", str(vit), str(tmp_path / "out"), "--to", to)
+        assert done.stdout == "2 False\n" and f"{package} is not installed" in done.stderr, done.stderr
+
+
 @pytest.mark.nightly
-@pytest.mark.parametrize("vision", [RESNET, CONVNEXT | {"image_size": 32}], ids=["resnet", "convnext"])
+@pytest.mark.parametrize("vision", [VISION, CONVNEXT | {"image_size": 32}], ids=["vit", "convnext"])
 def test_other_image_towers(tmp_path: Path, folder: Path, vision: dict[str, Any]) -> None:
     wanted = load_model(write_model(tmp_path / "m", vision_cfg=vision, text=TINY_TEXT), device="cpu")
     export_onnx(wanted, folder)
@@ -163,29 +154,6 @@ def test_programs_of_torch_export(vit: Path, tmp_path: Path) -> None:
         load_model(target)
 
 
-class _Guarding(nn.Module):
-    """A tower that asks for a value."""
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        return tokens.float()[:, :4] if int(tokens[0, 0]) else tokens.float()[:, 4:8]
-
-
-def test_a_tower_that_cannot_be_exported_gives_the_reason(
-    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = exporter.exportable
-
-    @contextmanager
-    def guarding(encoder: DualEncoder) -> Iterator[tuple[Tower, Tower]]:
-        with whole(encoder) as (image, text):
-            yield Tower("text", Rows(_Guarding(), _Guarding.encode_text), text.samples, text.wanted), image
-
-    monkeypatch.setattr(exporter, "exportable", guarding)
-    line = refused(capsys, "export", str(vit), str(tmp_path / "out"), "--to", "onnx")
-    assert "torch.onnx cannot export its text tower" in line
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_program_that_computes_something_else_is_refused(vit: Path) -> None:
     with exportable(load_model(vit, device="cpu")) as towers:
         for tower in towers:
@@ -197,11 +165,8 @@ def test_a_program_that_computes_something_else_is_refused(vit: Path) -> None:
 
             with pytest.raises(InputError, match=r"off by 0\.0002 .*nothing is written"):
                 checked("m", tower, off)
-
-
-def test_rows_that_are_not_finite_are_refused(vit: Path) -> None:
-    with exportable(load_model(vit, device="cpu")) as (image, _), pytest.raises(InputError, match="not all finite"):
-        checked("m", image, lambda items: torch.full((len(items), 12), torch.nan))
+            with pytest.raises(InputError, match="not all finite"):
+                checked("m", tower, lambda items: torch.full((len(items), 12), torch.nan))
 
 
 @pytest.mark.nightly

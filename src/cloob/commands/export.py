@@ -41,7 +41,7 @@ class Options:
 
 
 def check(options: Options) -> None:
-    from cloob.export.exported import check_target
+    from cloob.export.exported import check_packages, check_target
 
     if options.to is None:
         raise InputError("--to is missing: transformers, onnx or torch-export (cloob export --help)")
@@ -50,6 +50,7 @@ def check(options: Options) -> None:
     goes_with(options, {"eval": "int8"})
     spell_licence(options.license)
     check_target(options.source, options.target, overwrite=options.overwrite)
+    check_packages(options.to)
 
 
 def run(options: Options) -> int:
@@ -57,8 +58,7 @@ def run(options: Options) -> int:
     import json
 
     from cloob.commands.terminal import say_next
-    from cloob.export.card import write_card
-    from cloob.export.facts import gather_facts
+    from cloob.export.card import gather_facts, write_card
     from cloob.files import whole_folder
     from cloob.models.load import load_model
     from cloob.models.runs import OBJECTIVE_FILE

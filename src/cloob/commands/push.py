@@ -30,10 +30,13 @@ class Options:
 
 
 def check(options: Options) -> None:
+    from cloob.export.exported import check_packages
+
     if not is_repository(options.repository):
         raise InputError(f"{options.repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'")
     if spell_licence(options.license) is None:
         raise InputError("--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows")
+    check_packages("transformers")
 
 
 def run(options: Options) -> int:
@@ -42,7 +45,7 @@ def run(options: Options) -> int:
     import tempfile
 
     from cloob.commands.terminal import say_next
-    from cloob.export.facts import gather_facts
+    from cloob.export.card import gather_facts
     from cloob.export.push import PushFailed, check_online, list_files, send, write_repository
     from cloob.models.load import load_model
 

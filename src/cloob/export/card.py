@@ -1,19 +1,29 @@
-"""The model card: metadata as the hub wants them, how to use the model, how it was trained and how good it is."""
+"""The model card: metadata as the hub wants them, how to use the model, how it was trained and how good it is.
+
+What is known of the training comes from the model's run, and what of its quality from a ``results.json``.
+"""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cloob.citation import BIBTEX
-from cloob.errors import require
-from cloob.evaluation.report.numbers import MISSING, number, part
+from cloob.errors import InputError, require
 from cloob.export.exported import CARD_FILE
-from cloob.export.facts import Facts
 from cloob.files import write_whole
+from cloob.models.encoder import DualEncoder
+from cloob.models.fingerprint import fingerprint
+from cloob.models.load import find_model_folder
+from cloob.models.runs import EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines, run_of, split_checkpoint
+from cloob.models.untrusted import read_json
+from cloob.objective import OBJECTIVES, make_objective
 
+RESULTS_FILE = "results.json"
 PIPELINE = "zero-shot-image-classification"
 _SECTIONS = {
     "zeroshot": ("zero-shot", {"acc1": "top-1 %", "acc5": "top-5 %", "mean_per_class_recall": "mean per class %"}),
@@ -27,7 +37,49 @@ _SECTIONS = {
         },
     ),
 }
-_SETTINGS = {"inv_tau": "τ⁻¹", "beta": "β", "bias": "bias", "scale": "scale"}
+_OBJECTIVES = {
+    "cloob": "CLOOB (InfoLOOB on embeddings retrieved from modern Hopfield networks, arXiv:2110.11316)",
+    "clip": "CLIP's objective (InfoNCE)",
+    "infoloob": "InfoLOOB (arXiv:2110.11316, without retrieval)",
+    "infonce-hopfield": "InfoNCE on embeddings retrieved from modern Hopfield networks",
+    "siglip": "SigLIP's sigmoid loss (arXiv:2303.15343)",
+    "siglip-hopfield": "SigLIP's sigmoid loss on embeddings retrieved from modern Hopfield networks",
+}
+_LEARNABLE = {"τ⁻¹": "learnable_inv_tau", "β": "learnable_beta"}
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_HUB_MODEL = re.compile(r"hf-hub:[\w-][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says of a model.
+
+    Attributes:
+        encoder: The model.
+        objective: Member of the family that it was trained with; None if unknown.
+        training: What its run says of the training, label to text; empty without a run.
+        results: Its row of a ``results.json``; empty without.
+        level: Of the intervals in it.
+    """
+
+    encoder: DualEncoder
+    objective: str | None
+    training: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    level: float = 0.95
+
+
+def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None) -> Facts:
+    """Facts of a loaded model; results are the given ones, or those in or beside its run that are of its weights."""
+    folder = find_model_folder(source)
+    run = run_of(folder)
+    settings = encoder.objective_config
+    members = {name: make_objective(name).config() for name in OBJECTIVES}
+    kind = [settings.get(key) for key in ("contrast", "hopfield")]
+    objective = next((name for name, one in members.items() if [one["contrast"], one["hopfield"]] == kind), None)
+    training = _training(run, folder) if run is not None and folder is not None else {}
+    row, level = _results(source, run, results, fingerprint(encoder))
+    return Facts(encoder, objective, training, row, level)
 
 
 def write_card(
@@ -41,23 +93,12 @@ def write_card(
     tags: Sequence[str] = (),
     license: str | None = None,
 ) -> None:
-    """Writes ``README.md``.
-
-    Args:
-        folder: Where it goes.
-        facts: Of the model.
-        name: Its heading.
-        library: ``library_name``.
-        usage: Markdown: how to use the model.
-        notes: Sentences of "What to know".
-        tags: For the hub.
-        license: As the hub spells it; None: the card says that none is given.
-    """
+    """Writes ``README.md``."""
     short = name.rpartition("/")[2]
     parts = [f"# {short}", _summary(facts), f"## How to use it\n\n{usage.strip()}"]
     if notes:
         parts.append("## What to know\n\n" + "\n".join(f"- {note}" for note in notes))
-    parts += [f"## Training\n\n{_training(facts)}", f"## Results\n\n{_results(facts)}"]
+    parts += [f"## Training\n\n{_training_table(facts)}", f"## Results\n\n{_results_table(facts)}"]
     given = f"`{license}`." if license else "Not given; ask whoever published the model before you use it."
     parts += [f"## Licence\n\n{given}", f"## Citation\n\n```bibtex\n{BIBTEX}```"]
     head = _metadata(facts, short, library, [*dict.fromkeys(tags)], license)
@@ -72,12 +113,11 @@ def _metadata(facts: Facts, name: str, library: str, tags: list[str], license: s
             dataset_type=re.sub(r"[^\w.-]+", "-", set_name),
             dataset_name=set_name,
             metric_type="accuracy",
-            metric_name=f"zero-shot top-{k}",
-            metric_value=round(100 * accuracy, 2),
+            metric_name=f"zero-shot top-{key.removeprefix('acc')}",
+            metric_value=round(100 * value, 2),
         )
-        for set_name, numbers in part(facts.results, "zeroshot").items()
-        for k in (1, 5)
-        if (accuracy := number(numbers.get(f"acc{k}"))) is not None
+        for section, set_name, key, value, _ in _numbers(facts)
+        if section == "zeroshot" and key.startswith("acc")
     ]
     more = {"model_name": name, "eval_results": results} if results else {}
     data = hub.ModelCardData(license=license, library_name=library, pipeline_tag=PIPELINE, tags=tags, **more)
@@ -96,32 +136,16 @@ def _summary(facts: Facts) -> str:
     )
 
 
-_OBJECTIVES = {
-    "cloob": "CLOOB (InfoLOOB on embeddings retrieved from modern Hopfield networks, arXiv:2110.11316)",
-    "clip": "CLIP's objective (InfoNCE)",
-    "infoloob": "InfoLOOB (arXiv:2110.11316, without retrieval)",
-    "infonce-hopfield": "InfoNCE on embeddings retrieved from modern Hopfield networks",
-    "siglip": "SigLIP's sigmoid loss (arXiv:2303.15343)",
-    "siglip-hopfield": "SigLIP's sigmoid loss on embeddings retrieved from modern Hopfield networks",
-}
-
-
-_LEARNABLE = {"learnable_inv_tau": "τ⁻¹", "learnable_beta": "β"}
-
-
-def _training(facts: Facts) -> str:
+def _training_table(facts: Facts) -> str:
     rows = {}
     if facts.objective:
-        rows["objective"] = facts.objective
         stored = facts.encoder.objective_config
-        settings = {label: stored[key] for key, label in _SETTINGS.items() if key in stored}
-        if not stored.get("hopfield"):
-            settings.pop("β", None)
-        learned = [label for key, label in _LEARNABLE.items() if stored.get(key)]
-        for label in (*learned, "bias"):  # the bias always is
-            if label in settings:
-                settings[label] = f"{settings[label]:.4g} (learned)"
-        rows |= {label: str(value) for label, value in settings.items()}
+        rows["objective"] = facts.objective
+        for label, key in {"τ⁻¹": "inv_tau", "β": "beta", "bias": "bias", "scale": "scale"}.items():
+            if key not in stored or (key == "beta" and not stored.get("hopfield")):
+                continue
+            learned = label == "bias" or stored.get(_LEARNABLE.get(label, ""))
+            rows[label] = f"{stored[key]:.4g} (learned)" if learned else str(stored[key])
     rows |= facts.training
     if not rows:
         return "What the model was trained on, and how, is not known here."
@@ -130,23 +154,27 @@ def _training(facts: Facts) -> str:
     return _table(["", ""], [[label, _cell(value)] for label, value in rows.items()])
 
 
-def _results(facts: Facts) -> str:
+def _results_table(facts: Facts) -> str:
     rows = []
-    for section, (kind, keys) in _SECTIONS.items():
-        for set_name, numbers in part(facts.results, section).items():
-            for key, label in keys.items():
-                if (value := number(numbers.get(key))) is not None:
-                    shown = _value(value, numbers.get(f"{key}_interval"))
-                    rows.append([f"{kind}, {_cell(set_name)}", label, shown, _cell(numbers.get("n", MISSING))])
+    for section, set_name, key, value, numbers in _numbers(facts):
+        kind, labels = _SECTIONS[section]
+        ends = numbers.get(f"{key}_interval")
+        around = f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
+        count = _cell(numbers.get("n", "–"))
+        rows.append([f"{kind}, {_cell(set_name)}", labels[key], f"{100 * value:.1f}{around}", count])
     if not rows:
         return "Not measured: `cloob eval` measures, and writes a results.json that a card takes up."
     table = _table(["", "", f"({facts.level:.0%} interval)", "n"], rows)
     return f"{table}\n\nMeasured by `cloob eval`; intervals by bootstrap."
 
 
-def _value(value: float, low_high: Sequence[float] | None) -> str:
-    around = f" ({100 * low_high[0]:.1f}–{100 * low_high[1]:.1f})" if low_high else ""
-    return f"{100 * value:.1f}{around}"
+def _numbers(facts: Facts) -> Iterator[tuple[str, str, str, float, Mapping[str, Any]]]:
+    """Section, set, measure and value of each finite result, and all that there is of the set."""
+    for section, (_, labels) in _SECTIONS.items():
+        for set_name, numbers in (facts.results.get(section) or {}).items():
+            for key in labels:
+                if (value := numbers.get(key)) is not None and math.isfinite(value):
+                    yield section, set_name, key, value, numbers
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -157,3 +185,87 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(text: object) -> str:
     """Text that stays inside a cell and is no markup."""
     return re.sub(r"([|\\`*_\[\]<>])", r"\\\1", " ".join(str(text).split()))
+
+
+def _training(run: Path, folder: Path) -> dict[str, str]:
+    """What a run says of the training up to the checkpoint that a model folder is of."""
+    config = read_json(run / RUN_CONFIG_FILE)
+    pairs, towers, loss, optim, settings = (
+        part if isinstance(part := config.get(key), dict) else {} for key in ("pairs", "towers", "loss", "optim", "run")
+    )
+    checkpoint = folder.resolve().parent
+    step = checkpoint_step(checkpoint) if checkpoint.name.startswith("step-") else None
+    done = _progress(run, step)
+    data, init, init_image = pairs.get("data"), towers.get("init"), towers.get("init_image")
+    joins, ema = loss.get("retrieval_from"), optim.get("ema")
+    rows = {
+        "data": ", ".join(data_name(str(name)) for name in data) if isinstance(data, list) else None,
+        "steps": f"{step:,}" if step is not None else done.get("step"),
+        "pairs seen": done.get("samples_seen"),
+        "batch size": settings.get("batch_size"),
+        "precision": settings.get("precision"),
+        "learning rate": optim.get("lr"),
+        "schedule": optim.get("schedule"),
+        "weight decay": optim.get("weight_decay"),
+        "starts from": model_name(str(init)) if init else None,
+        "image tower from": model_name(str(init_image)) if init_image else None,
+        "retrieval joins": f"after {joins:.0%}" if joins else None,
+        "averaged weights": f"decay {ema}" if ema else None,
+        "seed": settings.get("seed"),
+    }
+    return {label: f"{value}" for label, value in rows.items() if value is not None}
+
+
+def _progress(run: Path, step: int | None) -> dict[str, str]:
+    """Steps and pairs up to a checkpoint, as far as the run has a line for it."""
+    try:
+        ends = [line for line in read_lines(run / EPOCHS_FILE) if step is None or line.get("step") == step]
+        return {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def model_name(source: str) -> str:
+    """A model as a card names it: one of the hub with its owner, any other as ``data_name`` does."""
+    if _HUB_MODEL.fullmatch(source):
+        return source
+    return data_name(split_checkpoint(source.removeprefix("local-dir:"))[0].removesuffix(":port"))
+
+
+def data_name(source: str) -> str:
+    """A data source as a card names it: no folder of a machine, no host, no key of an address.
+
+    A relative path and a set that comes with the package stay; of any other place the last part.
+    """
+    if source.startswith("pipe:"):
+        return "a pipe"
+    if source.startswith("demo"):
+        return source
+    if _ADDRESS.match(source):
+        place = source.partition("://" if "://" in source else ":")[2]
+        return PurePosixPath(re.split(r"[?#]", place.partition("/")[2])[0]).name or "an address"
+    path = Path(source)
+    if source and not path.is_absolute() and ".." not in path.parts and not source.startswith("~"):
+        return source
+    return path.name.lstrip("~.") or "a folder"
+
+
+def _results(source: str, run: Path | None, given: Path | None, weights: str) -> tuple[Mapping[str, Any], float]:
+    """The row of the model's weights, whatever it is called there, and the level of its intervals.
+
+    A row without a fingerprint counts where it is the only one of a file that was ``given``.
+    """
+    beside = [place / RESULTS_FILE for place in (run, run.parent)] if run else []
+    for place in [given] if given else [place for place in beside if place.is_file()]:
+        content = read_json(place)
+        rows = content.get("rows")
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        fitting = [row for row in rows if row.get("fingerprint") == weights]
+        if given is not None and len(rows) == 1 and "fingerprint" not in rows[0]:
+            fitting = rows
+        if fitting:
+            level = content.get("level")
+            return fitting[0], float(level) if isinstance(level, int | float) else 0.95
+    if given is not None:
+        raise InputError(f"{given}: has no row of the weights of {source}; measure them by `cloob eval {source}`")
+    return {}, 0.95

@@ -1,8 +1,9 @@
-"""What an exporter says of the folder that it wrote, and where it may write one."""
+"""What an exporter says of the folder that it wrote, where it may write one, and what it needs. No torch here."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import logging
 import warnings
@@ -10,12 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloob.errors import InputError
+from cloob.errors import InputError, install
 from cloob.files import check_replaceable
 from cloob.models.runs import OBJECTIVE_FILE
 from cloob.models.source import check_not_source
 
 CARD_FILE = "README.md"
+_PACKAGES = {
+    "transformers": ("export", ("transformers", "tokenizers", "huggingface_hub")),
+    "onnx": ("onnx", ("onnx", "onnxscript", "onnxruntime", "tokenizers")),
+}
 
 
 class Unsupported(InputError):  # noqa: N818 (what the model is, in the words a user reads)
@@ -41,12 +46,16 @@ class Exported:
     tags: tuple[str, ...] = ()
 
 
-def check_target(source: str, target: Path, *, overwrite: bool) -> None:
-    """Refuses a target that holds something else, would replace what is exported, or cannot be replaced itself.
+def check_packages(to: str) -> None:
+    """Raises InputError where a package that an export needs is not installed, before any is imported."""
+    extra, packages = _PACKAGES.get(to, ("", ()))
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{package} is not installed; {install(extra)} brings it")
 
-    Raises:
-        InputError: The line says why.
-    """
+
+def check_target(source: str, target: Path, *, overwrite: bool) -> None:
+    """Raises InputError for a target that is no export, holds what is exported, or cannot be replaced."""
     if not target.exists():
         return
     check_replaceable(target)

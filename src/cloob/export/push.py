@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, one_line, require
-from cloob.export.card import write_card
-from cloob.export.exported import Exported, Unsupported
-from cloob.export.facts import Facts
+from cloob.export.card import Facts, write_card
+from cloob.export.exported import Unsupported
 from cloob.export.transformers import export_transformers
 from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder
@@ -60,50 +60,29 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
 
     Returns:
         Why there are no files of transformers among them; None where there are.
-
-    Raises:
-        InputError: Something is not installed or cannot be written, or the model is heads on an encoder in a folder of
-            this machine.
     """
     if here := encoders_here(encoder.config.settings):
         raise InputError(f"{encoder.name}: its encoder {here[0]} is on this machine alone; push that, and train on it")
     save_model(folder, encoder, encoder.objective_config)
-    theirs = encoder.config.kind == "open_clip"
-    if theirs:
+    usage, library = _USAGE_HERE, "cloob"
+    if encoder.config.kind == "open_clip":
         _name_tokenizer(folder, name)
-    exported, without = _beside(encoder, folder)
-    usage = _USAGE_HERE + (_USAGE_OPEN_CLIP if theirs else "")
-    notes: tuple[str, ...] = (f"There are no files of transformers: {without}.",)
-    tags: tuple[str, ...] = ()
-    if exported is not None:
-        usage += f"\nWith transformers:\n\n{exported.usage}"
-        notes, tags = exported.notes, exported.tags
-    library = "open_clip" if theirs else "cloob"
-    write_card(
-        folder,
-        facts,
-        name=name,
-        library=library,
-        usage=usage.replace("DIR", name),
-        notes=notes,
-        tags=[library, "clip", *([facts.objective] if facts.objective else []), *tags],
-        license=license,
-    )
-    return without
-
-
-def _beside(encoder: DualEncoder, folder: Path) -> tuple[Exported | None, str | None]:
-    """Writes transformers' files into a folder with the model's own; or why there are none."""
-    place = folder / "transformers"
-    place.mkdir()
+        usage, library = _USAGE_HERE + _USAGE_OPEN_CLIP, "open_clip"
+    notes: tuple[str, ...]
+    tags: tuple[str, ...] = (library, "clip", *([facts.objective] if facts.objective else []))
+    without = None
     try:
-        exported = export_transformers(encoder, place)
-        shutil.copytree(place, folder, dirs_exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            exported = export_transformers(encoder, Path(place))
+            shutil.copytree(place, folder, dirs_exist_ok=True)
+        usage += f"\nWith transformers:\n\n{exported.usage}"
+        notes, tags = exported.notes, (*tags, *exported.tags)
     except Unsupported as error:
-        return None, one_line(error).partition(": ")[2].rpartition("; ")[0]
-    finally:
-        shutil.rmtree(place)
-    return exported, None
+        without = one_line(error).partition(": ")[2].rpartition("; ")[0]
+        notes = (f"There are no files of transformers: {without}.",)
+    usage = usage.replace("DIR", name)
+    write_card(folder, facts, name=name, library=library, usage=usage, notes=notes, tags=tags, license=license)
+    return without
 
 
 def _name_tokenizer(folder: Path, name: str) -> None:
@@ -131,23 +110,19 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     """Makes the repository on the hub if it is not there, and commits the folder to it; returns its address.
 
     Files of an earlier push that are not in the folder go.
-
-    Raises:
-        InputError: The hub knows nobody of that token, or does not let them write there.
-        PushFailed: It is not reached, breaks off, or fails.
     """
     hub: Any = require("huggingface_hub", "export")
-    constants: Any = require("huggingface_hub.constants", "export")
+    endpoint = require("huggingface_hub.constants", "export").ENDPOINT
     written = {file for file, _ in list_files(folder)}
-    interface = hub.HfApi(endpoint=constants.ENDPOINT)
-    with _progress(hub):
-        with _translated(name, constants.ENDPOINT, "nothing was sent"):
+    interface = hub.HfApi(endpoint=endpoint)
+    with _quiet_hub(hub):
+        with _translated(name, endpoint, "nothing was sent"):
             address = interface.create_repo(name, private=private, exist_ok=True)
             if private and not interface.repo_info(name).private:  # it was there already, and stays as it was
                 raise InputError(
                     f"{name}: is there already and is public; make it private first, or leave --private out"
                 )
-        with _translated(name, constants.ENDPOINT, "the repository has nothing of this push in it; push again"):
+        with _translated(name, endpoint, "the repository has nothing of this push in it; push again"):
             interface.upload_folder(
                 repo_id=name,
                 folder_path=folder,
@@ -158,7 +133,7 @@ def send(folder: Path, name: str, *, private: bool) -> str:
 
 
 @contextmanager
-def _progress(hub: Any) -> Iterator[None]:
+def _quiet_hub(hub: Any) -> Iterator[None]:
     """Shows the hub's progress bars in a terminal alone."""
     hidden = hub.utils.are_progress_bars_disabled()
     if not sys.stderr.isatty():
@@ -177,7 +152,7 @@ def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
     """Turns what huggingface_hub raises into one line: InputError for 401 and 403, PushFailed for all else."""
     try:
         yield
-    except (InputError, KeyboardInterrupt):
+    except InputError:
         raise
     # Its errors, those of the library under it and xet's have no common class; the cause stays attached.
     except Exception as error:
@@ -185,18 +160,14 @@ def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
         while (status := getattr(getattr(cause, "response", None), "status_code", None)) is None and cause.__cause__:
             cause = cause.__cause__
         if status == 401:
-            mend = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
-            raise InputError(f"{name}: {endpoint} does not know you; {mend}") from error
+            fix = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+            raise InputError(f"{name}: {endpoint} does not know you; {fix}") from error
         if status == 403:
             raise InputError(
                 f"{name}: {endpoint} does not let you write there; is ORG yours, and may the token write?"
             ) from error
-        said = f"answers {status} ({_message(cause)})" if status else f"cannot be reached ({one_line(cause, 120)})"
+        # The hub's own words are without the address and the request's number that the library adds.
+        words = getattr(cause, "server_message", None) or getattr(getattr(cause, "response", None), "reason_phrase", "")
+        answer = f"answers {status} ({' '.join(str(words).split())[:120]})"
+        said = answer if status else f"cannot be reached ({one_line(cause, 120)})"
         raise PushFailed(f"{name}: {endpoint} {said}; {state}") from error
-
-
-def _message(error: Any) -> str:
-    """The hub's own words, without the address and the request's number that the library adds."""
-    response = error.response
-    message = getattr(error, "server_message", None) or getattr(response, "reason_phrase", None) or response.reason
-    return " ".join(str(message).split())[:120]

@@ -1,7 +1,7 @@
 """Captions through a causal text tower at their own length: the same embeddings for a fraction of the work.
 
 open_clip pads each text to the context length (77 tokens), and a caption has about ten to twenty. In a tower whose
-attention is causal, and whose embedding is that of the end-of-text token, nothing behind that token has a part in the
+attention is causal, and whose embedding is that of the end-of-text token, nothing after that token has a part in the
 result or in a gradient. So the padding that all texts of a batch share can go: in training, where the tokens are made;
 in evaluation, where texts of similar length go together.
 """
@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-
-from cloob.errors import InputError
 
 _SWAPPING = threading.Lock()
 _STEP = 8
@@ -50,52 +48,6 @@ def causal_tower(model: nn.Module, context_length: int) -> str | None:
     return "" if tower is model else "text"
 
 
-def vocabulary_size(model: nn.Module) -> int | None:
-    """The number of tokens that the text tower of a model knows; None where it has no table of them to see."""
-    text = getattr(model, "text", None)
-    module: Any
-    for module in (text if isinstance(text, nn.Module) else model).modules():
-        table = getattr(module, "token_embedding", None)
-        if table is None and hasattr(module, "get_input_embeddings"):  # of transformers, some of which have none
-            with contextlib.suppress(NotImplementedError):
-                table = module.get_input_embeddings()
-        if isinstance(table, nn.Embedding):
-            return table.num_embeddings
-    return None
-
-
-def check_known(name: str, size: int, tokens: Tensor) -> None:
-    """Refuses tokens that a text tower does not know.
-
-    Args:
-        name: The model's, for the error.
-        size: How many it knows.
-        tokens: Integers of any shape; on the CPU, as a device would have to be waited for.
-
-    Raises:
-        InputError: One is unknown.
-    """
-    least, most = (int(token) for token in tokens.aminmax()) if tokens.numel() else (0, 0)
-    if least < 0 or most >= size:
-        raise InputError(
-            f"{name}: token {least if least < 0 else most} found, and its text tower knows 0 to {size - 1}; another "
-            "model's tokenizer makes such"
-        )
-
-
-class KnownTokenizer:
-    """A tokeniser that makes tokens that a text tower knows, or says so; goes to a loader's workers."""
-
-    def __init__(self, name: str, size: int, tokenizer: Callable[[list[str]], Tensor]) -> None:
-        self._name, self._size, self._tokenizer = name, size, tokenizer
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Tokens of n texts, (n, L) integers; errors as of ``check_known``."""
-        tokens = self._tokenizer(list(texts))
-        check_known(self._name, self._size, tokens)
-        return tokens
-
-
 def trimmed(tokens: Tensor) -> Tensor:
     """Tokens without the columns that are padding in every row, up to a multiple of 8.
 
@@ -122,7 +74,7 @@ class TrimmedTokenizer:
 
 
 def alone() -> contextlib.AbstractContextManager[Any]:
-    """Held while a causal tower reads its positions, which ``encode_short`` swaps: threads may share a model."""
+    """The lock for a causal tower's positions, which ``encode_short`` replaces: threads may share a model."""
     return contextlib.nullcontext() if torch.compiler.is_compiling() else _SWAPPING
 
 
@@ -151,15 +103,13 @@ def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = Fal
     Returns:
         (n, D), equal up to rounding to what the padded tokens give.
     """
-    holder = model.get_submodule(tower)
-    length = tokens.shape[1]
+    holder, length = model.get_submodule(tower), tokens.shape[1]
     prefix = ".".join(filter(None, ("model", tower)))
-    mask = holder.attn_mask
-    shorter = {
-        f"{prefix}.positional_embedding": holder.positional_embedding[:length],
-        f"{prefix}.attn_mask": torch.full_like(mask[0, 0], -torch.inf).expand(length, length).triu(1)
-        if new_mask
-        else mask[:length, :length],
-    }
+    if new_mask:
+        mask = torch.full_like(holder.attn_mask[0, 0], -torch.inf).expand(length, length).triu(1)
+    else:
+        mask = holder.attn_mask[:length, :length]
+    positions = holder.positional_embedding[:length]
+    shorter = {f"{prefix}.positional_embedding": positions, f"{prefix}.attn_mask": mask}
     features: Tensor = functional_call(_Text(model), shorter, (tokens,))
     return features

@@ -44,29 +44,46 @@ _MAX_WORDS, _MAX_LETTERS = 1 << 16, 32
 """So many words of so many letters are kept (about 15 MB); when they are full, all are forgotten."""
 
 
-class ClipTokenizer:
-    """The tokens that open_clip's ``SimpleTokenizer`` makes with its default cleaning, and those of its relatives.
-
-    Args:
-        model: The byte pairs, a ``tokenizers.models.BPE``.
-        specials: How a text writes the start and the end token, and their numbers.
-        context_length: L, tokens per text.
-        ending: What a text that is too long ends with: ``"kept"`` the end token, ``"cut"`` whatever stands there.
+class Tokenizer:
+    """Texts to tokens, for torch and for NumPy.
 
     Attributes:
-        context_length: L.
-        sot_token_id: What each row begins with.
-        eot_token_id: What each text ends with.
+        context_length: L, tokens per text.
         settings: What a model folder says of the tokenizer; None: it is open_clip's.
+    """
+
+    context_length: int
+    settings: dict[str, Any] | None = None
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Tokens of n texts, (n, L) int64."""
+        torch: Any = importlib.import_module("torch")  # without which an ONNX folder is searched
+        tensor: Tensor = torch.from_numpy(self.ids([texts] if isinstance(texts, str) else texts))
+        return tensor
+
+    def ids(self, texts: Sequence[str]) -> Tokens:
+        """As ``__call__``, without torch."""
+        raise NotImplementedError
+
+
+class ClipTokenizer(Tokenizer):
+    """The tokens that open_clip's ``SimpleTokenizer`` makes with its default cleaning, and those of its relatives.
+
+    ``specials`` are how a text writes the start and the end token, and their numbers. A text that is too long ends with
+    the end token where the ending is ``"kept"``, else with whatever stands there.
+
+    Attributes:
+        sot_token_id: What each row begins with.
+        eot_token_id: What each text ends with; zeros follow.
     """
 
     def __init__(self, model: Any, specials: dict[str, int], context_length: int = 77, ending: Ending = "kept") -> None:
         self.context_length = context_length
         self.sot_token_id, self.eot_token_id = specials.values()
-        known = {"kind": "clip", "specials": list(specials), "ending": ending}
-        self.settings = None if (*specials, ending) == (*SPECIALS, "kept") else known
+        if (*specials, ending) != (*SPECIALS, "kept"):
+            self.settings = {"kind": "clip", "specials": list(specials), "ending": ending}
         self._model, self._specials, self._ending = model, specials, ending
-        regex = require("regex", "onnx")
+        regex = require("regex", "onnx")  # the pattern of tokenizers knows other letters
         self._pieces = regex.compile("|".join((*map(regex.escape, specials), _PIECES)), regex.IGNORECASE)
         self._words: dict[str, tuple[int, ...]] = {}
 
@@ -81,11 +98,7 @@ class ClipTokenizer:
 
     @classmethod
     def read(cls, path: Path, specials: tuple[str, str], context_length: int, ending: Ending) -> Self:
-        """With the byte pairs of a file that :func:`clip_rules` is the content of.
-
-        Raises:
-            InputError: It has none, or does not know the special words.
-        """
+        """With the byte pairs of a file that :func:`clip_rules` is the content of; InputError where it has none."""
         with guarded(f"{path}: not CLIP's byte pairs"):
             rules = require("tokenizers", "onnx").Tokenizer.from_file(str(path))
             numbers = [rules.token_to_id(word) for word in specials]
@@ -97,22 +110,9 @@ class ClipTokenizer:
         """Without the words met so far."""
         return self.__dict__ | {"_words": {}}
 
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """Tokens of texts.
-
-        Args:
-            texts: n strings, or one.
-            context_length: L, if not the tokenizer's own.
-
-        Returns:
-            (n, L) int64: start, tokens, end, zeros. A text that is too long is cut.
-        """
-        return as_tensor(self.ids(texts, context_length))
-
-    def ids(self, texts: str | Sequence[str], context_length: int | None = None) -> Tokens:
+    def ids(self, texts: Sequence[str]) -> Tokens:
         """As ``__call__``, without torch."""
-        texts = [texts] if isinstance(texts, str) else texts
-        length = context_length or self.context_length
+        length = self.context_length
         rows = array("q")
         for text in texts:
             tokens = [self.sot_token_id, *self.encode(text, length)]
@@ -152,11 +152,7 @@ class ClipTokenizer:
 def clip_rules(tokenizer: ClipTokenizer, specials: Sequence[str], normalizers: Sequence[Any], *, lower: bool) -> Any:
     """A ``tokenizers.Tokenizer`` of the same byte pairs for other programs: start, tokens, end.
 
-    Args:
-        tokenizer: CLIP's.
-        specials: How a text writes the start and the end token there.
-        normalizers: What prepares a text.
-        lower: Whether special words are looked for in the prepared text.
+    Special words are looked for in the prepared text where ``lower`` is set.
     """
     library: Any = require("tokenizers", "train")
     start, end = zip(specials, (tokenizer.sot_token_id, tokenizer.eot_token_id), strict=True)
@@ -205,11 +201,7 @@ def guarded(what: str) -> Iterator[None]:
 
 
 def describe(tokenizer: Any) -> str:
-    """What tells a tokenizer from others: its vocabulary and rules if it can say them, else the tokens of a sentence.
-
-    Args:
-        tokenizer: Any of an encoder's; None where it has none.
-    """
+    """What tells a tokenizer from others: its vocabulary and rules, or else the tokens of a sentence."""
     if hasattr(tokenizer, "description"):
         return str(tokenizer.description())
     backend = getattr(getattr(tokenizer, "tokenizer", None), "backend_tokenizer", None)  # open_clip's, of transformers
@@ -221,9 +213,3 @@ def describe(tokenizer: Any) -> str:
     except Exception:  # there is none, or it is anybody's
         tokens = None
     return f"{getattr(tokenizer, 'settings', None)} {tokens} {rules}"
-
-
-def as_tensor(tokens: Tokens) -> Tensor:
-    """Tokens for torch, which is imported here: a search by an ONNX folder has its tokens without it."""
-    tensor: Tensor = importlib.import_module("torch").from_numpy(tokens)
-    return tensor

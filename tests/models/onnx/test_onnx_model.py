@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import pickle
 import shutil
 from pathlib import Path
 
-import onnx
 import pytest
 import torch
 
@@ -16,7 +14,7 @@ from cloob import load_model
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
-from cloob.models.onnx.contents import graphs_digest
+from cloob.models.onnx.plain import graphs_digest
 from cloob.models.runs import ONNX_FILE
 from support import refused, run_script
 
@@ -28,7 +26,7 @@ def loaded(exported: Path) -> DualEncoder:
     return load_model(exported, device="cpu")
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 70])
+@pytest.mark.parametrize("n", [0, 1, 7, 45])
 def test_rows_are_the_models(model: DualEncoder, loaded: DualEncoder, n: int) -> None:
     pixels = torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
     for own, wanted in (
@@ -41,12 +39,9 @@ def test_rows_are_the_models(model: DualEncoder, loaded: DualEncoder, n: int) ->
         torch.testing.assert_close(own, wanted, rtol=0, atol=5e-5)
 
 
-def test_texts_are_told_apart(loaded: DualEncoder) -> None:
-    rows = loaded.encode_text(TEXTS[:4])
-    assert (rows @ rows.T - torch.eye(4)).abs().max() < 0.999
-
-
-def test_what_else_it_says_is_the_models(model: DualEncoder, loaded: DualEncoder) -> None:
+def test_what_else_it_says_is_the_models(model: DualEncoder, loaded: DualEncoder, exported: Path) -> None:
+    made = {path.name for path in exported.iterdir()}
+    assert made >= {"image.onnx", "image.onnx.data", "text.onnx", "text.onnx.data", "tokenizer.json", "README.md"}
     assert loaded.config.kind == "onnx" and loaded.config.settings["precision"] == "float32"
     for name in ("name", "embed_dim", "context_length", "image_size", "mean", "std", "preprocess_cfg"):
         assert getattr(loaded, name) == getattr(model, name)
@@ -54,10 +49,9 @@ def test_what_else_it_says_is_the_models(model: DualEncoder, loaded: DualEncoder
     assert float(objective.inv_tau) == pytest.approx(30) and float(objective.beta) == pytest.approx(8)
 
 
-def test_copies_run(loaded: DualEncoder) -> None:
-    rows = loaded.encode_text(TEXTS[:3])
-    for other in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
-        assert torch.equal(other.encode_text(TEXTS[:3]), rows)
+def test_a_copy_runs(loaded: DualEncoder) -> None:
+    copy = pickle.loads(pickle.dumps(loaded))
+    assert torch.equal(copy.encode_text(TEXTS[:3]), loaded.encode_text(TEXTS[:3]))
 
 
 def test_graphs_of_another_model_beside_its_file_are_noticed(exported: Path, tmp_path: Path) -> None:
@@ -75,21 +69,6 @@ def claim(folder: Path, **changes: object) -> Path:
     content |= {"fingerprint": graphs_digest(folder)} | changes
     (folder / ONNX_FILE).write_text(json.dumps(content), encoding="utf-8")
     return folder
-
-
-@pytest.mark.parametrize("place", ["../secret", "ABSOLUTE"])
-def test_weights_outside_of_the_folder_are_not_read(exported: Path, tmp_path: Path, place: str) -> None:
-    folder = shutil.copytree(exported, tmp_path / "m")
-    secret = (folder / "image.onnx.data").rename(tmp_path / "secret")
-    graph = onnx.load(folder / "image.onnx", load_external_data=False)
-    for tensor in graph.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = str(secret) if place == "ABSOLUTE" else place
-    (folder / "image.onnx").write_bytes(graph.SerializeToString())
-    model = load_model(claim(folder), device="cpu")
-    with pytest.raises(InputError, match=r"image\.onnx: onnxruntime cannot run it \(.*(escapes|[Aa]bsolute)"):
-        model.encode_image(torch.zeros(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +112,6 @@ def test_it_does_not_train(loaded: DualEncoder, exported: Path, tmp_path: Path) 
         ("train", "--data", "demo:val", "--init", "EXPORTED", "--steps", "1", "--device", "cpu", "--out", "OUT"),
         ("convert", "EXPORTED", "OUT"),
         ("export", "EXPORTED", "OUT", "--to", "onnx"),
-        ("export", "EXPORTED", "OUT", "--to", "torch-export"),
     ],
 )
 def test_commands_that_need_weights_say_so(

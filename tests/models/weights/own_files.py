@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +95,6 @@ def write_transformers_clip(folder: Path, text_act: str, image_act: str, max_sha
         model = drawn(transformers.CLIPModel(config).eval())
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return model
-
-
-def write_tokenizer(folder: Path, change: Callable[[dict[str, Any]], object] = lambda rules: None) -> None:
-    """``tokenizer.json`` of ``CLIPTokenizer`` with a vocabulary of 40 words, changed."""
-    import transformers
-
-    letters = "abcdefghijklmnopqrs"
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = transformers.CLIPTokenizer({word: number for number, word in enumerate(words)}, [])
-    tokenizer.save_pretrained(folder)
-    rules = json.loads((folder / "tokenizer.json").read_text())
-    change(rules)
-    (folder / "tokenizer.json").write_text(json.dumps(rules))
 
 
 def open_clip_towers(seed: int = 0, **changes: Any) -> nn.Module:

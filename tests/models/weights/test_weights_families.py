@@ -83,7 +83,7 @@ def test_openai(tmp_path: Path, kind: str) -> None:
         own_files.scripted(state, tmp_path / "m.pt")
     else:
         state |= {key: torch.tensor(size) for key, size in sizes.items()}
-        torch.save(state, tmp_path / "m.pt", _use_new_zipfile_serialization=kind != "legacy")
+        torch.save(state, tmp_path / "m.pt")
     check_clip(load_model(tmp_path / "m.pt"), model)
 
 
@@ -109,17 +109,11 @@ def test_what_may_be_another_programs_is_taken_for_openais_with_a_warning(
     assert [said in message for message in caplog.messages] == [True] * warned
 
 
-@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin"])
-@pytest.mark.parametrize("quick_gelu", [True, False])
-def test_open_clip(tmp_path: Path, name: str, quick_gelu: bool) -> None:
-    model = own_files.open_clip_towers(quick_gelu=quick_gelu)
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": own_files.CLIP | {"quick_gelu": quick_gelu}, "preprocess_cfg": {}})
-    )
-    if name.endswith(".bin"):
-        torch.save(model.state_dict(), tmp_path / name)
-    else:
-        save_file(model.state_dict(), tmp_path / name)
+def test_open_clip(tmp_path: Path) -> None:
+    model = own_files.open_clip_towers(quick_gelu=False)
+    config = {"model_cfg": own_files.CLIP | {"quick_gelu": False}, "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     check_clip(load_model(tmp_path), model)
 
 
@@ -145,11 +139,10 @@ def test_rinna_in_shards(tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("shard", ["40KB"])
-def test_transformers_clip(tmp_path: Path, shard: str) -> None:
+def test_transformers_clip_in_shards(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    model = own_files.write_transformers_clip(tmp_path, "quick_gelu", "quick_gelu", shard)
-    assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "40KB")
+    model = own_files.write_transformers_clip(tmp_path, "quick_gelu", "quick_gelu", "40KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
     encoder = load_model(tmp_path)
     model.logit_scale.requires_grad_(False)
     images, tokens = inputs()
@@ -158,11 +151,5 @@ def test_transformers_clip(tmp_path: Path, shard: str) -> None:
         found = model(input_ids=tokens, pixel_values=images)
         return found.image_embeds, found.text_embeds
 
-    ours = features_of(encoder, images, tokens)
-    for mine, theirs in zip(ours, direct(), strict=True):
-        torch.testing.assert_close(nn.functional.normalize(mine, dim=-1), theirs, rtol=1e-4, atol=1e-5)
-    trained = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
-    step(lambda: features_of(encoder, images, tokens), trained)
-    step(direct, [parameter for parameter in model.parameters() if parameter.requires_grad])
     for mine, theirs in zip(features_of(encoder, images, tokens), direct(), strict=True):
-        torch.testing.assert_close(nn.functional.normalize(mine, dim=-1), theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(nn.functional.normalize(mine, dim=-1), theirs, rtol=1e-4, atol=1e-5)

@@ -7,13 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, one_line, require
-from cloob.evaluation.sets.labelled import LabelledSet, open_labelled
+from cloob.evaluation.sets.labelled import LabelledSet
 from cloob.evaluation.suite import evaluate
 from cloob.export.exported import quiet
-
-DEFAULT_SET = "demo:noto-emoji"
-"""Measured on where no set is given: it comes with the package."""
-_FLOAT, _INT = "float32", "int8"
 
 
 def quantise(source: Path, target: Path) -> None:
@@ -22,13 +18,6 @@ def quantise(source: Path, target: Path) -> None:
     Weights have 7 bits: on x86 processors without VNNI a product of 8 bits with 8 bits would saturate, and figures that
     are measured on one machine would not hold on another. Convolutions stay as they are, since onnxruntime's integer
     convolution is slower on a CPU than that of floats.
-
-    Args:
-        source: The graph in float32.
-        target: Where to.
-
-    Raises:
-        InputError: onnxruntime cannot do it.
     """
     quantization: Any = require("onnxruntime.quantization", "onnx")
     try:
@@ -47,36 +36,22 @@ def quantise(source: Path, target: Path) -> None:
         raise InputError(f"{source.stem} tower: onnxruntime cannot quantise it ({one_line(error, 200)})") from error
 
 
-def open_sets(names: Sequence[str]) -> list[LabelledSet]:
-    """The labelled sets to measure on."""
-    return [open_labelled(name) for name in names or (DEFAULT_SET,)]
-
-
-def measured(plain: Path, quantised: Path, sets: Sequence[LabelledSet]) -> tuple[str, ...]:
-    """What quantisation costs: a sentence a set, as ``cloob eval`` measures it.
-
-    Args:
-        plain: The ONNX folder in float32.
-        quantised: That in int8.
-        sets: Labelled sets.
-
-    Raises:
-        InputError: A set cannot be evaluated.
-    """
-    results = evaluate({_FLOAT: str(plain), _INT: str(quantised)}, sets)
+def measured(plain: Path, quantised: Path, sets: Sequence[LabelledSet]) -> list[str]:
+    """What quantisation costs: a sentence for each labelled set, as ``cloob eval`` measures it."""
+    results = evaluate({"float32": str(plain), "int8": str(quantised)}, sets)
     for failure in results.get("failures", ()):
         raise InputError(f"{failure['set'] or failure['model']}: {failure['error']}")
     rows = {row["model"]: row["zeroshot"] for row in results["rows"]}
-    return tuple(_sentence(data.name, rows, results["differences"]) for data in sets)
-
-
-def _sentence(name: str, rows: dict[str, Any], differences: list[dict[str, Any]]) -> str:
-    plain, quantised = (100 * rows[kind][name]["acc1"] for kind in (_FLOAT, _INT))
-    what = f"zero-shot {name}, top-1 of {rows[_INT][name]['n']:,} pictures"
-    said = f"{what}: {plain:.1f} % in float32, {quantised:.1f} % in int8"
-    for found in differences:
-        if found["metric"] == "acc1" and found["set"] == name:
-            sign = 1 if found["model"] == _INT else -1
-            low, high = sorted(100 * sign * found[end] for end in ("low", "high"))
-            return f"{said} (difference {quantised - plain:+.1f} points, 95 % interval {low:+.1f} … {high:+.1f})"
-    return said
+    sentences = []
+    for name in (data.name for data in sets):
+        before, after = (100 * rows[kind][name]["acc1"] for kind in ("float32", "int8"))
+        count = rows["int8"][name]["n"]
+        sentence = f"zero-shot {name}, top-1 of {count:,} pictures: {before:.1f} % in float32, {after:.1f} % in int8"
+        for pair in results["differences"]:
+            if pair["metric"] == "acc1" and pair["set"] == name:
+                sign = 1 if pair["model"] == "int8" else -1
+                low, high = sorted(100 * sign * pair[end] for end in ("low", "high"))
+                around = f"95 % interval {low:+.1f} … {high:+.1f}"
+                sentence += f" (difference {after - before:+.1f} points, {around})"
+        sentences.append(sentence)
+    return sentences

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,19 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, one_line, require
-from cloob.export.exported import Exported, quiet
-from cloob.export.programs.int8 import measured, open_sets, quantise
+from cloob.errors import InputError, one_line
+from cloob.evaluation.sets.labelled import open_labelled
+from cloob.export.exported import Exported, check_packages, quiet
+from cloob.export.programs.int8 import measured, quantise
 from cloob.export.programs.towers import Tower, checked, exportable, worst_difference
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.contents import IMAGE_FILE, TEXT_FILE
 from cloob.models.onnx.folder import write_config
+from cloob.models.onnx.plain import IMAGE_FILE, TEXT_FILE
 from cloob.models.onnx.session import Graph
-from cloob.models.onnx.tokens import store_tokenizer, tokenizer_note
-from cloob.models.runs import ONNX_FILE
+from cloob.models.onnx.tokens import tokenizer_note
 
 OPSET = 20
 """Of the standard's versions the first with GELU as one operator; onnxruntime runs it since 1.17."""
+DEFAULT_SET = "demo:noto-emoji"
+"""Measured on where no set is given: it comes with the package."""
+_FILES = {"image": IMAGE_FILE, "text": TEXT_FILE}
 _USAGE = """```python
 import cloob
 
@@ -76,38 +78,35 @@ print(images @ run("text.onnx", np.array(tokens)).T)
 
 
 def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets: Sequence[str] = ()) -> Exported:
-    """Writes the graphs of both towers into a folder, with the tokenizer and ``onnx.json``.
-
-    Args:
-        encoder: On the CPU, in float32.
-        folder: An empty folder.
-        int8: Whether the weights of matrix products are stored as 8-bit integers, and products computed in them.
-        sets: Labelled sets to measure the export on, in float32 and in int8; with ``int8`` alone.
-
-    Raises:
-        InputError: The towers cannot be exported, or the graphs do not compute what they do.
-    """
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        require(module, "onnx")
-    opened = open_sets(sets) if int8 else []
+    """Writes the graphs of both towers into a folder, with the tokenizer and ``onnx.json``."""
+    check_packages("onnx")
+    opened = [open_labelled(name) for name in sets or (DEFAULT_SET,)] if int8 else []
     with exportable(encoder) as towers, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-onnx-") as plain:
-        place = Path(plain) if int8 else folder
-        worst = {tower.kind: _export(encoder, tower, place) for tower in towers}
-        _complete(encoder, place, towers[1].pad, "float32")
-        if not int8:
-            return _summarise(encoder, folder, worst)
-        off = {}
-        for tower, name in zip(towers, (IMAGE_FILE, TEXT_FILE), strict=True):
-            quantise(place / name, folder / name)
-            off[tower.kind] = worst_difference(tower, _runner(folder / name, encoder))
-        _complete(encoder, folder, towers[1].pad, "int8")
-        return _summarise(encoder, folder, off, measured(place, folder, opened))
+        place, pad = Path(plain) if int8 else folder, towers[1].pad
+        worst = max(_export(encoder, tower, place) for tower in towers)
+        config = write_config(place, encoder, precision="float32", pad=pad)
+        notes = [f"Checked by onnxruntime: unit rows equal the model's to {worst:.0e}."]
+        if int8:
+            images, texts = (_quantise(encoder, tower, place, folder) for tower in towers)
+            config = write_config(folder, encoder, precision="int8", pad=pad)
+            notes = [
+                "Matrix products run in 8-bit integers, activations quantised as they come; convolutions in float32.",
+                f"Entries of unit rows differ from the model's by up to {images:.1g} (images) and {texts:.1g} (texts).",
+                *(f"What that costs, by `cloob eval`: {cost}." for cost in measured(place, folder, opened)),
+            ]
+    if pad is None:
+        notes.append(f"`{TEXT_FILE}` takes {encoder.context_length} tokens, padding included.")
+    else:
+        notes.append(f"`{TEXT_FILE}` also takes rows without the padding that all of them share ({pad}).")
+    notes.append(tokenizer_note(config["tokenizer"]))
+    summary = "cloob.load_model and any ONNX runtime read it"
+    return Exported("onnx", summary, _USAGE, tuple(notes), ("onnx",))
 
 
 def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     """Writes one tower's graph and checks it; returns how much an entry of its rows is off at most."""
     ends = ("pixel_values", "image_embeds") if tower.kind == "image" else ("input_ids", "text_embeds")
-    path = folder / (IMAGE_FILE if tower.kind == "image" else TEXT_FILE)
+    path = folder / _FILES[tower.kind]
     try:
         with quiet():
             program: Any = torch.onnx.export(
@@ -122,7 +121,7 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
             )
             _strip_metadata(program.model)
     except Exception as error:  # torch's, onnxscript's and onnx's have no common class
-        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        while isinstance(error.__cause__, Exception):
             error = error.__cause__  # the exporter wraps it in pages of advice
         reason = one_line(error, 200)
         raise InputError(f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower ({reason})") from None
@@ -136,47 +135,25 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     return checked(encoder.name, tower, _runner(path, encoder))
 
 
+def _quantise(encoder: DualEncoder, tower: Tower, source: Path, target: Path) -> float:
+    """Writes one tower's graph in int8; returns how much an entry of its rows is off at most."""
+    name = _FILES[tower.kind]
+    quantise(source / name, target / name)
+    return worst_difference(tower, _runner(target / name, encoder))
+
+
 def _runner(path: Path, encoder: DualEncoder) -> Callable[[Tensor], Tensor]:
     """A graph as a function of torch's tensors."""
     graph = Graph(path, encoder.embed_dim)
     return lambda items: torch.from_numpy(graph(items.numpy()))
 
 
-def _complete(encoder: DualEncoder, folder: Path, pad: int | None, precision: str) -> None:
-    """Writes what an ONNX folder has beside its graphs."""
-    tokenizer = store_tokenizer(encoder.tokenizer, folder, encoder.context_length)
-    write_config(folder, encoder, precision=precision, pad=pad, tokenizer=tokenizer)
-
-
 def _strip_metadata(model: Any) -> None:
     """Removes source locations, which contain local paths."""
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
+    nodes = list(model.graph.all_nodes())
+    values = [value for node in nodes for value in node.outputs]
+    values += [*model.graph.inputs, *model.graph.initializers.values()]
+    for part in (model, model.graph, *nodes, *values):
+        part.metadata_props.clear()
+    for node in nodes:
         node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-
-
-def _summarise(encoder: DualEncoder, folder: Path, worst: dict[str, float], costs: Sequence[str] = ()) -> Exported:
-    """What the card says of the folder."""
-    config = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
-    images, texts = worst["image"], worst["text"]
-    if config["precision"] == "int8":
-        notes = [
-            "Matrix products run in 8-bit integers, activations quantised as they come; convolutions stay in float32.",
-            f"Entries of unit rows differ from the model's by up to {images:.1g} (images) and {texts:.1g} (texts).",
-        ]
-        notes += [f"What that costs, by `cloob eval`: {cost}." for cost in costs]
-    else:
-        notes = [f"Checked by onnxruntime: unit rows equal the model's to {max(images, texts):.0e}."]
-    if config["pad"] is None:
-        notes.append(f"`{TEXT_FILE}` takes {encoder.context_length} tokens, padding included.")
-    else:
-        notes.append(f"`{TEXT_FILE}` also takes rows without the padding that all of them share ({config['pad']}).")
-    notes.append(tokenizer_note(config["tokenizer"]))
-    summary = "cloob.load_model and any ONNX runtime read it"
-    return Exported("onnx", summary, _USAGE, tuple(notes), ("onnx",))

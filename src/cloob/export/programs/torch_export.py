@@ -28,16 +28,12 @@ rows = encode_text(input_ids)  # (n, L) int64 -> (n, D) unit rows
 
 
 def export_torch(encoder: DualEncoder, folder: Path) -> Exported:
-    """Writes the programs of both towers of an encoder on the CPU, in float32, into an empty folder.
-
-    Raises:
-        InputError: The towers cannot be exported, or the programs, read back, do not compute what they do.
-    """
+    """Writes the programs of both towers of an encoder on the CPU, in float32, into an empty folder."""
     with exportable(encoder) as towers:
         worst = max(_export(encoder, tower, folder) for tower in towers)
-        pad = towers[1].pad
-    length = f"{encoder.context_length} tokens, padding included"
-    texts = length if pad is None else f"2 to {encoder.context_length} tokens: without the padding that all rows share"
+        trims = towers[1].pad is not None
+    most = encoder.context_length
+    texts = f"2 to {most} tokens: without the padding that all rows share" if trims else f"{most}, padding included"
     notes = (
         f"Read back and checked for 1, 2 and 7 items: unit rows equal the model's to {worst:.0e}.",
         f"`{TEXT_FILE}` takes rows of {texts}.",
@@ -54,17 +50,12 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
             program = torch.export.export(
                 tower.module, tower.example(), dynamic_shapes=tower.dynamic_shapes(), strict=False
             )
-            _without_origins(program)
+            for module in program.graph_module.modules():
+                for node in getattr(module, "graph", program.graph).nodes:
+                    node.meta.pop("stack_trace", None)  # paths of this machine
             torch.export.save(program, path)
             run: Any = torch.export.load(path).module()
     except Exception as error:  # torch.export's errors have no common class
-        said = f"torch.export cannot take its {tower.kind} tower ({one_line(error, 200)})"
-        raise InputError(f"{encoder.name}: {said}") from error
+        reason = one_line(error, 200)
+        raise InputError(f"{encoder.name}: torch.export cannot take its {tower.kind} tower ({reason})") from error
     return checked(encoder.name, tower, run)
-
-
-def _without_origins(program: Any) -> None:
-    """Takes out where in which source file each operation comes from: paths of this machine."""
-    for module in program.graph_module.modules():
-        for node in getattr(module, "graph", program.graph).nodes:
-            node.meta.pop("stack_trace", None)

@@ -19,6 +19,7 @@ from cloob.errors import InputError
 from cloob.models.aligned.encoders import TextEncoder
 from cloob.models.aligned.model import AlignedTowers
 from cloob.models.encoder import DualEncoder
+from cloob.models.encoding import evaluating
 from cloob.models.texts import causal_tower, encode_short
 
 TOLERANCE = 1e-4
@@ -67,12 +68,7 @@ class Tower:
 
 
 class Rows(nn.Module):
-    """One tensor to unit rows.
-
-    Args:
-        model: What holds the weights.
-        encode: Makes rows of the model and the tensor.
-    """
+    """One tensor to unit rows."""
 
     def __init__(self, model: Any, encode: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
@@ -85,41 +81,34 @@ class Rows(nn.Module):
 
 @contextmanager
 def exportable(encoder: DualEncoder) -> Iterator[tuple[Tower, Tower]]:
-    """Both towers of an encoder, image and text; its mode and layout are as before afterwards.
-
-    The encoder is on the CPU, in float32.
-    """
+    """Both towers of an encoder on the CPU, in float32; its modes and layout are as before afterwards."""
     encoder.check_weights()
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
     images, tokens = _samples(encoder)
-    with torch.no_grad():
+    channels_last = encoder._layout == torch.channels_last
+    with evaluating(encoder):
         wanted = encoder(images, tokens)
-        channels_last = encoder._layout == torch.channels_last
         try:
             encoder.set_channels_last(False)
-            image_side = Rows(_side(encoder.model, image=True), lambda model, pixels: model.encode_image(pixels))
-            image = Tower("image", image_side.eval(), images, wanted[0])
-            yield image, _text(encoder, tokens, wanted[1])
+            image = Rows(_side(encoder.model, image=True), lambda model, pixels: model.encode_image(pixels))
+            yield Tower("image", image.eval(), images, wanted[0]), _text(encoder, tokens, wanted[1])
         finally:
             encoder.set_channels_last(channels_last)
-            for module, training in modes:
-                module.training = training
 
 
 def worst_difference(tower: Tower, run: Callable[[Tensor], Tensor]) -> float:
     """The largest difference of an entry between a program's rows and the encoder's, for 1, 2 and 7 items.
 
     Texts that may come without padding are tried at their own length too.
-
-    Raises:
-        InputError: The program gives rows of another shape, or not finite ones.
     """
     worst = 0.0
     for n in _BATCHES:
-        for items in _lengths(tower, tower.samples[:n]):
-            rows = run(items.contiguous())
-            wanted = tower.wanted[:n]
+        items, wanted = tower.samples[:n], tower.wanted[:n]
+        tried = [items]
+        if tower.pad is not None:
+            longest = int(((items != tower.pad) * torch.arange(1, items.shape[1] + 1)).max())
+            tried.append(items[:, : max(longest, 2)].contiguous())
+        for some in tried:
+            rows = run(some)
             if rows.shape != wanted.shape or not bool(torch.isfinite(rows).all()):
                 raise InputError(f"the {tower.kind} tower's program gives {tuple(rows.shape)} numbers, not all finite")
             worst = max(worst, float((rows - wanted).abs().max()))
@@ -127,11 +116,7 @@ def worst_difference(tower: Tower, run: Callable[[Tensor], Tensor]) -> float:
 
 
 def checked(name: str, tower: Tower, run: Callable[[Tensor], Tensor]) -> float:
-    """As :func:`worst_difference`, refused above ``TOLERANCE``.
-
-    Raises:
-        InputError: The program does not compute what the tower does.
-    """
+    """As :func:`worst_difference`; InputError above ``TOLERANCE``."""
     worst = worst_difference(tower, run)
     if worst > TOLERANCE:
         raise InputError(
@@ -139,13 +124,6 @@ def checked(name: str, tower: Tower, run: Callable[[Tensor], Tensor]) -> float:
             "nothing is written"
         )
     return worst
-
-
-def _lengths(tower: Tower, items: Tensor) -> Iterator[Tensor]:
-    yield items
-    if tower.pad is not None:
-        longest = int(((items != tower.pad) * torch.arange(1, items.shape[1] + 1)).max())
-        yield items[:, : max(longest, 2)]
 
 
 def _text(encoder: DualEncoder, tokens: Tensor, wanted: Tensor) -> Tower:
@@ -175,20 +153,13 @@ def _samples(encoder: DualEncoder) -> tuple[Tensor, Tensor]:
     """Seven pictures of noise, smooth and rough, and the tokens of seven texts."""
     generator = torch.Generator().manual_seed(0)
     size = encoder.image_size
-    sides = (2, 3, 5, 8, 13, 21, size)
-    pictures = [
-        F.interpolate(torch.rand(1, 3, side, side, generator=generator), size, mode="bilinear") for side in sides
-    ]
+    noise = [torch.rand(1, 3, side, side, generator=generator) for side in (2, 3, 5, 8, 13, 21, size)]
+    pictures = torch.cat([F.interpolate(picture, size, mode="bilinear") for picture in noise])
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (encoder.mean, encoder.std))
-    images = (torch.cat(pictures) - mean) / std
     try:
         tokens = encoder.tokenizer(list(_TEXTS))
     except InputError:  # a model that takes tokens alone
-        tokens = torch.randint(1, _vocabulary(encoder), (len(_TEXTS), encoder.context_length), generator=generator)
-    return images, tokens
-
-
-def _vocabulary(encoder: DualEncoder) -> int:
-    """How many different tokens a text tower without a tokenizer takes."""
-    sizes = [module.num_embeddings for module in encoder.model.modules() if isinstance(module, nn.Embedding)]
-    return max(sizes, default=2)
+        tables = [module.num_embeddings for module in encoder.model.modules() if isinstance(module, nn.Embedding)]
+        shape = (len(_TEXTS), encoder.context_length)
+        tokens = torch.randint(1, max(tables, default=2), shape, generator=generator)
+    return (pictures - mean) / std, tokens

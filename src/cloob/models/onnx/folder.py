@@ -1,4 +1,4 @@
-"""An ONNX folder (:mod:`cloob.models.onnx.contents`): written, and read as the encoder that runs its graphs."""
+"""An ONNX folder (:mod:`cloob.models.onnx.plain`): written, and read as the encoder that runs its graphs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.onnx.contents import FORMAT, graphs_digest, read_contents
+from cloob.models.onnx.plain import FORMAT, PlainEncoder, graphs_digest
 from cloob.models.onnx.session import Graph
-from cloob.models.onnx.tokens import read_tokenizer
+from cloob.models.onnx.tokens import store_tokenizer
 from cloob.models.runs import ONNX_FILE
 from cloob.models.weights.blocks import Towers
 
@@ -47,18 +47,8 @@ class _Tower(nn.Module):
         return torch.from_numpy(self.graph(array)).to(items.device)
 
 
-def write_config(
-    folder: Path, encoder: DualEncoder, *, precision: str, pad: int | None, tokenizer: dict[str, Any]
-) -> None:
-    """Writes ``onnx.json`` beside the graphs.
-
-    Args:
-        folder: With both graphs.
-        encoder: What they were made of.
-        precision: ``"float32"`` or ``"int8"``.
-        pad: The padding that texts may come without; None: the graph takes L tokens alone.
-        tokenizer: From :func:`cloob.models.onnx.tokens.store_tokenizer`.
-    """
+def write_config(folder: Path, encoder: DualEncoder, *, precision: str, pad: int | None) -> dict[str, Any]:
+    """Writes the tokenizer and ``onnx.json``; texts may lack the padding ``pad``. Returns what ``onnx.json`` says."""
     content = {
         "format": FORMAT,
         "name": encoder.name,
@@ -68,25 +58,17 @@ def write_config(
         "precision": precision,
         "pad": pad,
         "preprocess_cfg": encoder.preprocess_cfg,
-        "tokenizer": tokenizer,
+        "tokenizer": store_tokenizer(encoder.tokenizer, folder, encoder.context_length),
         "fingerprint": graphs_digest(folder),
     }
     (folder / ONNX_FILE).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+    return content
 
 
 def load(folder: Path, objective: dict[str, Any]) -> OnnxEncoder:
-    """The encoder of such a folder; its graphs are opened when they are first used.
-
-    Args:
-        folder: The model folder.
-        objective: What its ``objective.json`` says.
-
-    Raises:
-        InputError: A file is missing, damaged or does not fit the others.
-    """
-    found = read_contents(folder)
-    images = _Tower(found.images, torch.float32, found.preprocess_cfg)
-    towers = Towers(images, _Tower(found.texts, torch.int64), found.logit_scale)
-    tokenizer = read_tokenizer(folder, found.tokenizer, found.context_length)
-    config = EncoderConfig("onnx", found.embed_dim, found.context_length, found.settings)
-    return OnnxEncoder(found.name, towers, tokenizer, config, objective)
+    """The encoder of such a folder; InputError where a file is missing, damaged or does not fit the others."""
+    plain = PlainEncoder(folder)
+    images = _Tower(plain.image_graph, torch.float32, plain.preprocess_cfg)
+    towers = Towers(images, _Tower(plain.text_graph, torch.int64), plain.logit_scale)
+    config = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
+    return OnnxEncoder(plain.name, towers, plain.tokenizer, config, objective)

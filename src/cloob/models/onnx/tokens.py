@@ -15,24 +15,19 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from cloob.errors import InputError, require
 from cloob.models.runs import ONNX_FILE
-from cloob.models.tokenizer import SPECIALS, ClipTokenizer, Tokens, clip_rules
+from cloob.models.tokenizer import SPECIALS, ClipTokenizer, Tokenizer, clip_rules
 from cloob.models.weights.tokens import HUB_FILE, FileTokenizer, NoTokenizer, RinnaTokenizer
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_CLEANINGS = ("whitespace", "lower", "canonicalize")
-"""open_clip's, by name."""
 CLIP_NOTE = (
     "`tokenizer.json` gives the model's tokens but for texts that ftfy mends beyond single characters: HTML entities "
     "(`&amp;`), text that was decoded wrongly (`Ã¶`), escapes of terminals."
 )
+_CLEANINGS = ("whitespace", "lower", "canonicalize")  # open_clip's
 _DROPPED = "[\\x00-\\x08\\x0b\\x0e-\\x1f\\x7f\\u206a-\\u206f\\ufeff\\ufff9-\\ufffc]"
 _LIGATURES = {"Ĳ": "IJ", "ĳ": "ij", "ŉ": "'n", "Ǆ": "DŽ", "ǅ": "Dž", "ǆ": "dž", "Ǉ": "LJ", "ǈ": "Lj", "ǉ": "lj"}
 _LIGATURES |= {"Ǌ": "NJ", "ǋ": "Nj", "ǌ": "nj", "Ǳ": "DZ", "ǲ": "Dz", "ǳ": "dz", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl"}
@@ -43,24 +38,8 @@ _CASED = r"(?!\p{Case_Ignorable})\p{Cased}"
 _LAST_SIGMA = rf"{_CASED}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_CASED})"
 
 
-class Tokenizer(Protocol):
-    """Texts to tokens, for torch and for NumPy."""
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        """Tokens of n texts, (n, L) int64."""
-        ...
-
-    def ids(self, texts: Sequence[str]) -> Tokens:
-        """As ``__call__``, without torch."""
-        ...
-
-
 def read_tokenizer(folder: Path, settings: dict[str, Any], context_length: int) -> Tokenizer:
-    """The tokenizer that the settings in ``onnx.json`` ask for.
-
-    Raises:
-        InputError: They are none, or its file is missing or damaged.
-    """
+    """The tokenizer that ``onnx.json`` asks for; InputError where its file is missing or damaged."""
     kind = settings.get("kind")
     if kind == "none":
         return NoTokenizer(f"{folder / ONNX_FILE}: the model has no tokenizer; give tokens, not texts")
@@ -78,41 +57,29 @@ def read_tokenizer(folder: Path, settings: dict[str, Any], context_length: int) 
 
 
 def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[str, Any]:
-    """Writes a tokenizer's file into a folder.
-
-    Args:
-        tokenizer: Of a ``DualEncoder``.
-        folder: Where to.
-        context_length: L.
-
-    Returns:
-        What ``onnx.json`` says of it.
-    """
+    """Writes the file of a ``DualEncoder``'s tokenizer for L tokens; returns what ``onnx.json`` says of it."""
     if isinstance(tokenizer, RinnaTokenizer):
         (folder / RinnaTokenizer.FILE).write_bytes(tokenizer.content)
         return {"kind": "rinna"}
     library: Any = require("tokenizers", "onnx")
-    settings: dict[str, Any]
+    settings: dict[str, Any] = {"kind": "json", "clean": None, "strip": None}
+    pad, side = 0, "right"
     if isinstance(tokenizer, ClipTokenizer):
         settings = tokenizer.settings or {"kind": "clip", "specials": list(SPECIALS), "ending": "kept"}
         rules = clip_rules(tokenizer, settings["specials"], _cleaning(library), lower=True)
-        pad, side = 0, "right"
     elif isinstance(tokenizer, FileTokenizer):
-        settings = {"kind": "json", "clean": None, "strip": None}
-        rules, pad, side = tokenizer.rules(), tokenizer.pad or 0, "right"
-    else:
-        original, clean, strip = _hub_parts(tokenizer)
-        if original is None:
-            takes = isinstance(tokenizer, NoTokenizer)
-            own = f"its own ({type(tokenizer).__name__}) has no form in a file"
-            return {"kind": "none", "why": "the model takes tokens" if takes else own}
-        settings = {"kind": "json", "clean": clean, "strip": strip}
+        rules, pad = tokenizer.rules(), tokenizer.pad or 0
+    elif (original := _of_transformers(tokenizer, settings)) is not None:
         rules = library.Tokenizer.from_str(original.backend_tokenizer.to_str())
         pad, side = int(original.pad_token_id), str(original.padding_side)
+    elif isinstance(tokenizer, NoTokenizer):
+        return {"kind": "none", "why": "the model takes tokens"}
+    else:
+        return {"kind": "none", "why": f"its own ({type(tokenizer).__name__}) has no form in a file"}
     rules.enable_padding(direction=side, pad_id=pad, pad_token=rules.id_to_token(pad) or "", length=context_length)
     rules.enable_truncation(context_length)
     (folder / HUB_FILE).write_text(rules.to_str(), encoding="utf-8")
-    return dict(settings)
+    return settings
 
 
 def tokenizer_note(settings: dict[str, Any]) -> str:
@@ -147,14 +114,14 @@ def _cleaning(library: Any) -> list[Any]:
     ]
 
 
-def _hub_parts(tokenizer: Any) -> tuple[Any, str | None, int | None]:
-    """The fast tokenizer of transformers that another one wraps, its cleaning, and the token that it strips."""
+def _of_transformers(tokenizer: Any, settings: dict[str, Any]) -> Any:
+    """The fast tokenizer of transformers that another one wraps; its cleaning and stripping go into the settings."""
     original: Any = getattr(tokenizer, "original", None)  # a PaddedTokenizer's
-    cleaning = strip = None
     module = sys.modules.get("open_clip.tokenizer")
     if module is not None and type(tokenizer) is module.HFTokenizer and not tokenizer.tokenizer_mode:
-        cleaning = next((name for name in _CLEANINGS if tokenizer.clean_fn is module.get_clean_fn(name)), None)
-        original = tokenizer.tokenizer if cleaning is not None else None
-        strip = int(tokenizer.tokenizer.sep_token_id) if tokenizer.strip_sep_token else None
+        cleanings = {module.get_clean_fn(name): name for name in _CLEANINGS}
+        settings["clean"] = cleanings.get(tokenizer.clean_fn)
+        settings["strip"] = int(tokenizer.tokenizer.sep_token_id) if tokenizer.strip_sep_token else None
+        original = tokenizer.tokenizer if settings["clean"] is not None else None
     usable = getattr(original, "backend_tokenizer", None) is not None and original.pad_token_id is not None
-    return (original, cleaning, strip) if usable else (None, None, None)
+    return original if usable else None

@@ -1,4 +1,4 @@
-"""Transformer blocks for towers that open_clip does not have: norms before or after, separate query, key and value.
+"""Parts of towers that open_clip does not have: blocks with norms before or after, separate query, key and value.
 
 Shapes: n items, L positions, d the width, h heads.
 """
@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_LAYERS = 256
 Gelu = Literal["tanh", "exact"]
 
 
 class Attention(nn.Module):
-    """Attention of every position to all, or to those that a mask allows.
-
-    Args:
-        width: d.
-        heads: h, a divisor of d.
-    """
+    """Attention of every position to all, or to those that a mask allows."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -29,15 +27,9 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Attends.
+        """(n, L, d) to (n, L, d).
 
-        Args:
-            x: (n, L, d).
-            queries: (n, L) bool: where it is False, a position attends to all positions alike.
-            keys: (n, L) bool: where it is False, nobody attends to the position.
-
-        Returns:
-            (n, L, d).
+        Where ``queries`` (n, L) is False, a position attends to all alike; where ``keys`` is, none attends to it.
         """
         n, length, width = x.shape
         query, key, value = (
@@ -53,37 +45,28 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each with its norm and a residual.
-
-    Args:
-        width: d.
-        heads: h.
-        hidden: Width of the feed-forward layer.
-        eps: Of the norms.
-        norm_first: Norm before each part, as in ViT; else after the residual, as in BERT.
-        gelu: Which GELU.
-    """
+    """Attention and a feed-forward layer with residuals; norms before each as in ViT, else after as in BERT."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float, *, norm_first: bool, gelu: Gelu) -> None:
         super().__init__()
-        self.norm_first, self.gelu = norm_first, gelu
+        self.norm_first, self.approximate = norm_first, "tanh" if gelu == "tanh" else "none"
         self.attention = Attention(width, heads)
-        self.norm_1 = nn.LayerNorm(width, eps)
+        self.norm_1, self.norm_2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
         self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.norm_2 = nn.LayerNorm(width, eps)
 
     def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         """(n, L, d) to (n, L, d); masks as in ``Attention``."""
+        rows: Tensor
         if self.norm_first:
             x = x + self.attention(self.norm_1(x), queries, keys)
-            return x + self._feed(self.norm_2(x))
-        x = self.norm_1(x + self.attention(x, queries, keys))
-        rows: Tensor = self.norm_2(x + self._feed(x))
+            rows = x + self._feed(self.norm_2(x))
+        else:
+            x = self.norm_1(x + self.attention(x, queries, keys))
+            rows = self.norm_2(x + self._feed(x))
         return rows
 
     def _feed(self, x: Tensor) -> Tensor:
-        approximate = "tanh" if self.gelu == "tanh" else "none"
-        rows: Tensor = self.shrink(F.gelu(self.expand(x), approximate=approximate))
+        rows: Tensor = self.shrink(F.gelu(self.expand(x), approximate=self.approximate))
         return rows
 
 
@@ -103,14 +86,7 @@ class Blocks(nn.ModuleList):
 
 
 class Patches(nn.Module):
-    """Pixels to a row a patch with a class row in front, positions added.
-
-    Args:
-        image_size: Side of the square picture, pixels.
-        patch_size: Side of a patch, pixels.
-        width: d.
-        bias: Whether the projection of patches has one.
-    """
+    """Pixels to a row a patch with a class row in front, positions added."""
 
     def __init__(self, image_size: int, patch_size: int, width: int, *, bias: bool) -> None:
         super().__init__()
@@ -126,13 +102,7 @@ class Patches(nn.Module):
 
 
 class Towers(nn.Module):
-    """What a ``DualEncoder`` asks of an open_clip module, for two towers of our own.
-
-    Args:
-        visual: Pixels to features; with ``preprocess_cfg``.
-        text: Tokens to features.
-        logit_scale: ln τ⁻¹; on the CPU, wherever the towers are built.
-    """
+    """What a ``DualEncoder`` asks of an open_clip module, for two towers of our own; ``logit_scale`` is ln τ⁻¹."""
 
     def __init__(self, visual: nn.Module, text: nn.Module, logit_scale: float) -> None:
         super().__init__()
@@ -158,12 +128,5 @@ class Towers(nn.Module):
 
 def preprocess(size: int, mean: Any, std: Any, interpolation: str) -> dict[str, Any]:
     """open_clip's ``preprocess_cfg`` of a tower; ``interpolation`` may be ``"lanczos"`` as well."""
-    return {
-        "size": size,
-        "mode": "RGB",
-        "mean": mean,
-        "std": std,
-        "interpolation": interpolation,
-        "resize_mode": "shortest",
-        "fill_color": 0,
-    }
+    settings = {"size": size, "mode": "RGB", "mean": mean, "std": std, "interpolation": interpolation}
+    return settings | {"resize_mode": "shortest", "fill_color": 0}

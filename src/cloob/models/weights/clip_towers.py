@@ -1,116 +1,54 @@
-"""open_clip's towers from a checked configuration, built without memory and filled from a file."""
+"""open_clip's towers from a configuration or from the shapes of weights, filled from a file."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from cloob.errors import InputError
+from cloob.errors import InputError, one_line
 from cloob.models.towers import open_clip, translated
-from cloob.models.weights.blocks import preprocess
-from cloob.models.weights.keymap import Part, fill
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_LAYERS = 256
-_SCALING = (Tensor.__truediv__, Tensor.__mul__, Tensor.__rmul__, Tensor.div, Tensor.mul, torch.div, torch.mul)
-_IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.triu_)
-_BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\..+")
-_STAGE = re.compile(r"visual\.layer([1-4])\.(\d+)\..+")
-
-
-class Unfilled(TorchFunctionMode):
-    """Leaves out what gives fresh weights their values: without memory there are none.
-
-    torch has the shapes of such operations from Python code that brings torch.compile, which takes longer than all
-    else here.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.randn and "generator" not in kwargs and (empty := torch.empty(*args, **kwargs)).is_meta:
-            return empty
-        if func in _SCALING and len(args) == 2 and not kwargs:
-            tensors = [value for value in args if isinstance(value, Tensor)]
-            if len(tensors) == 1 and tensors[0].is_meta and tensors[0].is_floating_point():
-                return torch.empty(tensors[0].shape, dtype=tensors[0].dtype, device="meta")
-        if func in _IN_PLACE or getattr(func, "__module__", "") == nn.init.__name__:
-            tensor = args[0] if args else kwargs.get("tensor")
-            if isinstance(tensor, Tensor) and tensor.is_meta:
-                return tensor
-        return func(*args, **kwargs)
+from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, preprocess
+from cloob.models.weights.keymap import Part, fill, without_memory
 
 
 def infer_config(path: Path, tensors: Mapping[str, Tensor], text_heads: int | None = None) -> dict[str, Any]:
     """open_clip's ``model_cfg`` of a CLIP with QuickGELU, from the shapes of its weights.
 
-    Args:
-        path: The file, for errors.
-        tensors: By open_clip's names.
-        text_heads: Of the text tower; None: a head is 64 wide, as in all of OpenAI's models. Heads of the image tower
-            always are.
-
-    Raises:
-        InputError: A tensor that says a size is missing or has another number of dimensions.
+    Heads are 64 wide, as in all of OpenAI's models; those of the text tower may be given.
     """
 
-    def shape(key: str, dimensions: int) -> tuple[int, ...]:
-        tensor = tensors.get(key)
-        if tensor is None or len(tensor.shape) != dimensions or 0 in tensor.shape:
-            state = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-            raise InputError(f"{path}: not a CLIP model's weights: {key} is {state}")
-        return tensor.shape
+    def count(numbered: str) -> int:
+        return len({match[1] for key in tensors if (match := re.match(numbered, key))})
 
-    vocabulary, width = shape("token_embedding.weight", 2)
-    heads = text_heads or width // 64
-    if not heads or width % heads:
-        raise InputError(f"{path}: a text tower {width} wide cannot have {heads} heads")
-    text = {
-        "context_length": shape("positional_embedding", 2)[0],
-        "vocab_size": vocabulary,
-        "width": width,
-        "heads": heads,
-        "layers": _count(path, tensors, text=True),
-    }
-    return {
-        "embed_dim": shape("text_projection", 2)[1],
-        "quick_gelu": True,
-        "vision_cfg": _infer_vision(path, tensors, shape),
-        "text_cfg": text,
-    }
-
-
-def _infer_vision(path: Path, tensors: Mapping[str, Tensor], shape: Any) -> dict[str, Any]:
-    if "visual.proj" in tensors:
-        width, _, patch, _ = shape("visual.conv1.weight", 4)
-        side = math.isqrt(shape("visual.positional_embedding", 2)[0] - 1)
-        if width % 64:
-            raise InputError(f"{path}: an image tower {width} wide does not have heads of 64")
-        layers = _count(path, tensors, text=False)
-        return {"image_size": patch * side, "layers": layers, "width": width, "patch_size": patch}
-    stages: list[set[int]] = [set(), set(), set(), set()]
-    for key in tensors:
-        if match := _STAGE.fullmatch(key):
-            stages[int(match[1]) - 1].add(int(match[2]))
-    width = shape("visual.layer1.0.conv1.weight", 4)[0]
-    side = math.isqrt(shape("visual.attnpool.positional_embedding", 2)[0] - 1)
-    if not all(0 < len(stage) <= MAX_LAYERS for stage in stages) or width * 32 % 64 or not side:
-        raise InputError(f"{path}: not the image tower of a CLIP model")
-    return {"image_size": side * 32, "layers": [len(stage) for stage in stages], "width": width, "patch_size": None}
-
-
-def _count(path: Path, tensors: Mapping[str, Tensor], *, text: bool) -> int:
-    numbers = {match[2] for key in tensors if (match := _BLOCK.fullmatch(key)) and (match[1] is None) == text}
-    if not 0 < len(numbers) <= MAX_LAYERS:
-        raise InputError(f"{path}: its {'text' if text else 'image'} tower has {len(numbers)} blocks")
-    return len(numbers)
+    try:
+        vocabulary, width = tensors["token_embedding.weight"].shape
+        text = {
+            "context_length": len(tensors["positional_embedding"]),
+            "vocab_size": vocabulary,
+            "width": width,
+            "heads": text_heads or width // 64,
+            "layers": count(r"transformer\.resblocks\.(\d+)\."),
+        }
+        if "visual.proj" in tensors:
+            wide, _, patch, _ = tensors["visual.conv1.weight"].shape
+            cells = len(tensors["visual.positional_embedding"])
+            layers: Any = count(r"visual\.transformer\.resblocks\.(\d+)\.")
+        else:
+            wide, patch = len(tensors["visual.layer1.0.conv1.weight"]), None
+            cells = len(tensors["visual.attnpool.positional_embedding"])
+            layers = [count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+        side = (patch or 32) * math.isqrt(cells - 1)
+        vision = {"image_size": side, "layers": layers, "width": wide, "patch_size": patch}
+        embed_dim = tensors["text_projection"].shape[1]
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: not a CLIP model's weights ({one_line(error)})") from None
+    return {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
 
 
 def beside_its_name(path: Path) -> str:
@@ -125,20 +63,11 @@ def is_plain(config: Mapping[str, Any]) -> bool:
 
 
 def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: str) -> Any:
-    """open_clip's module on the meta device.
-
-    Args:
-        config: A ``model_cfg`` that ``is_plain``.
-        preprocess_cfg: What differs from CLIP's own.
-        where: What the error names.
-
-    Raises:
-        InputError: open_clip cannot build it.
-    """
+    """open_clip's module of a config that ``is_plain``, on the meta device; InputError where it cannot be built."""
     library = open_clip()
     options = {key: value for key, value in config.items() if key != "custom_text"}
     kind = library.CustomTextCLIP if config.get("custom_text") else library.CLIP
-    with translated(where), torch.device("meta"), Unfilled():
+    with translated(where), without_memory():
         model = kind(**options)
     clip = preprocess(model.visual.image_size, CLIP_MEAN, CLIP_STD, "bicubic")
     model.visual.preprocess_cfg = clip | dict(preprocess_cfg)
@@ -146,22 +75,12 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: s
 
 
 def filled(
-    model: Any,
-    path: Path,
-    tensors: dict[str, Tensor],
-    plan: Mapping[str, Part],
-    ignored: frozenset[str] = frozenset(),
+    model: Any, path: Path, tensors: dict[str, Tensor], plan: Mapping[str, Part], ignored: Iterable[str] = ()
 ) -> Any:
-    """The module with a file's weights, and with the causal mask that no file holds; errors as of ``fill``."""
+    """The module with a file's weights, and with the causal mask that no file holds; arguments as of ``fill``."""
     fill(model, path, tensors, plan, ignored)
     for module in model.modules():
         mask = getattr(module, "attn_mask", None)
-        if isinstance(mask, torch.Tensor) and mask.is_meta:
+        if isinstance(mask, Tensor) and mask.is_meta:
             module.attn_mask = torch.full(mask.shape, -torch.inf).triu_(1)
-    left = [name for name, value in _tensors(model) if value.is_meta]
-    assert not left, left
     return model.eval()
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]

@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ _NUMBERS = ("f2", "f4", "f8", "i4", "i8")
 
 @dataclass
 class TorchFile:
-    """What a file of torch holds: plain values and tensors, which are mapped from the file where that is possible.
+    """What a file of torch holds: plain values, and tensors that are mapped from the file where that is possible.
 
     Attributes:
         path: The file.
@@ -91,14 +92,14 @@ def is_torch(path: Path) -> bool:
 
 def read_torch(path: Path) -> TorchFile:
     """What ``torch.save`` or ``torch.jit.save`` wrote; InputError if it is none, is damaged or asks for code."""
-    if not zipfile.is_zipfile(path):
-        return TorchFile(path, _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True)))
-    check_zip(path)
-    with zipfile.ZipFile(path) as archive:
-        scripted = any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
-    if scripted:
-        return TorchFile(path, _read(path, lambda: _scripted(path)), scripted=True)
-    return TorchFile(path, _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=True)))
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        check_zip(path)
+        with zipfile.ZipFile(path) as archive:
+            scripted = any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
+        if scripted:
+            return TorchFile(path, _read(path, lambda: _scripted(path)), scripted=True)
+    return TorchFile(path, _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)))
 
 
 def check_zip(path: Path) -> None:
@@ -126,15 +127,16 @@ def read_arrays(path: Path) -> Any:
 
 
 def array(path: Path, where: str, value: Any) -> Tensor:
-    """A tensor, in memory of its own, of an array that ``read_arrays`` gave; InputError if it is none of numbers."""
+    """A tensor of an array that ``read_arrays`` gave, in the array's memory; InputError if it is none of numbers."""
     if not isinstance(value, _Array) or not isinstance(value.dtype, _DType) or value.dtype.name not in _NUMBERS:
         raise InputError(f"{path}: {where} is no array of numbers")
 
     def made() -> Tensor:
-        order = ">" if value.dtype.order == ">" else "<"
-        flat = np.frombuffer(value.data, f"{order}{value.dtype.name}")
+        flat = np.frombuffer(value.data, f"{value.dtype.order}{value.dtype.name}")
         shaped = flat.reshape(value.shape, order="F" if value.fortran else "C")
-        return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), order="C"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the bytes of a pickle are not to be written to, and are not
+            return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), copy=False))
 
     return _read(path, made)
 
@@ -152,28 +154,16 @@ def _read(path: Path, load: Callable[[], T]) -> T:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's unpickler, for which a name outside its list is an error.
-
-    Args:
-        file: The pickle.
-        names: What stands for each (module, name).
-        storage: The storage for a persistent id of torch's.
-        scripted: Whether ``__torch__`` classes stand for ``_Module``.
-    """
+    """Python's unpickler: a name outside its list is an error; ``storage`` is for TorchScript archives."""
 
     def __init__(
-        self,
-        file: Any,
-        names: Mapping[tuple[str, str], Any],
-        storage: Callable[[Any], Any] | None = None,
-        *,
-        scripted: bool = False,
+        self, file: Any, names: Mapping[tuple[str, str], Any], storage: Callable[[Any], Any] | None = None
     ) -> None:
         super().__init__(file)
-        self._names, self._storage, self._scripted = names, storage, scripted
+        self._names, self._storage = names, storage
 
     def find_class(self, module: str, name: str) -> Any:
-        if self._scripted and module.partition(".")[0] == "__torch__":
+        if self._storage is not None and module.partition(".")[0] == "__torch__":
             return _Module
         if (module, name) not in self._names:
             raise pickle.UnpicklingError(f"asks for {module}.{name}, which no file of weights needs")
@@ -218,8 +208,8 @@ def _scripted(path: Path) -> dict[str, Tensor]:
         ("torch.jit._pickle", "build_intlist"): tuple,
         ("collections", "OrderedDict"): dict,
     } | {("torch", name): name for name in _STORAGES}
-    root = _Unpickler(io.BytesIO(reader.get_record("data.pkl")), names, storage, scripted=True).load()
-    found: dict[str, Tensor] = {}
+    root = _Unpickler(io.BytesIO(reader.get_record("data.pkl")), names, storage).load()
+    tensors: dict[str, Tensor] = {}
     walk, seen = [("", root)], {id(root)}
     while walk:
         prefix, module = walk.pop()
@@ -228,21 +218,21 @@ def _scripted(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: its modules are not the plain tree that torch.jit.save writes")
         for key, value in state.items():
             if isinstance(value, Tensor):
-                found[f"{prefix}{key}"] = value
+                tensors[f"{prefix}{key}"] = value
             elif isinstance(value, _Module) and id(value) not in seen:
                 seen.add(id(value))
                 walk.append((f"{prefix}{key}.", value))
-    return found
+    return tensors
 
 
 class _DType:
     """A description of numbers, such as ``f4``, and their order of bytes."""
 
     def __init__(self, name: str, align: Any = False, copy: Any = False) -> None:
-        self.name, self.order = name, "="
+        self.name, self.order = name, "<"
 
     def __setstate__(self, state: Any) -> None:
-        self.order = state[1]
+        self.order = ">" if state[1] == ">" else "<"
 
 
 class _Array:
@@ -257,24 +247,26 @@ class _Array:
         _, self.shape, self.dtype, self.fortran, self.data = state
 
 
+def _array(state: Any) -> _Array:
+    made = _Array()
+    made.__setstate__(state)
+    return made
+
+
 def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
     """An array whose state is still to come."""
     return _Array()
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    made = _Array()
-    made.__setstate__((1, shape, dtype, order == "F", data))
-    return made
+    return _array((1, shape, dtype, order == "F", data))
 
 
 def _jax_array(make: Any, arguments: Any, state: Any, aval: Any) -> _Array:
     """An array of jax, which calls what it is given; here that must be numpy's function."""
     if make is not _reconstruct:
         raise pickle.UnpicklingError("holds an array that is made by something else than numpy")
-    made = _Array()
-    made.__setstate__(state)
-    return made
+    return _array(state)
 
 
 class _Nothing:
@@ -287,14 +279,11 @@ class _Nothing:
 _ARRAYS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _DType,
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     ("jax._src.array", "_reconstruct_array"): _jax_array,
     ("haiku._src.data_structures", "FlatMapping"): dict,
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
     ("optax._src.base", "EmptyState"): _Nothing,
-    ("optax._src.transform", "ScaleByAdamState"): _Nothing,
-    ("optax._src.transform", "ScaleByScheduleState"): _Nothing,
+    **{("optax._src.transform", f"ScaleBy{name}State"): _Nothing for name in ("Adam", "Schedule")},
     ("optax._src.wrappers", "MaskedState"): _Nothing,
 }

@@ -25,45 +25,32 @@ from cloob.models.weights.folders import INDEX, WEIGHTS_FILES
 
 _OURS = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE, ONNX_FILE, CHECKPOINTS_FOLDER, MODEL_FOLDER)
 PORT = ":port"
-"""What stands behind the name of a crowsonkb file that is to compute as that repository's port to torch does."""
+"""Ends the name of a crowsonkb file that is to compute as that repository's port to torch does."""
 
 
 def is_foreign(source: str) -> bool:
     """Whether a source of ``load_model`` is a file, a folder that another program wrote, or a public name."""
     name = source.removesuffix(PORT)
     path = Path(name)
-    if path.is_file():
-        return True
     if not path.exists():
         return name in registry.MODELS or registry.suggestion(name) is not None
-    return path.is_dir() and _folder_config(path) is not None
+    return path.is_file() or _folder_config(path) is not None
 
 
 def has_towers(folder: Path) -> bool:
-    """Whether a folder with a ``config.json`` holds both towers, ours or another program's, not a text encoder alone.
-
-    Raises:
-        InputError: The file is no configuration.
-    """
+    """Whether a folder with a ``config.json`` holds both towers, ours or another program's."""
     config = read_json(folder / "config.json")
     return config_file(folder).is_file() or hf_clip.matches(config) or rinna.matches(config)
 
 
 def meant_file(folder: Path) -> str:
     """A clause that names a file of weights in a folder which is no model; empty where there is none."""
-    try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_ENDINGS[:3] and path.is_file())
-    except OSError:
-        files = []
+    files = sorted(path for path in folder.glob("*") if path.suffix in WEIGHTS_ENDINGS[:3] and path.is_file())
     return f"; did you mean {files[0]}?" if files else ""
 
 
 def load_foreign(source: str) -> DualEncoder:
-    """The encoder of a file, folder or name for which ``is_foreign`` holds.
-
-    Raises:
-        InputError: It is of no known family, or damaged, or not to be trusted; or cannot be fetched.
-    """
+    """The encoder of a file, folder or name for which ``is_foreign`` holds."""
     name, port = source.removesuffix(PORT), source.endswith(PORT)
     path, config = Path(name), None
     if not path.exists():
@@ -83,40 +70,33 @@ def _folder_config(folder: Path) -> Path | None:
         return None
     config = folder / "config.json"
     names = [name for weights in WEIGHTS_FILES for name in (weights, f"{weights}{INDEX}")]
-    return config if config.is_file() or any((folder / name).is_file() for name in names) else None
+    return config if any((folder / name).is_file() for name in (config.name, *names)) else None
 
 
 def _load_folder(folder: Path) -> DualEncoder:
-    file = _folder_config(folder)
-    assert file is not None, folder
+    file = folder / "config.json"
     check_folder(folder)
     config = read_json(file)
     if rinna.matches(config):
         return rinna.load(folder, config)
     if hf_clip.matches(config):
         return hf_clip.load(folder, config)
-    said = f"model_type is {str(config['model_type'])[:40]!r}" if "model_type" in config else "no model_type"
-    meant = meant_file(folder)
-    raise InputError(f"{file}: {said}; 'clip' (CLIPModel) or 'cloob' (rinna) is wanted{meant}")
+    kind = f"model_type is {str(config['model_type'])[:40]!r}" if "model_type" in config else "no model_type"
+    raise InputError(f"{file}: {kind}; 'clip' (CLIPModel) or 'cloob' (rinna) is wanted{meant_file(folder)}")
 
 
 def _load_file(path: Path, config: dict[str, Any] | None, *, port: bool) -> DualEncoder:
-    if path.suffix in (".safetensors", ".json", ".npz", ".npy"):
-        raise InputError(f"{path}: {_beside(path)}")
-    if not is_torch(path):
-        if crowsonkb.matches(path):
-            gelu: Any = "exact" if port else "tanh"
-            return crowsonkb.load(path, config, gelu)
-        raise InputError(f"{path}: neither a file of torch's nor a pickle of arrays, so not weights that are known")
-    content = read_torch(path)
-    if mljku.matches(content):
-        return mljku.load(content)
-    if openai.matches(content):
-        return openai.load(content)
-    raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
-
-
-def _beside(path: Path) -> str:
     if path.suffix == ".safetensors":
-        return "weights alone; give the folder that they lie in with their configuration"
-    return "not a file of weights; .pt, .pkl or a folder is wanted"
+        raise InputError(f"{path}: weights alone; give the folder that they lie in with their configuration")
+    if path.suffix in (".json", ".npz", ".npy"):
+        raise InputError(f"{path}: not a file of weights; .pt, .pkl or a folder is wanted")
+    if is_torch(path):
+        content = read_torch(path)
+        if mljku.matches(content):
+            return mljku.load(content)
+        if openai.matches(content):
+            return openai.load(content)
+        raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
+    if crowsonkb.matches(path):
+        return crowsonkb.load(path, config, "exact" if port else "tanh")
+    raise InputError(f"{path}: neither a file of torch's nor a pickle of arrays, so not weights that are known")

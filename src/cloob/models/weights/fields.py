@@ -1,9 +1,8 @@
-"""The fields of a stranger's configuration, each with its kind and range checked."""
+"""The fields of a configuration that anyone may have written, read with their kind and range."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,10 @@ from cloob.errors import InputError, printable
 
 RESIZE_MODES = ("shortest", "longest", "squash")
 """How open_clip makes a picture square."""
-LARGEST = 1 << 24
-"""No width, depth, vocabulary or picture of a model is larger."""
-
-
-_FARTHEST = 1e6  # of a colour, so that normalised pixels stay finite
 
 
 class Fields:
-    """A config's object, whose fields are taken with their kind and range checked.
+    """A configuration's object; each method reads one field, and raises InputError where it is not as wanted.
 
     Args:
         path: The file, for errors.
@@ -31,45 +25,51 @@ class Fields:
         self.path, self.values, self.prefix = path, values, prefix
 
     def inside(self, key: str) -> Fields:
-        """The object under a key; InputError if there is none."""
+        """The object under a key."""
         value = self.values.get(key)
         if not isinstance(value, dict):
             raise self.wrong(key, "an object")
         return Fields(self.path, value, f"{self.prefix}{key}.")
 
-    def integer(self, key: str, default: int | None = None, least: int = 1, most: int = LARGEST) -> int:
+    def integer(self, key: str, default: int | None = None, least: int = 1, most: int = 1 << 24) -> int:
         """A whole number."""
         value = self.values.get(key, default)
         if type(value) is not int or not least <= value <= most:
             raise self.wrong(key, f"a whole number from {least} to {most}")
         return value
 
+    def divisor(self, key: str, of: int, default: int | None = None) -> int:
+        """A whole number that divides another one, as heads do a width."""
+        value = self.integer(key, default)
+        if of % value:
+            raise self.wrong(key, f"a divisor of {of}")
+        return value
+
     def number(self, key: str, default: float | None = None, *, positive: bool = True) -> float:
         """A finite number."""
-        value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.wrong(key, "a finite number")
-        if positive and not 0 < value < 1e6:
-            raise self.wrong(key, "a positive number")
+        value: Any = self.values.get(key, default)
+        least = 1e-30 if positive else -1e6
+        if type(value) not in (int, float) or not least <= value < 1e6:
+            raise self.wrong(key, "a positive number" if positive else "a finite number")
         return float(value)
 
-    def one_of(self, key: str, options: tuple[str, ...], default: str | None = None) -> str:
-        """One of some words."""
+    def one_of(self, key: str, options: Sequence[Any], default: Any = None) -> Any:
+        """One of some values."""
         value = self.values.get(key, default)
         if value not in options:
             raise self.wrong(key, " or ".join(map(repr, options)))
-        return str(value)
+        return value
 
-    def channels(self, key: str, default: list[float] | None = None, *, positive: bool = False) -> tuple[float, ...]:
-        """Three finite numbers, one a colour."""
+    def channels(
+        self, key: str, default: Sequence[float] | None = None, *, positive: bool = False
+    ) -> tuple[float, ...]:
+        """Three numbers, one a colour, that leave normalised pixels finite."""
         value = self.values.get(key, default)
-        kinds = isinstance(value, list | tuple) and all(
-            isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item) for item in value
-        )
-        least = 1 / _FARTHEST if positive else -_FARTHEST
-        if not kinds or len(value) != 3 or not least <= min(value) <= max(value) <= _FARTHEST:
-            raise self.wrong(key, f"three numbers from {least:g} to {_FARTHEST:g}")
-        return tuple(float(item) for item in value)
+        least = 1e-6 if positive else -1e6
+        numbers = isinstance(value, list | tuple) and all(type(item) in (int, float) for item in value)
+        if not numbers or len(value) != 3 or not all(least <= item <= 1e6 for item in value):
+            raise self.wrong(key, f"three numbers from {least:g} to 1e+06")
+        return tuple(map(float, value))
 
     def wrong(self, key: str, wanted: str) -> InputError:
         """The error for a field."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +19,7 @@ from cloob.models.weights.tokens import clip_tokenizer
 
 logger = logging.getLogger(__name__)
 
-_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 _SIZES = frozenset({"input_resolution", "context_length", "vocab_size"})
-_OPEN_CLIP_STEMS = frozenset(Path(name).stem for name in HUB_WEIGHTS_FILES)
-_HALVED = frozenset({torch.float16, torch.float32})
 
 
 def matches(file: TorchFile) -> bool:
@@ -38,11 +34,11 @@ def load(file: TorchFile) -> DualEncoder:
     if not file.scripted and not _SIZES & tensors.keys():
         _check_whose(path, tensors)
     config = infer_config(path, tensors)
-    _check_sizes(path, tensors, config)
     model = build(config, {}, str(path))
-    model = filled(model, path, tensors, same_names(model), _SIZES & tensors.keys())
+    model = filled(model, path, tensors, same_names(model), _SIZES)
     text = config["text_cfg"]
-    tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], _SPECIALS, "kept")
+    specials = "<|startoftext|>", "<|endoftext|>"
+    tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], specials, "kept")
     objective = clip_objective(scale_of(path, "logit_scale", model.logit_scale))
     return DualEncoder(path.stem, model, tokenizer, EncoderConfig.open_clip(config), objective)
 
@@ -52,29 +48,14 @@ def _check_whose(path: Path, tensors: dict[str, Tensor]) -> None:
 
     Both have the same keys, and neither activation nor heads are in the weights. OpenAI's are part float16.
     """
-    if path.stem in _OPEN_CLIP_STEMS:
+    if path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}:
         raise InputError(
             f"{path}: open_clip's weights, which do not say their towers; give the folder, if open_clip_config.json "
             f"is in it, or {beside_its_name(path)}"
         )
-    if {tensor.dtype for tensor in tensors.values()} != _HALVED:
+    if {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
         logger.warning(
             "%s: taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give %s",
             path,
             beside_its_name(path),
         )
-
-
-def _check_sizes(path: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """Holds the archive's three numbers against the shapes of its weights."""
-    shapes = {
-        "input_resolution": config["vision_cfg"]["image_size"],
-        "context_length": config["text_cfg"]["context_length"],
-        "vocab_size": config["text_cfg"]["vocab_size"],
-    }
-    for key in _SIZES & tensors.keys():
-        tensor = tensors[key]
-        if tensor.shape != () or tensor.dtype != torch.int64:
-            raise InputError(f"{path}: {key} is no whole number")
-        if int(tensor) != shapes[key]:
-            raise InputError(f"{path}: {key} is {int(tensor)}, but its weights are of a model with {shapes[key]}")

@@ -7,59 +7,38 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError, one_line, require
 from cloob.models.importing import import_open_clip
-from cloob.models.tokenizer import ClipTokenizer, Ending, Tokens, as_tensor, guarded
+from cloob.models.tokenizer import ClipTokenizer, Ending, Tokenizer, Tokens, guarded
 from cloob.models.untrusted import read_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CLIP_VOCABULARY = 49408
 HUB_FILE = "tokenizer.json"
 
 
-class NoTokenizer:
-    """In the place of a tokenizer that is not there: such a model takes tokens, and says so of texts.
-
-    Args:
-        why: The line of the error.
-        settings: What a model folder says of the tokenizer.
-    """
+class NoTokenizer(Tokenizer):
+    """In the place of a missing tokenizer: the model takes tokens, and texts are an error that says why."""
 
     def __init__(self, why: str, settings: dict[str, Any] | None = None) -> None:
-        self._why = why
-        self.settings = settings
+        self._why, self.settings = why, settings
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes nothing, as there is nothing."""
 
-    def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """Raises InputError."""
-        raise InputError(self._why)
-
-    def ids(self, texts: str | Sequence[str]) -> Tokens:
+    def ids(self, texts: Sequence[str]) -> Tokens:
         """Raises InputError."""
         raise InputError(self._why)
 
 
-class FileTokenizer:
-    """The tokens of a ``tokenizer.json``, in rows of L.
+class FileTokenizer(Tokenizer):
+    """The tokens of a ``tokenizer.json``, in rows of L; InputError where the file makes none.
 
-    Args:
-        path: The file.
-        context_length: L.
-        pad: What rows are filled up with; None: the file says how.
-        end: What a text that is too long ends with, for whoever writes the tokenizer's configuration.
-        clean: Which of open_clip's cleanings a text goes through first; None for none.
-        strip: The token that zeros take the place of; None for none.
-
-    Raises:
-        InputError: The file cannot be read, or makes no tokens of a text.
+    Rows are filled up with ``pad``, or as the file says. ``clean`` is one of open_clip's cleanings, which goes first;
+    zeros take the place of the token ``strip``.
     """
 
     def __init__(
@@ -74,46 +53,23 @@ class FileTokenizer:
     ) -> None:
         self.path, self.context_length, self.pad, self.end = path, context_length, pad, end
         self.clean, self.strip = clean, strip
-        self.settings: dict[str, Any] = {"kind": "hub", "pad": pad, "end": end}
+        self.settings = {"kind": "hub", "pad": pad, "end": end}
         with guarded(f"{path}: not a tokenizer"):
-            self._rules = require("tokenizers", "align").Tokenizer.from_file(str(path))
+            self._rules = require("tokenizers", "train").Tokenizer.from_file(str(path))
             if pad is not None:
-                self._rules.enable_padding(
-                    pad_id=pad, pad_token=self._rules.id_to_token(pad) or "", length=context_length
-                )
+                word = self._rules.id_to_token(pad) or ""
+                self._rules.enable_padding(pad_id=pad, pad_token=word, length=context_length)
                 self._rules.enable_truncation(context_length)
         self.ids(["A photo of 3 red hearts."])
 
-    def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """Tokens of n texts, (n, L) int64."""
-        return as_tensor(self.ids(texts))
-
-    def ids(self, texts: str | Sequence[str]) -> Tokens:
+    def ids(self, texts: Sequence[str]) -> Tokens:
         """As ``__call__``, without torch; open_clip's cleanings import it all the same."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
         if self.clean is not None:
             texts = list(map(import_open_clip(".tokenizer").get_clean_fn(self.clean), texts))
         with guarded(f"{self.path}: makes no tokens of a text"):
-            rows = [encoding.ids for encoding in self._rules.encode_batch(texts)]
+            rows = [encoding.ids for encoding in self._rules.encode_batch(list(texts))]
             tokens = np.array(rows, np.int64).reshape(len(texts), self.context_length)
         return tokens if self.strip is None else np.where(tokens == self.strip, 0, tokens)
-
-    def check_clip(self, start: str, end: str) -> None:
-        """Refuses rules that are not those of transformers' ``CLIPTokenizer``, which reads no rules from the file.
-
-        Args:
-            start: The word that rows begin with.
-            end: The word that texts end with.
-
-        Raises:
-            InputError: The file has other rules.
-        """
-        capital, small, composed, letter = self.ids(["A  B", "a b", "E\u0301", "\u00e9"]).tolist()
-        words = capital[0], self.end if self.end in small else None
-        if words != (self._rules.token_to_id(start), self._rules.token_to_id(end)):
-            raise InputError(f"{self.path}: puts no {start!r} before and {end!r} behind a text, as CLIPTokenizer does")
-        if capital != small or composed != letter:
-            raise InputError(f"{self.path}: makes no text lower-case, NFC and singly spaced, as CLIPTokenizer does")
 
     def description(self) -> str:
         """The vocabulary and the rules, as one text."""
@@ -130,25 +86,13 @@ class FileTokenizer:
         """Writes what a tokenizer of transformers needs into a folder."""
         (folder / HUB_FILE).write_text(self.rules().to_str(), encoding="utf-8")
         pad, end = (self._rules.id_to_token(number) for number in (self.pad, self.end))
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": self.context_length,
-            "pad_token": pad,
-            "eos_token": end,
-        }
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": self.context_length}
+        config |= {"pad_token": pad, "eos_token": end}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-class RinnaTokenizer:
-    """rinna's Japanese pieces by sentencepiece alone: the text in lower case, ``[CLS]`` in front, no end token.
-
-    Args:
-        path: ``spiece.model``.
-        context_length: L.
-
-    Raises:
-        InputError: sentencepiece is not installed, or cannot read the file.
-    """
+class RinnaTokenizer(Tokenizer):
+    """rinna's Japanese pieces by sentencepiece alone: the text in lower case, ``[CLS]`` in front, no end token."""
 
     FILE = "spiece.model"
     PAD = 3
@@ -165,20 +109,14 @@ class RinnaTokenizer:
         try:
             return library.SentencePieceProcessor(model_proto=self.content)
         except Exception as error:
-            reason = " ".join(str(error).split())[:100]
-            raise InputError(f"{self.path}: not a model of sentencepiece ({reason})") from None
+            raise InputError(f"{self.path}: not a model of sentencepiece ({one_line(error, 100)})") from None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the processor, which is made again where it is needed."""
         return self.__dict__ | {"_processor": None}
 
-    def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """Tokens of n texts, (n, L) int64."""
-        return as_tensor(self.ids(texts))
-
-    def ids(self, texts: str | Sequence[str]) -> Tokens:
+    def ids(self, texts: Sequence[str]) -> Tokens:
         """As ``__call__``, without torch."""
-        texts = [texts] if isinstance(texts, str) else texts
         rows = np.full((len(texts), self.context_length), self.PAD, np.int64)
         for row, text in zip(rows, texts, strict=True):
             ids = [self._CLS, *self._encode(text)][: self.context_length]
@@ -203,7 +141,7 @@ class RinnaTokenizer:
 
 def clip_tokenizer(
     path: Path, vocabulary: int, context_length: int, specials: tuple[str, str], ending: Ending
-) -> ClipTokenizer | NoTokenizer:
+) -> Tokenizer:
     """CLIP's tokenizer for a model with CLIP's vocabulary; for another one a placeholder that raises InputError."""
     if vocabulary == CLIP_VOCABULARY:
         original = import_open_clip(".tokenizer").SimpleTokenizer(context_length=context_length)
@@ -212,7 +150,7 @@ def clip_tokenizer(
     return NoTokenizer(why, {"kind": "clip", "specials": list(specials), "ending": ending})
 
 
-def hub_tokenizer(folder: Path, context_length: int, pad: int, end: int) -> FileTokenizer | NoTokenizer:
+def hub_tokenizer(folder: Path, context_length: int, pad: int, end: int) -> Tokenizer:
     """The tokenizer in a folder of Hugging Face's, or a placeholder that raises InputError when called."""
     if (folder / HUB_FILE).is_file():
         return FileTokenizer(folder / HUB_FILE, context_length, pad, end)
@@ -220,17 +158,8 @@ def hub_tokenizer(folder: Path, context_length: int, pad: int, end: int) -> File
     return NoTokenizer(why, {"kind": "hub", "pad": pad, "end": end})
 
 
-def stored_tokenizer(path: Path, settings: Any, text: dict[str, Any]) -> Any:
-    """The tokenizer that the settings in a model folder ask for.
-
-    Args:
-        path: The file that the settings are in.
-        settings: As the ``settings`` of the tokenizer that was saved.
-        text: open_clip's ``text_cfg``.
-
-    Raises:
-        InputError: They are none.
-    """
+def stored_tokenizer(path: Path, settings: Any, text: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that the settings in a model folder ask for; InputError where they are none."""
     length, vocabulary = text.get("context_length", 77), text.get("vocab_size", CLIP_VOCABULARY)
     match settings:
         case {"kind": "clip", "specials": [str(start), str(end)], "ending": "cut" | "kept" as ending} if start and end:

@@ -22,12 +22,7 @@ _FORMAT = 1
 
 
 def towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor]) -> dict[str, bytes | dict[str, Tensor]]:
-    """The files of a model folder by their names, but for ``objective.json``; ``save_model`` writes them.
-
-    Args:
-        encoder: With towers of ``crowsonkb`` or ``rinna``.
-        weights: The towers' ``state_dict``, on the CPU.
-    """
+    """The files of a model folder by their names, but for ``objective.json``; ``save_model`` writes them."""
     content = {"format": _FORMAT, "name": encoder.name, **encoder.config.settings}
     files: dict[str, bytes | dict[str, Tensor]] = {
         TOWERS_FILE: json.dumps(content, indent=2, allow_nan=False).encode(),
@@ -39,36 +34,25 @@ def towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor]) -> dict[st
 
 
 def load(folder: Path, content: dict[str, Any], objective: dict[str, Any]) -> DualEncoder:
-    """The encoder of such a folder.
-
-    Args:
-        folder: The model folder.
-        content: What its ``towers.json`` says.
-        objective: What its ``objective.json`` says; empty: the configuration's own.
-
-    Raises:
-        InputError: A file is missing, damaged or does not fit the others.
-    """
-    where = folder / TOWERS_FILE
+    """The encoder of such a folder; InputError where a file is missing, damaged or does not fit the others."""
+    where, weights = folder / TOWERS_FILE, folder / TOWERS_WEIGHTS_FILE
     fields = Fields(where, content)
-    fields.integer("format", least=_FORMAT, most=_FORMAT)
+    fields.one_of("format", (_FORMAT,))
     family = fields.one_of("family", (crowsonkb.FAMILY, rinna.FAMILY))
     config = dict(fields.inside("config").values)
     name = str(content.get("name", folder.name))
-    weights = folder / TOWERS_WEIGHTS_FILE
     if not weights.is_file():
         raise InputError(f"{folder}: no {TOWERS_WEIGHTS_FILE} beside {TOWERS_FILE}")
-    tensors = read_safetensors(weights)
     if family == crowsonkb.FAMILY:
-        gelu: Any = fields.one_of("gelu", ("tanh", "exact"))
-        towers = crowsonkb.build(where, config, gelu, len(tensors))
+        gelu = fields.one_of("gelu", ("tanh", "exact"))
+        towers = crowsonkb.build(where, config, gelu)
     else:
-        towers = rinna.build(where, config, len(tensors))
-    fill(towers, weights, tensors, same_names(towers))
+        towers = rinna.build(where, config)
+    fill(towers, weights, read_safetensors(weights), same_names(towers))
     if family == crowsonkb.FAMILY:
         encoder = crowsonkb.encoder(name, where, towers, config, gelu)
     else:
-        encoder = rinna.encoder(name, folder, where, towers, config)
+        encoder = rinna.encoder(name, folder, towers, config)
     if objective:
         encoder.objective_config = objective
     return encoder
