@@ -143,6 +143,7 @@ def test_images_as_bytes_and_as_paths(tmp_path: Path, image: MakeImage, kind: st
     for column, expected in (("s", [1, 2]), ("b", [1, 2]), ("p", [1, 1])):
         source = open_source(path, image_column=column, caption_column="text")
         assert [source.read(i).image for i in range(2)] == [image(i) for i in expected]
+    assert open_source(path, image_column="p", caption_column="p").read(0).caption == "a.png"  # one column can be both
 
 
 def test_bad_rows_are_counted_by_reason(tmp_path: Path, image: MakeImage) -> None:

@@ -213,13 +213,13 @@ def _checked(table: pa.Table) -> pa.Table:
 
 def _convert(path: Path, target: Path, columns: Sequence[str] | None) -> None:
     """Writes columns of a Parquet file as an Arrow stream, whose dictionaries may differ from batch to batch."""
+    names = list(dict.fromkeys(columns)) if columns else None  # one may be both
     try:
         with parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
-            schema = file.schema_arrow
-            schema = pa.schema([schema.field(name) for name in columns]) if columns else schema
+            schema = pa.schema([file.schema_arrow.field(name) for name in names]) if names else file.schema_arrow
             with pa.ipc.new_stream(sink, schema) as writer:
-                for batch in file.iter_batches(_ROWS, columns=list(dict.fromkeys(schema.names))):
-                    writer.write_batch(batch.select(schema.names) if columns else batch)
+                for batch in file.iter_batches(_ROWS, columns=names):
+                    writer.write_batch(batch.select(names) if names else batch)
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None and getattr(error, "filename", None) != str(path):
             raise  # of the disk that is written to

@@ -92,7 +92,8 @@ class Rows:
         """Counts what of the table an index does not hold as it stands there."""
         if self._hidden:
             left_out.add("row hidden by a stray quote", str(self._path), self._hidden)
-        for column in {*TEXTS, *NUMBERS} & {*self._names} - {self._image, self._caption, "date"}:
+        known = {self._image, self._caption, "date"}
+        for column in (name for name in self._names if name in (*TEXTS, *NUMBERS) and name not in known):
             left_out.add("from filters, a column of a name that all pictures have", column)
 
     def _row(self, row: int) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class Folder(Collection):
                 path, lower = os.path.join(folder, name), name.lower()  # noqa: PTH118
                 if name.startswith(".") or lower.endswith(CAPTION_SUFFIXES):
                     continue
-                if self.excluded(os.path.relpath(path, self.name)):
+                if self._left_out(path):
                     self.left_out.add("excluded", path)
                 elif lower.endswith(IMAGE_SUFFIXES):
                     caption = captions.get(name.rpartition(".")[0])
@@ -168,13 +169,16 @@ class Folder(Collection):
             kinds += [f"{rest:,} others"] * (rest > 0)
             self.left_out.add("file of another kind", ", ".join(kinds), others.total())
         for path, rows in self._table.by_path.items() if self._table else ():
-            if seen.isdisjoint(rows) and not self.excluded(os.path.relpath(path, self.name)):
+            if seen.isdisjoint(rows) and not self._left_out(path):
                 self.left_out.add("row of the folder's table that names no picture of it", path)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         """The caption beside it or in the table, and the table's other columns."""
         caption, columns = self._table.describe(self._table.of(found.path)) if self._table else (None, {})
         return (found.place and read_caption(found.place)) or caption, columns
+
+    def _left_out(self, path: str) -> bool:
+        return bool(self._exclude) and self.excluded(os.path.relpath(path, self.name))
 
     def _cannot_list(self, error: OSError) -> None:
         self.unlisted.append(error.filename)
@@ -185,7 +189,7 @@ class Folder(Collection):
         path = os.path.join(folder, name)  # noqa: PTH118
         if name.startswith(".") or name in _NEVER:
             return False
-        if self.excluded(os.path.relpath(path, self.name)):
+        if self._left_out(path):
             self.left_out.add("excluded", path)
             return False
         if os.path.islink(path):  # noqa: PTH114
