@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from cloob import cli
-from cloob.commands.arguments import parse
-from cloob.commands.train import read_start
+from cloob.commands.train import read_config
 from cloob.recipes import get_recipe
+from cloob.training.build import fit_batch
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
-from cloob.training.towers.build import fit_batch
 from support import write_pairs
 
 
@@ -29,8 +28,7 @@ def next_commands(err: str) -> list[list[str]]:
 def check_train(command: list[str]) -> TrainConfig:
     """A ``cloob train`` command as the command line reads it."""
     assert command[0] == "train"
-    start, rest = read_start(command[1:])
-    config = parse(TrainConfig, rest, "cloob train", start)
+    config = read_config(command[1:])
     check_combination(config)
     return config
 
@@ -93,7 +91,7 @@ def test_a_batch_that_was_asked_for_is_taken_or_impossible(
 )
 def test_a_batch_of_its_own_makes_many_steps(pairs: int, batch: int) -> None:
     assert fit_batch(get_recipe("align"), pairs).run.batch_size == batch
-    assert fit_batch(get_recipe("cc3m-cloob"), pairs) == get_recipe("cc3m-cloob")
+    assert fit_batch(get_recipe("cc3m"), pairs) == get_recipe("cc3m")
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from cloob import cli
-from cloob.commands.arguments import parse
-from cloob.commands.train import read_start
+from cloob.commands.train import read_config
 from cloob.recipes import RECIPES, get_recipe
 from cloob.training.config import TrainConfig
 from support import write_pairs
@@ -28,44 +28,53 @@ def test_the_config_of_a_run_that_overwrote_another_overwrites_nothing(
 @pytest.mark.parametrize(
     "words",
     [
-        "finetune --epochs 3 --data a b --flip",
-        "--epochs 3 finetune --data a b --flip",
-        "--epochs 3 --data a b --flip finetune",
-        "--epochs=3 --flip --data a b finetune",
-        "--flip --data a b --epochs 3 --no-tensorboard finetune --tensorboard",
+        "finetune --epochs 3 --data a b --mask-duplicates",
+        "--epochs 3 finetune --data a b --mask-duplicates",
+        "--epochs 3 --data a b --mask-duplicates finetune",
+        "--epochs=3 --mask-duplicates --data a b finetune",
+        "--data a b --epochs 3 --no-mask-duplicates finetune --mask-duplicates",
     ],
 )
 def test_a_recipe_is_found_anywhere_in_the_words(words: str) -> None:
-    start, rest = read_start(words.split())
-    config = parse(TrainConfig, rest, "cloob train", start)
-    assert config == get_recipe("finetune").override(epochs=3, data=["a", "b"], flip=True)
+    config = get_recipe("finetune").override(epochs=3, data=["a", "b"], mask_duplicates=True)
+    assert read_config(words.split()) == config
 
 
 def test_a_length_takes_the_place_of_the_recipes_own() -> None:
-    for words, length in (("--steps 5", (None, None, 5)), ("--samples 640", (None, 640, None))):
-        start, rest = read_start(["demo-cloob", *words.split()])
-        run = parse(TrainConfig, rest, "cloob train", start).run
-        assert (run.epochs, run.samples, run.steps) == length
+    run = read_config(["demo", "--steps", "5"]).run
+    assert (run.epochs, run.samples, run.steps) == (None, None, 5)
 
 
 @pytest.mark.parametrize("words", ["--objective clip", "--objective=clip", "--objective cloob --objective clip"])
-def test_another_objective_does_not_begin_with_the_recipes_scales(words: str) -> None:
-    start, rest = read_start(["cc3m-cloob", *words.split()])
-    loss = parse(TrainConfig, rest, "cloob train", start).loss
-    assert loss == TrainConfig().override(objective="clip").loss and loss.overrides() == {}
-    start, rest = read_start(["cc3m-cloob", "--inv-tau", "20", *words.split()])
-    assert parse(TrainConfig, rest, "cloob train", start).loss.overrides() == {"inv_tau": 20.0}
-    start, rest = read_start(["cc3m-cloob", "--objective", "cloob"])
-    assert parse(TrainConfig, rest, "cloob train", start).loss == get_recipe("cc3m-cloob").loss
+def test_a_recipe_has_settings_for_each_objective(words: str) -> None:
+    for recipe, tau in (("demo", 14.0), ("cc3m", 1 / 0.07), ("align", None)):
+        loss = read_config([recipe, *words.split()]).loss
+        assert (loss.objective, loss.inv_tau, loss.beta) == ("clip", tau, None)
+    assert read_config(["cc3m", "--inv-tau", "20", *words.split()]).loss.inv_tau == 20.0
+    assert read_config(["cc3m", "--objective", "cloob"]) == get_recipe("cc3m")
+
+
+def test_a_file_stands_over_the_recipe_and_options_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "more.toml"
+    file.write_text("[optim]\nbeta2 = 0.5\nlr = 1.0\n[run]\nsteps = 7\n")
+    config = read_config(["--config", str(file), "cc3m", "--lr", "0.25"])
+    assert config == get_recipe("cc3m").override(beta2=0.5, lr=0.25, steps=7)
+
+
+def test_the_help_shows_at_most_45_options_the_usual_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_config(["--help"])
+    shown = re.findall(r"^\W*(?:-h, )?(--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert shown[-44:-40] == ["--help", "--data", "--val-data", "--val-split"] and len({*shown, "--config"}) <= 45
 
 
 def test_a_config_of_a_run_begins_another_run(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(TrainConfig().override(data=["a"], resume="auto", accept_changed_data=True).to_json())
     asked = TrainConfig().override(data=["a"])
-    assert read_start(["--config", str(file)])[0] == asked.override(resume="auto")  # of one's own
+    assert read_config(["--config", str(file)]) == asked.override(resume="auto")  # of one's own
     (tmp_path / "checkpoints").mkdir()
-    assert read_start(["--config", str(file)])[0] == asked
+    assert read_config(["--config", str(file)]) == asked
 
 
 def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,8 +99,8 @@ def test_a_list_runs_no_command(
     # As a user runs it; the other commands in this process.
     tries = [cloob("train", "--data", spec, cwd=tmp_path)] if place == "local" else []
     for words in (
-        ("train", "demo-cloob", "--data", "demo", spec, "--out", "new"),
-        ("train", "demo-cloob", "--val-data", spec, "--out", "new"),
+        ("train", "demo", "--data", "demo", spec, "--out", "new"),
+        ("train", "demo", "--val-data", spec, "--out", "new"),
         ("eval", "x", "--retrieval", spec),
         ("analyze", "x", "--pairs", spec),
     ):

@@ -13,7 +13,7 @@ from cloob.models.names import check_packages
 from cloob.recipes import get_recipe
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import preflight
-from cloob.training.config.model import ObjectiveName
+from cloob.training.config.parts import ObjectiveName
 
 _SCRATCH: tuple[ObjectiveName, ...] = ("clip", "cloob")
 _FROZEN: tuple[ObjectiveName, ...] = ("clip", "infoloob", "cloob")
@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"objectives is {objectives}; it must be one or several different members")
     out = arguments.out or Path("runs/demo-scratch" if scratch else "runs/demo")
     configs: dict[str, TrainConfig] = {
-        objective: get_recipe(f"demo-{'scratch-' if scratch else ''}{objective}").override(
+        objective: get_recipe("demo-scratch" if scratch else "demo", objective=objective).override(
             seed=arguments.seed,
             out=out / objective,
             device=arguments.device,

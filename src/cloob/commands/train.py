@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 from cloob.cache import use_cache
-from cloob.commands.arguments import parse
-from cloob.commands.typed import last_value, last_values, take_option, take_recipe
+from cloob.commands.arguments import parse, tyro
+from cloob.commands.typed import last_value, take_option, take_recipe
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.models.runs import CHECKPOINTS_FOLDER
 from cloob.recipes import get_recipe
-from cloob.training.config import TrainConfig
+from cloob.training.config import OTHER_FLAGS, USUAL_FLAGS, TrainConfig, hints, leaf_homes
 from cloob.training.config.checks import preflight
-from cloob.training.config.model import ObjectiveName
-from cloob.training.config.pairs import VAL_SPLIT
-from cloob.training.config.run import LENGTHS
+from cloob.training.config.parts import VAL_SPLIT, ObjectiveName
 
-_USAGE = "[RECIPE | --config FILE]"
+_USAGE = "[RECIPE] [--config FILE]"
 _DESCRIPTION = (
-    "Trains two towers, starting from a recipe (`cloob recipes` lists them), from the config.json of a run, or from "
-    "the defaults below. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
+    "Trains two towers, starting from a recipe (`cloob recipes` lists them) or from the defaults below. --config FILE "
+    "(JSON or TOML, such as the config.json of a run) changes them, and can set what has no option here; docs/"
+    "training-step.md lists it. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
 )
 
 
 def main(words: Sequence[str]) -> int:
     """Trains; exit code 0 when the run reached its end or was asked to stop by SIGTERM."""
-    start, rest = read_start(list(words))
-    config = parse(TrainConfig, rest, "cloob train", start, usage=_USAGE, description=_DESCRIPTION)
+    config = read_config(list(words))
     preflight(config)
     if os.environ.get("RANK", "0") == "0":
         print("cloob: opening data …", file=sys.stderr, flush=True)  # the imports alone take seconds
@@ -41,48 +41,56 @@ def main(words: Sequence[str]) -> int:
     return run(config)
 
 
-def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
-    """The configuration to start from, and the words that change it."""
+def read_config(words: list[str]) -> TrainConfig:
+    """The configuration that the words describe: a recipe, a file over it, and options over both."""
     file = take_option(words, "--config")
     recipe = take_recipe(words)
-    if recipe is not None and file is not None:
-        raise InputError(f"both a recipe ({recipe}) and --config {file}: give one of them")
+    start = TrainConfig()
     if recipe is not None:
-        start = get_recipe(recipe)
-    elif file is not None:
+        objective, model = last_value(words, "--objective"), last_value(words, "--model")
+        known = objective if objective in typing.get_args(ObjectiveName) else "cloob"  # else it is refused below
+        start = get_recipe(recipe, objective=typing.cast(ObjectiveName, known), model=model or None)
+    if file is not None:
         # What was allowed to one run, which says so in its config.json, is not allowed to the next; nor does it go on.
-        start = TrainConfig.from_json(Path(file)).override(overwrite=False, accept_changed_data=False)
+        start = start.merge_file(file).override(overwrite=False, accept_changed_data=False)
         if (Path(file).parent / CHECKPOINTS_FOLDER).is_dir():
             start = start.override(resume="none")
-    else:
-        start = TrainConfig()
-    # A length that is typed takes the place of the start's; its value is read with the other words.
-    given = {word.partition("=")[0].replace("_", "-") for word in words}
-    typed = [name for name in LENGTHS if f"--{name}" in given]
-    start = start.override(**dict.fromkeys(typed, 1)) if len(typed) == 1 else start
-    # Another objective does not begin with the scales of the start's.
-    objective = last_value(words, "--objective")
-    if objective in typing.get_args(ObjectiveName):
-        start = start.override(objective=objective)
-    # Nor another model with its picture size.
-    model = last_value(words, "--model")
-    start = start.override(model=model) if model not in (None, "", "None") else start
-    # Trained weights of the image tower alone take the place of those of both towers, and the other way round.
-    starts = {name: last_value(words, option) for name, option in (("init", "--init"), ("init_image", "--init-image"))}
-    typed = [name for name, value in starts.items() if value not in (None, "", "None")]
-    start = start.override(**{typed[0]: starts[typed[0]]}) if len(typed) == 1 else start
-    # And one way to hold pairs out takes the place of the other.
-    if "--val-split" in given and "--val-data" not in given:
-        start = start.override(val_data=())
-    elif "--val-data" in given and "--val-split" not in given:
-        start = start.override(val_split=0.0)
-    elif recipe is not None and {"--val-data", "--val-split"}.isdisjoint(given):
-        start = _held_out_of(last_values(words, "--data"), start)
-    return start, words
+    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    typed = [leaf for leaf in leaf_homes() if given & {_option(leaf), _option(f"no-{leaf}")}]
+    for leaf in typed:
+        if leaf not in USUAL_FLAGS + OTHER_FLAGS:
+            raise InputError(
+                f"{_option(leaf)} is set in a file: --config more.toml, with the lines [{leaf_homes()[leaf]}] and "
+                f"{leaf} = …"
+            )
+    groups = [_group("usual", USUAL_FLAGS, start), _group("other", OTHER_FLAGS, start)]
+    options: Any = dataclasses.make_dataclass("Options", [(group.__name__, group) for group in groups], frozen=True)
+    parsed = parse(options, words, "cloob train", usage=_USAGE, description=_DESCRIPTION)
+    values = vars(parsed.usual) | vars(parsed.other)
+    config = start.override(**{leaf: values[leaf] for leaf in typed})
+    if recipe is not None and not {"val_data", "val_split"} & set(typed) and config.pairs.judged_by_demo:
+        # The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none.
+        config = config.override(val_split=0.0 if any(map(is_remote, config.pairs.data)) else VAL_SPLIT)
+    return config
 
 
-def _held_out_of(data: Sequence[str], start: TrainConfig) -> TrainConfig:
-    """The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none."""
-    if not data or not start.override(data=data).pairs.judged_by_demo:
-        return start
-    return start.override(val_data=(), val_split=0.0 if any(map(is_remote, data)) else VAL_SPLIT)
+def _option(leaf: str) -> str:
+    return f"--{leaf.replace('_', '-')}"
+
+
+def _group(name: str, leaves: Sequence[str], start: TrainConfig) -> type:
+    """A dataclass of some leaves, as the command line shows them, with the values of ``start``."""
+    import docstring_parser  # tyro's own
+
+    helps = {
+        field.arg_name: field.description
+        for part in vars(start).values()
+        for field in docstring_parser.parse_from_object(type(part)).params
+    }
+    fields: list[Any] = []
+    for leaf in leaves:
+        part = getattr(start, leaf_homes()[leaf])
+        help_text = " ".join((helps[leaf] or "").split())
+        kind: Any = Annotated[hints(type(part))[leaf], tyro.conf.arg(help=help_text)]
+        fields.append((leaf, kind, dataclasses.field(default=getattr(part, leaf))))
+    return dataclasses.make_dataclass(name, fields, frozen=True)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from cloob.errors import InputError
 from cloob.recipes import RECIPES
-from cloob.training.config import TrainConfig
-from cloob.training.config.strict import hints, leaf_homes
+from cloob.training.config import TrainConfig, hints, leaf_homes
 
 
 def take_recipe(words: list[str]) -> str | None:
@@ -45,7 +44,7 @@ def _options(words: Sequence[str]) -> list[str | None]:
 def _values(option: str) -> tuple[int, bool]:
     """How many values an option takes at least, and whether it may take more."""
     leaf = option.removeprefix("--").replace("-", "_")
-    homes = leaf_homes(TrainConfig)
+    homes = leaf_homes()
     if leaf not in homes:
         switch = leaf in ("help", "debug") or leaf.removeprefix("no_") in homes
         return (0, False) if switch else (1, True)  # an unknown option is refused later, with all that belongs to it
@@ -65,17 +64,6 @@ def last_value(words: list[str], name: str) -> str | None:
         option, equals, value = word.partition("=")
         if option.replace("_", "-") == name:
             found = value if equals else following
-    return found
-
-
-def last_values(words: Sequence[str], name: str) -> list[str]:
-    """The values of an option of any number of values where it stands last."""
-    found: list[str] = []
-    for word, option in zip(words, _options(words), strict=True):
-        if word.startswith("--"):
-            found = found if option != name else [word.partition("=")[2]] if "=" in word else []
-        elif option == name:
-            found.append(word)
     return found
 
 

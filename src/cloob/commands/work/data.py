@@ -17,7 +17,7 @@ from cloob.data.survey import SMALL_SIDE, Survey, survey
 from cloob.evaluation.report.sheet import write_sheet
 from cloob.models.tokenizer import ClipTokenizer
 from cloob.models.towers import open_clip
-from cloob.training.config.pairs import VAL_SPLIT
+from cloob.training.config.parts import VAL_SPLIT
 
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
 

@@ -17,9 +17,9 @@ from cloob.errors import InputError
 from cloob.evaluation.sets.captioned import ByPicture, Renamed, open_captioned
 from cloob.models.load import find_model_folder
 from cloob.models.runs import RUN_CONFIG_FILE, read_validation, run_of
+from cloob.training.build import open_both
 from cloob.training.config import TrainConfig
-from cloob.training.config.pairs import PairsConfig
-from cloob.training.towers.build import open_both
+from cloob.training.config.parts import PairsConfig
 
 
 def open_held_out(models: Sequence[str]) -> list[Reader]:

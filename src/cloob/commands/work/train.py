@@ -10,7 +10,7 @@ from cloob.commands.steps import say_next
 from cloob.models.runs import AVERAGED_FOLDER, EPOCHS_FILE, checkpoint_step, find_best, read_lines
 from cloob.training.callbacks import RunResult
 from cloob.training.config import TrainConfig
-from cloob.training.config.run import LENGTHS
+from cloob.training.config.parts import LENGTHS
 from cloob.training.loop import train
 from cloob.training.watch.log import ProgressDisplay
 
@@ -19,7 +19,7 @@ def run(config: TrainConfig) -> int:
     """Trains; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the encoders are
-    logging.getLogger("cloob.training.towers.build").setLevel(logging.INFO)  # says what is held out, and the batch size
+    logging.getLogger("cloob.training.build").setLevel(logging.INFO)  # says what is held out, and the batch size
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
