@@ -65,7 +65,8 @@ def test_the_help_shows_at_most_45_options_the_usual_first(capsys: pytest.Captur
     with pytest.raises(SystemExit):
         read_config(["--help"])
     shown = re.findall(r"^\W*(?:-h, )?(--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE)
-    assert shown[-44:-40] == ["--help", "--data", "--val-data", "--val-split"] and len({*shown, "--config"}) <= 45
+    assert shown[shown.index("--help") :][1:4] == ["--data", "--val-data", "--val-split"]
+    assert len({*shown, "--config"}) <= 45
 
 
 def test_a_config_of_a_run_begins_another_run(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import align, finetune
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import aligns, check_start
+from cloob.training.config.checks import check_start
 from cloob.training.config.parts import RETRIEVING
 from cloob.training.optim import warmup_steps
 from cloob.training.ranks import gather_objects, on_rank_zero
@@ -93,7 +93,7 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
 def make_encoder(config: TrainConfig) -> DualEncoder:
     """The towers to start from, on the CPU: created by name, loaded, one of each, or frozen encoders with heads."""
     towers = config.towers
-    if aligns(config):
+    if config.align.encoders():
         return align.make_aligned(config)
     if towers.init_image is not None:
         return finetune.beside_image_tower(towers.init_image, towers.model, towers.image_size, config.run.seed)

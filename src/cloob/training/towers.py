@@ -17,7 +17,6 @@ from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder
 from cloob.models.importing import import_open_clip
 from cloob.training import sharding
-from cloob.training.config.checks import fsdp_alone
 from cloob.training.config.parts import RunConfig
 
 
@@ -33,8 +32,6 @@ def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -
     if run.compile:
         _compile(encoder, run, device)
     if run.fsdp:
-        if world_size() == 1:
-            raise fsdp_alone()
         sharding.shard(encoder, device)
 
 

@@ -75,8 +75,15 @@ class Counter:
         self.calls += 1
 
 
-@pytest.mark.parametrize("name", ["nano-dropout", "nano-resnet", "tiny-convnext"])
-@pytest.mark.parametrize("micro", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "micro"),
+    [
+        ("nano-dropout", 2),
+        ("nano-resnet", 0),
+        pytest.param("nano-resnet", 2, marks=pytest.mark.nightly),
+        pytest.param("tiny-convnext", 0, marks=pytest.mark.nightly),
+    ],
+)
 def test_recomputation_changes_nothing_but_memory(nano_configs: Path, name: str, micro: int) -> None:
     plain, cheap = towers(name), prepared(name, grad_checkpointing=True)
     calls = [Counter(plain), Counter(cheap)]

@@ -20,6 +20,7 @@ def run(config: TrainConfig) -> int:
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the encoders are
     logging.getLogger("cloob.training.build").setLevel(logging.INFO)  # says what is held out, and the batch size
+    logging.getLogger("cloob.training.watch.profiling").setLevel(logging.INFO)  # says where the profile is
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
@@ -32,7 +33,7 @@ def _report(config: TrainConfig, result: RunResult) -> None:
     """What the run came to, and where it is."""
     if result.already_finished:
         length = next(name for name in LENGTHS if getattr(config.run, name) is not None)
-        on = f"more --{length} go on"
+        on = f"more {'samples' if length == 'samples' else f'--{length}'} go on"
         if result.out_of_patience:
             on = "the patience was used up; a larger --patience, or 0, goes on"
         epochs = f"{result.epochs} epochs, " if length == "epochs" else ""

@@ -21,10 +21,8 @@ def preflight(config: TrainConfig) -> None:
             package with an encoder is not installed.
     """
     check_combination(config)
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # one that ended alone would leave the others waiting for it
+    if _processes() > 1:  # one that ended alone would leave the others waiting for it
         return
-    if config.run.fsdp:
-        raise fsdp_alone()
     check_packages(config.align.encoders())
     for source in (config.towers.init, config.towers.init_image, *config.align.encoders()):
         if source is not None:
@@ -58,6 +56,8 @@ def _conflicts(config: TrainConfig) -> Iterator[str]:
         yield "fsdp is True; it must be left out with --compile"
     if run.fsdp and optim.ema:
         yield "ema keeps a whole copy of the weights, fsdp has them in shards: leave one of them out"
+    if run.fsdp and _processes() == 1:
+        yield "fsdp is True, but there is one process; start several with torchrun, or leave it out"
     if run.compile_backend != RunConfig.compile_backend and not run.compile:
         yield f"compile_backend is {run.compile_backend!r}, but nothing is compiled; add --compile"
     if optim.restarts != OptimConfig.restarts and optim.schedule != "cosine-restarts":
@@ -152,11 +152,5 @@ def check_start(config: TrainConfig, *, aligned: bool) -> None:
         raise InputError(conflict)
 
 
-def aligns(config: TrainConfig) -> bool:
-    """Whether new heads on frozen encoders are asked for."""
-    return bool(config.align.encoders())
-
-
-def fsdp_alone() -> InputError:
-    """The error of shards for one process."""
-    return InputError("fsdp is True, but there is one process; start several with torchrun, or leave it out")
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

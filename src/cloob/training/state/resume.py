@@ -143,12 +143,8 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
 def find_checkpoint_on_every_rank(run: Path, resume: str) -> Checkpoint | None:
     """As ``find_checkpoint``, with rank 0's choice on all ranks: they must read the same one."""
     if resume != "none" and world_size() > 1:
-
-        def choose() -> str:
-            checkpoint = find_checkpoint(run, resume)
-            return "none" if checkpoint is None else str(checkpoint.path)
-
-        resume = str(on_rank_zero(choose))
+        chosen = on_rank_zero(lambda: getattr(find_checkpoint(run, resume), "path", None))
+        return None if chosen is None else read_checkpoint(chosen)
     return find_checkpoint(run, resume)
 
 
