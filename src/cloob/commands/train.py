@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import os
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +20,7 @@ from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.models.runs import CHECKPOINTS_FOLDER
 from cloob.recipes import get_recipe
-from cloob.training.config import OTHER_FLAGS, USUAL_FLAGS, TrainConfig, hints, leaf_homes
+from cloob.training.config import OTHER_FLAGS, USUAL_FLAGS, TrainConfig, hints, leaf_homes, parts
 from cloob.training.config.checks import preflight
 from cloob.training.config.parts import VAL_SPLIT, ObjectiveName
 
@@ -63,7 +66,8 @@ def read_config(words: list[str]) -> TrainConfig:
                 f"{_option(leaf)} is set in a file: --config more.toml, with the lines [{leaf_homes()[leaf]}] and "
                 f"{leaf} = …"
             )
-    groups = [_group("usual", USUAL_FLAGS, start), _group("other", OTHER_FLAGS, start)]
+    helps = _helps() if {"--help", "-h"} & set(words) else {}
+    groups = [_group(name, leaves, start, helps) for name, leaves in (("usual", USUAL_FLAGS), ("other", OTHER_FLAGS))]
     options: Any = dataclasses.make_dataclass("Options", [(group.__name__, group) for group in groups], frozen=True)
     parsed = parse(options, words, "cloob train", usage=_USAGE, description=_DESCRIPTION)
     values = vars(parsed.usual) | vars(parsed.other)
@@ -78,19 +82,21 @@ def _option(leaf: str) -> str:
     return f"--{leaf.replace('_', '-')}"
 
 
-def _group(name: str, leaves: Sequence[str], start: TrainConfig) -> type:
+def _group(name: str, leaves: Sequence[str], start: TrainConfig, helps: Mapping[str, str]) -> type:
     """A dataclass of some leaves, as the command line shows them, with the values of ``start``."""
-    import docstring_parser  # tyro's own
-
-    helps = {
-        field.arg_name: field.description
-        for part in vars(start).values()
-        for field in docstring_parser.parse_from_object(type(part)).params
-    }
     fields: list[Any] = []
     for leaf in leaves:
         part = getattr(start, leaf_homes()[leaf])
-        help_text = " ".join((helps[leaf] or "").split())
-        kind: Any = Annotated[hints(type(part))[leaf], tyro.conf.arg(help=help_text)]
+        kind: Any = Annotated[hints(type(part))[leaf], tyro.conf.arg(help=helps.get(leaf))]
         fields.append((leaf, kind, dataclasses.field(default=getattr(part, leaf))))
     return dataclasses.make_dataclass(name, fields, frozen=True)
+
+
+def _helps() -> dict[str, str]:
+    """The docstring under each field of a configuration; they are in the source alone."""
+    helps = {}
+    for kind in ast.parse(inspect.getsource(parts)).body:
+        for field, text in itertools.pairwise(getattr(kind, "body", ())):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                helps[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return helps
