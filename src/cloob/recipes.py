@@ -57,9 +57,7 @@ def _demo_scratch(objective: ObjectiveName, model: str | None) -> TrainConfig:
         model="tiny-resnet",
         objective=objective,
         lr=1e-3,
-        weight_decay=0.1,
         warmup=40,
-        schedule="cosine",
         epochs=6,
         batch_size=128,
         log_every=10,
@@ -81,9 +79,6 @@ def _cc3m(objective: ObjectiveName, model: str | None) -> TrainConfig:
         objective=objective,
         lr=1e-3,
         weight_decay=0.1,
-        beta1=0.9,
-        beta2=0.999,
-        eps=1e-8,
         schedule="cosine-restarts",
         warmup=20_000,
         restarts=10,
@@ -130,16 +125,8 @@ def _lit(objective: ObjectiveName, model: str | None) -> TrainConfig:
 
 def _trained(objective: ObjectiveName, **leaves: Any) -> TrainConfig:
     """What fine-tuning and LiT have in common."""
-    return TrainConfig().override(
-        init="ViT-B-32/laion2b_s34b_b79k",
-        objective=objective,
-        weight_decay=0.1,
-        beta2=0.98,
-        eps=1e-6,
-        clip_grad_norm=1.0,
-        schedule="cosine",
-        **leaves,
-    )
+    start = TrainConfig().override(init="ViT-B-32/laion2b_s34b_b79k", objective=objective, **leaves)
+    return start.override(beta2=0.98, eps=1e-6, clip_grad_norm=1.0)
 
 
 def _align(objective: ObjectiveName, model: str | None) -> TrainConfig:
@@ -159,8 +146,6 @@ def _align(objective: ObjectiveName, model: str | None) -> TrainConfig:
         inv_tau=15.0,
         beta=8.0,
         lr=1e-3,
-        weight_decay=0.1,
-        schedule="cosine",
         epochs=20,
         best="val_recall",
         patience=5,
@@ -180,8 +165,6 @@ def _pictograms(objective: ObjectiveName, model: str | None) -> TrainConfig:
         model="tiny-resnet",
         objective=objective,
         lr=1e-3,
-        weight_decay=0.1,
-        schedule="cosine",
         epochs=24,
         batch_size=128,
         out=f"runs/pictograms/{objective}",

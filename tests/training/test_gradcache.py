@@ -146,31 +146,6 @@ def test_random_state_is_replayed(device: str) -> None:
     assert_same(gradients(cached), gradients(full), 2e-6)
 
 
-@pytest.mark.parametrize("outer", [False, True], ids=["own", "within the caller's"])
-def test_autocast(outer: bool) -> None:
-    micro_batches = cut(batch(), [4, 8])
-    full, cached = Towers(), Towers()
-    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    one_pass(full, ContrastiveObjective.cloob(), micro_batches, autocast=autocast)
-    dtypes = []
-
-    def encode(part: Pair) -> Pair:
-        dtypes.append(cached.image(part[0]).dtype)
-        return cached(*part)
-
-    with autocast() if outer else nullcontext():
-        cached_backward(
-            encode,
-            ContrastiveObjective.cloob(),
-            micro_batches,
-            towers=cached,
-            **({} if outer else {"autocast": autocast}),
-        )
-    assert dtypes == [torch.bfloat16] * 4
-    # A weight's gradient is a sum of bfloat16 parts here, of one bfloat16 product there.
-    assert_same(gradients(cached), gradients(full), 1e-2)
-
-
 def test_the_objective_is_in_float32_within_the_callers_autocast() -> None:
     """Rows in a narrow cone: in bfloat16 little would be left of the gradient of retrieval."""
     axis = F.normalize(torch.randn(D, generator=torch.Generator().manual_seed(1)), dim=0)

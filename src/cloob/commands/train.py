@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
-import itertools
 import os
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
 
 from cloob.cache import use_cache
-from cloob.commands.arguments import parse, tyro
+from cloob.commands.arguments import parse
 from cloob.commands.typed import last_value, take_option, take_recipe
 from cloob.data.shards.spec import is_remote
-from cloob.errors import InputError
 from cloob.models.runs import CHECKPOINTS_FOLDER
 from cloob.recipes import get_recipe
-from cloob.training.config import OTHER_FLAGS, USUAL_FLAGS, TrainConfig, hints, leaf_homes, parts
+from cloob.training.config import TrainConfig
 from cloob.training.config.checks import preflight
+from cloob.training.config.options import changed, options, typed_leaves
 from cloob.training.config.parts import VAL_SPLIT, ObjectiveName
 
 _USAGE = "[RECIPE] [--config FILE]"
@@ -58,45 +53,10 @@ def read_config(words: list[str]) -> TrainConfig:
         start = start.merge_file(file).override(overwrite=False, accept_changed_data=False)
         if (Path(file).parent / CHECKPOINTS_FOLDER).is_dir():
             start = start.override(resume="none")
-    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
-    typed = [leaf for leaf in leaf_homes() if given & {_option(leaf), _option(f"no-{leaf}")}]
-    for leaf in typed:
-        if leaf not in USUAL_FLAGS + OTHER_FLAGS:
-            raise InputError(
-                f"{_option(leaf)} is set in a file: --config more.toml, with the lines [{leaf_homes()[leaf]}] and "
-                f"{leaf} = …"
-            )
-    helps = _helps() if {"--help", "-h"} & set(words) else {}
-    groups = [_group(name, leaves, start, helps) for name, leaves in (("usual", USUAL_FLAGS), ("other", OTHER_FLAGS))]
-    options: Any = dataclasses.make_dataclass("Options", [(group.__name__, group) for group in groups], frozen=True)
-    parsed = parse(options, words, "cloob train", usage=_USAGE, description=_DESCRIPTION)
-    values = vars(parsed.usual) | vars(parsed.other)
-    config = start.override(**{leaf: values[leaf] for leaf in typed})
+    typed = typed_leaves(words)
+    parsed = parse(options(start, words), words, "cloob train", usage=_USAGE, description=_DESCRIPTION)
+    config = changed(start, parsed, typed)
     if recipe is not None and not {"val_data", "val_split"} & set(typed) and config.pairs.judged_by_demo:
         # The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none.
         config = config.override(val_split=0.0 if any(map(is_remote, config.pairs.data)) else VAL_SPLIT)
     return config
-
-
-def _option(leaf: str) -> str:
-    return f"--{leaf.replace('_', '-')}"
-
-
-def _group(name: str, leaves: Sequence[str], start: TrainConfig, helps: Mapping[str, str]) -> type:
-    """A dataclass of some leaves, as the command line shows them, with the values of ``start``."""
-    fields: list[Any] = []
-    for leaf in leaves:
-        part = getattr(start, leaf_homes()[leaf])
-        kind: Any = Annotated[hints(type(part))[leaf], tyro.conf.arg(help=helps.get(leaf))]
-        fields.append((leaf, kind, dataclasses.field(default=getattr(part, leaf))))
-    return dataclasses.make_dataclass(name, fields, frozen=True)
-
-
-def _helps() -> dict[str, str]:
-    """The docstring under each field of a configuration; they are in the source alone."""
-    helps = {}
-    for kind in ast.parse(inspect.getsource(parts)).body:
-        for field, text in itertools.pairwise(getattr(kind, "body", ())):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                helps[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
-    return helps

@@ -32,14 +32,6 @@ from cloob.training.config.parts import (
     TowersConfig,
 )
 
-_USUAL = "data val_data val_split model init objective epochs batch_size lr workers precision device seed resume out"
-_OTHER = """image_column caption_column max_bad_fraction init_image image_size freeze image_encoder text_encoder
-inv_tau beta learnable_inv_tau retrieval_from mask_duplicates steps patience micro_batch_size grad_checkpointing compile
-fsdp weight_decay schedule warmup save_every best overwrite accept_changed_data wandb profile"""
-USUAL_FLAGS, OTHER_FLAGS = tuple(_USUAL.split()), tuple(_OTHER.split())
-"""The leaves that are options of ``cloob train``, first those that people type, in the order of its help; the others
-are set in a file (``--config``) or in Python."""
-
 
 @dataclass(frozen=True)
 class TrainConfig:
