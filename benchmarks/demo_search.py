@@ -91,7 +91,7 @@ def run(method: str, settings: Settings, seed: int, folder: Path) -> dict[str, A
     from cloob.recipes import get_recipe
     from cloob.training.loop import train
 
-    config = get_recipe(f"demo-{method}").override(
+    config = get_recipe("demo", objective=method).override(
         **settings,
         seed=seed,
         val_split=0.1,
@@ -117,8 +117,7 @@ def run(method: str, settings: Settings, seed: int, folder: Path) -> dict[str, A
 
 def make_once() -> None:
     """Encoders, the split and the features' key are the same in all runs: one making of each serves them."""
-    from cloob.training import align
-    from cloob.training.towers import build
+    from cloob.training import align, build
 
     def once(make: Any, same: Any) -> Any:
         made: dict[Any, Any] = {}

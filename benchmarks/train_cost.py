@@ -16,11 +16,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cloob.models.towers import create_model
-from cloob.recipes import RECIPES, get_recipe
+from cloob.recipes import get_recipe
 
 OUT = Path(__file__).parent / "results" / "train_cost" / "results.json"
 PAIRS = {"cc3m": 2_890_000, "yfcc": 15_000_000}
 """Training pairs: CC3M as the authors read it; YFCC's subset is "about 15 million"."""
+RUNS = (("cc3m", None), *(("yfcc", model) for model in (None, "RN101", "RN50x4", "ViT-B-32", "ViT-B-16")))
 
 
 def forward_flops(model: str, image_size: int | None) -> dict[str, int]:
@@ -54,19 +55,14 @@ def cost(pairs: int, epochs: int, batch_size: int, forward: dict[str, int]) -> d
 
 
 def main() -> None:
-    forward: dict[tuple[str, int | None], dict[str, int]] = {}
     rows = {}
-    for name in RECIPES:
-        data = name.partition("-")[0]
-        if data not in PAIRS:
-            continue
-        config = get_recipe(name)
-        assert config.towers.model is not None
-        key = (config.towers.model, config.towers.image_size)
-        if key not in forward:
-            forward[key] = forward_flops(*key)
-        rows[name] = {"model": key[0], **forward[key]} | cost(
-            PAIRS[data], config.run.epochs, config.run.batch_size, forward[key]
+    for recipe, model in RUNS:
+        config = get_recipe(recipe, model=model)
+        assert config.towers.model is not None and config.run.epochs is not None
+        name = f"{recipe} --model {model}" if model else recipe
+        forward = forward_flops(config.towers.model, config.towers.image_size)
+        rows[name] = {"model": config.towers.model, **forward} | cost(
+            PAIRS[recipe], config.run.epochs, config.run.batch_size, forward
         )
         print(f"{name:24} {rows[name]['steps']:>9,} steps {rows[name]['total_flops']:.2e} operations", flush=True)
     OUT.parent.mkdir(parents=True, exist_ok=True)

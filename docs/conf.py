@@ -48,7 +48,9 @@ copybutton_prompt_is_regexp = True
 
 autoapi_dirs = [str(SOURCE)]
 # What no page shows is not read.
-autoapi_ignore = [f"*/cloob/{folder}/*" for folder in ("commands", "evaluate/report", "models/weights", "train/state")]
+autoapi_ignore = [
+    f"*/cloob/{folder}/*" for folder in ("commands", "evaluate/report", "models/weights", "training/state")
+]
 autoapi_root = "api"
 autoapi_add_toctree_entry = False
 autoapi_template_dir = "_templates/autoapi"

@@ -107,9 +107,7 @@ def test_commands_are_understood(page: Path, tmp_path: Path, monkeypatch: pytest
 
 def test_a_page_with_an_unknown_option_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
-    page.write_text(
-        "```console\n$ torchrun --nproc-per-node 2 \\\n  -m cloob train cc3m-cloob --data a --no-such 1\n```\n"
-    )
+    page.write_text("```console\n$ torchrun --nproc-per-node 2 \\\n  -m cloob train cc3m --data a --no-such 1\n```\n")
     with pytest.raises(AssertionError, match="--no-such"):
         test_commands_are_understood(page, tmp_path, monkeypatch)
 

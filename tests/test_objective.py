@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cloob.functional import cloob_reference
-from cloob.functional.streamed import cloob_streamed
+from cloob.functional import cloob_reference, reference
 from cloob.interop.negatives import contrast_with_negatives
 from cloob.objective import (
     OBJECTIVES,
@@ -29,7 +28,6 @@ from cloob.objective import (
     ContrastiveObjective,
     NonFiniteFeaturesError,
     check_finite,
-    implementation,
     make_objective,
 )
 from cloob.scales import FixedScaleWarning
@@ -338,30 +336,23 @@ def test_the_bias_is_in_the_state_and_has_to_be_there() -> None:
 # --- paths and precision --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("n", "options", "streams"),
+    [
+        (63, {}, False),
+        (64, {}, True),
+        (64, {"backend": "reference"}, False),
+        (7, {"backend": "streamed"}, True),
+        (7, {"matmul": "bfloat16"}, True),
+        (255, {"hopfield": False}, False),
+        (256, {"hopfield": False}, True),
+    ],
+)
 def test_auto_takes_the_reference_below_the_measured_size_and_streams_from_there(
-    monkeypatch: pytest.MonkeyPatch,
+    n: int, options: dict[str, Any], streams: bool
 ) -> None:
-    used: list[str] = []
-
-    def spy(name: str, function: Any) -> Any:
-        return lambda *args, **kwargs: (used.append(name), function(*args, **kwargs))[1]
-
-    monkeypatch.setattr(implementation, "STREAM_HOPFIELD_FROM", 8)
-    monkeypatch.setattr(
-        implementation, "REFERENCE", implementation.REFERENCE._replace(objective=spy("reference", cloob_reference))
-    )
-    streamed = implementation.STREAMED._replace(objective=spy("streamed", cloob_streamed))
-    monkeypatch.setattr(implementation, "STREAMED", streamed)
-    for n, options in (
-        (7, {}),
-        (8, {}),
-        (8, {"backend": "reference"}),
-        (7, {"backend": "streamed"}),
-        (7, {"matmul": "bfloat16"}),
-        (8, {"hopfield": False}),
-    ):
-        ContrastiveObjective(**options)(*pairs(n, 4))
-    assert used == ["reference", "streamed", "reference", "streamed", "streamed", "reference"]
+    found = ContrastiveObjective(**options).implementation(n, torch.device("cpu"))
+    assert (found.objective is not cloob_reference) == streams == (found.parts is not reference.PARTS)
 
 
 @pytest.mark.parametrize("n", [64, 128, 255])

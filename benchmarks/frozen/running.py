@@ -23,7 +23,7 @@ from cloob.models.aligned import Head
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import OptimConfig
-from cloob.training.config.model import HEADS
+from cloob.training.config.parts import HEADS
 from cloob.training.optim import make_optimizer, make_schedule
 from cloob.training.step import Stepper, TowersWithLoss
 

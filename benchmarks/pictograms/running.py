@@ -159,10 +159,10 @@ class Run:
 
     def _saturation(self) -> float | None:
         """1 − p of the last training batch, at the run's own temperature: what is left of InfoNCE's gradient."""
-        if self.last is None:
+        if self.last is None or self.last.features is None:
             return None
         scale = self._scales()["inv_tau"]
-        return round(float(saturation(self.last.image_features, self.last.text_features, scale)), 6)
+        return round(float(saturation(*self.last.features, scale)), 6)
 
     def _record(self) -> dict[str, Any]:
         """Everything that tables are made from; no name of this machine, no path."""

@@ -100,7 +100,7 @@ def test_the_demo_has_the_settings_that_its_search_leads_to() -> None:
 
     for method in demo_search.METHODS:
         best, _, missing = demo_search.walk(demo_search.read(), method)
-        config = get_recipe(f"demo-{method}")
+        config = get_recipe("demo", objective=method)
         parts = (config.optim, config.align, config.loss)
         assert not missing
         assert {n: next(getattr(p, n) for p in parts if hasattr(p, n)) for n in best} == best

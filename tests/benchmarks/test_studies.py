@@ -19,9 +19,9 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import create_model, open_clip
 from cloob.objective import make_objective
+from cloob.training import build
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train as train_align
-from cloob.training.towers import build
 from paper_loops import objective_loop
 
 ROOT = Path(__file__).parents[2]

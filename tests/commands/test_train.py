@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -46,19 +47,34 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
 
 
 def test_options_change_a_recipe() -> None:
-    changed = get_recipe("finetune").override(epochs=3, data=["a", "b"], flip=True)
-    assert train.read(["finetune", "--epochs", "3", "--data", "a", "b", "--flip"]) == changed
-    for words, length in (("--steps 5", (None, None, 5)), ("--samples 640", (None, 640, None))):
-        run = config_of(f"demo-cloob {words}").run
-        assert (run.epochs, run.samples, run.steps) == length
+    changed = get_recipe("finetune").override(epochs=3, data=["a", "b"], mask_duplicates=True)
+    assert train.read(["finetune", "--epochs", "3", "--data", "a", "b", "--mask-duplicates"]) == changed
+    run = config_of("demo --steps 5").run
+    assert (run.epochs, run.samples, run.steps) == (None, None, 5)
 
 
 @pytest.mark.parametrize("words", ["--objective clip", "--objective=clip", "--objective cloob --objective clip"])
-def test_another_objective_does_not_begin_with_the_recipes_scales(words: str) -> None:
-    loss = train.read(f"cc3m-cloob {words}".split()).loss
-    assert loss == TrainConfig().override(objective="clip").loss and loss.overrides() == {}
-    assert train.read(f"cc3m-cloob --inv-tau 20 {words}".split()).loss.overrides() == {"inv_tau": 20.0}
-    assert train.read(["cc3m-cloob", "--objective", "cloob"]).loss == get_recipe("cc3m-cloob").loss
+def test_a_recipe_has_settings_for_each_objective(words: str) -> None:
+    for recipe, tau in (("demo", 14.0), ("cc3m", 1 / 0.07), ("align", None)):
+        loss = train.read([recipe, *words.split()]).loss
+        assert (loss.objective, loss.inv_tau, loss.beta) == ("clip", tau, None)
+    assert train.read(["cc3m", "--inv-tau", "20", *words.split()]).loss.inv_tau == 20.0
+    assert train.read(["cc3m", "--objective", "cloob"]) == get_recipe("cc3m")
+
+
+def test_a_file_stands_over_the_recipe_and_options_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "more.toml"
+    file.write_text("[optim]\nbeta2 = 0.5\nlr = 1.0\n[run]\nsteps = 7\n")
+    config = train.read(["cc3m", "--config", str(file), "--lr", "0.25"])
+    assert config == get_recipe("cc3m").override(beta2=0.5, lr=0.25, steps=7)
+
+
+def test_the_help_shows_at_most_45_options_the_usual_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.read(["--help"])
+    shown = re.findall(r"^\W*(?:-h, )?(--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert shown[shown.index("--help") :][1:4] == ["--data", "--val-data", "--val-split"]
+    assert len({*shown, "--config"}) <= 45
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,8 @@ def test_a_list_runs_no_command(
     web.pages["/sizes.json"] = content
     for spec in (str(shards / "sizes.json"), f"{web.url}/sizes.json"):
         for words in (
-            ("train", "demo-cloob", "--data", "demo", spec, "--out", "new"),
-            ("train", "demo-cloob", "--val-data", spec, "--out", "new"),
+            ("train", "demo", "--data", "demo", spec, "--out", "new"),
+            ("train", "demo", "--val-data", spec, "--out", "new"),
             ("eval", "x", "--retrieval", spec),
             ("analyze", "x", "--pairs", spec),
         ):

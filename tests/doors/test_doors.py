@@ -36,10 +36,11 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_train(world: World, recorded: Check, tmp_path: Path, objective: str) -> None:
     """Twelve steps from the same weights, with a held-out share and bad rows."""
-    run = tmp_path / "run"
+    run, file = tmp_path / "run", tmp_path / "more.toml"
+    file.write_text("[loss]\ninit_scales = false\n[log]\ntensorboard = false\n")
     words = ["--data", world.dirty, "--val-split", 0.25, "--init", world.model, "--objective", objective]
-    words += ["--no-init-scales", "--lr", 1e-3, "--warmup", 2, "--batch-size", 8, "--steps", 12]
-    words += ["--workers", 0, "--max-bad-fraction", 0.5, "--device", "cpu", "--no-tensorboard", "--out", run]
+    words += ["--config", file, "--lr", 1e-3, "--warmup", 2, "--batch-size", 8, "--steps", 12]
+    words += ["--workers", 0, "--max-bad-fraction", 0.5, "--device", "cpu", "--out", run]
     cloob("train", *words)
     skipped = Counter(json.loads(line)["reason"] for line in (run / "skipped.jsonl").read_text().splitlines())
     assert sorted(path.name for path in run.iterdir()) == sorted(

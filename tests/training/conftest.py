@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,20 @@ from cloob.training.config import TrainConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
 THINGS = ("disc", "bar", "frame", "cross", "noise", "corner", "stripe", "field", "dot", "edge")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> Iterator[None]:
+    """Half of the time of a tiny training: CLIP's tables, read once for all models, and waiting for the disk."""
+    import open_clip.factory
+
+    from cloob.models.tokenizer import ClipTokenizer
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(open_clip.factory, "SimpleTokenizer", functools.cache(open_clip.factory.SimpleTokenizer))
+        patched.setattr(ClipTokenizer, "of", functools.cache(ClipTokenizer.of))
+        patched.setattr(os, "fsync", lambda _: None)  # a process is killed here, no machine
+        yield
 
 
 @pytest.fixture(scope="session")

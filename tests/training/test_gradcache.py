@@ -125,34 +125,6 @@ def test_a_learned_option_gets_its_gradient(loss: str) -> None:
     assert_same(found[1], found[0], 2e-6)
 
 
-def test_a_learned_option_that_comes_from_the_objectives_parameter_counts_once() -> None:
-    found = []
-    for cached in (False, True):
-        towers, objective = Towers(), make_objective("clip")
-        scale = 2 * objective.log_inv_tau
-        if cached:
-            cached_backward(
-                lambda part: towers(*part),  # noqa: B023
-                objective,
-                cut(batch(), [5, 7]),
-                towers=towers,
-                logit_scale=scale,
-            )
-        else:
-            objective(*towers(*batch()), logit_scale=scale).backward()
-        found.append(gradients(towers, objective))
-    assert_same(found[1], found[0], 2e-6)
-
-
-def test_gradients_add_to_those_that_are_there() -> None:
-    towers, objective = Towers(), ContrastiveObjective.cloob(learnable_beta=True)
-    step = partial(cached_backward, lambda part: towers(*part), objective, cut(batch(), [5, 7]), towers=towers)
-    step()
-    once = {name: gradient.clone() for name, gradient in gradients(towers, objective).items()}
-    step()
-    assert_same(gradients(towers, objective), {name: 2 * gradient for name, gradient in once.items()}, 1e-6)
-
-
 class Jitter(nn.Module):
     """Augmentation on the device, in training mode."""
 
@@ -172,31 +144,6 @@ def test_random_state_is_replayed(device: str) -> None:
     assert torch.equal(torch.rand(3, device=device), afterwards)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
     assert_same(gradients(cached), gradients(full), 2e-6)
-
-
-@pytest.mark.parametrize("outer", [False, True], ids=["own", "within the caller's"])
-def test_autocast(outer: bool) -> None:
-    micro_batches = cut(batch(), [4, 8])
-    full, cached = Towers(), Towers()
-    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    one_pass(full, ContrastiveObjective.cloob(), micro_batches, autocast=autocast)
-    dtypes = []
-
-    def encode(part: Pair) -> Pair:
-        dtypes.append(cached.image(part[0]).dtype)
-        return cached(*part)
-
-    with autocast() if outer else nullcontext():
-        cached_backward(
-            encode,
-            ContrastiveObjective.cloob(),
-            micro_batches,
-            towers=cached,
-            **({} if outer else {"autocast": autocast}),
-        )
-    assert dtypes == [torch.bfloat16] * 4
-    # A weight's gradient is a sum of bfloat16 parts here, of one bfloat16 product there.
-    assert_same(gradients(cached), gradients(full), 1e-2)
 
 
 def test_the_objective_is_in_float32_within_the_callers_autocast() -> None:
@@ -220,14 +167,6 @@ def test_the_objective_is_in_float32_within_the_callers_autocast() -> None:
         return gradients(towers)
 
     assert_same(run(True), run(False), 1e-6)
-
-
-def test_micro_batches_may_come_once() -> None:
-    micro_batches = cut(batch(), [4, 8])
-    first, second = Towers(), Towers()
-    for towers, parts in ((first, micro_batches), (second, iter(micro_batches))):
-        cached_backward(lambda part, towers=towers: towers(*part), ContrastiveObjective(), parts, towers=towers)
-    assert_same(gradients(second), gradients(first), 0.0)
 
 
 class Centre(nn.Module):
@@ -259,28 +198,6 @@ def test_buffers_move_as_in_one_pass_over_the_micro_batches(layer: Any) -> None:
     after = dict(cached.named_buffers())
     assert_same(after, dict(full.named_buffers()))
     assert any(name not in before or not torch.equal(before[name], buffer) for name, buffer in after.items())
-
-
-def test_loss_scale_reaches_every_gradient_and_not_the_loss() -> None:
-    plain, scaled = Towers(), Towers()
-    objectives = [make_objective("clip") for _ in range(2)]
-    micro_batches = cut(batch(), [4, 8])
-    loss = cached_backward(lambda part: plain(*part), objectives[0], micro_batches, towers=plain)
-    times = cached_backward(
-        lambda part: scaled(*part), objectives[1], micro_batches, towers=scaled, scale=lambda value: value * 1024
-    )
-    assert torch.equal(loss, times)
-    expected = {name: 1024 * gradient for name, gradient in gradients(plain, objectives[0]).items()}
-    assert_same(gradients(scaled, objectives[1]), expected)
-
-
-def test_a_frozen_tower_gets_no_gradient() -> None:
-    full, cached = Towers(), Towers()
-    for towers in (full, cached):
-        towers.image.requires_grad_(False)
-    one_pass(full, ContrastiveObjective.cloob(), [batch()])
-    cached_backward(lambda part: cached(*part), ContrastiveObjective.cloob(), cut(batch(), [4, 8]), towers=cached)
-    assert_same(gradients(cached), gradients(full), 2e-6)
 
 
 def test_bad_rows_raise_before_anything_changed() -> None:

@@ -1,4 +1,4 @@
-"""What takes one rank longer than the others wait for it, in real processes whose process group waits for 3 s."""
+"""What takes one rank longer than the others wait for it, in real processes whose process group waits for a moment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cloob.distributed import process_group, rank
 from cloob.training import ranks
 from support import Ranks, fork
 
-WAITS = 3.0
+WAITS = 1.5
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
 
@@ -31,27 +31,18 @@ def two_ranks(folder: Path, action: Callable[[], object]) -> Ranks:
 
 def test_a_rank_may_take_longer_than_the_group_waits(tmp_path: Path) -> None:
     def slow(name: str) -> str:
-        time.sleep(WAITS + 1)
+        time.sleep(WAITS + 0.5)
         return name
 
     def action() -> None:
         assert ranks.on_rank_zero(lambda: slow("of rank 0"), slow=True) == "of rank 0"
-        with ranks.unhurried():
+        with ranks.no_timeout():
             if rank() == 1:  # as one on another host, with a cache of its own
                 slow("")
         assert ranks.gather_objects(rank()) == [0, 1]
-
-    both = two_ranks(tmp_path, action)
-    assert both.wait() == [0, 0], both.told()
-
-
-def test_what_fails_on_rank_zero_fails_on_all(tmp_path: Path) -> None:
-    def fail() -> None:
-        raise ValueError("no features")
-
-    def action() -> None:
-        with pytest.raises(ValueError, match="no features"):
-            ranks.on_rank_zero(fail, slow=True)
+        assert ranks.collect_objects(rank()) == ([] if rank() else [0, 1])
+        with pytest.raises(ZeroDivisionError):  # what fails on rank zero fails on all
+            ranks.on_rank_zero(lambda: 1 / 0, slow=True)
 
     both = two_ranks(tmp_path, action)
     assert both.wait() == [0, 0], both.told()

@@ -20,10 +20,10 @@ from cloob.errors import InputError
 from cloob.models.load import find_model_folder, load_model
 from cloob.models.runs import chosen_checkpoint, find_best, list_checkpoints
 from cloob.objective import make_objective
+from cloob.training.build import make_val_loader
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 from cloob.training.step import TowersWithLoss
-from cloob.training.towers.build import make_val_loader
 from cloob.training.validate import validate
 from support import refused
 
@@ -51,20 +51,6 @@ def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
     assert told == {"step": best["step"], "metric": "val_loss", **{k: best[k] for k in ("val_loss", "val_recall")}}
 
 
-def test_it_is_loaded_by_name(judged: TrainConfig) -> None:
-    run = judged.save.out
-    best = load_model(f"{run}:best").state_dict()
-    assert find_model_folder(f"{run}:best") == chosen_checkpoint(run, "best") / "model"
-    for name, value in load_model(chosen_checkpoint(run, "best")).state_dict().items():
-        assert torch.equal(best[name], value)
-    assert find_model_folder(run) == find_model_folder(f"{run}:best")
-    newest = load_model(f"{run}:last").state_dict()
-    assert not torch.equal(newest["model.visual.proj"], best["model.visual.proj"])
-    assert find_model_folder("RN50/openai") is None and find_model_folder("hf-hub:a/b") is None
-    with pytest.raises(InputError, match=r"^nowhere: no such folder$"):
-        load_model("nowhere:best")
-
-
 def test_best_by_recall_and_a_damaged_best(judged: TrainConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(judged.save.out, run)
@@ -83,7 +69,7 @@ def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
     trained: Trained, pairs_folder: Path, pairs_as: dict[str, str], tmp_path: Path
 ) -> None:
     config = trained.config.override(
-        out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=4, patience=1, lr=1e-30, warmup=0
+        out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=4, patience=1, lr=1e-30, warmup=0, save_every=0
     )
     assert train(config).epochs == 2
     again = train(config.override(resume="auto"))

@@ -75,7 +75,7 @@ def test_torchrun_restarts_a_run_that_lost_a_rank(trained: Trained, launch: Call
 
 def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
     """The numbers of one process; one rank that is told to end; bad numbers on one rank."""
-    same = learned(trained).override(model="nano-vit")  # 4 steps an epoch
+    same = learned(trained).override(model="nano-vit", epochs=2, save_every=0)  # 4 steps an epoch
     plain, poisoned, stopped = (tmp_path / name for name in ("plain", "poisoned", "stopped"))
     runs: list[tuple[Path, dict[str, Any]]] = [(plain, {}), (poisoned, {"poison": (5, 6)})]
     runs += [(stopped, {"stop_at": 5}), (stopped, {})]
@@ -108,7 +108,7 @@ def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
     assert exact(poisoned)[-1]["loss"] is not None
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.nightly), 2])
 def test_bad_pairs_of_shards_are_left_out_and_named(
     trained: Trained, pairs_folder: Path, tmp_path: Path, workers: int
 ) -> None:
@@ -123,7 +123,9 @@ def test_bad_pairs_of_shards_are_left_out_and_named(
     os.truncate(shard, shard.stat().st_size // 2)
     expected = {"00000.tar/90": "corrupt image", "00000.tar/91": "missing caption", "00000.tar/92": "missing image"}
     expected |= {"00000.tar/93": "empty caption", "00001.tar": "truncated shard"}
-    config = trained.config.override(data=[str(tmp_path / "shards")], max_bad_fraction=0.5, epochs=2, batch_size=3)
+    config = trained.config.override(
+        data=[str(tmp_path / "shards")], max_bad_fraction=0.5, epochs=2, batch_size=3, save_every=0
+    )
     result = train(config.override(out=tmp_path / "run", workers=workers))
     for epoch in (1, 2):
         named = [x for x in lines(result.run / "skipped.jsonl") if x["epoch"] == epoch]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.training.callbacks import Callback, RunInfo
 from cloob.training.config import TrainConfig
-from cloob.training.config.model import AlignConfig
+from cloob.training.config.parts import AlignConfig
 from cloob.training.loop import train
 
 RUN_FOLDER = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
@@ -74,16 +73,6 @@ def test_the_log_lines(trained: Trained) -> None:
     assert np.mean([line["loss"] for line in found[-3:]]) < np.mean([line["loss"] for line in found[:3]])
 
 
-def test_the_epoch_lines(trained: Trained) -> None:
-    found, steps = lines(trained.run / "epochs.jsonl"), lines(trained.run / "metrics.jsonl")
-    assert [(line["epoch"], line["step"]) for line in found] == [(1, 5), (2, 10), (3, 15)]
-    for line in found:
-        assert line["skipped"] == {"corrupt image": 1, "empty caption": 1} and line["val_loss"] is None
-        own = [step["loss"] for step in steps if step["epoch"] == line["epoch"]]
-        assert line["loss"] == pytest.approx(np.mean(own))
-    assert trained.result.skipped == {"corrupt image": 1, "empty caption": 1}
-
-
 def test_callbacks_see_everything_in_order(trained: Trained) -> None:
     recorder = trained.recorder
     assert recorder.of("step") == lines(trained.run / "metrics.jsonl")
@@ -121,16 +110,6 @@ def cut_back(trained: Trained, out: Path, step: int) -> Path:
         if path.name > f"step-{step:08d}":
             shutil.rmtree(path)
     return out
-
-
-def test_resume_from_a_path_into_another_folder(trained: Trained, tmp_path: Path) -> None:
-    start = trained.run / "checkpoints" / "step-00000012"
-    result = train(trained.config.override(out=tmp_path / "new", resume=str(start)))
-    assert exact(result.run) == exact(trained.run)[12:]
-    with pytest.raises(InputError, match="holds step-00000015, which is newer than step-00000012"):
-        train(trained.config.override(resume=str(start)))
-    with pytest.raises(InputError, match="already holds a run"):
-        train(trained.config.override(out=result.run, resume=str(start)))
 
 
 def test_a_finished_run_is_said_to_be_finished(
@@ -191,19 +170,6 @@ def test_what_torchrun_starts_again_does_not_overwrite_its_run(
     assert list_checkpoints(out)[-1].name == "step-00000010"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert train(trained.config.override(out=out, overwrite=True, epochs=1)).steps == 5
-
-
-def test_a_run_resumed_by_its_own_path_is_as_auto(
-    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Its newest checkpoint is cut short: the one before it is taken, and the newest is set aside."""
-    out = cut_back(trained, tmp_path / "run", 12)
-    os.truncate(out / "checkpoints" / "step-00000012" / "trainer.pt", 1000)
-    with caplog.at_level(logging.WARNING):
-        train(trained.config.override(out=out, resume=str(out / "checkpoints" / "..")))
-    assert "trying the checkpoint before it" in caplog.text
-    assert exact(out) == exact(trained.run) and same_weights(out, trained.run)
-    assert (out / "checkpoints" / "unreadable-step-00000012").is_dir()
 
 
 class Evaluates(Callback):
@@ -350,18 +316,6 @@ def test_validation_init_and_several_sources(trained: Trained, pairs_folder: Pat
     with pytest.raises(InputError, match=r"image_size is 64, but init .* holds a model for 32 pixels"):
         train(config.override(image_size=64, out=tmp_path / "x"))
     assert not (tmp_path / "x").exists()
-
-
-def test_callbacks_and_validation_do_not_move_the_training(
-    trained: Trained, pairs_folder: Path, tmp_path: Path
-) -> None:
-    def draw() -> None:
-        torch.rand(7), np.random.rand()  # noqa: NPY002
-
-    config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], keep=1)
-    result = train(config, callbacks=[At(3, draw)])
-    assert exact(result.run) == exact(trained.run)
-    assert all(line["val_loss"] is not None for line in lines(result.run / "epochs.jsonl"))
 
 
 def test_retrieval_joins_where_it_is_told_to(base: TrainConfig, trained: Trained, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from torch import nn
 
 from cloob.objective import make_objective
 from cloob.training.config import TrainConfig
-from cloob.training.config.run import OptimConfig
-from cloob.training.optim import learning_rate, make_optimizer, make_schedule, parameter_groups, warmup_steps
+from cloob.training.config.parts import OptimConfig
+from cloob.training.optim import make_optimizer, make_schedule, parameter_groups, warmup_steps
 
 
 class Towers(nn.Module):
@@ -79,16 +79,14 @@ def test_one_adamw_step_by_hand() -> None:
     ],
 )
 def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
-    found = [learning_rate(step, peak=2.0, total=12, warmup=4, schedule=schedule, restarts=2) for step in range(12)]
-    assert found == pytest.approx([2.0 * value for value in expected], abs=1e-12)
+    config = OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2)  # type: ignore[arg-type]
+    rate = make_schedule(config, 12)
+    assert [rate(step) for step in range(12)] == pytest.approx([2.0 * value for value in expected], abs=1e-12)
+    assert rate(12) == rate(20) == (2.0 if schedule == "constant" else 0.0)
 
 
-def test_no_warmup_starts_at_the_peak_and_cosine_ends_at_zero() -> None:
-    assert learning_rate(0, peak=1.0, total=5, warmup=0, schedule="cosine") == 1.0
-    assert learning_rate(5, peak=1.0, total=5, warmup=0, schedule="cosine") == 0.0
-    assert learning_rate(9, peak=1.0, total=5, warmup=0, schedule="cosine-restarts", restarts=3) == 0.0
-    with pytest.raises(ValueError, match="unknown schedule"):
-        learning_rate(9, peak=1.0, total=5, warmup=0, schedule="step")
+def test_no_warmup_starts_at_the_peak() -> None:
+    assert make_schedule(OptimConfig(lr=1.0, warmup=0), 5)(0) == 1.0
 
 
 def test_paper_schedule_has_ten_cycles_after_20000_steps() -> None:

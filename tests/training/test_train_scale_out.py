@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ from cloob.data.open import open_source
 from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.objective import make_objective
+from cloob.training.build import make_val_loader
 from cloob.training.loop import train
 from cloob.training.step import TowersWithLoss
-from cloob.training.towers.build import make_val_loader
 from cloob.training.validate import validate
 from support import fork, free_port
 
@@ -55,25 +53,6 @@ def test_two_launchers_on_loopback(trained: Trained, launch: Callable[..., Any],
     ranks = fork(tmp_path / "one-host", 2, lambda: train(one) and None)
     assert ranks.wait() == [0, 0], ranks.told()
     assert exact(tmp_path / "here") == exact(one.save.out)
-
-
-@pytest.mark.nightly
-def test_a_process_can_join_group_after_group(tmp_path: Path) -> None:
-    """As two calls of ``train`` do: the launcher's store remembers the addresses of the first group."""
-    script = tmp_path / "twice.py"
-    script.write_text(
-        "import torch, torch.distributed as dist\n"
-        "from cloob.distributed import process_group\n"
-        "for i in range(3):\n"
-        "    with process_group(torch.device('cpu')):\n"
-        "        one = torch.ones(())\n"
-        "        dist.all_reduce(one)\n"
-        "    assert one == 2\n"
-        "print('joined')\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0 and done.stdout.count("joined") == 2, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(

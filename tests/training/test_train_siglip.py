@@ -14,10 +14,10 @@ from train_helpers import lines
 
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint
+from cloob.training import build
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
-from cloob.training.optim import learning_rate
-from cloob.training.towers import build
+from cloob.training.optim import make_schedule
 
 STEPS = 10
 
@@ -49,7 +49,7 @@ def test_a_run_is_the_loop_written_out(base: TrainConfig, tmp_path: Path) -> Non
         loss = sigmoid_loss(*encoder(batch.images, batch.tokens), log_inv_tau, bias)
         assert line["loss"] == pytest.approx(loss.item(), rel=1e-4)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, peak=3e-3, total=STEPS, warmup=3, schedule="cosine")
+            group["lr"] = make_schedule(config.optim, STEPS)(step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -16,6 +16,8 @@ from typing import Any
 
 from cloob.training.callbacks import Callback, RunInfo, RunResult
 from cloob.training.config import TrainConfig
+from cloob.training.watch.log import ProgressDisplay
+from support import Ranks, fork
 
 WORKER = Path(__file__).with_name("train_worker.py")
 # Compared between runs that must be the same; the other keys of a line are times.
@@ -114,3 +116,26 @@ def wait_until(done: Callable[[], bool], process: Any, limit: float = 120) -> No
             process.kill()
             raise AssertionError(process.communicate(timeout=60)[0])
         time.sleep(0.005)
+
+
+def command_until(
+    folder: Path, config: TrainConfig, step: int = 0, then: Callable[[], object] = lambda: None, processes: int = 1
+) -> Ranks:
+    """``cloob train --config …`` in processes of its own, in which something happens after a step."""
+    from cloob.cli import main
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(config.to_json())
+
+    def action() -> int:
+        on_step = ProgressDisplay.on_step
+
+        def with_event(self: ProgressDisplay, metrics: Mapping[str, Any]) -> None:
+            on_step(self, metrics)
+            if metrics["step"] == step:
+                then()
+
+        ProgressDisplay.on_step = with_event  # type: ignore[method-assign] # in a process of its own
+        return main(["train", "--config", str(folder / "config.json")])
+
+    return fork(folder, processes, action)

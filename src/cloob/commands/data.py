@@ -103,7 +103,7 @@ def _training(options: Options, result: Survey) -> list[str]:
     """How to train on these pairs: heads on frozen encoders if they are few; nothing if they are too few."""
     from cloob.data.shards.spec import is_remote
     from cloob.data.split import most_held_out
-    from cloob.training.config.pairs import VAL_SPLIT
+    from cloob.training.config.parts import VAL_SPLIT
 
     few, elsewhere = result.rows <= _FEW, is_remote(options.data)
     usable = result.rows * len(result.usable) // max(1, result.seen)

@@ -83,7 +83,7 @@ def _configs(options: Options) -> dict[str, TrainConfig]:
         raise InputError(f"--objectives is {' '.join(objectives) or 'empty'}; one or several different ones are wanted")
     epochs = {} if options.epochs is None else {"epochs": options.epochs}
     return {
-        objective: get_recipe(f"demo-{'scratch-' if options.from_scratch else ''}{objective}").override(
+        objective: get_recipe("demo-scratch" if options.from_scratch else "demo", objective=objective).override(
             seed=options.seed, out=_out(options) / objective, device=options.device, overwrite=True, **epochs
         )
         for objective in objectives

@@ -20,7 +20,7 @@ from cloob.errors import InputError
 if TYPE_CHECKING:
     from cloob.data.content import Reader
     from cloob.evaluation.sets.suites import SuiteSets
-    from cloob.training.config.pairs import PairsConfig
+    from cloob.training.config.parts import PairsConfig
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,8 @@ def _open_held_out(models: Sequence[str]) -> list[Reader]:
     from cloob.data.shards.spec import is_remote
     from cloob.evaluation.sets.captioned import ByPicture, Renamed, open_captioned
     from cloob.models.runs import read_validation
+    from cloob.training.build import open_both
     from cloob.training.config import TrainConfig
-    from cloob.training.towers.build import open_both
 
     runs = list(_runs(models))
     if not runs:
@@ -187,8 +187,8 @@ def _open_held_out(models: Sequence[str]) -> list[Reader]:
 def _say_trained_on(models: Sequence[str], sources: Sequence[str]) -> None:
     """Says on stderr which models were trained on pairs that they are to be judged by."""
     from cloob.data.shards.spec import is_remote
+    from cloob.training.build import open_both
     from cloob.training.config import TrainConfig
-    from cloob.training.towers.build import open_both
 
     places = [os.path.realpath(spec) for spec in sources if not is_remote(spec)]
     for model, _, pairs in _runs(models) if places else ():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cloob.commands.options import parse
 from cloob.commands.terminal import say_next
@@ -16,44 +16,55 @@ if TYPE_CHECKING:
     from cloob.training.callbacks import RunResult
     from cloob.training.config import TrainConfig
 
-_USAGE = "[RECIPE | --config FILE]"
+_USAGE = "[RECIPE] [--config FILE]"
 _DESCRIPTION = (
-    "Trains two towers, starting from a recipe (`cloob recipes` lists them), from the config.json of a run, or from "
-    "the defaults below. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
+    "Trains two towers, starting from a recipe (`cloob recipes` lists them) or from the defaults below. --config FILE "
+    "(JSON or TOML, such as the config.json of a run) changes them, and sets what has no option here; docs/"
+    "train.md says how. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
 )
 
 
 def read(words: Sequence[str]) -> TrainConfig:
-    """The configuration that the words describe: a recipe or a file first, then what changes of it."""
+    """The configuration that the words describe: a recipe, a file over it, and options over both."""
+    from cloob.data.shards.spec import is_remote
     from cloob.recipes import get_recipe
     from cloob.training.config import TrainConfig
+    from cloob.training.config.options import changed, options, typed_leaves
+    from cloob.training.config.parts import OBJECTIVES, VAL_SPLIT
 
-    name, equals, file = (words[0] if words else "--").partition("=")
     rest = list(words)
-    if name == "--config":
-        rest = rest[1:] if equals else rest[2:]
-        file = file or (words[1] if len(words) > 1 else "")
-        if not file:
-            raise InputError("--config needs a file: the config.json of a run")
-        start = _start_again(TrainConfig.from_json(Path(file)), Path(file))
-    elif not name.startswith("-"):
-        start, rest = get_recipe(name), rest[1:]
-    else:
-        start = TrainConfig()
-    typed = _typed(rest)
-    if "config" in typed:
-        raise InputError("--config FILE stands first, in place of a recipe")
-    start = _make_room(start, typed)
-    return parse(TrainConfig, rest, "cloob train", start, usage=_USAGE, description=_DESCRIPTION)
+    recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    file, rest = _take(rest, "--config")
+    start = TrainConfig()
+    if recipe is not None:
+        typed_objective = _take(rest, "--objective")[0]  # an unknown one is refused when the words are parsed
+        objective = next((name for name in OBJECTIVES if name == typed_objective), "cloob")
+        start = get_recipe(recipe, objective=objective, model=_take(rest, "--model")[0] or None)
+    if file is not None:
+        start = _begun_anew(start.merge_file(file), Path(file))
+    typed = typed_leaves(rest)
+    parsed = parse(options(start, rest), rest, "cloob train", usage=_USAGE, description=_DESCRIPTION)
+    config = changed(start, parsed, typed)
+    if recipe is not None and not {"val_data", "val_split"} & set(typed) and config.pairs.judged_by_demo:
+        # The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none.
+        config = config.override(val_split=0.0 if any(map(is_remote, config.pairs.data)) else VAL_SPLIT)
+    return config
 
 
-def check(config: TrainConfig) -> None:
-    from cloob.training.config.checks import preflight
+def _take(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of an option, the last one if it stands there twice, and the other words."""
+    rest, value = list(words), None
+    for i in range(len(words) - 1, -1, -1):
+        name, equals, after = words[i].partition("=")
+        if name.replace("_", "-") == option:
+            if not equals and i + 1 == len(words):
+                raise InputError(f"{option} needs a value")
+            value = value or (after if equals else words[i + 1])
+            del rest[i : i + (1 if equals else 2)]
+    return value, rest
 
-    preflight(config)
 
-
-def _start_again(config: TrainConfig, file: Path) -> TrainConfig:
+def _begun_anew(config: TrainConfig, file: Path) -> TrainConfig:
     """The configuration of a run, for another one: it may not overwrite, and does not go on."""
     from cloob.models.runs import CHECKPOINTS_FOLDER
 
@@ -61,42 +72,10 @@ def _start_again(config: TrainConfig, file: Path) -> TrainConfig:
     return config.override(resume="none") if (file.parent / CHECKPOINTS_FOLDER).is_dir() else config
 
 
-def _typed(words: Sequence[str]) -> dict[str, list[str]]:
-    """The values of each option; of one that stands there twice, the last."""
-    typed: dict[str, list[str]] = {}
-    values: list[str] = []
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word.removeprefix("--").partition("=")
-            values = typed[name.replace("-", "_")] = [value] if equals else []
-        else:
-            values.append(word)
-    return typed
+def check(config: TrainConfig) -> None:
+    from cloob.training.config.checks import preflight
 
-
-def _make_room(start: TrainConfig, typed: Mapping[str, list[str]]) -> TrainConfig:
-    """The start without what typed options take the place of, see ``TrainConfig.override``."""
-    from cloob.data.shards.spec import is_remote
-    from cloob.training.config.pairs import VAL_SPLIT
-    from cloob.training.config.run import LENGTHS
-
-    changes: dict[str, Any] = {}
-    lengths = [name for name in LENGTHS if name in typed]
-    if len(lengths) == 1:
-        changes[lengths[0]] = 1  # its value is read with the other words
-    for name in ("objective", "model", "init", "init_image"):
-        if (values := typed.get(name)) and values[0] not in ("", "None"):
-            changes[name] = values[0]
-    start = start.override(**changes)
-    if "val_split" in typed and "val_data" not in typed:
-        return start.override(val_data=())
-    if "val_data" in typed and "val_split" not in typed:
-        return start.override(val_split=0.0)
-    data = typed.get("data")
-    if data and "val_data" not in typed and start.override(data=data).pairs.judged_by_demo:
-        # The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none.
-        return start.override(val_data=(), val_split=0.0 if any(map(is_remote, data)) else VAL_SPLIT)
-    return start
+    preflight(config)
 
 
 def run(config: TrainConfig) -> int:
@@ -113,7 +92,8 @@ def run(config: TrainConfig) -> int:
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the encoders are
-    logging.getLogger("cloob.training.towers.build").setLevel(logging.INFO)  # says what is held out, and the batch size
+    logging.getLogger("cloob.training.build").setLevel(logging.INFO)  # says what is held out, and the batch size
+    logging.getLogger("cloob.training.watch.profiling").setLevel(logging.INFO)  # says where the profile is
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
     if first:
@@ -124,13 +104,13 @@ def run(config: TrainConfig) -> int:
 def _report(config: TrainConfig, result: RunResult) -> None:
     """What the run came to, and where it is."""
     from cloob.models.runs import AVERAGED_FOLDER, find_best
-    from cloob.training.config.run import LENGTHS
+    from cloob.training.config.parts import LENGTHS
 
     run, metric = result.run, config.save.best
     if result.already_finished:
         length = next(name for name in LENGTHS if getattr(config.run, name) is not None)
         epochs = f"{result.epochs} epochs, " if length == "epochs" else ""
-        on = f"more --{length} go on"
+        on = f"more {'samples' if length == 'samples' else f'--{length}'} go on"
         if result.out_of_patience:
             on = "the patience was used up; a larger --patience, or 0, goes on"
         anew = "another --out or --overwrite in place of --resume starts anew"

@@ -1,9 +1,16 @@
 """The objective as a module: scales, gather over ranks, choice of path, and the call that open_clip's trainers make."""
 
 from cloob.functional.checks import NonFiniteFeaturesError
-from cloob.objective.implementation import BACKENDS, Backend, Implementation
-from cloob.objective.members import make_objective
-from cloob.objective.module import MAX_INV_TAU, OBJECTIVES, PAPER_OBJECTIVES, ContrastiveObjective
+from cloob.objective.module import (
+    BACKENDS,
+    MAX_INV_TAU,
+    OBJECTIVES,
+    PAPER_OBJECTIVES,
+    Backend,
+    ContrastiveObjective,
+    Implementation,
+    make_objective,
+)
 from cloob.objective.values import check_finite
 
 __all__ = [

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, NamedTuple, Self, get_args, overload
 
 import torch
 from torch import Tensor, nn
 
 from cloob import distributed
+from cloob.functional import reference, streamed
 from cloob.functional.checks import check_number, in_transform, readable
-from cloob.functional.reference import Contrast, Scale, check_pairs, check_scale
-from cloob.objective.implementation import BACKENDS, Backend, Implementation, choose_implementation
+from cloob.functional.reference import Contrast, Parts, Scale, check_pairs, check_scale
 from cloob.objective.ranks import agree_on_rows, known_rows, loss_over_ranks
 from cloob.objective.values import Scales, check_scales, check_values, one_of
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
@@ -32,6 +33,21 @@ MEMBERS: dict[str, tuple[Contrast, bool]] = {  # contrast, hopfield
 }
 OBJECTIVES = tuple(MEMBERS)
 PAPER_OBJECTIVES = OBJECTIVES[:4]  # those that CLOOB's paper compares
+
+Backend = Literal["auto", "reference", "streamed"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+# At 64 to 256 pairs both paths take about equal time, above the streamed one is faster (benchmarks/objective.py --sizes
+# 64 128 256 512 1024; 2 CPU cores, D = 512). With Hopfield retrieval and rows in a narrow cone, where untrained towers
+# begin, the plain form loses the gradient to rounding (benchmarks/precision.py), so there it ends earlier.
+STREAM_FROM = 256
+STREAM_HOPFIELD_FROM = 64
+
+
+class Implementation(NamedTuple):
+    """One way to compute the objective, and the parts of it that a gather over ranks comes between."""
+
+    objective: Callable[..., Tensor]
+    parts: Parts
 
 
 class ContrastiveObjective(ScaledModule):
@@ -322,7 +338,7 @@ class ContrastiveObjective(ScaledModule):
         return scales
 
     def implementation(self, n_candidates: int, device: torch.device) -> Implementation:
-        """The functions that compute the objective against so many candidates, by ``backend`` and ``matmul``.
+        """The functions that compute the objective against so many candidates: those that keep N×N matrices, or stream.
 
         Inside an autocast ``"auto"`` streams: a backward pass in there would multiply the reference's matrices in its
         dtype, in which little is left of the gradient of retrieval.
@@ -330,10 +346,42 @@ class ContrastiveObjective(ScaledModule):
         compiling = torch.compiler.is_compiling()  # while it is, whether torch.func transforms the call is not known
         plain = torch.compiler.is_exporting() if compiling else in_transform()
         lowered = torch.is_autocast_enabled(device.type) and not plain
-        backend: Backend = "streamed" if lowered and self.backend == "auto" else self.backend
-        options = {"hopfield": self.hopfield, "unit_rows": self.trusts_lengths}
-        return choose_implementation(backend, self.matmul, n_candidates, **options)
+        enough = n_candidates >= (STREAM_HOPFIELD_FROM if self.hopfield else STREAM_FROM)
+        streams = lowered or enough or self.matmul is not None
+        if self.backend == "reference" or (self.backend == "auto" and not streams):
+            return Implementation(reference.cloob_reference, reference.PARTS)
+        objective = partial(streamed.cloob_streamed, matmul=self.matmul, unit_rows=self.trusts_lengths)
+        return Implementation(objective, streamed.with_options(streamed.PARTS, self.matmul, self.trusts_lengths))
 
 
 def _as_tensor(scalar: float | Tensor) -> Tensor:
     return scalar if isinstance(scalar, Tensor) else torch.tensor(scalar, dtype=torch.float64)
+
+
+def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
+    """A member of the family by its name.
+
+    Args:
+        name: ``"clip"`` and ``"cloob"`` as published; ``"infoloob"`` and ``"infonce-hopfield"`` are the two between
+            them, with CLOOB's fixed τ⁻¹, β and scale. ``"siglip"`` as published, and ``"siglip-hopfield"``, the same
+            on retrieved embeddings with CLOOB's β.
+        **overrides: Arguments of :class:`ContrastiveObjective`.
+
+    Raises:
+        ValueError: Another name.
+
+    Example:
+        >>> from cloob import make_objective
+        >>> clip = make_objective("clip")
+        >>> clip.contrast, clip.hopfield, round(clip.inv_tau.item(), 2)
+        ('infonce', False, 14.29)
+        >>> make_objective("cloob", beta=14.3).name
+        'cloob'
+    """
+    one_of("objective", name, OBJECTIVES)
+    if name == "clip":
+        return ContrastiveObjective.clip(**overrides)
+    contrast, hopfield = MEMBERS[name]
+    if contrast == "sigmoid":
+        return ContrastiveObjective.siglip(**{"hopfield": hopfield, **overrides})
+    return ContrastiveObjective(**{"contrast": contrast, "hopfield": hopfield, **overrides})

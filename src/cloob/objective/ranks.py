@@ -39,11 +39,7 @@ def known_rows(
     prepare: Callable[[Tensor, Tensor], Scales],
     layout: Layout,
 ) -> LocalRows:
-    """This rank's rows, where it is known how many each rank has; tells the other ranks nothing.
-
-    Raises:
-        ValueError: This rank's arguments are not in order, or not as many as ``layout`` says.
-    """
+    """This rank's rows, where it is known how many each rank has; tells the other ranks nothing."""
     x, y, ids = _checked(image_features, text_features, ids)
     own = layout.local.stop - layout.local.start
     if len(x) != own:
@@ -71,9 +67,8 @@ def agree_on_rows(
 ) -> LocalRows:
     """This rank's rows, once every rank found its arguments in order; ``prepare`` looks at rows and gives the scales.
 
-    Raises:
-        Exception: Some rank's arguments are not in order, or what it met on the way. The same on all ranks.
-        ValueError: The ranks' widths, dtypes, scales or ``member`` (contrast, hopfield and scale) differ; likewise.
+    The first rank's fault is raised on all ranks, as is ValueError where their widths, dtypes, scales or ``member``
+    (contrast, hopfield and scale) differ.
     """
     fault, x, y = None, image_features, text_features
     scales: Scales = {"inv_tau": 1.0, "beta": 1.0, "bias": 0.0}

@@ -1,9 +1,16 @@
-"""What the rows and the scales of a call must be."""
+"""What the rows and the scales of a call must be: looked at, or decided on the device without waiting for it."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from cloob.distributed import Layout, world_size
 from cloob.functional.checks import (
     check_lengths,
     check_number,
@@ -12,6 +19,9 @@ from cloob.functional.checks import (
     finite_scalar,
     positive_scalar,
 )
+
+if TYPE_CHECKING:
+    from cloob.objective.module import ContrastiveObjective
 
 Scales = dict[str, float | Tensor]
 """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: numbers where they are fixed, else 0-d
@@ -24,9 +34,8 @@ UNIT_TOLERANCE = 0.01
 def check_scales(scales: Scales, like: Tensor) -> Scales:
     """The scales of a call, tensors with the rows' dtype and device.
 
-    Raises:
-        ValueError: One is not positive (the bias: any number) and finite, as far as that is seen without waiting for a
-            device.
+    ValueError where one is not positive (the bias: any number) and finite, as far as that is seen without waiting for a
+    device.
     """
     for name, value in scales.items():
         if not isinstance(value, Tensor):
@@ -36,24 +45,16 @@ def check_scales(scales: Scales, like: Tensor) -> Scales:
 
 
 def one_of(name: str, value: str, options: tuple[str, ...]) -> None:
-    """Refuses a setting that is none of its options.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """Raises ValueError for a setting that is none of its options."""
     if value not in options:
         raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected")
 
 
 def check_values(x: Tensor, y: Tensor, scales: Scales) -> str | None:
-    """Looks at rows and learned scales; waits for the device once.
+    """Looks at rows and learned scales; waits for the device once. Returns a warning of rows that are no unit vectors.
 
-    Returns:
-        What is to be told of rows that are no unit vectors, if there are any.
-
-    Raises:
-        NonFiniteFeaturesError: A row is NaN, infinite or zero.
-        ValueError: A learned scale is no positive, finite number, or a learned bias not finite.
+    NonFiniteFeaturesError for a row that is NaN, infinite or zero; ValueError for a learned scale that is no positive,
+    finite number, or a learned bias that is not finite.
     """
     sides = {"image_features": x, "text_features": y}
     learned = {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
@@ -77,11 +78,43 @@ def _check(name: str, number: float, like: Tensor) -> None:
 
 
 def check_finite(**named: Tensor) -> None:
-    """Refuses rows that are NaN, infinite or zero; waits once for the device.
-
-    Raises:
-        NonFiniteFeaturesError: Names the matrix, how many of its rows, and the first.
-    """
+    """NonFiniteFeaturesError for rows that are NaN, infinite or zero, which names them; waits once for the device."""
     some = {name: rows for name, rows in named.items() if len(rows)}
     if some:
         check_lengths(extremes(**some), **some)
+
+
+@contextlib.contextmanager
+def without_waiting(objective: ContrastiveObjective, layout: Layout | None = None) -> Iterator[None]:
+    """Inside, a call reads nothing from a device: values are not looked at, rows taken to be unit rows.
+
+    :func:`acceptable` says on the device what the look would have said. Much longer rows than those of unit length may
+    overflow to a loss that is not finite.
+
+    Args:
+        objective: The objective.
+        layout: How many rows each rank will bring, for an objective that gathers; ranks then tell each other nothing
+            of their arguments, and one whose arguments are wrong leaves the others waiting. None: they do, which waits
+            for the device.
+    """
+    before = objective.check, objective.trusts_lengths, objective.layout
+    objective.check, objective.trusts_lengths, objective.layout = False, True, layout
+    try:
+        yield
+    finally:
+        objective.check, objective.trusts_lengths, objective.layout = before
+
+
+@torch.no_grad()
+def acceptable(x: Tensor, y: Tensor, *scales: Tensor) -> Tensor:
+    """Whether the objective with ``check=True`` takes these values, 0-d bool on their device; nothing is waited for.
+
+    On all ranks no row of (N, D) is NaN, infinite or zero, and every 0-d scale is positive and finite.
+    """
+    numbers = torch.cat([x.norm(dim=1), y.norm(dim=1), *(scale.reshape(1) for scale in scales)])
+    good = (numbers.isfinite() & (numbers > 0)).all()
+    if world_size() > 1:
+        least = good.float()
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        good = least > 0
+    return good

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from cloob.cache import cache_root
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
-from cloob.models.names import is_public
 from cloob.models.runs import split_checkpoint, with_checkpoint
+from cloob.models.source import is_public
 
 if TYPE_CHECKING:
     import torch

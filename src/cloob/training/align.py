@@ -26,32 +26,23 @@ from cloob.errors import InputError, require, too_few_pairs
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, open_image_encoder, row_keys
 from cloob.models.aligned import open_text_encoder as open_text
 from cloob.models.load import load_model
-from cloob.training.bad import check_fraction
 from cloob.training.config import TrainConfig
-from cloob.training.ranks import on_rank_zero, unhurried
+from cloob.training.faults import check_fraction
+from cloob.training.ranks import no_timeout, on_rank_zero
 
 logger = logging.getLogger(__name__)
 _BATCH = 128
 
 
 class Features(NamedTuple):
-    """The usable pairs of a source as the frozen encoders see them.
+    """The usable pairs of a source as the frozen encoders see them."""
 
-    Attributes:
-        images: (N, F) float32.
-        texts: (N, F') float32.
-        ids: (N,) int64 caption ids.
-        keys: The N pairs' keys.
-        rows: (N, 16) uint8 keys of the pictures and of the texts, by which ``cloob eval`` finds their features again.
-        skipped: The pairs that cannot be used.
-    """
-
-    images: Tensor
-    texts: Tensor
-    ids: Tensor
+    images: Tensor  # (N, F) float32
+    texts: Tensor  # (N, F') float32
+    ids: Tensor  # (N,) int64 caption ids
     keys: tuple[str, ...]
-    rows: tuple[Tensor, Tensor]
-    skipped: tuple[Skip, ...] = ()
+    rows: tuple[Tensor, Tensor]  # (N, 16) uint8 keys of pictures and texts, by which `cloob eval` finds their features
+    skipped: tuple[Skip, ...] = ()  # the pairs that cannot be used
 
 
 def make_aligned(config: TrainConfig) -> AlignedEncoder:
@@ -68,48 +59,6 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
     encoder = aligned_encoder(image, text, heads[0], heads[1], names)
     encoder.on_features = True
     return encoder
-
-
-def feature_loader(
-    source: Source,
-    encoder: AlignedEncoder,
-    config: TrainConfig,
-    device: torch.device,
-    cache: Cache,
-    *,
-    train: bool,
-) -> FeatureLoader:
-    """The features of a source in batches; computed here unless they are cached. Fits fresh heads when training.
-
-    Raises:
-        InputError: Too many pairs cannot be used, the source holds less than one batch, or the cache cannot be written.
-    """
-    if train and len(source) < config.run.batch_size:
-        raise too_few_pairs(source.name, len(source), config.run.batch_size)
-    encoder = encoder.to(device)
-    name = f"{on_rank_zero(lambda: _key(source, encoder), slow=True)}.safetensors"
-    # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
-    held: list[Features] = []
-
-    def check(features: Features) -> None:
-        kind, total = "samples" if train else "held-out pairs", len(features.keys) + len(features.skipped)
-        check_fraction(source.name, kind, features.skipped, total, config.pairs.max_bad_fraction)
-
-    def get() -> Features:
-        return _cached(source, encoder, config, cache, name, check)
-
-    on_rank_zero(lambda: held.append(get()), slow=True)
-    with unhurried():
-        features = held[0] if held else get()
-    if train and config.towers.init is None:  # heads that were trained before keep their standardisation
-        encoder.fit(features.images, features.texts)
-    return FeatureLoader(
-        features,
-        source.name,
-        batch_size=config.run.batch_size,
-        seed=config.run.seed,
-        train=train,
-    )
 
 
 def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:
@@ -130,15 +79,7 @@ def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
 class FeatureLoader(Loader):
     """A ``Loader`` of features. The first batch of the first epoch, on rank 0, lists all pairs that cannot be used.
 
-    Args:
-        features: Of the whole source.
-        name: What the source is called.
-        batch_size: Pairs per global batch, over all ranks.
-        seed: Of the order.
-        train: A new order in each epoch, without the last, smaller batch; else all pairs in their order.
-
-    Raises:
-        InputError: Fewer pairs than a training batch.
+    ``train``: a new order in each epoch, without the last, smaller batch; else all pairs in their order.
     """
 
     def __init__(self, features: Features, name: str, *, batch_size: int, seed: int, train: bool) -> None:
@@ -162,21 +103,66 @@ class FeatureLoader(Loader):
             yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()), skipped)
 
 
-def _cached(
+def feature_loader(
     source: Source,
     encoder: AlignedEncoder,
     config: TrainConfig,
+    device: torch.device,
+    cache: Cache,
+    *,
+    train: bool,
+) -> FeatureLoader:
+    """The features of a source in batches; computed here unless they are cached. Fits fresh heads when training.
+
+    InputError where too many pairs cannot be used, or the source holds less than one batch.
+    """
+    batch_size, limit = config.run.batch_size, config.pairs.max_bad_fraction
+    if train and len(source) < batch_size:
+        raise too_few_pairs(source.name, len(source), batch_size)
+    encoder = encoder.to(device)
+    name = f"{on_rank_zero(lambda: _key(source, encoder), slow=True)}.safetensors"
+
+    def check(features: Features) -> None:
+        kind, total = "samples" if train else "held-out pairs", len(features.keys) + len(features.skipped)
+        check_fraction(source.name, kind, features.skipped, total, limit)
+
+    def get() -> Features:
+        return _cached(source, encoder, config.pairs.workers, cache, name, check)
+
+    # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
+    held: list[Features] = []
+    on_rank_zero(lambda: held.append(get()), slow=True)
+    with no_timeout():
+        features = held[0] if held else get()
+    if train and config.towers.init is None:  # heads that were trained before keep their standardisation
+        encoder.fit(features.images, features.texts)
+    return FeatureLoader(features, source.name, batch_size=batch_size, seed=config.run.seed, train=train)
+
+
+def _key(source: Source, encoder: AlignedEncoder) -> str:
+    """A name for the features: of what they are made from, whatever it is called and wherever it lies.
+
+    That are both encoders, by which ``cloob eval`` finds the file, and the bytes of the source's pictures and captions.
+    The source is read through once for it, without decoding.
+    """
+    return "-".join((*encoder.encoder_keys(), content_key(source)[:20]))
+
+
+def _cached(
+    source: Source,
+    encoder: AlignedEncoder,
+    workers: int,
     cache: Cache,
     name: str,
     check: Callable[[Features], object],
 ) -> Features:
-    """The features in the cache, computed now if they are not there or not whole; ``check`` looks at them before.
+    """The features in the cache, computed now if they are not there or not whole.
 
-    What it refuses is not kept: the pictures may be there again tomorrow.
+    Those that ``check`` refuses are not kept: the pictures may be there again tomorrow.
     """
 
     def make(target: Path) -> None:
-        features = _compute(source, encoder, config, target.touch)
+        features = _compute(source, encoder, workers, target.touch)
         check(features)
         tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
         tensors |= {"images_rows": features.rows[0], "texts_rows": features.rows[1]}
@@ -193,16 +179,10 @@ def _cached(
     raise InputError(f"{path}: the features that were just written cannot be read back")
 
 
-def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_on: Callable[[], object]) -> Features:
+def _compute(source: Source, encoder: AlignedEncoder, workers: int, gets_on: Callable[[], object]) -> Features:
     """Every pair through both encoders, in order and without augmentation; ``gets_on`` tells those who wait."""
     loader = PairLoader(
-        source,
-        encoder.preprocess,
-        encoder.tokenizer,
-        _BATCH,
-        shuffle=False,
-        drop_last=False,
-        workers=config.pairs.workers,
+        source, encoder.preprocess, encoder.tokenizer, _BATCH, shuffle=False, drop_last=False, workers=workers
     )
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []
@@ -242,12 +222,3 @@ def _read(path: Path) -> Features | None:
     except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:  # as if there were none
         logger.warning("%s: not readable (%s); the features are computed anew", path, error)
         return None
-
-
-def _key(source: Source, encoder: AlignedEncoder) -> str:
-    """A name for the features: of what they are made from, whatever it is called and wherever it lies.
-
-    That are both encoders, by which ``cloob eval`` finds the file, and the bytes of the source's pictures and captions.
-    The source is read through once for it, without decoding.
-    """
-    return "-".join((*encoder.encoder_keys(), content_key(source)[:20]))

@@ -64,7 +64,7 @@ class RunResult:
         skipped: Samples of the last epoch that could not be used, by reason.
         already_finished: The run that was to go on had reached its end before; nothing was written, but for the
             average with the start where that is asked for.
-        out_of_patience: The end was not its length, but ``patience`` looks at the held-out pairs without a better one.
+        out_of_patience: The end was not its length, but ``patience`` validations without a better one.
     """
 
     run: Path

@@ -8,41 +8,32 @@ import math
 from cloob.data.loader import Loader
 from cloob.distributed import rank
 from cloob.training.config import TrainConfig
-from cloob.training.config.model import RETRIEVING
-from cloob.training.config.run import RunConfig
-from cloob.training.optim import make_retrieval_schedule, make_schedule
+from cloob.training.config.parts import RETRIEVING, RunConfig
+from cloob.training.optim import make_schedule
 from cloob.training.state.checkpoint import Progress
 
 logger = logging.getLogger(__name__)
 
 
 class Course:
-    """Functions of the progress alone: a run that goes on finds them as one that was not stopped.
-
-    Args:
-        config: The run's.
-        loader: The training batches.
-        progress: Where the run stands; the loop moves it.
-        hopfield: Whether the objective retrieves, at some time at least.
-
-    Attributes:
-        epochs: Of the whole run; the last may be cut short.
-        learning_rate: Of a step.
-        retrieves: Whether the objective does at a step.
-    """
+    """Functions of the progress alone, which the loop moves: a resumed run finds them as one that was not stopped."""
 
     def __init__(self, config: TrainConfig, loader: Loader, progress: Progress, *, hopfield: bool) -> None:
         self._config, self._loader, self._progress = config, loader, progress
         self._total_steps = total = config.run.total_steps(loader.steps_per_epoch)
-        self.epochs = math.ceil(total / loader.steps_per_epoch)
+        self._retrieves_from = config.loss.retrieval_from * total if hopfield else math.inf
+        self.epochs = math.ceil(total / loader.steps_per_epoch)  # the last may be cut short
         self.learning_rate = make_schedule(config.optim, total)
-        self.retrieves = make_retrieval_schedule(config.loss, total, hopfield=hopfield)
         if rank() == 0:
             _warn(config)
 
     def place(self) -> int:
         """The step at which a run of this batch size alone would stand; ``progress.step`` if no other came before."""
         return _place(self._config.run, self._progress, self._loader.steps_per_epoch)
+
+    def retrieves(self, step: int) -> bool:
+        """Whether the objective retrieves at a step."""
+        return step >= self._retrieves_from
 
     def retrieved(self) -> bool:
         """Whether the objective retrieved at the last step."""
@@ -68,13 +59,7 @@ class Course:
 
 
 def is_whole(run: RunConfig, progress: Progress, steps_per_epoch: int) -> bool:
-    """Whether a run has its whole length, and the last epoch was looked back on.
-
-    Args:
-        run: Its length and its batch size.
-        progress: Where it stands.
-        steps_per_epoch: At that batch size.
-    """
+    """Whether a run has its whole length, and the last epoch was validated."""
     if run.epochs is not None:
         return progress.epoch >= run.epochs
     left = run.total_steps(steps_per_epoch) - _place(run, progress, steps_per_epoch)
@@ -87,7 +72,7 @@ def _place(run: RunConfig, progress: Progress, steps_per_epoch: int) -> int:
 
 
 def _warn(config: TrainConfig) -> None:
-    """Says what is allowed and hardly meant."""
+    """Warns of what is allowed and hardly meant."""
     towers, frozen, retrieves = config.towers, config.towers.freeze, config.loss.objective in RETRIEVING
     trained = towers.init or (towers.init_image if frozen == "image" else None)
     if frozen != "none" and trained is None:

@@ -1,4 +1,4 @@
-"""What goes wrong while a run goes on: signals, batches that do not come, losses that are not finite."""
+"""What goes wrong while a run goes on: bad samples, signals, batches that do not come, losses that are not finite."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import torch
 
-from cloob.data.batch import Batch
+from cloob.data.batch import Batch, Skip
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, TrainingFailed
 from cloob.files import write_whole
@@ -23,9 +24,116 @@ from cloob.training.config import TrainConfig
 from cloob.training.ranks import Tally, gather_objects, on_rank_zero, tally
 from cloob.training.state.checkpoint import Progress
 from cloob.training.step import StepResult
+from cloob.training.watch.log import RunLog
 
 logger = logging.getLogger(__name__)
+MIN_BAD = 20
+"""Fewer bad samples say nothing yet about the fraction."""
+MAX_BAD_IN_A_ROW = 1000
+"""So many without a usable one in between: a mount that has died, not one of many files that is bad."""
+MAX_NAMED = 1000
+"""Bad samples that are named in an epoch: in a set of millions a fraction that is allowed would be a large file."""
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+
+
+class BadSamples:
+    """Counts the samples of an epoch that could not be used, by reason; ends the run once there are too many.
+
+    ``progress`` keeps the counts, so that they survive a resumption; ``limit`` is the largest fraction of bad samples,
+    ``pairs`` the samples of a whole epoch.
+    """
+
+    def __init__(self, progress: Progress, source: str, limit: float, pairs: int, log: RunLog) -> None:
+        self.progress = progress
+        self.source = source
+        self.limit = limit
+        self.pairs = pairs
+        self.log = log
+        self._in_a_row = 0
+        self._warned = -1  # the epoch
+        self._examples: dict[str, str] = {}
+
+    def count(self, batch: Batch, counts: Tally) -> None:
+        """Takes note of a batch; once ``MIN_BAD`` samples were bad, errors as of ``check``."""
+        progress = self.progress
+        for skip in batch.skipped:
+            progress.reasons[skip.reason] = progress.reasons.get(skip.reason, 0) + 1
+            self._examples.setdefault(skip.reason, _example(skip))
+        if counts.bad and progress.epoch_bad < MAX_NAMED:
+            place = {"step": progress.step + 1, "epoch": progress.epoch + 1}
+            for reader, skips in enumerate(gather_objects(batch.skipped)):
+                name_skips(self.log, place, [(reader, skip) for skip in skips[:MAX_NAMED]])
+        progress.epoch_good += counts.samples
+        progress.epoch_bad += counts.bad
+        self._in_a_row = 0 if counts.samples else self._in_a_row + counts.bad
+        if progress.epoch_bad >= MIN_BAD:
+            self.check()
+            self._warn()
+
+    def _warn(self) -> None:
+        """Warns once an epoch that more are bad so far than may be of the whole."""
+        good, bad, epoch = self.progress.epoch_good, self.progress.epoch_bad, self.progress.epoch
+        if bad > self.limit * (good + bad) and self._warned != epoch:
+            self._warned = epoch
+            if rank() == 0:
+                logger.warning(
+                    "%s: %d of %d samples so far cannot be used; the run ends when more than %d of an epoch cannot",
+                    *(self.source, bad, good + bad, int(self.limit * self.pairs)),
+                )
+
+    def check(self, *, ended: bool = False) -> None:
+        """Compares the bad samples with the limit; every rank comes to the same answer.
+
+        They are a fraction of the whole epoch, since the rest of it may be good. Once the epoch has ``ended``, or very
+        many in a row were bad, they are one of the epoch so far. At its end one sample at least must have been usable,
+        whatever the limit.
+        """
+        good, bad = self.progress.epoch_good, self.progress.epoch_bad
+        total = good + bad if ended or self._in_a_row >= MAX_BAD_IN_A_ROW else max(good + bad, self.pairs)
+        nothing = ended and bad > 0 and good == 0
+        if bad <= self.limit * total and not nothing:
+            return
+        reasons = self.reasons()
+        examples: dict[str, str] = {}
+        for part in gather_objects(self._examples):
+            examples = part | examples
+        raise _too_many(f"{self.source}: {bad} of {good + bad} samples", nothing, self.limit, reasons, examples)
+
+    def reasons(self) -> dict[str, int]:
+        """The epoch's bad samples by reason, over all ranks, the most frequent first."""
+        total: Counter[str] = Counter()
+        for part in gather_objects(self.progress.reasons):
+            total.update(part)
+        return dict(total.most_common())
+
+
+def name_skips(log: RunLog, place: Mapping[str, Any], skips: Sequence[tuple[int, Skip]]) -> None:
+    """Writes to ``skipped.jsonl`` which samples were left out, with the rank that read each."""
+    for reader, skip in skips:
+        log.write("skipped", {**place, "rank": reader, "key": skip.key, "reason": skip.reason, "detail": skip.detail})
+
+
+def check_fraction(source: str, kind: str, skips: Sequence[Skip], total: int, limit: float) -> None:
+    """Raises InputError where more than a share of a whole set cannot be used, or all of it; with an example each."""
+    bad = len(skips)
+    nothing = bad > 0 and bad == total
+    if bad <= limit * total and not nothing:
+        return
+    reasons: dict[str, int] = dict(Counter(skip.reason for skip in skips).most_common())
+    examples: dict[str, str] = {skip.reason: _example(skip) for skip in reversed(skips)}
+    raise _too_many(f"{source}: {bad} of {total} {kind}", nothing, limit, reasons, examples)
+
+
+def _example(skip: Skip) -> str:
+    return f"{skip.key}: {skip.detail}" if skip.detail else skip.key
+
+
+def _too_many(
+    what: str, nothing: bool, limit: float, reasons: Mapping[str, int], examples: Mapping[str, str]
+) -> InputError:
+    why = "which leaves none" if nothing and limit == 1 else f"more than max_bad_fraction = {limit:g} allows"
+    listed = "; ".join(f"{n} {reason} (e.g. {examples.get(reason, '?')})" for reason, n in reasons.items())
+    return InputError(f"{what} cannot be used, {why}: {listed}")
 
 
 class StopRequested(Exception):  # noqa: N818 - a request, not an error
@@ -80,23 +188,20 @@ def agree(
 
     Raises:
         StopRequested: Some rank was told to end.
-        TrainingFailed: Some rank could not get its batch, or another of the errors of ``raise_on_every_rank``.
+        TrainingFailed: A data worker died, or another rank could not get its batch; this rank's own fault is raised
+            as it is.
     """
     good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
     counts = tally(good, bad, stop.requested, device, fault is not None)
     if counts.fault:
-        raise_on_every_rank(fault, last_checkpoint)
+        _raise_on_every_rank(fault, last_checkpoint)
     if counts.stop:
         raise StopRequested
     assert batch is not None
     return batch, counts
 
 
-def raise_on_every_rank(fault: Exception | None, last_checkpoint: Path | None) -> NoReturn:
-    """Ends the run for a batch that a rank (this one with ``fault``) could not get, on all that would wait for it.
-
-    A dead data worker and another rank's fault are TrainingFailed; this rank's own is raised as it is.
-    """
+def _raise_on_every_rank(fault: Exception | None, last_checkpoint: Path | None) -> NoReturn:
     faults = [f"rank {i}: {text}" for i, text in enumerate(gather_objects(_describe(fault))) if text]
     if fault is not None and not _DEAD_WORKER.search(str(fault)):
         raise fault
@@ -139,7 +244,7 @@ def skip_nonfinite(
         kept = f"the last checkpoint is {last}" if last else "there is no checkpoint"
         raise TrainingFailed(
             f"step {step}: loss or gradient not finite for {progress.nonfinite} steps in a row "
-            f"(samples {some}; all in {path}); {kept}; a lower --lr or --clip-grad-norm may help"
+            f"(samples {some}; all in {path}); {kept}; a lower --lr or clipping (clip_grad_norm) may help"
         )
     if rank() == 0:
         logger.warning("step %d: loss or gradient not finite, step skipped; samples in %s", step, path)

@@ -16,24 +16,22 @@ from cloob.data.batch import Batch
 from cloob.data.copies import Copies
 from cloob.distributed import Layout, process_group, rank, resolve_device, world_size
 from cloob.errors import InputError, TrainingFailed
-from cloob.training import faults
+from cloob.models.runs import SKIPPED_FILE, read_lines
+from cloob.training import build, faults, finetune, sharding
 from cloob.training.callbacks import Callback, RunInfo, RunResult
 from cloob.training.config import TrainConfig
 from cloob.training.course import Course
 from cloob.training.faults import StopRequested, StopSignal
 from cloob.training.parts import Parts, assemble
 from cloob.training.ranks import Tally, on_rank_zero
-from cloob.training.state import runlock
+from cloob.training.state import run_folder
 from cloob.training.state.resume import AlreadyFinished
 from cloob.training.state.rng import preserved_rng
 from cloob.training.step import Launched
-from cloob.training.towers import build, finetune
-from cloob.training.towers import fsdp as sharding
 from cloob.training.validate import Validation, validate
-from cloob.training.watch.ledger import Ledger, Taken
-from cloob.training.watch.log import TensorBoard
+from cloob.training.watch.log import TensorBoard, WandB
 from cloob.training.watch.profiling import part, profile
-from cloob.training.watch.trackers import WandB
+from cloob.training.watch.steps import Step, StepLog
 
 _CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
@@ -58,11 +56,12 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
     Raises:
         InputError: Something the user gave is wrong, too many samples are bad, the disk is full, a batch does not fit
             in memory, or another process writes to the run folder.
-        TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row.
+        TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row, a data worker died, or another
+            process took the run folder over.
 
     Example:
         >>> import cloob
-        >>> config = cloob.get_recipe("demo-scratch-cloob").override(steps=2, device="cpu", out="runs/example")
+        >>> config = cloob.get_recipe("demo-scratch").override(steps=2, device="cpu", out="runs/example")
         >>> result = cloob.train(config)
         >>> result.steps, result.samples_seen
         (2, 256)
@@ -74,18 +73,21 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         try:
             run = _Run(assemble(config, device), [*callbacks, *trackers], check_lock)
         except AlreadyFinished as finished:
-            if config.towers.average_with_start is not None:
-                ended, start = finished.checkpoint, finished.progress.start
-                on_rank_zero(lambda: finetune.make_good_average(config, ended, start))
+            _average(config, finished.checkpoint, finished.progress.start)
             return finished.result()
         with StopSignal() as stop, build.products(run.parts.config, device):
             result = run.go(stop)
         start = run.parts.progress.start
         del run  # and with it DDP, before the group that it holds
-        if config.towers.average_with_start is not None and result.stopped is None and result.checkpoint is not None:
-            averaged = result.checkpoint
-            on_rank_zero(lambda: finetune.write_average(config, averaged, start))
+        if result.stopped is None:
+            _average(config, result.checkpoint, start)
         return result
+
+
+def _average(config: TrainConfig, checkpoint: Path | None, start: str) -> None:
+    """Averages the end of a run with its start, where that is asked for."""
+    if config.towers.average_with_start is not None and checkpoint is not None:
+        on_rank_zero(lambda: finetune.write_average(config, checkpoint, start))
 
 
 @contextlib.contextmanager
@@ -94,7 +96,7 @@ def _held(run: Path) -> Iterator[Callable[[], None]]:
     with contextlib.ExitStack() as stack:
         # The lock stays on rank 0; the others only wait until it is taken.
         checks: list[Callable[[], None]] = []
-        on_rank_zero(lambda: checks.append(stack.enter_context(runlock.hold(run))))
+        on_rank_zero(lambda: checks.append(stack.enter_context(run_folder.hold(run))))
         yield lambda: on_rank_zero(lambda: checks[0]())
 
 
@@ -108,7 +110,7 @@ class _Run:
         self.callbacks = callbacks
         self.modules = list(parts.towers.modules())
         self.copies = Copies(parts.device)
-        self.ledger = Ledger(parts, partial(self._call, "on_step"))
+        self.steps = StepLog(parts, partial(self._call, "on_step"))
         self.skipped: dict[str, int] = {}
 
     def go(self, stop: StopSignal) -> RunResult:
@@ -133,8 +135,8 @@ class _Run:
         try:
             self._call("on_start", info)
             stopped = False
-            followed = parts.config.save.out if parts.config.log.profile and rank() == 0 else None
-            with profile(followed, self.course.steps_left()) as stepped:
+            profiled = parts.config.save.out if parts.config.log.profile and rank() == 0 else None
+            with profile(profiled, self.course.steps_left()) as stepped:
                 while not stopped and not self.course.is_over():
                     stopped = self._epoch(stop, stepped)
             self._save()
@@ -143,15 +145,15 @@ class _Run:
             result = self._result("SIGTERM" if stopped else None)
             return result
         except Exception:
-            with contextlib.suppress(Exception):  # what ended the run is to be told, not what was found on the way out
-                self.ledger.settle()
+            with contextlib.suppress(Exception):  # the error to report is the one that ended the run
+                self.steps.flush()
             raise
         finally:
             parts.close()
             self._call("on_end", result)
 
     def _warn_of_the_end(self) -> None:
-        """Says that the last steps were not finite, after which nothing is saved."""
+        """Warns that the last steps were not finite, after which nothing is saved."""
         steps = "step was" if self.parts.progress.nonfinite == 1 else f"{self.parts.progress.nonfinite} steps were"
         last = self.parts.saver.last
         kept = f"the newest checkpoint is {last}" if last else "there is no checkpoint (--save-every N makes some)"
@@ -174,7 +176,7 @@ class _Run:
             epochs=progress.epoch,
             samples_seen=progress.samples_seen,
             seconds=time.perf_counter() - self.began,
-            loss=self.ledger.last_loss,
+            loss=self.steps.last_loss,
             checkpoint=self.parts.saver.last,
             stopped=stopped,
             skipped=self.skipped,
@@ -225,38 +227,32 @@ class _Run:
         if counts.samples >= 2 and counts.smallest >= 1:
             with part("copy to the device"):
                 batch = self.copies(batch)
-            ids = batch.ids if parts.config.loss.mask_duplicates else None
-            outcome = self._stepped(batch, ids, lr, hopfield, Layout(counts.sizes))
+            outcome = self._launch(batch, lr, hopfield, Layout(counts.sizes))
             if parts.average is not None:
                 parts.average.update(parts.encoder, outcome.finite)
-        self.ledger.add(Taken(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
+        self.steps.add(Step(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
 
-    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool, layout: Layout) -> Launched:
+    def _launch(self, batch: Batch, lr: float, hopfield: bool, layout: Layout) -> Launched:
         """One optimiser step; one line if there is not enough memory for it."""
-        parts = self.parts
+        stepper = self.parts.stepper
+        ids = batch.ids if self.parts.config.loss.mask_duplicates else None
         try:
-            return parts.stepper.launch(batch.images, batch.tokens, ids, lr, hopfield=hopfield, layout=layout)
+            return stepper.launch(batch.images, batch.tokens, ids, lr, hopfield=hopfield, layout=layout)
         except (RuntimeError, MemoryError) as error:
             if not faults.is_out_of_memory(error):
                 raise
-            parts.stepper.optimizer.zero_grad(set_to_none=True)
-        raise faults.too_large(parts.config)
+            stepper.optimizer.zero_grad(set_to_none=True)
+        raise faults.too_large(self.parts.config)
 
     def _end_epoch(self, stop: StopSignal, *, cut: bool) -> bool:
-        """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next.
+        """Ends an epoch: bad samples, validation, its line in the log; then turns to the next.
 
-        Args:
-            stop: Ends the validation.
-            cut: Whether the run's length ends the epoch early: a longer run goes on with the rest of it.
-
-        Returns:
-            Whether the held-out pairs say that these weights are the best so far.
-
-        Raises:
-            StopRequested: The run was told to end while it validated; the epoch is not over then.
+        ``cut``: the run's length ends the epoch early; a longer run goes on with the rest of it. Returns whether the
+        held-out pairs say that these weights are the best so far. StopRequested while it validates: the epoch is not
+        over then.
         """
         parts, progress = self.parts, self.parts.progress
-        self.ledger.settle()
+        self.steps.flush()
         parts.bad.check(ended=True)
         self.skipped = parts.bad.reasons()
         epoch = progress.epoch + 1
@@ -264,7 +260,7 @@ class _Run:
         try:
             validation = self._validate(stop) if due else None
         except (InputError, TrainingFailed):
-            self._save()  # the epoch's work; a resumed run begins with this look
+            self._save()  # the epoch's work; a resumed run begins with this validation
             raise
         best = validation is not None and self._is_best(validation)
         line = {
@@ -287,16 +283,16 @@ class _Run:
         return best
 
     def _is_best(self, validation: Validation) -> bool:
-        """Whether a look at the held-out pairs found the best so far; counts those that did not."""
+        """Whether a validation is the best so far; counts those that are not."""
         progress = self.parts.progress
         # Weights after a step that was not finite are not saved, so they cannot be the best.
-        best = not progress.nonfinite and self.parts.saver.judged(progress.step, validation)
+        best = not progress.nonfinite and self.parts.saver.judged(progress.step, validation.metrics())
         progress.stale = 0 if best else progress.stale + 1
         return best
 
     def _validate(self, stop: StopSignal) -> Validation | None:
         """What the held-out pairs say of the weights that are exported; None without such pairs."""
-        parts = self.parts
+        parts, progress = self.parts, self.parts.progress
         if parts.val_loader is None:
             return None
         if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics
@@ -312,12 +308,18 @@ class _Run:
                 stop=stop,
                 last_checkpoint=parts.saver.last,
             )
-        parts.bad_held_out.check(validation, parts.progress)
+        named = any(line.get("held_out") for line in read_lines(parts.config.save.out / SKIPPED_FILE))
+        if rank() == 0 and not named:  # they are the same at each validation
+            place = {"step": progress.step, "epoch": progress.epoch + 1, "held_out": True}
+            faults.name_skips(parts.log, place, validation.skipped[: faults.MAX_NAMED])
+        skips = [skip for _, skip in validation.skipped]
+        limit = parts.config.pairs.max_bad_fraction
+        faults.check_fraction(parts.held_out, "held-out pairs", skips, validation.pairs, limit)
         return validation
 
     def _save(self) -> None:
         """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""
-        self.ledger.settle()
+        self.steps.flush()
         self.check_lock()
         reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
         progress = dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds)

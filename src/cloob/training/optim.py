@@ -1,18 +1,19 @@
-"""AdamW with the right groups, and what a schedule says of a step: its learning rate, and whether it retrieves."""
+"""AdamW with the right groups, the course of its learning rate, and the running average of the weights."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cloob.errors import InputError
-from cloob.training.config.model import LossConfig
-from cloob.training.config.run import OptimConfig
-from cloob.training.towers.finetune import layer_depths
+from cloob.models.encoder import DualEncoder
+from cloob.training.config.parts import OptimConfig
+from cloob.training.finetune import layer_depths
 
 # Norm layers by type. Their weights have one dimension nearly everywhere; the types settle the rest.
 _NORMS = (
@@ -27,7 +28,7 @@ _NORMS = (
 def parameter_groups(
     encoder: nn.Module, objective: nn.Module, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups by two rules: what decays, and how fast it learns.
+    """Groups by two rules: what decays, and how fast it learns; each with its ``lr_scale``, the largest first.
 
     CLIP's rule for the decay: matrices and kernels decay; norms, biases, gains, τ⁻¹ and β do not. A parameter decays
     when it has two dimensions or more, is no bias and belongs to no norm layer. Embeddings of tokens and positions are
@@ -35,16 +36,6 @@ def parameter_groups(
 
     Layer-wise learning rates (as in ELECTRA and BEiT): a parameter at depth d of a tower of depths 0 … top learns
     with ``layer_decay ** (top − d)`` times the schedule's rate; the objective's temperatures with the whole of it.
-
-    Args:
-        encoder: The two towers.
-        objective: The objective, with its temperatures.
-        weight_decay: Decay of the groups that decay.
-        layer_decay: Factor from a layer to the one below it, in (0, 1]; 1 gives two groups at most.
-
-    Returns:
-        Groups for ``torch.optim.AdamW``, each with its ``lr_scale``, the largest first; without frozen parameters and
-        without empty groups.
     """
     depths = layer_depths(name for name, _ in encoder.named_parameters())
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -90,73 +81,91 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: str, restarts: int = 1) -> float:
-    """Learning rate of a step.
-
-    During the warm-up it rises linearly to the peak: (step + 1)/warmup. After it, with the progress
-    p = (step − warmup)/(total − warmup) in [0, 1):
-
-    - ``constant``: the peak;
-    - ``cosine``: peak · (1 + cos πp)/2;
-    - ``cosine-restarts``: the same with p replaced by the fractional part of restarts · p, so that the rate
-      jumps back to the peak at the start of each of ``restarts`` cycles (the authors' schedule, with ten).
-
-    Args:
-        step: 0 for the first step.
-        peak: Highest rate.
-        total: Steps of the whole run, warm-up included.
-        warmup: Steps of the warm-up.
-        schedule: ``"constant"``, ``"cosine"`` or ``"cosine-restarts"``.
-        restarts: Number of cosine cycles.
-
-    Returns:
-        The rate, a float; 0 beyond the end of a cosine.
-
-    Raises:
-        ValueError: The schedule is unknown.
-    """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if schedule == "constant":
-        return peak
-    if schedule not in ("cosine", "cosine-restarts"):
-        raise ValueError(f"unknown schedule {schedule!r}")
-    if step >= total:
-        return 0.0
-    progress = (step - warmup) / (total - warmup)
-    if schedule == "cosine-restarts":
-        progress = restarts * progress % 1.0
-    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
 def warmup_steps(config: OptimConfig, total: int) -> int:
     """Steps of the warm-up: as given, or a tenth of the run, at most 2,000."""
     return min(2000, total // 10) if config.warmup is None else config.warmup
 
 
 def make_schedule(config: OptimConfig, total: int) -> Callable[[int], float]:
-    """``learning_rate`` as a function of the step alone."""
+    """The learning rate as a function of the step, 0 for the first of ``total``.
+
+    During the warm-up it rises linearly to the peak: (step + 1)/warmup. After it, with the progress
+    p = (step − warmup)/(total − warmup) in [0, 1):
+
+    - ``constant``: the peak;
+    - ``cosine``: peak · (1 + cos πp)/2; 0 beyond the end;
+    - ``cosine-restarts``: the same with p replaced by the fractional part of restarts · p, so that the rate
+      jumps back to the peak at the start of each of ``restarts`` cycles (the authors' schedule, with ten).
+    """
     warmup = warmup_steps(config, total)
 
     def schedule(step: int) -> float:
-        return learning_rate(
-            step,
-            peak=config.lr,
-            total=total,
-            warmup=warmup,
-            schedule=config.schedule,
-            restarts=config.restarts,
-        )
+        if step < warmup:
+            return config.lr * (step + 1) / warmup
+        if config.schedule == "constant":
+            return config.lr
+        if step >= total:
+            return 0.0
+        progress = (step - warmup) / (total - warmup)
+        if config.schedule == "cosine-restarts":
+            progress = config.restarts * progress % 1.0
+        return config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return schedule
 
 
-def make_retrieval_schedule(config: LossConfig, total: int, *, hopfield: bool) -> Callable[[int], bool]:
-    """Whether the objective retrieves at a step, a function of the step alone.
+class WeightAverage:
+    """The exponential moving average of the towers' weights and buffers: with ``ema``, what is validated and exported.
+
+    A fixed decay d near 1 would keep the random start in the average for about 1/(1 - d) steps, so the decay rises to
+    d: update n uses ``min(d, (1 + n) / (10 + n))``, with n = 0 for the first, which copies the weights. Updates are
+    counted on the device, which may know before the host whether a step left a trace; so nobody waits for it.
+
+    The objective's temperatures are not averaged: they are a handful of numbers that move slowly. Copied are buffers
+    that no checkpoint holds (masks, whose −∞ has no average) and what is no floating-point number (counters).
 
     Args:
-        config: ``retrieval_from`` is the share of the run after which retrieval joins.
-        total: Steps of the whole run.
-        hopfield: Whether the objective retrieves at all.
+        encoder: The towers as they start, before they are compiled; copied, on their device, but for the tokenizer.
+        decay: The decay that is reached, in (0, 1).
+
+    Attributes:
+        encoder: The towers with the averaged weights, in eval mode and without gradients.
     """
-    return lambda step: hopfield and step >= config.retrieval_from * total
+
+    def __init__(self, encoder: DualEncoder, decay: float) -> None:
+        self.decay = decay
+        self.encoder = copy.deepcopy(encoder, {id(encoder.tokenizer): encoder.tokenizer})
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+        device = encoder.device
+        # In float64 the shares are those of the formula to the last bit; MPS has none.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._count = torch.zeros((), dtype=dtype, device=device)
+        kept = encoder.state_dict()
+        self._copied = {n for n, b in encoder.named_buffers() if n not in kept or not bool(b.isfinite().all())}
+
+    @property
+    def updates(self) -> int:
+        """Updates so far; waits for the device."""
+        return int(self._count)
+
+    @torch.no_grad()
+    def update(self, encoder: DualEncoder, taken: bool | Tensor = True) -> None:
+        """Takes the weights after a step into the average, unless ``taken``, 0-d on the device, is false."""
+        if taken is False:
+            return
+        decay = ((1 + self._count) / (10 + self._count)).clamp(max=self.decay) * (self._count > 0)
+        share = (1 - decay) * taken
+        ours = {**dict(self.encoder.named_parameters()), **dict(self.encoder.named_buffers())}
+        theirs = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+        for name, averaged in ours.items():
+            if averaged.is_floating_point() and name not in self._copied:
+                averaged.lerp_(theirs[name], share.to(averaged.dtype))
+            else:
+                averaged.copy_(theirs[name])
+        self._count += taken
+
+    def restore(self, weights: dict[str, Tensor], updates: int) -> None:
+        """Goes on from averaged weights after so many updates; 0 starts anew, with a copy after the next step."""
+        self.encoder.load_state_dict(weights)
+        self._count.fill_(updates)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,65 +17,43 @@ from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.fingerprint import fingerprint
-from cloob.models.runs import RUN_CONFIG_FILE, SKIPPED_FILE, read_lines
+from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.objective import ContrastiveObjective
-from cloob.training.bad import BadHeldOut, BadSamples
+from cloob.training import build, finetune
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
-from cloob.training.optim import make_optimizer
+from cloob.training.faults import BadSamples
+from cloob.training.optim import WeightAverage, make_optimizer
 from cloob.training.ranks import gather_objects, on_rank_zero
 from cloob.training.state import resume
-from cloob.training.state.checkpoint import Checkpoint, Progress, remove_leftovers
-from cloob.training.state.compare import HELD_OUT, TRAINING, check_same_data, check_same_run, judged_otherwise
+from cloob.training.state.checkpoint import HELD_OUT, TRAINING, Progress, Saver, remove_leftovers
+from cloob.training.state.rng import seed_generators
 from cloob.training.state.run_folder import prepare_run_folder, refuse_another_run
-from cloob.training.state.saver import Saver
 from cloob.training.step import Stepper, TowersWithLoss
-from cloob.training.towers import build, finetune
-from cloob.training.towers.average import WeightAverage, make_average
+from cloob.training.towers import prepare_towers
 from cloob.training.watch.log import RunLog
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """All that the loop works with, on this rank.
+    """All that the loop works with, on this rank."""
 
-    Attributes:
-        config: The run's, with every default filled in.
-        device: Where the towers are.
-        encoder: The towers.
-        objective: The objective.
-        loader: The training batches.
-        val_loader: The held-out pairs, if there are any.
-        average: The running average of the weights, if there is one.
-        towers: Towers and objective in one module, as the steps train them.
-        judged: The same with the weights that are exported: ``towers``, or on the average.
-        stepper: Takes the steps; holds the optimiser.
-        progress: Where the run stands.
-        resumed_from: The checkpoint that it goes on from, if any.
-        saver: Writes the checkpoints.
-        log: Writes the lines of ``metrics.jsonl`` and its siblings.
-        bad: Counts the samples that cannot be used.
-        bad_held_out: The same for the held-out pairs.
-    """
-
-    config: TrainConfig
+    config: TrainConfig  # with every default filled in
     device: torch.device
     encoder: DualEncoder
     objective: ContrastiveObjective
     loader: Loader
     val_loader: Loader | None
+    held_out: str  # the name of the held-out pairs
     average: WeightAverage | None
-    towers: TowersWithLoss
-    judged: TowersWithLoss
+    towers: TowersWithLoss  # as the steps train them
+    judged: TowersWithLoss  # with the weights that are exported: the same, or on the average
     stepper: Stepper
     progress: Progress
     resumed_from: Path | None
     saver: Saver
     log: RunLog
     bad: BadSamples
-    bad_held_out: BadHeldOut
 
     def close(self) -> None:
         """Ends the loaders' workers and closes the log."""
@@ -91,8 +67,8 @@ class Parts:
 def assemble(config: TrainConfig, device: torch.device) -> Parts:
     """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
 
-    The order matters: the run folder is touched only once towers, data and checkpoint could be opened and a step fits
-    in memory, and the optimiser is made after everything that replaces parameters.
+    The order matters: the run folder is touched only once towers, data and checkpoint could be opened, and the
+    optimiser is made after everything that replaces parameters.
 
     Raises:
         InputError: Something the user gave is wrong, or the run folder cannot be written.
@@ -112,40 +88,39 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     sources = {TRAINING: source} | ({} if held_out is None else {HELD_OUT: held_out})
     data = {name: _same_on_every_rank(pairs) for name, pairs in sources.items()}
     if checkpoint is not None:  # before all pairs go through frozen encoders, which may take hours
-        check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
+        resume.check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
     loader = build.make_loader(source, encoder, config, device)
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
     if checkpoint is not None:
         resume.stop_if_finished(checkpoint, config, data, loader.steps_per_epoch, encoder, objective)
     encoder.to(device)
     objective.to(device)
-    average = make_average(encoder, config)
-    build.prepare_towers(encoder, config, device)
+    average = WeightAverage(encoder, config.optim.ema) if config.optim.ema else None
+    prepare_towers(encoder, config.run, device)
     optimizer = make_optimizer(encoder, objective, config.optim, device)
     if checkpoint is not None:
-        progress = _progress_of(checkpoint, config, data, loader)
+        progress = resume.progress_of(checkpoint, config, data, loader.pairs_per_epoch)
         resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     judged = TowersWithLoss(average.encoder, objective, config.run.precision) if average is not None else towers
-    late = works_by_itself(device)
-    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, _micro_batch_size(config), late=late)
+    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, _micro_batch_size(config))
     if checkpoint is not None:
         stepper.load_state_dict(checkpoint.state["stepper"])
     towers.train()
     finetune.keep_frozen(encoder, config.towers.freeze)
     on_rank_zero(lambda: prepare_run_folder(config, checkpoint))
-    resume.seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
+    seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
 
-    saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, data, checkpoint)
+    resumed = None if checkpoint is None else (checkpoint.path, checkpoint.progress)
+    saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, data, resumed)
     if rank() == 0:
         remove_leftovers(config.save.out)
         write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
     cut = checkpoint is not None and 0 < checkpoint.progress.cut == progress.step
     kept = progress.step if config.save.resume != "none" else None
     log = RunLog(config.save.out, kept, cut=cut, writes=rank() == 0)
-    named = any(line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE))
-    limit = config.pairs.max_bad_fraction
     aligned = isinstance(encoder, AlignedEncoder)  # its features were checked when they were made or read
+    limit = 1.0 if aligned else config.pairs.max_bad_fraction
     return Parts(
         config=config,
         device=device,
@@ -153,6 +128,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         objective=objective,
         loader=loader,
         val_loader=val_loader,
+        held_out=held_out.name if held_out is not None else "",
         average=average,
         towers=towers,
         judged=judged,
@@ -161,35 +137,12 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         resumed_from=checkpoint.path if checkpoint else None,
         saver=saver,
         log=log,
-        bad=BadSamples(progress, source.name, 1.0 if aligned else limit, loader.pairs_per_epoch, log),
-        bad_held_out=BadHeldOut(held_out.name if held_out is not None else "", limit, log, named),
+        bad=BadSamples(progress, source.name, limit, loader.pairs_per_epoch, log),
     )
 
 
-def _progress_of(
-    checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, Fingerprint], loader: Loader
-) -> Progress:
-    """Where a run goes on; the counts of bad samples are summed over ranks, so that one rank keeps them."""
-    goes_on = check_same_run(checkpoint, config, loader.pairs_per_epoch)
-    progress = checkpoint.progress
-    otherwise = judged_otherwise(checkpoint, config, data)
-    if otherwise is not None:
-        progress.stale = 0
-        if rank() == 0:
-            logger.warning("resumed %s: the best epoch and --patience begin anew", otherwise)
-    if not goes_on:
-        progress.begin_epoch()
-    if rank() != 0:
-        progress.reasons = {}
-    return progress
-
-
 def _same_on_every_rank(pairs: Source) -> Fingerprint:
-    """The fingerprint of pairs, after a look whether all hosts have the same: ranks part them by their number.
-
-    Raises:
-        InputError: Other pairs on some rank's host; on every rank.
-    """
+    """The fingerprint of pairs; InputError where some host has others: ranks divide them by their number."""
     looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on each host: it may look into a hundred thousand files
     first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
     for number, (size, found) in enumerate(others, 1):
@@ -200,8 +153,8 @@ def _same_on_every_rank(pairs: Source) -> Fingerprint:
     return first[1]
 
 
-def works_by_itself(device: torch.device) -> bool:
-    """Whether a device runs behind the host, so that each number that is read of it costs a wait."""
+def is_async(device: torch.device) -> bool:
+    """Whether the host waits when it reads a value from this device (CUDA)."""
     return device.type == "cuda"
 
 

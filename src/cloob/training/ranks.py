@@ -24,8 +24,8 @@ class Tally:
     smallest: int
     bad: int
     stop: bool
-    fault: bool = False
-    sizes: tuple[int, ...] = ()
+    fault: bool
+    sizes: tuple[int, ...]
 
 
 def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool = False) -> Tally:
@@ -35,8 +35,7 @@ def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool 
     counts_here = torch.tensor([samples, bad, int(stop), int(fault)], device=host(device))
     parts = [torch.empty_like(counts_here) for _ in range(world_size())]
     dist.all_gather(parts, counts_here)
-    rows = torch.stack(parts).tolist()
-    counts, bads, stops, faults = zip(*rows, strict=True)
+    counts, bads, stops, faults = zip(*torch.stack(parts).tolist(), strict=True)
     return Tally(sum(counts), min(counts), sum(bads), any(stops), any(faults), counts)
 
 
@@ -49,21 +48,18 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's value on every rank."""
+def collect_objects(value: T) -> list[T]:
+    """The value of every rank, in the order of ranks, on rank 0; nothing elsewhere."""
     if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+        return [value]
+    values: list[Any] = [None] * world_size() if rank() == 0 else []
+    dist.gather_object(value, values if rank() == 0 else None, dst=0)
+    return values
 
 
 @contextlib.contextmanager
-def unhurried() -> Iterator[None]:
-    """Inside, a rank may take up to a day, however long the process group waits; at the end each waits for all.
-
-    One that dies ends the others' wait.
-    """
+def no_timeout() -> Iterator[None]:
+    """Inside, ranks may work past the process group's timeout, up to a day; a barrier at the end."""
     if world_size() == 1:
         yield
         return
@@ -78,18 +74,19 @@ def unhurried() -> Iterator[None]:
 def on_rank_zero(action: Callable[[], T], *, slow: bool = False) -> T:
     """Runs ``action()`` on rank 0 and returns its result everywhere; what it raises is raised on every rank.
 
-    A rank that failed alone would leave the others waiting for it. ``slow``: as ``unhurried``.
+    A rank that failed alone would leave the others waiting for it. ``slow``: as ``no_timeout``.
     """
-    outcome: Any = (None, None)
-    with unhurried() if slow else contextlib.nullcontext():
+    if world_size() == 1:
+        return action()
+    outcome: list[Any] = [None, None]
+    with no_timeout() if slow else contextlib.nullcontext():
         if rank() == 0:
             try:
-                outcome = (action(), None)
+                outcome = [action(), None]
             except Exception as error:
-                if world_size() == 1:
-                    raise
-                outcome = (None, error)
-    result, failure = broadcast_object(outcome)
+                outcome = [None, error]
+    dist.broadcast_object_list(outcome, src=0)
+    result, failure = outcome
     if failure is not None:
         raise failure
     return cast(T, result)

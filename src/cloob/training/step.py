@@ -1,4 +1,8 @@
-"""One optimiser step: towers (in autocast if asked), loss in float32, backward, clipping, update."""
+"""One optimiser step: towers (in autocast if asked), loss in float32, backward, clipping, update.
+
+A step waits for no device. Whether loss and gradient are finite is decided where they are, and a step that is bad
+leaves no trace; the numbers stay on the device until somebody reads them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +17,10 @@ from torch import Tensor, nn
 
 from cloob.distributed import Layout, world_size
 from cloob.objective import ContrastiveObjective
-from cloob.objective.waiting import acceptable, without_waiting
+from cloob.objective.values import acceptable, without_waiting
+from cloob.training import sharding
 from cloob.training.gradcache import Buffers, cached_backward
 from cloob.training.optim import set_learning_rate
-from cloob.training.towers import fsdp as sharding
 from cloob.training.watch.profiling import part
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,18 +53,14 @@ class TowersWithLoss(nn.Module):
         hopfield: bool | None = None,
         loss: bool = True,
     ) -> tuple[Tensor, ...]:
-        """Loss and features of a batch, or its features alone.
+        """The 0-d float32 loss, and the detached (n, D) float32 image and text features of a batch.
 
         Args:
             images: (n, 3, H, W), uint8 or float.
             tokens: (n, L) int64.
             ids: (n,) int64 or None: pairs of equal id are no negatives of each other.
             hopfield: Whether the objective retrieves this time; None leaves it to the objective.
-            loss: False for a micro-batch, of which the loss is none of its own.
-
-        Returns:
-            The 0-d float32 loss, and the detached (n, D) float32 image and text features; without loss the features
-            with their graph.
+            loss: False, for a micro-batch, returns the features alone, with their graph.
         """
         low = _AUTOCAST.get(self.precision)
         with part("forward"), torch.autocast(images.device.type, dtype=low, enabled=low is not None):
@@ -83,75 +83,48 @@ class TowersWithLoss(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did.
+    """What a step did."""
 
-    Attributes:
-        loss: The loss over all ranks; may be NaN or infinite.
-        grad_norm: Global gradient norm before clipping, without the loss scale; NaN when there was no backward pass.
-        finite: Whether loss and gradient were finite; if not, the step changed no weight.
-        image_features: (n, D) of this rank, detached.
-        text_features: (n, D) of this rank, detached.
-        overflow: A step in fp16 was skipped because its gradient overflowed, and the loss scale was lowered. That is
-            how the scale is found, not a fault.
-        loss_scale: What the loss was multiplied by for the backward pass; 1 but for fp16.
-        scales: Learned τ⁻¹ (``inv_tau``), β (``beta``) and ``bias`` after the step.
-    """
-
-    loss: float
-    grad_norm: float
-    finite: bool
-    image_features: Tensor
-    text_features: Tensor
-    overflow: bool = False
+    loss: float  # over all ranks; may be NaN or infinite
+    grad_norm: float  # before clipping, without the loss scale; NaN when there was no backward pass
+    finite: bool  # loss and gradient; if not, the step changed no weight
+    features: tuple[Tensor, Tensor] | None  # (n, D) of images and texts of this rank, where they were kept
+    overflow: bool = False  # in fp16 the gradient overflowed, and the loss scale was lowered: no fault
     loss_scale: float = 1.0
-    scales: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)  # learned inv_tau, beta and bias after the step
 
 
 @dataclass
 class Launched:
-    """A step that the device takes by itself; what it did is known there, and nobody has waited for it.
+    """A step whose numbers are still on the device."""
 
-    Attributes:
-        numbers: (5 + learned scales,) float32 on the device: loss, gradient norm, 1 if both are finite else 0, the loss
-            scale before and after the step, and the learned scales.
-        finite: 0-d bool on the device: the third of them.
-        names: Of the learned scales.
-        features: (n, D) image and text features of this rank; None for those that are not looked at.
-    """
-
+    # float32: loss, norm, 1 if both are finite else 0, loss scale before and after the step, and the learned scales
     numbers: Tensor
-    finite: Tensor
-    names: tuple[str, ...]
+    finite: Tensor  # 0-d bool: the third of them
+    names: tuple[str, ...]  # of the learned scales
     features: tuple[Tensor, Tensor] | None
 
     def result(self, numbers: Sequence[float]) -> StepResult:
         """What the step did, by its numbers once they were read."""
-        loss, norm, finite, loss_scale, loss_scale_after, *scales = numbers
-        nothing = torch.empty(0, 0)
-        return StepResult(
-            loss,
-            norm,
-            finite == 1.0,
-            *(self.features or (nothing, nothing)),
-            overflow=finite != 1.0 and loss_scale > 1.0 and loss_scale_after < loss_scale,
-            loss_scale=loss_scale,
-            scales=dict(zip(self.names, scales, strict=True)),
-        )
+        loss, norm, finite, before, after, *scales = numbers
+        overflow = finite != 1.0 and before > 1.0 and after < before
+        learned = dict(zip(self.names, scales, strict=True))
+        return StepResult(loss, norm, finite == 1.0, self.features, overflow, loss_scale=before, scales=learned)
 
 
 class Stepper:
-    """Takes optimiser steps on a ``TowersWithLoss``; one with a non-finite loss or gradient leaves no trace.
+    """Takes optimiser steps on a ``TowersWithLoss``.
 
-    The decision to skip is the same on every rank, as the loss is the global one and gradients are averaged. In fp16
-    the loss is scaled (``torch.amp.GradScaler``), gradients are unscaled before they are measured and clipped, and one
-    that overflowed lowers the scale; once the scale is down at 1, a gradient that is not finite is a fault as in fp32.
+    The decision to skip a step is the same on every rank, as the loss is the global one and gradients are averaged. In
+    fp16 the loss is scaled (``torch.amp.GradScaler``), gradients are unscaled before they are measured and clipped, and
+    one that overflowed lowers the scale; once the scale is down at 1, a gradient that is not finite is a fault as in
+    fp32.
 
     Args:
         module: The towers with the loss; with several ranks wrapped in DDP here, unless its towers are sharded.
         optimizer: Over the module's trainable parameters.
         clip_grad_norm: Largest global gradient norm; 0 for no clipping.
         micro_batch_size: Pairs of this rank whose activations are held at a time (gradient caching); 0 for all.
-        late: Whether the numbers of a step are read some steps later, as the device is behind the host.
     """
 
     def __init__(
@@ -160,8 +133,6 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         clip_grad_norm: float = 0.0,
         micro_batch_size: int = 0,
-        *,
-        late: bool = False,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
@@ -171,7 +142,6 @@ class Stepper:
         device = self._parameters[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=module.precision == "fp16")
         self._sharded = sharding.is_sharded(module.encoder)
-        self.late = late
         self._wrapped: nn.Module = module
         if world_size() > 1 and not self._sharded:
             self._wrapped = nn.parallel.DistributedDataParallel(
@@ -179,7 +149,7 @@ class Stepper:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside weights and optimiser: the loss scale; tensors and plain types only."""
+        """What a checkpoint keeps beside weights and optimiser: the loss scale."""
         return {"scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,15 +174,9 @@ class Stepper:
         hopfield: bool | None = None,
         layout: Layout | None = None,
     ) -> Launched:
-        """Takes one step without waiting for the device, which decides by itself whether it leaves a trace.
+        """Takes one step without waiting for the device; most arguments are those of ``TowersWithLoss.forward``.
 
-        Args:
-            images: As ``TowersWithLoss.forward``, like the next two and ``hopfield``.
-            tokens: Likewise.
-            ids: Likewise.
-            lr: Learning rate.
-            hopfield: Likewise.
-            layout: How many pairs each rank has; with several and without it they ask each other.
+        ``layout`` says how many pairs each rank has; with several and without it they ask each other.
         """
         buffers = Buffers(self.module)
         objective = self.module.objective
@@ -272,7 +236,6 @@ class Stepper:
     def _cached_backward(
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients of the batch, its loss and its features, a micro-batch at a time."""
         # As even as can be: where samples are left out, none is alone in a micro-batch, which has no spread to norm by.
         parts, features = max(1, -(-len(images) // self.micro_batch_size)), []
 
@@ -313,10 +276,9 @@ def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:
-    """The 0-d scales that are parameters, by their names, where they are and without their graph."""
+    """The 0-d scales that are parameters, where they are and without their graph."""
     return {name: scale.detach() for name, scale in objective.scale_values().items() if isinstance(scale, Tensor)}
 
 
 def _given(hopfield: bool | None) -> dict[str, Any]:
-    """The argument of an objective's call, for those that have it."""
     return {} if hopfield is None else {"hopfield": hopfield}

@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cloob.data.batch import Batch, Skip
+from cloob.data.loader import Loader
 from cloob.distributed import rank
 from cloob.functional.ranking import mutual_ranks, recall_at_k
 from cloob.objective import NonFiniteFeaturesError
 from cloob.training.faults import StopSignal, agree, fetch
-from cloob.training.ranks import gather_objects, on_rank_zero
+from cloob.training.ranks import collect_objects, gather_objects, on_rank_zero
 from cloob.training.step import TowersWithLoss
 from cloob.training.watch.log import finite
 
@@ -28,22 +27,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Validation:
-    """What the held-out pairs say.
+    """What the held-out pairs say: the mean loss in batches of the training's size, and the mean recall.
 
-    Attributes:
-        loss: Mean loss in batches of the training's size; None when there was no batch, when it was not finite, or when
-            an embedding was NaN, infinite or zero.
-        recall: Mean of recall at 1, 5 and 10 in both directions among all held-out pairs, a fraction; an image's only
-            right answer is its own caption, and an embedding with NaN finds and is found by none. None when nothing
-            could be embedded.
-        pairs: Held-out pairs over all ranks, usable or not.
-        skipped: Those that could not be used, with the rank that read them.
+    That is the mean of recall at 1, 5 and 10 in both directions among all held-out pairs. An image's only right answer
+    is its own caption, and an embedding with NaN finds and is found by none.
     """
 
-    loss: float | None
-    recall: float | None
-    pairs: int = 0
-    skipped: tuple[tuple[int, Skip], ...] = ()
+    loss: float | None  # None without a batch, when not finite, or when an embedding was NaN, infinite or zero
+    recall: float | None  # None when nothing could be embedded
+    pairs: int = 0  # over all ranks, usable or not
+    skipped: tuple[tuple[int, Skip], ...] = ()  # with the rank that read them
 
     def metrics(self) -> dict[str, float | None]:
         """Both by the names that logs and checkpoints use."""
@@ -54,16 +47,9 @@ class Validation:
         return dict(Counter(skip.reason for _, skip in self.skipped).most_common())
 
 
-class Batches(Protocol):
-    """Held-out pairs, batch by batch: a ``PairLoader``, or anything with its ``epoch``."""
-
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This rank's batches."""
-
-
 def validate(
     towers: TowersWithLoss,
-    loader: Batches,
+    loader: Loader,
     device: torch.device,
     *,
     mask_duplicates: bool,
@@ -74,6 +60,8 @@ def validate(
 ) -> Validation:
     """Embeds the held-out pairs once, all ranks together; the same numbers on every rank.
 
+    A batch of one pair counts for the recall alone, one that leaves a rank without any for neither.
+
     Args:
         towers: Put in eval mode.
         loader: The held-out pairs.
@@ -81,16 +69,8 @@ def validate(
         mask_duplicates: Whether pairs of the same caption are no negatives of each other.
         micro_batch_size: Pairs of this rank that go through the towers at a time; 0 for all of a batch.
         hopfield: Whether the objective retrieves; None leaves it to the objective.
-        stop: Ends it when it is set, on whatever rank.
-        last_checkpoint: What the error of a batch that a rank could not get tells to go on from.
-
-    Returns:
-        Loss and recall, and what could not be used. A batch of one pair counts for the recall alone, one that leaves a
-        rank without any for neither.
-
-    Raises:
-        StopRequested: ``stop`` was set.
-        TrainingFailed: As ``faults.agree``.
+        stop: Ends it when it is set, on whatever rank; StopRequested and TrainingFailed as of ``faults.agree``.
+        last_checkpoint: What the error of a batch that a rank could not get names.
     """
     stop = stop or StopSignal()
     towers.eval()
@@ -98,19 +78,19 @@ def validate(
     refused: NonFiniteFeaturesError | None = None
     features: list[tuple[Tensor, Tensor]] = []
     skipped: list[Skip] = []
+    batches = loader.epoch(0)
     with torch.no_grad():
-        for fetched in _drawn(loader.epoch(0), stop):
+        while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
             batch, counts = agree(*fetched, stop, device, last_checkpoint)
             pairs += counts.samples + counts.bad
             skipped += batch.skipped
             if counts.smallest < 1:
                 continue
-            batch = batch.to(device)
-            images, texts = _embedded(towers, batch, micro_batch_size)
+            images, texts = _embedded(towers, batch.to(device), micro_batch_size)
             features.append((images.cpu(), texts.cpu()))
             if counts.samples > 1:
                 samples += counts.samples
-                ids = batch.ids if mask_duplicates else None
+                ids = batch.ids.to(device) if mask_duplicates else None
                 try:
                     total += counts.samples * float(towers.loss_of(images, texts, ids, hopfield))
                 except NonFiniteFeaturesError as error:  # of one rank, on all
@@ -130,25 +110,16 @@ def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tu
     return torch.cat(images), torch.cat(texts)
 
 
-def _drawn(batches: Iterator[Batch], stop: StopSignal) -> Iterator[tuple[Batch | None, Exception | None]]:
-    """Each batch, or why there is none."""
-    while True:
-        batch, fault = fetch(batches, stop)
-        if isinstance(fault, StopIteration):
-            return
-        yield batch, fault
-
-
 def _recall(features: list[tuple[Tensor, Tensor]], device: torch.device) -> float | None:
-    features_here = tuple(torch.cat(side) for side in zip(*features, strict=True))
-    parts = [part for part in gather_objects(features_here) if part]
-    if not parts:
-        return None
+    collected = collect_objects(tuple(torch.cat(side) for side in zip(*features, strict=True)))
 
-    def mean() -> float:
+    def mean() -> float | None:
+        parts = [part for part in collected if part]
+        if not parts:
+            return None
         images, texts = (torch.cat(side).to(device) for side in zip(*parts, strict=True))
         pairs = torch.arange(len(images), device=device).repeat(2, 1).T
         both = mutual_ranks(images, texts, pairs)
-        return sum(recall_at_k(ranks, k) for ranks in both for k in RECALLS) / (2 * len(RECALLS))
+        return float(sum(recall_at_k(ranks, k) for ranks in both for k in RECALLS) / (2 * len(RECALLS)))
 
-    return float(on_rank_zero(mean))
+    return on_rank_zero(mean)

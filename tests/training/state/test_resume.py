@@ -45,13 +45,15 @@ FEATURES = {
         ema=0.9, learnable_inv_tau=True, learnable_beta=True, micro_batch_size=5, clip_grad_norm=1.0
     ),
     "two ranks, shards, two workers": usual("shards", 2, workers=2, ema=0.9, learnable_inv_tau=True, shuffle_buffer=6),
-    "fp16, frozen tower, SigLIP": usual(
-        model="nano-resnet", precision="fp16", freeze="image", layer_decay=0.5, objective="siglip"
-    ),
     "streamed, weighted, ends inside an epoch": usual(
         "streamed", steps=13, shuffle_buffer=10, retrieval_from=0.5, best="val_recall"
     ),
-    "heads, a batch size that suits the pairs": usual("heads", batch_size=0, head_dropout=0.2, embed_dim=12),
+    "heads, a batch size that suits the pairs": Feature(
+        {"batch_size": 0, "head_dropout": 0.2, "embed_dim": 12}, "heads"
+    ),
+    "fp16, frozen tower, SigLIP": Feature(
+        {"model": "nano-resnet", "precision": "fp16", "freeze": "image", "layer_decay": 0.5, "objective": "siglip"}
+    ),
     "plain": Feature(),
     "one worker": Feature({"workers": 1}, "folder"),
     "restarts": Feature({"schedule": "cosine-restarts", "restarts": 2}),
@@ -169,7 +171,13 @@ class Signalled(Callback):
 
 
 @pytest.mark.parametrize(
-    ("step", "number"), [(7, signal.SIGINT), (7, signal.SIGTERM), (10, signal.SIGTERM), (13, signal.SIGTERM)]
+    ("step", "number"),
+    [
+        (7, signal.SIGINT),
+        (10, signal.SIGTERM),
+        pytest.param(7, signal.SIGTERM, marks=pytest.mark.nightly),
+        pytest.param(13, signal.SIGTERM, marks=pytest.mark.nightly),
+    ],
 )
 def test_told_to_end_and_started_again(
     base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, step: int, number: int
@@ -203,8 +211,8 @@ def test_told_to_end_and_started_again(
 @pytest.mark.parametrize(
     ("form", "size", "processes"),
     [
-        ("folder", 4, (1, 1)),
         ("folder", 12, (1, 1)),
+        pytest.param("folder", 4, (1, 1), marks=pytest.mark.nightly),
         ("streamed", 8, (2, 1)),
         pytest.param("shards", 4, (1, 1), marks=pytest.mark.nightly),
         pytest.param("streamed", 4, (1, 2), marks=pytest.mark.nightly),

@@ -18,11 +18,11 @@ from torch.distributed.tensor import DTensor
 from cloob.distributed import Layout
 from cloob.models.towers import create_model, open_clip
 from cloob.objective import make_objective
+from cloob.training import sharding
 from cloob.training.config import TrainConfig
 from cloob.training.optim import make_optimizer
 from cloob.training.step import Stepper, StepResult, TowersWithLoss
-from cloob.training.towers import fsdp as sharding
-from cloob.training.towers.build import prepare_towers
+from cloob.training.towers import prepare_towers
 from support import fork, made_once
 
 CPU = torch.device("cpu")
@@ -33,7 +33,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adamw": {"clip": 0.3},
     "recomputed": {"grad_checkpointing": True},
-    "late": {"clip": 0.3, "late": True},
     "bf16": {"precision": "bf16"},
     # Without the padding that a rank's batch shares: another length on each.
     "short captions, recomputed": {"short": 3, "grad_checkpointing": True},
@@ -50,34 +49,26 @@ def batch(rank: int, size: int, context: int) -> tuple[Tensor, Tensor]:
     return images, tokens
 
 
-class LateStep:
-    """A stepper that is called as if it were waited for; notes what it reads from the device."""
-
-    def __init__(self, stepper: Stepper) -> None:
-        self.stepper = stepper
-        self.read: dict[str, int] = {}
-
-    def __call__(self, *arguments: Any) -> StepResult:
-        with reads() as read:
-            launched = self.stepper.launch(*arguments, layout=Layout((5, 4)))
-        self.read |= read
-        return launched.result(launched.numbers.tolist())
-
-
 def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
     leaves = SETTINGS[setting]
     encoder = create_model("nano-resnet", seed=0).train()
     objective = make_objective("clip", gather=True)  # learns its τ⁻¹, a scalar that is not sharded
     config = CONFIG.override(fsdp=fsdp, grad_checkpointing=leaves.get("grad_checkpointing", False))
-    prepare_towers(encoder, config, CPU)
+    prepare_towers(encoder, config.run, CPU)
     if setting == "sgd":
         parameters = [p for m in (encoder, objective) for p in m.parameters() if p.requires_grad]
         optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=0.1)
     else:
         optimizer = make_optimizer(encoder, objective, config.optim, CPU)
     module = TowersWithLoss(encoder, objective, leaves.get("precision", "fp32")).train()
-    stepper = Stepper(module, optimizer, leaves.get("clip", 0.0), late=leaves.get("late", False))
-    take = LateStep(stepper) if stepper.late else stepper
+    stepper, read = Stepper(module, optimizer, leaves.get("clip", 0.0)), {}
+
+    def take(*arguments: Any) -> StepResult:
+        with reads() as noted:
+            launched = stepper.launch(*arguments, layout=Layout((5, 4)))
+        read.update(noted)
+        return launched.result(launched.numbers.tolist())
+
     short = max(0, leaves.get("short", 0) - dist.get_rank())
     images, tokens = batch(dist.get_rank(), encoder.image_size, encoder.context_length - short)
     results = [take(images, tokens, None, 0.01) for _ in range(steps)]
@@ -85,17 +76,17 @@ def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
     bad[0, 0, 0, 0] = torch.nan
     refused = take(bad if dist.get_rank() else images.float(), tokens, None, 0.01)
     sharded = [p for p in encoder.parameters() if isinstance(p, DTensor)]
-    moments = optimizer.state_dict()
+    weights, moments = sharding.whole_state(encoder, optimizer)
     return {
         "numbers": [(r.loss, r.grad_norm) for r in results],
         "refused": not refused.finite,
-        "weights": sharding.gather_state(encoder.state_dict()),
+        "weights": weights or encoder.state_dict(),
         "inv_tau": float(objective.inv_tau.detach()),
-        "moments": sharding.gather_state(moments),
+        "moments": moments,
         "sharded": sum(p.numel() for p in sharded),
         "held": sum(p.to_local().numel() for p in sharded),
         "all": sum(p.numel() for p in encoder.parameters() if p.ndim),
-        "read": take.read if isinstance(take, LateStep) else {},
+        "read": read,
     }
 
 
@@ -121,38 +112,14 @@ def by_rank(factory: pytest.TempPathFactory, configs: Path, *names: str) -> list
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[dict[str, Any]]:
-    return by_rank(tmp_path_factory, nano_configs, "adamw", "late")
-
-
-@pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[dict[str, Any]]:
-    return by_rank(tmp_path_factory, nano_configs, *(name for name in SETTINGS if name not in ("adamw", "late")))
+    return by_rank(tmp_path_factory, nano_configs, *SETTINGS)
 
 
 @pytest.mark.nightly
-def test_a_late_step_over_ranks_is_the_step_and_reads_nothing(found: list[dict[str, Any]]) -> None:
-    for rank in found:
-        for waits, late in zip(rank["adamw"], rank["late"], strict=True):
-            assert late["numbers"] == waits["numbers"] and late["read"] == {}
-            assert late["weights"].keys() == waits["weights"].keys()
-            for name, value in waits["weights"].items():
-                assert value is None or torch.equal(late["weights"][name], value), name
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("setting", ["adamw", "late"])
-def test_fsdp_takes_the_steps_of_ddp(found: list[dict[str, Any]], setting: str) -> None:
-    compare(found, setting)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("setting", [name for name in SETTINGS if name not in ("adamw", "late")])
-def test_fsdp_takes_the_steps_of_ddp_in_other_settings(others: list[dict[str, Any]], setting: str) -> None:
-    compare(others, setting)
-
-
-def compare(found: list[dict[str, Any]], setting: str) -> None:
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_fsdp_takes_the_steps_of_ddp_and_reads_nothing(found: list[dict[str, Any]], setting: str) -> None:
     ddp, fsdp = found[0][setting]
+    assert setting == "sgd" or fsdp["read"] == ddp["read"] == {}  # SGD is told by the host to leave a step out
     tolerance = 2e-2 if setting == "bf16" else 2e-5
     torch.testing.assert_close(torch.tensor(fsdp["numbers"]), torch.tensor(ddp["numbers"]), rtol=tolerance, atol=0.0)
     assert found[1][setting][1]["numbers"] == fsdp["numbers"], "ranks disagree"

@@ -13,9 +13,7 @@ import pytest
 from train_helpers import Trained, lines
 
 from cloob.errors import InputError
-from cloob.training.config.run import LogConfig
 from cloob.training.loop import train
-from cloob.training.watch.trackers import WandB
 from support import fork
 
 
@@ -99,11 +97,6 @@ def test_a_run_that_breaks_off_is_marked(trained: Trained, tmp_path: Path, monke
     assert fake.runs[0].finished == [{"exit_code": 1}]
 
 
-def test_not_named() -> None:
-    with pytest.raises(InputError, match="wandb is ''; it must be the name of a project"):
-        LogConfig(wandb="")
-
-
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,14 +118,3 @@ def test_a_tracker_that_cannot_begin_ends_all_ranks_in_one_line(
     for output in ranks.outputs:
         said = output.read_text().splitlines()[-1]
         assert said.endswith("InputError: wandb: no API key configured; log in there, or leave --wandb out")
-
-
-def test_only_rank_zero_logs(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeWandb("wandb")
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("cloob.training.ranks.rank", lambda: 1)
-    tracker = WandB("x")
-    tracker.on_start(trained.recorder.of("start")[0])
-    tracker.on_step({"step": 1, "loss": 1.0})
-    tracker.on_end(None)
-    assert fake.inits == []

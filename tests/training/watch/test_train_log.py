@@ -8,51 +8,35 @@ from typing import Any
 
 import pytest
 
-from cloob.training.watch.log import JsonLines, ProgressDisplay, finite
+from cloob.training.watch.log import ProgressDisplay, RunLog, finite
 
 
-def test_a_resumed_log_keeps_the_steps_up_to_the_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    log = JsonLines(path)
-    for step in (1, 2, 3):
-        log.write({"step": step, "loss": 0.1 * step})
-    log.close()
-    with path.open("a") as file:
-        file.write('{"step": 4, "lo')  # kill -9 in the middle of a line
-    log = JsonLines(path, keep_to_step=2)
-    log.write({"step": 3, "loss": 9.0})
-    log.close()
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1, "loss": 0.1},
-        {"step": 2, "loss": 0.2},
-        {"step": 3, "loss": 9.0},
-    ]
-    JsonLines(path, keep_to_step=9).close()
-    assert len(path.read_text().splitlines()) == 3
-    JsonLines(path).close()
-    assert path.read_text() == ""
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("odd", [b"[" * 100_000, b"[1]", b'{"step": []}', b"{}", b"\xff"])
-def test_a_resumed_log_ends_before_a_line_that_is_none(tmp_path: Path, odd: bytes) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n' + odd + b"\n")
-    JsonLines(path, keep_to_step=2).close()
-    assert path.read_text() == '{"step": 1}\n'
-
-
-def test_each_line_is_on_disk_at_once(tmp_path: Path) -> None:
-    log = JsonLines(tmp_path / "m.jsonl")
-    log.write({"step": 1})
-    assert (tmp_path / "m.jsonl").read_text() == '{"step": 1}\n'
+def test_a_resumed_log_keeps_the_whole_lines_up_to_the_checkpoint(tmp_path: Path) -> None:
+    path, odd = (
+        tmp_path / "metrics.jsonl",
+        [b"[" * 100_000, b"[1]", b'{"step": []}', b"{}", b"\xff", b'{"step": 4, "lo'],
+    )
+    for last in odd:  # kill -9 in the middle of a line, or what is none
+        log = RunLog(tmp_path, None, writes=True)
+        for step in (1, 2, 3):
+            log.write("metrics", {"step": step})
+            assert path.read_text().count("\n") == step  # on disk at once
+        log.close()
+        with path.open("ab") as file:
+            file.write(last + b"\n")
+        RunLog(tmp_path, 9, writes=True).close()
+        assert path.read_text().count("\n") == 3
+    log = RunLog(tmp_path, 2, writes=True)
+    log.write("metrics", {"step": 3, "loss": finite(math.inf)})
     with pytest.raises(ValueError, match="JSON"):
-        log.write({"loss": math.nan})  # not a number is not JSON
+        log.write("metrics", {"loss": math.nan})
     log.close()
-
-
-def test_finite() -> None:
-    assert [finite(v) for v in (1.5, math.nan, math.inf, -math.inf)] == [1.5, None, None, None]
+    RunLog(tmp_path, None, writes=False).write("metrics", {"step": 4})  # another rank
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1},
+        {"step": 2},
+        {"step": 3, "loss": None},
+    ]
 
 
 def metrics(step: int, **more: Any) -> dict[str, Any]:
@@ -96,13 +80,3 @@ def test_it_says_what_is_waited_for(data: float, device: float, said: str, capsy
     told = [line for line in capsys.readouterr().err.splitlines() if "done" in line]
     assert ("of the time waiting" in told[0]) == bool(said) and said in told[0]
     assert "waiting" not in told[1]  # each epoch by itself
-
-
-def test_lines_are_not_printed_at_every_step(capsys: pytest.CaptureFixture[str]) -> None:
-    display = ProgressDisplay("lines", every_seconds=1000)
-    display.on_start(SimpleNamespace(rank=0, total_steps=9, start_step=0))  # type: ignore[arg-type]
-    for step in range(1, 6):
-        display.on_step(metrics(step))
-    assert capsys.readouterr().err.count("\n") == 1
-    with pytest.raises(ValueError, match="unknown progress mode"):
-        ProgressDisplay("dots")

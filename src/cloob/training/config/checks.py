@@ -1,16 +1,15 @@
-"""What can be refused at once, before torch is imported: what does not go together, and models that are not there."""
+"""What can be refused before torch is imported: what does not go together, and models that are not there."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 
 from cloob.errors import InputError
 from cloob.models.source import check_name, check_packages
 from cloob.training.config import TrainConfig
-from cloob.training.config.model import HEADS, AlignConfig
-from cloob.training.config.pairs import PairsConfig
-from cloob.training.config.run import OptimConfig, RunConfig
+from cloob.training.config.parts import HEADS, RETRIEVING, AlignConfig, OptimConfig, PairsConfig, RunConfig
 
 
 def preflight(config: TrainConfig) -> None:
@@ -20,107 +19,133 @@ def preflight(config: TrainConfig) -> None:
         InputError: Two values exclude each other, or there is no such model or no package with an encoder.
     """
     check_combination(config)
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # one that ended alone would leave the others waiting for it
+    if _processes() > 1:  # one that ended alone would leave the others waiting for it
         return
-    if config.run.fsdp:
-        raise fsdp_alone()
     check_packages(config.align.encoders())
     if config.towers.model is not None and config.towers.init is None:
         check_name(config.towers.model)
 
 
 def check_combination(config: TrainConfig) -> None:
-    """Refuses a run without data, and what needs trained weights, held-out pairs or a frozen tower without them.
+    """Refuses values that exclude each other, or need others that are missing; InputError names the first."""
+    for conflict in _conflicts(config):
+        raise InputError(conflict)
 
-    Raises:
-        InputError: No ``data``, both ``init`` and ``init_image``, ``average_with_start`` without ``init``, ``patience``
-            without ``val_data``, ``unlocked`` without ``freeze``, ``restarts`` without their schedule,
-            ``compile_backend`` without ``compile``, ``retrieval_from`` with held-out pairs judged by the loss, which it
-            changes; or as ``aligns``.
-    """
-    towers = config.towers
-    if config.loss.retrieval_from and config.pairs.holds_out and config.save.best == "val_loss":
-        raise InputError(
-            "the loss is another from retrieval_from on, so it cannot tell the best; give --best val_recall"
+
+def _conflicts(config: TrainConfig) -> Iterator[str]:
+    """Each combination that is refused, with its error; docs/training-step.md has the step's as a table."""
+    pairs, towers, loss, optim = config.pairs, config.towers, config.loss, config.optim
+    run, save = config.run, config.save
+
+    if save.overwrite and save.resume != "none":
+        yield f"overwrite is True; it must be left out with --resume {save.resume}"
+    # A rank whose batch lost samples has fewer micro-batches, and both of these communicate in each forward pass: the
+    # other ranks would wait for it.
+    for key in ("sync_bn", "fsdp"):
+        if getattr(run, key) and run.micro_batch_size:
+            yield f"{key} is True; it must be left out with --micro-batch-size"
+    # GradScaler looks for overflow in one rank's shard and would scale each rank by another factor.
+    if run.fsdp and run.precision == "fp16":
+        yield "fsdp is True; it must be left out with --precision fp16 (take bf16)"
+    if run.fsdp and run.compile:
+        yield "fsdp is True; it must be left out with --compile"
+    if run.fsdp and optim.ema:
+        yield "ema keeps a whole copy of the weights, fsdp has them in shards: leave one of them out"
+    if run.fsdp and _processes() == 1:
+        yield "fsdp is True, but there is one process; start several with torchrun, or leave it out"
+    if run.compile_backend != RunConfig.compile_backend and not run.compile:
+        yield f"compile_backend is {run.compile_backend!r}, but nothing is compiled; add --compile"
+    if optim.restarts != OptimConfig.restarts and optim.schedule != "cosine-restarts":
+        yield (f"restarts is {optim.restarts}, but the schedule is {optim.schedule!r}; add --schedule cosine-restarts")
+
+    sigmoid, retrieves = loss.objective.startswith("siglip"), loss.objective in RETRIEVING
+    if loss.beta is not None and not retrieves:
+        yield f"beta is {loss.beta}; it must be left out with {loss.objective}, which has no retrieval"
+    if loss.retrieval_from and not retrieves:
+        yield f"retrieval_from is {loss.retrieval_from}; it must be left out with {loss.objective}: it has no retrieval"
+    if loss.retrieval_from and loss.learnable_beta:
+        yield "learnable_beta is True; it must be left out with --retrieval-from: it would have no part"
+    if loss.retrieval_from and pairs.holds_out and save.best == "val_loss":
+        yield (
+            "--retrieval-from changes the loss during the run, so --best val_loss cannot compare epochs; "
+            "use --best val_recall"
         )
+    if sigmoid and loss.scale == "paper":
+        yield f"scale is 'paper'; it must be left out with {loss.objective}"
+    if loss.bias is not None and not sigmoid:
+        yield f"bias is {loss.bias}; it must be left out with {loss.objective}, in which it would cancel"
+    if loss.learnable_inv_tau and loss.scale == "paper":
+        yield "learnable_inv_tau is True; it must be left out with the scale paper: it would rise to its bound"
+
     if towers.init is not None and towers.init_image is not None:
-        raise InputError(f"init is {towers.init!r}, init_image {towers.init_image!r}; a run starts from one of them")
+        yield f"init is {towers.init!r}, init_image {towers.init_image!r}; a run starts from one of them"
     if towers.unlocked and towers.freeze == "none":
-        raise InputError(f"unlocked is {towers.unlocked}, but no tower is frozen; add --freeze image or --freeze text")
-    if config.optim.restarts != OptimConfig.restarts and config.optim.schedule != "cosine-restarts":
-        raise InputError(
-            f"restarts is {config.optim.restarts}, but the schedule is {config.optim.schedule!r}; "
-            "add --schedule cosine-restarts"
-        )
-    if config.run.patience and not config.pairs.holds_out:
-        raise InputError(
-            f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data or --val-split, "
+        yield f"unlocked is {towers.unlocked}, but no tower is frozen; add --freeze image or --freeze text"
+    if loss.init_scales and towers.init is None:
+        yield "init_scales needs a model that was trained; give --init"
+    if towers.average_with_start is not None and towers.init is None:
+        yield "average_with_start needs the trained weights of a start; give --init"
+
+    if pairs.val_split and pairs.val_data:
+        yield f"val_split is {pairs.val_split}; it must be left out with --val-data"
+    if run.patience and not pairs.holds_out:
+        yield (
+            f"patience is {run.patience}, but there are no held-out pairs; give --val-data or --val-split, "
             "or --patience 0"
         )
-    if config.pairs.val_every > 1 and not config.pairs.holds_out:
-        raise InputError(
-            f"val_every is {config.pairs.val_every}, but there are no held-out pairs; give --val-data or --val-split"
-        )
-    if config.run.compile_backend != RunConfig.compile_backend and not config.run.compile:
-        raise InputError(f"compile_backend is {config.run.compile_backend!r}, but nothing is compiled; add --compile")
-    if config.loss.init_scales and towers.init is None:
-        raise InputError("init_scales needs a model that was trained; give --init")
-    if towers.average_with_start is not None and towers.init is None:
-        raise InputError("average_with_start needs the trained weights of a start; give --init")
-    aligns(config)
-    if not config.pairs.data:
-        raise InputError(
+    if pairs.val_every > 1 and not pairs.holds_out:
+        yield f"val_every is {pairs.val_every}, but there are no held-out pairs; give --val-data or --val-split"
+    if pairs.data_weights and len(pairs.data_weights) != len(pairs.data):
+        yield f"data_weights is {pairs.data_weights}; it must be a number for each of the {len(pairs.data)} sources"
+
+    yield from _conflicts_of_heads(config)
+    if not pairs.data:
+        yield (
             "data is missing; give --data with your pairs (a table such as pairs.csv, shards, or a folder of images "
             "with .txt files beside them), or --data demo for the set that comes along"
         )
 
 
-def aligns(config: TrainConfig) -> bool:
-    """Whether a configuration is about heads on frozen encoders.
-
-    Raises:
-        InputError: One encoder is given without the other, or with what makes no sense for heads; or none, but
-            something of the heads and no ``init``, which may hold some.
-    """
+def _conflicts_of_heads(config: TrainConfig) -> Iterator[str]:
     align, towers = config.align, config.towers
-    given = (align.image_encoder, align.text_encoder)
-    if not any(given):
-        if towers.init is None:
-            check_no_heads(align)
-        return False
-    if not all(given):
+    if align.image_encoder is None and align.text_encoder is None:
+        if towers.init is None:  # which may hold heads
+            yield from _settings_of_heads(align)
+        return
+    if align.image_encoder is None or align.text_encoder is None:
         missing = "text_encoder" if align.image_encoder else "image_encoder"
-        raise InputError(f"{missing} is missing: heads need both --image-encoder and --text-encoder")
+        yield f"{missing} is missing: heads need both --image-encoder and --text-encoder"
     for key, value in (("model", towers.model), ("init", towers.init), ("init_image", towers.init_image)):
         if value is not None:
-            raise InputError(f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder")
-    check_heads_alone(config)
-    return True
+            yield f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder"
+    yield from _settings_of_towers(config)
 
 
-def check_heads_alone(config: TrainConfig) -> None:
-    """Refuses what makes no sense where nothing but heads is trained."""
-    run, towers = config.run, config.towers
+def _settings_of_towers(config: TrainConfig) -> Iterator[str]:
+    """What makes no sense where nothing but heads is trained."""
     for key in ("fsdp", "compile", "grad_checkpointing"):
-        if getattr(run, key):
-            raise InputError(f"{key} is True, but heads on frozen encoders are too small for it; leave it out")
+        if getattr(config.run, key):
+            yield f"{key} is True, but heads on frozen encoders are too small for it; leave it out"
     unused = [(config.pairs, PairsConfig, key) for key in ("data_weights", "shuffle_buffer", "flip", "crop_scale")]
     for part, kind, key in (*unused, (config.optim, OptimConfig, "layer_decay")):
         if getattr(part, key) != getattr(kind, key):
-            raise InputError(f"{key} is {getattr(part, key)}, but heads train on features made once; leave it out")
-    if towers.freeze != "none":
-        raise InputError(f"freeze is {towers.freeze!r}, but both encoders are frozen anyway; leave it out")
+            yield f"{key} is {getattr(part, key)}, but heads train on features made once; leave it out"
+    if config.towers.freeze != "none":
+        yield f"freeze is {config.towers.freeze!r}, but both encoders are frozen anyway; leave it out"
 
 
-def check_no_heads(align: AlignConfig) -> None:
-    """Refuses settings of heads where there are none."""
+def _settings_of_heads(align: AlignConfig) -> Iterator[str]:
+    """Settings of heads where there are none."""
     for key, value in dataclasses.asdict(align).items():
         if value not in (None, HEADS.get(key)):  # which the config.json of an earlier run has filled in
-            raise InputError(
-                f"{key} is {value}, but there are no heads; give --image-encoder and --text-encoder, or leave it out"
-            )
+            yield f"{key} is {value}, but there are no heads; give --image-encoder and --text-encoder, or leave it out"
 
 
-def fsdp_alone() -> InputError:
-    """The error of shards for one process."""
-    return InputError("fsdp is True, but there is one process; start several with torchrun, or leave it out")
+def check_start(config: TrainConfig, *, aligned: bool) -> None:
+    """Refuses settings that do not suit what ``init`` holds: two towers, or heads on frozen encoders."""
+    for conflict in _settings_of_towers(config) if aligned else _settings_of_heads(config.align):
+        raise InputError(conflict)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

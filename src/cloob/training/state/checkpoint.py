@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from cloob.data.fingerprint import Fingerprint
+from cloob.data.fingerprint import Fingerprint, digest
 from cloob.errors import InputError
 from cloob.files import flush, flush_entries
 from cloob.models.encoder import DualEncoder
@@ -38,53 +36,41 @@ from cloob.models.runs import (
     VALIDATION_FILE,
     checkpoint_name,
     find_best,
+    is_better,
     list_checkpoints,
 )
 from cloob.objective import ContrastiveObjective
-from cloob.training.towers import fsdp as sharding
-from cloob.training.towers.average import WeightAverage
+from cloob.training import sharding
+from cloob.training.config import TrainConfig
+from cloob.training.optim import WeightAverage
+from cloob.training.ranks import gather_objects, on_rank_zero
+from cloob.training.state.rng import rng_state
+from cloob.training.step import Stepper
 
-logger = logging.getLogger(__name__)
 FORMAT = 1
+TRAINING, HELD_OUT = "training pairs", "held-out pairs"
+"""The two sets of pairs whose fingerprints a checkpoint keeps."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands. Positions count samples over all ranks, so they mean the same for any world size.
+    """Where a run stands. Positions count samples over all ranks, so they mean the same for any world size."""
 
-    Attributes:
-        step: Optimiser steps done, skipped ones included.
-        epoch: Epochs completed.
-        position: Samples of the current epoch's order already passed, whether usable or not.
-        lanes: Sequences of shards that the current epoch's order is made of; 0: not begun, one for each process.
-        cut: Step at which the run's length last ended the current epoch early, with a line of its own; 0: it did not.
-        samples_seen: Usable samples trained on.
-        nonfinite: Steps in a row skipped for a non-finite loss or gradient.
-        seconds: Training time so far.
-        epoch_good: Usable samples of the current epoch.
-        epoch_bad: Samples of the current epoch that could not be used, over all ranks.
-        reasons: The same by reason; each rank counts its own, the checkpoint holds the sum.
-        loss_sum: Sum of the losses of the current epoch's steps that were not skipped.
-        loss_steps: Their number.
-        stale: Epochs in a row in which the held-out pairs found nothing better.
-        start: Fingerprint of the ``init`` that the run began with; empty without one, and where it was not kept.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    lanes: int = 0
-    cut: int = 0
-    samples_seen: int = 0
-    nonfinite: int = 0
-    seconds: float = 0.0
-    epoch_good: int = 0
-    epoch_bad: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    loss_sum: float = 0.0
-    loss_steps: int = 0
-    stale: int = 0
-    start: str = ""
+    step: int = 0  # optimiser steps done, skipped ones included
+    epoch: int = 0  # epochs completed
+    position: int = 0  # samples of the current epoch's order already passed, whether usable or not
+    lanes: int = 0  # sequences of shards of the current epoch's order; 0: not begun, one for each process
+    cut: int = 0  # step at which the run's length last ended the current epoch early, with a line of its own
+    samples_seen: int = 0  # usable samples trained on
+    nonfinite: int = 0  # steps in a row skipped for a non-finite loss or gradient
+    seconds: float = 0.0  # training time so far
+    epoch_good: int = 0  # usable samples of the current epoch
+    epoch_bad: int = 0  # samples of the current epoch that could not be used, over all ranks
+    reasons: dict[str, int] = field(default_factory=dict)  # the same by reason, of this rank; a checkpoint has the sum
+    loss_sum: float = 0.0  # of the losses of the current epoch's steps that were not skipped
+    loss_steps: int = 0  # their number
+    stale: int = 0  # validations in a row that found nothing better
+    start: str = ""  # fingerprint of the init that the run began with; empty without one, and where it was not kept
 
     def begin_epoch(self) -> None:
         """Forgets what there is of the current epoch, so that it begins, or begins anew."""
@@ -93,89 +79,110 @@ class Progress:
         self.loss_sum, self.reasons = 0.0, {}
 
 
-def whole_state(
-    encoder: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
-    """The encoder's weights, None where it holds them whole, and the optimiser's state; called on all ranks at once."""
-    if not sharding.is_sharded(encoder):
-        return None, optimizer.state_dict()
-    return sharding.gather_state(encoder.state_dict()), sharding.gather_state(optimizer.state_dict())
+class Saver:
+    """Writes the checkpoints of one run, and knows the last (or the one it was resumed from) and the best."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        encoder: DualEncoder,
+        objective: ContrastiveObjective,
+        stepper: Stepper,
+        average: WeightAverage | None,
+        device: torch.device,
+        pairs: int,
+        data: Mapping[str, Fingerprint],
+        resumed: tuple[Path, Progress] | None,
+    ) -> None:
+        self.config = config
+        self.encoder = encoder
+        self.objective = objective
+        self.stepper = stepper
+        self.average = average
+        self.device = device
+        self.pairs = pairs
+        self.data = data
+        self.last: Path | None = resumed[0] if resumed else None
+        self._saved = _place(resumed[1]) if resumed else None
+        held_out = digest([json.dumps(data[HELD_OUT], sort_keys=True)]) if HELD_OUT in data else None
+        self._measured = {"batch_size": config.run.batch_size, "held_out": held_out}
+        best = on_rank_zero(lambda: find_best(config.save.out, config.save.best, self._measured))
+        self._best: float | None = best[1] if best else None
+        self._validation: tuple[int, dict[str, float | None]] | None = None
+
+    def judged(self, step: int, metrics: dict[str, float | None]) -> bool:
+        """Takes note of how good the weights after ``step`` are. Returns whether they are the best so far."""
+        self._validation = step, metrics
+        value = metrics[self.config.save.best]
+        if value is None or (self._best is not None and not is_better(self.config.save.best, value, self._best)):
+            return False
+        self._best = value
+        return True
+
+    def save(self, progress: Progress, *, hopfield: bool) -> Path | None:
+        """Writes a checkpoint of this step, unless there is one or the loss is not finite just now.
+
+        If it stays so, the weights may be at fault: they must not push the good checkpoints out. One that was written
+        at the end of an epoch before it was validated is written again. Every rank calls this, as each holds a part of
+        the state; ``hopfield``: whether the objective retrieved at the last step.
+        """
+        if _place(progress) == self._saved or progress.nonfinite:
+            return None
+        weights, moments = sharding.whole_state(self.encoder, self.stepper.optimizer)
+        state = {
+            "format": FORMAT,
+            "optimizer": moments,
+            "stepper": self.stepper.state_dict(),
+            "objective": self.objective.state_dict(),
+            "progress": dict(vars(progress)),
+            "rng": gather_objects(rng_state(self.device)),  # of every rank
+            "batch_size": self.config.run.batch_size,
+            "pairs": self.pairs,  # of an epoch: with another number the position in it means nothing
+            "data": dict(self.data),
+            "best": self.config.save.best,
+        }
+        if self.average is not None:
+            state |= {"weights": self.encoder.state_dict(), "average": {"updates": self.average.updates}}
+        validation: dict[str, Any] | None = None
+        if self._validation is not None and self._validation[0] == progress.step:
+            metric = self.config.save.best
+            validation = {"step": progress.step, "metric": metric, **self._validation[1], **self._measured}
+
+        def write(folder: Path) -> None:
+            exported = self.encoder if self.average is None else self.average.encoder
+            save_model(folder / MODEL_FOLDER, exported, self.objective.config() | {"hopfield": hopfield}, weights)
+            if validation is not None:
+                (folder / VALIDATION_FILE).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
+            with (folder / TRAINER_FILE).open("wb") as file:
+                torch.save(state, file)
+
+        save = self.config.save
+        self.last = on_rank_zero(lambda: _write(save.out, progress.step, write, keep=save.keep))
+        self._saved = _place(progress)
+        return self.last
 
 
-@dataclass(frozen=True)
-class TrainerState:
-    """What a run goes on from beside weights and objective; what may have changed since is compared on resumption."""
-
-    optimizer: dict[str, Any]
-    stepper: dict[str, Any]
-    progress: Progress
-    rng: list[dict[str, Any]]  # of every rank
-    batch_size: int  # global
-    pairs: int  # of an epoch: with another number the position in it means nothing
-    data: Mapping[str, Fingerprint]  # of training and held-out pairs
-    best: str  # what makes a checkpoint the best
+def _place(progress: Progress) -> tuple[int, int, int]:
+    """What a checkpoint is of: a step, and whether the epoch that it ends was validated."""
+    return progress.step, progress.epoch, progress.cut
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint read back: ``encoder`` holds the weights of ``model/``, ``state`` what ``trainer.pt`` holds."""
-
-    path: Path
-    encoder: DualEncoder
-    state: dict[str, Any]
-
-    @property
-    def progress(self) -> Progress:
-        """Where the run stood."""
-        return Progress(**self.state["progress"])
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The weights to go on from: those of ``model/``, unless these are an average."""
-        weights: dict[str, Tensor] = self.state["weights"] if "weights" in self.state else self.encoder.state_dict()
-        return weights
-
-
-def save_checkpoint(
-    run: Path,
-    encoder: DualEncoder,
-    objective: ContrastiveObjective,
-    trainer: TrainerState,
-    *,
-    keep: int,
-    hopfield: bool | None = None,
-    weights: dict[str, Tensor] | None = None,
-    average: WeightAverage | None = None,
-    validation: dict[str, Any] | None = None,
-) -> Path:
+def _write(run: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
     """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep`` and the best.
 
-    ``weights`` is the encoder's whole ``state_dict`` where it is in shards; ``average`` goes into the model folder in
-    place of the weights. InputError where the disk is full or not writable: earlier checkpoints are as they were.
+    InputError where the disk is full or not writable: earlier checkpoints are as they were.
     """
     folder = run / CHECKPOINTS_FOLDER
-    final = folder / checkpoint_name(trainer.progress.step)
+    final = folder / checkpoint_name(step)
     temporary = folder / f".tmp-{final.name}-{os.getpid()}"
-    state = {
-        **vars(trainer),
-        "format": FORMAT,
-        "objective": objective.state_dict(),
-        "progress": dict(vars(trainer.progress)),
-        "data": dict(trainer.data),
-    }
-    if average is not None:
-        state |= {"weights": encoder.state_dict(), "average": {"updates": average.updates}}
     try:
         temporary.mkdir(parents=True)
-        exported = encoder if average is None else average.encoder
-        settings = objective.config() | ({} if hopfield is None else {"hopfield": hopfield})
-        save_model(temporary / MODEL_FOLDER, exported, settings, weights)
-        if validation is not None:
-            text = json.dumps({"step": trainer.progress.step, **validation}, indent=2) + "\n"
-            (temporary / VALIDATION_FILE).write_text(text, encoding="utf-8")
-        with (temporary / TRAINER_FILE).open("wb") as file:
-            torch.save(state, file)
-        _put_in_place(temporary, final)
+        write(temporary)
+        flush(temporary)
+        if final.exists():  # of a run that was stopped while it validated, or one that could not be read
+            final.rename(_hidden(final))
+        temporary.rename(final)
+        flush_entries(folder)
     except Exception as error:
         reason = _disk_reason(error, folder)
         if reason is None:
@@ -186,25 +193,22 @@ def save_checkpoint(
     finally:
         remove_leftovers(run)
     if keep:
-        _prune(run, keep)
+        best = find_best(run)
+        for old in list_checkpoints(run)[:-keep]:
+            if best is None or old != best[0]:
+                # Renamed first: a folder with its final name is always whole.
+                shutil.rmtree(old.rename(_hidden(old)), ignore_errors=True)
     return final
 
 
-def _put_in_place(temporary: Path, final: Path) -> None:
-    """Flushes a whole checkpoint to the disk, then gives it its name."""
-    flush(temporary)
-    if final.exists():  # of a run that was stopped while it validated, or one that could not be read
-        final.rename(_hidden(final))
-    temporary.rename(final)
-    flush_entries(final.parent)
+def _hidden(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f".tmp-old-{checkpoint.name}-{os.getpid()}")
 
 
-def _prune(run: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest and the best."""
-    best = find_best(run)
-    for old in list_checkpoints(run)[:-keep]:
-        if best is None or old != best[0]:
-            _remove(old)
+def remove_leftovers(run: Path) -> None:
+    """Removes what an interrupted write left behind."""
+    for path in (run / CHECKPOINTS_FOLDER).glob(".tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def set_aside(checkpoint: Path) -> None:
@@ -214,21 +218,6 @@ def set_aside(checkpoint: Path) -> None:
             aside = path.with_name(f"unreadable-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-
-
-def remove_leftovers(run: Path) -> None:
-    """Removes what an interrupted write left behind."""
-    for path in (run / CHECKPOINTS_FOLDER).glob(".tmp-*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove(checkpoint: Path) -> None:
-    # Renamed first: a folder with its final name is always whole.
-    shutil.rmtree(checkpoint.rename(_hidden(checkpoint)), ignore_errors=True)
-
-
-def _hidden(checkpoint: Path) -> Path:
-    return checkpoint.with_name(f".tmp-old-{checkpoint.name}-{os.getpid()}")
 
 
 def _disk_reason(error: BaseException, folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""The generators that training depends on, saved and put back."""
+"""The generators that training depends on, seeded, saved and put back."""
 
 from __future__ import annotations
 
@@ -10,19 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from cloob.distributed import rank
+
 
 def rng_state(device: torch.device) -> dict[str, Any]:
     """State of python's, numpy's and torch's generators, as tensors and plain types."""
-    name, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (towers may use the global one)
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (towers may use the global one)
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": [
-            name,
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(place),
-            int(has_gauss),
-            float(gauss),
-        ],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":
@@ -53,3 +49,13 @@ def preserved_rng(device: torch.device) -> Iterator[None]:
         yield
     finally:
         set_rng_state(state, device)
+
+
+def seed_generators(seed: int, states: list[dict[str, Any]], device: torch.device) -> None:
+    """Sets this rank's generators to its checkpoint's ``states``, or freshly to ``seed`` + rank if there are none."""
+    seed += rank()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (whatever a tower may draw from)
+    if rank() < len(states):
+        set_rng_state(states[rank()], device)

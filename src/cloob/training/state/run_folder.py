@@ -1,12 +1,15 @@
-"""The run folder before the first step: no two runs are mixed up in it."""
+"""The run folder before the first step: no two runs are mixed up in it, and one process at a time writes to it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from cloob.errors import InputError
+from cloob.errors import InputError, TrainingFailed, require
 from cloob.models.load import find_model_folder
 from cloob.models.runs import (
     AVERAGED_FOLDER,
@@ -19,29 +22,77 @@ from cloob.models.runs import (
     list_checkpoints,
 )
 from cloob.training.config import TrainConfig
-from cloob.training.state.checkpoint import Checkpoint, set_aside
+from cloob.training.state.checkpoint import set_aside
+from cloob.training.state.resume import Checkpoint
 
+LOCK = ".lock"
+LEASE_SECONDS, HEARTBEAT_SECONDS = 60.0, 2.0
 _RUN_FILES = (RUN_CONFIG_FILE, METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE, CHECKPOINTS_FOLDER)
 
 
-def refuse_another_run(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
-    """Refuses a run folder that holds a run which is neither gone on from nor to be replaced.
+@contextlib.contextmanager
+def hold(run: Path) -> Iterator[Callable[[], None]]:
+    """Holds a run folder, which is made if it is missing; yields a check that raises once another process has it.
 
-    What torchrun starts again after a rank has died replaces nothing: that would be the run itself.
+    The lock works on a network file system, too. A dead process of this host is passed over at once, one of another
+    host after a minute without a heartbeat.
     """
-    save = config.save
-    if save.overwrite and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and _held_files(save.out):
+    library = require("filelock", "train")
+    lock = library.SoftFileLease(run / LOCK, lease_duration=LEASE_SECONDS, heartbeat_interval=HEARTBEAT_SECONDS)
+
+    def beat() -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            return (run / LOCK).stat().st_mtime_ns
+        return None
+
+    def check() -> None:
+        owner = lock.owner
+        if owner is None or owner.token != lock.token:
+            raise TrainingFailed(
+                f"{run}: {_name(owner)} took the run over while this process stood still; nothing more is written"
+            )
+
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        before = beat()
+        lock.acquire(timeout=LEASE_SECONDS + 5, cancel_check=lambda: beat() not in (before, None))
+    except library.Timeout:
         raise InputError(
-            f"{save.out}: holds the run that torchrun has started again, which --overwrite would remove; "
-            "give --resume auto in its place"
-        )
-    for key in ("init", "init_image") if save.overwrite and _held_files(save.out) else ():
-        spec = getattr(config.towers, key)
-        folder = find_model_folder(spec) if spec is not None else None
-        if folder is not None and folder.resolve().is_relative_to(save.out.resolve()):
-            raise InputError(f"{key} {spec!r} lies in {save.out}, which --overwrite would remove; give another --out")
-    goes_on = save.resume == "auto" or (checkpoint is not None and _is_of(checkpoint, save.out))
-    if not goes_on and not save.overwrite and _held_files(save.out):
+            f"{run}: {_name(lock.owner)} is writing this run; wait for it, stop it, or give another --out"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{run}: the run folder cannot be written ({error.strerror})") from None
+    try:
+        yield check
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):  # not empty: then it stays
+            run.rmdir()
+
+
+def _name(owner: Any) -> str:
+    return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else "another process"
+
+
+def refuse_another_run(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
+    """Refuses a run folder that holds a run which is neither resumed nor to be replaced."""
+    save, held = config.save, _held_files(config.save.out)
+    if not held:
+        return
+    if save.overwrite:
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:  # a rank has died: this is the run itself
+            raise InputError(
+                f"{save.out}: holds the run that torchrun has started again, which --overwrite would remove; "
+                "give --resume auto in its place"
+            )
+        for key in ("init", "init_image"):
+            spec = getattr(config.towers, key)
+            folder = find_model_folder(spec) if spec is not None else None
+            if folder is not None and folder.resolve().is_relative_to(save.out.resolve()):
+                raise InputError(
+                    f"{key} {spec!r} lies in {save.out}, which --overwrite would remove; give another --out"
+                )
+    elif save.resume != "auto" and not (checkpoint is not None and _is_of(checkpoint, save.out)):
         raise InputError(
             f"{save.out}: already holds a run; go on with --resume auto, or give --overwrite or another --out"
         )
@@ -57,11 +108,7 @@ def _held_files(out: Path) -> list[Path]:
 
 
 def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
-    """Makes the run folder, and sees to it that no earlier run is mixed up with this one.
-
-    Raises:
-        InputError: The folder cannot be written, or holds a newer checkpoint of the run.
-    """
+    """Makes the run folder; an earlier run is removed, and checkpoints after the one that is resumed are set aside."""
     out, save = config.save.out, config.save
     if checkpoint is not None and _is_of(checkpoint, out):
         newest = list_checkpoints(out)[-1]

@@ -1,4 +1,4 @@
-"""What a run writes down, and what it shows while it runs."""
+"""What a run writes down, what it shows while it runs, and whom else it tells."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import json
 import logging
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from cloob.errors import InputError
+from cloob.errors import InputError, one_line, require
+from cloob.files import write_whole
 from cloob.models.runs import EPOCHS_FILE, METRICS_FILE, SKIPPED_FILE
 from cloob.training.callbacks import Callback, RunInfo, RunResult
+from cloob.training.ranks import on_rank_zero
 
 logger = logging.getLogger(__name__)
-_MUCH = 0.3  # of the time of a step
+MIN_WAIT = 0.3
+"""The share of an epoch's time from which waiting for data or for the device is worth a word."""
 
 
 def finite(value: float) -> float | None:
@@ -26,85 +30,43 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-class JsonLines:
-    """A file of one JSON object a line, each written through at once.
-
-    Args:
-        path: The file.
-        keep_to_step: Lines of an earlier run with a greater ``step`` are dropped, as is a last line that was cut
-            short; so a resumed run writes each step once. None starts an empty file.
-    """
-
-    def __init__(self, path: Path, keep_to_step: int | None = None) -> None:
-        self.path = path
-        kept = _lines_to(path, keep_to_step) if keep_to_step is not None else []
-        try:
-            temporary = path.with_name(f".tmp-{path.name}")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            temporary.replace(path)
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise self._error(error) from error
-
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Appends one object.
-
-        Raises:
-            InputError: The disk is full or not writable.
-        """
-        try:
-            self._file.write(json.dumps(values, allow_nan=False) + "\n")
-            self._file.flush()
-        except OSError as error:
-            with contextlib.suppress(OSError):  # what is still in its buffer would be refused again, without a name
-                self._file.close()
-            raise self._error(error) from error
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
-
-    def _error(self, error: OSError) -> InputError:
-        return InputError(f"{self.path}: cannot be written ({error.strerror})")
-
-
-def _lines_to(path: Path, step: int) -> list[str]:
-    """The whole lines of a log whose step is at most ``step``."""
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except (ValueError, TypeError, KeyError, RecursionError):
-            break
-        kept.append(line + "\n")
-    return kept
-
-
 class RunLog:
-    """The logs of a run folder, written by rank 0 alone: one line a step, an epoch, and a sample that was left out.
+    """The logs of a run folder, written by rank 0 alone: a JSON object a line, each written through at once.
 
     Args:
         run: The run folder.
-        keep_to_step: As ``JsonLines``.
+        keep_to_step: Lines of an earlier run with a greater ``step`` are dropped, as is a last line that was cut
+            short; so a resumed run writes each step once. None starts empty files.
         cut: Whether that step ended an epoch early: the line of the whole epoch will take the place of that one's.
         writes: Whether this process writes; the others' calls do nothing.
     """
 
     def __init__(self, run: Path, keep_to_step: int | None, *, cut: bool = False, writes: bool) -> None:
-        keep = dict.fromkeys((METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE) if writes else (), keep_to_step)
-        if cut and keep_to_step is not None and writes:
-            keep[EPOCHS_FILE] = keep_to_step - 1
-        self._files = {Path(name).stem: JsonLines(run / name, step) for name, step in keep.items()}
+        self._files: dict[str, TextIO] = {}
+        for name in (METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE) if writes else ():
+            path, step = run / name, keep_to_step
+            if cut and name == EPOCHS_FILE and step is not None:
+                step -= 1
+            try:
+                temporary = path.with_name(f".tmp-{name}")
+                temporary.write_text("".join(_lines_to(path, step)), encoding="utf-8")
+                temporary.replace(path)
+                self._files[path.stem] = path.open("a", encoding="utf-8")
+            except OSError as error:
+                raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
-        """Appends one object to ``metrics``, ``epochs`` or ``skipped``.
-
-        Raises:
-            InputError: The disk is full or not writable.
-        """
-        if self._files:
-            self._files[name].write(values)
+        """Appends one object to ``metrics``, ``epochs`` or ``skipped``; InputError where the disk refuses it."""
+        if not self._files:
+            return
+        file = self._files[name]
+        try:
+            file.write(json.dumps(values, allow_nan=False) + "\n")
+            file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what is still in its buffer would be refused again, without a name
+                file.close()
+            raise InputError(f"{file.name}: cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
         """Closes the files."""
@@ -112,51 +74,19 @@ class RunLog:
             file.close()
 
 
-class TensorBoard(Callback):
-    """Writes the numbers of each step as TensorBoard events; does nothing where TensorBoard is not installed."""
-
-    def __init__(self) -> None:
-        self._writer: Any = None
-
-    def on_start(self, info: RunInfo) -> None:
-        """Opens the event file; events after a resumed step are purged."""
-        if info.rank != 0:
-            return
+def _lines_to(path: Path, step: int | None) -> list[str]:
+    """The whole lines of a log whose step is at most ``step``; none without one."""
+    kept: list[str] = []
+    if step is None or not path.is_file():
+        return kept
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            from torch.utils.tensorboard import SummaryWriter  # an extra
-        except ImportError:
-            return
-        self._writer = SummaryWriter(str(info.run / "tensorboard"), purge_step=info.start_step + 1)
-
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
-        """Writes every number of a step."""
-        if self._writer is not None:
-            self._add("train", metrics)
-
-    def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
-        """Writes every number of an epoch."""
-        if self._writer is not None:
-            self._add("epoch", metrics)
-
-    def on_end(self, result: RunResult | None) -> None:
-        """Closes the event file."""
-        writer, self._writer = self._writer, None
-        if writer is None:
-            return
-        try:
-            writer.close()
-        except OSError as error:  # an error here would hide the one that ended the training
-            logger.warning("%s: the last events could not be written (%s)", writer.log_dir, error.strerror)
-
-    def _add(self, group: str, metrics: Mapping[str, Any]) -> None:
-        try:
-            for name, value in metrics.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._writer.add_scalar(f"{group}/{name}", value, metrics["step"])
-        except OSError as error:  # its own thread writes, and tells at one of the next events
-            where, why = self._writer.log_dir, error.strerror
-            logger.warning("%s: TensorBoard's events cannot be written (%s) and are left out from here on", where, why)
-            self._writer = None
+            if json.loads(line)["step"] > step:
+                break
+        except (ValueError, TypeError, KeyError, RecursionError):
+            break
+        kept.append(line + "\n")
+    return kept
 
 
 class ProgressDisplay(Callback):
@@ -181,8 +111,7 @@ class ProgressDisplay(Callback):
         self._rate = 0.0
         self._began = self._last = 0.0
         self._done = 0
-        self._shares = {"data": 0.0, "device": 0.0}  # of an epoch's steps, summed
-        self._steps = 0
+        self._waits: dict[str, list[float]] = {"data": [], "device": []}  # shares of an epoch's steps
 
     def on_start(self, info: RunInfo) -> None:
         """Draws the empty bar."""
@@ -202,9 +131,8 @@ class ProgressDisplay(Callback):
         if self._info is None:
             return
         self._done += 1
-        self._steps += 1
-        for name in self._shares:
-            self._shares[name] += metrics.get(f"{name}_wait", 0.0)
+        for name, shares in self._waits.items():
+            shares.append(metrics.get(f"{name}_wait", 0.0))
         speed = metrics["images_per_second"]
         self._rate = speed if self._rate == 0 else 0.9 * self._rate + 0.1 * speed
         loss = "skipped" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
@@ -239,9 +167,9 @@ class ProgressDisplay(Callback):
 
     def _waiting(self) -> str:
         """What the steps of the epoch waited for, where that is worth a word; begins to count anew."""
-        data, device = (share / self._steps if self._steps else 0.0 for share in self._shares.values())
-        self._shares, self._steps = dict.fromkeys(self._shares, 0.0), 0
-        if max(data, device) < _MUCH:
+        data, device = (sum(shares) / len(shares) if shares else 0.0 for shares in self._waits.values())
+        self._waits = {name: [] for name in self._waits}
+        if max(data, device) < MIN_WAIT:
             return ""
         if data < device:
             return f", {device:.0%} of the time waiting for the device (data keep up)"
@@ -279,3 +207,119 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Tracker(Callback):
+    """Hands the numbers of rank 0 on: steps as ``train/…``, epochs as ``epoch/…``; dropped with a warning if it fails.
+
+    ``metrics.jsonl`` stays the source of truth. A tracker begins in ``on_start`` and sets ``sink`` to what takes the
+    numbers and their step.
+    """
+
+    name = "the tracker"
+
+    def __init__(self) -> None:
+        self.sink: Any = None
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        """Logs every number of a step."""
+        self._log("train", metrics)
+
+    def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
+        """Logs every number of an epoch."""
+        self._log("epoch", metrics)
+
+    def _log(self, group: str, metrics: Mapping[str, Any]) -> None:
+        if self.sink is None:
+            return
+        numbers = {f"{group}/{name}": v for name, v in metrics.items() if name != "step" and isinstance(v, int | float)}
+        try:
+            self.sink(numbers, metrics["step"])
+        except Exception as error:  # whatever a client raises when its server or disk is gone
+            logger.warning("%s failed (%s) and is left out from here on; metrics.jsonl goes on", self.name, error)
+            self.sink = None
+
+    def on_end(self, result: RunResult | None) -> None:
+        """Ends what began; an error here would hide the one that ended the training."""
+        sink, self.sink = self.sink, None
+        try:
+            if sink is not None:
+                self.finish(failed=result is None)
+        except Exception as error:
+            logger.warning("%s could not be finished (%s)", self.name, error)
+
+    def finish(self, *, failed: bool) -> None:
+        """Ends a run that began."""
+
+
+class TensorBoard(Tracker):
+    """TensorBoard events; does nothing where TensorBoard is not installed."""
+
+    name = "TensorBoard"
+
+    def on_start(self, info: RunInfo) -> None:
+        """Opens the event file; events after a resumed step are purged."""
+        if info.rank != 0:
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # an extra
+        except ImportError:
+            return
+        writer = self._writer = SummaryWriter(str(info.run / "tensorboard"), purge_step=info.start_step + 1)
+
+        def write(numbers: Mapping[str, float], step: int) -> None:
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, step)  # its own thread writes, and raises at one of the next
+
+        self.sink = write
+
+    def finish(self, *, failed: bool) -> None:
+        """Closes the event file."""
+        self._writer.close()
+
+
+class WandB(Tracker):
+    """Weights & Biases.
+
+    A resumed run goes on in the same run there, by an id in the run folder. wandb takes a step only once: steps between
+    the checkpoint and the kill keep what was logged first. If it cannot begin, every rank raises InputError before the
+    first step.
+    """
+
+    name = "wandb"
+
+    def __init__(self, project: str) -> None:
+        super().__init__()
+        self.project = project
+        self._module: Any = require("wandb", "wandb")  # on every rank: an error on one alone would leave the others
+
+    def on_start(self, info: RunInfo) -> None:
+        """Begins a run there, or goes on in the one before."""
+        on_rank_zero(lambda: self._begin(info))
+
+    def _begin(self, info: RunInfo) -> None:
+        try:
+            run = self._run = self._module.init(
+                project=self.project,
+                config=info.config.to_dict(),
+                resume="allow",
+                id=_run_id(info.run / "wandb.json", resumed=info.start_step > 0),
+                name=info.run.name,
+                dir=str(info.run),
+            )
+        except Exception as error:  # whatever a client raises without a login or a server
+            raise InputError(f"wandb: {one_line(error)}; log in there, or leave --wandb out") from error
+        self.sink = lambda numbers, step: run.log(numbers, step=step)
+
+    def finish(self, *, failed: bool) -> None:
+        """Ends the run there; one that broke off is marked as failed."""
+        self._run.finish(exit_code=int(failed))
+
+
+def _run_id(file: Path, *, resumed: bool) -> str:
+    """The id of this run at wandb: kept in the run folder, new when the run is."""
+    if resumed and file.is_file():
+        return str(json.loads(file.read_text(encoding="utf-8"))["id"])
+    token = secrets.token_hex(4)
+    write_whole(file, json.dumps({"id": token}) + "\n")
+    return token

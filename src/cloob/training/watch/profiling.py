@@ -38,7 +38,7 @@ def profile(run: Path | None, steps: int) -> Iterator[Callable[[], None]]:
             (folder / TABLE_FILE).write_text(table, encoding="utf-8")
         except OSError as error:
             raise InputError(f"{folder}: cannot be written ({error.strerror})") from error
-        logger.info("%s: a table of where the time goes, and a trace for ui.perfetto.dev", folder)
+        logger.info("%s: a table of operations by their time, and a trace for ui.perfetto.dev", folder)
 
     schedule = torch.profiler.schedule(wait=5 if steps > 8 else 0, warmup=1, active=3, repeat=1)
     with torch.profiler.profile(schedule=schedule, on_trace_ready=write, acc_events=True) as profiler:

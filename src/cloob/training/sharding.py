@@ -30,10 +30,6 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
 
     Parameters become ``DTensor``: the optimiser has to be made afterwards. ``encode_image`` and ``encode_text`` keep
     working, on all ranks at once.
-
-    Args:
-        encoder: The towers, equal on every rank.
-        device: Where they are.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
     unsharded = {p for p in encoder.parameters() if p.ndim == 0}
@@ -98,19 +94,21 @@ def _by_kind(tensors: Iterable[Any]) -> tuple[list[Any], list[Any]]:
     return kinds
 
 
-def gather_state(value: Any) -> Any:
-    """A state dict with every shard replaced by the whole tensor, on the CPU; called on every rank at once.
+def whole_state(
+    encoder: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+    """The encoder's weights, None where it holds them whole, and the optimiser's state; called on all ranks at once."""
+    if not is_sharded(encoder):
+        return None, optimizer.state_dict()
+    return _gather(encoder.state_dict()), _gather(optimizer.state_dict())
 
-    Args:
-        value: Nested dicts, lists and tensors: the state of a module or of an optimiser.
 
-    Returns:
-        The same, on rank 0; elsewhere the sharded tensors are None, as only rank 0 writes.
-    """
+def _gather(value: Any) -> Any:
+    """Nested dicts and lists with every shard replaced by the whole tensor, on rank 0's CPU; None elsewhere."""
     if isinstance(value, dict):
-        return {key: gather_state(item) for key, item in value.items()}
+        return {key: _gather(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(gather_state(item) for item in value)
+        return type(value)(_gather(item) for item in value)
     if isinstance(value, DTensor):
         gathered = value.full_tensor()
         return gathered.cpu() if rank() == 0 else None
@@ -119,18 +117,17 @@ def gather_state(value: Any) -> Any:
 
 @torch.no_grad()
 def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """``module.load_state_dict`` of a whole state into sharded parameters, without communication."""
-    module.load_state_dict({name: _like(state[name], like) for name, like in module.state_dict().items()})
+    """``module.load_state_dict`` of a whole state, for sharded parameters too, without communication."""
+    if is_sharded(module):
+        state = {name: _like(state[name], like) for name, like in module.state_dict().items()}
+    module.load_state_dict(state)
 
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``optimizer.load_state_dict`` of a whole state, for sharded parameters and others, without communication.
+    """``optimizer.load_state_dict`` of a whole state, for sharded parameters too, without communication.
 
     Moments get the memory layout of their parameters: torch's fused AdamW goes through memory in order and, without a
     word, would pair numbers of other elements when one is channels-last and the other is not.
-
-    Raises:
-        ValueError: As ``load_state_dict``.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries = {}

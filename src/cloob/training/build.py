@@ -17,7 +17,7 @@ from cloob.data.source import Source
 from cloob.data.split import choose_held_out, split
 from cloob.data.transforms import TrainTransform
 from cloob.distributed import rank, world_size
-from cloob.errors import InputError, require
+from cloob.errors import InputError
 from cloob.functional.checks import float32_products
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.aligned import AlignedEncoder
@@ -26,15 +26,12 @@ from cloob.models.load import load_model
 from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.training import align
+from cloob.training import align, finetune
 from cloob.training.config import TrainConfig
-from cloob.training.config import checks as preflight
-from cloob.training.config.model import RETRIEVING
+from cloob.training.config.checks import check_start
+from cloob.training.config.parts import RETRIEVING
 from cloob.training.optim import warmup_steps
 from cloob.training.ranks import gather_objects, on_rank_zero
-from cloob.training.towers import finetune
-from cloob.training.towers import fsdp as sharding
-from cloob.training.towers.recompute import enable_recomputation
 
 logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "RN50"
@@ -52,11 +49,7 @@ def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[floa
 
 
 def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
-    """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs.
-
-    Raises:
-        InputError: As ``open_source`` or ``split``.
-    """
+    """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs."""
     pairs = config.pairs
     if not pairs.val_split:
         source = open_pairs(pairs.data, config, pairs.data_weights)
@@ -70,6 +63,12 @@ def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
         total = len(source) + len(held_out)
         logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)
     return source, held_out
+
+
+def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
+    pairs = config.pairs
+    columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
+    return [open_source(spec, **columns, cache=make_cache(config)) for spec in specs]
 
 
 def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
@@ -91,20 +90,10 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     return config
 
 
-def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
-    pairs = config.pairs
-    columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
-    return [open_source(spec, **columns, cache=make_cache(config)) for spec in specs]
-
-
 def make_encoder(config: TrainConfig) -> DualEncoder:
-    """The towers to start from, on the CPU: created by name, loaded, one of each, or frozen encoders with heads.
-
-    Raises:
-        InputError: Unknown model or weights, or ``model``, ``image_size`` or settings of heads contradict ``init``.
-    """
+    """The towers to start from, on the CPU: created by name, loaded, one of each, or frozen encoders with heads."""
     towers = config.towers
-    if preflight.aligns(config):
+    if config.align.encoders():
         return align.make_aligned(config)
     if towers.init_image is not None:
         return finetune.beside_image_tower(towers.init_image, towers.model, towers.image_size, config.run.seed)
@@ -112,12 +101,10 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
     encoder = load_model(towers.init, device="cpu")
     encoder.check_weights()
+    check_start(config, aligned=isinstance(encoder, AlignedEncoder))
     if isinstance(encoder, AlignedEncoder):
-        preflight.check_heads_alone(config)
         align.check_same_heads(encoder, config)
         encoder.on_features = True
-    else:
-        preflight.check_no_heads(config.align)
     if towers.model not in (None, encoder.name):
         raise InputError(
             f"model is {towers.model!r}, but init {towers.init!r} holds {encoder.name!r}; leave --model out"
@@ -129,68 +116,8 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     return encoder
 
 
-def prepare_towers(encoder: DualEncoder, config: TrainConfig, device: torch.device) -> None:
-    """Readies the towers, in place: layout, batch norm over ranks, recomputation, compilation, shards.
-
-    Names and shapes of parameters stay, so checkpoints are the same for all; the optimiser has to be made afterwards.
-
-    Raises:
-        InputError: The towers, the device or this machine cannot do what the configuration asks for.
-    """
-    run = config.run
-    encoder.set_channels_last(run.channels_last)
-    if run.sync_bn and world_size() > 1:
-        if device.type != "cuda":
-            raise InputError(f"sync_bn is True, but torch synchronises batch norm on CUDA only, not on {device.type}")
-        require("timm.layers", "train").convert_sync_batchnorm(encoder)
-    if run.grad_checkpointing:
-        enable_recomputation(encoder)
-    if run.compile:
-        compile_towers(encoder, run.compile_backend, device, same_randomness=run.micro_batch_size > 0)
-    if run.fsdp:
-        if world_size() == 1:
-            raise preflight.fsdp_alone()
-        sharding.shard(encoder, device)
-
-
-def compile_towers(encoder: DualEncoder, backend: str, device: torch.device, *, same_randomness: bool = False) -> None:
-    """Compiles the encoder's forward pass in place, from pixels and tokens to unit rows; the objective stays as it is.
-
-    Args:
-        encoder: The towers; ``encode_image`` and ``encode_text`` stay uncompiled.
-        backend: Of ``torch.compile``.
-        device: Where they run.
-        same_randomness: Draw random numbers as uncompiled towers do: the two passes of gradient caching are compiled
-            apart and must draw the same.
-
-    Raises:
-        InputError: inductor finds no C++ compiler for the CPU.
-    """
-    if backend == "inductor" and device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler  # seconds, which only a compiled run waits for
-        from torch._inductor.exc import InvalidCxxCompiler  # likewise
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            raise InputError(
-                "compile is True, but no C++ compiler is found; install g++, or leave --compile out"
-            ) from None
-    options = {"fallback_random": True} if backend == "inductor" and same_randomness else None
-    # In place: a wrapper would put its name into every key of the checkpoint.
-    encoder.compile(backend=backend, options=options)
-
-
 def make_loss(config: TrainConfig, encoder: DualEncoder) -> ContrastiveObjective:
-    """The objective of the configuration, gathering over ranks when there are several.
-
-    Args:
-        config: Says which, and whether its scales start where those of ``encoder`` are.
-        encoder: The towers to start from.
-
-    Raises:
-        InputError: An argument does not fit the objective, or the encoder does not say its scales.
-    """
+    """The configuration's objective, gathering over several ranks; ``init_scales`` are those of ``encoder``."""
     overrides = config.loss.overrides()
     if config.loss.init_scales:
         trained = encoder.make_objective(**({"beta": config.loss.beta} if config.loss.beta is not None else {}))
@@ -207,11 +134,7 @@ def make_loss(config: TrainConfig, encoder: DualEncoder) -> ContrastiveObjective
 
 
 def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, device: torch.device) -> Loader:
-    """The training batches of this rank.
-
-    Raises:
-        InputError: The source holds less than one batch, or the batch does not give each rank two pairs.
-    """
+    """The training batches of this rank."""
     size = config.run.batch_size
     if size < 2 * world_size():
         raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
@@ -282,7 +205,7 @@ def products(config: TrainConfig, device: torch.device) -> contextlib.AbstractCo
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16 by itself; a CPU that does is not told from those that emulate it."""
+    """Whether a GPU computes in bfloat16 by itself; a CPU that does cannot be told from those that emulate it."""
     if device.type != "cuda":
         return False
     with torch.cuda.device(device):

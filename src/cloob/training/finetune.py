@@ -16,33 +16,30 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError
-from cloob.files import whole_folder, write_whole
+from cloob.files import whole_folder
 from cloob.models.encoder import DualEncoder
 from cloob.models.fingerprint import fingerprint
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.runs import AVERAGED_FOLDER, RUN_CONFIG_FILE
+from cloob.models.runs import AVERAGED_FOLDER
 from cloob.models.source import known_models
 from cloob.models.towers import create_model
 from cloob.training.config import TrainConfig
 
 Tower = Literal["image", "text"]
-# `resblocks.3`, `encoder.layer.3`, `blocks.2.0`, `stages.2.blocks.0`, `layer4.2`, `h.3`: a stack and what follows it.
-_STACK = re.compile(r"(?:resblocks|blocks|layers?|stages?|h)(\d*)")
+# `resblocks.3`, `encoder.layer.3`, `layer4.2`, `h.3`, `blocks.2.0`, `stages.2.blocks.0`: a block, or one in a stage.
+_BLOCK = re.compile(
+    r"(?:^|\.)(?:resblocks|blocks|layers?|stages?|h)\.?(\d+)(?![^.])(?:\.(?:blocks\.|layers\.)?(\d+)(?![^.]))?"
+)
 _TOP = re.compile(r"head|attn_?pool|pooler|(.*_)?proj(ection)?")
 _BOTTOM = re.compile(r".*embed.*|stem|conv_stem|(cls|dist|reg|mask)_token|cls_emb")
 
 
 class Depth(NamedTuple):
-    """Where a parameter lies.
+    """Where a parameter lies in its tower."""
 
-    Attributes:
-        depth: 0 for the input, ``top`` for what comes after the last block.
-        top: Number of blocks of the tower, plus one.
-    """
-
-    depth: int
-    top: int
+    depth: int  # 0 for the input, ``top`` for what comes after the last block
+    top: int  # number of blocks plus one
 
 
 def tower_of(name: str) -> Tower:
@@ -52,54 +49,32 @@ def tower_of(name: str) -> Tower:
 
 
 def layer_depths(names: Iterable[str]) -> dict[str, Depth]:
-    """The depth of every parameter of two towers, from the names alone.
+    """The depth of every parameter of two towers, from the names alone, in the order of ``named_parameters()``.
 
     Known are the stacks of open_clip's vision and text transformers and ModifiedResNets, of timm's towers (ViT,
     ConvNeXt, EfficientNet, ResNet, Swin) and of Hugging Face's text towers. Stages that hold blocks count each block. A
-    tower without a stack has two depths, 0 and 1.
-
-    Args:
-        names: As ``named_parameters()`` lists them; the order matters for what is in no stack: what comes before the
-            tower's first block belongs to the input.
-
-    Returns:
-        For each name its depth.
+    tower without a stack has two depths, 0 and 1. What is in no stack and comes before the tower's first block belongs
+    to the input.
     """
     ordered = list(names)
-    blocks = {name: _block(name) for name in ordered}
     depths: dict[str, Depth] = {}
     for tower in ("image", "text"):
         names = [name for name in ordered if tower_of(name) == tower]
-        known = sorted({block for name in names if (block := blocks[name]) is not None})
+        blocks = {name: _block(name) for name in names}
+        known = sorted({block for block in blocks.values() if block is not None})
         place = {block: i + 1 for i, block in enumerate(known)}
         top, begun = len(known) + 1, False
-        for name in names:
-            block = blocks[name]
+        for name, block in blocks.items():
             begun = begun or block is not None
             outside = 0 if _is_input(name, begun) else top
-            depth = outside if block is None else place[block]
-            depths[name] = Depth(depth, top)
+            depths[name] = Depth(outside if block is None else place[block], top)
     return depths
 
 
 def _block(name: str) -> tuple[int, ...] | None:
     """The numbers of the block that a name lies in: (3,) or, in a stage, (2, 0); None outside of all stacks."""
-    parts = name.split(".")
-    for i, part in enumerate(parts):
-        stack = _STACK.fullmatch(part)
-        if stack is None:
-            continue
-        rest = parts[i + 1 :]
-        numbers = [int(stack[1])] if stack[1] else []
-        while rest and (rest[0].isdigit() or (numbers and rest[0] in ("blocks", "layers") and len(rest) > 1)):
-            word = rest.pop(0)
-            if word.isdigit():
-                numbers.append(int(word))
-            if len(numbers) == 2:
-                break
-        if numbers:
-            return tuple(numbers)
-    return None
+    found = _BLOCK.search(name)
+    return tuple(int(number) for number in found.groups() if number is not None) if found else None
 
 
 def _is_input(name: str, begun: bool) -> bool:
@@ -115,13 +90,7 @@ def _is_input(name: str, begun: bool) -> bool:
 def freeze(encoder: DualEncoder, tower: str, unlocked: int = 0) -> None:
     """Takes a tower out of the training: no gradients, no optimiser state; ``keep_frozen`` does the rest.
 
-    Args:
-        encoder: The towers.
-        tower: ``"image"``, ``"text"`` or ``"none"``.
-        unlocked: The topmost depths of the frozen tower that learn all the same; 1: final norm and projection.
-
-    Raises:
-        InputError: ``unlocked`` is more depths than the tower has.
+    The topmost ``unlocked`` depths learn all the same; 1: final norm and projection.
     """
     if tower == "none":
         return
@@ -162,46 +131,10 @@ def first_difference(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) ->
     return None
 
 
-@torch.no_grad()
-def interpolate(start: DualEncoder, tuned: DualEncoder, share: float) -> None:
-    """Moves ``tuned`` to the straight line between two models (WiSE-FT, Wortsman et al. 2022), in place.
-
-    Every floating-point tensor becomes (1 − share) · start + share · tuned, running statistics of batch norms included
-    (those of the averaged weights would need a pass over data). Whole numbers stay those of ``tuned``.
-
-    Args:
-        start: The model that the fine-tuning began with.
-        tuned: The fine-tuned model, of the same architecture.
-        share: 0 gives the start, 1 the fine-tuned model, both exactly.
-
-    Raises:
-        InputError: The architectures differ.
-    """
-    before, after = start.model.state_dict(), tuned.model.state_dict()
-    if difference := first_difference(after, before):
-        name, here, there = difference
-        raise InputError(
-            f"{start.name}: cannot be averaged with {tuned.name}: {name} has {there} there and {here} here"
-        )
-    for name, value in after.items():
-        if value.is_floating_point():
-            value.copy_(_between(before[name].to(value), value, share))
-
-
 def beside_image_tower(spec: str, model: str | None, image_size: int | None, seed: int) -> DualEncoder:
-    """An image tower with weights and pixels' normalisation of another model, and a text tower from random weights.
+    """An image tower with weights and pixels' normalisation of ``spec``, and a text tower from random weights.
 
-    Args:
-        spec: Whose image tower, as ``load_model`` takes it.
-        model: Name of the towers; None: those of ``spec``.
-        image_size: As of ``create_model``; None: that of ``spec``.
-        seed: Of the text tower.
-
-    Returns:
-        The towers, on the CPU.
-
-    Raises:
-        InputError: As of ``load_model`` and ``create_model``, or the image towers are not of the same kind.
+    ``model`` and ``image_size`` are those of ``spec`` when left out.
     """
     source = load_model(spec, device="cpu")
     source.check_weights()
@@ -232,33 +165,10 @@ def _activation(settings: Mapping[str, Any]) -> str:
     return f"GELU {options}" if options else "GELU"
 
 
-def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
-    return torch.lerp(start, end, share)  # exact at both ends
-
-
-def make_good_average(config: TrainConfig, checkpoint: Path, start: str) -> None:
-    """As ``write_average`` for a run that had ended before; its ``config.json`` then says the share."""
-    write_average(config, checkpoint, start)
-    file = config.save.out / RUN_CONFIG_FILE
-    if file.is_file():
-        ended = TrainConfig.from_json(file)
-        write_whole(file, ended.override(average_with_start=config.towers.average_with_start).to_json())
-
-
-def write_average(config: TrainConfig, checkpoint: Path, start: str) -> Path:
+def write_average(config: TrainConfig, checkpoint: Path, start: str) -> None:
     """Writes ``OUT/averaged``, a model folder: the checkpoint's weights averaged with those of ``--init``.
 
-    Args:
-        config: With ``towers.init`` and ``towers.average_with_start``.
-        checkpoint: The run's last checkpoint; it stays as it is.
-        start: Fingerprint of what the run began with; empty where it is not known.
-
-    Returns:
-        The folder; it appears under its name only when it is whole.
-
-    Raises:
-        InputError: The start or the checkpoint cannot be read, the start holds other weights by now, or the folder
-            cannot be written.
+    ``start`` is the fingerprint of what the run began with; empty where it is not known.
     """
     assert config.towers.init is not None and config.towers.average_with_start is not None
     tuned = load_model(checkpoint)
@@ -268,8 +178,24 @@ def write_average(config: TrainConfig, checkpoint: Path, start: str) -> Path:
             f"init {config.towers.init!r} holds other weights than the run began with, so {AVERAGED_FOLDER} is not "
             f"written; {checkpoint} stays; with those weights as --init, --resume auto writes it"
         )
-    interpolate(begun, tuned, config.towers.average_with_start)
-    final = config.save.out / AVERAGED_FOLDER
-    with whole_folder(final) as folder:
+    _interpolate(begun, tuned, config.towers.average_with_start)
+    with whole_folder(config.save.out / AVERAGED_FOLDER) as folder:
         save_model(folder, tuned, tuned.objective_config)
-    return final
+
+
+@torch.no_grad()
+def _interpolate(start: DualEncoder, tuned: DualEncoder, share: float) -> None:
+    """Moves ``tuned`` to the straight line between two models (WiSE-FT, Wortsman et al. 2022), in place.
+
+    Every floating-point tensor becomes (1 − share) · start + share · tuned, exact at both ends; running statistics of
+    batch norms are included (those of the averaged weights would need a pass over data). Whole numbers stay.
+    """
+    before, after = start.model.state_dict(), tuned.model.state_dict()
+    if difference := first_difference(after, before):
+        name, here, there = difference
+        raise InputError(
+            f"{start.name}: cannot be averaged with {tuned.name}: {name} has {there} there and {here} here"
+        )
+    for name, value in after.items():
+        if value.is_floating_point():
+            value.copy_(torch.lerp(before[name].to(value), value, share))

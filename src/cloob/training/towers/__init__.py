@@ -1,1 +1,0 @@
-"""The towers as training needs them: built, started from trained weights, averaged, sharded."""
