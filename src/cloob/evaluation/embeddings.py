@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cloob.cache import Cache
 from cloob.data.batch import Skip
 from cloob.data.content import add_part, content_key
-from cloob.errors import InputError, nearest, require
+from cloob.errors import InputError, require
 from cloob.evaluation.embed import (
     EmbedOptions,
     Encoder,
@@ -125,7 +125,7 @@ class Embeddings:
 
     def encoder(self, model: str) -> Encoder:
         """The model, loaded."""
-        source = self._source(model)
+        source = self.models[model]
         if not isinstance(source, str | Path):
             return source
         if self._loaded is None or self._loaded[0] != model:
@@ -276,14 +276,9 @@ class Embeddings:
     def _folder(self, model: str) -> Path | None:
         """The model folder, the same one even if a run goes on to write newer checkpoints; None for others."""
         if model not in self._folders:
-            source = self._source(model)
+            source = self.models[model]
             self._folders[model] = find_model_folder(source) if isinstance(source, str | Path) else None
         return self._folders[model]
-
-    def _source(self, model: str) -> Encoder | str | Path:
-        if model not in self.models:
-            raise InputError(f"no model {model!r}; {nearest(model, self.models)}")
-        return self.models[model]
 
 
 def model_facts(encoder: Encoder) -> ModelFacts:

@@ -148,7 +148,8 @@ def _open_shards(folder: Path, part: Path) -> LabelledSet:
             places.append((f"{path.name}/{key}", shard, image.offset, image.size))
     if not labels:
         raise InputError(f"{part} holds no samples (an image and a .cls each)")
-    return _labelled(folder.name, folder, classnames, labels, _TarPictures(reader, places))
+    pictures = _TarPictures(reader, places)
+    return LabelledSet(folder.name, classnames, _templates(folder), np.array(labels, np.int64), pictures)
 
 
 def _shard_paths(part: Path) -> tuple[Path, ...]:
@@ -190,7 +191,8 @@ def _open_folders(folder: Path, root: Path) -> LabelledSet:
             raise InputError(f"{root / name}: no image in this class folder ({', '.join(IMAGE_EXTENSIONS)})")
         paths += images
         labels += [label] * len(images)
-    return _labelled(folder.resolve().name, folder, classnames, labels, FilePictures(root, paths))
+    name, pictures = folder.resolve().name, FilePictures(root, paths)
+    return LabelledSet(name, classnames, _templates(folder), np.array(labels, np.int64), pictures)
 
 
 def _images_below(root: Path, name: str) -> list[str]:
@@ -203,11 +205,11 @@ def _images_below(root: Path, name: str) -> list[str]:
     )
 
 
-def _labelled(
-    name: str, folder: Path, classnames: tuple[str, ...], labels: list[int], pictures: _Pictures
-) -> LabelledSet:
-    found = (templates for file in _TEMPLATE_FILES if (templates := _read_lines(folder / file, "{c}")) is not None)
-    return LabelledSet(name, classnames, next(found, ("{c}",)), np.array(labels, np.int64), pictures)
+def _templates(folder: Path) -> tuple[str, ...]:
+    for name in _TEMPLATE_FILES:
+        if templates := _read_lines(folder / name, "{c}"):
+            return templates
+    return ("{c}",)
 
 
 def _read_lines(path: Path, wanted: str = "") -> tuple[str, ...] | None:
