@@ -111,6 +111,13 @@ class Cache:
             return path if touch(path) else None
         return None
 
+    def named(self, kind: Kind, part: str) -> list[Path]:
+        """The files of a kind that have ``part`` in the last 60 characters of their names, noted as in use."""
+        with contextlib.suppress(OSError):
+            paths = sorted((self._root() / kind).glob(f"*{part}*"))
+            return [path for path in paths if not path.name.startswith(_TEMPORARY) and touch(path)]
+        return []
+
     def put(self, kind: Kind, name: str, content: bytes) -> Path:
         """Writes the file of this name, in place of one that is there."""
         with self._writing(kind):

@@ -81,18 +81,38 @@ def first_of(names: Sequence[str], most: int = 30) -> str:
 
 
 def install(extra: str) -> str:
-    """The command that brings an extra of this package, as it works in a clone."""
-    return f'pip install -e ".[{extra}]" in a clone of cloob'
+    """The command that brings an extra of this package, as it was installed: in a clone, or as a wheel."""
+    import json  # these two would cost each start 50 ms
+    from importlib import metadata
+
+    try:
+        origin = json.loads(metadata.distribution("cloob").read_text("direct_url.json") or "{}")
+        clone = origin.get("dir_info", {}).get("editable", False)
+    except metadata.PackageNotFoundError:  # its source is on the path
+        clone = True
+    return f'pip install -e ".[{extra}]" in a clone of cloob' if clone else f'pip install "cloob[{extra}]"'
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Inside, a package that is not installed is an InputError that names the extra which brings it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "cloob"):
+            raise
+        raise InputError(f"{package} is not installed; {install(extra)} brings it") from error
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Imports an optional dependency where it is used; InputError, with the extra that brings it, if it is missing."""
-    try:
+    """Imports an optional dependency, such as ``open_clip``, that an extra of this package brings.
+
+    Raises:
+        InputError: It is not installed; the message names the ``pip install`` that brings it.
+    """
+    with needs(extra):
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
-            raise
-        raise InputError(f"{module} is not installed; {install(extra)} brings it") from None
 
 
 @contextlib.contextmanager
