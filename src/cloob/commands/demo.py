@@ -77,7 +77,7 @@ def _out(options: Options) -> Path:
 def _configs(options: Options) -> dict[str, TrainConfig]:
     from cloob.recipes import get_recipe
 
-    usual = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
+    usual: tuple[ObjectiveName, ...] = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
     objectives = usual if options.objectives is None else options.objectives
     if not objectives or len(set(objectives)) < len(objectives):
         raise InputError(f"--objectives is {' '.join(objectives) or 'empty'}; one or several different ones are wanted")

@@ -15,6 +15,7 @@ from cloob.errors import InputError
 if TYPE_CHECKING:
     from cloob.training.callbacks import RunResult
     from cloob.training.config import TrainConfig
+    from cloob.training.config.parts import ObjectiveName
 
 _USAGE = "[RECIPE] [--config FILE]"
 _DESCRIPTION = (
@@ -38,7 +39,7 @@ def read(words: Sequence[str]) -> TrainConfig:
     start = TrainConfig()
     if recipe is not None:
         typed_objective = _take(rest, "--objective")[0]  # an unknown one is refused when the words are parsed
-        objective = next((name for name in OBJECTIVES if name == typed_objective), "cloob")
+        objective: ObjectiveName = next((name for name in OBJECTIVES if name == typed_objective), "cloob")
         start = get_recipe(recipe, objective=objective, model=_take(rest, "--model")[0] or None)
     if file is not None:
         start = _begun_anew(start.merge_file(file), Path(file))
