@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cloob.evaluation.sets.labelled import LabelledSet
     from cloob.training.callbacks import RunResult
     from cloob.training.config import TrainConfig
+    from cloob.training.config.parts import ObjectiveName
 
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
 _SAME = "The same {what}, data, seed and number of steps; the objective and its tuned settings differ."

@@ -104,7 +104,7 @@ def by_rank(factory: pytest.TempPathFactory, configs: Path, *names: str) -> list
 
     def work(folder: Path) -> None:
         forked = fork(folder, RANKS, lambda: worker(int(os.environ["RANK"]), str(folder), str(configs), names))
-        assert set(forked.wait()) == {0}, forked.told()
+        assert set(forked.wait(400)) == {0}, forked.told()
 
     folder = made_once(factory, f"sharding-{names[0]}", work)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
