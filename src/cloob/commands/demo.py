@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloob.training.callbacks import RunResult
     from cloob.training.config import TrainConfig
 
+Objective = Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"]
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
 _SAME = "The same {what}, data, seed and number of steps; the objective and its tuned settings differ."
 _NOTES = (
@@ -33,9 +34,7 @@ _NOTES = (
 class Options:
     """Train CLIP, InfoLOOB and CLOOB side by side on a set that comes along, search its pictures; no network needed."""
 
-    objectives: (
-        tuple[Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"], ...] | None
-    ) = None
+    objectives: tuple[Objective, ...] | None = None
     """Members of the family to train: clip, infoloob, infonce-hopfield, cloob, siglip, siglip-hopfield. Left out, clip,
     infoloob and cloob; from scratch clip and cloob."""
     from_scratch: bool = False
@@ -77,7 +76,7 @@ def _out(options: Options) -> Path:
 def _configs(options: Options) -> dict[str, TrainConfig]:
     from cloob.recipes import get_recipe
 
-    usual = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
+    usual: tuple[Objective, ...] = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
     objectives = usual if options.objectives is None else options.objectives
     if not objectives or len(set(objectives)) < len(objectives):
         raise InputError(f"--objectives is {' '.join(objectives) or 'empty'}; one or several different ones are wanted")
