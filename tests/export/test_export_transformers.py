@@ -89,8 +89,6 @@ def test_what_was_exported_loads_here_with_its_objective(exported: Path, small: 
 
 
 def test_its_text_tower_is_a_frozen_encoder(exported: Path, small: Path, tmp_path: Path) -> None:
-    from transformers import T5Config, T5Model
-
     clone = shutil.copytree(small, tmp_path / "clone")  # of what `cloob push` writes
     shutil.copytree(exported, clone, dirs_exist_ok=True)
     expected = load_model(small, device="cpu").encode_text(TEXTS)
@@ -98,11 +96,8 @@ def test_its_text_tower_is_a_frozen_encoder(exported: Path, small: Path, tmp_pat
         encoder = open_text_encoder(str(folder), load_model)
         rows = F.normalize(encoder(encoder.tokenizer(TEXTS)), dim=1)
         torch.testing.assert_close(rows, expected, atol=1e-6, rtol=0)
-    other = shutil.copytree(exported, tmp_path / "t5")
-    T5Model(T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(other)
-    for folder in (exported, other):
-        with pytest.raises(InputError, match=f"^hf:{folder}: no encoder of texts alone: "):
-            open_text_encoder(f"hf:{folder}", load_model)
+    with pytest.raises(InputError, match=f"^hf:{exported}: has a module CLIPModel"):
+        open_text_encoder(f"hf:{exported}", load_model)
 
 
 def same_rows(one: DualEncoder, other: DualEncoder) -> None:
@@ -141,37 +136,6 @@ def test_the_way_to_resize_comes_back(tmp_path: Path) -> None:
     CLIPModel.from_pretrained(folder).save_pretrained(saved)
     CLIPProcessor.from_pretrained(folder).save_pretrained(saved)
     same_rows(load_model(saved, device="cpu"), original)
-
-
-def test_pixels_differ_as_the_card_says(exported: Path, small: Path) -> None:
-    from transformers import AutoImageProcessor
-
-    encoder, processor = load_model(small, device="cpu"), AutoImageProcessor.from_pretrained(exported)
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    apart = {}
-    for width, height in [(32, 32), (33, 32), (35, 32), (32, 35), (39, 32), (32, 40), (32, 38), (100, 50)]:
-        picture = noise.resize((width, height), Image.Resampling.BICUBIC)
-        theirs = torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"][0])
-        grey = theirs * torch.tensor(encoder.std).view(3, 1, 1) + torch.tensor(encoder.mean).view(3, 1, 1)
-        apart[width, height] = float((255 * grey - encoder.preprocess(picture)).abs().max())
-    moved = {size for size, levels in apart.items() if levels > 3}
-    assert moved == {size for size in apart if abs(size[0] - size[1]) % 4 == 3}
-    card = (exported / "README.md").read_text()
-    assert "one row or column away" in card and "`CenterCrop(32)`" in card
-    assert "HTML (`&amp;`)" in card and "ftfy" in card and "`truncation=True`" in card
-
-
-def test_texts_that_are_not_cleaned_are_named_rightly(exported: Path, small: Path) -> None:
-    import html
-
-    import ftfy
-    from transformers import AutoTokenizer
-
-    encoder, tokenizer = load_model(small, device="cpu"), AutoTokenizer.from_pretrained(exported)
-    for text in ("Tom &amp; Jerry", "a dog’s “house”", "schÃ¶n", "a ﬁne ﬂower", "ｗｉｄｅ"):
-        own = encoder.tokenizer([text])[0].tolist()
-        assert tokenizer(text)["input_ids"] != own[: own.index(49407) + 1]
-        assert tokenizer(html.unescape(ftfy.fix_text(text)))["input_ids"] == own[: own.index(49407) + 1]
 
 
 @pytest.mark.nightly

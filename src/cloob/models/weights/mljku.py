@@ -35,7 +35,7 @@ def load(file: TorchFile) -> DualEncoder:
     path = file.path
     tensors = _renamed(path, file.tensors(file.value["state_dict"], "state_dict"))
     stored = tensors.pop("logit_scale_hopfield", None)
-    config = infer_config(path, tensors, _text_heads(path, file.value.get("model_config_file"), tensors))
+    config = infer_config(path, tensors, _text_heads(path, file.value.get("model_config_file")))
     model = build(config, {}, str(path))
     model = filled(model, path, tensors, same_names(model))
     inv_tau = scale_of(path, "logit_inv_tau", model.logit_scale)
@@ -63,7 +63,7 @@ def _renamed(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _text_heads(path: Path, named: Any, tensors: Mapping[str, Tensor]) -> int | None:
+def _text_heads(path: Path, named: Any) -> int | None:
     """The heads of the text tower by the JSON file that the checkpoint names, or by that of its name or beside it."""
     if named is not None and (not isinstance(named, str) or leaves(named) or Path(named).name != named):
         wanted = "the name of a file beside it is wanted"
@@ -76,8 +76,7 @@ def _text_heads(path: Path, named: Any, tensors: Mapping[str, Tensor]) -> int | 
         names = ", ".join(sorted(file.name for file in files))
         raise InputError(f"{path}: {names} lie beside it; the one that is its own must be called {own.name}")
     if files:
-        fields = Fields(files[0], read_json(files[0]))
-        return fields.divisor("transformer_heads", tensors["token_embedding.weight"].shape[-1])
+        return Fields(files[0], read_json(files[0])).integer("transformer_heads")
     if named is None or named in _PUBLISHED:
         return None
     raise InputError(f"{path}: its configuration {named!r} must lie beside it (the heads are not in the weights)")
