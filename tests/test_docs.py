@@ -93,6 +93,7 @@ def test_commands_are_understood(page: Path, tmp_path: Path, monkeypatch: pytest
     parse = tyro.cli
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "config.json").write_text("{}")
+    (tmp_path / "more.toml").write_text("\n".join(blocks(page, "toml")), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
 
     def only_parse(*args: Any, **kwargs: Any) -> None:
