@@ -49,7 +49,7 @@ copybutton_prompt_is_regexp = True
 autoapi_dirs = [str(SOURCE)]
 # What no page shows is not read.
 autoapi_ignore = [
-    f"*/cloob/{folder}/*" for folder in ("commands", "evaluate/report", "models/weights", "training/state")
+    f"*/cloob/{folder}/*" for folder in ("commands", "evaluation/report", "models/weights", "training/state")
 ]
 autoapi_root = "api"
 autoapi_add_toctree_entry = False
@@ -114,10 +114,11 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Scale|Reason|Backend|\w+Name|LoadModel|ContextFactory|[A-Z])"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?_\w+|cuda|callable|optional|(u?int|float|bool)\d*"),
     (r"py:.*", r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged"),
+    (r"py:.*", r"(all|math.isfinite|at_least|DECAY|POSITIVE|Annotated|Rule)\b.*"),  # rules of fields, in their annotations
     # Classes and modules that have no page: who reads the signature finds them in the source.
     (
         r"py:.*",
-        r"cloob\.(cache|scales|models\.(runs|aligned)|evaluate\.(embed|embeddings|tower)|data\.fingerprint)\b.*",
+        r"cloob\.(cache|scales|models\.(runs|aligned)|evaluation\.(embed|embeddings)|data\.fingerprint)\b.*",
     ),
 ]
 
