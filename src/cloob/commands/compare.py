@@ -48,7 +48,7 @@ def compare(
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.suite import evaluate, write_results
 
-    with Progress() as progress:
+    with Progress(tenths=True) as progress:
         embeddings = Embeddings(models, options, progress=progress.update, tower=bool(more.get("training")))
         results = evaluate(embeddings, zeroshot, retrieval, **more)
     for what, (taken, asked) in embeddings.reused().items():

@@ -30,15 +30,16 @@ def shell(words: Sequence[str | Path]) -> str:
 
 
 class Progress:
-    """How far the work is, on stderr: bars on a terminal, else one line a minute."""
+    """How far the work is, on stderr: bars on a terminal, else a line each minute and, if asked for, at each tenth."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tenths: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
         self._tasks: dict[str, Any] = {}
+        self._tenths: dict[str, int] | None = {} if tenths else None
         self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -59,7 +60,10 @@ class Progress:
                 self._tasks[what] = self._bars.add_task(escape(what), total=total)
             self._bars.update(self._tasks[what], completed=done, total=total, visible=done < total)
             return
-        if time.monotonic() - self._last >= _LINE_SECONDS:
+        late = time.monotonic() - self._last >= _LINE_SECONDS
+        if self._tenths is not None and (tenth := done * 10 // max(total, 1)) > self._tenths.get(what, 0):
+            self._tenths[what], late = tenth, True
+        if late and done < total:
             self._last = time.monotonic()
             print(f"cloob: {what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
