@@ -114,7 +114,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Scale|Reason|Backend|\w+Name|LoadModel|ContextFactory|[A-Z])"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?_\w+|cuda|callable|optional|(u?int|float|bool)\d*"),
     (r"py:.*", r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged"),
-    (r"py:.*", r"(all|math.isfinite|at_least|DECAY|POSITIVE|Annotated|Rule)\b.*"),  # rules of fields, in their annotations
+    (r"py:.*", r"(all|math.isfinite|at_least|DECAY|POSITIVE|Annotated|Rule)\b.*"),  # rules of fields
     # Classes and modules that have no page: who reads the signature finds them in the source.
     (
         r"py:.*",

@@ -124,7 +124,8 @@ def run(options: Options) -> int:
         if options.merge is not None:
             with Index.open(options.merge) as other:
                 done = index.merge(other)
-            print(f"{other.store.address}: {done.added:,} pictures added, {done.vectors:,} vectors, {done.present:,} known")
+            said = f"{done.added:,} pictures added, {done.vectors:,} vectors, {done.present:,} known"
+            print(f"{other.store.address}: {said}")
             if done.other:
                 print(f"cloob: {done.other:,} pictures are other ones here; they stay as they are", file=sys.stderr)
         if options.export is not None:
