@@ -1,9 +1,11 @@
-"""Two files of vectors: the command and Python, bad rows and files, ids, resume."""
+"""Two files of vectors through train, eval, embed and load_model: bad rows and files, ids, resume."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +71,57 @@ def test_the_command_trains_heads_that_find_partners(
         model.encode_text(["a"])
     with pytest.raises(InputError, match=r"\(n, 20\)"):
         model.encode_a(b)  # type: ignore[operator]
+
+
+def test_runs_are_judged_side_by_side_and_embed(
+    config: TrainConfig,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each row four times over, with its id, says the same as once."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("infoloob", "clip"):
+        cloob.train(config.override(objective=name, out=tmp_path / name))
+    a, b = np.load(files / "a.npy")[100:180], np.load(files / "b.npy")[100:180]
+    once = evaluated(a, b, range(80))
+    often = evaluated(a.repeat(4, 0), b.repeat(4, 0), np.arange(80).repeat(4).tolist())
+    assert [row["model"] for row in once["rows"]] == ["infoloob", "clip"]
+    row, same = once["rows"][0]["vectors"]["ta.npy and tb.npy"], often["rows"][0]["vectors"]["ta.npy and tb.npy"]
+    assert (row["n"], same["n"], same["n_ids"], row["chance@10"]) == (80, 320, 80, 10 / 80)
+    model = cloob.load_model("infoloob")
+    za, zb = model.encode_a(a), model.encode_b(b)  # type: ignore[operator]
+    ranks = cloob.functional.ranking.ranks(za, zb, torch.arange(80))
+    assert row["a_to_b@1"] == same["a_to_b@1"] == pytest.approx(float((ranks < 1).double().mean()))
+    assert row["b_to_a@5_interval"] == pytest.approx(same["b_to_a@5_interval"], abs=0.03)
+    assert row["geometry"]["n"] == 80 and "ajne_a" in row["geometry"]
+    assert [entry["metric"] for entry in once["differences"]][:2] == ["a_to_b@1", "a_to_b@5"]
+    capsys.readouterr()
+    assert cli.main(["eval", "infoloob", "clip", "--held-out", "--out", "held"]) == 0
+    (numbers,) = json.loads(Path("held/results.json").read_text())["rows"][0]["vectors"].items()
+    assert numbers[0] == "a.npy and b.npy (held out)" and (numbers[1]["n"], numbers[1]["n_ids"]) == (40, 10)
+    assert cli.main(["eval", "infoloob", "--a", str(files / "a.npy"), "--b", str(files / "b.npy"), "--out", "x"]) == 0
+    errors = capsys.readouterr().err
+    assert "infoloob: was trained on" in errors and "a.npy row 7: holds NaN" in errors
+    assert cli.main(["eval", "infoloob", "--a", "tb.npy", "--b", "ta.npy", "--out", "x"]) == 2
+    assert "infoloob: a: an array (320, 10) found; (n, 20)" in capsys.readouterr().err
+    for out, part in (("v.npz", "vectors"), ("v.npy", None)):
+        assert cli.main(["embed", "infoloob", "--b", "tb.npy", "--out", out]) == 0
+        found = np.load(out) if part is None else np.load(out)[part]
+        assert np.allclose(found[::4], zb, atol=1e-6)
+    assert cli.main(["embed", "infoloob", "--a", str(files / "a.npy"), "--out", "bad.safetensors"]) == 1
+
+
+def evaluated(a: np.ndarray, b: np.ndarray, ids: Iterable[int]) -> dict[str, Any]:
+    """results.json of `cloob eval` on these rows."""
+    np.save("ta.npy", a)
+    np.save("tb.npy", b)
+    Path("ids.txt").write_text("".join(f"{label}\n" for label in ids))
+    words = ["eval", "infoloob", "clip", "--a", "ta.npy", "--b", "tb.npy", "--ids", "ids.txt", "--out", "report"]
+    assert cli.main(words) == 0
+    results: dict[str, Any] = json.loads(Path("report/results.json").read_text())
+    return results
 
 
 def test_every_form_gives_the_same_run_and_a_resumed_one_too(config: TrainConfig, files: Path, tmp_path: Path) -> None:

@@ -130,9 +130,13 @@ def _report(config: TrainConfig, result: RunResult) -> None:
         print(f"{run}:best: {metric} {best[1]:.4g} ({best[0].name})")
     if result.stopped is None and config.towers.average_with_start is not None:
         print(f"{run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
-    if result.stopped is None and result.checkpoint is not None and config.pairs.data:
-        out, data = config.save.out, config.pairs.data[0]
+    if result.stopped is None and result.checkpoint is not None:
+        out = config.save.out
         judge: list[list[str | Path]] = [["eval", out, "--held-out"]] if config.pairs.holds_out else []
+        if config.vectors.a is not None:
+            say_next(*judge, ["embed", out, "--a", config.vectors.a, "--out", "vectors.npz"])
+            return
+        data = config.pairs.data[0]
         pictures = data if Path(data).is_dir() else "PICTURES"
         say_next(*judge, ["index", pictures, "--model", out, "--out", "pictures.idx"])
 
