@@ -150,9 +150,7 @@ class VectorPairs:
 
     def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
         """The pairs without a share of the ids, and those with them: always the same, however the rows are ordered."""
-        distinct, place = np.unique(
-            self.ids, return_inverse=True
-        )  # by digest, an order that knows nothing of the pairs
+        distinct, place = np.unique(self.ids, return_inverse=True)  # sorted by digest, which is as good as chance
         held_out = place < max(2, round(share * len(distinct)))
         rest = replace(self, rows=self.rows[~held_out], ids=self.ids[~held_out])
         name = f"{self.name} (held out)"
@@ -177,9 +175,7 @@ def open_pairs(
         rows = _joined(labels, others, b_ids, skipped)
     else:
         if len(left) != len(right):
-            raise InputError(
-                f"{a} has {len(left):,} rows, {b} has {len(right):,}; give --a-ids and --b-ids to join them"
-            )
+            raise InputError(f"{a} has {len(left):,} rows, {b} {len(right):,}; --a-ids and --b-ids would join them")
         labels = None if ids is None else _ids_of(ids, len(left), a)
         rows = np.arange(len(left)).repeat(2).reshape(-1, 2)
     for side, spec, place in ((left, a, 0), (right, b, 1)):
@@ -205,9 +201,7 @@ def _joined(of_a: list[str], of_b: list[str], spec: str, skipped: list[Skip]) ->
     places: dict[str, int] = {}
     for row, label in enumerate(of_b):
         if places.setdefault(label, row) != row:
-            raise InputError(
-                f"{spec}: {label!r} is the id of rows {places[label]} and {row}; each may stand there once"
-            )
+            raise InputError(f"{spec}: {label!r} stands at rows {places[label]} and {row}; once is right")
     known = set(of_a)
     for labels, others, side in ((of_a, places.keys(), "a"), (of_b, known, "b")):
         alone = dict.fromkeys(label for label in labels if label not in others)
