@@ -1,4 +1,4 @@
-"""Named training set-ups: eight recipes, each for every member of the family and for other towers.
+"""Named training set-ups: nine recipes, each for every member of the family and for other towers.
 
 >>> config = get_recipe("cc3m", objective="clip").override(data=["cc3m/train.csv"], out="runs/cc3m")
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from cloob.errors import InputError, nearest
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import ObjectiveName
+from cloob.training.config.parts import VAL_SPLIT, ObjectiveName
 
 __all__ = ["RECIPES", "describe", "get_recipe"]
 
@@ -154,6 +154,27 @@ def _align(objective: ObjectiveName, model: str | None) -> TrainConfig:
     return start.override(objective=objective)
 
 
+def _vectors(objective: ObjectiveName, model: str | None) -> TrainConfig:
+    """Heads for two files of vectors of your own, --a and --b (docs/vectors.md).
+
+    Begins with InfoLOOB. A tenth of the ids is held out and stops the training; the run's model is that of the best
+    epoch.
+    """
+    start = TrainConfig().override(
+        head="mlp",
+        objective="infoloob",
+        inv_tau=10.0,
+        mask_duplicates=True,
+        lr=1e-3,
+        epochs=20,
+        val_split=VAL_SPLIT,
+        best="val_recall",
+        patience=5,
+        out="runs/vectors",
+    )
+    return start.override(objective=objective)
+
+
 def _pictograms(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """Small pictures of your own (--data) on a CPU: tiny-resnet at 64 pixels, batch 128, 24 epochs.
 
@@ -179,17 +200,19 @@ RECIPES: dict[str, Callable[[ObjectiveName, str | None], TrainConfig]] = {
     "finetune": _finetune,
     "lit": _lit,
     "align": _align,
+    "vectors": _vectors,
     "pictograms": _pictograms,
 }
 """Every recipe by its name, as a function of the objective and the model."""
 
 
-def get_recipe(name: str, *, objective: ObjectiveName = "cloob", model: str | None = None) -> TrainConfig:
+def get_recipe(name: str, *, objective: ObjectiveName | None = None, model: str | None = None) -> TrainConfig:
     """The configuration of a recipe.
 
     Args:
         name: One of ``RECIPES``; ``_`` counts as ``-``.
-        objective: A member of the family; ``demo``, ``cc3m`` and ``yfcc`` have settings for each.
+        objective: A member of the family; ``demo``, ``cc3m`` and ``yfcc`` have settings for each. Left out, it is
+            CLOOB, for ``vectors`` InfoLOOB.
         model: Name of the towers; the recipe's own when left out.
 
     Raises:
@@ -204,7 +227,7 @@ def get_recipe(name: str, *, objective: ObjectiveName = "cloob", model: str | No
     key = name.replace("_", "-")
     if key not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; {nearest(key, RECIPES)}")
-    config = RECIPES[key](objective, model)
+    config = RECIPES[key](objective or ("infoloob" if key == "vectors" else "cloob"), model)
     return config if model is None else config.override(model=model)
 
 

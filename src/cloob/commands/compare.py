@@ -159,6 +159,10 @@ _SECTIONS = {
         "effective_eigenvalues_image": "effective eigenvalues, images",
         "effective_eigenvalues_text": "effective eigenvalues, texts",
     },
+    "vectors": {
+        f"{way}@{k}": f"{arrow} R@{k} %" for way, arrow in (("a_to_b", "a→b"), ("b_to_a", "b→a")) for k in (1, 5, 10)
+    }
+    | {f"chance@{k}": f"chance, R@{k} %" for k in (1, 5, 10)},
 }
 
 
@@ -175,6 +179,13 @@ def print_results(results: Mapping[str, Any]) -> None:
     if any(row["train_seconds"] is not None for row in rows):
         sections.append([("training, seconds", *(_whole(row["train_seconds"]) for row in rows))])
     print_table([row["model"] for row in rows], sections)
+
+
+def print_differences(results: Mapping[str, Any]) -> None:
+    """Prints a line for each two models and number: by how much the later one is ahead, with the interval."""
+    for entry in results["differences"]:
+        mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
+        print(f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
 
 
 def _cell(numbers: Mapping[str, Any], key: str) -> str:

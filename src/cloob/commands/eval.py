@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands import compare
-from cloob.commands.options import CacheOptions, as_words, at_least, goes_with, tyro
+from cloob.commands.options import CacheOptions, as_words, at_least, exclusive, goes_with, tyro
 from cloob.commands.terminal import say_next
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
     from cloob.data.content import Reader
+    from cloob.data.source import Source
+    from cloob.data.vectors import VectorPairs
     from cloob.evaluation.sets.suites import SuiteSets
+    from cloob.training.config import TrainConfig
     from cloob.training.config.parts import PairsConfig
 
 
@@ -45,6 +48,16 @@ class Options:
     """Column of a table of --retrieval with the caption."""
     held_out: bool = False
     """Judge by the pairs that a run held out of its training (--val-split, --val-data), as by --retrieval."""
+    a: str | None = None
+    """Vectors, for runs of `cloob train vectors`: as --a there."""
+    b: str | None = None
+    """Vectors that belong to those of --a."""
+    ids: str | None = None
+    """An id for each pair of --a and --b; the rows of an id are one sample."""
+    a_ids: str | None = None
+    """In place of --ids: an id for each row of --a, by which it finds its row of --b."""
+    b_ids: str | None = None
+    """An id for each row of --b."""
     probe: bool = False
     """Also fit a linear probe for each labelled set that has training images (train/ beside test/)."""
     shots: int | None = None
@@ -67,15 +80,22 @@ def check(options: Options) -> None:
         raise InputError("no model given: name a run folder, or NAME/TAG of open_clip (cloob eval --help)")
     goes_with(options, {"root": "suite", "shots": "probe", "probe_seeds": "probe"})
     goes_with(options, {"image_column": "retrieval", "caption_column": "retrieval"})
-    if not (options.zeroshot or options.retrieval or options.suite or options.held_out):
+    goes_with(options, {"a": "b", "b": "a", "ids": "a", "a_ids": "b_ids", "b_ids": "a_ids"})
+    for other in ("zeroshot", "suite", "retrieval", "held_out", "probe"):
+        exclusive(options, ("a", other))
+    exclusive(options, ("ids", "a_ids"))
+    if not (options.zeroshot or options.retrieval or options.suite or options.held_out or options.a):
         raise InputError(
-            "nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out"
+            "nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of "
+            "vectors --a and --b"
         )
     at_least(options, {"shots": 1})
 
 
 def run(options: Options) -> int:
     """Evaluates; 1 when a part could not be evaluated, with what there is written."""
+    if (vectors := _open_vectors(options)) is not None:
+        return _judge_vectors(options, vectors)
     sets = _open_labelled(options)
     pairs = [*sets.pairs, *_open_pairs(options)]
     _say_trained_on(options.models, options.retrieval)
@@ -111,6 +131,49 @@ def run(options: Options) -> int:
         of_pairs = ["--pairs", options.retrieval[0], *columns] if options.retrieval else []
         say_next(["analyze", *options.models, *of_pairs, "--out", options.out / "analyze"])
     return code
+
+
+def _open_vectors(options: Options) -> VectorPairs | None:
+    """The pairs of --a and --b, or those that the first model held out, if it is one of vectors."""
+    from cloob.data.vectors import open_pairs
+    from cloob.training.vectors import open_vectors
+
+    if options.a is not None and options.b is not None:
+        for model, _, config in _runs(options.models):
+            if config.vectors.a is not None and os.path.realpath(options.a) == os.path.realpath(config.vectors.a):
+                advice = "; --held-out judges by pairs that were not" if config.pairs.holds_out else ""
+                print(f"cloob: {model}: was trained on {options.a}{advice}", file=sys.stderr)
+        return open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids)
+    runs = list(_runs(options.models)) if options.held_out else []
+    if not any(config.vectors.a for _, _, config in runs):
+        return None
+    model, folder, config = runs[0]
+    for other, _, its_config in runs:
+        if (its_config.vectors, its_config.pairs.val_split) != (config.vectors, config.pairs.val_split):
+            raise InputError(f"{model} and {other} held different pairs out; evaluate one at a time, or by --a and --b")
+    held_out = open_vectors(config)[1]
+    if held_out is None:
+        raise InputError(f"{model}: held no pairs out of its training; name pairs by --a and --b")
+    _check_unchanged(model, folder, held_out)
+    return held_out
+
+
+def _judge_vectors(options: Options, pairs: VectorPairs) -> int:
+    from cloob.evaluation.suite import write_results
+    from cloob.evaluation.vectors import evaluate_vectors
+
+    compare.check_writable(options.out)
+    compare.say_checkpoints(options.models)
+    for skip in pairs.skipped[:3]:
+        print(f"cloob: {skip.key}: {skip.detail}", file=sys.stderr)
+    if len(pairs.skipped) > 3:
+        print(f"cloob: {len(pairs.skipped) - 3:,} more cannot be used", file=sys.stderr)
+    results = evaluate_vectors(compare.names(options.models), pairs, device=options.device)
+    write_results(options.out / "results.json", results)
+    compare.print_results(results)
+    compare.print_differences(results)
+    print(options.out / "results.json")
+    return 0
 
 
 def _open_labelled(options: Options) -> SuiteSets:
@@ -150,14 +213,12 @@ def _distinct(set_names: Sequence[str], sources: Sequence[str]) -> list[str]:
 
 def _open_held_out(models: Sequence[str]) -> list[Reader]:
     """The held-out pairs of the runs among the models, which must be the same for all of them."""
-    from cloob.data.fingerprint import digest
     from cloob.data.shards.spec import is_remote
     from cloob.evaluation.sets.captioned import ByPicture, Renamed, open_captioned
-    from cloob.models.runs import read_validation
     from cloob.training.build import open_both
     from cloob.training.config import TrainConfig
 
-    runs = list(_runs(models))
+    runs = [(model, folder, config.pairs) for model, folder, config in _runs(models)]
     if not runs:
         raise InputError("--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval")
     model, folder, pairs = runs[0]
@@ -178,10 +239,18 @@ def _open_held_out(models: Sequence[str]) -> list[Reader]:
     except InputError as error:
         raise InputError(f"{model}: its held-out pairs cannot be read; {error}") from None
     assert held_out is not None
+    _check_unchanged(model, folder, held_out)
+    return [ByPicture(f"{', '.join(Path(spec).name for spec in pairs.data)} (held out)", held_out)]
+
+
+def _check_unchanged(model: str, folder: Path, held_out: Source | VectorPairs) -> None:
+    """Refuses pairs that are not those which the run of a model folder held out."""
+    from cloob.data.fingerprint import digest
+    from cloob.models.runs import read_validation
+
     known = (read_validation(folder.parent) or {}).get("held_out")
     if known not in (None, digest([json.dumps(held_out.fingerprint(), sort_keys=True)])):
         raise InputError(f"{model}: its pairs have changed since the training, so nobody knows which were held out")
-    return [ByPicture(f"{', '.join(Path(spec).name for spec in pairs.data)} (held out)", held_out)]
 
 
 def _say_trained_on(models: Sequence[str], sources: Sequence[str]) -> None:
@@ -191,7 +260,8 @@ def _say_trained_on(models: Sequence[str], sources: Sequence[str]) -> None:
     from cloob.training.config import TrainConfig
 
     places = [os.path.realpath(spec) for spec in sources if not is_remote(spec)]
-    for model, _, pairs in _runs(models) if places else ():
+    for model, _, config in _runs(models) if places else ():
+        pairs = config.pairs
         same = any(place in map(os.path.realpath, pairs.data) for place in places)
         if not same or any(map(is_remote, (*pairs.data, *pairs.val_data))):
             continue
@@ -203,8 +273,8 @@ def _say_trained_on(models: Sequence[str], sources: Sequence[str]) -> None:
             print(f"cloob: {model}: {of} were trained on{advice}", file=sys.stderr)
 
 
-def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, PairsConfig]]:
-    """The models that are of a run: each with its model folder and the pairs of the run."""
+def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, TrainConfig]]:
+    """The models that are of a run: each with its model folder and the configuration of the run."""
     from cloob.models.load import find_model_folder
     from cloob.models.runs import RUN_CONFIG_FILE, run_of
     from cloob.training.config import TrainConfig
@@ -213,7 +283,7 @@ def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, PairsConfig]]:
         with contextlib.suppress(InputError):  # which loading it says
             folder = find_model_folder(model)
             if folder is not None and (run := run_of(folder)) is not None:
-                yield model, folder, TrainConfig.from_json(run / RUN_CONFIG_FILE).pairs
+                yield model, folder, TrainConfig.from_json(run / RUN_CONFIG_FILE)
 
 
 def _split(pairs: PairsConfig) -> tuple[object, ...]:

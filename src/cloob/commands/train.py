@@ -39,12 +39,13 @@ def read(words: Sequence[str]) -> TrainConfig:
     start = TrainConfig()
     if recipe is not None:
         typed_objective = _take(rest, "--objective")[0]  # an unknown one is refused when the words are parsed
-        objective: ObjectiveName = next((name for name in OBJECTIVES if name == typed_objective), "cloob")
+        objective: ObjectiveName | None = next((name for name in OBJECTIVES if name == typed_objective), None)
         start = get_recipe(recipe, objective=objective, model=_take(rest, "--model")[0] or None)
     if file is not None:
         start = _begun_anew(start.merge_file(file), Path(file))
     typed = typed_leaves(rest)
-    parsed = parse(options(start, rest), rest, "cloob train", usage=_USAGE, description=_DESCRIPTION)
+    vectors = recipe == "vectors" or start.vectors.a is not None
+    parsed = parse(options(start, rest, vectors=vectors), rest, "cloob train", usage=_USAGE, description=_DESCRIPTION)
     config = changed(start, parsed, typed)
     if recipe is not None and not {"val_data", "val_split"} & set(typed) and config.pairs.judged_by_demo:
         # The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none.
@@ -130,8 +131,12 @@ def _report(config: TrainConfig, result: RunResult) -> None:
     if result.stopped is None and config.towers.average_with_start is not None:
         print(f"{run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
     if result.stopped is None and result.checkpoint is not None:
-        out, data = config.save.out, config.pairs.data[0]
+        out = config.save.out
         judge: list[list[str | Path]] = [["eval", out, "--held-out"]] if config.pairs.holds_out else []
+        if config.vectors.a is not None:
+            say_next(*judge, ["embed", out, "--a", config.vectors.a, "--out", "vectors.npz"])
+            return
+        data = config.pairs.data[0]
         pictures = data if Path(data).is_dir() else "PICTURES"
         say_next(*judge, ["index", pictures, "--model", out, "--out", "pictures.idx"])
 

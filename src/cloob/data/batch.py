@@ -25,6 +25,8 @@ Reason = Literal[
     "caption too long",
     "truncated shard",
     "stray quote",
+    "not finite",
+    "no partner",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 """Every reason for which a sample can be left out; counts by reason use these words."""

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 class EncoderConfig:
     """What an encoder was built from: what its model folder holds, and what that folder's file says.
 
-    ``settings`` are open_clip's ``model_cfg``, or the content of ``towers.json``, ``aligned.json`` or ``onnx.json`` as
-    far as the encoder's other attributes do not say it.
+    ``settings`` are open_clip's ``model_cfg``, or the content of ``towers.json``, ``aligned.json``, ``vectors.json`` or
+    ``onnx.json`` as far as the encoder's other attributes do not say it.
     """
 
-    kind: Literal["open_clip", "towers", "aligned", "onnx"]
+    kind: Literal["open_clip", "towers", "aligned", "vectors", "onnx"]
     embed_dim: int
     context_length: int
     settings: dict[str, Any]

@@ -18,6 +18,7 @@ from cloob.errors import InputError
 from cloob.files import flush
 from cloob.models.aligned.model import aligned_files, load_aligned
 from cloob.models.aligned.opening import LoadModel
+from cloob.models.aligned.vectors import load_vectors, vector_files
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model
 from cloob.models.onnx import folder as onnx_folder
@@ -27,6 +28,7 @@ from cloob.models.runs import (
     OBJECTIVE_FILE,
     ONNX_FILE,
     TOWERS_FILE,
+    VECTORS_FILE,
     WEIGHTS_FILE,
     config_file,
     damage,
@@ -54,6 +56,8 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     if encoder.config.kind == "aligned":  # heads on frozen encoders: the encoders by name alone
         files = aligned_files(encoder)
+    elif encoder.config.kind == "vectors":
+        files = vector_files(encoder)
     else:
         state = _stored_state(encoder.state_dict() if weights is None else weights, objective)
         others = encoder.config.kind == "towers"
@@ -114,6 +118,8 @@ def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEnc
     objective = read_objective(folder)
     if file.name == ALIGNED_FILE:
         return load_aligned(folder, config, objective, load_model)
+    if file.name == VECTORS_FILE:
+        return load_vectors(folder, config, objective)
     if file.name == TOWERS_FILE:
         return towers_folder.load(folder, config, objective)
     if file.name == ONNX_FILE:

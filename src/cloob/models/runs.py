@@ -9,6 +9,7 @@
           open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a ``local-dir:`` folder of its own
           towers.json            model.safetensors              towers that open_clip does not have
           aligned.json           heads.safetensors              heads on frozen encoders
+          vectors.json           heads.safetensors              heads for vectors
           onnx.json              image.onnx  text.onnx          graphs that onnxruntime runs; tokenizer.json
     and in each  objective.json
 
@@ -48,6 +49,7 @@ TOWERS_FILE = "towers.json"
 TOWERS_WEIGHTS_FILE = "model.safetensors"
 ALIGNED_FILE = "aligned.json"
 HEADS_FILE = "heads.safetensors"
+VECTORS_FILE = "vectors.json"
 ONNX_FILE = "onnx.json"
 OBJECTIVE_FILE = "objective.json"
 HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -80,7 +82,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def config_file(folder: Path) -> Path:
     """The file that says what a model folder holds, whether it is there or not."""
-    others = (folder / name for name in (ALIGNED_FILE, TOWERS_FILE, ONNX_FILE))
+    others = (folder / name for name in (ALIGNED_FILE, VECTORS_FILE, TOWERS_FILE, ONNX_FILE))
     return next((file for file in others if file.is_file()), folder / CONFIG_FILE)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from cloob.data.content import content_key
 from cloob.data.loader import Loader, PairLoader
 from cloob.data.order import epoch_order, local_part
 from cloob.data.source import Source
+from cloob.data.vectors import VectorPairs
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require, too_few_pairs
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, open_image_encoder, row_keys
@@ -44,6 +46,11 @@ class Features(NamedTuple):
     rows: tuple[Tensor, Tensor]  # (N, 16) uint8 keys of pictures and texts, by which `cloob eval` finds their features
     skipped: tuple[Skip, ...] = ()  # the pairs that cannot be used
 
+    def take(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+        """Some pairs: images, texts, ids and keys."""
+        index = torch.from_numpy(places)
+        return self.images[index], self.texts[index], self.ids[index], tuple(self.keys[i] for i in places.tolist())
+
 
 def make_aligned(config: TrainConfig) -> AlignedEncoder:
     """The two encoders, opened, with fresh heads, whose weights depend on the seed alone."""
@@ -51,14 +58,19 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
     assert align.image_encoder is not None and align.text_encoder is not None
     image = open_image_encoder(align.image_encoder, load_model, config.towers.image_size)
     text = open_text(align.text_encoder, load_model)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.run.seed)
-        kind, embed_dim, dropout = align.heads().values()
-        heads = [Head(side.features, embed_dim, kind, dropout) for side in (image, text)]
+    heads = new_heads(config, (image.features, text.features))
     names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
     encoder = aligned_encoder(image, text, heads[0], heads[1], names)
     encoder.on_features = True
     return encoder
+
+
+def new_heads(config: TrainConfig, widths: tuple[int, int]) -> list[Head]:
+    """Fresh heads for features of these widths; their weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.run.seed)
+        kind, embed_dim, dropout = config.align.heads().values()
+        return [Head(features, embed_dim, kind, dropout) for features in widths]
 
 
 def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:
@@ -82,8 +94,8 @@ class FeatureLoader(Loader):
     ``train``: a new order in each epoch, without the last, smaller batch; else all pairs in their order.
     """
 
-    def __init__(self, features: Features, name: str, *, batch_size: int, seed: int, train: bool) -> None:
-        n = len(features.keys)
+    def __init__(self, features: Features | VectorPairs, name: str, *, batch_size: int, seed: int, train: bool) -> None:
+        n = len(features) if isinstance(features, VectorPairs) else len(features.keys)
         if train and n < batch_size:
             raise too_few_pairs(name, n, batch_size, "usable pairs")
         super().__init__(batch_size, n, drop_last=train, lanes=world_size())
@@ -97,10 +109,9 @@ class FeatureLoader(Loader):
         for step in steps:
             start = offset + step * self.batch_size
             stop = min(start + self.batch_size, len(order))
-            index = torch.from_numpy(order[local_part(start, stop, rank(), world_size())])
-            images, texts, ids = (part[index] for part in self.features[:3])
+            images, texts, ids, keys = self.features.take(order[local_part(start, stop, rank(), world_size())])
             skipped = self.features.skipped if epoch == offset == step == rank() == 0 else ()
-            yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()), skipped)
+            yield Batch(images, texts, ids, keys, skipped)
 
 
 def feature_loader(

@@ -16,17 +16,18 @@ from cloob.data.open import open_source
 from cloob.data.source import Source
 from cloob.data.split import choose_held_out, split
 from cloob.data.transforms import TrainTransform
+from cloob.data.vectors import VectorPairs
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError
 from cloob.functional.checks import float32_products
 from cloob.machine import warn_of_emulated_bfloat16
-from cloob.models.aligned import AlignedEncoder
+from cloob.models.aligned import AlignedEncoder, VectorEncoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
 from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.training import align, finetune
+from cloob.training import align, finetune, vectors
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_start
 from cloob.training.config.parts import RETRIEVING
@@ -46,6 +47,11 @@ def make_cache(config: TrainConfig) -> Cache:
 def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[float] = ()) -> Source:
     """Opens one source or several as one, each with its weight if there are any; errors as of ``open_source``."""
     return mix(_open(specs, config), weights)
+
+
+def open_all(config: TrainConfig) -> tuple[Source | VectorPairs, Source | VectorPairs | None]:
+    """As ``open_both``, also of vectors."""
+    return open_both(config) if config.vectors.a is None else vectors.open_vectors(config)
 
 
 def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
@@ -90,9 +96,14 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     return config
 
 
-def make_encoder(config: TrainConfig) -> DualEncoder:
-    """The towers to start from, on the CPU: created by name, loaded, one of each, or frozen encoders with heads."""
+def make_encoder(config: TrainConfig, source: Source | VectorPairs | None = None) -> DualEncoder:
+    """The towers to start from, on the CPU: created by name, loaded, one of each, or frozen encoders with heads.
+
+    Heads for vectors are made for those of ``source``.
+    """
     towers = config.towers
+    if isinstance(source, VectorPairs):
+        return vectors.make_vector_encoder(config, source)
     if config.align.encoders():
         return align.make_aligned(config)
     if towers.init_image is not None:
@@ -101,6 +112,8 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
     encoder = load_model(towers.init, device="cpu")
     encoder.check_weights()
+    if isinstance(encoder, VectorEncoder):
+        raise InputError(f"init {towers.init!r} holds heads for vectors; `cloob train vectors` begins anew")
     check_start(config, aligned=isinstance(encoder, AlignedEncoder))
     if isinstance(encoder, AlignedEncoder):
         align.check_same_heads(encoder, config)
@@ -133,11 +146,15 @@ def make_loss(config: TrainConfig, encoder: DualEncoder) -> ContrastiveObjective
         raise InputError(f"objective {config.loss.objective!r}: {error}") from error
 
 
-def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, device: torch.device) -> Loader:
+def make_loader(
+    source: Source | VectorPairs, encoder: DualEncoder, config: TrainConfig, device: torch.device
+) -> Loader:
     """The training batches of this rank."""
     size = config.run.batch_size
     if size < 2 * world_size():
         raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
+    if isinstance(source, VectorPairs):
+        return vectors.vector_loader(source, config, train=True)
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(source, encoder, config, device, make_cache(config), train=True)
     transform = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
@@ -155,8 +172,10 @@ def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, devic
     )
 
 
-def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -> Loader:
+def make_val_loader(source: Source | VectorPairs, encoder: DualEncoder, config: TrainConfig) -> Loader:
     """The held-out pairs, whole, in order and without augmentation."""
+    if isinstance(source, VectorPairs):
+        return vectors.vector_loader(source, config, train=False)
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(source, encoder, config, encoder.device, make_cache(config), train=False)
     return PairLoader(

@@ -11,6 +11,7 @@ import torch
 from cloob.data.fingerprint import Fingerprint
 from cloob.data.loader import Loader
 from cloob.data.source import Source
+from cloob.data.vectors import VectorPairs
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError
 from cloob.files import write_whole
@@ -77,9 +78,9 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     check_combination(config)
     checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
     on_rank_zero(lambda: refuse_another_run(config, checkpoint))
-    source, held_out = build.open_both(config)
+    source, held_out = build.open_all(config)
     config = build.fit_batch(config, len(source))
-    encoder = build.make_encoder(config)
+    encoder = build.make_encoder(config, source)
     began = config.towers.init is not None and checkpoint is None
     progress = Progress(start=on_rank_zero(lambda: fingerprint(encoder)) if began else "")
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
@@ -141,7 +142,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     )
 
 
-def _same_on_every_rank(pairs: Source) -> Fingerprint:
+def _same_on_every_rank(pairs: Source | VectorPairs) -> Fingerprint:
     """The fingerprint of pairs; InputError where some host has others: ranks divide them by their number."""
     looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on each host: it may look into a hundred thousand files
     first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))

@@ -4,11 +4,13 @@ from cloob.models.aligned.heads import Head
 from cloob.models.aligned.memory import FeatureMemory, row_keys
 from cloob.models.aligned.model import AlignedEncoder, aligned_encoder, fingerprint
 from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
+from cloob.models.aligned.vectors import VectorEncoder
 
 __all__ = [
     "AlignedEncoder",
     "FeatureMemory",
     "Head",
+    "VectorEncoder",
     "aligned_encoder",
     "fingerprint",
     "open_image_encoder",

@@ -23,7 +23,7 @@ from cloob.models.aligned.memory import FeatureMemory, encoder_key
 from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.encoding import digest
-from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
+from cloob.models.runs import ALIGNED_FILE, HEADS_FILE, config_file
 from cloob.models.source import Source
 from cloob.models.weights.containers import read_safetensors
 from cloob.models.weights.keymap import fill, same_names
@@ -160,9 +160,22 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
         "probe": {side: [round(value, 6) for value in row.tolist()] for side, row in _probe(encoder).items()},
         "heads": {side: head.options for side, head in heads.items()},
     }
+    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: stored_heads(heads)}
+
+
+def stored_heads(heads: Mapping[str, Head]) -> dict[str, Tensor]:
+    """The tensors of ``heads.safetensors``."""
     state = {f"{side}.{key}": value for side, head in heads.items() for key, value in head.state_dict().items()}
-    tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
-    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: tensors}
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+
+
+def fill_heads(folder: Path, heads: Mapping[str, Head]) -> None:
+    """Loads ``heads.safetensors`` into heads that may be on the meta device."""
+    weights = folder / HEADS_FILE
+    if not weights.is_file():
+        raise InputError(f"{folder}: no {HEADS_FILE} beside {config_file(folder).name}")
+    both = nn.ModuleDict(dict(heads))
+    fill(both, weights, read_safetensors(weights), same_names(both))
 
 
 def load_aligned(
@@ -186,11 +199,7 @@ def load_aligned(
             raise InputError(
                 f"{file}: its heads were trained on another {side} encoder than {names[f'{side}_encoder']!r} is now"
             )
-    weights = folder / HEADS_FILE
-    if not weights.is_file():
-        raise InputError(f"{folder}: no {HEADS_FILE} beside {ALIGNED_FILE}")
-    both = nn.ModuleDict(heads)
-    fill(both, weights, read_safetensors(weights), same_names(both))
+    fill_heads(folder, heads)
     encoder = aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
     for side, row in _probe(encoder).items():
         if row.shape != probe[side].shape or not torch.linalg.vector_norm(row - probe[side]) <= _SAME:

@@ -14,6 +14,7 @@ from cloob.models.runs import (
     MODEL_FOLDER,
     ONNX_FILE,
     TOWERS_FILE,
+    VECTORS_FILE,
     config_file,
 )
 from cloob.models.source import WEIGHTS_ENDINGS
@@ -23,7 +24,7 @@ from cloob.models.weights.containers import is_torch, read_torch
 from cloob.models.weights.fetch import fetch_model, show_progress
 from cloob.models.weights.folders import INDEX, WEIGHTS_FILES
 
-_OURS = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE, ONNX_FILE, CHECKPOINTS_FOLDER, MODEL_FOLDER)
+_OURS = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE, VECTORS_FILE, ONNX_FILE, CHECKPOINTS_FOLDER, MODEL_FOLDER)
 PORT = ":port"
 """Ends the name of a crowsonkb file that is to compute as that repository's port to torch does."""
 

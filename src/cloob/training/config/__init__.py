@@ -30,6 +30,7 @@ from cloob.training.config.parts import (
     RunConfig,
     SaveConfig,
     TowersConfig,
+    VectorsConfig,
 )
 
 
@@ -54,6 +55,7 @@ class TrainConfig:
     save: SaveConfig = field(default_factory=SaveConfig)
     log: LogConfig = field(default_factory=LogConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
+    vectors: VectorsConfig = field(default_factory=VectorsConfig)
 
     def override(self, **leaves: Any) -> TrainConfig:
         """A copy with some leaves changed, wherever they sit: ``config.override(lr=1e-4, epochs=3)``.

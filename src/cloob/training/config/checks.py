@@ -98,12 +98,31 @@ def _conflicts(config: TrainConfig) -> Iterator[str]:
     if pairs.data_weights and len(pairs.data_weights) != len(pairs.data):
         yield f"data_weights is {pairs.data_weights}; it must be a number for each of the {len(pairs.data)} sources"
 
-    yield from _conflicts_of_heads(config)
+    if any(dataclasses.asdict(config.vectors).values()):
+        yield from _conflicts_of_vectors(config)
+        return
     if not pairs.data:
         yield (
             "data is missing; give --data with your pairs (a table such as pairs.csv, shards, or a folder of images "
-            "with .txt files beside them), or --data demo for the set that comes along"
+            "with .txt files beside them), or --data demo for the set that comes along, or of `cloob train vectors` "
+            "--a and --b"
         )
+    yield from _conflicts_of_heads(config)
+
+
+def _conflicts_of_vectors(config: TrainConfig) -> Iterator[str]:
+    files = config.vectors
+    if files.a is None or files.b is None:
+        yield f"{'a' if files.a is None else 'b'} is missing: vectors need both --a and --b"
+    if (files.a_ids is None) != (files.b_ids is None):
+        yield f"{'a_ids' if files.a_ids is None else 'b_ids'} is missing: --a-ids and --b-ids join the rows together"
+    if files.ids is not None and files.a_ids is not None:
+        yield f"ids is {files.ids!r}; it must be left out with --a-ids and --b-ids"
+    others = {"data": config.pairs.data, "val_data": config.pairs.val_data, **vars(config.towers), **vars(config.align)}
+    for key in ("data", "val_data", "model", "init", "init_image", "image_size", "image_encoder", "text_encoder"):
+        if others[key]:
+            yield f"{key} is {others[key]!r}, but --a and --b give vectors; leave it out"
+    yield from _settings_of_towers(config)
 
 
 def _conflicts_of_heads(config: TrainConfig) -> Iterator[str]:

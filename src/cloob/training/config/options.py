@@ -18,12 +18,15 @@ inv_tau beta learnable_inv_tau retrieval_from mask_duplicates steps patience mic
 fsdp weight_decay schedule warmup save_every best overwrite accept_changed_data wandb profile"""
 USUAL, OTHER = tuple(_USUAL.split()), tuple(_OTHER.split())
 """The leaves with an option, first those that people type, in the order of the help; the others are set in a file."""
+VECTORS = ("a", "b", "ids", "a_ids", "b_ids")
+"""Those that `cloob train vectors` alone has."""
 
 
-def options(start: TrainConfig, words: Sequence[str]) -> Any:
-    """A dataclass for tyro of two groups, ``usual`` and ``other``, whose defaults are the values of ``start``."""
+def options(start: TrainConfig, words: Sequence[str], *, vectors: bool = False) -> Any:
+    """A dataclass for tyro of groups of options, whose defaults are the values of ``start``."""
     helps = _helps() if {"--help", "-h"} & set(words) else {}
-    groups = [_group(name, leaves, start, helps) for name, leaves in (("usual", USUAL), ("other", OTHER))]
+    named = {**({"vectors": VECTORS} if vectors else {}), "usual": USUAL, "other": OTHER}
+    groups = [_group(name, leaves, start, helps) for name, leaves in named.items()]
     return dataclasses.make_dataclass("Options", [(group.__name__, group) for group in groups], frozen=True)
 
 
@@ -32,7 +35,7 @@ def typed_leaves(words: Sequence[str]) -> list[str]:
     given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     typed = [leaf for leaf in leaf_homes() if given & {_option(leaf), _option(f"no-{leaf}")}]
     for leaf in typed:
-        if leaf not in USUAL + OTHER:
+        if leaf not in USUAL + OTHER + VECTORS:
             raise InputError(
                 f"{_option(leaf)} is set in a file: --config more.toml, with the lines [{leaf_homes()[leaf]}] and "
                 f"{leaf} = …"
@@ -42,7 +45,7 @@ def typed_leaves(words: Sequence[str]) -> list[str]:
 
 def changed(start: TrainConfig, parsed: Any, typed: Sequence[str]) -> TrainConfig:
     """``start`` with the typed values of ``options``; as of ``override``, they take the place of others."""
-    values = vars(parsed.usual) | vars(parsed.other)
+    values = {leaf: value for group in vars(parsed).values() for leaf, value in vars(group).items()}
     return start.override(**{leaf: values[leaf] for leaf in typed})
 
 

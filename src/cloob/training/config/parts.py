@@ -1,4 +1,4 @@
-"""The eight parts of a training configuration: each field with its default, its rule and its help text.
+"""The nine parts of a training configuration: each field with its default, its rule and its help text.
 
 A field's docstring is its help on the command line. A rule of one field stands in its annotation; what does not go
 together is in ``checks``. No torch is imported here.
@@ -346,3 +346,20 @@ class AlignConfig(Part):
         """The settings of new heads, by the names of ``HEADS``."""
         given = {key: getattr(self, key) for key in HEADS}
         return HEADS | {key: value for key, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class VectorsConfig(Part):
+    """Two files of vectors, in the place of pictures and captions; nothing but a head on each is trained."""
+
+    a: Annotated[str | None, Rule("the name of a file", bool)] = None
+    """Vectors of the first kind, a row each: FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME or FILE.parquet:COLUMN."""
+    b: Annotated[str | None, Rule("the name of a file", bool)] = None
+    """Vectors of the second kind, in the same forms; row i belongs to row i of --a unless ids join them."""
+    ids: Annotated[str | None, Rule("the name of a file", bool)] = None
+    """An id for each pair, one a line or in the forms of --a: pairs of one id are no negatives of each other, and are
+    held out together."""
+    a_ids: Annotated[str | None, Rule("the name of a file", bool)] = None
+    """In place of --ids: an id for each row of --a, by which it finds its row of --b."""
+    b_ids: Annotated[str | None, Rule("the name of a file", bool)] = None
+    """An id for each row of --b, each but once."""

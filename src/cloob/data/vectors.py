@@ -1,0 +1,234 @@
+"""Pairs of two files of vectors: row by row, or joined by ids. A ``.npy`` file is mapped into memory, not read.
+
+Legend: n rows of F numbers in a file, N pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyarrow import ArrowException, parquet
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cloob.data.batch import Skip
+from cloob.data.fingerprint import Fingerprint, digest, spread
+from cloob.errors import InputError, first_of, one_line
+
+FORMS = "FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME or FILE.parquet:COLUMN"
+_SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
+_BLOCK = 4096  # rows at a time
+
+
+def read_matrix(spec: str) -> np.ndarray:
+    """The (n, F) numbers of a file, given as one of ``FORMS``; nothing is unpickled.
+
+    Raises:
+        InputError: The file cannot be read, has no such part, or holds something else.
+    """
+    matrix = _read(spec)
+    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "biuf":
+        found = f"{matrix.dtype} {matrix.shape}"
+        raise InputError(f"{spec}: holds {found}; a row of numbers for each item is wanted, as float32 (1000, 384)")
+    return matrix
+
+
+def read_ids(spec: str) -> list[str]:
+    """The ids in a file: lines of a text, or a column of texts or whole numbers in one of ``FORMS``."""
+    if _split(spec)[0].suffix in _SUFFIXES:
+        column = _read(spec)
+        if column.ndim != 1 or column.dtype.kind not in "iuUO":
+            raise InputError(f"{spec}: holds {column.dtype} {column.shape}; one text or whole number a row is wanted")
+        ids = ["" if value is None else str(value) for value in column.tolist()]
+    else:
+        try:
+            ids = Path(spec).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{spec}: cannot be read ({one_line(error)})") from None
+    if "" in ids:
+        raise InputError(f"{spec}: row {ids.index('')} has no id")
+    return ids
+
+
+def _split(spec: str) -> tuple[Path, str]:
+    """The file and the name of what is in it."""
+    place, _, name = spec.rpartition(":")
+    return (Path(place), name) if Path(place).suffix in _SUFFIXES[1:] else (Path(spec), "")
+
+
+def _read(spec: str) -> np.ndarray:
+    path, name = _split(spec)
+    if path.suffix not in _SUFFIXES or (path.suffix != ".npy" and not name):
+        raise InputError(f"{spec}: vectors come as {FORMS}")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        if path.suffix == ".npy":
+            found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                found = archive[_known(name, archive.files, path)]
+        elif path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                tensor = file.get_tensor(_known(name, file.keys(), path))
+            found = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        else:
+            _known(name, parquet.read_schema(path).names, path)
+            found = _of_column(parquet.read_table(path, columns=[name])[name])
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError, ArrowException) as error:
+        raise InputError(f"{spec}: cannot be read ({one_line(error)})") from None
+    if not isinstance(found, np.ndarray):
+        raise InputError(f"{spec}: holds more than one array; vectors come as {FORMS}")
+    return found
+
+
+def _known(name: str, names: Sequence[str], path: Path) -> str:
+    if name not in names:
+        raise InputError(f"{path}: has no {name!r}; it has {first_of(names)}")
+    return name
+
+
+def _of_column(column: Any) -> np.ndarray:
+    """A column as an array: (n, F) of lists of equal length without gaps, else (n,)."""
+    whole = column.combine_chunks()
+    if not hasattr(whole, "flatten") or not str(whole.type).startswith(("list", "large_list", "fixed_size_list")):
+        array: np.ndarray = whole.to_numpy(zero_copy_only=False)
+        return array
+    numbers = whole.flatten()
+    if whole.null_count or numbers.null_count or len({len(row) for row in whole}) != 1:
+        raise ValueError("rows of equal length without gaps are wanted")
+    rows: np.ndarray = numbers.to_numpy(zero_copy_only=False).reshape(len(whole), -1)
+    return rows
+
+
+@dataclass(frozen=True)
+class VectorPairs:
+    """The usable pairs of two matrices; pairs of equal id belong together.
+
+    Attributes:
+        name: What reports call them.
+        a: (n, F) numbers of any type.
+        b: (n', F') numbers of any type.
+        rows: (N, 2) rows of a and of b that are pairs.
+        ids: (N,) digests of their ids.
+        labels: The ids of the rows of a; None where a row's number is its id.
+        skipped: What cannot be used: rows with NaN or infinite numbers, or without a partner.
+    """
+
+    name: str
+    a: np.ndarray
+    b: np.ndarray
+    rows: np.ndarray
+    ids: np.ndarray
+    labels: Sequence[str] | None = None
+    skipped: tuple[Skip, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fingerprint(self) -> Fingerprint:
+        """What the pairs are: their number, their ids, and their rows (of very many a part)."""
+        some = spread(len(self))
+        sides = {"rows of a": (self.a, 0), "rows of b": (self.b, 1)}
+        digests = {key: digest(_blocks(side, self.rows[some, place])) for key, (side, place) in sides.items()}
+        return {"pairs": len(self), "ids": digest([self.ids]), **digests}
+
+    def take(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+        """Some pairs: (n, F) and (n, F') float32, (n,) ids, and what to call each in a log."""
+        of_a, of_b = self.rows[places].T
+        keys = tuple(str(row) if self.labels is None else self.labels[row] for row in of_a.tolist())
+        return as_floats(self.a[of_a]), as_floats(self.b[of_b]), torch.from_numpy(self.ids[places]), keys
+
+    def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
+        """The pairs without a share of the ids, and those with them: always the same, however the rows are ordered."""
+        distinct, place = np.unique(self.ids, return_inverse=True)  # sorted by digest, which is as good as chance
+        held_out = place < max(2, round(share * len(distinct)))
+        rest = replace(self, rows=self.rows[~held_out], ids=self.ids[~held_out])
+        name = f"{self.name} (held out)"
+        return rest, replace(self, name=name, rows=self.rows[held_out], ids=self.ids[held_out], skipped=())
+
+
+def open_pairs(
+    a: str, b: str, ids: str | None = None, a_ids: str | None = None, b_ids: str | None = None
+) -> VectorPairs:
+    """Opens two files and pairs their rows: by position, or where both have ids by these.
+
+    A row of a is a pair with the row of b of the same id, of which there may be but one.
+
+    Raises:
+        InputError: As of ``read_matrix``; lengths that do not fit; an id twice in ``b_ids``.
+    """
+    left, right = read_matrix(a), read_matrix(b)
+    skipped: list[Skip] = []
+    labels = None
+    if a_ids is not None and b_ids is not None:
+        labels, others = _ids_of(a_ids, len(left), a), _ids_of(b_ids, len(right), b)
+        rows = _joined(labels, others, b_ids, skipped)
+    else:
+        if len(left) != len(right):
+            raise InputError(f"{a} has {len(left):,} rows, {b} {len(right):,}; --a-ids and --b-ids would join them")
+        labels = None if ids is None else _ids_of(ids, len(left), a)
+        rows = np.arange(len(left)).repeat(2).reshape(-1, 2)
+    for side, spec, place in ((left, a, 0), (right, b, 1)):
+        bad = _not_finite(side)
+        what = "holds NaN, infinity or a number that float32 cannot hold"
+        skipped += [Skip(f"{spec} row {row}", "not finite", what) for row in np.flatnonzero(bad)]
+        rows = rows[~bad[rows[:, place]]]
+    texts = rows[:, 0].tolist() if labels is None else [labels[row] for row in rows[:, 0].tolist()]
+    digests = np.fromiter((id_digest(str(text)) for text in texts), np.int64, len(texts))
+    name = f"{_split(a)[0].name} and {_split(b)[0].name}"
+    return VectorPairs(name, left, right, rows, digests, labels, tuple(skipped))
+
+
+def _ids_of(spec: str, n: int, matrix: str) -> list[str]:
+    ids = read_ids(spec)
+    if len(ids) != n:
+        raise InputError(f"{spec} has {len(ids):,} ids, {matrix} has {n:,} rows; one id a row is wanted")
+    return ids
+
+
+def _joined(of_a: list[str], of_b: list[str], spec: str, skipped: list[Skip]) -> np.ndarray:
+    """(N, 2) rows of equal id; those without a partner are skipped."""
+    places: dict[str, int] = {}
+    for row, label in enumerate(of_b):
+        if places.setdefault(label, row) != row:
+            raise InputError(f"{spec}: {label!r} stands at rows {places[label]} and {row}; once is right")
+    known = set(of_a)
+    for labels, others, side in ((of_a, places.keys(), "a"), (of_b, known, "b")):
+        alone = dict.fromkeys(label for label in labels if label not in others)
+        skipped += [Skip(label, "no partner", f"an id of {side} alone") for label in alone]
+    pairs = [(row, places[label]) for row, label in enumerate(of_a) if label in places]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _blocks(side: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), _BLOCK):
+        yield side[rows[start : start + _BLOCK]]
+
+
+def _not_finite(side: np.ndarray) -> np.ndarray:
+    """(n,) whether a row cannot be used."""
+    parts = [side[start : start + _BLOCK] for start in range(0, len(side), _BLOCK)]
+    return np.concatenate([~as_floats(part).isfinite().all(1).numpy() for part in parts])
+
+
+def as_floats(rows: np.ndarray | Tensor) -> Tensor:
+    """Rows of any numbers as float32."""
+    if isinstance(rows, Tensor):
+        return rows.float()
+    with np.errstate(over="ignore"):  # what becomes infinite is counted
+        return torch.from_numpy(np.array(rows, np.float32))
+
+
+def id_digest(text: str) -> int:
+    """A stable 63-bit digest of an id."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1

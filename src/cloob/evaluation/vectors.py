@@ -1,0 +1,95 @@
+"""Models of vectors side by side on the same pairs: retrieval both ways, geometry, paired differences.
+
+An id is one sample: its rows stand or fall together. The gallery has one row an id, its first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloob.data.vectors import VectorPairs
+from cloob.errors import InputError
+from cloob.evaluation.measures.geometry import geometry
+from cloob.evaluation.measures.retrieval import RECALLS
+from cloob.evaluation.suite import Hits, differences
+from cloob.functional import ranking
+from cloob.functional.bootstrap import bootstrap_interval
+from cloob.models.aligned import VectorEncoder
+from cloob.models.fingerprint import fingerprint
+from cloob.models.load import load_model
+
+_BETA = 8.0  # the paper's, for a model that retrieves nothing
+
+
+def evaluate_vectors(
+    models: Mapping[str, str | Path],
+    pairs: VectorPairs,
+    *,
+    device: str | torch.device = "auto",
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measures runs of ``cloob train vectors``.
+
+    Returns:
+        What becomes results.json, as of :func:`cloob.evaluate`; a row has its numbers under ``vectors``.
+
+    Raises:
+        InputError: No pairs, a model that is none of vectors, or one of vectors of another width.
+    """
+    distinct, first, place = np.unique(pairs.ids, return_index=True, return_inverse=True)
+    if len(distinct) < 2:
+        raise InputError(f"{pairs.name}: {len(distinct)} ids; retrieval needs 2 or more")
+    rows, hits = [], Hits()
+    for name, source in models.items():
+        encoder = load_model(source, device)
+        if not isinstance(encoder, VectorEncoder):
+            raise InputError(f"{name}: is no model of vectors; `cloob train vectors` makes them")
+        objective = encoder.make_objective()
+        settings = objective.config()
+        a, b = _embedded(encoder, pairs, name)
+        numbers: dict[str, Any] = {"n": len(pairs), "n_ids": len(distinct)}
+        for way, query, gallery in (("a_to_b", a, b), ("b_to_a", b, a)):
+            ranks = ranking.ranks(query, gallery[first], torch.from_numpy(place))
+            numbers[f"{way}_median_rank"] = ranking.median_rank(ranks)
+            for k in RECALLS:
+                right = _by_id(ranks < k, place)
+                numbers[f"{way}@{k}"] = float(right.mean())
+                numbers[f"{way}@{k}_interval"] = list(bootstrap_interval(right, level=level, seed=seed))
+                hits.setdefault((f"{way}@{k}", pairs.name), {})[name] = right
+        numbers |= {f"chance@{k}": min(k / len(distinct), 1.0) for k in RECALLS}
+        beta = float(settings["beta"]) if objective.hopfield else _BETA
+        shape = geometry(a[first], b[first], float(settings["inv_tau"]), beta)
+        numbers["geometry"] = {key.replace("image", "a").replace("text", "b"): value for key, value in shape.items()}
+        if pairs.skipped:
+            numbers["unreadable"] = dict(Counter(skip.reason for skip in pairs.skipped))
+        row = {"model": name, "objective": objective.name, "settings": settings, "fingerprint": fingerprint(encoder)}
+        rows.append({**row, "train_seconds": None, "vectors": {pairs.name: numbers}})
+    return {"rows": rows, "differences": differences(hits, level=level, seed=seed), "level": level}
+
+
+def _embedded(encoder: VectorEncoder, pairs: VectorPairs, name: str) -> tuple[Tensor, Tensor]:
+    """The unit rows of all pairs, on the CPU."""
+    places = np.array_split(np.arange(len(pairs)), -(-len(pairs) // 4096))
+    parts = []
+    try:
+        for some in places:
+            a, b, *_ = pairs.take(some)
+            parts.append((encoder.encode_a(a).cpu(), encoder.encode_b(b).cpu()))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    a, b = (torch.cat(side) for side in zip(*parts, strict=True))
+    return a, b
+
+
+def _by_id(hits: Tensor, place: np.ndarray) -> Tensor:
+    """(ids,) the share of each id's rows that are hits."""
+    ids = torch.from_numpy(place)
+    return torch.bincount(ids, hits.double()) / torch.bincount(ids)

@@ -1,0 +1,123 @@
+"""Two heads for vectors of any kind, a and b, as one encoder: what ``cloob train vectors`` makes.
+
+``vectors.json`` holds the heads' options, ``heads.safetensors`` their weights.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cloob.data.vectors import as_floats
+from cloob.errors import InputError, one_line
+from cloob.models.aligned.heads import Head
+from cloob.models.aligned.model import AlignedEncoder, fill_heads, stored_heads
+from cloob.models.encoder import DualEncoder, EncoderConfig
+from cloob.models.runs import HEADS_FILE, VECTORS_FILE
+
+_FORMAT = 1
+_OF_PICTURES = ("preprocess", "tokenizer", "image_size", "context_length", "mean", "std")
+
+
+class VectorHeads(nn.Module):
+    """The two heads, by the names that an ``AlignedEncoder`` knows: a stands first, as pictures do."""
+
+    def __init__(self, a: Head, b: Head) -> None:
+        super().__init__()
+        self.image_head = a
+        self.text_head = b
+
+
+class VectorEncoder(AlignedEncoder):
+    """Two heads without encoders: rows of numbers in, unit rows out.
+
+    It trains and is stored as a ``DualEncoder``; what wants pictures or texts of it is refused with one line.
+    """
+
+    on_features = True
+
+    def __init__(self, a: Head, b: Head, objective: dict[str, Any] | None = None) -> None:
+        nn.Module.__init__(self)  # a DualEncoder's asks for towers
+        self.name = "vectors"
+        self.model = VectorHeads(a, b)
+        self.embed_dim: int = a.options["embed_dim"]
+        self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": _FORMAT})
+        self.objective_config = objective or {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_PICTURES:
+            raise InputError("a model of vectors takes no pictures and texts; encode_a and encode_b take its rows")
+        return super().__getattr__(name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the heads are."""
+        heads: VectorHeads = self.model
+        return heads.image_head.mean.device
+
+    def set_channels_last(self, enabled: bool) -> None:
+        """Does nothing: there are no pictures."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``."""
+        nn.Module.train(self, mode)
+        return self
+
+    def encode_a(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
+        """Embeds vectors of the first kind, without a gradient. Mode (train, eval) is the caller's.
+
+        Args:
+            rows: (n, F) numbers of any type, also a memory-mapped array.
+            batch_size: Rows that go through the head at once.
+
+        Returns:
+            (n, D) float32 unit rows.
+
+        Raises:
+            InputError: Rows of another width.
+        """
+        return self._encode(rows, self.model.image_head, "a", batch_size)
+
+    def encode_b(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
+        """As ``encode_a``, of the second kind."""
+        return self._encode(rows, self.model.text_head, "b", batch_size)
+
+    @torch.no_grad()
+    def _encode(self, rows: np.ndarray | Tensor, head: Head, side: str, batch_size: int) -> Tensor:
+        width = head.options["features"]
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise InputError(
+                f"{side}: an array {tuple(rows.shape)} found; (n, {width}) is what its head was trained on"
+            )
+        parts = [torch.zeros(0, self.embed_dim, device=self.device)]
+        for start in range(0, len(rows), batch_size):
+            some = as_floats(rows[start : start + batch_size]).to(self.device)
+            parts.append(F.normalize(head(some), dim=1))
+        return torch.cat(parts)
+
+
+def vector_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
+    """The files of a model folder by their names; ``save_model`` writes them."""
+    heads = {"a": encoder.model.image_head, "b": encoder.model.text_head}
+    content = {**encoder.config.settings, **{side: head.options for side, head in heads.items()}}
+    return {VECTORS_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: stored_heads(heads)}
+
+
+def load_vectors(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> VectorEncoder:
+    """The heads of a model folder; ``config`` is what ``vectors.json`` says."""
+    file = folder / VECTORS_FILE
+    if config.get("format") != _FORMAT:
+        raise InputError(f"{file}: has format {config.get('format')!r}; this version reads format {_FORMAT}")
+    try:
+        with torch.device("meta"):  # no memory before the file of weights has it
+            heads = {side: Head(**config[side]) for side in ("a", "b")}
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{file}: not what `cloob train vectors` writes ({one_line(error)})") from None
+    fill_heads(folder, heads)
+    return VectorEncoder(heads["a"], heads["b"], objective)

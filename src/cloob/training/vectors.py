@@ -1,0 +1,38 @@
+"""Heads for two files of vectors: the parts of a run of ``cloob train vectors`` that differ from ``align``'s."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cloob.data.vectors import VectorPairs, open_pairs
+from cloob.models.aligned import VectorEncoder
+from cloob.training.align import FeatureLoader, new_heads
+from cloob.training.config import TrainConfig
+from cloob.training.faults import check_fraction
+
+_FITTED = 32_768
+
+
+def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
+    """The training pairs, and the held-out pairs if there are any."""
+    files, share = config.vectors, config.pairs.val_split
+    assert files.a is not None and files.b is not None
+    pairs = open_pairs(files.a, files.b, files.ids, files.a_ids, files.b_ids)
+    total = len(pairs) + len(pairs.skipped)
+    check_fraction(pairs.name, "pairs", pairs.skipped, total, config.pairs.max_bad_fraction)
+    return pairs.split(share) if share else (pairs, None)
+
+
+def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncoder:
+    """Fresh heads, standardised by the training pairs: by all, or by 32,768 evenly spread ones."""
+    some = np.linspace(0, len(pairs) - 1, min(len(pairs), _FITTED)).astype(np.int64)
+    a, b, *_ = pairs.take(some)
+    of_a, of_b = new_heads(config, (a.shape[1], b.shape[1]))
+    encoder = VectorEncoder(of_a, of_b)
+    encoder.fit(a, b)
+    return encoder
+
+
+def vector_loader(pairs: VectorPairs, config: TrainConfig, *, train: bool) -> FeatureLoader:
+    """The pairs in batches, read from their files as they are wanted."""
+    return FeatureLoader(pairs, pairs.name, batch_size=config.run.batch_size, seed=config.run.seed, train=train)

@@ -1,0 +1,189 @@
+"""Two files of vectors through train, eval, embed and load_model: bad rows and files, ids, resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+from safetensors.numpy import save_file
+from train_helpers import exact, lines
+
+import cloob
+from cloob import cli
+from cloob.errors import InputError
+from cloob.training.config import TrainConfig
+
+N = 400
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two views of one hidden cause, four rows an id, with one bad row."""
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    cause = rng.normal(size=(N, 6))
+    a = (cause @ rng.normal(size=(6, 20)) + 3).astype(np.float32)
+    b = np.tanh(cause @ rng.normal(size=(6, 10)) / 2).astype(np.float16)
+    a[7, 3] = np.nan
+    np.save(folder / "a.npy", a)
+    np.save(folder / "b.npy", b)
+    np.savez(folder / "ab.npz", a=a, b=b)
+    save_file({"a": a, "b": b}, folder / "ab.safetensors")
+    columns = {"a": a.tolist(), "b": b.astype(float).tolist(), "id": [f"M{row // 4}" for row in range(N)]}
+    parquet.write_table(pa.table(columns), folder / "ab.parquet")
+    (folder / "ids.txt").write_text("".join(f"M{row // 4}\n" for row in range(N)))
+    return folder
+
+
+@pytest.fixture
+def config(files: Path, tmp_path: Path) -> TrainConfig:
+    start = cloob.get_recipe("vectors").override(a=str(files / "a.npy"), b=str(files / "b.npy"))
+    small = start.override(ids=str(files / "ids.txt"), embed_dim=16, batch_size=40, epochs=3, warmup=2, patience=0)
+    return small.override(device="cpu", tensorboard=False, out=tmp_path / "run")
+
+
+def test_the_command_trains_heads_that_find_partners(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    out = tmp_path / "run"
+    words = f"--a a.npy --b b.npy --ids ids.txt --epochs 8 --batch-size 40 --device cpu --out {out}"
+    assert cli.main(["train", "vectors", *words.split()]) == 0
+    stored = json.loads((out / "config.json").read_text())
+    assert (stored["loss"]["objective"], stored["loss"]["inv_tau"], stored["optim"]["lr"]) == ("infoloob", 10.0, 1e-3)
+    epochs, skipped = lines(out / "epochs.jsonl"), lines(out / "skipped.jsonl")
+    assert epochs[-1]["val_recall"] > 0.6
+    assert [(line["key"], line["reason"]) for line in skipped] == [("a.npy row 7", "not finite")]
+    model = cloob.load_model(out)
+    a, b = np.load("a.npy", mmap_mode="r"), torch.from_numpy(np.load("b.npy"))
+    za, zb = model.encode_a(a), model.encode_b(b, batch_size=7)  # type: ignore[operator]
+    assert za.shape == zb.shape == (N, 256) and za[0].norm() == pytest.approx(1)
+    assert ((za[8:40] @ zb[8:40].T).argmax(1) == torch.arange(32)).float().mean() > 0.8
+    assert model.make_objective().name == "infoloob"
+    with pytest.raises(InputError, match="encode_a"):
+        model.encode_text(["a"])
+    with pytest.raises(InputError, match=r"\(n, 20\)"):
+        model.encode_a(b)  # type: ignore[operator]
+
+
+def test_runs_are_judged_side_by_side_and_embed(
+    config: TrainConfig,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each row four times over, with its id, says the same as once."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("infoloob", "clip"):
+        cloob.train(config.override(objective=name, out=tmp_path / name))
+    a, b = np.load(files / "a.npy")[100:180], np.load(files / "b.npy")[100:180]
+    once = evaluated(a, b, range(80))
+    often = evaluated(a.repeat(4, 0), b.repeat(4, 0), np.arange(80).repeat(4).tolist())
+    assert [row["model"] for row in once["rows"]] == ["infoloob", "clip"]
+    row, same = once["rows"][0]["vectors"]["ta.npy and tb.npy"], often["rows"][0]["vectors"]["ta.npy and tb.npy"]
+    assert (row["n"], same["n"], same["n_ids"], row["chance@10"]) == (80, 320, 80, 10 / 80)
+    model = cloob.load_model("infoloob")
+    za, zb = model.encode_a(a), model.encode_b(b)  # type: ignore[operator]
+    ranks = cloob.functional.ranking.ranks(za, zb, torch.arange(80))
+    assert row["a_to_b@1"] == same["a_to_b@1"] == pytest.approx(float((ranks < 1).double().mean()))
+    assert row["b_to_a@5_interval"] == pytest.approx(same["b_to_a@5_interval"], abs=0.03)
+    assert row["geometry"]["n"] == 80 and "ajne_a" in row["geometry"]
+    assert [entry["metric"] for entry in once["differences"]][:2] == ["a_to_b@1", "a_to_b@5"]
+    capsys.readouterr()
+    assert cli.main(["eval", "infoloob", "clip", "--held-out", "--out", "held"]) == 0
+    (numbers,) = json.loads(Path("held/results.json").read_text())["rows"][0]["vectors"].items()
+    assert numbers[0] == "a.npy and b.npy (held out)" and (numbers[1]["n"], numbers[1]["n_ids"]) == (40, 10)
+    assert cli.main(["eval", "infoloob", "--a", str(files / "a.npy"), "--b", str(files / "b.npy"), "--out", "x"]) == 0
+    errors = capsys.readouterr().err
+    assert "infoloob: was trained on" in errors and "a.npy row 7: holds NaN" in errors
+    assert cli.main(["eval", "infoloob", "--a", "tb.npy", "--b", "ta.npy", "--out", "x"]) == 2
+    assert "infoloob: a: an array (320, 10) found; (n, 20)" in capsys.readouterr().err
+    for out, part in (("v.npz", "vectors"), ("v.npy", None)):
+        assert cli.main(["embed", "infoloob", "--b", "tb.npy", "--out", out]) == 0
+        found = np.load(out) if part is None else np.load(out)[part]
+        assert np.allclose(found[::4], zb, atol=1e-6)
+    assert cli.main(["embed", "infoloob", "--a", str(files / "a.npy"), "--out", "bad.safetensors"]) == 1
+
+
+def evaluated(a: np.ndarray, b: np.ndarray, ids: Iterable[int]) -> dict[str, Any]:
+    """results.json of `cloob eval` on these rows."""
+    np.save("ta.npy", a)
+    np.save("tb.npy", b)
+    Path("ids.txt").write_text("".join(f"{label}\n" for label in ids))
+    words = ["eval", "infoloob", "clip", "--a", "ta.npy", "--b", "tb.npy", "--ids", "ids.txt", "--out", "report"]
+    assert cli.main(words) == 0
+    results: dict[str, Any] = json.loads(Path("report/results.json").read_text())
+    return results
+
+
+def test_every_form_gives_the_same_run_and_a_resumed_one_too(config: TrainConfig, files: Path, tmp_path: Path) -> None:
+    whole = exact(cloob.train(config).run)
+    assert len(whole) == 3 * 8  # of 90 ids with 4 rows each, one of them bad
+    for form in ("npz", "safetensors", "parquet"):
+        ids = f"{files}/ab.parquet:id" if form == "parquet" else str(files / "ids.txt")
+        other = config.override(a=f"{files}/ab.{form}:a", b=f"{files}/ab.{form}:b", ids=ids, steps=2)
+        assert exact(cloob.train(other.override(out=tmp_path / form)).run)[0] == whole[0]
+    stopped = config.override(out=tmp_path / "stopped", save_every=5, keep=0)
+    cloob.train(stopped)
+    resume = str(stopped.save.out / "checkpoints" / "step-00000010")
+    again = cloob.train(stopped.override(resume=resume, out=tmp_path / "again"))
+    assert exact(again.run)[-14:] == whole[10:]
+    with pytest.raises(InputError, match="other ids"):
+        cloob.train(stopped.override(resume="auto", ids=None))
+
+
+def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, tmp_path: Path) -> None:
+    from cloob.data.vectors import open_pairs
+
+    (tmp_path / "b.txt").write_text("".join(f"M{row}\n" for row in range(N)))
+    pairs = open_pairs(str(files / "a.npy"), str(files / "b.npy"), None, str(files / "ids.txt"), f"{tmp_path}/b.txt")
+    assert pairs.rows[:5].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [4, 1]] and len(pairs) == N - 1
+    assert sum(skip.reason == "no partner" for skip in pairs.skipped) == N - N // 4
+    rest, held_out = pairs.split(0.1)
+    assert not set(rest.ids) & set(held_out.ids) and len(set(held_out.ids)) == 10
+    joined = config.override(ids=None, a_ids=str(files / "ids.txt"), b_ids=f"{tmp_path}/b.txt")
+    with pytest.raises(InputError, match=r"300 no partner \(e.g. M100: an id of b alone\)"):
+        cloob.train(joined)
+    assert cloob.train(joined.override(max_bad_fraction=0.5, steps=2)).steps == 2
+
+
+@pytest.mark.parametrize(
+    ("leaves", "error"),
+    [
+        ({"a": "nothing.npy"}, "nothing.npy: no such file"),
+        ({"a": "ab.npz"}, "ab.npz: vectors come as FILE.npy, "),
+        ({"a": "ab.npz:c"}, "ab.npz: has no 'c'; it has a, b"),
+        ({"a": "ab.parquet:c"}, "ab.parquet: has no 'c'; it has a, b, id"),
+        ({"a": "ab.parquet:id"}, "ab.parquet:id: holds object"),
+        ({"a": "objects.npy"}, "objects.npy: cannot be read (Array can't be memory-mapped"),
+        ({"a": "cut.npy"}, "cut.npy: cannot be read"),
+        ({"a": "flat.npy"}, "flat.npy: holds float64 (400,)"),
+        ({"a": "short.npy"}, "short.npy has 9 rows, "),
+        ({"ids": "few.txt"}, "few.txt has 2 ids, "),
+        ({"ids": None, "a_ids": "gap.txt", "b_ids": "few.txt"}, "gap.txt: row 1 has no id"),
+        ({"b": None}, "b is missing: vectors need both --a and --b"),
+        ({"a_ids": "few.txt"}, "b_ids is missing"),
+        ({"data": ["demo"]}, "data is ('demo',), but --a and --b give vectors"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(
+    config: TrainConfig, files: Path, leaves: dict[str, str], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files)
+    np.save("objects.npy", np.array([{}, None], object), allow_pickle=True)
+    np.save("flat.npy", np.zeros(N))
+    np.save("short.npy", np.zeros((9, 4)))
+    Path("cut.npy").write_bytes(Path("a.npy").read_bytes()[:1000])
+    Path("few.txt").write_text("x\ny\n")
+    Path("gap.txt").write_text("x\n\n" * (N // 2))
+    with pytest.raises(InputError) as caught:
+        cloob.train(config.override(**leaves))
+    assert str(caught.value).startswith(error) and "\n" not in str(caught.value)
