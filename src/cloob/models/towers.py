@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, is_failure, one_line, require
@@ -24,7 +25,7 @@ from cloob.models.hub import check_hub_model, fetch_file, not_fetched
 from cloob.models.importing import import_open_clip
 from cloob.models.source import CONFIGS, TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
-from cloob.models.weights.folders import file_tensors
+from cloob.models.weights.folders import trained_file
 from cloob.models.weights.keymap import fill, same_names, surplus
 from cloob.models.weights.scales import sigmoid_objective
 from cloob.models.weights.tokens import check_rules
@@ -62,7 +63,7 @@ def create_model(
 
     Returns:
         The encoder; open_clip's own ``logit_scale`` is frozen in it. Pretrained weights that hold a ``logit_bias``
-        (SigLIP) say with it which objective they were trained with.
+        (SigLIP) say with it which objective they were trained with; a checkpoint of our open_clip launcher says it.
 
     Raises:
         InputError: Unknown name, tag or device; an image size that the tower cannot take; weights that cannot be
@@ -86,9 +87,11 @@ def create_model(
     # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
     if tag and "quick_gelu" in tag:
         config["quick_gelu"] = bool(tag["quick_gelu"])
-    tensors, bias = {}, {}
+    tensors: dict[str, Tensor] = {}
+    bias: dict[str, Any] = {}
+    trained: dict[str, Any] = {}
     if pretrained is not None and not tag:
-        tensors = file_tensors(_weights_file(name, pretrained))
+        tensors, trained = trained_file(_weights_file(name, pretrained))
         config.pop("init_logit_bias", None)
         bias = {"init_logit_bias": 0.0 if "logit_bias" in tensors else None}  # replaced by the file's
         config |= {key: value for key, value in bias.items() if value is not None}
@@ -111,7 +114,8 @@ def create_model(
     if image_size is not None:
         _check_fixed_size(name, model, image_size)
     tokenizer = load_tokenizer(name, config["text_cfg"], f"model {name!r}")
-    trained = {} if pretrained is None else sigmoid_objective(Path(f"{name}/{pretrained}"), model)
+    if pretrained is not None and not trained:
+        trained = sigmoid_objective(Path(f"{name}/{pretrained}"), model)
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained).to(place)
 
 
