@@ -19,15 +19,8 @@ from cloob.errors import InputError
 class MixedSource:
     """Several sources, one after the other, read as one.
 
-    ``len`` is the number of stored pairs; how many an epoch visits depends on the weights, see ``EpochOrder``.
-
-    Attributes:
-        parts: The sources.
-        weights: Passes over each source in an epoch, positive; a fraction takes another part in each epoch. Empty: one
-            pass over each.
-
-    Raises:
-        InputError: Not one weight a source, or one that is not positive and finite, or takes no pair of its source.
+    ``len`` is the number of stored pairs. ``weights`` are passes over each source in an epoch, see ``EpochOrder``; a
+    fraction takes another part in each epoch, and without weights it is one pass over each.
     """
 
     parts: tuple[Source, ...]

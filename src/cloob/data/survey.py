@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from cloob.data.batch import BadSample, RawSample, Skip, caption_id
-from cloob.data.decode import Encoded
 from cloob.data.open import spread_rows
 from cloob.data.source import Source
+from cloob.pictures import Encoded, Unreadable
 
 SMALL_SIDE = 224
 """Pictures with a shorter side than this are enlarged by most towers."""
@@ -26,17 +26,11 @@ _CHUNK = 64  # pairs in memory at a time
 
 @dataclass(frozen=True)
 class Repeat:
-    """A picture or a caption that occurs more than once.
-
-    Attributes:
-        count: How often.
-        text: The caption's first line, cut to 100 characters, or the key of the first such pair.
-        row: The row of the first such pair.
-    """
+    """A picture or a caption that occurs more than once."""
 
     count: int
-    text: str
-    row: int
+    text: str  # the caption's first line, cut to 100 characters, or the key of the first such pair
+    row: int  # of the first such pair
 
 
 class Repeats:
@@ -64,41 +58,23 @@ class Repeats:
 
 @dataclass
 class Survey:
-    """What was seen of a set of pairs.
-
-    Attributes:
-        name: Of the source.
-        rows: Of the source.
-        shards: Files that its rows lie in.
-        context_length: Tokens that a caption may have, start and end included.
-        seen: Rows that were looked at.
-        usable: Those of them that are pairs, by number.
-        widths: Of their pictures, pixels.
-        heights: Likewise.
-        characters: Of their captions.
-        tokens: Of their captions, start and end included, before any is cut.
-        bytes: Of their pictures' files together.
-        bad: The other rows by reason: how many, and the first of them.
-        truncated: Keys of the usable pairs whose picture is a JPEG that lacks its end.
-        pictures: Pictures that are equal byte by byte.
-        captions: Captions that are equal but for case and white space.
-    """
+    """What was seen of a set of pairs."""
 
     name: str
-    rows: int
+    rows: int  # of the source; the numbers below are of what was looked at
     shards: int
-    context_length: int
+    context_length: int  # tokens that a caption may have, start and end included
     seen: int = 0
-    usable: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
+    usable: list[int] = field(default_factory=list)  # the rows that are pairs
+    widths: list[int] = field(default_factory=list)  # of their pictures, pixels
     heights: list[int] = field(default_factory=list)
     characters: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # start and end included, before any is cut
     bytes: int = 0
-    bad: dict[str, tuple[int, list[Skip]]] = field(default_factory=dict)
-    truncated: list[str] = field(default_factory=list)
-    pictures: Repeats = field(default_factory=Repeats)
-    captions: Repeats = field(default_factory=Repeats)
+    bad: dict[str, tuple[int, list[Skip]]] = field(default_factory=dict)  # by reason: how many, and the first of them
+    truncated: list[str] = field(default_factory=list)  # keys of usable pairs with a JPEG that lacks its end
+    pictures: Repeats = field(default_factory=Repeats)  # equal byte by byte
+    captions: Repeats = field(default_factory=Repeats)  # equal but for case and white space
 
     @property
     def cut(self) -> int:
@@ -153,13 +129,8 @@ def survey(
 ) -> Survey:
     """Reads and decodes pairs, and says what they are like.
 
-    Args:
-        source: The pairs.
-        count_tokens: Gives a caption's number of tokens, start and end included.
-        context_length: More tokens than this are cut.
-        most: Rows to look at, spread evenly over the source (a streamed one: over four of its files); 0: all.
-        workers: Threads that decode.
-        progress: Called with the rows that were looked at so far and in all.
+    ``count_tokens`` counts start and end in. ``most`` rows are looked at, spread evenly over the source (a streamed
+    one: over four of its files); 0: all. ``progress`` is called with the rows that were looked at so far and in all.
     """
     rows = list(spread_rows(source, most)) if most else range(len(source))
     result = Survey(source.name, len(source), len(source.shard_sizes), context_length)
@@ -186,11 +157,11 @@ def _size(sample: RawSample | Skip) -> tuple[int, int, bool] | Skip:
     if isinstance(sample, Skip):
         return sample
     try:
-        encoded = Encoded(sample.image, sample.key)
+        encoded = Encoded(sample.image)
         width, height = encoded.size
         encoded.rgb(upright=False)
-    except BadSample as bad:
-        return bad.skip
+    except Unreadable as error:
+        return Skip(sample.key, error.reason, error.detail)
     return width, height, encoded.truncated
 
 
