@@ -6,24 +6,19 @@ loads in a plain open_clip. How their sizes were chosen: ``benchmarks/towers.py`
 
 from __future__ import annotations
 
-import functools
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cloob.distributed import resolve_device
-from cloob.errors import InputError, is_failure, one_line, require
+from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.hub import check_hub_model, fetch_file, not_fetched
-from cloob.models.importing import import_open_clip
-from cloob.models.source import CONFIGS, TINY_MODELS, check_name
+from cloob.models.hub import check_hub_model, fetch_file
+from cloob.models.importing import import_open_clip, open_clip, translated
+from cloob.models.source import TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
 from cloob.models.weights.folders import trained_file
 from cloob.models.weights.keymap import fill, same_names, surplus
@@ -32,14 +27,6 @@ from cloob.models.weights.tokens import check_rules
 
 __all__ = ["TINY_MODELS", "TOKENIZER_FILES", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
-
-
-@functools.cache
-def open_clip() -> ModuleType:
-    """The open_clip module with our configurations registered; imported on the first call, which takes seconds."""
-    module = import_open_clip()
-    module.add_model_config(CONFIGS)
-    return module
 
 
 def create_model(
@@ -156,36 +143,6 @@ def check_words(tokenizer: Any) -> None:
     """
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # T5's knows the space as well
         raise ValueError("it knows no word, so that its vocabulary (tokenizer.json) must be missing")
-
-
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Keeps open_clip quiet, and turns whatever it raises into an InputError of one line that begins with ``what``.
-
-    open_clip logs through the root logger's module functions, which would also install a handler there.
-    """
-    root, handler = logging.getLogger(), logging.NullHandler()
-    root.addHandler(handler)
-    root.addFilter(_nothing)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    except InputError:
-        raise
-    except BaseException as error:  # hub, pickle, JSON and shape errors have no common class
-        if not is_failure(error):
-            raise
-        raise InputError(not_fetched(what, error) or f"{what}: {one_line(error)}") from error
-    finally:
-        root.removeFilter(_nothing)
-        root.removeHandler(handler)
-
-
-def _nothing(record: logging.LogRecord) -> bool:
-    """A filter that lets no record pass."""
-    return False
 
 
 def _check_image_size(name: str, config: dict[str, Any], image_size: int) -> None:
