@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -22,29 +21,15 @@ from cloob.errors import InputError
 from cloob.pictures import Encoded, Unreadable
 
 
-@dataclass(frozen=True)
 class Subset:
-    """Some rows of a source, in their order."""
+    """Some rows of a source, ascending int64; ``part`` says which they are: ``training`` or ``held out``."""
 
-    whole: Source
-    rows: np.ndarray  # (n,) int64, ascending
-    part: str  # for the name: "training" or "held out"
-
-    @property
-    def name(self) -> str:
-        """The source's, and which part of it."""
-        return f"{self.whole.name} ({self.part})"
-
-    @property
-    def shard_sizes(self) -> tuple[int, ...]:
-        """Rows that are left of each file; files of which nothing is left do not count."""
-        ends = np.searchsorted(self.rows, np.cumsum(self.whole.shard_sizes))
-        return tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
-
-    @property
-    def streamed(self) -> bool:
-        """As the source."""
-        return self.whole.streamed
+    def __init__(self, whole: Source, rows: np.ndarray, part: str) -> None:
+        self.whole, self.rows, self.part = whole, rows, part
+        self.name, self.streamed = f"{whole.name} ({part})", whole.streamed
+        # Rows that are left of each file; files of which nothing is left do not count.
+        ends = np.searchsorted(rows, np.cumsum(whole.shard_sizes))
+        self.shard_sizes = tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
 
     def __len__(self) -> int:
         return len(self.rows)
