@@ -195,7 +195,7 @@ def write_crowsonkb(folder: Path) -> dict[str, Any]:
     """The pickle of haiku's parameters."""
     import numpy as np
 
-    from cloob.models.weights.registry import MODELS
+    from cloob.models.registry import MODELS
 
     towers: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     source, weights = np.random.default_rng(0), 0

@@ -17,9 +17,8 @@ from PIL import Image, ImageCms, features
 from torch import Tensor
 
 from cloob import cli, pictures
-from cloob.data.batch import BadSample, RawSample
+from cloob.data.batch import RawSample
 from cloob.data.builder import BatchBuilder, Request
-from cloob.data.decode import Encoded
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images
@@ -278,12 +277,11 @@ def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEnco
         encoder.encode_image([image])
     with pytest.raises(InputError, match=r"none of the 1 images can be read.*image too large"):
         embed_images(encoder, One(data))
-    with pytest.raises(BadSample, match="image too large"):
-        BatchBuilder._pixels(BatchBuilder.__new__(BatchBuilder), *_refused(data))
-
-
-def _refused(data: bytes) -> tuple[object, int, int]:
-    return Encoded(data, "k"), 0, 0
+    monkeypatch.undo()
+    builder = BatchBuilder(One(data), TrainTransform(SIDE), lambda texts: torch.zeros(len(texts), 3), 0)
+    monkeypatch.setattr(limits, "MAX_PIXELS", SIDE * SIDE - 1)
+    (skip,) = builder.__getitems__(Request(0, np.array([0]))).skipped
+    assert (skip.key, skip.reason) == ("k", "image too large")
 
 
 def test_a_file_above_the_bytes_that_are_read(

@@ -25,12 +25,12 @@ from benchmarks.pictograms.cells import ZEROSHOT
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from cloob.data.decode import decode
 from cloob.data.open import open_source
 from cloob.evaluation.sets.labelled import open_labelled
 from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.tokenizer import ClipTokenizer
+from cloob.pictures import decode
 from cloob.recipes import get_recipe
 from cloob.training.align import make_aligned
 
@@ -178,7 +178,7 @@ def _index(data: Path) -> dict[str, Any]:
 
 
 def _pixels(pictures: Sequence[tuple[str, bytes]], encoder: AlignedEncoder) -> Tensor:
-    return torch.stack([encoder.preprocess(decode(data, key)) for key, data in pictures])
+    return torch.stack([encoder.preprocess(decode(data)) for _, data in pictures])
 
 
 def _pieces(folder: Path, name: str, n: int, compute: Callable[[range], Tensor], say: Callable[[str], None]) -> None:

@@ -21,13 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from cloob.data.batch import caption_id
-from cloob.data.decode import decode
 from cloob.data.open import open_source
 from cloob.data.order import sample_generator
 from cloob.data.transforms import TrainTransform
 from cloob.evaluation.sets.labelled import open_labelled
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
+from cloob.pictures import decode
 
 PAIRS = {"train": "pictograms/train", "val": "pictograms/val", "tuxpaint-captions": "retrieval/tuxpaint-captions/0.tar"}
 
@@ -145,8 +145,8 @@ def _labelled(path: Path, split: str, cache: Path, encoder: DualEncoder) -> Labe
 
 def _decoded(pictures: Sequence[tuple[str, bytes]], encoder: DualEncoder) -> np.ndarray:
     images = np.empty((len(pictures), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    for row, (key, data) in enumerate(pictures):
-        images[row] = encoder.preprocess(decode(data, key)).permute(1, 2, 0).numpy()
+    for row, (_, data) in enumerate(pictures):
+        images[row] = encoder.preprocess(decode(data)).permute(1, 2, 0).numpy()
     return images
 
 

@@ -78,11 +78,7 @@ class ScaledModule(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Refuses a fixed scalar whose buffer says something else than the loss.
-
-        Raises:
-            ValueError: One was written to.
-        """
+        """Refuses a fixed scalar whose buffer was written to, so that it says something else than the loss."""
         for name, number in self._fixed.items():
             buffer = self.get_buffer(f"fixed_{name}")
             if type(buffer) is Tensor and not buffer.is_meta and not math.isclose(float(buffer), number, rel_tol=1e-6):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cloob.data.batch import RawSample
 from cloob.data.builder import BatchBuilder, Request
-from cloob.data.decode import Encoded, decode
 from cloob.data.order import sample_generator
 from cloob.data.transforms import TrainTransform
+from cloob.pictures import Encoded, decode
 
 
 class Pictures:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cloob.data.batch import BadSample
-from cloob.data.decode import Encoded, decode, read_image_file
+from cloob.data.batch import BadSample, read_image_file
+from cloob.pictures import Encoded, Unreadable, decode
 from cloob.pictures import encoded as decoder
 
 
@@ -55,7 +55,7 @@ def test_a_jpeg_comes_out_smaller_by_the_factor(
     size: tuple[int, int], reduction: int, options: dict[str, object]
 ) -> None:
     data = saved(smooth(*size), "JPEG", quality=95, **options)
-    encoded = Encoded(data, "k")
+    encoded = Encoded(data)
     assert encoded.size == size
     image = encoded.rgb(reduction)
     assert image.mode == "RGB" and image.size == (-(-size[0] // reduction), -(-size[1] // reduction))
@@ -101,7 +101,7 @@ def test_a_jpeg_that_lacks_its_end_is_taken(mode: str, options: dict[str, object
         smaller = Encoded(data[:-end])
         assert smaller.rgb(4).size == (160, 120) and (smaller.truncated or end <= 2)
     if "progressive" not in options:
-        with pytest.raises(BadSample, match=r"2\d% of its rows missing"):
+        with pytest.raises(Unreadable, match=r"2\d% of its rows missing"):
             decode(data[: len(data) * 3 // 4])
     encoded = Encoded(data)
     encoded.rgb()

@@ -16,9 +16,9 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 import cloob.data
 from cloob.data.batch import caption_id
-from cloob.data.decode import decode
 from cloob.data.open import DEMO, open_source
 from cloob.evaluation.sets.labelled import open_labelled
+from cloob.pictures import decode
 
 PERMISSIVE = {"public domain", "MIT", "Apache-2.0"}
 
@@ -36,7 +36,7 @@ def test_every_pair_is_good(spec: str) -> None:
     samples = [source.read(i) for i in range(len(source))]
     assert len({sample.key for sample in samples}) == len(samples)
     for sample in samples[::10]:
-        assert decode(sample.image, sample.key).size == (64, 64) and sample.image[8:12] == b"WEBP"
+        assert decode(sample.image).size == (64, 64) and sample.image[8:12] == b"WEBP"
 
 
 def test_held_out_captions_are_unique_and_not_trained_on() -> None:

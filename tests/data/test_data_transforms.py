@@ -12,8 +12,8 @@ from torch.distributions import Uniform
 from torchvision.transforms import RandomResizedCrop
 
 import cloob.data.transforms as module
-from cloob.data.decode import Encoded, decode
 from cloob.data.transforms import TrainTransform, crop_box, resize, to_tensor
+from cloob.pictures import Encoded, decode
 
 unit = st.floats(0, 1, exclude_max=True)
 

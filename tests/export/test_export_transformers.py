@@ -135,14 +135,21 @@ def test_the_way_to_resize_comes_back(tmp_path: Path) -> None:
     saved = tmp_path / "saved"  # transformers 5 puts the processor into processor_config.json alone
     CLIPModel.from_pretrained(folder).save_pretrained(saved)
     CLIPProcessor.from_pretrained(folder).save_pretrained(saved)
-    same_rows(load_model(saved, device="cpu"), original)
+    again = load_model(saved, device="cpu")
+    same_rows(again, original)
+    assert again.objective_config == OBJECTIVE
+    content = json.loads((saved / "config.json").read_text())
+    for stored, said in (({}, "does not say what it was trained with"), ({"beta": -1}, "beta is -1"), (3, "no object")):
+        (saved / "config.json").write_text(json.dumps(content | {"cloob": stored}))
+        with pytest.raises(InputError, match=said):
+            load_model(saved, device="cpu").make_objective()
 
 
 @pytest.mark.nightly
 def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported: Path, small: Path, tmp_path: Path) -> None:
     page = Path(__file__).parents[2] / "docs" / "export.md"
-    _, _, out = (page.read_text(encoding="utf-8") if page.is_file() else "").partition("## Out: exports")
-    snippets = [code for code in re.findall(r"```python\n(.*?)```", out, re.DOTALL) if "models/mine-hf" in code]
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "models/mine-hf" in code]
     assert len(snippets) == 3 or not page.is_file()
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "mine-hf").symlink_to(exported)

@@ -83,7 +83,7 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path: Path, monk
 
     monkeypatch.chdir(tmp_path)
     create = open_clip().create_model_and_transforms
-    main = SimpleNamespace(create_loss=None, train_one_epoch=None, create_model_and_transforms=create)
+    main = SimpleNamespace(create_loss=None, train_one_epoch=None, create_model_and_transforms=create, parse_args=None)
     with installed(main, Options()):
         model, *transforms = main.create_model_and_transforms("tiny-vit", init_logit_bias=-10.0, output_dict=True)
     assert main.create_model_and_transforms is create and len(transforms) == 2
@@ -331,7 +331,7 @@ def test_two_processes_that_accumulate_equal_one(
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])
-def test_trains_on_the_demo_shards(processes: int, tmp_path: Path) -> None:
+def test_trains_on_the_demo_shards(processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user does: open_clip_train's own WebDataset pipeline on tars, with accumulation."""
     from cloob.data.open import DEMO
 
@@ -356,10 +356,14 @@ def test_trains_on_the_demo_shards(processes: int, tmp_path: Path) -> None:
         "dist-backend": "gloo",
         "log-every-n-steps": 1,
     }
-    said = launch(processes, ["--cloob-objective=cloob"], [f"--{key}={value}" for key, value in values.items()])
+    said = launch(processes, ["--cloob-beta=6"], [f"--{key}={value}" for key, value in values.items()])
     assert said.count("cloob: towers from random weights") == 1
     losses, _ = outcome(tmp_path, epochs=1)
     assert losses and all(math.isfinite(value) for value in losses)
     # Untrained embeddings: a positive is as near as any of the others, in both directions.
     assert losses[0] == pytest.approx(2 * math.log(n - 1) / 30, rel=0.1)
     assert "Logit Scale: 30.000" in (tmp_path / "run" / "out.log").read_text()
+    assert "'beta': 6.0" in (tmp_path / "run" / "params.txt").read_text()
+    monkeypatch.chdir(tmp_path / "run" / "checkpoints")
+    trained = load_model("tiny-vit/epoch_1.pt", device="cpu").make_objective()
+    assert (trained.name, float(trained.inv_tau), float(trained.beta)) == ("cloob", 30.0, 6.0)

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 for package in ("sentence_transformers", "datasets", "accelerate"):
     pytest.importorskip(package, reason='pip install -e ".[sentence-transformers]" brings what is missing')
 
-from cloob import ContrastiveObjective  # noqa: E402
+from cloob import ContrastiveObjective, cli, create_model, load_model, make_objective  # noqa: E402
 from cloob.functional import cloob_reference  # noqa: E402
 from cloob.interop.negatives import contrast_with_negatives  # noqa: E402
 from cloob.interop.sentence_transformers import CachedCLOOBLoss, CachedInfoLOOBLoss, CLOOBLoss, InfoLOOBLoss  # noqa: E402
+from cloob.models.folder import save_model  # noqa: E402
 
 TWO = {key: tiny_bert.PAIRS[key] for key in ("anchor", "positive")}
 LOSSES = (InfoLOOBLoss, CLOOBLoss, CachedInfoLOOBLoss, CachedCLOOBLoss)
@@ -74,6 +75,20 @@ def test_cached_equals_plain(model: Any, plain: Any, cached: Any, size: int) -> 
     assert left.keys() == right.keys() and right
     for name, value in right.items():
         assert float((left[name] / 3.0 - value).abs().max()) <= 1e-5 * float(value.abs().max()) + 1e-7, name
+
+
+def test_a_saved_clip_model_says_its_loss(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    encoder = create_model("tiny-vit", seed=0)
+    save_model(tmp_path / "model", encoder, make_objective("clip").config())
+    assert cli.main(["export", str(tmp_path / "model"), str(tmp_path / "export"), "--to", "transformers"]) == 0
+    for kind, name in ((CachedCLOOBLoss, "cloob"), (InfoLOOBLoss, "infoloob")):
+        model = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+        kind(model, inv_tau=20.0)
+        model.save_pretrained(str(tmp_path / name), create_model_card=False)
+        trained = load_model(tmp_path / name, device="cpu").make_objective()
+        assert (trained.name, float(trained.inv_tau)) == (name, 20.0)
 
 
 @pytest.mark.nightly

@@ -6,8 +6,13 @@ Shapes: n pairs in the batch, H×W pixels, L tokens a caption.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
+
+from cloob.pictures import Unreadable, read_file
 
 if TYPE_CHECKING:  # sources are opened, and refused, before torch is imported
     import torch
@@ -42,13 +47,7 @@ def printable(name: str) -> str:
 
 @dataclass(frozen=True)
 class Skip:
-    """One sample that was left out.
-
-    Attributes:
-        key: The sample's key (``shard/member``, path of the image), or the shard's name for a truncated shard.
-        reason: One of ``REASONS``.
-        detail: What was found, and where.
-    """
+    """One sample that was left out; ``key`` is ``shard/member``, the image's path, or a truncated shard's name."""
 
     key: str
     reason: Reason
@@ -84,19 +83,11 @@ class RawSample:
 
 @dataclass(frozen=True)
 class Batch:
-    """The pairs of one step on one rank.
+    """The pairs of one step on one rank; with those left out it would be ``n + len(skipped)``."""
 
-    Attributes:
-        images: ``(n, 3, H, W)`` uint8 raw pixels (the encoder normalises on its device).
-        tokens: ``(n, L)`` int64.
-        ids: ``(n,)`` int64, ``caption_id`` of each caption: equal captions have equal ids.
-        keys: The n samples' keys.
-        skipped: The samples that were asked for and left out; with them the batch would be ``n + len(skipped)``.
-    """
-
-    images: Tensor
-    tokens: Tensor
-    ids: Tensor
+    images: Tensor  # (n, 3, H, W) uint8 raw pixels: the encoder normalises on its device
+    tokens: Tensor  # (n, L) int64
+    ids: Tensor  # (n,) int64, caption_id of each caption: equal captions have equal ids
     keys: tuple[str, ...]
     skipped: tuple[Skip, ...] = field(default=())
 
@@ -115,17 +106,9 @@ class Batch:
 
 
 def caption_id(caption: str) -> int:
-    """A stable 63-bit id of a caption, for finding pairs that say the same.
+    """A stable id of a caption in [0, 2**63), for finding pairs that say the same up to case and white space.
 
-    The caption is casefolded and runs of whitespace count as one space; the id is the first 8 bytes of its BLAKE2b
-    hash without the lowest bit. It does not depend on the process, the machine or ``PYTHONHASHSEED``. Two different
-    captions among a million share an id with a probability of about 5e-8.
-
-    Args:
-        caption: Any text.
-
-    Returns:
-        An integer in [0, 2**63).
+    Two different captions among a million share an id with a probability of about 5e-8.
     """
     normalised = " ".join(caption.casefold().split())
     digest = hashlib.blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -133,18 +116,9 @@ def caption_id(caption: str) -> int:
 
 
 def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
-    """Turns stored bytes into a caption, or says why they are none.
+    """Stored bytes as a caption, without white space around; BadSample where there is none.
 
-    Args:
-        raw: The stored bytes; None when there is no caption at all.
-        key: The sample's key.
-        where: What the detail of a failure starts with, e.g. the row of a table.
-
-    Returns:
-        The text without surrounding whitespace.
-
-    Raises:
-        BadSample: Missing, empty, not UTF-8, or longer than ``MAX_CAPTION_BYTES``.
+    ``where``: what the detail of a failure starts with, e.g. the row of a table.
     """
     if raw is None:
         raise BadSample("missing caption", key, where)
@@ -158,3 +132,24 @@ def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
     if not caption:
         raise BadSample("empty caption", key, where)
     return caption
+
+
+def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
+    """An image file whole; BadSample where it cannot be read. ``where`` as of ``clean_caption``."""
+    prefix = f"{where}: " if where else ""
+    try:
+        return read_file(path)
+    except Unreadable as error:
+        raise BadSample(error.reason, key, f"{prefix}{path} has {error.detail}") from None
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadSample("missing image", key, f"{prefix}{path}: {said}") from None
+
+
+@contextmanager
+def decoding(key: str) -> Iterator[None]:
+    """Inside, a picture that cannot be decoded is a bad sample."""
+    try:
+        yield
+    except Unreadable as error:
+        raise BadSample(error.reason, key, error.detail) from None

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cloob.data.batch import BadSample, Batch, Skip, caption_id
-from cloob.data.decode import Encoded
+from cloob.data.batch import BadSample, Batch, Skip, caption_id, decoding
 from cloob.data.order import sample_generator
 from cloob.data.source import Source
 from cloob.data.transforms import TrainTransform
+from cloob.pictures import Encoded
 
 Transform = Callable[..., Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
@@ -30,7 +30,7 @@ class Request(NamedTuple):
 
 
 class BatchBuilder(Dataset[Batch]):
-    """Reads, decodes, augments and tokenises the samples of a request; lives in each worker."""
+    """Makes the batch of a request."""
 
     def __init__(self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int) -> None:
         self._source = source
@@ -51,7 +51,8 @@ class BatchBuilder(Dataset[Batch]):
         for index in request.indices.tolist():
             try:
                 sample = self._source.read(index)
-                pixels = self._pixels(Encoded(sample.image, sample.key), request.epoch, index)
+                with decoding(sample.key):
+                    pixels = self._pixels(Encoded(sample.image), request.epoch, index)
             except BadSample as bad:
                 skipped.append(bad.skip)
                 continue

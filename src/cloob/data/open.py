@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, printable
-from cloob.data.decode import decode
+from cloob.data.batch import BadSample, decoding, printable
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.paths import check_complete, is_pattern, listed_shards, matching_files, tars_in
 from cloob.data.shards.remote import open_remote
@@ -23,6 +22,7 @@ from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, h
 from cloob.data.sources.folder import FolderSource, open_folder
 from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
 from cloob.errors import InputError, counted, nearest
+from cloob.pictures import decode
 
 DEMO = Path(__file__).parent / "demo"
 """The demo set that comes with the package; see NOTICE there."""
@@ -145,7 +145,8 @@ def _check_usable(source: Source) -> None:
         seen += 1
         try:
             sample = source.read(index)
-            decode(sample.image, sample.key)
+            with decoding(sample.key):
+                decode(sample.image)
             good += 1
         except BadSample as bad:
             first = first or str(bad)

@@ -25,7 +25,7 @@ MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins 
 
 @dataclass
 class _Plan:
-    """The batch sampler of the worker pool: what the next iteration will ask for."""
+    """The pool's batch sampler: what the next iteration will ask for."""
 
     requests: Iterable[Request] = field(default=())
 
@@ -34,13 +34,7 @@ class _Plan:
 
 
 class WorkerPool:
-    """Processes that live until ``close``, each with a copy of the builder.
-
-    Args:
-        builder: Makes the batch of a request.
-        workers: Number of processes.
-        pin_memory: Hand out page-locked batches.
-    """
+    """Processes that live until ``close``, each with a copy of the builder."""
 
     def __init__(self, builder: BatchBuilder, workers: int, *, pin_memory: bool) -> None:
         self._plan = _Plan()
@@ -66,9 +60,7 @@ class WorkerPool:
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """The batches of the requests in their order; of one call at a time.
 
-        Raises:
-            InputError: A worker's own.
-            RuntimeError: A worker died, in torch's words; or another call was begun.
+        RuntimeError: a worker died, in torch's words; or another call was begun.
         """
         self._begun += 1
         mine = self._begun
@@ -108,16 +100,7 @@ def worker_lost(error: Exception) -> bool:
 
 
 def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = None) -> None:
-    """Ends the wait for a worker that is no more; all of them live as long as the loader.
-
-    Args:
-        batches: torch's iterator over a pool.
-        seconds: How long to wait for one to end.
-        cause: What made one ask.
-
-    Raises:
-        RuntimeError: In torch's own words.
-    """
+    """Waits so many seconds for a worker to end, and raises in torch's own words; all live as long as the loader."""
     workers = {worker.sentinel: worker for worker in batches._workers}
     dead = [workers[ended] for ended in wait(workers, timeout=seconds)]
     for worker in dead:

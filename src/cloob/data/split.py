@@ -8,49 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from cloob.data.batch import BadSample, RawSample, caption_id
-from cloob.data.decode import Encoded
 from cloob.data.fingerprint import Fingerprint, digest
 from cloob.data.mix import mix
 from cloob.data.shards.spec import is_remote
 from cloob.data.source import Source
 from cloob.errors import InputError
+from cloob.pictures import Encoded, Unreadable
 
 
-@dataclass(frozen=True)
 class Subset:
-    """Some rows of a source, in their order.
+    """Some rows of a source, ascending int64; ``part`` says which they are: ``training`` or ``held out``."""
 
-    Attributes:
-        whole: The source.
-        rows: (n,) int64, ascending.
-        part: What they are, for the name: ``training`` or ``held out``.
-    """
-
-    whole: Source
-    rows: np.ndarray
-    part: str
-
-    @property
-    def name(self) -> str:
-        """The source's, and which part of it."""
-        return f"{self.whole.name} ({self.part})"
-
-    @property
-    def shard_sizes(self) -> tuple[int, ...]:
-        """Rows that are left of each file; files of which nothing is left do not count."""
-        ends = np.searchsorted(self.rows, np.cumsum(self.whole.shard_sizes))
-        return tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
-
-    @property
-    def streamed(self) -> bool:
-        """As the source."""
-        return self.whole.streamed
+    def __init__(self, whole: Source, rows: np.ndarray, part: str) -> None:
+        self.whole, self.rows, self.part = whole, rows, part
+        self.name, self.streamed = f"{whole.name} ({part})", whole.streamed
+        # Rows that are left of each file; files of which nothing is left do not count.
+        ends = np.searchsorted(rows, np.cumsum(whole.shard_sizes))
+        self.shard_sizes = tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,22 +49,12 @@ class Subset:
 
 
 def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:
-    """Chooses the pairs to judge by.
+    """The rows of each source that are held out to judge by, ascending int64; at most ``share`` of all, at least two.
 
     Which pairs are held out depends on their bytes alone: not on a seed, the order of the rows or the names of files.
     Groups are taken in the order of a hash until the share is reached; one that is too large for what is missing is
     left to the training, and one with a picture that cannot be decoded. Pairs that cannot be read stay there too, where
-    they are counted. All pairs are read once, and those that are held out a second time.
-
-    Args:
-        sources: Where the pairs are; together, so that none is held out of one and trained on in another.
-        share: Of all readable pairs, to be held out, in (0, 1).
-
-    Returns:
-        The rows of each source that are held out, ascending int64; at most ``share`` of all (rounded, at least two).
-
-    Raises:
-        InputError: A source is elsewhere, fewer than two pairs can be held out, or no pairs of a source would be left.
+    they are counted. The sources are looked at together, so that no pair is held out of one and trained on in another.
     """
     for source in sources:
         if is_remote(source.name):
@@ -99,7 +68,7 @@ def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]
         source, row = places[pair].tolist()
         try:
             Encoded(sources[source].read(row).image).rgb(reduction=8)
-        except BadSample:
+        except (BadSample, Unreadable):
             return False
         return True
 
@@ -120,16 +89,7 @@ def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]
 def split(
     sources: Sequence[Source], held_out: Sequence[np.ndarray], weights: Sequence[float] = ()
 ) -> tuple[Source, Source]:
-    """Parts pairs into those to train on and those to judge by.
-
-    Args:
-        sources: Where the pairs are.
-        held_out: The rows of each that are held out, see :func:`choose_held_out`.
-        weights: Passes over each source in an epoch, see :func:`cloob.data.mix.mix`.
-
-    Returns:
-        The training pairs and the held-out pairs.
-    """
+    """The training pairs, mixed by ``weights``, and the held-out pairs, as :func:`choose_held_out` chose them."""
     others = [np.setdiff1d(np.arange(len(source)), rows) for source, rows in zip(sources, held_out, strict=True)]
     train = [Subset(source, rows, "training") for source, rows in zip(sources, others, strict=True)]
     val = [Subset(source, rows, "held out") for source, rows in zip(sources, held_out, strict=True) if len(rows)]
@@ -142,12 +102,7 @@ def most_held_out(pairs: int, share: float) -> int:
 
 
 def _groups(sources: Sequence[Source]) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
-    """Every readable pair with the group that it belongs to.
-
-    Returns:
-        (n, 2) int64, source and row of each; (n,) int64, the group of each, numbered by its first pair; and a hash of
-        each pair.
-    """
+    """Of every readable pair its place (n, 2): source and row; its group (n,), a number of one of its pairs; a hash."""
     parent: list[int] = []
     first: dict[bytes | int, int] = {}  # the first pair with a picture or caption
     places: list[tuple[int, int]] = []

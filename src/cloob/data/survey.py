@@ -6,14 +6,15 @@ import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from cloob.data.batch import BadSample, RawSample, Skip, caption_id
-from cloob.data.decode import Encoded
+from cloob.data.batch import BadSample, RawSample, Skip, caption_id, decoding
 from cloob.data.open import spread_rows
 from cloob.data.source import Source
+from cloob.pictures import Encoded
 
 SMALL_SIDE = 224
 """Pictures with a shorter side than this are enlarged by most towers."""
@@ -24,81 +25,58 @@ _EXCERPT = 100  # characters of a caption's first line
 _CHUNK = 64  # pairs in memory at a time
 
 
-@dataclass(frozen=True)
-class Repeat:
-    """A picture or a caption that occurs more than once.
+_Pair = tuple[RawSample, tuple[int, int], bool]  # with the size of its picture, and whether that lacks its end
 
-    Attributes:
-        count: How often.
-        text: The caption's first line, cut to 100 characters, or the key of the first such pair.
-        row: The row of the first such pair.
-    """
+
+@dataclass
+class Repeat:
+    """A picture or a caption that occurs so many times."""
 
     count: int
-    text: str
-    row: int
+    text: str  # the caption's first line, cut to 100 characters, or the key of the first such pair
+    row: int  # of the first such pair
 
 
 class Repeats:
     """Counts equal things, and remembers where each was first."""
 
     def __init__(self) -> None:
-        self._counts: dict[Any, int] = {}
-        self._firsts: dict[Any, tuple[str, int]] = {}
+        self._found: dict[Any, Repeat] = {}
 
     def add(self, identity: Any, text: str, row: int) -> None:
         """Counts one more."""
-        self._counts[identity] = self._counts.get(identity, 0) + 1
-        self._firsts.setdefault(identity, (text, row))
+        self._found.setdefault(identity, Repeat(0, text, row)).count += 1
 
     @property
     def surplus(self) -> int:
         """How many could go, so that each is there once."""
-        return sum(self._counts.values()) - len(self._counts)
+        return sum(repeat.count - 1 for repeat in self._found.values())
 
     def most(self) -> list[Repeat]:
         """The most frequent of those that are there more than once."""
-        repeated = [Repeat(count, *self._firsts[name]) for name, count in self._counts.items() if count > 1]
+        repeated = [repeat for repeat in self._found.values() if repeat.count > 1]
         return sorted(repeated, key=lambda repeat: (-repeat.count, repeat.row))[:_MOST_REPEATED]
 
 
 @dataclass
 class Survey:
-    """What was seen of a set of pairs.
-
-    Attributes:
-        name: Of the source.
-        rows: Of the source.
-        shards: Files that its rows lie in.
-        context_length: Tokens that a caption may have, start and end included.
-        seen: Rows that were looked at.
-        usable: Those of them that are pairs, by number.
-        widths: Of their pictures, pixels.
-        heights: Likewise.
-        characters: Of their captions.
-        tokens: Of their captions, start and end included, before any is cut.
-        bytes: Of their pictures' files together.
-        bad: The other rows by reason: how many, and the first of them.
-        truncated: Keys of the usable pairs whose picture is a JPEG that lacks its end.
-        pictures: Pictures that are equal byte by byte.
-        captions: Captions that are equal but for case and white space.
-    """
+    """What was seen of a set of pairs."""
 
     name: str
-    rows: int
+    rows: int  # of the source; the numbers below are of what was looked at
     shards: int
-    context_length: int
+    context_length: int  # tokens that a caption may have, start and end included
     seen: int = 0
-    usable: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
+    usable: list[int] = field(default_factory=list)  # the rows that are pairs
+    widths: list[int] = field(default_factory=list)  # of their pictures, pixels
     heights: list[int] = field(default_factory=list)
     characters: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # start and end included, before any is cut
     bytes: int = 0
-    bad: dict[str, tuple[int, list[Skip]]] = field(default_factory=dict)
-    truncated: list[str] = field(default_factory=list)
-    pictures: Repeats = field(default_factory=Repeats)
-    captions: Repeats = field(default_factory=Repeats)
+    bad: dict[str, tuple[int, list[Skip]]] = field(default_factory=dict)  # by reason: how many, and the first of them
+    truncated: list[str] = field(default_factory=list)  # keys of usable pairs with a JPEG that lacks its end
+    pictures: Repeats = field(default_factory=Repeats)  # equal byte by byte
+    captions: Repeats = field(default_factory=Repeats)  # equal but for case and white space
 
     @property
     def cut(self) -> int:
@@ -153,65 +131,44 @@ def survey(
 ) -> Survey:
     """Reads and decodes pairs, and says what they are like.
 
-    Args:
-        source: The pairs.
-        count_tokens: Gives a caption's number of tokens, start and end included.
-        context_length: More tokens than this are cut.
-        most: Rows to look at, spread evenly over the source (a streamed one: over four of its files); 0: all.
-        workers: Threads that decode.
-        progress: Called with the rows that were looked at so far and in all.
+    ``count_tokens`` counts start and end in. ``most`` rows are looked at, spread evenly over the source (a streamed
+    one: over four of its files); 0: all. ``progress`` is called with the rows that were looked at so far and in all.
     """
     rows = list(spread_rows(source, most)) if most else range(len(source))
     result = Survey(source.name, len(source), len(source.shard_sizes), context_length)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            samples = [_read(source, row) for row in chunk]
-            for row, sample, size in zip(chunk, samples, pool.map(_size, samples), strict=True):
-                _add(result, row, sample, size, count_tokens)
+            for row, found in zip(chunk, pool.map(partial(_look, source), chunk), strict=True):
+                _add(result, row, found, count_tokens)
             if progress is not None:
                 progress(result.seen, len(rows))
     return result
 
 
-def _read(source: Source, row: int) -> RawSample | Skip:
+def _look(source: Source, row: int) -> _Pair | Skip:
     try:
-        return source.read(row)
+        sample = source.read(row)
+        with decoding(sample.key):
+            encoded = Encoded(sample.image)
+            size = encoded.size
+            encoded.rgb(upright=False)
     except BadSample as bad:
         return bad.skip
+    return sample, size, encoded.truncated
 
 
-def _size(sample: RawSample | Skip) -> tuple[int, int, bool] | Skip:
-    """Width and height of a picture that can be decoded, and whether it is truncated."""
-    if isinstance(sample, Skip):
-        return sample
-    try:
-        encoded = Encoded(sample.image, sample.key)
-        width, height = encoded.size
-        encoded.rgb(upright=False)
-    except BadSample as bad:
-        return bad.skip
-    return width, height, encoded.truncated
-
-
-def _add(
-    result: Survey,
-    row: int,
-    sample: RawSample | Skip,
-    size: tuple[int, int, bool] | Skip,
-    count_tokens: Callable[[str], int],
-) -> None:
+def _add(result: Survey, row: int, found: _Pair | Skip, count_tokens: Callable[[str], int]) -> None:
     result.seen += 1
-    if isinstance(sample, Skip) or isinstance(size, Skip):
-        skip = size if isinstance(size, Skip) else sample
-        assert isinstance(skip, Skip)
-        count, examples = result.bad.get(skip.reason, (0, []))
-        result.bad[skip.reason] = (count + 1, [*examples, skip][:_EXAMPLES])
+    if isinstance(found, Skip):
+        count, examples = result.bad.get(found.reason, (0, []))
+        result.bad[found.reason] = (count + 1, [*examples, found][:_EXAMPLES])
         return
+    sample, (width, height), truncated = found
     result.usable.append(row)
-    result.widths.append(size[0])
-    result.heights.append(size[1])
-    result.truncated += [sample.key] * size[2]
+    result.widths.append(width)
+    result.heights.append(height)
+    result.truncated += [sample.key] * truncated
     result.bytes += len(sample.image)
     result.characters.append(len(sample.caption))
     result.tokens.append(count_tokens(sample.caption))

@@ -58,18 +58,9 @@ def crop_box(
 ) -> tuple[int, int, int, int]:
     """Where a random resized crop is taken, as torchvision's RandomResizedCrop defines it.
 
-    Up to 10 times an area in ``scale`` and an aspect ratio, log-uniform in ``ratio``, are drawn; the first crop that
-    fits is placed uniformly. If none fits, the largest central crop within ``ratio``.
-
-    Args:
-        height: Of the image, pixels.
-        width: Of the image, pixels.
-        scale: Smallest and largest part of the image's area.
-        ratio: Smallest and largest width/height.
-        uniforms: 22 numbers in [0, 1): two a try, and two for the place.
-
-    Returns:
-        Top, left, height and width, pixels.
+    Up to 10 times an area in ``scale`` (parts of the image's) and an aspect ratio, log-uniform in ``ratio``, are drawn;
+    the first crop that fits is placed uniformly. If none fits, the largest central crop within ``ratio``. ``uniforms``:
+    22 numbers in [0, 1), two a try, and two for the place. Returns top, left, height and width.
     """
     area = height * width
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -90,16 +81,8 @@ def crop_box(
 class Crop(NamedTuple):
     """Where one sample's crop is taken: pixels of the whole image as it is stored.
 
-    Attributes:
-        top: First row.
-        left: First column.
-        height: Rows.
-        width: Columns.
-        reduction: 1, 2, 4 or 8: an image smaller by this factor holds the same crop in no fewer pixels than the result
-            has. The four numbers above are multiples of it.
-        flip: Whether the result is mirrored.
-        source_size: Width and height of the image.
-        orientation: EXIF's, 1 to 8: how the result is turned, before it is mirrored.
+    An image smaller by ``reduction``, 1, 2, 4 or 8, holds the same crop in no fewer pixels than the result has. Top,
+    left, height and width are multiples of it.
     """
 
     top: int
@@ -107,9 +90,9 @@ class Crop(NamedTuple):
     height: int
     width: int
     reduction: int
-    flip: bool
-    source_size: tuple[int, int]
-    orientation: int = 1
+    flip: bool  # the result
+    source_size: tuple[int, int]  # width and height of the image
+    orientation: int = 1  # EXIF's, 1 to 8: how the result is turned, before it is mirrored
 
 
 @dataclass(frozen=True)
@@ -123,17 +106,10 @@ class TrainTransform:
     size. The decoder then averages blocks of 2×2 pixels before the resize does the rest. Beside the same crop of the
     whole image, the mean difference on detailed pictures is one grey level at a crop of 3.5 times ``image_size`` and
     three at just twice, where the finest detail gets softer.
-
-    Attributes:
-        image_size: Side of the square result, pixels.
-        scale: Part of the image's area that a crop keeps, smallest and largest.
-        flip: Mirror with probability one half.
-        reduce: Let JPEG files be decoded at reduced size where that leaves the crop at least ``image_size`` wide and
-            high.
     """
 
-    image_size: int
-    scale: tuple[float, float] = (0.9, 1.0)
+    image_size: int  # side of the square result
+    scale: tuple[float, float] = (0.9, 1.0)  # parts of the image's area that a crop keeps, smallest and largest
     flip: bool = False
     reduce: bool = True
 
@@ -148,16 +124,9 @@ class TrainTransform:
         return self.take(image, self.draw(*image.size, generator))
 
     def draw(self, width: int, height: int, generator: torch.Generator, orientation: int = 1) -> Crop:
-        """Draws one sample's crop.
+        """Draws a crop of an upright image of this size, and says where it lies in the stored one.
 
-        Args:
-            width: Of the whole upright image, pixels.
-            height: Of the whole upright image, pixels.
-            generator: Always gives the same count of numbers.
-            orientation: EXIF's, of an image that ``take`` will get as it is stored.
-
-        Returns:
-            The crop that is drawn of the upright image, where it lies in the stored one.
+        ``orientation`` is EXIF's, of an image that ``take`` will get as it is stored.
         """
         uniforms = torch.rand(2 * _TRIES + 3, generator=generator, dtype=torch.float64).tolist()
         top, left, h, w = crop_box(height, width, self.scale, _RATIO, uniforms)
@@ -174,24 +143,15 @@ class TrainTransform:
         return Crop(top - top % r, left - left % r, h - h % r, w - w % r, r, flip, (width, height), orientation)
 
     def take(self, image: Image.Image, crop: Crop) -> Tensor:
-        """Takes a crop that was drawn.
+        """``(3, image_size, image_size)`` uint8, upright: what ``draw`` gave for the whole image.
 
-        Args:
-            image: RGB, as it is stored; the whole image, or one smaller by a factor that divides ``crop.reduction``.
-            crop: What ``draw`` gave for the whole image.
-
-        Returns:
-            ``(3, image_size, image_size)`` uint8, upright.
+        ``image``: RGB, as it is stored; whole, or smaller by a factor that divides ``crop.reduction``.
         """
         top, left, h, w = crop[:4]
         if image.size != crop.source_size:
-            sizes = {
-                (-(-crop.source_size[0] // r), -(-crop.source_size[1] // r)): r
-                for r in (2, 4, 8)
-                if r <= crop.reduction
-            }
-            assert image.size in sizes, (image.size, crop)
-            r = sizes[image.size]
+            width, height = crop.source_size
+            factors = (r for r in (2, 4, 8) if r <= crop.reduction)
+            r = {(-(-width // r), -(-height // r)): r for r in factors}[image.size]
             top, left, h, w = top // r, left // r, h // r, w // r
         pixels = resize(_view(image)[:, top : top + h, left : left + w], self.image_size)[:3]
         swap, reverse_rows, reverse_columns = axes(crop.orientation)

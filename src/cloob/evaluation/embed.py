@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, Skip
+from cloob.data.batch import BadSample, Skip, decoding
 from cloob.data.content import Reader as Reader
-from cloob.data.decode import decode
 from cloob.errors import InputError
 from cloob.models.encoding import Encoder as Encoder
 from cloob.models.encoding import evaluating as evaluating
+from cloob.pictures import decode
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) after each batch."""
@@ -262,7 +262,8 @@ def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
     key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
     captions = getattr(sample, "captions", None) or (getattr(sample, "caption", ""),)
     try:
-        return _Loaded(key, captions, encoder.preprocess(decode(data, key)))
+        with decoding(key):
+            return _Loaded(key, captions, encoder.preprocess(decode(data)))
     except BadSample as error:
         return _Loaded(key, captions, error.skip)
 

@@ -113,6 +113,7 @@ def write_configs(encoder: DualEncoder, text: Any, specials: Specials, folder: P
         "torch_dtype": "float32",
         "text_config": text_config,
         "vision_config": vision_config,
+        "cloob": encoder.objective_config,
     }
     write_json(folder / "config.json", config)
     write_json(folder / "preprocessor_config.json", _processor(encoder))

@@ -76,20 +76,10 @@ def differentiable_once(refusal: str) -> Callable[[Callable[P, R]], Callable[P, 
 
 
 def as_rows(**named: Tensor) -> list[Tensor]:
-    """Checks that all tensors are matrices of one device and width, and lifts half precision to float32.
+    """The tensors as matrices of one device and width, in float64 where they were and in float32 otherwise.
 
-    Matrices in float16, bfloat16 and float32 go together, lifted; float64 goes with float64 alone: beside float32 it
-    would promise digits that the other side does not have.
-
-    Args:
-        **named: The matrices by the name under which the caller knows them.
-
-    Returns:
-        The matrices in the order given, float64 where they were float64 and float32 otherwise.
-
-    Raises:
-        TypeError: An argument is not a tensor.
-        ValueError: Not a matrix, not floating point, float64 beside another dtype, or devices or widths differ.
+    float64 goes with float64 alone: beside float32 it would promise digits that the other side does not have. A
+    TypeError or ValueError says which name, as the caller knows it, is no such matrix.
     """
     first_name, first = next(iter(named.items()))
     for name, tensor in named.items():
@@ -132,19 +122,12 @@ def positive_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     """A positive, finite scalar as a 0-d tensor of ``like``'s dtype and device; keeps its graph if it has one.
 
     A tensor's value is checked where looking at it waits for no device: on the CPU, outside of traces.
-
-    Raises:
-        ValueError: Not a single number, not finite or not positive, or too large or small for the dtype.
     """
     return _scalar(name, value, like, check_positive)
 
 
 def finite_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """As :func:`positive_scalar`, for a scalar of any sign.
-
-    Raises:
-        ValueError: Not a single number, or not finite.
-    """
+    """As :func:`positive_scalar`, for a scalar of any sign."""
     return _scalar(name, value, like, check_number)
 
 
@@ -160,22 +143,14 @@ def _scalar(name: str, value: float | Tensor, like: Tensor, check: Callable[[str
 
 
 def check_positive(name: str, number: float, dtype: torch.dtype) -> None:
-    """Refuses a scale that is no positive, finite number of the dtype.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Refuses a scale that is no positive, finite number of the dtype."""
     range_ = torch.finfo(dtype)
     if not range_.tiny <= number <= range_.max:
         raise ValueError(f"{name} is {number}; a positive, finite number is expected")
 
 
 def check_number(name: str, number: float, dtype: torch.dtype) -> None:
-    """Refuses a scalar that is no finite number of the dtype.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Refuses a scalar that is no finite number of the dtype."""
     if not abs(number) <= torch.finfo(dtype).max:
         raise ValueError(f"{name} is {number}; a finite number is expected")
 
@@ -191,11 +166,7 @@ def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
 
 
 def check_lengths(lengths: Mapping[str, tuple[float, float]], **named: Tensor) -> None:
-    """Refuses matrices with rows that are NaN, infinite or zero, by what :func:`extremes` says of them.
-
-    Raises:
-        NonFiniteFeaturesError: Names the matrix, how many of its rows, and the first.
-    """
+    """Refuses matrices with rows that are NaN, infinite or zero, by what :func:`extremes` says of them."""
     for name, rows in named.items():
         least, greatest = lengths[name]
         if not 0 < least <= greatest < math.inf:
@@ -207,11 +178,7 @@ def check_lengths(lengths: Mapping[str, tuple[float, float]], **named: Tensor) -
 
 
 def check_memory(stored: Tensor) -> None:
-    """Refuses an empty memory.
-
-    Raises:
-        ValueError: ``stored`` has no rows.
-    """
+    """Refuses an empty memory."""
     if len(stored) == 0:
         raise ValueError("stored has no rows: an empty memory retrieves nothing")
 
@@ -219,15 +186,7 @@ def check_memory(stored: Tensor) -> None:
 def check_ids(
     ids: Tensor | None, candidate_ids: Tensor | None, n: int, m: int, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:
-    """Checks the pair ids of n anchors and m candidates; ``candidate_ids`` default to ``ids`` where n = m.
-
-    Returns:
-        Both id vectors, or None if none were given.
-
-    Raises:
-        TypeError: Not a tensor.
-        ValueError: Wrong length, not integers, not on ``device``, or only one of both where n ≠ m.
-    """
+    """The pair ids of n anchors and m candidates, which default to ``ids`` where n = m; None if none were given."""
     if ids is None:
         if candidate_ids is not None:
             raise ValueError("candidate_ids were given without ids")
@@ -249,11 +208,7 @@ def check_ids(
 
 
 def as_vector(x: Tensor, name: str) -> Tensor:
-    """``x``, if it is a vector that holds something.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """``x``, if it is a vector that holds something."""
     if x.ndim != 1 or len(x) == 0:
         raise ValueError(f"{name}: expected a non-empty vector, got shape {tuple(x.shape)}")
     return x

@@ -118,11 +118,7 @@ def _is_positive(matrix: Tensor, offset: int) -> Tensor:
 
 
 def check_contrast(anchors: Tensor, candidates: Tensor, positive_offset: int) -> tuple[int, int]:
-    """Checks that each anchor has a positive and a negative; returns (N, M).
-
-    Raises:
-        ValueError: No anchors, fewer than two candidates, or positives outside the candidates.
-    """
+    """(N, M), if each anchor has a positive and a negative."""
     n, m = len(anchors), len(candidates)
     if n < 1 or m < 2:
         raise ValueError(f"{n} anchors and {m} candidates: a contrast needs at least 1 anchor and 2 candidates")

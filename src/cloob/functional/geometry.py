@@ -2,7 +2,8 @@
 
 Legend: N rows (samples), D columns (dimensions). Every function takes (N, D) rows, computes in float64, and
 returns a tensor in the input's dtype (float32 for a lower precision). Nothing of size N × N is kept: pairs are visited
-in blocks of ``chunk`` rows.
+in blocks of ``chunk`` rows, which does not change the value. A TypeError is raised for what is no tensor, a ValueError
+for rows that are not finite, too few or of another shape, and for options out of range.
 """
 
 from __future__ import annotations
@@ -35,10 +36,6 @@ def covariance_spectrum(embeddings: Tensor) -> Tensor:
 
     Returns:
         (D,) eigenvalues, non-negative, descending.
-
-    Raises:
-        TypeError: Not a tensor.
-        ValueError: Not a finite floating (N ≥ 2, D) matrix.
     """
     return _like(_spectrum(_rows(2, embeddings=embeddings)[0]), embeddings)
 
@@ -55,10 +52,6 @@ def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor
 
     Returns:
         0-d int64 tensor in [0, min(N − 1, D)]; 0 when all rows are equal.
-
-    Raises:
-        TypeError: Not a tensor.
-        ValueError: Not a finite floating (N ≥ 2, D) matrix, or a threshold outside (0, 1].
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
@@ -82,14 +75,10 @@ def ajne(embeddings: Tensor, chunk: int = 1024) -> Tensor:
 
     Args:
         embeddings: (N, D) rows, N ≥ 2. Only their directions count.
-        chunk: Rows a block; bounds memory, does not change the value.
+        chunk: Rows a block; bounds memory.
 
     Returns:
         0-d tensor in [0, N/4].
-
-    Raises:
-        TypeError: Not a tensor.
-        ValueError: Not a finite floating (N ≥ 2, D) matrix, or a zero row, which has no direction; ``chunk`` below 1.
     """
     x = _rows(2, embeddings=embeddings)[0]
     length = x.norm(dim=1, keepdim=True)
@@ -113,10 +102,6 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
 
     Returns:
         0-d tensor, in [0, 2^α] for unit rows.
-
-    Raises:
-        TypeError: Not tensors.
-        ValueError: Not two finite floating matrices of one shape.
     """
     a, b = _rows(1, x=x, y=y)
     return _like((a - b).norm(dim=1).pow(alpha).mean(), x)
@@ -130,14 +115,10 @@ def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1024) -> Tensor:
     Args:
         x: (N, D) unit rows, N ≥ 2.
         t: Inverse width of the potential.
-        chunk: Rows a block; bounds memory, does not change the value.
+        chunk: Rows a block; bounds memory.
 
     Returns:
         0-d tensor in [−4t, 0] for unit rows; 0 when all rows are equal.
-
-    Raises:
-        TypeError: Not a tensor.
-        ValueError: Not a finite floating (N ≥ 2, D) matrix; ``chunk`` below 1.
     """
     rows = _rows(2, x=x)[0]
     rows = rows - rows[:1]  # distances do not depend on the origin, and equal rows get distances of exact zero
@@ -160,10 +141,6 @@ def modality_gap(x: Tensor, y: Tensor) -> Tensor:
 
     Returns:
         0-d tensor in [0, 2] for unit rows.
-
-    Raises:
-        TypeError: Not tensors.
-        ValueError: Not two finite floating matrices of equal width.
     """
     a, b = _rows(1, same_rows=False, x=x, y=y)
     return _like((a.mean(0) - b.mean(0)).norm(), x)
@@ -179,15 +156,10 @@ def saturation(anchors: Tensor, candidates: Tensor, inv_tau: float | Tensor, chu
         anchors: (N, D) unit rows, N ≥ 2.
         candidates: (N, D) unit rows, row i the positive of anchor i.
         inv_tau: Inverse temperature τ⁻¹, a number or a 0-d tensor.
-        chunk: Anchors a block; bounds memory, does not change the value.
+        chunk: Rows a block; bounds memory.
 
     Returns:
         0-d tensor in [0, 1].
-
-    Raises:
-        TypeError: Not tensors.
-        ValueError: Not two finite floating matrices of one shape with N ≥ 2, or τ⁻¹ is not positive and
-            finite; ``chunk`` below 1.
     """
     a, c = _rows(2, anchors=anchors, candidates=candidates)
     scale = positive_scalar("inv_tau", inv_tau, a)

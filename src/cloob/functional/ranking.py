@@ -1,7 +1,8 @@
 """Where the right answer lands: ranks, and the accuracies read off them.
 
 Legend: Q queries, G gallery rows, D dimensions, P positives (query, gallery row). A rank is 0-based. All
-measures are fractions in [0, 1]. A rank is computed once and serves every k.
+measures are fractions in [0, 1]. A rank is computed once and serves every k. Blocks of ``chunk`` rows bound memory to a
+few of chunk². A ValueError is raised for shapes that do not fit, nothing to rank, and an index or k out of range.
 """
 
 from __future__ import annotations
@@ -37,14 +38,10 @@ def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[in
         gallery: (G, D) rows, of the same dtype.
         targets: The positives of each query: a (Q,) int64 tensor of gallery rows, or Q non-empty sequences of
             them.
-        chunk: Queries and gallery rows a block; bounds memory to a few blocks of chunk².
+        chunk: Rows a block.
 
     Returns:
         (Q,) int64 ranks, see :func:`ranks_of_pairs`.
-
-    Raises:
-        TypeError: ``targets`` is neither.
-        ValueError: Shapes that do not fit, a query without a positive, or a target outside the gallery.
     """
     if len(targets) != len(query):
         raise ValueError(f"expected targets for {len(query)} queries, got {len(targets)}")
@@ -75,13 +72,10 @@ def ranks_of_pairs(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int = 4
         query: (Q, D) rows.
         gallery: (G, D) rows, of the same dtype.
         pairs: (P, 2) int64, each query at least once, in any order; repeats do no harm.
-        chunk: Queries and gallery rows a block; bounds memory to a few blocks of chunk².
+        chunk: Rows a block.
 
     Returns:
         (Q,) int64 ranks on the queries' device.
-
-    Raises:
-        ValueError: Shapes that do not fit, a query without a positive, or an index out of range.
     """
     return _count_ahead(query, gallery, pairs, chunk, both=False)[0]
 
@@ -102,9 +96,6 @@ def mutual_ranks(
 
     Returns:
         The (N,) ranks of x's positives among y, and the (M,) ranks of y's positives among x.
-
-    Raises:
-        ValueError: As `ranks_of_pairs`.
     """
     forward, backward = _count_ahead(x, y, pairs, chunk, both=True, group=group)
     assert backward is not None
@@ -117,12 +108,6 @@ def topk_accuracy(ranks: Tensor, k: int = 1) -> float:
     Args:
         ranks: (N,) int64 0-based ranks of the labels.
         k: How many answers are allowed.
-
-    Returns:
-        A fraction in [0, 1].
-
-    Raises:
-        ValueError: No ranks, or k < 1.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -138,12 +123,6 @@ def recall_at_k(ranks: Tensor, k: int) -> float:
     Args:
         ranks: (Q,) int64 0-based ranks of the best positives.
         k: How many answers are allowed.
-
-    Returns:
-        A fraction in [0, 1].
-
-    Raises:
-        ValueError: No ranks, or k < 1.
     """
     return topk_accuracy(ranks, k)
 
@@ -156,9 +135,6 @@ def median_rank(ranks: Tensor) -> float:
 
     Returns:
         The median, the mean of the middle two for even Q; ``inf`` when it falls on an ``UNRANKED`` query.
-
-    Raises:
-        ValueError: No ranks.
     """
     ordered = as_vector(ranks, "ranks").sort().values
     low, high = ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]].tolist()
@@ -175,9 +151,6 @@ def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
 
     Returns:
         (n_classes,) float64 on the CPU; NaN for a class without samples.
-
-    Raises:
-        ValueError: Shapes that differ, or a label out of range.
     """
     as_vector(labels, "labels")
     correct, labels = correct.cpu(), labels.cpu()  # MPS has no float64
@@ -196,12 +169,6 @@ def mean_per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> fl
         correct: (N,) bool or 0/1.
         labels: (N,) int64 in [0, n_classes).
         n_classes: Number of classes.
-
-    Returns:
-        A fraction in [0, 1].
-
-    Raises:
-        ValueError: Shapes that differ, or a label out of range.
     """
     return float(per_class_recall(correct, labels, n_classes).nanmean())
 

@@ -27,15 +27,7 @@ class Retrieved(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The functions that one way of computing the objective is made of, with the arguments of the reference's.
-
-    Attributes:
-        retrieve: The four retrievals of a batch that is its own memory.
-        hopfield_retrieval: One retrieval, from any memory.
-        info_loob: One direction of the contrast, as the next two.
-        info_nce: With the positive in the denominator.
-        sigmoid_loss: SigLIP's, which has a bias too.
-    """
+    """The functions that one way of computing the objective is made of, with the arguments of the reference's."""
 
     retrieve: Callable[..., Retrieved]
     hopfield_retrieval: Direction
@@ -44,11 +36,7 @@ class Parts(NamedTuple):
     sigmoid_loss: Direction
 
     def direction(self, contrast: str, bias: float | Tensor) -> Direction:
-        """One direction of a contrast by its name; ``bias`` is the sigmoid loss's.
-
-        Raises:
-            ValueError: There is none of that name.
-        """
+        """One direction of a contrast by its name; ``bias`` is the sigmoid loss's."""
         sigmoid = partial(self.sigmoid_loss, bias=bias)
         return by_name({"infoloob": self.info_loob, "infonce": self.info_nce, "sigmoid": sigmoid}, contrast)
 
@@ -129,12 +117,7 @@ PARTS = Parts(retrieve, hopfield_retrieval, info_loob, info_nce, sigmoid_loss)
 
 
 def check_pairs(image_features: Tensor, text_features: Tensor) -> list[Tensor]:
-    """Both sides of the batch as float32 or float64 matrices of equal shape.
-
-    Raises:
-        TypeError: As :func:`cloob.functional.checks.as_rows`.
-        ValueError: As that; unequal numbers of rows; fewer than two pairs.
-    """
+    """Both sides of the batch, N ≥ 2, as float32 or float64 matrices of equal shape."""
     x, y = as_rows(image_features=image_features, text_features=text_features)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} image_features, but {len(y)} text_features: row i of both must be a pair")
@@ -144,11 +127,7 @@ def check_pairs(image_features: Tensor, text_features: Tensor) -> list[Tensor]:
 
 
 def by_name(directions: dict[str, Direction], contrast: str) -> Direction:
-    """The function of one direction by its name.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
+    """The function of one direction by its name; ValueError if there is none."""
     if contrast not in directions:
         raise ValueError(f"contrast is {contrast!r}; {' or '.join(map(repr, directions))} is expected")
     return directions[contrast]
@@ -160,21 +139,13 @@ def is_symmetric(contrast: str, hopfield: bool) -> bool:
 
 
 def check_scale(contrast: str, scale: str) -> None:
-    """Refuses τ · sum for the sigmoid loss: τ takes the τ⁻¹ out of a logit, but here a bias stands beside it.
-
-    Raises:
-        ValueError: It is asked for.
-    """
+    """Refuses τ · sum for the sigmoid loss: τ takes the τ⁻¹ out of a logit, but here a bias stands beside it."""
     if contrast == "sigmoid" and scale == "paper":
         raise ValueError("scale='paper' is that of the softmax contrasts; contrast='sigmoid' needs scale='unit'")
 
 
 def combine(images: Tensor, texts: Tensor, inv_tau: float | Tensor, scale: Scale) -> Tensor:
-    """Both directions as one loss: τ · sum (``"paper"``) or mean (``"unit"``).
-
-    Raises:
-        ValueError: The name is neither ``"paper"`` nor ``"unit"``.
-    """
+    """Both directions as one loss: τ · sum (``"paper"``) or mean (``"unit"``)."""
     if scale == "paper":
         return (images + texts) / positive_scalar("inv_tau", inv_tau, images)
     if scale == "unit":

@@ -4,10 +4,11 @@
     torchrun --nproc-per-node 8 -m cloob.interop.open_clip --cloob-objective cloob -- --train-data …
 
 Options that begin with ``--cloob-`` are ours (``--help`` lists them), all others are open_clip_train's own (3.3). The
-launcher replaces three names of ``open_clip_train.main``: ``create_loss`` returns an :class:`OpenClipLoss`,
-``train_one_epoch`` sets the model's ``logit_scale`` around the epoch, and ``create_model_and_transforms`` takes the
-bias out of SigLIP's models: no objective here trains it, and with it they would count as trained by SigLIP's loss. Our
-tiny models are known (``--model tiny-vit``).
+launcher replaces four names of ``open_clip_train.main``: ``create_loss`` returns an :class:`OpenClipLoss`,
+``train_one_epoch`` sets the model's ``logit_scale`` around the epoch and writes the objective into the checkpoint,
+``parse_args`` writes it into ``params.txt``, and ``create_model_and_transforms`` takes the bias out of SigLIP's models:
+no objective here trains it, and with it they would count as trained by SigLIP's loss. Our tiny models are known
+(``--model tiny-vit``).
 
 The temperature. open_clip hands a learnable ``logit_scale`` to every loss. With a fixed τ⁻¹, as in CLOOB, it has no
 influence on the loss, and the launcher sets it to ln τ⁻¹, so that checkpoints, logs and open_clip's evaluation hold the
@@ -174,10 +175,13 @@ class Options:
 @torch.no_grad()
 def set_inv_tau(model: nn.Module, inv_tau: float) -> None:
     """Sets the ``logit_scale`` of an open_clip model, however wrapped (DDP, ``torch.compile``), to ln τ⁻¹."""
-    inner: Any = model
-    while (wrapped := getattr(inner, "_orig_mod", getattr(inner, "module", None))) is not None:
-        inner = wrapped
-    inner.logit_scale.fill_(math.log(inv_tau))
+    _inner(model).logit_scale.fill_(math.log(inv_tau))
+
+
+def _inner(model: Any) -> Any:
+    while (wrapped := getattr(model, "_orig_mod", getattr(model, "module", None))) is not None:
+        model = wrapped
+    return model
 
 
 @contextlib.contextmanager
@@ -188,8 +192,13 @@ def installed(main: Any, options: Options) -> Iterator[None]:
         main: The module ``open_clip_train.main``.
         options: Which objective.
     """
-    theirs = main.create_loss, main.train_one_epoch, main.create_model_and_transforms
+    theirs = main.create_loss, main.train_one_epoch, main.create_model_and_transforms, main.parse_args
     plain_epochs = 0.0
+
+    def parse_args(argv: Sequence[str]) -> Any:
+        args = theirs[3](argv)  # their params.txt and loggers hold all of it
+        args.cloob, args.cloob_retrieval_from = options.build(gather=False).config(), options.retrieval_from
+        return args
 
     def create_loss(args: Any) -> OpenClipLoss:
         nonlocal plain_epochs
@@ -198,14 +207,19 @@ def installed(main: Any, options: Options) -> Iterator[None]:
         objective = options.build(gather=distributed.is_initialized())
         return OpenClipLoss(objective, learn_inv_tau=options.learned, evaluations=args.accum_freq)
 
-    def train_one_epoch(model: nn.Module, data: Any, loss: OpenClipLoss, epoch: int, *rest: Any, **named: Any) -> None:
+    def train_one_epoch(
+        model: nn.Module, data: Any, loss: OpenClipLoss, epoch: int, optimizer: Any, *rest: Any, **named: Any
+    ) -> None:
         loss.retrieves = options.retrieves and epoch >= plain_epochs
         inv_tau = float(loss.objective.inv_tau)
         if not options.learned or (options.inv_tau is not None and epoch == 0):
             set_inv_tau(model, inv_tau)
-        theirs[1](model, data, loss, epoch, *rest, **named)
+        theirs[1](model, data, loss, epoch, optimizer, *rest, **named)
         if not options.learned:
             set_inv_tau(model, inv_tau)  # once more, since each step clamps it to [1, 100]
+        # A checkpoint holds the optimiser's groups with whatever is in them: load_model reads the objective there.
+        inv_tau = float(_inner(model).logit_scale.detach().exp()) if options.learned else inv_tau
+        optimizer.param_groups[0]["cloob"] = loss.objective.config() | {"inv_tau": inv_tau}
 
     def create_model_and_transforms(*given: Any, **named: Any) -> tuple[Any, Any, Any]:
         model, *transforms = theirs[2](*given, **named)
@@ -214,11 +228,11 @@ def installed(main: Any, options: Options) -> Iterator[None]:
         return model, *transforms
 
     main.create_loss, main.train_one_epoch = create_loss, train_one_epoch
-    main.create_model_and_transforms = create_model_and_transforms
+    main.create_model_and_transforms, main.parse_args = create_model_and_transforms, parse_args
     try:
         yield
     finally:
-        main.create_loss, main.train_one_epoch, main.create_model_and_transforms = theirs
+        main.create_loss, main.train_one_epoch, main.create_model_and_transforms, main.parse_args = theirs
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:

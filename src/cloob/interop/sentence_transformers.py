@@ -65,7 +65,15 @@ class InfoLOOBLoss(nn.Module):
         super().__init__()
         self.model = model
         self.gather_across_devices = gather_across_devices
-        self.objective = ContrastiveObjective(hopfield=False, inv_tau=inv_tau, scale=scale)
+        self._train_with(ContrastiveObjective(hopfield=False, inv_tau=inv_tau, scale=scale))
+
+    def _train_with(self, objective: ContrastiveObjective) -> None:
+        """Sets the objective, and writes it into the ``config.json`` of a ``CLIPModel``, for ``cloob.load_model``."""
+        self.objective = objective
+        for module in self.model.modules():
+            config: Any = getattr(module, "config", None)
+            if getattr(config, "model_type", "") == "clip":
+                config.cloob = objective.config()
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         """The loss of a batch.
@@ -152,7 +160,7 @@ class CLOOBLoss(InfoLOOBLoss):
         gather_across_devices: bool = False,
     ) -> None:
         super().__init__(model, inv_tau, scale=scale, gather_across_devices=gather_across_devices)
-        self.objective = ContrastiveObjective.cloob(inv_tau=inv_tau, beta=beta, scale=scale)
+        self._train_with(ContrastiveObjective.cloob(inv_tau=inv_tau, beta=beta, scale=scale))
 
 
 class _Cached(InfoLOOBLoss, CachedLossMixin):

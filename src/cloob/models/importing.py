@@ -8,14 +8,20 @@ torch's own meanwhile: where there are any, the import is a plain one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
+import logging
 import sys
 import threading
+import warnings
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from cloob.errors import require
+from cloob.errors import InputError, is_failure, one_line, require
+from cloob.models.hub import not_fetched
+from cloob.models.source import CONFIGS
 
 _ASKED = "torch._dynamo.utils"
 _ONE_AT_A_TIME = threading.RLock()
@@ -42,6 +48,44 @@ def import_open_clip(part: str = "") -> ModuleType:
                 if sys.modules.get(_ASKED) is later:
                     del sys.modules[_ASKED]
         return require(f"open_clip{part}", "train")
+
+
+@functools.cache
+def open_clip() -> ModuleType:
+    """The open_clip module with our configurations registered; imported on the first call, which takes seconds."""
+    module = import_open_clip()
+    module.add_model_config(CONFIGS)
+    return module
+
+
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Keeps open_clip quiet, and turns whatever it raises into an InputError of one line that begins with ``what``.
+
+    open_clip logs through the root logger's module functions, which would also install a handler there.
+    """
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    root.addFilter(_nothing)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    except InputError:
+        raise
+    except BaseException as error:  # hub, pickle, JSON and shape errors have no common class
+        if not is_failure(error):
+            raise
+        raise InputError(not_fetched(what, error) or f"{what}: {one_line(error)}") from error
+    finally:
+        root.removeFilter(_nothing)
+        root.removeHandler(handler)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    """A filter that lets no record pass."""
+    return False
 
 
 class _Later(ModuleType):

@@ -117,11 +117,17 @@ def damage(folder: Path) -> str | None:
 def read_objective(folder: Path) -> dict[str, Any]:
     """The settings in a model folder's ``objective.json``, empty if it has none; InputError if they are damaged."""
     file = folder / OBJECTIVE_FILE
-    settings: dict[str, Any] = read_json(file) if file.is_file() else {}
+    return check_objective(read_json(file) if file.is_file() else {}, str(file))
+
+
+def check_objective(settings: Any, where: str) -> dict[str, Any]:
+    """An objective's settings as a file holds them; InputError if they are damaged."""
+    if not isinstance(settings, dict):
+        raise InputError(f"{where}: the settings of an objective are no object of JSON")
     for key in settings.keys() & {"inv_tau", "beta", "bias"}:
         value = settings[key]
         if type(value) not in (int, float) or not math.isfinite(value) or (value <= 0 and key != "bias"):
-            raise InputError(f"{file}: {key} is {value!r}, which it cannot be")
+            raise InputError(f"{where}: {key} is {value!r}, which it cannot be")
     return settings
 
 

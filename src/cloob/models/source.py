@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal, Self
 
 from cloob.errors import InputError, first_of, install, nearest, require
+from cloob.models import registry
 from cloob.models.runs import CHECKPOINTS_FOLDER, find_best, split_checkpoint
-from cloob.models.weights import registry
 
 WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
 """Of files that ``load_model`` may be asked for."""

@@ -6,39 +6,27 @@ loads in a plain open_clip. How their sizes were chosen: ``benchmarks/towers.py`
 
 from __future__ import annotations
 
-import functools
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cloob.distributed import resolve_device
-from cloob.errors import InputError, is_failure, one_line, require
+from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.hub import check_hub_model, fetch_file, not_fetched
-from cloob.models.importing import import_open_clip
-from cloob.models.source import CONFIGS, TINY_MODELS, check_name
+from cloob.models.hub import check_hub_model, fetch_file
+from cloob.models.importing import import_open_clip, open_clip, translated
+from cloob.models.source import TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
-from cloob.models.weights.folders import file_tensors
+from cloob.models.weights.folders import trained_file
 from cloob.models.weights.keymap import fill, same_names, surplus
 from cloob.models.weights.scales import sigmoid_objective
 from cloob.models.weights.tokens import check_rules
 
 __all__ = ["TINY_MODELS", "TOKENIZER_FILES", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
-
-
-@functools.cache
-def open_clip() -> ModuleType:
-    """The open_clip module with our configurations registered; imported on the first call, which takes seconds."""
-    module = import_open_clip()
-    module.add_model_config(CONFIGS)
-    return module
 
 
 def create_model(
@@ -62,7 +50,7 @@ def create_model(
 
     Returns:
         The encoder; open_clip's own ``logit_scale`` is frozen in it. Pretrained weights that hold a ``logit_bias``
-        (SigLIP) say with it which objective they were trained with.
+        (SigLIP) say with it which objective they were trained with; a checkpoint of our open_clip launcher says it.
 
     Raises:
         InputError: Unknown name, tag or device; an image size that the tower cannot take; weights that cannot be
@@ -86,9 +74,11 @@ def create_model(
     # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
     if tag and "quick_gelu" in tag:
         config["quick_gelu"] = bool(tag["quick_gelu"])
-    tensors, bias = {}, {}
+    tensors: dict[str, Tensor] = {}
+    bias: dict[str, Any] = {}
+    trained: dict[str, Any] = {}
     if pretrained is not None and not tag:
-        tensors = file_tensors(_weights_file(name, pretrained))
+        tensors, trained = trained_file(_weights_file(name, pretrained))
         config.pop("init_logit_bias", None)
         bias = {"init_logit_bias": 0.0 if "logit_bias" in tensors else None}  # replaced by the file's
         config |= {key: value for key, value in bias.items() if value is not None}
@@ -111,7 +101,8 @@ def create_model(
     if image_size is not None:
         _check_fixed_size(name, model, image_size)
     tokenizer = load_tokenizer(name, config["text_cfg"], f"model {name!r}")
-    trained = {} if pretrained is None else sigmoid_objective(Path(f"{name}/{pretrained}"), model)
+    if pretrained is not None and not trained:
+        trained = sigmoid_objective(Path(f"{name}/{pretrained}"), model)
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained).to(place)
 
 
@@ -152,36 +143,6 @@ def check_words(tokenizer: Any) -> None:
     """
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # T5's knows the space as well
         raise ValueError("it knows no word, so that its vocabulary (tokenizer.json) must be missing")
-
-
-@contextmanager
-def translated(what: str) -> Iterator[None]:
-    """Keeps open_clip quiet, and turns whatever it raises into an InputError of one line that begins with ``what``.
-
-    open_clip logs through the root logger's module functions, which would also install a handler there.
-    """
-    root, handler = logging.getLogger(), logging.NullHandler()
-    root.addHandler(handler)
-    root.addFilter(_nothing)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    except InputError:
-        raise
-    except BaseException as error:  # hub, pickle, JSON and shape errors have no common class
-        if not is_failure(error):
-            raise
-        raise InputError(not_fetched(what, error) or f"{what}: {one_line(error)}") from error
-    finally:
-        root.removeFilter(_nothing)
-        root.removeHandler(handler)
-
-
-def _nothing(record: logging.LogRecord) -> bool:
-    """A filter that lets no record pass."""
-    return False
 
 
 def _check_image_size(name: str, config: dict[str, Any], image_size: int) -> None:

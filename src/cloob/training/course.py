@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass, field
 
 from cloob.data.loader import Loader
 from cloob.distributed import rank
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import RETRIEVING, RunConfig
 from cloob.training.optim import make_schedule
-from cloob.training.state.checkpoint import Progress
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Positions count samples over all ranks, so they mean the same for any world size."""
+
+    step: int = 0  # optimiser steps done, skipped ones included
+    epoch: int = 0  # epochs completed
+    position: int = 0  # samples of the current epoch's order already passed, whether usable or not
+    lanes: int = 0  # sequences of shards of the current epoch's order; 0: not begun, one for each process
+    cut: int = 0  # step at which the run's length last ended the current epoch early, with a line of its own
+    samples_seen: int = 0  # usable samples trained on
+    nonfinite: int = 0  # steps in a row skipped for a non-finite loss or gradient
+    seconds: float = 0.0  # training time so far
+    epoch_good: int = 0  # usable samples of the current epoch
+    epoch_bad: int = 0  # samples of the current epoch that could not be used, over all ranks
+    reasons: dict[str, int] = field(default_factory=dict)  # the same by reason, of this rank; a checkpoint has the sum
+    loss_sum: float = 0.0  # of the losses of the current epoch's steps that were not skipped
+    loss_steps: int = 0  # their number
+    stale: int = 0  # validations in a row that found nothing better
+    start: str = ""  # fingerprint of the init that the run began with; empty without one, and where it was not kept
+
+    def begin_epoch(self) -> None:
+        """Forgets what there is of the current epoch, so that it begins, or begins anew."""
+        self.position = self.lanes = self.cut = 0
+        self.epoch_good = self.epoch_bad = self.loss_steps = 0
+        self.loss_sum, self.reasons = 0.0, {}
 
 
 class Course:

@@ -21,8 +21,8 @@ from cloob.distributed import rank, world_size
 from cloob.errors import InputError, TrainingFailed
 from cloob.files import write_whole
 from cloob.training.config import TrainConfig
+from cloob.training.course import Progress
 from cloob.training.ranks import Tally, gather_objects, on_rank_zero, tally
-from cloob.training.state.checkpoint import Progress
 from cloob.training.step import StepResult
 from cloob.training.watch.log import RunLog
 

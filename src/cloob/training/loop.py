@@ -24,6 +24,7 @@ from cloob.training.course import Course
 from cloob.training.faults import StopRequested, StopSignal
 from cloob.training.parts import Parts, assemble
 from cloob.training.ranks import Tally, on_rank_zero
+from cloob.training.record import Step, StepLog
 from cloob.training.state import run_folder
 from cloob.training.state.resume import AlreadyFinished
 from cloob.training.state.rng import preserved_rng
@@ -31,7 +32,6 @@ from cloob.training.step import Launched
 from cloob.training.validate import Validation, validate
 from cloob.training.watch.log import TensorBoard, WandB
 from cloob.training.watch.profiling import part, profile
-from cloob.training.watch.steps import Step, StepLog
 
 _CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)

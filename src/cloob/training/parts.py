@@ -23,11 +23,12 @@ from cloob.objective import ContrastiveObjective
 from cloob.training import build, finetune
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
+from cloob.training.course import Progress
 from cloob.training.faults import BadSamples
 from cloob.training.optim import WeightAverage, make_optimizer
 from cloob.training.ranks import gather_objects, on_rank_zero
 from cloob.training.state import resume
-from cloob.training.state.checkpoint import HELD_OUT, TRAINING, Progress, Saver, remove_leftovers
+from cloob.training.state.checkpoint import HELD_OUT, TRAINING, Saver, remove_leftovers
 from cloob.training.state.rng import seed_generators
 from cloob.training.state.run_folder import prepare_run_folder, refuse_another_run
 from cloob.training.step import Stepper, TowersWithLoss

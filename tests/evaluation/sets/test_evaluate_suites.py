@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from cloob.data.decode import decode
 from cloob.errors import InputError
 from cloob.evaluation.sets.paper import LAYOUTS, open_paper_set, prompts_of
 from cloob.evaluation.sets.suites import open_suites
+from cloob.pictures import decode
 from evaluate_fakes import picture
 
 COUNTS = {  # classes (of the sets), templates (the paper's, section on zero-shot evaluation)

@@ -17,8 +17,9 @@ import torch
 
 from cloob import load_model
 from cloob.errors import InputError
-from cloob.models.weights import fetch, registry
-from cloob.models.weights.registry import PublicFile, PublicModel
+from cloob.models import registry
+from cloob.models.registry import PublicFile, PublicModel
+from cloob.models.weights import fetch
 from support import originals, served
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB

@@ -20,8 +20,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, RawSample, clean_caption
-from cloob.data.decode import read_image_file
+from cloob.data.batch import BadSample, RawSample, clean_caption, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.sources.files import FileSource
 from cloob.errors import InputError, first_of, message

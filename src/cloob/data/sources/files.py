@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import queue
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from cloob.data.prefetch import Prefetcher
+from cloob.errors import InputError
 
 T = TypeVar("T")
 
 _MAX_OPEN_FILES = 32  # of a streamed source
+_REMEMBERED = 64  # files that were asked for
+
+
+class _Prefetcher:
+    """A thread that prepares the files that will be needed next, one at a time; a forked process has one of its own.
+
+    What ``prepare`` raises is dropped: whoever reads the file meets the same failure.
+    """
+
+    def __init__(self, prepare: Callable[[int], object]) -> None:
+        self._prepare = prepare
+        self._pid = 0
+
+    def want(self, shards: Iterable[int]) -> None:
+        """Asks for files, but for those that were asked for just before."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
+            self._asked: deque[int] = deque(maxlen=_REMEMBERED)
+            # A daemon: the end of the program does not wait for a download.
+            threading.Thread(target=self._run, name="cloob-prefetch", daemon=True).start()
+        for shard in shards:
+            if shard not in self._asked:
+                self._wanted.put(shard)
+                self._asked.append(shard)
+
+    def _run(self) -> None:
+        while True:
+            with contextlib.suppress(InputError, OSError):
+                self._prepare(self._wanted.get())
 
 
 class FileSource(ABC, Generic[T]):
@@ -34,7 +67,7 @@ class FileSource(ABC, Generic[T]):
         self._ends = np.cumsum(self.shard_sizes)
         self._opened: OrderedDict[int, T] = OrderedDict()
         self._lock = threading.Lock()
-        self._prefetcher = Prefetcher(self.prepare)
+        self._prefetcher = _Prefetcher(self.prepare)
 
     @abstractmethod
     def prepare(self, shard: int) -> Path:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption, printable
-from cloob.data.decode import read_image_file
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption, printable, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column, spread
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.data.sources.table import TableSource, column_names

@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
-from cloob.data.batch import BadSample, RawSample, clean_caption, printable
-from cloob.data.decode import read_image_file
+from cloob.data.batch import BadSample, RawSample, clean_caption, printable, read_image_file
 from cloob.data.fingerprint import Fingerprint, of_column
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, counted, first_of

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from cloob.data.batch import BadSample, RawSample, clean_caption
+from cloob.data.batch import BadSample, RawSample, clean_caption, read_image_file
 from cloob.data.content import Reader
-from cloob.data.decode import read_image_file
 from cloob.data.open import open_source
 from cloob.data.shards.spec import is_remote, local_path
 from cloob.data.source import Source

@@ -10,8 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cloob.data.batch import printable
-from cloob.data.decode import read_image_file
+from cloob.data.batch import printable, read_image_file
 from cloob.data.open import DEMO
 from cloob.data.shards.index import group_members
 from cloob.data.shards.spec import local_folder

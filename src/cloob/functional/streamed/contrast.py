@@ -81,9 +81,8 @@ def exclude(logits: Tensor, rows: slice, offset: int, ids: tuple[Tensor, Tensor]
 def to_softmax(logits: Tensor, positive: Tensor, leave_out: bool) -> tuple[Tensor, Tensor]:
     """Turns whole rows of logits without their (n, 1) positives into probabilities, in place.
 
-    Returns:
-        The (n, 1) losses, and their (n, 1) derivatives by the positives' logits: p − 1, where p is 0 if they are left
-        out; both 0 for an anchor that has no negative.
+    Gives the (n, 1) losses, and their (n, 1) derivatives by the positives' logits: p − 1, where p is 0 if they are
+    left out; both 0 for an anchor that has no negative.
     """
     highest = logits.amax(dim=1, keepdim=True)
     lone = highest == -torch.inf

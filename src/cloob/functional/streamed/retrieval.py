@@ -26,14 +26,11 @@ class _Patterns(NamedTuple):
     """Stored patterns as they are, or, for products in low precision, without what they have in common.
 
     Embeddings lie in a cone, a narrow one early in training. Low-precision products of patterns that share a mean lose
-    what tells them apart; with the mean kept aside, rounding is relative to the difference.
-
-    Attributes:
-        rows: (N, D); or (N, D + 8): patterns without their mean, a column of ones, which counts how often the mean is
-            in a sum, and zeros (a product with one column more would be a fifth slower).
-        mean: (D,); None if the rows are whole.
-        weight: (N, 1) what is left of exp(β s) beside the exponential of the centred product: that of a centred
-            pattern's product with the mean of the queries. The rest is constant over the patterns, and cancels.
+    what tells them apart; with the mean kept aside, rounding is relative to the difference. ``rows`` are (N, D), or
+    with a mean (N, D + 8): patterns without it, a column of ones, which counts how often the mean is in a sum, and
+    zeros (a product with one column more would be a fifth slower). ``weight``, (N, 1), is what is left of exp(β s)
+    beside the exponential of the centred product: that of a centred pattern's product with the mean of the queries. The
+    rest is constant over the patterns, and cancels.
     """
 
     rows: Tensor
@@ -209,17 +206,7 @@ def hopfield_retrieval(
 ) -> Tensor:
     """:func:`cloob.functional.hopfield_retrieval` in O((N + M)·D) memory, for any number of states and any β.
 
-    Args:
-        state: (N, D) state (query) patterns.
-        stored: (M, D) stored patterns.
-        beta: Inverse temperature β > 0.
-        matmul: ``torch.bfloat16`` multiplies in bfloat16 with float32 accumulation; None in the dtype of the rows.
-
-    Returns:
-        (N, D) unit rows. An average that is exactly zero stays zero, with zero gradient.
-
-    Raises:
-        ValueError: As the reference.
+    ``matmul=torch.bfloat16`` multiplies in bfloat16 with float32 accumulation; None in the dtype of the rows.
     """
     state, stored = as_rows(state=state, stored=stored)
     check_memory(stored)
@@ -240,19 +227,8 @@ def retrieve(
 ) -> Retrieved:
     """The four retrievals of a batch that is its own memory (Eq. 4 and 5), sharing what they share.
 
-    Args:
-        x: (N, D) image embeddings, queries and stored patterns.
-        y: (N, D) text embeddings, likewise.
-        beta: Inverse temperature β > 0.
-        matmul: As in :func:`hopfield_retrieval`.
-        unit_rows: The rows are known to be of unit length. Then nothing is read to choose between the two forms, which
-            would wait for a device; a β that is a tensor takes the one that is safe for every β.
-
-    Returns:
-        The retrievals, each (N, D) unit rows.
-
-    Raises:
-        ValueError: As the reference.
+    With ``unit_rows`` the rows are known to be of unit length. Then nothing is read to choose between the two forms,
+    which would wait for a device; a β that is a tensor takes the one that is safe for every β.
     """
     x, y = as_rows(x=x, y=y)
     number, beta = beta, positive_scalar("beta", beta, x)

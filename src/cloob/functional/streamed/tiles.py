@@ -50,11 +50,7 @@ def tile_pairs(left: Tensor, right: Tensor | None) -> Iterator[tuple[slice, slic
 
 
 def matmul_dtype(matmul: torch.dtype | None, rows: Tensor) -> torch.dtype:
-    """The dtype to multiply in.
-
-    Raises:
-        ValueError: Neither bfloat16 nor that of the rows; float16 cannot hold exp(β).
-    """
+    """The dtype to multiply in; ValueError for float16, which cannot hold exp(β), and all others."""
     if matmul not in (None, torch.bfloat16, rows.dtype):
         raise ValueError(f"matmul is {matmul}; torch.bfloat16 or None is expected")
     return matmul or rows.dtype

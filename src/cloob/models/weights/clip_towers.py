@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError, one_line
-from cloob.models.towers import open_clip, translated
+from cloob.models.importing import open_clip, translated
 from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, preprocess
 from cloob.models.weights.keymap import Part, fill, without_memory
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError
+from cloob.models import registry
 from cloob.models.encoder import DualEncoder
 from cloob.models.runs import (
     ALIGNED_FILE,
@@ -19,7 +20,7 @@ from cloob.models.runs import (
 )
 from cloob.models.source import WEIGHTS_ENDINGS
 from cloob.models.untrusted import check_folder, read_json
-from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, registry, rinna
+from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, rinna
 from cloob.models.weights.containers import is_torch, read_torch
 from cloob.models.weights.fetch import fetch_model, show_progress
 from cloob.models.weights.folders import INDEX, WEIGHTS_FILES

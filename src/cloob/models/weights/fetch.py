@@ -19,7 +19,7 @@ from typing import Any
 
 from cloob.cache import cache_root, locked
 from cloob.errors import InputError
-from cloob.models.weights.registry import PublicFile, PublicModel
+from cloob.models.registry import PublicFile, PublicModel
 
 Progress = Callable[[str, int, int | None], None]
 _PAUSES = (0.5, 2.0, 5.0, 10.0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from cloob.errors import InputError, printable
+from cloob.models.runs import check_objective
 from cloob.models.untrusted import read_json
 from cloob.models.weights.containers import read_safetensors, read_torch
 
@@ -26,18 +29,26 @@ def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 
 def file_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a ``state_dict`` that torch wrote; InputError if it is neither."""
+    return trained_file(path)[0]
+
+
+def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As ``file_tensors``, and the objective of training that ``cloob.interop.open_clip`` wrote; else empty."""
+    objective: dict[str, Any] = {}
     if path.suffix == ".safetensors":
         tensors = read_safetensors(path)
     else:
         file = read_torch(path)
         value = file.value
         if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):  # open_clip's training
+            with contextlib.suppress(KeyError, IndexError, TypeError):  # of other programs
+                objective = check_objective(value["optimizer"]["param_groups"][0]["cloob"], f"{path}: cloob")
             value = value["state_dict"]
         tensors = file.tensors(value, "the file")
     prefix = "module."  # of training by several processes
     if all(key.startswith(prefix) for key in tensors):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    return tensors
+    return tensors, objective
 
 
 def _indexed(index: Path) -> dict[str, Tensor]:

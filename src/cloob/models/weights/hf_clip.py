@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.runs import read_objective
+from cloob.models.runs import check_objective
 from cloob.models.untrusted import read_json
 from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, MAX_LAYERS
 from cloob.models.weights.clip_towers import build, filled
 from cloob.models.weights.fields import Fields
 from cloob.models.weights.folders import folder_weights
 from cloob.models.weights.keymap import Part
-from cloob.models.weights.scales import clip_objective, scale_of
 from cloob.models.weights.tokens import hub_tokenizer
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
@@ -52,8 +51,7 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     model = build(model_cfg, _preprocess(folder, vision["image_size"]), str(where))
     model = filled(model, weights, tensors, key_map(text["layers"], vision["layers"]), _IGNORED)
     tokenizer = hub_tokenizer(folder, text["context_length"], pad, text["vocab_size"] - 1)
-    objective = read_objective(folder)  # an export has one
-    objective = objective or clip_objective(scale_of(weights, "logit_scale", model.logit_scale))
+    objective = check_objective(config.get("cloob", {}), f"{where}: cloob")  # of an export; transformers keeps the key
     return DualEncoder(folder.name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cloob.models.towers import open_clip, translated
+from cloob.models.importing import open_clip, translated
 from cloob.models.weights.clip_towers import build, filled, is_plain
 from cloob.models.weights.fields import RESIZE_MODES, Fields
 from cloob.models.weights.folders import file_tensors

@@ -26,11 +26,11 @@ from cloob.scales import FixedScaleWarning
 from cloob.training import sharding
 from cloob.training.callbacks import RunResult
 from cloob.training.config import TrainConfig
-from cloob.training.course import is_whole
+from cloob.training.course import Progress, is_whole
 from cloob.training.finetune import first_difference
 from cloob.training.optim import WeightAverage
 from cloob.training.ranks import on_rank_zero
-from cloob.training.state.checkpoint import FORMAT, HELD_OUT, Progress
+from cloob.training.state.checkpoint import FORMAT, HELD_OUT
 
 logger = logging.getLogger(__name__)
 # Changing these between a run and its resumption changes no number of the training; batch_size has a line of its own.
