@@ -51,7 +51,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.figures.objective import ranks as tables
 from benchmarks.machine import machine
 from benchmarks.objective import peak_bytes
 
@@ -251,7 +250,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": about, "rows": rows}
     (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(tables(record))
+    print("| what | ranks | operations, G | CPU s | wall s | received, MB | held, MB |\n|" + " --- |" * 7)
+    for row in rows:
+        came = "–" if row["received_bytes"] is None else number(row["received_bytes"] / 1e6)
+        cells = (row["flops"] / 1e9, row["cpu_s"], row["wall_s"])
+        shown = [row["name"], str(row["ranks"]), *map(number, cells), came, number(row["extra_bytes"] / 1e6)]
+        print(f"| {' | '.join(shown)} |")
     print(f"\nLoss and gradient are those of one process. Written: {args.out}/results.json")
 
 

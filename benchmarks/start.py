@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.figures.programs import start as table
+from benchmarks.figures import number
 from benchmarks.machine import machine
 
 PYTHON, CLOOB = [sys.executable, "-c"], [sys.executable, "-m", "cloob"]
@@ -80,7 +80,9 @@ def main() -> None:
         "machine": machine("open_clip_torch", "torchvision", "timm") | {"repeats": arguments.repeats},
         "rows": rows,
     }
-    print(table(record))
+    print("| process | CPU s | wall s |\n| --- | --- | --- |")
+    for row in rows:
+        print(f"| {row['name']} | {number(row['cpu_seconds'])} | {number(row['seconds'])} |")
     if not arguments.index:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloob.recipes import get_recipe
-
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
 LABELS = np.arange(100) % 20
@@ -92,18 +90,6 @@ def mutual_information(page: str) -> str:
 def test_a_page_holds_what_the_records_give(page: str, write: Any) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert write(text) == text, f"{page} is not what its records give; see benchmarks/README.md"
-
-
-@needs_records
-def test_the_demo_has_the_settings_that_its_search_leads_to() -> None:
-    from benchmarks import demo_search
-
-    for method in demo_search.METHODS:
-        best, _, missing = demo_search.walk(demo_search.read(), method)
-        config = get_recipe("demo", objective=method)
-        parts = (config.optim, config.align, config.loss)
-        assert not missing
-        assert {n: next(getattr(p, n) for p in parts if hasattr(p, n)) for n in best} == best
 
 
 def taken(right: int) -> np.ndarray:
