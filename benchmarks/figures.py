@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictograms.markdown import table
-from benchmarks.pictograms.tables import replaced
+from benchmarks.studies.pages import replaced, table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"

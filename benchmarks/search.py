@@ -14,8 +14,8 @@ floor. The model has random weights: times do not depend on them. Two kinds of f
 
 Medians of interleaved repeats.
 
-``query`` (milliseconds of a query and recall@10 at 10,000 to a million vectors, beside numpy, faiss, LanceDB and PostgreSQL)
-was measured by this script at commit fc415074; its record stays.
+``query`` (milliseconds of a query and recall@10 at 10,000 to a million vectors, beside numpy, faiss, LanceDB and
+PostgreSQL) was measured by this script at commit fc415074; its record stays.
 
 Writes results.json to --out, in which other parts stay.
 """

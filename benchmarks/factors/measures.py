@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from benchmarks.factors.encoders import Encoders
-from benchmarks.factors.objectives import Objective
+from benchmarks.factors.model import Encoders, Objective
 from benchmarks.factors.world import FACTORS, VALUES, Sample
 from torch import Tensor
 from torch.nn import functional as F

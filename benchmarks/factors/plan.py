@@ -13,11 +13,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from benchmarks.factors.world import World
+from benchmarks.studies import records
 
+STUDY = Path(__file__).parent
 METHODS = ("clip", "infoloob", "infonce-hopfield", "cloob")
 ADDED = ("sum",)
 """Run after these, in the base worlds: the mean of InfoLOOB and CLOOB with one τ⁻¹."""
@@ -281,3 +284,16 @@ def runs(scores: Scores, superseded: Superseded = MappingProxyType({})) -> Itera
         if all(each.complete for each in searches.values()):
             for seed in seeds(world):
                 yield from (Run("cells", method, world, seed, searches[method].best) for method in members)
+
+
+def scores(results: Path) -> tuple[dict[str, float], Superseded]:
+    """The best held-out recall of each run, and the settings of the runs under ``superseded``."""
+    before = records.read("superseded", results)
+    found = {name: record["recall"] for name, record in (before | records.read("search", results)).items()}
+    return found, superseded_settings([record["config"] for record in before.values()], found)
+
+
+def searches(results: Path) -> dict[tuple[World, str], Search]:
+    """Each method's search in each world, as far as the records of its runs go."""
+    known = scores(results)
+    return {(world, m): search(m, world, *known) for world in worlds() for m in methods(world)}

@@ -1,23 +1,43 @@
-"""The tables of ``tables.md``, recomputed from the records between two marker lines.
-
-Cells count when they were run with the setting that a complete search chooses from the records as they are.
-"""
+"""The tables of ``tables.md``, recomputed from the records between two markers, and the figure of docs/study.md."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.frozen.cells import cells_of, chosen, chosen_with_decay, decays, runs_a_method, search
-from benchmarks.frozen.worlds import CLAIMED, CORE, MASKED, METHODS, PAIRS, SEEDS, WORLDS, World, methods, seeds
-from benchmarks.pictograms import records
-from benchmarks.pictograms.comparison import Difference, Record, Sets, compared, counted, together, won_and_lost
-from benchmarks.pictograms.markdown import percent, spread, table
-from benchmarks.pictograms.selection import NAMES, zeroshot_mean
-from benchmarks.pictograms.tables import replaced
+from benchmarks.frozen.plan import (
+    CLAIMED,
+    CORE,
+    MASKED,
+    METHODS,
+    PAIRS,
+    SEEDS,
+    WORLDS,
+    World,
+    cells_of,
+    chosen,
+    chosen_with_decay,
+    decays,
+    methods,
+    runs_a_method,
+    search,
+    seeds,
+)
+from benchmarks.studies import records
+from benchmarks.studies.comparison import (
+    Difference,
+    Record,
+    Sets,
+    compared,
+    counted,
+    together,
+    won_and_lost,
+    zeroshot_mean,
+)
+from benchmarks.studies.leads import Lead, Row, forest
+from benchmarks.studies.pages import NAMES, percent, replaced, spread, table
 
-PAGE = "benchmarks/frozen/tables.md"
-BEGIN, END = "<!-- frozen:begin -->", "<!-- frozen:end -->"
+STUDY = Path(__file__).parent
 COMPARED = (
     ("cloob", "clip"),
     ("infoloob", "clip"),
@@ -38,17 +58,23 @@ Differences = dict[World, dict[str, Difference]]
 """World -> test set -> the difference of two methods."""
 
 
-def write(results: Path, root: Path) -> None:
-    """Puts the tables between the page's markers."""
-    page = root / PAGE
-    page.write_text(replaced(page.read_text(encoding="utf-8"), render(results), BEGIN, END), encoding="utf-8")
+def filled(text: str) -> str:
+    """The page's text with all tables as the records give them."""
+    return replaced(text, render(), "<!-- frozen:begin -->", "<!-- frozen:end -->")
 
 
-def render(results: Path) -> str:
+def draw(images: Path) -> None:
+    """The leads over CLIP in the claim's worlds."""
+    scores = {name: record["score"] for name, record in records.read("search", STUDY).items()}
+    runs, sets = select(records.read("cells", STUDY), scores), records.labels_by_set(STUDY)
+    forest(images / "frozen.svg", list(_TITLES.values()), list(rows(runs, sets)), NAMES)
+
+
+def render() -> str:
     """All tables as Markdown."""
-    searched, sets = records.read("search", results), records.labels_by_set(results)
+    searched, cells, sets = records.read("search", STUDY), records.read("cells", STUDY), records.labels_by_set(STUDY)
     scores = {name: record["score"] for name, record in searched.items()}
-    runs = select(records.read("cells", results), scores)
+    runs = select(cells, scores)
     parts = [progress(runs, scores)]
     if runs:
         found = {pair: differences(runs, sets, *pair) for pair in COMPARED}
@@ -57,9 +83,9 @@ def render(results: Path) -> str:
             accuracy(runs),
             *(effect(*pair, found[pair]) for pair in found),
         ]
-        decayed = select(records.read("cells", results), scores, with_decay=True)
+        decayed = select(cells, scores, with_decay=True)
         parts.append(decaying(decayed, scores, sets))
-        parts.append(masking(runs, select(records.read("cells", results), scores, masked=True), sets))
+        parts.append(masking(runs, select(cells, scores, masked=True), sets))
         parts += [by_set(runs, "cloob", "clip", found["cloob", "clip"]), recalls(runs), settings(scores)]
     if searched:
         parts.append(tried(searched, scores))
@@ -247,3 +273,22 @@ def tried(searched: Mapping[str, Record], scores: Mapping[str, float]) -> str:
                     lines.append([name_of(world), NAMES[method], name, *row, percent(record["score"], 2) + mark])
     head = ["captions", "method", "round", "setting", "epochs", "best epoch", "held-out mean recall, %"]
     return "### The search\n\n" + table(head, lines)
+
+
+SHOWN = ("cloob", "infoloob")
+_TITLES = {"linear": "linear heads", "mlp": "MLP heads"}
+
+
+def rows(runs: Runs, sets: Sets) -> Iterator[Row]:
+    """A row for each share of wrong captions, a panel for each kind of heads."""
+    found = {method: differences(runs, sets, method, "clip") for method in SHOWN}
+    for share in sorted({world.share for world in CORE}):
+        worlds = [World(head, "swap", share) for head in _TITLES]
+        leads = [{m: lead for m in SHOWN if (lead := mean_lead(found[m], world))} for world in worlds]
+        yield Row(f"{100 * share:g} % wrong" if share else "right captions", leads)
+
+
+def mean_lead(differences: Differences, world: World) -> Lead | None:
+    """The mean over the sets above chance, in points, with its interval over classes; None without a run."""
+    mean = together([d for d in differences.get(world, {}).values() if d.told])
+    return None if mean is None else Lead(*(100 * x for x in (mean.mean, *mean.over_classes)))

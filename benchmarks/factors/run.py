@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.factors import measures
-from benchmarks.factors.encoders import Encoders
-from benchmarks.factors.objectives import objective_of
+from benchmarks.factors import measures, plan
+from benchmarks.factors.model import Encoders, objective_of
 from benchmarks.factors.plan import Run
 from benchmarks.factors.world import Sample, draw
 
@@ -86,3 +87,8 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: each if key == "config" else rounded(each) for key, each in value.items()}
     return value
+
+
+def study(*_: Path) -> tuple[Callable[[], Iterable[Run]], Callable[[Run], dict[str, Any]]]:
+    """What is to be done by now, and how a run is done; the world is drawn, so no data is needed."""
+    return lambda: plan.runs(*plan.scores(plan.STUDY)), train

@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from benchmarks.pictograms.stats import mean_sd
+import numpy as np
+
+NAMES = {
+    "clip": "CLIP",
+    "infoloob": "InfoLOOB",
+    "infonce-hopfield": "InfoNCE + Hopfield",
+    "cloob": "CLOOB",
+    "cloob-warm": "CLOOB, InfoLOOB first",
+    "sum": "InfoLOOB + CLOOB",
+}
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -33,5 +42,16 @@ def spread(values: Sequence[float]) -> str:
     """Mean ± sd of fractions, in per cent."""
     if not values:
         return "–"
-    mean, sd = mean_sd(values)
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return percent(mean) if math.isnan(sd) else f"{percent(mean)} ± {percent(sd)}"
+
+
+def replaced(text: str, tables: str, begin: str, end: str) -> str:
+    """The page's text with other tables between two markers.
+
+    Raises:
+        ValueError: It does not have both markers, once each and in order.
+    """
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the page must hold {begin} and {end}, once each and in order")
+    return f"{text[: text.index(begin)]}{begin}\n{tables}\n{text[text.index(end) :]}"
