@@ -76,7 +76,6 @@ class Files(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def measure_index(args: argparse.Namespace) -> dict[str, Any]:
-    """Pictures a second, for each kind of file."""
     import open_clip
 
     import cloob
@@ -137,7 +136,6 @@ def measure_index(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def interleaved(rows: dict[str, Callable[[], float | None]], count: int, repeats: int) -> dict[str, Any]:
-    """Things a second of each row: the median, and all repeats."""
     rates: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name, run in rows.items():

@@ -38,7 +38,6 @@ ROWS: dict[str, list[str]] = {
 
 
 def searches(index: str, query: str) -> dict[str, list[str]]:
-    """The rows of a search."""
     search = [*CLOOB, "search", index]
     return {
         "import torch, open_clip": ROWS["import torch, open_clip"],
@@ -60,7 +59,6 @@ def measure(words: list[str], code: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measures and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", nargs="?")
     parser.add_argument("--query", default="a red flower")

@@ -99,7 +99,6 @@ def batches(rows: Tensor, size: int) -> list[Tensor]:
 
 
 def by_truth(name: str, values: Tensor, wrong: Tensor) -> dict[str, float]:
-    """The mean over right and over wrong pairs, where there are any."""
     parts = {"right": values[~wrong], "wrong": values[wrong]}
     return {f"{name}_{which}": float(part.double().mean()) for which, part in parts.items() if len(part)}
 

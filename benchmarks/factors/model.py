@@ -31,7 +31,6 @@ class Encoders(nn.Module):
 
 
 def perceptron(inputs: int) -> nn.Module:
-    """Two hidden layers."""
     layers = (nn.Linear(inputs, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, EMBEDDING))
     return nn.Sequential(*layers)
 

@@ -62,7 +62,6 @@ class Setting:
 
     @property
     def slug(self) -> str:
-        """The setting in letters that suit a file name."""
         tau = f"t{self.inv_tau:.3g}" + ("learned" if self.learned else "")
         beta = [f"b{self.beta:.3g}"] if self.beta else []
         return "_".join([tau, *beta, f"lr{self.lr:.3g}", f"wd{self.weight_decay:.3g}", f"l{self.length:g}"])
@@ -88,11 +87,9 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Name of the record, without suffix."""
         return f"{slug(self.world)}_{self.method}_s{self.seed}_{self.setting.slug}"
 
     def config(self) -> dict[str, Any]:
-        """The run as JSON knows it."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -196,12 +193,10 @@ def is_side(world: World) -> bool:
 
 
 def methods(world: World) -> tuple[str, ...]:
-    """What is run in a world."""
     return METHODS if is_side(world) else (*METHODS, *ADDED)
 
 
 def seeds(world: World) -> tuple[int, ...]:
-    """Of the cells of a world."""
     return SIDE_SEEDS if is_side(world) else SEEDS
 
 
@@ -221,13 +216,10 @@ class Search:
 
     @property
     def best(self) -> Setting:
-        """The best so far; of equals the first."""
         return max(self.scores, key=lambda setting: self.scores[setting])
 
 
 def search(method: str, world: World, scores: Scores, superseded: Superseded = MappingProxyType({})) -> Search:
-    """Follows the rounds through the records."""
-
     def kept(_: str, best: Setting) -> list[Mapping[str, Any]]:
         return [dataclasses.asdict(setting) for setting in superseded.get((world, method), ())]
 
@@ -261,7 +253,6 @@ def superseded_settings(configs: Iterable[Mapping[str, Any]], scores: Scores) ->
 
 
 def search_runs(method: str, world: World, setting: Setting) -> list[Run]:
-    """The runs that a setting is judged by."""
     of_search = SIDE_SEARCH_SEEDS if is_side(world) else SEARCH_SEEDS
     return [Run("search", method, world, seed, setting) for seed in of_search]
 

@@ -21,7 +21,6 @@ _APART = 1_000_000
 
 
 def rate(step: int, total: int, peak: float) -> float:
-    """Linear warm-up over a tenth of the run, then cosine to zero."""
     return peak * min((step + 1) / (total / 10), 0.5 * (1 + math.cos(math.pi * step / total)))
 
 

@@ -29,12 +29,10 @@ Measure = Callable[[Record], float]
 
 
 def filled(text: str) -> str:
-    """The page's text with all tables as the records give them."""
     return replaced(text, render(), "<!-- factors:begin -->", "<!-- factors:end -->")
 
 
 def render() -> str:
-    """All tables as Markdown."""
     stages = {stage: records.read(stage, plan.STUDY) for stage in ("search", "superseded", "cells")}
     found = plan.searches(plan.STUDY)
     kept = select(stages["cells"], found)
@@ -60,7 +58,6 @@ def render() -> str:
 
 
 def select(cells: Mapping[str, Record], searches: Mapping[tuple[World, str], plan.Search]) -> Cells:
-    """The cells that count."""
     kept: dict[tuple[World, str], dict[int, Record]] = defaultdict(dict)
     for record in cells.values():
         run = Run.from_config(record["config"])
@@ -72,7 +69,6 @@ def select(cells: Mapping[str, Record], searches: Mapping[tuple[World, str], pla
 
 
 def mean_zero_shot(record: Record) -> float:
-    """Over the factors."""
     return float(np.mean(record["zero_shot"]))
 
 
@@ -93,24 +89,20 @@ def faint_less_loud(record: Record) -> float:
 
 
 def paired(cells: Cells, world: World, ours: str, theirs: str, measure: Measure) -> list[float]:
-    """The differences over the seeds that both have."""
     a, b = cells.get((world, ours), {}), cells.get((world, theirs), {})
     return [measure(a[seed]) - measure(b[seed]) for seed in sorted(a.keys() & b.keys())]
 
 
 def shown(differences: Sequence[float]) -> str:
-    """Mean and interval, in points."""
     return f"{points(float(np.mean(differences)))} ({span(t_interval(differences))})" if differences else "–"
 
 
 def name(world: World) -> str:
-    """How a world differs from the base world."""
     changed = [f"{key} {getattr(world, key):g}" for key, _ in plan.SIDES if getattr(world, key) != getattr(World, key)]
     return ", ".join([*changed, f"{100 * world.wrong:g} % wrong"])
 
 
 def accuracy_table(cells: Cells, worlds: Sequence[World]) -> str:
-    """Mean ± sd of each method, and differences."""
     lines = []
     for world in worlds:
         by_seed = [cells.get((world, method), {}) for method in METHODS]
@@ -135,7 +127,6 @@ def sum_table(cells: Cells, worlds: Sequence[World]) -> str:
 
 
 def factor_table(cells: Cells, worlds: Sequence[World]) -> str:
-    """CLIP's accuracy by factor and CLOOB's lead."""
     lines = []
     for world in worlds:
         if paired(cells, world, "cloob", "clip", mean_zero_shot):
@@ -208,7 +199,6 @@ def chosen_table(searches: Mapping[tuple[World, str], plan.Search]) -> str:
 
 
 def claims_table(cells: Cells) -> str:
-    """Each claim of the protocol with its figures and its verdict."""
     lines = []
     for number, parts in claims(cells):
         decides = number.isdecimal()
@@ -283,7 +273,6 @@ _STREAM = "a stream of fresh pairs"
 
 
 def draw(images: Path) -> None:
-    """Draws both."""
     cells = select(records.read("cells", plan.STUDY), plan.searches(plan.STUDY))
     by_share = {m: {w: found for w in sorted(plan.WRONG) if (found := lead(cells, World(wrong=w), m))} for m in MEMBERS}
     lines(images / "factors-wrong.svg", by_share, NAMES)
@@ -301,7 +290,6 @@ def rows(cells: Cells) -> Iterator[Row]:
 
 
 def label(key: str, value: float) -> str:
-    """What is changed, in words."""
     whole = key == "pool" and value == World.seen
     return _STREAM if whole else _LABELS[key](value)
 

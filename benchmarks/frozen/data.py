@@ -177,7 +177,6 @@ def _encoder() -> AlignedEncoder:
 
 
 def _index(data: Path) -> dict[str, Any]:
-    """All texts, each once, and who uses which."""
     rows: dict[str, int] = {}
 
     def place(texts: Sequence[str]) -> list[int]:

@@ -46,7 +46,6 @@ class World:
 
     @property
     def slug(self) -> str:
-        """In letters that suit a file name."""
         return f"{self.head}_{self.kind}{self.share:g}_{self.pairs}"
 
     @property
@@ -90,7 +89,6 @@ def nearest(world: World) -> World | None:
 
 
 def methods(world: World) -> tuple[str, ...]:
-    """What is run in a world."""
     if world.head in (NEW_TEXT, FINE_TUNE):
         return ("clip", "infoloob", "cloob-warm")
     if world not in CORE:
@@ -100,7 +98,6 @@ def methods(world: World) -> tuple[str, ...]:
 
 
 def seeds(world: World) -> tuple[int, ...]:
-    """Of a world's cells."""
     return SEEDS if world in CORE else SEEDS[:3]
 
 
@@ -123,11 +120,9 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Name of the record, without suffix."""
         return f"{self.method}_{self.world.slug}_e{self.epochs}_s{self.seed}_{self.setting.slug}"
 
     def config(self) -> dict[str, Any]:
-        """The cell as JSON knows it."""
         return dataclasses.asdict(self)
 
 
@@ -246,7 +241,6 @@ def _start(method: str, world: World, scores: Scores) -> Cell | None:
 
 
 def rounds(world: World) -> Rounds:
-    """What is varied in a world, round by round."""
     if world.head == NEW_TEXT:
         return _NEW_TEXT_ROUNDS
     if world.head == FINE_TUNE:
@@ -255,7 +249,6 @@ def rounds(world: World) -> Rounds:
 
 
 def runs_a_method(world: World) -> int:
-    """Runs of each method's search."""
     if world.head == NEW_TEXT:
         return 1 + 2 + 1
     if world.head == FINE_TUNE:
@@ -264,7 +257,6 @@ def runs_a_method(world: World) -> int:
 
 
 def chosen(method: str, world: World, scores: Scores) -> Cell | None:
-    """The search's best run; None before the search is complete."""
     runs = [cell for _, cell in search(method, world, scores)]
     if len(runs) < runs_a_method(world) or any(cell.id not in scores for cell in runs):
         return None
@@ -329,6 +321,5 @@ def _searched(which: Iterable[str], world: World, scores: Scores) -> Iterator[Ce
 
 
 def _by_seed(grids: Iterable[list[Cell]]) -> Iterator[Cell]:
-    """Seed by seed, so that a study that is stopped has pairs."""
     for of_seed in zip(*filter(None, grids), strict=True):
         yield from of_seed

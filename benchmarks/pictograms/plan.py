@@ -66,7 +66,6 @@ class Setting:
 
     @property
     def slug(self) -> str:
-        """The setting in letters that suit a file name."""
         tau = f"t{self.inv_tau:.3g}" + ("learned" if self.learnable_inv_tau else "")
         parts = [f"lr{self.lr:g}", f"wd{self.weight_decay:g}", f"n{self.batch_size}", tau]
         parts += [f"b{self.beta:g}"] if self.beta is not None else []
@@ -96,11 +95,9 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Name of the record, without suffix."""
         return f"{self.method}_{self.tower}_e{self.epochs}_s{self.seed}_{self.setting.slug}"
 
     def config(self) -> dict[str, Any]:
-        """The cell as JSON knows it."""
         return dataclasses.asdict(self)
 
 
@@ -154,7 +151,6 @@ Scores = Mapping[str, float]
 
 
 def search_cell(method: str, setting: Setting, epochs: int) -> Cell:
-    """A run of the search."""
     return Cell("search", method, TOWERS[0], SEARCH_SEED, epochs, setting)
 
 
@@ -214,7 +210,6 @@ def search_cells(scores: Scores) -> Iterator[Cell]:
 
 
 def chosen_setting(method: str, scores: Scores, tower: str = TOWERS[0]) -> Setting:
-    """The setting of a tower's cells, once the search is complete."""
     tried = long_search(method, scores) if tower == TOWERS[0] else rate_search(method, tower, scores)
     return max(tried, key=lambda cell: scores[cell.id]).setting
 
@@ -262,12 +257,10 @@ def select(cells: Mapping[str, Record], scores: Mapping[str, float], epochs: int
 
 
 def ordered(runs: Runs) -> list[tuple[tuple[str, str], dict[int, Record]]]:
-    """The runs tower by tower, methods in the study's order."""
     return sorted(runs.items(), key=lambda item: (TOWERS.index(item[0][1]), METHODS.index(item[0][0])))
 
 
 def every(runs: Runs) -> Iterable[Record]:
-    """All records."""
     return (record for of_seed in runs.values() for record in of_seed.values())
 
 

@@ -44,7 +44,6 @@ _MEMBERS = {"cloob-warm": "cloob", "sum": "cloob"}
 
 
 def build_objective(method: str, setting: Setting) -> nn.Module:
-    """The objective of a cell."""
     overrides: dict[str, Any] = {"inv_tau": setting.inv_tau, "learnable_inv_tau": setting.learnable_inv_tau}
     if setting.beta is not None:
         overrides["beta"] = setting.beta
@@ -67,7 +66,6 @@ class Variant(nn.Module):
         self.progress = 0.0
 
     def clamp_(self) -> None:
-        """As the objective's own."""
         self.objective.clamp_()
 
     def forward(self, image_features: Tensor, text_features: Tensor, *, ids: Tensor | None = None) -> Tensor:
@@ -183,7 +181,6 @@ class Run:
         torch.manual_seed(cell.seed)
 
     def go(self) -> dict[str, Any]:
-        """Trains to the end and returns the cell's record."""
         n, size, bad = len(self.data.pairs["train"]), self.cell.setting.batch_size, 0
         for epoch in range(self.cell.epochs):
             order = epoch_order(n, self.cell.seed, epoch)
@@ -272,8 +269,6 @@ class Run:
 
 
 def study(data: Path, cache: Path) -> tuple[Callable[[], Iterable[Cell]], Callable[[Cell], dict[str, Any]]]:
-    """What is to be done by now, and how a run is done."""
-
     @functools.cache
     def pictures(tests: bool) -> Data:
         found = load(data, cache, create_model(plan.TOWERS[0], seed=0), tests)

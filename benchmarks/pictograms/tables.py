@@ -75,7 +75,6 @@ def draw(_: Path) -> None:
 
 
 def render(found: Found, scores: Scores) -> str:
-    """All tables as Markdown."""
     cells, sets = found["cells"], records.labels_by_set(STUDY)
     runs, published = select(cells, scores)
     longer = {epochs: select(cells, scores, epochs)[0] for epochs in (LONG_EPOCHS, LONGEST_EPOCHS)}
@@ -89,7 +88,6 @@ def render(found: Found, scores: Scores) -> str:
 
 
 def _of_cells(runs: Runs, sets: Sets, searched: Mapping[str, Record], scores: Scores) -> list[str]:
-    """What the grid of cells says."""
     parts = ["### Zero-shot", *(zeroshot_table(runs, tower) for tower in TOWERS if any(t == tower for _, t in runs))]
     for method, baseline in COMPARED:
         title = f"### {NAMES[method]} against {NAMES[baseline]}, paired by seed"
@@ -139,7 +137,6 @@ def summary(cells: Mapping[str, Record], scores: Scores) -> str:
 
 
 def progress(found: Found, runs: Runs, scores: Scores) -> str:
-    """How much of the study the tables rest on."""
     short = sum(cell.id in scores for m in METHODS for _, cell in short_search(m, scores))
     final = sum(cell.id in scores for m in METHODS for cell in long_search(m, scores))
     rates = sum(c.id in scores for m in METHODS for t in TOWERS[1:] for c in rate_search(m, t, scores))
@@ -269,7 +266,6 @@ def chosen_table(scores: Scores) -> str:
 
 
 def probe_table(runs: Runs) -> str:
-    """Linear probe."""
     lines = [
         [tower, NAMES[method], *(spread([r["probe"][name]["acc1"] for r in of_seed.values()]) for name in PROBED)]
         for (method, tower), of_seed in ordered(runs)
@@ -351,7 +347,6 @@ def lengths(short: Runs, longer: Mapping[int, Runs]) -> str:
 
 
 def geometry_table(runs: Runs, title: str = "### Geometry on the validation pairs") -> str:
-    """Effective eigenvalues, Ajne and saturation, by epoch."""
     below = "#" + title.split()[0]
     last = max(line["epoch"] for r in every(runs) for line in r["curve"])
     epochs = sorted({1, *(max(1, last * k // 4) for k in range(1, 5))})
@@ -380,7 +375,6 @@ def _by_tower(runs: Runs, sets: Sets, method: str, baseline: str) -> dict[str, d
 
 
 def search_table(scores: Scores) -> str:
-    """Every setting that was tried, with its validation score."""
     lines = []
     for method in METHODS:
         rows = list(short_search(method, scores))

@@ -99,12 +99,10 @@ def best_look(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def zeroshot(record: Mapping[str, Any]) -> float:
-    """Mean top-1 over the sets at the best look."""
     return float(np.mean(list(best_look(record)["zeroshot"].values())))
 
 
 def render(first_study: Scores, searched: Records, runs: Records) -> str:
-    """The tables as Markdown."""
     tried = [cell for method in MEMBERS for cell in search(method, first_study, searched)]
     whole = len(MEMBERS) * len(SEEDS) * 2
     listed = [cell for cell in cells(first_study, searched) if cell.id in runs]

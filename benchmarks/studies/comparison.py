@@ -59,7 +59,6 @@ def picture_interval(groups: Sequence[tuple[np.ndarray, np.ndarray]], level: flo
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p of the sign test; ties are left out by the caller."""
     n = wins + losses
     if n == 0:
         return 1.0
@@ -102,21 +101,17 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
         return float(np.mean(self.seeds))
 
     @property
     def over_seeds(self) -> tuple[float, float]:
-        """95 % interval: what other seeds would give."""
         return t_interval(self.seeds)
 
     @property
     def over_classes(self) -> tuple[float, float]:
-        """95 % interval: what other classes and pictures would give."""
         return picture_interval(self.pictures)
 
     def shown(self) -> list[str]:
-        """The mean and both intervals, in points."""
         return [points(self.mean), span(self.over_seeds), span(self.over_classes)]
 
 
@@ -155,7 +150,6 @@ def won_and_lost(differences: Sequence[float]) -> tuple[int, int]:
 
 
 def counted(differences: Sequence[float]) -> str:
-    """How many are positive, as text, with the sign test's p."""
     if not differences:
         return "0 of 0"
     n, (wins, losses) = len(differences), won_and_lost(differences)
@@ -164,5 +158,4 @@ def counted(differences: Sequence[float]) -> str:
 
 
 def zeroshot_mean(record: Record) -> float:
-    """Mean top-1 over the sets."""
     return float(np.mean([found["acc1"] for found in record["zeroshot"].values()]))

@@ -18,28 +18,23 @@ NAMES = {
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """A fraction as per cent."""
     return f"{100 * value:.{digits}f}"
 
 
 def points(value: float) -> str:
-    """A difference of fractions in points, with its sign."""
     return f"{100 * value:+z.1f}"
 
 
 def span(interval: tuple[float, float]) -> str:
-    """An interval in points."""
     return "–" if math.isnan(interval[0]) else f"{points(interval[0])} … {points(interval[1])}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean ± sd of fractions, in per cent."""
     if not values:
         return "–"
     mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan

@@ -31,7 +31,6 @@ Sets = dict[str, tuple[np.ndarray, int]]
 
 
 def read(stage: str, study: Path) -> dict[str, Record]:
-    """All records of a stage by id, sorted, as they are packed."""
     packed = _packed(study).get(stage, {})
     files = sorted((study / "runs" / stage).glob("*.json"))
     runs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
@@ -43,7 +42,6 @@ def read(stage: str, study: Path) -> dict[str, Record]:
 
 
 def names(study: Path) -> set[tuple[str, str]]:
-    """Stage and id of every record."""
     files = {(path.parent.name, path.stem) for path in (study / "runs").glob("*/*.json")}
     return files | {(stage, name) for stage, found in _packed(study).items() for name in found}
 
@@ -68,7 +66,6 @@ def _packed(study: Path) -> dict[str, dict[str, Record]]:
 
 
 def _smaller(record: Record, runs: dict[str, Record], packed: dict[str, Record], sets: Sets) -> Record:
-    """The record with hits and p-values in place of predictions."""
     same = list(_lower_seeds(record, runs.values()))
     if any(lower["id"] not in runs for lower in _lower_seeds(record, packed.values())):
         raise ValueError(f"{record['id']}: a lower seed is packed already; put its file back into runs/")
@@ -83,7 +80,6 @@ def _smaller(record: Record, runs: dict[str, Record], packed: dict[str, Record],
 
 
 def _lower_seeds(record: Record, others: Iterable[Record]) -> Iterable[Record]:
-    """Those of the same configuration with this seed or a lower one."""
     seed = record["config"]["seed"]
     for other in others:
         config = other["config"]
@@ -103,7 +99,6 @@ def timing(study: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def write(stage: str, record: Record, study: Path) -> None:
-    """Writes a run's file in one go."""
     file = study / "runs" / stage / f"{record['id']}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".tmp-{os.getpid()}-{file.name}")
@@ -112,7 +107,6 @@ def write(stage: str, record: Record, study: Path) -> None:
 
 
 def write_set(name: str, labels: np.ndarray, n_classes: int, study: Path) -> None:
-    """Keeps what the tables have to know of a test set."""
     write(SETS, {"id": name, "n": len(labels), "n_classes": n_classes, "labels": pack_numbers(labels)}, study)
 
 
