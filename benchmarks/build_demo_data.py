@@ -85,7 +85,6 @@ class Pair:
 
 
 def read_pairs(paths: list[Path]) -> list[Pair]:
-    """All pairs of plain tars, sorted by key."""
     files: dict[str, bytes] = {}
     for path in paths:
         with tarfile.open(path) as tar:
@@ -126,7 +125,6 @@ def choose_train(pairs: list[Pair], vetted: list[Pair], rng: random.Random) -> l
 
 
 def choose_held_out(pairs: list[Pair], rng: random.Random) -> list[Pair]:
-    """Every drawing that may ship, filled up with outline icons."""
     allowed = [pair for pair in pairs if pair.source in ORIGINS and not LEFT_OUT.search(pair.caption)]
     drawings = [pair for pair in allowed if pair.source not in OUTLINES]
     outlines = [pair for pair in allowed if pair.source in OUTLINES]
@@ -168,7 +166,6 @@ def write_noto(folder: Path, source: Path) -> int:
 
 
 def sharing_captions(pairs: list[Pair]) -> int:
-    """Pairs whose caption, normalised, another pair has as well."""
     counts = Counter(caption_id(pair.caption) for pair in pairs)
     return sum(count for count in counts.values() if count > 1)
 

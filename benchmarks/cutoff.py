@@ -63,7 +63,6 @@ def area(accepted: np.ndarray, rejected: np.ndarray) -> float:
 
 
 def draw(sets: dict[str, Any], name: str, texts: np.ndarray, generator: np.random.Generator) -> dict[str, Any]:
-    """One collection of half of a set's classes, and its queries."""
     pictures, truth, classes = sets[name]
     present = generator.permutation(len(classes))[: len(classes) // 2]
     inside = np.isin(truth, present)

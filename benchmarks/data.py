@@ -6,20 +6,17 @@ the captions of the shards, at 224 pixels: 500×400 (about 60 kB each, quality 8
 1024×768. Their pictures are noise with the spectrum of photographs (amplitude ~ 1/f^1.3), as no photographs come with
 the project; the cost of decoding goes by the bytes and the pixels, and both are photographs'.
 
-Four contenders, one after the other in each repeat, so that what slows the machine slows all of them:
+Two contenders, one after the other in each repeat, so that what slows the machine slows both:
 
 - ``open_clip_train``: its ``get_wds_dataset`` with open_clip's training transform (random crop of the same scale,
   bicubic, to float, normalised) and ``SimpleTokenizer``;
-- ``webdataset``: the pipeline of webdataset's own documentation, with the same transform and tokeniser: shards split
-  over the workers, samples shuffled, decoded, mapped and batched there, by ``WebLoader``;
 - ``cloob``: ``PairLoader`` with ``TrainTransform`` and the tokeniser that ``DualEncoder`` has; uint8, as the encoder
-  normalises on its device;
-- ``cloob + float``: the same, and the encoder's normalisation of each batch on this CPU: the same work.
+  normalises on its device.
 
 A run counts from the making of the loader to the end of its last process. Ours lists the members of all shards before,
 once for all epochs: that is measured by itself. Samples per CPU-second (user and system, of this process and its
-workers) are samples per second and core; torch has one thread. Then the tokens: ours and SimpleTokenizer's on the
-captions of the shards, equal or not, and what one caption takes. Writes results.json to ``--out``.
+workers) are samples per second and core; torch has one thread. Prints the rows of two workers, and writes results.json
+to ``--out``. The record has two more contenders and a comparison of tokens, from this script at commit fc415074.
 """
 
 from __future__ import annotations
@@ -46,7 +43,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import webdataset as wds
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import image_transform
@@ -56,6 +52,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.figures import data as table
 from benchmarks.machine import machine
 
 from cloob.data.loader import PairLoader
@@ -67,8 +64,7 @@ from cloob.models.tokenizer import ClipTokenizer
 SCALE = (0.9, 1.0)
 SPECTRUM = 1.3
 QUALITY = 87
-THEIRS, PLAIN, OURS, OURS_FLOAT = CONTENDERS = ("open_clip_train", "webdataset", "cloob", "cloob + float")
-MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+THEIRS, OURS = "open_clip_train", "cloob"
 
 
 @dataclass(frozen=True)
@@ -141,36 +137,11 @@ def ours(form: Form, source: Source, workers: int) -> Iterator[Iterator[tuple[Te
     pairs.close()
 
 
-@contextlib.contextmanager
-def ours_float(form: Form, source: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    with ours(form, source, workers) as batches:
-        yield ((images.float().div_(255).sub_(MEAN).div_(STD), tokens) for images, tokens in batches)
-
-
 def their_transform(form: Form) -> Callable[[Image.Image], Tensor]:
-    """open_clip's training transform."""
     transform: Callable[[Image.Image], Tensor] = image_transform(
         form.image_size, is_train=True, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD, aug_cfg={"scale": SCALE}
     )
     return transform
-
-
-@contextlib.contextmanager
-def plain(form: Form, _: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    shards = list(map(str, form.shards))
-    share = form.batches // max(1, min(workers, len(shards)))  # of a worker: one without a shard of its own has nothing
-    dataset = (
-        wds.WebDataset(shards, shardshuffle=len(shards))
-        .shuffle(1000)
-        .decode("pilrgb")
-        .to_tuple("jpg;png;jpeg;webp", "txt")
-        .map_tuple(their_transform(form), lambda text: TOKENIZER(text)[0])
-        .batched(form.batch_size)
-        .repeat()
-        .with_epoch(share)
-    )
-    loader = wds.WebLoader(dataset, batch_size=None, shuffle=False, num_workers=min(workers, len(shards)))
-    yield iter(loader)
 
 
 @contextlib.contextmanager
@@ -192,12 +163,7 @@ def theirs(form: Form, _: Source, workers: int) -> Iterator[Iterator[tuple[Tenso
 
 
 TOKENIZER = SimpleTokenizer()
-MAKERS: dict[str, Callable[[Form, Source, int], Any]] = {
-    THEIRS: theirs,
-    PLAIN: plain,
-    OURS: ours,
-    OURS_FLOAT: ours_float,
-}
+MAKERS: dict[str, Callable[[Form, Source, int], Any]] = {THEIRS: theirs, OURS: ours}
 
 
 def cpu_seconds() -> float:
@@ -207,7 +173,6 @@ def cpu_seconds() -> float:
 
 
 def run(name: str, form: Form, source: Source, workers: int) -> dict[str, Any]:
-    """One run of one contender: the rates."""
     gc.collect()
     wall, cpu, samples = time.perf_counter(), cpu_seconds(), 0
     with MAKERS[name](form, source, workers) as batches:
@@ -227,9 +192,9 @@ def measure(form: Form, workers: int, repeats: int) -> list[dict[str, Any]]:
     listing = cpu_seconds()
     source = form.open()
     listing = cpu_seconds() - listing
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in MAKERS}
     for _ in range(repeats):
-        for name in CONTENDERS:
+        for name in MAKERS:
             runs[name].append(run(name, form, source, workers))
     rows = []
     for name, found in runs.items():
@@ -245,46 +210,11 @@ def measure(form: Form, workers: int, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def compare_tokens(captions: list[str]) -> dict[str, Any]:
-    """Equality of all tokens, and CPU time a caption for a fresh tokeniser and for one that has seen them."""
-    original, fast = SimpleTokenizer(), ClipTokenizer.of(SimpleTokenizer())
-    row: dict[str, Any] = {"captions": len(captions), "distinct": len(set(captions))}
-    for moment in ("first", "again"):
-        tokens = []
-        for name, tokenizer in ((THEIRS, original), (OURS, fast)):
-            start = time.process_time()
-            tokens.append(tokenizer(captions))
-            row[f"{name}_{moment}_us"] = (time.process_time() - start) / len(captions) * 1e6
-        row["identical"] = row.get("identical", True) and torch.equal(*tokens)
-    return row
-
-
-def print_table(rows: list[dict[str, Any]], tokens: dict[str, Any], about: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=", ".join(f"{key} {value}" for key, value in about.items()))
-    for head in ("data", "workers", "what", "samples/s", "ratio", "samples/CPU-s", "ratio"):
-        table.add_column(head, justify="left" if head in ("data", "what") else "right")
-    for row in rows:
-        shown = [f"{row[key]:,.0f}" if unit else f"{row[key]:.2f}" for key, unit in (
-            ("per_second", 1), ("per_second_ratio", 0), ("per_cpu_second", 1), ("per_cpu_second_ratio", 0)
-        )]  # fmt: skip
-        table.add_row(row["data"], str(row["workers"]), row["name"], *shown, end_section=row["name"] == CONTENDERS[-1])
-    Console(width=120).print(table)
-    times = ", ".join(f"{key.removesuffix('_us')} {value:.1f} µs" for key, value in tokens.items() if "_us" in key)
-    same = "identical" if tokens["identical"] else "NOT identical"
-    listing = statistics.median(row["listing_us"] for row in rows if row["name"] == OURS)
-    print(f"listing the shards' members, once for all epochs: {listing:.0f} µs a sample")
-    print(f"tokens of {tokens['captions']:,} captions ({tokens['distinct']:,} distinct): {same}; {times} a caption")
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards, two at least")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--captions", type=int, default=10_000, help="of which the tokens are compared")
     parser.add_argument("--quick", action="store_true", help="a tenth of the data: to see that it runs")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "data")
     return parser.parse_args(arguments)
@@ -296,8 +226,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger().setLevel(logging.ERROR)
     torch.set_num_threads(1)
     source = open_source(args.data)
-    captions = [source.read(i).caption for i in range(min(args.captions, len(source)))]
-    tokens, rows = compare_tokens(captions), []
+    captions = [source.read(i).caption for i in range(min(10_000, len(source)))]
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for form in forms(args.data, Path(folder), captions, args.quick):
             for workers in args.workers:
@@ -305,9 +235,9 @@ def main(arguments: list[str] | None = None) -> None:
                 rows += measure(form, workers, args.repeats)
     about = machine("pillow") | {"quick": args.quick}
     args.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": about, "tokens": tokens, "rows": rows}
+    record = {"machine": about, "rows": rows}
     (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    print_table(rows, tokens, about)
+    print(table(record))
     print(f"written: {args.out}/results.json")
 
 

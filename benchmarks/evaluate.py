@@ -1,4 +1,4 @@
-"""``cloob eval`` beside CLIP_benchmark: the same model on the same five sets, whole commands and the evaluation alone.
+"""``cloob eval`` beside CLIP_benchmark: the same model on the same five sets, whole commands.
 
 ``python benchmarks/evaluate.py [--cases tiny-first tiny-few large-few] [--repeats 3] [--quick]``. The cases:
 
@@ -8,14 +8,10 @@
 
 Both tools get the same model folder (random weights), the same WebDataset folders (all classes and templates), float32,
 the same batch size, one decoding worker (a set of one shard gives CLIP_benchmark's loader no more) and the same number
-of threads. Rows, each the seconds of one process:
+of threads. A row is the seconds of one process, imports and files included, with all five sets in one command. Ours
+starts with an empty cache, and also writes the report, the classes' CSV and the confusion pictures, with intervals.
+(The record has two more rows, from this script at commit fc415074.)
 
-- ``command``: from the start of the process to its end, imports and files included, all five sets in one command. Ours
-  starts with an empty cache, and also writes the report, the classes' CSV and the confusion pictures, with intervals;
-- ``evaluation``: without interpreter, imports, command line and files: model loaded, sets embedded and scored;
-- ``again``: our command, finished once, for a second time.
-
-CLIP_benchmark's command loads the model once a set; so does its ``evaluation`` row, since that is how it evaluates.
 Times are medians of interleaved repeats: ``--repeats`` of them, or two where more would take over ``--budget`` seconds.
 CLIP_benchmark 1.6.2 cannot live beside our numpy: benchmarks/overlay.py makes it an environment with the same torch,
 open_clip and Pillow. Accuracies are compared too. Writes results.json to --out, in which the rows of cases that were
@@ -40,6 +36,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.figures import evaluate as table
 from benchmarks.machine import machine as this_machine
 from benchmarks.overlay import CLIP_BENCHMARK, overlay
 
@@ -54,36 +51,6 @@ CASES = {
 
 BATCH = 64
 WORKERS = 1
-# What runs in a process of its own and writes its seconds: both functions get the model folder and the folders of sets.
-OURS = """
-import json, sys, time
-from pathlib import Path
-import torch
-from cloob.evaluation.sets.labelled import open_labelled
-from cloob.evaluation.embed import EmbedOptions
-from cloob.evaluation.embeddings import Embeddings
-from cloob.evaluation.suite import evaluate
-from cloob.models.towers import open_clip
-open_clip()
-out, batch, workers, threads, model, *sets = sys.argv[1:]
-torch.set_num_threads(int(threads))
-start = time.perf_counter()
-embeddings = Embeddings({"m": model}, EmbedOptions(batch_size=int(batch), workers=int(workers)))
-evaluate(embeddings, [open_labelled(folder) for folder in sets])
-Path(out).write_text(json.dumps(time.perf_counter() - start))
-"""
-THEIRS = """
-import json, os, sys, time
-from pathlib import Path
-import torch
-from clip_benchmark import cli
-out, batch, workers, threads, *rest = sys.argv[1:]
-torch.set_num_threads(int(threads))
-sys.argv = ["clip_benchmark", *rest]
-start = time.perf_counter()
-cli.main()
-Path(out).write_text(json.dumps(time.perf_counter() - start))
-"""
 
 
 def make_sets(source: Path, folder: Path, names: tuple[str, ...], images: int) -> list[Path]:
@@ -108,7 +75,6 @@ def make_sets(source: Path, folder: Path, names: tuple[str, ...], images: int) -
 
 
 def make_model(name: str, folder: Path) -> Path:
-    """A model folder with random weights."""
     from cloob.models.folder import save_model
     from cloob.models.towers import create_model
     from cloob.objective import make_objective
@@ -130,7 +96,6 @@ def their_options(model: Path, sets: list[Path], out: Path) -> list[str]:
 
 
 def run(command: list[str], threads: int, out: Path) -> float:
-    """Seconds that a command takes."""
     out.mkdir(parents=True, exist_ok=True)
     cache = {"CLOOB_CACHE": str(out / "cache")}  # goes with the folder: a cache of earlier runs would have it all
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **cache}
@@ -142,13 +107,11 @@ def run(command: list[str], threads: int, out: Path) -> float:
 
 
 def measure(case: str, python: str, args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All rows of one case, interleaved."""
     name, names, images = CASES[case]
     model = make_model(name, work / "models")
     sets = make_sets(args.data, work / "sets", names, min(images, args.images))
     seconds: dict[str, list[float]] = {}
-    ours, theirs, told = work / "ours", work / "theirs", work / "seconds.json"
-    inner = [str(told), str(BATCH), str(WORKERS), str(args.threads)]
+    ours, theirs = work / "ours", work / "theirs"
 
     def note(row: str, taken: float) -> None:
         seconds.setdefault(row, []).append(taken)
@@ -159,16 +122,9 @@ def measure(case: str, python: str, args: argparse.Namespace, work: Path) -> dic
         if repeat > 1 and (time.perf_counter() - started) * (repeat + 1) / repeat > args.budget:
             break
         shutil.rmtree(ours, ignore_errors=True)
-        note("cloob command", run(our_command(model, sets, ours), args.threads, ours))
-        note("cloob again", run(our_command(model, sets, ours), args.threads, ours))
+        note("cloob", run(our_command(model, sets, ours), args.threads, ours))
         command = [python, "-m", "clip_benchmark.cli", *their_options(model, sets, theirs)]
-        note("clip_benchmark command", run(command, args.threads, theirs))
-        if args.no_evaluation:
-            continue
-        run([sys.executable, "-c", OURS, *inner, str(model), *map(str, sets)], args.threads, ours)
-        note("cloob evaluation", json.loads(told.read_text()))
-        run([python, "-c", THEIRS, *inner, *their_options(model, sets, theirs)], args.threads, theirs)
-        note("clip_benchmark evaluation", json.loads(told.read_text()))
+        note("clip_benchmark", run(command, args.threads, theirs))
     apart = images_apart(ours, theirs)
     about = {
         "case": case,
@@ -181,17 +137,13 @@ def measure(case: str, python: str, args: argparse.Namespace, work: Path) -> dic
 
 def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
     """Medians, minima, and how many times as long CLIP_benchmark takes (of the medians, and in each repeat)."""
-    found: dict[str, Any] = {}
-    for row in ("command", "evaluation", "again"):
-        both = {tool: seconds[f"{tool} {row}"] for tool in ("cloob", "clip_benchmark") if f"{tool} {row}" in seconds}
-        if not both:
-            continue
-        found[row] = {tool: {"median_s": statistics.median(t), "min_s": min(t), "all_s": t} for tool, t in both.items()}
-        if len(both) == 2:
-            a, b = both["cloob"], both["clip_benchmark"]
-            found[row]["ratio"] = statistics.median(b) / statistics.median(a)
-            found[row]["ratios"] = [theirs / ours for ours, theirs in zip(a, b, strict=True)]
-    return found
+    found: dict[str, Any] = {
+        tool: {"median_s": statistics.median(t), "min_s": min(t), "all_s": t} for tool, t in seconds.items()
+    }
+    a, b = seconds["cloob"], seconds["clip_benchmark"]
+    found["ratio"] = statistics.median(b) / statistics.median(a)
+    found["ratios"] = [theirs / ours for ours, theirs in zip(a, b, strict=True)]
+    return {"command": found}
 
 
 def images_apart(ours: Path, theirs: Path) -> dict[str, tuple[int, float]]:
@@ -209,25 +161,6 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     return {**this_machine("open_clip_torch"), "clip_benchmark": "1.6.2", **settings}
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    about = rows[-1]["machine"]
-    table = Table(title=f"{about['cpu']}, {about['threads']} threads")
-    for head in ("case", "what", "cloob, median s", "clip_benchmark, median s", "clip_benchmark / cloob"):
-        table.add_column(head, justify="left" if head in ("case", "what") else "right")
-    for row in rows:
-        for what in ("command", "evaluation", "again"):
-            if what in row:
-                cells = [
-                    f"{row[what][tool]['median_s']:.2f}" if tool in row[what] else ""
-                    for tool in ("cloob", "clip_benchmark")
-                ]
-                table.add_row(row["case"], what, *cells, f"{row[what]['ratio']:.2f}" if "ratio" in row[what] else "")
-    Console(width=120).print(table)
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
@@ -236,7 +169,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--budget", type=float, default=300.0, help="seconds that a case's repeats may take")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--no-evaluation", action="store_true", help="whole commands only")
     parser.add_argument("--quick", action="store_true", help="tiny-few with 40 images a set, once")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evaluate")
     return parser.parse_args()
@@ -256,7 +188,7 @@ def main() -> None:
             row = measure(case, python, args, Path(place) / case)
             rows = [*(other for other in rows if other["case"] != case), row]
             file.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
-    print_table(rows)
+    print(table({"rows": rows}))
     print(f"written: {file}")
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pictograms.markdown import table
-from benchmarks.pictograms.tables import replaced
+from benchmarks.studies.pages import replaced, table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"
@@ -17,12 +16,10 @@ Record = dict[str, Any]
 
 
 def number(value: float) -> str:
-    """Three digits, or all of those before the point."""
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}".rstrip(".")
 
 
 def ratio(shown: str, value: float | None) -> str:
-    """A figure with its ratio to another one in brackets."""
     return shown if value is None else f"{shown} ({value:.2f})"
 
 
@@ -38,7 +35,6 @@ def objective(record: Record) -> str:
 
 
 def data(record: Record) -> str:
-    """Samples a second of each contender with two workers."""
     lines = [
         [row["data"], row["name"], *(ratio(number(row[key]), row.get(f"{key}_ratio")) for key in _RATES)]
         for row in record["rows"]
@@ -58,7 +54,6 @@ def train_step(record: Record) -> str:
 
 
 def evaluate(record: Record) -> str:
-    """Seconds of whole commands, ours and CLIP_benchmark's."""
     lines = []
     for row in record["rows"]:
         ours, theirs = (number(row["command"][name]["median_s"]) for name in ("cloob", "clip_benchmark"))
@@ -86,7 +81,6 @@ def machine(record: Record) -> str:
 
 
 def filled(text: str) -> str:
-    """The page's text with all tables as the records give them."""
     for name, (command, tables) in SECTIONS.items():
         record = json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8"))
         link = f"[record](../benchmarks/results/{name}/results.json)"

@@ -10,7 +10,6 @@ from typing import Any
 
 
 def processor() -> str:
-    """The CPU's name, as Linux gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

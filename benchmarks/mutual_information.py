@@ -91,7 +91,6 @@ def tower() -> nn.Module:
 
 
 def estimate(case: Case, x: Tensor, y: Tensor) -> Tensor:
-    """The 0-d estimate of one batch of unit rows, in nats."""
     options: dict[str, Any] = {"contrast": case.contrast, "hopfield": case.beta > 0, "scale": "unit"}
     loss = cloob_reference(x, y, case.inv_tau, case.beta or BETA, **options)
     return math.log(len(x) - (case.contrast == "infoloob")) - loss
@@ -200,7 +199,6 @@ def label(contrast: str, beta: float) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The two tables that docs/mutual-information.md shows."""
     lines = [
         "| truth | objective, τ⁻¹ = 30 | mean | bias | variance over batches | variance over seeds | highest batch |",
         "|---|---|---|---|---|---|---|",

@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.figures import objective as table
 from benchmarks.machine import machine as this_machine
 
 from cloob.functional import cloob_reference
@@ -48,8 +49,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def plain(x: Tensor, y: Tensor) -> Tensor:
-    """Eq. 3 to 5 of the paper, line by line."""
-
     def retrieve(state: Tensor, stored: Tensor) -> Tensor:
         return F.normalize(F.softmax(BETA * state @ stored.T, dim=1) @ stored, dim=1)
 
@@ -63,7 +62,6 @@ def plain(x: Tensor, y: Tensor) -> Tensor:
 
 
 def contenders() -> dict[str, Loss]:
-    """What there is to run, by name."""
     found: dict[str, Loss] = {
         "plain": plain,
         "reference": lambda x, y: cloob_reference(x, y, INV_TAU, BETA),
@@ -82,7 +80,7 @@ def contenders() -> dict[str, Loss]:
 
         found["inf-cl"] = lambda x, y: cal_inf_loss(x, y, scale=torch.tensor(INV_TAU, device=x.device))
     except ImportError:
-        pass  # most machines; print_table says so
+        print("inf-cl is left out: its package does not import")
     return found
 
 
@@ -151,7 +149,6 @@ def gemms(dim: int, device: str) -> tuple[Callable[[], object], float]:
 
 
 def repeats(n: int, args: argparse.Namespace) -> int:
-    """More where a repeat is short."""
     return 1 if n >= args.once_from else args.repeats or max(5, min(41, 20480 // n))
 
 
@@ -198,33 +195,6 @@ def compare(rows: list[dict[str, Any]]) -> None:
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     gpu = {"gpu": torch.cuda.get_device_name()} if args.device == "cuda" else {}
     return {**this_machine(), "threads": args.threads, "dim": args.dim, **gpu}
-
-
-def print_table(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=", ".join(f"{k} {v}" for k, v in about.items()))
-    heads = ("N", "what", "median s", "min s", "time / plain", "min / plain", "extra MB", "memory / plain")
-    for head in (*heads, "GFLOP/s", "rate / GEMM", "best rate / GEMM"):
-        table.add_column(head, justify="left" if head == "what" else "right")
-    cells = (
-        ("median_s", "{:.4f}", 1),
-        ("min_s", "{:.4f}", 1),
-        ("time_ratio", "{:.2f}", 1),
-        ("min_time_ratio", "{:.2f}", 1),
-        ("extra_bytes", "{:.1f}", 1e6),
-        ("memory_ratio", "{:.3f}", 1),
-        ("gflops_median", "{:.0f}", 1),
-        ("rate_ratio", "{:.2f}", 1),
-        ("best_rate_ratio", "{:.2f}", 1),
-    )
-    for row in rows:
-        shown = [form.format(row[key] / unit) if key in row else "" for key, form, unit in cells]
-        table.add_row(str(row["n"]), row["name"], *shown, end_section=row["name"] == "GEMM")
-    Console(width=150).print(table)
-    if "inf-cl" not in {row["name"] for row in rows}:
-        print("inf-cl is left out: its package does not import here")
 
 
 def plot(rows: list[dict[str, Any]], path: Path, about: dict[str, Any]) -> None:
@@ -276,7 +246,7 @@ def main() -> None:
         rows += measure_size(n, args)
         compare(rows)
         (args.out / "results.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
-    print_table(rows, about)
+    print(table({"rows": rows}))
     plot(rows, args.out / "objective.png", about)
     print(f"written: {args.out}/results.json, objective.png")
 

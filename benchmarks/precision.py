@@ -54,7 +54,6 @@ def gradient(path: Any, x: Tensor, y: Tensor, **options: Any) -> Tensor:
 
 
 def rows() -> list[dict[str, Any]]:
-    """One row a kind of embeddings and a member of the family."""
     found = []
     for hopfield in (True, False):
         for dim in (128, 512):
@@ -91,7 +90,6 @@ def small_batches() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """The command."""
     parser = argparse.ArgumentParser(description="How exact the gradient is.")
     parser.add_argument("--small-batches", action="store_true", help="32 to 255 pairs in narrow cones")
     OUT.mkdir(parents=True, exist_ok=True)

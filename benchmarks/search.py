@@ -14,20 +14,15 @@ floor. The model has random weights: times do not depend on them. Two kinds of f
 
 Medians of interleaved repeats.
 
-``python -m benchmarks.search query [--sizes 10000,100000,1000000] [--threads 2]``: milliseconds of a query,
-recall@10 of text queries, memory, and what making it costs, for vectors 512 wide (benchmarks/vectors/collection.py
-says how they are made) in cloob's SQLite store, exact and by faiss; in numpy and faiss's flat index. Each engine is a
-process; all are ready before the first is asked, and they take turns. A million vectors take 12 GB of temporary files.
-Memory is a process's own (own_bytes); file_bytes are pages of files, which the system may take back, those of the file
-that the vectors were read from among them. LanceDB and PostgreSQL were measured by this script at commit fc415074.
+``query`` (milliseconds of a query and recall@10 at 10,000 to a million vectors, beside numpy, faiss, LanceDB and
+PostgreSQL) was measured by this script at commit fc415074; its record stays.
 
-Writes results.json to --out, in which the parts and sizes that were not measured now stay.
+Writes results.json to --out, in which other parts stay.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import platform
 import statistics
@@ -41,7 +36,6 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.machine import machine as this_machine
-from benchmarks.vectors.measure import measure, table
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -82,7 +76,6 @@ class Files(torch.utils.data.Dataset[torch.Tensor]):
 
 
 def measure_index(args: argparse.Namespace) -> dict[str, Any]:
-    """Pictures a second, for each kind of file."""
     import open_clip
 
     import cloob
@@ -142,18 +135,7 @@ def measure_index(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def measure_query(args: argparse.Namespace) -> dict[str, Any]:
-    """Queries, for each number of vectors."""
-    found: dict[str, Any] = args.known.get("query", {}).get("sizes", {})
-    for n in args.sizes:
-        found[str(n)] = measure(n, args.threads)
-    found = {size: found[size] for size in sorted(found, key=int)}
-    print(table(found), flush=True)
-    return {"sizes": found, "faiss": importlib.metadata.version("faiss-cpu"), "numpy": np.__version__}
-
-
 def interleaved(rows: dict[str, Callable[[], float | None]], count: int, repeats: int) -> dict[str, Any]:
-    """Things a second of each row: the median, and all repeats."""
     rates: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name, run in rows.items():
@@ -168,31 +150,23 @@ def machine(threads: int) -> dict[str, Any]:
     return {**this_machine(), "threads": threads, "python": platform.python_version()}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"index": measure_index, "query": measure_query}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which figures; all when left out")
+    parser.add_argument("part", choices=["index"])
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--pictures", type=Path, help="a folder of pictures, in place of those made here")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a quarter of the pictures")
-    parser.add_argument(
-        "--sizes", type=lambda text: [int(size) for size in text.split(",")], default=[10_000, 100_000, 1_000_000]
-    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "search")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     path = args.out / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for part in args.parts or PARTS:
-        args.known = results
-        results[part] = PARTS[part](args) | {"machine": machine(args.threads)}
-        args.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(results, indent=2))
+    results[args.part] = measure_index(args) | {"machine": machine(args.threads)}
+    args.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(results[args.part], indent=2))
 
 
 if __name__ == "__main__":

@@ -30,26 +30,22 @@ WORDS = tuple("red blue old small bird house car tree face hand arrow music hear
 
 
 def resident(process: int) -> float:
-    """Resident memory of a process, MB."""
     status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1000  # type: ignore[index]
 
 
 def processor_seconds(process: int) -> float:
-    """What a process has computed so far, all threads."""
     fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def machine() -> str:
-    """The processor and how many cores there are."""
     return f"{len(os.sched_getaffinity(0))} cores of {processor()}"
 
 
 async def client(
     web: aiohttp.ClientSession, seed: int, ids: list[int], until: float, rows: list[tuple[str, float, int]]
 ) -> None:
-    """Asks until the time is over."""
     draw = random.Random(seed)
     while time.perf_counter() < until:
         kind = draw.choice(["words", "words", "words", "similar", "thumbnail"])
@@ -72,7 +68,6 @@ async def client(
 
 
 async def load(address: str, clients: int, seconds: float) -> list[tuple[str, float, int]]:
-    """All clients at once."""
     rows: list[tuple[str, float, int]] = []
     connections = aiohttp.TCPConnector(limit=clients)
     async with aiohttp.ClientSession(address, connector=connections, timeout=aiohttp.ClientTimeout(60)) as web:
@@ -86,7 +81,6 @@ async def load(address: str, clients: int, seconds: float) -> list[tuple[str, fl
 
 
 def main() -> None:
-    """Serves, asks, prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("index")
     parser.add_argument("--clients", type=int, default=50)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.figures.programs import start as table
+from benchmarks.figures import number
 from benchmarks.machine import machine
 
 PYTHON, CLOOB = [sys.executable, "-c"], [sys.executable, "-m", "cloob"]
@@ -38,7 +38,6 @@ ROWS: dict[str, list[str]] = {
 
 
 def searches(index: str, query: str) -> dict[str, list[str]]:
-    """The rows of a search."""
     search = [*CLOOB, "search", index]
     return {
         "import torch, open_clip": ROWS["import torch, open_clip"],
@@ -60,7 +59,6 @@ def measure(words: list[str], code: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measures and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("index", nargs="?")
     parser.add_argument("--query", default="a red flower")
@@ -80,7 +78,9 @@ def main() -> None:
         "machine": machine("open_clip_torch", "torchvision", "timm") | {"repeats": arguments.repeats},
         "rows": rows,
     }
-    print(table(record))
+    print("| process | CPU s | wall s |\n| --- | --- | --- |")
+    for row in rows:
+        print(f"| {row['name']} | {number(row['cpu_seconds'])} | {number(row['seconds'])} |")
     if not arguments.index:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -149,7 +149,6 @@ def transcription(args: argparse.Namespace, folder: Path) -> None:
 
 
 def run_one(name: str, args: argparse.Namespace) -> None:
-    """Trains in this process and prints the images a second."""
     train: dict[str, Callable[[Path], None]] = {
         OURS: lambda folder: ours(args, folder, "cloob", "fp32"),
         "cloob, clip loss": lambda folder: ours(args, folder, "clip", "fp32"),
@@ -165,7 +164,6 @@ def run_one(name: str, args: argparse.Namespace) -> None:
 
 
 def measure(name: str, args: argparse.Namespace) -> float:
-    """Images a second of one training in a fresh process."""
     command = [sys.executable, __file__, "--one", name]
     for key in ("model", "data", "batch", "workers", "threads", "warm", "steps", "device"):
         command += [f"--{key}", str(getattr(args, key))]

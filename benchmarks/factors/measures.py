@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from benchmarks.factors.encoders import Encoders
-from benchmarks.factors.objectives import Objective
+from benchmarks.factors.model import Encoders, Objective
 from benchmarks.factors.world import FACTORS, VALUES, Sample
 from torch import Tensor
 from torch.nn import functional as F
@@ -100,7 +99,6 @@ def batches(rows: Tensor, size: int) -> list[Tensor]:
 
 
 def by_truth(name: str, values: Tensor, wrong: Tensor) -> dict[str, float]:
-    """The mean over right and over wrong pairs, where there are any."""
     parts = {"right": values[~wrong], "wrong": values[wrong]}
     return {f"{name}_{which}": float(part.double().mean()) for which, part in parts.items() if len(part)}
 

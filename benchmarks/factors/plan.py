@@ -13,11 +13,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from benchmarks.factors.world import World
+from benchmarks.studies import records
 
+STUDY = Path(__file__).parent
 METHODS = ("clip", "infoloob", "infonce-hopfield", "cloob")
 ADDED = ("sum",)
 """Run after these, in the base worlds: the mean of InfoLOOB and CLOOB with one τ⁻¹."""
@@ -59,7 +62,6 @@ class Setting:
 
     @property
     def slug(self) -> str:
-        """The setting in letters that suit a file name."""
         tau = f"t{self.inv_tau:.3g}" + ("learned" if self.learned else "")
         beta = [f"b{self.beta:.3g}"] if self.beta else []
         return "_".join([tau, *beta, f"lr{self.lr:.3g}", f"wd{self.weight_decay:.3g}", f"l{self.length:g}"])
@@ -85,11 +87,9 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Name of the record, without suffix."""
         return f"{slug(self.world)}_{self.method}_s{self.seed}_{self.setting.slug}"
 
     def config(self) -> dict[str, Any]:
-        """The run as JSON knows it."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -193,12 +193,10 @@ def is_side(world: World) -> bool:
 
 
 def methods(world: World) -> tuple[str, ...]:
-    """What is run in a world."""
     return METHODS if is_side(world) else (*METHODS, *ADDED)
 
 
 def seeds(world: World) -> tuple[int, ...]:
-    """Of the cells of a world."""
     return SIDE_SEEDS if is_side(world) else SEEDS
 
 
@@ -218,13 +216,10 @@ class Search:
 
     @property
     def best(self) -> Setting:
-        """The best so far; of equals the first."""
         return max(self.scores, key=lambda setting: self.scores[setting])
 
 
 def search(method: str, world: World, scores: Scores, superseded: Superseded = MappingProxyType({})) -> Search:
-    """Follows the rounds through the records."""
-
     def kept(_: str, best: Setting) -> list[Mapping[str, Any]]:
         return [dataclasses.asdict(setting) for setting in superseded.get((world, method), ())]
 
@@ -258,7 +253,6 @@ def superseded_settings(configs: Iterable[Mapping[str, Any]], scores: Scores) ->
 
 
 def search_runs(method: str, world: World, setting: Setting) -> list[Run]:
-    """The runs that a setting is judged by."""
     of_search = SIDE_SEARCH_SEEDS if is_side(world) else SEARCH_SEEDS
     return [Run("search", method, world, seed, setting) for seed in of_search]
 
@@ -281,3 +275,16 @@ def runs(scores: Scores, superseded: Superseded = MappingProxyType({})) -> Itera
         if all(each.complete for each in searches.values()):
             for seed in seeds(world):
                 yield from (Run("cells", method, world, seed, searches[method].best) for method in members)
+
+
+def scores(results: Path) -> tuple[dict[str, float], Superseded]:
+    """The best held-out recall of each run, and the settings of the runs under ``superseded``."""
+    before = records.read("superseded", results)
+    found = {name: record["recall"] for name, record in (before | records.read("search", results)).items()}
+    return found, superseded_settings([record["config"] for record in before.values()], found)
+
+
+def searches(results: Path) -> dict[tuple[World, str], Search]:
+    """Each method's search in each world, as far as the records of its runs go."""
+    known = scores(results)
+    return {(world, m): search(m, world, *known) for world in worlds() for m in methods(world)}

@@ -1,7 +1,4 @@
-"""The tables of ``tables.md``, recomputed from the records between two marker lines.
-
-Cells count once the search of their method in their world is complete, and with the setting that it chose.
-"""
+"""The tables of ``tables.md``, recomputed from the records between two markers, and two figures of docs/study.md."""
 
 from __future__ import annotations
 
@@ -11,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.factors import plan, searched
+from benchmarks.factors import plan
 from benchmarks.factors.plan import METHODS, Run
 from benchmarks.factors.world import FACTORS, VALUES, World
-from benchmarks.pictograms import records
-from benchmarks.pictograms.comparison import counted
-from benchmarks.pictograms.markdown import percent, points, span, spread, table
-from benchmarks.pictograms.selection import NAMES
-from benchmarks.pictograms.stats import t_interval
-from benchmarks.pictograms.tables import replaced
+from benchmarks.studies import records
+from benchmarks.studies.comparison import counted, t_interval
+from benchmarks.studies.leads import Lead, Row, forest, lines
+from benchmarks.studies.pages import NAMES, percent, points, replaced, span, spread, table
 
-PAGE = Path(__file__).with_name("tables.md")
-BEGIN, END = "<!-- factors:begin -->", "<!-- factors:end -->"
 COMPARED = (("cloob", "clip"), ("infoloob", "clip"), ("infonce-hopfield", "clip"), ("cloob", "infoloob"))
 TARGET = 0.8
 """The share of the cells above chance in which CLOOB is to be ahead."""
@@ -35,15 +28,13 @@ Cells = Mapping[tuple[World, str], Mapping[int, Record]]
 Measure = Callable[[Record], float]
 
 
-def write(results: Path) -> None:
-    """Puts the tables between the markers of the page."""
-    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), render(results), BEGIN, END), encoding="utf-8")
+def filled(text: str) -> str:
+    return replaced(text, render(), "<!-- factors:begin -->", "<!-- factors:end -->")
 
 
-def render(results: Path) -> str:
-    """All tables as Markdown."""
-    stages = {stage: records.read(stage, results) for stage in ("search", "superseded", "cells")}
-    found = searched.searches(results)
+def render() -> str:
+    stages = {stage: records.read(stage, plan.STUDY) for stage in ("search", "superseded", "cells")}
+    found = plan.searches(plan.STUDY)
     kept = select(stages["cells"], found)
     hours = sum(r["cpu_seconds"] for of_stage in stages.values() for r in of_stage.values()) / 3600
     done = sum(map(len, kept.values()))
@@ -67,7 +58,6 @@ def render(results: Path) -> str:
 
 
 def select(cells: Mapping[str, Record], searches: Mapping[tuple[World, str], plan.Search]) -> Cells:
-    """The cells that count."""
     kept: dict[tuple[World, str], dict[int, Record]] = defaultdict(dict)
     for record in cells.values():
         run = Run.from_config(record["config"])
@@ -79,7 +69,6 @@ def select(cells: Mapping[str, Record], searches: Mapping[tuple[World, str], pla
 
 
 def mean_zero_shot(record: Record) -> float:
-    """Over the factors."""
     return float(np.mean(record["zero_shot"]))
 
 
@@ -100,24 +89,20 @@ def faint_less_loud(record: Record) -> float:
 
 
 def paired(cells: Cells, world: World, ours: str, theirs: str, measure: Measure) -> list[float]:
-    """The differences over the seeds that both have."""
     a, b = cells.get((world, ours), {}), cells.get((world, theirs), {})
     return [measure(a[seed]) - measure(b[seed]) for seed in sorted(a.keys() & b.keys())]
 
 
 def shown(differences: Sequence[float]) -> str:
-    """Mean and interval, in points."""
     return f"{points(float(np.mean(differences)))} ({span(t_interval(differences))})" if differences else "–"
 
 
 def name(world: World) -> str:
-    """How a world differs from the base world."""
     changed = [f"{key} {getattr(world, key):g}" for key, _ in plan.SIDES if getattr(world, key) != getattr(World, key)]
     return ", ".join([*changed, f"{100 * world.wrong:g} % wrong"])
 
 
 def accuracy_table(cells: Cells, worlds: Sequence[World]) -> str:
-    """Mean ± sd of each method, and differences."""
     lines = []
     for world in worlds:
         by_seed = [cells.get((world, method), {}) for method in METHODS]
@@ -142,7 +127,6 @@ def sum_table(cells: Cells, worlds: Sequence[World]) -> str:
 
 
 def factor_table(cells: Cells, worlds: Sequence[World]) -> str:
-    """CLIP's accuracy by factor and CLOOB's lead."""
     lines = []
     for world in worlds:
         if paired(cells, world, "cloob", "clip", mean_zero_shot):
@@ -215,7 +199,6 @@ def chosen_table(searches: Mapping[tuple[World, str], plan.Search]) -> str:
 
 
 def claims_table(cells: Cells) -> str:
-    """Each claim of the protocol with its figures and its verdict."""
     lines = []
     for number, parts in claims(cells):
         decides = number.isdecimal()
@@ -275,3 +258,43 @@ def by_factor(cells: Cells) -> tuple[list[float], int]:
 def _plain(values: Sequence[float]) -> str:
     low, high = t_interval(values)
     return f"{np.mean(values):+.1f} ({low:+.1f} … {high:+.1f})" if values else "–"
+
+
+MEMBERS = ("cloob", "infoloob", "infonce-hopfield")
+"""All but CLIP, which they are compared with."""
+SHARES = sorted(plan.SIDE_WRONG)
+_LABELS = {
+    "pool": "{:,} pairs".format,
+    "batch": "batches of {}".format,
+    "named": "{:.0%} of the factors named".format,
+    "correlation": "factors correlated, {:g}".format,
+}
+_STREAM = "a stream of fresh pairs"
+
+
+def draw(images: Path) -> None:
+    cells = select(records.read("cells", plan.STUDY), plan.searches(plan.STUDY))
+    by_share = {m: {w: found for w in sorted(plan.WRONG) if (found := lead(cells, World(wrong=w), m))} for m in MEMBERS}
+    lines(images / "factors-wrong.svg", by_share, NAMES)
+    titles = [f"{100 * share:g} % wrong captions" if share else "right captions" for share in SHARES]
+    forest(images / "factors-worlds.svg", titles, list(rows(cells)), NAMES)
+
+
+def rows(cells: Cells) -> Iterator[Row]:
+    """The base world, then one changed thing a row; CLOOB's lead and InfoLOOB's, by the share of wrong captions."""
+    changes: Sequence[tuple[str, dict[str, float]]] = [("the base world", {})]
+    changes = [*changes, *((label(key, value), {key: value}) for key, values in plan.SIDES for value in sorted(values))]
+    for text, change in changes:
+        worlds = [World(wrong=share, **change) for share in SHARES]  # type: ignore[arg-type]
+        yield Row(text, [{m: found for m in MEMBERS[:2] if (found := lead(cells, w, m))} for w in worlds])
+
+
+def label(key: str, value: float) -> str:
+    whole = key == "pool" and value == World.seen
+    return _STREAM if whole else _LABELS[key](value)
+
+
+def lead(cells: Cells, world: World, method: str) -> Lead | None:
+    """A method's lead over CLIP in a world, in points; None before two seeds of both have been run."""
+    differences = [100 * d for d in paired(cells, world, method, "clip", mean_zero_shot)]
+    return Lead(float(np.mean(differences)), *t_interval(differences)) if len(differences) > 1 else None

@@ -85,7 +85,6 @@ class Sample:
 
 
 def draw(world: World, seed: int) -> Sample:
-    """Draws a world."""
     nature = Nature(torch.Generator().manual_seed(seed))
     train, held_out = (nature.pairs(world, n) for n in (world.pool, world.held_out))
     labelled = []
@@ -138,7 +137,6 @@ class Nature:
         return torch.tanh(codes @ self.caption_layer)
 
     def pairs(self, world: World, n: int) -> Pairs:
-        """n pairs, of whose captions a share is another pair's."""
         values = self.things(n, world.correlation)
         named = self.names(n, world.named)
         pictures, captions = self.picture(values), self.caption(values, named)

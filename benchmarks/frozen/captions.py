@@ -34,7 +34,6 @@ def cut(caption: str, generator: np.random.Generator) -> str:
 
 
 def cut_all(captions: Sequence[str], seed: int) -> list[str]:
-    """Each caption cut once."""
     generator = np.random.default_rng(seed)
     return [cut(caption, generator) for caption in captions]
 

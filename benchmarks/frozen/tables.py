@@ -1,23 +1,43 @@
-"""The tables of ``tables.md``, recomputed from the records between two marker lines.
-
-Cells count when they were run with the setting that a complete search chooses from the records as they are.
-"""
+"""The tables of ``tables.md``, recomputed from the records between two markers, and the figure of docs/study.md."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.frozen.cells import cells_of, chosen, chosen_with_decay, decays, runs_a_method, search
-from benchmarks.frozen.worlds import CLAIMED, CORE, MASKED, METHODS, PAIRS, SEEDS, WORLDS, World, methods, seeds
-from benchmarks.pictograms import records
-from benchmarks.pictograms.comparison import Difference, Record, Sets, compared, counted, together, won_and_lost
-from benchmarks.pictograms.markdown import percent, spread, table
-from benchmarks.pictograms.selection import NAMES, zeroshot_mean
-from benchmarks.pictograms.tables import replaced
+from benchmarks.frozen.plan import (
+    CLAIMED,
+    CORE,
+    MASKED,
+    METHODS,
+    PAIRS,
+    SEEDS,
+    WORLDS,
+    World,
+    cells_of,
+    chosen,
+    chosen_with_decay,
+    decays,
+    methods,
+    runs_a_method,
+    search,
+    seeds,
+)
+from benchmarks.studies import records
+from benchmarks.studies.comparison import (
+    Difference,
+    Record,
+    Sets,
+    compared,
+    counted,
+    together,
+    won_and_lost,
+    zeroshot_mean,
+)
+from benchmarks.studies.leads import Lead, Row, forest
+from benchmarks.studies.pages import NAMES, percent, replaced, spread, table
 
-PAGE = "benchmarks/frozen/tables.md"
-BEGIN, END = "<!-- frozen:begin -->", "<!-- frozen:end -->"
+STUDY = Path(__file__).parent
 COMPARED = (
     ("cloob", "clip"),
     ("infoloob", "clip"),
@@ -38,17 +58,20 @@ Differences = dict[World, dict[str, Difference]]
 """World -> test set -> the difference of two methods."""
 
 
-def write(results: Path, root: Path) -> None:
-    """Puts the tables between the page's markers."""
-    page = root / PAGE
-    page.write_text(replaced(page.read_text(encoding="utf-8"), render(results), BEGIN, END), encoding="utf-8")
+def filled(text: str) -> str:
+    return replaced(text, render(), "<!-- frozen:begin -->", "<!-- frozen:end -->")
 
 
-def render(results: Path) -> str:
-    """All tables as Markdown."""
-    searched, sets = records.read("search", results), records.labels_by_set(results)
+def draw(images: Path) -> None:
+    scores = {name: record["score"] for name, record in records.read("search", STUDY).items()}
+    runs, sets = select(records.read("cells", STUDY), scores), records.labels_by_set(STUDY)
+    forest(images / "frozen.svg", list(_TITLES.values()), list(rows(runs, sets)), NAMES)
+
+
+def render() -> str:
+    searched, cells, sets = records.read("search", STUDY), records.read("cells", STUDY), records.labels_by_set(STUDY)
     scores = {name: record["score"] for name, record in searched.items()}
-    runs = select(records.read("cells", results), scores)
+    runs = select(cells, scores)
     parts = [progress(runs, scores)]
     if runs:
         found = {pair: differences(runs, sets, *pair) for pair in COMPARED}
@@ -57,9 +80,9 @@ def render(results: Path) -> str:
             accuracy(runs),
             *(effect(*pair, found[pair]) for pair in found),
         ]
-        decayed = select(records.read("cells", results), scores, with_decay=True)
+        decayed = select(cells, scores, with_decay=True)
         parts.append(decaying(decayed, scores, sets))
-        parts.append(masking(runs, select(records.read("cells", results), scores, masked=True), sets))
+        parts.append(masking(runs, select(cells, scores, masked=True), sets))
         parts += [by_set(runs, "cloob", "clip", found["cloob", "clip"]), recalls(runs), settings(scores)]
     if searched:
         parts.append(tried(searched, scores))
@@ -118,14 +141,11 @@ def masking(runs: Runs, masked: Runs, sets: Sets) -> str:
 
 
 def name_of(world: World) -> str:
-    """A world in words."""
     wrong = f"{percent(world.share, 0)} % {_KINDS[world.kind]}" if world.share else "clean"
     return f"{world.head}, {wrong}" + ("" if world.pairs == PAIRS else f", {world.pairs:,} pairs")
 
 
 def progress(runs: Runs, scores: Mapping[str, float]) -> str:
-    """How much of the study the tables rest on."""
-
     def state(worlds: Sequence[World]) -> str:
         listed = [(method, world) for world in worlds for method in methods(world)]
         n = sum(cell.id in scores for method, world in listed for _, cell in search(method, world, scores))
@@ -165,7 +185,6 @@ def verdict(runs: Runs, differences: Differences) -> str:
 
 
 def accuracy(runs: Runs) -> str:
-    """Mean zero-shot top-1 of each method in each world."""
     lines = []
     for world in WORLDS:
         found = [list(runs.get((method, world), {}).values()) for method in METHODS]
@@ -177,7 +196,6 @@ def accuracy(runs: Runs) -> str:
 
 
 def effect(method: str, baseline: str, differences: Differences) -> str:
-    """The mean difference of two methods in each world."""
     lines = []
     for world, of_sets in differences.items():
         told = [d for d in of_sets.values() if d.told]
@@ -190,7 +208,6 @@ def effect(method: str, baseline: str, differences: Differences) -> str:
 
 
 def by_set(runs: Runs, method: str, baseline: str, differences: Differences) -> str:
-    """The difference on each set."""
     lines = []
     for world, of_sets in differences.items():
         for name, difference in of_sets.items():
@@ -222,7 +239,6 @@ def recalls(runs: Runs) -> str:
 
 
 def settings(scores: Mapping[str, float]) -> str:
-    """What the cells take."""
     lines = [
         [name_of(world), NAMES[method], f"`{best.setting.slug}`", str(best.epochs)]
         for world in WORLDS
@@ -234,7 +250,6 @@ def settings(scores: Mapping[str, float]) -> str:
 
 
 def tried(searched: Mapping[str, Record], scores: Mapping[str, float]) -> str:
-    """Every run of the search."""
     lines = []
     for world in WORLDS:
         for method in METHODS:
@@ -247,3 +262,22 @@ def tried(searched: Mapping[str, Record], scores: Mapping[str, float]) -> str:
                     lines.append([name_of(world), NAMES[method], name, *row, percent(record["score"], 2) + mark])
     head = ["captions", "method", "round", "setting", "epochs", "best epoch", "held-out mean recall, %"]
     return "### The search\n\n" + table(head, lines)
+
+
+SHOWN = ("cloob", "infoloob")
+_TITLES = {"linear": "linear heads", "mlp": "MLP heads"}
+
+
+def rows(runs: Runs, sets: Sets) -> Iterator[Row]:
+    """A row for each share of wrong captions, a panel for each kind of heads."""
+    found = {method: differences(runs, sets, method, "clip") for method in SHOWN}
+    for share in sorted({world.share for world in CORE}):
+        worlds = [World(head, "swap", share) for head in _TITLES]
+        leads = [{m: lead for m in SHOWN if (lead := mean_lead(found[m], world))} for world in worlds]
+        yield Row(f"{100 * share:g} % wrong" if share else "right captions", leads)
+
+
+def mean_lead(differences: Differences, world: World) -> Lead | None:
+    """The mean over the sets above chance, in points, with its interval over classes; None without a run."""
+    mean = together([d for d in differences.get(world, {}).values() if d.told])
+    return None if mean is None else Lead(*(100 * x for x in (mean.mean, *mean.over_classes)))

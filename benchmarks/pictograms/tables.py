@@ -1,111 +1,101 @@
-"""All tables of ``tables.md``, recomputed from the records between marker lines.
-
-Cells count when they were run with the setting that the search chooses from the records as they are; CLIP and CLOOB
-with their published settings stand beside them.
-"""
+"""The tables of ``tables.md``, recomputed from the records between marker lines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.pictograms import records, wrong
-from benchmarks.pictograms.cell_tables import (
-    ablation,
-    chosen_table,
-    differences,
-    effects,
-    geometry_table,
-    lengths,
-    over_time,
-    probe_table,
-    retrieval_tables,
-    verdict,
-    zeroshot_table,
-)
-from benchmarks.pictograms.cells import (
+import numpy as np
+from benchmarks.pictograms import wrong
+from benchmarks.pictograms.plan import (
+    CELL_EPOCHS,
+    DEFAULTS,
+    FINAL_EPOCHS,
     FINALISTS,
     LONG_EPOCHS,
     LONGEST_EPOCHS,
     METHODS,
+    PROBED,
     RATES,
     RUNS_A_METHOD,
     SEEDS,
     TOWERS,
+    Runs,
+    Scores,
+    Setting,
+    chosen_setting,
+    every,
     grid,
     long_search,
+    ordered,
     rate_search,
+    search_cell,
+    search_scores,
+    select,
     short_search,
 )
-from benchmarks.pictograms.comparison import Sets, compared, together
-from benchmarks.pictograms.markdown import points, span, spread, table
-from benchmarks.pictograms.search_tables import attempts_table, equal_settings, search_table
-from benchmarks.pictograms.selection import NAMES, Runs, select, zeroshot_mean
+from benchmarks.studies import records
+from benchmarks.studies.comparison import (
+    ZEROSHOT,
+    Difference,
+    Record,
+    Sets,
+    compared,
+    counted,
+    together,
+    won_and_lost,
+    zeroshot_mean,
+)
+from benchmarks.studies.pages import NAMES, percent, points, replaced, span, spread, table
 
-BEGIN, END = "<!-- pictograms:begin -->", "<!-- pictograms:end -->"
+TABLES = "<!-- pictograms:begin -->", "<!-- pictograms:end -->"
 SUMMARY = "<!-- pictograms-summary:begin -->", "<!-- pictograms-summary:end -->"
 WRONG = "<!-- pictograms-wrong:begin -->", "<!-- pictograms-wrong:end -->"
-PAGE = "benchmarks/pictograms/tables.md"
+STUDY = Path(__file__).parent
+Found = Mapping[str, Mapping[str, Record]]
+"""Stage -> id -> record."""
 COMPARED = (("cloob", "clip"), ("cloob-warm", "clip"), ("infoloob", "clip"), ("cloob-warm", "infoloob"))
 """The claim, the claim for the form that retrieves later, what InfoLOOB alone does, and what retrieval adds to it."""
 CLAIMS = COMPARED[:2]
 EFFECTS = (*COMPARED, ("infonce-hopfield", "clip"), ("cloob", "infonce-hopfield"), ("cloob", "infoloob"))
 
 
-def write(results: Path, root: Path) -> None:
-    """Puts the tables between the markers of ``tables.md``."""
-    page = root / PAGE
-    page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
-
-
-def filled(text: str, results: Path = records.STUDY) -> str:
+def filled(text: str) -> str:
     """The page's text with the summary and all tables as the records give them."""
-    searched, runs = (records.read(stage, results) for stage in (wrong.SEARCH, wrong.RUNS))
-    of_wrong = wrong.render(records.search_scores(results), searched, runs)
-    return replaced(replaced(replaced(text, summary(results), *SUMMARY), render(results)), of_wrong, *WRONG)
+    found = {stage: records.read(stage, STUDY) for stage in ("search", "cells", "attempts", wrong.SEARCH, wrong.RUNS)}
+    scores = search_scores(found["search"])
+    of_wrong = wrong.render(scores, found[wrong.SEARCH], found[wrong.RUNS])
+    text = replaced(text, summary(found["cells"], scores), *SUMMARY)
+    return replaced(replaced(text, render(found, scores), *TABLES), of_wrong, *WRONG)
 
 
-def replaced(text: str, tables: str, begin: str = BEGIN, end: str = END) -> str:
-    """The page's text with other tables between two markers.
-
-    Raises:
-        ValueError: It does not have both markers, once each and in order.
-    """
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"the page must hold {begin} and {end}, once each and in order")
-    return f"{text[: text.index(begin)]}{begin}\n{tables}\n{text[text.index(end) :]}"
+def draw(_: Path) -> None:
+    """This study has no figure."""
 
 
-def render(results: Path = records.STUDY) -> str:
-    """All tables as Markdown."""
-    scores = records.search_scores(results)
-    cells = records.read("cells", results)
+def render(found: Found, scores: Scores) -> str:
+    cells, sets = found["cells"], records.labels_by_set(STUDY)
     runs, published = select(cells, scores)
-    parts = [progress(results, runs, scores)]
-    if runs:
-        parts += _of_cells(runs, records.labels_by_set(results), results, scores)
     longer = {epochs: select(cells, scores, epochs)[0] for epochs in (LONG_EPOCHS, LONGEST_EPOCHS)}
-    if any(longer.values()):
-        parts += _of_longer(runs, longer, records.labels_by_set(results))
-    if published:
-        parts.append("### As published, nothing tuned")
-        parts.append(zeroshot_table(published, TOWERS[0], ", as published"))
-        title = "#### CLOOB against CLIP, both as published"
-        parts.append(differences(published, records.labels_by_set(results), "cloob", "clip", title))
-    parts += [search_table(scores), attempts_table(results)]
+    parts = [progress(found, runs, scores), *_of_cells(runs, sets, found["search"], scores)]
+    parts += _of_longer(runs, longer, sets)
+    parts.append("### As published, nothing tuned")
+    parts.append(zeroshot_table(published, TOWERS[0], ", as published"))
+    parts.append(differences(published, sets, "cloob", "clip", "#### CLOOB against CLIP, both as published"))
+    parts += [search_table(scores), attempts_table(found)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _of_cells(runs: Runs, sets: Sets, results: Path, scores: Mapping[str, float]) -> list[str]:
-    """What the grid of cells says."""
+def _of_cells(runs: Runs, sets: Sets, searched: Mapping[str, Record], scores: Scores) -> list[str]:
     parts = ["### Zero-shot", *(zeroshot_table(runs, tower) for tower in TOWERS if any(t == tower for _, t in runs))]
     for method, baseline in COMPARED:
         title = f"### {NAMES[method]} against {NAMES[baseline]}, paired by seed"
         parts.append(differences(runs, sets, method, baseline, title))
         if (method, baseline) in CLAIMS and parts[-1]:
             parts.append(verdict(runs, sets, method, baseline))
-    parts += [effects(runs, sets, EFFECTS), ablation(runs), equal_settings(results), chosen_table(scores)]
-    parts += [probe_table(runs), *retrieval_tables(runs), over_time(runs, records.timing(results))]
+    parts += [effects(runs, sets, EFFECTS), ablation(runs), equal_settings(searched), chosen_table(scores)]
+    parts += [probe_table(runs), *retrieval_tables(runs), over_time(runs, records.timing(STUDY))]
     return [*parts, geometry_table(runs)]
 
 
@@ -113,8 +103,6 @@ def _of_longer(runs: Runs, longer: Mapping[int, Runs], sets: Sets) -> list[str]:
     """The longer runs beside those of the study's length, and against each other."""
     parts = ["### Training for longer, with the same settings", lengths(runs, longer)]
     for epochs, of_length in longer.items():
-        if not of_length:
-            continue
         parts.append(zeroshot_table(of_length, TOWERS[0], f", {epochs} epochs"))
         for method, baseline in COMPARED:
             title = f"#### {NAMES[method]} against {NAMES[baseline]}, {epochs} epochs"
@@ -124,12 +112,10 @@ def _of_longer(runs: Runs, longer: Mapping[int, Runs], sets: Sets) -> list[str]:
     return parts
 
 
-def summary(results: Path = records.STUDY) -> str:
+def summary(cells: Mapping[str, Record], scores: Scores) -> str:
     """The page's summary: the mean zero-shot top-1 of each method on each tower, and the differences to CLIP."""
-    runs, _ = select(records.read("cells", results), records.search_scores(results))
-    if not runs:
-        return "No cell has been run yet."
-    sets = records.labels_by_set(results)
+    runs, _ = select(cells, scores)
+    sets = records.labels_by_set(STUDY)
     lines = []
     for method in METHODS:
         found = [list(runs.get((method, tower), {}).values()) for tower in TOWERS]
@@ -150,16 +136,15 @@ def summary(results: Path = records.STUDY) -> str:
     )
 
 
-def progress(results: Path, runs: Runs, scores: Mapping[str, float]) -> str:
-    """How much of the study the tables rest on."""
+def progress(found: Found, runs: Runs, scores: Scores) -> str:
     short = sum(cell.id in scores for m in METHODS for _, cell in short_search(m, scores))
     final = sum(cell.id in scores for m in METHODS for cell in long_search(m, scores))
     rates = sum(c.id in scores for m in METHODS for t in TOWERS[1:] for c in rate_search(m, t, scores))
     done, whole = sum(map(len, runs.values())), len(METHODS) * len(TOWERS) * len(SEEDS)
-    found = {stage: records.read(stage, results) for stage in ("search", "cells", "attempts")}
     tried = len(found["attempts"])
     beside = [cell.id for cell in grid(scores)[whole:]]
-    seconds = sum(record["cpu_seconds"] for of_stage in found.values() for record in of_stage.values())
+    stages = [found[stage].values() for stage in ("search", "cells", "attempts")]
+    seconds = sum(record["cpu_seconds"] for of_stage in stages for record in of_stage)
     return (
         f"State: {short} of {RUNS_A_METHOD * len(METHODS)} short search runs, {final} of {FINALISTS * len(METHODS)} "
         f"finalists' runs, {rates} of {RATES * (len(TOWERS) - 1) * len(METHODS)} for the other towers, {done} of "
@@ -167,3 +152,288 @@ def progress(results: Path, runs: Runs, scores: Mapping[str, float]) -> str:
         f"{tried} of {tried} attempts; {seconds / 3600:.1f} CPU-core "
         "hours of training."
     )
+
+
+TARGET = 0.8
+"""The share of the cells above chance in which CLOOB is to be ahead."""
+
+
+def zeroshot_table(runs: Runs, tower: str, what: str = "") -> str:
+    """Top-1 by set, mean ± sd over the seeds; ``what`` ends the title."""
+    methods = [m for m in METHODS if (m, tower) in runs]
+    lines = []
+    for name in ZEROSHOT:
+        values = [[r["zeroshot"][name]["acc1"] for r in runs[m, tower].values()] for m in methods]
+        lines.append([name, *map(spread, values)])
+    means = [[zeroshot_mean(r) for r in runs[m, tower].values()] for m in methods]
+    lines.append(["**mean**", *map(spread, means)])
+    head = ["set", *(f"{NAMES[m]} (n = {len(runs[m, tower])})" for m in methods)]
+    return f"#### Zero-shot top-1, %, {tower}{what}\n\n" + table(head, lines)
+
+
+def differences(runs: Runs, sets: Sets, method: str, baseline: str, title: str) -> str:
+    """A method − another, by cell and by tower, over the seeds that both have, and the sign tests."""
+    lines: list[list[str]] = []
+    every_cell: list[float] = []
+    told: dict[str, list[float]] = {}
+    for tower, found in _by_tower(runs, sets, method, baseline).items():
+        for name, difference in found.items():
+            lines.append([tower, name, *difference.shown(), "yes" if difference.told else "no"])
+            every_cell.append(difference.mean)
+            if difference.told:
+                told.setdefault(name, []).append(difference.mean)
+        for everything, n in ((False, sum(d.told for d in found.values())), (True, len(found))):
+            if mean := together(found.values(), everything):
+                which = "all sets" if everything else f"the {n} sets above chance"
+                lines.append([f"**{tower}**", f"**mean of {which}**", *mean.shown(), ""])
+    if not lines:
+        return ""
+    head = ["tower", "set", f"{NAMES[method]} − {NAMES[baseline]}, points"]
+    head += ["95 %, over seeds", "95 %, over classes", "above chance"]
+    above = [value for values in told.values() for value in values]
+    of_sets = [float(np.mean(values)) for values in told.values()]
+    counts = (
+        f"{NAMES[method]} is ahead in {counted(above)} (tower, set) cells above chance, and in {counted(every_cell)} "
+        "of all. Sets are not independent from tower to tower: averaged over the towers on which they are above "
+        f"chance, it is ahead in {counted(of_sets)} sets."
+    )
+    return f"{title}\n\n{table(head, lines)}\n\n{counts}"
+
+
+def verdict(runs: Runs, sets: Sets, method: str, baseline: str) -> str:
+    """What became of the target, which was declared before the first cell."""
+    by_tower = _by_tower(runs, sets, method, baseline)
+    told = [d.mean for found in by_tower.values() for d in found.values() if d.told]
+    share = won_and_lost(told)[0] / len(told) if told else 0.0
+    means = {tower: together(found.values()) for tower, found in by_tower.items()}
+    clear = [
+        tower
+        for tower, mean in means.items()
+        if mean is not None and mean.over_seeds[0] > 0 and mean.over_classes[0] > 0
+    ]
+    complete = all(len(runs.get((m, tower), {})) == len(SEEDS) for m in (method, baseline) for tower in TOWERS)
+    met = share >= TARGET and len(clear) == len(TOWERS)
+    answer = ("met" if met else "not met") + ("" if complete else " by the cells so far")
+    return (
+        f"Target for {NAMES[method]}, ahead in {100 * TARGET:.0f} % of the cells above chance and both intervals of "
+        f"the mean above zero for each tower: **{answer}**. It is ahead in {100 * share:.0f} %, and both intervals are "
+        f"above zero for {', '.join(clear) or 'no tower'}."
+    )
+
+
+def effects(runs: Runs, sets: Sets, pairs: Sequence[tuple[str, str]]) -> str:
+    """The mean differences of more pairs of methods in one table: what each part of CLOOB does."""
+    lines = []
+    for method, baseline in pairs:
+        for tower, found in _by_tower(runs, sets, method, baseline).items():
+            if mean := together(found.values()):
+                n, seeds = sum(d.told for d in found.values()), len(mean.seeds)
+                lines.append([f"{NAMES[method]} − {NAMES[baseline]}", tower, *mean.shown(), str(n), str(seeds)])
+    head = ["difference", "tower", "points", "95 %, over seeds", "95 %, over classes", "sets above chance", "seeds"]
+    title = "### What each part does: mean differences of the sets above chance"
+    return f"{title}\n\n{table(head, lines)}" if lines else ""
+
+
+def ablation(runs: Runs) -> str:
+    """The 2×2 of the family, by tower: mean zero-shot top-1 over the sets."""
+    lines = []
+    for tower in TOWERS:
+        values = {m: [zeroshot_mean(r) for r in runs.get((m, tower), {}).values()] for m in METHODS}
+        if any(values.values()):
+            for contrast, methods in (("InfoNCE", ("clip", "infonce-hopfield")), ("InfoLOOB", ("infoloob", "cloob"))):
+                lines.append([tower, contrast, *(spread(values[m]) for m in methods)])
+            lines.append([tower, "InfoLOOB, retrieval after half of the run", "–", spread(values["cloob-warm"])])
+    title = "### Ablation: mean zero-shot top-1 over the eight sets, %"
+    return (
+        f"{title}\n\nEach method with the settings that are best for it, which are not the same (a table below).\n\n"
+        + table(["tower", "contrast", "no retrieval", "Hopfield retrieval"], lines)
+    )
+
+
+def chosen_table(scores: Scores) -> str:
+    """The settings of the cells: whoever compares two methods by them compares these as well."""
+    lines = []
+    for method in METHODS:
+        slugs = {tower: chosen_setting(method, scores, tower).slug for tower in TOWERS}
+        if len(set(slugs.values())) == 1:
+            slugs = {"all": slugs[TOWERS[0]]}
+        lines += [[NAMES[method], tower, f"`{slug}`"] for tower, slug in slugs.items()]
+    note = (
+        "`lr` learning rate, `wd` weight decay, `n` batch, `t` τ⁻¹, `b` β. Learning rate and weight decay move the "
+        "covariance as retrieval does ([log](../LOG.md)), so two methods differ here by more than their objective."
+    )
+    return f"### Settings of the cells\n\n{note}\n\n" + table(["method", "tower", "setting"], lines)
+
+
+def probe_table(runs: Runs) -> str:
+    lines = [
+        [tower, NAMES[method], *(spread([r["probe"][name]["acc1"] for r in of_seed.values()]) for name in PROBED)]
+        for (method, tower), of_seed in ordered(runs)
+    ]
+    return "### Linear probe, top-1, %\n\n" + table(["tower", "method", *PROBED], lines)
+
+
+def retrieval_tables(runs: Runs) -> list[str]:
+    """Recalls both ways, on the validation pairs and on photographs with captions of their own."""
+    ways = (("image→text", "image_to_text"), ("text→image", "text_to_image"))
+    columns = [(f"{way} @{k}", f"{key}@{k}") for way, key in ways for k in (1, 5, 10)] + [("mean", "mean_recall")]
+    parts = []
+    for title, found_in in (
+        ("the validation pairs", lambda r: r["val"]),
+        ("tuxpaint-captions", lambda r: r["retrieval"]["tuxpaint-captions"]),
+    ):
+        lines = [
+            [tower, NAMES[method], *(spread([found_in(r)[key] for r in of_seed.values()]) for _, key in columns)]
+            for (method, tower), of_seed in ordered(runs)
+        ]
+        head = ["tower", "method", *(name for name, _ in columns)]
+        parts.append(f"### Recall on {title}, %\n\n" + table(head, lines))
+    return parts
+
+
+def over_time(
+    runs: Runs, timing: Mapping[str, Mapping[str, Sequence[float]]], title: str = "### Accuracy against epochs"
+) -> str:
+    """Mean zero-shot top-1 along the run, with the training's seconds up to there where steps were timed."""
+    epochs = sorted({line["epoch"] for r in every(runs) for line in r["curve"] if "zeroshot" in line})
+    lines = []
+    for (method, tower), of_seed in ordered(runs):
+        row = [tower, NAMES[method]]
+        for epoch in epochs:
+            at = [
+                (line, r["curve"][-1]["step"])
+                for r in of_seed.values()
+                for line in r["curve"]
+                if line["epoch"] == epoch and "zeroshot" in line
+            ]
+            if not at:
+                row.append("–")
+                continue
+            accuracy = percent(float(np.mean([np.mean(list(line["zeroshot"].values())) for line, _ in at])))
+            halves = timing.get(tower, {}).get(method)
+            seconds = [_seconds(line["step"], whole, halves) for line, whole in at] if halves else []
+            row.append(f"{accuracy} ({np.mean(seconds):.0f} s)" if seconds else accuracy)
+        lines.append(row)
+    head = ["tower", "method", *(f"epoch {epoch}" for epoch in epochs)]
+    how = " and time" if timing else ""
+    note = " (seconds of one core: steps times what a step takes, all methods measured side by side)" if timing else ""
+    return f"{title}{how}: mean zero-shot top-1, %{note}\n\n{table(head, lines)}"
+
+
+def _seconds(step: int, whole: int, halves: Sequence[float]) -> float:
+    """Of the first ``step`` of ``whole`` steps, a step of each half of the run taking its own time."""
+    half = math.ceil(whole / 2)
+    return min(step, half) * halves[0] + max(0, step - half) * halves[1]
+
+
+def lengths(short: Runs, longer: Mapping[int, Runs]) -> str:
+    """Longer runs beside those of the study's length, for the seeds that both have."""
+    lines = []
+    for epochs, long in longer.items():
+        for (method, tower), of_seed in ordered(long):
+            seeds = sorted(of_seed.keys() & short.get((method, tower), {}).keys())
+            if not seeds:
+                continue
+            pairs = [[runs[method, tower][seed] for seed in seeds] for runs in (short, long)]
+            row = [tower, NAMES[method], str(epochs), ", ".join(map(str, seeds))]
+            row += [spread([zeroshot_mean(r) for r in found]) for found in pairs]
+            row += [spread([r["val"]["mean_recall"] for r in found]) for found in pairs]
+            row += [f"{np.mean([r['val']['effective_eigenvalues_image'] for r in found]):.0f}" for found in pairs]
+            lines.append(row)
+    head = ["tower", "method", "epochs", "seeds"]
+    for what in ("zero-shot, %", "val mean recall, %", "effective eigenvalues"):
+        head += [f"{what}: {CELL_EPOCHS} epochs", "so many"]
+    return table(head, lines) if lines else ""
+
+
+def geometry_table(runs: Runs, title: str = "### Geometry on the validation pairs") -> str:
+    below = "#" + title.split()[0]
+    last = max(line["epoch"] for r in every(runs) for line in r["curve"])
+    epochs = sorted({1, *(max(1, last * k // 4) for k in range(1, 5))})
+    parts = []
+    for name, key, digits in (
+        ("Effective eigenvalues of the images (99 % of the variance)", "effective_eigenvalues_image", 0),
+        ("Effective eigenvalues of the texts", "effective_eigenvalues_text", 0),
+        ("Ajne of the images (1,000 pairs; lower is more uniform)", "ajne_image", 1),
+        ("Ajne of the texts", "ajne_text", 1),
+        ("Saturation, 1 − mean p of the pair, of the 1,000 pairs at τ⁻¹ = 30 for all", "saturation", 2),
+        ("Saturation of training batches, each method at its own τ⁻¹ and batch", "train_saturation", 2),
+    ):
+        lines = []
+        for (method, tower), of_seed in ordered(runs):
+            of_epoch = [[line for r in of_seed.values() for line in r["curve"] if line["epoch"] == e] for e in epochs]
+            at = [[line[key] if key in line else line["val"][key] for line in found] for found in of_epoch]
+            lines.append([tower, NAMES[method], *(f"{np.mean(v):.{digits}f}" if v else "–" for v in at)])
+        parts.append(f"{below} {name}\n\n" + table(["tower", "method", *(f"epoch {e}" for e in epochs)], lines))
+    return f"{title}\n\n" + "\n\n".join(parts)
+
+
+def _by_tower(runs: Runs, sets: Sets, method: str, baseline: str) -> dict[str, dict[str, Difference]]:
+    """Tower -> set -> difference, where both methods have a seed in common."""
+    found = {t: compared(runs.get((method, t), {}), runs.get((baseline, t), {}), sets) for t in TOWERS}
+    return {tower: of_sets for tower, of_sets in found.items() if of_sets}
+
+
+def search_table(scores: Scores) -> str:
+    lines = []
+    for method in METHODS:
+        rows = list(short_search(method, scores))
+        rows += [("finalist", cell) for cell in long_search(method, scores)]
+        rows += [(f"{tower}, rate", cell) for tower in TOWERS[1:] for cell in rate_search(method, tower, scores)]
+        for name, cell in rows:
+            decides = cell.tower != TOWERS[0] or cell.epochs == FINAL_EPOCHS
+            mark = " **chosen**" if decides and cell.setting == chosen_setting(method, scores, cell.tower) else ""
+            shown = f"{percent(scores[cell.id], 2)}{mark}"
+            lines.append([NAMES[method], name, str(cell.epochs), f"`{cell.setting.slug}`", shown])
+    head = ["method", "round", "epochs", "setting", "mean recall on the validation pairs, %"]
+    return "### The search\n\n" + table(head, lines)
+
+
+def equal_settings(searched: Mapping[str, Record]) -> str:
+    """The 2×2 with the published settings, which differ by nothing else but CLIP's learned temperature."""
+
+    def shown(method: str) -> str:
+        val = searched[search_cell(method, DEFAULTS[method], FINAL_EPOCHS).id]["val"]
+        return (
+            f"{percent(val['mean_recall'])}; {val['effective_eigenvalues_image']}, "
+            f"{val['effective_eigenvalues_text']}; {val['ajne_image']:.1f}"
+        )
+
+    lines = [
+        ["InfoNCE", shown("clip"), shown("infonce-hopfield")],
+        ["InfoLOOB", shown("infoloob"), shown("cloob")],
+        ["InfoLOOB, retrieval after half of the run", "–", shown("cloob-warm")],
+    ]
+    setting = DEFAULTS["cloob"]
+    return (
+        f"### Ablation at equal settings: {TOWERS[0]}, {FINAL_EPOCHS} epochs of the search\n\nMean recall on the "
+        "validation pairs, %; effective eigenvalues of images, texts; Ajne of the images. All with learning rate "
+        f"{setting.lr:g}, weight decay {setting.weight_decay:g}, batch {setting.batch_size}, τ⁻¹ {setting.inv_tau:g} "
+        f"(CLIP's is learned from {DEFAULTS['clip'].inv_tau:.1f}), β {setting.beta:g}: tuned for none.\n\n"
+        + table(["contrast", "no retrieval", "Hopfield retrieval"], lines)
+    )
+
+
+def attempts_table(found: Found) -> str:
+    """What was tried beside the published forms, each under the run that it is compared with."""
+    listed = sorted(found["attempts"].values(), key=lambda record: record["place"])
+    searched = found["search"]
+    lines = []
+    for baseline in dict.fromkeys(record["baseline"] for record in listed):
+        base = searched[baseline]
+        method, setting = base["config"]["method"], Setting(**base["config"]["setting"])
+        kind = "as published" if setting == DEFAULTS[method] else "as chosen"
+        lines.append([f"**{NAMES[method]}**, {kind}: `{setting.slug}`", *_validation(base), ""])
+        for own in (record for record in listed if record["baseline"] == baseline):
+            gain = own["val"]["mean_recall"] - base["val"]["mean_recall"]
+            name = f"{own['why']} (`{Setting(**own['config']['setting']).slug}`)"
+            lines.append([name, *_validation(own), points(gain)])
+    head = ["run", "epochs", "seed", "val mean recall, %", "effective eigenvalues, images", "Ajne, images"]
+    head.append("against its baseline, points")
+    return f"### Attempts: {TOWERS[0]}, on the validation pairs alone\n\n" + table(head, lines) if lines else ""
+
+
+def _validation(record: Record) -> list[str]:
+    config, val = record["config"], record["val"]
+    row = [str(config["epochs"]), str(config["seed"]), percent(val["mean_recall"], 2)]
+    return [*row, str(val["effective_eigenvalues_image"]), f"{val['ajne_image']:.1f}"]

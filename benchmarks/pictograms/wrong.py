@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from benchmarks.pictograms.cells import (
+from benchmarks.pictograms.plan import (
     CELL_EPOCHS,
     DEFAULTS,
     LONG_EPOCHS,
@@ -26,9 +26,8 @@ from benchmarks.pictograms.cells import (
     Setting,
     chosen_setting,
 )
-from benchmarks.pictograms.markdown import percent, points, span, spread, table
-from benchmarks.pictograms.selection import NAMES
-from benchmarks.pictograms.stats import mean_sd, t_interval
+from benchmarks.studies.comparison import mean_sd, t_interval
+from benchmarks.studies.pages import NAMES, percent, points, span, spread, table
 
 Records = Mapping[str, dict[str, Any]]
 SHARE = 0.4
@@ -50,7 +49,7 @@ SEARCH, RUNS = "wrong-search", "wrong"
 
 def temperatures(method: str, first_study: Scores) -> list[Setting]:
     """The first study's choice and the same at two other temperatures."""
-    base, published = chosen_setting(method, first_study)[0], DEFAULTS[method]
+    base, published = chosen_setting(method, first_study), DEFAULTS[method]
     as_published = {key: getattr(published, key) for key in ("inv_tau", "learnable_inv_tau", "beta")}
     tempered = [dataclasses.replace(base, **change) for change in (as_published, *_TEMPERATURES[method])]
     return [base, *[setting for setting in tempered if setting != base][:2]]
@@ -100,12 +99,10 @@ def best_look(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def zeroshot(record: Mapping[str, Any]) -> float:
-    """Mean top-1 over the sets at the best look."""
     return float(np.mean(list(best_look(record)["zeroshot"].values())))
 
 
 def render(first_study: Scores, searched: Records, runs: Records) -> str:
-    """The tables as Markdown."""
     tried = [cell for method in MEMBERS for cell in search(method, first_study, searched)]
     whole = len(MEMBERS) * len(SEEDS) * 2
     listed = [cell for cell in cells(first_study, searched) if cell.id in runs]

@@ -14,8 +14,8 @@ from cloob.training.config.parts import VAL_SPLIT, ObjectiveName
 
 __all__ = ["RECIPES", "describe", "get_recipe"]
 
-# The demo's settings, which benchmarks/demo_search.py found, each method with the same effort, on held-out pairs of the
-# demo's training set. infonce-hopfield and siglip-hopfield have CLOOB's, siglip CLIP's.
+# The demo's settings, found with the same effort for each method on held-out pairs of the demo's training set
+# (benchmarks/demo_search.py at commit fc415074). infonce-hopfield and siglip-hopfield have CLOOB's, siglip CLIP's.
 _DEMO: dict[ObjectiveName, dict[str, Any]] = {
     "cloob": {"inv_tau": 10.0, "beta": 8.0, "lr": 1e-3, "head_dropout": 0.5},
     "clip": {"inv_tau": 14.0, "learnable_inv_tau": False, "lr": 1e-3, "head_dropout": 0.3},

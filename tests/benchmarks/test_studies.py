@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -31,49 +30,6 @@ pytestmark = pytest.mark.nightly
 @pytest.fixture(autouse=True)
 def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
-
-
-# --- pictograms, from scratch
-
-
-def tiny_data(n: int = 40) -> Any:
-    from benchmarks.pictograms.cache import Data, Pairs
-
-    random = np.random.default_rng(0)
-
-    def pairs(count: int) -> Pairs:
-        tokens = np.zeros((count, 24), np.int32)
-        tokens[:, 0], tokens[:, 1], tokens[:, 2] = 49406, random.integers(1, 500, count), 49407
-        images = random.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
-        return Pairs(images, tokens, np.arange(count), tuple(f"thing {i}" for i in range(count)))
-
-    return Data({"train": pairs(n), "val": pairs(12)}, {}, {})
-
-
-def tiny_cell(**changes: Any) -> Any:
-    from benchmarks.pictograms.cells import DEFAULTS, search_cell
-
-    cell = search_cell("cloob", dataclasses.replace(DEFAULTS["cloob"], batch_size=16, **changes), 2)
-    return dataclasses.replace(cell, tower="tiny-convnext")
-
-
-def comparable(record: dict[str, Any]) -> dict[str, Any]:
-    curve = [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in record["curve"]]
-    return {k: v for k, v in record.items() if not k.endswith("seconds")} | {"curve": curve}
-
-
-def test_a_stopped_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    from benchmarks.pictograms.running import Interrupted, Run
-
-    data, cell = tiny_data(), tiny_cell()
-    whole = Run(cell, data, tmp_path / "whole.pt", full=False).go(lambda: False)
-    assert (whole["steps"], whole["pairs_seen"], len(whole["curve"])) == (4, 64, 2)
-    state = tmp_path / "stopped.pt"
-    for stop_after in (1, 2):  # in the middle of the first epoch, and of the second
-        counter = itertools.count(1)
-        with pytest.raises(Interrupted):
-            Run(cell, data, state, full=False).go(lambda c=counter, n=stop_after: next(c) == n)  # type: ignore[misc]
-    assert comparable(Run(cell, data, state, full=False).go(lambda: False)) == comparable(whole)
 
 
 # --- factors
@@ -113,13 +69,13 @@ def test_exactly_the_share_of_captions_is_another_pairs(wrong: float, n: int, ex
 
 
 def test_a_stopped_study_goes_on_and_comes_to_the_same_records(tiny_plan: Any, tmp_path: Path) -> None:
-    from benchmarks.factors import searched
-    from benchmarks.factors.__main__ import go, status
+    from benchmarks.factors.run import train
+    from benchmarks.studies.__main__ import go
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    go(whole)
-    for limit in (1, 4, 100):
-        go(parts, limit)
+    for study, limits in ((whole, (None,)), (parts, (1, 4, 100))):
+        for limit in limits:
+            go(study, lambda study=study: tiny_plan.runs(*tiny_plan.scores(study)), train, limit)  # type: ignore[misc]
     files = sorted(path.relative_to(whole) for path in whole.rglob("*.json"))
     assert files == sorted(path.relative_to(parts) for path in parts.rglob("*.json"))
     assert len(files) == 2 * 2 * (3 + 1)
@@ -130,13 +86,12 @@ def test_a_stopped_study_goes_on_and_comes_to_the_same_records(tiny_plan: Any, t
         }
         assert tiny_plan.Run.from_config(one["config"]).id == file.stem == one["id"]
         assert ("zero_shot" in one) == (file.parts[1] == "cells"), "no choice may see zero-shot accuracy"
-    assert status(whole).count("open 0") == 4
-    assert tiny_plan.search("clip", tiny_plan.worlds()[0], *searched.scores(whole)).complete
+    assert tiny_plan.search("clip", tiny_plan.worlds()[0], *tiny_plan.scores(whole)).complete
 
 
 def test_the_sum_is_the_mean_of_its_two_objectives_by_the_formula() -> None:
-    from benchmarks.factors.objectives import objective_of
     from benchmarks.factors.plan import Setting
+    from benchmarks.factors.run import objective_of
 
     generator = torch.Generator().manual_seed(0)
     x, y = (F.normalize(torch.randn(6, 4, generator=generator), dim=1) for _ in range(2))
@@ -151,8 +106,7 @@ def test_the_sum_is_the_mean_of_its_two_objectives_by_the_formula() -> None:
 
 
 def a_cell(method: str = "cloob", stage: str = "cells", **changes: Any) -> Any:
-    from benchmarks.frozen.cells import DEFAULTS, Cell
-    from benchmarks.frozen.worlds import World
+    from benchmarks.frozen.plan import DEFAULTS, Cell, World
 
     setting = dataclasses.replace(DEFAULTS[method], batch_size=16, **changes)
     return Cell(stage, method, World("linear", "swap", 0.5, 96), 3, 4, setting)
@@ -195,8 +149,8 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
 def test_a_run_equals_cloob_train_align(
     kind: str, aligned: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.frozen import running
-    from benchmarks.frozen.features import Data, Pairs
+    from benchmarks.frozen import run as running
+    from benchmarks.frozen.data import Data, Pairs
 
     config = aligned.override(head=kind, embed_dim=running.EMBED_DIM, out=tmp_path / "run")
     result = train_align(config)

@@ -1,17 +1,81 @@
-"""One method − another on the test sets, paired by seed and by picture."""
+"""The statistics of the tables, and one method − another on the test sets, paired by seed and by picture."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from benchmarks.pictograms import records
-from benchmarks.pictograms.cells import ZEROSHOT
-from benchmarks.pictograms.markdown import points, span
-from benchmarks.pictograms.stats import picture_interval, sign_test, t_interval
+from benchmarks.studies.pages import points, span
+from benchmarks.studies.records import unpack_bits
 
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (NaN for one value)."""
+    array = np.asarray(values, float)
+    return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else math.nan
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean: what other seeds would give. NaN for fewer than two values."""
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return math.nan, math.nan
+    mean, sd = mean_sd(values)
+    half = float(t.ppf((1 + level) / 2, n - 1)) * sd / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def picture_interval(groups: Sequence[tuple[np.ndarray, np.ndarray]], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of the groups' means: what other classes and pictures would give.
+
+    The pictures of a class share one embedding of its name, so it is the classes that are independent: the variance of
+    a mean of n pictures in C classes is C / (C − 1) · Σ_c (Σ_{i in c} (d_i − d̄))² / n², with C − 1 degrees of freedom;
+    those of a sum of such variances are Satterthwaite's, (Σ v)² / Σ v² / (C − 1).
+
+    Args:
+        groups: For each test set, each picture's difference between two methods, averaged over the seeds; its class.
+        level: Coverage.
+    """
+    from scipy.stats import t
+
+    mean = float(np.mean([d.mean() for d, _ in groups]))
+    variances, freedoms = [], []
+    for d, labels in groups:
+        _, classes = np.unique(labels, return_inverse=True)
+        sums = np.bincount(classes, d - d.mean())
+        freedoms.append(len(sums) - 1)
+        variances.append(len(sums) / (len(sums) - 1) * float((sums**2).sum()) / len(d) ** 2 / len(groups) ** 2)
+    variance = sum(variances)
+    if variance == 0:
+        return mean, mean
+    freedom = variance**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    half = float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
+    return mean - half, mean + half
+
+
+def sign_test(wins: int, losses: int) -> float:
+    n = wins + losses
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, k) for k in range(max(wins, losses), n + 1))
+    return min(1.0, 2.0 * tail / 2.0**n)
+
+
+ZEROSHOT = (
+    "noto-emoji",
+    "fluent3d-emoji",
+    "twemoji-activities",
+    "road-signs",
+    "flags",
+    "tuxpaint-photos",
+    "animal-silhouettes",
+    "digits",
+)
 LEVEL = 0.01
 """Of the test whether a method is above chance."""
 _TIE = 1e-9
@@ -37,21 +101,17 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
         return float(np.mean(self.seeds))
 
     @property
     def over_seeds(self) -> tuple[float, float]:
-        """95 % interval: what other seeds would give."""
         return t_interval(self.seeds)
 
     @property
     def over_classes(self) -> tuple[float, float]:
-        """95 % interval: what other classes and pictures would give."""
         return picture_interval(self.pictures)
 
     def shown(self) -> list[str]:
-        """The mean and both intervals, in points."""
         return [points(self.mean), span(self.over_seeds), span(self.over_classes)]
 
 
@@ -69,7 +129,7 @@ def compared(ours: Mapping[int, Record], theirs: Mapping[int, Record], sets: Set
 
 def _on_set(name: str, pairs: Sequence[Sequence[Record]], sets: Sets) -> Difference:
     labels, _ = sets[name]
-    ours, theirs = ([records.unpack_bits(r["zeroshot"][name]["hits"], len(labels)) for r in of] for of in pairs)
+    ours, theirs = ([unpack_bits(r["zeroshot"][name]["hits"], len(labels)) for r in of] for of in pairs)
     rows = [a.astype(float) - b for a, b in zip(ours, theirs, strict=True)]
     told = any(of[-1]["zeroshot"][name]["p"] <= LEVEL for of in pairs)  # the last one's is over all of these seeds
     return Difference([row.sum() / len(labels) for row in rows], [(np.mean(rows, axis=0), labels)], told)
@@ -90,9 +150,12 @@ def won_and_lost(differences: Sequence[float]) -> tuple[int, int]:
 
 
 def counted(differences: Sequence[float]) -> str:
-    """How many are positive, as text, with the sign test's p."""
     if not differences:
         return "0 of 0"
     n, (wins, losses) = len(differences), won_and_lost(differences)
     level = f", {n - wins - losses} level" if wins + losses < n else ""
     return f"{wins} of {n} ({100 * wins / n:.0f} %{level}, p = {sign_test(wins, losses):.3g})"
+
+
+def zeroshot_mean(record: Record) -> float:
+    return float(np.mean([found["acc1"] for found in record["zeroshot"].values()]))

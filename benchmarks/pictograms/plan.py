@@ -9,9 +9,12 @@ rate is chosen anew. The lists below are fixed beforehand, so the search is a fu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from benchmarks.studies.comparison import Record
 
 METHODS = ("clip", "infoloob", "infonce-hopfield", "cloob", "cloob-warm")
 """The four members of the family, and CLOOB that begins as InfoLOOB: retrieval joins after half of the run.
@@ -20,16 +23,6 @@ The attempts led to the last (``benchmarks/LOG.md``); it was added before any te
 """
 TOWERS = ("tiny-resnet", "tiny-vit", "tiny-convnext")
 SEEDS = (0, 1, 2)
-ZEROSHOT = (
-    "noto-emoji",
-    "fluent3d-emoji",
-    "twemoji-activities",
-    "road-signs",
-    "flags",
-    "tuxpaint-photos",
-    "animal-silhouettes",
-    "digits",
-)
 PROBED = ("twemoji-activities", "animal-silhouettes", "digits")
 SEARCH_SEED = 100
 """Not one of the cells' seeds: they are not what the settings were chosen on."""
@@ -73,7 +66,6 @@ class Setting:
 
     @property
     def slug(self) -> str:
-        """The setting in letters that suit a file name."""
         tau = f"t{self.inv_tau:.3g}" + ("learned" if self.learnable_inv_tau else "")
         parts = [f"lr{self.lr:g}", f"wd{self.weight_decay:g}", f"n{self.batch_size}", tau]
         parts += [f"b{self.beta:g}"] if self.beta is not None else []
@@ -103,17 +95,10 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Name of the record, without suffix."""
         return f"{self.method}_{self.tower}_e{self.epochs}_s{self.seed}_{self.setting.slug}"
 
     def config(self) -> dict[str, Any]:
-        """The cell as JSON knows it."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Cell:
-        """The inverse of ``config``."""
-        return cls(**{**config, "setting": Setting(**config["setting"])})
 
 
 DEFAULTS: dict[str, Setting] = {
@@ -166,7 +151,6 @@ Scores = Mapping[str, float]
 
 
 def search_cell(method: str, setting: Setting, epochs: int) -> Cell:
-    """A run of the search."""
     return Cell("search", method, TOWERS[0], SEARCH_SEED, epochs, setting)
 
 
@@ -225,42 +209,24 @@ def search_cells(scores: Scores) -> Iterator[Cell]:
             yield from rate_search(method, tower, scores)
 
 
-def chosen_setting(method: str, scores: Scores, tower: str = TOWERS[0]) -> tuple[Setting, str]:
-    """The setting of a tower's cells, and on what it rests.
-
-    Until the search is complete the best of what there is stands in, and tables say so.
-
-    Returns:
-        The setting; and ``"finalists"`` where the search is complete, else ``"short runs"`` or ``"published"``.
-    """
-    final = [cell for cell in long_search(method, scores) if cell.id in scores]
-    if len(final) == FINALISTS:
-        chosen = max(final, key=lambda cell: scores[cell.id]).setting
-        if tower == TOWERS[0]:
-            return chosen, "finalists"
-        rates = rate_search(method, tower, scores)
-        if all(cell.id in scores for cell in rates):
-            return max(rates, key=lambda cell: scores[cell.id]).setting, "finalists"
-        return chosen, "short runs"
-    short = [cell for _, cell in short_search(method, scores) if cell.id in scores]
-    if short:
-        return max(short, key=lambda cell: scores[cell.id]).setting, "short runs"
-    return DEFAULTS[method], "published"
+def chosen_setting(method: str, scores: Scores, tower: str = TOWERS[0]) -> Setting:
+    tried = long_search(method, scores) if tower == TOWERS[0] else rate_search(method, tower, scores)
+    return max(tried, key=lambda cell: scores[cell.id]).setting
 
 
-def grid(scores: Scores, epochs: int = CELL_EPOCHS) -> list[Cell]:
+def grid(scores: Scores) -> list[Cell]:
     """Seed × tower × method with the chosen settings, so that a part compares all; then published and long runs."""
     chosen = [
-        Cell("cells", method, tower, seed, epochs, chosen_setting(method, scores, tower)[0])
+        Cell("cells", method, tower, seed, CELL_EPOCHS, chosen_setting(method, scores, tower))
         for seed in SEEDS
         for tower in TOWERS
         for method in METHODS
     ]
     published = [
-        Cell("cells", method, TOWERS[0], seed, epochs, DEFAULTS[method])
+        Cell("cells", method, TOWERS[0], seed, CELL_EPOCHS, DEFAULTS[method])
         for seed in SEEDS
         for method in CLAIMED
-        if chosen_setting(method, scores)[0] != DEFAULTS[method]
+        if chosen_setting(method, scores) != DEFAULTS[method]
     ]
     first = chosen[: len(METHODS)]
     long = [dataclasses.replace(cell, epochs=LONG_EPOCHS) for cell in first]
@@ -268,3 +234,36 @@ def grid(scores: Scores, epochs: int = CELL_EPOCHS) -> list[Cell]:
     long += [dataclasses.replace(cell, epochs=LONG_EPOCHS) for cell in further if cell.method in CLAIMED]
     longest = [dataclasses.replace(cell, epochs=LONGEST_EPOCHS) for cell in first if cell.method in CLAIMED]
     return chosen + published + long + longest
+
+
+Runs = dict[tuple[str, str], dict[int, Record]]
+"""(method, tower) -> seed -> record."""
+
+
+def select(cells: Mapping[str, Record], scores: Mapping[str, float], epochs: int | None = None) -> tuple[Runs, Runs]:
+    """The runs of a length (the study's) with the chosen settings, and those with the published ones."""
+    chosen: Runs = defaultdict(dict)
+    published: Runs = defaultdict(dict)
+    for record in cells.values():
+        config = record["config"]
+        method, setting = config["method"], Setting(**config["setting"])
+        if config["epochs"] != (epochs or CELL_EPOCHS):
+            continue
+        if setting == chosen_setting(method, scores, config["tower"]):
+            chosen[method, config["tower"]][config["seed"]] = record
+        elif setting == DEFAULTS[method]:
+            published[method, config["tower"]][config["seed"]] = record
+    return dict(chosen), dict(published)
+
+
+def ordered(runs: Runs) -> list[tuple[tuple[str, str], dict[int, Record]]]:
+    return sorted(runs.items(), key=lambda item: (TOWERS.index(item[0][1]), METHODS.index(item[0][0])))
+
+
+def every(runs: Runs) -> Iterable[Record]:
+    return (record for of_seed in runs.values() for record in of_seed.values())
+
+
+def search_scores(searched: Mapping[str, Record]) -> dict[str, float]:
+    """What the search knows: the mean recall on the validation pairs of each of its records."""
+    return {name: record["val"]["mean_recall"] for name, record in searched.items()}

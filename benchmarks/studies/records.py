@@ -4,24 +4,24 @@ A finished run is one JSON file, ``runs/STAGE/ID.json`` in the study's folder, w
 into ``records.jsonl.gz``, one line a run, sorted by stage and id. Readers see both together.
 
 A run's file holds the class that each test picture is taken for. Tables need less, and that is what is packed: for each
-picture whether it is right, and for each set the p-value of ``stats.chance``, over this seed and the lower ones.
+picture whether it is right, and for each set the p-value of ``chance``, over this seed and the lower ones.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.pictograms.stats import chance
 
-STUDY = Path(__file__).parent
 PACKED = "records.jsonl.gz"
+_DEALS = 2000
 SETS = "test-sets"
 """A stage with one record a test set: the labels of its pictures, which all cells share."""
 TIMING = "timing"
@@ -30,8 +30,7 @@ Record = dict[str, Any]
 Sets = dict[str, tuple[np.ndarray, int]]
 
 
-def read(stage: str, study: Path = STUDY) -> dict[str, Record]:
-    """All records of a stage by id, sorted, as they are packed."""
+def read(stage: str, study: Path) -> dict[str, Record]:
     packed = _packed(study).get(stage, {})
     files = sorted((study / "runs" / stage).glob("*.json"))
     runs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
@@ -40,6 +39,11 @@ def read(stage: str, study: Path = STUDY) -> dict[str, Record]:
     for name, record in runs.items():
         packed[name] = _smaller(record, runs, packed, sets) if "zeroshot" in record else record
     return dict(sorted(packed.items()))
+
+
+def names(study: Path) -> set[tuple[str, str]]:
+    files = {(path.parent.name, path.stem) for path in (study / "runs").glob("*/*.json")}
+    return files | {(stage, name) for stage, found in _packed(study).items() for name in found}
 
 
 def pack(study: Path) -> None:
@@ -62,7 +66,6 @@ def _packed(study: Path) -> dict[str, dict[str, Record]]:
 
 
 def _smaller(record: Record, runs: dict[str, Record], packed: dict[str, Record], sets: Sets) -> Record:
-    """The record with hits and p-values in place of predictions."""
     same = list(_lower_seeds(record, runs.values()))
     if any(lower["id"] not in runs for lower in _lower_seeds(record, packed.values())):
         raise ValueError(f"{record['id']}: a lower seed is packed already; put its file back into runs/")
@@ -77,7 +80,6 @@ def _smaller(record: Record, runs: dict[str, Record], packed: dict[str, Record],
 
 
 def _lower_seeds(record: Record, others: Iterable[Record]) -> Iterable[Record]:
-    """Those of the same configuration with this seed or a lower one."""
     seed = record["config"]["seed"]
     for other in others:
         config = other["config"]
@@ -85,38 +87,26 @@ def _lower_seeds(record: Record, others: Iterable[Record]) -> Iterable[Record]:
             yield other
 
 
-def search_scores(study: Path = STUDY) -> dict[str, float]:
-    """What the search knows: the mean recall on the validation pairs of each of its records."""
-    return {name: record["val"]["mean_recall"] for name, record in read("search", study).items()}
-
-
-def labels_by_set(study: Path = STUDY) -> Sets:
+def labels_by_set(study: Path) -> Sets:
     """Of each test set the (n,) labels and the number of classes; nothing before the first cell."""
     return {name: (unpack(found["labels"]), found["n_classes"]) for name, found in read(SETS, study).items()}
 
 
-def timing(study: Path = STUDY) -> dict[str, dict[str, list[float]]]:
+def timing(study: Path) -> dict[str, dict[str, list[float]]]:
     """Tower -> method -> seconds a step in the first and in the second half; nothing where it was not measured."""
     found: dict[str, dict[str, list[float]]] = read(TIMING, study).get(TIMING, {"seconds": {}})["seconds"]
     return found
 
 
-def path(stage: str, name: str, study: Path = STUDY) -> Path:
-    """The file of a run that is not packed yet."""
-    return study / "runs" / stage / f"{name}.json"
-
-
-def write(stage: str, record: Record, study: Path = STUDY) -> None:
-    """Writes a run's file in one go."""
-    file = path(stage, record["id"], study)
+def write(stage: str, record: Record, study: Path) -> None:
+    file = study / "runs" / stage / f"{record['id']}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".tmp-{os.getpid()}-{file.name}")
     temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(file)
 
 
-def write_set(name: str, labels: np.ndarray, n_classes: int, study: Path = STUDY) -> None:
-    """Keeps what the tables have to know of a test set."""
+def write_set(name: str, labels: np.ndarray, n_classes: int, study: Path) -> None:
     write(SETS, {"id": name, "n": len(labels), "n_classes": n_classes, "labels": pack_numbers(labels)}, study)
 
 
@@ -138,3 +128,27 @@ def pack_numbers(numbers: np.ndarray) -> str:
 def unpack(text: str) -> np.ndarray:
     """The inverse of ``pack_numbers``: (n,) int64."""
     return np.frombuffer(base64.b64decode(text), "<u2").astype(np.int64)
+
+
+def chance(predictions: Sequence[np.ndarray], labels: np.ndarray, n_classes: int) -> float:
+    """The p-value of an accuracy, if pictures and names did not belong together.
+
+    The names of the classes are dealt anew 2,000 times: an answer that is always the same, or classes told apart but
+    called by each other's names, are no better than that.
+
+    Args:
+        predictions: For each seed, (n,) the class that each picture is taken for.
+        labels: (n,) classes in [0, C).
+        n_classes: C.
+    """
+    asked, taken = np.tile(labels, len(predictions)), np.concatenate(list(predictions))
+    counts = np.bincount(taken * n_classes + asked, minlength=n_classes**2)
+    as_good = int((counts.take(_dealt(n_classes)).sum(1) >= counts[:: n_classes + 1].sum()).sum())
+    return (1 + as_good) / (1 + _DEALS)
+
+
+@functools.cache
+def _dealt(n_classes: int) -> np.ndarray:
+    """(2,000, C): in each row, the name that each class is given, as its place in a flat (C, C)."""
+    generator = np.random.default_rng(0)
+    return np.stack([generator.permutation(n_classes) for _ in range(_DEALS)]) + n_classes * np.arange(n_classes)

@@ -1,13 +1,38 @@
-"""The objectives: the library's four, and the sum of two of them."""
+"""The two encoders of a run, and its objective: one of the library's four, or the sum of two of them."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from benchmarks.factors.plan import Setting
+from benchmarks.factors.world import LETTERS, PIXELS
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cloob.objective import ContrastiveObjective, make_objective
+
+HIDDEN, EMBEDDING = 256, 64
+
+
+class Encoders(nn.Module):
+    """A multilayer perceptron for pictures and one for captions; both give unit rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_pictures, self.of_captions = perceptron(PIXELS), perceptron(LETTERS)
+
+    def pictures(self, pictures: Tensor) -> Tensor:
+        """(…, P) to (…, D)."""
+        return F.normalize(self.of_pictures(pictures), dim=-1)
+
+    def captions(self, captions: Tensor) -> Tensor:
+        """(…, C) to (…, D)."""
+        return F.normalize(self.of_captions(captions), dim=-1)
+
+
+def perceptron(inputs: int) -> nn.Module:
+    layers = (nn.Linear(inputs, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, EMBEDDING))
+    return nn.Sequential(*layers)
 
 
 class Sum(nn.Module):

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.frozen.captions import wrong_rows
-from benchmarks.pictograms.cells import IMAGE_SIZE, PROBED, ZEROSHOT
+from benchmarks.pictograms.plan import IMAGE_SIZE, PROBED
+from benchmarks.studies.comparison import ZEROSHOT
 from PIL import Image
 from torch import Tensor
 

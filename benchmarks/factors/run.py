@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.factors import measures
-from benchmarks.factors.encoders import Encoders
-from benchmarks.factors.objectives import objective_of
+from benchmarks.factors import measures, plan
+from benchmarks.factors.model import Encoders, objective_of
 from benchmarks.factors.plan import Run
 from benchmarks.factors.world import Sample, draw
 
@@ -20,7 +21,6 @@ _APART = 1_000_000
 
 
 def rate(step: int, total: int, peak: float) -> float:
-    """Linear warm-up over a tenth of the run, then cosine to zero."""
     return peak * min((step + 1) / (total / 10), 0.5 * (1 + math.cos(math.pi * step / total)))
 
 
@@ -86,3 +86,14 @@ def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: each if key == "config" else rounded(each) for key, each in value.items()}
     return value
+
+
+def study(*_: Path) -> tuple[Callable[[], Iterable[Run]], Callable[[Run], dict[str, Any]]]:
+    """What is to be done by now, and how a run is done; the world is drawn, so no data is needed."""
+
+    def listed() -> Iterator[Run]:
+        scores, superseded = plan.scores(plan.STUDY)
+        # What an earlier form of the search has run has its record under "superseded".
+        return (run for run in plan.runs(scores, superseded) if run.stage != "search" or run.id not in scores)
+
+    return listed, train

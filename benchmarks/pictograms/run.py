@@ -1,0 +1,294 @@
+"""One run from its towers to its record: the library's steps on the cached pictures."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmarks.machine import processor
+from benchmarks.pictograms import plan, wrong
+from benchmarks.pictograms.data import Augmented, Data, Labelled, Pairs, load, pixels, with_wrong_captions
+from benchmarks.pictograms.plan import Cell, Setting
+from benchmarks.studies import records
+from benchmarks.studies.records import pack_numbers
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cloob.data.order import epoch_order
+from cloob.evaluation.embed import embed_texts, evaluating
+from cloob.evaluation.measures.geometry import geometry
+from cloob.evaluation.measures.probe import fit_probe, probe_ranks
+from cloob.evaluation.measures.retrieval import RECALLS, retrieval_ranks
+from cloob.evaluation.measures.zeroshot import class_embeddings, zeroshot_ranks
+from cloob.functional import info_loob, info_nce, ranking
+from cloob.functional.geometry import saturation
+from cloob.models.encoder import DualEncoder
+from cloob.models.towers import create_model
+from cloob.objective import ContrastiveObjective, make_objective
+from cloob.training.config import OptimConfig
+from cloob.training.optim import make_optimizer, make_schedule
+from cloob.training.step import Stepper, StepResult, TowersWithLoss
+
+OPTIONS = {
+    "warm": "no retrieval in the first half of the run: InfoLOOB (InfoNCE), then CLOOB (InfoNCE with retrieval)",
+    "sum": "the mean of InfoLOOB on plain and on retrieved embeddings",
+}
+_MEMBERS = {"cloob-warm": "cloob", "sum": "cloob"}
+"""What a method is made of whose other half is its setting's option."""
+
+
+def build_objective(method: str, setting: Setting) -> nn.Module:
+    overrides: dict[str, Any] = {"inv_tau": setting.inv_tau, "learnable_inv_tau": setting.learnable_inv_tau}
+    if setting.beta is not None:
+        overrides["beta"] = setting.beta
+    objective = make_objective(_MEMBERS.get(method, method), **overrides)
+    return Variant(objective, setting.option) if setting.option else objective
+
+
+class Variant(nn.Module):
+    """A published objective with one of the ``OPTIONS``; it has the call and ``clamp_`` that ``Stepper`` needs.
+
+    ``progress`` in [0, 1] is set by the loop before each step.
+    """
+
+    def __init__(self, objective: ContrastiveObjective, option: str) -> None:
+        super().__init__()
+        if option not in OPTIONS:
+            raise ValueError(f"option is {option!r}; one of {', '.join(OPTIONS)} is expected")
+        self.objective = objective
+        self.option = option
+        self.progress = 0.0
+
+    def clamp_(self) -> None:
+        self.objective.clamp_()
+
+    def forward(self, image_features: Tensor, text_features: Tensor, *, ids: Tensor | None = None) -> Tensor:
+        """The loss, on the published objective's scale τ·(sum of both directions)."""
+        x, y = image_features, text_features
+        share = 0.5 if self.option == "sum" else float(self.progress >= 0.5)
+        loss = x.new_zeros(())
+        if share < 1:
+            tau_inverse = self.objective.inv_tau.to(x)
+            contrast = info_nce if self.objective.contrast == "infonce" else info_loob
+            plain = contrast(x, y, tau_inverse, ids=ids) + contrast(y, x, tau_inverse, ids=ids)
+            loss = loss + (1 - share) * plain / tau_inverse
+        return loss + share * self.objective(x, y, ids=ids) if share > 0 else loss
+
+
+GEOMETRY_INV_TAU, GEOMETRY_BETA = 30.0, 8.0
+"""One τ⁻¹ and β for all methods: the measures are to tell embeddings apart, not settings."""
+_BATCH = 500
+
+
+def embed_images(encoder: DualEncoder, images: np.ndarray) -> Tensor:
+    """(n, D) float32 unit rows, in evaluation mode and without gradients."""
+    with evaluating(encoder):
+        parts = [encoder.encode_image(pixels(images[i : i + _BATCH])).cpu() for i in range(0, len(images), _BATCH)]
+    return torch.cat(parts)
+
+
+def score_pairs(encoder: DualEncoder, pairs: Pairs) -> dict[str, float]:
+    """As ``score_rows``, of held-out pairs."""
+    return score_rows(embed_images(encoder, pairs.images), embed_texts(encoder, pairs.captions), pairs.captions)
+
+
+def score_rows(images: Tensor, texts: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    """Recall@k both ways, its mean, and the paper's measures of geometry, from (n, D) unit rows of n pairs."""
+    scores = recalls(images, texts, captions)
+    measures = geometry(images, texts, GEOMETRY_INV_TAU, GEOMETRY_BETA)
+    scores |= {key: value for key, value in measures.items() if not key.startswith("spectrum") and key != "n"}
+    return {key: round(value, 6) for key, value in scores.items()}
+
+
+def recalls(images: Tensor, texts: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    """Recall@k both ways and ``mean_recall``, the mean of all."""
+    ranks = retrieval_ranks(images, texts, captions=captions)
+    scores = {f"{way}@{k}": ranking.recall_at_k(r, k) for way, r in ranks._asdict().items() for k in RECALLS}
+    return scores | {"mean_recall": sum(scores.values()) / len(scores)}
+
+
+def score_zeroshot(encoder: DualEncoder, sets: Mapping[str, Labelled]) -> dict[str, dict[str, Any]]:
+    """As ``score_set``, by set."""
+    scores = {}
+    for name, data in sets.items():
+        classes = class_embeddings(encoder, data.classnames, data.templates)
+        scores[name] = score_set(embed_images(encoder, data.images), np.array(data.labels), classes)
+    return scores
+
+
+def score_set(images: Tensor, labels: np.ndarray, classes: Tensor) -> dict[str, Any]:
+    """Zero-shot accuracies from unit rows; ``predictions`` packs the class that each picture is taken for."""
+    right = torch.from_numpy(labels)
+    ranks = zeroshot_ranks(images, right, classes)
+    cosines = images.double() @ classes.double().T
+    # As the ranks count a tie: against the right class.
+    cosines[torch.arange(len(right)), right] -= 1e-12
+    return {
+        "acc1": round(ranking.topk_accuracy(ranks, 1), 6),
+        "acc5": round(ranking.topk_accuracy(ranks, 5), 6),
+        "mean_per_class_recall": round(ranking.mean_per_class_recall(ranks < 1, right, len(classes)), 6),
+        "predictions": pack_numbers(cosines.argmax(1).numpy()),
+    }
+
+
+def score_probe(encoder: DualEncoder, data: Data) -> dict[str, dict[str, Any]]:
+    """The library's linear probe on the embeddings of the sets that have training pictures."""
+    scores = {}
+    for name, train in data.probe.items():
+        x, y = embed_images(encoder, train.images), torch.from_numpy(np.array(train.labels))
+        probe = fit_probe(x, y, len(train.classnames))
+        labels = torch.from_numpy(np.array(data.test[name].labels))
+        ranks = probe_ranks(probe.weight, embed_images(encoder, data.test[name].images), labels)
+        scores[name] = {"acc1": round(ranking.topk_accuracy(ranks, 1), 6), "C": probe.strength, "n": len(ranks)}
+    return scores
+
+
+STUDY = Path(__file__).parent
+CURVE_POINTS = 8
+"""How often a cell's test scores are taken along the run (never looked at by the search)."""
+_BAD_STEPS = 50
+
+
+class Run:
+    """One cell being trained; ``full`` takes test scores too, at ``CURVE_POINTS`` epochs, and more at the end."""
+
+    def __init__(self, cell: Cell, data: Data, full: bool = True) -> None:
+        self.cell, self.data, self.full = cell, data, full
+        setting = cell.setting
+        self.encoder = create_model(cell.tower, seed=cell.seed)
+        self.objective = build_objective(cell.method, setting)
+        optim = OptimConfig(lr=setting.lr, weight_decay=setting.weight_decay, schedule="cosine")
+        self.optimizer = make_optimizer(self.encoder, self.objective, optim, torch.device("cpu"))
+        # Anything with the objective's call and clamp_ will do for these two.
+        towers = TowersWithLoss(self.encoder, self.objective, "bf16")  # type: ignore[arg-type]
+        self.stepper = Stepper(towers, self.optimizer)
+        self.batches = Augmented(data.pairs["train"], cell.seed)
+        self.steps_an_epoch = len(data.pairs["train"]) // setting.batch_size
+        self.total = cell.epochs * self.steps_an_epoch
+        self.schedule = make_schedule(optim, self.total)
+        self.step = 0
+        self.skipped = 0
+        self.wall = self.cpu = 0.0
+        self.losses: list[float] = []
+        self.last: StepResult | None = None
+        self.curve: list[dict[str, Any]] = []
+        torch.manual_seed(cell.seed)
+
+    def go(self) -> dict[str, Any]:
+        n, size, bad = len(self.data.pairs["train"]), self.cell.setting.batch_size, 0
+        for epoch in range(self.cell.epochs):
+            order = epoch_order(n, self.cell.seed, epoch)
+            for place in range(self.steps_an_epoch):
+                bad = 0 if self.train_on(epoch, order[place * size : (place + 1) * size]) else bad + 1
+                if bad >= _BAD_STEPS:
+                    raise RuntimeError(f"{self.cell.id}: {bad} steps in a row were not finite")
+            self._look(epoch + 1)
+        return self._record()
+
+    def train_on(self, epoch: int, indices: np.ndarray) -> bool:
+        """One step on these pairs, as augmented in this epoch. Returns whether it was finite."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.encoder.train()
+        if isinstance(self.objective, Variant):
+            self.objective.progress = self.step / self.total
+        images, tokens, ids = self.batches.batch(epoch, indices)
+        ids_or_none = ids if self.cell.setting.mask_duplicates else None
+        # In bfloat16 torch's fused attention takes up to five times as long for sequences as short as these on a CPU.
+        with sdpa_kernel(SDPBackend.MATH):
+            result = self.stepper(images, tokens, ids_or_none, self.schedule(self.step))
+        self.step += 1
+        if result.finite:
+            self.losses.append(result.loss)
+            self.last = result
+        else:
+            self.skipped += 1
+        self.wall += time.perf_counter() - wall
+        self.cpu += time.process_time() - cpu
+        return result.finite
+
+    def _look(self, epoch: int) -> None:
+        """Scores after an epoch: validation pairs always, test sets at a few points of a full run."""
+        recent = self.losses[-self.steps_an_epoch :]
+        self.losses = []
+        line: dict[str, Any] = {
+            "epoch": epoch,
+            "step": self.step,
+            "wall_seconds": round(self.wall, 1),
+            "cpu_seconds": round(self.cpu, 1),
+            "loss": round(sum(recent) / len(recent), 5) if recent else None,
+            **self._scales(),
+            "train_saturation": self._saturation(),
+            "val": score_pairs(self.encoder, self.data.pairs["val"]),
+        }
+        every = max(1, math.ceil(self.cell.epochs / CURVE_POINTS))
+        if self.full and epoch % every == 0 and epoch < self.cell.epochs:
+            scores = score_zeroshot(self.encoder, self.data.test)
+            line["zeroshot"] = {name: found["acc1"] for name, found in scores.items()}
+        self.curve.append(line)
+
+    def _scales(self) -> dict[str, float]:
+        inner = self.objective.objective if isinstance(self.objective, Variant) else self.objective
+        assert isinstance(inner, ContrastiveObjective)
+        scales = {"inv_tau": round(float(inner.inv_tau.detach()), 4)}
+        return scales | ({"beta": round(float(inner.beta.detach()), 4)} if inner.hopfield else {})
+
+    def _saturation(self) -> float | None:
+        """1 − p of the last training batch, at the run's own temperature: what is left of InfoNCE's gradient."""
+        if self.last is None or self.last.features is None:
+            return None
+        scale = self._scales()["inv_tau"]
+        return round(float(saturation(*self.last.features, scale)), 6)
+
+    def _record(self) -> dict[str, Any]:
+        """Everything that tables are made from; no name of this machine, no path."""
+        last = self.curve[-1]
+        record: dict[str, Any] = {
+            "id": self.cell.id,
+            "config": self.cell.config(),
+            "steps": self.step,
+            "pairs_seen": self.step * self.cell.setting.batch_size,
+            "skipped_steps": self.skipped,
+            "wall_seconds": round(self.wall, 1),
+            "cpu_seconds": round(self.cpu, 1),
+            "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+            "device": "cpu",
+            "val": last["val"],
+        }
+        if self.full:
+            record["zeroshot"] = score_zeroshot(self.encoder, self.data.test)
+            record["retrieval"] = {"tuxpaint-captions": score_pairs(self.encoder, self.data.pairs["tuxpaint-captions"])}
+            record["probe"] = score_probe(self.encoder, self.data)
+            last["zeroshot"] = {name: found["acc1"] for name, found in record["zeroshot"].items()}
+        return record | {"curve": self.curve}
+
+
+def study(data: Path, cache: Path) -> tuple[Callable[[], Iterable[Cell]], Callable[[Cell], dict[str, Any]]]:
+    @functools.cache
+    def pictures(tests: bool) -> Data:
+        found = load(data, cache, create_model(plan.TOWERS[0], seed=0), tests)
+        for name, labelled in found.test.items():
+            records.write_set(name, np.array(labelled.labels), len(labelled.classnames), STUDY)
+        return found
+
+    def listed() -> Iterator[Cell]:
+        scores = plan.search_scores(records.read("search", STUDY))
+        yield from plan.search_cells(scores)
+        yield from plan.grid(scores)
+        searched = records.read(wrong.SEARCH, STUDY)
+        yield from (cell for method in wrong.MEMBERS for cell in wrong.search(method, scores, searched))
+        yield from wrong.cells(scores, searched)
+
+    def do(cell: Cell) -> dict[str, Any]:
+        full = cell.stage in ("cells", wrong.RUNS)
+        seen = pictures(full)
+        if cell.stage in (wrong.SEARCH, wrong.RUNS):
+            seen = with_wrong_captions(seen, wrong.SHARE, cell.seed)
+        return Run(cell, seen, full).go()
+
+    return listed, do

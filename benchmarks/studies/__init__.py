@@ -1,0 +1,1 @@
+"""What the studies share: records, statistics, tables, figures, the loop of runs."""
