@@ -26,7 +26,7 @@ from cloob.data.batch import BadSample
 from cloob.errors import InputError, message
 from cloob.models.onnx.plain import graphs_digest
 from cloob.serve.app import make_app
-from cloob.serve.settings import ServeConfig
+from cloob.serve.guard import ServeConfig
 from support import OPENING, fork
 
 resource = pytest.importorskip("resource", reason="no limits of memory here")

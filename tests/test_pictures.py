@@ -356,3 +356,18 @@ def test_a_folder_of_heic_says_what_to_install(
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("cloob: phone: 0 of 30 pairs usable") and "30 × no decoder; first: IMG_0.HEIC" in told
     assert "HEIC: pip install pillow-heif" in told and not (tmp_path / "run").exists()
+
+
+def test_another_limit_of_pixels_holds_for_all_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # a larger limit raises it
+    stream = io.BytesIO()
+    Image.new("RGB", (99, 77)).save(stream, "JPEG", progressive=True)
+    old, new = struct.pack(">HH", 77, 99), struct.pack(">HH", 12_500, 16_000)
+    progressive = stream.getvalue().replace(old, new, 1)
+    stream = io.BytesIO()
+    Image.new("1", (16_000, 12_500)).save(stream, "PNG")
+    for data in (stream.getvalue(), progressive):
+        for limit in (None, 199_999_999):
+            with pytest.raises(pictures.Unreadable, match="too large"):
+                pictures.Encoded(data, limit)
+        assert pictures.Encoded(data, 200_000_000).in_file == (16_000, 12_500)

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from cloob.search.index import Index
 from cloob.serve.app import make_app
-from cloob.serve.settings import ServeConfig
+from cloob.serve.guard import ServeConfig
 
 N = 60
 

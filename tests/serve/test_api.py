@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from served_colours import COLOURS, ColourEncoder, build, draw
 from starlette.testclient import TestClient
 
 from cloob.models import fingerprint as fingerprints
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
-from cloob.serve.api.schemas import SearchQuery
 from cloob.serve.app import make_app
-from cloob.serve.settings import ServeConfig
+from cloob.serve.guard import ServeConfig
 from support import picture
 
 N = 60
@@ -123,17 +123,6 @@ def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
     assert client.get("/api/items/3").json()["caption"] == item.caption
 
 
-@pytest.mark.parametrize("known", [{}, {"words": "red"}, {"item": 9}])
-def test_thousands_of_unknown_fields_are_one_error(client: TestClient, known: dict[str, Any]) -> None:
-    """Each for itself would keep the event loop for seconds."""
-    many = dict.fromkeys(map(str, range(5000)), 1)
-    for body in ({"parts": [known | many]}, {"parts": [known], **many}):
-        with pytest.raises(ValidationError) as error:
-            SearchQuery.model_validate(body)
-        assert error.value.error_count() == 1
-        assert client.post("/api/search", json=body).status_code == 422
-
-
 def test_words_are_never_a_path_or_an_address(client: TestClient, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(picture("red"))
     for words in (str(tmp_path / "red.png"), "http://127.0.0.1:9/red.png", "../red.png"):
@@ -181,7 +170,7 @@ def test_an_index_that_grows_is_seen_at_once(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_replaced_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the old weights meets the new vectors: no upload, no batch, no text that was kept."""
+    """Nothing of the old weights meets the new vectors: no row of an upload, no batch, no text that was kept."""
     old, new = ColourEncoder(), ColourEncoder()
     new.fingerprint = "f" * 32
     new._directions = torch.roll(old._directions, 1, 0)
@@ -196,7 +185,35 @@ def test_a_model_that_is_replaced_is_asked_anew(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(fingerprints, "load_with_fingerprint", lambda *_: (new, new.fingerprint))
         agrees(ask(web, "search", **query)["hits"], nearest(index, new.encode_text(["red"])[0].numpy()), 5)
         query["parts"] = [{"upload": held}]
-        assert web.post("/api/search", json=query).status_code == 404
-        assert upload(web, data)["upload"] == held
         found = ask(web, "search", **query)["hits"][0]
         assert found["score"] == pytest.approx(1) and found["name"] == "5.png"
+
+
+def test_an_upload_goes_through_the_model_that_is_asked_alone(tmp_path: Path) -> None:
+    asked, other = ColourEncoder("asked"), ColourEncoder("other", 12)
+    with build(tmp_path / "idx", draw(tmp_path / "pictures", range(12)), asked, other) as index, web_of(index) as web:
+        other.batches.clear()
+        held = upload(web, picture(COLOURS["blue"]))["upload"]
+        found = ask(web, "search", parts=[{"upload": held}], model="asked", cutoff=False)
+        assert found["hits"][0]["caption"] == "a blue square" and not other.batches
+
+
+def test_a_map_that_is_there_does_not_wait_for_one_that_is_made(
+    index: Index, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, started, go_on = index.map, threading.Event(), threading.Event()
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        if named["method"] == "tsne":
+            started.set()
+            assert go_on.wait(30)
+        return drawn(*given, **named)
+
+    monkeypatch.setattr(index, "map", slowly)
+    there = client.get("/api/map?sample=20").json()
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(client.get, "/api/map?sample=20&method=tsne")
+        assert started.wait(30)
+        assert client.get("/api/map?sample=20").json() == there and not made.done()
+        go_on.set()
+        assert made.result().status_code == 200

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from anyio import CapacityLimiter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,9 +24,8 @@ def run(queries: list[int], max_batch: int, fail: int | None = None) -> tuple[li
         return [query * query for query in batch]
 
     async def ask() -> list[object]:
-        with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(work, pool, max_batch=max_batch, max_waiting=1000)
-            return await asyncio.gather(*(batcher(query) for query in queries), return_exceptions=True)
+        batcher = Batcher(work, CapacityLimiter(1), max_batch=max_batch)
+        return await asyncio.gather(*(batcher(query) for query in queries), return_exceptions=True)
 
     return asyncio.run(ask()), sizes
 
@@ -57,17 +56,16 @@ def test_a_full_queue_says_so_and_who_has_left_is_not_worked_on() -> None:
         return batch
 
     async def ask() -> None:
-        with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(work, pool, max_batch=1, max_waiting=2)
-            first = asyncio.create_task(batcher(0))
-            await asyncio.get_running_loop().run_in_executor(None, started.wait, 20)
-            waiting = [asyncio.create_task(batcher(query)) for query in (1, 2)]
-            await asyncio.sleep(0)
-            with pytest.raises(Busy):
-                await batcher(3)
-            waiting[0].cancel()
-            go_on.set()
-            assert await first == 0 and await waiting[1] == 2
+        batcher = Batcher(work, CapacityLimiter(1), max_batch=1, max_waiting=2)
+        first = asyncio.create_task(batcher(0))
+        await asyncio.to_thread(started.wait, 20)
+        waiting = [asyncio.create_task(batcher(query)) for query in (1, 2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await batcher(3)
+        waiting[0].cancel()
+        go_on.set()
+        assert await first == 0 and await waiting[1] == 2
 
     asyncio.run(ask())
     assert seen == [0, 2]

@@ -9,8 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
-from cloob.serve.guard import HEADERS, Guard, is_loopback
-from cloob.serve.settings import ServeConfig
+from cloob.serve.guard import HEADERS, Guard, ServeConfig, is_loopback
 
 TOKEN = "a-token-of-twenty-letters"
 
@@ -20,7 +19,7 @@ def client(base: str = "http://localhost:8017", **options: Any) -> TestClient:
         body = await Request(scope, receive).body()
         await PlainTextResponse(f"{scope['path']} {len(body)}")(scope, receive, send)
 
-    guard = Guard(app, ServeConfig(**options), b"<form><!--wrong--></form>")
+    guard = Guard(app, ServeConfig(**options), "<form><!--wrong--></form>")
     return TestClient(guard, base_url=base, follow_redirects=False)
 
 
@@ -102,7 +101,7 @@ def test_the_token_opens_by_bearer_address_and_form() -> None:
     for answer in (web.get(f"/?token={TOKEN}&q=red"), web.post("/?q=red", content=f"token={TOKEN}"), given):
         assert answer.status_code == 303 and answer.headers["location"] == "/?q=red"
         cookie = answer.headers["set-cookie"]
-        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+        assert "HttpOnly" in cookie and "SameSite=strict" in cookie
         web.cookies.clear()
         assert web.get("/api/x", headers={"cookie": cookie.partition(";")[0]}).status_code == 200
     web.cookies.clear()
@@ -110,23 +109,8 @@ def test_the_token_opens_by_bearer_address_and_form() -> None:
     assert wrong.status_code == 401 and "not right" in wrong.text and "set-cookie" not in wrong.headers
 
 
-@pytest.mark.parametrize("others", ['a={"b":1}', "a b", "über=1", "cloob-token=old", "a=x=y", ""])
+@pytest.mark.parametrize("others", ['a={"b":1}', "a b", "über=1", "a=x=y", ""])
 def test_odd_cookies_of_other_programs_do_not_hide_the_token(others: str) -> None:
     web = client("http://10.0.0.5:8017", local=False, token=TOKEN)
     for cookie in (f"{others}; cloob-token={TOKEN}", f"cloob-token={TOKEN};{others}"):
         assert web.get("/api/x", headers={"cookie": cookie.encode()}).status_code == 200
-
-
-def test_a_body_is_refused_by_what_it_says_and_by_what_it_is() -> None:
-    web = client(max_body_bytes=100, max_upload_bytes=1000)
-    assert web.post("/api/x", content=b"x" * 100).text.endswith(" 100")
-    assert web.post("/api/x", content=b"x" * 101).status_code == 413
-    assert web.post("/api/x", headers={"content-length": "many"}, content=b"").status_code == 413
-    assert web.post("/api/uploads", content=b"x" * 1000).status_code == 200
-
-    def endless() -> Any:
-        for _ in range(10**6):
-            yield b"x" * 60
-
-    answer = web.post("/api/x", content=endless())  # chunked: no length is said
-    assert answer.status_code == 413 and "100" in answer.json()["detail"]

@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,12 @@ import pytest
 from served_colours import draw
 
 import cloob
-from cloob.errors import InputError
+from cloob import cli
 from cloob.models.folder import save_model
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
-from cloob.serve import run
 from cloob.serve.run import address, settings
-from support import refused
+from support import fork, refused
 
 
 @pytest.fixture(scope="module")
@@ -109,39 +109,25 @@ def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_its_end_does_not_wait_for_what_takes_minutes(
-    told: signal.Signals,
-    code: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    ended = threading.Event()
-    codes: list[int] = []
+def test_its_end_does_not_wait_for_what_takes_minutes(told: signal.Signals, code: int, tmp_path: Path) -> None:
+    models = Index.models
 
-    class Slow(Index):
-        def model(self, *_: Any) -> Any:  # the server's first question
+    def slow(index: Index) -> Any:  # the server's first question comes in a thread
+        if threading.current_thread() is not threading.main_thread():
             os.kill(os.getpid(), told)
-            ended.wait(5)
-            raise InputError("too late")
+            time.sleep(60)
+        return models.__get__(index)
 
-    def leave(code: int) -> None:
-        codes.append(code)
-        ended.set()
+    def child() -> int:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        Index.models = property(slow)  # type: ignore[method-assign, assignment]
+        return cli.main(["serve", str(tmp_path / "idx"), "--port", "0"])
 
-    monkeypatch.setattr(os, "_exit", leave)
-    monkeypatch.setattr(run, "_WORD_SECONDS", 0.1)
-    monkeypatch.setattr(run, "_END_SECONDS", 0.3)
     Index.create(tmp_path / "idx").close()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        interrupted = pytest.raises(KeyboardInterrupt) if told == signal.SIGINT else nullcontext()
-        with run.bind("127.0.0.1", 0) as opened, Slow.open(tmp_path / "idx") as index, interrupted:
-            run.serve(index, opened, settings("127.0.0.1", None))
-    finally:
-        signal.signal(signal.SIGINT, before)
-    said = capsys.readouterr().err
-    assert codes == [code] and said.endswith("a second Ctrl-C ends it at once\ncloob: the server has ended\n"), said
+    before = time.monotonic()
+    ranks = fork(tmp_path / "out", 1, child)
+    assert os.waitstatus_to_exitcode(os.waitpid(ranks.pids[0], 0)[1]) == code, ranks.told()
+    assert time.monotonic() - before < 40
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from cloob.search.index import Index
 from cloob.serve.app import make_app
-from cloob.serve.settings import ServeConfig
+from cloob.serve.guard import ServeConfig
 
 # A filter, weights that cancel, ids that are not there: well-formed, and refused with these.
 CHECKS = {"positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404, 413, 415]}}

@@ -41,7 +41,7 @@ class Options:
     """Globs; files and folders that match one are left out: --exclude '*.gif' cache. The index remembers them; given
     anew they replace those of before, and --exclude '' clears them."""
     max_megapixels: float | None = None
-    """Leave larger pictures out. A limit above cloob's own (179, of JPEG 2,048) changes nothing."""
+    """Leave larger pictures out; left out, those above 179 (of JPEG 2,048). A larger limit takes larger pictures."""
     remove_all: bool = False
     """Remove all pictures of a source of which nothing is there any more."""
     merge: str | None = None

@@ -66,15 +66,16 @@ def run(options: Options) -> int:
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         if options.open:
             webbrowser.open(shown)
+        code = 0
         try:
             serve(index, opened, config)
         except KeyboardInterrupt:
-            print("cloob: the server has ended", file=sys.stderr)
-            if index.models:
-                say_next(["index", "--out", index.store.address])  # brings it up to date
-            return 130
-    print("cloob: the server has ended", file=sys.stderr)
-    return 0
+            code = 130
+        print("cloob: the server has ended", file=sys.stderr)
+        if code and index.models:
+            say_next(["index", "--out", index.store.address])  # brings it up to date
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)  # a thread may be at a map that takes minutes; nothing is lost with it
 
 
 def _share_cores() -> None:

@@ -15,11 +15,12 @@ Needs Pillow and NumPy (the extra ``train``).
 """
 
 from cloob.pictures.encoded import Encoded, decode, middle, read_file, upright
-from cloob.pictures.limits import MAX_IMAGE_BYTES, MAX_PIXELS, Fault, Unreadable
+from cloob.pictures.limits import MAX_IMAGE_BYTES, MAX_JPEG_PIXELS, MAX_PIXELS, Fault, Unreadable
 from cloob.pictures.rgb import axes
 
 __all__ = [
     "MAX_IMAGE_BYTES",
+    "MAX_JPEG_PIXELS",
     "MAX_PIXELS",
     "Encoded",
     "Fault",

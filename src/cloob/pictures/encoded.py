@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import IcoImagePlugin, Image, JpegImagePlugin, UnidentifiedImageError
 
 from cloob.files import TooLarge, read_at_most
-from cloob.pictures.limits import MAX_IMAGE_BYTES, Unreadable, check_header, check_pixels, formats_of
+from cloob.pictures.limits import MAX_IMAGE_BYTES, Unreadable, check_header, check_pixels, formats_of, raise_bound
 from cloob.pictures.rgb import exif_of, orientation_of, to_rgb, turned
 
 WHOLE_PIXELS = 32_000_000
@@ -40,17 +40,20 @@ class Encoded:
         truncated: Whether ``rgb()`` found a JPEG without its end, and took it: what is missing is grey.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, max_pixels: int | None = None) -> None:
         """Reads the header.
 
         Args:
             data: The bytes of a file: JPEG, PNG, WebP, GIF, AVIF, HEIC, TIFF, BMP, and what else ``limits`` names.
+            max_pixels: A larger image is refused; None: above the limits of ``limits``, which this may also raise.
 
         Raises:
             Unreadable: ``"corrupt image"``, ``"image too large"`` above a limit of ``limits``, or ``"no decoder"`` for
                 a format that needs another package, and for JPEG 2000.
         """
-        self._data = data
+        self._data, self._max_pixels = data, max_pixels
+        if max_pixels is not None:
+            raise_bound(max_pixels)
         self.truncated = False
         with warnings.catch_warnings():
             # Pillow warns of odd metadata, of palettes and, below our own limit, of large images: nothing to act on.
@@ -59,9 +62,9 @@ class Encoded:
                 if data.startswith(_ICON):
                     # Pillow decodes its first picture while it opens the icon.
                     entry = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry[0]
-                    check_header(Image.open(io.BytesIO(data[entry.offset :]), formats=("PNG", "DIB")), data)
+                    check_header(Image.open(io.BytesIO(data[entry.offset :]), formats=("PNG", "DIB")), data, max_pixels)
                 self._image = _open(data)
-                check_header(self._image, data)
+                check_header(self._image, data, max_pixels)
             except Unreadable:
                 raise
             except Exception as error:  # the decoders raise nearly anything on damaged bytes
@@ -129,7 +132,7 @@ class Encoded:
                     if not self._reducible:
                         raise
                     self._load_truncated(factor)
-                check_pixels(self._image)
+                check_pixels(self._image, self._max_pixels)
                 image = to_rgb(self._image)
                 image.info.clear()
             except Unreadable:

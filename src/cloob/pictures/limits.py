@@ -15,8 +15,8 @@ MAX_JPEG_PIXELS = 2_048_000_000
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
 """An image file of more bytes is refused before it is read."""
 
-MAX_SCANNED = 1 << 32
-"""A progressive JPEG of more pixels times scans is refused: each scan goes over all pixels."""
+MAX_SCANS = 24
+"""A progressive JPEG that goes over more pixels than so many scans of the largest picture do is refused."""
 
 Fault = Literal["corrupt image", "image too large", "no decoder"]
 
@@ -77,20 +77,27 @@ def _register_heif() -> None:
         register_heif_opener()
 
 
-def check_pixels(image: Image.Image) -> None:
-    """Refuses an opened image above ``MAX_PIXELS`` or ``MAX_JPEG_PIXELS``: ``Unreadable``, ``"image too large"``.
+def check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:
+    """Refuses an opened image above ``max_pixels``; None: above ``MAX_PIXELS`` or ``MAX_JPEG_PIXELS``.
 
     Of a progressive JPEG all coefficients are held, so it has no larger bound than others.
     """
     width, height = image.size
     reducible = image.format in ("JPEG", "MPO") and "progressive" not in image.info
-    most = MAX_JPEG_PIXELS if reducible else MAX_PIXELS
+    most = max_pixels or (MAX_JPEG_PIXELS if reducible else MAX_PIXELS)
     if width * height > most:
         raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {most:,}")
 
 
-def check_header(image: Image.Image, data: bytes) -> None:
+def check_header(image: Image.Image, data: bytes, max_pixels: int | None = None) -> None:
     """As ``check_pixels``; refuses a JPEG too that has a decoder go over its pixels again and again."""
-    check_pixels(image)
-    if "progressive" in image.info and (scans := data.count(b"\xff\xda")) * image.width * image.height > MAX_SCANNED:
+    check_pixels(image, max_pixels)
+    scanned = MAX_SCANS * max(MAX_PIXELS, max_pixels or 0)
+    if "progressive" in image.info and (scans := data.count(b"\xff\xda")) * image.width * image.height > scanned:
         raise Unreadable("image too large", f"{scans:,} scans of {image.width}×{image.height} pixels")
+
+
+def raise_bound(pixels: int) -> None:
+    """Lets Pillow, whose bound is one for all threads, open images of so many pixels."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, pixels)

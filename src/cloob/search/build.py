@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cloob.data.batch import BadSample
 from cloob.models.encoding import Encoder, evaluating
-from cloob.pictures import Encoded, Unreadable
+from cloob.pictures import MAX_JPEG_PIXELS, MAX_PIXELS, Encoded, Unreadable
 from cloob.search.identity import Making
 from cloob.search.records import Item, Value, valid
 from cloob.search.scan.collection import EXAMPLES, NO_PICTURE, SEPARATOR, Collection, Found, LeftOut, ReadFailed
@@ -153,17 +153,21 @@ def _refuse_losses(plan: Plan, pictures: Sequence[FileState], in_containers: set
         )
 
 
-def megapixel_limit(limit: float) -> str:
-    """The end of the fault of a picture that is too large; another limit is worth another try."""
-    return f"the limit is {limit:g}"
+def pixel_limit(max_megapixels: float | None) -> int | None:
+    """The limit in pixels."""
+    return None if max_megapixels is None else max(1, int(max_megapixels * 1e6))
 
 
 def _worth_another_try(fault: str, max_megapixels: float | None) -> bool:
     """Whether a file that could not be read may be readable by now though it has not changed."""
     if fault.startswith(("no decoder", "missing image", "no permission")):
         return NO_PICTURE not in fault
-    too_large = fault.startswith("image too large: ")
-    return too_large and (max_megapixels is None or not fault.endswith(megapixel_limit(max_megapixels)))
+    if " pixels, the limit is " not in fault:
+        return False
+    limit = pixel_limit(max_megapixels)  # another limit is worth another try
+    return not any(
+        fault.endswith(f"{each:,})") for each in ([MAX_PIXELS, MAX_JPEG_PIXELS] if limit is None else [limit])
+    )
 
 
 def _below(path: str, folders: Sequence[str]) -> bool:
@@ -211,7 +215,7 @@ class Builder:
     ) -> None:
         self.summary = Summary()
         self._store, self._model, self._encoder, self._making = store, model, encoder, making
-        self._batch_size, self._max_megapixels = batch_size, max_megapixels
+        self._batch_size, self._max_pixels = batch_size, pixel_limit(max_megapixels)
         self._waiting: list[Prepared] = []
         self._may_decode = threading.Event()
         self._may_decode.set()
@@ -221,12 +225,7 @@ class Builder:
         self._may_decode.wait()
         try:
             data = work.collection.read(work.found)
-            encoded = Encoded(data)
-            width, height = encoded.in_file  # not `whole`, for which a PNG with EXIF would be decoded
-            limit = self._max_megapixels
-            if limit is not None and width * height > limit * 1e6:
-                size = f"{width * height / 1e6:.1f} megapixels, {megapixel_limit(limit)}"
-                return Prepared(work, None, fault=f"image too large: {size}")
+            encoded = Encoded(data, self._max_pixels)
             item = _item(work, encoded, data)
             if not decode and self._is_known(item.content):
                 return Prepared(work, item)

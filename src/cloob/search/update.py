@@ -45,7 +45,7 @@ class UpdateOptions:
         scan: How sources are read.
         batch_size: Pictures of a forward pass, and of a transaction.
         workers: Threads that read and decode.
-        max_megapixels: Larger pictures are left out; None: no limit but that of ``cloob.pictures``.
+        max_megapixels: Larger pictures are left out; None: above the limits of ``cloob.pictures``.
         remove_all: Whether all items of a source may go if nothing of it is there any more.
     """
 

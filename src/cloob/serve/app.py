@@ -4,46 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
+import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from cloob.errors import InputError, one_line
-from cloob.search.records import valid
-from cloob.serve.api import about, find, items
-from cloob.serve.api.schemas import Problem
+from cloob.errors import one_line
+from cloob.serve import routes
 from cloob.serve.batcher import Busy
-from cloob.serve.collection import Collection, Gone
-from cloob.serve.guard import Guard
-from cloob.serve.settings import ServeConfig
+from cloob.serve.collection import Collection, Gone, Refused
+from cloob.serve.guard import MULTIPART_ROOM, UPLOADS, Guard, ServeConfig
+from cloob.serve.schemas import Problem
 from cloob.serve.uploads import TooLarge, Unsupported
 
 if TYPE_CHECKING:
     from cloob.search.index import Index
 
 logger = logging.getLogger(__name__)
-_TYPES = {
-    "html": "text/html; charset=utf-8",
-    "css": "text/css; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
-    "svg": "image/svg+xml",
-}
-_STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (Gone, 404),
-    (TooLarge, 413),
-    (Unsupported, 415),
-    (InputError, 400),
-    (Busy, 503),
-)
+PAGE = Path(__file__).parent / "page"
+_STATUS = {Gone: 404, TooLarge: 413, Unsupported: 415, Refused: 400, Busy: 503}  # what the asker is told
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": said}
     for status, said in {
@@ -58,6 +45,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         503: "Too many queries or uploads wait",
     }.items()
 }
+mimetypes.add_type("text/javascript", ".js")  # some Windows say text/plain, which no browser runs
 
 
 def make_app(index: Index, config: ServeConfig) -> ASGIApp:
@@ -77,7 +65,6 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
         warming = asyncio.create_task(collection.warm())
         yield
         warming.cancel()
-        collection.close()
 
     app = FastAPI(
         title="cloob serve",
@@ -88,48 +75,33 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
         redoc_url=None,
         lifespan=lifespan,
         responses=_PROBLEMS,
+        max_body_size=config.max_body_bytes,
     )
     app.state.collection = collection
-    for router in (about.router, find.router, items.router):
+    for router in (routes.about, routes.find, routes.pictures):
         app.include_router(router, prefix="/api")
-    app.add_api_route("/", page_file, include_in_schema=False)
-    app.add_api_route("/page/{name}", page_file, include_in_schema=False)
-    for kind in (*(kind for kind, _ in _STATUS), HTTPException, RequestValidationError, Exception):
+    app.add_api_route(
+        UPLOADS,
+        routes.upload,
+        methods=["POST"],
+        tags=["pictures"],
+        max_body_size=config.max_upload_bytes + MULTIPART_ROOM,
+    )
+    app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
+    app.mount("/page", StaticFiles(packages=[("cloob.serve", "page")]))
+    for kind in (*_STATUS, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, _problem)
-    return Guard(app, config, _page()["login.html"])
+    return Guard(app, config, (PAGE / "login.html").read_text(encoding="utf-8"))
 
 
-async def page_file(request: Request) -> Response:
-    """A file of the page; there are no others than those that came with the package."""
-    name = request.path_params.get("name", "index.html")
-    content = _page().get(name)
-    if content is None:
-        raise Gone(f"no file {name[:80]!r}")
-    return Response(content, media_type=_TYPES[name.rpartition(".")[2]], headers={"cache-control": "no-cache"})
-
-
-@cache
-def _page() -> dict[str, bytes]:
-    folder = resources.files("cloob.serve") / "page"
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in _TYPES}
-
-
-async def _problem(request: Request, error: Exception) -> Response:
-    """One line of JSON; of our own faults nothing but that there was one."""
+async def _problem(_: Request, error: Exception) -> Response:
+    """One line of JSON: what the asker did wrong, and of all else nothing but that there was something."""
     if isinstance(error, RequestValidationError):
         return _line(*_undescribed(error))
     if isinstance(error, HTTPException):
         return _line(error.status_code, str(error.detail), error.headers)
-    for kind, status in _STATUS:
-        if isinstance(error, kind):
-            collection = request.app.state.collection
-            said = one_line(error)
-            names = {str(collection.index.store.address): "the index"} | collection.places
-            for place, name in names.items():  # of a relative one, such as ".", no part of a word and no full stop
-                whole = re.escape(place)
-                pattern = whole if place.startswith("/") or "://" in place else rf"(?<![\w./]){whole}(?![\w.])"
-                said = re.sub(pattern, name.replace("\\", r"\\"), said)
-            return _line(status, said, {"retry-after": "1"} if status == 503 else None)
+    if (status := _STATUS.get(type(error))) is not None:
+        return _line(status, one_line(error), {"retry-after": "1"} if status == 503 else None)
     logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
     return _line(500, "the server failed at this; its own window says more")
 
@@ -148,4 +120,4 @@ def _undescribed(error: RequestValidationError) -> tuple[int, str]:
 
 
 def _line(status: int, said: str, headers: Any = None) -> Response:
-    return JSONResponse({"detail": valid(said)}, status_code=status, headers=headers)
+    return JSONResponse({"detail": said.encode("utf-8", "replace").decode()}, status, headers)

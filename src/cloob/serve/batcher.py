@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from typing import Generic, TypeVar
+
+from anyio import CapacityLimiter, to_thread
 
 Query = TypeVar("Query")
 Answer = TypeVar("Answer")
+_Waiting = tuple[Query, "asyncio.Future[Answer]"]
 
 
 class Busy(RuntimeError):  # noqa: N818 - not a fault: the queue is full
-    """More queries wait than are allowed to."""
+    """More queries or uploads wait than are allowed to."""
 
 
 class Batcher(Generic[Query, Answer]):
@@ -21,38 +23,29 @@ class Batcher(Generic[Query, Answer]):
 
     Nobody waits for a batch to fill: what has arrived while the last batch was worked on is the next one. A query
     whose client has left is not worked on.
+
+    Args:
+        work: Gives an answer for each of the queries, in their order; runs in a thread.
+        limiter: Of such threads.
+        max_batch: Queries in a call of ``work``.
+        max_waiting: Queries that may wait.
     """
 
     def __init__(
         self,
         work: Callable[[list[Query]], Sequence[Answer]],
-        executor: Executor,
+        limiter: CapacityLimiter,
         *,
-        max_batch: int,
-        max_waiting: int,
+        max_batch: int = 64,
+        max_waiting: int = 1024,
     ) -> None:
-        """Makes an idle batcher.
-
-        Args:
-            work: An answer for each of the queries, in their order; runs in the executor.
-            executor: One thread: one batch at a time.
-            max_batch: Queries in a call of ``work``.
-            max_waiting: Queries that may wait.
-        """
-        self._work = work
-        self._executor = executor
-        self._max_batch = max_batch
-        self._max_waiting = max_waiting
-        self._waiting: deque[tuple[Query, asyncio.Future[Answer]]] = deque()
+        self._work, self._limiter = work, limiter
+        self._max_batch, self._max_waiting = max_batch, max_waiting
+        self._waiting: deque[_Waiting[Query, Answer]] = deque()
         self._running: asyncio.Task[None] | None = None
-        self.batches = 0
 
     async def __call__(self, query: Query) -> Answer:
-        """The answer to one query.
-
-        Raises:
-            Busy: Too many wait already.
-        """
+        """The answer to one query; raises Busy if too many wait already."""
         if len(self._waiting) >= self._max_waiting:
             raise Busy(f"{len(self._waiting)} queries wait")
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -69,21 +62,20 @@ class Batcher(Generic[Query, Answer]):
         finally:
             self._running = None
 
-    def _next(self) -> list[tuple[Query, asyncio.Future[Answer]]]:
-        batch: list[tuple[Query, asyncio.Future[Answer]]] = []
+    def _next(self) -> list[_Waiting[Query, Answer]]:
+        batch: list[_Waiting[Query, Answer]] = []
         while self._waiting and len(batch) < self._max_batch:
             query, future = self._waiting.popleft()
             if not future.done():
                 batch.append((query, future))
         return batch
 
-    async def _answer(self, batch: list[tuple[Query, asyncio.Future[Answer]]]) -> None:
+    async def _answer(self, batch: list[_Waiting[Query, Answer]]) -> None:
         if not batch:
             return
-        self.batches += 1
-        loop = asyncio.get_running_loop()
+        queries = [query for query, _ in batch]
         try:
-            answers = await loop.run_in_executor(self._executor, self._work, [query for query, _ in batch])
+            answers = await to_thread.run_sync(self._work, queries, abandon_on_cancel=True, limiter=self._limiter)
         except Exception as error:
             if len(batch) > 1:  # one of them is at fault: the others get their answers
                 for pair in batch:

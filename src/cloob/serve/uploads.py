@@ -1,12 +1,10 @@
-"""Pictures that people bring: checked, embedded at once, and forgotten but for their vectors and a thumbnail."""
+"""Pictures that people bring: checked, kept in memory for a while, and forgotten."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +12,11 @@ from PIL import Image
 
 from cloob.errors import InputError
 from cloob.pictures import MAX_PIXELS, Encoded, Unreadable
-from cloob.serve.settings import ServeConfig
+from cloob.pictures.thumbnails import thumbnail
+from cloob.serve.guard import ServeConfig
 
 Row = npt.NDArray[np.float32]
-_THUMBNAIL = 256
+_THUMBNAIL = 256  # pixels a side
 
 
 class Unsupported(InputError):  # noqa: N818 - the picture is at fault
@@ -30,38 +29,27 @@ class TooLarge(InputError):  # noqa: N818 - the picture is at fault
 
 @dataclass(frozen=True)
 class Upload:
-    """A picture as it is remembered.
+    """A picture as it is remembered."""
 
-    Attributes:
-        id: SHA-256 of its bytes, the first 32 digits: who knows it had the picture.
-        width: Upright, pixels.
-        height: Upright, pixels.
-        thumbnail: JPEG.
-        rows: A unit row (D,) for each model, by its fingerprint.
-    """
-
-    id: str
-    width: int
+    id: str  # the first half of its bytes' SHA-256: who knows it had the picture
+    data: bytes  # of the file
+    width: int  # upright, pixels
     height: int
-    thumbnail: bytes
-    rows: Mapping[str, Row]
+    thumbnail: bytes  # JPEG
+    rows: dict[str, Row] = field(default_factory=dict)  # a unit row (D,) for each model asked, by its fingerprint
 
 
 class Uploads:
-    """The uploads used last; lives in the server's memory and ends with it."""
+    """The uploads used last; they live in the server's memory and end with it."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int = 256, most_bytes: int = 256_000_000) -> None:
+        self._most, self._most_bytes = most, most_bytes
         self._held: OrderedDict[str, Upload] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     def add(self, upload: Upload) -> None:
-        """Remembers one; the one used longest ago goes when there are too many."""
+        """Remembers one; those used longest ago go while there are too many or too large ones."""
         self._held[upload.id] = upload
-        self._held.move_to_end(upload.id)
-        while len(self._held) > self._most:
+        while len(self._held) > self._most or sum(len(each.data) for each in self._held.values()) > self._most_bytes:
             self._held.popitem(last=False)
 
     def get(self, id_: str) -> Upload | None:
@@ -74,6 +62,12 @@ class Uploads:
 def upload_id(data: bytes) -> str:
     """What an upload is called."""
     return hashlib.sha256(data).hexdigest()[:32]
+
+
+def read_upload(data: bytes, config: ServeConfig) -> Upload:
+    """Checks a picture and draws its thumbnail; raises as ``decode_upload``."""
+    image = decode_upload(data, config)
+    return Upload(upload_id(data), data, *image.size, thumbnail(image, _THUMBNAIL))
 
 
 def decode_upload(data: bytes, config: ServeConfig) -> Image.Image:
@@ -96,12 +90,3 @@ def decode_upload(data: bytes, config: ServeConfig) -> Image.Image:
             raise TooLarge(f"the picture is too large; at most {config.max_upload_pixels:,} pixels are taken") from None
         why = f" ({error.detail})" if error.reason == "no decoder" else ""
         raise Unsupported(f"{error.reason}{why}; JPEG, PNG, WebP, GIF, AVIF and HEIC can be read") from None
-
-
-def thumbnail(image: Image.Image) -> bytes:
-    """A JPEG of at most 256 pixels a side, without metadata."""
-    small = image.copy()
-    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=85)
-    return stream.getvalue()

@@ -5,81 +5,56 @@ Scores are cosines in [-1, 1], weights and probabilities shares of 1, positions 
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from cloob.search.records import Item, Value, valid
 
 MOST = 1000
-
-
-def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 3.0 is an integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-# After `Field`, or the description of the API loses the bounds.
-Whole = BeforeValidator(_whole)
+# JSON has one kind of number: 3.0 is an integer. After `Field`, or the description of the API loses the bounds.
+Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17]), Whole]
-Weight = Annotated[float, Field(ge=-10, le=10, examples=[1.0, -0.5])]
 Name = Annotated[str, Field(min_length=1, max_length=200, examples=["cloob"])]
 Where = Annotated[str, Field(max_length=2000, examples=["date >= 2024 and caption like '%dog%'"])]
 Top = Annotated[int, Field(ge=1, le=MOST, examples=[50]), Whole]
 Label = Annotated[str, Field(min_length=1, max_length=200, examples=["bird", "flower"])]
+Words = Annotated[str, Field(min_length=1, max_length=1000, examples=["a red bird"])]
+UploadId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
+_KINDS = ("words", "item", "upload")
 
 
-class _Words(BaseModel):
+class _Question(BaseModel):
     # Strict: neither `true` nor "3" is a number.
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _few(cls, given: Any) -> Any:
-        """Each unknown field is an error of its own, and a body has room for 80,000."""
-        if isinstance(given, dict) and len(given) > len(cls.model_fields):
-            known = ", ".join(cls.model_fields)
-            raise PydanticCustomError("too_many_fields", "too many fields; there are {known}", {"known": known})
-        return given
+
+class Part(_Question):
+    """One part of a query: words, a picture of the index, or one that was uploaded before.
+
+    Pictures should fit it (weight above 0) or should not (below 0).
+    """
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [kind]} for kind in _KINDS]})
+
+    words: Words | SkipJsonSchema[None] = None
+    item: Id | SkipJsonSchema[None] = None
+    upload: UploadId | SkipJsonSchema[None] = None
+    weight: Annotated[float, Field(ge=-10, le=10, examples=[1.0, -0.5])] = 1.0
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        given = [getattr(self, kind) for kind in _KINDS if kind in self.model_fields_set]
+        if len(given) != 1 or given[0] is None:
+            raise ValueError("words, item or upload is wanted")
+        return self
 
 
-class WordsPart(_Words):
-    """Words that the pictures should (weight above 0) or should not fit."""
-
-    words: Annotated[str, Field(min_length=1, max_length=1000, examples=["a red bird"])]
-    weight: Weight = 1.0
+Parts = Annotated[list[Part], Field(min_length=1, max_length=16)]
 
 
-class ItemPart(_Words):
-    """A picture of the index."""
-
-    item: Id
-    weight: Weight = 1.0
-
-
-class UploadPart(_Words):
-    """A picture that was uploaded before."""
-
-    upload: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
-    weight: Weight = 1.0
-
-
-def _kind(part: Any) -> str | None:
-    """The kind of part that is meant: its errors alone are told."""
-    kinds = ("words", "item", "upload")
-    return next((kind for kind in kinds if isinstance(part, dict) and kind in part), None)
-
-
-_Part = Annotated[
-    Annotated[WordsPart, Tag("words")] | Annotated[ItemPart, Tag("item")] | Annotated[UploadPart, Tag("upload")],
-    Discriminator(_kind, custom_error_type="part", custom_error_message="words, item or upload is wanted"),
-]
-Parts = Annotated[list[_Part], Field(min_length=1, max_length=16)]
-
-
-class SearchQuery(_Words):
+class SearchQuery(_Question):
     """What to look for, and where."""
 
     parts: Parts
@@ -89,7 +64,7 @@ class SearchQuery(_Words):
     cutoff: Annotated[bool, Field(description="Leave out what fits no better than unrelated queries do.")] = True
 
 
-class ExplainQuery(_Words):
+class ExplainQuery(_Question):
     """Which pictures a query retrieves as memories, and how much of each."""
 
     parts: Parts
@@ -101,13 +76,12 @@ class ExplainQuery(_Words):
     model: Name | None = None
 
 
-class ClassifyQuery(_Words):
+class ClassifyQuery(_Question):
     """Labels to sort the pictures by."""
 
     labels: Annotated[list[Label], Field(min_length=1, max_length=200)]
     templates: Annotated[
-        list[Annotated[str, Field(max_length=200, examples=["a picture of a {c}"])]],
-        Field(max_length=100),
+        list[Annotated[str, Field(max_length=200, examples=["a picture of a {c}"])]], Field(max_length=100)
     ] = []
     multi: Annotated[bool, Field(description="A picture may have several labels, or none.")] = False
     none: Annotated[bool, Field(description="Also offer 'none of these'.")] = False
@@ -116,11 +90,11 @@ class ClassifyQuery(_Words):
     top: Annotated[int, Field(ge=1, le=MOST, description="Pictures listed for each label."), Whole] = 100
 
 
-class EmbedQuery(_Words):
+class EmbedQuery(_Question):
     """Texts and uploaded pictures to embed."""
 
-    texts: Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=256)] = []
-    uploads: Annotated[list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]], Field(max_length=256)] = []
+    texts: Annotated[list[Words], Field(max_length=256)] = []
+    uploads: Annotated[list[UploadId], Field(max_length=256)] = []
     model: Name | None = None
 
 
@@ -143,10 +117,7 @@ class Picture(BaseModel):
     bytes: int
     columns: Annotated[
         dict[str, Any],
-        Field(
-            description="What else the source says; a whole number beyond 2^53 as text, since JavaScript rounds it, "
-            "and a list or an object as the text of its JSON."
-        ),
+        Field(description="What else the source says; a whole number beyond 2^53 as text, as JavaScript rounds it."),
     ]
 
 
@@ -226,49 +197,10 @@ class MapPoints(BaseModel):
     y: list[float]
 
 
-class Ids(BaseModel):
-    """All pictures that match, ascending."""
-
-    revision: int
-    ids: list[int]
-
-
-class UploadAnswer(BaseModel):
-    """What an uploaded picture is called from now on."""
-
-    upload: str
-    width: int
-    height: int
-
-
-class ModelAnswer(BaseModel):
-    """A model whose vectors the index holds."""
-
-    name: str
-    dim: int
-
-
-class Health(BaseModel):
-    """That the server is there, and what it holds."""
-
-    status: str = Field(examples=["ok"])
-    pictures: int
-    revision: int
-    models: list[str]
-
-
-class Column(BaseModel):
-    """A column that a filter can name."""
-
-    name: str
-    kind: str
-
-
 def picture(item: Item, *, whole_path: bool) -> dict[str, Any]:
     """The fields of a :class:`Picture`; of its path what lies below the source, unless all of it may be told."""
     name = item.path.replace("\\", "/").rpartition("/")[2].rpartition("::")[2]
     below = item.path.removeprefix(item.source).lstrip("/\\:") if item.path.startswith(item.source) else name
-    columns = {valid(column): _exact(held) for column, held in item.columns.items()}
     return {
         "id": item.id,
         "name": valid(name),
@@ -278,19 +210,12 @@ def picture(item: Item, *, whole_path: bool) -> dict[str, Any]:
         "width": item.width,
         "height": item.height,
         "bytes": item.bytes,
-        "columns": columns,
+        "columns": {valid(name): _exact(value) for name, value in item.columns.items()},
     }
 
 
-def _exact(value: Any) -> Value:
-    """A column's value as JavaScript reads it without loss; a stranger's index may hold lists and objects too."""
-    if isinstance(value, str):
-        return valid(value)
-    if isinstance(value, int):
-        return str(value) if abs(value) > 2**53 else value
-    if value is None or isinstance(value, float):
-        return value
-    try:
-        return valid(json.dumps(value, ensure_ascii=False))
-    except RecursionError:
-        return "…"
+def _exact(value: Value) -> Value:
+    """A column's value as JavaScript reads it without loss."""
+    if isinstance(value, int) and abs(value) > 2**53:
+        return str(value)
+    return valid(value) if isinstance(value, str) else value

@@ -1,1 +1,0 @@
-"""What can be asked: ``schemas`` (the words), ``find`` (search, classify, explain, map), ``items``, ``about``."""
