@@ -135,7 +135,11 @@ def test_ctrl_c_keeps_what_is_done(
     slow = Slow(4, lambda: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr("cloob.models.fingerprint.load_model", lambda *_, **__: slow)
     words = ["index", str(pictures), "--out", str(tmp_path / "i"), "--model", str(models / "one"), "--batch-size", "2"]
-    assert cli.main(words) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
+    try:
+        assert cli.main(words) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == (
         f"cloob: interrupted; 4 pictures are in {tmp_path / 'i'}, the same command goes on\n"
     )
