@@ -135,7 +135,7 @@ def test_ctrl_c_keeps_what_is_done(
     slow = Slow(4, lambda: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr("cloob.models.fingerprint.load_model", lambda *_, **__: slow)
     words = ["index", str(pictures), "--out", str(tmp_path / "i"), "--model", str(models / "one"), "--batch-size", "2"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:
         assert cli.main(words) == 130
     finally:
