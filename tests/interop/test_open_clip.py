@@ -330,7 +330,8 @@ def test_two_processes_that_accumulate_equal_one(
 # The demo data
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("processes", [1, 2])
 def test_trains_on_the_demo_shards(processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user does: open_clip_train's own WebDataset pipeline on tars, with accumulation."""
     from cloob.data.open import DEMO

@@ -135,10 +135,9 @@ def run(options: Options) -> int:
 
 def _open_vectors(options: Options) -> VectorPairs | None:
     """The pairs of --a and --b, or those that the first model held out, if it is one of vectors."""
-    from cloob.data.vectors import open_pairs
-    from cloob.training.vectors import open_vectors
-
     if options.a is not None and options.b is not None:
+        from cloob.data.vectors import open_pairs
+
         for model, _, config in _runs(options.models):
             if config.vectors.a is not None and os.path.realpath(options.a) == os.path.realpath(config.vectors.a):
                 advice = "; --held-out judges by pairs that were not" if config.pairs.holds_out else ""
@@ -151,6 +150,8 @@ def _open_vectors(options: Options) -> VectorPairs | None:
     for other, _, its_config in runs:
         if (its_config.vectors, its_config.pairs.val_split) != (config.vectors, config.pairs.val_split):
             raise InputError(f"{model} and {other} held different pairs out; evaluate one at a time, or by --a and --b")
+    from cloob.training.vectors import open_vectors
+
     held_out = open_vectors(config)[1]
     if held_out is None:
         raise InputError(f"{model}: held no pairs out of its training; name pairs by --a and --b")
