@@ -254,7 +254,9 @@ def worker(rank: int, world: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=SIZES, ids="{}-ranks".format)
+@pytest.fixture(
+    scope="module", params=[pytest.param(1, marks=pytest.mark.nightly), 2, 3], ids=["1-ranks", "2-ranks", "3-ranks"]
+)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank of a run found."""
     world: int = request.param

@@ -78,7 +78,7 @@ def test_the_ranks_share_a_batch(start: int, n: int, world: int) -> None:
 
 
 @either_length
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(SHARDS, st.integers(1, 7), st.integers(0, 300), st.integers(0, 5), st.integers(0, 9))
 def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(
     long: int, sizes: list[int], lanes: int, buffer: int, epoch: int, seed: int
@@ -94,7 +94,7 @@ def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(
     assert np.array_equal(np.concatenate(stretches), rows)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(SHARDS, st.integers(1, 7), st.integers(1, 60), st.integers(0, 5))
 def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(
     sizes: list[int], lanes: int, buffer: int, epoch: int

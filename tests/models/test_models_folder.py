@@ -24,7 +24,7 @@ from cloob.models.runs import (
     latest_checkpoint,
     list_checkpoints,
 )
-from cloob.models.towers import TINY_MODELS, create_model
+from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from support import refused, run_script
 
@@ -71,12 +71,12 @@ def test_a_plain_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_ba
 
     pixels = torch.randint(0, 256, (90, 70, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     Image.fromarray(pixels.numpy()).save(tmp_path / "picture.png")
-    encoders = {name: lively(name) for name in TINY_MODELS}
+    encoders = {name: lively(name) for name in ("tiny-resnet", "tiny-vit")}
     for name, encoder in encoders.items():
         save_model(tmp_path / name, encoder, OBJECTIVE)
         assert encoder.model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))  # saving changes nothing here
         assert {path.name for path in (tmp_path / name).iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "objective.json"}
-    done = run_script(PLAIN_OPEN_CLIP, *(str(tmp_path / name) for name in TINY_MODELS))
+    done = run_script(PLAIN_OPEN_CLIP, *(str(tmp_path / name) for name in ("tiny-resnet", "tiny-vit")))
     assert done.returncode == 0, done.stderr
     plain = torch.load(tmp_path / "out.pt")
     for name, encoder in encoders.items():

@@ -29,6 +29,7 @@ def two_ranks(folder: Path, action: Callable[[], object]) -> Ranks:
     return fork(folder, 2, run)
 
 
+@pytest.mark.nightly
 def test_a_rank_may_take_longer_than_the_group_waits(tmp_path: Path) -> None:
     def slow(name: str) -> str:
         time.sleep(WAITS + 0.5)

@@ -168,6 +168,7 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the worker in Linux' /proc")
 def test_a_data_worker_that_dies(trained: Trained, tmp_path: Path) -> None:
     """kill -9 to the data worker of one of two ranks: both end at once, in one line that names it, with exit code 1."""
