@@ -96,6 +96,7 @@ def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
     assert json.loads(capsys.readouterr().out)["truncated"] == {"count": 1, "examples": ["c.jpg"]}
 
 
+@pytest.mark.nightly
 def test_streamed_shards_are_counted_then_read_from_the_chosen_cache(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
