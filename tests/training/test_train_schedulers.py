@@ -19,7 +19,7 @@ from support import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.nightly
-OPTIONS = "--model tiny-vit --image-size 64 --batch-size 8 --max-bad-fraction 0.2 --device cpu --no-tensorboard"
+OPTIONS = "--model tiny-vit --image-size 64 --batch-size 8 --max-bad-fraction 0.2 --device cpu"
 # Starts what it is given once for each node, hands SIGTERM on to all of them, and ends with the worst of their codes.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
