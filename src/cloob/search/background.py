@@ -76,7 +76,7 @@ def unrelated(query: Query, texts: Vectors, pictures: Vectors, seed: int = 0) ->
         drawn = np.arange(len(texts)) if each_once else generator.integers(len(pool), size=len(texts))
         total += term.weight * pool[drawn]
     lengths = np.linalg.norm(total, axis=1)
-    kept = lengths > 1e-6
+    kept = lengths > 1e-6 * max(abs(term.weight) for term in query.terms)
     return np.asarray(total[kept] / lengths[kept, None], np.float32)
 
 

@@ -231,7 +231,7 @@ def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
     if form != "folder":
         data = write_shards(tmp_path / "pairs", tmp_path / "shards", streamed=form == "streamed")
     config = base.override(data=[data], out=tmp_path / "run", max_bad_fraction=1.0, epochs=2)
-    config = config.override(shuffle_buffer=0 if form == "folder" else 6, cache_dir=tmp_path / "cache")
+    config = config.override(shuffle_buffer=0 if form == "folder" else 7, cache_dir=tmp_path / "cache")
     killed(tmp_path / "a", processes[0], config, KilledAfter(3, 0.0))
     again = config.override(batch_size=size)
     told = command(tmp_path / "b", processes[1], again, "--resume", "auto").told()
