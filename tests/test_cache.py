@@ -29,7 +29,6 @@ def test_what_was_used_longest_ago_makes_room_whatever_it_is(tmp_path: Path) -> 
     again = entry(cache, "again", 9 * DAY)
     kinds: tuple[Kind, ...] = ("shards", "indices", "features", "embeddings")
     paths = [entry(cache, f"of day {day}", day * DAY, kind) for day, kind in enumerate(kinds, 1)]
-    index = cache.beside(paths[0], lambda path: path.write_bytes(bytes(300)) and None)
     half = again.with_name(f".tmp-{again.name}-9-9")
     half.write_bytes(bytes(1000))
     os.utime(half, (0, 0))
@@ -38,7 +37,7 @@ def test_what_was_used_longest_ago_makes_room_whatever_it_is(tmp_path: Path) -> 
     assert sized(cache, 3300).evict() == [paths[2]]
     new = sized(cache, 2000).put("features", "new", bytes(1000))  # whoever stores, tidies up
     assert again.exists() and new.exists() and not paths[1].exists()
-    assert not paths[0].exists() and not index.exists()  # a shard takes its index along
+    assert not paths[0].exists()
 
 
 def test_what_another_run_may_be_about_to_read_stays(tmp_path: Path) -> None:

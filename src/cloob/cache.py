@@ -32,7 +32,6 @@ Kind = Literal["shards", "tables", "indices", "embeddings", "features", "digests
 
 DEFAULT_BYTES = 50 * 1024**3
 
-_INDEX = ".index"  # of a file that goes with another one
 _STREAMED = ("shards", "tables")  # read in turn: whatever room there is has to do
 _YOUNG_SECONDS = 3600  # since its last use for which nothing else is removed: another run may be about to read it
 _IN_USE_SECONDS = 30
@@ -126,15 +125,9 @@ class Cache:
             self.evict(keep=path)
             return path
 
-    def beside(self, path: Path, make: Callable[[Path], object]) -> Path:
-        """The index of a cached file, which goes when that goes; made now if it is not there."""
-        with self._writing("indices"):
-            return self._keep(_index(path), make)
-
     def drop(self, path: Path) -> None:
         """Removes a file that turned out to be of no use."""
-        for file in (path, _index(path)):
-            file.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
     def evict(self, keep: Path | None = None) -> list[Path]:
         """Removes what was used longest ago until there is no more than ``max_bytes``, but not ``keep``.
@@ -151,7 +144,7 @@ class Cache:
                 if excess <= 0:
                     break
                 streamed = path.parent.name in _STREAMED
-                if (keep and path == _owner(keep)) or (now - used < _YOUNG_SECONDS and not streamed):
+                if path == keep or (now - used < _YOUNG_SECONDS and not streamed):
                     continue
                 if now - used < _IN_USE_SECONDS:
                     _warn_once(
@@ -216,7 +209,7 @@ def _write(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def _usage(root: Path, removed: list[Path]) -> dict[Path, tuple[float, int]]:
-    """When each whole file was last used, and its bytes with its index; removes what was abandoned half-written."""
+    """When each whole file was last used, and its bytes; removes what was abandoned half-written."""
     usage: dict[Path, tuple[float, int]] = {}
     folders = [root / kind for kind in get_args(Kind) if (root / kind).is_dir()]
     for entry in (entry for folder in folders for entry in os.scandir(folder)):
@@ -225,22 +218,11 @@ def _usage(root: Path, removed: list[Path]) -> dict[Path, tuple[float, int]]:
         with contextlib.suppress(FileNotFoundError):  # removed, or given its name, in between
             stat, path = entry.stat(), Path(entry.path)
             if not entry.name.startswith(_TEMPORARY):
-                owner = _owner(path)
-                used, size = usage.get(owner, (stat.st_atime, 0))
-                usage[owner] = (stat.st_atime if path == owner else used, size + stat.st_size)
+                usage[path] = stat.st_atime, stat.st_size
             elif time.time() - stat.st_mtime > _YOUNG_SECONDS:
                 path.unlink()
                 removed.append(path)
     return usage
-
-
-def _index(path: Path) -> Path:
-    return path.with_name(path.name + _INDEX)
-
-
-def _owner(path: Path) -> Path:
-    """The file with which an index goes; any other file itself."""
-    return path.with_name(path.name.removesuffix(_INDEX))
 
 
 @functools.cache

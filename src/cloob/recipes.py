@@ -178,7 +178,7 @@ def _vectors(objective: ObjectiveName, model: str | None) -> TrainConfig:
 def _pictograms(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """Small pictures of your own (--data) on a CPU: tiny-resnet at 64 pixels, batch 128, 24 epochs.
 
-    Batch, learning rate and decay are those of the first runs in docs/log.md, not tuned.
+    Batch, learning rate and decay are those of the first runs in benchmarks/LOG.md, not tuned.
     """
     return TrainConfig().override(
         data=("pictograms/train",),

@@ -6,14 +6,12 @@ float32 on the CPU, unit rows. A sample that cannot be read keeps its place as a
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
-from warnings import catch_warnings
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from cloob.cache import Cache
 from cloob.data.batch import BadSample, Skip, decoding
 from cloob.data.content import Reader as Reader
 from cloob.errors import InputError
+from cloob.machine import in_threads
 from cloob.models.encoding import Encoder as Encoder
 from cloob.models.encoding import evaluating as evaluating
 from cloob.pictures import decode
@@ -123,7 +122,8 @@ def embed_images(
     tower_parts: list[Tensor] = []
     pixels: list[Tensor] = []
     with evaluating(encoder), capture_tower(encoder) if tower else nullcontext() as captured:
-        for sample in _load_all(encoder, reader, options.workers, ahead=2 * options.batch_size):
+        load = partial(_load, encoder, reader)
+        for sample in in_threads(load, range(len(reader)), options.workers, ahead=2 * options.batch_size):
             keys.append(sample.key)
             captions.append(sample.captions)
             readable.append(isinstance(sample.pixels, Tensor))
@@ -233,25 +233,6 @@ def _in_place(rows: Tensor, readable: Tensor) -> Tensor:
     features = torch.full((len(readable), rows.shape[1]), torch.nan)
     features[readable] = rows
     return features
-
-
-def _load_all(encoder: Encoder, reader: Reader, workers: int, ahead: int) -> Iterator[_Loaded]:
-    """Every sample in order, decoded by ``workers`` threads at most ``ahead`` samples early."""
-    if workers < 1:
-        yield from (_load(encoder, reader, index) for index in range(len(reader)))
-        return
-    waiting: deque[Future[_Loaded]] = deque()
-    # decode() sets warning filters, which are the process's; threads that interleave could leave theirs behind.
-    with catch_warnings(), ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            for index in range(len(reader)):
-                waiting.append(pool.submit(_load, encoder, reader, index))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:

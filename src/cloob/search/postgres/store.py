@@ -21,7 +21,7 @@ from cloob.search.where import POSTGRESQL, Filter
 
 HNSW_ROWS = 10_000
 """A model with more vectors gets an HNSW index; below, every search scans. Not tuned: at 10,000 a scan took
-0.3 to 0.9 s while vectors were still stored outside their rows (docs/search-index.md), and was not measured since."""
+0.3 to 0.9 s while vectors were still stored outside their rows, and was not measured since."""
 
 _HNSW_DIM = 4_000  # halfvec's limit for an index
 _CANDIDATES = 4  # times as many as asked for are ranked again

@@ -65,7 +65,7 @@ def candidates(index: Any, part: Part, query: Vectors, top: int) -> Part:
 
 
 def _probes(nlist: int) -> int:
-    """So many lists that text queries find 0.95 of their ten nearest: see docs/search-index.md."""
+    """So many lists that text queries find 0.95 of their ten nearest: see benchmarks/results/search/results.json."""
     return min(nlist, max(128, nlist // 32))
 
 

@@ -33,7 +33,7 @@ def check_combination(config: TrainConfig) -> None:
 
 
 def _conflicts(config: TrainConfig) -> Iterator[str]:
-    """Each combination that is refused, with its error; docs/training-step.md has the step's as a table."""
+    """Each combination that is refused, with its error."""
     pairs, towers, loss, optim = config.pairs, config.towers, config.loss, config.optim
     run, save = config.run, config.save
 

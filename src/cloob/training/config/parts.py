@@ -175,7 +175,7 @@ class LossConfig(Part):
     rate needs."""
     retrieval_from: Annotated[float, Rule("a share of the run, from 0 to below 1", DECAY.holds)] = 0.0
     """Share of the run that is over when the Hopfield retrieval joins: until then the plain embeddings are contrasted.
-    0 retrieves from the first step, as published, which short runs do badly with (docs/log.md)."""
+    0 retrieves from the first step, as published, which short runs do badly with (benchmarks/LOG.md)."""
     learnable_inv_tau: bool | None = None
     """Learn the contrast's inverse temperature (with the scale unit, which is then the default)."""
     learnable_beta: bool | None = None
