@@ -82,9 +82,9 @@ class Query:
 class Embedder(Protocol):
     """Words and upright pictures to (n, D) unit rows: a model of the index, or an ONNX folder without torch."""
 
-    def texts(self, texts: Sequence[str], /) -> Vector: ...  # noqa: D102
+    def texts(self, texts: Sequence[str], /) -> Vector: ...
 
-    def pictures(self, images: Sequence[Image], /) -> Vector: ...  # noqa: D102
+    def pictures(self, images: Sequence[Image], /) -> Vector: ...
 
 
 class TorchEmbedder:
@@ -93,10 +93,10 @@ class TorchEmbedder:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
-    def texts(self, texts: Sequence[str]) -> Vector:  # noqa: D102
+    def texts(self, texts: Sequence[str]) -> Vector:
         return self._rows(lambda: self._encoder.encode_text(list(texts)))
 
-    def pictures(self, images: Sequence[Image]) -> Vector:  # noqa: D102
+    def pictures(self, images: Sequence[Image]) -> Vector:
         import torch
 
         pixels = torch.stack([self._encoder.preprocess(image) for image in images])
