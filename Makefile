@@ -30,7 +30,7 @@ nightly: $(VENV)/.dev
 # The suite with the lowest versions that pyproject.toml allows. Old packages warn of what newer ones have changed, and
 # torch 2.10 of its own ways: graphs that are checkpointed, a profiler that begins anew.
 lowest: $(VENV)/.dev
-	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra dev --output-file .venv-lowest.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --all-extras --group dev --output-file .venv-lowest.txt pyproject.toml
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --requirements .venv-lowest.txt
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
@@ -43,7 +43,7 @@ CORE := tests/functional tests/data tests/models tests/training tests/recipes te
 WORKERS := tests/data/test_data_loader.py tests/training/test_train_loop.py tests/training/test_train_faults.py
 newest: $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(NEWEST) .venv-newest
-	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[train,align,sentencepiece,test]"
+	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[align]" --group test
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(TOGETHER) -m "not nightly" $(CORE) $(ARGS)
 	for method in spawn forkserver; do \
 	  OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n auto -m "not nightly" --start-method $$method $(WORKERS) || exit 1; \
@@ -83,14 +83,15 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "cloob needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Say which: make PYTHON=python3.12 …"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "pip>=25.1"  # knows groups
 
 $(VENV)/.align: pyproject.toml | $(VENV)/bin/python
 	@echo "installing into $(VENV); the first time takes some minutes …"
-	$(BIN)/python -m pip install --quiet --editable ".[train,align,serve]"
+	$(BIN)/python -m pip install --quiet --editable ".[align,serve]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[all]" --group dev
 	@touch $@ $(VENV)/.align
 
 clean:

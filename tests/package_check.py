@@ -68,7 +68,7 @@ def try_out(wheel: Path, environment: Path, *, whole: bool) -> None:
         [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python"],
     )
     if whole:
-        run([*install, str(python), f"{wheel}[train,align]"])
+        run([*install, str(python), f"{wheel}[align]"])
     else:
         link(required(("torch",)), next(environment.glob("lib/python*/site-packages")))
         run([*install, str(python), "--no-deps", str(wheel)])

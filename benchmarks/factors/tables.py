@@ -52,7 +52,7 @@ def render() -> str:
         parts += ["### The same by factor, from loud to faint", factor_table(kept, base)]
         parts += ["### One thing changed", accuracy_table(kept, sides)]
         parts += ["### Both terms summed", sum_table(kept, base)]
-        parts += ["### What the encoders have become", measures_table(kept, base), averaged_table(kept, base)]
+        parts += ["### What the encoders have become", measures_table(kept, base)]
     parts += ["### What the search chose", chosen_table(found)]
     return "\n\n".join(part for part in parts if part)
 
@@ -159,21 +159,6 @@ def measures_table(cells: Cells, worlds: Sequence[World]) -> str:
             line.append(written(float(np.mean(values))) if values else "–")
         lines.append(line)
     return table(["world", "method", *(title for title, _, _ in columns)], lines)
-
-
-def averaged_table(cells: Cells, worlds: Sequence[World]) -> str:
-    """What a retrieval with one β for all would average, and what the method's own does."""
-    lines = []
-    for world, method, of_seed in by_method(cells, worlds):
-        for which in ("retrieved_common", *(("retrieved",) if method in plan.RETRIEVING else ())):
-            parts = [r[which] for r in of_seed]
-            alike = np.mean([part["alike"] for part in parts], 0)
-            own_beta = of_seed[0]["config"]["setting"]["beta"]
-            beta = "8 for all" if which == "retrieved_common" else f"{own_beta:.3g}, its own"
-            own, patterns = (float(np.mean([part[key] for part in parts])) for key in ("own", "patterns"))
-            lines.append([name(world), NAMES[method], beta, f"{own:.2f}", f"{patterns:.1f}", *map(points, alike)])
-    head = ["world", "method", "β", "own weight", "patterns", *(f"alike in {f + 1}" for f in range(FACTORS))]
-    return table(head, lines)
 
 
 def by_method(cells: Cells, worlds: Sequence[World]) -> Iterator[tuple[World, str, list[Record]]]:

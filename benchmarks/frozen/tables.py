@@ -17,7 +17,6 @@ from benchmarks.frozen.plan import (
     cells_of,
     chosen,
     chosen_with_decay,
-    decays,
     methods,
     runs_a_method,
     search,
@@ -69,8 +68,8 @@ def draw(images: Path) -> None:
 
 
 def render() -> str:
-    searched, cells, sets = records.read("search", STUDY), records.read("cells", STUDY), records.labels_by_set(STUDY)
-    scores = {name: record["score"] for name, record in searched.items()}
+    scores = {name: record["score"] for name, record in records.read("search", STUDY).items()}
+    cells, sets = records.read("cells", STUDY), records.labels_by_set(STUDY)
     runs = select(cells, scores)
     parts = [progress(runs, scores)]
     if runs:
@@ -84,8 +83,6 @@ def render() -> str:
         parts.append(decaying(decayed, scores, sets))
         parts.append(masking(runs, select(cells, scores, masked=True), sets))
         parts += [by_set(runs, "cloob", "clip", found["cloob", "clip"]), recalls(runs), settings(scores)]
-    if searched:
-        parts.append(tried(searched, scores))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -247,21 +244,6 @@ def settings(scores: Mapping[str, float]) -> str:
     ]
     note = "`lr` learning rate, `wd` weight decay, `n` batch, `t` τ⁻¹, `b` β."
     return f"### Settings of the cells\n\n{note}\n\n" + table(["captions", "method", "setting", "epochs"], lines)
-
-
-def tried(searched: Mapping[str, Record], scores: Mapping[str, float]) -> str:
-    lines = []
-    for world in WORLDS:
-        for method in METHODS:
-            best = chosen(method, world, scores)
-            afterwards = (("weight decay, afterwards", cell) for cell in decays(method, world, scores))
-            for name, cell in (*search(method, world, scores), *afterwards):
-                if record := searched.get(cell.id):
-                    mark = " **chosen**" if cell == best else ""
-                    row = [f"`{cell.setting.slug}`", str(cell.epochs), str(record["best_epoch"])]
-                    lines.append([name_of(world), NAMES[method], name, *row, percent(record["score"], 2) + mark])
-    head = ["captions", "method", "round", "setting", "epochs", "best epoch", "held-out mean recall, %"]
-    return "### The search\n\n" + table(head, lines)
 
 
 SHOWN = ("cloob", "infoloob")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import numpy as np
 from benchmarks.pictograms import wrong
 from benchmarks.pictograms.plan import (
     CELL_EPOCHS,
-    DEFAULTS,
-    FINAL_EPOCHS,
     FINALISTS,
     LONG_EPOCHS,
     LONGEST_EPOCHS,
@@ -23,14 +20,12 @@ from benchmarks.pictograms.plan import (
     TOWERS,
     Runs,
     Scores,
-    Setting,
     chosen_setting,
     every,
     grid,
     long_search,
     ordered,
     rate_search,
-    search_cell,
     search_scores,
     select,
     short_search,
@@ -47,7 +42,7 @@ from benchmarks.studies.comparison import (
     won_and_lost,
     zeroshot_mean,
 )
-from benchmarks.studies.pages import NAMES, percent, points, replaced, span, spread, table
+from benchmarks.studies.pages import NAMES, points, replaced, span, spread, table
 
 TABLES = "<!-- pictograms:begin -->", "<!-- pictograms:end -->"
 SUMMARY = "<!-- pictograms-summary:begin -->", "<!-- pictograms-summary:end -->"
@@ -78,25 +73,23 @@ def render(found: Found, scores: Scores) -> str:
     cells, sets = found["cells"], records.labels_by_set(STUDY)
     runs, published = select(cells, scores)
     longer = {epochs: select(cells, scores, epochs)[0] for epochs in (LONG_EPOCHS, LONGEST_EPOCHS)}
-    parts = [progress(found, runs, scores), *_of_cells(runs, sets, found["search"], scores)]
+    parts = [progress(found, runs, scores), *_of_cells(runs, sets, scores)]
     parts += _of_longer(runs, longer, sets)
     parts.append("### As published, nothing tuned")
     parts.append(zeroshot_table(published, TOWERS[0], ", as published"))
     parts.append(differences(published, sets, "cloob", "clip", "#### CLOOB against CLIP, both as published"))
-    parts += [search_table(scores), attempts_table(found)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _of_cells(runs: Runs, sets: Sets, searched: Mapping[str, Record], scores: Scores) -> list[str]:
+def _of_cells(runs: Runs, sets: Sets, scores: Scores) -> list[str]:
     parts = ["### Zero-shot", *(zeroshot_table(runs, tower) for tower in TOWERS if any(t == tower for _, t in runs))]
     for method, baseline in COMPARED:
         title = f"### {NAMES[method]} against {NAMES[baseline]}, paired by seed"
         parts.append(differences(runs, sets, method, baseline, title))
         if (method, baseline) in CLAIMS and parts[-1]:
             parts.append(verdict(runs, sets, method, baseline))
-    parts += [effects(runs, sets, EFFECTS), ablation(runs), equal_settings(searched), chosen_table(scores)]
-    parts += [probe_table(runs), *retrieval_tables(runs), over_time(runs, records.timing(STUDY))]
-    return [*parts, geometry_table(runs)]
+    parts += [effects(runs, sets, EFFECTS), ablation(runs), chosen_table(scores), probe_table(runs)]
+    return [*parts, *retrieval_tables(runs), geometry_table(runs)]
 
 
 def _of_longer(runs: Runs, longer: Mapping[int, Runs], sets: Sets) -> list[str]:
@@ -107,8 +100,6 @@ def _of_longer(runs: Runs, longer: Mapping[int, Runs], sets: Sets) -> list[str]:
         for method, baseline in COMPARED:
             title = f"#### {NAMES[method]} against {NAMES[baseline]}, {epochs} epochs"
             parts.append(differences(of_length, sets, method, baseline, title))
-        parts.append(over_time(of_length, {}, f"#### Accuracy along {epochs} epochs"))
-        parts.append(geometry_table(of_length, f"#### Geometry along {epochs} epochs, on the validation pairs"))
     return parts
 
 
@@ -291,41 +282,6 @@ def retrieval_tables(runs: Runs) -> list[str]:
     return parts
 
 
-def over_time(
-    runs: Runs, timing: Mapping[str, Mapping[str, Sequence[float]]], title: str = "### Accuracy against epochs"
-) -> str:
-    """Mean zero-shot top-1 along the run, with the training's seconds up to there where steps were timed."""
-    epochs = sorted({line["epoch"] for r in every(runs) for line in r["curve"] if "zeroshot" in line})
-    lines = []
-    for (method, tower), of_seed in ordered(runs):
-        row = [tower, NAMES[method]]
-        for epoch in epochs:
-            at = [
-                (line, r["curve"][-1]["step"])
-                for r in of_seed.values()
-                for line in r["curve"]
-                if line["epoch"] == epoch and "zeroshot" in line
-            ]
-            if not at:
-                row.append("–")
-                continue
-            accuracy = percent(float(np.mean([np.mean(list(line["zeroshot"].values())) for line, _ in at])))
-            halves = timing.get(tower, {}).get(method)
-            seconds = [_seconds(line["step"], whole, halves) for line, whole in at] if halves else []
-            row.append(f"{accuracy} ({np.mean(seconds):.0f} s)" if seconds else accuracy)
-        lines.append(row)
-    head = ["tower", "method", *(f"epoch {epoch}" for epoch in epochs)]
-    how = " and time" if timing else ""
-    note = " (seconds of one core: steps times what a step takes, all methods measured side by side)" if timing else ""
-    return f"{title}{how}: mean zero-shot top-1, %{note}\n\n{table(head, lines)}"
-
-
-def _seconds(step: int, whole: int, halves: Sequence[float]) -> float:
-    """Of the first ``step`` of ``whole`` steps, a step of each half of the run taking its own time."""
-    half = math.ceil(whole / 2)
-    return min(step, half) * halves[0] + max(0, step - half) * halves[1]
-
-
 def lengths(short: Runs, longer: Mapping[int, Runs]) -> str:
     """Longer runs beside those of the study's length, for the seeds that both have."""
     lines = []
@@ -346,8 +302,7 @@ def lengths(short: Runs, longer: Mapping[int, Runs]) -> str:
     return table(head, lines) if lines else ""
 
 
-def geometry_table(runs: Runs, title: str = "### Geometry on the validation pairs") -> str:
-    below = "#" + title.split()[0]
+def geometry_table(runs: Runs) -> str:
     last = max(line["epoch"] for r in every(runs) for line in r["curve"])
     epochs = sorted({1, *(max(1, last * k // 4) for k in range(1, 5))})
     parts = []
@@ -364,76 +319,11 @@ def geometry_table(runs: Runs, title: str = "### Geometry on the validation pair
             of_epoch = [[line for r in of_seed.values() for line in r["curve"] if line["epoch"] == e] for e in epochs]
             at = [[line[key] if key in line else line["val"][key] for line in found] for found in of_epoch]
             lines.append([tower, NAMES[method], *(f"{np.mean(v):.{digits}f}" if v else "–" for v in at)])
-        parts.append(f"{below} {name}\n\n" + table(["tower", "method", *(f"epoch {e}" for e in epochs)], lines))
-    return f"{title}\n\n" + "\n\n".join(parts)
+        parts.append(f"#### {name}\n\n" + table(["tower", "method", *(f"epoch {e}" for e in epochs)], lines))
+    return "### Geometry on the validation pairs\n\n" + "\n\n".join(parts)
 
 
 def _by_tower(runs: Runs, sets: Sets, method: str, baseline: str) -> dict[str, dict[str, Difference]]:
     """Tower -> set -> difference, where both methods have a seed in common."""
     found = {t: compared(runs.get((method, t), {}), runs.get((baseline, t), {}), sets) for t in TOWERS}
     return {tower: of_sets for tower, of_sets in found.items() if of_sets}
-
-
-def search_table(scores: Scores) -> str:
-    lines = []
-    for method in METHODS:
-        rows = list(short_search(method, scores))
-        rows += [("finalist", cell) for cell in long_search(method, scores)]
-        rows += [(f"{tower}, rate", cell) for tower in TOWERS[1:] for cell in rate_search(method, tower, scores)]
-        for name, cell in rows:
-            decides = cell.tower != TOWERS[0] or cell.epochs == FINAL_EPOCHS
-            mark = " **chosen**" if decides and cell.setting == chosen_setting(method, scores, cell.tower) else ""
-            shown = f"{percent(scores[cell.id], 2)}{mark}"
-            lines.append([NAMES[method], name, str(cell.epochs), f"`{cell.setting.slug}`", shown])
-    head = ["method", "round", "epochs", "setting", "mean recall on the validation pairs, %"]
-    return "### The search\n\n" + table(head, lines)
-
-
-def equal_settings(searched: Mapping[str, Record]) -> str:
-    """The 2×2 with the published settings, which differ by nothing else but CLIP's learned temperature."""
-
-    def shown(method: str) -> str:
-        val = searched[search_cell(method, DEFAULTS[method], FINAL_EPOCHS).id]["val"]
-        return (
-            f"{percent(val['mean_recall'])}; {val['effective_eigenvalues_image']}, "
-            f"{val['effective_eigenvalues_text']}; {val['ajne_image']:.1f}"
-        )
-
-    lines = [
-        ["InfoNCE", shown("clip"), shown("infonce-hopfield")],
-        ["InfoLOOB", shown("infoloob"), shown("cloob")],
-        ["InfoLOOB, retrieval after half of the run", "–", shown("cloob-warm")],
-    ]
-    setting = DEFAULTS["cloob"]
-    return (
-        f"### Ablation at equal settings: {TOWERS[0]}, {FINAL_EPOCHS} epochs of the search\n\nMean recall on the "
-        "validation pairs, %; effective eigenvalues of images, texts; Ajne of the images. All with learning rate "
-        f"{setting.lr:g}, weight decay {setting.weight_decay:g}, batch {setting.batch_size}, τ⁻¹ {setting.inv_tau:g} "
-        f"(CLIP's is learned from {DEFAULTS['clip'].inv_tau:.1f}), β {setting.beta:g}: tuned for none.\n\n"
-        + table(["contrast", "no retrieval", "Hopfield retrieval"], lines)
-    )
-
-
-def attempts_table(found: Found) -> str:
-    """What was tried beside the published forms, each under the run that it is compared with."""
-    listed = sorted(found["attempts"].values(), key=lambda record: record["place"])
-    searched = found["search"]
-    lines = []
-    for baseline in dict.fromkeys(record["baseline"] for record in listed):
-        base = searched[baseline]
-        method, setting = base["config"]["method"], Setting(**base["config"]["setting"])
-        kind = "as published" if setting == DEFAULTS[method] else "as chosen"
-        lines.append([f"**{NAMES[method]}**, {kind}: `{setting.slug}`", *_validation(base), ""])
-        for own in (record for record in listed if record["baseline"] == baseline):
-            gain = own["val"]["mean_recall"] - base["val"]["mean_recall"]
-            name = f"{own['why']} (`{Setting(**own['config']['setting']).slug}`)"
-            lines.append([name, *_validation(own), points(gain)])
-    head = ["run", "epochs", "seed", "val mean recall, %", "effective eigenvalues, images", "Ajne, images"]
-    head.append("against its baseline, points")
-    return f"### Attempts: {TOWERS[0]}, on the validation pairs alone\n\n" + table(head, lines) if lines else ""
-
-
-def _validation(record: Record) -> list[str]:
-    config, val = record["config"], record["val"]
-    row = [str(config["epochs"]), str(config["seed"]), percent(val["mean_recall"], 2)]
-    return [*row, str(val["effective_eigenvalues_image"]), f"{val['ajne_image']:.1f}"]

@@ -24,7 +24,6 @@ PACKED = "records.jsonl.gz"
 _DEALS = 2000
 SETS = "test-sets"
 """A stage with one record a test set: the labels of its pictures, which all cells share."""
-TIMING = "timing"
 """A stage with one record: what a step of each method costs, measured side by side."""
 Record = dict[str, Any]
 Sets = dict[str, tuple[np.ndarray, int]]
@@ -90,12 +89,6 @@ def _lower_seeds(record: Record, others: Iterable[Record]) -> Iterable[Record]:
 def labels_by_set(study: Path) -> Sets:
     """Of each test set the (n,) labels and the number of classes; nothing before the first cell."""
     return {name: (unpack(found["labels"]), found["n_classes"]) for name, found in read(SETS, study).items()}
-
-
-def timing(study: Path) -> dict[str, dict[str, list[float]]]:
-    """Tower -> method -> seconds a step in the first and in the second half; nothing where it was not measured."""
-    found: dict[str, dict[str, list[float]]] = read(TIMING, study).get(TIMING, {"seconds": {}})["seconds"]
-    return found
 
 
 def write(stage: str, record: Record, study: Path) -> None:

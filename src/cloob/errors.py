@@ -81,7 +81,9 @@ def first_of(names: Sequence[str], most: int = 30) -> str:
 
 
 def install(extra: str) -> str:
-    """The command that brings an extra of this package, as it was installed: in a clone, or as a wheel."""
+    """The command that brings an extra of this package, in a clone or after a wheel; or a package that no extra has."""
+    if extra in ("mteb", "wandb"):
+        return f"pip install {extra}"
     import json  # these two would cost each start 50 ms
     from importlib import metadata
 

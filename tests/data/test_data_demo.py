@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
-import runpy
 import shutil
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -89,24 +86,3 @@ def test_it_is_found_in_another_place(tmp_path: Path) -> None:
     spec.loader.exec_module(moved)
     assert tmp_path / "data" / "demo" == moved.DEMO
     assert len(moved.open_source("demo:val")) == 500
-
-
-@pytest.mark.nightly
-def test_the_build_is_reproducible(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Built anew, every tar has the same members; the bytes of xz may differ between its versions."""
-    path = Path(__file__).parents[2] / "benchmarks" / "build_demo_data.py"
-    monkeypatch.setattr("sys.argv", [path.name, "--data", str(shared_data), "--out", str(tmp_path)])
-    runpy.run_path(str(path), run_name="__main__")
-
-    def members(path: Path) -> list[tuple[str, int, str]]:
-        with tarfile.open(path) as tar:
-            return [(m.name, m.mtime, hashlib.sha256(tar.extractfile(m).read()).hexdigest()) for m in tar]
-
-    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    assert len(files) == 9
-    for name in files:
-        ours, theirs = tmp_path / name, DEMO / name
-        if ".tar" in name.name:
-            assert members(ours) == members(theirs)
-        else:
-            assert ours.read_bytes() == theirs.read_bytes()

@@ -19,7 +19,7 @@ from cloob.models.source import check_not_source
 CARD_FILE = "README.md"
 _PACKAGES = {
     "transformers": ("export", ("transformers", "tokenizers", "huggingface_hub")),
-    "onnx": ("onnx", ("onnx", "onnxscript", "onnxruntime", "tokenizers")),
+    "onnx": ("export", ("onnx", "onnxscript", "onnxruntime", "tokenizers")),
 }
 
 

@@ -83,7 +83,7 @@ class ClipTokenizer(Tokenizer):
         if (*specials, ending) != (*SPECIALS, "kept"):
             self.settings = {"kind": "clip", "specials": list(specials), "ending": ending}
         self._model, self._specials, self._ending = model, specials, ending
-        regex = require("regex", "onnx")  # the pattern of tokenizers knows other letters
+        regex = require("regex", "train")  # the pattern of tokenizers knows other letters
         self._pieces = regex.compile("|".join((*map(regex.escape, specials), _PIECES)), regex.IGNORECASE)
         self._words: dict[str, tuple[int, ...]] = {}
 
@@ -100,7 +100,7 @@ class ClipTokenizer(Tokenizer):
     def read(cls, path: Path, specials: tuple[str, str], context_length: int, ending: Ending) -> Self:
         """With the byte pairs of a file that :func:`clip_rules` is the content of; InputError where it has none."""
         with guarded(f"{path}: not CLIP's byte pairs"):
-            rules = require("tokenizers", "onnx").Tokenizer.from_file(str(path))
+            rules = require("tokenizers", "train").Tokenizer.from_file(str(path))
             numbers = [rules.token_to_id(word) for word in specials]
             if None in numbers or not rules.model.tokenize("a"):
                 raise ValueError(f"{specials[0]} and {specials[1]} are not in its vocabulary")

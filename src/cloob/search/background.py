@@ -6,7 +6,7 @@ unrelated queries **for that picture**, the margin is (s − m) / d. A hit whose
 and if none is left nothing fits. An unrelated query has the shape of the query: a term of words becomes a line of
 ``background.txt``, a picture becomes one drawn from the index, the weights stay.
 
-Which statistic and which cutoff: docs/find.md, measured by ``benchmarks/cutoff.py``.
+docs/find.md says what the cutoff was measured to do.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ except Exception as error:
 """
     run = run_script(script, str(exported))
     imported, said = run.stdout.splitlines()
-    assert imported == "[]" and "onnxruntime is not installed" in said and "[onnx]" in said, run.stderr
+    assert imported == "[]" and "onnxruntime is not installed" in said and "[export]" in said, run.stderr
 
 
 def test_no_path_of_this_machine_is_in_the_graphs(exported: Path) -> None:

@@ -19,7 +19,7 @@ def quantise(source: Path, target: Path) -> None:
     are measured on one machine would not hold on another. Convolutions stay as they are, since onnxruntime's integer
     convolution is slower on a CPU than that of floats.
     """
-    quantization: Any = require("onnxruntime.quantization", "onnx")
+    quantization: Any = require("onnxruntime.quantization", "export")
     try:
         with quiet():  # it advises a preparation that the exporter has done
             quantization.quantize_dynamic(

@@ -74,7 +74,7 @@ class Graph:
 
 def _open_session(path: Path) -> Any:
     """A session on the CPU with the threads of torch, where it is imported, else ``OMP_NUM_THREADS`` or all."""
-    runtime: Any = require("onnxruntime", "onnx")
+    runtime: Any = require("onnxruntime", "export")
     options = runtime.SessionOptions()
     torch: Any = sys.modules.get("torch")
     asked = os.environ.get("OMP_NUM_THREADS", "")

@@ -61,7 +61,7 @@ def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[s
     if isinstance(tokenizer, RinnaTokenizer):
         (folder / RinnaTokenizer.FILE).write_bytes(tokenizer.content)
         return {"kind": "rinna"}
-    library: Any = require("tokenizers", "onnx")
+    library: Any = require("tokenizers", "train")
     settings: dict[str, Any] = {"kind": "json", "clean": None, "strip": None}
     pad, side = 0, "right"
     if isinstance(tokenizer, ClipTokenizer):

@@ -105,7 +105,7 @@ class RinnaTokenizer(Tokenizer):
         self._processor = self._load()
 
     def _load(self) -> Any:
-        library = require("sentencepiece", "sentencepiece")
+        library = require("sentencepiece", "train")
         try:
             return library.SentencePieceProcessor(model_proto=self.content)
         except Exception as error:
