@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloob.functional.checks import as_rows, check_ids, finite_scalar, outside_autocast, positive_scalar
+from cloob.functional.checks import as_rows, check_ids, outside_autocast, scalar
 
 
 @outside_autocast
@@ -88,7 +88,7 @@ def sigmoid_loss(
     the sum, its positive stays.
     """
     logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
-    b = finite_scalar("bias", bias, logits)
+    b = scalar("bias", bias, logits, positive=False)
     negatives = F.logsigmoid(-(logits + b)).masked_fill(same, 0.0).sum(dim=1)
     return -(F.logsigmoid(positive + b) + negatives).mean()
 
@@ -104,7 +104,7 @@ def _logits(
     """(N, M) logits, their (N,) positives, and the (N, M) mask of the positive and whatever shares its id."""
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
-    logits = positive_scalar("inv_tau", inv_tau, anchors) * anchors @ candidates.T
+    logits = scalar("inv_tau", inv_tau, anchors) * anchors @ candidates.T
     same = _is_positive(logits, positive_offset)
     if both := check_ids(ids, candidate_ids, n, m, anchors.device):
         same = same | (both[0][:, None] == both[1][None, :])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, check_memory, outside_autocast, positive_scalar
+from cloob.functional.checks import as_rows, check_memory, outside_autocast, scalar
 
 
 @outside_autocast
@@ -31,7 +31,7 @@ def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> T
     """
     state, stored = as_rows(state=state, stored=stored)
     check_memory(stored)
-    beta = positive_scalar("beta", beta, state)
+    beta = scalar("beta", beta, state)
     association = (beta * state @ stored.T).softmax(dim=-1)  # (N, M)
     average = association @ stored
     norms = average.norm(dim=-1, keepdim=True)
