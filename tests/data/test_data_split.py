@@ -117,14 +117,6 @@ def test_of_different_pairs_exactly_the_share_is_held_out(n: int, share: float) 
     assert train.fingerprint() != held.fingerprint()
 
 
-def test_chains_of_equal_pictures_and_captions_stay_together() -> None:
-    """a–b share a picture, b–c a caption, so a, b and c go together; d and e are alone."""
-    chain = ((b"1", "a"), (b"1", "b"), (b"2", "b"), (b"3", "d"), (b"4", "e"))
-    train, held = split([Listed(tuple((as_png(row), text) for row, text in chain))], 0.4)
-    assert sorted(text for _, text in contents(held)) == ["d", "e"]  # type: ignore[misc]
-    assert len(train) == 3
-
-
 def test_a_folder_and_a_table(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs", {f"{n}": ((n, 2 * n, 90), f"colour number {n // 2}") for n in range(40)})
     rows = "".join(f"pairs/{n}.png\tcolour number {n // 2}\n" for n in reversed(range(40)))
