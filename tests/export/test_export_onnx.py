@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from small_models import VISION, write_model
+from small_models import write_model
 from torch import Tensor
 
 from cloob import cli, load_model
@@ -24,7 +23,6 @@ from support import originals, run_script, write_classes
 
 pytest.importorskip("onnxscript")
 TINY_TEXT = {"width": 16, "heads": 2, "layers": 1}
-CONVNEXT = {"timm_model_name": "test_convnext", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
 
 
 def same_rows(own: DualEncoder, wanted: DualEncoder, atol: float = 1e-5) -> None:
@@ -72,14 +70,6 @@ def test_a_missing_package_is_named_before_torch_is_imported(vit: Path, tmp_path
     for to, package in (("onnx", "onnxscript"), ("transformers", "tokenizers")):
         done = run_script(script, "export", str(vit), str(tmp_path / "out"), "--to", to)
         assert done.stdout == "2 False\n" and f"{package} is not installed" in done.stderr, done.stderr
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("vision", [VISION, CONVNEXT | {"image_size": 32}], ids=["vit", "convnext"])
-def test_other_image_towers(tmp_path: Path, folder: Path, vision: dict[str, Any]) -> None:
-    wanted = load_model(write_model(tmp_path / "m", vision_cfg=vision, text=TINY_TEXT), device="cpu")
-    export_onnx(wanted, folder)
-    same_rows(load_model(folder, device="cpu"), wanted)
 
 
 @pytest.mark.nightly

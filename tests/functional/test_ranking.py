@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cloob.functional import ranking as r
 from paper_loops import unit as rows
@@ -150,35 +148,3 @@ def test_per_class_recall() -> None:
     assert r.mean_per_class_recall(correct, labels, 5) == pytest.approx((2 / 3 + 1) / 2)
     with pytest.raises(ValueError, match=r"\[0, 3\), got 0 to 3"):
         r.per_class_recall(correct, labels, 3)
-
-
-class _NoFloat64(TorchDispatchMode):
-    """Refuses what Metal refuses."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
-            raise TypeError(f"{func}: MPS has no float64")
-        return result
-
-
-def test_recalls_need_no_float64() -> None:
-    rows = F.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    pairs = torch.arange(9).repeat(2, 1).T
-    with _NoFloat64():
-        both = r.mutual_ranks(rows, rows, pairs)
-        assert [r.recall_at_k(ranks, 1) for ranks in both] == [1.0, 1.0]
-        assert r.median_rank(both[0]) == 1.0
-
-
-def test_scores_are_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CUDA device would round products, and not the positives' scores, which are computed one by one."""
-    seen = []
-    monkeypatch.setattr(r, "_raise_best", lambda *_: seen.append(torch.get_float32_matmul_precision()))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        r.ranks(torch.eye(3), torch.eye(3), torch.arange(3))
-        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
