@@ -56,11 +56,10 @@ def resolve_device(name: str | torch.device) -> torch.device:
         raise InputError(f"device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise InputError(f"device is {name!r}, but torch {torch.__version__} sees no CUDA device; use cpu or auto")
         index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if index >= count:
-            raise InputError(f"device is cuda:{index}, but there are {count} CUDA devices (cuda:0 … cuda:{count - 1})")
+            found = f"{count} CUDA devices (cuda:0 … cuda:{count - 1})" if count else "no CUDA device; use cpu or auto"
+            raise InputError(f"device is {name!r}, but torch {torch.__version__} sees {found}")
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("device is 'mps', but this machine has no Metal device; use cpu or auto")

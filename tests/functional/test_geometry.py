@@ -196,7 +196,5 @@ def test_other_errors() -> None:
         g.modality_gap(x, x[:, :2])
     with pytest.raises(ValueError, match="row 1 is zero"):
         g.ajne(torch.tensor([[1.0, 0], [0, 0]]))
-    with pytest.raises(ValueError, match="threshold"):
-        g.effective_eigenvalues(x, 0.0)
     with pytest.raises(ValueError, match="inv_tau"):
         g.saturation(x, x, -1.0)

@@ -162,12 +162,6 @@ def check_lengths(lengths: Mapping[str, tuple[float, float]], **named: Tensor) -
             raise NonFiniteFeaturesError(f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is {what}")
 
 
-def check_memory(stored: Tensor) -> None:
-    """Refuses an empty memory."""
-    if len(stored) == 0:
-        raise ValueError("stored has no rows: an empty memory retrieves nothing")
-
-
 def check_ids(
     ids: Tensor | None, candidate_ids: Tensor | None, n: int, m: int, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:

@@ -120,8 +120,9 @@ def _is_positive(matrix: Tensor, offset: int) -> Tensor:
 def check_contrast(anchors: Tensor, candidates: Tensor, positive_offset: int) -> tuple[int, int]:
     """(N, M), if each anchor has a positive and a negative."""
     n, m = len(anchors), len(candidates)
-    if n < 1 or m < 2:
-        raise ValueError(f"{n} anchors and {m} candidates: a contrast needs at least 1 anchor and 2 candidates")
-    if not 0 <= positive_offset <= m - n:
-        raise ValueError(f"positive_offset {positive_offset} puts the positives of {n} anchors outside {m} candidates")
+    if n < 1 or m < 2 or not 0 <= positive_offset <= m - n:
+        raise ValueError(
+            f"{n} anchors, {m} candidates and positive_offset {positive_offset}: at least one anchor is expected, and "
+            "for each its positive and a negative among the candidates"
+        )
     return n, m

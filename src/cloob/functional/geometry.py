@@ -53,8 +53,6 @@ def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor
     Returns:
         0-d int64 tensor in [0, min(N − 1, D)]; 0 when all rows are equal.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
     spectrum = _spectrum(_rows(2, embeddings=embeddings)[0])
     # Eigenvalues below the rounding of the largest are zeros: without this a threshold of 1 would count
     # noise.

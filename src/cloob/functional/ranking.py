@@ -230,10 +230,9 @@ def _nan_unless_finite(rows: Tensor) -> Tensor:
 
 def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, both: bool) -> None:
     shapes = f"{query.dtype} {tuple(query.shape)} and {gallery.dtype} {tuple(gallery.shape)}"
-    if not query.ndim == gallery.ndim == 2 or query.shape[1] != gallery.shape[1] or query.dtype != gallery.dtype:
-        raise ValueError(f"expected (Q, D) queries and a (G, D) gallery of one dtype, got {shapes}")
-    if len(query) == 0 or len(gallery) == 0 or len(group) != len(query):
-        raise ValueError(f"expected non-empty matrices and a group for each query, got {shapes}, {len(group)} groups")
+    fit = query.ndim == gallery.ndim == 2 and query.shape[1] == gallery.shape[1] and query.dtype == gallery.dtype
+    if not fit or len(query) == 0 or len(gallery) == 0:
+        raise ValueError(f"expected non-empty (Q, D) queries and a (G, D) gallery of one dtype, got {shapes}")
     sides = ((pairs[:, 0], int(group.max()) + 1, "query"), (pairs[:, 1], len(gallery), "gallery row"))
     for index, size, what in sides:
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:

@@ -140,16 +140,10 @@ class Options:
         ):
             if wrong:
                 raise ValueError(why)
-        given = {"inv_tau": self.inv_tau, "scale": "unit" if self.learned else self.scale}
-        return make_objective(
-            self.objective,
-            beta=self.beta,
-            backend=self.backend,
-            matmul=self.matmul,
-            learnable_inv_tau=False,
-            gather=gather,
-            **{key: value for key, value in given.items() if value is not None},
-        )
+        given: dict[str, Any] = {"inv_tau": self.inv_tau, "scale": "unit" if self.learned else self.scale}
+        given |= {"beta": self.beta, "backend": self.backend, "matmul": self.matmul}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        return make_objective(self.objective, learnable_inv_tau=False, gather=gather, **chosen)
 
 
 @torch.no_grad()
@@ -211,12 +205,9 @@ def installed(main: Any, options: Options) -> Iterator[None]:
 
 def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
     """Our options and open_clip_train's arguments; the ``--`` is optional, as torchrun swallows a leading one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cloob.interop.open_clip",
-        usage="%(prog)s [--cloob-OPTION …] -- OPEN_CLIP_TRAIN_ARGUMENT …",
-        description="Runs open_clip_train with an objective of this package.",
-        allow_abbrev=False,
-    )
+    name, usage = "python -m cloob.interop.open_clip", "%(prog)s [--cloob-OPTION …] -- OPEN_CLIP_TRAIN_ARGUMENT …"
+    purpose = "Runs open_clip_train with an objective of this package."
+    parser = argparse.ArgumentParser(prog=name, usage=usage, description=purpose, allow_abbrev=False)
 
     def add(name: str, **settings: Any) -> None:
         parser.add_argument(f"--cloob-{name}", dest=name.replace("-", "_"), **settings)

@@ -15,23 +15,14 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from cloob.files import TooLarge, read_at_most
 from cloob.pictures.rgb import exif_of, orientation_of, to_rgb, turned
 
+# What is larger is refused by its header: MAX_PIXELS is Pillow's own bound, 0.7 GB at 4 bytes a pixel. Of a JPEG a
+# decoder needs to give an eighth of the sides only. A file of more bytes is refused before it is read.
 MAX_PIXELS = 178_956_970
-"""An image with more pixels is refused by its header: Pillow's own bound. At 4 bytes a pixel it takes 0.7 GB."""
-
 MAX_JPEG_PIXELS = 2_048_000_000
-"""The same for a JPEG, of which a decoder needs to give an eighth of the sides only."""
-
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
-"""An image file of more bytes is refused before it is read."""
-
-MAX_SCANS = 24
-"""A progressive JPEG that goes over more pixels than so many scans of the largest picture do is refused."""
-
-WHOLE_PIXELS = 32_000_000
-"""A JPEG with more pixels is decoded smaller, which bounds what its pixels take to 128 MB (Pillow: 4 bytes each)."""
-
-MAX_MISSING = 0.1
-"""Of the rows of a JPEG that lacks its end, how many may be missing."""
+MAX_SCANS = 24  # a progressive JPEG goes over no more pixels than so many scans of the largest picture
+WHOLE_PIXELS = 32_000_000  # a JPEG with more is decoded smaller, which bounds what its pixels take to 128 MB
+MAX_MISSING = 0.1  # of the rows of a JPEG that lacks its end
 
 Fault = Literal["corrupt image", "image too large", "no decoder"]
 

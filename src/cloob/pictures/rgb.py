@@ -6,8 +6,7 @@ import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base
 
-MOST_RATIO = 64
-"""Of a picture's sides, up to which all of it is resized for a model that looks at its middle."""
+MOST_RATIO = 64  # of a picture's sides, up to which all of it is resized for a model that looks at its middle
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,8 +38,9 @@ def exif_of(image: Image.Image) -> Image.Exif | None:
 
 def orientation_of(image: Image.Image) -> int:
     """EXIF's orientation; 1 where there is none, and where it is not one of eight."""
+    exif = exif_of(image)
     try:
-        orientation = (exif_of(image) or {}).get(Base.Orientation, 1)
+        orientation = 1 if exif is None else exif.get(Base.Orientation, 1)
     except Exception:  # Pillow raises nearly anything on damaged EXIF
         return 1
     return orientation if orientation in _TURNS else 1

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, check_memory, outside_autocast, scalar
+from cloob.functional.checks import as_rows, outside_autocast, scalar
 from cloob.functional.reference import Retrieved
 from cloob.functional.streamed.tiles import (
     accumulate,
@@ -212,7 +212,6 @@ def hopfield_retrieval(
     ``matmul=torch.bfloat16`` multiplies in bfloat16 with float32 accumulation; None in the dtype of the rows.
     """
     state, stored = as_rows(state=state, stored=stored)
-    check_memory(stored)
     beta = scalar("beta", beta, state)
     retrieved: Tensor = apply(_Retrieval, state, stored, beta, matmul_dtype(matmul, state))
     return retrieved
