@@ -124,15 +124,6 @@ def test_saturation_keeps_its_digits_where_p_is_one() -> None:
 # --- all of them ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15)
-@given(n=st.integers(2, 12), d=st.integers(2, 6), seed=st.integers(0, 1000))
-def test_order_of_rows_does_not_matter(n: int, d: int, seed: int) -> None:
-    x = unit(n, d, seed)
-    shuffled = x[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
-    for measure in MEASURES.values():
-        assert torch.allclose(measure(x).double(), measure(shuffled).double(), atol=1e-12)
-
-
 @settings(max_examples=30)
 @given(n=st.integers(2, 12), d=st.integers(1, 6), seed=st.integers(0, 1000), repeats=st.integers(1, 3))
 def test_values_stay_in_their_ranges(n: int, d: int, seed: int, repeats: int) -> None:
