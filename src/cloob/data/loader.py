@@ -24,10 +24,7 @@ from cloob.errors import InputError, too_few_pairs
 class Loader(ABC):
     """Batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before.
 
-    Attributes:
-        batch_size: Pairs per global batch, over all ranks.
-        pairs_per_epoch: Pairs in the order of an epoch, before ``drop_last``; the same for each epoch.
-        lanes: Sequences of shards that an epoch is made of unless ``epoch`` is told another number.
+    ``pairs_per_epoch`` is before ``drop_last``; an epoch is made of ``lanes`` sequences of shards.
     """
 
     def __init__(self, batch_size: int, pairs_per_epoch: int, *, drop_last: bool, lanes: int = 1) -> None:
@@ -71,18 +68,13 @@ class PairLoader(Loader):
     leave a batch smaller, even empty, and are listed in its ``skipped``.
 
     Args:
-        source: The pairs.
         transform: RGB image to ``(3, H, W)`` uint8. With a second required parameter it is called as
             ``transform(image, generator)`` with the sample's own generator (``TrainTransform``).
         tokenizer: List of n captions to ``(n, L)`` integers.
         batch_size: Pairs per global batch, over all ranks.
-        seed: Seed of the order and of the augmentation.
-        shuffle: A new order in each epoch; else the source's own.
         drop_last: Leave out the last batch when it is smaller than ``batch_size``.
         shuffle_buffer: Read shard by shard and shuffle within so many pairs of each lane, see ``EpochOrder``; 0: one
             permutation of everything. None: 10,000 when a source is streamed, else 0.
-        rank: This process.
-        world_size: Number of processes that share each global batch.
         workers: Processes that read and decode; 0: in this one. They live as long as the loader.
         pin_memory: Hand out page-locked batches (needs CUDA; ignored without).
     """

@@ -52,10 +52,6 @@ class KeyedPermutation:
     A number x < a·b, with a and b near √n, is the pair (x // b, x % b); each round adds to one half a random function
     of the other. The functions are tables of true draws, 2·√n numbers per pair of rounds. Numbers of n and above are
     sent through again until they fall below (there are fewer than a of them).
-
-    Args:
-        n: Size, 1 or more.
-        key: Numbers that seed the draws.
     """
 
     def __init__(self, n: int, key: Sequence[int]) -> None:
@@ -106,12 +102,7 @@ class EpochOrder:
     - position p of the epoch belongs to lane p mod lanes. With as many lanes as ranks a rank (``local_part``) reads the
       shards of its own lane only. Another number of ranks gives the same batches, with more shards shared.
 
-    Args:
-        parts: The sources.
-        seed: Seed of all draws.
-        shuffle: False: rows in order.
-        buffer: Pairs that are shuffled together; 0: one permutation of everything.
-        long: Pairs from which on a permutation is computed place by place.
+    From ``long`` pairs on a permutation is computed place by place.
     """
 
     def __init__(
@@ -127,12 +118,7 @@ class EpochOrder:
         return sum(sum(part.shard_sizes) for part in self._parts)
 
     def epoch(self, epoch: int, lanes: int = 1) -> Order:
-        """The pairs of an epoch; global batch b is ``[b·batch_size : (b+1)·batch_size]``.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            lanes: Sequences of shards that the epoch is made of; without a buffer of no effect.
-        """
+        """The pairs of an epoch, from 0; global batch b is ``[b·batch_size : (b+1)·batch_size]``."""
         n = len(self)
         if not self._shuffle or n == 0:
             return Order(n, lambda positions: positions)

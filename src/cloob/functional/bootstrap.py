@@ -44,12 +44,8 @@ def paired_bootstrap(
 
     Pairing removes what the samples have in common, which two separate intervals do not.
 
-    Args:
-        a: (N,) per-sample values of one model.
-        b: (N,) per-sample values of the other, in the same order.
-        n: Number of resamples.
-        level: Coverage, in (0, 1).
-        seed: Seed of the resampling.
+    ``a`` and ``b`` are (N,) per-sample values of two models, in the same order; the rest as
+    :func:`bootstrap_interval`.
 
     Returns:
         (mean a − mean b, low, high).
@@ -69,11 +65,7 @@ def grouped_bootstrap(
 
     The groups are resampled apart: they are test sets, of which there are no others to be drawn.
 
-    Args:
-        groups: (N_g,) per-sample values, e.g. of each test set.
-        n: Number of resamples.
-        level: Coverage, in (0, 1).
-        seed: Seed of the resampling.
+    ``groups`` are (N_g,) per-sample values, e.g. of each test set; the rest as :func:`bootstrap_interval`.
 
     Returns:
         (mean, low, high).
