@@ -165,7 +165,7 @@ def faults() -> dict[str, tuple[str, str]]:
     narrow = ids.to(torch.int16) if last else ids
     assert objective(x, y, ids=narrow) == objective(x, y, ids=ids)
     if dist.get_world_size() == 1:
-        with pytest.raises(ValueError, match="1 pairs in the batch"):
+        with pytest.raises(ValueError, match="at least 2 of them"):
             objective(x[:1], y[:1])
     else:
         leaf = x.clone().requires_grad_()
@@ -326,7 +326,7 @@ def test_a_mistake_on_one_rank_is_raised_on_all(ranks: list[dict[str, Any]]) -> 
     for mistake, error, message in (
         ("NaN row", "NonFiniteFeaturesError", "image_features: 1 of 4 rows are bad; row 2 is not finite"),
         ("not a tensor", "TypeError", "image_features is a NoneType"),
-        ("no rows", "ValueError", "0 image_features and 0 text_features: equally many, at least 1"),
+        ("no rows", "ValueError", "0 image_features and 0 text_features: pairs are expected, at least 1"),
         ("other scale", "ValueError", "ranks differ in inv_tau: rank 0 has 30.0"),
         ("other contrast", "ValueError", "ranks differ in contrast: rank 0 has infoloob"),
     ):

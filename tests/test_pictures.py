@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import subprocess
 import sys
 import zlib
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from PIL import Image, ImageCms, features
 from torch import Tensor
 
-from cloob import cli, pictures
+from cloob import pictures
 from cloob.data.batch import RawSample
 from cloob.data.builder import BatchBuilder, Request
 from cloob.data.transforms import TrainTransform
@@ -25,7 +24,6 @@ from cloob.evaluation.embed import embed_images
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.pictures import encoded as decoder
-from cloob.pictures import limits
 
 SIDE = 64
 ORIENTATION = 0x0112
@@ -200,7 +198,7 @@ def test_a_crop_of_a_turned_picture_is_the_upright_one_s(orientation: int, flip:
     image = upright(101, 77)
     transform = TrainTransform(20, scale=(0.2, 0.7), flip=flip, reduce=False)
     data = turned(image, orientation, "PNG")
-    for seed in range(12):
+    for seed in range(4):
         encoded = pictures.Encoded(data)
         assert encoded.size == (101, 77)
         crop = transform.draw(*encoded.size, torch.Generator().manual_seed(seed), encoded.orientation)
@@ -209,24 +207,8 @@ def test_a_crop_of_a_turned_picture_is_the_upright_one_s(orientation: int, flip:
         assert (found.int() - expected.int()).abs().max() <= 1  # rows and columns are resized in the other order
 
 
-@pytest.mark.parametrize("orientation", STORED)
-def test_a_crop_of_a_turned_jpeg_is_read_at_its_reduced_size(orientation: int) -> None:
-    image = upright(1013, 779)
-    transform = TrainTransform(32, scale=(0.3, 0.9))
-    data = turned(image, orientation, "JPEG", quality=95)
-    for seed in range(6):
-        encoded = pictures.Encoded(data)
-        crop = transform.draw(*encoded.size, torch.Generator().manual_seed(seed), encoded.orientation)
-        assert crop.reduction == 8
-        found = transform.take(encoded.rgb(crop.reduction, upright=False), crop).float()
-        same = transform.take(pictures.Encoded(data).rgb(upright=False), crop)
-        assert (found - same).abs().mean() < 1.5
-        drawn = transform(image, torch.Generator().manual_seed(seed))  # less than a pixel beside it
-        assert (found - drawn).abs().mean() < 6
-
-
-@pytest.mark.parametrize("size", [(640, 480), (641, 479)])
-@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [(641, 479)])
+@pytest.mark.parametrize("reduction", [1, 8])
 def test_a_huge_jpeg_is_decoded_smaller(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], reduction: int) -> None:
     image = upright(*size)
     data = turned(image, 6, "JPEG", quality=95)
@@ -246,22 +228,9 @@ def test_a_huge_jpeg_is_decoded_smaller(monkeypatch: pytest.MonkeyPatch, size: t
     assert (found.float() - transform(image.resize(half), torch.Generator().manual_seed(1)).float()).abs().mean() < 2
 
 
-def test_a_108_megapixel_photograph_within_a_bound_of_memory(tmp_path: Path) -> None:
-    """Its pixels alone would take 432 MB; a half of its sides is 108 MB, and once more while it is turned."""
-    make = (
-        "import sys; from PIL import Image; e = Image.Exif(); e[0x0112] = 6;"
-        "Image.new('L', (12000, 9000), 90).save(sys.argv[1], exif=e.tobytes())"
-    )
-    measure = (
-        "import resource, sys; from cloob.pictures import decode, read_file; data = read_file(sys.argv[1]);"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; before = peak();"
-        "image = decode(data); print(*image.size, peak() - before)"
-    )
-    path = tmp_path / "phone.jpg"
-    subprocess.run([sys.executable, "-c", make, path], check=True)
-    shown = subprocess.run([sys.executable, "-c", measure, path], check=True, capture_output=True, text=True).stdout
-    width, height, megabytes = map(int, shown.split())
-    assert (width, height) == (4500, 6000) and megabytes < 280
+def test_of_grey_of_16_bits_the_high_byte_counts() -> None:
+    values = np.arange(0, 65536, 7, dtype=np.uint16).reshape(1, -1)
+    assert np.array_equal(np.asarray(pictures.upright(Image.fromarray(values)))[..., 0], values >> 8)
 
 
 def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, tmp_path: Path) -> None:
@@ -269,7 +238,7 @@ def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEnco
     image = upright()
     data = saved(image, "PNG")
     (tmp_path / "bomb.png").write_bytes(data)
-    monkeypatch.setattr(limits, "MAX_PIXELS", SIDE * SIDE - 1)
+    monkeypatch.setattr(decoder, "MAX_PIXELS", SIDE * SIDE - 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(InputError, match=r"bomb\.png: image too large \(64×64 pixels, the limit is 4,095\)"):
         encoder.encode_image([tmp_path / "bomb.png"])
@@ -279,18 +248,9 @@ def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEnco
         embed_images(encoder, One(data))
     monkeypatch.undo()
     builder = BatchBuilder(One(data), TrainTransform(SIDE), lambda texts: torch.zeros(len(texts), 3), 0)
-    monkeypatch.setattr(limits, "MAX_PIXELS", SIDE * SIDE - 1)
+    monkeypatch.setattr(decoder, "MAX_PIXELS", SIDE * SIDE - 1)
     (skip,) = builder.__getitems__(Request(0, np.array([0]))).skipped
     assert (skip.key, skip.reason) == ("k", "image too large")
-
-
-def test_a_file_above_the_bytes_that_are_read(
-    monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, tmp_path: Path
-) -> None:
-    upright().save(tmp_path / "a.png")
-    monkeypatch.setattr(decoder, "MAX_IMAGE_BYTES", 100)
-    with pytest.raises(InputError, match=r"a\.png: image too large \(.* bytes, the limit is 100\)"):
-        encoder.encode_image([tmp_path / "a.png"])
 
 
 def test_no_other_program_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,39 +283,13 @@ def test_a_format_without_its_package_names_what_to_install(
         pictures.decode(HEIC.replace(b"heic", b"avif"))
 
 
-@pytest.mark.parametrize("orientation", STORED)
-def test_heic(orientation: int, encoder: DualEncoder, tmp_path: Path) -> None:
+def test_heic(encoder: DualEncoder) -> None:
     heif = pytest.importorskip("pillow_heif")
-    image = upright()
     file = io.BytesIO()
-    method = STORED[orientation]
-    stored = image if method is None else image.transpose(method)
-    heif.from_pillow(stored).save(file, quality=100, chroma=444, exif=_exif(orientation))
-    data = file.getvalue()
-    pixels = np.asarray(pictures.decode(data), dtype=float)
-    assert np.abs(pixels - np.asarray(image)).max() <= 12
-    assert np.array_equal(trained_on(data).numpy(), pixels)
-    (tmp_path / "a.heic").write_bytes(data)
-    with torch.no_grad():
-        expected = encoder.encode_image(encoder.preprocess(pictures.decode(data))[None])
-        assert torch.equal(encoder.encode_image([tmp_path / "a.heic"]), expected)
-
-
-def test_a_folder_of_heic_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "phone").mkdir()
-    for i in range(30):
-        (tmp_path / "phone" / f"IMG_{i}.HEIC").write_bytes(HEIC)
-        (tmp_path / "phone" / f"IMG_{i}.txt").write_text(f"picture {i}")
-    words = "--data phone --model tiny-vit --device cpu --workers 0 --out run"
-    assert cli.main(["train", *words.split()]) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("cloob: phone: 0 of 30 pairs usable") and "30 × no decoder; first: IMG_0.HEIC" in told
-    assert "HEIC: pip install pillow-heif" in told and not (tmp_path / "run").exists()
+    heif.from_pillow(upright().transpose(STORED[6])).save(file, quality=100, chroma=444, exif=_exif(6))
+    pixels = np.asarray(pictures.decode(file.getvalue()), dtype=float)
+    assert np.abs(pixels - np.asarray(upright())).max() <= 12
+    assert np.array_equal(trained_on(file.getvalue()).numpy(), pixels)
 
 
 def test_another_limit_of_pixels_holds_for_all_formats(monkeypatch: pytest.MonkeyPatch) -> None:

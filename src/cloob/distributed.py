@@ -15,7 +15,6 @@ import gc
 import itertools
 import os
 import pickle
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -57,11 +56,10 @@ def resolve_device(name: str | torch.device) -> torch.device:
         raise InputError(f"device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise InputError(f"device is {name!r}, but torch {torch.__version__} sees no CUDA device; use cpu or auto")
         index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if index >= count:
-            raise InputError(f"device is cuda:{index}, but there are {count} CUDA devices (cuda:0 … cuda:{count - 1})")
+            found = f"{count} CUDA devices (cuda:0 … cuda:{count - 1})" if count else "no CUDA device; use cpu or auto"
+            raise InputError(f"device is {name!r}, but torch {torch.__version__} sees {found}")
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise InputError("device is 'mps', but this machine has no Metal device; use cpu or auto")
@@ -152,56 +150,34 @@ class Layout:
         return slice(start, start + self.sizes[rank()])
 
 
-def agree(
-    facts: Mapping[str, int | float], fault: Exception | None, device: torch.device
-) -> dict[str, tuple[Any, ...]]:
+def agree(facts: Mapping[str, Any], fault: Exception | None, device: torch.device) -> dict[str, tuple[Any, ...]]:
     """For each name the values of all ranks; or the same error on all of them where some rank has a ``fault``.
 
     A rank that raised alone would leave the others waiting in their next collective call. The error is of the first
-    fault's type, or a RuntimeError, and names each rank. Names and kinds of number are the same on every rank;
-    ``device``: where the process group can send tensors from. torch's own collectives for objects need numpy.
+    fault's type, or a RuntimeError, and names each rank. ``device``: where the process group can send tensors from.
+    torch's own collectives for objects need numpy.
     """
-    pickled = b"" if fault is None else _pickled(fault)
-    numbers = [len(pickled), *(_bits(fact) if isinstance(fact, float) else fact for fact in facts.values())]
-    numbers_here = torch.tensor(numbers, dtype=torch.int64, device=device)
-    table = numbers_here.new_empty(world_size(), len(numbers_here))
-    _collective("all_gather_single", "all_gather_into_tensor")(table.view(-1), numbers_here)
-    lengths, *columns = table.T.tolist()
-    if any(lengths):
-        raise _joint(pickled, Layout(tuple(lengths)), device) from fault
-    return {
-        name: tuple(map(_number, values) if isinstance(fact, float) else values)
-        for (name, fact), values in zip(facts.items(), columns, strict=True)
-    }
+    own = torch.tensor(list(_pickled(facts, fault)), dtype=torch.uint8, device=device)
+    lengths = gather_rows(torch.tensor([len(own)], device=device), Layout((1,) * world_size()))
+    layout = Layout(tuple(lengths.tolist()))
+    parts = torch.split(gather_rows(own, layout).cpu(), list(layout.sizes))
+    ranks = [pickle.loads(bytes(part.tolist())) for part in parts]
+    faults = {r: error for r, (_, error) in enumerate(ranks) if error is not None}
+    if faults:
+        said = "; ".join(f"rank {r}: {error}" for r, error in faults.items())
+        raise type(next(iter(faults.values())))(said) from fault
+    return {name: tuple(of_rank[name] for of_rank, _ in ranks) for name in facts}
 
 
-def _pickled(fault: Exception) -> bytes:
-    """An error for the other ranks."""
+def _pickled(facts: Mapping[str, Any], fault: Exception | None) -> bytes:
+    """A rank's part in :func:`agree`; a fault that other ranks could not make is a RuntimeError there."""
     try:
-        pickled = pickle.dumps(fault)
-        type(pickle.loads(pickled))("")  # as _joint will
+        pickled = pickle.dumps((dict(facts), fault))
+        if fault is not None:
+            type(pickle.loads(pickled)[1])("")
     except Exception:
-        return pickle.dumps(RuntimeError(str(fault)))
+        return pickle.dumps(({}, RuntimeError(str(fault))))
     return pickled
-
-
-def _joint(pickled: bytes, layout: Layout, device: torch.device) -> Exception:
-    """The pickled errors of all ranks, of which some are empty, as one error."""
-    bytes_here = torch.tensor(list(pickled), dtype=torch.uint8, device=device)
-    parts = torch.split(gather_rows(bytes_here, layout).cpu(), list(layout.sizes))
-    faults = {r: pickle.loads(bytes(part.tolist())) for r, part in enumerate(parts) if len(part)}
-    error: Exception = type(next(iter(faults.values())))("; ".join(f"rank {r}: {fault}" for r, fault in faults.items()))
-    return error
-
-
-def _bits(number: float) -> int:
-    """The 64 bits of a number as an integer, so that it goes in one tensor with integers."""
-    return int(struct.unpack("q", struct.pack("d", number))[0])
-
-
-def _number(bits: int) -> float:
-    """The inverse of ``_bits``."""
-    return float(struct.unpack("d", struct.pack("q", bits))[0])
 
 
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from cloob.functional.checks import check_positive
+from cloob.functional.checks import check_number
 
 
 class FixedScaleWarning(UserWarning):
@@ -23,9 +23,8 @@ class ScaledModule(nn.Module):
 
     A fixed scalar is in the state as ``fixed_NAME`` (0-d, float64 whatever the module is cast to), a learnable one as
     ``log_NAME``. The number of a fixed one is kept beside its buffer, so that reading it never waits for a device; it
-    follows ``load_state_dict``, and a buffer written to by other means does not change it, but is refused by
-    ``state_dict``. Parameters of one number stay in float32 where the module is cast to less: steps of an optimiser
-    are lost in the rounding of bfloat16.
+    follows ``load_state_dict`` alone. Parameters of one number stay in float32 where the module is cast to less: steps
+    of an optimiser are lost in the rounding of bfloat16.
     """
 
     def __init__(self) -> None:
@@ -35,7 +34,7 @@ class ScaledModule(nn.Module):
     def add_scale(self, name: str, value: float, *, learnable: bool) -> None:
         """Adds a scalar, fixed or a parameter that starts from the value; ValueError if not positive and finite."""
         number = float(value)
-        check_positive(name, number, torch.float64)
+        check_number(name, number, torch.float64)
         if learnable:
             self.register_parameter(f"log_{name}", scalar_parameter(math.log(number)))
         else:
@@ -77,17 +76,6 @@ class ScaledModule(nn.Module):
             self._buffers[key] = torch.full((), number, dtype=dtype, device=device)
         return self
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Refuses a fixed scalar whose buffer was written to, so that it says something else than the loss."""
-        for name, number in self._fixed.items():
-            buffer = self.get_buffer(f"fixed_{name}")
-            if type(buffer) is Tensor and not buffer.is_meta and not math.isclose(float(buffer), number, rel_tol=1e-6):
-                raise ValueError(
-                    f"fixed_{name} was set to {float(buffer):g}, but {name} is still {number:g}: "
-                    "load_state_dict changes it, a write does not"
-                )
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -105,7 +93,7 @@ class ScaledModule(nn.Module):
                 continue
             loaded = float(state_dict[key])
             try:
-                check_positive(key, loaded, torch.float64)
+                check_number(key, loaded, torch.float64)
             except ValueError as error:
                 error_msgs.append(str(error))
                 continue

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from cloob.data.batch import MAX_CAPTION_BYTES, REASONS, BadSample, Batch, Skip, caption_id, clean_caption
+from cloob.data.batch import MAX_CAPTION_BYTES, REASONS, BadSample, Skip, caption_id, clean_caption
 
 
 def test_caption_id_ignores_case_and_spacing_only() -> None:
@@ -52,13 +52,3 @@ def test_good_captions_come_out_stripped() -> None:
 def test_bad_sample_survives_pickling() -> None:
     bad = pickle.loads(pickle.dumps(BadSample("missing image", "k", "d")))
     assert bad.skip == Skip("k", "missing image", "d") and str(bad) == "k: missing image (d)"
-
-
-def test_batch_to_moves_all_tensors_and_keeps_the_rest() -> None:
-    skip = Skip("z", "missing image", "")
-    batch = Batch(
-        torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.ones(2, 5).long(), torch.ones(2).long(), ("a", "b"), (skip,)
-    )
-    moved = batch.to("meta")
-    assert {t.device.type for t in (moved.images, moved.tokens, moved.ids)} == {"meta"}
-    assert len(moved) == 2 and moved.keys == ("a", "b") and moved.skipped == (skip,)

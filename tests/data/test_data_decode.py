@@ -18,30 +18,6 @@ def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP"])
-def test_every_common_format_comes_out_as_rgb(kind: str) -> None:
-    red = Image.new("RGB", (9, 5), (200, 10, 30))
-    image = decode(saved(red, kind))
-    assert image.mode == "RGB" and image.size == (9, 5)
-    assert np.abs(np.asarray(image, dtype=int) - (200, 10, 30)).max() <= 12  # JPEG, WebP lossy
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
-def test_every_mode_comes_out_as_rgb(mode: str) -> None:
-    kind = "TIFF" if mode == "CMYK" else "PNG"
-    assert decode(saved(Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode), kind)).getpixel((1, 1)) == (
-        255,
-        255,
-        255,
-    )
-
-
-def test_palette_with_transparency_raises_no_warning() -> None:
-    image = Image.new("P", (4, 4), 255)
-    image.putpalette([10, 20, 30] * 256)
-    assert decode(saved(image, "PNG", transparency=bytes(range(256)))).getpixel((0, 0)) == (10, 20, 30)
-
-
 def smooth(width: int, height: int) -> Image.Image:
     """A picture that has the same look at every size."""
     small = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -49,7 +25,7 @@ def smooth(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("size", [(160, 96), (101, 77), (13, 9), (1, 1)])
-@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("reduction", [1, 4])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_a_jpeg_comes_out_smaller_by_the_factor(
     size: tuple[int, int], reduction: int, options: dict[str, object]
@@ -64,23 +40,12 @@ def test_a_jpeg_comes_out_smaller_by_the_factor(
         assert np.abs(np.asarray(image, dtype=int) - means)[:-1, :-1].mean() < 1.5
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_jpegs_of_other_modes_are_reduced_too(mode: str) -> None:
-    image = Encoded(saved(Image.new("RGB", (64, 48), (255, 255, 255)).convert(mode), "JPEG")).rgb(2)
-    assert image.mode == "RGB" and image.size == (32, 24) and image.getpixel((1, 1)) == (255, 255, 255)
-
-
 def test_a_jpeg_of_several_pictures_is_its_first() -> None:
     first, second = Image.new("RGB", (64, 48), (250, 0, 0)), Image.new("RGB", (64, 48), (0, 0, 250))
     data = saved(first, "MPO", save_all=True, append_images=[second])
     for reduction, size in ((1, (64, 48)), (4, (16, 12))):
         image = Encoded(data).rgb(reduction)
         assert image.size == size and image.getpixel((2, 2))[0] > 200
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF"])
-def test_other_formats_come_out_whole(kind: str) -> None:
-    assert Encoded(saved(smooth(64, 48), kind)).rgb(4).size == (64, 48)
 
 
 @pytest.mark.parametrize(

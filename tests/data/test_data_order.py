@@ -35,7 +35,7 @@ def test_a_keyed_permutation_is_one(n: int, key: list[int]) -> None:
     assert np.array_equal(KeyedPermutation(n, key)(some), numbers[some])
 
 
-@pytest.mark.parametrize("n", [60, *(pytest.param(n, marks=pytest.mark.nightly) for n in (101, 256))])
+@pytest.mark.parametrize("n", [60, pytest.param(101, marks=pytest.mark.nightly)])
 def test_any_two_places_hold_any_two_numbers_equally_often(n: int) -> None:
     """Over 4,000 keys: a place's number, and the numbers of two places together, of one half or of both."""
     a, side = np.arange(n), int(np.ceil(np.sqrt(n)))
@@ -65,9 +65,8 @@ def test_a_local_order_is_numpys_permutation() -> None:
     assert np.array_equal(epoch_order(42, 5, 2), expected)
     for lanes in (1, 4):
         assert np.array_equal(EpochOrder([Part((30, 12))], seed=5).epoch(2, lanes)[:], expected)
-    parts = [Part((5,), 0.5, True), Part((3,), 2.0)]
-    straight = EpochOrder(parts, seed=5, shuffle=False, buffer=9)
-    assert np.array_equal(straight.epoch(1)[:], np.arange(8))  # in order, and without weights
+    straight = EpochOrder([Part((5,), True), Part((3,))], seed=5, shuffle=False, buffer=9)
+    assert np.array_equal(straight.epoch(1)[:], np.arange(8))
 
 
 @given(st.integers(0, 99), st.integers(0, 200), st.integers(1, 17))
@@ -84,7 +83,7 @@ def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(
     long: int, sizes: list[int], lanes: int, buffer: int, epoch: int, seed: int
 ) -> None:
     def order() -> EpochOrder:
-        return EpochOrder([Part(tuple(sizes), 1.0, True)], seed=seed, buffer=buffer, long=long)
+        return EpochOrder([Part(tuple(sizes), True)], seed=seed, buffer=buffer, long=long)
 
     rows = order().epoch(epoch, lanes)[:]
     assert len(order()) == len(rows) == sum(sizes) and rows.dtype == np.int64
@@ -99,7 +98,7 @@ def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(
 def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(
     sizes: list[int], lanes: int, buffer: int, epoch: int
 ) -> None:
-    parts = [Part(tuple(sizes), 1.0, True)]
+    parts = [Part(tuple(sizes), True)]
     shuffled = EpochOrder(parts, seed=3, buffer=buffer).epoch(epoch, lanes)
     straight = EpochOrder(parts, seed=3, buffer=1).epoch(epoch, lanes)  # blocks of one pair: nothing moves
     seen: list[int] = []
@@ -115,70 +114,33 @@ def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(
 
 def test_ranks_read_the_shards_of_their_own_lane() -> None:
     sizes = (100,) * 24
-    rows = EpochOrder([Part(sizes, 1.0, True)], seed=0, buffer=150).epoch(0, lanes=3)
+    rows = EpochOrder([Part(sizes, True)], seed=0, buffer=150).epoch(0, lanes=3)
     shards = [shard_of(sizes, rows[local_part(0, len(rows), rank, 3)]) for rank in range(3)]
     assert sum(len(set(lane.tolist())) for lane in shards) <= 24 + 2
     assert max(len(set(shards[1][i : i + 50].tolist())) for i in range(750)) <= 5  # few are open at any moment
 
 
 def test_orders_differ_by_epoch_and_seed_and_mix_shards() -> None:
-    parts = [Part((50,) * 10, 1.0, True)]
+    parts = [Part((50,) * 10, True)]
     orders = {tuple(EpochOrder(parts, seed=s, buffer=100).epoch(e)[:].tolist()) for s in (0, 1) for e in (0, 1)}
     assert len(orders) == 4
     rows = EpochOrder(parts, seed=0, buffer=100).epoch(0)[:]
     assert all(len(set(shard_of((50,) * 10, rows[i : i + 50]).tolist())) >= 2 for i in range(0, 500, 50))
 
 
-@either_length
-@pytest.mark.parametrize("buffer", [0, 6])
-@settings(max_examples=60)
-@given(
-    st.lists(st.tuples(SHARDS, st.floats(0.05, 3.0), st.booleans()), min_size=1, max_size=3),
-    st.integers(1, 4),
-    st.integers(0, 4),
-)
-def test_weights_give_exact_counts(
-    long: int, buffer: int, drawn: list[tuple[list[int], float, bool]], lanes: int, epoch: int
-) -> None:
-    parts = [Part(tuple(sizes), weight, streamed) for sizes, weight, streamed in drawn]
-    order = EpochOrder(parts, seed=1, buffer=buffer, long=long)
-    total = sum(part.rows for part in parts)
-    rows = order.epoch(epoch, lanes)[:]
-    assert len(rows) == len(order) == sum(round(part.weight * part.rows) for part in parts)
-    assert len(set(rows.tolist())) == len(rows)  # repeats are copies with numbers of their own
-    counts, start = np.bincount(rows % max(total, 1), minlength=total), 0
-    for part in parts:
-        mine = counts[start : start + part.rows]
-        assert mine.sum() == round(part.weight * part.rows)
-        assert part.rows == 0 or (mine.min() >= int(part.weight) and mine.max() <= int(part.weight) + 1)
-        start += part.rows
-
-
-@either_length
-@pytest.mark.parametrize(("buffer", "streamed"), [(0, False), (5, False), (5, True)])
-def test_a_fraction_takes_another_part_in_each_epoch_until_all_had_their_turn(
-    buffer: int, streamed: bool, long: int
-) -> None:
-    order = EpochOrder([Part((9,)), Part((4, 8), 0.25, streamed)], seed=0, buffer=buffer, long=long)
-    taken = [[row for row in (order.epoch(e)[:] % 21).tolist() if row >= 9] for e in range(8)]
-    assert all(len(rows) == 3 for rows in taken)
-    for turn in (taken[:4], taken[4:]):
-        assert sorted(row for rows in turn for row in rows) == list(range(9, 21))
-
-
 def test_each_stretch_holds_every_source_in_its_proportion() -> None:
-    parts = [Part((1000,) * 10, 1.0, True), Part((10_000,), 0.5, False), Part((300,) * 7, 1.0, True)]
+    parts = [Part((1000,) * 10, True), Part((5_000,), False), Part((300,) * 7, True)]
     rows = EpochOrder(parts, seed=0, buffer=2000).epoch(0, lanes=2)[:]
     of_first = [(rows[i : i + 500] < 10_000).mean() for i in range(0, 17_000, 500)]
     assert min(of_first) > 0.5 and max(of_first) < 0.67  # 10,000 of 17,100 over the whole epoch
-    local = rows[(rows >= 10_000) & (rows < 20_000)]
-    assert np.abs(np.diff(local)).mean() > 2000  # all over the table
+    local = rows[(rows >= 10_000) & (rows < 15_000)]
+    assert np.abs(np.diff(local)).mean() > 1000  # all over the table
 
 
 @pytest.mark.parametrize("buffer", [0, 10_000])
 def test_400_million_pairs_cost_no_memory(buffer: int) -> None:
     """The start of an epoch, a batch in its middle and its end, for one rank of eight."""
-    parts = [Part((10_000,) * 40_000, 1.0, buffer > 0)]
+    parts = [Part((10_000,) * 40_000, buffer > 0)]
     tracemalloc.start()
     try:
         order = EpochOrder(parts, seed=0, buffer=buffer).epoch(3, lanes=8)

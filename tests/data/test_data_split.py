@@ -26,7 +26,7 @@ from cloob.data.source import Source
 from cloob.data.split import choose_held_out
 from cloob.data.split import split as part
 from cloob.errors import InputError
-from support import noise, write_pairs
+from support import noise
 
 Pair = tuple[bytes, str]
 
@@ -115,23 +115,6 @@ def test_of_different_pairs_exactly_the_share_is_held_out(n: int, share: float) 
     assert sum(train.shard_sizes) == len(train) and sum(held.shard_sizes) == len(held)
     assert pickle.loads(pickle.dumps(train)).read(0) == train.read(0)
     assert train.fingerprint() != held.fingerprint()
-
-
-def test_chains_of_equal_pictures_and_captions_stay_together() -> None:
-    """a–b share a picture, b–c a caption, so a, b and c go together; d and e are alone."""
-    chain = ((b"1", "a"), (b"1", "b"), (b"2", "b"), (b"3", "d"), (b"4", "e"))
-    train, held = split([Listed(tuple((as_png(row), text) for row, text in chain))], 0.4)
-    assert sorted(text for _, text in contents(held)) == ["d", "e"]  # type: ignore[misc]
-    assert len(train) == 3
-
-
-def test_a_folder_and_a_table(tmp_path: Path) -> None:
-    write_pairs(tmp_path / "pairs", {f"{n}": ((n, 2 * n, 90), f"colour number {n // 2}") for n in range(40)})
-    rows = "".join(f"pairs/{n}.png\tcolour number {n // 2}\n" for n in reversed(range(40)))
-    (tmp_path / "pairs.tsv").write_text("filepath\ttitle\n" + rows)
-    folder, table = (split([open_source(tmp_path / name)], 0.25) for name in ("pairs", "pairs.tsv"))
-    held = [{sample[1] for sample in contents(parts[1]) if sample} for parts in (folder, table)]
-    assert held[0] == held[1] and len(folder[1]) == len(table[1]) == 10 and len(held[0]) == 5
 
 
 def test_parquet_with_pictures_inside(tmp_path: Path) -> None:

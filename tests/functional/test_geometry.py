@@ -34,9 +34,6 @@ def ajne_loop(x: Tensor) -> float:
     return n / 4 - total / (math.pi * n)
 
 
-# --- Ajne ---------------------------------------------------------------------------------------------------
-
-
 def test_ajne_is_the_loop() -> None:
     for n in (2, 3, 7, 20):
         x = unit(n, 5, seed=n)
@@ -59,12 +56,6 @@ def test_ajne_of_known_configurations() -> None:
     assert float(g.ajne(torch.eye(4, dtype=torch.float64))) == pytest.approx(1 - 6 * 0.5 / 4)
     assert float(g.ajne(unit(1, 6).repeat(8, 1))) == pytest.approx(2, abs=1e-7)  # all equal: N/4
     assert float(g.ajne(unit(1, 6, dtype=torch.float32).repeat(8, 1))) == pytest.approx(2, abs=1e-6)
-
-
-def test_ajne_sees_directions_only() -> None:
-    x = unit(6, 3)
-    lengths = torch.tensor([0.1, 1, 2, 3, 50, 0.7], dtype=torch.float64)[:, None]
-    assert torch.allclose(g.ajne(x), g.ajne(lengths * x))
 
 
 # --- eigenvalues ----------------------------------------------------------------------------------------------
@@ -133,15 +124,6 @@ def test_saturation_keeps_its_digits_where_p_is_one() -> None:
 # --- all of them ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15)
-@given(n=st.integers(2, 12), d=st.integers(2, 6), seed=st.integers(0, 1000))
-def test_order_of_rows_does_not_matter(n: int, d: int, seed: int) -> None:
-    x = unit(n, d, seed)
-    shuffled = x[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
-    for measure in MEASURES.values():
-        assert torch.allclose(measure(x).double(), measure(shuffled).double(), atol=1e-12)
-
-
 @settings(max_examples=30)
 @given(n=st.integers(2, 12), d=st.integers(1, 6), seed=st.integers(0, 1000), repeats=st.integers(1, 3))
 def test_values_stay_in_their_ranges(n: int, d: int, seed: int, repeats: int) -> None:
@@ -199,15 +181,11 @@ def test_a_row_that_is_not_finite_is_named() -> None:
 
 def test_other_errors() -> None:
     x = unit(4, 3)
-    with pytest.raises(ValueError, match="rows differ: x 4 and y 3"):
+    with pytest.raises(ValueError, match="x 4 and y 3"):
         g.alignment(x, x[:3])
     with pytest.raises(ValueError, match="dimension 2"):
         g.modality_gap(x, x[:, :2])
     with pytest.raises(ValueError, match="row 1 is zero"):
         g.ajne(torch.tensor([[1.0, 0], [0, 0]]))
-    with pytest.raises(ValueError, match="threshold"):
-        g.effective_eigenvalues(x, 0.0)
-    with pytest.raises(ValueError, match="chunk"):
-        g.ajne(x, chunk=0)
     with pytest.raises(ValueError, match="inv_tau"):
         g.saturation(x, x, -1.0)

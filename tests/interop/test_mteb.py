@@ -40,7 +40,6 @@ def check(python: str, tmp_path: Path, data: Path) -> None:
     images = embed_images(encoder, labelled).features
     right = (images @ texts.T).argmax(1) == torch.tensor(labelled.labels)
     assert found["scores"]["Pictograms"]["accuracy"] == pytest.approx(float(right.double().mean()), abs=1e-9)
-    assert 0 <= found["scores"]["Colours"]["text_acc"] <= 1
     assert found["model_name"] == f"cloob/{model}" and found["revision"] == folder_key(model, "cpu")
     assert found["embed_dim"] == encoder.embed_dim and found["known"] == [True, True]
     assert found["norms"] == pytest.approx([1.0], abs=1e-6)

@@ -19,15 +19,15 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 @dataclass(frozen=True)
 class Options:
-    """Write a model for transformers and sentence-transformers, for ONNX runtimes, or as programs of torch.export."""
+    """Write a model for transformers and sentence-transformers, or for ONNX runtimes."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
     """The folder that is made."""
-    to: Literal["transformers", "onnx", "torch-export"] | None = None
+    to: Literal["transformers", "onnx"] | None = None
     """transformers: CLIPModel, processor and tokenizer, which sentence-transformers reads too. onnx: both towers as
-    graphs. torch-export: both towers as programs of torch.export."""
+    graphs."""
     int8: bool = False
     """With --to onnx: weights as 8-bit integers; the card says what that costs on the sets of --eval."""
     eval: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ def check(options: Options) -> None:
     from cloob.export.exported import check_packages, check_target
 
     if options.to is None:
-        raise InputError("--to is missing: transformers, onnx or torch-export (cloob export --help)")
+        raise InputError("--to is missing: transformers or onnx (cloob export --help)")
     if options.int8 and options.to != "onnx":
         raise InputError(f"--int8 needs --to onnx, not --to {options.to}")
     goes_with(options, {"eval": "int8"})
@@ -82,9 +82,7 @@ def run(options: Options) -> int:
             license=licence,
         )
     print(f"{options.target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {exported.summary}")
-    steps: list[list[str | Path]] = []
-    if options.to != "torch-export":  # which alone is not read back
-        steps.append(["eval", options.source, options.target, "--zeroshot", "demo:noto-emoji"])
+    steps: list[list[str | Path]] = [["eval", options.source, options.target, "--zeroshot", "demo:noto-emoji"]]
     if options.to == "onnx":
         steps.append(["index", "PICTURES", "--model", options.target, "--out", "pictures.idx"])
     if licence is not None:
@@ -97,19 +95,13 @@ def run(options: Options) -> int:
 
 def _export(encoder: DualEncoder, folder: Path, options: Options) -> Exported:
     """Imports the one exporter that is asked for."""
-    match options.to:
-        case "transformers":
-            from cloob.export.transformers import export_transformers  # transformers
+    if options.to == "transformers":
+        from cloob.export.transformers import export_transformers  # transformers
 
-            return export_transformers(encoder, folder)
-        case "onnx":
-            from cloob.export.programs.onnx import export_onnx  # onnx
+        return export_transformers(encoder, folder)
+    from cloob.export.onnx import export_onnx  # onnx
 
-            return export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
-        case _:
-            from cloob.export.programs.torch_export import export_torch  # torch.export
-
-            return export_torch(encoder, folder)
+    return export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
 
 
 def spell_licence(licence: str | None) -> str | None:

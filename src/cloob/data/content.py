@@ -28,14 +28,14 @@ def content_key(reader: Reader) -> str:
     """
     state = hashlib.blake2b(digest_size=16)
     for index in range(len(reader)):
+        parts: tuple[str | bytes, ...]
         try:
             sample = reader.read(index)
+            key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
+            parts = (key, data, getattr(sample, "caption", ""))
         except BadSample as bad:
-            lost = "\0".join((bad.key, bad.reason, *getattr(bad, "captions", ())))
-            add_part(state, lost.encode("utf-8", "surrogatepass"))
-            continue
-        key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
-        for part in (key, data, getattr(sample, "caption", "")):
+            parts = ("\0".join((bad.key, bad.reason, *getattr(bad, "captions", ()))),)
+        for part in parts:
             add_part(state, part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass"))
     return str(state.hexdigest())
 

@@ -24,10 +24,7 @@ from cloob.errors import InputError, too_few_pairs
 class Loader(ABC):
     """Batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before.
 
-    Attributes:
-        batch_size: Pairs per global batch, over all ranks.
-        pairs_per_epoch: Pairs in the order of an epoch, before ``drop_last``; the same for each epoch.
-        lanes: Sequences of shards that an epoch is made of unless ``epoch`` is told another number.
+    ``pairs_per_epoch`` is before ``drop_last``; an epoch is made of ``lanes`` sequences of shards.
     """
 
     def __init__(self, batch_size: int, pairs_per_epoch: int, *, drop_last: bool, lanes: int = 1) -> None:
@@ -46,39 +43,18 @@ class Loader(ABC):
         full, rest = divmod(self.pairs_per_epoch - offset, self.batch_size)
         return full + (rest > 0 and not self._drop_last)
 
-    def epoch(
-        self,
-        epoch: int,
-        start_step: int = 0,
-        lanes: int | None = None,
-        *,
-        offset: int = 0,
-    ) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0, lanes: int | None = None, *, offset: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
 
-        With workers, one epoch can be iterated at a time: beginning another ends the one before.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            start_step: Batches to leave out at the start, for a resume.
-            lanes: The number the epoch was begun with, when it goes on with another number of ranks. Matters only for
-                sources that are read shard by shard.
-            offset: Pairs to leave out before the first batch, where an epoch goes on with another batch size.
-
-        Yields:
-            ``steps(offset) - start_step`` batches.
+        With workers, one epoch can be iterated at a time: beginning another ends the one before. ``lanes``: the number
+        the epoch was begun with, when it goes on with another number of ranks. ``offset``: pairs to leave out before
+        the first batch, where an epoch goes on with another batch size.
         """
-        lanes = lanes or self.lanes
-        steps = self.steps(offset)
-        if epoch < 0 or offset < 0 or not 0 <= start_step <= steps or lanes < 1:
-            raise ValueError(
-                f"epoch {epoch}, start_step {start_step} of {steps}, lanes {lanes}, offset {offset}: out of range"
-            )
-        return self._batches(epoch, range(start_step, steps), lanes, offset)
+        return self._batches(epoch, range(start_step, self.steps(offset)), lanes or self.lanes, offset)
 
     @abstractmethod
     def _batches(self, epoch: int, steps: range, lanes: int, offset: int) -> Iterator[Batch]:
-        """As ``epoch``, with checked arguments."""
+        """The batches of some steps."""
 
     def close(self) -> None:  # noqa: B027 - for most there is nothing to end
         """Ends what runs beside, if anything does; the loader cannot be used afterwards."""
@@ -92,24 +68,15 @@ class PairLoader(Loader):
     leave a batch smaller, even empty, and are listed in its ``skipped``.
 
     Args:
-        source: The pairs.
         transform: RGB image to ``(3, H, W)`` uint8. With a second required parameter it is called as
             ``transform(image, generator)`` with the sample's own generator (``TrainTransform``).
         tokenizer: List of n captions to ``(n, L)`` integers.
         batch_size: Pairs per global batch, over all ranks.
-        seed: Seed of the order and of the augmentation.
-        shuffle: A new order in each epoch; else the source's own.
         drop_last: Leave out the last batch when it is smaller than ``batch_size``.
         shuffle_buffer: Read shard by shard and shuffle within so many pairs of each lane, see ``EpochOrder``; 0: one
             permutation of everything. None: 10,000 when a source is streamed, else 0.
-        rank: This process.
-        world_size: Number of processes that share each global batch.
         workers: Processes that read and decode; 0: in this one. They live as long as the loader.
         pin_memory: Hand out page-locked batches (needs CUDA; ignored without).
-
-    Raises:
-        InputError: ``drop_last`` and fewer pairs than a batch holds, or an empty source.
-        ValueError: A size or a rank out of range.
     """
 
     def __init__(
@@ -128,11 +95,6 @@ class PairLoader(Loader):
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        if batch_size < 1 or (shuffle_buffer or 0) < 0 or workers < 0 or not 0 <= rank < world_size:
-            raise ValueError(
-                f"batch_size {batch_size}, shuffle_buffer {shuffle_buffer}, workers {workers}, "
-                f"rank {rank} of {world_size}: out of range"
-            )
         if len(source) == 0:
             raise InputError(f"{source.name} holds no pairs")
         if shuffle_buffer is None:

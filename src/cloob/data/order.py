@@ -11,7 +11,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,10 +52,6 @@ class KeyedPermutation:
     A number x < a·b, with a and b near √n, is the pair (x // b, x % b); each round adds to one half a random function
     of the other. The functions are tables of true draws, 2·√n numbers per pair of rounds. Numbers of n and above are
     sent through again until they fall below (there are fewer than a of them).
-
-    Args:
-        n: Size, 1 or more.
-        key: Numbers that seed the draws.
     """
 
     def __init__(self, n: int, key: Sequence[int]) -> None:
@@ -87,38 +83,15 @@ class KeyedPermutation:
         return high * self._b + low
 
 
-@dataclass(frozen=True)
-class Part:
-    """One source among those of a run.
+class Part(NamedTuple):
+    """One source among those of a run."""
 
-    Attributes:
-        shard_sizes: Rows of each file.
-        weight: Passes over the source in an epoch.
-        streamed: Costly to read in random order.
-    """
-
-    shard_sizes: tuple[int, ...]
-    weight: float = 1.0
-    streamed: bool = False
-
-    @property
-    def rows(self) -> int:
-        """Pairs stored."""
-        return sum(self.shard_sizes)
-
-    @property
-    def visited(self) -> int:
-        """Pairs that an epoch visits: round(weight·rows)."""
-        return round(self.weight * self.rows)
+    shard_sizes: tuple[int, ...]  # rows of each file
+    streamed: bool = False  # costly to read in random order
 
 
 class EpochOrder:
-    """The order of the pairs in each epoch.
-
-    Rows are numbered over all parts, one part after the other; copy c of row i is ``i + c·N``, where N is the number of
-    rows of all parts. In an epoch each row of a part with weight w occurs floor(w) or floor(w)+1 times: the rows of the
-    fraction are the next ones of a fixed random order of the part, going around, so that over the epochs all rows come
-    equally often.
+    """The order of the pairs in each epoch; rows are numbered over all parts, one part after the other.
 
     Without a buffer the epoch is one permutation. With a buffer shards are read one after the other:
 
@@ -129,84 +102,48 @@ class EpochOrder:
     - position p of the epoch belongs to lane p mod lanes. With as many lanes as ranks a rank (``local_part``) reads the
       shards of its own lane only. Another number of ranks gives the same batches, with more shards shared.
 
-    Args:
-        parts: The sources.
-        seed: Seed of all draws.
-        shuffle: False: rows in order, without weights.
-        buffer: Pairs that are shuffled together; 0: one permutation of everything.
-        long: Pairs from which on a permutation is computed place by place.
+    From ``long`` pairs on a permutation is computed place by place.
     """
 
     def __init__(
         self, parts: Sequence[Part], *, seed: int, shuffle: bool = True, buffer: int = 0, long: int = LONG
     ) -> None:
-        self._parts = tuple(parts) if shuffle else tuple(Part(p.shard_sizes, 1.0, p.streamed) for p in parts)
+        self._parts = tuple(parts)
         self._seed = seed & _U64
         self._shuffle = shuffle
         self._buffer = buffer
         self._long = long
-        self._stored = sum(part.rows for part in self._parts)
 
     def __len__(self) -> int:
-        """Pairs an epoch visits, the same for each epoch."""
-        return sum(part.visited for part in self._parts)
+        return sum(sum(part.shard_sizes) for part in self._parts)
 
     def epoch(self, epoch: int, lanes: int = 1) -> Order:
-        """The pairs of an epoch; global batch b is ``[b·batch_size : (b+1)·batch_size]``.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            lanes: Sequences of shards that the epoch is made of; without a buffer of no effect.
-        """
+        """The pairs of an epoch, from 0; global batch b is ``[b·batch_size : (b+1)·batch_size]``."""
         n = len(self)
         if not self._shuffle or n == 0:
             return Order(n, lambda positions: positions)
-        firsts = np.cumsum([0, *(part.rows for part in self._parts)]).tolist()
         if not self._buffer:
-            tracks = [self._rows(i, epoch, first) for i, first in enumerate(firsts[:-1])]
-            ends = np.cumsum([part.visited for part in self._parts])
-            permutation = _permutation(n, [self._seed, epoch], self._long)
-            return Order(n, lambda positions: _joined(tracks, ends, permutation(positions)))
-        streams = [self._stream(i, epoch, first) for i, first in enumerate(firsts[:-1]) if self._parts[i].visited]
-        return _Lanes(n, streams, lanes, self._buffer, [self._seed, _STREAM, epoch])
-
-    def _rows(self, i: int, epoch: int, first: int) -> Rows:
-        """The rows of a part, copy after copy; the last copy may be a fraction."""
-        part, n = self._parts[i], self._parts[i].rows
-        copies, rest = divmod(part.visited, n) if n else (0, 0)
-        fixed = _permutation(n, [self._seed, _STREAM, i], self._long) if rest else None
-
-        def rows(places: np.ndarray) -> np.ndarray:
-            copy, inside = np.divmod(places, n)
-            if fixed is not None:
-                last = copy == copies
-                inside[last] = fixed((epoch * rest + inside[last]) % n)
-            return first + copy * self._stored + inside
-
-        return rows
+            return Order(n, _permutation(n, [self._seed, epoch], self._long))
+        firsts = np.cumsum([0, *(sum(part.shard_sizes) for part in self._parts)]).tolist()
+        streams = [self._stream(i, epoch, firsts[i]) for i, part in enumerate(self._parts) if sum(part.shard_sizes)]
+        return Order(n, _Lanes(n, streams, lanes, self._buffer, [self._seed, _STREAM, epoch]))
 
     def _stream(self, i: int, epoch: int, first: int) -> tuple[int, Rows]:
         """How many rows a part gives, and the rows: shard after shard, or shuffled."""
-        part = self._parts[i]
+        sizes, streamed = self._parts[i]
+        n, ends = sum(sizes), np.cumsum(sizes)
         generator = np.random.Generator(np.random.PCG64([self._seed, _STREAM, epoch, 1 + i]))
-        if not part.streamed and len(part.shard_sizes) == 1:
-            rows, shuffle = self._rows(i, epoch, first), _permutation(part.visited, generator.integers(2**32, size=4))
-            return part.visited, lambda places: rows(shuffle(places))
-        copies, rest = divmod(part.visited, part.rows)
-        ends = np.cumsum(part.shard_sizes)
-        shards = np.stack([ends - part.shard_sizes, ends], axis=1)
-        pieces = [first + shards + copy * self._stored for copy in range(copies)]
-        if rest:
-            fixed = np.random.Generator(np.random.PCG64([self._seed, _STREAM, i])).permutation(shards)
-            pieces.append(first + _stretch(fixed, epoch * rest % part.rows, rest) + copies * self._stored)
-        starts, stops = generator.permutation(np.concatenate(pieces)).T
+        if not streamed and len(sizes) == 1:
+            shuffle = _permutation(n, generator.integers(2**32, size=4))
+            return n, lambda places: first + shuffle(places)
+        starts, stops = first + generator.permutation(np.stack([ends - sizes, ends], axis=1)).T
         after = np.cumsum(stops - starts)
 
         def rows_of_shards(places: np.ndarray) -> np.ndarray:
             piece = np.searchsorted(after, places, side="right")
             return np.asarray(stops[piece] - after[piece] + places)
 
-        return part.visited, rows_of_shards
+        return n, rows_of_shards
 
 
 class Order:
@@ -224,20 +161,20 @@ class Order:
         return self._rows(np.arange(*positions.indices(self._n)))
 
 
-class _Lanes(Order):
+class _Lanes:
     """The rows of several streams spread through each other, cut into lanes and shuffled in blocks."""
 
     def __init__(
         self, n: int, streams: Sequence[tuple[int, Rows]], lanes: int, buffer: int, key: Sequence[int]
     ) -> None:
-        super().__init__(n, self._at)
+        self._n = n
         self._streams = streams
         self._key = list(key)
         self._buffer = buffer
         self._begins = [sum((n - lane + lanes - 1) // lanes for lane in range(before)) for before in range(lanes + 1)]
         self._block = functools.lru_cache(maxsize=2 * lanes)(self._shuffled)
 
-    def _at(self, positions: np.ndarray) -> np.ndarray:
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
         rows = np.empty(len(positions), np.int64)
         places, lanes = np.divmod(positions, len(self._begins) - 1)
         blocks, places = np.divmod(places, self._buffer)
@@ -259,8 +196,8 @@ class _Lanes(Order):
         slack = len(self._streams)
         rows, shares, before = [], [], 0
         for n, rows_at in self._streams:
-            first = _rows_before((start - slack) / len(self), n)
-            places = np.arange(first, _rows_before((stop + slack) / len(self), n))
+            first = _rows_before((start - slack) / self._n, n)
+            places = np.arange(first, _rows_before((stop + slack) / self._n, n))
             rows.append(rows_at(places))
             shares.append((places + 0.5) / n)
             before += first
@@ -274,28 +211,6 @@ def _permutation(n: int, key: Sequence[int] | np.ndarray, long: int = LONG) -> R
         return KeyedPermutation(n, key)
     numbers = np.random.Generator(np.random.PCG64(key)).permutation(n)
     return lambda places: np.asarray(numbers[places])
-
-
-def _joined(tracks: Sequence[Rows], ends: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The rows at some places of tracks one after the other."""
-    if len(tracks) == 1:
-        return tracks[0](places)
-    owners = np.searchsorted(ends, places, side="right")
-    rows = np.empty(len(places), np.int64)
-    for i in np.unique(owners).tolist():
-        mine = owners == i
-        rows[mine] = tracks[i](places[mine] - (ends[i - 1] if i else 0))
-    return rows
-
-
-def _stretch(ranges: np.ndarray, start: int, count: int) -> np.ndarray:
-    """The ranges of ``count`` rows from the ``start``-th on, going around at the end: ``(m, 2)``."""
-    around = np.concatenate([ranges, ranges])
-    sizes = around[:, 1] - around[:, 0]
-    at = np.cumsum(sizes) - sizes
-    low, high = np.maximum(at, start), np.minimum(at + sizes, start + count)
-    taken = np.stack([around[:, 0] + low - at, around[:, 0] + high - at], axis=1)
-    return np.asarray(taken[high > low])
 
 
 def _rows_before(fraction: float, n: int) -> int:

@@ -79,24 +79,13 @@ class WorkerPool:
                 said = str(error).strip().rsplit("\n", 1)[-1]
                 raise InputError(said.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None
             except (EOFError, OSError, RuntimeError) as error:
-                if worker_lost(error):
+                # torch asks who is dead when a pipe breaks; a killed process breaks its pipes before it is dead.
+                if "in DataLoader worker process" not in str(error):  # which is an error of the worker's own
                     _raise_if_dead(batches, _DYING, error)
                 raise
             yield batch
             if mine != self._begun:
                 raise RuntimeError("another epoch of this loader was begun while this one was being read")
-
-
-def worker_lost(error: Exception) -> bool:
-    """Whether an error may mean that a worker is dying, where torch does not say so.
-
-    torch asks who is dead at the moment when a pipe breaks, and a killed process breaks its pipes before it is dead.
-    Where batches are pinned, a broken pipe ends the thread that pins them, and that alone is told.
-    """
-    said = str(error)
-    if "in DataLoader worker process" in said or "in pin memory thread" in said:  # an error of the worker's own
-        return False
-    return not isinstance(error, RuntimeError) or said.startswith("Pin memory thread")
 
 
 def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = None) -> None:

@@ -86,14 +86,12 @@ def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]
     return rows
 
 
-def split(
-    sources: Sequence[Source], held_out: Sequence[np.ndarray], weights: Sequence[float] = ()
-) -> tuple[Source, Source]:
-    """The training pairs, mixed by ``weights``, and the held-out pairs, as :func:`choose_held_out` chose them."""
+def split(sources: Sequence[Source], held_out: Sequence[np.ndarray]) -> tuple[Source, Source]:
+    """The training pairs and the held-out pairs, as :func:`choose_held_out` chose them."""
     others = [np.setdiff1d(np.arange(len(source)), rows) for source, rows in zip(sources, held_out, strict=True)]
     train = [Subset(source, rows, "training") for source, rows in zip(sources, others, strict=True)]
     val = [Subset(source, rows, "held out") for source, rows in zip(sources, held_out, strict=True) if len(rows)]
-    return mix(train, weights), mix(val)
+    return mix(train), mix(val)
 
 
 def most_held_out(pairs: int, share: float) -> int:

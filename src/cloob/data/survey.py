@@ -23,8 +23,6 @@ _EXAMPLES = 3
 _MOST_REPEATED = 10
 _EXCERPT = 100  # characters of a caption's first line
 _CHUNK = 64  # pairs in memory at a time
-
-
 _Pair = tuple[RawSample, tuple[int, int], bool]  # with the size of its picture, and whether that lacks its end
 
 
@@ -37,25 +35,20 @@ class Repeat:
     row: int  # of the first such pair
 
 
-class Repeats:
+class Repeats(dict[Any, Repeat]):
     """Counts equal things, and remembers where each was first."""
 
-    def __init__(self) -> None:
-        self._found: dict[Any, Repeat] = {}
-
     def add(self, identity: Any, text: str, row: int) -> None:
-        """Counts one more."""
-        self._found.setdefault(identity, Repeat(0, text, row)).count += 1
-
-    @property
-    def surplus(self) -> int:
-        """How many could go, so that each is there once."""
-        return sum(repeat.count - 1 for repeat in self._found.values())
+        self.setdefault(identity, Repeat(0, text, row)).count += 1
 
     def most(self) -> list[Repeat]:
         """The most frequent of those that are there more than once."""
-        repeated = [repeat for repeat in self._found.values() if repeat.count > 1]
-        return sorted(repeated, key=lambda repeat: (-repeat.count, repeat.row))[:_MOST_REPEATED]
+        repeated = [one for one in self.values() if one.count > 1]
+        return sorted(repeated, key=lambda one: (-one.count, one.row))[:_MOST_REPEATED]
+
+    def as_dict(self) -> dict[str, Any]:
+        """How many could go, so that each is there once, and the most frequent."""
+        return {"surplus": sum(one.count - 1 for one in self.values()), "most": [asdict(one) for one in self.most()]}
 
 
 @dataclass
@@ -113,10 +106,7 @@ class Survey:
                 "context_length": self.context_length,
                 "cut": self.cut,
             },
-            "duplicates": {
-                name: {"surplus": repeats.surplus, "most": [asdict(repeat) for repeat in repeats.most()]}
-                for name, repeats in (("pictures", self.pictures), ("captions", self.captions))
-            },
+            "duplicates": {"pictures": self.pictures.as_dict(), "captions": self.captions.as_dict()},
         }
 
 

@@ -39,7 +39,7 @@ def _view(image: Image.Image) -> Tensor:
         return to_tensor(image)
     try:
         stored = torch.from_dlpack(pa.array(image).flatten())  # type: ignore[attr-defined]
-    except (ValueError, TypeError, pa.ArrowException):  # above 16 MB it lies in several pieces; Pillow before 11.2
+    except (ValueError, TypeError, pa.ArrowException):  # above 16 MB it lies in several pieces
         return to_tensor(image)
     return stored.view(image.height, image.width, 4).permute(2, 0, 1)
 
@@ -112,12 +112,6 @@ class TrainTransform:
     scale: tuple[float, float] = (0.9, 1.0)  # parts of the image's area that a crop keeps, smallest and largest
     flip: bool = False
     reduce: bool = True
-
-    def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"image_size {self.image_size} must be at least 1")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale {self.scale} must be (low, high) with 0 < low <= high <= 1")
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """``(3, image_size, image_size)`` uint8; draws from ``generator`` only, always the same count of numbers."""

@@ -1,14 +1,11 @@
-"""The model card: metadata as the hub wants them, how to use the model, how it was trained and how good it is.
-
-What is known of the training comes from the model's run, and what of its quality from a ``results.json``.
-"""
+"""The model card: how to use the model, how it was trained (from its run) and how good it is (``results.json``)."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,7 +18,7 @@ from cloob.models.fingerprint import fingerprint
 from cloob.models.load import find_model_folder
 from cloob.models.runs import EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines, run_of, split_checkpoint
 from cloob.models.untrusted import read_json
-from cloob.objective import OBJECTIVES, make_objective
+from cloob.objective.module import MEMBERS
 
 RESULTS_FILE = "results.json"
 PIPELINE = "zero-shot-image-classification"
@@ -45,38 +42,28 @@ _OBJECTIVES = {
     "siglip": "SigLIP's sigmoid loss (arXiv:2303.15343)",
     "siglip-hopfield": "SigLIP's sigmoid loss on embeddings retrieved from modern Hopfield networks",
 }
-_LEARNABLE = {"τ⁻¹": "learnable_inv_tau", "β": "learnable_beta"}
+_SCALES = {"τ⁻¹": "inv_tau", "β": "beta", "bias": "bias", "scale": "scale"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _HUB_MODEL = re.compile(r"hf-hub:[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says of a model.
-
-    Attributes:
-        encoder: The model.
-        objective: Member of the family that it was trained with; None if unknown.
-        training: What its run says of the training, label to text; empty without a run.
-        results: Its row of a ``results.json``; empty without.
-        level: Of the intervals in it.
-    """
+    """What a card says of a model."""
 
     encoder: DualEncoder
-    objective: str | None
-    training: Mapping[str, str] = field(default_factory=dict)
-    results: Mapping[str, Any] = field(default_factory=dict)
-    level: float = 0.95
+    objective: str | None  # the member of the family that it was trained with; None if unknown
+    training: Mapping[str, str]  # what its run says of the training, label to text; empty without a run
+    results: Mapping[str, Any]  # its row of a results.json; empty without
+    level: float  # of the intervals in it
 
 
 def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None) -> Facts:
     """Facts of a loaded model; results are the given ones, or those in or beside its run that are of its weights."""
     folder = find_model_folder(source)
     run = run_of(folder)
-    settings = encoder.objective_config
-    members = {name: make_objective(name).config() for name in OBJECTIVES}
-    kind = [settings.get(key) for key in ("contrast", "hopfield")]
-    objective = next((name for name, one in members.items() if [one["contrast"], one["hopfield"]] == kind), None)
+    member = tuple(encoder.objective_config.get(key) for key in ("contrast", "hopfield"))
+    objective = next((name for name, one in MEMBERS.items() if one == member), None)
     training = _training(run, folder) if run is not None and folder is not None else {}
     row, level = _results(source, run, results, fingerprint(encoder))
     return Facts(encoder, objective, training, row, level)
@@ -121,8 +108,7 @@ def _metadata(facts: Facts, name: str, library: str, tags: list[str], license: s
     ]
     more = {"model_name": name, "eval_results": results} if results else {}
     data = hub.ModelCardData(license=license, library_name=library, pipeline_tag=PIPELINE, tags=tags, **more)
-    text: str = data.to_yaml(line_break="\n")
-    return text.strip()
+    return str(data.to_yaml(line_break="\n")).strip()
 
 
 def _summary(facts: Facts) -> str:
@@ -141,11 +127,10 @@ def _training_table(facts: Facts) -> str:
     if facts.objective:
         stored = facts.encoder.objective_config
         rows["objective"] = facts.objective
-        for label, key in {"τ⁻¹": "inv_tau", "β": "beta", "bias": "bias", "scale": "scale"}.items():
-            if key not in stored or (key == "beta" and not stored.get("hopfield")):
-                continue
-            learned = label == "bias" or stored.get(_LEARNABLE.get(label, ""))
-            rows[label] = f"{stored[key]:.4g} (learned)" if learned else str(stored[key])
+        for label, key in _SCALES.items():
+            if key in stored and (key != "beta" or stored.get("hopfield")):
+                learned = key == "bias" or stored.get(f"learnable_{key}")
+                rows[label] = f"{stored[key]:.4g} (learned)" if learned else str(stored[key])
     rows |= facts.training
     if not rows:
         return "What the model was trained on, and how, is not known here."
@@ -218,11 +203,8 @@ def _training(run: Path, folder: Path) -> dict[str, str]:
 
 def _progress(run: Path, step: int | None) -> dict[str, str]:
     """Steps and pairs up to a checkpoint, as far as the run has a line for it."""
-    try:
-        ends = [line for line in read_lines(run / EPOCHS_FILE) if step is None or line.get("step") == step]
-        return {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    ends = [line for line in read_lines(run / EPOCHS_FILE) if step in (None, line.get("step"))]
+    return {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
 
 
 def model_name(source: str) -> str:
@@ -258,14 +240,11 @@ def _results(source: str, run: Path | None, given: Path | None, weights: str) ->
     beside = [place / RESULTS_FILE for place in (run, run.parent)] if run else []
     for place in [given] if given else [place for place in beside if place.is_file()]:
         content = read_json(place)
-        rows = content.get("rows")
-        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-        fitting = [row for row in rows if row.get("fingerprint") == weights]
-        if given is not None and len(rows) == 1 and "fingerprint" not in rows[0]:
-            fitting = rows
-        if fitting:
-            level = content.get("level")
-            return fitting[0], float(level) if isinstance(level, int | float) else 0.95
+        rows = [row for row in content.get("rows") or () if isinstance(row, dict)]
+        alone = given is not None and len(rows) == 1
+        for row in rows:
+            if row.get("fingerprint", weights if alone else None) == weights:
+                return row, float(content.get("level", 0.95))
     if given is not None:
         raise InputError(f"{given}: has no row of the weights of {source}; measure them by `cloob eval {source}`")
     return {}, 0.95

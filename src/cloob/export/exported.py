@@ -29,26 +29,18 @@ class Unsupported(InputError):  # noqa: N818 (what the model is, in the words a 
 
 @dataclass(frozen=True)
 class Exported:
-    """What the model card and the command line say of an export.
+    """What the model card and the command line say of an export."""
 
-    Attributes:
-        library: The ``library_name`` of the hub's metadata: ``"transformers"``, ``"onnx"``, …
-        summary: One clause for the command line: what the folder is and who reads it.
-        usage: Markdown: how to use the folder, with code; ``DIR`` stands for the folder.
-        notes: Sentences of the card's list "What to know": what differs from the model here, figures.
-        tags: More tags for the hub.
-    """
-
-    library: str
-    summary: str
-    usage: str
-    notes: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
+    library: str  # the library_name of the hub's metadata
+    summary: str  # one clause for the command line: who reads the folder
+    usage: str  # Markdown: how to use the folder, with code; DIR stands for the folder
+    notes: tuple[str, ...]  # the card's list "What to know": what differs from the model here, figures
+    tags: tuple[str, ...]
 
 
 def check_packages(to: str) -> None:
     """Raises InputError where a package that an export needs is not installed, before any is imported."""
-    extra, packages = _PACKAGES.get(to, ("", ()))
+    extra, packages = _PACKAGES[to]
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{package} is not installed; {install(extra)} brings it")
@@ -73,11 +65,7 @@ def quiet() -> Iterator[None]:
     disabled, nowhere = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
-        with (
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-            warnings.catch_warnings(),
-        ):
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

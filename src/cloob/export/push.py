@@ -112,23 +112,27 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     Files of an earlier push that are not in the folder go.
     """
     hub: Any = require("huggingface_hub", "export")
-    endpoint = require("huggingface_hub.constants", "export").ENDPOINT
     written = {file for file, _ in list_files(folder)}
-    interface = hub.HfApi(endpoint=endpoint)
-    with _quiet_hub(hub):
-        with _translated(name, endpoint, "nothing was sent"):
+    interface = hub.HfApi(endpoint=require("huggingface_hub.constants", "export").ENDPOINT)
+    state = "nothing was sent"
+    try:
+        with _quiet_hub(hub):
             address = interface.create_repo(name, private=private, exist_ok=True)
             if private and not interface.repo_info(name).private:  # it was there already, and stays as it was
                 raise InputError(
                     f"{name}: is there already and is public; make it private first, or leave --private out"
                 )
-        with _translated(name, endpoint, "the repository has nothing of this push in it; push again"):
+            state = "the repository has nothing of this push in it; push again"
             interface.upload_folder(
                 repo_id=name,
                 folder_path=folder,
                 commit_message="Add the model",
                 delete_patterns=[file for file in _MAY_BE_THERE.split() if file not in written],
             )
+    except InputError:
+        raise
+    except Exception as error:  # its errors, those of the library under it and xet's have no common class
+        raise _failure(f"{name}: {interface.endpoint}", state, error) from error
     return str(address)
 
 
@@ -147,27 +151,17 @@ def _quiet_hub(hub: Any) -> Iterator[None]:
             hub.utils.enable_progress_bars()
 
 
-@contextmanager
-def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
-    """Turns what huggingface_hub raises into one line: InputError for 401 and 403, PushFailed for all else."""
-    try:
-        yield
-    except InputError:
-        raise
-    # Its errors, those of the library under it and xet's have no common class; the cause stays attached.
-    except Exception as error:
-        cause: BaseException = error
-        while (status := getattr(getattr(cause, "response", None), "status_code", None)) is None and cause.__cause__:
-            cause = cause.__cause__
-        if status == 401:
-            fix = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
-            raise InputError(f"{name}: {endpoint} does not know you; {fix}") from error
-        if status == 403:
-            raise InputError(
-                f"{name}: {endpoint} does not let you write there; is ORG yours, and may the token write?"
-            ) from error
-        # The hub's own words are without the address and the request's number that the library adds.
-        words = getattr(cause, "server_message", None) or getattr(getattr(cause, "response", None), "reason_phrase", "")
-        answer = f"answers {status} ({' '.join(str(words).split())[:120]})"
-        said = answer if status else f"cannot be reached ({one_line(cause, 120)})"
-        raise PushFailed(f"{name}: {endpoint} {said}; {state}") from error
+def _failure(where: str, state: str, error: BaseException) -> Exception:
+    """What huggingface_hub raised, as one line: InputError for 401 and 403, PushFailed for all else."""
+    while (answer := getattr(error, "response", None)) is None and error.__cause__:
+        error = error.__cause__
+    status = getattr(answer, "status_code", None)
+    if status == 401:
+        return InputError(f"{where} does not know you; log in with `hf auth login`, or set HF_TOKEN")
+    if status == 403:
+        return InputError(f"{where} does not let you write there; is ORG yours, and may the token write?")
+    # The hub's own words are without the address and the request's number that the library adds.
+    words = getattr(error, "server_message", None) or getattr(answer, "reason_phrase", "")
+    answers = f"answers {status} ({' '.join(str(words).split())[:120]})"
+    said = answers if status else f"cannot be reached ({one_line(error, 120)})"
+    return PushFailed(f"{where} {said}; {state}")

@@ -6,32 +6,50 @@ for is refused, and what was written is read by transformers and compared with t
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cloob.errors import require
 from cloob.export.exported import Exported, Unsupported, quiet
-from cloob.export.hf_files import write_configs, write_sentence_transformers, write_tokenizer
 from cloob.models.encoder import DualEncoder
 from cloob.models.encoding import evaluating
 from cloob.models.texts import causal_tower
+from cloob.models.tokenizer import ClipTokenizer, clip_rules
 from cloob.models.towers import translated
 from cloob.models.weights.containers import write_safetensors
 from cloob.models.weights.hf_clip import key_map
-from cloob.models.weights.tokens import NoTokenizer
+from cloob.models.weights.tokens import FileTokenizer, NoTokenizer
 
 TOLERANCE = 1e-5
 """Greatest difference of a feature, relative to the largest one where that is above 1."""
 _PLAIN = ("a photo of a dog", "Two  red Hearts, 3 (three)!", "a cat's toy, it'll move", "", "naïve café 日本語")
-_OTHER = "--to onnx takes it"
+START, END = "<|startoftext|>", "<|endoftext|>"
+_ACTIVATIONS = {"GELU": "gelu", "GELU tanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu"}
+_RESAMPLE = {"bilinear": 2, "bicubic": 3, "random": 3}  # PIL's numbers; open_clip tests "random" with bicubic
+_UNCLEANED = (
+    "The tokenizer of transformers does not clean texts as open_clip's does: HTML (`&amp;`), typographic quotes (`’`), "
+    "broken encodings (`Ã¶`), ligatures (`ﬁ`) and wide letters (`Ａ`) give other tokens. "
+    "`html.unescape(ftfy.fix_text(text))` before it makes them equal."
+)
+_UNCUT = (
+    "transformers cuts a text to {} tokens only when it is asked to (`truncation=True`); its `pipeline` passes the "
+    "wish over and fails on a longer one (transformers 5.24). sentence-transformers 5 and 6 always cut."
+)
+_ENDED = (
+    "A text that is too long loses its end token in the original program; transformers keeps it, so that such texts "
+    "have other embeddings."
+)
 _CROPPED = (
     "transformers crops pictures of one size in four that is not square one row or column away from where open_clip "
     "does, as the two round half a row differently; elsewhere pixels are up to one grey level apart. torchvision's "
     "`Resize({size}, BICUBIC)` and `CenterCrop({size})` before the processor give the pixels of training."
 )
+Specials = tuple[int, int, int]
+"""The tokens that a text begins with and ends with, and what fills rows up."""
 _USAGE = """\
 ```python
 from transformers import pipeline
@@ -62,11 +80,9 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
     """
     text = _text_tower(encoder)
     state = _state(encoder, text)
-    specials, notes = write_tokenizer(encoder, folder)
-    if specials.end != text.token_embedding.num_embeddings - 1:
-        raise Unsupported(f"{encoder.name}: texts do not end with the highest token; {_OTHER}")
-    write_configs(encoder, text, specials, folder)
-    write_sentence_transformers(folder)
+    specials, notes = _write_tokenizer(encoder, folder)
+    _write_configs(encoder, text, specials, folder)
+    _write_sentence_transformers(folder)
     write_safetensors(folder / "model.safetensors", state)
     _check(encoder, folder)
     if encoder.preprocess_cfg.get("resize_mode") != "squash":
@@ -78,30 +94,35 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
 def _text_tower(encoder: DualEncoder) -> Any:
     """The module with the parts of the text tower; Unsupported for towers of a kind that ``CLIPModel`` has not."""
     encoder.check_weights()
-    if encoder.config.kind == "aligned":
-        raise Unsupported(f"{encoder.name}: heads on frozen encoders, and transformers has no such model; {_OTHER}")
-    visual, tower = encoder.model.visual, causal_tower(encoder.model, encoder.context_length)
-    if encoder.config.kind != "open_clip" or type(visual).__name__ != "VisionTransformer":
-        kind = type(getattr(visual, "trunk", visual)).__name__
-        raise Unsupported(
-            f"{encoder.name}: its image tower is a {kind}, and CLIPModel has only CLIP's own ViT; {_OTHER}"
-        )
-    if tower is None:
-        raise Unsupported(f"{encoder.name}: its text tower is not CLIP's causal one, as CLIPModel's is; {_OTHER}")
-    if isinstance(encoder.tokenizer, NoTokenizer):
-        raise Unsupported(f"{encoder.name}: it takes tokens, not texts, as it has no tokenizer; {_OTHER}")
-    return encoder.model.get_submodule(tower)
+    kind, visual = encoder.config.kind, getattr(encoder.model, "visual", None)
+    tower = None if kind == "aligned" else causal_tower(encoder.model, encoder.context_length)
+    image_tower = type(getattr(visual, "trunk", visual)).__name__
+    for refused, why in (
+        (kind == "aligned", "heads on frozen encoders, and transformers has no such model"),
+        (
+            kind != "open_clip" or type(visual).__name__ != "VisionTransformer",
+            f"its image tower is a {image_tower}, and CLIPModel has only CLIP's own ViT",
+        ),
+        (tower is None, "its text tower is not CLIP's causal one, as CLIPModel's is"),
+        (isinstance(encoder.tokenizer, NoTokenizer), "it takes tokens, not texts, as it has no tokenizer"),
+        (encoder.objective_config.get("contrast") == "sigmoid", "CLIPModel has no place for logit_bias"),
+    ):
+        if refused:
+            raise _unsupported(encoder, why)
+    return encoder.model.get_submodule(str(tower))
+
+
+def _unsupported(encoder: DualEncoder, why: str) -> Unsupported:
+    return Unsupported(f"{encoder.name}: {why}; --to onnx takes it")
 
 
 def _state(encoder: DualEncoder, text: Any) -> dict[str, Tensor]:
     """The weights by Hugging Face's names, float32; Unsupported where there are others than ``CLIPModel`` has."""
-    if encoder.objective_config.get("contrast") == "sigmoid":
-        raise Unsupported(f"{encoder.name}: CLIPModel has no place for logit_bias; {_OTHER}")
     weights = {key.removeprefix("text."): value for key, value in encoder.model.state_dict().items()}
     plan = key_map(*(len(tower.transformer.resblocks) for tower in (text, encoder.model.visual)))
     for differ, have in ((weights.keys() - plan.keys(), "has no place for"), (plan.keys() - weights.keys(), "needs")):
         if differ:
-            raise Unsupported(f"{encoder.name}: CLIPModel {have} {', '.join(sorted(differ)[:2])}; {_OTHER}")
+            raise _unsupported(encoder, f"CLIPModel {have} {', '.join(sorted(differ)[:2])}")
     state: dict[str, Tensor] = {}
     for key, part in plan.items():  # as fill reads them, the other way round
         value = weights[key].detach().float().cpu()
@@ -110,6 +131,151 @@ def _state(encoder: DualEncoder, text: Any) -> dict[str, Tensor]:
             piece = piece if part.permute is None else piece.permute(part.permute)
             state[name] = piece.clone(memory_format=torch.contiguous_format)
     return state
+
+
+def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list[str]]:
+    """Writes the tokenizer as transformers reads it; returns its special tokens, and for which texts tokens differ."""
+    tokenizer: Any = encoder.tokenizer
+    cut = _UNCUT.format(encoder.context_length)
+    if isinstance(tokenizer, ClipTokenizer):
+        ended = [_ENDED] if (tokenizer.settings or {}).get("ending") == "cut" else []
+        return _write_clip(tokenizer, folder), [_UNCLEANED, cut, *ended]
+    if isinstance(tokenizer, FileTokenizer):
+        tokenizer.save_pretrained(folder)
+        return (int(tokenizer.ids(["a"])[0, 0]), int(tokenizer.end or 0), int(tokenizer.pad or 0)), [cut]
+    theirs: Any = getattr(tokenizer, "tokenizer", None)
+    if not hasattr(theirs, "save_pretrained") or getattr(tokenizer, "clean_fn", None) is None:
+        raise _unsupported(encoder, f"transformers has no {type(tokenizer).__name__}")
+    theirs.save_pretrained(folder)
+    numbers = (theirs.bos_token_id, theirs.cls_token_id, theirs.eos_token_id)
+    start = next(number for number in numbers if number is not None)
+    specials = int(start), int(theirs.eos_token_id), int(theirs.pad_token_id)
+    return specials, ["The tokenizer of transformers does not clean texts as open_clip does before it.", cut]
+
+
+def _write_clip(tokenizer: ClipTokenizer, folder: Path) -> Specials:
+    """``tokenizer.json``, and the older files of the same content, with the special words as Hugging Face has them."""
+    library: Any = require("tokenizers", "export")
+    prepare = library.normalizers
+    spaces = prepare.Replace(library.Regex(r"\s+"), " ")
+    rules = clip_rules(tokenizer, (START, END), [prepare.NFC(), spaces, prepare.Lowercase()], lower=False)
+    (folder / "tokenizer.json").write_text(rules.to_str(pretty=True), encoding="utf-8")
+    rules.model.save(str(folder))  # vocab.json and merges.txt
+    words = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    _write_json(folder / "special_tokens_map.json", words)
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **words}
+    config |= {"add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
+    _write_json(folder / "tokenizer_config.json", config)
+    return tokenizer.sot_token_id, tokenizer.eot_token_id, tokenizer.eot_token_id
+
+
+def _write_configs(encoder: DualEncoder, text: Any, specials: Specials, folder: Path) -> None:
+    """Writes the configurations of towers and processor."""
+    start, end, pad = specials
+    if end != text.token_embedding.num_embeddings - 1:
+        raise _unsupported(encoder, "texts do not end with the highest token")
+    visual = encoder.model.visual
+    patch, size = visual.conv1.kernel_size, visual.image_size
+    if patch[0] != patch[1] or size[0] != size[1] or size[0] % patch[0]:
+        raise _unsupported(encoder, "CLIPModel wants square patches that fill a square")
+    text_config = {
+        "model_type": "clip_text_model",
+        "vocab_size": text.token_embedding.num_embeddings,
+        "max_position_embeddings": encoder.context_length,
+        "bos_token_id": start,
+        "eos_token_id": end,  # the real one: at 2 transformers would pool where the highest token is
+        "pad_token_id": pad,
+        **_tower(encoder, text.transformer, text.ln_final),
+    }
+    vision_config = {
+        "model_type": "clip_vision_model",
+        "image_size": size[0],
+        "patch_size": patch[0],
+        "num_channels": 3,
+        **_tower(encoder, visual.transformer, visual.ln_post),
+    }
+    config = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": encoder.embed_dim,
+        "logit_scale_init_value": 2.6592,
+        "torch_dtype": "float32",
+        "text_config": text_config,
+        "vision_config": vision_config,
+        "cloob": encoder.objective_config,
+    }
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "preprocessor_config.json", _processor(encoder))
+
+
+def _tower(encoder: DualEncoder, transformer: Any, norm: nn.LayerNorm) -> dict[str, Any]:
+    block = transformer.resblocks[0]
+    gelu = block.mlp.gelu
+    kind = type(gelu).__name__ + (" tanh" if getattr(gelu, "approximate", "none") == "tanh" else "")
+    if kind not in _ACTIVATIONS:
+        raise _unsupported(encoder, f"CLIPModel has no activation {kind}")
+    return {
+        "hidden_size": block.ln_1.normalized_shape[0],
+        "intermediate_size": block.mlp.c_fc.out_features,
+        "num_hidden_layers": len(transformer.resblocks),
+        "num_attention_heads": block.attn.num_heads,
+        "hidden_act": _ACTIVATIONS[kind],
+        "layer_norm_eps": norm.eps,
+        "projection_dim": encoder.embed_dim,
+    }
+
+
+def _processor(encoder: DualEncoder) -> dict[str, Any]:
+    preprocess, side = encoder.preprocess_cfg, encoder.image_size
+    mode, interpolation = preprocess.get("resize_mode") or "shortest", preprocess.get("interpolation") or "bicubic"
+    if mode not in ("shortest", "squash") or interpolation not in _RESAMPLE:
+        how = f"resize_mode {mode!r}, interpolation {interpolation!r}"
+        raise _unsupported(encoder, f"CLIPImageProcessor cannot prepare pictures by {how}")
+    square = {"height": side, "width": side}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": side} if mode == "shortest" else square,
+        "resample": _RESAMPLE[interpolation],
+        "do_center_crop": mode == "shortest",
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(encoder.mean),
+        "image_std": list(encoder.std),
+    }
+
+
+def _write_sentence_transformers(folder: Path) -> None:
+    """Writes what ``SentenceTransformer(DIR)`` reads beside transformers' files: CLIP's features as unit rows.
+
+    The modules have the names that every version since 3.4 knows.
+    """
+    method = {"method_output_name": "pooler_output"}
+    modalities = {kind: {"method": f"get_{kind}_features", **method} for kind in ("text", "image")}
+    row = "sentence_embedding"
+    modules = [("0", "", "CLIPModel"), ("1", "1_Normalize", "Normalize")]
+    listed = [
+        {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for name, path, kind in modules
+    ]
+    transformer = {"transformer_task": "feature-extraction", "modality_config": modalities, "module_output_name": row}
+    config = {"model_type": "SentenceTransformer", "prompts": {"query": "", "document": ""}}
+    _write_json(folder / "modules.json", listed)
+    _write_json(folder / "sentence_bert_config.json", transformer)
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        config | {"default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
+    (folder / "1_Normalize").mkdir()
+    _write_json(folder / "1_Normalize" / "config.json", {"module_input_name": row, "module_output_name": row})
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check(encoder: DualEncoder, folder: Path) -> None:
@@ -121,14 +287,12 @@ def _check(encoder: DualEncoder, folder: Path) -> None:
     for what, own, theirs in _features(encoder, model):
         apart = float((own - theirs).abs().max() / own.abs().max().clamp_min(1))
         if not apart <= TOLERANCE:
-            raise Unsupported(
-                f"{encoder.name}: CLIPModel computes another {what} feature ({apart:.1e} apart); {_OTHER}"
-            )
+            raise _unsupported(encoder, f"CLIPModel computes another {what} feature ({apart:.1e} apart)")
     for text in _PLAIN:
         tokens = encoder.tokenizer([text])[0].tolist()
         others = tokenizer(text, truncation=True, max_length=encoder.context_length)["input_ids"]
         if tokens[: len(others)] != others:
-            raise Unsupported(f"{encoder.name}: transformers makes other tokens of {text!r}; {_OTHER}")
+            raise _unsupported(encoder, f"transformers makes other tokens of {text!r}")
 
 
 @torch.no_grad()

@@ -44,12 +44,8 @@ def paired_bootstrap(
 
     Pairing removes what the samples have in common, which two separate intervals do not.
 
-    Args:
-        a: (N,) per-sample values of one model.
-        b: (N,) per-sample values of the other, in the same order.
-        n: Number of resamples.
-        level: Coverage, in (0, 1).
-        seed: Seed of the resampling.
+    ``a`` and ``b`` are (N,) per-sample values of two models, in the same order; the rest as
+    :func:`bootstrap_interval`.
 
     Returns:
         (mean a − mean b, low, high).
@@ -69,11 +65,7 @@ def grouped_bootstrap(
 
     The groups are resampled apart: they are test sets, of which there are no others to be drawn.
 
-    Args:
-        groups: (N_g,) per-sample values, e.g. of each test set.
-        n: Number of resamples.
-        level: Coverage, in (0, 1).
-        seed: Seed of the resampling.
+    ``groups`` are (N_g,) per-sample values, e.g. of each test set; the rest as :func:`bootstrap_interval`.
 
     Returns:
         (mean, low, high).
@@ -81,14 +73,10 @@ def grouped_bootstrap(
     Raises:
         ValueError: No groups, or what :func:`bootstrap_interval` raises.
     """
-    if not 0 < level < 1 or n < 1:
-        raise ValueError(f"expected n ≥ 1 and a level in (0, 1), got n={n}, level={level}")
-    if not groups:
-        raise ValueError("expected at least one group of values")
+    if not 0 < level < 1 or n < 1 or not groups:
+        raise ValueError(f"expected groups, n ≥ 1 and a level in (0, 1), got {len(groups)}, n={n}, level={level}")
     generator = torch.Generator().manual_seed(seed)
     samples = [as_vector(values, "values").detach().cpu().double() for values in groups]
-    if not all(torch.isfinite(sample).all() for sample in samples):
-        raise ValueError("values: expected finite numbers")
     means = torch.stack([_resampled_means(sample, n, generator) for sample in samples]).mean(0)
     ends = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype))
     return float(torch.stack([sample.mean() for sample in samples]).mean()), float(ends[0]), float(ends[1])

@@ -118,41 +118,26 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def positive_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """A positive, finite scalar as a 0-d tensor of ``like``'s dtype and device; keeps its graph if it has one.
+def scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bool = True) -> Tensor:
+    """A finite scalar as a 0-d tensor of ``like``'s dtype and device; keeps its graph if it has one.
 
     A tensor's value is checked where looking at it waits for no device: on the CPU, outside of traces.
     """
-    return _scalar(name, value, like, check_positive)
-
-
-def finite_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    """As :func:`positive_scalar`, for a scalar of any sign."""
-    return _scalar(name, value, like, check_number)
-
-
-def _scalar(name: str, value: float | Tensor, like: Tensor, check: Callable[[str, float, torch.dtype], None]) -> Tensor:
     if not isinstance(value, Tensor):
-        check(name, float(value), like.dtype)
+        check_number(name, float(value), like.dtype, positive=positive)
         return torch.full((), value, dtype=like.dtype, device=like.device)
     if value.numel() != 1:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; a single number is expected")
     if value.device.type == "cpu" and readable():
-        check(name, float(value.detach()), like.dtype)
+        check_number(name, float(value.detach()), like.dtype, positive=positive)
     return value.to(dtype=like.dtype, device=like.device).reshape(())
 
 
-def check_positive(name: str, number: float, dtype: torch.dtype) -> None:
-    """Refuses a scale that is no positive, finite number of the dtype."""
+def check_number(name: str, number: float, dtype: torch.dtype, *, positive: bool = True) -> None:
+    """Refuses a scalar that is no finite number of the dtype, or not a positive one."""
     range_ = torch.finfo(dtype)
-    if not range_.tiny <= number <= range_.max:
-        raise ValueError(f"{name} is {number}; a positive, finite number is expected")
-
-
-def check_number(name: str, number: float, dtype: torch.dtype) -> None:
-    """Refuses a scalar that is no finite number of the dtype."""
-    if not abs(number) <= torch.finfo(dtype).max:
-        raise ValueError(f"{name} is {number}; a finite number is expected")
+    if not (range_.tiny if positive else range_.min) <= number <= range_.max:
+        raise ValueError(f"{name} is {number}; a {'positive, ' if positive else ''}finite number is expected")
 
 
 def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
@@ -177,38 +162,26 @@ def check_lengths(lengths: Mapping[str, tuple[float, float]], **named: Tensor) -
             raise NonFiniteFeaturesError(f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is {what}")
 
 
-def check_memory(stored: Tensor) -> None:
-    """Refuses an empty memory."""
-    if len(stored) == 0:
-        raise ValueError("stored has no rows: an empty memory retrieves nothing")
-
-
 def check_ids(
     ids: Tensor | None, candidate_ids: Tensor | None, n: int, m: int, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:
     """The pair ids of n anchors and m candidates, which default to ``ids`` where n = m; None if none were given."""
-    if ids is None:
-        if candidate_ids is not None:
-            raise ValueError("candidate_ids were given without ids")
+    if ids is None and candidate_ids is None:
         return None
-    if candidate_ids is None:
-        if n != m:
-            raise ValueError(f"ids of {n} anchors need candidate_ids of the {m} candidates")
-        candidate_ids = ids
+    if ids is None or (candidate_ids is None and n != m):
+        raise ValueError(f"ids of {n} anchors and candidate_ids of {m} candidates are expected together")
+    candidate_ids = ids if candidate_ids is None else candidate_ids
     for name, vector, length in (("ids", ids, n), ("candidate_ids", candidate_ids, m)):
-        if not isinstance(vector, Tensor):
-            raise TypeError(f"{name} is a {type(vector).__name__}; a tensor of {length} integers is expected")
-        if vector.shape != (length,) or vector.is_floating_point() or vector.is_complex():
+        if vector.shape != (length,) or vector.is_floating_point() or vector.device != device:
             raise ValueError(
-                f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype}; {length} integers are expected"
+                f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype} on {vector.device}; "
+                f"{length} integers on {device} are expected"
             )
-        if vector.device != device:
-            raise ValueError(f"{name} has device {vector.device}, but the embeddings have {device}")
     return ids, candidate_ids
 
 
 def as_vector(x: Tensor, name: str) -> Tensor:
-    """``x``, if it is a vector that holds something."""
-    if x.ndim != 1 or len(x) == 0:
-        raise ValueError(f"{name}: expected a non-empty vector, got shape {tuple(x.shape)}")
+    """``x``, if it is a vector that holds something, and finite numbers alone."""
+    if x.ndim != 1 or len(x) == 0 or not x.isfinite().all():
+        raise ValueError(f"{name}: expected a non-empty vector of finite numbers, got shape {tuple(x.shape)}")
     return x

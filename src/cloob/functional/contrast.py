@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloob.functional.checks import as_rows, check_ids, finite_scalar, outside_autocast, positive_scalar
+from cloob.functional.checks import as_rows, check_ids, outside_autocast, scalar
 
 
 @outside_autocast
@@ -88,7 +88,7 @@ def sigmoid_loss(
     the sum, its positive stays.
     """
     logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
-    b = finite_scalar("bias", bias, logits)
+    b = scalar("bias", bias, logits, positive=False)
     negatives = F.logsigmoid(-(logits + b)).masked_fill(same, 0.0).sum(dim=1)
     return -(F.logsigmoid(positive + b) + negatives).mean()
 
@@ -104,7 +104,7 @@ def _logits(
     """(N, M) logits, their (N,) positives, and the (N, M) mask of the positive and whatever shares its id."""
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
-    logits = positive_scalar("inv_tau", inv_tau, anchors) * anchors @ candidates.T
+    logits = scalar("inv_tau", inv_tau, anchors) * anchors @ candidates.T
     same = _is_positive(logits, positive_offset)
     if both := check_ids(ids, candidate_ids, n, m, anchors.device):
         same = same | (both[0][:, None] == both[1][None, :])
@@ -120,8 +120,9 @@ def _is_positive(matrix: Tensor, offset: int) -> Tensor:
 def check_contrast(anchors: Tensor, candidates: Tensor, positive_offset: int) -> tuple[int, int]:
     """(N, M), if each anchor has a positive and a negative."""
     n, m = len(anchors), len(candidates)
-    if n < 1 or m < 2:
-        raise ValueError(f"{n} anchors and {m} candidates: a contrast needs at least 1 anchor and 2 candidates")
-    if not 0 <= positive_offset <= m - n:
-        raise ValueError(f"positive_offset {positive_offset} puts the positives of {n} anchors outside {m} candidates")
+    if n < 1 or m < 2 or not 0 <= positive_offset <= m - n:
+        raise ValueError(
+            f"{n} anchors, {m} candidates and positive_offset {positive_offset}: at least one anchor is expected, and "
+            "for each its positive and a negative among the candidates"
+        )
     return n, m

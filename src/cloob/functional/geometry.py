@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, positive_scalar
+from cloob.functional.checks import as_rows, scalar
 
 __all__ = [
     "ajne",
@@ -53,8 +53,6 @@ def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor
     Returns:
         0-d int64 tensor in [0, min(N − 1, D)]; 0 when all rows are equal.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
     spectrum = _spectrum(_rows(2, embeddings=embeddings)[0])
     # Eigenvalues below the rounding of the largest are zeros: without this a threshold of 1 would count
     # noise.
@@ -86,7 +84,7 @@ def ajne(embeddings: Tensor, chunk: int = 1024) -> Tensor:
         raise ValueError(f"embeddings: row {int(length[:, 0].argmin())} is zero and has no direction")
     x = x / length
     n, angles = len(x), x.new_zeros(())
-    for start in _starts(n, chunk):
+    for start in range(0, n, chunk):
         cosines = _pairs_above_diagonal(x[start : start + chunk] @ x[start:].T)
         angles = angles + cosines.clamp(-1, 1).arccos().sum()
     return _like((n / 4 - angles / (math.pi * n)).clamp_min(0), embeddings)
@@ -123,7 +121,7 @@ def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1024) -> Tensor:
     rows = _rows(2, x=x)[0]
     rows = rows - rows[:1]  # distances do not depend on the origin, and equal rows get distances of exact zero
     n, squares, parts = len(rows), rows.square().sum(1), []
-    for start in _starts(n, chunk):
+    for start in range(0, n, chunk):
         stop = start + chunk
         distances = squares[start:stop, None] + squares[start:] - 2 * rows[start:stop] @ rows[start:].T
         parts.append(torch.logsumexp(-t * _pairs_above_diagonal(distances).clamp_min(0), 0))
@@ -162,9 +160,9 @@ def saturation(anchors: Tensor, candidates: Tensor, inv_tau: float | Tensor, chu
         0-d tensor in [0, 1].
     """
     a, c = _rows(2, anchors=anchors, candidates=candidates)
-    scale = positive_scalar("inv_tau", inv_tau, a)
+    scale = scalar("inv_tau", inv_tau, a)
     total = a.new_zeros(())
-    for start in _starts(len(a), chunk):
+    for start in range(0, len(a), chunk):
         logits = scale * (a[start : start + chunk] @ c.T)
         log_p = logits.diagonal(start) - torch.logsumexp(logits, 1)
         total = total - torch.expm1(log_p).sum()  # 1 − p without the cancellation of p near 1
@@ -179,12 +177,6 @@ def _spectrum(rows: Tensor) -> Tensor:
     return ascending.flip(0).clamp_min(0)
 
 
-def _starts(n: int, chunk: int) -> range:
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    return range(0, n, chunk)
-
-
 def _pairs_above_diagonal(block: Tensor) -> Tensor:
     """The entries of the pairs i < j, flat, of a block whose first row and column have the same i."""
     return block[torch.ones_like(block, dtype=torch.bool).triu(1)]
@@ -193,15 +185,16 @@ def _pairs_above_diagonal(block: Tensor) -> Tensor:
 def _rows(at_least: int, same_rows: bool = True, **named: Tensor) -> list[Tensor]:
     """Checks the matrices, see :func:`cloob.functional.checks.as_rows`, and lifts them to float64."""
     matrices = as_rows(**named)
+    counts = [len(x) for x in matrices]
+    if min(counts) < at_least or (same_rows and len(set(counts)) > 1):
+        found = " and ".join(f"{name} {count}" for name, count in zip(named, counts, strict=True))
+        raise ValueError(
+            f"numbers of rows: {found}; at least {at_least}{', all alike,' if same_rows else ''} are expected"
+        )
     for name, x in zip(named, matrices, strict=True):
-        if len(x) < at_least:
-            raise ValueError(f"{name} has {len(x)} rows; at least {at_least} are expected")
         finite = torch.isfinite(x).all(1)
         if not finite.all():
             raise ValueError(f"{name} is not finite in row {int((~finite).nonzero()[0])}")
-    if same_rows and len({len(x) for x in matrices}) > 1:
-        counts = " and ".join(f"{name} {len(x)}" for name, x in zip(named, matrices, strict=True))
-        raise ValueError(f"the numbers of rows differ: {counts}")
     # MPS has no float64.
     return [(x.cpu() if x.device.type == "mps" else x).double() for x in matrices]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, check_memory, outside_autocast, positive_scalar
+from cloob.functional.checks import as_rows, outside_autocast, scalar
 
 
 @outside_autocast
@@ -23,15 +23,14 @@ def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> T
 
     Returns:
         (N, D) retrieved patterns, unit rows, float32 (float64 for float64 input). An average that is exactly zero
-        (antipodal stored patterns under equal weights) stays zero, with zero gradient.
+        (antipodal stored patterns under equal weights, an empty memory) stays zero, with zero gradient.
 
     Raises:
         TypeError: Not tensors.
-        ValueError: Shapes, dtypes or devices do not fit, M = 0, or β is not positive and finite.
+        ValueError: Shapes, dtypes or devices do not fit, or β is not positive and finite.
     """
     state, stored = as_rows(state=state, stored=stored)
-    check_memory(stored)
-    beta = positive_scalar("beta", beta, state)
+    beta = scalar("beta", beta, state)
     association = (beta * state @ stored.T).softmax(dim=-1)  # (N, M)
     average = association @ stored
     norms = average.norm(dim=-1, keepdim=True)

@@ -2,12 +2,12 @@
 
 Legend: Q queries, G gallery rows, D dimensions, P positives (query, gallery row). A rank is 0-based. All
 measures are fractions in [0, 1]. A rank is computed once and serves every k. Blocks of ``chunk`` rows bound memory to a
-few of chunk². A ValueError is raised for shapes that do not fit, nothing to rank, and an index or k out of range.
+few of chunk². A ValueError is raised for shapes that do not fit, nothing to rank, and an index out of range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,13 +43,7 @@ def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[in
     Returns:
         (Q,) int64 ranks, see :func:`ranks_of_pairs`.
     """
-    if len(targets) != len(query):
-        raise ValueError(f"expected targets for {len(query)} queries, got {len(targets)}")
-    if not isinstance(targets, Tensor) and not all(isinstance(positives, Iterable) for positives in targets):
-        raise TypeError("targets: expected a (Q,) tensor, or a sequence of gallery rows for each query")
     if isinstance(targets, Tensor):
-        if targets.ndim != 1:
-            raise ValueError(f"targets: expected a (Q,) tensor, got shape {tuple(targets.shape)}")
         pairs = torch.stack([torch.arange(len(targets), device=targets.device), targets.long()], 1)
     else:
         flat = [(i, j) for i, positives in enumerate(targets) for j in positives]
@@ -103,26 +97,14 @@ def mutual_ranks(
 
 
 def topk_accuracy(ranks: Tensor, k: int = 1) -> float:
-    """Share of samples whose label is among the k best classes.
-
-    Args:
-        ranks: (N,) int64 0-based ranks of the labels.
-        k: How many answers are allowed.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    """Share of samples whose label is among the k best classes, from their (N,) int64 0-based ranks."""
     return int((as_vector(ranks, "ranks") < k).sum()) / len(ranks)
 
 
 def recall_at_k(ranks: Tensor, k: int) -> float:
     """Share of queries with a positive among the k nearest: retrieval's name for :func:`topk_accuracy`.
 
-    With several positives a query counts as found when any is (the convention of COCO and Flickr30k
-    retrieval).
-
-    Args:
-        ranks: (Q,) int64 0-based ranks of the best positives.
-        k: How many answers are allowed.
+    With several positives a query counts as found when any is (the convention of COCO and Flickr30k retrieval).
     """
     return topk_accuracy(ranks, k)
 
@@ -152,10 +134,7 @@ def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     Returns:
         (n_classes,) float64 on the CPU; NaN for a class without samples.
     """
-    as_vector(labels, "labels")
-    correct, labels = correct.cpu(), labels.cpu()  # MPS has no float64
-    if correct.shape != labels.shape:
-        raise ValueError(f"correct and labels differ in shape: {tuple(correct.shape)}, {tuple(labels.shape)}")
+    correct, labels = correct.cpu(), as_vector(labels, "labels").cpu()  # MPS has no float64
     if int(labels.min()) < 0 or int(labels.max()) >= n_classes:
         raise ValueError(f"labels must lie in [0, {n_classes}), got {int(labels.min())} to {int(labels.max())}")
     hits = torch.bincount(labels, weights=correct.double(), minlength=n_classes)
@@ -163,13 +142,7 @@ def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
 
 
 def mean_per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> float:
-    """Mean of :func:`per_class_recall` over the classes that have samples: scikit-learn's balanced accuracy.
-
-    Args:
-        correct: (N,) bool or 0/1.
-        labels: (N,) int64 in [0, n_classes).
-        n_classes: Number of classes.
-    """
+    """Mean of :func:`per_class_recall` over the classes that have samples: scikit-learn's balanced accuracy."""
     return float(per_class_recall(correct, labels, n_classes).nanmean())
 
 
@@ -180,7 +153,7 @@ def _count_ahead(
     """The ranks of the queries' positives in the gallery, and if ``both`` of the gallery's among the queries."""
     group = torch.arange(len(query), device=query.device) if group is None else group.to(query.device)
     pairs = pairs.to(query.device)
-    _check_ranking(query, gallery, pairs, group, chunk, both)
+    _check_ranking(query, gallery, pairs, group, both)
     # Within the rounding of half precision whole neighbourhoods would tie.
     query, gallery = (_nan_unless_finite(t if t.dtype == torch.float64 else t.float()) for t in (query, gallery))
     positives = _Positives(pairs, group, chunk, -(-len(gallery) // chunk))
@@ -255,25 +228,16 @@ def _nan_unless_finite(rows: Tensor) -> Tensor:
     return rows if finite.all() else rows.masked_fill(~finite[:, None], torch.nan)
 
 
-def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, chunk: int, both: bool) -> None:
+def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, both: bool) -> None:
     shapes = f"{query.dtype} {tuple(query.shape)} and {gallery.dtype} {tuple(gallery.shape)}"
-    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise ValueError(f"expected (Q, D) queries and a (G, D) gallery, got {shapes}")
-    if query.dtype != gallery.dtype or not query.is_floating_point():
-        raise ValueError(f"expected queries and gallery of one floating dtype, got {shapes}")
-    if chunk < 1 or len(query) == 0 or len(gallery) == 0:
-        raise ValueError(f"expected a chunk ≥ 1 and non-empty matrices, got chunk={chunk}, {shapes}")
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype != torch.int64:
-        raise ValueError(f"pairs: expected a (P, 2) int64 tensor, got {pairs.dtype} {tuple(pairs.shape)}")
-    if group.shape != query.shape[:1] or group.dtype != torch.int64 or int(group.min()) < 0:
-        raise ValueError(f"group: expected ({len(query)},) int64 from 0 on, got {group.dtype} {tuple(group.shape)}")
-    sides = ((0, int(group.max()) + 1, "queries"), (1, len(gallery), "gallery rows"))
-    for column, size, what in sides:
-        index = pairs[:, column]
-        if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
-            raise ValueError(f"targets: {int(index.min())} to {int(index.max())} is out of range for {size} {what}")
-    answered = [torch.bincount(pairs[:, column], minlength=size) > 0 for column, size, _ in sides]
-    answered[0] = answered[0][group]
-    for has, what in list(zip(answered, ("query", "gallery row"), strict=True))[: 1 + both]:
+    fit = query.ndim == gallery.ndim == 2 and query.shape[1] == gallery.shape[1] and query.dtype == gallery.dtype
+    if not fit or len(query) == 0 or len(gallery) == 0:
+        raise ValueError(f"expected non-empty (Q, D) queries and a (G, D) gallery of one dtype, got {shapes}")
+    sides = ((pairs[:, 0], int(group.max()) + 1, "query"), (pairs[:, 1], len(gallery), "gallery row"))
+    for index, size, what in sides:
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+            raise ValueError(f"targets: {what} {int(index.min())} to {int(index.max())} is out of range for {size}")
+    answered = [torch.bincount(index, minlength=size) > 0 for index, size, _ in sides]
+    for has, (_, _, what) in list(zip((answered[0][group], answered[1]), sides, strict=True))[: 1 + both]:
         if not has.all():
             raise ValueError(f"{what} {int((~has).nonzero()[0])} has no positive")

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, outside_autocast, positive_scalar
+from cloob.functional.checks import as_rows, outside_autocast, scalar
 from cloob.functional.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.hopfield import hopfield_retrieval
 
@@ -41,7 +41,6 @@ class Parts(NamedTuple):
         return by_name({"infoloob": self.info_loob, "infonce": self.info_nce, "sigmoid": sigmoid}, contrast)
 
 
-@outside_autocast
 def cloob_reference(
     image_features: Tensor,
     text_features: Tensor,
@@ -80,6 +79,7 @@ def cloob_reference(
     return of_parts(PARTS, image_features, text_features, inv_tau, beta, ids=ids, **member)
 
 
+@outside_autocast
 def of_parts(
     parts: Parts,
     image_features: Tensor,
@@ -116,13 +116,13 @@ def retrieve(x: Tensor, y: Tensor, beta: float | Tensor) -> Retrieved:
 PARTS = Parts(retrieve, hopfield_retrieval, info_loob, info_nce, sigmoid_loss)
 
 
-def check_pairs(image_features: Tensor, text_features: Tensor) -> list[Tensor]:
-    """Both sides of the batch, N ≥ 2, as float32 or float64 matrices of equal shape."""
+def check_pairs(image_features: Tensor, text_features: Tensor, at_least: int = 2) -> list[Tensor]:
+    """Both sides of the batch as float32 or float64 matrices of equal shape."""
     x, y = as_rows(image_features=image_features, text_features=text_features)
-    if len(x) != len(y):
-        raise ValueError(f"{len(x)} image_features, but {len(y)} text_features: row i of both must be a pair")
-    if len(x) < 2:
-        raise ValueError(f"{len(x)} pairs in the batch: a contrast needs at least 2")
+    if len(x) != len(y) or len(x) < at_least:
+        raise ValueError(
+            f"{len(x)} image_features and {len(y)} text_features: pairs are expected, at least {at_least} of them"
+        )
     return [x, y]
 
 
@@ -147,7 +147,7 @@ def check_scale(contrast: str, scale: str) -> None:
 def combine(images: Tensor, texts: Tensor, inv_tau: float | Tensor, scale: Scale) -> Tensor:
     """Both directions as one loss: τ · sum (``"paper"``) or mean (``"unit"``)."""
     if scale == "paper":
-        return (images + texts) / positive_scalar("inv_tau", inv_tau, images)
+        return (images + texts) / scalar("inv_tau", inv_tau, images)
     if scale == "unit":
         return (images + texts) / 2
     raise ValueError(f"scale is {scale!r}; 'paper' or 'unit' is expected")

@@ -49,26 +49,16 @@ PREFIX = "cloob/"
 
 
 class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped where mteb is not installed
-    """A model of ours under MTEB's ``EncoderProtocol``.
-
-    Args:
-        encoder: The model.
-    """
+    """A model of ours under MTEB's ``EncoderProtocol``."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], **_: Any) -> Tensor:
-        """Embeds what a loader of MTEB hands out.
-
-        Args:
-            inputs: Batches with n texts under ``text``, n PIL images under ``image``, or both.
+        """Embeds what a loader of MTEB hands out: batches with n texts (``text``), n PIL images (``image``), or both.
 
         Returns:
             (all items, D) unit rows, float32 on the CPU.
-
-        Raises:
-            ValueError: A batch with neither.
         """
         with evaluating(self.encoder):
             parts = [self._embed(batch) for batch in inputs]
@@ -81,36 +71,16 @@ class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped 
         if "image" in batch:
             pixels = torch.stack([self.encoder.preprocess(upright(image)) for image in batch["image"]])
             embedded.append(self.encoder.encode_image(pixels.to(getattr(self.encoder, "device", "cpu"))))
-        if not embedded:
-            raise ValueError(f"a batch of {', '.join(batch) or 'nothing'}; text or image is expected")
         return F.normalize(sum(embedded[1:], embedded[0]), dim=1).float().cpu()
 
 
 def load(model_name: str, revision: str | None = None, device: str | None = None, **_: Any) -> CloobEncoder:
-    """Loads a model by its name, as MTEB's registry calls it.
-
-    Args:
-        model_name: ``cloob/`` and what :func:`cloob.load_model` takes.
-        revision: Without effect: what is in the folder is loaded.
-        device: Where the model goes; None takes CUDA if there is any.
-
-    Raises:
-        InputError: As :func:`cloob.load_model`.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return CloobEncoder(load_model(model_name.removeprefix(PREFIX), device=device))
+    """Loads a model by its name, as MTEB's registry calls it; ``revision`` has no effect."""
+    return CloobEncoder(load_model(model_name.removeprefix(PREFIX), device=device or "auto"))
 
 
 def meta(model_name: str) -> ModelMeta:
-    """What MTEB writes about a model beside its results; the weights are hashed, and not loaded.
-
-    Args:
-        model_name: ``cloob/`` and what :func:`cloob.load_model` takes.
-
-    Raises:
-        InputError: A folder without a readable model.
-    """
+    """What MTEB writes about a model beside its results; the weights are hashed, and not loaded."""
     source = model_name.removeprefix(PREFIX)
     folder = find_model_folder(source)
     place = folder or Source.parse(source).path  # files and folders of other programs
@@ -152,14 +122,8 @@ class _Registry(UserDict[str, Any]):
         return meta(name)
 
 
-def register() -> None:
-    """Makes MTEB look names up where ours are known; doing so again changes nothing."""
-    lookup: Any = importlib.import_module("mteb.models.get_model_meta")
-    if not isinstance(lookup.MODEL_REGISTRY, _Registry):
-        lookup.MODEL_REGISTRY = _Registry(lookup.MODEL_REGISTRY)
-
-
-register()
+_lookup: Any = importlib.import_module("mteb.models.get_model_meta")
+_lookup.MODEL_REGISTRY = _Registry(_lookup.MODEL_REGISTRY)
 
 if __name__ == "__main__":
     from mteb.cli import main  # type: ignore[import-not-found, unused-ignore]

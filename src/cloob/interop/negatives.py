@@ -42,13 +42,11 @@ def contrast_with_negatives(
         objective.clamp_()
     x, y, z = anchors, positives, negatives
     pairs, extra = _layouts(x, y, z, objective)
-    parts = objective.implementation(pairs.total + extra.total, x.device).parts
+    parts = objective.parts(pairs.total + extra.total, x.device)
     direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, objective.contrast)  # no sigmoid
     inv_tau, beta = objective.inv_tau, objective.beta
 
-    def everywhere(rows: Tensor, layout: Layout) -> Tensor:
-        return distributed.gather_rows(rows, layout) if objective.gather else rows
-
+    everywhere = distributed.gather_rows if objective.gather else lambda rows, _: rows
     if objective.hopfield:
         all_x, all_y = everywhere(x, pairs), everywhere(y, pairs)
         u_x, u_y, u_z = (parts.hopfield_retrieval(query, all_x, beta) for query in (x, y, z))
@@ -64,23 +62,18 @@ def contrast_with_negatives(
 
 
 def _layouts(x: Tensor, y: Tensor, z: Tensor, objective: ContrastiveObjective) -> tuple[Layout, Layout]:
-    """Whose pairs and whose negatives are where, after every rank found all ranks' rows in order."""
+    """Whose pairs and whose negatives are where, once every rank found its own rows in order."""
     fault: Exception | None = None
     try:
-        if x.shape != y.shape or z.shape[1:] != x.shape[1:]:
+        if x.shape != y.shape or z.shape[1:] != x.shape[1:] or len(x) < 1:
             raise ValueError(f"anchors {tuple(x.shape)}, positives {tuple(y.shape)}, negatives {tuple(z.shape)}")
-        if len(x) < 1:
-            raise ValueError("no pairs; at least 1 is expected")
         if objective.check:
             check_finite(anchors=x, positives=y, negatives=z)
     except Exception as error:
+        if not objective.gather:
+            raise
         fault = error
     if not objective.gather:
-        if fault is not None:
-            raise fault
         return Layout((len(x),)), Layout((len(z),))
-    facts = {"pairs": len(x), "negatives": len(z), "dimension": x.shape[1]}
-    everywhere = distributed.agree(facts, fault, x.device)
-    if len(set(everywhere["dimension"])) > 1:
-        raise ValueError(f"ranks differ in embedding dimension: {everywhere['dimension']}")
-    return Layout(everywhere["pairs"]), Layout(everywhere["negatives"])
+    ranks = distributed.agree({"pairs": len(x), "negatives": len(z)}, fault, x.device)
+    return Layout(ranks["pairs"]), Layout(ranks["negatives"])

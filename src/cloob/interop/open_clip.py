@@ -7,17 +7,13 @@ Options that begin with ``--cloob-`` are ours (``--help`` lists them), all other
 launcher replaces four names of ``open_clip_train.main``: ``create_loss`` returns an :class:`OpenClipLoss`,
 ``train_one_epoch`` sets the model's ``logit_scale`` around the epoch and writes the objective into the checkpoint,
 ``parse_args`` writes it into ``params.txt``, and ``create_model_and_transforms`` takes the bias out of SigLIP's models:
-no objective here trains it, and with it they would count as trained by SigLIP's loss. Our tiny models are known
-(``--model tiny-vit``).
+no objective here trains it. Our tiny models are known (``--model tiny-vit``).
 
 The temperature. open_clip hands a learnable ``logit_scale`` to every loss. With a fixed τ⁻¹, as in CLOOB, it has no
 influence on the loss, and the launcher sets it to ln τ⁻¹, so that checkpoints, logs and open_clip's evaluation hold the
 temperature of the training. With ``--cloob-temperature learned`` (the default for ``clip``) τ⁻¹ is exp(logit_scale),
-learned from where the model has it (ln 1/0.07 in a fresh one) or from ``--cloob-inv-tau``, and open_clip_train clamps
-it to [1, 100]. β is fixed: open_clip's optimiser knows the model's parameters only.
-
-``--cloob-retrieval-from 0.5`` leaves retrieval out of the first half of the ``--epochs``, rounded up to whole ones: the
-embeddings of towers from random weights are alike, and what is retrieved from them even more so.
+learned from where the model has it or from ``--cloob-inv-tau``, and open_clip_train clamps it to [1, 100]. β is fixed:
+open_clip's optimiser knows the model's parameters only.
 
 Over ranks. The loss is exact by itself (see :mod:`cloob.distributed`): ``--local-loss`` and ``--gather-with-grad`` have
 no effect on it. With ``--accum-freq k`` open_clip_train evaluates the loss k times on all k batches, each time with the
@@ -32,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import math
 import os
 import sys
@@ -43,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.errors import InputError, command_line, install, needs, require
+from cloob.errors import InputError, command_line, needs
 from cloob.objective import BACKENDS, MAX_INV_TAU, PAPER_OBJECTIVES, ContrastiveObjective, make_objective
 from cloob.objective.module import MEMBERS
 
@@ -62,20 +59,16 @@ class OpenClipLoss(nn.Module):
             1/evaluations of the gradient of ``logit_scale``.
 
     Raises:
-        ValueError: The sigmoid loss; the objective has parameters, or scale="paper" where τ⁻¹ is learned.
+        ValueError: The objective has parameters, as that of the sigmoid loss always has.
     """
 
     def __init__(self, objective: ContrastiveObjective, *, learn_inv_tau: bool = False, evaluations: int = 1) -> None:
         super().__init__()
-        if objective.bias is not None:
-            raise ValueError("the sigmoid loss is open_clip's own SigLipLoss (open_clip_train --siglip)")
         if next(objective.parameters(), None) is not None:
             raise ValueError(
-                "the objective has learnable scales, which open_clip's optimiser would not know; "
-                "learn_inv_tau=True learns the model's logit_scale instead"
+                "open_clip's optimiser would not know the objective's learnable parameters: learn_inv_tau=True learns "
+                "the model's logit_scale, and the sigmoid loss is open_clip_train's own (--siglip)"
             )
-        if learn_inv_tau and objective.scale == "paper":
-            raise ValueError("learn_inv_tau=True needs scale='unit': τ · loss falls with τ⁻¹ for all embeddings")
         self.objective = objective
         self.learn_inv_tau = learn_inv_tau
         self.evaluations = evaluations
@@ -112,25 +105,14 @@ class OpenClipLoss(nn.Module):
 
 @dataclass(frozen=True)
 class Options:
-    """What the launcher's own options say.
+    """The launcher's own options; ``backend`` and ``matmul`` as :class:`cloob.objective.ContrastiveObjective`."""
 
-    Attributes:
-        objective: One of ``cloob.objective.PAPER_OBJECTIVES``; open_clip_train has SigLIP's as ``--siglip``.
-        inv_tau: τ⁻¹; None takes the objective's own (fixed), or the model's ``logit_scale`` (learned).
-        beta: β of the retrieval.
-        temperature: ``"fixed"`` or ``"learned"``; None learns for ``clip`` alone.
-        scale: ``"paper"`` or ``"unit"``; None takes the objective's own, and ``"unit"`` for a learned τ⁻¹.
-        retrieval_from: Share of the epochs before the first one that retrieves; 0: retrieval from the start.
-        backend: As :class:`cloob.objective.ContrastiveObjective`.
-        matmul: As :class:`cloob.objective.ContrastiveObjective`.
-    """
-
-    objective: str = "cloob"
-    inv_tau: float | None = None
+    objective: str = "cloob"  # one of PAPER_OBJECTIVES; open_clip_train has SigLIP's as --siglip
+    inv_tau: float | None = None  # None: the objective's own (fixed), or the model's logit_scale (learned)
     beta: float = 8.0
-    temperature: str | None = None
-    scale: str | None = None
-    retrieval_from: float = 0.0
+    temperature: str | None = None  # "fixed" or "learned"; None learns for clip alone
+    scale: str | None = None  # "paper" or "unit"; None: the objective's own, and "unit" for a learned τ⁻¹
+    retrieval_from: float = 0.0  # share of the epochs before the first one that retrieves
     backend: str = "auto"
     matmul: str = "float32"
 
@@ -145,31 +127,23 @@ class Options:
         return MEMBERS[self.objective][1]
 
     def build(self, *, gather: bool) -> ContrastiveObjective:
-        """The objective, without parameters.
-
-        Raises:
-            ValueError: A value is out of range.
-        """
-        if self.learned and self.scale == "paper":
-            raise ValueError("a learned temperature needs scale 'unit'; τ · loss falls with τ⁻¹ for all embeddings")
-        if self.learned and self.inv_tau is not None and not 1 <= self.inv_tau <= MAX_INV_TAU:
-            raise ValueError(
-                f"inv_tau is {self.inv_tau:g}; open_clip keeps a learned one between 1 and {MAX_INV_TAU:g}"
-            )
-        if not 0 <= self.retrieval_from < 1:
-            raise ValueError(f"retrieval_from is {self.retrieval_from:g}; a share of the epochs, from 0 to below 1")
-        if self.retrieval_from and not self.retrieves:
-            raise ValueError(f"retrieval_from is for objectives that retrieve, which {self.objective!r} does not")
-        given = {"inv_tau": self.inv_tau, "scale": "unit" if self.learned else self.scale}
-        return make_objective(
-            self.objective,
-            beta=self.beta,
-            backend=self.backend,
-            matmul=self.matmul,
-            learnable_inv_tau=False,
-            gather=gather,
-            **{key: value for key, value in given.items() if value is not None},
-        )
+        """The objective, without parameters; ValueError where a value is out of range."""
+        learns, inv_tau, starts = self.learned, self.inv_tau, self.retrieval_from
+        for wrong, why in (
+            (learns and self.scale == "paper", "a learned temperature needs scale 'unit'"),
+            (
+                learns and not 1 <= (inv_tau or 1) <= MAX_INV_TAU,
+                f"inv_tau is {inv_tau}; 1 to {MAX_INV_TAU:g} is learned",
+            ),
+            (not 0 <= starts < 1, f"retrieval_from is {starts:g}; a share of the epochs, from 0 to below 1"),
+            (starts and not self.retrieves, f"retrieval_from: {self.objective!r} does not retrieve"),
+        ):
+            if wrong:
+                raise ValueError(why)
+        given: dict[str, Any] = {"inv_tau": self.inv_tau, "scale": "unit" if self.learned else self.scale}
+        given |= {"beta": self.beta, "backend": self.backend, "matmul": self.matmul}
+        chosen = {key: value for key, value in given.items() if value is not None}
+        return make_objective(self.objective, learnable_inv_tau=False, gather=gather, **chosen)
 
 
 @torch.no_grad()
@@ -186,12 +160,7 @@ def _inner(model: Any) -> Any:
 
 @contextlib.contextmanager
 def installed(main: Any, options: Options) -> Iterator[None]:
-    """Has ``open_clip_train.main`` train with our objective for the time inside.
-
-    Args:
-        main: The module ``open_clip_train.main``.
-        options: Which objective.
-    """
+    """Has the module ``open_clip_train.main`` train with our objective for the time inside."""
     theirs = main.create_loss, main.train_one_epoch, main.create_model_and_transforms, main.parse_args
     plain_epochs = 0.0
 
@@ -202,7 +171,6 @@ def installed(main: Any, options: Options) -> Iterator[None]:
 
     def create_loss(args: Any) -> OpenClipLoss:
         nonlocal plain_epochs
-        _refuse_other_losses(args)
         plain_epochs = options.retrieval_from * args.epochs
         objective = options.build(gather=distributed.is_initialized())
         return OpenClipLoss(objective, learn_inv_tau=options.learned, evaluations=args.accum_freq)
@@ -236,38 +204,24 @@ def installed(main: Any, options: Options) -> Iterator[None]:
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
-    """Our options and open_clip_train's arguments; a ``--`` between them is optional (torchrun swallows a leading one).
+    """Our options and open_clip_train's arguments; the ``--`` is optional, as torchrun swallows a leading one."""
+    name, usage = "python -m cloob.interop.open_clip", "%(prog)s [--cloob-OPTION …] -- OPEN_CLIP_TRAIN_ARGUMENT …"
+    purpose = "Runs open_clip_train with an objective of this package."
+    parser = argparse.ArgumentParser(prog=name, usage=usage, description=purpose, allow_abbrev=False)
 
-    Raises:
-        InputError: A value of ours is out of range.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m cloob.interop.open_clip",
-        usage="%(prog)s [--cloob-OPTION …] -- OPEN_CLIP_TRAIN_ARGUMENT …",
-        description="Runs open_clip_train with an objective of this package.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--cloob-objective", dest="objective", choices=PAPER_OBJECTIVES, default="cloob", help="default: cloob")
-    add("--cloob-inv-tau", dest="inv_tau", type=float, help="1/temperature; default: 30 (clip: the model's)")
-    add("--cloob-beta", dest="beta", type=float, default=8.0, help="of the Hopfield retrieval; default: 8")
-    add("--cloob-temperature", dest="temperature", choices=("fixed", "learned"), help="default: fixed (clip: learned)")
-    add(
-        "--cloob-scale",
-        dest="scale",
-        choices=("paper", "unit"),
-        help="tau * sum, or mean; default: paper (clip, learned temperature: unit)",
-    )
-    add(
-        "--cloob-retrieval-from",
-        dest="retrieval_from",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="share of the epochs without retrieval, at the start; default: 0",
-    )
-    add("--cloob-backend", dest="backend", choices=BACKENDS, default="auto")
-    add("--cloob-matmul", dest="matmul", choices=("float32", "bfloat16"), default="float32")
+    def add(name: str, **settings: Any) -> None:
+        parser.add_argument(f"--cloob-{name}", dest=name.replace("-", "_"), **settings)
+
+    add("objective", choices=PAPER_OBJECTIVES, default="cloob", help="default: cloob")
+    add("inv-tau", type=float, help="1/temperature; default: 30 (clip: the model's)")
+    add("beta", type=float, default=8.0, help="of the Hopfield retrieval; default: 8")
+    add("temperature", choices=("fixed", "learned"), help="default: fixed (clip: learned)")
+    scale = "tau * sum, or mean; default: paper (clip, learned temperature: unit)"
+    add("scale", choices=("paper", "unit"), help=scale)
+    share = "share of the epochs without retrieval, at the start; default: 0"
+    add("retrieval-from", type=float, default=0.0, metavar="SHARE", help=share)
+    add("backend", choices=BACKENDS, default="auto")
+    add("matmul", choices=("float32", "bfloat16"), default="float32")
     if "--" in argv:
         cut = list(argv).index("--")
         values, rest = parser.parse_args(argv[:cut]), list(argv[cut + 1 :])
@@ -282,36 +236,31 @@ def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
 
 
 def run(argv: Sequence[str]) -> int:
-    """The launcher.
-
-    Args:
-        argv: Our options, ``--``, and open_clip_train's arguments.
-
-    Returns:
-        Exit code.
+    """Runs the launcher with our options, ``--``, and open_clip_train's arguments; returns the exit code.
 
     Raises:
         InputError: An option out of range, a training that needs another loss, or a missing package.
     """
     options, rest = parse(argv)
     open_clip()
-    try:
-        main = require("open_clip_train.main", "train")
-        params = require("open_clip_train.params", "train")
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name} is not installed; {install('open-clip-train')} brings what open_clip_train needs"
-        ) from error
+    with needs("open-clip-train"):
+        main = importlib.import_module("open_clip_train.main")
+        params = importlib.import_module("open_clip_train.params")
     if not hasattr(main, "create_loss"):
         raise InputError("this open_clip_train has no create_loss to replace: version 3.3 is expected")
     args = params.parse_args(rest)
-    _refuse_other_losses(args)
-    if options.retrieval_from and math.ceil(options.retrieval_from * args.epochs) >= args.epochs:
-        raise InputError(
-            f"--cloob-retrieval-from {options.retrieval_from:g} of --epochs {args.epochs} leaves no whole epoch that "
-            "retrieves; make it smaller, or the epochs more and shorter"
-        )
-    if options.retrieves and not (options.retrieval_from or args.pretrained or args.resume) and _is_first():
+    late = options.retrieval_from and math.ceil(options.retrieval_from * args.epochs) >= args.epochs
+    for refused, why in (
+        (args.siglip, "--siglip: asks for another loss than CLIP's"),
+        (args.distill_model, "--distill-model: asks for another loss than CLIP's"),
+        ("coca" in args.model.lower(), f"--model {args.model}: asks for another loss than CLIP's"),
+        (args.horovod, "--horovod: cloob gathers over torch.distributed; start with torchrun instead"),
+        (late, f"--cloob-retrieval-from of --epochs {args.epochs} leaves no whole epoch that retrieves"),
+    ):
+        if refused:
+            raise InputError(why)
+    first = os.environ.get("RANK", "0") == "0"
+    if first and options.retrieves and not (options.retrieval_from or args.pretrained or args.resume):
         print(
             "cloob: towers from random weights: in trials of some hundred steps retrieval from the start did not leave "
             "chance; --cloob-retrieval-from 0.5 retrieves later, --cloob-objective infoloob never (docs/choose.md)",
@@ -321,34 +270,6 @@ def run(argv: Sequence[str]) -> int:
         return 1 if main.main(rest) else 0
 
 
-def _is_first() -> bool:
-    """Whether this is the process that speaks, before there is a process group."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _refuse_other_losses(args: Any) -> None:
-    """Raises InputError for a training whose loss is more than, or other than, a contrastive loss of pairs."""
-    for there, what in (
-        (args.siglip, "--siglip"),
-        (args.distill_model, "--distill-model"),
-        ("coca" in args.model.lower(), f"--model {args.model}"),
-    ):
-        if there:
-            raise InputError(
-                f"{what} asks for another loss than CLIP's, which is the one that cloob takes the place of"
-            )
-    if args.horovod:
-        raise InputError("--horovod: cloob gathers over torch.distributed; start with torchrun instead")
-
-
-def main() -> None:
-    """Runs the launcher on the command line's arguments."""
-    try:
-        sys.exit(run(sys.argv[1:]))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    with command_line(__name__):
+        sys.exit(run(sys.argv[1:]))

@@ -3,16 +3,10 @@
     loss = CLOOBLoss(model, inv_tau=30.0, beta=8.0)
     trainer = SentenceTransformerTrainer(model, train_dataset=pairs, loss=loss)
 
-Columns: anchor x, positive y, and any number K of hard-negative columns z. What is contrasted, with retrieval R:
-
-- the anchors R(x | x) against the candidates R(y | x) and R(z | x): the memory holds the N anchors;
-- the positives R(y | y) against the candidates R(x | y): the memory holds the N positives.
-
-Hard negatives are further candidates of every anchor, N·K of them, and nothing else: they are stored in no memory.
-Stored beside the positive that it resembles, a hard negative would be averaged into what is retrieved for that
-positive, and the difference that it is there to teach would be lost. Without such columns this is the paper's
-objective, anchors in the place of images and positives in that of texts; :class:`InfoLOOBLoss` is the same without
-retrieval. Embeddings are normalised here, so that the model needs no ``Normalize`` module.
+Columns: anchor x, positive y, and any number K of hard-negative columns z. These are further candidates of every
+anchor, N·K of them, and stored in no memory (see :mod:`cloob.interop.negatives`). Without such columns this is the
+paper's objective, anchors in the place of images and positives in that of texts; :class:`InfoLOOBLoss` is the same
+without retrieval. Embeddings are normalised here, so that the model needs no ``Normalize`` module.
 ``BatchSamplers.NO_DUPLICATES`` keeps a text from being its own negative.
 
 The cached variants bound memory by ``mini_batch_size`` with sentence-transformers' own gradient caching: one evaluation
@@ -102,10 +96,8 @@ class InfoLOOBLoss(nn.Module):
             with_backward: Also run the backward pass, and return the loss without graph.
 
         Raises:
-            ValueError: Fewer than two columns, or not one positive an anchor; an embedding that is not finite or zero.
+            ValueError: Not one positive an anchor; an embedding that is not finite or zero.
         """
-        if len(reps) < 2:
-            raise ValueError(f"{len(reps)} column: an anchor and a positive are expected at least")
         anchors, positives, *negatives = (_unit_rows(torch.cat(parts)) for parts in reps)
         self.objective.gather = self.gather_across_devices and distributed.world_size() > 1
         if len(anchors) != len(positives) and not self.objective.gather:  # over ranks all have to hear of it
@@ -137,17 +129,9 @@ class InfoLOOBLoss(nn.Module):
 
 
 class CLOOBLoss(InfoLOOBLoss):
-    """InfoLOOB on embeddings retrieved from modern Hopfield memories of the batch; the module says what they hold.
+    """InfoLOOB on embeddings retrieved from modern Hopfield memories of the batch (over ranks: of all batches).
 
-    Args:
-        model: As :class:`InfoLOOBLoss`.
-        inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast.
-        beta: Inverse temperature β > 0 of the retrieval.
-        scale: As :class:`InfoLOOBLoss`.
-        gather_across_devices: As :class:`InfoLOOBLoss`; the memories then hold the batches of all ranks.
-
-    Raises:
-        ValueError: A value is out of range.
+    Arguments as :class:`InfoLOOBLoss`, and ``beta``: inverse temperature β > 0 of the retrieval.
     """
 
     def __init__(
@@ -167,8 +151,6 @@ class _Cached(InfoLOOBLoss, CachedLossMixin):
     """The forward pass with gradient caching, for a loss of this module that stands behind it among the bases."""
 
     def __init__(self, model: nn.Module, *args: Any, mini_batch_size: int = 32, **kwargs: Any) -> None:
-        if mini_batch_size < 1:
-            raise ValueError(f"mini_batch_size is {mini_batch_size}; at least 1 is expected")
         if has_static_embedding_input(model):
             raise ValueError("a StaticEmbedding's input has no batch dimension to cut; use the loss without cache")
         super().__init__(model, *args, **kwargs)

@@ -8,7 +8,6 @@ from cloob.objective.module import (
     PAPER_OBJECTIVES,
     Backend,
     ContrastiveObjective,
-    Implementation,
     make_objective,
 )
 from cloob.objective.values import check_finite
@@ -20,7 +19,6 @@ __all__ = [
     "PAPER_OBJECTIVES",
     "Backend",
     "ContrastiveObjective",
-    "Implementation",
     "NonFiniteFeaturesError",
     "check_finite",
     "make_objective",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self, get_args, overload
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from cloob import distributed
 from cloob.functional import reference, streamed
 from cloob.functional.checks import check_number, in_transform, readable
-from cloob.functional.reference import Contrast, Parts, Scale, check_pairs, check_scale
+from cloob.functional.reference import Contrast, Parts, Scale, check_pairs, check_scale, of_parts
 from cloob.objective.ranks import agree_on_rows, known_rows, loss_over_ranks
 from cloob.objective.values import Scales, check_scales, check_values, one_of
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
@@ -41,13 +40,6 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 # begin, the plain form loses the gradient to rounding (benchmarks/precision.py), so there it ends earlier.
 STREAM_FROM = 256
 STREAM_HOPFIELD_FROM = 64
-
-
-class Implementation(NamedTuple):
-    """One way to compute the objective, and the parts of it that a gather over ranks comes between."""
-
-    objective: Callable[..., Tensor]
-    parts: Parts
 
 
 class ContrastiveObjective(ScaledModule):
@@ -116,22 +108,25 @@ class ContrastiveObjective(ScaledModule):
         super().__init__()
         if scale is None:
             scale = "unit" if learnable_inv_tau or contrast == "sigmoid" else "paper"
-        one_of("contrast", contrast, ("infoloob", "infonce", "sigmoid"))
-        one_of("scale", scale, ("paper", "unit"))
+        one_of("contrast", contrast, get_args(Contrast))
+        one_of("scale", scale, get_args(Scale))
         one_of("backend", backend, BACKENDS)
         one_of("matmul", matmul, ("float32", "bfloat16"))
-        if matmul == "bfloat16" and backend == "reference":
-            raise ValueError("matmul='bfloat16' needs another backend than 'reference', which has no such path")
-        if learnable_beta and not hopfield:
-            raise ValueError("learnable_beta=True needs hopfield=True: without retrieval β has no gradient")
         check_scale(contrast, scale)
-        if bias is not None and contrast != "sigmoid":
-            raise ValueError("bias needs contrast='sigmoid': a constant added to all logits cancels in the others")
-        if learnable_inv_tau and scale == "paper":
-            raise ValueError("learnable_inv_tau=True needs scale='unit': τ · loss falls with τ⁻¹ for all embeddings")
         self._bounded = learnable_inv_tau and contrast != "sigmoid"
-        if self._bounded and inv_tau > MAX_INV_TAU * (1 + 1e-5):  # exp(ln 100) in float32 is a little above 100
-            raise ValueError(f"inv_tau is {inv_tau:g}; a learnable one is kept at {MAX_INV_TAU:g} or below")
+        too_large = self._bounded and inv_tau > MAX_INV_TAU * (1 + 1e-5)  # exp(ln 100) in float32 is a little above 100
+        for wrong, why in (
+            (
+                matmul == "bfloat16" and backend == "reference",
+                "matmul='bfloat16' needs backend='streamed' or 'auto'",
+            ),
+            (learnable_beta and not hopfield, "learnable_beta=True needs hopfield=True: without it β has no gradient"),
+            (bias is not None and contrast != "sigmoid", "bias needs contrast='sigmoid': it cancels in the others"),
+            (learnable_inv_tau and scale == "paper", "learnable_inv_tau=True needs scale='unit': τ · loss only falls"),
+            (too_large, f"inv_tau is {inv_tau:g}; a learnable one is kept at {MAX_INV_TAU:g} or below"),
+        ):
+            if wrong:
+                raise ValueError(why)
         self.contrast: Contrast = contrast
         self.hopfield = hopfield
         self.scale: Scale = scale
@@ -145,7 +140,7 @@ class ContrastiveObjective(ScaledModule):
         self.bias: nn.Parameter | None = None
         if contrast == "sigmoid":
             number = _BIAS if bias is None else float(bias)
-            check_number("bias", number, torch.float32)
+            check_number("bias", number, torch.float32, positive=False)
             self.bias = scalar_parameter(number)
 
     @classmethod
@@ -229,32 +224,6 @@ class ContrastiveObjective(ScaledModule):
         if self._bounded and self.log_inv_tau.is_leaf and not self.log_inv_tau.is_inference():
             self.log_inv_tau.data.clamp_(max=math.log(MAX_INV_TAU))
 
-    @overload
-    def forward(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: float | Tensor | None = None,
-        logit_bias: Tensor | None = None,
-        *,
-        ids: Tensor | None = None,
-        hopfield: bool | None = None,
-        output_dict: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: float | Tensor | None = None,
-        logit_bias: Tensor | None = None,
-        *,
-        ids: Tensor | None = None,
-        hopfield: bool | None = None,
-        output_dict: Literal[True],
-    ) -> dict[str, Tensor]: ...
-
     def forward(
         self,
         image_features: Tensor,
@@ -304,11 +273,11 @@ class ContrastiveObjective(ScaledModule):
             given = (image_features, text_features, ids, prepare)
             found = agree_on_rows(*given, member) if self.layout is None else known_rows(*given, self.layout)
             x, y, ids, scales, layout = found
-            parts = self.implementation(layout.total, x.device).parts
+            parts = self.parts(layout.total, x.device)
             loss = loss_over_ranks(x, y, scales, ids=ids, layout=layout, parts=parts, **member)
         else:
             x, y = check_pairs(image_features, text_features)
-            loss = self.implementation(len(x), x.device).objective(x, y, **prepare(x, y), ids=ids, **member)
+            loss = of_parts(self.parts(len(x), x.device), x, y, ids=ids, **(member | prepare(x, y)))
         for parameter in self._without_part(hopfield, logit_scale, logit_bias):
             loss = loss + 0.0 * parameter.to(loss)  # DDP stops at a parameter without any gradient
         return {"contrastive_loss": loss} if output_dict else loss
@@ -337,7 +306,7 @@ class ContrastiveObjective(ScaledModule):
                 warnings.warn(notice, stacklevel=callers_level())
         return scales
 
-    def implementation(self, n_candidates: int, device: torch.device) -> Implementation:
+    def parts(self, n_candidates: int, device: torch.device) -> Parts:
         """The functions that compute the objective against so many candidates: those that keep N×N matrices, or stream.
 
         Inside an autocast ``"auto"`` streams: a backward pass in there would multiply the reference's matrices in its
@@ -349,9 +318,8 @@ class ContrastiveObjective(ScaledModule):
         enough = n_candidates >= (STREAM_HOPFIELD_FROM if self.hopfield else STREAM_FROM)
         streams = lowered or enough or self.matmul is not None
         if self.backend == "reference" or (self.backend == "auto" and not streams):
-            return Implementation(reference.cloob_reference, reference.PARTS)
-        objective = partial(streamed.cloob_streamed, matmul=self.matmul, unit_rows=self.trusts_lengths)
-        return Implementation(objective, streamed.with_options(streamed.PARTS, self.matmul, self.trusts_lengths))
+            return reference.PARTS
+        return streamed.with_options(streamed.PARTS, self.matmul, self.trusts_lengths)
 
 
 def _as_tensor(scalar: float | Tensor) -> Tensor:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cloob import distributed
 from cloob.distributed import Layout
-from cloob.functional.checks import as_rows, check_ids, outside_autocast, outside_compiler
-from cloob.functional.reference import Contrast, Parts, Scale, combine, is_symmetric
+from cloob.functional.checks import check_ids, outside_autocast, outside_compiler
+from cloob.functional.reference import Contrast, Parts, Scale, check_pairs, combine, is_symmetric
 from cloob.objective.values import Scales
-
-_SETTINGS: dict[str, tuple[str | bool, ...]] = {
-    "contrast": get_args(Contrast),
-    "hopfield": (False, True),
-    "scale": get_args(Scale),
-}
 
 
 class LocalRows(NamedTuple):
@@ -41,17 +35,14 @@ def known_rows(
 ) -> LocalRows:
     """This rank's rows, where it is known how many each rank has; tells the other ranks nothing."""
     x, y, ids = _checked(image_features, text_features, ids)
-    own = layout.local.stop - layout.local.start
-    if len(x) != own:
-        raise ValueError(f"{len(x)} rows on this rank, where the layout says {own}")
+    if len(x) != layout.sizes[distributed.rank()]:
+        raise ValueError(f"{len(x)} rows on this rank; the layout is {layout.sizes}")
     return LocalRows(x, y, ids, prepare(x, y), layout)
 
 
 def _checked(image_features: Tensor, text_features: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """A rank's arguments, if they fit each other."""
-    x, y = as_rows(image_features=image_features, text_features=text_features)
-    if len(x) != len(y) or len(x) < 1:
-        raise ValueError(f"{len(x)} image_features and {len(y)} text_features: equally many, at least 1, are expected")
+    x, y = check_pairs(image_features, text_features, at_least=1)
     both = check_ids(ids, None, len(x), len(x), x.device)
     return x, y, None if both is None else both[0].to(torch.int64)
 
@@ -71,34 +62,31 @@ def agree_on_rows(
     (contrast, hopfield and scale) differ.
     """
     fault, x, y = None, image_features, text_features
-    scales: Scales = {"inv_tau": 1.0, "beta": 1.0, "bias": 0.0}
-    facts: dict[str, int | float] = dict.fromkeys(("rows", "embedding dimension", "dtype (bytes a number)", "ids"), 0)
-    facts |= dict.fromkeys(scales, 1.0)
-    settings = {name: _SETTINGS[name].index(value) for name, value in member.items()}
+    facts: dict[str, Any] = dict(member)
+    scales: Scales = {}
     try:
         x, y, ids = _checked(image_features, text_features, ids)
         scales = prepare(x, y)
-        values = (float(scale.detach() if isinstance(scale, Tensor) else scale) for scale in scales.values())
-        numbers = (len(x), x.shape[1], x.element_size(), int(ids is not None), *values)
-        facts = dict(zip(facts, numbers, strict=True))
+        facts |= {name: float(scale.detach() if isinstance(scale, Tensor) else scale) for name, scale in scales.items()}
+        facts |= {"rows": len(x), "embedding dimension": x.shape[1], "dtype": str(x.dtype), "ids": ids is not None}
     except Exception as error:
         fault = error
     # The same on all ranks: also where this one was handed no tensor.
     somewhere = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = image_features.device if isinstance(image_features, Tensor) else somewhere
-    facts_of_ranks = distributed.agree(facts | settings, fault, distributed.host(device))
-    for name, by_rank in facts_of_ranks.items():
-        # Processors that differ may give other last bits for the exponential of the same parameter.
-        size = max(1.0, *map(abs, by_rank)) if name == "bias" else min(map(abs, by_rank))
-        tolerance = 1e-3 * size if name in scales else 0.0
-        if name != "rows" and max(by_rank) - min(by_rank) > tolerance:
-            shown = [_SETTINGS[name][value] for value in by_rank] if name in settings else by_rank
-            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(shown))
-            advice = (
-                "; average a learnable one's gradient: inside what DDP wraps, or by yourself" if name in scales else ""
-            )
-            raise ValueError(f"ranks differ in {name}: {named}{advice}")
-    return LocalRows(x, y, ids, scales, Layout(facts_of_ranks["rows"]))
+    by_name = distributed.agree(facts, fault, distributed.host(device))
+    for name, of_ranks in by_name.items():
+        if name in scales:
+            # Processors that differ may give other last bits for the exponential of the same parameter.
+            size = max(1.0, *map(abs, of_ranks)) if name == "bias" else min(of_ranks)
+            differ = max(of_ranks) - min(of_ranks) > 1e-3 * size
+        else:
+            differ = name != "rows" and len(set(of_ranks)) > 1
+        if differ:
+            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(of_ranks))
+            advice = "; average a learnable one's gradient: inside what DDP wraps, or by yourself"
+            raise ValueError(f"ranks differ in {name}: {named}{advice if name in scales else ''}")
+    return LocalRows(x, y, ids, scales, Layout(by_name["rows"]))
 
 
 @outside_autocast

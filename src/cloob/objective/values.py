@@ -11,14 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cloob.distributed import Layout, world_size
-from cloob.functional.checks import (
-    check_lengths,
-    check_number,
-    check_positive,
-    extremes,
-    finite_scalar,
-    positive_scalar,
-)
+from cloob.functional.checks import check_lengths, check_number, extremes, scalar
 
 if TYPE_CHECKING:
     from cloob.objective.module import ContrastiveObjective
@@ -37,11 +30,15 @@ def check_scales(scales: Scales, like: Tensor) -> Scales:
     ValueError where one is not positive (the bias: any number) and finite, as far as that is seen without waiting for a
     device.
     """
+    checked: Scales = {}
     for name, value in scales.items():
-        if not isinstance(value, Tensor):
-            _check(name, value, like)
-    as_scalar = {name: finite_scalar if name == "bias" else positive_scalar for name in scales}
-    return {name: as_scalar[name](name, v, like) if isinstance(v, Tensor) else v for name, v in scales.items()}
+        positive = name != "bias"
+        if isinstance(value, Tensor):
+            checked[name] = scalar(name, value, like, positive=positive)
+        else:
+            check_number(name, value, like.dtype, positive=positive)
+            checked[name] = value
+    return checked
 
 
 def one_of(name: str, value: str, options: tuple[str, ...]) -> None:
@@ -60,7 +57,7 @@ def check_values(x: Tensor, y: Tensor, scales: Scales) -> str | None:
     learned = {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
     lengths = extremes(**sides, **learned)
     for name in learned:
-        _check(name, lengths[name][0], x)
+        check_number(name, lengths[name][0], x.dtype, positive=name != "bias")
     check_lengths(lengths, **sides)
     for name in sides:
         least, greatest = lengths[name]
@@ -70,11 +67,6 @@ def check_values(x: Tensor, y: Tensor, scales: Scales) -> str | None:
                 "torch.nn.functional.normalize makes them (said once; check=False says nothing)"
             )
     return None
-
-
-def _check(name: str, number: float, like: Tensor) -> None:
-    check = check_number if name == "bias" else check_positive
-    check(name, number, like.dtype)
 
 
 def check_finite(**named: Tensor) -> None:

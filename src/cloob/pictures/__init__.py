@@ -14,9 +14,18 @@ What the pixels are, whatever the file holds:
 Needs Pillow and NumPy (the extra ``train``).
 """
 
-from cloob.pictures.encoded import Encoded, decode, middle, read_file, upright
-from cloob.pictures.limits import MAX_IMAGE_BYTES, MAX_JPEG_PIXELS, MAX_PIXELS, Fault, Unreadable
-from cloob.pictures.rgb import axes
+from cloob.pictures.encoded import (
+    MAX_IMAGE_BYTES,
+    MAX_JPEG_PIXELS,
+    MAX_PIXELS,
+    Encoded,
+    Fault,
+    Unreadable,
+    decode,
+    read_file,
+    upright,
+)
+from cloob.pictures.rgb import axes, middle
 
 __all__ = [
     "MAX_IMAGE_BYTES",

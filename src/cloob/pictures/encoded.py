@@ -1,37 +1,59 @@
-"""The header of an image file first, then its pixels: what is decoded, and how small."""
+"""The header of an image file first, then its pixels: what is refused, what is decoded, and how small."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from PIL import IcoImagePlugin, Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from cloob.files import TooLarge, read_at_most
-from cloob.pictures.limits import MAX_IMAGE_BYTES, Unreadable, check_header, check_pixels, formats_of, raise_bound
 from cloob.pictures.rgb import exif_of, orientation_of, to_rgb, turned
 
-WHOLE_PIXELS = 32_000_000
-"""A JPEG with more pixels is decoded smaller, which bounds what its pixels take to 128 MB (Pillow: 4 bytes each)."""
+# What is larger is refused by its header: MAX_PIXELS is Pillow's own bound, 0.7 GB at 4 bytes a pixel. Of a JPEG a
+# decoder needs to give an eighth of the sides only. A file of more bytes is refused before it is read.
+MAX_PIXELS = 178_956_970
+MAX_JPEG_PIXELS = 2_048_000_000
+MAX_IMAGE_BYTES = 256 * 1024 * 1024
+MAX_SCANS = 24  # a progressive JPEG goes over no more pixels than so many scans of the largest picture
+WHOLE_PIXELS = 32_000_000  # a JPEG with more is decoded smaller, which bounds what its pixels take to 128 MB
+MAX_MISSING = 0.1  # of the rows of a JPEG that lacks its end
 
-MOST_RATIO = 64
-"""Of a picture's sides, up to which all of it is resized for a model that looks at its middle."""
+Fault = Literal["corrupt image", "image too large", "no decoder"]
 
-MAX_MISSING = 0.1
-"""Of the rows of a JPEG that lacks its end, how many may be missing."""
-
-_ICON = b"\0\0\1\0"
-_LARGEST_REDUCTION = 8  # what a JPEG decoder can do
+# Asking Pillow for the one format that the first bytes announce spares it the attempts at all others (a fifth of the
+# time of a small image). Anything else is tried as one of these: a format that Pillow hands to another program (EPS) is
+# not among them.
+_FORMATS = ((b"\xff\xd8\xff", ("JPEG",)), (b"\x89PNG", ("PNG",)), (b"RIFF", ("WEBP",)))
+_OTHERS = (
+    *("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG"),
+    "TGA",  # last: it has no magic
+)
+_JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_REDUCTIONS = (1, 2, 4, 8)  # what a JPEG decoder can do
 _END = b"\xff\xd9"  # of a JPEG
+
+
+class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the program
+    """An image file that cannot be decoded: ``reason``, and ``detail``, what was found."""
+
+    def __init__(self, reason: Fault, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason: Fault = reason
+        self.detail = detail
 
 
 class Encoded:
     """An image file of which the header has been read, and nothing decoded yet.
 
     Of a PNG with EXIF all is decoded when its orientation, ``size``, ``whole`` or ``exif`` is asked for: that chunk may
-    come last.
+    come last. What cannot be decoded is ``Unreadable`` here and in each of these.
 
     Attributes:
         in_file: Width and height as the file has them, pixels.
@@ -41,104 +63,79 @@ class Encoded:
     """
 
     def __init__(self, data: bytes, max_pixels: int | None = None) -> None:
-        """Reads the header.
+        """Reads the header of a file.
 
-        Args:
-            data: The bytes of a file: JPEG, PNG, WebP, GIF, AVIF, HEIC, TIFF, BMP, and what else ``limits`` names.
-            max_pixels: A larger image is refused; None: above the limits of ``limits``, which this may also raise.
-
-        Raises:
-            Unreadable: ``"corrupt image"``, ``"image too large"`` above a limit of ``limits``, or ``"no decoder"`` for
-                a format that needs another package, and for JPEG 2000.
+        A larger image than ``max_pixels`` is refused; None: than ``MAX_PIXELS`` or ``MAX_JPEG_PIXELS``, which this may
+        also raise.
         """
         self._data, self._max_pixels = data, max_pixels
-        if max_pixels is not None:
-            raise_bound(max_pixels)
+        if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:  # Pillow's bound is one for all threads
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
         self.truncated = False
-        with warnings.catch_warnings():
-            # Pillow warns of odd metadata, of palettes and, below our own limit, of large images: nothing to act on.
-            warnings.simplefilter("ignore")
-            try:
-                if data.startswith(_ICON):
-                    # Pillow decodes its first picture while it opens the icon.
-                    entry = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry[0]
-                    check_header(Image.open(io.BytesIO(data[entry.offset :]), formats=("PNG", "DIB")), data, max_pixels)
-                self._image = _open(data)
-                check_header(self._image, data, max_pixels)
-            except Unreadable:
-                raise
-            except Exception as error:  # the decoders raise nearly anything on damaged bytes
-                raise self._bad(error) from None
+        with _decoding(len(data)):
+            self._image = _open(data)
+            _check_pixels(self._image, max_pixels)
+            if "progressive" in self._image.info:
+                width, height = self._image.size
+                scans = data.count(b"\xff\xda")
+                if scans * width * height > MAX_SCANS * max(MAX_PIXELS, max_pixels or 0):
+                    raise Unreadable("image too large", f"{scans:,} scans of {width}×{height} pixels")
         self._exif_may_come_last = self._image.format == "PNG" and b"eXIf" in data
-        self.in_file = self._image.size
+        self.in_file = width, height = self._image.size
         self._reducible = self._image.format in ("JPEG", "MPO")
-        self._least = _least_reduction(*self.in_file) if self._reducible else 1
-        self.stored: tuple[int, int] = _reduced(self.in_file, self._least)
+        enough = (r for r in _REDUCTIONS if width * height <= WHOLE_PIXELS * r**2)
+        self._least = next(enough, _REDUCTIONS[-1]) if self._reducible else 1
+        self.stored: tuple[int, int] = (-(-width // self._least), -(-height // self._least))
 
     @cached_property
     def orientation(self) -> int:
-        """EXIF's, 1 to 8: how the stored picture is turned to be upright.
-
-        Raises:
-            Unreadable: A PNG with EXIF that is damaged.
-        """
+        """EXIF's, 1 to 8: how the stored picture is turned to be upright."""
         self._load_exif()
         # Pillow turns a TIFF itself while it loads it.
         return 1 if self._image.format == "TIFF" else orientation_of(self._image)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of what ``rgb()`` gives upright, pixels; errors as ``orientation``."""
-        return self._upright(self.stored)
+        """Width and height of what ``rgb()`` gives upright, pixels."""
+        return self.stored[::-1] if self.orientation >= 5 else self.stored
 
     @property
     def whole(self) -> tuple[int, int]:
-        """Width and height of the upright picture in the file, of which ``rgb()`` may give less; errors likewise."""
-        return self._upright(self.in_file)
-
-    def _upright(self, size: tuple[int, int]) -> tuple[int, int]:
-        return size[::-1] if self.orientation >= 5 else size
+        """Width and height of the upright picture in the file, of which ``rgb()`` may give less."""
+        return self.in_file[::-1] if self.orientation >= 5 else self.in_file
 
     @property
     def exif(self) -> Image.Exif | None:
-        """What the camera wrote; before the image is decoded. Errors as ``orientation``."""
+        """What the camera wrote; before the image is decoded."""
         self._load_exif()
         return exif_of(self._image)
 
     def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
-        """Decodes the image; once.
+        """Decodes the image, once, to RGB without metadata.
 
-        Args:
-            reduction: A JPEG may come out smaller by this factor, 1, 2, 4 or 8: width and height divided by it and
-                rounded up. That costs less, as the decoder then computes fewer pixels from the same coefficients, each
-                about the mean of those it stands for. Other formats always come out whole, and a JPEG never at less
-                than an eighth of what its file holds.
-            upright: Turn it; else it lies as it is stored.
-
-        Returns:
-            A loaded image of mode RGB without metadata.
-
-        Raises:
-            Unreadable: ``"corrupt image"``, or ``"image too large"`` where it takes more memory than there is.
+        A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8: width and height divided by it and rounded up. That
+        costs less, as the decoder then computes fewer pixels from the same coefficients, each about the mean of those
+        it stands for. Other formats always come out whole, and a JPEG never at less than an eighth of what its file
+        holds. Without ``upright`` it lies as it is stored.
         """
         orientation = self.orientation  # which goes with the metadata
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        factor = min(_REDUCTIONS[-1], self._least * reduction)
+        with _decoding(len(self._data)):
             try:
-                factor = min(_LARGEST_REDUCTION, self._least * reduction)
-                try:
-                    self._load(factor)
-                except OSError:
-                    if not self._reducible:
-                        raise
-                    self._load_truncated(factor)
-                check_pixels(self._image, self._max_pixels)
-                image = to_rgb(self._image)
-                image.info.clear()
-            except Unreadable:
-                raise
-            except Exception as error:
-                raise self._bad(error) from None
+                self._load(factor)
+            except OSError:
+                if not self._reducible:
+                    raise
+                self._image = _open(self._data + _END)
+                self._load(factor)
+                missing = _missing(self._image)
+                if missing > MAX_MISSING:
+                    said = f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
+                    raise Unreadable("corrupt image", said) from None
+                self.truncated = True
+            _check_pixels(self._image, self._max_pixels)
+            image = to_rgb(self._image)
+            image.info.clear()
         return turned(image, orientation) if upright else image
 
     def _load(self, factor: int) -> None:
@@ -148,39 +145,89 @@ class Encoded:
             self._image.draft("RGB", (max(1, width // factor), max(1, height // factor)))
         self._image.load()
 
-    def _load_truncated(self, factor: int) -> None:
-        """Loads a JPEG that lacks its end."""
-        self._image = _open(self._data + _END)
-        self._load(factor)
-        missing = _missing(self._image)
-        if missing > MAX_MISSING:
-            raise Unreadable("corrupt image", f"{len(self._data):,} bytes, {missing:.0%} of its rows missing")
-        self.truncated = True
-
     def _load_exif(self) -> None:
         if self._exif_may_come_last:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                try:
-                    self._image.load()
-                except Exception as error:
-                    raise self._bad(error) from None
+            with _decoding(len(self._data)):
+                self._image.load()
             self._exif_may_come_last = False
 
-    def _bad(self, error: Exception) -> Unreadable:
-        if isinstance(error, Image.DecompressionBombError | MemoryError):
-            return Unreadable("image too large", str(error) or "it takes more memory than there is")
-        # Pillow's message for an unknown format holds the address of our buffer, which would differ per run.
-        unknown = isinstance(error, UnidentifiedImageError | SyntaxError)
-        said = "not an image file" if unknown else f"{type(error).__name__}: {error}"
-        return Unreadable("corrupt image", f"{len(self._data):,} bytes, {said}")
+
+def decode(data: bytes) -> Image.Image:
+    """Decodes an image file to upright RGB; errors as ``Encoded``."""
+    return Encoded(data).rgb()
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """What ``decode`` gives for the file of an opened image; the image itself stays as it is. Errors as ``Encoded``."""
+    with _decoding():
+        _check_pixels(image)
+        image.load()  # before the orientation is asked for: a TIFF is turned while it is loaded
+        return turned(to_rgb(image), orientation_of(image))
+
+
+def read_file(path: Path | str) -> bytes:
+    """Reads an image file whole; Unreadable above ``MAX_IMAGE_BYTES``, OSError or ValueError where there is none."""
+    try:
+        return read_at_most(path, MAX_IMAGE_BYTES)
+    except TooLarge as error:
+        raise Unreadable("image too large", f"{error.size:,} bytes, the limit is {MAX_IMAGE_BYTES:,}") from None
+
+
+@contextmanager
+def _decoding(n_bytes: int | None = None) -> Iterator[None]:
+    """Inside, Pillow warns of nothing (odd metadata, palettes), and what it raises becomes ``Unreadable``."""
+    size = "" if n_bytes is None else f"{n_bytes:,} bytes, "
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Unreadable:
+        raise
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise Unreadable("image too large", str(error) or "it takes more memory than there is") from None
+    except (UnidentifiedImageError, SyntaxError):  # its message holds an address of memory, which differs per run
+        raise Unreadable("corrupt image", f"{size}not an image file") from None
+    except Exception as error:
+        raise Unreadable("corrupt image", f"{size}{type(error).__name__}: {error}") from None
 
 
 def _open(data: bytes) -> Image.Image:
-    formats = formats_of(data)
+    formats = _formats_of(data)
     if formats == ("JPEG",):  # `Image.open` would refuse one above its bound, however small it is decoded
         return JpegImagePlugin.jpeg_factory(io.BytesIO(data))
     return Image.open(io.BytesIO(data), formats=formats)
+
+
+def _formats_of(data: bytes) -> tuple[str, ...]:
+    """Pillow's names of the formats that the first bytes leave possible."""
+    if data.startswith(_JPEG_2000):  # OpenJPEG makes gigabytes of a few hundred bytes that ask for small precincts
+        raise Unreadable("no decoder", "JPEG 2000: convert it to PNG or JPEG")
+    if data[4:8] == b"ftyp":
+        box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+        brands = {box[i : i + 4] for i in range(0, len(box), 4)}
+        if brands & {b"avif", b"avis"}:
+            Image.init()
+            if "AVIF" not in Image.OPEN:
+                raise Unreadable("no decoder", "AVIF: pip install 'pillow>=11.3'")
+            return ("AVIF",)
+        if brands & _HEIF_BRANDS:
+            if "HEIF" not in Image.OPEN:
+                try:
+                    from pillow_heif import register_heif_opener  # may be missing
+                except ModuleNotFoundError:
+                    raise Unreadable("no decoder", "HEIC: pip install pillow-heif") from None
+                register_heif_opener()
+            return ("HEIF",)
+    return next((formats for magic, formats in _FORMATS if data.startswith(magic)), _OTHERS)
+
+
+def _check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:
+    """Of a progressive JPEG all coefficients are held, so it has no larger bound than others."""
+    width, height = image.size
+    reducible = image.format in ("JPEG", "MPO") and "progressive" not in image.info
+    most = max_pixels or (MAX_JPEG_PIXELS if reducible else MAX_PIXELS)
+    if width * height > most:
+        raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {most:,}")
 
 
 def _missing(image: Image.Image) -> float:
@@ -188,67 +235,3 @@ def _missing(image: Image.Image) -> float:
     filled = [value not in (127, 128) for value in range(256)]
     box = image.point(filled * len(image.getbands())).getbbox()
     return 1 - (box[3] if box else 0) / image.height
-
-
-def decode(data: bytes) -> Image.Image:
-    """Decodes an image file to upright RGB; errors as ``Encoded`` and ``Encoded.rgb``."""
-    return Encoded(data).rgb()
-
-
-def middle(image: Image.Image) -> Image.Image:
-    """The middle of a picture that is more than ``MOST_RATIO`` times as long as wide; any other as it is.
-
-    For a transform that resizes the shorter side and cuts the middle out: a line of 500,000 pixels would fill the
-    memory on the way.
-    """
-    short = min(image.size)
-    keep = [min(side, MOST_RATIO * short) for side in image.size]
-    if tuple(keep) == image.size:
-        return image
-    left, top = ((side - kept) // 2 for side, kept in zip(image.size, keep, strict=True))
-    return image.crop((left, top, left + keep[0], top + keep[1]))
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """What ``decode`` gives for the file of an opened image; the image itself stays as it is.
-
-    Raises:
-        Unreadable: As ``Encoded``.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            check_pixels(image)
-            image.load()  # before the orientation is asked for: a TIFF is turned while it is loaded
-            orientation = orientation_of(image)
-            return turned(to_rgb(image), orientation)
-        except Unreadable:
-            raise
-        except Exception as error:
-            raise Unreadable("corrupt image", f"{type(error).__name__}: {error}") from None
-
-
-def read_file(path: Path | str) -> bytes:
-    """Reads an image file whole.
-
-    Raises:
-        OSError, ValueError: There is no such file, or it cannot be read (ValueError: a NUL in the path); a pipe or a
-            device never is.
-        Unreadable: It is above ``MAX_IMAGE_BYTES``.
-    """
-    try:
-        return read_at_most(path, MAX_IMAGE_BYTES)
-    except TooLarge as error:
-        raise Unreadable("image too large", f"{error.size:,} bytes, the limit is {MAX_IMAGE_BYTES:,}") from None
-
-
-def _least_reduction(width: int, height: int) -> int:
-    """The smallest of 1, 2, 4, 8 at which a JPEG has at most ``WHOLE_PIXELS``."""
-    reduction = 1
-    while reduction < _LARGEST_REDUCTION and width * height > WHOLE_PIXELS * reduction**2:
-        reduction *= 2
-    return reduction
-
-
-def _reduced(size: tuple[int, int], factor: int) -> tuple[int, int]:
-    return -(-size[0] // factor), -(-size[1] // factor)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base
 
+MOST_RATIO = 64  # of a picture's sides, up to which all of it is resized for a model that looks at its middle
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -17,25 +16,18 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BLOCK = 1024  # pixels a side
 
 
 def axes(orientation: int) -> tuple[bool, bool, bool]:
-    """How a stored picture becomes upright: whether rows and columns change places, then whether each is reversed.
-
-    Args:
-        orientation: EXIF's, 1 to 8.
-
-    Returns:
-        ``(swap, reverse_rows, reverse_columns)``, to be done in this order.
-    """
+    """How a stored picture becomes upright: swap rows and columns, then reverse the rows, then the columns."""
     return orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
 
 
 def exif_of(image: Image.Image) -> Image.Exif | None:
-    """What the camera wrote; None where nothing stands or nothing that can be read, which is no fault of the pixels."""
-    if "exif" not in image.info:
-        return None
+    """What the camera wrote; None where nothing stands or nothing that can be read, which is no fault of the pixels.
+
+    Not ``getexif()``, which in later Pillows also looks into XMP; browsers do not.
+    """
     exif = Image.Exif()
     try:
         exif.load(image.info["exif"])
@@ -45,14 +37,11 @@ def exif_of(image: Image.Image) -> Image.Exif | None:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF's orientation; 1 where there is none, and where it is not one of eight.
-
-    Not ``getexif()``, which in later Pillows also looks into XMP; browsers do not.
-    """
+    """EXIF's orientation; 1 where there is none, and where it is not one of eight."""
     exif = exif_of(image)
     try:
         orientation = 1 if exif is None else exif.get(Base.Orientation, 1)
-    except Exception:
+    except Exception:  # Pillow raises nearly anything on damaged EXIF
         return 1
     return orientation if orientation in _TURNS else 1
 
@@ -80,22 +69,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _grey(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits or floating point as 8 bits."""
+    values = np.asarray(image)
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # as Pillow reads colours of 16 bits
-    brightest = max(float(np.nanmax(values, initial=0, where=np.isfinite(values))) for _, values in _blocks(image))
+        return Image.fromarray((values >> 8).astype(np.uint8))  # as Pillow reads colours of 16 bits
+    brightest = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
     ranges = (1.0, 2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)[image.mode != "F" :]
     white = next((white for white in ranges if brightest <= white), brightest)
-    grey = np.empty((image.height, image.width), np.uint8)
-    for place, values in _blocks(image):
-        scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
-        grey[place] = np.clip(np.rint(scaled), 0, 255)
-    return Image.fromarray(grey)
+    scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
 
 
-def _blocks(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
-    """Where each block lies, rows and columns, and its values: of all at once the steps take 17 bytes a pixel."""
-    for top in range(0, image.height, _BLOCK):
-        for left in range(0, image.width, _BLOCK):
-            lower, right = min(top + _BLOCK, image.height), min(left + _BLOCK, image.width)
-            place = slice(top, lower), slice(left, right)
-            yield place, np.asarray(image.crop((left, top, right, lower)))
+def middle(image: Image.Image) -> Image.Image:
+    """The middle of a picture that is more than ``MOST_RATIO`` times as long as wide; any other as it is.
+
+    For a transform that resizes the shorter side and cuts the middle out: a line of 500,000 pixels would fill the
+    memory on the way.
+    """
+    most = MOST_RATIO * min(image.size)
+    width, height = (min(side, most) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))

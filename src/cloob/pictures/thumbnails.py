@@ -10,34 +10,22 @@ from PIL import Image
 
 from cloob.pictures.encoded import Encoded
 
-_MAX_REDUCTION = 8  # of a JPEG decoder
 
+def thumbnail(picture: bytes | Image.Image, side: int, kind: Literal["JPEG", "PNG"] = "JPEG") -> bytes:
+    """The file of a picture that fits into a square of ``side`` pixels; a smaller one keeps its size.
 
-def shrunk(picture: bytes | Image.Image, side: int) -> Image.Image:
-    """A picture that fits into a square.
-
-    Args:
-        picture: The bytes of an image file, or an upright RGB picture, which stays as it is.
-        side: Of the square, pixels; a smaller picture keeps its size.
-
-    Raises:
-        cloob.pictures.Unreadable: The bytes do not decode.
+    ``picture``: the bytes of an image file, or an upright RGB picture, which stays as it is. Raises
+    :class:`cloob.pictures.Unreadable`.
     """
     if isinstance(picture, bytes):
-        encoded, reduction = Encoded(picture), 1
-        while reduction < _MAX_REDUCTION and max(encoded.size) >= 4 * reduction * side:  # twice the side is left
-            reduction *= 2
-        small = encoded.rgb(reduction)
+        encoded = Encoded(picture)
+        longer = max(encoded.size)
+        small = encoded.rgb(next((r for r in (8, 4, 2) if longer >= 2 * r * side), 1))  # twice the side is left
     else:
         small = picture.copy()
     small.thumbnail((side, side))
-    return small
-
-
-def thumbnail(picture: bytes | Image.Image, side: int, kind: Literal["JPEG", "PNG"] = "JPEG") -> bytes:
-    """The file of :func:`shrunk`."""
     stream = io.BytesIO()
-    shrunk(picture, side).save(stream, kind, quality=85)
+    small.save(stream, kind, quality=85)
     return stream.getvalue()
 
 

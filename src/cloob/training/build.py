@@ -44,9 +44,9 @@ def make_cache(config: TrainConfig) -> Cache:
     return Cache(config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3))
 
 
-def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[float] = ()) -> Source:
-    """Opens one source or several as one, each with its weight if there are any; errors as of ``open_source``."""
-    return mix(_open(specs, config), weights)
+def open_pairs(specs: Sequence[str], config: TrainConfig) -> Source:
+    """Opens one source or several as one; errors as of ``open_source``."""
+    return mix(_open(specs, config))
 
 
 def open_all(config: TrainConfig) -> tuple[Source | VectorPairs, Source | VectorPairs | None]:
@@ -58,13 +58,13 @@ def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
     """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs."""
     pairs = config.pairs
     if not pairs.val_split:
-        source = open_pairs(pairs.data, config, pairs.data_weights)
+        source = open_pairs(pairs.data, config)
         return source, open_pairs(pairs.val_data, config) if pairs.val_data else None
     sources = _open(pairs.data, config)
     if rank() == 0:
         logger.info("reading all pairs once, to hold some out (--val-split) …")
     rows = on_rank_zero(lambda: choose_held_out(sources, pairs.val_split), slow=True)
-    source, held_out = split(sources, rows, pairs.data_weights)
+    source, held_out = split(sources, rows)
     if rank() == 0:
         total = len(source) + len(held_out)
         logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cloob.export.programs.onnx import _USAGE
+from cloob.export.onnx import _USAGE
 from cloob.models.encoder import DualEncoder
 from support import run_script
 

@@ -77,7 +77,6 @@ def test_a_value_that_is_not_right(leaves: dict[str, Any], said: str) -> None:
         ({"average_with_start": 0.5}, "average_with_start needs the trained weights of a start; give --init"),
         ({"init_scales": True}, "init_scales needs a model that was trained; give --init"),
         ({"val_every": 2}, "val_every is 2, but there are no held-out pairs"),
-        ({"data_weights": [1, 2]}, "data_weights is (1.0, 2.0); it must be a number for each of the 1 sources"),
         ({"embed_dim": 64}, "embed_dim is 64, but there are no heads; give --image-encoder and --text-encoder"),
         ({"image_encoder": "a", "text_encoder": "b", "layer_decay": 0.9}, "layer_decay is 0.9, but heads train on"),
     ],

@@ -126,7 +126,7 @@ def configured(
         if feature.data == "streamed":
             stream = f"pipe:cat {pairs_as['shards']}/{{00000..00001}}.tar"
             cache = {"cache_dir": tmp_path / "cache", "max_bad_fraction": 1.0}
-            return config.override(data=[stream, pairs_as["table"]], data_weights=[1.0, 0.5], **cache)
+            return config.override(data=[stream, pairs_as["table"]], **cache)
         if feature.data != "heads":
             return config.override(data=[pairs_as[feature.data]])
         towers = [tmp_path / "image", tmp_path / "text"]

@@ -38,9 +38,8 @@ from torch import Tensor
 
 from cloob.functional.checks import outside_autocast
 from cloob.functional.reference import Contrast, Parts, Scale, of_parts
-from cloob.functional.streamed.contrast import info_loob, info_nce
+from cloob.functional.streamed.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
-from cloob.functional.streamed.sigmoid import sigmoid_loss
 from cloob.functional.streamed.tiles import eager
 
 __all__ = ["cloob_streamed", "hopfield_retrieval", "info_loob", "info_nce", "retrieve", "sigmoid_loss"]

@@ -95,8 +95,6 @@ def _conflicts(config: TrainConfig) -> Iterator[str]:
         )
     if pairs.val_every > 1 and not pairs.holds_out:
         yield f"val_every is {pairs.val_every}, but there are no held-out pairs; give --val-data or --val-split"
-    if pairs.data_weights and len(pairs.data_weights) != len(pairs.data):
-        yield f"data_weights is {pairs.data_weights}; it must be a number for each of the {len(pairs.data)} sources"
 
     if any(dataclasses.asdict(config.vectors).values()):
         yield from _conflicts_of_vectors(config)
@@ -145,7 +143,7 @@ def _settings_of_towers(config: TrainConfig) -> Iterator[str]:
     for key in ("fsdp", "compile", "grad_checkpointing"):
         if getattr(config.run, key):
             yield f"{key} is True, but heads on frozen encoders are too small for it; leave it out"
-    unused = [(config.pairs, PairsConfig, key) for key in ("data_weights", "shuffle_buffer", "flip", "crop_scale")]
+    unused = [(config.pairs, PairsConfig, key) for key in ("shuffle_buffer", "flip", "crop_scale")]
     for part, kind, key in (*unused, (config.optim, OptimConfig, "layer_decay")):
         if getattr(part, key) != getattr(kind, key):
             yield f"{key} is {getattr(part, key)}, but heads train on features made once; leave it out"

@@ -86,8 +86,6 @@ class PairsConfig(Part):
     """Training pairs: a table (.csv, .tsv, .parquet, .jsonl), WebDataset tars (path, pattern, folder, or streamed
     by pipe:…, s3://, https://), a Hugging Face datasets folder, a folder of images with .txt files beside them, or
     "demo"; several are read as one. See docs/data.md."""
-    data_weights: Annotated[tuple[float, ...], Rule("positive numbers", lambda w: all(map(POSITIVE.holds, w)))] = ()
-    """Passes over each source of --data in an epoch, one number a source; a fraction takes another part each time."""
     val_data: Annotated[tuple[str, ...], Rule("sources without empty names", all)] = ()
     """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data. A recipe's demo:val judges
     the demo alone: of other data a tenth is held out where neither this nor --val-split is given."""

@@ -1,1 +1,0 @@
-"""Both towers as programs without this package: graphs of ONNX, and programs of torch.export."""
