@@ -1,7 +1,4 @@
-"""What an evaluation leaves beside results.json: CLIP_benchmark's JSON and the recalls of the classes.
-
-Legend: C classes.
-"""
+"""What an evaluation leaves beside results.json: CLIP_benchmark's JSON and the recalls of the classes."""
 
 from __future__ import annotations
 
@@ -19,9 +16,6 @@ from cloob.evaluation.measures.zeroshot import confusion_matrix
 from cloob.evaluation.suite import write_results
 from cloob.files import write_whole
 
-_COLUMNS = ("label", "class", "images")
-_CLIP_BENCHMARK_FILE = re.compile(r".+_en_(zeroshot_classification|zeroshot_retrieval|linear_probe)(-[0-9]+)?\.json")
-
 
 def write_set_files(
     out: Path, results: Mapping[str, Any], embeddings: Embeddings, zeroshot: Sequence[Labelled]
@@ -33,7 +27,8 @@ def write_set_files(
         for model, source in embeddings.models.items()
         if isinstance(source, str | Path)
     }
-    _remove_earlier(out)
+    for earlier in (*(out / "clip_benchmark").glob("*_en_*.json"), *(out / "per_class").glob("*.csv")):
+        earlier.unlink()
     write_clip_benchmark(out / "clip_benchmark", results, sources)
     taken: set[str] = set()
     for data in zeroshot:
@@ -51,10 +46,7 @@ def write_set_files(
 def write_clip_benchmark(
     folder: Path, results: Mapping[str, Any], sources: Mapping[str, str] | None = None
 ) -> list[Path]:
-    """One JSON a model, set and task, as CLIP_benchmark writes them, so that ``clip_benchmark build`` reads them.
-
-    ``sources`` says where each model came from, for the field ``pretrained``.
-    """
+    """One JSON a model, set and task, which ``clip_benchmark build`` reads; ``sources`` say where models came from."""
     files, taken = [], set[str]()
     for row in results["rows"]:
         for task, name, metrics in _tasks(row):
@@ -76,7 +68,8 @@ def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str
     """A CSV with a line a class: ``label``, ``class``, ``images``, and a model each its recall and worst confusion."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(f"{model}: {what}" for model in matrices for what in ("recall", "mostly taken for"))])
+    columns = [f"{model}: {what}" for model in matrices for what in ("recall", "mostly taken for")]
+    writer.writerow(["label", "class", "images", *columns])
     for label, name in enumerate(classnames):
         images = int(next(iter(matrices.values()))[label].sum())
         cells: list[str] = []
@@ -89,16 +82,6 @@ def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str
             cells += [recall, [*classnames, "(unreadable)"][worst] if int(row[worst]) else ""]
         writer.writerow([label, name, images, *cells])
     write_whole(path, text.getvalue())
-
-
-def _remove_earlier(out: Path) -> None:
-    """Removes the files of an earlier evaluation: by their names, or, of the CSVs, by their first columns."""
-    for path in (out / "clip_benchmark").glob("*.json"):
-        if _CLIP_BENCHMARK_FILE.fullmatch(path.name):
-            path.unlink()
-    for path in (out / "per_class").glob("*.csv"):
-        if path.read_bytes().startswith(f"{','.join(_COLUMNS)},".encode()):
-            path.unlink()
 
 
 def _tasks(row: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -122,7 +105,6 @@ def _tasks(row: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _slug(name: str) -> str:
-    """A name that is a file's name on every system."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "set"
 
 

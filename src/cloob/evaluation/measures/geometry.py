@@ -34,13 +34,9 @@ def geometry(
         limit: Pairs measured at most, evenly spaced over the set (time is O(n²)).
 
     Raises:
-        ValueError: Shapes that differ, fewer than 2 finite pairs, or τ⁻¹ or β not positive.
+        ValueError: Fewer than 2 finite pairs.
     """
-    if image_features.shape != text_features.shape or image_features.ndim != 2:
-        shapes = f"{tuple(image_features.shape)} and {tuple(text_features.shape)}"
-        raise ValueError(f"expected (n, D) features of one shape, got {shapes}")
-    finite = torch.isfinite(image_features).all(1) & torch.isfinite(text_features).all(1)
-    kept = finite.nonzero()[:, 0]
+    kept = (torch.isfinite(image_features).all(1) & torch.isfinite(text_features).all(1)).nonzero()[:, 0]
     if len(kept) < 2:
         raise ValueError(f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}")
     if len(kept) > limit:

@@ -40,28 +40,21 @@ class ProbeOptions:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        if self.shots is not None and self.shots < 1:
-            raise InputError(f"shots is {self.shots}; it must be 1 or more images a class")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds is {self.seeds}; one or several different numbers are wanted")
-        if not all(0 <= seed < 2**63 for seed in self.seeds):
-            raise InputError(f"seeds is {self.seeds}; numbers from 0 to below 2^63 are wanted")
+        distinct = len(set(self.seeds)) == len(self.seeds) > 0
+        if (self.shots is not None and self.shots < 1) or not distinct or not all(0 <= s < 2**63 for s in self.seeds):
+            raise InputError(
+                f"shots is {self.shots}, seeds is {self.seeds}; 1 shot or more, and one or several different seeds, "
+                "numbers from 0 to below 2^63, are wanted"
+            )
 
 
 class Probe(NamedTuple):
-    """A fitted probe.
+    """A fitted probe."""
 
-    Attributes:
-        weight: (C, F + 1) float64, the last column the bias; NaN for a class without training images.
-        strength: C of scikit-learn, the inverse of the penalty.
-        validation_acc1: Accuracy at that strength on the validation images.
-        n_train: Images of the last fit.
-    """
-
-    weight: Tensor
-    strength: float
-    validation_acc1: float
-    n_train: int
+    weight: Tensor  # (C, F + 1) float64, the last column the bias; NaN for a class without training images
+    strength: float  # C of scikit-learn, the inverse of the penalty
+    validation_acc1: float  # at that strength
+    n_train: int  # images of the last fit
 
 
 def fit_probe(
@@ -78,13 +71,11 @@ def fit_probe(
     """
     options = options or ProbeOptions()
     readable = torch.isfinite(features).all(1).nonzero()[:, 0]
-    if (n := len(torch.unique(labels[readable]))) < 2:
-        raise InputError(f"a linear probe needs readable training images of two classes or more, and has {n}")
     fitted, held_out = _split(readable, labels, options, seed)
-    if len(held_out) == 0:
+    if (n := len(torch.unique(labels[readable]))) < 2 or len(held_out) == 0:
         raise InputError(
-            "no training image is left to choose the strength of the penalty on: every class has "
-            f"{options.shots or 1} or fewer"
+            "a linear probe needs readable training images of two classes or more, and of one of them more than "
+            f"{options.shots or 1}, to choose the strength of the penalty on; there are {n} classes"
         )
     # The bias has no penalty, so that taking the mean off changes no optimum and speeds L-BFGS up; one number for all
     # features makes the sweep mean the same for towers of any scale.
@@ -149,8 +140,7 @@ def summarise(
 def _split(readable: Tensor, labels: Tensor, options: ProbeOptions, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to fit and rows to hold out, ascending, drawn class by class."""
     generator = torch.Generator().manual_seed(seed)
-    fitted: list[Tensor] = []
-    held_out: list[Tensor] = []
+    fitted, held_out = [readable[:0]], [readable[:0]]
     for label in torch.unique(labels[readable]).tolist():
         rows = readable[labels[readable] == label]
         rows = rows[torch.randperm(len(rows), generator=generator)]

@@ -40,9 +40,7 @@ def retrieval_ranks(
     """
     n_texts = len(text_features)
     if image_of_text is None:
-        if len(image_features) != n_texts:
-            raise ValueError(f"{len(image_features)} images and {n_texts} texts are no pairs without image_of_text")
-        image_of_text = torch.arange(n_texts)
+        image_of_text = torch.arange(len(image_features))
     if len(image_of_text) != n_texts or (captions is not None and len(captions) != n_texts):
         raise ValueError(f"expected an image and a caption for each of the {n_texts} texts")
     group, pairs = correct_answers(torch.as_tensor(image_of_text), captions)
@@ -51,11 +49,10 @@ def retrieval_ranks(
 
 
 def correct_answers(image_of_text: Tensor, captions: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
-    """Which texts are one caption, and which images it is correct for: those that any of its texts describes.
+    """The (T,) groups of texts that are one caption, and the (P, 2) distinct (group, image) pairs that are correct.
 
-    Returns:
-        The (T,) int64 groups of the texts, and the (P, 2) int64 distinct (group, image) pairs, P ≤ T. An empty caption
-        could not be read and equals no other.
+    A caption is correct for the images that any of its texts describes. An empty one could not be read and equals no
+    other.
     """
     group = torch.arange(len(image_of_text))
     if captions is not None:

@@ -23,16 +23,9 @@ from cloob.functional.bootstrap import bootstrap_interval
 def class_embeddings(
     encoder: Encoder, classnames: Sequence[str], templates: Sequence[str], batch_size: int = 256
 ) -> Tensor:
-    """(C, D) unit rows on the CPU: the mean over the templates, with each class name in the place of ``{c}``.
-
-    Raises:
-        InputError: No classes, no templates, or a template without ``{c}``.
-    """
-    if not classnames or not templates:
-        raise InputError(f"zero-shot needs class names and templates, got {len(classnames)} and {len(templates)}")
-    for template in templates:
-        if "{c}" not in template:
-            raise InputError(f"template {template!r} has no {{c}} where the class name belongs")
+    """(C, D) unit rows on the CPU: the mean over the templates, with each class name in the place of ``{c}``."""
+    if not classnames or not templates or not all("{c}" in template for template in templates):
+        raise InputError(f"expected class names and templates with {{c}} in the place of one; got {list(templates)}")
     prompts = [template.replace("{c}", name) for name in classnames for template in templates]
     features = F.normalize(embed_texts(encoder, prompts, batch_size), dim=1)
     return F.normalize(features.view(len(classnames), len(templates), -1).mean(1), dim=1)
