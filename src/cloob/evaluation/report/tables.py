@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +14,6 @@ from cloob.evaluation.report.numbers import (
     count,
     decimal,
     duration,
-    number,
-    part,
     percent,
     points,
     set_names,
@@ -43,14 +42,13 @@ class Table(NamedTuple):
 
 
 class _Column(NamedTuple):
-    """A number of a result; ``better`` is +1 (higher), −1 (lower) or 0. Unless ``always``, some line must have it."""
+    """A number of a result; ``better`` is +1 (higher), −1 (lower) or 0."""
 
     key: str
     header: str
-    form: Callable[[float | None], str] = count
+    form: Callable[[float], str] = count
     better: int = 0
     group: str = ""
-    always: bool = False
 
 
 _ACCURACIES = [
@@ -58,54 +56,62 @@ _ACCURACIES = [
     _Column("acc5", "Top-5, %", percent, 1),
     _Column("mean_per_class_recall", "Mean per class,\u00a0%", percent, 1),
 ]
-_PROBE = [_Column("shots", "Images a class"), _Column("n_train", "Training images"), _Column("n", "Test images")]
-_COLUMNS = {
-    "zeroshot": [*_ACCURACIES, _Column("n_classes", "Classes"), _Column("n", "Images")],
-    "probe": [*_ACCURACIES, *_PROBE],
-    "retrieval": [
-        *(_Column(f"image_to_text@{k}", f"@{k}", percent, 1, "Image → text recall, %") for k in (1, 5, 10)),
-        *(_Column(f"text_to_image@{k}", f"@{k}", percent, 1, "Text → image recall, %") for k in (1, 5, 10)),
-        _Column("image_to_text_median_rank", "image → text", count, -1, "Median rank"),
-        _Column("text_to_image_median_rank", "text → image", count, -1, "Median rank"),
-        _Column("n_images", "Images"),
-        _Column("n", "Texts"),
-    ],
-    "geometry": [
-        _Column("effective_eigenvalues_image", "image", group="Effective eigenvalues", always=True),
-        _Column("effective_eigenvalues_text", "text", group="Effective eigenvalues", always=True),
-        _Column("effective_eigenvalues_image_retrieved", "image, retrieved", group="Effective eigenvalues"),
-        _Column("effective_eigenvalues_text_retrieved", "text, retrieved", group="Effective eigenvalues"),
-        _Column("ajne_image", "image", decimal, group="Ajne", always=True),
-        _Column("ajne_text", "text", decimal, group="Ajne", always=True),
-        _Column("modality_gap", "Modality gap", decimal, always=True),
-        _Column("train_seconds", "Training time", duration, always=True),
-        _Column("alignment", "Alignment", decimal),
-        _Column("uniformity_image", "image", decimal, group="Uniformity"),
-        _Column("uniformity_text", "text", decimal, group="Uniformity"),
-        _Column("saturation", "InfoNCE saturation", decimal),
-        _Column("n", "Pairs"),
-    ],
-}
-_CAPTIONS = {
-    "zeroshot": "Zero-shot classification",
-    "probe": "Linear probe",
-    "retrieval": "Retrieval",
-    "geometry": "Geometry of the embeddings, and cost",
+_TABLES = {
+    "zeroshot": ("Zero-shot classification", [*_ACCURACIES, _Column("n_classes", "Classes"), _Column("n", "Images")]),
+    "probe": (
+        "Linear probe",
+        [
+            *_ACCURACIES,
+            _Column("shots", "Images a class"),
+            _Column("n_train", "Training images"),
+            _Column("n", "Test images"),
+        ],
+    ),
+    "retrieval": (
+        "Retrieval",
+        [
+            *(_Column(f"image_to_text@{k}", f"@{k}", percent, 1, "Image → text recall, %") for k in (1, 5, 10)),
+            *(_Column(f"text_to_image@{k}", f"@{k}", percent, 1, "Text → image recall, %") for k in (1, 5, 10)),
+            _Column("image_to_text_median_rank", "image → text", count, -1, "Median rank"),
+            _Column("text_to_image_median_rank", "text → image", count, -1, "Median rank"),
+            _Column("n_images", "Images"),
+            _Column("n", "Texts"),
+        ],
+    ),
+    "geometry": (
+        "Geometry of the embeddings, and cost",
+        [
+            _Column("effective_eigenvalues_image", "image", group="Effective eigenvalues"),
+            _Column("effective_eigenvalues_text", "text", group="Effective eigenvalues"),
+            _Column("effective_eigenvalues_image_retrieved", "image, retrieved", group="Effective eigenvalues"),
+            _Column("effective_eigenvalues_text_retrieved", "text, retrieved", group="Effective eigenvalues"),
+            _Column("ajne_image", "image", decimal, group="Ajne"),
+            _Column("ajne_text", "text", decimal, group="Ajne"),
+            _Column("modality_gap", "Modality gap", decimal),
+            _Column("train_seconds", "Training time", duration),
+            _Column("alignment", "Alignment", decimal),
+            _Column("uniformity_image", "image", decimal, group="Uniformity"),
+            _Column("uniformity_text", "text", decimal, group="Uniformity"),
+            _Column("saturation", "InfoNCE saturation", decimal),
+            _Column("n", "Pairs"),
+        ],
+    ),
 }
 
 _Line = tuple[str, str, Mapping[str, Any]]  # set, model, numbers
 
 
-def result_tables(rows: Sequence[Row], colours: Mapping[str, int]) -> list[Table]:
+def result_tables(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[Table]:
     """The tables that have something to show; a line is one set and one model, grouped by set."""
-    tables = [_table(key, rows, colours) for key in _CAPTIONS]
-    return [table for table in tables if table.rows]
+    rows = results["rows"]
+    tables = [_table(key, rows, colours) for key in _TABLES if set_names(rows, key)]
+    return [*tables, _differences(results, colours)] if results.get("differences") else tables
 
 
-def difference_table(results: Mapping[str, Any], colours: Mapping[str, int]) -> Table | None:
+def _differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> Table:
     """Every paired difference with its interval, in bold if that is clear of zero."""
     body = []
-    for entry in results.get("differences", ()):
+    for entry in results["differences"]:
         value, low, high = (entry[key] for key in ("difference", "low", "high"))
         clear = low > 0 or high < 0
         body.append(
@@ -119,52 +125,43 @@ def difference_table(results: Mapping[str, Any], colours: Mapping[str, int]) -> 
         )
     headers = ["Set", "Model", "Minus", "Measure", "Difference, points", "Clear of zero"]
     numeric = [header == "Difference, points" for header in headers]
-    return Table("differences", "Differences, image by image", [], headers, numeric, body) if body else None
+    return Table("differences", "Differences, image by image", [], headers, numeric, body)
 
 
 def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
+    caption, known = _TABLES[key]
     lines: list[_Line] = [
-        (name, row["model"], {**part(row, key)[name], "train_seconds": row.get("train_seconds")})
+        (name, row["model"], row[key][name] | {"train_seconds": row.get("train_seconds")})
         for name in set_names(rows, key)
         for row in rows
-        if name in part(row, key)
+        if name in row.get(key, {})
     ]
-    if key == "geometry":  # the training time is worth a line even without a geometry
-        timed = [row for row in rows if not part(row, key) and row.get("train_seconds") is not None]
-        lines += [(MISSING, row["model"], row) for row in timed]
-    some = {column.key for column in _COLUMNS[key] for line in lines if number(line[2].get(column.key)) is not None}
-    columns = [column for column in _COLUMNS[key] if column.always or column.key in some]
-    best = _best(lines, columns)
+    columns = [column for column in known if any(line[2].get(column.key) is not None for line in lines)]
+    best = {(i, column.key) for column in columns if column.better for i in _best(lines, column)}
     body = []
     for i, (name, model, values) in enumerate(lines):
         cells = [Cell(name), Cell(model, colour=colours[model])]
         for column in columns:
-            value, ends = number(values.get(column.key)), values.get(f"{column.key}_interval")
+            value, ends = values.get(column.key), values.get(f"{column.key}_interval")
+            if value is None or not math.isfinite(value):  # a median rank where half is unreadable
+                cells.append(Cell(MISSING))
+                continue
             span = " – ".join(map(column.form, ends)) if ends else ""
             cells.append(Cell(column.form(value), value, span, best=(i, column.key) in best))
         body.append(cells)
     headers = ["Set", "Model", *(column.header for column in columns)]
-    return Table(key, _CAPTIONS[key], _groups(columns), headers, [i > 1 for i in range(len(headers))], body)
+    groups: list[tuple[str, int]] = []
+    if any(column.group for column in columns):
+        runs = itertools.groupby(columns, lambda column: column.group)
+        groups = [("", 2), *((group, len(list(run))) for group, run in runs)]
+    return Table(key, caption, groups, headers, [i > 1 for i in range(len(headers))], body)
 
 
-def _groups(columns: Sequence[_Column]) -> list[tuple[str, int]]:
-    """Headings over neighbouring columns; the first two columns name the set and the model."""
-    if not any(column.group for column in columns):
-        return []
-    runs = itertools.groupby(columns, lambda column: column.group)
-    return [("", 2), *((group, len(list(run))) for group, run in runs)]
-
-
-def _best(lines: Sequence[_Line], columns: Sequence[_Column]) -> set[tuple[int, str]]:
-    """(line, column) of the best number of each set, if at least two models differ."""
-    best = set()
-    for column in (column for column in columns if column.better):
-        groups: dict[str, list[tuple[int, float]]] = {}
-        for i, (name, _, values) in enumerate(lines):
-            if (value := number(values.get(column.key))) is not None:
-                groups.setdefault(name, []).append((i, column.better * value))
-        for group in groups.values():
-            winners = [i for i, value in group if value == max(value for _, value in group)]
-            if len(winners) < len(group):
-                best |= {(i, column.key) for i in winners}
+def _best(lines: Sequence[_Line], column: _Column) -> list[int]:
+    """The lines with the best number of each set, if at least two models differ."""
+    best = []
+    for _, group in itertools.groupby(range(len(lines)), lambda i: lines[i][0]):
+        scores = {i: column.better * lines[i][2][column.key] for i in group}
+        if min(scores.values()) < max(scores.values()):
+            best += [i for i, score in scores.items() if score == max(scores.values())]
     return best
