@@ -78,7 +78,7 @@ def write_page(
 ) -> None:
     """Writes the report: searches, the numbers, curves of the runs and example queries."""
     from cloob.evaluation.examples import example_queries
-    from cloob.evaluation.report import ReportExtras, write_report
+    from cloob.evaluation.report import write_report
     from cloob.models.runs import curve
 
     embeddings, rows = comparison.embeddings, comparison.results["rows"]
@@ -88,8 +88,8 @@ def write_page(
     queries = example_queries(embeddings, labelled[0], n=8, models=models) if labelled else []
     queries += example_queries(embeddings, captioned[0], n=4, models=models) if captioned else []
     curves = {model: lines for model in models if (lines := curve(comparison.models[model]))}
-    extras = ReportExtras(curves, queries=queries, searches=searches)
-    write_report(path, comparison.results, extras, title=title, notes=notes)
+    shown = comparison.results
+    write_report(path, shown, title=title, notes=notes, curves=curves, queries=queries, searches=searches)
 
 
 def check_writable(out: Path) -> None:

@@ -32,19 +32,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """How pictures and texts are embedded; no embedding depends on it but for rounding.
+    """How pictures and texts are embedded; no embedding depends on it but for rounding."""
 
-    Attributes:
-        device: Where models are loaded to.
-        batch_size: Images or texts a forward pass.
-        workers: Threads that read and decode ahead of the model; 0 decodes in between.
-        cache: Where embeddings outlive the process; None keeps none.
-    """
-
-    device: str | torch.device = "cpu"
-    batch_size: int = 256
-    workers: int = 0
-    cache: Cache | None = None
+    device: str | torch.device = "cpu"  # where models are loaded to
+    batch_size: int = 256  # images or texts a forward pass
+    workers: int = 0  # threads that read and decode ahead of the model; 0 decodes in between
+    cache: Cache | None = None  # where embeddings outlive the process
 
 
 class ImageEmbeddings(NamedTuple):
@@ -109,8 +102,8 @@ def embed_images(
     options = options or EmbedOptions()
     samples: list[_Loaded] = []
     features, of_tower = [], []
-    load = partial(_load, encoder, reader)
-    loaded = in_threads(load, range(len(reader)), options.workers, ahead=2 * options.batch_size)
+    load, ahead = partial(_load, encoder, reader), 2 * options.batch_size
+    loaded = in_threads(load, range(len(reader)), options.workers, ahead)
     with evaluating(encoder), capture_tower(encoder) if tower else nullcontext() as captured:
         while batch := list(islice(loaded, options.batch_size)):
             samples += [sample._replace(pixels=None) for sample in batch]
@@ -126,16 +119,11 @@ def embed_images(
         first = f"; the first is {bad[0].key}: {bad[0].reason} ({bad[0].detail})" if bad else ""
         raise InputError(f"{reader.name}: none of the {len(samples)} images can be read{first}")
     readable = [sample.bad is None for sample in samples]
-    keys = [sample.key for sample in samples]
     rows = torch.cat(features)
-    _check_finite(encoder, rows, [key for key, good in zip(keys, readable, strict=True) if good])
-    return ImageEmbeddings(
-        _in_place(rows, readable),
-        tuple(keys),
-        bad,
-        tuple(sample.captions for sample in samples),
-        _in_place(torch.cat(of_tower), readable) if tower else None,
-    )
+    _check_finite(encoder, rows, [sample.key for sample in samples if sample.bad is None])
+    keys, captions = (tuple(values) for values in zip(*((s.key, s.captions) for s in samples), strict=True))
+    towers = _in_place(torch.cat(of_tower), readable) if tower else None
+    return ImageEmbeddings(_in_place(rows, readable), keys, bad, captions, towers)
 
 
 def embed_pairs(
@@ -175,12 +163,11 @@ def embed_texts(
 
 @contextmanager
 def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Gives the features of the image tower beside the embeddings of the same pass.
+    """Yields a function from the embeddings of the batch just encoded to features of its tower, (n, F) on the CPU.
 
-    Yields a function from the embeddings of the batch that was just encoded to its features, (n, F) float32 on the CPU:
-    what comes before the projection in open_clip's vision transformers (parameter ``proj``), timm towers (module
-    ``head``) and heads on frozen encoders (``image_head``), as CLIP took them; the image tower's output in others
-    (ResNets end in an attention pool). For an encoder without an image tower, the embeddings themselves.
+    They are what comes before the projection in open_clip's vision transformers (parameter ``proj``), timm towers
+    (module ``head``) and heads on frozen encoders (``image_head``), as CLIP took them; the image tower's output in
+    others (ResNets end in an attention pool). For an encoder without an image tower, the embeddings themselves.
     """
     model: Any = getattr(encoder, "model", None)
     visual: Any = getattr(model, "visual", None)
@@ -189,7 +176,6 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
         return
     seen: list[Tensor] = []
     projection = getattr(visual, "proj", None)
-    takes_projection = isinstance(projection, nn.Parameter)
     head: Any = getattr(visual, "head", None) if hasattr(visual, "trunk") else getattr(model, "image_head", None)
 
     def before_head(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -198,20 +184,19 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
     def after(_: nn.Module, __: Any, output: Any) -> Any:
         pooled, *others = output if isinstance(output, tuple) else (output,)
         seen.append(pooled)
-        if not takes_projection:
-            return None
-        projected = pooled @ projection
-        return (projected, *others) if isinstance(output, tuple) else projected
+        if isinstance(projection, nn.Parameter):
+            pooled = pooled @ projection
+        return (pooled, *others) if isinstance(output, tuple) else pooled
 
     hooked = isinstance(head, nn.Module)
     handle = head.register_forward_pre_hook(before_head) if hooked else visual.register_forward_hook(after)
     try:
-        if takes_projection:
+        if isinstance(projection, nn.Parameter):
             visual.proj = None  # type: ignore[assignment]  # the hook projects, so that one pass gives both
         yield lambda _: torch.cat([seen.pop(0) for _ in range(len(seen))]).float().cpu()
     finally:
         handle.remove()
-        if takes_projection:
+        if isinstance(projection, nn.Parameter):
             visual.proj = projection  # type: ignore[assignment]
 
 
@@ -237,7 +222,5 @@ def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
 def _check_finite(encoder: Encoder, features: Tensor, names: Sequence[str]) -> None:
     wrong = (~torch.isfinite(features).all(1)).nonzero()[:, 0]
     if len(wrong):
-        raise InputError(
-            f"{encoder.name}: {len(wrong)} of {len(names)} embeddings are not finite; "
-            f"the first is that of {names[int(wrong[0])]!r}"
-        )
+        first = f"the first is that of {names[int(wrong[0])]!r}"
+        raise InputError(f"{encoder.name}: {len(wrong)} of {len(names)} embeddings are not finite; {first}")

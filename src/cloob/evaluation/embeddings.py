@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from cloob.data.batch import Skip
-from cloob.data.content import add_part, content_key
+from cloob.data.content import content_key
+from cloob.data.fingerprint import digest
 from cloob.errors import InputError
 from cloob.evaluation.embed import (
     EmbedOptions,
@@ -50,16 +51,13 @@ class Labelled(Reader, Protocol):
     """A set of labelled images; :class:`cloob.evaluation.sets.labelled.LabelledSet` is one."""
 
     @property
-    def classnames(self) -> Sequence[str]:
-        """C names; a label is an index into them."""
+    def classnames(self) -> Sequence[str]: ...  # C names; a label is an index into them
 
     @property
-    def templates(self) -> Sequence[str]:
-        """Prompts with ``{c}`` in the place of the class name."""
+    def templates(self) -> Sequence[str]: ...  # prompts with ``{c}`` in the place of the class name
 
     @property
-    def labels(self) -> Any:
-        """(n,) integers, an array or a sequence."""
+    def labels(self) -> Any: ...  # (n,) integers, an array or a sequence
 
 
 class LabelledEmbeddings(NamedTuple):
@@ -109,7 +107,6 @@ class Embeddings:
         self._progress = progress
         self._with_tower = tower
         self._loaded: tuple[str, Encoder] | None = None
-        self._folders: dict[str, Path | None] = {}
         self._memories: dict[str, FeatureMemory] = {}
         self._known: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
@@ -138,14 +135,14 @@ class Embeddings:
             return class_embeddings(self.encoder(model), names, data.templates, self._options.batch_size)
 
         words = str(len(names)), *names, *data.templates
-        prompts = self._once("classes", model, data, classes, lambda: _digest(*words))
+        prompts = self._once("classes", model, data, classes, lambda: digest(words))
         return LabelledEmbeddings(self._images(model, data, self._with_tower), labels, prompts)
 
     def tower(self, model: str, data: Labelled) -> tuple[Tensor, Tensor]:
         """The (n, F) features of the image tower on a labelled set, for probes, and the (n,) labels."""
-        labels, features = _labels(data), self._images(model, data, True).tower
+        features = self._images(model, data, True).tower
         assert features is not None
-        return features, labels
+        return features, _labels(data)
 
     def probe(self, model: str, train: Labelled, n_classes: int, options: ProbeOptions, seed: int) -> Probe:
         """A probe fitted on the tower's features of a set."""
@@ -154,7 +151,7 @@ class Embeddings:
         def fit() -> Probe:
             return fit_probe(*self.tower(model, train), n_classes, options=options, seed=seed)
 
-        return self._once(f"probe-{_digest(how)}", model, train, fit, lambda: self._content_key(train))
+        return self._once(f"probe-{digest([how])}", model, train, fit, lambda: self._content_key(train))
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:
         """The images and captions of a source through a model."""
@@ -231,19 +228,26 @@ class Embeddings:
 
     def _key(self, model: str) -> str | None:
         """What the cache knows a model by; None for an encoder whose weights nobody can see."""
-        folder, device = self._folder(model), self._options.device
 
         def compute() -> str | None:
-            return _encoder_key(self.encoder(model), device) if folder is None else folder_key(folder, device)
+            folder, device = self._folder(model), self._options.device
+            if folder is not None:
+                return folder_key(folder, device)
+            encoder = self.encoder(model)
+            if not isinstance(encoder, nn.Module):
+                return None
+            objective = json.dumps(getattr(encoder, "objective_config", None), sort_keys=True, default=str)
+            parts = fingerprint(encoder), describe(getattr(encoder, "tokenizer", None)), objective
+            return digest([*_place(getattr(encoder, "device", device)), *parts])
 
         return self._once("key", model, None, compute)
 
     def _folder(self, model: str) -> Path | None:
         """The model folder, the same one even if a run goes on to write newer checkpoints; None for others."""
-        if model not in self._folders:
-            source = self.models[model]
-            self._folders[model] = find_model_folder(source) if isinstance(source, str | Path) else None
-        return self._folders[model]
+        source = self.models[model]
+        return self._once(
+            "folder", model, None, lambda: find_model_folder(source) if isinstance(source, str | Path) else None
+        )
 
 
 def _model_facts(encoder: Encoder) -> ModelFacts:
@@ -266,16 +270,7 @@ def folder_key(folder: Path, device: str | torch.device) -> str:
     for path in [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
             parts += [path.relative_to(folder).as_posix(), hashlib.file_digest(file, "sha256").digest()]
-    return _digest(*_place(device), *parts)
-
-
-def _encoder_key(encoder: Encoder, device: str | torch.device) -> str | None:
-    """The key of a loaded model: its weights, tokenizer and objective; None if it is no module."""
-    if not isinstance(encoder, nn.Module):
-        return None
-    objective = json.dumps(getattr(encoder, "objective_config", None), sort_keys=True, default=str)
-    tokenizer = describe(getattr(encoder, "tokenizer", None))
-    return _digest(*_place(getattr(encoder, "device", device)), fingerprint(encoder), tokenizer, objective)
+    return digest([*_place(device), *parts])
 
 
 def _place(device: str | torch.device) -> list[str]:
@@ -283,19 +278,10 @@ def _place(device: str | torch.device) -> list[str]:
     return [_VERSION, torch.device(device).type, *package_versions(packages)]
 
 
-def _digest(*parts: str | bytes) -> str:
-    state = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        add_part(state, part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
-    return str(state.hexdigest())
-
-
 def _labels(data: Labelled) -> Tensor:
-    labels = torch.tensor([int(label) for label in data.labels], dtype=torch.int64)
-    wrong = ((labels < 0) | (labels >= len(data.classnames))).nonzero()[:, 0]
-    if len(wrong):
-        raise InputError(
-            f"{data.name}: image {int(wrong[0])} has label {int(labels[wrong[0]])}, but there are "
-            f"{len(data.classnames)} class names (labels 0 to {len(data.classnames) - 1})"
-        )
-    return labels
+    labels, n = [int(label) for label in data.labels], len(data.classnames)
+    for image, label in enumerate(labels):
+        if not 0 <= label < n:
+            there = f"there are {n} class names (labels 0 to {n - 1})"
+            raise InputError(f"{data.name}: image {image} has label {label}, but {there}")
+    return torch.tensor(labels, dtype=torch.int64)

@@ -20,7 +20,6 @@ from cloob.functional import ranking
 from cloob.functional.bootstrap import bootstrap_interval
 
 _COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
-_FINEST = 0.125
 _SMALL = 4_000_000
 _MAX_VALIDATION_SHOTS = 4
 _VALIDATION = 0.2  # of the training images, without shots
@@ -29,15 +28,10 @@ _MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """How probes are fitted.
+    """How probes are fitted."""
 
-    Attributes:
-        shots: Training images a class; None takes all.
-        seeds: One fit each; a seed draws the validation split and the shots.
-    """
-
-    shots: int | None = None
-    seeds: tuple[int, ...] = (0,)
+    shots: int | None = None  # training images a class; None takes all
+    seeds: tuple[int, ...] = (0,)  # one fit each; a seed draws the validation split and the shots
 
     def __post_init__(self) -> None:
         distinct = len(set(self.seeds)) == len(self.seeds) > 0
@@ -82,20 +76,19 @@ def fit_probe(
     mean = features[readable].double().mean(0)
     scale = (features[readable].double() - mean).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
-    def fit(rows: Tensor, strength: float) -> Tensor:
-        x = (features[rows].double() - mean) / scale
-        weight = _fit(x, labels[rows], n_classes, strength)
+    def fit(rows: Tensor, exponent: float) -> Tensor:
+        weight = _fit((features[rows].double() - mean) / scale, labels[rows], n_classes, 10**exponent)
         weight[:, :-1] /= scale
         weight[:, -1] -= weight[:, :-1] @ mean
         return weight
 
     def score(exponent: float) -> float:
-        weight = fit(fitted, 10**exponent)
-        return ranking.topk_accuracy(probe_ranks(weight, features[held_out], labels[held_out]), 1)
+        ranks = probe_ranks(fit(fitted, exponent), features[held_out], labels[held_out])
+        return ranking.topk_accuracy(ranks, 1)
 
     exponent, accuracy = _search(score)
     last = fitted if options.shots is not None else readable
-    return Probe(fit(last, 10**exponent), 10**exponent, accuracy, len(last))
+    return Probe(fit(last, exponent), 10**exponent, accuracy, len(last))
 
 
 def probe_ranks(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
@@ -162,25 +155,23 @@ def _search(score: Callable[[float], float]) -> tuple[float, float]:
     def best() -> float:
         return max(scores, key=lambda exponent: (scores[exponent], -exponent))
 
-    step = (_COARSE[1] - _COARSE[0]) / 2
-    while step >= _FINEST:
+    for step in (1.0, 0.5, 0.25, 0.125):
         centre = best()
         for exponent in (centre - step, centre + step):
             if _COARSE[0] <= exponent <= _COARSE[-1] and exponent not in scores:
                 scores[exponent] = score(exponent)
-        step /= 2
     return best(), scores[best()]
 
 
 def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float) -> Tensor:
     """(C, F + 1) weights of one logistic regression; NaN where a class has no image."""
     linear = require("sklearn.linear_model", "train")
-    stopped_early = require("sklearn.exceptions", "train").ConvergenceWarning
     model = linear.LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, solver="lbfgs")
     # Threads that wait for each other cost more than they bring on a matrix of this size (20 times on a busy machine).
     threads = require("threadpoolctl", "train").threadpool_limits(1 if x.numel() < _SMALL else None)
     with threads, catch_warnings():
-        simplefilter("ignore", stopped_early)  # a limit on the iterations is part of the protocol
+        # A limit on the iterations is part of the protocol.
+        simplefilter("ignore", require("sklearn.exceptions", "train").ConvergenceWarning)
         model.fit(x.numpy(), labels.numpy())
     coefficients, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
     if len(model.classes_) == 2:  # scikit-learn keeps one row, for the second class

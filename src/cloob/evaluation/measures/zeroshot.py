@@ -44,15 +44,10 @@ def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: T
     """
     n_classes = len(class_embeddings)
     scores = image_features.double() @ class_embeddings.double().T
-    rows = torch.arange(len(labels))
-    right = scores[rows, labels].clone()
-    # The rounding within which `ranking.ranks` counts a tie.
-    rounding = 8 * torch.finfo(torch.float64).eps * class_embeddings.double().norm(dim=1).max()
-    least = right - rounding * image_features.double().norm(dim=1)
-    scores[rows, labels] = -torch.inf
-    best_wrong, wrong = scores.nan_to_num(nan=-torch.inf).max(1)
-    predicted = torch.where(best_wrong >= least, wrong, labels)
-    predicted = torch.where(torch.isfinite(right), predicted, n_classes)
+    scores[torch.arange(len(labels)), labels] = -torch.inf
+    right = zeroshot_ranks(image_features, labels, class_embeddings) < 1
+    predicted = torch.where(right, labels, scores.argmax(1))
+    predicted[~torch.isfinite(image_features).all(1)] = n_classes
     cells = labels * (n_classes + 1) + predicted
     return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(n_classes, n_classes + 1)
 

@@ -114,12 +114,12 @@ def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
 
 def _thin(points: Sequence[Point]) -> tuple[Sequence[Point], list[tuple[float, float, float]]]:
     """A long curve in few bins: the mean of each, and a band of its extremes (no band if it was short)."""
-    n = _MAX_POINTS
-    if len(points) <= n:
+    n = len(points)
+    if n <= _MAX_POINTS:
         return points, []
     line, band = [], []
-    for i in range(n):
-        xs, ys = zip(*points[i * len(points) // n : (i + 1) * len(points) // n], strict=True)
+    for i in range(_MAX_POINTS):
+        xs, ys = zip(*points[i * n // _MAX_POINTS : (i + 1) * n // _MAX_POINTS], strict=True)
         x = sum(xs) / len(xs)
         line.append((x, sum(ys) / len(ys)))
         band.append((x, min(ys), max(ys)))

@@ -34,10 +34,6 @@ class Measure:
     guessing: Mapping[str, float]
 
     @property
-    def name(self) -> str:
-        return METRICS[self.key]
-
-    @property
     def sets(self) -> list[str]:
         """The sets that every model was measured on."""
         first, *others = self.values.values()
@@ -67,6 +63,18 @@ def measure(rows: Sequence[Row]) -> Measure | None:
     return None
 
 
+def differences(results: Mapping[str, Any], key: str) -> Gaps:
+    """The differences of a metric, both ways round."""
+    found = {}
+    for entry in results["differences"]:
+        if entry["metric"] == key:
+            model, baseline, name = entry["model"], entry["baseline"], entry["set"]
+            gap = Estimate(entry["difference"], entry["low"], entry["high"])
+            found[model, baseline, name] = gap
+            found[baseline, model, name] = Estimate(-gap.value, -gap.high, -gap.low)
+    return found
+
+
 class Verdict(NamedTuple):
     """One sentence, the facts behind it, and the two best models."""
 
@@ -89,15 +97,15 @@ def verdict(results: Mapping[str, Any], what: Measure | None, gaps: Gaps) -> Ver
     order = sorted(what.values, key=what.mean, reverse=True)
     guessing = [model for model in order if what.is_guessing(model)]
     if len(order) == 1:
-        title = f"{order[0]}: {percent(what.mean(order[0]))}\u00a0% {what.name}"
+        title = f"{order[0]}: {percent(what.mean(order[0]))}\u00a0% {METRICS[what.key]}"
         return Verdict(title + (", no clear difference from guessing" if guessing else ""), f"Measured {where}.")
     a, b = order[:2]
     leads = {other: gaps[a, other, sets[0] if len(sets) == 1 else None] for other in order[1:]}
     gap, low, high = leads[b]
+    clear = "clear of zero" if low > 0 else "which includes zero"
     sentences = [
-        f"{percent(what.mean(a))}\u00a0% against {percent(what.mean(b))}\u00a0% {what.name} {where}: {points(gap)} "
-        f"points, {100 * results['level']:g}\u00a0% interval {points(low)} to {points(high)}, "
-        f"{'clear of zero' if low > 0 else 'which includes zero'}"
+        f"{percent(what.mean(a))}\u00a0% against {percent(what.mean(b))}\u00a0% {METRICS[what.key]} {where}: "
+        f"{points(gap)} points, {100 * results['level']:g}\u00a0% interval {points(low)} to {points(high)}, {clear}"
     ]
     if len(sets) > 1:
         wins = sum(what.values[a][name].value > what.values[b][name].value for name in sets)
@@ -127,7 +135,7 @@ def _elsewhere(results: Mapping[str, Any], key: str, leader: str, most: int = 3)
         if clear and entry["metric"] != key and entry["set"] is not None and leader in models:
             other = models[1 - models.index(leader)]
             side = "ahead of" if (entry["difference"] > 0) == (leader == entry["model"]) else "behind"
-            by = f"{points(abs(entry['difference'])).removeprefix('+')} points in {METRICS[entry['metric']]}"
+            by = f"{percent(abs(entry['difference']))} points in {METRICS[entry['metric']]}"
             sentences.append(f"{leader} is {side} {other} by {by} on {entry['set']}")
     return sentences[:most]
 
@@ -153,48 +161,32 @@ def _geometry_verdict(rows: Sequence[Row]) -> Verdict:
     return Verdict(title, f"Effective eigenvalues of the image embeddings on {found[first][0]}: {listed}.")
 
 
-def differences(results: Mapping[str, Any], key: str) -> Gaps:
-    """The differences of a metric, both ways round."""
-    found = {}
-    for entry in results["differences"]:
-        if entry["metric"] == key:
-            model, baseline, name = entry["model"], entry["baseline"], entry["set"]
-            value, low, high = entry["difference"], entry["low"], entry["high"]
-            found[model, baseline, name] = Estimate(value, low, high)
-            found[baseline, model, name] = Estimate(-value, -high, -low)
-    return found
-
-
 def forest(what: Measure, gaps: Gaps, colours: Mapping[str, int], ahead: Verdict) -> dict[str, Any]:
     """The headline's number for every set and model, and the difference of the two best, on one scale each.
 
     Positions are percentages of a track's width. Ticks are (position, text).
     """
     a, b = ahead.leader, ahead.runner_up
-    names = list(dict.fromkeys(name for of_set in what.values.values() for name in of_set))
-    top = _ceiling(max(max(each) for of_set in what.values.values() for each in of_set.values()))
-    between = {name: gap for (one, other, name), gap in gaps.items() if (one, other) == (a, b) and name in names}
-    reach = _ceiling(max((abs(end) for gap in between.values() for end in gap), default=0.0))
+    between = {name: gap for (one, other, name), gap in gaps.items() if name is not None and (one, other) == (a, b)}
+    ends = [end for of_set in what.values.values() for each in of_set.values() for end in each]
+    top = _ceiling([*ends, *what.guessing.values()])
+    reach = _ceiling([end for gap in between.values() for end in gap])
     rows = []
-    for name in names:
-        row: dict[str, Any] = {"name": name, "chance": min(100 * what.guessing[name] / top, 100), "difference": None}
-        row["spans"] = [
-            _span(model, colours[model], of_set[name], 0.0, top, percent)
-            for model, of_set in what.values.items()
-            if name in of_set
-        ]
-        if a is not None and b is not None and name in between:
-            better = a if between[name].value >= 0 else b
-            row["difference"] = _span(better, colours[better], between[name], -reach, reach, points)
+    for name in dict.fromkeys(name for of_set in what.values.values() for name in of_set):
+        measured = [(model, of_set[name]) for model, of_set in what.values.items() if name in of_set]
+        row = {"name": name, "chance": round(100 * what.guessing[name] / top, 2), "difference": None}
+        row["spans"] = [_span(model, colours[model], found, 0.0, top, percent) for model, found in measured]
+        if (gap := between.get(name)) and (better := a if gap.value >= 0 else b):
+            row["difference"] = _span(better, colours[better], gap, -reach, reach, points)
         rows.append(row)
     ticks = [(100 * t / top, tick_text(round(100 * t, 6))) for t in nice_ticks(0.0, top, 4)]
     gap_ticks = [(50 + 50 * t / reach, tick_text(round(100 * t, 6))) for t in nice_ticks(-reach, reach, 4)]
     return {"rows": rows, "ticks": ticks, "difference_ticks": gap_ticks}
 
 
-def _ceiling(value: float) -> float:
-    """A round number a little above ``value``, as the end of an axis of fractions."""
-    value = max(value, 0.001) * 1.04
+def _ceiling(ends: Sequence[float]) -> float:
+    """A round number a little above all values, as the end of an axis of fractions."""
+    value = 1.04 * max([0.001, *map(abs, ends)])
     power = 10.0 ** math.floor(math.log10(value))
     return float(next(m * power for m in (1, 1.2, 1.5, 2, 3, 4, 5, 6, 8, 10) if m * power >= value))
 
@@ -204,6 +196,5 @@ def _span(
 ) -> dict[str, Any]:
     """A dot with its interval on a horizontal track."""
     at, low, high = (round(min(max(100 * (x - start) / (end - start), 0.0), 100.0), 2) for x in found)
-    interval = f"{form(found.low)} to {form(found.high)}"
-    place = {"at": at, "low": low, "width": round(high - low, 2)}
-    return {"model": model, "colour": colour, "text": form(found.value), "interval": interval, **place}
+    shown = {"model": model, "colour": colour, "at": at, "low": low, "width": round(high - low, 2)}
+    return {**shown, "text": form(found.value), "interval": f"{form(found.low)} to {form(found.high)}"}

@@ -5,13 +5,23 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cloob.errors import require
 from cloob.evaluation.report import charts, headline
-from cloob.evaluation.report.numbers import MISSING, Row, count, decimal, duration, percent, problems, shortened
+from cloob.evaluation.report.numbers import (
+    METRICS,
+    MISSING,
+    Row,
+    count,
+    decimal,
+    duration,
+    percent,
+    problems,
+    shortened,
+)
 from cloob.evaluation.report.tables import result_tables
 from cloob.files import write_whole
 from cloob.pictures import Unreadable
@@ -19,18 +29,8 @@ from cloob.pictures.thumbnails import data_uri
 
 _FOLDER = Path(__file__).parent
 _SIDE = 320  # pixels: a picture is at most 160 wide on the page, twice that on a dense screen
-_SETTINGS = {  # what the page calls a setting, in the order in which they are listed
-    "objective": "Objective",
-    "inv_tau": "τ⁻¹",
-    "learnable_inv_tau": "τ⁻¹ learnable",
-    "beta": "β",
-    "learnable_beta": "β learnable",
-    "epochs": "Epochs",
-    "steps": "Steps",
-    "batch_size": "Batch size",
-    "lr": "Learning rate",
-    "seed": "Seed",
-}
+_SETTINGS = {"inv_tau": "τ⁻¹", "learnable_inv_tau": "τ⁻¹ learnable", "lr": "Learning rate"}
+_SETTINGS |= {"beta": "β", "learnable_beta": "β learnable"}
 _PROBLEMS = {  # heading, and what is counted at the head of the page: one, several
     "missing": ("Sets that are not there", "set is not there", "sets are not there"),
     "unloaded": ("Models that could not be loaded", "model could not be loaded", "models could not be loaded"),
@@ -57,48 +57,24 @@ class ExampleQuery:
     answers: Mapping[str, Sequence[ShownPicture]]
 
 
-@dataclass(frozen=True)
-class ReportExtras:
-    """What a report shows beside the numbers; each may be left out.
-
-    Attributes:
-        curves: Model -> the lines of its metrics.jsonl.
-        checkpoints: Model -> what was measured of each checkpoint, see :func:`cloob.evaluation.analysis.analyze`.
-        queries: Example queries.
-        similar: Model -> pairs of pictures that it hardly tells apart, the most similar first.
-        searches: Queries without right answers. They come first, the first model's pictures large.
-    """
-
-    curves: charts.Lines = field(default_factory=dict)
-    checkpoints: charts.Lines = field(default_factory=dict)
-    queries: Sequence[ExampleQuery] = ()
-    similar: Mapping[str, Sequence[tuple[ShownPicture, ShownPicture]]] = field(default_factory=dict)
-    searches: Sequence[ExampleQuery] = ()
-
-
 def write_report(
     path: Path,
     results: Mapping[str, Any],
-    extras: ReportExtras | None = None,
     *,
     title: str = "Report",
     notes: Sequence[str] = (),
+    curves: charts.Lines | None = None,  # the lines of metrics.jsonl
+    checkpoints: charts.Lines | None = None,  # what ``analyze`` measured of each
+    queries: Sequence[ExampleQuery] = (),
+    similar: Mapping[str, Sequence[tuple[ShownPicture, ShownPicture]]] | None = None,  # the most similar first
+    searches: Sequence[ExampleQuery] = (),  # without right answers; they come first, the first model's pictures large
 ) -> None:
-    """Writes the report of what :func:`cloob.evaluate` returned; equal arguments give equal bytes."""
-    page = render_report(results, extras, title=title, notes=notes)
-    write_whole(path, page, f"{path}: the report cannot be written here")
+    """Writes the report of what :func:`cloob.evaluate` returned; equal arguments give equal bytes.
 
-
-def render_report(
-    results: Mapping[str, Any],
-    extras: ReportExtras | None = None,
-    *,
-    title: str = "Report",
-    notes: Sequence[str] = (),
-) -> str:
-    """The report as HTML; ``notes`` are paragraphs under the title."""
-    extras, rows = extras or ReportExtras(), results["rows"]
-    names = [*(row["model"] for row in rows), *extras.curves, *extras.checkpoints, *extras.similar]
+    ``notes`` are paragraphs under the title; what is of several models is by model.
+    """
+    rows, curves, checkpoints, similar = results["rows"], curves or {}, checkpoints or {}, similar or {}
+    names = [*(row["model"] for row in rows), *curves, *checkpoints, *similar]
     colours = {name: i for i, name in enumerate(dict.fromkeys(names))}
     what = headline.measure(rows)
     gaps = headline.differences(results, what.key) if what else {}
@@ -109,7 +85,7 @@ def render_report(
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), **options)
     environment.filters |= {"data_uri": _data_uri, "decimal": decimal, "shortened": shortened}
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
-    page: str = environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         css=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -120,20 +96,21 @@ def render_report(
         verdict=verdict,
         tiles=[_tile(row, what, colours) for row in rows] if len(rows) <= 4 else [],
         measure=what,
+        metric=METRICS[what.key] if what else None,
         forest=headline.forest(what, gaps, colours, verdict) if what else None,
         problems=[(_PROBLEMS[kind][0], some) for kind, some in found.items()],
         summary="; ".join(f"{len(some)} {_PROBLEMS[kind][1 if len(some) == 1 else 2]}" for kind, some in found.items()),
         tables=result_tables(results, colours),
-        queries=extras.queries,
-        searches=extras.searches,
-        similar={model: pairs for model, pairs in extras.similar.items() if pairs},
-        by_epoch=charts.by_epoch(extras.checkpoints, colours),
-        losses=charts.losses(extras.curves, colours),
-        training=charts.training_geometry(extras.curves, colours),
+        queries=queries,
+        searches=searches,
+        similar={model: pairs for model, pairs in similar.items() if pairs},
+        by_epoch=charts.by_epoch(checkpoints, colours),
+        losses=charts.losses(curves, colours),
+        training=charts.training_geometry(curves, colours),
         spectra=charts.spectra(rows, colours),
         settings=_settings(rows),
     )
-    return page
+    write_whole(path, page, f"{path}: the report cannot be written here")
 
 
 def _data_uri(picture: bytes) -> str | None:
@@ -157,14 +134,15 @@ def _tile(row: Row, what: headline.Measure | None, colours: Mapping[str, int]) -
 
 
 def _settings(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """(name, value per model) of the settings that any model has, the known ones first."""
+    """(name, value per model) of the settings that any model has."""
     per_model = [{"objective": row.get("objective"), **row.get("settings", {})} for row in rows]
     for settings in per_model:
         if settings.get("hopfield") is False:  # β is without effect
             settings |= {"beta": None, "learnable_beta": None}
+    keys = dict.fromkeys(key for settings in per_model for key in settings)
     return [
         (_SETTINGS.get(key, key.replace("_", " ").capitalize()), [_setting(s.get(key)) for s in per_model])
-        for key in dict.fromkeys([*_SETTINGS, *(key for settings in per_model for key in settings)])
+        for key in keys
         if any(s.get(key) is not None for s in per_model)
     ]
 

@@ -56,46 +56,37 @@ _ACCURACIES = [
     _Column("acc5", "Top-5, %", percent, 1),
     _Column("mean_per_class_recall", "Mean per class,\u00a0%", percent, 1),
 ]
-_TABLES = {
-    "zeroshot": ("Zero-shot classification", [*_ACCURACIES, _Column("n_classes", "Classes"), _Column("n", "Images")]),
-    "probe": (
-        "Linear probe",
-        [
-            *_ACCURACIES,
-            _Column("shots", "Images a class"),
-            _Column("n_train", "Training images"),
-            _Column("n", "Test images"),
-        ],
-    ),
-    "retrieval": (
-        "Retrieval",
-        [
-            *(_Column(f"image_to_text@{k}", f"@{k}", percent, 1, "Image → text recall, %") for k in (1, 5, 10)),
-            *(_Column(f"text_to_image@{k}", f"@{k}", percent, 1, "Text → image recall, %") for k in (1, 5, 10)),
-            _Column("image_to_text_median_rank", "image → text", count, -1, "Median rank"),
-            _Column("text_to_image_median_rank", "text → image", count, -1, "Median rank"),
-            _Column("n_images", "Images"),
-            _Column("n", "Texts"),
-        ],
-    ),
-    "geometry": (
-        "Geometry of the embeddings, and cost",
-        [
-            _Column("effective_eigenvalues_image", "image", group="Effective eigenvalues"),
-            _Column("effective_eigenvalues_text", "text", group="Effective eigenvalues"),
-            _Column("effective_eigenvalues_image_retrieved", "image, retrieved", group="Effective eigenvalues"),
-            _Column("effective_eigenvalues_text_retrieved", "text, retrieved", group="Effective eigenvalues"),
-            _Column("ajne_image", "image", decimal, group="Ajne"),
-            _Column("ajne_text", "text", decimal, group="Ajne"),
-            _Column("modality_gap", "Modality gap", decimal),
-            _Column("train_seconds", "Training time", duration),
-            _Column("alignment", "Alignment", decimal),
-            _Column("uniformity_image", "image", decimal, group="Uniformity"),
-            _Column("uniformity_text", "text", decimal, group="Uniformity"),
-            _Column("saturation", "InfoNCE saturation", decimal),
-            _Column("n", "Pairs"),
-        ],
-    ),
+_COLUMNS = {
+    "zeroshot": [*_ACCURACIES, _Column("n_classes", "Classes"), _Column("n", "Images")],
+    "probe": [
+        *_ACCURACIES,
+        *(_Column("shots", "Images a class"), _Column("n_train", "Training images"), _Column("n", "Test images")),
+    ],
+    "retrieval": [
+        *(_Column(f"image_to_text@{k}", f"@{k}", percent, 1, "Image → text recall, %") for k in (1, 5, 10)),
+        *(_Column(f"text_to_image@{k}", f"@{k}", percent, 1, "Text → image recall, %") for k in (1, 5, 10)),
+        _Column("image_to_text_median_rank", "image → text", count, -1, "Median rank"),
+        _Column("text_to_image_median_rank", "text → image", count, -1, "Median rank"),
+        *(_Column("n_images", "Images"), _Column("n", "Texts")),
+    ],
+    "geometry": [
+        *(
+            _Column(f"effective_eigenvalues_{cloud}", cloud.replace("_", ", "), group="Effective eigenvalues")
+            for cloud in ("image", "text", "image_retrieved", "text_retrieved")
+        ),
+        *(_Column(f"ajne_{side}", side, decimal, group="Ajne") for side in ("image", "text")),
+        _Column("modality_gap", "Modality gap", decimal),
+        _Column("train_seconds", "Training time", duration),
+        _Column("alignment", "Alignment", decimal),
+        *(_Column(f"uniformity_{side}", side, decimal, group="Uniformity") for side in ("image", "text")),
+        *(_Column("saturation", "InfoNCE saturation", decimal), _Column("n", "Pairs")),
+    ],
+}
+_CAPTIONS = {
+    "zeroshot": "Zero-shot classification",
+    "probe": "Linear probe",
+    "retrieval": "Retrieval",
+    "geometry": "Geometry of the embeddings, and cost",
 }
 
 _Line = tuple[str, str, Mapping[str, Any]]  # set, model, numbers
@@ -104,7 +95,7 @@ _Line = tuple[str, str, Mapping[str, Any]]  # set, model, numbers
 def result_tables(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[Table]:
     """The tables that have something to show; a line is one set and one model, grouped by set."""
     rows = results["rows"]
-    tables = [_table(key, rows, colours) for key in _TABLES if set_names(rows, key)]
+    tables = [_table(key, rows, colours) for key in _COLUMNS if set_names(rows, key)]
     return [*tables, _differences(results, colours)] if results.get("differences") else tables
 
 
@@ -112,31 +103,24 @@ def _differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> Tabl
     """Every paired difference with its interval, in bold if that is clear of zero."""
     body = []
     for entry in results["differences"]:
-        value, low, high = (entry[key] for key in ("difference", "low", "high"))
-        clear = low > 0 or high < 0
-        body.append(
-            [
-                Cell("mean of the sets" if entry["set"] is None else entry["set"]),
-                *(Cell(entry[key], colour=colours[entry[key]]) for key in ("model", "baseline")),
-                Cell(METRICS[entry["metric"]]),
-                Cell(points(value), value, f"{points(low)} to {points(high)}", best=clear),
-                Cell("yes" if clear else "no"),
-            ]
-        )
+        low, high = points(entry["low"]), points(entry["high"])
+        clear = entry["low"] > 0 or entry["high"] < 0
+        models = [Cell(entry[key], colour=colours[entry[key]]) for key in ("model", "baseline")]
+        gap = Cell(points(entry["difference"]), entry["difference"], f"{low} to {high}", best=clear)
+        of = Cell("mean of the sets" if entry["set"] is None else entry["set"]), *models, Cell(METRICS[entry["metric"]])
+        body.append([*of, gap, Cell("yes" if clear else "no")])
     headers = ["Set", "Model", "Minus", "Measure", "Difference, points", "Clear of zero"]
-    numeric = [header == "Difference, points" for header in headers]
-    return Table("differences", "Differences, image by image", [], headers, numeric, body)
+    return Table("differences", "Differences, image by image", [], headers, [i == 4 for i in range(6)], body)
 
 
 def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
-    caption, known = _TABLES[key]
     lines: list[_Line] = [
         (name, row["model"], row[key][name] | {"train_seconds": row.get("train_seconds")})
         for name in set_names(rows, key)
         for row in rows
         if name in row.get(key, {})
     ]
-    columns = [column for column in known if any(line[2].get(column.key) is not None for line in lines)]
+    columns = [column for column in _COLUMNS[key] if any(line[2].get(column.key) is not None for line in lines)]
     best = {(i, column.key) for column in columns if column.better for i in _best(lines, column)}
     body = []
     for i, (name, model, values) in enumerate(lines):
@@ -154,7 +138,7 @@ def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
     if any(column.group for column in columns):
         runs = itertools.groupby(columns, lambda column: column.group)
         groups = [("", 2), *((group, len(list(run))) for group, run in runs)]
-    return Table(key, caption, groups, headers, [i > 1 for i in range(len(headers))], body)
+    return Table(key, _CAPTIONS[key], groups, headers, [i > 1 for i in range(len(headers))], body)
 
 
 def _best(lines: Sequence[_Line], column: _Column) -> list[int]:
