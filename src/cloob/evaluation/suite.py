@@ -105,8 +105,9 @@ def evaluate(
         for data, measure in tasks:
             try:
                 measure(data, row)
-            except InputError as error:
-                failures.append({"model": model, "set": data.name, "error": str(error)})
+            except ValueError as error:  # an InputError, or too few pairs for a geometry
+                what = str(error) if str(error).startswith(data.name) else f"{data.name}: {error}"
+                failures.append({"model": model, "set": data.name, "error": what})
         rows.append(row | {"train_seconds": (train_seconds or {}).get(model)})
     if not rows:
         raise InputError(all_failed(failures, "loaded"))
@@ -136,15 +137,13 @@ class _Measuring:
     def probe(self, train: Labelled, data: Labelled, row: dict[str, Any]) -> None:
         for label, (tested, trained) in enumerate(zip_longest(data.classnames, train.classnames)):
             if tested != trained:  # which no number would show
-                raise InputError(f"{data.name}: label {label} is {tested!r} to test, but {trained!r} to train")
+                raise InputError(f"label {label} is {tested!r} to test, but {trained!r} to train")
         features, labels = self.embeddings.tower(row["model"], data)
         n_classes = len(data.classnames)
-        try:
-            fit = partial(self.embeddings.probe, row["model"], train, n_classes, self.how)
-            probes = [fit(seed) for seed in self.how.seeds]
-        except InputError as error:
-            raise InputError(f"{data.name}: {error}") from error
-        fits = [(probing.probe_ranks(probe.weight, features, labels), probe) for probe in probes]
+        fits = []
+        for seed in self.how.seeds:
+            fit = self.embeddings.probe(row["model"], train, n_classes, self.how, seed)
+            fits.append((probing.probe_ranks(fit.weight, features, labels), fit))
         row["probe"][data.name] = probing.summarise(fits, labels, n_classes, self.how, **self.bootstrap)
         self._keep("probe_acc1", data, row, torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0))
 
@@ -158,12 +157,8 @@ class _Measuring:
         self._keep("image_to_text@1", source, row, ranks.image_to_text < 1)
         by_text = retrieving.by_picture(ranks.text_to_image < 1, pairs.image_of_text)
         self._keep("text_to_image@1", source, row, by_text)
-        facts = self.embeddings.facts(model)
-        try:
-            texts = pairs.texts[pairs.first_texts]
-            row["geometry"][name] = geometry(images, texts, facts.inv_tau, facts.beta, self.geometry_limit)
-        except ValueError as error:
-            raise InputError(f"{name}: {error}") from error
+        facts, texts = self.embeddings.facts(model), pairs.texts[pairs.first_texts]
+        row["geometry"][name] = geometry(images, texts, facts.inv_tau, facts.beta, self.geometry_limit)
 
     def _keep(self, metric: str, data: Reader, row: Mapping[str, Any], right: Tensor) -> None:
         self.hits.setdefault((metric, data.name), {})[row["model"]] = right

@@ -26,10 +26,9 @@ def test_every_measure_is_that_of_its_cloud() -> None:
     for name, x in clouds.items():
         assert result[f"effective_eigenvalues_{name}"] == int(measures.effective_eigenvalues(x))
         assert result[f"spectrum_{name}"] == pytest.approx(measures.covariance_spectrum(x).tolist(), rel=1e-3)
-    assert result["ajne_image"] == pytest.approx(float(measures.ajne(image)))
-    assert result["ajne_text"] == pytest.approx(float(measures.ajne(text)))
-    assert result["uniformity_image"] == pytest.approx(float(measures.uniformity(image)))
-    assert result["uniformity_text"] == pytest.approx(float(measures.uniformity(text)))
+    for name, x in (("image", image), ("text", text)):
+        assert result[f"ajne_{name}"] == pytest.approx(float(measures.ajne(x)))
+        assert result[f"uniformity_{name}"] == pytest.approx(float(measures.uniformity(x)))
     assert result["alignment"] == pytest.approx(float((image - text).square().sum(1).mean()))
     assert result["modality_gap"] == pytest.approx(float((image.mean(0) - text.mean(0)).norm()))
     p = torch.softmax(20 * image @ text.T, 1).diagonal(), torch.softmax(20 * text @ image.T, 1).diagonal()
