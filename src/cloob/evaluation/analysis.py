@@ -46,7 +46,8 @@ def analyze(
         best = find_best(Path(place)) if found else None
         checkpoints: list[dict[str, Any]] = []
         shown: tuple[PairEmbeddings, dict[str, Any]] | None = None
-        for checkpoint in found or [place]:
+        sources: list[str | Path] = [*found] or [place]
+        for checkpoint in sources:
             step = checkpoint_step(Path(checkpoint)) if found else None
             label = name if step is None else f"{name}, step {step}"
             try:

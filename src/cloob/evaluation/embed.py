@@ -197,7 +197,7 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
     finally:
         handle.remove()
         if isinstance(projection, nn.Parameter):
-            visual.proj = projection  # type: ignore[assignment]
+            visual.proj = projection
 
 
 def _in_place(rows: Tensor, readable: Sequence[bool]) -> Tensor:

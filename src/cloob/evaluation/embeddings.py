@@ -79,7 +79,7 @@ class ModelFacts:
     fingerprint: str | None
 
 
-_KEPT = [ImageEmbeddings, PairEmbeddings, ModelFacts, Probe, Skip]
+_KEPT: list[Any] = [ImageEmbeddings, PairEmbeddings, ModelFacts, Probe, Skip]
 
 
 class Embeddings:

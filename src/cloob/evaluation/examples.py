@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ def _nearest(
 
 
 def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
-    if hasattr(data, "classnames"):
+    if _is_labelled(data):
         images, labels, classes = embeddings.labelled(model, data)
         names = [data.classnames[label] for label in labels.tolist()]
         groups = [{label} for label in labels.tolist()]
@@ -86,6 +86,10 @@ def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Ga
         groups[image].add(group)
     firsts = [pairs.captions[text] for text in pairs.first_texts.tolist()]
     return _Gallery(pairs.images.features, groups, firsts, pairs.texts, ids, pairs.captions)
+
+
+def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
+    return hasattr(data, "classnames")
 
 
 def _draw(seen: _Gallery, n: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,15 +198,6 @@ def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     """Writes results.json, whole or not at all; equal results give equal bytes. NaN and infinity become null."""
-    text = json.dumps(_jsonable(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    plain = json.loads(json.dumps(results), parse_constant=lambda _: None)
+    text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
     write_whole(Path(path), text, f"{path}: results cannot be written here")
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -27,5 +27,5 @@ def write_sheet(
                 link=Path(item.path).absolute().as_uri() if is_file else "",
             )
         )
-    sections = [{"remark": valid(remark), "cards": cards}, *([] if cards else [{"remark": "Nothing fits."}])]
-    sheet.write_sheet(path, valid(title), sections)
+    nothing = [] if cards else [{"remark": "Nothing fits."}]
+    sheet.write_sheet(path, valid(title), [{"remark": valid(remark), "cards": cards}, *nothing])

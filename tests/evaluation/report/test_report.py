@@ -159,50 +159,38 @@ def test_the_verdict(
     assert verdict(tmp_path, best, gaps, sets) == title
 
 
-@pytest.fixture
-def page(browser: Any, tmp_path: Path) -> Any:
+def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
     written(tmp_path, results(), title="A & B", notes=[EVIL], **extras())
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.get_log("browser")
     browser.get((tmp_path / "report.html").as_uri())
-    return browser
-
-
-def test_page_loads_without_a_console_message_and_fits_a_phone(page: Any) -> None:
-    assert page.title == "A & B"
-    assert page.get_log("browser") == []
-    kinds = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name.slice(0, 5))")
-    assert set(kinds) <= {"data:"}
-    images = page.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth > 0, i.alt])")
+    assert browser.title == "A & B"
+    images = browser.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth > 0, i.alt])")
     assert len(images) == 10 and all(map(all, images))  # 8 found, 2 similar
-    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    page.refresh()
-    width, inner = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
-    assert width <= inner == 390
 
-
-def column(page: Any, header: int) -> list[str]:
+    heads = browser.find_elements("css selector", "#table-zeroshot thead tr:last-child th")
     script = (
         "return [...document.querySelectorAll('#table-zeroshot tbody tr')].map(r => r.cells[arguments[0]].dataset.v)"
     )
-    cells: list[str] = page.execute_script(script, header)
-    return cells
 
+    def sort(column: int, *keys: str) -> list[str]:
+        button = heads[column].find_element("css selector", "button")
+        button.send_keys(*keys) if keys else button.click()
+        cells: list[str] = browser.execute_script(script, column)
+        return cells
 
-def test_tables_sort_by_mouse_and_keyboard(page: Any) -> None:
-    from selenium.webdriver.common.keys import Keys
+    for keys, order in (((), "descending"), ((Keys.ENTER,), "ascending")):
+        values = [float(value) for value in sort(2, *keys)]
+        assert heads[2].get_attribute("aria-sort") == order
+        assert values == sorted(values, reverse=order == "descending")
+    models = sort(1, Keys.SPACE)
+    assert models == sorted(models) and browser.get_log("browser") == []
 
-    before = [float(value) for value in column(page, 2)]
-    heads = page.find_elements("css selector", "#table-zeroshot thead tr:last-child th")
-    button = heads[2].find_element("css selector", "button")
-    button.click()
-    assert heads[2].get_attribute("aria-sort") == "descending"
-    assert [float(value) for value in column(page, 2)] == sorted(before, reverse=True)
-    button.send_keys(Keys.ENTER)
-    assert heads[2].get_attribute("aria-sort") == "ascending"
-    assert [float(value) for value in column(page, 2)] == sorted(before)
-    heads[1].find_element("css selector", "button").send_keys(Keys.SPACE)
-    models = column(page, 1)
-    assert models == sorted(models) and page.get_log("browser") == []
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.refresh()
+    width, inner = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width <= inner == 390

@@ -30,17 +30,6 @@ class Cell(NamedTuple):
     colour: int | None = None
 
 
-class Table(NamedTuple):
-    """A sortable table; ``groups`` are (heading or "", number of columns) over the headers, empty without headings."""
-
-    id: str
-    caption: str
-    groups: list[tuple[str, int]]
-    headers: list[str]
-    numeric: list[bool]
-    rows: list[list[Cell]]
-
-
 class _Column(NamedTuple):
     """A number of a result; ``better`` is +1 (higher), −1 (lower) or 0."""
 
@@ -92,14 +81,17 @@ _CAPTIONS = {
 _Line = tuple[str, str, Mapping[str, Any]]  # set, model, numbers
 
 
-def result_tables(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[Table]:
-    """The tables that have something to show; a line is one set and one model, grouped by set."""
+def result_tables(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The sortable tables that have something to show; a line is one set and one model, grouped by set.
+
+    ``groups`` are (heading or "", number of columns) over the headers, empty without headings.
+    """
     rows = results["rows"]
     tables = [_table(key, rows, colours) for key in _COLUMNS if set_names(rows, key)]
     return [*tables, _differences(results, colours)] if results.get("differences") else tables
 
 
-def _differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> Table:
+def _differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> dict[str, Any]:
     """Every paired difference with its interval, in bold if that is clear of zero."""
     body = []
     for entry in results["differences"]:
@@ -110,10 +102,11 @@ def _differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> Tabl
         of = Cell("mean of the sets" if entry["set"] is None else entry["set"]), *models, Cell(METRICS[entry["metric"]])
         body.append([*of, gap, Cell("yes" if clear else "no")])
     headers = ["Set", "Model", "Minus", "Measure", "Difference, points", "Clear of zero"]
-    return Table("differences", "Differences, image by image", [], headers, [i == 4 for i in range(6)], body)
+    table = {"id": "differences", "caption": "Differences, image by image", "groups": []}
+    return {**table, "headers": headers, "numeric": [i == 4 for i in range(6)], "rows": body}
 
 
-def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
+def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> dict[str, Any]:
     lines: list[_Line] = [
         (name, row["model"], row[key][name] | {"train_seconds": row.get("train_seconds")})
         for name in set_names(rows, key)
@@ -138,7 +131,8 @@ def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
     if any(column.group for column in columns):
         runs = itertools.groupby(columns, lambda column: column.group)
         groups = [("", 2), *((group, len(list(run))) for group, run in runs)]
-    return Table(key, _CAPTIONS[key], groups, headers, [i > 1 for i in range(len(headers))], body)
+    table = {"id": key, "caption": _CAPTIONS[key], "groups": groups}
+    return {**table, "headers": headers, "numeric": [i > 1 for i in range(len(headers))], "rows": body}
 
 
 def _best(lines: Sequence[_Line], column: _Column) -> list[int]:
