@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,6 @@ from cloob.commands.options import HTML, CacheOptions, as_words, at_least, check
 from cloob.commands.terminal import Progress, say_next, shell
 
 if TYPE_CHECKING:
-    from cloob.data.source import Source
     from cloob.data.survey import Survey
 
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
@@ -72,7 +69,7 @@ def _look(options: Options) -> int:
     from cloob.data.open import open_source
 
     source = open_source(options.data, image_column=options.image_column, caption_column=options.caption_column)
-    from cloob.data.survey import survey  # what is heavier, once there are data
+    from cloob.data.survey import survey, write_sheet  # what is heavier, once there are data
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
 
@@ -88,7 +85,7 @@ def _look(options: Options) -> int:
         )
     lines = _lines(result)
     if options.out is not None:
-        _write_sheet(options.out, source, result, lines, options.pictures)
+        write_sheet(options.out, source, result, lines, options.pictures)
     if options.json:
         print(json.dumps(result.as_dict()))
         return 0
@@ -99,40 +96,6 @@ def _look(options: Options) -> int:
     if training := _training(options, result):
         say_next(training)
     return 0
-
-
-def _write_sheet(path: Path, source: Source, result: Survey, facts: Sequence[tuple[str, str]], pictures: int) -> None:
-    """Writes the contact sheet: some pairs, spread evenly, and what was seen of all of them."""
-    from cloob.data.batch import BadSample
-    from cloob.pictures.sheet import card, write_sheet
-
-    def cards(rows: Iterable[int], *more: str) -> list[dict[str, Any]]:
-        found = []
-        for row in rows:
-            with contextlib.suppress(BadSample):  # gone since the survey
-                pair = source.read(row)
-                found.append(card(pair.image, pair.caption, [*more, pair.key]))
-        return found
-
-    usable = result.usable
-    count = min(pictures, len(usable))
-    shown = cards(usable[i * (len(usable) - 1) // max(1, count - 1)] for i in range(count))
-    copies = [each for repeat in result.pictures.most() for each in cards([repeat.row], f"{repeat.count:,} times")]
-    bad = [
-        (f"{reason}: {n:,}", "; ".join(f"{skip.key} {skip.detail}" for skip in examples))
-        for reason, (n, examples) in sorted(result.bad.items())
-    ]
-    sections: list[dict[str, Any]] = [
-        {"facts": facts},
-        {"heading": f"{len(shown)} pairs", "remark": "Spread evenly over the usable pairs.", "cards": shown},
-        {"heading": "Bad samples", "facts": bad},
-        {"heading": "Equal pictures", "remark": "The same bytes in several pairs.", "cards": copies},
-        {
-            "heading": "Equal captions",
-            "facts": [(f"{repeat.count:,} times", repeat.text) for repeat in result.captions.most()],
-        },
-    ]
-    write_sheet(path, result.name, (section for section in sections if section.get("cards") or section.get("facts")))
 
 
 def _training(options: Options, result: Survey) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +33,23 @@ def write_set_files(
     taken: set[str] = set()
     for data in zeroshot:
         matrices = {}
-        for row in results["rows"]:
-            if data.name in row["zeroshot"]:
-                images, labels, classes = embeddings.labelled(row["model"], data)
-                matrices[row["model"]] = confusion_matrix(images.features, labels, classes)
+        for model in (row["model"] for row in results["rows"] if data.name in row["zeroshot"]):
+            images, labels, classes = embeddings.labelled(model, data)
+            matrices[model] = confusion_matrix(images.features, labels, classes)
         if matrices:
-            table = out / "per_class" / f"{_free(_slug(data.name), taken)}.csv"
-            write_per_class(table, data.classnames, matrices)
+            write_per_class(out / "per_class" / f"{_free(_slug(data.name), taken)}.csv", data.classnames, matrices)
     return [folder for folder in (out / "clip_benchmark", out / "per_class") if folder.is_dir()]
 
 
-def write_clip_benchmark(
-    folder: Path, results: Mapping[str, Any], sources: Mapping[str, str] | None = None
-) -> list[Path]:
+def write_clip_benchmark(folder: Path, results: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> None:
     """One JSON a model, set and task, which ``clip_benchmark build`` reads; ``sources`` say where models came from."""
-    files, taken = [], set[str]()
+    taken = set[str]()
     for row in results["rows"]:
+        model = row["model"]
         for task, name, metrics in _tasks(row):
-            content = {
-                "dataset": name,
-                "model": row["model"],
-                "pretrained": (sources or {}).get(row["model"], row["model"]),
-                "task": task,
-                "metrics": metrics,
-                "language": "en",
-            }
-            path = folder / (_free(f"{_slug(name)}_{_slug(row['model'])}_en_{task}", taken) + ".json")
-            write_results(path, content)
-            files.append(path)
-    return files
+            content = {"dataset": name, "model": model, "pretrained": (sources or {}).get(model, model)}
+            content |= {"task": task, "metrics": metrics, "language": "en"}
+            write_results(folder / f"{_free(f'{_slug(name)}_{_slug(model)}_en_{task}', taken)}.json", content)
 
 
 def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str, Tensor]) -> None:
@@ -84,24 +72,20 @@ def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str
     write_whole(path, text.getvalue())
 
 
-def _tasks(row: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+def _tasks(row: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(task, set, metrics) under CLIP_benchmark's names, where ``image_retrieval`` is that of images for a text."""
-    tasks: list[tuple[str, str, dict[str, Any]]] = []
     accuracies = ("acc1", "acc5", "mean_per_class_recall")
     for name, numbers in row["zeroshot"].items():
         metrics = {key: numbers[key] for key in accuracies}
-        if numbers["n_classes"] < 5:
-            metrics["acc5"] = None
-        tasks.append(("zeroshot_classification", name, metrics))
+        yield "zeroshot_classification", name, metrics | ({"acc5": None} if numbers["n_classes"] < 5 else {})
     for name, numbers in row["retrieval"].items():
         recalls = {f"image_retrieval_recall@{k}": numbers[f"text_to_image@{k}"] for k in (1, 5, 10)}
         recalls |= {f"text_retrieval_recall@{k}": numbers[f"image_to_text@{k}"] for k in (1, 5, 10)}
-        tasks.append(("zeroshot_retrieval", name, recalls))
+        yield "zeroshot_retrieval", name, recalls
     for name, numbers in row.get("probe", {}).items():
+        shots = -1 if numbers["shots"] is None else numbers["shots"]
         metrics = {f"lp_{key}": numbers[key] for key in accuracies}
-        metrics |= {"fewshot_k": -1 if numbers["shots"] is None else numbers["shots"], "seed": numbers["seeds"][0]}
-        tasks.append(("linear_probe", name, metrics))
-    return tasks
+        yield "linear_probe", name, metrics | {"fewshot_k": shots, "seed": numbers["seeds"][0]}
 
 
 def _slug(name: str) -> str:
