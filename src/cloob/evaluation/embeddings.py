@@ -37,7 +37,6 @@ from cloob.evaluation.measures.zeroshot import class_embeddings
 from cloob.models.aligned import AlignedEncoder, FeatureMemory
 from cloob.models.fingerprint import fingerprint, package_versions
 from cloob.models.load import find_model_folder, load_model
-from cloob.models.runs import ONNX_FILE
 from cloob.models.tokenizer import describe
 from cloob.objective.module import MEMBERS
 
@@ -264,17 +263,15 @@ def _model_facts(encoder: Encoder) -> ModelFacts:
 
 def folder_key(folder: Path, device: str | torch.device) -> str:
     """The key of a model folder or a file of weights: the bytes of its files, without loading it."""
-    parts: list[str | bytes] = []
-    if (folder / ONNX_FILE).is_file():
-        parts += package_versions(("onnxruntime",))
+    parts: list[str | bytes] = [*_place(device)]
     for path in [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
             parts += [path.relative_to(folder).as_posix(), hashlib.file_digest(file, "sha256").digest()]
-    return digest([*_place(device), *parts])
+    return digest(parts)
 
 
 def _place(device: str | torch.device) -> list[str]:
-    packages = ("torch", "open_clip_torch", "timm", "pillow")
+    packages = ("torch", "open_clip_torch", "timm", "pillow", "onnxruntime")
     return [_VERSION, torch.device(device).type, *package_versions(packages)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -73,11 +73,12 @@ def _nearest(
 
 
 def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
-    if _is_labelled(data):
-        images, labels, classes = embeddings.labelled(model, data)
-        names = [data.classnames[label] for label in labels.tolist()]
+    if hasattr(data, "classnames"):
+        names = data.classnames
+        images, labels, classes = embeddings.labelled(model, cast("Labelled", data))
         groups = [{label} for label in labels.tolist()]
-        return _Gallery(images.features, groups, names, classes, range(len(classes)), data.classnames)
+        shown = [names[label] for label in labels.tolist()]
+        return _Gallery(images.features, groups, shown, classes, range(len(classes)), names)
     pairs = embeddings.pairs(model, data)
     # An unreadable caption has no words and equals no other.
     ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(pairs.captions)]
@@ -86,10 +87,6 @@ def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Ga
         groups[image].add(group)
     firsts = [pairs.captions[text] for text in pairs.first_texts.tolist()]
     return _Gallery(pairs.images.features, groups, firsts, pairs.texts, ids, pairs.captions)
-
-
-def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
-    return hasattr(data, "classnames")
 
 
 def _draw(seen: _Gallery, n: int) -> list[int]:

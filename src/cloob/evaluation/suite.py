@@ -171,12 +171,9 @@ def all_failed(failures: Sequence[Mapping[str, Any]], what: str) -> str:
 
 
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
-    """Compares every two models by paired bootstrap, on each set and on the mean over the sets.
+    """Compares every two models (``model`` minus the earlier ``baseline``) by paired bootstrap, on each set.
 
-    Returns:
-        For each metric, set and two models ``metric``, ``set``, ``model``, ``baseline`` (the earlier one),
-        ``difference`` (model − baseline), ``low``, ``high``; then, if a metric has several sets that all models with
-        this metric share, the same of the means over these, with ``set`` None.
+    If a metric has several sets that all models with it share, the means over these follow, with ``set`` None.
     """
     entries = []
     for metric in dict.fromkeys(metric for metric, _ in hits):

@@ -18,11 +18,7 @@ _CHUNK = 1024
 
 
 def geometry(
-    image_features: Tensor,
-    text_features: Tensor,
-    inv_tau: float,
-    beta: float,
-    limit: int = DEFAULT_LIMIT,
+    image_features: Tensor, text_features: Tensor, inv_tau: float, beta: float, limit: int = DEFAULT_LIMIT
 ) -> dict[str, Any]:
     """Measures the embeddings of n pairs and of their Hopfield retrievals, the anchors of the CLOOB objective.
 

@@ -68,11 +68,7 @@ def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
 
 
 def summarise(
-    ranks: RetrievalRanks,
-    image_of_text: Tensor | Sequence[int] | None = None,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
+    ranks: RetrievalRanks, image_of_text: Tensor | Sequence[int] | None = None, *, level: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
     """The numbers of one set, with bootstrap intervals; ``image_of_text`` is None if each image has one text.
 

@@ -98,7 +98,7 @@ def _spectrum(row: Row, colours: Mapping[str, int], name: str, side: str) -> _Li
     total = sum(spectrum) or 1.0
     # Below 1e-9 of the sum an eigenvalue of float32 embeddings is rounding error and would stretch the axis.
     points = [(float(rank), value / total) for rank, value in enumerate(spectrum, 1) if value / total > 1e-9]
-    mark = (float(k), points[k - 1][1], count(k)) if k <= len(points) else None
+    mark = (float(k), points[k - 1][1], count(k)) if 0 < k <= len(points) else None
     remark = f"{count(k)} of {len(spectrum)} hold 99 %"
     return _Line(model, colours[model], points[:: len(points) // _SPECTRUM_POINTS + 1], remark, mark=mark)
 

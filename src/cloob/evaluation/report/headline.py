@@ -27,17 +27,12 @@ Gaps = Mapping[tuple[str, str, str | None], Estimate]
 
 @dataclass(frozen=True)
 class Measure:
-    """The number that the headline compares: model -> set -> estimate, and what guessing gives on each set."""
+    """The number that the headline compares."""
 
     key: str
-    values: Mapping[str, Mapping[str, Estimate]]
-    guessing: Mapping[str, float]
-
-    @property
-    def sets(self) -> list[str]:
-        """The sets that every model was measured on."""
-        first, *others = self.values.values()
-        return [name for name in first if all(name in other for other in others)]
+    values: Mapping[str, Mapping[str, Estimate]]  # model -> set -> estimate
+    guessing: Mapping[str, float]  # set -> what guessing gives
+    sets: Sequence[str]  # that every model was measured on
 
     def mean(self, model: str) -> float:
         return sum(self.values[model][name].value for name in self.sets) / len(self.sets)
@@ -58,8 +53,8 @@ def measure(rows: Sequence[Row]) -> Measure | None:
             for name, numbers in row.get(kind, {}).items():
                 values.setdefault(row["model"], {})[name] = Estimate(numbers[key], *numbers[f"{key}_interval"])
                 guessing[name] = 1 / numbers[choices]
-        if values and (found := Measure(key, values, guessing)).sets:
-            return found
+        if sets := [name for name in guessing if all(name in of_set for of_set in values.values())]:
+            return Measure(key, values, guessing, sets)
     return None
 
 
@@ -172,7 +167,7 @@ def forest(what: Measure, gaps: Gaps, colours: Mapping[str, int], ahead: Verdict
     top = _ceiling([*ends, *what.guessing.values()])
     reach = _ceiling([end for gap in between.values() for end in gap])
     rows = []
-    for name in dict.fromkeys(name for of_set in what.values.values() for name in of_set):
+    for name in what.guessing:
         measured = [(model, of_set[name]) for model, of_set in what.values.items() if name in of_set]
         row = {"name": name, "chance": round(100 * what.guessing[name] / top, 2), "difference": None}
         row["spans"] = [_span(model, colours[model], found, 0.0, top, percent) for model, found in measured]

@@ -54,16 +54,6 @@ def duration(value: float) -> str:
     return f"{minutes}\u00a0min {seconds}\u00a0s" if minutes else f"{seconds}\u00a0s"
 
 
-def shortened(text: str, limit: int = 160) -> str:
-    """At most ``limit`` characters of a text, cut between words if possible, with ``…`` at the end."""
-    text = " ".join(text.split())
-    if len(text) <= limit:
-        return text
-    head = text[: limit - 1]
-    words = head.rpartition(" ")[0]
-    return f"{words if len(words) > limit // 2 else head}…"
-
-
 class Problem(NamedTuple):
     """What happened to a set (None: the model did not load) with a model (None: with all of them)."""
 

@@ -11,17 +11,7 @@ from typing import Any
 
 from cloob.errors import require
 from cloob.evaluation.report import charts, headline
-from cloob.evaluation.report.numbers import (
-    METRICS,
-    MISSING,
-    Row,
-    count,
-    decimal,
-    duration,
-    percent,
-    problems,
-    shortened,
-)
+from cloob.evaluation.report.numbers import METRICS, MISSING, Row, count, decimal, duration, percent, problems
 from cloob.evaluation.report.tables import result_tables
 from cloob.files import write_whole
 from cloob.pictures import Unreadable
@@ -83,7 +73,7 @@ def write_report(
     jinja2 = require("jinja2", "train")
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), **options)
-    environment.filters |= {"data_uri": _data_uri, "decimal": decimal, "shortened": shortened}
+    environment.filters |= {"data_uri": _data_uri, "decimal": decimal}
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     page = environment.get_template("page.html.j2").render(
         css=(_FOLDER / "page.css").read_text(encoding="utf-8"),

@@ -7,17 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cloob.evaluation.report.numbers import (
-    METRICS,
-    MISSING,
-    Row,
-    count,
-    decimal,
-    duration,
-    percent,
-    points,
-    set_names,
-)
+from cloob.evaluation.report.numbers import METRICS, MISSING, Row, count, decimal, duration, percent, points, set_names
 
 
 class Cell(NamedTuple):
