@@ -9,7 +9,7 @@
 Both tools get the same model folder (random weights), the same WebDataset folders (all classes and templates), float32,
 the same batch size, one decoding worker (a set of one shard gives CLIP_benchmark's loader no more) and the same number
 of threads. A row is the seconds of one process, imports and files included, with all five sets in one command. Ours
-starts with an empty cache, and also writes the report, the classes' CSV and the confusion pictures, with intervals.
+starts with an empty cache, and also writes the report and the classes' CSV, with intervals.
 (The record has two more rows, from this script at commit fc415074.)
 
 Times are medians of interleaved repeats: ``--repeats`` of them, or two where more would take over ``--budget`` seconds.

@@ -50,11 +50,9 @@ def test_every_checkpoint_of_a_run_is_measured_and_a_damaged_one_named(run: Path
     pairs = embed_pairs(create_model("tiny-vit", seed=1), source)
     expected = geometry(pairs.images.features, pairs.texts, 30.0, 6.0)
     assert mine["geometry"]["ajne_image"] == pytest.approx(expected["ajne_image"], rel=1e-4)
-    assert mine["geometry"]["effective_eigenvalues_text"] == expected["effective_eigenvalues_text"]
     assert mine["checkpoints"][0]["ajne_image"] == alone["checkpoints"][0]["ajne_image"]
     assert mine["similar"][0]["keys"] == ["p0", "p6"] and mine["similar"][0]["captions"] == ["red", "red"]
-    assert ["p0", "p6"] in [group[:1] + group[-1:] for group in mine["duplicates"]]
-    assert len(mine["similar"]) == 2
+    assert ["p0", "p6"] in [group[:1] + group[-1:] for group in mine["duplicates"]] and len(mine["similar"]) == 2
     (failure,) = found["failures"]
     assert failure["model"] == "mine, step 5" and "damaged" in failure["error"]
     assert failure["error"].startswith(f"{checkpoint(run, 5)}/")
@@ -67,10 +65,8 @@ def test_similar_pairs_against_a_loop() -> None:
     expected = sorted(cells, key=lambda cell: -float(x[cell[0]] @ x[cell[1]]))
     for k in (0, 1, 9, 1000):
         assert [pair[:2] for pair in similar_pairs(x, k, chunk=3)] == expected[:k]
-    # Of pairs that are equally similar the earlier come first.
-    alike = torch.eye(2)[[int(i % 3 == 0) for i in range(30)]]
-    cells = [(i, j) for i in range(30) for j in range(i + 1, 30) if (i % 3 == 0) == (j % 3 == 0)]
-    assert [pair[:2] for pair in similar_pairs(alike, 20, chunk=3)] == cells[:20]
+    alike = similar_pairs(torch.ones(6, 1), 7, chunk=2)  # of equal pairs the earlier come first
+    assert [pair[:2] for pair in alike] == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 2), (1, 3)]
 
 
 def test_duplicates_are_linked_through_others() -> None:
@@ -90,14 +86,9 @@ def test_the_command_writes_its_page_and_json(run: Path, tmp_path: Path, capsys:
     words = ["analyze", str(run), "--pairs", str(tmp_path / "pairs"), "--out", str(out), "--device", "cpu"]
     assert cli.main(words) == 1
     printed = capsys.readouterr()
-    assert "effective eigenvalues, images" in printed.out and "report.html" in printed.out
-    assert f"next: cloob eval {run} --retrieval" in printed.err
-    found = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
-    assert len(found["runs"][0]["checkpoints"]) == 2 and found["runs"][0]["geometry"]["n"] == 6
-    assert found["runs"][0]["unreadable"] == {"corrupt image": 1}
+    assert "effective eigenvalues, images" in printed.out and f"next: cloob eval {run} --retrieval" in printed.err
+    (found,) = json.loads((out / "analysis.json").read_text(encoding="utf-8"))["runs"]
+    assert len(found["checkpoints"]) == 2 and found["unreadable"] == {"corrupt image": 1}
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Effective eigenvalues during training" in page and page.count('class="twin-images"') == 15
     assert "1 images or captions could not be read (corrupt image × 1); they are in no measure" in page
-    assert cli.main(["analyze", f"{tmp_path}/nowhere", *words[2:]]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{tmp_path}/nowhere: no such folder" in line

@@ -60,16 +60,14 @@ def test_texts_of_another_tokenizer_are_other_embeddings(tmp_path: Path) -> None
     data, encoder = Labels(NAMES), create_model("tiny-vit", seed=0)
     library = pytest.importorskip("tokenizers")
 
-    def classes(words: dict[str, int]) -> torch.Tensor:
+    def classes(more: dict[str, int]) -> torch.Tensor:
+        words = {"?": 0, **{text: place for place, text in enumerate(NAMES, 2)}, **more}
         library.Tokenizer(library.models.WordLevel(words, "?")).save(str(tmp_path / "tokenizer.json"))
         encoder.tokenizer = FileTokenizer(tmp_path / "tokenizer.json", encoder.context_length, pad=0, end=1)
         return Embeddings({"m": encoder}, EmbedOptions(cache=Cache(tmp_path))).labelled("m", data).classes
 
-    texts = [template.replace("{c}", name) for name in NAMES for template in data.templates]
-    words = {"?": 0, **{text: place for place, text in enumerate(texts, 2)}}
-    first = classes(words)
-    assert torch.equal(classes(words), first)
-    assert not torch.equal(classes({**words, texts[0]: 40, texts[1]: 41}), first)
+    first = classes({})
+    assert torch.equal(classes({}), first) and not torch.equal(classes({NAMES[0]: 40}), first)
 
 
 def test_two_sets_of_one_name_are_two() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.suite import evaluate
-from cloob.evaluation.tables import write_clip_benchmark, write_per_class, write_set_files
+from cloob.evaluation.tables import write_per_class, write_set_files
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 NAMES = list(COLOURS)
@@ -36,38 +36,33 @@ def test_all_files_of_an_evaluation(tmp_path: Path) -> None:
 
 def test_names_that_are_alike_as_file_names_keep_their_files(tmp_path: Path) -> None:
     """Also on systems that do not tell ``A`` from ``a``."""
-    models = {"runs/a": ColourModel(), "runs-A": ColourModel()}
     sets = [Labels(NAMES, name="my set"), Labels(NAMES[:2], name="my-set", classnames=NAMES[:2])]
-    embeddings = Embeddings(models)
-    folders = write_set_files(tmp_path, evaluate(embeddings, sets), embeddings, sets)
-    names = [sorted(path.name.casefold() for path in folder.iterdir()) for folder in folders]
-    assert [len(set(found)) for found in names] == [4, 2]
-    lengths = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "per_class").iterdir()}
+    embeddings = Embeddings({"runs/a": ColourModel(), "runs-A": ColourModel()})
+    results, per_class = write_set_files(tmp_path, evaluate(embeddings, sets), embeddings, sets)
+    assert len({path.name.casefold() for path in results.iterdir()}) == 4
+    lengths = {path.name: len(path.read_text().splitlines()) for path in per_class.iterdir()}
     assert lengths == {"my-set.csv": 7, "my-set-2.csv": 3}
 
 
-def test_where_a_model_lies_is_not_written(tmp_path: Path) -> None:
-    results = evaluate({name: ColourModel() for name in "abcd"}, [Labels(NAMES)])
-    sources = {"a": "RN50/openai", "b": tmp_path / "run", "c": f"local-dir:{tmp_path}/run", "d": "runs/d"}
-    write_set_files(tmp_path, results, Embeddings(sources), [])
-    files = sorted((tmp_path / "clip_benchmark").iterdir())
-    assert [json.loads(file.read_text())["pretrained"] for file in files] == ["RN50/openai", "b", "c", "runs/d"]
-
-
-def test_clip_benchmarks_schema(tmp_path: Path) -> None:
+def test_clip_benchmarks_schema_says_not_where_a_model_lies(tmp_path: Path) -> None:
     """tests/interop has its ``build`` read the files."""
+    sources = {"a": "RN50/openai", "b": tmp_path / "run", "c": f"local-dir:{tmp_path}/run", "d": "runs/d"}
     data = Labels(["red", "blue"], classnames=["red", "blue"])
-    files = write_clip_benchmark(tmp_path, evaluate({"m": ColourModel()}, [data], [Pairs(NAMES)]), {"m": "runs/m"})
-    first, second = (json.loads(file.read_text(encoding="utf-8")) for file in files)
-    assert first == {
+    results = evaluate({name: ColourModel() for name in sources}, [data], [Pairs(NAMES)])
+    write_set_files(tmp_path, results, Embeddings(sources), [])
+    files = [json.loads(file.read_text()) for file in sorted((tmp_path / "clip_benchmark").iterdir())]
+    retrieval, zeroshot = files[:4], files[4:]
+    assert [file["pretrained"] for file in zeroshot] == ["RN50/openai", "b", "c", "runs/d"]
+    assert zeroshot[0] == {
         "metrics": {"acc1": 1.0, "acc5": None, "mean_per_class_recall": 1.0},
         "dataset": "solid",
-        "model": "m",
-        "pretrained": "runs/m",
+        "model": "a",
+        "pretrained": "RN50/openai",
         "task": "zeroshot_classification",
         "language": "en",
     }
-    assert second["task"] == "zeroshot_retrieval" and second["metrics"]["image_retrieval_recall@5"] == 1.0
+    assert retrieval[0]["task"] == "zeroshot_retrieval"
+    assert retrieval[0]["metrics"]["image_retrieval_recall@5"] == 1.0
 
 
 def test_a_class_without_images_has_no_recall(tmp_path: Path) -> None:

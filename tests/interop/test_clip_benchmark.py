@@ -47,12 +47,12 @@ def test_its_build_reads_our_files(python: str, model: Path, shared_data: Path, 
     sets = [open_labelled(shared_data / "zeroshot" / name) for name in ("tuxpaint-photos", "road-signs")]
     pairs = [open_captioned(shared_data / "retrieval" / "tuxpaint-captions")]
     results = evaluate({"a": model}, sets, pairs)
-    files = write_clip_benchmark(tmp_path / "clip_benchmark", results, {"a": str(model)})
+    write_clip_benchmark(tmp_path / "clip_benchmark", results, {"a": str(model)})
     command = [python, "-m", "clip_benchmark.cli", "build", str(tmp_path / "clip_benchmark")]
     subprocess.run([*command, "--output", str(tmp_path / "all.csv")], check=True, capture_output=True)
     with (tmp_path / "all.csv").open(newline="") as file:
         rows = {row["dataset"]: row for row in csv.DictReader(file)}
-    assert len(rows) == len(files) == 3
+    assert len(rows) == 3
     for name, numbers in results["rows"][0]["zeroshot"].items():
         assert float(rows[name]["acc1"]) == numbers["acc1"] and rows[name]["task"] == "zeroshot_classification"
     recall = results["rows"][0]["retrieval"]["tuxpaint-captions"]["text_to_image@5"]

@@ -94,7 +94,7 @@ def run(options: Options) -> int:
 
 def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str], source: Reader) -> None:
     from cloob.data.batch import BadSample
-    from cloob.evaluation.report import ReportExtras, ShownPicture, write_report
+    from cloob.evaluation.report import ShownPicture, write_report
     from cloob.models.runs import curve
 
     images = {}  # of the source, by key
@@ -115,17 +115,18 @@ def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str],
         return first, second
 
     runs, pairs = analysis["runs"], analysis["pairs"]
-    extras = ReportExtras(
-        {name: lines for name, model in models.items() if (lines := curve(model))},
-        {run["model"]: run["checkpoints"] for run in runs},
-        similar={run["model"]: [similar_pictures(pair) for pair in run["similar"]] for run in runs},
-    )
     rows = [
         {"model": run["model"], "geometry": {pairs: {**run["geometry"], "unreadable": run.get("unreadable")}}}
         for run in runs
     ]
-    failures = [{**failure, "set": pairs} for failure in analysis.get("failures", ())]
-    write_report(path, {"rows": rows, "failures": failures}, extras, title="Geometry of the embeddings")
+    write_report(
+        path,
+        {"rows": rows, "failures": [{**failure, "set": pairs} for failure in analysis.get("failures", ())]},
+        title="Geometry of the embeddings",
+        curves={name: lines for name, model in models.items() if (lines := curve(model))},
+        checkpoints={run["model"]: run["checkpoints"] for run in runs},
+        similar={run["model"]: [similar_pictures(pair) for pair in run["similar"]] for run in runs},
+    )
 
 
 _ROWS = {

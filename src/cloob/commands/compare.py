@@ -76,10 +76,9 @@ def write_page(
     notes: Sequence[str] = (),
     searches: Sequence[ExampleQuery] = (),
 ) -> None:
-    """Writes the report: searches, the numbers, curves of the runs, example queries and confusion pictures."""
+    """Writes the report: searches, the numbers, curves of the runs and example queries."""
     from cloob.evaluation.examples import example_queries
-    from cloob.evaluation.measures.zeroshot import confusion_matrix
-    from cloob.evaluation.report import Confusion, ReportExtras, write_report
+    from cloob.evaluation.report import write_report
     from cloob.models.runs import curve
 
     embeddings, rows = comparison.embeddings, comparison.results["rows"]
@@ -88,15 +87,9 @@ def write_page(
     models = [row["model"] for row in rows]
     queries = example_queries(embeddings, labelled[0], n=8, models=models) if labelled else []
     queries += example_queries(embeddings, captioned[0], n=4, models=models) if captioned else []
-    confusions = []
-    for data in labelled:
-        for model in models:
-            images, labels, classes = embeddings.labelled(model, data)
-            matrix = confusion_matrix(images.features, labels, classes)
-            confusions.append(Confusion(data.name, model, data.classnames, matrix))
     curves = {model: lines for model in models if (lines := curve(comparison.models[model]))}
-    extras = ReportExtras(curves, {}, queries, confusions, searches=searches)
-    write_report(path, comparison.results, extras, title=title, notes=notes)
+    shown = comparison.results
+    write_report(path, shown, title=title, notes=notes, curves=curves, queries=queries, searches=searches)
 
 
 def check_writable(out: Path) -> None:
@@ -139,9 +132,9 @@ def report_problems(results: Mapping[str, Any]) -> int:
     from cloob.evaluation.report.numbers import problems
 
     faults = problems(results)
-    lines = [f"{problem.set}: {problem.message}" for problem in faults.unreadable]
-    lines += [f"{problem.model} could not be loaded: {problem.message}" for problem in faults.unloaded]
-    lines += [f"{problem.model} on {problem.set}: {problem.message}" for problem in faults.failed]
+    lines = [f"{problem.set}: {problem.message}" for problem in faults["unreadable"]]
+    lines += [f"{problem.model} could not be loaded: {problem.message}" for problem in faults["unloaded"]]
+    lines += [f"{problem.model} on {problem.set}: {problem.message}" for problem in faults["failed"]]
     for line in lines:
         print(f"cloob: {line}", file=sys.stderr)
     return 1 if results.get("failures") else 0

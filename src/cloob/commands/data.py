@@ -69,8 +69,7 @@ def _look(options: Options) -> int:
     from cloob.data.open import open_source
 
     source = open_source(options.data, image_column=options.image_column, caption_column=options.caption_column)
-    from cloob.data.survey import survey  # what is heavier, once there are data
-    from cloob.evaluation.report.page import write_sheet
+    from cloob.data.survey import survey, write_sheet  # what is heavier, once there are data
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
 

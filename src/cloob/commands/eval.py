@@ -121,8 +121,10 @@ def run(options: Options) -> int:
         training=sets.training,
         probe=ProbeOptions(shots=options.shots, seeds=options.probe_seeds),
     )
-    write_set_files(options.out, compared.results, compared.embeddings, compared.zeroshot)
-    compare.write_page(options.out / "report.html", compared, title="Evaluation")
+    folders = write_set_files(options.out, compared.results, compared.embeddings, compared.zeroshot)
+    per_class = "Recall of each class, and what it is mostly taken for: per_class/*.csv beside this page."
+    notes = [per_class] if options.out / "per_class" in folders else []
+    compare.write_page(options.out / "report.html", compared, title="Evaluation", notes=notes)
     compare.print_results(compared.results)
     print(f"{options.out / 'results.json'}\n{options.out / 'report.html'}")
     code = compare.report_problems(compared.results)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import numpy as np
 from cloob.data.batch import BadSample, RawSample, Skip, caption_id, decoding
 from cloob.data.open import spread_rows
 from cloob.data.source import Source
-from cloob.pictures import Encoded
+from cloob.pictures import Encoded, sheet
 
 SMALL_SIDE = 224
 """Pictures with a shorter side than this are enlarged by most towers."""
@@ -174,3 +176,31 @@ def _spread(values: list[int]) -> dict[str, int]:
         return {}
     low, median, high, top = np.percentile(values, (0, 50, 95, 100), method="inverted_cdf").tolist()
     return {"min": low, "median": median, "p95": high, "max": top}
+
+
+def write_sheet(
+    path: Path, source: Source, survey: Survey, facts: Sequence[tuple[str, str]], pictures: int = 60
+) -> None:
+    """Writes the contact sheet: some pairs, spread evenly, and what was seen of all of them."""
+
+    def cards(rows: Iterable[int], *more: str) -> list[dict[str, Any]]:
+        found = []
+        for row in rows:
+            with contextlib.suppress(BadSample):  # gone since the survey
+                pair = source.read(row)
+                found.append(sheet.card(pair.image, pair.caption, [*more, pair.key]))
+        return found
+
+    usable = survey.usable
+    count = min(pictures, len(usable))
+    shown = cards(usable[i * (len(usable) - 1) // max(1, count - 1)] for i in range(count))
+    copies = [each for repeat in survey.pictures.most() for each in cards([repeat.row], f"{repeat.count:,} times")]
+    sections: list[dict[str, Any]] = [
+        {"facts": facts},
+        {"heading": f"{len(shown)} pairs", "remark": "Spread evenly over the usable pairs.", "cards": shown},
+    ]
+    if copies:
+        sections.append({"heading": "Equal pictures", "remark": "The same bytes in several pairs.", "cards": copies})
+    if captions := [(f"{repeat.count:,} times", repeat.text) for repeat in survey.captions.most()]:
+        sections.append({"heading": "Equal captions", "facts": captions})
+    sheet.write_sheet(path, survey.name, sections)

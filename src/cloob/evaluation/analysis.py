@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +23,6 @@ from cloob.models.runs import checkpoint_step, epoch_of, find_best, list_checkpo
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
 
 
-class SimilarPair(NamedTuple):
-    """Two pictures, the first before the second in the set, and the cosine of their embeddings."""
-
-    first: int
-    second: int
-    cosine: float
-
-
 def analyze(
     models: Mapping[str, str | Path],
     source: Reader,
@@ -44,19 +36,19 @@ def analyze(
     """Measures models on pairs; of a run folder every checkpoint, and ``geometry`` is that of its best one.
 
     ``similar`` pictures are listed at most; ``duplicate`` is the cosine from which two pictures count as one; the
-    geometry is measured on ``limit`` pairs at most. ``failures`` lists what could not be measured.
-
-    Raises:
-        InputError: No models, or nothing could be measured.
+    geometry is measured on ``limit`` pairs at most. ``failures`` lists what could not be measured; InputError if
+    nothing could be.
     """
     runs: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     for name, place in models.items():
+        found = list_checkpoints(Path(place)) if Path(place).is_dir() else []
+        best = find_best(Path(place)) if found else None
         checkpoints: list[dict[str, Any]] = []
         shown: tuple[PairEmbeddings, dict[str, Any]] | None = None
-        found = _checkpoints(place)
-        best = find_best(Path(place)) if found[0][1] is not None else None
-        for checkpoint, step in found:
+        sources: list[str | Path] = [*found] or [place]
+        for checkpoint in sources:
+            step = checkpoint_step(Path(checkpoint)) if found else None
             label = name if step is None else f"{name}, step {step}"
             try:
                 embeddings = Embeddings({label: checkpoint}, options, progress=progress)
@@ -75,14 +67,17 @@ def analyze(
             pictures = _pictures(shown[0], similar, duplicate)
             runs.append({"model": name, "geometry": shown[1], "checkpoints": checkpoints, **pictures})
     if not runs:
-        raise InputError(all_failed(failures, "measured") if failures else "no model to analyze")
+        raise InputError(all_failed(failures, "measured"))
     result: dict[str, Any] = {"pairs": source.name, "runs": runs}
     return {**result, "failures": failures} if failures else result
 
 
-def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPair]:
-    """The k pairs of largest cosine, best first, of equal ones the earlier; none of NaN rows. Memory is chunk × n."""
-    pairs: list[SimilarPair] = []
+def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[tuple[int, int, float]]:
+    """The k pairs of largest cosine as (first, second, cosine), best first, of equal ones the earlier.
+
+    None of NaN rows. Memory is chunk × n.
+    """
+    pairs: list[tuple[int, int, float]] = []
     for start in range(0, len(features) if k else 0, chunk):
         scores = (features[start : start + chunk] @ features.T).nan_to_num(nan=-torch.inf)
         scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).tril(start), -torch.inf)
@@ -91,8 +86,8 @@ def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPa
         best = torch.cat([(cosines > least).nonzero()[:, 0], (cosines == least).nonzero()[:k, 0]])
         rows, columns = best // len(features) + start, best % len(features)
         cells = zip(rows.tolist(), columns.tolist(), cosines[best].tolist(), strict=True)
-        pairs += [SimilarPair(*cell) for cell in cells if cell[2] > -torch.inf]
-        pairs = sorted(pairs, key=lambda pair: (-pair.cosine, pair.first, pair.second))[:k]
+        pairs += [cell for cell in cells if cell[2] > -torch.inf]
+        pairs = sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))[:k]
     return pairs
 
 
@@ -117,22 +112,9 @@ def _pictures(embedded: PairEmbeddings, similar: int, duplicate: float) -> dict[
     images = embedded.images
     captions = [embedded.captions[text] for text in embedded.first_texts.tolist()]
     pairs = [
-        {
-            "keys": [images.keys[pair.first], images.keys[pair.second]],
-            "captions": [captions[pair.first], captions[pair.second]],
-            "cosine": pair.cosine,
-        }
-        for pair in similar_pairs(images.features, similar)
+        {"keys": [images.keys[a], images.keys[b]], "captions": [captions[a], captions[b]], "cosine": cosine}
+        for a, b, cosine in similar_pairs(images.features, similar)
     ]
     groups = duplicate_groups(images.features, duplicate)
     twins = {"similar": pairs, "duplicates": [[images.keys[i] for i in group] for group in groups]}
     return {**twins, "unreadable": embedded.unreadable} if embedded.unreadable else twins
-
-
-def _checkpoints(place: str | Path) -> list[tuple[str | Path, int | None]]:
-    """The complete checkpoints of a run with their steps, or the model itself."""
-    try:
-        checkpoints = list_checkpoints(Path(place)) if Path(place).is_dir() else []
-    except OSError:  # loading it says what is wrong
-        checkpoints = []
-    return [(path, checkpoint_step(path)) for path in checkpoints] or [(place, None)]

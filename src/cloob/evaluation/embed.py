@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -31,37 +32,22 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """How pictures and texts are embedded; no embedding depends on it but for rounding.
+    """How pictures and texts are embedded; no embedding depends on it but for rounding."""
 
-    Attributes:
-        device: Where models are loaded to.
-        batch_size: Images or texts a forward pass.
-        workers: Threads that read and decode ahead of the model; 0 decodes in between.
-        cache: Where embeddings outlive the process; None keeps none.
-    """
-
-    device: str | torch.device = "cpu"
-    batch_size: int = 256
-    workers: int = 0
-    cache: Cache | None = None
+    device: str | torch.device = "cpu"  # where models are loaded to
+    batch_size: int = 256  # images or texts a forward pass
+    workers: int = 0  # threads that read and decode ahead of the model; 0 decodes in between
+    cache: Cache | None = None  # where embeddings outlive the process
 
 
 class ImageEmbeddings(NamedTuple):
-    """The images of a set.
+    """The images of a set."""
 
-    Attributes:
-        features: (n, D); NaN rows where the image could not be read.
-        keys: The n samples' keys.
-        bad: One record for each NaN row, in order.
-        captions: Of each image.
-        tower: (n, F) features of the image tower, if they were asked for; NaN rows as in ``features``.
-    """
-
-    features: Tensor
-    keys: tuple[str, ...]
-    bad: list[Skip]
-    captions: tuple[tuple[str, ...], ...] = ()
-    tower: Tensor | None = None
+    features: Tensor  # (n, D)
+    keys: tuple[str, ...]  # of the n samples
+    bad: list[Skip]  # one for each row of NaN, in order
+    captions: tuple[tuple[str, ...], ...] = ()  # of each image
+    tower: Tensor | None = None  # (n, F) features of the image tower, if they were asked for
 
 
 @dataclass(frozen=True)
@@ -91,9 +77,8 @@ class PairEmbeddings:
     def unreadable(self) -> dict[str, int]:
         """How many images and how many captions of readable images could not be used, by reason."""
         counts = Counter(skip.reason for skip in self.images.bad)
-        readable = torch.isfinite(self.images.features).all(1).tolist()
-        pairs = zip(self.image_of_text.tolist(), self.captions, strict=True)
-        if empty := sum(not caption and readable[image] for image, caption in pairs):
+        readable = torch.isfinite(self.images.features).all(1)[self.image_of_text].tolist()
+        if empty := sum(good and not caption for good, caption in zip(readable, self.captions, strict=True)):
             counts["missing caption"] += empty
         return dict(sorted(counts.items()))
 
@@ -101,7 +86,8 @@ class PairEmbeddings:
 class _Loaded(NamedTuple):
     key: str
     captions: tuple[str, ...]
-    pixels: Tensor | Skip
+    pixels: Tensor | None
+    bad: Skip | None = None
 
 
 def embed_images(
@@ -114,40 +100,30 @@ def embed_images(
 ) -> ImageEmbeddings:
     """Embeds every image of a set, in order; InputError if none can be read, or an embedding is not finite."""
     options = options or EmbedOptions()
-    total = len(reader)
-    if total == 0:
-        raise InputError(f"{reader.name}: the set is empty")
-    keys, captions, readable, bad = [], [], [], []
-    parts: list[Tensor] = []
-    tower_parts: list[Tensor] = []
-    pixels: list[Tensor] = []
+    samples: list[_Loaded] = []
+    features, of_tower = [], []
+    load, ahead = partial(_load, encoder, reader), 2 * options.batch_size
+    loaded = in_threads(load, range(len(reader)), options.workers, ahead)
     with evaluating(encoder), capture_tower(encoder) if tower else nullcontext() as captured:
-        load = partial(_load, encoder, reader)
-        for sample in in_threads(load, range(len(reader)), options.workers, ahead=2 * options.batch_size):
-            keys.append(sample.key)
-            captions.append(sample.captions)
-            readable.append(isinstance(sample.pixels, Tensor))
-            if isinstance(sample.pixels, Tensor):
-                pixels.append(sample.pixels)
-            else:
-                bad.append(sample.pixels)
-            if len(pixels) < options.batch_size and len(keys) < total:
-                continue
-            if pixels:
+        while batch := list(islice(loaded, options.batch_size)):
+            samples += [sample._replace(pixels=None) for sample in batch]
+            if pixels := [sample.pixels for sample in batch if sample.pixels is not None]:
                 images = torch.stack(pixels).to(getattr(encoder, "device", "cpu"))
-                parts.append(encoder.encode_image(images).float().cpu())
+                features.append(encoder.encode_image(images).float().cpu())
                 if captured is not None:
-                    tower_parts.append(captured(parts[-1]))
-                pixels = []
+                    of_tower.append(captured(features[-1]))
             if progress is not None:
-                progress(len(keys), total)
-    if not parts:
-        first = f"{bad[0].key}: {bad[0].reason} ({bad[0].detail})"
-        raise InputError(f"{reader.name}: none of the {total} images can be read; the first is {first}")
-    features, good = torch.cat(parts), torch.tensor(readable)
-    _check_finite(encoder, features, [key for key, fine in zip(keys, readable, strict=True) if fine])
-    of_tower = _in_place(torch.cat(tower_parts), good) if tower else None
-    return ImageEmbeddings(_in_place(features, good), tuple(keys), bad, tuple(captions), of_tower)
+                progress(len(samples), len(reader))
+    bad = [sample.bad for sample in samples if sample.bad is not None]
+    if not features:
+        first = f"; the first is {bad[0].key}: {bad[0].reason} ({bad[0].detail})" if bad else ""
+        raise InputError(f"{reader.name}: none of the {len(samples)} images can be read{first}")
+    readable = [sample.bad is None for sample in samples]
+    rows = torch.cat(features)
+    _check_finite(encoder, rows, [sample.key for sample in samples if sample.bad is None])
+    keys, captions = (tuple(values) for values in zip(*((s.key, s.captions) for s in samples), strict=True))
+    towers = _in_place(torch.cat(of_tower), readable) if tower else None
+    return ImageEmbeddings(_in_place(rows, readable), keys, bad, captions, towers)
 
 
 def embed_pairs(
@@ -162,7 +138,7 @@ def embed_pairs(
     images = embed_images(encoder, source, options, progress)
     captions = [caption for group in images.captions for caption in group]
     features = embed_texts(encoder, [caption for caption in captions if caption], options.batch_size, text_progress)
-    return PairEmbeddings(images, _in_place(features, torch.tensor([bool(caption) for caption in captions])))
+    return PairEmbeddings(images, _in_place(features, [bool(caption) for caption in captions]))
 
 
 def embed_texts(
@@ -174,7 +150,7 @@ def embed_texts(
     # Texts of similar length together: a batch costs what its longest text does (cloob.models.texts).
     distinct = sorted(dict.fromkeys(texts), key=len)
     place = {text: i for i, text in enumerate(distinct)}
-    parts: list[Tensor] = []
+    parts = []
     with evaluating(encoder):
         for i in range(0, len(distinct), batch_size):
             parts.append(encoder.encode_text(distinct[i : i + batch_size]).float().cpu())
@@ -187,13 +163,11 @@ def embed_texts(
 
 @contextmanager
 def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Makes the features of the image tower available beside the embeddings of the same pass.
+    """Yields a function from the embeddings of the batch just encoded to features of its tower, (n, F) on the CPU.
 
-    Yields:
-        A function from the embeddings of the batch that was just encoded to its features, (n, F) float32 on the CPU:
-        what comes before the projection in open_clip's vision transformers (parameter ``proj``), timm towers (module
-        ``head``) and heads on frozen encoders (``image_head``), as CLIP took them; the image tower's output in others
-        (ResNets end in an attention pool). For an encoder without an image tower, the embeddings themselves.
+    They are what comes before the projection in open_clip's vision transformers (parameter ``proj``), timm towers
+    (module ``head``) and heads on frozen encoders (``image_head``), as CLIP took them; the image tower's output in
+    others (ResNets end in an attention pool). For an encoder without an image tower, the embeddings themselves.
     """
     model: Any = getattr(encoder, "model", None)
     visual: Any = getattr(model, "visual", None)
@@ -202,7 +176,6 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
         return
     seen: list[Tensor] = []
     projection = getattr(visual, "proj", None)
-    takes_projection = isinstance(projection, nn.Parameter)
     head: Any = getattr(visual, "head", None) if hasattr(visual, "trunk") else getattr(model, "image_head", None)
 
     def before_head(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -211,48 +184,43 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
     def after(_: nn.Module, __: Any, output: Any) -> Any:
         pooled, *others = output if isinstance(output, tuple) else (output,)
         seen.append(pooled)
-        if not takes_projection:
-            return None
-        projected = pooled @ projection
-        return (projected, *others) if isinstance(output, tuple) else projected
+        if isinstance(projection, nn.Parameter):
+            pooled = pooled @ projection
+        return (pooled, *others) if isinstance(output, tuple) else pooled
 
     hooked = isinstance(head, nn.Module)
     handle = head.register_forward_pre_hook(before_head) if hooked else visual.register_forward_hook(after)
     try:
-        if takes_projection:
+        if isinstance(projection, nn.Parameter):
             visual.proj = None  # type: ignore[assignment]  # the hook projects, so that one pass gives both
         yield lambda _: torch.cat([seen.pop(0) for _ in range(len(seen))]).float().cpu()
     finally:
         handle.remove()
-        if takes_projection:
-            visual.proj = projection  # type: ignore[assignment]
+        if isinstance(projection, nn.Parameter):
+            visual.proj = projection
 
 
-def _in_place(rows: Tensor, readable: Tensor) -> Tensor:
+def _in_place(rows: Tensor, readable: Sequence[bool]) -> Tensor:
     """``rows`` where ``readable`` says so, NaN between them."""
     features = torch.full((len(readable), rows.shape[1]), torch.nan)
-    features[readable] = rows
+    features[torch.tensor(readable)] = rows
     return features
 
 
 def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
+    captions: tuple[str, ...] = ("",)
     try:
         sample = reader.read(index)
-    except BadSample as error:
-        return _Loaded(error.key, getattr(error, "captions", ("",)), error.skip)
-    key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
-    captions = getattr(sample, "captions", None) or (getattr(sample, "caption", ""),)
-    try:
+        key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
+        captions = getattr(sample, "captions", None) or (getattr(sample, "caption", ""),)
         with decoding(key):
             return _Loaded(key, captions, encoder.preprocess(decode(data)))
     except BadSample as error:
-        return _Loaded(key, captions, error.skip)
+        return _Loaded(error.key, getattr(error, "captions", captions), None, error.skip)
 
 
 def _check_finite(encoder: Encoder, features: Tensor, names: Sequence[str]) -> None:
     wrong = (~torch.isfinite(features).all(1)).nonzero()[:, 0]
     if len(wrong):
-        raise InputError(
-            f"{encoder.name}: {len(wrong)} of {len(names)} embeddings are not finite; "
-            f"the first is that of {names[int(wrong[0])]!r}"
-        )
+        first = f"the first is that of {names[int(wrong[0])]!r}"
+        raise InputError(f"{encoder.name}: {len(wrong)} of {len(names)} embeddings are not finite; {first}")

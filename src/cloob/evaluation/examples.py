@@ -3,60 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from cloob.data.batch import caption_id
-from cloob.errors import InputError
 from cloob.evaluation.embed import Reader, embed_texts
 from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.report import ExampleQuery, ShownPicture
 
 
 class _Gallery(NamedTuple):
-    """A set as one model sees it: (n, D) images, each with its groups and label, and (T, D) texts, each with its group.
+    """A set as one model sees it. A group is a class, or all captions that are equal; a text asks for its group."""
 
-    A group is a class, or all captions that are equal; a text asks for the images of its group.
-    """
-
-    images: Tensor
+    images: Tensor  # (n, D)
     groups_of_image: Sequence[set[int]]
     labels: Sequence[str]
-    texts: Tensor
+    texts: Tensor  # (T, D)
     group_of_text: Sequence[int]
     words: Sequence[str]
 
 
 def example_queries(
-    embeddings: Embeddings,
-    data: Labelled | Reader,
-    *,
-    n: int = 8,
-    k: int = 5,
-    models: Sequence[str] | None = None,
+    embeddings: Embeddings, data: Labelled | Reader, *, n: int = 8, k: int = 5, models: Sequence[str] | None = None
 ) -> list[ExampleQuery]:
     """What each model finds for ``n`` class names or captions of a set that have an image, the same for all models."""
     galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
-    rows = _draw(first, n)
-    answers: dict[str, list[list[ShownPicture]]] = {}
-    for model, seen in galleries.items():
-        nearest_images = _nearest(seen.texts[rows], seen.images, k)
-        answers[model] = [
-            [
-                ShownPicture(
-                    _picture(data, image),
-                    seen.labels[image],
-                    seen.group_of_text[row] in seen.groups_of_image[image],
-                    score,
-                )
-                for image, score in found
-            ]
-            for row, found in zip(rows, nearest_images, strict=True)
-        ]
-    return _queries([first.words[row] for row in rows], answers)
+    queries = []
+    for row in _draw(first, n):
+        answers = {
+            model: _nearest(data, seen, seen.texts[row], k, seen.group_of_text[row])
+            for model, seen in galleries.items()
+        }
+        queries.append(ExampleQuery(first.words[row], answers))
+    return queries
 
 
 def searches(
@@ -67,43 +49,36 @@ def searches(
     models: Sequence[str] | None = None,
     k: int = 8,
 ) -> list[ExampleQuery]:
-    """What each model finds for any words among the pictures of a set; nobody says what is right.
-
-    Raises:
-        InputError: No texts, an empty one, or what embedding raises.
-    """
-    if not texts or not all(text.strip() for text in texts):
-        raise InputError("searches: expected texts with words in them")
-    answers: dict[str, list[list[ShownPicture]]] = {}
+    """What each model finds for any words among the pictures of a set; nobody says what is right."""
+    found = {}
     for model in models or embeddings.models:
         seen = _gallery(embeddings, model, data)
-        found = _nearest(embed_texts(embeddings.encoder(model), texts), seen.images, k)
-        answers[model] = [
-            [ShownPicture(_picture(data, image), seen.labels[image], False, score) for image, score in images]
-            for images in found
-        ]
-    return _queries(texts, answers)
+        found[model] = [_nearest(data, seen, row, k) for row in embed_texts(embeddings.encoder(model), texts)]
+    return [ExampleQuery(text, {model: rows[i] for model, rows in found.items()}) for i, text in enumerate(texts)]
 
 
-def _queries(texts: Sequence[str], answers: dict[str, list[list[ShownPicture]]]) -> list[ExampleQuery]:
-    return [ExampleQuery(text, {model: found[i] for model, found in answers.items()}) for i, text in enumerate(texts)]
-
-
-def _nearest(texts: Tensor, images: Tensor, k: int) -> list[list[tuple[int, float]]]:
-    """The ``k`` images of largest cosine for each text, best first; of equal ones the earlier in the set."""
-    cosines = (texts @ images.T).nan_to_num(nan=-torch.inf)
-    best = cosines.sort(dim=1, descending=True, stable=True)
-    n = min(k, int(torch.isfinite(images).all(1).sum()))
-    rows = zip(best.indices[:, :n].tolist(), best.values[:, :n].tolist(), strict=True)
-    return [list(zip(*row, strict=True)) for row in rows]
+def _nearest(
+    data: Labelled | Reader, seen: _Gallery, text: Tensor, k: int, group: int | None = None
+) -> list[ShownPicture]:
+    """The ``k`` images of largest cosine, best first; of equal ones the earlier in the set."""
+    cosines = (seen.images @ text).nan_to_num(nan=-torch.inf)
+    best = cosines.sort(descending=True, stable=True)
+    shown = []
+    for image, score in zip(best.indices[:k].tolist(), best.values[:k].tolist(), strict=True):
+        if score > -torch.inf:
+            sample = data.read(image)
+            picture = sample[1] if isinstance(sample, tuple) else sample.image
+            shown.append(ShownPicture(picture, seen.labels[image], group in seen.groups_of_image[image], score))
+    return shown
 
 
 def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
-    if _is_labelled(data):
-        images, labels, classes = embeddings.labelled(model, data)
-        names = [data.classnames[label] for label in labels.tolist()]
+    if hasattr(data, "classnames"):
+        names = data.classnames
+        images, labels, classes = embeddings.labelled(model, cast("Labelled", data))
         groups = [{label} for label in labels.tolist()]
-        return _Gallery(images.features, groups, names, classes, range(len(classes)), data.classnames)
+        shown = [names[label] for label in labels.tolist()]
+        return _Gallery(images.features, groups, shown, classes, range(len(classes)), names)
     pairs = embeddings.pairs(model, data)
     # An unreadable caption has no words and equals no other.
     ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(pairs.captions)]
@@ -112,10 +87,6 @@ def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Ga
         groups[image].add(group)
     firsts = [pairs.captions[text] for text in pairs.first_texts.tolist()]
     return _Gallery(pairs.images.features, groups, firsts, pairs.texts, ids, pairs.captions)
-
-
-def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
-    return hasattr(data, "classnames")
 
 
 def _draw(seen: _Gallery, n: int) -> list[int]:
@@ -129,10 +100,3 @@ def _draw(seen: _Gallery, n: int) -> list[int]:
     candidates = list(rows.values())
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0))
     return [candidates[i] for i in order[:n].tolist()]
-
-
-def _picture(data: Labelled | Reader, place: int) -> bytes:
-    """The encoded picture at a place in a set."""
-    sample = data.read(place)
-    content: bytes = sample[1] if isinstance(sample, tuple) else sample.image
-    return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, message, nearest
+from cloob.errors import InputError, message
 from cloob.evaluation.embed import Encoder, Reader
 from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.measures import probe as probing
@@ -67,7 +66,7 @@ def evaluate(
         a model that cannot be loaded has no row, and its failure no ``set`` (None).
 
     Raises:
-        InputError: Nothing to evaluate, two sets of one name, training images of none, or no model that can be loaded.
+        InputError: Nothing to evaluate, two sets of one name, or no model that can be loaded.
 
     Example:
         >>> import cloob
@@ -79,121 +78,102 @@ def evaluate(
     """
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
-    _check_sets(zeroshot, retrieval, training)
-    measuring = _Measuring(
-        embeddings, zeroshot, retrieval, training, probe or ProbeOptions(), geometry_limit, level, seed
-    )
+    names = [Counter(data.name for data in sets).most_common(1) for sets in (zeroshot, retrieval)]
+    for name, uses in (first[0] for first in names if first):
+        if uses > 1:
+            raise InputError(f"{uses} sets are called {name!r}, and results are kept by name; rename a folder")
+    if not any(names):
+        raise InputError("nothing to evaluate: no labelled set and no pairs were given")
+    measuring = _Measuring(embeddings, probe or ProbeOptions(), geometry_limit, {"level": level, "seed": seed})
+    tasks: list[tuple[Any, Callable[[Any, dict[str, Any]], None]]] = [
+        *((data, measuring.classify) for data in zeroshot),
+        *((data, partial(measuring.probe, training[data.name])) for data in zeroshot if data.name in training),
+        *((source, measuring.retrieve) for source in retrieval),
+    ]
     rows: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
     for model in embeddings.models:
-        row = measuring.row(model)
-        if row is not None:
-            row["settings"] |= (settings or {}).get(model, {})
-            row["train_seconds"] = (train_seconds or {}).get(model)
-            rows.append(row)
+        try:
+            facts = embeddings.facts(model)
+        except (InputError, OSError) as error:
+            failures.append({"model": model, "set": None, "error": message(error)})
+            continue
+        row: dict[str, Any] = {"model": model, "objective": facts.objective}
+        row |= {"settings": {**facts.settings, **(settings or {}).get(model, {})}, "fingerprint": facts.fingerprint}
+        row |= {"zeroshot": {}, "retrieval": {}, "geometry": {}} | ({"probe": {}} if training else {})
+        for data, measure in tasks:
+            try:
+                measure(data, row)
+            except ValueError as error:  # an InputError, or too few pairs for a geometry
+                what = str(error) if str(error).startswith(data.name) else f"{data.name}: {error}"
+                failures.append({"model": model, "set": data.name, "error": what})
+        rows.append(row | {"train_seconds": (train_seconds or {}).get(model)})
     if not rows:
-        raise InputError(all_failed(measuring.failures, "loaded"))
+        raise InputError(all_failed(failures, "loaded"))
     compared = differences(measuring.hits, level=level, seed=seed)
     results = {"rows": rows, "differences": compared, "level": level}
-    return {**results, "failures": measuring.failures} if measuring.failures else results
+    return {**results, "failures": failures} if failures else results
 
 
 @dataclass
 class _Measuring:
-    """Measures model by model, and keeps what is right for each, and what failed."""
+    """Writes the numbers of one model on one set into the model's row, and keeps what is right for each."""
 
     embeddings: Embeddings
-    zeroshot: Sequence[Labelled]
-    retrieval: Sequence[Reader]
-    training: Mapping[str, Labelled]
-    probe: ProbeOptions
+    how: ProbeOptions
     geometry_limit: int
-    level: float
-    seed: int
+    bootstrap: dict[str, Any]
     hits: Hits = field(default_factory=dict)
-    failures: list[dict[str, Any]] = field(default_factory=list)
 
-    def row(self, model: str) -> dict[str, Any] | None:
-        """The row of a model; None if it cannot be loaded."""
-        try:
-            facts = self.embeddings.facts(model)
-        except (InputError, OSError) as error:
-            self.failures.append({"model": model, "set": None, "error": message(error)})
-            return None
-        row: dict[str, Any] = {"model": model, "objective": facts.objective, "settings": dict(facts.settings)}
-        row |= {"fingerprint": facts.fingerprint, "zeroshot": {}, "retrieval": {}, "geometry": {}}
-        row |= {"probe": {}} if self.training else {}
-        probed = [data for data in self.zeroshot if data.name in self.training]
-        tasks: list[tuple[str, Callable[[dict[str, Any]], None]]] = [
-            *((data.name, partial(self._classify, data)) for data in self.zeroshot),
-            *((data.name, partial(self._probe, data, self.training[data.name])) for data in probed),
-            *((source.name, partial(self._retrieve, source)) for source in self.retrieval),
-        ]
-        for name, measure in tasks:
-            try:
-                measure(row)
-            except InputError as error:
-                self.failures.append({"model": model, "set": name, "error": str(error)})
-        return row
-
-    def _classify(self, data: Labelled, row: dict[str, Any]) -> None:
-        name, model = data.name, row["model"]
-        images, labels, classes = self.embeddings.labelled(model, data)
+    def classify(self, data: Labelled, row: dict[str, Any]) -> None:
+        images, labels, classes = self.embeddings.labelled(row["model"], data)
         ranks = classifying.zeroshot_ranks(images.features, labels, classes)
-        numbers = classifying.summarise(ranks, labels, data.classnames, level=self.level, seed=self.seed)
-        bad = Counter(skip.reason for skip in images.bad)
-        row["zeroshot"][name] = {**numbers, **_unreadable(dict(sorted(bad.items())))}
-        self.hits.setdefault(("acc1", name), {})[model] = ranks < 1
+        numbers = classifying.summarise(ranks, labels, data.classnames, **self.bootstrap)
+        bad = dict(sorted(Counter(skip.reason for skip in images.bad).items()))
+        row["zeroshot"][data.name] = numbers | ({"unreadable": bad} if bad else {})
+        self._keep("acc1", data, row, ranks < 1)
 
-    def _probe(self, data: Labelled, train: Labelled, row: dict[str, Any]) -> None:
-        name, model, how = data.name, row["model"], self.probe
-        _check_classes(data, train)
-        features, labels = self.embeddings.tower(model, data)
+    def probe(self, train: Labelled, data: Labelled, row: dict[str, Any]) -> None:
+        for label, (tested, trained) in enumerate(zip_longest(data.classnames, train.classnames)):
+            if tested != trained:  # which no number would show
+                raise InputError(f"label {label} is {tested!r} to test, but {trained!r} to train")
+        features, labels = self.embeddings.tower(row["model"], data)
         n_classes = len(data.classnames)
         fits = []
-        for seed in how.seeds:
-            try:
-                probe = self.embeddings.probe(model, train, n_classes, how, seed)
-            except InputError as error:
-                raise InputError(f"{name}: {error}") from error
-            fits.append((probing.probe_ranks(probe.weight, features, labels), probe))
-        row["probe"][name] = probing.summarise(fits, labels, n_classes, how, level=self.level, seed=self.seed)
-        right = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
-        self.hits.setdefault(("probe_acc1", name), {})[model] = right
+        for seed in self.how.seeds:
+            fit = self.embeddings.probe(row["model"], train, n_classes, self.how, seed)
+            fits.append((probing.probe_ranks(fit.weight, features, labels), fit))
+        row["probe"][data.name] = probing.summarise(fits, labels, n_classes, self.how, **self.bootstrap)
+        self._keep("probe_acc1", data, row, torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0))
 
-    def _retrieve(self, source: Reader, row: dict[str, Any]) -> None:
+    def retrieve(self, source: Reader, row: dict[str, Any]) -> None:
         name, model = source.name, row["model"]
         pairs = self.embeddings.pairs(model, source)
         images = pairs.images.features
         ranks = retrieving.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
-        numbers = retrieving.summarise(ranks, pairs.image_of_text, level=self.level, seed=self.seed)
-        row["retrieval"][name] = {**numbers, **_unreadable(pairs.unreadable)}
+        numbers = retrieving.summarise(ranks, pairs.image_of_text, **self.bootstrap)
+        row["retrieval"][name] = numbers | ({"unreadable": pairs.unreadable} if pairs.unreadable else {})
+        self._keep("image_to_text@1", source, row, ranks.image_to_text < 1)
         by_text = retrieving.by_picture(ranks.text_to_image < 1, pairs.image_of_text)
-        for metric, right in (("image_to_text@1", ranks.image_to_text < 1), ("text_to_image@1", by_text)):
-            self.hits.setdefault((metric, name), {})[model] = right
-        facts = self.embeddings.facts(model)
-        try:
-            texts = pairs.texts[pairs.first_texts]
-            row["geometry"][name] = geometry(images, texts, facts.inv_tau, facts.beta, self.geometry_limit)
-        except ValueError as error:
-            raise InputError(f"{name}: {error}") from error
+        self._keep("text_to_image@1", source, row, by_text)
+        facts, texts = self.embeddings.facts(model), pairs.texts[pairs.first_texts]
+        row["geometry"][name] = geometry(images, texts, facts.inv_tau, facts.beta, self.geometry_limit)
+
+    def _keep(self, metric: str, data: Reader, row: Mapping[str, Any], right: Tensor) -> None:
+        self.hits.setdefault((metric, data.name), {})[row["model"]] = right
 
 
 def all_failed(failures: Sequence[Mapping[str, Any]], what: str) -> str:
     """One line for models of which not one could be ``what`` ("loaded"); each failure has ``model`` and ``error``."""
-    lines = []
-    for failure in failures:
-        model, error = failure["model"], failure["error"]
-        lines.append(error if error.startswith(model) else f"{model}: {error}")
+    named = [(failure["model"], failure["error"]) for failure in failures]
+    lines = [error if error.startswith(model) else f"{model}: {error}" for model, error in named]
     return lines[0] if len(lines) == 1 else f"none of {len(lines)} models can be {what}; {'; '.join(lines)}"
 
 
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
-    """Compares every two models by paired bootstrap, on each set and on the mean over the sets.
+    """Compares every two models (``model`` minus the earlier ``baseline``) by paired bootstrap, on each set.
 
-    Returns:
-        For each metric, set and two models ``metric``, ``set``, ``model``, ``baseline`` (the earlier one),
-        ``difference`` (model − baseline), ``low``, ``high``; then, if a metric has several sets that all models with
-        this metric share, the same of the means over these, with ``set`` None.
+    If a metric has several sets that all models with it share, the means over these follow, with ``set`` None.
     """
     entries = []
     for metric in dict.fromkeys(metric for metric, _ in hits):
@@ -214,48 +194,7 @@ def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
-    """Writes results.json, whole or not at all; equal results give equal bytes. NaN and infinity become null.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    text = json.dumps(_jsonable(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """Writes results.json, whole or not at all; equal results give equal bytes. NaN and infinity become null."""
+    plain = json.loads(json.dumps(results), parse_constant=lambda _: None)
+    text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
     write_whole(Path(path), text, f"{path}: results cannot be written here")
-
-
-def _check_sets(zeroshot: Sequence[Labelled], retrieval: Sequence[Reader], training: Mapping[str, Labelled]) -> None:
-    if not zeroshot and not retrieval:
-        raise InputError("nothing to evaluate: no labelled set and no pairs were given")
-    for sets in (zeroshot, retrieval):
-        for name, uses in Counter(data.name for data in sets).items():
-            if uses > 1:
-                raise InputError(f"{uses} sets are called {name!r}, and results are kept by name; rename a folder")
-    names = [data.name for data in zeroshot]
-    for name in training:
-        if name not in names:
-            raise InputError(f"training images of {name!r}, which is no labelled set here; {nearest(name, names)}")
-
-
-def _check_classes(data: Labelled, train: Labelled) -> None:
-    """Raises InputError if a label is not the same class to test as to train, which no number would show."""
-    for label, (tested, trained) in enumerate(zip_longest(data.classnames, train.classnames)):
-        if tested != trained:
-            test, to_train = ("no class" if name is None else repr(name) for name in (tested, trained))
-            raise InputError(
-                f"{data.name}: {len(data.classnames)} classes to test, {len(train.classnames)} to train; "
-                f"label {label} is {test} to test, but {to_train} to train"
-            )
-
-
-def _unreadable(counts: Mapping[str, int]) -> dict[str, Any]:
-    return {"unreadable": counts} if counts else {}
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

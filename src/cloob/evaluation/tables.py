@@ -1,14 +1,11 @@
-"""What an evaluation leaves beside results.json: CLIP_benchmark's JSON and the recalls of the classes.
-
-Legend: C classes.
-"""
+"""What an evaluation leaves beside results.json: CLIP_benchmark's JSON and the recalls of the classes."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,6 @@ from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.measures.zeroshot import confusion_matrix
 from cloob.evaluation.suite import write_results
 from cloob.files import write_whole
-
-_COLUMNS = ("label", "class", "images")
-_CLIP_BENCHMARK_FILE = re.compile(r".+_en_(zeroshot_classification|zeroshot_retrieval|linear_probe)(-[0-9]+)?\.json")
 
 
 def write_set_files(
@@ -33,50 +27,37 @@ def write_set_files(
         for model, source in embeddings.models.items()
         if isinstance(source, str | Path)
     }
-    _remove_earlier(out)
+    for earlier in (*(out / "clip_benchmark").glob("*_en_*.json"), *(out / "per_class").glob("*.csv")):
+        earlier.unlink()
     write_clip_benchmark(out / "clip_benchmark", results, sources)
     taken: set[str] = set()
     for data in zeroshot:
         matrices = {}
-        for row in results["rows"]:
-            if data.name in row["zeroshot"]:
-                images, labels, classes = embeddings.labelled(row["model"], data)
-                matrices[row["model"]] = confusion_matrix(images.features, labels, classes)
+        for model in (row["model"] for row in results["rows"] if data.name in row["zeroshot"]):
+            images, labels, classes = embeddings.labelled(model, data)
+            matrices[model] = confusion_matrix(images.features, labels, classes)
         if matrices:
-            table = out / "per_class" / f"{_free(_slug(data.name), taken)}.csv"
-            write_per_class(table, data.classnames, matrices)
+            write_per_class(out / "per_class" / f"{_free(_slug(data.name), taken)}.csv", data.classnames, matrices)
     return [folder for folder in (out / "clip_benchmark", out / "per_class") if folder.is_dir()]
 
 
-def write_clip_benchmark(
-    folder: Path, results: Mapping[str, Any], sources: Mapping[str, str] | None = None
-) -> list[Path]:
-    """One JSON a model, set and task, as CLIP_benchmark writes them, so that ``clip_benchmark build`` reads them.
-
-    ``sources`` says where each model came from, for the field ``pretrained``.
-    """
-    files, taken = [], set[str]()
+def write_clip_benchmark(folder: Path, results: Mapping[str, Any], sources: Mapping[str, str] | None = None) -> None:
+    """One JSON a model, set and task, which ``clip_benchmark build`` reads; ``sources`` say where models came from."""
+    taken = set[str]()
     for row in results["rows"]:
+        model = row["model"]
         for task, name, metrics in _tasks(row):
-            content = {
-                "dataset": name,
-                "model": row["model"],
-                "pretrained": (sources or {}).get(row["model"], row["model"]),
-                "task": task,
-                "metrics": metrics,
-                "language": "en",
-            }
-            path = folder / (_free(f"{_slug(name)}_{_slug(row['model'])}_en_{task}", taken) + ".json")
-            write_results(path, content)
-            files.append(path)
-    return files
+            content = {"dataset": name, "model": model, "pretrained": (sources or {}).get(model, model)}
+            content |= {"task": task, "metrics": metrics, "language": "en"}
+            write_results(folder / f"{_free(f'{_slug(name)}_{_slug(model)}_en_{task}', taken)}.json", content)
 
 
 def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str, Tensor]) -> None:
     """A CSV with a line a class: ``label``, ``class``, ``images``, and a model each its recall and worst confusion."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(f"{model}: {what}" for model in matrices for what in ("recall", "mostly taken for"))])
+    columns = [f"{model}: {what}" for model in matrices for what in ("recall", "mostly taken for")]
+    writer.writerow(["label", "class", "images", *columns])
     for label, name in enumerate(classnames):
         images = int(next(iter(matrices.values()))[label].sum())
         cells: list[str] = []
@@ -91,38 +72,23 @@ def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str
     write_whole(path, text.getvalue())
 
 
-def _remove_earlier(out: Path) -> None:
-    """Removes the files of an earlier evaluation: by their names, or, of the CSVs, by their first columns."""
-    for path in (out / "clip_benchmark").glob("*.json"):
-        if _CLIP_BENCHMARK_FILE.fullmatch(path.name):
-            path.unlink()
-    for path in (out / "per_class").glob("*.csv"):
-        if path.read_bytes().startswith(f"{','.join(_COLUMNS)},".encode()):
-            path.unlink()
-
-
-def _tasks(row: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+def _tasks(row: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(task, set, metrics) under CLIP_benchmark's names, where ``image_retrieval`` is that of images for a text."""
-    tasks: list[tuple[str, str, dict[str, Any]]] = []
     accuracies = ("acc1", "acc5", "mean_per_class_recall")
     for name, numbers in row["zeroshot"].items():
         metrics = {key: numbers[key] for key in accuracies}
-        if numbers["n_classes"] < 5:
-            metrics["acc5"] = None
-        tasks.append(("zeroshot_classification", name, metrics))
+        yield "zeroshot_classification", name, metrics | ({"acc5": None} if numbers["n_classes"] < 5 else {})
     for name, numbers in row["retrieval"].items():
         recalls = {f"image_retrieval_recall@{k}": numbers[f"text_to_image@{k}"] for k in (1, 5, 10)}
         recalls |= {f"text_retrieval_recall@{k}": numbers[f"image_to_text@{k}"] for k in (1, 5, 10)}
-        tasks.append(("zeroshot_retrieval", name, recalls))
+        yield "zeroshot_retrieval", name, recalls
     for name, numbers in row.get("probe", {}).items():
+        shots = -1 if numbers["shots"] is None else numbers["shots"]
         metrics = {f"lp_{key}": numbers[key] for key in accuracies}
-        metrics |= {"fewshot_k": -1 if numbers["shots"] is None else numbers["shots"], "seed": numbers["seeds"][0]}
-        tasks.append(("linear_probe", name, metrics))
-    return tasks
+        yield "linear_probe", name, metrics | {"fewshot_k": shots, "seed": numbers["seeds"][0]}
 
 
 def _slug(name: str) -> str:
-    """A name that is a file's name on every system."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "set"
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from cloob.errors import InputError
 from cloob.evaluation.embed import EmbedOptions, embed_images
 from cloob.evaluation.measures.probe import ProbeOptions, fit_probe, probe_ranks
 from cloob.evaluation.suite import evaluate
@@ -43,9 +42,8 @@ def test_two_classes_a_missing_class_and_unreadable_images() -> None:
     two = y != 1
     x[0] = torch.nan
     probe = fit_probe(x[two], y[two], 4)
-    assert (
-        probe.n_train == 23 and torch.isnan(probe.weight[[1, 3]]).all() and torch.isfinite(probe.weight[[0, 2]]).all()
-    )
+    assert probe.n_train == 23
+    assert torch.isnan(probe.weight).all(1).tolist() == [False, True, False, True]
     ranks = probe_ranks(probe.weight, x, y)
     assert (ranks[(y == 2)] == 0).all() and (ranks[y == 0][1:] == 0).all()
     assert (ranks[y == 1] > 3).all() and ranks[0] > 3  # never learnt, not readable: not even among the last
@@ -53,8 +51,6 @@ def test_two_classes_a_missing_class_and_unreadable_images() -> None:
 
 def test_a_probe_in_the_suite_with_shots_and_seeds() -> None:
     test, train = Labels(NAMES * 2, broken=[0]), Labels(NAMES * 6)
-    with pytest.raises(InputError, match=r"numbers from 0 to below 2\^63"):
-        ProbeOptions(seeds=(2**64,))
     options = ProbeOptions(shots=2, seeds=(0, 1, 2))
     models = {"a": ColourModel("a"), "b": ColourModel("b")}
     results = evaluate(models, [test, Labels(NAMES, name="none")], training={"solid": train}, probe=options)
@@ -81,10 +77,7 @@ def test_tower_features_of_real_towers(name: str) -> None:
     visual = encoder.model.visual
     with torch.no_grad():
         if isinstance(getattr(visual, "proj", None), torch.nn.Parameter):
-            projected = tower @ visual.proj
+            tower = tower @ visual.proj
         elif hasattr(visual, "trunk"):
-            projected = visual.head(tower)
-        else:
-            projected = tower
-    projected = torch.nn.functional.normalize(projected, dim=1)
-    np.testing.assert_allclose(projected[[0, 2]], plain[[0, 2]], atol=1e-5)
+            tower = visual.head(tower)
+    np.testing.assert_allclose(torch.nn.functional.normalize(tower, dim=1)[[0, 2]], plain[[0, 2]], atol=1e-5)

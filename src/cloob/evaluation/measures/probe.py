@@ -20,7 +20,6 @@ from cloob.functional import ranking
 from cloob.functional.bootstrap import bootstrap_interval
 
 _COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
-_FINEST = 0.125
 _SMALL = 4_000_000
 _MAX_VALIDATION_SHOTS = 4
 _VALIDATION = 0.2  # of the training images, without shots
@@ -29,39 +28,23 @@ _MAX_ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """How probes are fitted.
+    """How probes are fitted."""
 
-    Attributes:
-        shots: Training images a class; None takes all.
-        seeds: One fit each; a seed draws the validation split and the shots.
-    """
-
-    shots: int | None = None
-    seeds: tuple[int, ...] = (0,)
+    shots: int | None = None  # training images a class; None takes all
+    seeds: tuple[int, ...] = (0,)  # one fit each; a seed draws the validation split and the shots
 
     def __post_init__(self) -> None:
-        if self.shots is not None and self.shots < 1:
-            raise InputError(f"shots is {self.shots}; it must be 1 or more images a class")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds is {self.seeds}; one or several different numbers are wanted")
-        if not all(0 <= seed < 2**63 for seed in self.seeds):
-            raise InputError(f"seeds is {self.seeds}; numbers from 0 to below 2^63 are wanted")
+        if not self.seeds or (self.shots is not None and self.shots < 1):
+            raise InputError(f"shots is {self.shots}, seeds is {self.seeds}; a probe needs 1 shot and 1 seed or more")
 
 
 class Probe(NamedTuple):
-    """A fitted probe.
+    """A fitted probe."""
 
-    Attributes:
-        weight: (C, F + 1) float64, the last column the bias; NaN for a class without training images.
-        strength: C of scikit-learn, the inverse of the penalty.
-        validation_acc1: Accuracy at that strength on the validation images.
-        n_train: Images of the last fit.
-    """
-
-    weight: Tensor
-    strength: float
-    validation_acc1: float
-    n_train: int
+    weight: Tensor  # (C, F + 1) float64, the last column the bias; NaN for a class without training images
+    strength: float  # C of scikit-learn, the inverse of the penalty
+    validation_acc1: float  # at that strength
+    n_train: int  # images of the last fit
 
 
 def fit_probe(
@@ -71,40 +54,34 @@ def fit_probe(
 
     With ``shots`` k, k images a class are fitted and up to min(k, 4) others a class choose the strength; the last fit
     stays with the k. Without, a fifth of each class chooses, and the last fit takes all. A class of one image is
-    always fitted. NaN rows are left out.
-
-    Raises:
-        InputError: Images of fewer than two classes, or no image left to choose the strength on.
+    always fitted. NaN rows are left out. InputError where that leaves too few images.
     """
     options = options or ProbeOptions()
     readable = torch.isfinite(features).all(1).nonzero()[:, 0]
-    if (n := len(torch.unique(labels[readable]))) < 2:
-        raise InputError(f"a linear probe needs readable training images of two classes or more, and has {n}")
     fitted, held_out = _split(readable, labels, options, seed)
-    if len(held_out) == 0:
+    if (n := len(torch.unique(labels[readable]))) < 2 or len(held_out) == 0:
         raise InputError(
-            "no training image is left to choose the strength of the penalty on: every class has "
-            f"{options.shots or 1} or fewer"
+            "a linear probe needs readable training images of two classes or more, and of one of them more than "
+            f"{options.shots or 1}, to choose the strength of the penalty on; there are {n} classes"
         )
     # The bias has no penalty, so that taking the mean off changes no optimum and speeds L-BFGS up; one number for all
     # features makes the sweep mean the same for towers of any scale.
     mean = features[readable].double().mean(0)
     scale = (features[readable].double() - mean).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
-    def fit(rows: Tensor, strength: float) -> Tensor:
-        x = (features[rows].double() - mean) / scale
-        weight = _fit(x, labels[rows], n_classes, strength)
+    def fit(rows: Tensor, exponent: float) -> Tensor:
+        weight = _fit((features[rows].double() - mean) / scale, labels[rows], n_classes, 10**exponent)
         weight[:, :-1] /= scale
         weight[:, -1] -= weight[:, :-1] @ mean
         return weight
 
     def score(exponent: float) -> float:
-        weight = fit(fitted, 10**exponent)
-        return ranking.topk_accuracy(probe_ranks(weight, features[held_out], labels[held_out]), 1)
+        ranks = probe_ranks(fit(fitted, exponent), features[held_out], labels[held_out])
+        return ranking.topk_accuracy(ranks, 1)
 
     exponent, accuracy = _search(score)
     last = fitted if options.shots is not None else readable
-    return Probe(fit(last, 10**exponent), 10**exponent, accuracy, len(last))
+    return Probe(fit(last, exponent), 10**exponent, accuracy, len(last))
 
 
 def probe_ranks(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
@@ -149,8 +126,7 @@ def summarise(
 def _split(readable: Tensor, labels: Tensor, options: ProbeOptions, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to fit and rows to hold out, ascending, drawn class by class."""
     generator = torch.Generator().manual_seed(seed)
-    fitted: list[Tensor] = []
-    held_out: list[Tensor] = []
+    fitted, held_out = [readable[:0]], [readable[:0]]
     for label in torch.unique(labels[readable]).tolist():
         rows = readable[labels[readable] == label]
         rows = rows[torch.randperm(len(rows), generator=generator)]
@@ -172,25 +148,23 @@ def _search(score: Callable[[float], float]) -> tuple[float, float]:
     def best() -> float:
         return max(scores, key=lambda exponent: (scores[exponent], -exponent))
 
-    step = (_COARSE[1] - _COARSE[0]) / 2
-    while step >= _FINEST:
+    for step in (1.0, 0.5, 0.25, 0.125):
         centre = best()
         for exponent in (centre - step, centre + step):
             if _COARSE[0] <= exponent <= _COARSE[-1] and exponent not in scores:
                 scores[exponent] = score(exponent)
-        step /= 2
     return best(), scores[best()]
 
 
 def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float) -> Tensor:
     """(C, F + 1) weights of one logistic regression; NaN where a class has no image."""
     linear = require("sklearn.linear_model", "train")
-    stopped_early = require("sklearn.exceptions", "train").ConvergenceWarning
     model = linear.LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, solver="lbfgs")
     # Threads that wait for each other cost more than they bring on a matrix of this size (20 times on a busy machine).
     threads = require("threadpoolctl", "train").threadpool_limits(1 if x.numel() < _SMALL else None)
     with threads, catch_warnings():
-        simplefilter("ignore", stopped_early)  # a limit on the iterations is part of the protocol
+        # A limit on the iterations is part of the protocol.
+        simplefilter("ignore", require("sklearn.exceptions", "train").ConvergenceWarning)
         model.fit(x.numpy(), labels.numpy())
     coefficients, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
     if len(model.classes_) == 2:  # scikit-learn keeps one row, for the second class

@@ -1,6 +1,6 @@
 """Image–text retrieval, both ways, with several captions an image and captions that occur more than once.
 
-Legend: I images, T texts, D the embedding dimension, P correct (caption, image) pairs.
+Legend: I images, T texts.
 """
 
 from __future__ import annotations
@@ -39,30 +39,17 @@ def retrieval_ranks(
     their correct images; None takes every text as different. ``chunk`` is the rows of a block of scores.
     """
     n_texts = len(text_features)
-    if image_of_text is None:
-        if len(image_features) != n_texts:
-            raise ValueError(f"{len(image_features)} images and {n_texts} texts are no pairs without image_of_text")
-        image_of_text = torch.arange(n_texts)
-    if len(image_of_text) != n_texts or (captions is not None and len(captions) != n_texts):
+    image = torch.arange(len(image_features)) if image_of_text is None else torch.as_tensor(image_of_text)
+    if len(image) != n_texts or (captions is not None and len(captions) != n_texts):
         raise ValueError(f"expected an image and a caption for each of the {n_texts} texts")
-    group, pairs = correct_answers(torch.as_tensor(image_of_text), captions)
-    text_to_image, image_to_text = ranking.mutual_ranks(text_features, image_features, pairs, chunk, group)
-    return RetrievalRanks(image_to_text, text_to_image)
-
-
-def correct_answers(image_of_text: Tensor, captions: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
-    """Which texts are one caption, and which images it is correct for: those that any of its texts describes.
-
-    Returns:
-        The (T,) int64 groups of the texts, and the (P, 2) int64 distinct (group, image) pairs, P ≤ T. An empty caption
-        could not be read and equals no other.
-    """
-    group = torch.arange(len(image_of_text))
+    group = torch.arange(n_texts)  # of texts that are one caption
     if captions is not None:
-        # Ids are positive; the negative ones cannot meet them.
+        # An empty caption could not be read and equals no other. Ids are positive; the negative ones cannot meet them.
         ids = torch.tensor([caption_id(c) if c.strip() else -1 - i for i, c in enumerate(captions)])
         group = torch.unique(ids, return_inverse=True)[1]
-    return group, torch.unique(torch.stack([group, image_of_text], 1), dim=0)
+    pairs = torch.unique(torch.stack([group, image], 1), dim=0)  # a caption is correct for all that it describes
+    text_to_image, image_to_text = ranking.mutual_ranks(text_features, image_features, pairs, chunk, group)
+    return RetrievalRanks(image_to_text, text_to_image)
 
 
 def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
@@ -81,11 +68,7 @@ def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
 
 
 def summarise(
-    ranks: RetrievalRanks,
-    image_of_text: Tensor | Sequence[int] | None = None,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
+    ranks: RetrievalRanks, image_of_text: Tensor | Sequence[int] | None = None, *, level: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
     """The numbers of one set, with bootstrap intervals; ``image_of_text`` is None if each image has one text.
 

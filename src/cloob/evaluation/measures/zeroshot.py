@@ -23,16 +23,9 @@ from cloob.functional.bootstrap import bootstrap_interval
 def class_embeddings(
     encoder: Encoder, classnames: Sequence[str], templates: Sequence[str], batch_size: int = 256
 ) -> Tensor:
-    """(C, D) unit rows on the CPU: the mean over the templates, with each class name in the place of ``{c}``.
-
-    Raises:
-        InputError: No classes, no templates, or a template without ``{c}``.
-    """
-    if not classnames or not templates:
-        raise InputError(f"zero-shot needs class names and templates, got {len(classnames)} and {len(templates)}")
-    for template in templates:
-        if "{c}" not in template:
-            raise InputError(f"template {template!r} has no {{c}} where the class name belongs")
+    """(C, D) unit rows on the CPU: the mean over the templates, with each class name in the place of ``{c}``."""
+    if not classnames or not templates or not all("{c}" in template for template in templates):
+        raise InputError(f"expected class names and templates with {{c}} in the place of one; got {list(templates)}")
     prompts = [template.replace("{c}", name) for name in classnames for template in templates]
     features = F.normalize(embed_texts(encoder, prompts, batch_size), dim=1)
     return F.normalize(features.view(len(classnames), len(templates), -1).mean(1), dim=1)
@@ -51,15 +44,10 @@ def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: T
     """
     n_classes = len(class_embeddings)
     scores = image_features.double() @ class_embeddings.double().T
-    rows = torch.arange(len(labels))
-    right = scores[rows, labels].clone()
-    # The rounding within which `ranking.ranks` counts a tie.
-    rounding = 8 * torch.finfo(torch.float64).eps * class_embeddings.double().norm(dim=1).max()
-    least = right - rounding * image_features.double().norm(dim=1)
-    scores[rows, labels] = -torch.inf
-    best_wrong, wrong = scores.nan_to_num(nan=-torch.inf).max(1)
-    predicted = torch.where(best_wrong >= least, wrong, labels)
-    predicted = torch.where(torch.isfinite(right), predicted, n_classes)
+    scores[torch.arange(len(labels)), labels] = -torch.inf
+    right = zeroshot_ranks(image_features, labels, class_embeddings) < 1
+    predicted = torch.where(right, labels, scores.argmax(1))
+    predicted[~torch.isfinite(image_features).all(1)] = n_classes
     cells = labels * (n_classes + 1) + predicted
     return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(n_classes, n_classes + 1)
 

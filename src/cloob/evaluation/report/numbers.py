@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,51 +17,34 @@ METRICS = {
 }
 
 
-def number(value: float | None) -> float | None:
-    """``value`` as a float; None if it is missing, NaN or infinite."""
-    return float(value) if value is not None and math.isfinite(value) else None
-
-
-def part(row: Row, key: str) -> Mapping[str, Mapping[str, Any]]:
-    """``row[key]``, set -> numbers; empty if the row has none."""
-    return row.get(key) or {}
-
-
 def set_names(rows: Sequence[Row], key: str) -> list[str]:
     """The sets that any row has under ``key``, in order of appearance."""
-    return list(dict.fromkeys(name for row in rows for name in part(row, key)))
+    return list(dict.fromkeys(name for row in rows for name in row.get(key, ())))
 
 
-def percent(value: float | None) -> str:
+def percent(value: float) -> str:
     """A fraction as a percentage without its sign: 0.172 -> ``17.2``."""
-    return MISSING if value is None else f"{100 * value:.1f}".replace("-", "−")
+    return f"{100 * value:.1f}".replace("-", "−")
 
 
-def points(value: float | None) -> str:
+def points(value: float) -> str:
     """A difference of fractions in signed percentage points: 0.023 -> ``+2.3``."""
-    return MISSING if value is None else f"{100 * value:+z.1f}".replace("-", "−")
+    return f"{100 * value:+z.1f}".replace("-", "−")
 
 
-def decimal(value: float | None) -> str:
+def decimal(value: float) -> str:
     """About three significant digits; an exponent only for tiny values."""
-    if value is None:
-        return MISSING
     text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
     return (text if value == 0 or abs(value) >= 0.0005 else f"{value:.1e}").replace("-", "−")
 
 
-def count(value: float | None) -> str:
+def count(value: float) -> str:
     """A whole number with thin spaces (12345 -> ``12 345``); others with one decimal."""
-    if value is None:
-        return MISSING
-    text = f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
-    return text.replace(",", "\u202f").replace("-", "−")
+    return (f"{value:,.0f}" if value == int(value) else f"{value:,.1f}").replace(",", "\u202f")
 
 
-def duration(value: float | None) -> str:
-    """Seconds for people: ``52 s``, ``3 min 12 s``, ``2 h 5 min``, with no line break before a unit."""
-    if value is None:
-        return MISSING
+def duration(value: float) -> str:
+    """Seconds for people: ``5.2 s``, ``3 min 12 s``, ``2 h 5 min``, with no line break before a unit."""
     if value < 10:
         return f"{value:.1f}\u00a0s"
     minutes, seconds = divmod(round(value), 60)
@@ -70,16 +52,6 @@ def duration(value: float | None) -> str:
     if hours:
         return f"{hours}\u00a0h {minutes_left}\u00a0min"
     return f"{minutes}\u00a0min {seconds}\u00a0s" if minutes else f"{seconds}\u00a0s"
-
-
-def shortened(text: str, limit: int = 160) -> str:
-    """At most ``limit`` characters of a text, cut between words if possible, with ``…`` at the end."""
-    text = " ".join(text.split())
-    if len(text) <= limit:
-        return text
-    head = text[: limit - 1]
-    words = head.rpartition(" ")[0]
-    return f"{words if len(words) > limit // 2 else head}…"
 
 
 class Problem(NamedTuple):
@@ -90,27 +62,6 @@ class Problem(NamedTuple):
     message: str
 
 
-class Problems(NamedTuple):
-    """Missing sets, models that did not load, failed measurements, and unreadable samples."""
-
-    missing: list[Problem]
-    unloaded: list[Problem]
-    failed: list[Problem]
-    unreadable: list[Problem]
-
-    @property
-    def summary(self) -> str:
-        """One line for the head of the page; empty if all is well."""
-        kinds = (
-            (self.missing, "set is not there", "sets are not there"),
-            (self.unloaded, "model could not be loaded", "models could not be loaded"),
-            (self.failed, "measurement failed", "measurements failed"),
-            (self.unreadable, "set could not be read in full", "sets could not be read in full"),
-        )
-        counts = [f"{len(some)} {one if len(some) == 1 else many}" for some, one, many in kinds if some]
-        return "; ".join(counts) + "." if counts else ""
-
-
 # Part of a row -> what its unreadable samples are, the numbers that add up to the total, and what becomes of them.
 _PARTS = {
     "zeroshot": ("images", ("n",), "they count as wrong"),
@@ -119,26 +70,27 @@ _PARTS = {
 }
 
 
-def problems(results: Mapping[str, Any]) -> Problems:
-    """What went wrong; what all models could not read is listed once."""
-    found = Problems([], [], [], _unreadable(results["rows"]))
+def problems(results: Mapping[str, Any]) -> dict[str, list[Problem]]:
+    """``missing`` sets, ``unloaded`` models, ``failed`` measurements and ``unreadable`` samples."""
+    found: dict[str, list[Problem]] = {"missing": [], "unloaded": [], "failed": []}
     for entry in results.get("failures", ()):
         name, model = entry["set"], entry["model"]
-        problem = Problem(name, model, str(entry["error"]).removeprefix(f"{name or model}: "))
-        (found.missing if model is None else found.unloaded if name is None else found.failed).append(problem)
-    return found
+        kind = "missing" if model is None else "unloaded" if name is None else "failed"
+        found[kind].append(Problem(name, model, entry["error"].removeprefix(f"{name or model}: ")))
+    return {**found, "unreadable": _unreadable(results["rows"])}
 
 
 def _unreadable(rows: Sequence[Row]) -> list[Problem]:
-    models: dict[tuple[str, str], dict[str | None, None]] = {}
+    """What all models could not read is listed once."""
+    models: dict[tuple[str, str], list[str | None]] = {}
     for row in rows:
         for key, (what, totals, fate) in _PARTS.items():
-            for name, values in part(row, key).items():
+            for name, values in row.get(key, {}).items():
                 if counts := values.get("unreadable"):
                     of = f" of {count(sum(values[total] for total in totals))}" if totals else ""
                     reasons = ", ".join(f"{reason} × {n}" for reason, n in sorted(counts.items()))
                     message = f"{count(sum(counts.values()))}{of} {what} could not be read ({reasons}); {fate}"
-                    models.setdefault((name, message), {})[row["model"]] = None
+                    models.setdefault((name, message), []).append(row["model"])
     return [
         Problem(name, model, message)
         for (name, message), some in models.items()

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cloob.evaluation.report.numbers import (
-    METRICS,
-    MISSING,
-    Row,
-    count,
-    decimal,
-    duration,
-    number,
-    part,
-    percent,
-    points,
-    set_names,
-)
+from cloob.evaluation.report.numbers import METRICS, MISSING, Row, count, decimal, duration, percent, points, set_names
 
 
 class Cell(NamedTuple):
@@ -31,26 +20,14 @@ class Cell(NamedTuple):
     colour: int | None = None
 
 
-class Table(NamedTuple):
-    """A sortable table; ``groups`` are (heading or "", number of columns) over the headers, empty without headings."""
-
-    id: str
-    caption: str
-    groups: list[tuple[str, int]]
-    headers: list[str]
-    numeric: list[bool]
-    rows: list[list[Cell]]
-
-
 class _Column(NamedTuple):
-    """A number of a result; ``better`` is +1 (higher), −1 (lower) or 0. Unless ``always``, some line must have it."""
+    """A number of a result; ``better`` is +1 (higher), −1 (lower) or 0."""
 
     key: str
     header: str
-    form: Callable[[float | None], str] = count
+    form: Callable[[float], str] = count
     better: int = 0
     group: str = ""
-    always: bool = False
 
 
 _ACCURACIES = [
@@ -58,32 +35,30 @@ _ACCURACIES = [
     _Column("acc5", "Top-5, %", percent, 1),
     _Column("mean_per_class_recall", "Mean per class,\u00a0%", percent, 1),
 ]
-_PROBE = [_Column("shots", "Images a class"), _Column("n_train", "Training images"), _Column("n", "Test images")]
 _COLUMNS = {
     "zeroshot": [*_ACCURACIES, _Column("n_classes", "Classes"), _Column("n", "Images")],
-    "probe": [*_ACCURACIES, *_PROBE],
+    "probe": [
+        *_ACCURACIES,
+        *(_Column("shots", "Images a class"), _Column("n_train", "Training images"), _Column("n", "Test images")),
+    ],
     "retrieval": [
         *(_Column(f"image_to_text@{k}", f"@{k}", percent, 1, "Image → text recall, %") for k in (1, 5, 10)),
         *(_Column(f"text_to_image@{k}", f"@{k}", percent, 1, "Text → image recall, %") for k in (1, 5, 10)),
         _Column("image_to_text_median_rank", "image → text", count, -1, "Median rank"),
         _Column("text_to_image_median_rank", "text → image", count, -1, "Median rank"),
-        _Column("n_images", "Images"),
-        _Column("n", "Texts"),
+        *(_Column("n_images", "Images"), _Column("n", "Texts")),
     ],
     "geometry": [
-        _Column("effective_eigenvalues_image", "image", group="Effective eigenvalues", always=True),
-        _Column("effective_eigenvalues_text", "text", group="Effective eigenvalues", always=True),
-        _Column("effective_eigenvalues_image_retrieved", "image, retrieved", group="Effective eigenvalues"),
-        _Column("effective_eigenvalues_text_retrieved", "text, retrieved", group="Effective eigenvalues"),
-        _Column("ajne_image", "image", decimal, group="Ajne", always=True),
-        _Column("ajne_text", "text", decimal, group="Ajne", always=True),
-        _Column("modality_gap", "Modality gap", decimal, always=True),
-        _Column("train_seconds", "Training time", duration, always=True),
+        *(
+            _Column(f"effective_eigenvalues_{cloud}", cloud.replace("_", ", "), group="Effective eigenvalues")
+            for cloud in ("image", "text", "image_retrieved", "text_retrieved")
+        ),
+        *(_Column(f"ajne_{side}", side, decimal, group="Ajne") for side in ("image", "text")),
+        _Column("modality_gap", "Modality gap", decimal),
+        _Column("train_seconds", "Training time", duration),
         _Column("alignment", "Alignment", decimal),
-        _Column("uniformity_image", "image", decimal, group="Uniformity"),
-        _Column("uniformity_text", "text", decimal, group="Uniformity"),
-        _Column("saturation", "InfoNCE saturation", decimal),
-        _Column("n", "Pairs"),
+        *(_Column(f"uniformity_{side}", side, decimal, group="Uniformity") for side in ("image", "text")),
+        *(_Column("saturation", "InfoNCE saturation", decimal), _Column("n", "Pairs")),
     ],
 }
 _CAPTIONS = {
@@ -96,75 +71,65 @@ _CAPTIONS = {
 _Line = tuple[str, str, Mapping[str, Any]]  # set, model, numbers
 
 
-def result_tables(rows: Sequence[Row], colours: Mapping[str, int]) -> list[Table]:
-    """The tables that have something to show; a line is one set and one model, grouped by set."""
-    tables = [_table(key, rows, colours) for key in _CAPTIONS]
-    return [table for table in tables if table.rows]
+def result_tables(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The sortable tables that have something to show; a line is one set and one model, grouped by set.
+
+    ``groups`` are (heading or "", number of columns) over the headers, empty without headings.
+    """
+    rows = results["rows"]
+    tables = [_table(key, rows, colours) for key in _COLUMNS if set_names(rows, key)]
+    return [*tables, _differences(results, colours)] if results.get("differences") else tables
 
 
-def difference_table(results: Mapping[str, Any], colours: Mapping[str, int]) -> Table | None:
+def _differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> dict[str, Any]:
     """Every paired difference with its interval, in bold if that is clear of zero."""
     body = []
-    for entry in results.get("differences", ()):
-        value, low, high = (entry[key] for key in ("difference", "low", "high"))
-        clear = low > 0 or high < 0
-        body.append(
-            [
-                Cell("mean of the sets" if entry["set"] is None else entry["set"]),
-                *(Cell(entry[key], colour=colours[entry[key]]) for key in ("model", "baseline")),
-                Cell(METRICS[entry["metric"]]),
-                Cell(points(value), value, f"{points(low)} to {points(high)}", best=clear),
-                Cell("yes" if clear else "no"),
-            ]
-        )
+    for entry in results["differences"]:
+        low, high = points(entry["low"]), points(entry["high"])
+        clear = entry["low"] > 0 or entry["high"] < 0
+        models = [Cell(entry[key], colour=colours[entry[key]]) for key in ("model", "baseline")]
+        gap = Cell(points(entry["difference"]), entry["difference"], f"{low} to {high}", best=clear)
+        of = Cell("mean of the sets" if entry["set"] is None else entry["set"]), *models, Cell(METRICS[entry["metric"]])
+        body.append([*of, gap, Cell("yes" if clear else "no")])
     headers = ["Set", "Model", "Minus", "Measure", "Difference, points", "Clear of zero"]
-    numeric = [header == "Difference, points" for header in headers]
-    return Table("differences", "Differences, image by image", [], headers, numeric, body) if body else None
+    table = {"id": "differences", "caption": "Differences, image by image", "groups": []}
+    return {**table, "headers": headers, "numeric": [i == 4 for i in range(6)], "rows": body}
 
 
-def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
+def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> dict[str, Any]:
     lines: list[_Line] = [
-        (name, row["model"], {**part(row, key)[name], "train_seconds": row.get("train_seconds")})
+        (name, row["model"], row[key][name] | {"train_seconds": row.get("train_seconds")})
         for name in set_names(rows, key)
         for row in rows
-        if name in part(row, key)
+        if name in row.get(key, {})
     ]
-    if key == "geometry":  # the training time is worth a line even without a geometry
-        timed = [row for row in rows if not part(row, key) and row.get("train_seconds") is not None]
-        lines += [(MISSING, row["model"], row) for row in timed]
-    some = {column.key for column in _COLUMNS[key] for line in lines if number(line[2].get(column.key)) is not None}
-    columns = [column for column in _COLUMNS[key] if column.always or column.key in some]
-    best = _best(lines, columns)
+    columns = [column for column in _COLUMNS[key] if any(line[2].get(column.key) is not None for line in lines)]
+    best = {(i, column.key) for column in columns if column.better for i in _best(lines, column)}
     body = []
     for i, (name, model, values) in enumerate(lines):
         cells = [Cell(name), Cell(model, colour=colours[model])]
         for column in columns:
-            value, ends = number(values.get(column.key)), values.get(f"{column.key}_interval")
+            value, ends = values.get(column.key), values.get(f"{column.key}_interval")
+            if value is None or not math.isfinite(value):  # a median rank where half is unreadable
+                cells.append(Cell(MISSING))
+                continue
             span = " – ".join(map(column.form, ends)) if ends else ""
             cells.append(Cell(column.form(value), value, span, best=(i, column.key) in best))
         body.append(cells)
     headers = ["Set", "Model", *(column.header for column in columns)]
-    return Table(key, _CAPTIONS[key], _groups(columns), headers, [i > 1 for i in range(len(headers))], body)
+    groups: list[tuple[str, int]] = []
+    if any(column.group for column in columns):
+        runs = itertools.groupby(columns, lambda column: column.group)
+        groups = [("", 2), *((group, len(list(run))) for group, run in runs)]
+    table = {"id": key, "caption": _CAPTIONS[key], "groups": groups}
+    return {**table, "headers": headers, "numeric": [i > 1 for i in range(len(headers))], "rows": body}
 
 
-def _groups(columns: Sequence[_Column]) -> list[tuple[str, int]]:
-    """Headings over neighbouring columns; the first two columns name the set and the model."""
-    if not any(column.group for column in columns):
-        return []
-    runs = itertools.groupby(columns, lambda column: column.group)
-    return [("", 2), *((group, len(list(run))) for group, run in runs)]
-
-
-def _best(lines: Sequence[_Line], columns: Sequence[_Column]) -> set[tuple[int, str]]:
-    """(line, column) of the best number of each set, if at least two models differ."""
-    best = set()
-    for column in (column for column in columns if column.better):
-        groups: dict[str, list[tuple[int, float]]] = {}
-        for i, (name, _, values) in enumerate(lines):
-            if (value := number(values.get(column.key))) is not None:
-                groups.setdefault(name, []).append((i, column.better * value))
-        for group in groups.values():
-            winners = [i for i, value in group if value == max(value for _, value in group)]
-            if len(winners) < len(group):
-                best |= {(i, column.key) for i in winners}
+def _best(lines: Sequence[_Line], column: _Column) -> list[int]:
+    """The lines with the best number of each set, if at least two models differ."""
+    best = []
+    for _, group in itertools.groupby(range(len(lines)), lambda i: lines[i][0]):
+        scores = {i: column.better * lines[i][2][column.key] for i in group}
+        if min(scores.values()) < max(scores.values()):
+            best += [i for i, score in scores.items() if score == max(scores.values())]
     return best
