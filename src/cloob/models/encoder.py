@@ -5,8 +5,8 @@ Shapes: n items, (H, W) = (image_size, image_size), L = context_length, D = embe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError
+from cloob.models.importing import translated
 from cloob.models.pixels import EvalTransform, open_image
 from cloob.models.texts import alone, causal_tower, encode_short, trimmed
 from cloob.models.tokenizer import ClipTokenizer, is_open_clips
@@ -84,10 +85,14 @@ class DualEncoder(nn.Module):
         self.config = config
         self.objective_config = objective_config or {}
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
-        self.image_size = _square(name, self.preprocess_cfg["size"])
+        size = self.preprocess_cfg["size"]
+        sides = {size} if isinstance(size, int) else {int(side) for side in size}  # (H, W) in some of open_clip's
+        self.image_size = max(sides)
         self.preprocess_cfg["size"] = self.image_size
         self.mean = tuple(float(value) for value in self.preprocess_cfg["mean"])
         self.std = tuple(float(value) for value in self.preprocess_cfg["std"])
+        if len(sides) > 1 or not min(self.std) > 0:
+            raise InputError(f"{name}: image size {size}, std {self.std}; a square and positive numbers are wanted")
         self.embed_dim = config.embed_dim
         self.context_length = config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
@@ -134,17 +139,14 @@ class DualEncoder(nn.Module):
             InputError: The model does not say what it was trained with, or not with which β, or says what no objective
                 takes.
         """
-        if not self.objective_config:
-            raise InputError(
-                f"{self.name}: does not say what it was trained with; cloob.make_objective(NAME) makes one"
-            )
         settings = self.objective_config | {"gather": False} | overrides
+        lacks = "" if self.objective_config else "what it was trained with; cloob.make_objective(NAME) makes one"
         if settings.get("hopfield") and "beta" not in settings:
-            raise InputError(f"{self.name}: does not say which β it was trained with; give make_objective(beta=…)")
-        try:
+            lacks = "which β it was trained with; give make_objective(beta=…)"
+        if lacks:
+            raise InputError(f"{self.name}: does not say {lacks}")
+        with translated(f"{self.name}: its objective's settings cannot be used"):
             return ContrastiveObjective(**settings)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{self.name}: its objective's settings cannot be used ({error})") from None
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds n pairs; differentiable.
@@ -178,7 +180,7 @@ class DualEncoder(nn.Module):
         Raises:
             InputError: A file that is missing or not an image.
             TypeError: One image instead of a list, or an item that is neither a PIL image nor a path.
-            ValueError: A tensor of another shape or dtype, or a batch size below 1.
+            ValueError: A tensor of another shape or dtype.
         """
         if isinstance(images, str | Path) or not isinstance(images, Tensor | Sequence):
             raise TypeError(f"images: a list or a tensor, not one {type(images).__name__}")
@@ -204,15 +206,11 @@ class DualEncoder(nn.Module):
 
         Raises:
             InputError: The text tower does not know a token, as with another model's tokenizer.
-            TypeError: One string instead of a list, or an item that is none.
-            ValueError: Tokens of another shape or dtype, or a batch size below 1.
+            TypeError: One string instead of a list.
+            ValueError: Tokens of another shape or dtype.
         """
         if isinstance(texts, str):
             raise TypeError("texts: a list of strings, not one string")
-        if not isinstance(texts, Tensor):
-            for place, text in enumerate(texts):
-                if not isinstance(text, str):
-                    raise TypeError(f"texts: a list of strings, but number {place} is a {type(text).__name__}")
 
         def rows(some: Sequence[str] | Tensor) -> Tensor:
             tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
@@ -227,9 +225,7 @@ class DualEncoder(nn.Module):
         return self._embed(texts, rows, batch_size, grad)
 
     def _embed(self, items: Any, rows: Callable[[Any], Tensor], batch_size: int, grad: bool) -> Tensor:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; 1 or more is expected")
-        with self._autograd(grad):
+        with nullcontext() if grad else torch.no_grad():
             parts = [rows(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
             return torch.cat(parts or [_unit_rows(torch.zeros(0, self.embed_dim).to(self.device, self._dtype()))])
 
@@ -262,11 +258,8 @@ class DualEncoder(nn.Module):
             )
 
     def _dtype(self) -> torch.dtype:
-        parameters: Iterator[nn.Parameter] = self.model.visual.parameters()
-        return next(parameters).dtype
-
-    def _autograd(self, wanted: bool) -> AbstractContextManager[None]:
-        return nullcontext() if wanted else torch.no_grad()
+        first: Tensor = next(self.model.visual.parameters())
+        return first.dtype
 
 
 def _unit_rows(features: Tensor) -> Tensor:
@@ -274,9 +267,16 @@ def _unit_rows(features: Tensor) -> Tensor:
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
 
-def _square(name: str, size: int | Sequence[int]) -> int:
-    """The side of a square input that open_clip gives as a number or as (H, W)."""
-    sides = {size} if isinstance(size, int) else {int(side) for side in size}
-    if len(sides) != 1:
-        raise InputError(f"{name}: image size {size} found, and only square inputs work here")
-    return sides.pop()
+def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str, Any]:
+    """Settings of a model that was trained with CLOOB; without β where nothing says it."""
+    known = {} if beta is None else {"beta": float(beta)}
+    settings = ContrastiveObjective.cloob(inv_tau=float(inv_tau), scale=scale, **known).config()
+    return settings if known else {key: value for key, value in settings.items() if key != "beta"}
+
+
+def sigmoid_objective(model: Any) -> dict[str, Any]:
+    """Settings of an open_clip module with a ``logit_bias``, which the sigmoid loss alone learns; else empty."""
+    if getattr(model, "logit_bias", None) is None:
+        return {}
+    inv_tau, bias = float(model.logit_scale.detach().exp()), float(model.logit_bias.detach())
+    return ContrastiveObjective.siglip(inv_tau=inv_tau, bias=bias).config()

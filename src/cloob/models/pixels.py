@@ -36,9 +36,8 @@ class EvalTransform:
         self._interpolation = preprocess_cfg.get("interpolation") or "bicubic"
         self._fill = int(preprocess_cfg.get("fill_color") or 0)
         if self._mode not in _RESIZE_MODES or self._interpolation not in _RESAMPLING:
-            raise InputError(
-                f"resize_mode {self._mode!r}, interpolation {self._interpolation!r}: open_clip has no such"
-            )
+            asked = f"resize_mode {self._mode!r}, interpolation {self._interpolation!r}"
+            raise InputError(f"{asked}: open_clip has no such")
 
     def __call__(self, image: Image) -> Tensor:
         """Resizes and crops one image: uint8 (3, H, W)."""
@@ -81,10 +80,7 @@ def open_image(image: Image | str | Path) -> Image:
     name = str(image) if isinstance(image, str | Path) else f"an image of {image.width}×{image.height} pixels"
     try:
         return decode(read_file(image)) if isinstance(image, str | Path) else upright(image)
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
-    except Unreadable as error:
-        said = "not a readable image" if error.reason == "corrupt image" else error.reason
-        raise InputError(f"{name}: {said} ({' '.join(error.detail.split())})") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a readable image ({' '.join(str(error).split())})") from None
+    except (Unreadable, OSError, ValueError) as error:
+        detail = " ".join(str(getattr(error, "detail", error)).split())
+        missing = isinstance(error, FileNotFoundError)
+        raise InputError(f"{name}: {'no such file' if missing else f'not a readable image ({detail})'}") from None

@@ -25,14 +25,8 @@ _STEP = 8
 def causal_tower(model: nn.Module, context_length: int) -> str | None:
     """The name of the module in an open_clip model that holds the text tower's positions and mask.
 
-    Args:
-        model: What ``open_clip.create_model`` returned.
-        context_length: L.
-
-    Returns:
-        ``""`` for the model itself, ``"text"`` for its text tower; None where padding may have a part in the result:
-        for towers without a causal mask, with a class token, or with another pooling than by the token of highest
-        number (CLIP's).
+    ``""`` for the model itself, ``"text"`` for its text tower; None where padding may have a part in the result: for
+    towers without a causal mask, with a class token, or with another pooling than by the token of highest number.
     """
     text = getattr(model, "text", None)
     tower: Any = text if isinstance(text, nn.Module) else model
@@ -49,14 +43,7 @@ def causal_tower(model: nn.Module, context_length: int) -> str | None:
 
 
 def trimmed(tokens: Tensor) -> Tensor:
-    """Tokens without the columns that are padding in every row, up to a multiple of 8.
-
-    Args:
-        tokens: (n, L) integers for a causal tower; on the CPU, as a device would have to be waited for.
-
-    Returns:
-        (n, L') with L' ≤ L: a contiguous copy, or the same tensor if nothing can go.
-    """
+    """(n, L) tokens on the CPU without the columns that are padding in every row, up to a multiple of 8."""
     longest = int(tokens.argmax(1).max()) + 1 if len(tokens) else 1
     length = -(-longest // _STEP) * _STEP
     return tokens if length >= tokens.shape[1] else tokens[:, :length].contiguous()
@@ -69,7 +56,6 @@ class TrimmedTokenizer:
         self._tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Tokens of n texts, (n, L') integers; see ``trimmed``."""
         return trimmed(self._tokenizer(list(texts)))
 
 
@@ -93,15 +79,8 @@ class _Text(nn.Module):
 def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False) -> Tensor:
     """``model.encode_text`` with as many positions as the tokens have; differentiable; to be called ``alone``.
 
-    Args:
-        model: An open_clip model.
-        tower: Its causal tower's name, from ``causal_tower``.
-        tokens: (n, L') integers, L' at most the context length.
-        new_mask: Makes the mask anew instead of cutting it out: torch.export, which follows L' as a variable, would ask
-            whether what is cut out is all of it.
-
-    Returns:
-        (n, D), equal up to rounding to what the padded tokens give.
+    ``new_mask`` makes the mask anew instead of cutting it out: torch.export, which follows the length as a variable,
+    would ask whether what is cut out is all of it.
     """
     holder, length = model.get_submodule(tower), tokens.shape[1]
     prefix = ".".join(filter(None, ("model", tower)))

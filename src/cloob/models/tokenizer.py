@@ -9,21 +9,22 @@ The package ``tokenizers`` merges the bytes of a word's pieces. What makes texts
 
 from __future__ import annotations
 
+import contextlib
 import html
 import importlib
 import json
 import re
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from cloob.errors import InputError, is_failure, one_line, require
+from cloob.errors import require
+from cloob.models.importing import translated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,7 @@ class Tokenizer:
 
     def ids(self, texts: Sequence[str]) -> Tokens:
         """As ``__call__``, without torch."""
-        raise NotImplementedError
+        raise NotImplementedError  # by each kind
 
 
 class ClipTokenizer(Tokenizer):
@@ -99,19 +100,16 @@ class ClipTokenizer(Tokenizer):
     @classmethod
     def read(cls, path: Path, specials: tuple[str, str], context_length: int, ending: Ending) -> Self:
         """With the byte pairs of a file that :func:`clip_rules` is the content of; InputError where it has none."""
-        with guarded(f"{path}: not CLIP's byte pairs"):
+        with translated(f"{path}: not CLIP's byte pairs"):
             rules = require("tokenizers", "onnx").Tokenizer.from_file(str(path))
-            numbers = [rules.token_to_id(word) for word in specials]
-            if None in numbers or not rules.model.tokenize("a"):
-                raise ValueError(f"{specials[0]} and {specials[1]} are not in its vocabulary")
-            return cls(rules.model, dict(zip(specials, numbers, strict=True)), context_length, ending)
+            vocabulary = rules.get_vocab()
+            return cls(rules.model, {word: vocabulary[word] for word in specials}, context_length, ending)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the words met so far."""
         return self.__dict__ | {"_words": {}}
 
     def ids(self, texts: Sequence[str]) -> Tokens:
-        """As ``__call__``, without torch."""
         length = self.context_length
         rows = array("q")
         for text in texts:
@@ -189,17 +187,6 @@ def is_open_clips(tokenizer: Any) -> bool:
     )
 
 
-@contextmanager
-def guarded(what: str) -> Iterator[None]:
-    """Turns whatever the package ``tokenizers`` raises, panics too, into an InputError that begins so."""
-    try:
-        yield
-    except BaseException as error:
-        if not is_failure(error) or isinstance(error, InputError):
-            raise
-        raise InputError(f"{what} ({one_line(error, 100)})") from None
-
-
 def describe(tokenizer: Any) -> str:
     """What tells a tokenizer from others: its vocabulary and rules, or else the tokens of a sentence."""
     if hasattr(tokenizer, "description"):
@@ -208,8 +195,7 @@ def describe(tokenizer: Any) -> str:
     # Each call leaves its own padding and truncation there.
     calls = {"padding": None, "truncation": None}
     rules = None if backend is None else json.dumps(json.loads(backend.to_str()) | calls)
-    try:
-        tokens = None if tokenizer is None else np.asarray(tokenizer([_SENTENCE])).tolist()
-    except Exception:  # there is none, or it is anybody's
-        tokens = None
+    tokens = None
+    with contextlib.suppress(Exception):  # there is no tokenizer, or it is anybody's
+        tokens = np.asarray(tokenizer([_SENTENCE])).tolist()
     return f"{getattr(tokenizer, 'settings', None)} {tokens} {rules}"

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cloob.errors import InputError
 from cloob.models.tokenizer import describe
 
 _TEXT_BATCH = 32  # small, so that one long text does not pad many short ones
@@ -34,13 +33,8 @@ class ImageEncoder(nn.Module):
         """(n, 3, H, W) normalised pixels to (n, F)."""
         # A program takes any number, so what is traced must not depend on it.
         whole = torch.compiler.is_compiling() or images.device.type != "cpu"
-        if whole or len(images) <= _IMAGE_BATCH:
-            return self._features(images)
-        return torch.cat([self._features(some) for some in torch.split(images, _IMAGE_BATCH)])
-
-    def _features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images)
-        return features
+        parts = [images] if whole else torch.split(images, _IMAGE_BATCH)
+        return torch.cat([self.network(some) for some in parts])
 
 
 class TextEncoder(nn.Module):
@@ -55,8 +49,9 @@ class TextEncoder(nn.Module):
         self.pooling = pooling
         self.context_length = context_length
         self.tokenizer = PaddedTokenizer(tokenizer, context_length)
+        tokens = self.tokenizer(["a"])  # says it where there is no padding
         self.pad = int(tokenizer.pad_token_id)
-        self.features = _width(self, self.tokenizer(["a"]))
+        self.features = _width(self, tokens)
 
     def options(self) -> list[str]:
         """What decides over the features beside the weights and layers: pooling, and how texts become tokens."""
@@ -138,8 +133,4 @@ class TowerText(nn.Module):
 @torch.no_grad()
 def _width(encoder: nn.Module, sample: Tensor) -> int:
     """F, from one forward pass."""
-    features = encoder.eval()(sample)
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise InputError(f"an encoder gave {shape}; one vector an item, (n, F), is needed")
-    return int(features.shape[1])
+    return int(encoder.eval()(sample).shape[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.onnx.plain import FORMAT, PlainEncoder, graphs_digest
-from cloob.models.onnx.session import Graph
+from cloob.models.onnx.plain import FORMAT, Graph, PlainEncoder, graphs_digest
 from cloob.models.onnx.tokens import store_tokenizer
 from cloob.models.runs import ONNX_FILE
 from cloob.models.weights.blocks import Towers
@@ -28,11 +26,6 @@ class OnnxEncoder(DualEncoder):
 
     def _dtype(self) -> torch.dtype:
         return torch.float32
-
-    def _autograd(self, wanted: bool) -> AbstractContextManager[None]:
-        if wanted:
-            raise ValueError("grad=True: an ONNX export has no gradient; load the model that it was made of")
-        return super()._autograd(wanted)
 
 
 class _Tower(nn.Module):

@@ -1,0 +1,143 @@
+"""Torch checkpoints of CLIP towers that do not say their sizes: ml-jku/cloob's and OpenAI's.
+
+Both have QuickGELU and open_clip's towers. All sizes but the heads are in the shapes, and heads are 64 wide in each
+published model.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
+from cloob.models.runs import HUB_WEIGHTS_FILES
+from cloob.models.untrusted import leaves, read_json
+from cloob.models.weights.containers import check_tensors, read_torch
+from cloob.models.weights.keymap import Part, build, fill
+from cloob.models.weights.tokens import clip_tokenizer
+from cloob.objective import ContrastiveObjective
+
+logger = logging.getLogger(__name__)
+
+_PUBLISHED = ("RN50.json", "RN50x4.json", "RN101.json", "ViT-B-32.json", "ViT-B-16.json")
+_SIZES = ("input_resolution", "context_length", "vocab_size")
+
+
+def load(path: Path) -> DualEncoder:
+    """The encoder of a file of torch's."""
+    content, scripted = read_torch(path)
+    if not scripted and isinstance(content, dict) and "state_dict" in content:
+        return _ml_jku(path, content)
+    if scripted or (isinstance(content, dict) and "text_projection" in content):
+        return _openai(path, content, scripted)
+    raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
+
+
+def _ml_jku(path: Path, content: dict[str, Any]) -> DualEncoder:
+    """open_clip's towers under other names, and the scales of CLOOB. A text that is too long loses its end token."""
+    tensors = content["state_dict"]
+    check_tensors(path, tensors)
+    names = {key.removeprefix("module."): key for key in tensors}  # of training over several GPUs
+    if "logit_scale" in names and "logit_inv_tau" not in names:
+        said = "a checkpoint of open_clip's training, which does not say its towers; give"
+        raise InputError(f"{path}: {said} {_beside_its_name(path)}")
+    stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
+    beta = None if stored is None else math.exp(stored)
+    ours = {"logit_inv_tau": "logit_scale"}
+    plan = {ours.get(name, name.removeprefix("transformer.")): Part((key,)) for name, key in names.items()}
+    config = _config({key: tensors[part.names[0]] for key, part in plan.items()})
+    config["text_cfg"]["heads"] = _text_heads(path, content.get("model_config_file")) or config["text_cfg"]["heads"]
+    encoder = _encoder(path, config, tensors, plan, "<start_of_text>", "<end_of_text>", "cut")
+    encoder.objective_config = cloob_objective(math.exp(encoder.model.logit_scale), beta, "paper")
+    return encoder
+
+
+def _text_heads(path: Path, named: str | None) -> int | None:
+    """The heads of the text tower by the JSON file that a checkpoint names, or that has its name."""
+    name = named or f"{path.stem}.json"
+    file = path.parent / name
+    if leaves(name) or (named is not None and named not in _PUBLISHED and not file.is_file()):
+        raise InputError(f"{path}: its configuration {name!r} must lie beside it (the heads are not in the weights)")
+    return read_json(file).get("transformer_heads") if file.is_file() else None
+
+
+def _openai(path: Path, tensors: dict[str, Tensor], scripted: bool) -> DualEncoder:
+    """A TorchScript archive or a ``state_dict``."""
+    check_tensors(path, tensors)
+    if not scripted and not tensors.keys() & set(_SIZES):
+        _check_whose(path, tensors)
+    for key in _SIZES:
+        tensors.pop(key, None)
+    encoder = _encoder(path, _config(tensors), tensors, None, "<|startoftext|>", "<|endoftext|>", "kept")
+    inv_tau = math.exp(encoder.model.logit_scale)
+    encoder.objective_config = ContrastiveObjective.clip(inv_tau=min(inv_tau, 100.0)).config()
+    return encoder
+
+
+def _check_whose(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuses open_clip's weights by their file's name, and warns where nothing says that they are OpenAI's.
+
+    Both have the same keys, and neither activation nor heads are in the weights. OpenAI's are part float16.
+    """
+    if path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}:
+        said = "open_clip's weights, which do not say their towers; give the folder, if open_clip_config.json is in it,"
+        raise InputError(f"{path}: {said} or {_beside_its_name(path)}")
+    if {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
+        said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give"
+        logger.warning("%s: %s %s", path, said, _beside_its_name(path))
+
+
+def _beside_its_name(path: Path) -> str:
+    return f"NAME/FILE from within its folder (such as ViT-B-32/{path.name})"
+
+
+def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """open_clip's ``model_cfg``, from the shapes of weights under its names."""
+
+    def count(numbered: str) -> int:
+        return len({match[1] for key in tensors if (match := re.match(numbered, key))})
+
+    vocabulary, width = tensors["token_embedding.weight"].shape
+    text = {
+        "context_length": len(tensors["positional_embedding"]),
+        "vocab_size": vocabulary,
+        "width": width,
+        "heads": width // 64,
+        "layers": count(r"transformer\.resblocks\.(\d+)\."),
+    }
+    if "visual.proj" in tensors:
+        wide, _, patch, _ = tensors["visual.conv1.weight"].shape
+        cells = len(tensors["visual.positional_embedding"])
+        layers: Any = count(r"visual\.transformer\.resblocks\.(\d+)\.")
+    else:
+        wide, patch = len(tensors["visual.layer1.0.conv1.weight"]), None
+        cells = len(tensors["visual.attnpool.positional_embedding"])
+        layers = [count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+    side = (patch or 32) * math.isqrt(cells - 1)
+    vision = {"image_size": side, "layers": layers, "width": wide, "patch_size": patch}
+    embed_dim = tensors["text_projection"].shape[1]
+    return {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+
+
+def _encoder(
+    path: Path,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    plan: dict[str, Part] | None,
+    start: str,
+    end: str,
+    ending: Any,
+) -> DualEncoder:
+    model = build(config, {}, path)
+    fill(model, path, tensors, plan)
+    text = config["text_cfg"]
+    tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], (start, end), ending)
+    return DualEncoder(path.stem, model, tokenizer, EncoderConfig.open_clip(config))
