@@ -80,10 +80,10 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
         hidden = encoder.network(input_ids=tokens, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(encoder(tokens), hidden[:, 0])
     pooling.write_text('{"pooling_mode": "max"}')
-    with pytest.raises(InputError, match=r"its pooling is max; mean or cls alone is known"):
+    with pytest.raises(InputError, match=r"its pooling is max; .* mean or cls"):
         open_text(str(folder))
     (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
-    with pytest.raises(InputError, match="has a module Dense"):
+    with pytest.raises(InputError, match="its modules are Dense"):
         open_text(str(folder))
 
 
@@ -143,15 +143,15 @@ def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) 
     [
         (
             lambda bert, _: _edit(bert / "1_Pooling" / "config.json", "mean", "cls"),
-            "text head was .* gives other",
+            "its text head was .* gives other features",
         ),
         (
             lambda _, tower: _edit(tower / CONFIG_FILE, "0.48145466", "0.0"),
-            "image head was .* gives other",
+            "its image head was .* gives other features",
         ),
         (
             lambda _, tower: save_model(tower, create_model("tiny-vit", seed=4), CONFIG),
-            "aligned.json: its heads were trained on another image encoder than",
+            "aligned.json: its image head was trained on .* is another one now",
         ),
     ],
     ids=["pooling", "mean", "weights"],

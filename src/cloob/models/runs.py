@@ -183,9 +183,8 @@ def find_best(
     for path, values in judged if metric in _LESS_IS_BETTER else ():
         value = values.get(metric)
         alike = all(values[key] == measured[key] for key in keys if key in values and key in measured)
-        if not alike or not isinstance(value, int | float) or damage(path / MODEL_FOLDER):
-            continue
-        if best is None or is_better(metric, value, best[1]):
+        better = alike and isinstance(value, int | float) and (best is None or is_better(metric, value, best[1]))
+        if better and not damage(path / MODEL_FOLDER):
             best = path, float(value)
     return best
 

@@ -8,9 +8,9 @@ import json
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from cloob.cache import cache_root
 from cloob.errors import InputError, first_of, install, nearest, require
@@ -27,8 +27,7 @@ PORT = ":port"
 """After a crowsonkb file: it computes as that repository's port to torch does."""
 
 
-@dataclass(frozen=True)
-class PublicFile:
+class PublicFile(NamedTuple):
     """One file: where it lies, its name in the cache, and the SHA-256 that its publisher gives, if any."""
 
     url: str
@@ -36,21 +35,12 @@ class PublicFile:
     sha256: str | None = None
 
 
-@dataclass(frozen=True)
-class PublicModel:
-    """A checkpoint that anyone may fetch.
+class PublicModel(NamedTuple):
+    """A checkpoint that anyone may fetch: a folder of files, or one file; ``config`` is of a crowsonkb file."""
 
-    Attributes:
-        about: What it is, in a line.
-        files: What has to be there.
-        folder: Whether the folder is the model; else the first file is.
-        config: The configuration of a crowsonkb file.
-    """
-
-    about: str
     files: tuple[PublicFile, ...]
     folder: bool = False
-    config: dict[str, Any] | None = field(default=None, hash=False)
+    config: dict[str, Any] | None = None
 
 
 PUBLIC = {
@@ -147,8 +137,7 @@ class Source:
             return InputError(f"{place} has no ':{which}'; {there}")
         path = Path(source.removesuffix(PORT))
         if path.suffix in WEIGHTS_ENDINGS:
-            beside = [each.name for each in path.parent.glob("*") if each.is_file()]
-            near = difflib.get_close_matches(path.name, beside, n=1)
+            near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.*")], n=1)
             return InputError(f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}")
         folders = sorted(each.name for each in path.parent.glob("[!.]*/"))
         if folders and path.parent != Path() and not path.is_absolute():  # an index's are; a server names no folder

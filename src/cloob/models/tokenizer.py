@@ -1,10 +1,8 @@
 """CLIP's byte-pair tokenizer: open_clip's tokens in a tenth of its time.
 
-The package ``tokenizers`` merges the bytes of a word's pieces. What makes texts fast:
-
-- Printable ASCII without ``&`` comes out of ftfy and ``html.unescape`` as it went in, so it is spared them.
-- No part of the pattern matches white space, so the tokens of a text are those of its words, and a word's are kept.
-- A batch is one array.
+The package ``tokenizers`` merges the bytes of a word's pieces. Printable ASCII without ``&`` comes out of ftfy and
+``html.unescape`` as it went in, so it is spared them. No part of the pattern matches white space, so the tokens of a
+text are those of its words, and a word's are kept.
 """
 
 from __future__ import annotations
@@ -46,15 +44,10 @@ _MAX_WORDS, _MAX_LETTERS = 1 << 16, 32
 
 
 class Tokenizer:
-    """Texts to tokens, for torch and for NumPy.
-
-    Attributes:
-        context_length: L, tokens per text.
-        settings: What a model folder says of the tokenizer; None: it is open_clip's.
-    """
+    """Texts to rows of L = ``context_length`` tokens, for torch and for NumPy."""
 
     context_length: int
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None  # what a model folder says of the tokenizer; None: it is open_clip's
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Tokens of n texts, (n, L) int64."""
@@ -72,10 +65,6 @@ class ClipTokenizer(Tokenizer):
 
     ``specials`` are how a text writes the start and the end token, and their numbers. A text that is too long ends with
     the end token where the ending is ``"kept"``, else with whatever stands there.
-
-    Attributes:
-        sot_token_id: What each row begins with.
-        eot_token_id: What each text ends with; zeros follow.
     """
 
     def __init__(self, model: Any, specials: dict[str, int], context_length: int = 77, ending: Ending = "kept") -> None:
@@ -99,14 +88,13 @@ class ClipTokenizer(Tokenizer):
 
     @classmethod
     def read(cls, path: Path, specials: tuple[str, str], context_length: int, ending: Ending) -> Self:
-        """With the byte pairs of a file that :func:`clip_rules` is the content of; InputError where it has none."""
+        """With the byte pairs of a file that :func:`clip_rules` is the content of."""
         with translated(f"{path}: not CLIP's byte pairs"):
             rules = require("tokenizers", "onnx").Tokenizer.from_file(str(path))
             vocabulary = rules.get_vocab()
             return cls(rules.model, {word: vocabulary[word] for word in specials}, context_length, ending)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the words met so far."""
         return self.__dict__ | {"_words": {}}
 
     def ids(self, texts: Sequence[str]) -> Tokens:

@@ -87,7 +87,7 @@ def test_another_model_at_the_same_place_is_refused(
         graph.write(b"\x08\x0a")
     (place / "onnx.json").write_text(json.dumps(content))
     assert cli.main(["search", str(tmp_path / "idx"), "a dog"]) == 2
-    assert "its graphs are not those that onnx.json was written for" in capsys.readouterr().err
+    assert "other graphs" in capsys.readouterr().err
 
 
 def test_a_model_that_is_handed_in_goes_before_the_folder(exported: Path, loaded: DualEncoder, tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError
-from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
+from cloob.models.aligned.encoders import FeatureMemory, ImageEncoder, TextEncoder, TowerText, encoder_key
 from cloob.models.aligned.heads import Head
-from cloob.models.aligned.memory import FeatureMemory, encoder_key
 from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.encoding import digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 from cloob.models.source import Source
+from cloob.models.weights.blocks import Towers
 from cloob.models.weights.containers import read_safetensors
 from cloob.models.weights.keymap import fill
 
@@ -34,42 +34,33 @@ _SAME = 0.01
 """How far what an encoder gives may be from what it gave, relative to its length: machines round, pooling does not."""
 
 
-class AlignedTowers(nn.Module):
-    """What a ``DualEncoder`` asks of an open_clip module, made of two frozen encoders and two heads."""
+class AlignedTowers(Towers):
+    """Two frozen encoders and two heads."""
 
     def __init__(self, image: ImageEncoder, text: TextEncoder | TowerText, image_head: Head, text_head: Head) -> None:
-        super().__init__()
-        self.visual = image
-        self.text = text
-        self.image_head = image_head
-        self.text_head = text_head
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=False)
+        super().__init__(image, text, math.log(1 / 0.07))
+        self.image_head, self.text_head = image_head, text_head
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels to (n, D)."""
-        rows: Tensor = self.image_head(self.visual(images))
+        rows: Tensor = self.image_head(super().encode_image(images))
         return rows
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """(n, L) tokens to (n, D)."""
-        rows: Tensor = self.text_head(self.text(tokens))
+        rows: Tensor = self.text_head(super().encode_text(tokens))
         return rows
 
 
 class AlignedEncoder(DualEncoder):
     """A ``DualEncoder`` whose encoders are frozen, so that training goes over their features.
 
-    Attributes:
-        on_features: Whether ``forward`` takes the features of both encoders in the place of pixels and tokens.
-        memories: Of the image encoder and the text encoder: features that ``encode_image`` and ``encode_text`` need not
-            compute again. None: they compute all.
+    ``on_features``: ``forward`` takes the features of both encoders in the place of pixels and tokens. ``memories``:
+    features of the image and the text encoder that need not be computed again.
     """
 
     on_features = False
     memories: tuple[FeatureMemory, FeatureMemory] | None = None
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``DualEncoder.forward``; of an encoder that is ``on_features`` as ``project``."""
         return self.project(images, tokens) if self.on_features else super().forward(images, tokens)
 
     def project(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:

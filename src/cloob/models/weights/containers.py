@@ -116,7 +116,7 @@ def read_torch(path: Path) -> tuple[Any, bool]:
             with zipfile.ZipFile(path) as archive:
                 scripted = any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
             if scripted:
-                return _scripted(path), True
+                return dict(_scripted(_Script(path).load())), True
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), False
 
 
@@ -138,21 +138,16 @@ class _Unpickler(pickle.Unpickler):
         return self.names[module, name]
 
 
-class _Module:
-    """A module of a TorchScript archive: its attributes and no code."""
+class _Made:
+    """What a pickle wants to be made: the arguments and the state, and no code of anybody's."""
 
     state: Any = None
 
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
     def __setstate__(self, state: Any) -> None:
         self.state = state
-
-    def tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers by their ``state_dict`` names."""
-        for key, value in self.state.items():
-            if isinstance(value, _Module):
-                yield from value.tensors(f"{prefix}{key}.")
-            elif isinstance(value, Tensor):
-                yield f"{prefix}{key}", value
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
@@ -176,7 +171,7 @@ class _Script(_Unpickler):
         super().__init__(io.BytesIO(self._reader.get_record("data.pkl")))
 
     def find_class(self, module: str, name: str) -> Any:
-        return _Module if module.partition(".")[0] == "__torch__" else super().find_class(module, name)
+        return _Made if module.partition(".")[0] == "__torch__" else super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
         _, dtype, key, *_ = pid
@@ -184,80 +179,47 @@ class _Script(_Unpickler):
         return self._mapped[start : start + size], dtype
 
 
-def _scripted(path: Path) -> dict[str, Tensor]:
-    return dict(_Script(path).load().tensors())
-
-
-class _DType:
-    """A description of numbers, such as ``f4``, and their order of bytes."""
-
-    def __init__(self, name: str, align: Any = False, copy: Any = False) -> None:
-        self.name, self.order = name, "<"
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = ">" if state[1] == ">" else "<"
-
-
-class _Array:
-    """What a pickle says of an array. numpy itself would trust what a stranger says of dtypes."""
-
-    shape: Any
-    dtype: Any
-    fortran: Any
-    data: Any
-
-    def __setstate__(self, state: Any) -> None:
-        _, self.shape, self.dtype, self.fortran, self.data = state
-
-    def tensor(self) -> Tensor:
-        """A tensor in the pickle's memory where the order of bytes is the machine's."""
-        flat = np.frombuffer(self.data, np.dtype(f"{self.dtype.order}{self.dtype.name}"))
-        shaped = flat.reshape(self.shape, order="F" if self.fortran else "C")
-        return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), copy=False))
-
-
-def _array(*state: Any) -> _Array:
-    made = _Array()
-    made.__setstate__(state)
-    return made
-
-
-def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
-    """An array whose state is still to come."""
-    return _Array()
-
-
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    return _array(1, shape, dtype, order == "F", data)
-
-
-def _jax_array(make: Any, arguments: Any, state: Any, aval: Any) -> _Array:
-    """An array of jax, which would call ``make``."""
-    return _array(*state)
-
-
-class _Nothing:
-    """A state of an optimiser, which nobody reads here."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
+def _scripted(module: _Made, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """A TorchScript module's parameters and buffers by their ``state_dict`` names."""
+    for key, value in module.state.items():
+        if isinstance(value, _Made):
+            yield from _scripted(value, f"{prefix}{key}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
 
 
 class _Arrays(_Unpickler):
+    """Reads numpy's and jax's arrays: numpy itself would trust what a stranger says of dtypes."""
+
     names: Mapping[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _DType,
-        ("jax._src.array", "_reconstruct_array"): _jax_array,
+        ("numpy", "ndarray"): _Made,
+        ("numpy", "dtype"): _Made,
+        ("jax._src.array", "_reconstruct_array"): _Made,
         ("haiku._src.data_structures", "FlatMapping"): dict,
-        **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
-        **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-        ("optax._src.base", "EmptyState"): _Nothing,
-        **{("optax._src.transform", f"ScaleBy{name}State"): _Nothing for name in ("Adam", "Schedule")},
-        ("optax._src.wrappers", "MaskedState"): _Nothing,
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): _Made for core in ("core", "_core")},
+        **{(f"numpy.{core}.numeric", "_frombuffer"): _Made for core in ("core", "_core")},
+        ("optax._src.base", "EmptyState"): _Made,
+        ("optax._src.wrappers", "MaskedState"): _Made,
+        **{("optax._src.transform", f"ScaleBy{name}State"): _Made for name in ("Adam", "Schedule")},
     }
 
 
 def read_arrays(path: Path) -> Any:
-    """A pickle of plain values and numpy or jax arrays, which ``tensor()`` makes tensors of."""
+    """A pickle of plain values and numpy or jax arrays, which ``array`` makes tensors of."""
     with translated(f"{path}: cannot be read as weights"), path.open("rb") as file:
         return _Arrays(file).load()
+
+
+def array(made: Any) -> Tensor:
+    """An array that ``read_arrays`` gave, in the pickle's memory where the order of bytes is the machine's."""
+    match made:  # of numpy by its state, of jax within it, of numpy 2 by a buffer
+        case (
+            _Made(state=(_, shape, dtype, fortran, data))
+            | _Made(args=(_, _, (_, shape, dtype, fortran, data), _))
+            | _Made(args=(data, dtype, shape, fortran))
+        ):
+            big = dtype.state is not None and dtype.state[1] == ">"
+            flat = np.frombuffer(data, np.dtype(f"{'>' if big else '<'}{dtype.args[0]}"))
+            shaped = flat.reshape(shape, order="F" if fortran in (True, "F") else "C")
+            return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), copy=False))
+    raise InputError(f"{type(made).__name__} in the place of an array")

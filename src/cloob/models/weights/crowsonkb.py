@@ -19,7 +19,7 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.untrusted import read_json
 from cloob.models.weights.blocks import Block, Blocks, Gelu, Patches, Towers, preprocess
-from cloob.models.weights.containers import read_arrays
+from cloob.models.weights.containers import array, read_arrays
 from cloob.models.weights.keymap import Part, fill, without_memory
 from cloob.models.weights.tokens import clip_tokenizer
 
@@ -74,7 +74,7 @@ def load(path: Path, config: dict[str, Any] | None, gelu: Gelu) -> DualEncoder:
     encoder = build(path.stem, path if config else beside[0], config or read_json(beside[0]), gelu)
     image, text = content["params"]
     arrays = {f"{module}/{name}": data for module, held in (image | text).items() for name, data in held.items()}
-    fill(encoder.model, path, {key: data.tensor() for key, data in arrays.items()}, _plan(encoder.model))
+    fill(encoder.model, path, {key: array(data) for key, data in arrays.items()}, _plan(encoder.model))
     return encoder
 
 

@@ -52,6 +52,9 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: o
     options = {key: value for key, value in config.items() if key != "custom_text"}
     with without_memory(where):
         model = (library.CustomTextCLIP if config.get("custom_text") else library.CLIP)(**options)
+    for module in model.modules():  # the causal mask, which no file holds
+        if isinstance(mask := getattr(module, "attn_mask", None), Tensor):
+            module.attn_mask = torch.full(mask.shape, -torch.inf).triu_(1)
     clip = preprocess(model.visual.image_size, CLIP_MEAN, CLIP_STD, "bicubic")
     model.visual.preprocess_cfg = clip | dict(preprocess_cfg)
     return model
@@ -112,10 +115,6 @@ def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mappin
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise InputError(f"{path}: its weights do not fit: {printable('; '.join(problems[:_SHOWN]))}{more}")
     module.load_state_dict(state, assign=True)
-    for part_of in module.modules():  # the causal mask, which no file holds
-        mask = getattr(part_of, "attn_mask", None)
-        if isinstance(mask, Tensor) and mask.is_meta:
-            part_of.attn_mask = torch.full(mask.shape, -torch.inf).triu_(1)
 
 
 def _is_finite(value: Tensor) -> bool:

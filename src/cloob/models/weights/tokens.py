@@ -104,7 +104,6 @@ class RinnaTokenizer(Tokenizer):
         return require("sentencepiece", "sentencepiece").SentencePieceProcessor(model_proto=self.content)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the processor, which is made again where it is needed."""
         return self.__dict__ | {"_processor": None}
 
     def ids(self, texts: Sequence[str]) -> Tokens:

@@ -19,6 +19,7 @@ from torch import Tensor
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.runs import HUB_WEIGHTS_FILES
+from cloob.models.tokenizer import SPECIALS, Ending
 from cloob.models.untrusted import leaves, read_json
 from cloob.models.weights.containers import check_tensors, read_torch
 from cloob.models.weights.keymap import Part, build, fill
@@ -50,13 +51,14 @@ def _ml_jku(path: Path, content: dict[str, Any]) -> DualEncoder:
         said = "a checkpoint of open_clip's training, which does not say its towers; give"
         raise InputError(f"{path}: {said} {_beside_its_name(path)}")
     stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
-    beta = None if stored is None else math.exp(stored)
+    beta = None if stored is None else float(stored.double().exp())
     ours = {"logit_inv_tau": "logit_scale"}
     plan = {ours.get(name, name.removeprefix("transformer.")): Part((key,)) for name, key in names.items()}
     config = _config({key: tensors[part.names[0]] for key, part in plan.items()})
     config["text_cfg"]["heads"] = _text_heads(path, content.get("model_config_file")) or config["text_cfg"]["heads"]
-    encoder = _encoder(path, config, tensors, plan, "<start_of_text>", "<end_of_text>", "cut")
-    encoder.objective_config = cloob_objective(math.exp(encoder.model.logit_scale), beta, "paper")
+    encoder = _encoder(path, config, SPECIALS, "cut")
+    fill(encoder.model, path, tensors, plan)
+    encoder.objective_config = cloob_objective(_inv_tau(encoder), beta, "paper")
     return encoder
 
 
@@ -76,10 +78,14 @@ def _openai(path: Path, tensors: dict[str, Tensor], scripted: bool) -> DualEncod
         _check_whose(path, tensors)
     for key in _SIZES:
         tensors.pop(key, None)
-    encoder = _encoder(path, _config(tensors), tensors, None, "<|startoftext|>", "<|endoftext|>", "kept")
-    inv_tau = math.exp(encoder.model.logit_scale)
-    encoder.objective_config = ContrastiveObjective.clip(inv_tau=min(inv_tau, 100.0)).config()
+    encoder = _encoder(path, _config(tensors), ("<|startoftext|>", "<|endoftext|>"), "kept")
+    fill(encoder.model, path, tensors)
+    encoder.objective_config = ContrastiveObjective.clip(inv_tau=min(_inv_tau(encoder), 100.0)).config()
     return encoder
+
+
+def _inv_tau(encoder: DualEncoder) -> float:
+    return float(encoder.model.logit_scale.double().exp())
 
 
 def _check_whose(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -127,17 +133,8 @@ def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
 
 
-def _encoder(
-    path: Path,
-    config: dict[str, Any],
-    tensors: dict[str, Tensor],
-    plan: dict[str, Part] | None,
-    start: str,
-    end: str,
-    ending: Any,
-) -> DualEncoder:
-    model = build(config, {}, path)
-    fill(model, path, tensors, plan)
+def _encoder(path: Path, config: dict[str, Any], specials: tuple[str, str], ending: Ending) -> DualEncoder:
+    """The encoder of a configuration, without weights."""
     text = config["text_cfg"]
-    tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], (start, end), ending)
-    return DualEncoder(path.stem, model, tokenizer, EncoderConfig.open_clip(config))
+    tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], specials, ending)
+    return DualEncoder(path.stem, build(config, {}, path), tokenizer, EncoderConfig.open_clip(config))
