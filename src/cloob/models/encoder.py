@@ -115,7 +115,6 @@ class DualEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are."""
         return self._mean.device
 
     def make_objective(self, **overrides: Any) -> ContrastiveObjective:
@@ -166,8 +165,6 @@ class DualEncoder(nn.Module):
         Raises:
             InputError: A file that is missing or not an image.
         """
-        if isinstance(images, str | Path) or not isinstance(images, Tensor | Sequence):
-            raise TypeError(f"images: a list or a tensor, not one {type(images).__name__}")
 
         def rows(some: Sequence[Image | str | Path] | Tensor) -> Tensor:
             if not isinstance(some, Tensor):
@@ -190,8 +187,6 @@ class DualEncoder(nn.Module):
         Raises:
             InputError: The text tower does not know a token, as with another model's tokenizer.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts: a list of strings, not one string")
 
         def rows(some: Sequence[str] | Tensor) -> Tensor:
             tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
@@ -206,6 +201,8 @@ class DualEncoder(nn.Module):
         return self._embed(texts, rows, batch_size, grad)
 
     def _embed(self, items: Any, rows: Callable[[Any], Tensor], batch_size: int, grad: bool) -> Tensor:
+        if isinstance(items, str):
+            raise TypeError("a list is wanted, not one string")
         with nullcontext() if grad else torch.no_grad():
             parts = [rows(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
             return torch.cat(parts or [_unit_rows(torch.zeros(0, self.embed_dim).to(self.device, self._dtype()))])

@@ -14,33 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError
 from cloob.files import flush
+from cloob.models import runs
 from cloob.models.aligned.model import aligned_files, load_aligned
 from cloob.models.aligned.opening import LoadModel
 from cloob.models.aligned.vectors import load_vectors, vector_files
-from cloob.models.encoder import DualEncoder, EncoderConfig, sigmoid_objective
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model
-from cloob.models.importing import open_clip, translated
+from cloob.models.importing import translated
 from cloob.models.onnx import folder as onnx_folder
-from cloob.models.runs import (
-    ALIGNED_FILE,
-    CONFIG_FILE,
-    OBJECTIVE_FILE,
-    ONNX_FILE,
-    TOWERS_FILE,
-    TOWERS_WEIGHTS_FILE,
-    VECTORS_FILE,
-    WEIGHTS_FILE,
-    config_file,
-    read_objective,
-    weights_file,
-)
-from cloob.models.towers import load_tokenizer
+from cloob.models.towers import filled_towers, load_tokenizer
 from cloob.models.untrusted import check_folder, check_model_cfg, read_json
 from cloob.models.weights import crowsonkb, rinna
-from cloob.models.weights.containers import read_safetensors, trained_file, write_safetensors
-from cloob.models.weights.keymap import build, fill
+from cloob.models.weights.containers import read_safetensors, write_safetensors
+from cloob.models.weights.keymap import fill
 from cloob.models.weights.tokens import RinnaTokenizer, stored_tokenizer
 
 _PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -71,7 +58,7 @@ def save_model(
             (folder / name).write_bytes(content)
         else:
             write_safetensors(folder / name, content)
-    (folder / OBJECTIVE_FILE).write_bytes(_json(objective))
+    (folder / runs.OBJECTIVE_FILE).write_bytes(_json(objective))
     if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     flush(folder)
@@ -93,10 +80,9 @@ def _stored_state(weights: Mapping[str, Tensor], objective: Mapping[str, Any]) -
 
 
 def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]) -> Files:
-    """The files of a folder of towers, open_clip's or our own, by their names."""
     settings = encoder.config.settings
     if encoder.config.kind == "towers":
-        files: Files = {TOWERS_FILE: _json({"name": encoder.name, **settings}), TOWERS_WEIGHTS_FILE: state}
+        files: Files = {runs.TOWERS_FILE: _json({"name": encoder.name, **settings}), runs.TOWERS_WEIGHTS_FILE: state}
         if isinstance(encoder.tokenizer, RinnaTokenizer):
             files[RinnaTokenizer.FILE] = encoder.tokenizer.content
         return files
@@ -108,7 +94,7 @@ def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Map
     tokenizer = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
     if tokenizer is not None:
         config["tokenizer"] = tokenizer
-    return {CONFIG_FILE: _json(config), WEIGHTS_FILE: state}
+    return {runs.CONFIG_FILE: _json(config), runs.WEIGHTS_FILE: state}
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
@@ -120,56 +106,45 @@ def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEnc
 
     ``of_hub``: its name on the hub, from where open_clip takes the tokenizer then.
     """
-    file = config_file(folder)
+    file = runs.config_file(folder)
     with translated(str(file)):
         check_folder(folder)
         config = read_json(file)
-        objective = read_objective(folder)
-        if file.name == ALIGNED_FILE:
+        objective = runs.read_objective(folder)
+        if file.name == runs.ALIGNED_FILE:
             return load_aligned(folder, config, objective, load_model)
-        if file.name == VECTORS_FILE:
+        if file.name == runs.VECTORS_FILE:
             return load_vectors(folder, config, objective)
-        if file.name == TOWERS_FILE:
+        if file.name == runs.TOWERS_FILE:
             return _other_towers(file, config, objective)
-        if file.name == ONNX_FILE:
+        if file.name == runs.ONNX_FILE:
             return onnx_folder.load(folder, objective)
         return _open_clip_towers(file, config, objective, of_hub)
 
 
 def _other_towers(file: Path, content: dict[str, Any], objective: dict[str, Any]) -> DualEncoder:
-    """Towers that open_clip does not have."""
     name, config = content["name"], content["config"]
     if content["family"] == crowsonkb.FAMILY:
         encoder = crowsonkb.build(name, file, config, content["gelu"])
     else:
         encoder = rinna.build(name, file, config)
-    weights = file.parent / TOWERS_WEIGHTS_FILE
+    weights = file.parent / runs.TOWERS_WEIGHTS_FILE
     fill(encoder.model, weights, read_safetensors(weights))
     encoder.objective_config = objective or encoder.objective_config
     return encoder
 
 
 def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, Any], of_hub: str) -> DualEncoder:
-    """open_clip's towers. Its own loader lets tensors be resized, broadcast or left out, and looks at no value."""
     folder, model_cfg = file.parent, config["model_cfg"]
     check_model_cfg(model_cfg, str(file))
-    text_cfg, weights = model_cfg["text_cfg"], weights_file(folder)
-    if weights is None:
-        raise InputError(f"{folder}: no weights found beside {CONFIG_FILE}; {WEIGHTS_FILE} would be right")
+    text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
     if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: looked at first
         check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
-    tensors, _ = trained_file(weights)
-    vision_cfg, preprocess = model_cfg["vision_cfg"], config.get("preprocess_cfg", {})
-    if "timm_model_name" in vision_cfg or "hf_model_name" in text_cfg or "multimodal_cfg" in model_cfg:
-        with torch.random.fork_rng(devices=[]):
-            model = open_clip().create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
-    else:
-        model = build(model_cfg, {key: preprocess[key] for key in _PREPROCESS if key in preprocess}, file)
-    fill(model, weights, tensors)
+    preprocess = {key: value for key, value in config.get("preprocess_cfg", {}).items() if key in _PREPROCESS}
+    model, trained = filled_towers(model_cfg, preprocess, weights, f"local-dir:{folder}", str(file))
     if "tokenizer" in config:
         tokenizer = stored_tokenizer(file, config["tokenizer"], text_cfg)
     else:
         tokenizer = load_tokenizer(f"local-dir:{folder}", text_cfg, of_hub or str(file), None if of_hub else folder)
     name = of_hub or str(config.get("name", folder.name))
-    objective = objective or sigmoid_objective(model)
-    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
+    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective or trained)

@@ -50,7 +50,6 @@ class _Later(ModuleType):
 
     @staticmethod
     def is_compile_supported(device_type: Any) -> Any:
-        """Torch's own, imported when it is called."""
         return importlib.import_module(_ASKED).is_compile_supported(device_type)
 
     def __getattr__(self, name: str) -> Any:

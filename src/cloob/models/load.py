@@ -8,22 +8,12 @@ import torch
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
+from cloob.models import runs
 from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import read_model
 from cloob.models.hub import check_hub_model, fetch_first
 from cloob.models.importing import open_clip, translated
-from cloob.models.runs import (
-    ALIGNED_FILE,
-    CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
-    HEADS_FILE,
-    HUB_WEIGHTS_FILES,
-    MODEL_FOLDER,
-    TOWERS_WEIGHTS_FILE,
-    chosen_checkpoint,
-    config_file,
-)
 from cloob.models.source import Source
 from cloob.models.towers import create_model
 from cloob.models.untrusted import read_json
@@ -69,17 +59,16 @@ def find_model_folder(source: str | Path) -> Path | None:
     folder = parsed.path
     if parsed.kind != "folder" or folder is None or families.is_foreign(folder):
         return None
-    if parsed.variant or ((folder / CHECKPOINTS_FOLDER).is_dir() and not config_file(folder).is_file()):
-        return chosen_checkpoint(folder, parsed.variant) / MODEL_FOLDER
-    for place in (folder, folder / MODEL_FOLDER):
-        if config_file(place).is_file():
+    if parsed.variant or ((folder / runs.CHECKPOINTS_FOLDER).is_dir() and not runs.config_file(folder).is_file()):
+        return runs.chosen_checkpoint(folder, parsed.variant) / runs.MODEL_FOLDER
+    for place in (folder, folder / runs.MODEL_FOLDER):
+        if runs.config_file(place).is_file():
             return place
-    what = f"no run ({CHECKPOINTS_FOLDER}/), no checkpoint ({MODEL_FOLDER}/) and no model folder ({CONFIG_FILE})"
+    what = f"no run (checkpoints/), no checkpoint (model/) and no model folder ({runs.CONFIG_FILE})"
     raise InputError(f"{folder}: {what if folder.is_dir() else 'no such folder'}{families.meant_file(folder)}")
 
 
 def _load(source: str | Path) -> DualEncoder:
-    """The encoder on the CPU."""
     parsed = Source.parse(source)
     folder = find_model_folder(source)
     if folder is not None:
@@ -98,13 +87,13 @@ def _load_hub(source: Source) -> DualEncoder:
     name, where, revision = source.name, source.text, source.variant or None
     with translated(where):
         folder = check_hub_model(name, where, HUB_FILE, RinnaTokenizer.FILE, revision=revision)
-        kind = config_file(folder)
-        if kind.name == ALIGNED_FILE and (here := encoders_here(read_json(kind))):
+        kind = runs.config_file(folder)
+        if kind.name == runs.ALIGNED_FILE and (here := encoders_here(read_json(kind))):
             raise InputError(f"{where}: asks for {here[0]!r}, a folder of this machine")
-        if kind.name != CONFIG_FILE:  # pushed by `cloob push`
-            return read_model(fetch_first(name, where, (HEADS_FILE, TOWERS_WEIGHTS_FILE), revision), _load)
+        if kind.name != runs.CONFIG_FILE:  # pushed by `cloob push`
+            return read_model(fetch_first(name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision), _load)
         if kind.is_file():
-            return read_model(fetch_first(name, where, HUB_WEIGHTS_FILES, revision), _load, of_hub=where)
+            return read_model(fetch_first(name, where, runs.HUB_WEIGHTS_FILES, revision), _load, of_hub=where)
         families.model_type(folder)
         encoder = families.load_folder(fetch_first(name, where, hf_clip.WEIGHTS, revision))
         encoder.name = where
@@ -112,7 +101,6 @@ def _load_hub(source: Source) -> DualEncoder:
 
 
 def _load_towers(source: Source) -> DualEncoder:
-    """Towers by open_clip's ``NAME/TAG``."""
     if source.variant:
         return create_model(source.name, pretrained=source.variant, seed=0)
     tags = open_clip().list_pretrained_tags_by_model(source.name)

@@ -61,12 +61,10 @@ _PREFERRED = (*HUB_WEIGHTS_FILES, "open_clip_pytorch_model.pth", TOWERS_WEIGHTS_
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of a step's checkpoint folder."""
     return f"step-{step:08d}"
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The step of a checkpoint folder."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -113,7 +111,6 @@ def check_objective(settings: Any, where: str) -> dict[str, Any]:
 
 
 def run_of(folder: Path | None) -> Path | None:
-    """The run folder that a model folder belongs to."""
     if folder is None:
         return None
     folder = folder.resolve()
@@ -163,7 +160,6 @@ def read_validation(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def is_better(metric: str, value: float, than: float) -> bool:
-    """Whether a value of ``"val_loss"`` or ``"val_recall"`` is better than another."""
     return value < than if _LESS_IS_BETTER[metric] else value > than
 
 

@@ -168,10 +168,8 @@ def known_models() -> list[str]:
     if list_models is not None:  # with what was registered since
         names: list[str] = list_models()
     else:
-        package = importlib.util.find_spec("open_clip")
-        if package is None or package.origin is None:
-            raise InputError(f"open_clip is not installed; {install('train')} brings it")
-        files = (Path(package.origin).parent / "model_configs").glob("*.json")
+        package = importlib.util.find_spec("open_clip") or require("open_clip", "train").__spec__
+        files = (Path(str(package and package.origin)).parent / "model_configs").glob("*.json")
         names = sorted((file.stem for file in files), key=_natural)
     return [*TINY_MODELS, *(name for name in names if name not in TINY_MODELS)]
 

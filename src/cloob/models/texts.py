@@ -33,13 +33,11 @@ def causal_tower(model: nn.Module, context_length: int) -> str | None:
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     mask = getattr(tower, "attn_mask", None)
     positions = getattr(tower, "positional_embedding", None)
-    if pool != "argmax" or getattr(tower, "cls_emb", None) is not None or not isinstance(mask, Tensor):
+    known = isinstance(mask, Tensor) and isinstance(positions, nn.Parameter) and pool == "argmax"
+    if not known or getattr(tower, "cls_emb", None) is not None or len(positions) != context_length:
         return None
-    if not isinstance(positions, nn.Parameter) or not len(positions) == context_length == len(mask):
-        return None
-    if not torch.equal(mask, torch.full((context_length, context_length), -torch.inf).triu(1).to(mask)):
-        return None
-    return "" if tower is model else "text"
+    causal = torch.full((context_length, context_length), -torch.inf).triu(1).to(mask)
+    return ("" if tower is model else "text") if torch.equal(mask, causal) else None
 
 
 def trimmed(tokens: Tensor) -> Tensor:
@@ -65,8 +63,6 @@ def alone() -> contextlib.AbstractContextManager[Any]:
 
 
 class _Text(nn.Module):
-    """A model's ``encode_text`` as a forward pass, which is what ``functional_call`` takes."""
-
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model

@@ -13,6 +13,7 @@ import importlib
 import json
 import re
 import sys
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,21 +44,20 @@ _MAX_WORDS, _MAX_LETTERS = 1 << 16, 32
 """So many words of so many letters are kept (about 15 MB); when they are full, all are forgotten."""
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """Texts to rows of L = ``context_length`` tokens, for torch and for NumPy."""
 
     context_length: int
     settings: dict[str, Any] | None = None  # what a model folder says of the tokenizer; None: it is open_clip's
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """Tokens of n texts, (n, L) int64."""
         torch: Any = importlib.import_module("torch")  # without which an ONNX folder is searched
         tensor: Tensor = torch.from_numpy(self.ids([texts] if isinstance(texts, str) else texts))
         return tensor
 
+    @abstractmethod
     def ids(self, texts: Sequence[str]) -> Tokens:
         """As ``__call__``, without torch."""
-        raise NotImplementedError  # by each kind
 
 
 class ClipTokenizer(Tokenizer):

@@ -6,12 +6,12 @@ loads in a plain open_clip. How their sizes were chosen: ``benchmarks/towers.py`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, require
@@ -21,7 +21,7 @@ from cloob.models.importing import import_open_clip, open_clip, translated
 from cloob.models.source import TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
 from cloob.models.weights.containers import trained_file
-from cloob.models.weights.keymap import fill
+from cloob.models.weights.keymap import build, fill
 
 __all__ = ["TINY_MODELS", "TOKENIZER_FILES", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
@@ -71,36 +71,55 @@ def create_model(
     # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
     if tag and "quick_gelu" in tag:
         config["quick_gelu"] = bool(tag["quick_gelu"])
-    tensors: dict[str, Tensor] = {}
+    where, options = f"{name}/{pretrained}" if tag else f"model {name!r}", {"force_image_size": image_size}
     trained: dict[str, Any] = {}
-    bias: dict[str, Any] = {}
-    if pretrained is not None and not tag:
-        tensors, trained = trained_file(_weights_file(name, pretrained))
-        config.pop("init_logit_bias", None)
-        bias = {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}  # replaced by the file's
-        config |= bias
-        bias = bias or {"init_logit_bias": None}
     generator = torch.random.fork_rng(devices=[]) if seed is not None else nullcontext()
-    with generator, translated(f"{name}/{pretrained}" if tag else f"model {name!r}"):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
-        model = library.create_model(
-            name,
-            pretrained=_tag_weights(f"{name}/{pretrained}", str(pretrained), tag) if tag else None,
-            force_preprocess_cfg=tag,
-            quick_gelu=config.get("quick_gelu", False),
-            force_image_size=image_size,
-            pretrained_text=False,
-            **bias,
-        )
+    with generator, translated(where):
+        if pretrained is not None and not tag:
+            config.pop("init_logit_bias", None)
+            model, trained = filled_towers(config, {}, _weights_file(name, pretrained), name, where, **options)
+        else:
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
+            model = library.create_model(
+                name,
+                pretrained=_tag_weights(where, str(pretrained), tag) if tag else None,
+                force_preprocess_cfg=tag,
+                quick_gelu=config.get("quick_gelu", False),
+                pretrained_text=False,
+                **options,
+            )
+            trained = sigmoid_objective(model) if tag else {}
         if image_size is not None:
             _check_image_size(name, model, image_size)
-        if tensors:
-            fill(model, Path(str(pretrained)), tensors)
         tokenizer = load_tokenizer(name, config["text_cfg"], f"model {name!r}")
-    if pretrained is not None and not trained:
-        trained = sigmoid_objective(model)
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained).to(place)
+
+
+def filled_towers(
+    model_cfg: Mapping[str, Any],
+    preprocess_cfg: Mapping[str, Any],
+    weights: Path,
+    source: str,
+    where: str,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """open_clip's towers with the weights of a file, and the objective that these tell.
+
+    Its own loader lets tensors be resized, broadcast or left out, and looks at no value.
+    """
+    tensors, trained = trained_file(weights)
+    bias = {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}  # replaced by the file's
+    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    if "timm_model_name" in vision or "hf_model_name" in text or "multimodal_cfg" in model_cfg:
+        options |= {"load_weights": False, "pretrained_text": False, "init_logit_bias": None} | bias
+        with torch.random.fork_rng(devices=[]):
+            model = open_clip().create_model(source, **options)
+    else:
+        plain = {key: value for key, value in model_cfg.items() if key != "init_logit_bias"}
+        model = build(plain | bias, preprocess_cfg, where)
+    fill(model, weights, tensors)
+    return model, trained or sigmoid_objective(model)
 
 
 def load_tokenizer(name: str, text_cfg: dict[str, Any], where: str, folder: Path | None = None) -> Any:
@@ -135,7 +154,6 @@ def check_words(tokenizer: Any) -> None:
 
 
 def _check_image_size(name: str, model: Any, image_size: int) -> None:
-    """Raises InputError when the image tower cannot take the size."""
     vision, trunk = open_clip().get_model_config(name)["vision_cfg"], getattr(model.visual, "trunk", None)
     if hasattr(trunk, "set_input_size"):  # positions of timm, which open_clip would not read back in another number
         fits, right = image_size == vision.get("image_size", 224), f"{vision.get('image_size', 224)} alone"
@@ -159,7 +177,6 @@ def _tag_weights(where: str, tag: str, known: dict[str, Any]) -> str:
 
 
 def _weights_file(name: str, pretrained: str) -> Path:
-    """The file of weights; InputError when there is neither such a tag nor such a file."""
     if Path(pretrained).is_file():
         return Path(pretrained)
     tags = open_clip().list_pretrained_tags_by_model(name)

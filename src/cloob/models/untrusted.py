@@ -53,13 +53,15 @@ def check_folder(folder: Path) -> None:
     for path in sorted({path for pattern in CONFIG_FILES for path in folder.glob(pattern)}):
         content = read_json(path, object)
         for key, value in _walk(content):
-            kernel = _KERNEL_KEYS.fullmatch(key) and "/" in str(value)
+            kernel, why = _KERNEL_KEYS.fullmatch(key) and "/" in str(value), ""
             if kernel or (key in _CODE_KEYS and value not in (None, False)):
-                raise InputError(f"{path}: {key} asks for Python code of the model's own, which is never run")
+                why = "asks for Python code of the model's own, which is never run"
             shard = path.name.endswith(".index.json") and key != "metadata"
-            elsewhere = isinstance(value, str) and leaves(value) and (shard or Path(value).exists())
-            if elsewhere and (shard or key in _FILE_KEYS):
-                raise InputError(f"{path}: {key} is {value!r}, a file outside of its folder")
+            file = shard or (key in _FILE_KEYS and Path(str(value)).exists())
+            if file and isinstance(value, str) and leaves(value):
+                why = f"is {value!r}, a file outside of its folder"
+            if why:
+                raise InputError(f"{path}: {key} {why}")
 
 
 def leaves(name: str) -> bool:

@@ -41,10 +41,6 @@ def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded: DualEncoder,
     assert plain.texts(TEXTS).dtype == np.float32
 
 
-def test_what_is_no_such_folder_is_left_to_torch(exported: Path, tmp_path: Path) -> None:
-    assert PlainEncoder.open("RN50/openai") is None and PlainEncoder.open(str(tmp_path)) is None
-
-
 def test_a_search_by_words_and_pictures_imports_no_torch(exported: Path, tmp_path: Path) -> None:
     for name in ("red", "blue"):
         (tmp_path / "pictures").mkdir(exist_ok=True)

@@ -144,10 +144,3 @@ def test_texts_of_a_small_vocabulary_are_refused() -> None:
     encoder = load_model(originals("mljku/rn/published_like.pt"))
     with pytest.raises(ValueError, match="128 words"):
         encoder.encode_text(["a dog"])
-
-
-def test_a_native_rinna_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes(originals("rinna/native/config.json").read_bytes())
-    (tmp_path / "pytorch_model.bin").write_bytes(originals("rinna/roberta/pytorch_model.bin").read_bytes())
-    with pytest.raises(ValueError, match="one embedding for all texts"):
-        load_model(tmp_path)

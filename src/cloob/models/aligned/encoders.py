@@ -34,7 +34,6 @@ class ImageEncoder(nn.Module):
         self.features = _width(self, torch.zeros(1, 3, preprocess_cfg["size"], preprocess_cfg["size"]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels to (n, F)."""
         # A program takes any number, so what is traced must not depend on it.
         whole = torch.compiler.is_compiling() or images.device.type != "cpu"
         parts = [images] if whole else torch.split(images, _IMAGE_BATCH)
@@ -58,7 +57,6 @@ class TextEncoder(nn.Module):
         return [self.pooling, config.to_json_string(), self.tokenizer.description()]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
         lengths = self._lengths(tokens)
         order = lengths.argsort()
         parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TEXT_BATCH)]
@@ -88,7 +86,6 @@ class PaddedTokenizer:
         self.original, self._length = tokenizer, context_length
 
     def description(self) -> str:
-        """The vocabulary and the rules, as one text."""
         backend = getattr(self.original, "backend_tokenizer", None)
         words = backend.to_str() if backend is not None else json.dumps(self.original.get_vocab(), sort_keys=True)
         return f"{type(self.original).__name__} {words}"
@@ -118,7 +115,6 @@ class TowerText(nn.Module):
 
 @torch.no_grad()
 def _width(encoder: nn.Module, sample: Tensor) -> int:
-    """F, from one forward pass."""
     return int(encoder.eval()(sample).shape[1])
 
 

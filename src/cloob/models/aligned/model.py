@@ -35,8 +35,6 @@ _SAME = 0.01
 
 
 class AlignedTowers(Towers):
-    """Two frozen encoders and two heads."""
-
     def __init__(self, image: ImageEncoder, text: TextEncoder | TowerText, image_head: Head, text_head: Head) -> None:
         super().__init__(image, text, math.log(1 / 0.07))
         self.image_head, self.text_head = image_head, text_head
@@ -110,7 +108,6 @@ class AlignedEncoder(DualEncoder):
         return F.normalize(self.model.text_head(features.to(self.device)), dim=1)
 
     def fit(self, images: Tensor, texts: Tensor) -> None:
-        """Fits the heads' standardisation to the (N, F) features of the training set."""
         self.model.image_head.fit(images)
         self.model.text_head.fit(texts)
 
@@ -131,7 +128,6 @@ def aligned_encoder(
 
 
 def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
-    """The files of a model folder by their names; ``save_model`` writes them."""
     towers: AlignedTowers = encoder.model
     heads = {"image": towers.image_head, "text": towers.text_head}
     content = {
@@ -145,7 +141,6 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
 
 
 def stored_heads(heads: Mapping[str, Head]) -> dict[str, Tensor]:
-    """The tensors of ``heads.safetensors``."""
     state = {f"{side}.{key}": value for side, head in heads.items() for key, value in head.state_dict().items()}
     return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
 

@@ -154,7 +154,6 @@ def _pooling(folder: Path, spec: str) -> str:
 
 
 def _json(path: Path, kind: type = dict) -> Any:
-    """What a file holds, an object or a list; an empty one when there is no such file."""
     return read_json(path, kind) if path.is_file() else kind()
 
 

@@ -21,7 +21,6 @@ class OnnxEncoder(DualEncoder):
     """A ``DualEncoder`` whose towers are graphs on onnxruntime: it embeds and does not train."""
 
     def check_weights(self) -> None:
-        """Raises InputError: there are none that anything could be done with."""
         raise InputError(f"{self.name}: an ONNX export embeds and does no more; give the model that it was made of")
 
     def _dtype(self) -> torch.dtype:
@@ -59,7 +58,6 @@ def write_config(folder: Path, encoder: DualEncoder, *, precision: str, pad: int
 
 
 def load(folder: Path, objective: dict[str, Any]) -> OnnxEncoder:
-    """The encoder of such a folder; InputError where a file is missing, damaged or does not fit the others."""
     plain = PlainEncoder(folder)
     images = _Tower(plain.image_graph, torch.float32, plain.preprocess_cfg)
     towers = Towers(images, _Tower(plain.text_graph, torch.int64), plain.logit_scale)

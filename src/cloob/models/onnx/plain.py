@@ -62,7 +62,6 @@ class Graph:
         self._session: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the session, which is made again where it is needed."""
         return self.__dict__ | {"_session": None}
 
     def __call__(self, items: npt.NDArray[Any]) -> Rows:
@@ -81,7 +80,6 @@ class Graph:
         return rows
 
     def _run(self, items: npt.NDArray[Any]) -> Rows:
-        """The graph's output for at most ``_BATCH`` items."""
         with translated(f"{self.path}: onnxruntime cannot run it"):
             self._session = self._session or _open_session(self.path)
             [source] = self._session.get_inputs()
@@ -145,11 +143,9 @@ class PlainEncoder:
         return str(state.hexdigest())
 
     def texts(self, texts: Sequence[str]) -> Rows:
-        """Embeds n texts, at least one."""
         return _unit_rows(self.text_graph(self.tokenizer.ids(list(texts))))
 
     def pictures(self, images: Sequence[Image]) -> Rows:
-        """Embeds n pictures, at least one."""
         pixels = np.stack([self._transform.array(image) for image in images]).astype(np.float32)
         return _unit_rows(self.image_graph((pixels / np.float32(255) - self._mean) / self._std))
 

@@ -39,7 +39,6 @@ _LAST_SIGMA = rf"{_CASED}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_CASE
 
 
 def read_tokenizer(folder: Path, settings: dict[str, Any], context_length: int) -> Tokenizer:
-    """The tokenizer that ``onnx.json`` asks for."""
     match settings:
         case {"kind": "rinna"}:
             return RinnaTokenizer(folder / RinnaTokenizer.FILE, context_length)

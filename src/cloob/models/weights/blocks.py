@@ -56,7 +56,6 @@ class Block(nn.Module):
         self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """(n, L, d) to (n, L, d); masks as in ``Attention``."""
         if self.norm_first:
             x = x + self.attention(self.norm_1(x), queries, keys)
             return x + self._feed(self.norm_2(x))
@@ -93,7 +92,6 @@ class Patches(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(1 + (image_size // patch_size) ** 2, width))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels to (n, L, d)."""
         rows = self.conv(images).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(rows.shape[0], 1, -1)
         return torch.cat([first, rows], 1) + self.position_embedding
@@ -108,12 +106,10 @@ class Towers(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(logit_scale, device="cpu"), requires_grad=False)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels to (n, D)."""
         rows: Tensor = self.visual(images)
         return rows
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """(n, L) tokens to (n, D)."""
         rows: Tensor = self.text(tokens)
         return rows
 

@@ -48,7 +48,7 @@ def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
                 places = set(read_json(index)["weight_map"].values())
                 shards = [trained_file(folder / place)[0] for place in sorted(places)]
             return index, {key: tensor for shard in shards for key, tensor in shard.items()}
-    raise InputError(f"{folder}: no {' or '.join(WEIGHTS_FILES)} in it")
+    return folder / WEIGHTS_FILES[0], read_safetensors(folder / WEIGHTS_FILES[0])
 
 
 def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -71,14 +71,12 @@ def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def check_tensors(path: Path, value: Any) -> None:
-    """InputError for anything but a dictionary of tensors."""
     tensors = isinstance(value, dict) and all(isinstance(tensor, Tensor) for tensor in value.values())
     if not tensors or not all(isinstance(key, str) for key in value):
         raise InputError(f"{path}: its state_dict is no dictionary of tensors")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
     from safetensors.torch import load_file
 
     with translated(f"{path}: cannot be read as weights"):
@@ -212,14 +210,12 @@ def read_arrays(path: Path) -> Any:
 
 def array(made: Any) -> Tensor:
     """An array that ``read_arrays`` gave, in the pickle's memory where the order of bytes is the machine's."""
-    match made:  # of numpy by its state, of jax within it, of numpy 2 by a buffer
-        case (
-            _Made(state=(_, shape, dtype, fortran, data))
-            | _Made(args=(_, _, (_, shape, dtype, fortran, data), _))
-            | _Made(args=(data, dtype, shape, fortran))
-        ):
-            big = dtype.state is not None and dtype.state[1] == ">"
-            flat = np.frombuffer(data, np.dtype(f"{'>' if big else '<'}{dtype.args[0]}"))
-            shaped = flat.reshape(shape, order="F" if fortran in (True, "F") else "C")
-            return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), copy=False))
-    raise InputError(f"{type(made).__name__} in the place of an array")
+    match made:
+        case _Made(state=(_, shape, dtype, fortran, data)) | _Made(args=(_, _, (_, shape, dtype, fortran, data), _)):
+            pass  # numpy's state, which jax hands on
+        case _:
+            data, dtype, shape, fortran = made.args  # numpy 2 takes a buffer
+    big = dtype.state is not None and dtype.state[1] == ">"
+    flat = np.frombuffer(data, np.dtype(f"{'>' if big else '<'}{dtype.args[0]}"))
+    shaped = flat.reshape(shape, order="F" if fortran in (True, "F") else "C")
+    return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), copy=False))

@@ -70,16 +70,18 @@ def load(path: Path, config: dict[str, Any] | None, gelu: Gelu) -> DualEncoder:
     if config is None and not beside:
         right = f"must lie beside it as {path.with_suffix('.json').name} or config.json (the weights do not hold it)"
         raise InputError(f"{path}: its configuration {right}")
-    content = read_arrays(path)
     encoder = build(path.stem, path if config else beside[0], config or read_json(beside[0]), gelu)
-    image, text = content["params"]
-    arrays = {f"{module}/{name}": data for module, held in (image | text).items() for name, data in held.items()}
-    fill(encoder.model, path, {key: array(data) for key, data in arrays.items()}, _plan(encoder.model))
+    fill(encoder.model, path, _tensors(path), _plan(encoder.model))
     return encoder
 
 
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """The arrays by ``module path/name``, of which nothing else holds the memory."""
+    image, text = read_arrays(path)["params"]
+    return {f"{module}/{name}": array(data) for module, held in (image | text).items() for name, data in held.items()}
+
+
 def build(name: str, where: Path, config: dict[str, Any], gelu: Gelu) -> DualEncoder:
-    """The encoder of a configuration, without weights."""
     with without_memory(where):
         image, text, d_embed = config["image_encoder"], config["text_encoder"], config["d_embed"]
         towers = Towers(ImageTower(image, d_embed, gelu), TextTower(text, d_embed, gelu), math.log(config["inv_tau"]))
@@ -92,7 +94,6 @@ def build(name: str, where: Path, config: dict[str, Any], gelu: Gelu) -> DualEnc
 
 
 def _plan(towers: Towers) -> dict[str, Part]:
-    """Where each weight of the towers comes from; the scale is no weight of the file."""
     plan = {
         "visual.patches.conv.weight": Part(("vi_t_image_encoder/embed/w",), (3, 2, 0, 1)),
         "visual.patches.class_embedding": Part(("vi_t_image_encoder/class_embed",)),

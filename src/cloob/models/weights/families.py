@@ -19,7 +19,6 @@ _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether another program wrote a model folder."""
     ours = config_file(folder).exists() or any((folder / name).exists() for name in (CHECKPOINTS_FOLDER, MODEL_FOLDER))
     names = ["config.json", *WEIGHTS_FILES, *(f"{name}{INDEX}" for name in WEIGHTS_FILES)]
     return not ours and any((folder / name).is_file() for name in names)
@@ -57,18 +56,16 @@ def model_type(folder: Path) -> str:
 
 
 def load_folder(folder: Path) -> DualEncoder:
-    """The encoder of another program's folder."""
     check_folder(folder)
     load = rinna.load if model_type(folder) == "cloob" else hf_clip.load
     return load(folder, read_json(folder / "config.json"))
 
 
 def _load_file(path: Path, config: dict[str, Any] | None, gelu: Any) -> DualEncoder:
-    if path.suffix == ".safetensors":
-        raise InputError(f"{path}: weights alone; give the folder that they lie in with their configuration")
     if is_torch(path):
         return torch_clip.load(path)
     with path.open("rb") as file:
         if file.read(2) not in _PICKLE:
-            raise InputError(f"{path}: neither a file of torch's nor a pickle of arrays, so not weights that are known")
+            right = "of safetensors give the folder that they lie in with their configuration"
+            raise InputError(f"{path}: neither a file of torch's nor a pickle of arrays; {right}")
     return crowsonkb.load(path, config, gelu)

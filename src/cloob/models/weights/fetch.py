@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,6 @@ _TIMEOUT = 30.0
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but none from https to plain http."""
-
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
             raise InputError(f"{req.full_url}: redirected to {newurl.partition(':')[0]}, which is not encrypted")
@@ -52,7 +51,11 @@ def fetch_file(file: PublicFile, folder: Path) -> Path:
         with locked(folder / f".{file.name}.lock", forever=True):
             if not target.is_file():  # another process may have fetched it meanwhile
                 part = target.with_name(f"{target.name}.part")
-                _continue(file, part)
+                try:
+                    _continue(file, part)
+                except urllib.error.HTTPError as error:
+                    error.close()
+                    raise
                 part.replace(target)
     return target
 
@@ -69,11 +72,13 @@ def _continue(file: PublicFile, part: Path) -> None:
             while block := answer.read(_BLOCK):
                 done += out.write(block)
                 if sys.stderr.isatty():
-                    print(f"\r{file.name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", end="", file=sys.stderr)
-    if done < total:
-        raise InputError(f"{file.url}: broke off after {done:,} of {total:,} bytes; another try goes on from there")
+                    end = "\n" if done == total else ""
+                    print(f"\r{file.name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", end=end, file=sys.stderr)
+    wrong = f"broke off after {done:,} of {total:,} bytes; another try goes on from there" if done < total else ""
     with part.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    if file.sha256 not in (None, digest):
+    if not wrong and file.sha256 not in (None, digest):
         part.unlink()
-        raise InputError(f"{file.url}: SHA-256 is {digest}, published is {file.sha256}; nothing was kept")
+        wrong = f"SHA-256 is {digest}, published is {file.sha256}; nothing was kept"
+    if wrong:
+        raise InputError(f"{file.url}: {wrong}")

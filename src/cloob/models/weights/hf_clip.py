@@ -26,7 +26,6 @@ _PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcess
 
 
 def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
-    """The encoder of a folder."""
     weights, tensors = folder_weights(folder)
     model_cfg, pad = _model_cfg(folder / "config.json", config)
     text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
@@ -59,7 +58,6 @@ def _model_cfg(where: Path, config: dict[str, Any]) -> tuple[dict[str, Any], int
 
 
 def _tower(side: dict[str, Any], width: int, hidden: int, heads: int) -> dict[str, Any]:
-    """The sizes of a tower; the defaults are given."""
     width = side.get("hidden_size", width)
     return _ACTIVATIONS[side.get("hidden_act", "quick_gelu")] | {
         "layers": side.get("num_hidden_layers", 12),

@@ -75,7 +75,6 @@ class Part:
     lead: int = 0
 
     def take(self, tensors: dict[str, Tensor]) -> Tensor:
-        """The weight, out of a file's tensors."""
         values = [tensors.pop(name) for name in self.names]
         value = values[0] if len(values) == 1 else torch.cat(values)
         value = value.reshape(value.shape[self.lead :])

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, Block, Blocks, Patches, Towers, preprocess
 from cloob.models.weights.containers import folder_weights
@@ -71,7 +70,6 @@ def _blocks(config: dict[str, Any], width: int, eps: float, *, norm_first: bool)
 
 
 def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
-    """The encoder of a folder."""
     weights, tensors = folder_weights(folder)
     encoder = build(folder.name, folder / "config.json", config)
     fill(encoder.model, weights, tensors, _plan(encoder.model))
@@ -81,8 +79,6 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
 def build(name: str, where: Path, config: dict[str, Any]) -> DualEncoder:
     """The encoder of a configuration, without weights; with the tokenizer in its folder where there is one."""
     text, image = config["text_config"], config["vision_config"]
-    if text.get("model_type") == "cloob_text_model":
-        raise InputError(f"{where}: text_config is a cloob_text_model, which has one embedding for all texts")
     with without_memory(where):
         embed_dim, inv_tau = config["projection_dim"], config["init_inv_tau"]
         towers = Towers(ImageTower(image, embed_dim), TextTower(text, embed_dim), math.log(inv_tau))
@@ -100,7 +96,6 @@ _VIT = _SHARED | {"norm_1": "layernorm_before", "norm_2": "layernorm_after"}
 
 
 def _plan(towers: Towers) -> dict[str, Part]:
-    """Where each weight of the towers comes from; the scale is no weight of the file."""
     vision, text = "vision_model", "text_model"
     plan = {
         "text.token_embedding.weight": Part((f"{text}.embeddings.word_embeddings.weight",)),

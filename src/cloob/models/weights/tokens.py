@@ -68,18 +68,15 @@ class FileTokenizer(Tokenizer):
         return tokens if self.strip is None else np.where(tokens == self.strip, 0, tokens)
 
     def description(self) -> str:
-        """The vocabulary and the rules, as one text."""
         return f"{self.settings} {self.context_length} {self.clean} {self.strip} {self._rules.to_str()}"
 
     def rules(self) -> Any:
-        """A copy of the ``tokenizers.Tokenizer``, without padding and truncation."""
         rules = type(self._rules).from_str(self._rules.to_str())
         rules.no_padding()
         rules.no_truncation()
         return rules
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes what a tokenizer of transformers needs into a folder."""
         (folder / HUB_FILE).write_text(self.rules().to_str(), encoding="utf-8")
         pad, end = (self._rules.id_to_token(number) for number in (self.pad, self.end))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": self.context_length}
@@ -114,7 +111,6 @@ class RinnaTokenizer(Tokenizer):
         return rows
 
     def description(self) -> str:
-        """A digest of the pieces, and how many a text may have."""
         return f"{hashlib.sha256(self.content).hexdigest()} {self.context_length}"
 
     def _encode(self, text: str) -> list[int]:
@@ -148,7 +144,6 @@ def hub_tokenizer(folder: Path, context_length: int, pad: int, end: int) -> Toke
 
 
 def stored_tokenizer(path: Path, settings: dict[str, Any], text_cfg: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that the settings in a model folder ask for."""
     length = text_cfg.get("context_length", 77)
     if settings["kind"] == "hub":
         return hub_tokenizer(path.parent, length, settings["pad"], settings["end"])

@@ -20,7 +20,7 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.tokenizer import SPECIALS, Ending
-from cloob.models.untrusted import leaves, read_json
+from cloob.models.untrusted import read_json
 from cloob.models.weights.containers import check_tensors, read_torch
 from cloob.models.weights.keymap import Part, build, fill
 from cloob.models.weights.tokens import clip_tokenizer
@@ -33,7 +33,6 @@ _SIZES = ("input_resolution", "context_length", "vocab_size")
 
 
 def load(path: Path) -> DualEncoder:
-    """The encoder of a file of torch's."""
     content, scripted = read_torch(path)
     if not scripted and isinstance(content, dict) and "state_dict" in content:
         return _ml_jku(path, content)
@@ -48,8 +47,7 @@ def _ml_jku(path: Path, content: dict[str, Any]) -> DualEncoder:
     check_tensors(path, tensors)
     names = {key.removeprefix("module."): key for key in tensors}  # of training over several GPUs
     if "logit_scale" in names and "logit_inv_tau" not in names:
-        said = "a checkpoint of open_clip's training, which does not say its towers; give"
-        raise InputError(f"{path}: {said} {_beside_its_name(path)}")
+        raise _of_open_clip(path)
     stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
     beta = None if stored is None else float(stored.double().exp())
     ours = {"logit_inv_tau": "logit_scale"}
@@ -64,15 +62,13 @@ def _ml_jku(path: Path, content: dict[str, Any]) -> DualEncoder:
 
 def _text_heads(path: Path, named: str | None) -> int | None:
     """The heads of the text tower by the JSON file that a checkpoint names, or that has its name."""
-    name = named or f"{path.stem}.json"
-    file = path.parent / name
-    if leaves(name) or (named is not None and named not in _PUBLISHED and not file.is_file()):
-        raise InputError(f"{path}: its configuration {name!r} must lie beside it (the heads are not in the weights)")
-    return read_json(file).get("transformer_heads") if file.is_file() else None
+    file = path.parent / Path(named or f"{path.stem}.json").name
+    if named in _PUBLISHED or (named is None and not file.is_file()):
+        return None
+    return read_json(file).get("transformer_heads")
 
 
 def _openai(path: Path, tensors: dict[str, Tensor], scripted: bool) -> DualEncoder:
-    """A TorchScript archive or a ``state_dict``."""
     check_tensors(path, tensors)
     if not scripted and not tensors.keys() & set(_SIZES):
         _check_whose(path, tensors)
@@ -94,15 +90,17 @@ def _check_whose(path: Path, tensors: dict[str, Tensor]) -> None:
     Both have the same keys, and neither activation nor heads are in the weights. OpenAI's are part float16.
     """
     if path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}:
-        said = "open_clip's weights, which do not say their towers; give the folder, if open_clip_config.json is in it,"
-        raise InputError(f"{path}: {said} or {_beside_its_name(path)}")
+        raise _of_open_clip(path)
     if {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
-        said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give"
-        logger.warning("%s: %s %s", path, said, _beside_its_name(path))
+        said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
+        logger.warning("%s: %s (such as ViT-B-32/%s)", path, said, path.name)
 
 
-def _beside_its_name(path: Path) -> str:
-    return f"NAME/FILE from within its folder (such as ViT-B-32/{path.name})"
+def _of_open_clip(path: Path) -> InputError:
+    said = (
+        "open_clip's weights, which do not say their towers; give the folder with open_clip_config.json, or NAME/FILE"
+    )
+    return InputError(f"{path}: {said} from within its folder (such as ViT-B-32/{path.name})")
 
 
 def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -134,7 +132,6 @@ def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _encoder(path: Path, config: dict[str, Any], specials: tuple[str, str], ending: Ending) -> DualEncoder:
-    """The encoder of a configuration, without weights."""
     text = config["text_cfg"]
     tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], specials, ending)
     return DualEncoder(path.stem, build(config, {}, path), tokenizer, EncoderConfig.open_clip(config))
