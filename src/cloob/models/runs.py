@@ -177,7 +177,7 @@ def find_best(
     keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
     best: tuple[Path, float] | None = None
     for path, values in judged if metric in _LESS_IS_BETTER else ():
-        value = values.get(metric)
+        value: Any = values.get(metric)
         alike = all(values[key] == measured[key] for key in keys if key in values and key in measured)
         better = alike and isinstance(value, int | float) and (best is None or is_better(metric, value, best[1]))
         if better and not damage(path / MODEL_FOLDER):

@@ -31,8 +31,8 @@ def causal_tower(model: nn.Module, context_length: int) -> str | None:
     text = getattr(model, "text", None)
     tower: Any = text if isinstance(text, nn.Module) else model
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    mask = getattr(tower, "attn_mask", None)
-    positions = getattr(tower, "positional_embedding", None)
+    mask: Any = getattr(tower, "attn_mask", None)
+    positions: Any = getattr(tower, "positional_embedding", None)
     known = isinstance(mask, Tensor) and isinstance(positions, nn.Parameter) and pool == "argmax"
     if not known or getattr(tower, "cls_emb", None) is not None or len(positions) != context_length:
         return None

@@ -77,7 +77,8 @@ def create_model(
     with generator, translated(where):
         if pretrained is not None and not tag:
             config.pop("init_logit_bias", None)
-            model, trained = filled_towers(config, {}, _weights_file(name, pretrained), name, where, **options)
+            weights = _weights_file(name, pretrained)
+            model, trained = filled_towers(config, {}, weights, name, where, **options)
         else:
             if seed is not None:
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well

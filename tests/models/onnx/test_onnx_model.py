@@ -54,15 +54,6 @@ def test_a_copy_runs(loaded: DualEncoder) -> None:
     assert torch.equal(copy.encode_text(TEXTS[:3]), loaded.encode_text(TEXTS[:3]))
 
 
-def test_graphs_of_another_model_beside_its_file_are_noticed(exported: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(exported, tmp_path / "m")
-    content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
-    for claimed in ("0" * 64, ""):
-        (folder / ONNX_FILE).write_text(json.dumps(content | {"fingerprint": claimed}), encoding="utf-8")
-        with pytest.raises(InputError, match=r"onnx\.json: .* other graphs"):
-            load_model(folder)
-
-
 def claim(folder: Path, **changes: object) -> Path:
     """Writes what ``onnx.json`` says anew, for the graphs that are there now."""
     content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
@@ -71,18 +62,9 @@ def claim(folder: Path, **changes: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"format": 2}, "another format"),
-        ({"embed_dim": "wide"}, r"onnx\.json: damaged"),
-        ({"preprocess_cfg": {"size": 64, "mean": [0.5], "std": [1, 1, 1]}}, r"onnx\.json: damaged"),
-    ],
-)
-def test_a_damaged_configuration_is_one_line(
-    exported: Path, tmp_path: Path, changes: dict[str, object], said: str
-) -> None:
-    with pytest.raises(InputError, match=said):
+@pytest.mark.parametrize("changes", [{"format": 2}, {"embed_dim": "wide"}, {"fingerprint": "0" * 64}])
+def test_a_damaged_configuration_is_one_line(exported: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=r"onnx\.json: damaged"):
         load_model(claim(shutil.copytree(exported, tmp_path / "m"), **changes))
 
 

@@ -83,7 +83,7 @@ class AlignedEncoder(DualEncoder):
         """Names of the image encoder and the text encoder; equal for encoders that give equal features."""
         towers: AlignedTowers = self.model
         image = [digest(towers.visual), repr(towers.visual), self.preprocess_cfg]
-        text = [digest(towers.text), repr(towers.text), self.context_length, towers.text.options()]
+        text = [digest(towers.text), repr(towers.text), self.context_length, self.model.text.options()]
         return encoder_key(image, self.device), encoder_key(text, self.device)
 
     def _of_images(self, images: Tensor) -> Tensor:

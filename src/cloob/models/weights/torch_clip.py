@@ -65,7 +65,7 @@ def _text_heads(path: Path, named: str | None) -> int | None:
     file = path.parent / Path(named or f"{path.stem}.json").name
     if named in _PUBLISHED or (named is None and not file.is_file()):
         return None
-    return read_json(file).get("transformer_heads")
+    return int(read_json(file).get("transformer_heads", 0)) or None
 
 
 def _openai(path: Path, tensors: dict[str, Tensor], scripted: bool) -> DualEncoder:
