@@ -33,11 +33,7 @@ _PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")  # the
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """A digest of a model's weights, towers and preprocessing.
-
-    Where the model lies, what it is called and where it runs play no part. An encoder that is no module says its own,
-    as ``fingerprint``; InputError without it.
-    """
+    """A digest of a model's weights, towers and preprocessing; an encoder that is no module says its own."""
     if isinstance(encoder, nn.Module):
         return digest(encoder, _facts(encoder))
     own = getattr(encoder, "fingerprint", None)
@@ -73,10 +69,7 @@ def load_with_fingerprint(
 
 
 def _stamp(source: str | Path) -> list[tuple[str | int, ...]] | None:
-    """What the system says of a source's files; None where they are not known, or one was changed a moment ago.
-
-    Frozen encoders are not among them: their digests are compared when the heads are loaded.
-    """
+    """What the system says of a source's files; None where they are not known, or one was changed a moment ago."""
     with contextlib.suppress(OSError, InputError):  # which loading it says in its own words
         files = Source.parse(find_model_folder(source) or source).files()  # of a run the checkpoint alone
         stats = [(str(path.absolute()), path.stat()) for path in sorted(files)]

@@ -1,7 +1,4 @@
-"""Model folders: written so that open_clip's ``local-dir:`` reads them wherever the towers are its own, and read back.
-
-Which files there are says :mod:`cloob.models.runs`.
-"""
+"""Model folders (:mod:`cloob.models.runs`), written so that open_clip's ``local-dir:`` reads them, and read back."""
 
 from __future__ import annotations
 
@@ -12,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cloob.errors import InputError
 from cloob.files import flush
 from cloob.models import runs
 from cloob.models.aligned.model import aligned_files, load_aligned
@@ -22,10 +20,11 @@ from cloob.models.aligned.vectors import load_vectors, vector_files
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model
 from cloob.models.importing import translated
-from cloob.models.onnx import folder as onnx_folder
+from cloob.models.onnx.plain import Graph, PlainEncoder
 from cloob.models.towers import filled_towers, load_tokenizer
 from cloob.models.untrusted import check_folder, check_model_cfg, read_json
 from cloob.models.weights import crowsonkb, rinna
+from cloob.models.weights.blocks import Towers
 from cloob.models.weights.containers import read_safetensors, write_safetensors
 from cloob.models.weights.keymap import fill
 from cloob.models.weights.tokens import RinnaTokenizer, stored_tokenizer
@@ -102,10 +101,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEncoder:
-    """Towers from a model folder, ours or any that open_clip's ``local-dir:`` reads.
-
-    ``of_hub``: its name on the hub, from where open_clip takes the tokenizer then.
-    """
+    """Towers from a model folder; ``of_hub`` is its name on the hub, from where open_clip takes the tokenizer then."""
     file = runs.config_file(folder)
     with translated(str(file)):
         check_folder(folder)
@@ -118,7 +114,7 @@ def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEnc
         if file.name == runs.TOWERS_FILE:
             return _other_towers(file, config, objective)
         if file.name == runs.ONNX_FILE:
-            return onnx_folder.load(folder, objective)
+            return _graphs(folder, objective)
         return _open_clip_towers(file, config, objective, of_hub)
 
 
@@ -148,3 +144,33 @@ def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, A
         tokenizer = load_tokenizer(f"local-dir:{folder}", text_cfg, of_hub or str(file), None if of_hub else folder)
     name = of_hub or str(config.get("name", folder.name))
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective or trained)
+
+
+class OnnxEncoder(DualEncoder):
+    """A ``DualEncoder`` whose towers are graphs on onnxruntime: it embeds and does not train."""
+
+    def check_weights(self) -> None:
+        raise InputError(f"{self.name}: an ONNX export embeds and does no more; give the model that it was made of")
+
+    def _dtype(self) -> torch.dtype:
+        return torch.float32
+
+
+class _GraphTower(nn.Module):
+    """A graph in the place of a tower: (n, 3, H, W) normalised pixels or (n, L) tokens to (n, D)."""
+
+    def __init__(self, graph: Graph, dtype: torch.dtype, preprocess_cfg: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.graph, self.dtype, self.preprocess_cfg = graph, dtype, preprocess_cfg
+
+    def forward(self, items: Tensor) -> Tensor:
+        array = items.detach().to("cpu", self.dtype).contiguous().numpy()
+        return torch.from_numpy(self.graph(array)).to(items.device)
+
+
+def _graphs(folder: Path, objective: dict[str, Any]) -> OnnxEncoder:
+    plain = PlainEncoder(folder)
+    images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
+    towers = Towers(images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale)
+    config = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
+    return OnnxEncoder(plain.name, towers, plain.tokenizer, config, objective)

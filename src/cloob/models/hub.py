@@ -28,7 +28,7 @@ def closed_hub(reason: str) -> Iterator[None]:
 def check_hub_model(name: str, where: str, *more: str, revision: str | None = None) -> Path:
     """The folder with the configurations of a model on the hub, and ``more`` files; refused where they ask for code.
 
-    A folder called ``name``, which transformers would take instead, is looked at likewise. ``where``: what asks for it.
+    A folder called ``name`` is looked at likewise: transformers would take it. ``where``: what asks for the model.
     """
     folder = Path(name)
     if not folder.is_dir():

@@ -121,10 +121,7 @@ def run_of(folder: Path | None) -> Path | None:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, by ascending step: ``step-N`` with a configuration and weights.
-
-    Whether the weights are whole is not looked at.
-    """
+    """The complete checkpoints of a run folder, by ascending step: ``step-N`` with a configuration and weights."""
     checkpoints = []
     folder = run / CHECKPOINTS_FOLDER
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -149,11 +146,7 @@ def latest_checkpoint(run: Path) -> Path:
 
 
 def read_validation(checkpoint: Path) -> dict[str, Any] | None:
-    """What ``validation.json`` of a checkpoint says; None without, or where it was cut short.
-
-    ``metric``, ``val_loss``, ``val_recall``, and what these were measured with: ``batch_size``, and ``held_out``, a
-    digest of the pairs.
-    """
+    """What ``validation.json`` of a checkpoint says; None without, or where it was cut short."""
     with contextlib.suppress(InputError):
         return dict(read_json(checkpoint / VALIDATION_FILE))
     return None
@@ -166,10 +159,9 @@ def is_better(metric: str, value: float, than: float) -> bool:
 def find_best(
     run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
 ) -> tuple[Path, float] | None:
-    """The best readable checkpoint and its value; of equal ones the earliest, None without any.
+    """The best readable checkpoint by a metric, among those measured alike, and its value; of equal ones the earliest.
 
-    By ``metric``, among those with the ``batch_size`` and ``held_out`` of ``measured``; both are the newest one's
-    where they are left out.
+    ``metric`` and ``measured`` (``batch_size``, ``held_out``: a digest of the pairs) are the newest one's unless given.
     """
     judged = [(path, values) for path in list_checkpoints(run) if (values := read_validation(path)) is not None]
     metric = metric or (str(judged[-1][1].get("metric")) if judged else "")
@@ -192,10 +184,7 @@ def split_checkpoint(source: str) -> tuple[str, str]:
 
 
 def chosen_checkpoint(run: Path, which: str = "") -> Path:
-    """The checkpoint that a run folder stands for: the best one if a checkpoint was validated, else the last one.
-
-    ``which``: ``"best"`` or ``"last"``, that one alone.
-    """
+    """The checkpoint that a run folder stands for: ``which``, or the best if one was validated, else the last."""
     best = None if which == "last" else find_best(run)
     if best is None and which == "best":
         right = f"no checkpoint with a {VALIDATION_FILE} found; training with --val-data writes it"

@@ -145,11 +145,7 @@ def load_tokenizer(name: str, text_cfg: dict[str, Any], where: str, folder: Path
 
 
 def check_words(tokenizer: Any) -> None:
-    """Raises ValueError for a Hugging Face tokenizer that knows nothing but its special tokens.
-
-    transformers 5 makes such a one, without a warning, where a folder has lost its vocabulary: every text is then the
-    same row of unknown words.
-    """
+    """Raises ValueError for a tokenizer without words, as transformers 5 makes where a folder lost its vocabulary."""
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # T5's knows the space as well
         raise ValueError("it knows no word, so that its vocabulary (tokenizer.json) must be missing")
 

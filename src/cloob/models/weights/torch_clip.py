@@ -85,10 +85,7 @@ def _inv_tau(encoder: DualEncoder) -> float:
 
 
 def _check_whose(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Refuses open_clip's weights by their file's name, and warns where nothing says that they are OpenAI's.
-
-    Both have the same keys, and neither activation nor heads are in the weights. OpenAI's are part float16.
-    """
+    """Refuses open_clip's weights, which have the same keys, by their name; warns where none are float16."""
     if path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}:
         raise _of_open_clip(path)
     if {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
