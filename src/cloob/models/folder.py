@@ -133,7 +133,9 @@ def _other_towers(file: Path, content: dict[str, Any], objective: dict[str, Any]
 def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, Any], of_hub: str) -> DualEncoder:
     folder, model_cfg = file.parent, config["model_cfg"]
     check_model_cfg(model_cfg, str(file))
-    text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
+    text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder)
+    if weights is None:
+        raise InputError(f"{folder}: no weights found beside {file.name}; {runs.WEIGHTS_FILE} would be right")
     if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: looked at first
         check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
     preprocess = {key: value for key, value in config.get("preprocess_cfg", {}).items() if key in _PREPROCESS}
