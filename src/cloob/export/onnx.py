@@ -18,9 +18,7 @@ from cloob.evaluation.suite import evaluate
 from cloob.export.exported import Exported, quiet
 from cloob.export.towers import Tower, towers_of, worst_difference
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.folder import write_config
-from cloob.models.onnx.plain import IMAGE_FILE, TEXT_FILE
-from cloob.models.onnx.session import Graph
+from cloob.models.onnx.plain import IMAGE_FILE, TEXT_FILE, Graph, write_config
 from cloob.models.onnx.tokens import tokenizer_note
 
 OPSET = 20
@@ -132,7 +130,7 @@ def _quantise(encoder: DualEncoder, tower: Tower, source: Path, target: Path) ->
     VNNI a product of 8 bits with 8 bits would saturate, and figures that are measured on one machine would not hold on
     another. Convolutions stay as they are: onnxruntime's integer convolution is slower on a CPU than that of floats.
     """
-    quantization: Any = require("onnxruntime.quantization", "onnx")
+    quantization: Any = require("onnxruntime.quantization", "export")
     name = _FILES[tower.kind]
     with _translated(f"{encoder.name}: onnxruntime cannot quantise its {tower.kind} tower"):
         quantization.quantize_dynamic(
