@@ -63,7 +63,6 @@ def test_pictures_rows_and_mistakes(index: Index, coloured: Path) -> None:
     for bad, said in (
         ({"where": "nothing = 1"}, "no column 'nothing'"),
         ({"top": 0}, "1 to 100,000"),
-        ({"cutoff": math.nan}, "cutoff"),
         ({"model": "x"}, "no vectors"),
         ({"query": np.zeros(DIM, np.float32)}, "query of shape"),
     ):

@@ -31,7 +31,7 @@ def test_a_merge_adds_what_is_not_there(tmp_path: Path) -> None:
     ids = here.store.ids().tolist()
     assert np.isfinite(here.store.vectors("fake", ids)).all()
     assert np.isfinite(here.store.vectors("second", ids)).all(1).tolist() == [False, False, True, True]
-    assert here.store.nearest("fake", here.store.vectors("fake", [4]), 1).ids.tolist() == [[4]]
+    assert here.store.nearest("fake", here.store.vectors("fake", [4])[0], 1).ids.tolist() == [4]
     again = here.merge(there)
     assert (again.added, again.vectors, again.present) == (0, 0, 2)
 

@@ -1,4 +1,4 @@
-"""Maps, thumbnails, contact sheets, exports, and pictures in terminals."""
+"""Maps, thumbnails, contact sheets and exports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pyarrow import parquet
 
 from cloob import cli
 from cloob.errors import InputError
-from cloob.search import terminal
 from cloob.search.index import Index
 from cloob.search.records import IndexedModel, Item
 from cloob.search.where import parse
@@ -95,7 +94,6 @@ def test_an_export(tmp_path: Path) -> None:
     assert [row["path"] for row in rows] == [item.path for item in index.items([row["id"] for row in rows])]
     vectors = np.array([row["vector"] for row in rows], np.float32)
     assert (vectors == index.store.vectors("fake", [row["id"] for row in rows])).all()
-    np.testing.assert_allclose([[row["x"], row["y"]] for row in rows], index.map()[1], atol=1e-6)
     assert index.export(tmp_path / "one.parquet", where=parse("path like '%/q.png'")) == 1
     with pytest.raises(InputError, match="no picture"):
         index.export(tmp_path / "none.parquet", where=parse("path = 'x'"))
@@ -120,33 +118,3 @@ def test_a_contact_sheet_runs_nothing_and_fetches_nothing(tmp_path: Path) -> Non
     assert link == (folder / "b.jpg").as_uri() and b"SECRET" not in base64.b64decode(data)
     assert cli.main([*words, "--where", "id = 1"]) == 0
     assert "Nothing fits." in sheet.read_text()
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"TERM": "xterm-kitty"}, "kitty"),
-        ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, "kitty"),
-        ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm2"),
-        ({"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, "iterm2"),
-        ({"TERM": "xterm-kitty", "TMUX": "/tmp/x"}, None),
-        ({"TERM": "xterm-kitty", "CLOOB_PICTURES": "none"}, None),
-        ({"TERM": "dumb", "CLOOB_PICTURES": "iterm2"}, "iterm2"),
-        ({"TERM": "xterm-256color"}, None),
-    ],
-)
-def test_which_terminals_show_pictures(environment: dict[str, str], expected: str | None) -> None:
-    assert terminal.protocol(environment, True) == expected
-    assert terminal.protocol(environment, False) is None
-
-
-def test_kitty_and_iterm2_get_the_picture() -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)).save(file := io.BytesIO(), "PNG")
-    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", terminal.shown(file.getvalue(), "kitty"))
-    assert [keys for keys, _ in parts] == ["a=T,f=100,m=1", *["m=1"] * (len(parts) - 2), "m=0"] and len(parts) > 3
-    assert all(len(data) <= 4096 for _, data in parts)
-    match = re.fullmatch(r"\x1b\]1337;File=inline=1;size=(\d+):([^\a]*)\a", terminal.shown(file.getvalue(), "iterm2"))
-    assert match is not None and match[2] == "".join(data for _, data in parts)
-    shown = base64.b64decode(match[2])
-    assert len(shown) == int(match[1])
-    assert Image.open(io.BytesIO(shown)).tobytes() == Image.open(file).tobytes()

@@ -52,7 +52,7 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Embeds; 1 where a picture could not be read."""
-    from cloob.search.open import is_there
+    from cloob.search.index import is_there
 
     if options.a is not None or options.b is not None:
         return _embed_rows(options)

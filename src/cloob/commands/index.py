@@ -36,7 +36,7 @@ class Options:
     name: str | None = None
     """What the index calls the model; its file name or tag when left out."""
     replace_model: bool = False
-    """Make all vectors anew where the model of this name has other weights, --precision or --draft than it had."""
+    """Make all vectors anew where the model of this name has other weights or another --precision than it had."""
     exclude: tuple[str, ...] = ()
     """Globs; files and folders that match one are left out: --exclude '*.gif' cache. The index remembers them; given
     anew they replace those of before, and --exclude '' clears them."""
@@ -49,7 +49,7 @@ class Options:
     faults: bool = False
     """List the files that could not be read, and why; index nothing."""
     export: Path | None = None
-    """Write a Parquet table: path, caption, date, size, columns, vector, and x, y on a map."""
+    """Write a Parquet table: path, caption, date, size, columns and vector."""
     image_column: str | None = None
     """Column of a table with the picture or its path."""
     caption_column: str | None = None
@@ -59,9 +59,6 @@ class Options:
     precision: Literal["fp32", "bf16"] | None = None
     """Of the image tower; bf16 is for GPUs and for processors with AMX, others are slower in it. Left out, as the index
     has it, else fp32."""
-    draft: bool = False
-    """Decode large JPEG files at a half, a quarter or an eighth of their size: faster, and other vectors by a hair. An
-    index that was begun so goes on so."""
     batch_size: int = 64
     """Pictures a forward pass, and a transaction."""
     workers: int | None = None
@@ -145,8 +142,7 @@ def _opened(address: str) -> Iterator[Index]:
 
     Of several ranks the first one makes it and holds it. The system lets go of it when the process ends.
     """
-    from cloob.search.index import Index
-    from cloob.search.open import is_database, is_there
+    from cloob.search.index import Index, is_database, is_there
 
     if is_database(address):
         with Index.create(address) as index:
@@ -175,15 +171,13 @@ def _opened(address: str) -> Iterator[Index]:
 
 
 def _lock(folder: Path) -> contextlib.AbstractContextManager[object]:
-    from cloob.search.sqlite.file import not_writable
-
     library = require("filelock", "train")
     try:
         lock: contextlib.AbstractContextManager[object] = library.FileLock(folder / f"{INDEX_FILE}.lock").acquire(0)
     except library.Timeout:
         raise InputError(f"another `cloob index` is at work on {folder}; wait until it is done") from None
     except OSError:
-        raise not_writable(folder) from None
+        raise InputError(f"{folder}: this index may not be written; check the permissions of the folder") from None
     return lock
 
 
@@ -199,7 +193,6 @@ def _update(index: Index, options: Options) -> Summary:
         replace_model=options.replace_model,
         device=options.device,
         precision=options.precision,
-        draft=options.draft or None,
         scan=ScanOptions(options.exclude, options.image_column, options.caption_column),
         batch_size=options.batch_size,
         workers=workers,

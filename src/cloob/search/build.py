@@ -20,14 +20,12 @@ from torch import Tensor
 from cloob.data.batch import BadSample
 from cloob.models.encoding import Encoder, evaluating
 from cloob.pictures import MAX_JPEG_PIXELS, MAX_PIXELS, Encoded, Unreadable
-from cloob.search.identity import Making
-from cloob.search.records import Item, Value, valid
-from cloob.search.scan.collection import EXAMPLES, NO_PICTURE, SEPARATOR, Collection, Found, LeftOut, ReadFailed
-from cloob.search.store import FileState, Store, Vectors
+from cloob.search.records import FileState, Item, Precision, Value, valid
+from cloob.search.scan.collection import NO_PICTURE, SEPARATOR, Collection, Found, LeftOut, ReadFailed
+from cloob.search.store import Store, Vectors
 
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
 _COUNTS = ("added", "changed", "described", "completed", "removed", "unchanged", "embedded")
-_SPARE = 2  # sides of a picture that is decoded smaller, at least, in sides of the model's input
 _REMOVED_AT_ONCE = 10_000
 _EXIF_DATES = ((0x8769, 0x9003), (0x8769, 0x9004), (None, 0x0132))  # taken, digitised, changed
 _DATE = re.compile(r"(\d{4})(?:-(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)(?:[T ](\d\d:\d\d(?::\d\d)?\S*))?)?")
@@ -44,11 +42,15 @@ class Summary:
     removed: int = 0
     unchanged: int = 0  # files that were not opened
     embedded: int = 0  # pictures that went through the model
-    faults: Counter[str] = field(default_factory=Counter)  # files that cannot be read, by reason; old ones included
-    fault_examples: dict[str, list[str]] = field(default_factory=dict)  # the first few paths of each reason
+    unreadable: LeftOut = field(default_factory=LeftOut)  # files by the reason why; old ones included
     left_out: LeftOut = field(default_factory=LeftOut)
     refused: dict[str, str] = field(default_factory=dict)  # by source, why nothing of it was done or removed
     seconds: float = 0.0
+
+    @property
+    def faults(self) -> Counter[str]:
+        """Files that cannot be read, by reason."""
+        return Counter(self.unreadable.counts)
 
     @property
     def unread(self) -> int:
@@ -57,25 +59,16 @@ class Summary:
 
     def add_fault(self, fault: str, path: str) -> None:
         """Counts a file that cannot be read, without the details; those of a decoder say what to install."""
-        reason = fault if fault.startswith("no decoder") else fault.partition(" (")[0].partition(":")[0]
-        self.faults[reason] += 1
-        examples = self.fault_examples.setdefault(reason, [])
-        if len(examples) < EXAMPLES:
-            examples.append(path)
+        self.unreadable.add(fault if fault.startswith("no decoder") else re.split(r" \(|:", fault)[0], path)
 
     def add(self, other: Summary) -> None:
         """Adds what another source or rank did."""
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.faults.update(other.faults)
-        for reason, examples in other.fault_examples.items():
-            shown = self.fault_examples.setdefault(reason, [])
-            shown += examples[: EXAMPLES - len(shown)]
-        for reason, count in other.left_out.counts.items():
-            first, *rest = other.left_out.examples[reason]
-            self.left_out.add(reason, first, count)
-            for example in rest:
-                self.left_out.add(reason, example, 0)
+        for mine, theirs in ((self.unreadable, other.unreadable), (self.left_out, other.left_out)):
+            for reason, count in theirs.counts.items():
+                for place, example in enumerate(theirs.examples[reason]):
+                    mine.add(reason, example, 0 if place else count)
         self.refused.update(other.refused)
 
 
@@ -153,8 +146,7 @@ def _refuse_losses(plan: Plan, pictures: Sequence[FileState], in_containers: set
         )
 
 
-def pixel_limit(max_megapixels: float | None) -> int | None:
-    """The limit in pixels."""
+def _pixel_limit(max_megapixels: float | None) -> int | None:
     return None if max_megapixels is None else max(1, int(max_megapixels * 1e6))
 
 
@@ -162,12 +154,9 @@ def _worth_another_try(fault: str, max_megapixels: float | None) -> bool:
     """Whether a file that could not be read may be readable by now though it has not changed."""
     if fault.startswith(("no decoder", "missing image", "no permission")):
         return NO_PICTURE not in fault
-    if " pixels, the limit is " not in fault:
-        return False
-    limit = pixel_limit(max_megapixels)  # another limit is worth another try
-    return not any(
-        fault.endswith(f"{each:,})") for each in ([MAX_PIXELS, MAX_JPEG_PIXELS] if limit is None else [limit])
-    )
+    limit = _pixel_limit(max_megapixels)  # another limit is worth another try
+    limits = [MAX_PIXELS, MAX_JPEG_PIXELS] if limit is None else [limit]
+    return " pixels, the limit is " in fault and not fault.endswith(tuple(f" {each:,})" for each in limits))
 
 
 def _below(path: str, folders: Sequence[str]) -> bool:
@@ -209,13 +198,13 @@ class Builder:
         store: Store,
         model: str,
         encoder: Callable[[], Encoder],
-        making: Making,
+        precision: Precision,
         batch_size: int,
         max_megapixels: float | None,
     ) -> None:
         self.summary = Summary()
-        self._store, self._model, self._encoder, self._making = store, model, encoder, making
-        self._batch_size, self._max_pixels = batch_size, pixel_limit(max_megapixels)
+        self._store, self._model, self._encoder, self._precision = store, model, encoder, precision
+        self._batch_size, self._max_pixels = batch_size, _pixel_limit(max_megapixels)
         self._waiting: list[Prepared] = []
         self._may_decode = threading.Event()
         self._may_decode.set()
@@ -227,16 +216,13 @@ class Builder:
             data = work.collection.read(work.found)
             encoded = Encoded(data, self._max_pixels)
             item = _item(work, encoded, data)
-            if not decode and self._is_known(item.content):
+            if not decode and self._known_rows(self._model, [item.content]):
                 return Prepared(work, item)
-            side = getattr(self._encoder(), "image_size", None) if self._making.draft else None
-            pixels = self._encoder().preprocess(encoded.rgb(_draft_reduction(encoded.stored, side)))
+            pixels = self._encoder().preprocess(encoded.rgb())
             return Prepared(work, item, pixels, truncated=encoded.truncated)
-        except BadSample as bad:
+        except (BadSample, Unreadable) as bad:
             fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
             return Prepared(work, None, fault=fault, transient=isinstance(bad, ReadFailed))
-        except Unreadable as bad:
-            return Prepared(work, None, fault=f"{bad.reason} ({bad.detail})")
 
     def add(self, prepared: Prepared) -> None:
         """Keeps a picture for the next batch."""
@@ -254,7 +240,7 @@ class Builder:
     def flush(self) -> None:
         """Writes what is waiting. All known vectors are read before one is written: files may exchange their bytes."""
         waiting, self._waiting = self._waiting, []
-        own = self._known_rows(self._model, waiting)
+        own = self._known_rows(self._model, [each.content for each in waiting])
         batch = [self._decoded(each, own) for each in waiting]
         new = {each.content: each.pixels for each in batch if each.pixels is not None and each.content not in own}
         for start in range(0, len(new), self._batch_size):
@@ -264,7 +250,7 @@ class Builder:
         good = [each for each in batch if each.item is not None and np.isfinite(own[each.content]).all()]
         arrived = [each for each in good if each.is_new]
         others = [model.name for model in self._store.models() if model.name != self._model]
-        copies = {model: self._known_rows(model, arrived) for model in others}
+        copies = {model: self._known_rows(model, [each.content for each in arrived]) for model in others}
         for model, rows in copies.items():
             self._write(model, [each for each in arrived if each.content in rows], rows)
         self._write(self._model, good, own)  # last: a file that has this vector is done
@@ -274,15 +260,11 @@ class Builder:
             else:
                 self._write_fault(each)
 
-    def _is_known(self, content: str) -> bool:
-        ids = self._store.find([content]).get(content, [])
-        return bool(ids) and bool(np.isfinite(self._store.vectors(self._model, ids)).all(1).any())
-
-    def _known_rows(self, model: str, some: Sequence[Prepared]) -> dict[str, Vectors]:
+    def _known_rows(self, model: str, contents: Sequence[str]) -> dict[str, Vectors]:
         """By content the vectors of a model that the index has."""
-        holders = self._store.find(list({each.content for each in some})) if some else {}
-        contents = {id_: content for content, ids in holders.items() for id_ in ids}
-        rows = zip(contents.values(), self._store.vectors(model, list(contents)), strict=True)
+        holders = self._store.find(list(set(contents))) if contents else {}
+        by_id = {id_: content for content, ids in holders.items() for id_ in ids}
+        rows = zip(by_id.values(), self._store.vectors(model, list(by_id)) if by_id else [], strict=True)
         return {content: row for content, row in rows if np.isfinite(row).all()}
 
     def _decoded(self, prepared: Prepared, known: dict[str, Vectors]) -> Prepared:
@@ -294,11 +276,10 @@ class Builder:
     def _embed(self, pixels: Sequence[Tensor]) -> Vectors:
         encoder = self._encoder()
         device = torch.device(getattr(encoder, "device", "cpu"))
-        bf16 = self._making.precision == "bf16"
         if device.type == "cpu":
             self._may_decode.clear()
         try:
-            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
                 rows: Vectors = encoder.encode_image(torch.stack(list(pixels)).to(device)).float().cpu().numpy()
         finally:
             self._may_decode.set()
@@ -338,14 +319,6 @@ def remove_gone(store: Store, plan: Plan) -> int:
     if faulty := [state.path for state in plan.gone if state.id is None]:
         store.clear_faults(plan.collection.name, faulty)
     return len(ids)
-
-
-def _draft_reduction(stored: tuple[int, int], side: int | None) -> int:
-    """By which factor a JPEG of this size may come out smaller, so that twice the model's side is left."""
-    reduction = 1
-    while side and reduction < 8 and min(stored) >= 2 * reduction * _SPARE * side:
-        reduction *= 2
-    return reduction
 
 
 def _item(work: Work, encoded: Encoded, data: bytes) -> Item:

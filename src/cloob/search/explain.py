@@ -24,11 +24,8 @@ from cloob.search.where import Filter
 if TYPE_CHECKING:
     from cloob.search.index import Index
 
-DEFAULT_BETA = 8.0
-"""β where the model does not say with which it was trained: the paper's."""
-
-MEMORY = 100_000
-"""Pictures of a memory at most: the nearest ones of a larger collection."""
+DEFAULT_BETA = 8.0  # the paper's, where the model does not say with which it was trained
+MEMORY = 100_000  # pictures of a memory at most: the nearest ones of a larger collection
 
 
 @dataclass(frozen=True)
@@ -65,17 +62,15 @@ def explain(
 ) -> Retrieved:
     """See :meth:`cloob.search.index.Index.explain`."""
     if beta is not None and not 0 < beta < 1e6:
-        raise InputError(
-            f"β is {beta:g}; above 0 and below 1,000,000 is wanted (small: an average, large: the nearest)"
-        )
+        raise InputError(f"β is {beta:g}; above 0 (an average) and below 1,000,000 (the nearest) is wanted")
     row = query_row(index, query, asked, row)
     if beta is None:
-        beta = _beta_of(index.encoder(asked))
-    count = max(1, min(index.store.count(condition), MEMORY))
-    near = index.store.nearest(asked.name, row[None], count, condition)
-    vectors = index.store.vectors(asked.name, near.ids[0].tolist())
-    known = (near.ids[0] > 0) & np.isfinite(vectors).all(1)  # others were removed meanwhile
-    ids, scores = near.ids[0][known], near.scores[0][known]
+        config = getattr(index.encoder(asked), "objective_config", {})
+        beta = float(config.get("beta") or DEFAULT_BETA) if config.get("hopfield") else DEFAULT_BETA
+    near = index.store.nearest(asked.name, row, MEMORY, condition)
+    vectors = index.store.vectors(asked.name, near.ids.tolist())
+    known = np.isfinite(vectors).all(1)  # others were removed meanwhile
+    ids, scores = near.ids[known], near.scores[known]
     if not len(ids):
         raise InputError(f"no picture to retrieve from: {why_none(index.store, asked.name, condition)}")
     memory, state = torch.from_numpy(vectors[known]), torch.from_numpy(np.ascontiguousarray(row))
@@ -92,12 +87,3 @@ def explain(
     after = search(index, pattern, top, condition, asked)
     agreement = float(pattern @ row)
     return Retrieved(beta, len(ids), near.searched, pictures, effective, agreement, after.hits, asked.name)
-
-
-def _beta_of(encoder: object) -> float:
-    """The β that a model was trained with, if it says so."""
-    config = getattr(encoder, "objective_config", {})
-    beta = config.get("beta")
-    if config.get("hopfield") and isinstance(beta, int | float) and 0 < beta < 1e6:
-        return float(beta)
-    return DEFAULT_BETA

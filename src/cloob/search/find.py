@@ -22,14 +22,11 @@ Cutoff = float | Literal["auto"] | None
 Where = str | Filter | None
 
 MAX_TOP = 100_000
-
-DUPLICATE = 0.97
-"""Cosine from which two pictures look alike."""
+DUPLICATE = 0.97  # cosine from which two pictures look alike
 
 LOOKED_AT = 200
 """Nearest pictures that the cutoff looks at, at least: the nearest of all need not be the one that fits."""
 
-_ALL_IDS = 20_000  # up to here unrelated pictures are drawn from all
 _BLOCK = 256  # pictures that are compared at once
 _PAGE = 4096  # ids of a statement
 
@@ -46,8 +43,6 @@ def search(
     """See :meth:`cloob.search.index.Index.search`."""
     if not 1 <= top <= MAX_TOP:
         raise InputError(f"the {top} best are asked for; 1 to {MAX_TOP:,} are given")
-    if isinstance(cutoff, float | int):
-        background.check_cutoff(cutoff)
     row = query_row(index, query, asked, row)
     own: list[object] = []
     others = least = None
@@ -57,21 +52,18 @@ def search(
         others = unrelated_rows(index, query, asked)
         least = background.default_cutoff(query) if cutoff == "auto" else cutoff
     looked = top if others is None or least is None else max(top, LOOKED_AT)
-    near = index.store.nearest(asked.name, row[None], looked + len(own), condition)
-    places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:looked]
-    ids, scores = near.ids[0][places], near.scores[0][places]
+    near = index.store.nearest(asked.name, row, looked + len(own), condition)
+    places = [place for place, id_ in enumerate(near.ids.tolist()) if id_ not in own][:looked]
+    ids, scores = near.ids[places], near.scores[places]
     margins: list[float | None] = [None] * len(ids)
     if others is not None and len(ids):
         margins = background.margins(scores, index.store.vectors(asked.name, ids.tolist()), others).tolist()
     index.model(asked)  # the store looks vectors up by name: none of these are of other weights
     kept = [place for place, margin in enumerate(margins) if least is None or margin is None or margin >= least]
     cut = min(top, len(ids)) - sum(place < top for place in kept)
-    items = {item.id: item for item in index.store.items(ids[kept[:top]].tolist())}
-    hits = [
-        Hit(items[int(ids[place])], float(scores[place]), margins[place])
-        for place in kept[:top]
-        if int(ids[place]) in items  # others were removed meanwhile
-    ]
+    items = {item.id: item for item in index.store.items(ids[kept[:top]].tolist())}  # others were removed meanwhile
+    shown = [place for place in kept[:top] if int(ids[place]) in items]
+    hits = [Hit(items[int(ids[place])], float(scores[place]), margins[place]) for place in shown]
     return Results(tuple(hits), near.searched, cut, asked.name)
 
 
@@ -94,7 +86,7 @@ def query_row(index: Index, query: AnyQuery, asked: IndexedModel, row: Vector | 
     if row is None and not isinstance(query, np.ndarray):
         row = embed_query(Query.of(query), lambda: index.embedder(asked), lambda id_: _item_row(index, id_, asked))
     row = np.asarray(query if row is None else row, np.float32)
-    length = float(np.linalg.norm(row)) if row.ndim == 1 else 0.0
+    length = float(np.linalg.norm(row))
     if row.shape != (asked.dim,) or not 0 < length < np.inf:
         raise InputError(f"a query of shape {row.shape} for the model {asked.name!r}; ({asked.dim},) is wanted, not 0")
     return row / length
@@ -104,9 +96,8 @@ def _item_row(index: Index, id_: int, asked: IndexedModel) -> Vector:
     row: Vector = index.store.vectors(asked.name, [id_])[0]
     if not np.isfinite(row).all():
         known = bool(index.store.items([id_]))
-        raise InputError(
-            f"picture {id_} " + (f"has no vector of the model {asked.name!r}" if known else "is not in this index")
-        )
+        why = f"has no vector of the model {asked.name!r}" if known else "is not in this index"
+        raise InputError(f"picture {id_} {why}")
     return row
 
 
@@ -123,24 +114,14 @@ def unrelated_rows(index: Index, query: Query, asked: IndexedModel) -> Vectors |
     def draw() -> Vectors | None:
         # Without words the number of rows matters alone.
         texts = text_rows(index, asked) if words else np.zeros((background.DRAWN, asked.dim), np.float32)
-        pictures = _drawn_pictures(index, asked) if shown else np.empty((0, asked.dim), np.float32)
-        return background.unrelated(query, texts, pictures)
+        pictures = np.empty((0, asked.dim), np.float32)
+        if shown:
+            drawn = np.random.default_rng(0).permutation(index.store.sample(background.DRAWN))
+            pictures = index.store.vectors(asked.name, drawn.tolist())
+        return background.unrelated(query, texts, pictures[np.isfinite(pictures).all(1)])
 
     revision = index.revision() if shown else None
     return index.memoize(("unrelated", asked.name, asked.fingerprint, revision, shape), draw)
-
-
-def _drawn_pictures(index: Index, asked: IndexedModel) -> Vectors:
-    """(P, D) of pictures that stand for unrelated ones; the same for the same index."""
-    generator, store = np.random.default_rng(0), index.store
-    ids = store.ids(limit=_ALL_IDS + 1)
-    if len(ids) > _ALL_IDS:
-        some = np.unique(generator.integers(1, store.last_id() + 1, 16 * background.DRAWN))
-        ids = np.array([item.id for item in store.items(some.tolist())], np.int64)
-        if len(ids) < background.DRAWN:  # most numbers are of pictures that were removed
-            ids = store.ids()
-    rows = store.vectors(asked.name, generator.permutation(ids)[: background.DRAWN].tolist())
-    return rows[np.isfinite(rows).all(1)]
 
 
 def pages(store: Store, condition: Filter | None) -> Iterator[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -14,12 +15,11 @@ from cloob.errors import InputError, nearest
 from cloob.models.runs import split_checkpoint
 from cloob.search import find
 from cloob.search.find import Cutoff, Where
-from cloob.search.identity import changed, weights_of
-from cloob.search.open import open_store
 from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, Vector
 from cloob.search.records import Hit, IndexedModel, Item, Results
+from cloob.search.sqlite import FILE, SqliteStore
 from cloob.search.store import Ids, Store, Vectors
-from cloob.search.trust import absolute, load_named, remember_model
+from cloob.search.trust import absolute, load_named, remember
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     from cloob.models.encoding import Encoder
@@ -36,6 +36,24 @@ MAX_THUMBNAIL = 2048
 
 T = TypeVar("T")
 _MEMOIZED = 64
+
+
+def is_database(address: str | Path) -> bool:
+    """Whether an address is one of a PostgreSQL server."""
+    return str(address).startswith(("postgresql://", "postgres://"))
+
+
+def is_there(address: str | Path) -> bool:
+    """Whether an address names an index; of a database only that it is one."""
+    return is_database(address) or (Path(address) / FILE).is_file()
+
+
+def _open_store(address: str | Path, *, writable: bool = False, create: bool = False) -> Store:
+    if is_database(address):
+        home = importlib.import_module("cloob.search.postgres")  # psycopg is an extra
+        store: Store = home.PostgresStore(str(address), writable=writable, create=create)
+        return store
+    return SqliteStore.create(Path(address)) if create else SqliteStore(Path(address), writable=writable)
 
 
 class Index:
@@ -83,12 +101,12 @@ class Index:
             model: The default model, by its name or by what it is loaded from; None: the first.
             writable: Whether it is going to be changed.
         """
-        return cls(open_store(address, writable=writable), model)
+        return cls(_open_store(address, writable=writable), model)
 
     @classmethod
     def create(cls, address: str | Path) -> Self:
-        """Makes an empty index."""
-        return cls(open_store(address, create=True))
+        """Makes an empty index; in a database one that is there is opened."""
+        return cls(_open_store(address, create=True))
 
     def _typed(self, model: str) -> str:
         """The name of a model that was typed by its name, or by what it is loaded from."""
@@ -97,11 +115,9 @@ class Index:
         named = [each for each in self.models if each.name == model]
         named += [each for each in self.models if each.spec == spec]
         named += [each for each in self.models if split_checkpoint(each.spec)[0] == run]  # by another checkpoint
-        if not named:
-            return model
-        if named[0].spec == spec:
-            remember_model(spec)
-        return named[0].name
+        if named and named[0].spec == spec:
+            remember(spec)
+        return named[0].name if named else model
 
     def close(self) -> None:
         """Closes the database and forgets the models."""
@@ -152,11 +168,9 @@ class Index:
             if (known := models.get(name.name)) is not None and known.fingerprint == name.fingerprint:
                 return known
             raise InputError(f"{self.store.address}: {name.name} was replaced or removed meanwhile; ask again")
-        wanted = name if name is not None else self._default
         if not models:
             raise InputError(f"{self.store.address}: is empty; `cloob index` fills it")
-        if wanted is None:
-            return next(iter(models.values()))
+        wanted = name or self._default or next(iter(models))
         if wanted not in models:
             raise InputError(f"{self.store.address}: has no vectors of a model {wanted!r}; {nearest(wanted, models)}")
         return models[wanted]
@@ -204,9 +218,8 @@ class Index:
         return kept[model.fingerprint]
 
     def _check(self, model: IndexedModel, weights: str) -> None:
-        """Raises ModelChanged unless these are the weights of the index's vectors."""
-        if weights != weights_of(model.fingerprint):
-            raise changed(model, self.store.address)
+        if weights != model.weights:
+            raise model.changed(self.store.address)
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for; ids that the index does not have are left out."""
@@ -291,9 +304,10 @@ class Index:
         model: str | None = None,
     ) -> Labels:
         """Zero-shot labels of all pictures that match, see :mod:`cloob.search.classify`."""
-        from cloob.search.classify import label_index  # torch
+        from cloob.search.classify import LabelOptions, label_index  # torch
 
-        return label_index(self, labels, options, find.read_filter(self, where), self.model(model))
+        how = options or LabelOptions()
+        return label_index(self, labels, how, find.read_filter(self, where), self.model(model))
 
     def explain(
         self,
@@ -332,10 +346,7 @@ class Index:
         return merge(self.store, other.store)
 
     def export(self, path: str | Path, *, model: str | None = None, where: Where = None) -> int:
-        """Writes a Parquet table: path, caption, what else is known, vector, and a place (x, y) on a map.
-
-        Returns the number of rows.
-        """
+        """Writes a Parquet table: path, caption, what else is known, and vector; returns the number of rows."""
         from cloob.search.export import export  # pyarrow
 
         return export(self.store, self.model(model), Path(path), find.read_filter(self, where))

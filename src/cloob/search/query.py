@@ -25,12 +25,8 @@ Vector = npt.NDArray[np.float32]
 Kind = Literal["words", "picture", "address", "item", "image"]
 AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
 
-MAX_WORDS = 10_000
-"""Characters of one term of words."""
-
+MAX_WORDS = 10_000  # characters of one term of words
 MAX_ADDRESS_BYTES = 32 * 1024 * 1024
-"""Size of a picture that is fetched from an address."""
-
 MAX_WEIGHT = 1000.0
 _MIN_LENGTH = 1e-4  # of a sum of unit rows; below it the direction is mostly rounding
 _TERM = re.compile(r"(?P<sign>[+-]?)(?:(?<=[+-])(?P<weight>\d+\.?\d*|\.\d+):)?(?P<what>.*)", re.DOTALL)
@@ -70,7 +66,7 @@ class Query:
         if isinstance(what, Query):
             return what
         if isinstance(what, str):
-            return cls((Term(_checked_words(what), "words"),))
+            return cls((_words(what, 1.0),))
         return cls((Term(what, "picture" if isinstance(what, Path) else "image"),))
 
     @property
@@ -114,26 +110,25 @@ def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Cal
     """The unit row (D,) of a query; ``embedder`` is called only if something has to be embedded."""
     if not query.terms:
         raise InputError("an empty query; give words, a picture, or --like ID")
-    terms = query.terms
     rows: dict[int, Vector] = {}
-    words = [place for place, term in enumerate(terms) if term.kind == "words"]
-    pictures = [place for place, term in enumerate(terms) if term.kind in ("picture", "address", "image")]
+    by_kind: dict[str, dict[int, Term]] = {"words": {}, "item": {}, "picture": {}}
+    for place, term in enumerate(query.terms):
+        by_kind[term.kind if term.kind in by_kind else "picture"][place] = term
+    words, items, pictures = by_kind.values()
     if words:
-        rows |= zip(words, embedder().texts([str(terms[place].what) for place in words]), strict=True)
+        rows |= zip(words, embedder().texts([str(term.what) for term in words.values()]), strict=True)
     if pictures:
-        rows |= zip(pictures, embedder().pictures([_picture(terms[place]) for place in pictures]), strict=True)
-    rows |= {place: row_of_item(term.what) for place, term in enumerate(terms) if isinstance(term.what, int)}
-    return weighted_row([term.weight for term in terms], [rows[place] for place in range(len(terms))])
+        rows |= zip(pictures, embedder().pictures(list(map(_picture, pictures.values()))), strict=True)
+    rows |= {place: row_of_item(term.what) for place, term in items.items()}  # type: ignore[arg-type]
+    return weighted_row([term.weight for term in query.terms], [rows[place] for place in sorted(rows)])
 
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
     """The unit row (D,) of a query from its terms' weights and rows."""
     total = np.sum([weight * row.astype(np.float64) for weight, row in zip(weights, rows, strict=True)], axis=0)
     length = float(np.linalg.norm(total))
-    if not np.isfinite(length):
-        raise InputError("the query's embedding is not finite; the model cannot embed it")
-    if length <= _MIN_LENGTH * max(map(abs, weights)):
-        raise InputError("the terms of the query cancel each other; give one of them more weight")
+    if not _MIN_LENGTH * max(map(abs, weights)) < length < np.inf:
+        raise InputError("the terms of the query cancel each other (or are not finite); give one of them more weight")
     return np.asarray(total / length, np.float32)
 
 
@@ -166,17 +161,14 @@ def _fetched(address: str) -> bytes:
 def _read_term(word: str) -> Term:
     match = _TERM.fullmatch(word)
     assert match is not None
-    weight = float(match["weight"] or 1)
+    what, weight = match["what"].strip(), float(match["weight"] or 1)
     if not 0 < weight <= MAX_WEIGHT:
         raise InputError(f"{word}: the weight is {weight:g}; above 0 and at most {MAX_WEIGHT:g} is wanted")
     weight = -weight if match["sign"] == "-" else weight
-    what = match["what"].strip()
     if _UNSIGNED.match(what):
         raise InputError(f"{word}: a weight needs its sign, +{what}; for the words as they stand write words:{what}")
-    if not what:
-        raise InputError(f"{word!r}: a term without words; quote several words of one term")
     if what.startswith("words:"):
-        return Term(_checked_words(what.removeprefix("words:")), "words", weight)
+        return _words(what.removeprefix("words:"), weight)
     if scheme := _SCHEME.match(what):
         if scheme[1].lower() not in ("http", "https"):
             raise InputError(f"{what}: {scheme[1]}:// is not opened; http://, https:// or a local file is wanted")
@@ -187,12 +179,10 @@ def _read_term(word: str) -> Term:
         if not path.is_file():
             raise InputError(f"{what}: no such picture; for the words as they stand write words:{what}")
         return Term(path, "picture", weight)
-    return Term(_checked_words(what), "words", weight)
+    return _words(what, weight)
 
 
-def _checked_words(text: str) -> str:
-    if not text.strip():
-        raise InputError("an empty query; give words, a picture, or --like ID")
-    if len(text) > MAX_WORDS:
-        raise InputError(f"the query has {len(text):,} characters; at most {MAX_WORDS:,} are read")
-    return text.encode("utf-8", "replace").decode()
+def _words(text: str, weight: float) -> Term:
+    if not 0 < len(text.strip()) <= len(text) <= MAX_WORDS:
+        raise InputError(f"a query of {len(text.strip()):,} characters; 1 to {MAX_WORDS:,} of words are read")
+    return Term(text.encode("utf-8", "replace").decode(), "words", weight)

@@ -22,13 +22,11 @@ from cloob.models.encoding import Encoder
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
 from cloob.search.build import Builder, Plan, Summary, Work, make_plan, remove_gone
-from cloob.search.identity import Making, Precision, changed, weights_of
-from cloob.search.identity import ModelChanged as ModelChanged
-from cloob.search.records import IndexedModel
+from cloob.search.records import IndexedModel, Precision
 from cloob.search.scan.collection import Collection, Gone
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
 from cloob.search.store import Store
-from cloob.search.trust import absolute, load_named, remember, remember_model
+from cloob.search.trust import absolute, load_named, remember
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,9 @@ class UpdateOptions:
     Attributes:
         model: What ``load_model`` takes, or a loaded encoder; None: the only one that the index has.
         name: What the index calls the model; None: its file name or tag.
-        replace_model: Whether vectors of a model of this name may go if its weights or settings differ now.
+        replace_model: Whether vectors of a model of this name may go if its weights or precision differ now.
         device: Where the model runs.
         precision: In which its image tower computes; None: as the index has it, float32 in a new one.
-        draft: Whether large JPEG files are decoded smaller; None: as the index has it, else not.
         scan: How sources are read.
         batch_size: Pictures of a forward pass, and of a transaction.
         workers: Threads that read and decode.
@@ -54,7 +51,6 @@ class UpdateOptions:
     replace_model: bool = False
     device: str | torch.device = "auto"
     precision: Precision | None = None
-    draft: bool | None = None
     scan: ScanOptions = field(default_factory=ScanOptions)
     batch_size: int = 64
     workers: int = field(default_factory=decoders)
@@ -82,10 +78,10 @@ def update(
             store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
         start = time.monotonic()
         work = [each for plan in plans for each in plan.work if _is_mine(each)]
-        if work and model.making.precision == "bf16" and device.type == "cpu":
+        if work and model.precision == "bf16" and device.type == "cpu":
             warn_of_emulated_bfloat16()
         size = options.batch_size
-        builder = Builder(store, model.name, model.encoder, model.making, size, options.max_megapixels)
+        builder = Builder(store, model.name, model.encoder, model.precision, size, options.max_megapixels)
         for count, prepared in enumerate(in_threads(builder.prepare, work, options.workers, 2 * size), 1):
             builder.add(prepared)
             if progress is not None:
@@ -132,18 +128,13 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
 
 def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
     """Refuses a source inside another one, or one by a second name: its pictures would be in the index twice."""
+    names = [*names]
     real = {name: os.path.realpath(name) if os.path.isabs(name) else name for name in (*known, *names)}  # noqa: PTH117
-    for name in names:
-        if name in known:
-            continue
-        for other in real:
-            if other != name and f"{real[name]}{os.sep}".startswith(f"{real[other]}{os.sep}"):
-                raise InputError(f"{name}: lies in {other}, which is a source of this index; index that one alone")
-        for other in known:
-            if real[other].startswith(f"{real[name]}{os.sep}"):
-                raise InputError(
-                    f"{name}: holds {other}, which is a source of this index; index that one, or make a new index"
-                )
+    for name in [name for name in names if name not in known]:
+        for other in [other for other in real if other != name]:
+            here, there = f"{real[name]}{os.sep}", f"{real[other]}{os.sep}"
+            if here.startswith(there) or there.startswith(here):
+                raise InputError(f"{name}: lies in {other} or holds it, which is a source of this index")
 
 
 class _Model:
@@ -153,18 +144,15 @@ class _Model:
         self._store, self._options, self._device = store, options, device
         self._lock = threading.Lock()
         self._encoder: Encoder | None = None
-        self.making = Making()
         self.is_new = False
+        self.precision: Precision = options.precision or "fp32"
         if options.model is None:
-            known = self._only(store.models())
-            self.name, self.spec, self.making = known.name, known.spec, Making.of(known.fingerprint)
-            if self._chosen(self.making) != self.making:
-                raise InputError(
-                    f"{self.name}: its vectors were made in another way; --model with --replace-model makes them anew"
-                )
+            self._known = self._only(store.models())
+            self.name, self.spec = self._known.name, self._known.spec
+            self.precision = options.precision or self._known.precision
         elif isinstance(options.model, str | Path):
             self.spec = absolute(str(options.model))
-            remember_model(self.spec)
+            remember(self.spec)
             self.name = options.name or default_name(str(options.model))
         else:
             self._encoder = options.model
@@ -174,33 +162,24 @@ class _Model:
         named = [model for model in known if self._options.name in (None, model.name)]
         if len(named) != 1:
             names = ", ".join(model.name for model in known)
-            raise InputError(
-                f"{self._store.address}: has vectors of {names}; --name says of which"
-                if known
-                else f"{self._store.address}: is empty; --model says which model is to embed"
-            )
+            why = f"has vectors of {names}; --name says of which" if known else "is empty; --model says by which model"
+            raise InputError(f"{self._store.address}: {why}")
         return named[0]
-
-    def _chosen(self, making: Making) -> Making:
-        precision, draft = self._options.precision, self._options.draft
-        return Making(precision or making.precision, making.draft if draft is None else draft)
 
     def add(self, collections: Sequence[Collection]) -> None:
         """Loads a model that was named or is to be replaced, compares it with those of the index, and adds it."""
         options, known = self._options, self._store.models()
-        if options.model is None and not options.replace_model:
+        if options.model is None and not options.replace_model and self.precision == self._known.precision:
             return
         if self._encoder is None:
             self._encoder, weights = self._load()
         else:
             weights = fingerprint(self._encoder)
-        of_these = [model for model in known if weights_of(model.fingerprint) == weights]
-        of_these.sort(key=lambda model: model.name != self.name)
-        if options.model is not None:
-            goes_on = of_these and not options.replace_model
-            self.making = self._chosen(Making.of(of_these[0].fingerprint) if goes_on else Making())
+        alike = sorted((model for model in known if model.weights == weights), key=lambda each: each.name != self.name)
+        if options.model is not None and options.precision is None and alike and not options.replace_model:
+            self.precision = alike[0].precision
         width = getattr(self._encoder, "embed_dim", None) or self._encoder.encode_text(["a"]).shape[1]
-        new = IndexedModel(self.name, self.spec, self.making.mark(weights), width)
+        new = IndexedModel(self.name, self.spec, weights + "+bf16" * (self.precision == "bf16"), width)
         same = next((model for model in known if model.fingerprint == new.fingerprint), None)
         if same is not None and same.name != self.name:
             if options.name is not None:
@@ -208,7 +187,7 @@ class _Model:
             self.name, new = same.name, replace(new, name=same.name)
         old = next((model for model in known if model.name == self.name and model.fingerprint != new.fingerprint), None)
         if old is not None and not options.replace_model:
-            raise changed(old, self._store.address)
+            raise old.changed(self._store.address)
         for each in collections if old is not None else ():  # which have to be there to make the vectors anew
             if refused := _plan(self._store, each, self.name, options).summary.refused:
                 raise InputError(f"{each.name}: {refused[each.name]}")
@@ -221,13 +200,11 @@ class _Model:
         _wait()
 
     def encoder(self) -> Encoder:
-        """The model."""
         with self._lock:
             if self._encoder is None:
                 encoder, weights = self._load()
-                old = next(model for model in self._store.models() if model.name == self.name)
-                if weights_of(old.fingerprint) != weights:
-                    raise changed(old, self._store.address)
+                if self._known.weights != weights:
+                    raise self._known.changed(self._store.address)
                 self._encoder = encoder
             return self._encoder
 
@@ -255,10 +232,9 @@ def _wait() -> None:
 
 def _together(own: Summary) -> Summary:
     """What all ranks did."""
-    if not distributed.is_initialized():
-        return own
     parts: list[Summary] = [own] * distributed.world_size()
-    dist.all_gather_object(parts, own)
+    if distributed.is_initialized():
+        dist.all_gather_object(parts, own)
     total = Summary()
     for part in parts:
         total.add(part)
