@@ -43,9 +43,6 @@ def test_a_thumbnail_is_small_upright_and_says_nothing_else(tmp_path: Path) -> N
         top, bottom = image.getpixel((30, 10)), image.getpixel((30, 90))
         assert top[0] > 200 > 100 > top[2] and bottom[2] > 200 > 100 > bottom[0]
         assert Image.open(io.BytesIO(index.thumbnail(2, 100))).size == (7, 5)
-        for size in (0, -1, 5000):
-            with pytest.raises(InputError, match="a thumbnail of"):
-                index.thumbnail(1, size)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -59,8 +59,6 @@ def test_all_of_a_call_or_nothing_and_a_name_is_one_model(tmp_path: Path) -> Non
     before = store.revision()
     with pytest.raises(TypeError):
         store.write([item("a"), item("b", columns={"x": object()})], "m", units(2))  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="finite"):
-        store.write([item("a")], "m", np.full((1, DIM), np.nan, np.float32))
     with pytest.raises(UnicodeEncodeError):
         store.write([item("a"), item("\ud800")], "m", units(2))
     assert store.count() == 5 and store.revision() == before

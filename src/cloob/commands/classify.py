@@ -138,14 +138,13 @@ def _head(options: Options, index: Index) -> Head:
     asked = index.model()
     if options.examples is None:
         assert options.head is not None
-        return load_head(options.head, asked.fingerprint, asked.dim)
+        return load_head(options.head, asked.fingerprint)
     model: str | Encoder | None = options.model
     if is_there(options.source):
         model = index.encoder(asked, options.device)  # its vectors have to be of these weights
     with opened(options.examples, model, options.device, options.workers, asked.precision) as (examples, _):
         head, zero_shot = head_of(examples, options.examples)
-    judged = head.judged
-    said = f"{judged.accuracy:.1%} of {judged.examples} examples right, each held out once ({judged.folds} folds)"
+    said = f"{head.accuracy:.1%} of {head.examples} examples right, each held out once ({head.folds} folds)"
     print(f"cloob: head for {len(head.names)} labels: {said}; by the labels' names {zero_shot:.1%}", file=sys.stderr)
     file = options.head
     if file is None and "://" not in options.source and is_there(options.source):

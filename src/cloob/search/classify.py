@@ -28,7 +28,7 @@ import numpy.typing as npt
 from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.search.background import margins
-from cloob.search.find import Where, read_filter, rows_in_blocks, text_rows, why_none
+from cloob.search.find import Where, read_filter, refuse_none, rows_in_blocks, text_rows
 from cloob.search.records import IndexedModel
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import Filter
@@ -94,23 +94,16 @@ class LabelOptions:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What cross-validation says of a head."""
-
-    accuracy: float  # over the examples, each held out once
-    folds: int
-    examples: int
-
-
-@dataclass(frozen=True)
 class Head:
     """A linear classifier on a model's rows."""
 
-    names: tuple[str, ...]  # C labels
+    names: Sequence[str]  # C labels
     weight: Vectors  # (C, D + 1) float32; the last column is the bias
     strength: float  # scikit-learn's C
     fingerprint: str  # of the model
-    judged: Judged
+    accuracy: float  # over the examples, each held out once
+    folds: int
+    examples: int
 
 
 def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]:
@@ -154,7 +147,7 @@ def label_by_head(index: Index, head: Head, *, where: Where = None, model: str |
     """The label of each picture that matches, by a head."""
     ids, rows = _matching_rows(index, read_filter(index, where), index.model(model), len(head.names))
     probabilities = _softmax(rows @ head.weight[:, :-1].T + head.weight[:, -1])
-    return _choose(Labels(head.names, ids, probabilities, None, ()), LabelOptions())
+    return _choose(Labels(tuple(head.names), ids, probabilities, None, ()), LabelOptions())
 
 
 def _matching_rows(
@@ -165,8 +158,7 @@ def _matching_rows(
     if count * n_labels > MAX_NUMBERS:
         raise InputError(f"{count:,} pictures by {n_labels:,} labels are too many at once; --where takes a part")
     blocks = list(rows_in_blocks(index, asked, condition))
-    if not blocks:
-        raise InputError(f"no picture to label: {why_none(index.store, asked.name, condition)}")
+    refuse_none(index, asked, condition, len(blocks))
     return np.concatenate([ids for ids, _ in blocks]), np.concatenate([rows for _, rows in blocks])
 
 
@@ -231,8 +223,8 @@ def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str],
     weight = np.concatenate([best.coef_, best.intercept_[:, None]], axis=1)
     if len(weight) == 1:  # scikit-learn keeps one row for two classes
         weight = np.concatenate([-weight / 2, weight / 2])
-    judged = Judged(float(right.mean()), folds, len(labels))
-    return Head(tuple(names), np.ascontiguousarray(weight, np.float32), float(best.C), fingerprint, judged)
+    judged = (float(right.mean()), folds, len(labels))
+    return Head(tuple(names), np.ascontiguousarray(weight, np.float32), float(best.C), fingerprint, *judged)
 
 
 def head_of(index: Index, folder: Path) -> tuple[Head, float]:
@@ -269,14 +261,12 @@ def is_head(path: Path) -> bool:
         return False
 
 
-def load_head(path: Path, fingerprint: str, dim: int) -> Head:
-    """Reads a head that fits a model of D = ``dim``."""
-    if not is_head(path):
-        raise InputError(f"{path}: no such head, or damaged; --examples DIR makes one")
-    facts, weight = _read_head(path)
-    if facts["fingerprint"] != fingerprint or weight.shape != (len(facts["names"]), dim + 1):
-        raise InputError(f"{path}: a head for another model; --examples DIR makes one for this")
-    return Head(tuple(facts["names"]), weight, facts["strength"], fingerprint, Judged(**facts["judged"]))
+def load_head(path: Path, fingerprint: str) -> Head:
+    """Reads a head that fits a model."""
+    facts, weight = _read_head(path) if is_head(path) else ({}, None)
+    if weight is None or facts["fingerprint"] != fingerprint:
+        raise InputError(f"{path}: no head for this model, or damaged; --examples DIR makes one")
+    return Head(**{name: value for name, value in facts.items() if name != "format"} | {"weight": weight})
 
 
 def _read_head(path: Path) -> tuple[dict[str, Any], Vectors]:

@@ -16,7 +16,7 @@ import torch
 
 from cloob.errors import InputError
 from cloob.functional import hopfield_retrieval
-from cloob.search.find import query_row, search, why_none
+from cloob.search.find import query_row, refuse_none, search
 from cloob.search.query import AnyQuery, Vector
 from cloob.search.records import Hit, IndexedModel, Item
 from cloob.search.where import Filter
@@ -71,8 +71,7 @@ def explain(
     vectors = index.store.vectors(asked.name, near.ids.tolist())
     known = np.isfinite(vectors).all(1)  # others were removed meanwhile
     ids, scores = near.ids[known], near.scores[known]
-    if not len(ids):
-        raise InputError(f"no picture to retrieve from: {why_none(index.store, asked.name, condition)}")
+    refuse_none(index, asked, condition, len(ids))
     memory, state = torch.from_numpy(vectors[known]), torch.from_numpy(np.ascontiguousarray(row))
     pattern = hopfield_retrieval(state[None], memory, beta)[0].numpy()
     weights = (beta * (memory @ state).double()).softmax(0).numpy()

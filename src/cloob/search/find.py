@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Cutoff = float | Literal["auto"] | None
 Where = str | Filter | None
 
-MAX_TOP = 100_000
 DUPLICATE = 0.97  # cosine from which two pictures look alike
 
 LOOKED_AT = 200
@@ -41,8 +40,6 @@ def search(
     row: Vector | None = None,
 ) -> Results:
     """See :meth:`cloob.search.index.Index.search`."""
-    if not 1 <= top <= MAX_TOP:
-        raise InputError(f"the {top} best are asked for; 1 to {MAX_TOP:,} are given")
     row = query_row(index, query, asked, row)
     own: list[object] = []
     others = least = None
@@ -70,6 +67,12 @@ def search(
 def read_filter(index: Index, where: Where) -> Filter | None:
     """A filter of text, or as it is."""
     return parse(where, index.columns()) if isinstance(where, str) else where
+
+
+def refuse_none(index: Index, asked: IndexedModel, condition: Filter | None, found: int) -> None:
+    """Raises InputError where no picture was found to work on."""
+    if not found:
+        raise InputError(f"no picture: {why_none(index.store, asked.name, condition)}")
 
 
 def why_none(store: Store, model: str, condition: Filter | None) -> str:
@@ -145,8 +148,6 @@ def duplicates(
     index: Index, threshold: float, condition: Filter | None, model: str | None, *, exact: bool
 ) -> list[tuple[Hit, ...]]:
     """See :meth:`cloob.search.index.Index.duplicates`."""
-    if not 0 < threshold <= 1:
-        raise InputError(f"the threshold is {threshold}; a cosine above 0, at most 1, is wanted")
     copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each
     for *_, id_, content in sorted(_ranked(index.store, condition)):
         copies.setdefault(content, []).append(id_)

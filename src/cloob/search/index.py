@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,9 +29,6 @@ if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they a
     from cloob.search.plane import Method
     from cloob.search.scan.open import Pictures
     from cloob.search.update import UpdateOptions
-
-MAX_THUMBNAIL = 2048
-"""Pixels of a thumbnail's side."""
 
 T = TypeVar("T")
 _MEMOIZED = 64
@@ -86,8 +82,7 @@ class Index:
         self._encoders: dict[str, Encoder] = {}  # by fingerprint, as a name may come to stand for other weights
         self._embedders: dict[str, Embedder] = {}  # likewise
         self._loading = threading.RLock()
-        self._memoized: OrderedDict[Hashable, Any] = OrderedDict()
-        self._memoizing = threading.Lock()
+        self._memoized: dict[Hashable, Any] = {}
         self._pictures: Pictures | None = None
         if self._default is not None:
             self.model(self._default)
@@ -143,17 +138,13 @@ class Index:
         return self.memoize(("columns", self.revision()), self.store.columns)
 
     def memoize(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """A small cache of what was used last; two threads may compute the same value at once."""
-        with self._memoizing:
-            if key in self._memoized:
-                self._memoized.move_to_end(key)
-                value: T = self._memoized[key]
-                return value
-        value = compute()
-        with self._memoizing:
+        """A small cache; two threads may compute the same value at once."""
+        value: T | None = self._memoized.get(key)
+        if value is None:
+            value = compute()
+            if len(self._memoized) >= _MEMOIZED:
+                self._memoized.clear()
             self._memoized[key] = value
-            while len(self._memoized) > _MEMOIZED:
-                self._memoized.popitem(last=False)
         return value
 
     @property
@@ -164,36 +155,25 @@ class Index:
     def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
         """A model by its name; the default one for None."""
         models = {model.name: model for model in self.models}
-        if isinstance(name, IndexedModel):
-            if (known := models.get(name.name)) is not None and known.fingerprint == name.fingerprint:
-                return known
-            raise InputError(f"{self.store.address}: {name.name} was replaced or removed meanwhile; ask again")
-        if not models:
-            raise InputError(f"{self.store.address}: is empty; `cloob index` fills it")
-        wanted = name or self._default or next(iter(models))
-        if wanted not in models:
-            raise InputError(f"{self.store.address}: has no vectors of a model {wanted!r}; {nearest(wanted, models)}")
-        return models[wanted]
+        wanted = name.name if isinstance(name, IndexedModel) else name or self._default or next(iter(models), "")
+        known = models.get(wanted)
+        if known is None or (isinstance(name, IndexedModel) and known.fingerprint != name.fingerprint):
+            why = f"has no vectors of a model {wanted!r} (any more); {nearest(wanted, models)}"
+            raise InputError(f"{self.store.address}: {why if models else 'is empty; `cloob index` fills it'}")
+        return known
 
     def use(self, name: str, encoder: Encoder) -> None:
         """Hands in a loaded model for :meth:`encoder`."""
         from cloob.models.fingerprint import fingerprint  # torch
 
         model = self.model(name)
-        self._check(model, fingerprint(encoder))
         with self._loading:
-            self._encoders[model.fingerprint] = encoder
+            self._encoders[model.fingerprint] = self._checked(model, encoder, fingerprint(encoder))
             self._embedders.pop(model.fingerprint, None)
 
     def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Encoder:
         """A model of the index, loaded once, and again if its name stands for other weights by now."""
-
-        def load(model: IndexedModel) -> Encoder:
-            encoder, weights = load_named(model.spec, device)
-            self._check(model, weights)
-            return encoder
-
-        return self._loaded(self._encoders, name, load)
+        return self._loaded(self._encoders, name, lambda model: self._checked(model, *load_named(model.spec, device)))
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
         """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
@@ -203,23 +183,21 @@ class Index:
             plain = None if model.fingerprint in self._encoders else PlainEncoder.open(model.spec)
             if plain is None:
                 return TorchEmbedder(self.encoder(model, device))
-            self._check(model, plain.fingerprint)
-            return plain
+            return self._checked(model, plain, plain.fingerprint)
 
         return self._loaded(self._embedders, name, load)
 
     def _loaded(self, kept: dict[str, T], name: str | IndexedModel | None, load: Callable[[IndexedModel], T]) -> T:
-        model = self.model(name)
-        if model.fingerprint not in kept:
-            with self._loading:  # one at a time
-                model = self.model(name)  # another by now, if it was replaced during the wait
-                if model.fingerprint not in kept:
-                    kept[model.fingerprint] = load(model)
-        return kept[model.fingerprint]
+        with self._loading:  # one at a time
+            model = self.model(name)
+            if model.fingerprint not in kept:
+                kept[model.fingerprint] = load(model)
+            return kept[model.fingerprint]
 
-    def _check(self, model: IndexedModel, weights: str) -> None:
+    def _checked(self, model: IndexedModel, encoder: T, weights: str) -> T:
         if weights != model.weights:
             raise model.changed(self.store.address)
+        return encoder
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for; ids that the index does not have are left out."""
@@ -232,8 +210,7 @@ class Index:
         items = self.items([id])
         if not items:
             raise InputError(f"{self.store.address}: has no item {id}")
-        with self._memoizing:
-            self._pictures = self._pictures or Pictures()
+        self._pictures = self._pictures or Pictures()
         try:
             return self._pictures.read(items[0].source, items[0].path, items[0].content)
         except BadSample as bad:
@@ -241,13 +218,10 @@ class Index:
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
         """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata."""
-        from cloob.pictures import Unreadable  # Pillow
-        from cloob.pictures.thumbnails import thumbnail  # Pillow
+        from cloob.pictures import Unreadable, thumbnails  # Pillow
 
-        if not 1 <= size <= MAX_THUMBNAIL:
-            raise InputError(f"a thumbnail of {size} pixels; 1 to {MAX_THUMBNAIL} is wanted")
         try:
-            return thumbnail(self.picture(id), size)
+            return thumbnails.thumbnail(self.picture(id), size)
         except Unreadable as error:
             raise InputError(f"picture {id}: {error.reason} ({error.detail})") from None
 

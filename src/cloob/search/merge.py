@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cloob.errors import InputError
 from cloob.search.find import pages
 from cloob.search.records import FileState
 from cloob.search.store import Store
@@ -28,11 +27,6 @@ def merge(store: Store, other: Store) -> Merged:
     check_apart(other.sources(), store.sources())
     here = {model.fingerprint: model.name for model in store.models()}
     new = [model for model in other.models() if model.fingerprint not in here]
-    if clash := [model.name for model in new if model.name in here.values()]:
-        raise InputError(
-            f"{other.address}: holds vectors of another model {clash[0]!r} than {store.address}; "
-            "index one of the two anew with --replace-model, or under another --name"
-        )
     for model in new:
         store.add_model(model)
     for source in {*other.sources()} - {*store.sources()}:

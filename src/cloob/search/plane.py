@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from cloob.errors import InputError, require
+from cloob.errors import require
 from cloob.search.records import IndexedModel
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.where import Filter
@@ -25,8 +25,6 @@ def map_of(
 ) -> tuple[Ids, Vectors]:
     """See :meth:`cloob.search.index.Index.map`."""
     most = SAMPLE if most is None else most
-    if most < 1 or method not in ("pca", "tsne"):
-        raise InputError(f"a map of {most} pictures by {method!r}; 1 or more, and pca or tsne are wanted")
     ids = store.ids(condition)
     if len(ids) > most:
         ids = np.sort(np.random.default_rng(0).choice(ids, most, replace=False))

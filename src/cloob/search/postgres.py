@@ -7,11 +7,11 @@ walk ends before that, the answer is computed exactly.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 
@@ -27,7 +27,6 @@ HNSW_ROWS = 10_000
 0.3 to 0.9 s while vectors were still stored outside their rows, and was not measured since."""
 
 _VERSION = 4  # of the tables
-_PGVECTOR = (0, 8)  # brought hnsw.iterative_scan
 _CONNECT_SECONDS = 10
 _LOCK = 0xC100B  # held while tables are made
 _HNSW_DIM = 4_000  # halfvec's limit for an index
@@ -52,7 +51,6 @@ class PostgresStore(Store):
     """
 
     _dialect = POSTGRESQL
-    _max_dim = 16_000
     _each_column = "key, jsonb_typeof(value) FROM cloob_items, jsonb_each(columns)"
     _among = "= ANY(?)"
 
@@ -61,18 +59,16 @@ class PostgresStore(Store):
         self._psycopg = require("psycopg", "postgres")
         self._pgvector = require("pgvector.psycopg", "postgres")
         self._conninfo, self.writable = address, writable or create
-        self.address = self._shown(address)
+        self.address = re.sub(r"(?<=//)([^:/@]*):[^/]*@|(?<=[?&])password=[^&]*&?", _user, address)
         self._lock = threading.RLock()
         self._open: Connection[Any] | None = None
         self._counts: dict[tuple[Any, ...], int] = {}
         try:
             if create:
                 self._make()
-            if self._rows("SELECT to_regclass('cloob_index')") == [(None,)]:
-                raise InputError(f"{self.address}: holds no index; `cloob index SRC --model M --out …` makes one")
-            ((version,),) = self._rows("SELECT version FROM cloob_index")
-            if version != _VERSION:
-                raise InputError(f"{self.address}: its tables are of version {version}, this cloob reads {_VERSION}")
+            there = self._rows("SELECT to_regclass('cloob_index')") != [(None,)]
+            if not there or self._rows("SELECT version FROM cloob_index") != [(_VERSION,)]:
+                raise InputError(f"{self.address}: holds no index of this version; `cloob index` makes one")
         except BaseException:
             self.close()
             raise
@@ -84,7 +80,7 @@ class PostgresStore(Store):
 
     def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
         """As of any store: by HNSW where :meth:`optimise` made it, exactly ranked; else exact."""
-        number, _ = self._model(model, query)
+        number, _ = self._model(model)
         condition, values = self._condition(where)
         among = f"cloob_vectors WHERE model = {number}"
         if where is not None:
@@ -202,12 +198,6 @@ class PostgresStore(Store):
             self._rows("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
             if self._rows("SELECT to_regclass('cloob_index')") != [(None,)]:
                 return
-            available = self._rows(
-                "SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'"
-            )
-            if not available or tuple(map(int, available[0][0].split(".")[:2])) < _PGVECTOR:
-                there = available[0][0] if available else "no version"
-                raise InputError(f"{self.address}: pgvector 0.8 is needed, {there} is there (postgresql-NN-pgvector)")
             self._rows("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
             for statement in _TABLES.split(";"):
                 self._rows(statement)
@@ -221,16 +211,10 @@ class PostgresStore(Store):
             said = error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"{self.address}: {said}") from None
 
-    def _shown(self, address: str) -> str:
-        """The address without the password."""
-        try:
-            parts = self._psycopg.conninfo.conninfo_to_dict(address)
-        except self._psycopg.ProgrammingError:
-            raise InputError("--out: no address of a database; postgresql://USER@HOST:PORT/DATABASE is one") from None
-        user = f"{quote(str(parts['user']), safe='')}@" if parts.get("user") else ""
-        port = f":{parts['port']}" if parts.get("port") else ""
-        options = f"?options={quote(str(parts['options']), safe=',')}" if parts.get("options") else ""
-        return f"postgresql://{user}{parts.get('host') or ''}{port}/{parts.get('dbname') or ''}{options}"
+
+def _user(password: re.Match[str]) -> str:
+    """What stays of an address where its password stood."""
+    return f"{password[1]}@" if password[1] else ""
 
 
 def _composed(statement: str) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cloob.errors import InputError
+from cloob.errors import InputError, message
 from cloob.search.matrix import Matrix, decode
 from cloob.search.store import TABLES, Neighbours, Store, Vectors
 from cloob.search.where import SQLITE, Filter
@@ -35,6 +35,7 @@ _TABLES = TABLES.format(
     int="INTEGER", id="INTEGER PRIMARY KEY AUTOINCREMENT", json="TEXT", vector="BLOB", strict="STRICT"
 )
 _SAID = {
+    "SQLITE_CANTOPEN": "holds no index, or one that may not be read; `cloob index` makes one",
     "SQLITE_BUSY": f"another process has been writing for {PATIENCE_SECONDS:.0f} s; wait until it is done",
     "SQLITE_NOTADB": "is no index of cloob's",
     "SQLITE_CORRUPT": "is damaged; make it anew with `cloob index`",
@@ -47,7 +48,6 @@ class SqliteStore(Store):
     """Any number of processes may read while one writes; threads use one connection in turn."""
 
     _dialect = SQLITE
-    _max_dim = 65_536
     _each_column = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
     _among = "IN (SELECT value FROM json_each(?))"
 
@@ -56,29 +56,22 @@ class SqliteStore(Store):
         self._path = folder / FILE
         self._lock = threading.RLock()
         self._matrices: dict[int, Matrix] = {}
-        if not self._path.is_file():
-            raise InputError(f"{folder}: holds no index ({FILE}); `cloob index` makes one")
-        with self._one_line():
+        with _one_line(self._path):
             self._open()
 
     @classmethod
     def create(cls, folder: Path) -> SqliteStore:
-        """Makes an empty index, whole or not at all, in a folder that is made where it is missing."""
+        """Opens the index of a folder; a missing one is made, whole or not at all."""
         path, temporary = folder / FILE, folder / f".tmp-{secrets.token_hex(8)}"
-        if path.exists():
-            raise InputError(f"{path}: is there already")
-        try:
+        with _one_line(path):
             folder.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
                 connection.executescript(
                     f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {_APPLICATION};"
                     f"PRAGMA user_version = {_VERSION}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
                 )
-            if not path.exists():  # else another process was faster; its index is as empty as ours
+            if not path.exists():
                 temporary.rename(path)
-        except (OSError, sqlite3.Error) as error:
-            raise InputError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
-        finally:
             temporary.unlink(missing_ok=True)
         return cls(folder, writable=True)
 
@@ -89,9 +82,9 @@ class SqliteStore(Store):
 
     def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
         """As of any store; exact."""
-        number, dim = self._model(model, query)
+        number, dim = self._model(model)
         allowed = None if where is None else self.ids(where)
-        with self._lock, self._one_line():
+        with self._lock, _one_line(self._path):
             matrix = self._matrix(number, dim)
             parts = matrix.parts(self._current())
         return Neighbours(*matrix.nearest(parts, query, top, allowed))
@@ -99,7 +92,7 @@ class SqliteStore(Store):
     def optimise(self) -> None:
         """Writes anew the matrices that do not fit."""
         for number, dim in self._rows("SELECT id, dim FROM cloob_models"):
-            with self._lock, self._one_line():
+            with self._lock, _one_line(self._path):
                 self._matrix(number, dim).parts(self._current(), few=0)
 
     def _matrix(self, model: int, dim: int) -> Matrix:
@@ -143,17 +136,17 @@ class SqliteStore(Store):
         return self._connection
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._lock, self._one_line():
+        with self._lock, _one_line(self._path):
             return self._current().execute(statement, values).fetchall()
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        with self._lock, self._one_line():
+        with self._lock, _one_line(self._path):
             execute = self._current().execute
             return [row for values in rows for row in execute(statement, values)]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, self._one_line(), self._connection as connection:
+        with self._lock, _one_line(self._path), self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield
 
@@ -167,27 +160,24 @@ class SqliteStore(Store):
         row: Vectors = decode([cell], dim, self._path)[0]
         return row
 
-    @contextmanager
-    def _one_line(self) -> Iterator[None]:
-        """What SQLite complains of, as one line that names the file."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorname", "")
-            said = next((line for start, line in _SAID.items() if code.startswith(start)), " ".join(str(error).split()))
-            raise InputError(f"{self._path}: {said}") from None
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """What SQLite or the system complains of, as one line that names the file."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        code = getattr(error, "sqlite_errorname", "")
+        said = next((line for start, line in _SAID.items() if code.startswith(start)), message(error))
+        raise InputError(f"{path}: {said}") from None
 
 
 def _connect(address: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         address, uri=True, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
     )
-    try:
-        for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
-            connection.execute(f"PRAGMA {setting}").fetchone()
-    except BaseException:
-        connection.close()
-        raise
+    for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
+        connection.execute(f"PRAGMA {setting}").fetchone()
     return connection
 
 

@@ -73,7 +73,6 @@ class Store(ABC):
     address: str  # what opens it again; of a database without the password
     writable: bool
     _dialect: ClassVar[Dialect]
-    _max_dim: ClassVar[int]
     _each_column: ClassVar[str]  # selects the keys and types of all columns
     _among: ClassVar[str]  # what follows a column that has to have one of several values
 
@@ -116,8 +115,6 @@ class Store(ABC):
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """One transaction, which makes a new revision."""
-        if not self.writable:
-            raise InputError(f"{self.address}: was opened to be read")
         with self._transaction():
             self._rows(
                 "INSERT INTO cloob_revisions SELECT max(revision) + 1, ? FROM cloob_revisions", (secrets.randbits(62),)
@@ -135,11 +132,12 @@ class Store(ABC):
 
     def add_model(self, model: IndexedModel) -> None:
         """Adds a model without vectors; one of the same weights gets the new place that it is loaded from."""
-        if not 1 <= model.dim <= self._max_dim:
-            raise InputError(f"{model.name}: vectors of width {model.dim:,}; 1 to {self._max_dim:,} is possible")
         with self._writing():
             if not self._rows(_ADD_MODEL, (model.name, model.spec, model.fingerprint, model.dim)):
-                raise InputError(f"{model.name}: {self.address} holds vectors of another model of this name")
+                raise InputError(
+                    f"{self.address}: holds vectors of another model {model.name!r}; "
+                    "index one of the two anew with --replace-model, or under another --name"
+                )
 
     def remove_model(self, name: str) -> None:
         number, _ = self._model(name)
@@ -163,10 +161,7 @@ class Store(ABC):
 
         A replaced item keeps its id, and loses other models' vectors where its content differs.
         """
-        number, dim = self._model(model)
-        vectors = np.ascontiguousarray(vectors, np.float32)
-        if vectors.shape != (len(items), dim) or not np.isfinite(vectors).all():
-            raise ValueError(f"vectors: {vectors.shape} found, finite ({len(items)}, {dim}) wanted")
+        number, _ = self._model(model)
         rows = list(map(_values, items))
         with self._writing():
             self._many(
@@ -269,14 +264,12 @@ class Store(ABC):
     def _condition(self, where: Filter | None) -> tuple[str, Sequence[Any]]:
         return ("true", ()) if where is None else where.sql(self._dialect)
 
-    def _model(self, name: str, query: Vectors | None = None) -> tuple[int, int]:
-        """A model's number and the width of its vectors, and of the query's."""
+    def _model(self, name: str) -> tuple[int, int]:
+        """A model's number and the width of its vectors."""
         rows = self._rows("SELECT id, dim FROM cloob_models WHERE name = ?", (name,))
         if not rows:
             names = [model.name for model in self.models()]
             raise InputError(f"{self.address}: has no vectors of a model {name!r}; {nearest(name, names)}")
-        if query is not None and query.shape != (rows[0][1],):
-            raise ValueError(f"query: {query.shape} found, ({rows[0][1]},) wanted")
         return int(rows[0][0]), int(rows[0][1])
 
 

@@ -21,7 +21,7 @@ from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
 from cloob.models.encoding import Encoder
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.build import Builder, Plan, Summary, Work, make_plan, remove_gone
+from cloob.search.build import Builder, Summary, Work, make_plan, remove_gone
 from cloob.search.records import IndexedModel, Precision
 from cloob.search.scan.collection import Collection, Gone
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
@@ -72,7 +72,7 @@ def update(
         model = _Model(store, options, device)
         collections = _open_all(store, sources, options)
         model.add(collections)
-        plans = [_plan(store, each, model.name, options) for each in collections]
+        plans = [make_plan(store, each, model.name, remove_all=options.remove_all) for each in collections]
         _wait()  # nobody writes before all have compared
         for each in collections if first and options.scan.exclude else ():
             store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
@@ -80,8 +80,9 @@ def update(
         work = [each for plan in plans for each in plan.work if _is_mine(each)]
         if work and model.precision == "bf16" and device.type == "cpu":
             warn_of_emulated_bfloat16()
-        size = options.batch_size
-        builder = Builder(store, model.name, model.encoder, model.precision, size, options.max_megapixels)
+        size, most = options.batch_size, options.max_megapixels
+        max_pixels = None if most is None else max(1, int(most * 1e6))
+        builder = Builder(store, model.name, model.encoder, model.precision, size, max_pixels)
         for count, prepared in enumerate(in_threads(builder.prepare, work, options.workers, 2 * size), 1):
             builder.add(prepared)
             if progress is not None:
@@ -99,10 +100,6 @@ def update(
         if first and model.is_new and not done.added + done.changed + done.completed:
             store.remove_model(model.name)
         return done
-
-
-def _plan(store: Store, collection: Collection, model: str, options: UpdateOptions) -> Plan:
-    return make_plan(store, collection, model, options.max_megapixels, remove_all=options.remove_all)
 
 
 def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOptions) -> list[Collection]:
@@ -189,7 +186,7 @@ class _Model:
         if old is not None and not options.replace_model:
             raise old.changed(self._store.address)
         for each in collections if old is not None else ():  # which have to be there to make the vectors anew
-            if refused := _plan(self._store, each, self.name, options).summary.refused:
+            if refused := make_plan(self._store, each, self.name, remove_all=options.remove_all).summary.refused:
                 raise InputError(f"{each.name}: {refused[each.name]}")
         self.is_new = same is None
         _wait()  # all have compared

@@ -2,13 +2,8 @@ r"""Filters over an index's metadata: a small language that is parsed to SQL; no
 
 ``date >= 2024 and (caption like '%dog%' or not camera is null)``: comparisons joined by ``and``, ``or``, ``not`` and
 brackets. Text stands in single quotes, a quote in it twice. A column with another name than letters, digits and ``_``
-stands in double quotes. What is compared:
-
-- A comparison is false where the picture has nothing in that column; so ``not caption = 'dog'`` holds without one.
-- ``date`` compares by as much as is written: ``date = 2024-05`` is all of May, ``date > 2024`` begins with 2025.
-- ``like``: ``%`` is any text, ``_`` any one character, ``\`` takes the next character as it is; upper and lower case
-  are the same (of the letters A to Z).
-- Of other columns of the source a number compares with numbers alone, text with text alone, by code points.
+stands in double quotes. docs/find.md says what is compared with what. In a pattern of ``like`` ``\`` takes the next
+character as it is.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def test_errors_are_one_line_without_the_password(postgres: str, address: str, t
         "postgresql://host:port/x": "port",
         address: "holds no index",
         f"{postgres}?options=-csearch_path%3Dnone": "holds no index",
-        "postgresql://x?nonsense=1": "no address",
+        "postgresql://x?nonsense=1": "nonsense",
     }
     for wrong, said in cases.items():
         with pytest.raises(InputError) as caught:
