@@ -20,7 +20,6 @@ from PIL import Image
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.scan.open import ScanOptions
 
 NAMES = [f"{folder}{name}" for folder in ("", "a/", "a/b c/") for name in ("x.png", "y.jpg", "z.png")]
 
@@ -121,15 +120,6 @@ class Updates(RuleBasedStateMachine):
                     with Image.open(path) as image:
                         assert np.allclose(row[-1], self.encoders[model.name].copy().rows([image])[0], atol=1e-3)
 
-    @rule()
-    def search(self) -> None:
-        for model in self.index.models:
-            vectors = self.index.store.vectors(model.name, self.index.store.ids().tolist())
-            there = vectors[np.isfinite(vectors).all(1)]
-            for row in there[:3]:
-                found = self.index.store.nearest(model.name, row, 1)
-                assert found.searched == len(there) and np.allclose(found.scores, 1, atol=1e-5)
-
     def teardown(self) -> None:
         if hasattr(self, "index"):
             self.index.close()
@@ -172,14 +162,6 @@ def test_a_renamed_file_and_a_renamed_source_are_copies_of_their_vectors(folder:
         for item, row in zip(index.items(index.store.ids().tolist()), rows, strict=True):
             with Image.open(item.path) as image:
                 np.testing.assert_allclose(row, model.copy().rows([image])[0], atol=1e-3)
-
-
-def test_excludes_come_along_when_indices_are_merged(folder: Path, index: Index, tmp_path: Path) -> None:
-    how = options(FakeEncoder(), scan=ScanOptions(exclude=("a.*",)))
-    with Index.create(tmp_path / "other") as other:
-        assert other.update([folder], how).added == 2
-        index.merge(other)
-    assert index.update([], options(FakeEncoder())).unchanged == len(index) == 2
 
 
 @pytest.mark.parametrize("kind", ["folder", "table"])

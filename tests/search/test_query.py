@@ -21,12 +21,10 @@ from support import picture, served, serving
     [
         ("beach", Term("beach", "words")),
         ("+0.5:beach", Term("beach", "words", 0.5)),
-        ("-.25:beach", Term("beach", "words", -0.25)),
         ("16:9 film", Term("16:9 film", "words")),
         ("+2:HTTP://example.org/a.jpg", Term("HTTP://example.org/a.jpg", "address", 2.0)),
         ("words:photo.jpg", Term("photo.jpg", "words")),
         ("-words:-people", Term("-people", "words", -1.0)),
-        ("note: this", Term("note: this", "words")),
     ],
 )
 def test_terms(word: str, term: Term) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,23 +204,3 @@ def test_a_journal_or_a_link_beside_it_is_refused(tmp_path: Path) -> None:
                 SqliteStore(tmp_path / "i", writable=writable)
         beside.unlink()
         assert (tmp_path / "victim").read_text() == "mine"
-
-
-def test_several_threads(tmp_path: Path) -> None:
-    store = filled(tmp_path / "i", 50)
-    wrong: list[object] = []
-
-    def search(seed: int) -> None:
-        for i in range(10):
-            found = store.nearest("m", units(1, seed * 100 + i)[0], 3)
-            if len(store.items(found.ids.tolist())) != 3:
-                wrong.append(found)
-
-    threads = [threading.Thread(target=search, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for i in range(10):
-        store.write([item(f"more {i}")], "m", units(1, i))
-    for thread in threads:
-        thread.join()
-    assert not wrong and store.nearest("m", units(1)[0], 1).searched == 60

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cloob.commands.collection import INDEX_FILE, report_left_out
-from cloob.commands.options import CacheOptions, check_out, check_there, tyro
+from cloob.commands.options import CacheOptions, check_there, tyro
 from cloob.commands.terminal import Progress, say_next, shell
 from cloob.errors import InputError, printable, require
 
@@ -48,8 +48,6 @@ class Options:
     """Another index, to be taken into this one."""
     faults: bool = False
     """List the files that could not be read, and why; index nothing."""
-    export: Path | None = None
-    """Write a Parquet table: path, caption, date, size, columns and vector."""
     image_column: str | None = None
     """Column of a table with the picture or its path."""
     caption_column: str | None = None
@@ -80,8 +78,6 @@ def check(options: Options) -> None:
         _check_new(options, Path(options.out))
         for source in options.sources:  # an index that is there may know one that is gone
             check_there(source)
-    if options.export is not None:
-        check_out("--export", options.export, (".parquet",), options.sources)
 
 
 def _check_new(options: Options, folder: Path) -> None:
@@ -96,12 +92,9 @@ def _check_new(options: Options, folder: Path) -> None:
 
 
 def run(options: Options) -> int:
-    """Indexes, merges, exports; 1 when a source could not be read, with what there is written."""
-    from cloob.search.export import is_export
+    """Indexes and merges; 1 when a source could not be read, with what there is written."""
     from cloob.search.index import Index
 
-    if options.export is not None and options.export.exists() and not is_export(options.export):
-        raise InputError(f"--export {options.export}: is a file of another kind; name another file")
     if options.faults:
         with Index.open(options.out) as index:
             for state in (state for source in index.store.sources() for state in index.store.states(source)):
@@ -110,7 +103,7 @@ def run(options: Options) -> int:
         return 0
     with _opened(options.out) as index:
         address, failed = index.store.address, False
-        if options.sources or not (options.merge or options.export):
+        if options.sources or not options.merge:
             try:
                 summary = _update(index, options)
             except KeyboardInterrupt:
@@ -125,9 +118,6 @@ def run(options: Options) -> int:
             print(f"{other.store.address}: {said}")
             if done.other:
                 print(f"cloob: {done.other:,} pictures are other ones here; they stay as they are", file=sys.stderr)
-        if options.export is not None:
-            rows = index.export(options.export, model=options.name)
-            print(f"{options.export}: {rows:,} rows")
         if _is_first():
             models = "".join(f", {printable(model.name)}" for model in index.models)
             print(f"{address}: {len(index):,} pictures{models}", flush=True)

@@ -29,6 +29,7 @@ from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.search.background import margins
 from cloob.search.find import Where, read_filter, refuse_none, rows_in_blocks, text_rows
+from cloob.search.query import TorchEmbedder
 from cloob.search.records import IndexedModel
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import Filter
@@ -41,7 +42,6 @@ TEMPLATES = ("a photo of a {c}.", "{c}")  # prompts of a label when no templates
 NONE = "none of these"
 LABEL_CUTOFF = 1.75  # margin below which a label does not fit a picture, with `none` or `multi`
 DEFAULT_INV_TAU = 100.0  # CLIP's bound, where neither the model's objective nor its weights have τ⁻¹
-MAX_LABELS = 100_000
 
 MAX_NUMBERS = 200_000_000
 """Pictures times labels. The work on them takes up to 8.5 times the 0.8 GB of so many probabilities."""
@@ -111,19 +111,13 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     labels = tuple(" ".join(name.split()) for name in names)
     twice = [label for label, count in Counter(labels).items() if count > 1]
     without = [template for template in options.templates if "{c}" not in template]
-    tau = 1.0 if options.inv_tau is None else options.inv_tau
-    mistakes = (
+    alone = len(labels) == 1 and not (options.none or options.multi)
+    for wrong, said in (
         (not labels or not all(labels), "no labels, or an empty one; write them as cat,dog, or name a file"),
-        (len(labels) > MAX_LABELS, f"{len(labels):,} labels; at most {MAX_LABELS:,} are taken"),
-        (bool(twice), f"the label {twice[:1]} is there twice"),
-        (bool(without) or not options.templates, f"template {without[:1]} has no {{c}} where the label belongs"),
-        (
-            len(labels) == 1 and not (options.none or options.multi),
-            "with one label every picture gets it; give more labels, or add --none",
-        ),
-        (not 0 < tau < 1e6, f"τ⁻¹ is {tau:g}; above 0 and below 1,000,000 is wanted"),
-    )
-    for wrong, said in mistakes:
+        (twice, f"the label {twice[:1]} is there twice"),
+        (without or not options.templates, f"template {without[:1]} has no {{c}} where the label belongs"),
+        (alone, "with one label every picture gets it; give more labels, or add --none"),
+    ):
         if wrong:
             raise InputError(said)
     return labels
@@ -164,11 +158,8 @@ def _matching_rows(
 
 def _label_rows(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
-    from cloob.models.encoding import evaluating  # torch: labels are checked without it
-
     prompts = [template.replace("{c}", name) for name in names for template in templates]
-    with evaluating(encoder):
-        rows = encoder.encode_text(prompts).float().cpu().numpy()
+    rows = TorchEmbedder(encoder).texts(prompts)
     means = rows.reshape(len(names), len(templates), -1).mean(1)
     return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
 

@@ -60,17 +60,6 @@ def export(store: Store, model: IndexedModel, path: Path, condition: Filter | No
     return count
 
 
-def is_export(path: Path) -> bool:
-    """Whether a file is what :func:`export` writes."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        return b"fingerprint" in (parquet.read_schema(path).metadata or {})
-    except (pa.ArrowException, OSError):
-        return False
-
-
 def write_sheet(
     path: Path, title: str, remark: str, hits: Iterable[Hit], picture: Callable[[Item], bytes | None]
 ) -> None:

@@ -254,12 +254,7 @@ class Index:
         return self.search(Query((Term(id, "item"),)), top=top, where=where, model=model, cutoff=None)
 
     def duplicates(
-        self,
-        threshold: float = find.DUPLICATE,
-        *,
-        exact: bool = False,
-        where: Where = None,
-        model: str | None = None,
+        self, threshold: float = find.DUPLICATE, *, exact: bool = False, where: Where = None, model: str | None = None
     ) -> list[tuple[Hit, ...]]:
         """Groups of pictures that look alike, the largest first; a score is the cosine with the first of the group.
 

@@ -173,6 +173,11 @@ def _among(ids: Ids, allowed: Ids) -> npt.NDArray[np.bool_]:
 
 def _products(rows: Vectors, query: Vectors, live: npt.NDArray[np.bool_]) -> Vectors:
     """The dot products of rows with a query; −∞ where a row does not count."""
-    products = rows @ query
-    products[~live | np.isnan(products)] = -np.inf
+    if live.sum() < len(live) // _FEW_PART:
+        products = np.full(len(rows), -np.inf, np.float32)
+        products[live] = rows[live] @ query
+    else:
+        products = rows @ query
+        products[~live] = -np.inf
+    products[np.isnan(products)] = -np.inf
     return products

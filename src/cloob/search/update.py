@@ -31,31 +31,18 @@ from cloob.search.trust import absolute, load_named, remember
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """How an index is brought up to date.
+    """How an index is brought up to date."""
 
-    Attributes:
-        model: What ``load_model`` takes, or a loaded encoder; None: the only one that the index has.
-        name: What the index calls the model; None: its file name or tag.
-        replace_model: Whether vectors of a model of this name may go if its weights or precision differ now.
-        device: Where the model runs.
-        precision: In which its image tower computes; None: as the index has it, float32 in a new one.
-        scan: How sources are read.
-        batch_size: Pictures of a forward pass, and of a transaction.
-        workers: Threads that read and decode.
-        max_megapixels: Larger pictures are left out; None: above the limits of ``cloob.pictures``.
-        remove_all: Whether all items of a source may go if nothing of it is there any more.
-    """
-
-    model: str | Path | Encoder | None = None
-    name: str | None = None
-    replace_model: bool = False
+    model: str | Path | Encoder | None = None  # what `load_model` takes, or a loaded one; None: the index's only one
+    name: str | None = None  # what the index calls the model; None: its file name or tag
+    replace_model: bool = False  # vectors of a model of this name may go if its weights or precision differ now
     device: str | torch.device = "auto"
-    precision: Precision | None = None
-    scan: ScanOptions = field(default_factory=ScanOptions)
-    batch_size: int = 64
-    workers: int = field(default_factory=decoders)
-    max_megapixels: float | None = None
-    remove_all: bool = False
+    precision: Precision | None = None  # of the image tower; None: as the index has it, float32 in a new one
+    scan: ScanOptions = field(default_factory=ScanOptions)  # how sources are read
+    batch_size: int = 64  # pictures of a forward pass, and of a transaction
+    workers: int = field(default_factory=decoders)  # threads that read and decode
+    max_megapixels: float | None = None  # larger pictures are left out; None: above the limits of `cloob.pictures`
+    remove_all: bool = False  # all items of a source may go if nothing of it is there any more
 
 
 def update(
