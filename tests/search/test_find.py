@@ -14,7 +14,7 @@ from cloob.search import background
 from cloob.search.index import Index
 from cloob.search.query import Query, Term
 from cloob.search.records import Hit, IndexedModel, Item
-from search_colours import COLOURS, DIM, ColourModel, make_index, open_index, write_pictures
+from search_colours import DIM, ColourModel, make_index, open_index, write_pictures
 
 
 def all_rows(index: Index) -> tuple[list[int], np.ndarray]:
@@ -78,23 +78,6 @@ def test_a_query_is_compared_with_queries_of_its_shape(index: Index, tmp_path: P
         assert index.search(Query((Term(1, "item"),))).hits[0].margin is None
         assert index.search("red").hits[0].margin is not None
     assert model.texts == ["red"]  # those of the background were embedded before, for another index
-
-
-def test_each_two_of_a_group_look_alike(index: Index) -> None:
-    ids, rows = all_rows(index)
-    for threshold in (0.99, 0.95, 0.9):
-        groups = index.duplicates(threshold)
-        grouped = [hit.item.id for group in groups for hit in group]
-        assert len(set(grouped)) == len(grouped) and all(len(group) > 1 for group in groups)
-        for group in groups:
-            for hit in group:
-                row = rows[ids.index(hit.item.id)]
-                assert hit.score == pytest.approx(float(row @ rows[ids.index(group[0].item.id)]), abs=1e-5)
-                assert all(float(row @ rows[ids.index(other.item.id)]) >= threshold - 1e-4 for other in group)
-        for i, x in enumerate(rows):  # two that are alike are not both left over
-            for j, y in enumerate(rows[:i]):
-                assert x @ y < threshold or {ids[i], ids[j]} & set(grouped)
-    assert len(index.duplicates(0.9)) == len(COLOURS) and len(index.duplicates(0.9, where="name like 'red%'")) == 1
 
 
 def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path: Path) -> None:

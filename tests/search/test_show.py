@@ -8,16 +8,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
-from index_fakes import FakeEncoder, options, write_noise
+from index_fakes import FakeEncoder, options
 from PIL import Image
-from pyarrow import parquet
 
 from cloob import cli
-from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.records import IndexedModel, Item
-from cloob.search.where import parse
 
 
 def photo(path: Path, orientation: int = 6) -> Path:
@@ -78,23 +74,6 @@ def test_maps(tmp_path: Path) -> None:
         np.testing.assert_array_equal(places, index.map(method="tsne")[1])
         distance = np.linalg.norm(places[:, None] - places[None], axis=2) + 9 * np.eye(30)
         assert (distance.argmin(1) // 10 == np.arange(30) // 10).all()
-
-
-def test_an_export(tmp_path: Path) -> None:
-    for seed in range(30):
-        write_noise(tmp_path / "p" / f"{seed}.png", seed)
-    write_noise(tmp_path / "p" / "q.png", 0)
-    index = Index.create(tmp_path / "index")
-    index.update([tmp_path / "p"], options(FakeEncoder()))
-    assert index.export(tmp_path / "out" / "e.parquet") == 31
-    rows = parquet.read_table(tmp_path / "out" / "e.parquet").to_pylist()
-    assert [row["path"] for row in rows] == [item.path for item in index.items([row["id"] for row in rows])]
-    vectors = np.array([row["vector"] for row in rows], np.float32)
-    assert (vectors == index.store.vectors("fake", [row["id"] for row in rows])).all()
-    assert index.export(tmp_path / "one.parquet", where=parse("path like '%/q.png'")) == 1
-    with pytest.raises(InputError, match="no picture"):
-        index.export(tmp_path / "none.parquet", where=parse("path = 'x'"))
-    assert not list(tmp_path.glob(".tmp*")) and not (tmp_path / "none.parquet").exists()
 
 
 def test_a_contact_sheet_runs_nothing_and_fetches_nothing(tmp_path: Path) -> None:

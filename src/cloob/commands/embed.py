@@ -107,7 +107,6 @@ def _write_vectors(index: Index, out: Path) -> int:
     from safetensors.numpy import save
 
     from cloob.files import write_whole
-    from cloob.search.find import rows_in_blocks
     from cloob.search.records import Item, valid
 
     if out.suffix == ".parquet":
@@ -115,7 +114,7 @@ def _write_vectors(index: Index, out: Path) -> int:
     asked = index.model()
     items: list[Item] = []
     parts = []
-    for ids, rows in rows_in_blocks(index, asked, None):
+    for ids, rows in index.view(model=asked).blocks():
         there = index.items(ids.tolist())
         items += there
         parts.append(rows[np.isin(ids, [item.id for item in there])])  # others were removed meanwhile

@@ -158,8 +158,6 @@ def _find_item(index: Index, like: str) -> int:
 
 
 def _show(index: Index, options: Options, results: Results) -> int:
-    from cloob.search.find import read_filter, why_none
-
     items = [hit.item for hit in results.hits]
     if options.json:
         facts = {name: getattr(results, name) for name in ("model", "searched", "cut")}
@@ -177,7 +175,7 @@ def _show(index: Index, options: Options, results: Results) -> int:
     if not results.hits:
         said = f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same"
         if not results.searched:
-            why = why_none(index.store, results.model, read_filter(index, options.where))
+            why = index.view(options.where, results.model).why_none()
             said = f"no picture to search: {why}"
         elif not results.cut:
             said = "there is no other picture to search"

@@ -22,7 +22,7 @@ from torch import Tensor
 from cloob.data.batch import BadSample
 from cloob.models.encoding import Encoder, evaluating
 from cloob.pictures import Encoded, Unreadable
-from cloob.search.records import FileState, Item, Precision, Value, valid
+from cloob.search.records import FileState, IndexedModel, Item, Value, valid
 from cloob.search.scan.collection import NO_PICTURE, SEPARATOR, Collection, Found, LeftOut, ReadFailed
 from cloob.search.store import Store, Vectors
 
@@ -181,17 +181,11 @@ class Builder:
     """
 
     def __init__(
-        self,
-        store: Store,
-        model: str,
-        encoder: Callable[[], Encoder],
-        precision: Precision,
-        batch_size: int,
-        max_pixels: int | None,
+        self, store: Store, model: IndexedModel, encoder: Callable[[], Encoder], batch_size: int, max_pixels: int | None
     ) -> None:
         self.summary = Summary()
-        self._store, self._model, self._encoder, self._precision = store, model, encoder, precision
-        self._batch_size, self._max_pixels = batch_size, max_pixels
+        self._store, self._model, self._encoder = store, model.name, encoder
+        self._in_bf16, self._batch_size, self._max_pixels = model.precision == "bf16", batch_size, max_pixels
         self._waiting: list[Prepared] = []
         self._may_decode = threading.Event()
         self._may_decode.set()
@@ -269,7 +263,7 @@ class Builder:
         if device.type == "cpu":
             self._may_decode.clear()
         try:
-            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=self._in_bf16):
                 rows: Vectors = encoder.encode_image(torch.stack(list(pixels)).to(device)).float().cpu().numpy()
         finally:
             self._may_decode.set()

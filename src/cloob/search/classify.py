@@ -28,11 +28,9 @@ import numpy.typing as npt
 from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.search.background import margins
-from cloob.search.find import Where, read_filter, refuse_none, rows_in_blocks, text_rows
+from cloob.search.find import View, Where
 from cloob.search.query import TorchEmbedder
-from cloob.search.records import IndexedModel
 from cloob.search.store import Ids, Vectors
-from cloob.search.where import Filter
 
 if TYPE_CHECKING:
     from cloob.models.encoding import Encoder
@@ -123,36 +121,31 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     return labels
 
 
-def label_index(
-    index: Index, labels: Sequence[str], options: LabelOptions, condition: Filter | None, asked: IndexedModel
-) -> Labels:
+def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Labels:
     """See :meth:`cloob.search.index.Index.classify`."""
     names = check_labels(labels, options)
-    ids, rows = _matching_rows(index, condition, asked, len(names))
-    encoder = index.encoder(asked)
+    ids, rows = _all_rows(view, len(names))
+    encoder = view.index.encoder(view.model)
     tau = _temperature(encoder, options.inv_tau)
-    others = text_rows(index, asked) if options.multi or options.none else None
     scores = rows @ _label_rows(encoder, names, options.templates).T
-    above = None if others is None else margins(scores, rows, others)
+    above = margins(scores, rows, view.text_rows()) if options.multi or options.none else None
     return _choose(Labels(names, ids, _softmax(tau.inv_tau * scores), above, (), tau), options)
 
 
-def label_by_head(index: Index, head: Head, *, where: Where = None, model: str | None = None) -> Labels:
+def label_by_head(index: Index, head: Head, *, where: Where = None) -> Labels:
     """The label of each picture that matches, by a head."""
-    ids, rows = _matching_rows(index, read_filter(index, where), index.model(model), len(head.names))
+    ids, rows = _all_rows(index.view(where), len(head.names))
     probabilities = _softmax(rows @ head.weight[:, :-1].T + head.weight[:, -1])
     return _choose(Labels(tuple(head.names), ids, probabilities, None, ()), LabelOptions())
 
 
-def _matching_rows(
-    index: Index, condition: Filter | None, asked: IndexedModel, n_labels: int = 1
-) -> tuple[Ids, Vectors]:
-    """Ids and vectors of all pictures that match."""
-    count = index.store.count(condition)
+def _all_rows(view: View, n_labels: int = 1) -> tuple[Ids, Vectors]:
+    """Ids and vectors of all pictures."""
+    count = view.index.store.count(view.where)
     if count * n_labels > MAX_NUMBERS:
         raise InputError(f"{count:,} pictures by {n_labels:,} labels are too many at once; --where takes a part")
-    blocks = list(rows_in_blocks(index, asked, condition))
-    refuse_none(index, asked, condition, len(blocks))
+    blocks = list(view.blocks())
+    view.check_some(len(blocks))
     return np.concatenate([ids for ids, _ in blocks]), np.concatenate([rows for _, rows in blocks])
 
 
@@ -221,7 +214,7 @@ def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str],
 def head_of(index: Index, folder: Path) -> tuple[Head, float]:
     """A head from an index of a folder with a sub-folder for each label, and zero-shot's accuracy on the examples."""
     asked = index.model()
-    ids, rows = _matching_rows(index, None, asked)
+    ids, rows = _all_rows(index.view())
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - as the index has it: links stay
     names: list[str] = []
     for item in index.items(ids.tolist()):
@@ -256,7 +249,7 @@ def load_head(path: Path, fingerprint: str) -> Head:
     """Reads a head that fits a model."""
     facts, weight = _read_head(path) if is_head(path) else ({}, None)
     if weight is None or facts["fingerprint"] != fingerprint:
-        raise InputError(f"{path}: no head for this model, or damaged; --examples DIR makes one")
+        raise InputError(f"{path}: no such head for this model (or damaged); --examples DIR makes one")
     return Head(**{name: value for name, value in facts.items() if name != "format"} | {"weight": weight})
 
 

@@ -14,20 +14,19 @@ import numpy as np
 
 from cloob.errors import InputError, require
 from cloob.files import write_whole
-from cloob.search.find import pages
-from cloob.search.records import Hit, IndexedModel, Item, valid
-from cloob.search.store import Store
-from cloob.search.where import Filter
+from cloob.search.find import View
+from cloob.search.records import Hit, Item, valid
 
 _TEXTS = ("path", "source", "caption", "date")
 _SIDE = 256  # pixels of a thumbnail
 
 
-def export(store: Store, model: IndexedModel, path: Path, condition: Filter | None) -> int:
+def export(view: View, path: Path) -> int:
     """See :meth:`cloob.search.index.Index.export`."""
     import pyarrow as pa
     from pyarrow import parquet
 
+    model = view.model
     types = {"id": pa.int64()} | dict.fromkeys(_TEXTS, pa.string())
     types |= {"width": pa.int32(), "height": pa.int32(), "bytes": pa.int64(), "columns": pa.string()}
     types |= {"vector": pa.list_(pa.float32(), model.dim)}
@@ -37,9 +36,9 @@ def export(store: Store, model: IndexedModel, path: Path, condition: Filter | No
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with parquet.ParquetWriter(temporary, schema) as writer:
-            for ids in pages(store, condition):
-                rows = dict(zip(ids, store.vectors(model.name, ids), strict=True))
-                items = [item for item in store.items(ids) if np.isfinite(rows[item.id]).all()]
+            for ids in view.index.store.pages(view.where):
+                rows = dict(zip(ids, view.vectors(ids), strict=True))
+                items = [item for item in view.items(ids).values() if np.isfinite(rows[item.id]).all()]
                 if not items:
                     continue
                 table: dict[str, Any] = {name: [getattr(item, name) for item in items] for name in list(types)[:-1]}
@@ -49,8 +48,7 @@ def export(store: Store, model: IndexedModel, path: Path, condition: Filter | No
                 table["vector"] = pa.FixedSizeListArray.from_arrays(vectors, model.dim)
                 writer.write_table(pa.Table.from_pydict(table, schema=schema))
                 count += len(items)
-        if count == 0:
-            raise InputError(f"{store.address}: no picture with a vector of {model.name} to write to {path}")
+        view.check_some(count)
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

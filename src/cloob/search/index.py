@@ -13,12 +13,13 @@ from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
 from cloob.models.runs import split_checkpoint
 from cloob.search import find
-from cloob.search.find import Cutoff, Where
+from cloob.search.find import Cutoff, View, Where
 from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, Vector
 from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.sqlite import FILE, SqliteStore
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.trust import absolute, load_named, remember
+from cloob.search.where import parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     from cloob.models.encoding import Encoder
@@ -100,7 +101,7 @@ class Index:
 
     @classmethod
     def create(cls, address: str | Path) -> Self:
-        """Makes an empty index; in a database one that is there is opened."""
+        """Makes an empty index; one that is there is opened."""
         return cls(_open_store(address, create=True))
 
     def _typed(self, model: str) -> str:
@@ -161,6 +162,11 @@ class Index:
             why = f"has no vectors of a model {wanted!r} (any more); {nearest(wanted, models)}"
             raise InputError(f"{self.store.address}: {why if models else 'is empty; `cloob index` fills it'}")
         return known
+
+    def view(self, where: Where = None, model: str | IndexedModel | None = None) -> View:
+        """The pictures that a filter lets through, as a model sees them."""
+        condition = parse(where, self.columns()) if isinstance(where, str) else where
+        return View(self, self.model(model), condition)
 
     def use(self, name: str, encoder: Encoder) -> None:
         """Hands in a loaded model for :meth:`encoder`."""
@@ -247,7 +253,7 @@ class Index:
                 of the query's kind; None: no cutoff.
             row: The query's unit row (D,) if it is known: then nothing of the query is embedded.
         """
-        return find.search(self, query, top, find.read_filter(self, where), self.model(model), cutoff, row)
+        return find.search(self.view(where, model), query, top, cutoff, row)
 
     def similar(self, id: int, *, top: int = 20, where: Where = None, model: str | None = None) -> Results:
         """The pictures nearest to one of the index, without itself and without a cutoff; loads no model."""
@@ -262,7 +268,7 @@ class Index:
         count. The best comes first: most pixels, then most bytes, then the oldest date. A picture is in one group at
         most, and a file once, whatever links lead to it.
         """
-        return find.duplicates(self, threshold, find.read_filter(self, where), model, exact=exact)
+        return find.duplicates(self.view(where, model), threshold, exact=exact)
 
     def classify(
         self,
@@ -275,8 +281,7 @@ class Index:
         """Zero-shot labels of all pictures that match, see :mod:`cloob.search.classify`."""
         from cloob.search.classify import LabelOptions, label_index  # torch
 
-        how = options or LabelOptions()
-        return label_index(self, labels, how, find.read_filter(self, where), self.model(model))
+        return label_index(self.view(where, model), labels, options or LabelOptions())
 
     def explain(
         self,
@@ -294,7 +299,7 @@ class Index:
         """
         from cloob.search.explain import explain  # torch
 
-        return explain(self, query, beta, top, find.read_filter(self, where), self.model(model), row)
+        return explain(self.view(where, model), query, beta, top, row)
 
     def map(
         self, sample: int | None = None, method: Method = "pca", *, where: Where = None, model: str | None = None
@@ -306,7 +311,7 @@ class Index:
         """
         from cloob.search.plane import map_of  # scikit-learn
 
-        return map_of(self.store, sample, method, find.read_filter(self, where), self.model(model))
+        return map_of(self.view(where, model), sample, method)
 
     def merge(self, other: Index) -> Merged:
         """Adds what another index has: items, and vectors of other models."""
@@ -318,7 +323,7 @@ class Index:
         """Writes a Parquet table: path, caption, what else is known, and vector; returns the number of rows."""
         from cloob.search.export import export  # pyarrow
 
-        return export(self.store, self.model(model), Path(path), find.read_filter(self, where))
+        return export(self.view(where, model), Path(path))
 
     def update(
         self,

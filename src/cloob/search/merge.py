@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cloob.search.find import pages
 from cloob.search.records import FileState
 from cloob.search.store import Store
 from cloob.search.update import check_apart
@@ -35,7 +34,7 @@ def merge(store: Store, other: Store) -> Merged:
     known = {(source, state.path): state for source, state in states if state.id is not None}
     nothing = FileState(None, "", 0, None, "", None, ())
     done = Merged()
-    for ids in pages(other, None):
+    for ids in other.pages():
         pairs = [(item, known.get((item.source, item.path), nothing)) for item in other.items(ids)]
         same = [(item, state) for item, state in pairs if state.content in ("", item.content)]
         done.other += len(pairs) - len(same)

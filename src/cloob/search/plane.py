@@ -7,9 +7,8 @@ from typing import Literal
 import numpy as np
 
 from cloob.errors import require
-from cloob.search.records import IndexedModel
-from cloob.search.store import Ids, Store, Vectors
-from cloob.search.where import Filter
+from cloob.search.find import View
+from cloob.search.store import Ids, Vectors
 
 Method = Literal["pca", "tsne"]
 
@@ -20,15 +19,13 @@ _COMPONENTS = 50  # principal components that t-SNE starts from, as its authors 
 _PERPLEXITY = 30.0
 
 
-def map_of(
-    store: Store, most: int | None, method: Method, condition: Filter | None, model: IndexedModel
-) -> tuple[Ids, Vectors]:
+def map_of(view: View, most: int | None, method: Method) -> tuple[Ids, Vectors]:
     """See :meth:`cloob.search.index.Index.map`."""
     most = SAMPLE if most is None else most
-    ids = store.ids(condition)
+    ids = view.index.store.ids(view.where)
     if len(ids) > most:
         ids = np.sort(np.random.default_rng(0).choice(ids, most, replace=False))
-    rows = store.vectors(model.name, ids.tolist())
+    rows = view.vectors(ids)
     known = np.isfinite(rows).all(1)
     return ids[known], _layout(rows[known], method)
 

@@ -46,7 +46,7 @@ ALTER TABLE cloob_vectors ALTER vector SET STORAGE MAIN""".format(
 class PostgresStore(Store):
     """An index in the tables of one PostgreSQL schema; any number of processes and machines read and write at once.
 
-    One connection, which threads share in turn; it is made anew when the server has dropped it.
+    One connection, which threads share in turn; the call after one that the server dropped makes it anew.
     ``?options=-csearch_path%3DNAME,public`` in the address keeps several indices apart in one database.
     """
 
@@ -152,16 +152,8 @@ class PostgresStore(Store):
         return np.asarray(cell.to_numpy() if hasattr(cell, "to_numpy") else cell, np.float32)
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Runs one statement, once more where the server has dropped the connection before it."""
         with self._lock, self._one_line():
-            connection = self._connected()
-            idle = connection.info.transaction_status.name == "IDLE"
-            try:
-                cursor = connection.execute(_composed(statement), values, binary=True)
-            except self._psycopg.OperationalError:
-                if not idle or not connection.closed:
-                    raise
-                cursor = self._connected().execute(_composed(statement), values, binary=True)
+            cursor = self._connected().execute(_composed(statement), values, binary=True)
             return [] if cursor.description is None else cursor.fetchall()
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
@@ -177,11 +169,9 @@ class PostgresStore(Store):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, self._one_line():
-            self._rows("SELECT 1")  # by a connection that is there
-            with self._connected().transaction():
-                self._rows("LOCK TABLE cloob_revisions IN EXCLUSIVE MODE")  # which others may read
-                yield
+        with self._lock, self._one_line(), self._connected().transaction():
+            self._rows("LOCK TABLE cloob_revisions IN EXCLUSIVE MODE")  # which others may read
+            yield
 
     def _connected(self) -> Connection[Any]:
         if self._open is None or self._open.closed:

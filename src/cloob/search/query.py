@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cloob.models.encoding import Encoder
+    from cloob.models.onnx.plain import PlainEncoder
 
 Vector = npt.NDArray[np.float32]
 Kind = Literal["words", "picture", "address", "item", "image"]
 AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
+Embedder: TypeAlias = "TorchEmbedder | PlainEncoder"  # a loaded model, or an ONNX folder without torch
 
 _MIN_LENGTH = 1e-4  # of a sum of unit rows; below it the direction is mostly rounding
 _TERM = re.compile(r"(?P<sign>[+-]?)(?:(?<=[+-])(?P<weight>\d+\.?\d*|\.\d+):)?(?P<what>.*)", re.DOTALL)
@@ -69,16 +71,8 @@ class Query:
         return any(term.kind != "item" for term in self.terms)
 
 
-class Embedder(Protocol):
-    """Words and upright pictures to (n, D) unit rows: a model of the index, or an ONNX folder without torch."""
-
-    def texts(self, texts: Sequence[str], /) -> Vector: ...
-
-    def pictures(self, images: Sequence[Image], /) -> Vector: ...
-
-
 class TorchEmbedder:
-    """A loaded model as an :class:`Embedder`."""
+    """Words and upright pictures to (n, D) unit rows by a loaded model."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder

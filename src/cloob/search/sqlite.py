@@ -176,8 +176,12 @@ def _connect(address: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         address, uri=True, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
     )
-    for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
-        connection.execute(f"PRAGMA {setting}").fetchone()
+    try:
+        for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
+            connection.execute(f"PRAGMA {setting}").fetchone()
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

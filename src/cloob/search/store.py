@@ -236,6 +236,13 @@ class Store(ABC):
         )
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
+    def pages(self, where: Filter | None = None) -> Iterator[list[int]]:
+        """The ids of the items that match, ascending, some thousands at a time."""
+        last = 0
+        while len(ids := self.ids(where, after=last, limit=_PAGE)):
+            last = int(ids[-1])
+            yield ids.tolist()
+
     def sample(self, most: int) -> Ids:
         """Ids of at most so many items, ascending: those of the lowest SHA-256, which is as good as chance."""
         rows = self._rows("SELECT id FROM cloob_items ORDER BY content LIMIT ?", (most,))

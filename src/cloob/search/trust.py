@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob.cache import cache_root
-from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.models.runs import split_checkpoint, with_checkpoint
 from cloob.models.source import is_public
@@ -38,10 +37,9 @@ def was_typed(named: str) -> bool:
 def check_typed(address: str) -> None:
     """Raises InputError for an address or a pattern that was not typed on this machine."""
     if not was_typed(address):
-        done, kind = ("fetched from it", "ADDRESS") if is_remote(address) else ("looked for by it", "'PATTERN'")
         raise InputError(
-            f"{address}: stands in the index and was never typed on this machine, so nothing is {done}; "
-            f"if it is yours, type it once: cloob index {kind} --out INDEX"
+            f"{address}: stands in the index and was never typed on this machine, so nothing is fetched or looked for; "
+            "if it is yours, type it once: cloob index 'ADDRESS' --out INDEX"
         )
 
 

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -56,20 +57,20 @@ def update(
     device = distributed.resolve_device(options.device)
     with distributed.process_group(device):
         first = distributed.rank() == 0
-        model = _Model(store, options, device)
         collections = _open_all(store, sources, options)
-        model.add(collections)
-        plans = [make_plan(store, each, model.name, remove_all=options.remove_all) for each in collections]
+        model = _Model(store, options, device, collections)
+        indexed = model.indexed
+        plans = [make_plan(store, each, indexed.name, remove_all=options.remove_all) for each in collections]
         _wait()  # nobody writes before all have compared
         for each in collections if first and options.scan.exclude else ():
             store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
         start = time.monotonic()
         work = [each for plan in plans for each in plan.work if _is_mine(each)]
-        if work and model.precision == "bf16" and device.type == "cpu":
+        if work and indexed.precision == "bf16" and device.type == "cpu":
             warn_of_emulated_bfloat16()
         size, most = options.batch_size, options.max_megapixels
         max_pixels = None if most is None else max(1, int(most * 1e6))
-        builder = Builder(store, model.name, model.encoder, model.precision, size, max_pixels)
+        builder = Builder(store, indexed, model.encoder, size, max_pixels)
         for count, prepared in enumerate(in_threads(builder.prepare, work, options.workers, 2 * size), 1):
             builder.add(prepared)
             if progress is not None:
@@ -85,7 +86,7 @@ def update(
         done = _together(done)
         done.seconds = time.monotonic() - start
         if first and model.is_new and not done.added + done.changed + done.completed:
-            store.remove_model(model.name)
+            store.remove_model(indexed.name)
         return done
 
 
@@ -124,77 +125,67 @@ def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
 class _Model:
     """The model of an update: loaded at once if it was named, else when the first picture needs it."""
 
-    def __init__(self, store: Store, options: UpdateOptions, device: torch.device) -> None:
-        self._store, self._options, self._device = store, options, device
-        self._lock = threading.Lock()
+    def __init__(
+        self, store: Store, options: UpdateOptions, device: torch.device, collections: Sequence[Collection]
+    ) -> None:
+        """Compares a model that was named, or is to be replaced, with those of the index, and adds it."""
+        self._store, self._load, self._lock = store, partial(load_named, device=device), threading.Lock()
         self._encoder: Encoder | None = None
         self.is_new = False
-        self.precision: Precision = options.precision or "fp32"
-        if options.model is None:
-            self._known = self._only(store.models())
-            self.name, self.spec = self._known.name, self._known.spec
-            self.precision = options.precision or self._known.precision
-        elif isinstance(options.model, str | Path):
-            self.spec = absolute(str(options.model))
-            remember(self.spec)
-            self.name = options.name or default_name(str(options.model))
+        known, precision, wanted = store.models(), options.precision, options.model
+        if wanted is None:
+            self.indexed = self._only(known, options.name)
+            if not options.replace_model and precision in (None, self.indexed.precision):
+                return
+            name, spec, precision = self.indexed.name, self.indexed.spec, precision or self.indexed.precision
+            self._encoder, weights = self._load(spec)
+        elif isinstance(wanted, str | Path):
+            name, spec = options.name or default_name(str(wanted)), absolute(str(wanted))
+            remember(spec)
+            self._encoder, weights = load_with_fingerprint(spec, device)
         else:
-            self._encoder = options.model
-            self.name = self.spec = options.name or options.model.name
+            name = spec = options.name or wanted.name
+            self._encoder, weights = wanted, fingerprint(wanted)
+        alike = sorted((model for model in known if model.weights == weights), key=lambda model: model.name != name)
+        if precision is None:
+            precision = alike[0].precision if alike and not options.replace_model else "fp32"
+        width = getattr(self._encoder, "embed_dim", None) or self._encoder.encode_text(["a"]).shape[1]
+        new = IndexedModel(name, spec, weights + "+bf16" * (precision == "bf16"), width)
+        same = next((model for model in alike if model.fingerprint == new.fingerprint), None)
+        if same is not None and same.name != name:
+            if options.name is not None:
+                raise InputError(f"{name}: {store.address} has vectors of these weights, as {same.name!r}")
+            new = replace(new, name=same.name)
+        old = next((each for each in known if each.name == new.name and each.fingerprint != new.fingerprint), None)
+        if old is not None and not options.replace_model:
+            raise old.changed(store.address)
+        for each in collections if old is not None else ():  # which have to be there to make the vectors anew
+            if refused := make_plan(store, each, new.name, remove_all=options.remove_all).summary.refused:
+                raise InputError(f"{each.name}: {refused[each.name]}")
+        self.indexed, self.is_new = new, same is None
+        _wait()  # all have compared
+        if distributed.rank() == 0:
+            if old is not None:
+                store.remove_model(old.name)
+            store.add_model(new)
+        _wait()
 
-    def _only(self, known: Sequence[IndexedModel]) -> IndexedModel:
-        named = [model for model in known if self._options.name in (None, model.name)]
+    def _only(self, known: Sequence[IndexedModel], name: str | None) -> IndexedModel:
+        named = [model for model in known if name in (None, model.name)]
         if len(named) != 1:
             names = ", ".join(model.name for model in known)
             why = f"has vectors of {names}; --name says of which" if known else "is empty; --model says by which model"
             raise InputError(f"{self._store.address}: {why}")
         return named[0]
 
-    def add(self, collections: Sequence[Collection]) -> None:
-        """Loads a model that was named or is to be replaced, compares it with those of the index, and adds it."""
-        options, known = self._options, self._store.models()
-        if options.model is None and not options.replace_model and self.precision == self._known.precision:
-            return
-        if self._encoder is None:
-            self._encoder, weights = self._load()
-        else:
-            weights = fingerprint(self._encoder)
-        alike = sorted((model for model in known if model.weights == weights), key=lambda each: each.name != self.name)
-        if options.model is not None and options.precision is None and alike and not options.replace_model:
-            self.precision = alike[0].precision
-        width = getattr(self._encoder, "embed_dim", None) or self._encoder.encode_text(["a"]).shape[1]
-        new = IndexedModel(self.name, self.spec, weights + "+bf16" * (self.precision == "bf16"), width)
-        same = next((model for model in known if model.fingerprint == new.fingerprint), None)
-        if same is not None and same.name != self.name:
-            if options.name is not None:
-                raise InputError(f"{self.name}: {self._store.address} has vectors of these weights, as {same.name!r}")
-            self.name, new = same.name, replace(new, name=same.name)
-        old = next((model for model in known if model.name == self.name and model.fingerprint != new.fingerprint), None)
-        if old is not None and not options.replace_model:
-            raise old.changed(self._store.address)
-        for each in collections if old is not None else ():  # which have to be there to make the vectors anew
-            if refused := make_plan(self._store, each, self.name, remove_all=options.remove_all).summary.refused:
-                raise InputError(f"{each.name}: {refused[each.name]}")
-        self.is_new = same is None
-        _wait()  # all have compared
-        if distributed.rank() == 0:
-            if old is not None:
-                self._store.remove_model(self.name)
-            self._store.add_model(new)
-        _wait()
-
     def encoder(self) -> Encoder:
         with self._lock:
             if self._encoder is None:
-                encoder, weights = self._load()
-                if self._known.weights != weights:
-                    raise self._known.changed(self._store.address)
+                encoder, weights = self._load(self.indexed.spec)
+                if weights != self.indexed.weights:
+                    raise self.indexed.changed(self._store.address)
                 self._encoder = encoder
             return self._encoder
-
-    def _load(self) -> tuple[Encoder, str]:
-        load = load_with_fingerprint if self._options.model is not None else load_named
-        return load(self.spec, self._device)
 
 
 def default_name(spec: str) -> str:

@@ -193,16 +193,6 @@ def test_two_writers_and_a_reader(address: str, store: PostgresStore) -> None:
 
 
 @pytest.mark.nightly
-def test_a_connection_that_the_server_drops_is_made_anew(address: str, store: PostgresStore) -> None:
-    fill(store, 3)
-    for work in (store.count, lambda: store.remove([1])):
-        with psycopg.connect(address, autocommit=True) as connection:
-            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()")
-        work()
-    assert store.count() == 2
-
-
-@pytest.mark.nightly
 def test_errors_are_one_line_without_the_password(postgres: str, address: str, tmp_path: Path) -> None:
     cases = {
         postgres.replace("pass%20word", "wrong"): "password authentication failed",
