@@ -140,10 +140,11 @@ def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Ve
 
 def duplicates(view: View, threshold: float, *, exact: bool) -> list[tuple[Hit, ...]]:
     """See :meth:`cloob.search.index.Index.duplicates`."""
-    ranked = (item for ids in view.index.store.pages(view.where) for item in view.items(ids).values())
+    items = (item for ids in view.index.store.pages(view.where) for item in view.index.store.items(ids))
+    facts = ((-item.width * item.height, -item.bytes, item.date or "~", item.id, item.content) for item in items)
     copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each
-    for item in sorted(ranked, key=lambda item: (-item.width * item.height, -item.bytes, item.date or "~", item.id)):
-        copies.setdefault(item.content, []).append(item.id)
+    for *_, id_, content in sorted(facts):
+        copies.setdefault(content, []).append(id_)
     classes = list(copies.values())
     alike = [[(place, 1.0)] for place in range(len(classes))]
     if not exact:
@@ -151,8 +152,8 @@ def duplicates(view: View, threshold: float, *, exact: bool) -> list[tuple[Hit, 
         view.check_model()
     scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
     scores = [group for group in scores if len(group) > 1]
-    items = view.items([id_ for group in scores for id_ in group])
-    files = ((group, _files([items[id_] for id_ in group if id_ in items])) for group in scores)
+    found = view.items([id_ for group in scores for id_ in group])
+    files = ((group, _files([found[id_] for id_ in group if id_ in found])) for group in scores)
     groups = [tuple(Hit(item, group[item.id]) for item in some) for group, some in files if len(some) > 1]
     return sorted(groups, key=lambda group: -len(group))
 
