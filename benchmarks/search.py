@@ -7,7 +7,6 @@ floor. The model has random weights: times do not depend on them. Two kinds of f
 
 - ``cloob``: what ``cloob index`` does once the model is loaded and its fingerprint known (the cache keeps it), into a
   new index: hashes, metadata, transactions;
-- ``draft``: the same with ``--draft``;
 - ``loop``: ``model.encode_image(torch.stack([preprocess(Image.open(path)) for path in batch]))``;
 - ``loader``: the same with a DataLoader that has as many worker processes as ours has threads;
 - ``forward``: ``encode_image`` of pixels that are ready.
@@ -98,9 +97,9 @@ def measure_index(args: argparse.Namespace) -> dict[str, Any]:
             batches = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
             ready = torch.zeros(min(BATCH, len(paths)), 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)
 
-            def ours(kind: str = kind, paths: list[Path] = paths, draft: bool = False) -> float:
+            def ours(kind: str = kind, paths: list[Path] = paths) -> float:
                 with Index.create(Path(tempfile.mkdtemp(dir=work)) / f"{kind}.idx") as index:
-                    options = UpdateOptions(model=encoder, draft=draft, batch_size=BATCH, workers=WORKERS)
+                    options = UpdateOptions(model=encoder, batch_size=BATCH, workers=WORKERS)
                     done = index.update([paths[0].parent], options)
                     assert done.added == len(paths)
                     return done.seconds
@@ -119,12 +118,8 @@ def measure_index(args: argparse.Namespace) -> dict[str, Any]:
                 for start in range(0, len(paths), BATCH):
                     encoder.encode_image(ready[: len(paths) - start])
 
-            def draft(ours: Callable[..., float] = ours) -> float:
-                return ours(draft=True)
-
             rows: dict[str, Callable[[], float | None]] = {
                 "cloob": ours,
-                "draft": draft,
                 "loop": loop,
                 "loader": loader,
                 "forward": forward,

@@ -7,9 +7,6 @@ import errno
 import io
 import json
 import os
-import pty
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -319,23 +316,3 @@ def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, caps
         assert "\x1b" not in out and "\u202e" not in out
     out, _ = run(capsys, "classify", str(index), "--labels", "red,blue")
     assert "\x1b" not in out and "\u202e" not in out
-
-
-def test_pictures_in_a_terminal(place: Path) -> None:
-    """A real terminal: the escape of the protocol comes before each line."""
-    leader, follower = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-kitty"}
-    environment.pop("TMUX", None)
-    words = [sys.executable, "-m", "cloob", "search", str(place / "index"), "--like", "3", "--top", "2"]
-    process = subprocess.Popen(words, stdout=follower, stderr=follower, env=environment)
-    os.close(follower)
-    parts = []
-    try:
-        while part := os.read(leader, 65536):
-            parts.append(part)
-    except OSError:  # the other end is closed
-        pass
-    os.close(leader)
-    assert process.wait(60) == 0
-    shown = b"".join(parts)
-    assert shown.count(b"\x1b_Ga=T,f=100,") == 2 and b"next: cloob search" in shown

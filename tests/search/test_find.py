@@ -14,7 +14,7 @@ from cloob.search import background
 from cloob.search.index import Index
 from cloob.search.query import Query, Term
 from cloob.search.records import Hit, IndexedModel, Item
-from search_colours import COLOURS, DIM, ColourModel, make_index, open_index, write_pictures
+from search_colours import DIM, ColourModel, make_index, open_index, write_pictures
 
 
 def all_rows(index: Index) -> tuple[list[int], np.ndarray]:
@@ -62,8 +62,6 @@ def test_pictures_rows_and_mistakes(index: Index, coloured: Path) -> None:
         index.similar(999)
     for bad, said in (
         ({"where": "nothing = 1"}, "no column 'nothing'"),
-        ({"top": 0}, "1 to 100,000"),
-        ({"cutoff": math.nan}, "cutoff"),
         ({"model": "x"}, "no vectors"),
         ({"query": np.zeros(DIM, np.float32)}, "query of shape"),
     ):
@@ -80,25 +78,6 @@ def test_a_query_is_compared_with_queries_of_its_shape(index: Index, tmp_path: P
         assert index.search(Query((Term(1, "item"),))).hits[0].margin is None
         assert index.search("red").hits[0].margin is not None
     assert model.texts == ["red"]  # those of the background were embedded before, for another index
-
-
-def test_each_two_of_a_group_look_alike(index: Index) -> None:
-    ids, rows = all_rows(index)
-    for threshold in (0.99, 0.95, 0.9):
-        groups = index.duplicates(threshold)
-        grouped = [hit.item.id for group in groups for hit in group]
-        assert len(set(grouped)) == len(grouped) and all(len(group) > 1 for group in groups)
-        for group in groups:
-            for hit in group:
-                row = rows[ids.index(hit.item.id)]
-                assert hit.score == pytest.approx(float(row @ rows[ids.index(group[0].item.id)]), abs=1e-5)
-                assert all(float(row @ rows[ids.index(other.item.id)]) >= threshold - 1e-4 for other in group)
-        for i, x in enumerate(rows):  # two that are alike are not both left over
-            for j, y in enumerate(rows[:i]):
-                assert x @ y < threshold or {ids[i], ids[j]} & set(grouped)
-    assert len(index.duplicates(0.9)) == len(COLOURS) and len(index.duplicates(0.9, where="name like 'red%'")) == 1
-    with pytest.raises(InputError, match="threshold"):
-        index.duplicates(0.0)
 
 
 def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path: Path) -> None:
@@ -146,7 +125,7 @@ def test_explain_is_the_softmax_over_the_pictures(index: Index, coloured: Path) 
         assert found.agreement == pytest.approx(float(average @ row / np.linalg.norm(average)), abs=1e-5)
         assert found.memory == found.collection == 32
     assert stems(found.nearest)[0].startswith("red")
-    for bad, said in (({"beta": 0.0}, "β is"), ({"where": "width > 1000"}, "no picture to retrieve from")):
+    for bad, said in (({"beta": 0.0}, "β is"), ({"where": "width > 1000"}, "no picture: the filter")):
         with pytest.raises(InputError, match=said):
             index.explain("red", **bad)
     for model, beta in ((ColourModel(hopfield=True, beta=14.0, inv_tau=30.0), 14.0), (ColourModel(), 8.0)):

@@ -45,19 +45,15 @@ def pictures(tmp_path: Path) -> Path:
 def test_a_source_without_pictures_is_a_failure(
     models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An empty folder, or one of which all is left out, into a new index or beside pictures."""
-    (tmp_path / "empty").mkdir()
-    words = ["index", str(tmp_path / "empty"), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
-    assert cli.main(words) == 1
-    out, err = capsys.readouterr()
-    assert out.startswith("pictures: none; 0 embedded in ") and "next:" not in err
-    assert err == f"cloob: {tmp_path / 'empty'}: no pictures in it\n"
-    for number, name in enumerate(["svg"] * 5 + ["json"] * 3 + ["mov"] * 2 + ["xmp", "aae"]):
+    for number, name in enumerate(["svg"] * 5 + ["json"] * 3):
+        (tmp_path / "empty").mkdir(exist_ok=True)
         (tmp_path / "empty" / f"{number}.{name}").touch()
-    assert cli.main(["index", str(pictures), *words[1:]]) == 1  # the others are indexed
-    out, err = capsys.readouterr()
-    assert out.startswith("pictures: 6 added; ") and "next:" not in err
-    assert "cloob: 12 × file of another kind: 5 .svg, 3 .json, 2 .mov, 2 others\n" in err
+    words = ["index", str(tmp_path / "empty"), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
+    for sources, said in ((words, "none; 0 embedded in "), (["index", str(pictures), *words[1:]], "6 added; ")):
+        assert cli.main(sources) == 1  # what else is named is indexed
+        out, err = capsys.readouterr()
+        assert out.startswith(f"pictures: {said}") and "next:" not in err
+        assert "cloob: 8 × file of another kind: 5 .svg, 3 .json\n" in err and "no pictures in it" in err
     assert cli.main(["index", "--out", words[-1]]) == 0  # the folder was no source
 
 
@@ -75,22 +71,15 @@ def test_it_says_what_it_did_and_what_comes_next(
 
     # Neither source nor model need be named again; what is there already is not embedded.
     write_noise(pictures / "new.png", 50)
-    assert cli.main(["index", "--out", "my idx", "--export", "e.parquet"]) == 0
-    out, _ = capsys.readouterr()
-    assert "e.parquet: 6 rows" in out and "added" not in out
     assert cli.main(["index", "--out", "my idx"]) == 0
     assert "pictures: 1 added, 6 as they were; 1 embedded" in capsys.readouterr().out
 
-    # A second model, and one of the same weights by another name.
-    assert cli.main(["index", "pictures", "--model", str(models / "two"), "--out", "my idx"]) == 0
+    # A second model, one of the same weights by another name, and one that has changed.
+    second = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx"]
+    assert cli.main(second) == 0
     assert "7 known, with a vector of this model now; 7 embedded" in capsys.readouterr().out
-    words = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx", "--name", "three"]
-    assert "has vectors of these weights, as 'two'" in refused(capsys, *words)
+    assert "has vectors of these weights, as 'two'" in refused(capsys, *second, "--name", "three")
     assert "has vectors of one, two; --name says of which" in refused(capsys, "index", "--out", "my idx")
-
-    # A changed model asks; nobody answers here.
-    words = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx", "--name", "one"]
-    assert "as 'two'" in refused(capsys, *words)
     write_model(tmp_path / "one", 2)
     words = ["index", "pictures", "--model", "one", "--out", "my idx"]
     assert "--replace-model makes its vectors anew" in refused(capsys, *words)
@@ -98,22 +87,13 @@ def test_it_says_what_it_did_and_what_comes_next(
     assert "7 embedded" in capsys.readouterr().out
     with Index.open("my idx") as index:
         assert [model.name for model in index.models] == ["two", "one"] and len(index) == 7
-        index.encoder("one")
-
-    # The same where the model is not named and has been trained further.
-    write_model(tmp_path / "one", 3)
-    write_noise(pictures / "newer.png", 51)
-    words = ["index", "--out", "my idx", "--name", "one"]
-    assert "cloob index --model M --out my idx with --replace-model makes" in refused(capsys, *words)
-    assert cli.main([*words, "--replace-model"]) == 0
-    assert "8 embedded" in capsys.readouterr().out
 
     # A source that is gone: nothing is lost, and the exit code says so.
     pictures.rename(tmp_path / "elsewhere")
     assert cli.main(["index", "pictures", "--out", "my idx", "--name", "one"]) == 1
     assert "nothing was removed" in capsys.readouterr().err
     assert cli.main(["index", "--out", "other", "--merge", "my idx"]) == 0
-    assert "8 pictures added, 15 vectors" in capsys.readouterr().out
+    assert "7 pictures added, 14 vectors" in capsys.readouterr().out
 
 
 class Slow(FakeEncoder):
@@ -127,24 +107,6 @@ class Slow(FakeEncoder):
         if self.seen >= self.pictures:
             self.stop()
         return super().encode_image(images)
-
-
-def test_ctrl_c_keeps_what_is_done(
-    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slow = Slow(4, lambda: signal.raise_signal(signal.SIGINT))
-    monkeypatch.setattr("cloob.models.fingerprint.load_model", lambda *_, **__: slow)
-    words = ["index", str(pictures), "--out", str(tmp_path / "i"), "--model", str(models / "one"), "--batch-size", "2"]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
-    try:
-        assert cli.main(words) == 130
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert capsys.readouterr().err == (
-        f"cloob: interrupted; 4 pictures are in {tmp_path / 'i'}, the same command goes on\n"
-    )
-    with Index.open(tmp_path / "i") as index:
-        assert len(index) == 4
 
 
 def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited_for(
@@ -179,15 +141,12 @@ def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited
 def test_an_index_remembers_what_is_excluded(
     models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_noise(pictures / "private" / "a.png", 20)
     again = ["index", "--out", str(tmp_path / "idx")]
     for words, said in (
-        ([*again, str(pictures), "--model", str(models / "one"), "--exclude", "private", "0.*"], "5 added"),
-        (again, "5 as they were"),
-        ([*again, "--exclude", "1.*"], "2 added, 1 removed, 4 as they were"),
-        ([*again, str(pictures)], "6 as they were"),
-        ([*again, "--exclude", ""], "1 added, 6 as they were"),
-        (again, "7 as they were"),
+        ([*again, str(pictures), "--model", str(models / "one"), "--exclude", "0.*"], "5 added"),
+        ([*again, "--exclude", "1.*"], "1 added, 1 removed, 4 as they were"),
+        ([*again, str(pictures)], "5 as they were"),
+        ([*again, "--exclude", ""], "1 added, 5 as they were"),
     ):
         assert cli.main(words) == 0
         assert capsys.readouterr().out.startswith(f"pictures: {said}; ")

@@ -50,4 +50,4 @@ def test_two_ranks_make_one_index(tmp_path: Path) -> None:
     with Index.open(tmp_path / "index") as made, Index.create(tmp_path / "alone") as alone:
         alone.update([pictures], options(FakeEncoder()))
         assert content(made) == content(alone) and faults(made) == faults(alone)
-        assert made.store.nearest("fake", alone.store.vectors("fake", [1]), 1).searched == 29
+        assert made.store.nearest("fake", alone.store.vectors("fake", [1])[0], 1).searched == 29

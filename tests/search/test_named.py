@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,22 +35,14 @@ def theirs(folder: Path, spec: str) -> Path:
     return folder / "index"
 
 
-WAYS: dict[str, Callable[[Index], object]] = {
-    "search": lambda index: index.search("red"),
-    "encoder": lambda index: index.encoder(),
-    "replace": lambda index: index.update([], UpdateOptions(replace_model=True)),
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path, way: str) -> None:
-    said = f"so it is not fetched; .* type it once: --model {TRACKER}$"
+def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path) -> None:
+    said, replace = f"so it is not fetched; .* type it once: --model {TRACKER}$", UpdateOptions(replace_model=True)
     with Index.open(theirs(tmp_path, TRACKER), writable=True) as index, pytest.raises(InputError, match=said):
-        WAYS[way](index)
+        index.update([], replace)
     for typed in (TRACKER, None):  # which is remembered
         index = Index.open(tmp_path / "index", model=typed, writable=True)
         with index, pytest.raises(InputError, match="does not answer"):
-            WAYS[way](index)
+            index.update([], replace)
 
 
 def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Maps, thumbnails, contact sheets, exports, and pictures in terminals."""
+"""Maps, thumbnails, contact sheets and exports."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
-from index_fakes import FakeEncoder, options, write_noise
+from index_fakes import FakeEncoder, options
 from PIL import Image
-from pyarrow import parquet
 
 from cloob import cli
-from cloob.errors import InputError
-from cloob.search import terminal
 from cloob.search.index import Index
 from cloob.search.records import IndexedModel, Item
-from cloob.search.where import parse
 
 
 def photo(path: Path, orientation: int = 6) -> Path:
@@ -44,9 +39,6 @@ def test_a_thumbnail_is_small_upright_and_says_nothing_else(tmp_path: Path) -> N
         top, bottom = image.getpixel((30, 10)), image.getpixel((30, 90))
         assert top[0] > 200 > 100 > top[2] and bottom[2] > 200 > 100 > bottom[0]
         assert Image.open(io.BytesIO(index.thumbnail(2, 100))).size == (7, 5)
-        for size in (0, -1, 5000):
-            with pytest.raises(InputError, match="a thumbnail of"):
-                index.thumbnail(1, size)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -84,24 +76,6 @@ def test_maps(tmp_path: Path) -> None:
         assert (distance.argmin(1) // 10 == np.arange(30) // 10).all()
 
 
-def test_an_export(tmp_path: Path) -> None:
-    for seed in range(30):
-        write_noise(tmp_path / "p" / f"{seed}.png", seed)
-    write_noise(tmp_path / "p" / "q.png", 0)
-    index = Index.create(tmp_path / "index")
-    index.update([tmp_path / "p"], options(FakeEncoder()))
-    assert index.export(tmp_path / "out" / "e.parquet") == 31
-    rows = parquet.read_table(tmp_path / "out" / "e.parquet").to_pylist()
-    assert [row["path"] for row in rows] == [item.path for item in index.items([row["id"] for row in rows])]
-    vectors = np.array([row["vector"] for row in rows], np.float32)
-    assert (vectors == index.store.vectors("fake", [row["id"] for row in rows])).all()
-    np.testing.assert_allclose([[row["x"], row["y"]] for row in rows], index.map()[1], atol=1e-6)
-    assert index.export(tmp_path / "one.parquet", where=parse("path like '%/q.png'")) == 1
-    with pytest.raises(InputError, match="no picture"):
-        index.export(tmp_path / "none.parquet", where=parse("path = 'x'"))
-    assert not list(tmp_path.glob(".tmp*")) and not (tmp_path / "none.parquet").exists()
-
-
 def test_a_contact_sheet_runs_nothing_and_fetches_nothing(tmp_path: Path) -> None:
     folder, sheet = tmp_path / "<img src=x> 'b'", tmp_path / "made" / "sheet.html"
     for name in ("a.jpg", "b.jpg", "c.jpg"):
@@ -120,33 +94,3 @@ def test_a_contact_sheet_runs_nothing_and_fetches_nothing(tmp_path: Path) -> Non
     assert link == (folder / "b.jpg").as_uri() and b"SECRET" not in base64.b64decode(data)
     assert cli.main([*words, "--where", "id = 1"]) == 0
     assert "Nothing fits." in sheet.read_text()
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"TERM": "xterm-kitty"}, "kitty"),
-        ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, "kitty"),
-        ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm2"),
-        ({"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, "iterm2"),
-        ({"TERM": "xterm-kitty", "TMUX": "/tmp/x"}, None),
-        ({"TERM": "xterm-kitty", "CLOOB_PICTURES": "none"}, None),
-        ({"TERM": "dumb", "CLOOB_PICTURES": "iterm2"}, "iterm2"),
-        ({"TERM": "xterm-256color"}, None),
-    ],
-)
-def test_which_terminals_show_pictures(environment: dict[str, str], expected: str | None) -> None:
-    assert terminal.protocol(environment, True) == expected
-    assert terminal.protocol(environment, False) is None
-
-
-def test_kitty_and_iterm2_get_the_picture() -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)).save(file := io.BytesIO(), "PNG")
-    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", terminal.shown(file.getvalue(), "kitty"))
-    assert [keys for keys, _ in parts] == ["a=T,f=100,m=1", *["m=1"] * (len(parts) - 2), "m=0"] and len(parts) > 3
-    assert all(len(data) <= 4096 for _, data in parts)
-    match = re.fullmatch(r"\x1b\]1337;File=inline=1;size=(\d+):([^\a]*)\a", terminal.shown(file.getvalue(), "iterm2"))
-    assert match is not None and match[2] == "".join(data for _, data in parts)
-    shown = base64.b64decode(match[2])
-    assert len(shown) == int(match[1])
-    assert Image.open(io.BytesIO(shown)).tobytes() == Image.open(file).tobytes()

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from cloob.errors import InputError
-from cloob.search import head as heads
-from cloob.search.background import background_texts
+from cloob.search import classify as heads
 from cloob.search.classify import NONE, LabelOptions, Temperature
 from cloob.search.index import Index
 from search_colours import ColourModel, make_index, open_index, write_pictures
@@ -46,12 +45,6 @@ def test_none_and_multi_go_by_the_margin(index: Index) -> None:
     several = index.classify((*NAMES, "red and hot"), LabelOptions(multi=True, cutoff=3.0, templates=("{c}",)))
     of_red = [c for name, c in zip(stems(index, several.ids), several.chosen, strict=True) if name == "red"]
     assert all(sorted(chosen) == [0, 3] for chosen in of_red)
-    row, model = index.store.vectors("colours", labels.ids[5:6].tolist())[0], ColourModel()
-    reached = [float(row @ text) for text in model.encode_text(background_texts()).numpy()]
-    score, mean = float(row @ model.encode_text(["red"]).numpy()[0]), sum(reached) / len(reached)
-    deviation = math.sqrt(sum((x - mean) ** 2 for x in reached) / len(reached))
-    assert labels.margins is not None
-    assert labels.margins[5, 0] == pytest.approx((score - mean) / deviation, abs=1e-3)
 
 
 def test_where_the_temperature_comes_from(coloured: Path) -> None:
@@ -68,8 +61,6 @@ def test_where_the_temperature_comes_from(coloured: Path) -> None:
         model.objective_config = {"inv_tau": 30.0}
         assert temperature() == Temperature(30.0, "objective")
         assert temperature(7.0) == Temperature(7.0, "given")
-        with pytest.raises(InputError, match="τ⁻¹ is -1"):
-            temperature(-1.0)
 
 
 def clouds(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,12 +72,12 @@ def clouds(n: int) -> tuple[np.ndarray, np.ndarray]:
 def test_a_head_is_judged_on_what_it_has_not_seen() -> None:
     # Labels without a meaning: it knows the examples by heart, and cross-validation does not fall for that.
     rows, labels = clouds(8)
-    judged = heads.fit_head(rows, np.random.default_rng(1).permutation(labels), ("a", "b", "c"), "f").judged
+    judged = heads.fit_head(rows, np.random.default_rng(1).permutation(labels), ("a", "b", "c"), "f")
     assert judged.accuracy < 0.6 and judged.folds == 5 and judged.examples == 24
     rows, labels = clouds(2)
-    judged = heads.fit_head(rows, labels, ("a", "b", "c"), "f").judged
+    judged = heads.fit_head(rows, labels, ("a", "b", "c"), "f")
     assert judged.accuracy == 1 and judged.folds == 2
-    for count, names, said in ((2, ("a",), "needed to tell them apart"), (5, ("a", "b", "c"), "example of 'c'")):
+    for count, names, said in ((2, ("a",), "are needed"), (5, ("a", "b", "c"), "example of 'c'")):
         with pytest.raises(InputError, match=said):
             heads.fit_head(rows[:count], labels[:count], names, "f")
 
@@ -94,17 +85,16 @@ def test_a_head_is_judged_on_what_it_has_not_seen() -> None:
 def test_a_head_is_kept_as_numbers(tmp_path: Path) -> None:
     head, path = heads.fit_head(*clouds(3), ("a", "b", "c"), "f"), tmp_path / "heads" / "x.safetensors"
     heads.save_head(path, head)
-    read = heads.load_head(path, "f", 8)
+    read = heads.load_head(path, "f")
     np.testing.assert_array_equal(read.weight, head.weight)
-    assert (read.names, read.judged, read.strength) == (head.names, head.judged, head.strength)
-    for fingerprint, dim in (("g", 8), ("f", 9)):
-        with pytest.raises(InputError, match="a head for another model"):
-            heads.load_head(path, fingerprint, dim)
+    assert (tuple(read.names), read.accuracy, read.strength) == (head.names, head.accuracy, head.strength)
+    with pytest.raises(InputError, match="for this model"):
+        heads.load_head(path, "g")
     whole = path.read_bytes()
     for content in (whole[:50], b"", pickle.dumps({"weight": 1}), whole.replace(b"cloob-head-1", b"cloob-head-2")):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="no head, or damaged"):
-            heads.load_head(path, "f", 8)
+        with pytest.raises(InputError, match="or damaged"):
+            heads.load_head(path, "f")
 
 
 def test_an_example_lies_in_a_folder_of_its_label(tmp_path: Path) -> None:

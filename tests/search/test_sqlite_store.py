@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloob.errors import InputError
-from cloob.search.records import IndexedModel, Item
-from cloob.search.sqlite import approximate, exact, file, matrix
-from cloob.search.sqlite.file import FILE
-from cloob.search.sqlite.store import SqliteStore
-from cloob.search.store import FileState
+from cloob.search import matrix, sqlite
+from cloob.search.records import FileState, IndexedModel, Item
+from cloob.search.sqlite import FILE, SqliteStore
 from cloob.search.where import parse
 
 DIM = 8
@@ -40,10 +37,6 @@ def filled(folder: Path, n: int = 5) -> SqliteStore:
     return store
 
 
-def matrices(folder: Path) -> list[Path]:
-    return list(folder.glob("vectors-*.npy"))
-
-
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     columns = {"b": True, "k": 1, "t": "ä", "n": 1.5}
     whole = item("a/ü.jpg", "x" * 64, date="2024-05-01T12:00:00", caption="a", columns=columns)
@@ -57,23 +50,17 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert list(store.states("s")) == [FileState(1, "a/ü.jpg", 3, 5, "x" * 64, None, ("m",))]
     assert store.find(["x" * 64, "y"]) == {"x" * 64: [1]}
     assert store.columns() == {"b": "boolean", "k": "number", "n": "number", "t": "text"}
-    assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("s",) and store.last_id() == 1
+    assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("s",)
 
 
-def test_all_of_a_call_or_nothing(tmp_path: Path) -> None:
+def test_all_of_a_call_or_nothing_and_a_name_is_one_model(tmp_path: Path) -> None:
     store = filled(tmp_path / "i")
     before = store.revision()
     with pytest.raises(TypeError):
         store.write([item("a"), item("b", columns={"x": object()})], "m", units(2))  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="finite"):
-        store.write([item("a")], "m", np.full((1, DIM), np.nan, np.float32))
     with pytest.raises(UnicodeEncodeError):
         store.write([item("a"), item("\ud800")], "m", units(2))
     assert store.count() == 5 and store.revision() == before
-
-
-def test_a_name_is_one_model(tmp_path: Path) -> None:
-    store = filled(tmp_path / "i")
     store.add_model(replace(MODEL, spec="elsewhere"))
     assert store.models() == (replace(MODEL, spec="elsewhere"),)
     with pytest.raises(InputError, match="another model"):
@@ -81,9 +68,9 @@ def test_a_name_is_one_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean m"):
         store.vectors("mm", [1])
     store.optimise()
-    assert len(matrices(tmp_path / "i")) == 1
+    assert len(list((tmp_path / "i").glob("vectors-*"))) == 1
     store.remove_model("m")
-    assert not matrices(tmp_path / "i") and store.count() == 5
+    assert not list((tmp_path / "i").glob("vectors-*")) and store.count() == 5
 
 
 def nearest(truth: dict[int, np.ndarray], query: np.ndarray, top: int) -> list[tuple[int, np.float32]]:
@@ -109,12 +96,12 @@ def test_a_search_gives_what_a_loop_gives(
     truth = dict(zip((1, 2, 3), units(3), strict=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matrix, "_FEW", 2)
-        patch.setattr(exact, "BLOCK", 2)
+        patch.setattr(matrix, "_BLOCK", 2)
         for what, number, seed in changes:
             ids = {each.path: each.id for each in store.items(store.ids().tolist())}
             if what == "write":
                 store.write([item(str(number), str(seed))], "m", units(1, seed))
-                truth[ids.get(str(number), store.last_id())] = units(1, seed)[0]
+                truth[ids.get(str(number), int(store.ids()[-1]))] = units(1, seed)[0]
             elif what == "remove" and str(number) in ids:
                 store.remove([ids[str(number)]])
                 del truth[ids[str(number)]]
@@ -123,14 +110,13 @@ def test_a_search_gives_what_a_loop_gives(
                 store = SqliteStore(folder, writable=True)
             elif what == "optimise":
                 store.optimise()
-            query = units(1, seed)
+            query = units(1, seed)[0]
             some = {id_: row for id_, row in truth.items() if id_ % 3 or id_ > 6}
             for view in (store, other):
                 for where, wanted in ((None, truth), (parse("id not in (3, 6)"), some)):
                     found = view.nearest("m", query, 4, where)
-                    hits = list(zip(found.ids[0].tolist(), found.scores[0], strict=True))
-                    best = nearest(wanted, query[0], 4)
-                    assert hits == best + [(0, -np.inf)] * (4 - len(best)) and found.searched == len(wanted)
+                    assert list(zip(found.ids.tolist(), found.scores, strict=True)) == nearest(wanted, query, 4)
+                    assert found.searched == len(wanted)
     store.close()
     other.close()
 
@@ -139,15 +125,13 @@ def test_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
     store = filled(tmp_path / "i", 1)
     store.optimise()
     store.close()
-    (cache,) = matrices(tmp_path / "i")
+    (cache,) = (tmp_path / "i").glob("vectors-*")
     whole = cache.read_bytes()
-    other_id = whole[:128] + (77).to_bytes(8, "little") + whole[136:]
-    pickled = whole.replace(b"'<f4'", b"'|O' ")
-    for content in (b"", whole[:-1], other_id, pickled, whole[:300]):
+    for content in (b"", whole[:-1], (77).to_bytes(8, "little") + whole[8:], whole[:30]):
         cache.write_bytes(content)
         store = SqliteStore(tmp_path / "i")
-        found = store.nearest("m", units(1), 1)
-        assert found.ids.tolist() == [[1]] and found.scores[0, 0] == pytest.approx(1)
+        found = store.nearest("m", units(1)[0], 1)
+        assert found.ids.tolist() == [1] and found.scores[0] == pytest.approx(1)
         store.close()
 
 
@@ -161,7 +145,7 @@ def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None
         store = SqliteStore(tmp_path / "i", writable=True)
         store.write([item("0", "new")], "m", units(1, seed))
         store.optimise()
-        assert store.nearest("m", units(1, seed), 1).scores[0, 0] == pytest.approx(1)
+        assert store.nearest("m", units(1, seed)[0], 1).scores[0] == pytest.approx(1)
         store.close()
 
 
@@ -179,19 +163,19 @@ def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(
     filled(tmp_path / "i").close()
     monkeypatch.setattr(sqlite3, "connect", refused)
     reader = SqliteStore(tmp_path / "i")
-    assert reader.count() == 5 and reader.nearest("m", units(1), 1).searched == 5
+    assert reader.count() == 5 and reader.nearest("m", units(1)[0], 1).searched == 5
     for number in (6, 7):
         owner = SqliteStore(tmp_path / "i", writable=True)
         owner.write([item(f"new {number}")], "m", units(1, number))
         assert reader.count() == number  # while the owner still writes
         owner.close()
-        found = reader.nearest("m", units(1, number), 1)
-        assert found.ids.tolist() == [[number]] and found.searched == reader.count() == number
+        found = reader.nearest("m", units(1, number)[0], 1)
+        assert found.ids.tolist() == [number] and found.searched == reader.count() == number
     reader.close()
 
 
 def test_a_second_writer_waits_then_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0.05)
     store = filled(tmp_path / "i")
     other = sqlite3.connect(tmp_path / "i" / FILE, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -220,44 +204,3 @@ def test_a_journal_or_a_link_beside_it_is_refused(tmp_path: Path) -> None:
                 SqliteStore(tmp_path / "i", writable=writable)
         beside.unlink()
         assert (tmp_path / "victim").read_text() == "mine"
-
-
-def test_several_threads(tmp_path: Path) -> None:
-    store = filled(tmp_path / "i", 50)
-    wrong: list[object] = []
-
-    def search(seed: int) -> None:
-        for i in range(10):
-            found = store.nearest("m", units(1, seed * 100 + i), 3)
-            if len(store.items(found.ids[0].tolist())) != 3:
-                wrong.append(found)
-
-    threads = [threading.Thread(target=search, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for i in range(10):
-        store.write([item(f"more {i}")], "m", units(1, i))
-    for thread in threads:
-        thread.join()
-    assert not wrong and store.nearest("m", units(1), 1).searched == 60
-
-
-def test_approximate_search_finds_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("faiss")
-    monkeypatch.setattr(approximate, "WORTH_IT_FROM", 100)
-    monkeypatch.setattr(approximate, "_probes", lambda nlist: 8)  # else it looks at all
-    filled(tmp_path / "i", 2000).close()
-    store = SqliteStore(tmp_path / "i", writable=True, approximate=True)
-    store.optimise()
-    loop = SqliteStore(tmp_path / "i", approximate=False)
-    queries = units(20, 5)
-    for turn in range(2):
-        found, wanted = store.nearest("m", queries, 10), loop.nearest("m", queries, 10)
-        recall = np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(found.ids, wanted.ids, strict=True)])
-        assert 0.5 < recall < 1 and found.searched == wanted.searched
-        scores = dict(zip(wanted.ids[0].tolist(), wanted.scores[0].tolist(), strict=True))
-        for id_, score in zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True):
-            assert scores.get(id_, score) == score
-        store.remove(wanted.ids[0].tolist())  # gone from both, and what is new is found
-        store.write([item(f"new {turn}")], "m", queries[:1])
-        assert store.nearest("m", queries[:1], 1).scores[0, 0] == pytest.approx(1)

@@ -18,8 +18,7 @@ from cloob.errors import InputError, printable
 
 if TYPE_CHECKING:
     from cloob.models.encoding import Encoder
-    from cloob.search.classify import LabelOptions, Labels
-    from cloob.search.head import Head
+    from cloob.search.classify import Head, LabelOptions, Labels
     from cloob.search.index import Index
     from cloob.search.records import Item
 
@@ -87,7 +86,7 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Sorts; 1 where a picture could not be read or moved."""
-    from cloob.search.head import is_head, label_by_head
+    from cloob.search.classify import is_head, label_by_head
 
     how, head = _label_options(options), options.head
     if head is not None and options.examples is not None and head.exists() and not is_head(head):
@@ -133,22 +132,19 @@ def _labels(text: str, how: LabelOptions) -> tuple[str, ...]:
 
 def _head(options: Options, index: Index) -> Head:
     """The head of the examples, kept where it was asked for; or one that was kept before."""
-    from cloob.search.head import head_of, load_head, save_head
-    from cloob.search.identity import Making
-    from cloob.search.open import is_there
+    from cloob.search.classify import head_of, load_head, save_head
+    from cloob.search.index import is_there
 
     asked = index.model()
     if options.examples is None:
         assert options.head is not None
-        return load_head(options.head, asked.fingerprint, asked.dim)
+        return load_head(options.head, asked.fingerprint)
     model: str | Encoder | None = options.model
     if is_there(options.source):
         model = index.encoder(asked, options.device)  # its vectors have to be of these weights
-    making = Making.of(asked.fingerprint)
-    with opened(options.examples, model, options.device, options.workers, making) as (examples, _):
+    with opened(options.examples, model, options.device, options.workers, asked.precision) as (examples, _):
         head, zero_shot = head_of(examples, options.examples)
-    judged = head.judged
-    said = f"{judged.accuracy:.1%} of {judged.examples} examples right, each held out once ({judged.folds} folds)"
+    said = f"{head.accuracy:.1%} of {head.examples} examples right, each held out once ({head.folds} folds)"
     print(f"cloob: head for {len(head.names)} labels: {said}; by the labels' names {zero_shot:.1%}", file=sys.stderr)
     file = options.head
     if file is None and "://" not in options.source and is_there(options.source):

@@ -15,8 +15,8 @@ from cloob.errors import InputError, printable
 if TYPE_CHECKING:
     from cloob.models.encoding import Encoder
     from cloob.search.build import Summary
-    from cloob.search.identity import Making
     from cloob.search.index import Index
+    from cloob.search.records import Precision
 
 INDEX_FILE = "index.sqlite"
 
@@ -48,7 +48,11 @@ def check_source(source: str, model: str | None) -> None:
 
 @contextmanager
 def opened(
-    source: str | Path, model: str | Encoder | None, device: str, workers: int | None, making: Making | None = None
+    source: str | Path,
+    model: str | Encoder | None,
+    device: str,
+    workers: int | None,
+    precision: Precision | None = None,
 ) -> Iterator[tuple[Index, int]]:
     """An index of a source, and how many of its pictures, folders and shards could not be read; stderr names some.
 
@@ -59,18 +63,15 @@ def opened(
 
     from cloob.commands.terminal import Progress
     from cloob.machine import decoders
-    from cloob.search.identity import Making
-    from cloob.search.index import Index
-    from cloob.search.open import is_there
+    from cloob.search.index import Index, is_there
     from cloob.search.update import UpdateOptions
 
     if is_there(source):
         with Index.open(source, model=model if isinstance(model, str) else None) as index:
             yield index, 0
         return
-    making = making or Making()
     workers = decoders() if workers is None else workers
-    options = UpdateOptions(model, device=device, precision=making.precision, draft=making.draft, workers=workers)
+    options = UpdateOptions(model, device=device, precision=precision, workers=workers)
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, Index.create(Path(folder) / "index") as index:
         with Progress() as progress:
             done = index.update([source], options, progress=partial(progress.update, "pictures"))
@@ -85,7 +86,7 @@ def report_left_out(summary: Summary) -> None:
     from cloob.search.scan.collection import EXAMPLES
 
     left_out = summary.left_out
-    reasons = [(fault, count, summary.fault_examples[fault]) for fault, count in summary.faults.most_common()]
+    reasons = [(fault, count, summary.unreadable.examples[fault]) for fault, count in summary.faults.most_common()]
     reasons += [(reason, count, left_out.examples[reason]) for reason, count in left_out.counts.items()]
     for reason, count, examples in reasons:
         more = ", …" if count > len(examples) >= EXAMPLES else ""

@@ -52,7 +52,7 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Embeds; 1 where a picture could not be read."""
-    from cloob.search.open import is_there
+    from cloob.search.index import is_there
 
     if options.a is not None or options.b is not None:
         return _embed_rows(options)
@@ -107,7 +107,6 @@ def _write_vectors(index: Index, out: Path) -> int:
     from safetensors.numpy import save
 
     from cloob.files import write_whole
-    from cloob.search.find import rows_in_blocks
     from cloob.search.records import Item, valid
 
     if out.suffix == ".parquet":
@@ -115,7 +114,7 @@ def _write_vectors(index: Index, out: Path) -> int:
     asked = index.model()
     items: list[Item] = []
     parts = []
-    for ids, rows in rows_in_blocks(index, asked, None):
+    for ids, rows in index.view(model=asked).blocks():
         there = index.items(ids.tolist())
         items += there
         parts.append(rows[np.isin(ids, [item.id for item in there])])  # others were removed meanwhile

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cloob.commands.collection import INDEX_FILE, report_left_out
-from cloob.commands.options import CacheOptions, check_out, check_there, tyro
+from cloob.commands.options import CacheOptions, check_there, tyro
 from cloob.commands.terminal import Progress, say_next, shell
 from cloob.errors import InputError, printable, require
 
@@ -36,7 +36,7 @@ class Options:
     name: str | None = None
     """What the index calls the model; its file name or tag when left out."""
     replace_model: bool = False
-    """Make all vectors anew where the model of this name has other weights, --precision or --draft than it had."""
+    """Make all vectors anew where the model of this name has other weights or another --precision than it had."""
     exclude: tuple[str, ...] = ()
     """Globs; files and folders that match one are left out: --exclude '*.gif' cache. The index remembers them; given
     anew they replace those of before, and --exclude '' clears them."""
@@ -48,8 +48,6 @@ class Options:
     """Another index, to be taken into this one."""
     faults: bool = False
     """List the files that could not be read, and why; index nothing."""
-    export: Path | None = None
-    """Write a Parquet table: path, caption, date, size, columns, vector, and x, y on a map."""
     image_column: str | None = None
     """Column of a table with the picture or its path."""
     caption_column: str | None = None
@@ -59,9 +57,6 @@ class Options:
     precision: Literal["fp32", "bf16"] | None = None
     """Of the image tower; bf16 is for GPUs and for processors with AMX, others are slower in it. Left out, as the index
     has it, else fp32."""
-    draft: bool = False
-    """Decode large JPEG files at a half, a quarter or an eighth of their size: faster, and other vectors by a hair. An
-    index that was begun so goes on so."""
     batch_size: int = 64
     """Pictures a forward pass, and a transaction."""
     workers: int | None = None
@@ -83,8 +78,6 @@ def check(options: Options) -> None:
         _check_new(options, Path(options.out))
         for source in options.sources:  # an index that is there may know one that is gone
             check_there(source)
-    if options.export is not None:
-        check_out("--export", options.export, (".parquet",), options.sources)
 
 
 def _check_new(options: Options, folder: Path) -> None:
@@ -99,12 +92,9 @@ def _check_new(options: Options, folder: Path) -> None:
 
 
 def run(options: Options) -> int:
-    """Indexes, merges, exports; 1 when a source could not be read, with what there is written."""
-    from cloob.search.export import is_export
+    """Indexes and merges; 1 when a source could not be read, with what there is written."""
     from cloob.search.index import Index
 
-    if options.export is not None and options.export.exists() and not is_export(options.export):
-        raise InputError(f"--export {options.export}: is a file of another kind; name another file")
     if options.faults:
         with Index.open(options.out) as index:
             for state in (state for source in index.store.sources() for state in index.store.states(source)):
@@ -113,7 +103,7 @@ def run(options: Options) -> int:
         return 0
     with _opened(options.out) as index:
         address, failed = index.store.address, False
-        if options.sources or not (options.merge or options.export):
+        if options.sources or not options.merge:
             try:
                 summary = _update(index, options)
             except KeyboardInterrupt:
@@ -128,9 +118,6 @@ def run(options: Options) -> int:
             print(f"{other.store.address}: {said}")
             if done.other:
                 print(f"cloob: {done.other:,} pictures are other ones here; they stay as they are", file=sys.stderr)
-        if options.export is not None:
-            rows = index.export(options.export, model=options.name)
-            print(f"{options.export}: {rows:,} rows")
         if _is_first():
             models = "".join(f", {printable(model.name)}" for model in index.models)
             print(f"{address}: {len(index):,} pictures{models}", flush=True)
@@ -145,8 +132,7 @@ def _opened(address: str) -> Iterator[Index]:
 
     Of several ranks the first one makes it and holds it. The system lets go of it when the process ends.
     """
-    from cloob.search.index import Index
-    from cloob.search.open import is_database, is_there
+    from cloob.search.index import Index, is_database, is_there
 
     if is_database(address):
         with Index.create(address) as index:
@@ -175,15 +161,13 @@ def _opened(address: str) -> Iterator[Index]:
 
 
 def _lock(folder: Path) -> contextlib.AbstractContextManager[object]:
-    from cloob.search.sqlite.file import not_writable
-
     library = require("filelock", "train")
     try:
         lock: contextlib.AbstractContextManager[object] = library.FileLock(folder / f"{INDEX_FILE}.lock").acquire(0)
     except library.Timeout:
         raise InputError(f"another `cloob index` is at work on {folder}; wait until it is done") from None
     except OSError:
-        raise not_writable(folder) from None
+        raise InputError(f"{folder}: this index may not be written; check the permissions of the folder") from None
     return lock
 
 
@@ -199,7 +183,6 @@ def _update(index: Index, options: Options) -> Summary:
         replace_model=options.replace_model,
         device=options.device,
         precision=options.precision,
-        draft=options.draft or None,
         scan=ScanOptions(options.exclude, options.image_column, options.caption_column),
         batch_size=options.batch_size,
         workers=workers,

@@ -158,8 +158,6 @@ def _find_item(index: Index, like: str) -> int:
 
 
 def _show(index: Index, options: Options, results: Results) -> int:
-    from cloob.search.find import read_filter, why_none
-
     items = [hit.item for hit in results.hits]
     if options.json:
         facts = {name: getattr(results, name) for name in ("model", "searched", "cut")}
@@ -168,7 +166,7 @@ def _show(index: Index, options: Options, results: Results) -> int:
     elif options.paths:
         _print_paths([items], null=options.null)
     else:
-        _print_hits(index, results)
+        _print_hits(results)
     code = _copy(index, items, options.copy_to)
     if options.sheet is not None or options.open:
         _write_sheet(index, options, results)
@@ -177,7 +175,7 @@ def _show(index: Index, options: Options, results: Results) -> int:
     if not results.hits:
         said = f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same"
         if not results.searched:
-            why = why_none(index.store, results.model, read_filter(index, options.where))
+            why = index.view(options.where, results.model).why_none()
             said = f"no picture to search: {why}"
         elif not results.cut:
             said = "there is no other picture to search"
@@ -185,21 +183,10 @@ def _show(index: Index, options: Options, results: Results) -> int:
     return code
 
 
-def _print_hits(index: Index, results: Results) -> None:
-    from cloob.pictures import Unreadable
-    from cloob.search import terminal
-
+def _print_hits(results: Results) -> None:
     to_person = sys.stdout.isatty()
-    how = terminal.protocol(os.environ, to_person)
     for hit in results.hits:
         margin, item = "" if hit.margin is None else f"{hit.margin:.1f}", hit.item
-        if how is not None:
-            try:
-                print(terminal.shown(index.picture(item.id), how))
-            except Unreadable as error:
-                print(printable(f"({error.reason}: {error.detail})"))
-            except (InputError, OSError):
-                print("(not readable any more)")
         if to_person:
             print(_aligned(f"{hit.score:6.3f}  {margin:>5}", item))
         else:
@@ -212,7 +199,7 @@ def _write_sheet(index: Index, options: Options, results: Results) -> None:
     import tempfile
     import webbrowser
 
-    from cloob.search.sheet import write_sheet
+    from cloob.search.export import write_sheet
 
     faults: list[str] = []
 

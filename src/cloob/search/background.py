@@ -24,15 +24,9 @@ from cloob.cache import Cache
 from cloob.errors import InputError
 from cloob.search.query import Embedder, Query
 
-CUTOFF = 3.0
-"""Default cutoff of a query with words."""
-
-PICTURE_CUTOFF = 2.0
-"""Default cutoff of a query of pictures alone, whose scores spread more."""
-
-DRAWN = 256
-"""Pictures of the index that stand for unrelated pictures."""
-
+CUTOFF = 3.0  # of a query with words
+PICTURE_CUTOFF = 2.0  # of a query of pictures alone, whose scores spread more
+DRAWN = 256  # pictures of the index that stand for unrelated pictures
 _MIN_PICTURES = 20
 _MIN_DEVIATION = 1e-3  # of cosines
 
@@ -48,13 +42,13 @@ def background_rows(embedder: Callable[[], Embedder], fingerprint: str) -> Vecto
     """(B, D) unit rows of the background's texts, by the model of a fingerprint; cached on disk."""
     cache, texts = Cache(), background_texts()
     name = hashlib.sha256("\n".join((fingerprint, *texts)).encode()).hexdigest() + ".npy"
+    rows: Vectors
     with contextlib.suppress(ValueError, EOFError, OSError):  # a damaged file is made again
         if (cached := cache.find("embeddings", name)) is not None:
-            rows: Vectors = np.load(cached, allow_pickle=False)
+            rows = np.load(cached, allow_pickle=False)
             return rows
     rows = embedder().texts(texts)
-    stream = io.BytesIO()
-    np.save(stream, rows, allow_pickle=False)
+    np.save(stream := io.BytesIO(), rows, allow_pickle=False)
     with contextlib.suppress(InputError):  # the next process makes them again
         cache.put("embeddings", name, stream.getvalue())
     return rows
@@ -90,9 +84,3 @@ def margins(scores: Vectors, pictures: Vectors, others: Vectors) -> Vectors:
 def default_cutoff(query: Query) -> float:
     """The cutoff of a query."""
     return CUTOFF if any(term.kind == "words" for term in query.terms) else PICTURE_CUTOFF
-
-
-def check_cutoff(cutoff: float) -> None:
-    """Raises InputError unless a cutoff is finite."""
-    if not np.isfinite(cutoff):
-        raise InputError(f"the cutoff is {cutoff}; a number of standard deviations is wanted, such as {CUTOFF:g}")

@@ -5,6 +5,7 @@ A file is unchanged if its size and time are. Of the others, files whose bytes a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import threading
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,17 +21,14 @@ from torch import Tensor
 
 from cloob.data.batch import BadSample
 from cloob.models.encoding import Encoder, evaluating
-from cloob.pictures import MAX_JPEG_PIXELS, MAX_PIXELS, Encoded, Unreadable
-from cloob.search.identity import Making
-from cloob.search.records import Item, Value, valid
-from cloob.search.scan.collection import EXAMPLES, NO_PICTURE, SEPARATOR, Collection, Found, LeftOut, ReadFailed
-from cloob.search.store import FileState, Store, Vectors
+from cloob.pictures import Encoded, Unreadable
+from cloob.search.records import FileState, IndexedModel, Item, Value, valid
+from cloob.search.scan.collection import NO_PICTURE, SEPARATOR, Collection, Found, LeftOut, ReadFailed
+from cloob.search.store import Store, Vectors
 
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
 _COUNTS = ("added", "changed", "described", "completed", "removed", "unchanged", "embedded")
-_SPARE = 2  # sides of a picture that is decoded smaller, at least, in sides of the model's input
-_REMOVED_AT_ONCE = 10_000
-_EXIF_DATES = ((0x8769, 0x9003), (0x8769, 0x9004), (None, 0x0132))  # taken, digitised, changed
+_EXIF, _TAKEN, _CHANGED = 0x8769, 0x9003, 0x0132  # of a picture's EXIF
 _DATE = re.compile(r"(\d{4})(?:-(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)(?:[T ](\d\d:\d\d(?::\d\d)?\S*))?)?")
 
 
@@ -44,11 +43,15 @@ class Summary:
     removed: int = 0
     unchanged: int = 0  # files that were not opened
     embedded: int = 0  # pictures that went through the model
-    faults: Counter[str] = field(default_factory=Counter)  # files that cannot be read, by reason; old ones included
-    fault_examples: dict[str, list[str]] = field(default_factory=dict)  # the first few paths of each reason
+    unreadable: LeftOut = field(default_factory=LeftOut)  # files by the reason why; old ones included
     left_out: LeftOut = field(default_factory=LeftOut)
     refused: dict[str, str] = field(default_factory=dict)  # by source, why nothing of it was done or removed
     seconds: float = 0.0
+
+    @property
+    def faults(self) -> Counter[str]:
+        """Files that cannot be read, by reason."""
+        return Counter(self.unreadable.counts)
 
     @property
     def unread(self) -> int:
@@ -57,25 +60,16 @@ class Summary:
 
     def add_fault(self, fault: str, path: str) -> None:
         """Counts a file that cannot be read, without the details; those of a decoder say what to install."""
-        reason = fault if fault.startswith("no decoder") else fault.partition(" (")[0].partition(":")[0]
-        self.faults[reason] += 1
-        examples = self.fault_examples.setdefault(reason, [])
-        if len(examples) < EXAMPLES:
-            examples.append(path)
+        self.unreadable.add(fault if fault.startswith("no decoder") else re.split(r" \(|:", fault)[0], path)
 
     def add(self, other: Summary) -> None:
         """Adds what another source or rank did."""
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.faults.update(other.faults)
-        for reason, examples in other.fault_examples.items():
-            shown = self.fault_examples.setdefault(reason, [])
-            shown += examples[: EXAMPLES - len(shown)]
-        for reason, count in other.left_out.counts.items():
-            first, *rest = other.left_out.examples[reason]
-            self.left_out.add(reason, first, count)
-            for example in rest:
-                self.left_out.add(reason, example, 0)
+        for mine, theirs in ((self.unreadable, other.unreadable), (self.left_out, other.left_out)):
+            for reason, count in theirs.counts.items():
+                for place, example in enumerate(theirs.examples[reason]):
+                    mine.add(reason, example, 0 if place else count)
         self.refused.update(other.refused)
 
 
@@ -98,9 +92,7 @@ class Plan:
     summary: Summary
 
 
-def make_plan(
-    store: Store, collection: Collection, model: str, max_megapixels: float | None = None, *, remove_all: bool = False
-) -> Plan:
+def make_plan(store: Store, collection: Collection, model: str, *, remove_all: bool = False) -> Plan:
     """Compares a source with what the index knows of it; opens no file."""
     known = {state.path: state for state in store.states(collection.name)}
     pictures = [state for state in known.values() if state.id is not None]
@@ -119,19 +111,25 @@ def make_plan(
         state = known.pop(found.path, None)
         if state is None or state.mtime_ns != found.mtime_ns or found.bytes not in (None, state.bytes):
             plan.work.append(Work(found, state, collection))
-        elif state.fault is not None and (found.missing or not _worth_another_try(state.fault, max_megapixels)):
+        elif state.fault is not None and (found.missing or _is_final(state.fault)):
             plan.summary.add_fault(state.fault, state.path)
         elif state.fault is None and model in state.models:
             plan.summary.unchanged += 1
         else:
             plan.work.append(Work(found, state, collection))
-    plan.gone = [state for path, state in known.items() if not _below(path, collection.unlisted)]
+    unlisted = tuple(f"{folder}{end}" for folder in collection.unlisted for end in ("/", SEPARATOR))
+    plan.gone = [state for path, state in known.items() if not path.startswith(unlisted)]
     plan.summary.left_out = collection.left_out
-    if not seen and not pictures and not collection.unlisted:
+    if not seen and not pictures and not unlisted:
         plan.summary.refused[collection.name] = "no pictures in it"
     elif pictures and not remove_all:
         _refuse_losses(plan, pictures, in_containers)
     return plan
+
+
+def _is_final(fault: str) -> bool:
+    """Whether a file that could not be read, and has not changed, is not worth another try."""
+    return fault.startswith(("corrupt image", "embedding not finite")) or NO_PICTURE in fault
 
 
 def _refuse_losses(plan: Plan, pictures: Sequence[FileState], in_containers: set[bool]) -> None:
@@ -140,38 +138,13 @@ def _refuse_losses(plan: Plan, pictures: Sequence[FileState], in_containers: set
     if in_containers and not were & in_containers:
         plan.gone, plan.work = [], []
         before, now = ("in tars or Arrow files", "files") if True in were else ("files", "in tars or Arrow files")
-        plan.summary.refused[name] = (
-            f"its {len(pictures):,} pictures were {before} and now are {now}, so nothing was done; "
-            "--remove-all takes these for those"
-        )
+        why = f"pictures were {before} and now are {now}, so nothing was done; --remove-all takes these for those"
+        plan.summary.refused[name] = f"its {len(pictures):,} {why}"
     elif not in_containers and not plan.collection.unlisted:
         plan.gone = []
         plan.work = [work for work in plan.work if work.state is None or work.state.id is None]
-        plan.summary.refused[name] = (
-            f"none of its {len(pictures):,} pictures is there any more (not mounted?), so nothing was removed; "
-            "--remove-all removes them"
-        )
-
-
-def pixel_limit(max_megapixels: float | None) -> int | None:
-    """The limit in pixels."""
-    return None if max_megapixels is None else max(1, int(max_megapixels * 1e6))
-
-
-def _worth_another_try(fault: str, max_megapixels: float | None) -> bool:
-    """Whether a file that could not be read may be readable by now though it has not changed."""
-    if fault.startswith(("no decoder", "missing image", "no permission")):
-        return NO_PICTURE not in fault
-    if " pixels, the limit is " not in fault:
-        return False
-    limit = pixel_limit(max_megapixels)  # another limit is worth another try
-    return not any(
-        fault.endswith(f"{each:,})") for each in ([MAX_PIXELS, MAX_JPEG_PIXELS] if limit is None else [limit])
-    )
-
-
-def _below(path: str, folders: Sequence[str]) -> bool:
-    return any(path.startswith((f"{folder}/", f"{folder}{SEPARATOR}")) for folder in folders)
+        why = "pictures is there any more (not mounted?), so nothing was removed; --remove-all removes them"
+        plan.summary.refused[name] = f"none of its {len(pictures):,} {why}"
 
 
 @dataclass(frozen=True)
@@ -190,11 +163,14 @@ class Prepared:
         """The hash of the file; empty if it cannot be read."""
         return "" if self.item is None else self.item.content
 
-    @property
-    def is_new(self) -> bool:
-        """Whether the index does not have these bytes at this path."""
+    def change(self, model: str) -> Literal["added", "changed", "completed", "described"]:
+        """What is new of it: this path, its bytes, its vector of this model, or what is said of it."""
         state = self.work.state
-        return state is None or state.id is None or state.content != self.content
+        if state is None or state.id is None:
+            return "added"
+        if state.content != self.content:
+            return "changed"
+        return "described" if model in state.models else "completed"
 
 
 class Builder:
@@ -205,17 +181,11 @@ class Builder:
     """
 
     def __init__(
-        self,
-        store: Store,
-        model: str,
-        encoder: Callable[[], Encoder],
-        making: Making,
-        batch_size: int,
-        max_megapixels: float | None,
+        self, store: Store, model: IndexedModel, encoder: Callable[[], Encoder], batch_size: int, max_pixels: int | None
     ) -> None:
         self.summary = Summary()
-        self._store, self._model, self._encoder, self._making = store, model, encoder, making
-        self._batch_size, self._max_pixels = batch_size, pixel_limit(max_megapixels)
+        self._store, self._model, self._encoder = store, model.name, encoder
+        self._in_bf16, self._batch_size, self._max_pixels = model.precision == "bf16", batch_size, max_pixels
         self._waiting: list[Prepared] = []
         self._may_decode = threading.Event()
         self._may_decode.set()
@@ -227,16 +197,13 @@ class Builder:
             data = work.collection.read(work.found)
             encoded = Encoded(data, self._max_pixels)
             item = _item(work, encoded, data)
-            if not decode and self._is_known(item.content):
+            if not decode and self._known_rows(self._model, [item.content]):
                 return Prepared(work, item)
-            side = getattr(self._encoder(), "image_size", None) if self._making.draft else None
-            pixels = self._encoder().preprocess(encoded.rgb(_draft_reduction(encoded.stored, side)))
+            pixels = self._encoder().preprocess(encoded.rgb())
             return Prepared(work, item, pixels, truncated=encoded.truncated)
-        except BadSample as bad:
+        except (BadSample, Unreadable) as bad:
             fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
             return Prepared(work, None, fault=fault, transient=isinstance(bad, ReadFailed))
-        except Unreadable as bad:
-            return Prepared(work, None, fault=f"{bad.reason} ({bad.detail})")
 
     def add(self, prepared: Prepared) -> None:
         """Keeps a picture for the next batch."""
@@ -254,71 +221,53 @@ class Builder:
     def flush(self) -> None:
         """Writes what is waiting. All known vectors are read before one is written: files may exchange their bytes."""
         waiting, self._waiting = self._waiting, []
-        own = self._known_rows(self._model, waiting)
-        batch = [self._decoded(each, own) for each in waiting]
+        own = self._known_rows(self._model, [each.content for each in waiting])
+        batch = [
+            self.prepare(each.work, decode=True)  # its vector was known, and is not any more
+            if each.item is not None and each.pixels is None and each.content not in own
+            else each
+            for each in waiting
+        ]
         new = {each.content: each.pixels for each in batch if each.pixels is not None and each.content not in own}
         for start in range(0, len(new), self._batch_size):
             contents = list(new)[start : start + self._batch_size]
             own |= zip(contents, self._embed([new[content] for content in contents]), strict=True)
         self.summary.embedded += len(new)
-        good = [each for each in batch if each.item is not None and np.isfinite(own[each.content]).all()]
-        arrived = [each for each in good if each.is_new]
+        finite = {content for content, row in own.items() if np.isfinite(row).all()}
+        good = [each for each in batch if each.content in finite]
+        arrived = [each for each in good if each.change(self._model) in ("added", "changed")]
         others = [model.name for model in self._store.models() if model.name != self._model]
-        copies = {model: self._known_rows(model, arrived) for model in others}
-        for model, rows in copies.items():
-            self._write(model, [each for each in arrived if each.content in rows], rows)
-        self._write(self._model, good, own)  # last: a file that has this vector is done
+        copies = {model: self._known_rows(model, [each.content for each in arrived]) for model in others}
+        for model, rows in (*copies.items(), (self._model, own)):  # its own last: a file that has this vector is done
+            some = good if rows is own else [each for each in arrived if each.content in rows]
+            if some:
+                items = [each.item for each in some if each.item is not None]
+                self._store.write(items, model, np.stack([rows[each.content] for each in some]))
+        for each in good:
+            count = each.change(self._model)
+            setattr(self.summary, count, getattr(self.summary, count) + 1)
         for each in batch:
-            if each.item is not None and np.isfinite(own[each.content]).all():
-                self._count(each)
-            else:
+            if each.content not in finite:
                 self._write_fault(each)
 
-    def _is_known(self, content: str) -> bool:
-        ids = self._store.find([content]).get(content, [])
-        return bool(ids) and bool(np.isfinite(self._store.vectors(self._model, ids)).all(1).any())
-
-    def _known_rows(self, model: str, some: Sequence[Prepared]) -> dict[str, Vectors]:
+    def _known_rows(self, model: str, contents: Sequence[str]) -> dict[str, Vectors]:
         """By content the vectors of a model that the index has."""
-        holders = self._store.find(list({each.content for each in some})) if some else {}
-        contents = {id_: content for content, ids in holders.items() for id_ in ids}
-        rows = zip(contents.values(), self._store.vectors(model, list(contents)), strict=True)
+        holders = self._store.find(list(set(contents))) if contents else {}
+        by_id = {id_: content for content, ids in holders.items() for id_ in ids}
+        rows = zip(by_id.values(), self._store.vectors(model, list(by_id)) if by_id else [], strict=True)
         return {content: row for content, row in rows if np.isfinite(row).all()}
-
-    def _decoded(self, prepared: Prepared, known: dict[str, Vectors]) -> Prepared:
-        """A picture whose vector was known, and is not any more, again with its pixels."""
-        if prepared.item is None or prepared.pixels is not None or prepared.content in known:
-            return prepared
-        return self.prepare(prepared.work, decode=True)
 
     def _embed(self, pixels: Sequence[Tensor]) -> Vectors:
         encoder = self._encoder()
         device = torch.device(getattr(encoder, "device", "cpu"))
-        bf16 = self._making.precision == "bf16"
         if device.type == "cpu":
             self._may_decode.clear()
         try:
-            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=self._in_bf16):
                 rows: Vectors = encoder.encode_image(torch.stack(list(pixels)).to(device)).float().cpu().numpy()
         finally:
             self._may_decode.set()
         return rows
-
-    def _write(self, model: str, some: Sequence[Prepared], rows: dict[str, Vectors]) -> None:
-        if some:
-            items = [each.item for each in some if each.item is not None]
-            self._store.write(items, model, np.stack([rows[each.content] for each in some]))
-
-    def _count(self, prepared: Prepared) -> None:
-        state = prepared.work.state
-        if state is None or state.id is None:
-            self.summary.added += 1
-        elif state.content != prepared.content:
-            self.summary.changed += 1
-        elif self._model not in state.models:
-            self.summary.completed += 1
-        else:
-            self.summary.described += 1
 
     def _write_fault(self, prepared: Prepared) -> None:
         found, known = prepared.work.found, prepared.work.state
@@ -333,37 +282,18 @@ class Builder:
 def remove_gone(store: Store, plan: Plan) -> int:
     """Removes what a source does not have any more; returns how many pictures."""
     ids = [state.id for state in plan.gone if state.id is not None]
-    for start in range(0, len(ids), _REMOVED_AT_ONCE):
-        store.remove(ids[start : start + _REMOVED_AT_ONCE])
+    if ids:
+        store.remove(ids)
     if faulty := [state.path for state in plan.gone if state.id is None]:
         store.clear_faults(plan.collection.name, faulty)
     return len(ids)
 
 
-def _draft_reduction(stored: tuple[int, int], side: int | None) -> int:
-    """By which factor a JPEG of this size may come out smaller, so that twice the model's side is left."""
-    reduction = 1
-    while side and reduction < 8 and min(stored) >= 2 * reduction * _SPARE * side:
-        reduction *= 2
-    return reduction
-
-
 def _item(work: Work, encoded: Encoded, data: bytes) -> Item:
     caption, columns = work.collection.describe(work.found)
-    width, height = encoded.whole
-    return Item(
-        id=0,
-        source=work.collection.name,
-        path=work.found.path,
-        content=hashlib.sha256(data).hexdigest(),
-        bytes=len(data),
-        mtime_ns=work.found.mtime_ns,
-        width=width,
-        height=height,
-        date=_iso_date(columns.get("date")) or _date_taken(encoded),
-        caption=caption,
-        columns=dict(columns),
-    )
+    content, taken = hashlib.sha256(data).hexdigest(), _iso_date(columns.get("date")) or _date_taken(encoded)
+    place = (0, work.collection.name, work.found.path)
+    return Item(*place, content, len(data), work.found.mtime_ns, *encoded.whole, taken, caption, dict(columns))
 
 
 def _iso_date(stated: Value) -> str | None:
@@ -384,13 +314,9 @@ def _iso_date(stated: Value) -> str | None:
 
 def _date_taken(encoded: Encoded) -> str | None:
     """When a picture was taken according to its EXIF, without a time zone."""
-    if (exif := encoded.exif) is None:
-        return None
-    for group, tag in _EXIF_DATES:
-        try:
-            raw = exif.get(tag) if group is None else exif.get_ifd(group).get(tag)
-        except Exception:  # Pillow raises nearly anything on damaged EXIF
-            continue
-        if isinstance(raw, str) and (taken := _iso_date(raw)) is not None:
-            return taken
+    exif = encoded.exif
+    with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged EXIF
+        for raw in [] if exif is None else [exif.get_ifd(_EXIF).get(_TAKEN), exif.get(_CHANGED)]:
+            if isinstance(raw, str) and (taken := _iso_date(raw)) is not None:
+                return taken
     return None

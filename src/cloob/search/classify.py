@@ -1,48 +1,55 @@
-"""Zero-shot labels: which of some names a picture is nearest to, with which probability, and whether any fits.
+"""Labels of pictures: zero-shot by the labels' names, or by a head that was fitted to a few examples.
 
 Legend: n pictures, C labels, D the width of a model's rows.
 
 A label's row is the mean of its prompts' rows, made a unit row again, as CLIP has it. Probabilities are the softmax of
 τ⁻¹ · cosine over the labels: how the labels share a picture *if one of them is right*. Whether one is right is the
 margin's question: how far a label's score lies above the scores of unrelated texts (:mod:`cloob.search.background`).
+
+A head is a logistic regression on a model's rows, kept as numbers and names in a safetensors file. Its accuracy is
+cross-validated with the penalty chosen anew inside each fold, so that the choice does not flatter it.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from cloob.errors import InputError
-from cloob.search.background import check_cutoff, margins
-from cloob.search.find import rows_in_blocks, text_rows, why_none
-from cloob.search.records import IndexedModel
+from cloob.errors import InputError, require
+from cloob.files import write_whole
+from cloob.search.background import margins
+from cloob.search.find import View, Where
+from cloob.search.query import TorchEmbedder
 from cloob.search.store import Ids, Vectors
-from cloob.search.where import Filter
 
 if TYPE_CHECKING:
     from cloob.models.encoding import Encoder
     from cloob.search.index import Index
 
-TEMPLATES = ("a photo of a {c}.", "{c}")
-"""Prompts of a label when no templates are given."""
-
+TEMPLATES = ("a photo of a {c}.", "{c}")  # prompts of a label when no templates are given
 NONE = "none of these"
-
-LABEL_CUTOFF = 1.75
-"""Margin below which a label does not fit a picture, with ``none`` or ``multi``."""
-
-DEFAULT_INV_TAU = 100.0
-"""τ⁻¹ where neither the model's objective nor its weights have one: CLIP's bound."""
-
-MAX_LABELS = 100_000
+LABEL_CUTOFF = 1.75  # margin below which a label does not fit a picture, with `none` or `multi`
+DEFAULT_INV_TAU = 100.0  # CLIP's bound, where neither the model's objective nor its weights have τ⁻¹
 
 MAX_NUMBERS = 200_000_000
 """Pictures times labels. The work on them takes up to 8.5 times the 0.8 GB of so many probabilities."""
+
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
+"""C of scikit-learn to choose from: on unit rows much larger ones than on standardised features."""
+
+_DEFAULT_STRENGTH = 100.0  # with too few examples to choose
+_FOLDS, _INNER_FOLDS = 5, 3
+_FORMAT = "cloob-head-1"
 
 
 @dataclass(frozen=True)
@@ -84,86 +91,83 @@ class LabelOptions:
     inv_tau: float | None = None  # τ⁻¹ in the place of the model's
 
 
+@dataclass(frozen=True)
+class Head:
+    """A linear classifier on a model's rows."""
+
+    names: Sequence[str]  # C labels
+    weight: Vectors  # (C, D + 1) float32; the last column is the bias
+    strength: float  # scikit-learn's C
+    fingerprint: str  # of the model
+    accuracy: float  # over the examples, each held out once
+    folds: int
+    examples: int
+
+
 def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]:
     """Labels without the white space around them; raises InputError if one of them, or an option, is wrong."""
-    check_cutoff(options.cutoff)
     labels = tuple(" ".join(name.split()) for name in names)
-    if not labels or not all(labels):
-        raise InputError("no labels, or an empty one; write them as cat,dog, or name a file with one a line")
-    if len(labels) > MAX_LABELS:
-        raise InputError(f"{len(labels):,} labels; at most {MAX_LABELS:,} are taken")
-    if len(set(labels)) < len(labels):
-        twice = next(label for place, label in enumerate(labels) if label in labels[:place])
-        raise InputError(f"the label {twice!r} is there twice")
-    for template in options.templates:
-        if "{c}" not in template:
-            raise InputError(f"template {template!r} has no {{c}} where the label belongs")
-    if not options.templates:
-        raise InputError("no template; one with {c} is wanted, such as 'a photo of a {c}.'")
-    if len(labels) == 1 and not (options.none or options.multi):
-        raise InputError("with one label every picture gets it; give more labels, or add --none")
-    if options.inv_tau is not None and not 0 < options.inv_tau < 1e6:
-        raise InputError(f"τ⁻¹ is {options.inv_tau:g}; above 0 and below 1,000,000 is wanted")
+    twice = [label for label, count in Counter(labels).items() if count > 1]
+    without = [template for template in options.templates if "{c}" not in template]
+    alone = len(labels) == 1 and not (options.none or options.multi)
+    for wrong, said in (
+        (not labels or not all(labels), "no labels, or an empty one; write them as cat,dog, or name a file"),
+        (twice, f"the label {twice[:1]} is there twice"),
+        (without or not options.templates, f"template {without[:1]} has no {{c}} where the label belongs"),
+        (alone, "with one label every picture gets it; give more labels, or add --none"),
+    ):
+        if wrong:
+            raise InputError(said)
     return labels
 
 
-def label_index(
-    index: Index,
-    labels: Sequence[str],
-    options: LabelOptions | None,
-    condition: Filter | None,
-    asked: IndexedModel,
-) -> Labels:
+def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Labels:
     """See :meth:`cloob.search.index.Index.classify`."""
-    options = options or LabelOptions()
     names = check_labels(labels, options)
-    ids, rows = matching_rows(index, condition, asked, len(names))
-    encoder = index.encoder(asked)
+    ids, rows = _all_rows(view, len(names))
+    encoder = view.index.encoder(view.model)
     tau = _temperature(encoder, options.inv_tau)
-    others = text_rows(index, asked) if options.multi or options.none else None
-    of_labels = label_rows(encoder, names, options.templates)
-    scores = rows @ of_labels.T
-    above = None if others is None else margins(scores, rows, others)
-    return choose(Labels(names, ids, softmax(tau.inv_tau * scores), above, (), tau), options)
+    scores = rows @ _label_rows(encoder, names, options.templates).T
+    above = margins(scores, rows, view.text_rows()) if options.multi or options.none else None
+    return _choose(Labels(names, ids, _softmax(tau.inv_tau * scores), above, (), tau), options)
 
 
-def matching_rows(
-    index: Index, condition: Filter | None, asked: IndexedModel, n_labels: int = 1
-) -> tuple[Ids, Vectors]:
-    """Ids and vectors of all pictures that match."""
-    count = index.store.count(condition)
+def label_by_head(index: Index, head: Head, *, where: Where = None) -> Labels:
+    """The label of each picture that matches, by a head."""
+    ids, rows = _all_rows(index.view(where), len(head.names))
+    probabilities = _softmax(rows @ head.weight[:, :-1].T + head.weight[:, -1])
+    return _choose(Labels(tuple(head.names), ids, probabilities, None, ()), LabelOptions())
+
+
+def _all_rows(view: View, n_labels: int = 1) -> tuple[Ids, Vectors]:
+    """Ids and vectors of all pictures."""
+    count = view.index.store.count(view.where)
     if count * n_labels > MAX_NUMBERS:
         raise InputError(f"{count:,} pictures by {n_labels:,} labels are too many at once; --where takes a part")
-    blocks = list(rows_in_blocks(index, asked, condition))
-    if not blocks:
-        raise InputError(f"no picture to label: {why_none(index.store, asked.name, condition)}")
+    blocks = list(view.blocks())
+    view.check_some(len(blocks))
     return np.concatenate([ids for ids, _ in blocks]), np.concatenate([rows for _, rows in blocks])
 
 
-def label_rows(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
+def _label_rows(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
-    from cloob.models.encoding import evaluating  # torch: labels are checked without it
-
     prompts = [template.replace("{c}", name) for name in names for template in templates]
-    with evaluating(encoder):
-        rows = encoder.encode_text(prompts).float().cpu().numpy()
+    rows = TorchEmbedder(encoder).texts(prompts)
     means = rows.reshape(len(names), len(templates), -1).mean(1)
     return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12), np.float32)
 
 
-def choose(labels: Labels, options: LabelOptions) -> Labels:
+def _choose(labels: Labels, options: LabelOptions) -> Labels:
     """Chooses the labels of each picture by its probabilities and margins."""
     order = np.argsort(-labels.probabilities, axis=1, kind="stable")
-    taken = order if options.multi else order[:, :1]
-    if not (options.multi or options.none):
-        return replace(labels, chosen=tuple((int(row[0]),) for row in taken))
-    assert labels.margins is not None
-    fitting = labels.margins >= options.cutoff
-    chosen = tuple(tuple(label for label in row if fitting[place, label]) for place, row in enumerate(taken.tolist()))
-    return replace(labels, chosen=chosen)
+    taken = (order if options.multi else order[:, :1]).tolist()
+    if labels.margins is not None:
+        fitting = labels.margins >= options.cutoff
+        taken = [[label for label in row if fitting[place, label]] for place, row in enumerate(taken)]
+    return replace(labels, chosen=tuple(map(tuple, taken)))
 
 
-def softmax(logits: npt.NDArray[np.floating]) -> Vectors:
+def _softmax(logits: npt.NDArray[np.floating]) -> Vectors:
     """(n, C) probabilities, float32."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return np.asarray(shifted / shifted.sum(1, keepdims=True), np.float32)
@@ -173,10 +177,82 @@ def _temperature(encoder: object, given: float | None) -> Temperature:
     """The given τ⁻¹, else that of the model's objective, else that in its weights, else a default."""
     if given is not None:
         return Temperature(given, "given")
-    inv_tau = getattr(encoder, "objective_config", {}).get("inv_tau")
-    if isinstance(inv_tau, int | float) and 0 < inv_tau < 1e6:
+    if inv_tau := getattr(encoder, "objective_config", {}).get("inv_tau"):
         return Temperature(float(inv_tau), "objective")
     logarithm = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    if logarithm is not None and -7 < (value := float(logarithm.detach())) < 14:
-        return Temperature(math.exp(value), "weights")
+    if logarithm is not None:
+        return Temperature(math.exp(float(logarithm.detach())), "weights")
     return Temperature(DEFAULT_INV_TAU, "default")
+
+
+def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str], fingerprint: str) -> Head:
+    """Fits a head to (N, D) unit rows with (N,) labels in [0, C), and judges it."""
+    counts = np.bincount(labels, minlength=len(names))
+    if len(names) < 2 or counts.min() < 2:
+        name = names[int(counts.argmin())]
+        raise InputError(f"{counts.min()} readable example of {name!r}; two labels with two examples each are needed")
+    selection, folds = require("sklearn.model_selection", "train"), int(min(_FOLDS, counts.min()))
+    plain = require("sklearn.linear_model", "train").LogisticRegression(C=_DEFAULT_STRENGTH, max_iter=1000)
+    model, outer = plain, selection.StratifiedKFold(folds, shuffle=True, random_state=0)
+    if counts.min() > _FOLDS:  # each inner fold has one of each label
+        inner = selection.StratifiedKFold(_INNER_FOLDS, shuffle=True, random_state=0)
+        model = selection.GridSearchCV(plain, {"C": STRENGTHS}, cv=inner)
+    early = require("sklearn.exceptions", "train").ConvergenceWarning
+    # Threads that wait for each other cost more than they bring on matrices of this size.
+    with require("threadpoolctl", "train").threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", early)
+        right = selection.cross_val_predict(model, rows.astype(np.float64), labels, cv=outer) == labels
+        model.fit(rows.astype(np.float64), labels)
+    best = getattr(model, "best_estimator_", model)
+    weight = np.concatenate([best.coef_, best.intercept_[:, None]], axis=1)
+    if len(weight) == 1:  # scikit-learn keeps one row for two classes
+        weight = np.concatenate([-weight / 2, weight / 2])
+    judged = (float(right.mean()), folds, len(labels))
+    return Head(tuple(names), np.ascontiguousarray(weight, np.float32), float(best.C), fingerprint, *judged)
+
+
+def head_of(index: Index, folder: Path) -> tuple[Head, float]:
+    """A head from an index of a folder with a sub-folder for each label, and zero-shot's accuracy on the examples."""
+    asked = index.model()
+    ids, rows = _all_rows(index.view())
+    root = Path(os.path.abspath(folder))  # noqa: PTH100 - as the index has it: links stay
+    names: list[str] = []
+    for item in index.items(ids.tolist()):
+        path = root / item.path
+        parts = path.relative_to(root).parts if path.is_relative_to(root) else ()
+        if len(parts) < 2:
+            raise InputError(f"{item.path}: lies in no folder of a label; {folder} has to hold a folder for each label")
+        names.append(parts[0])
+    labels = sorted(set(names))
+    numbers = np.array([labels.index(name) for name in names], np.int64)
+    head = fit_head(rows, numbers, labels, asked.fingerprint)
+    spoken = [label.replace("_", " ").replace("-", " ") for label in labels]
+    of_labels = _label_rows(index.encoder(asked), spoken, TEMPLATES)
+    return head, float(((rows @ of_labels.T).argmax(1) == numbers).mean())
+
+
+def save_head(path: Path, head: Head) -> None:
+    """Writes a head; whole or not at all."""
+    facts = {name: value for name, value in asdict(head).items() if name != "weight"} | {"format": _FORMAT}
+    write_whole(path, require("safetensors.numpy", "train").save({"weight": head.weight}, {"head": json.dumps(facts)}))
+
+
+def is_head(path: Path) -> bool:
+    """Whether a file is what :func:`save_head` writes."""
+    try:
+        return bool(_read_head(path)[0]["format"] == _FORMAT)
+    except Exception:  # whatever another file makes the readers raise
+        return False
+
+
+def load_head(path: Path, fingerprint: str) -> Head:
+    """Reads a head that fits a model."""
+    facts, weight = _read_head(path) if is_head(path) else ({}, None)
+    if weight is None or facts["fingerprint"] != fingerprint:
+        raise InputError(f"{path}: no such head for this model (or damaged); --examples DIR makes one")
+    return Head(**{name: value for name, value in facts.items() if name != "format"} | {"weight": weight})
+
+
+def _read_head(path: Path) -> tuple[dict[str, Any], Vectors]:
+    with require("safetensors", "train").safe_open(path, framework="numpy") as file:
+        return json.loads(file.metadata()["head"]), file.get_tensor("weight")

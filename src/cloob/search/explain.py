@@ -9,26 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from cloob.errors import InputError
 from cloob.functional import hopfield_retrieval
-from cloob.search.find import query_row, search, why_none
+from cloob.search.find import View, search
 from cloob.search.query import AnyQuery, Vector
-from cloob.search.records import Hit, IndexedModel, Item
-from cloob.search.where import Filter
+from cloob.search.records import Hit, Item
 
-if TYPE_CHECKING:
-    from cloob.search.index import Index
-
-DEFAULT_BETA = 8.0
-"""β where the model does not say with which it was trained: the paper's."""
-
-MEMORY = 100_000
-"""Pictures of a memory at most: the nearest ones of a larger collection."""
+DEFAULT_BETA = 8.0  # the paper's, where the model does not say with which it was trained
+MEMORY = 100_000  # pictures of a memory at most: the nearest ones of a larger collection
 
 
 @dataclass(frozen=True)
@@ -54,50 +46,30 @@ class Retrieved:
     model: str
 
 
-def explain(
-    index: Index,
-    query: AnyQuery,
-    beta: float | None,
-    top: int,
-    condition: Filter | None,
-    asked: IndexedModel,
-    row: Vector | None,
-) -> Retrieved:
+def explain(view: View, query: AnyQuery, beta: float | None, top: int, row: Vector | None) -> Retrieved:
     """See :meth:`cloob.search.index.Index.explain`."""
     if beta is not None and not 0 < beta < 1e6:
-        raise InputError(
-            f"β is {beta:g}; above 0 and below 1,000,000 is wanted (small: an average, large: the nearest)"
-        )
-    row = query_row(index, query, asked, row)
+        raise InputError(f"β is {beta:g}; above 0 (an average) and below 1,000,000 (the nearest) is wanted")
+    row = view.row(query, row)
     if beta is None:
-        beta = _beta_of(index.encoder(asked))
-    count = max(1, min(index.store.count(condition), MEMORY))
-    near = index.store.nearest(asked.name, row[None], count, condition)
-    vectors = index.store.vectors(asked.name, near.ids[0].tolist())
-    known = (near.ids[0] > 0) & np.isfinite(vectors).all(1)  # others were removed meanwhile
-    ids, scores = near.ids[0][known], near.scores[0][known]
-    if not len(ids):
-        raise InputError(f"no picture to retrieve from: {why_none(index.store, asked.name, condition)}")
+        config = getattr(view.index.encoder(view.model), "objective_config", {})
+        beta = float(config.get("beta") or DEFAULT_BETA) if config.get("hopfield") else DEFAULT_BETA
+    near = view.index.store.nearest(view.model.name, row, MEMORY, view.where)
+    vectors = view.vectors(near.ids)
+    known = np.isfinite(vectors).all(1)  # others were removed meanwhile
+    ids, scores = near.ids[known], near.scores[known]
+    view.check_some(len(ids))
     memory, state = torch.from_numpy(vectors[known]), torch.from_numpy(np.ascontiguousarray(row))
     pattern = hopfield_retrieval(state[None], memory, beta)[0].numpy()
     weights = (beta * (memory @ state).double()).softmax(0).numpy()
     effective = math.exp(-float((weights * np.log(np.maximum(weights, 1e-300))).sum()))
     best = np.argsort(-weights, kind="stable")[:top]
-    items = {item.id: item for item in index.store.items(ids[best].tolist())}
+    items = view.items(ids[best])
     pictures = tuple(
         Associated(items[int(ids[place])], float(weights[place]), float(scores[place]))
         for place in best
         if int(ids[place]) in items
     )
-    after = search(index, pattern, top, condition, asked)
+    after = search(view, pattern, top)
     agreement = float(pattern @ row)
-    return Retrieved(beta, len(ids), near.searched, pictures, effective, agreement, after.hits, asked.name)
-
-
-def _beta_of(encoder: object) -> float:
-    """The β that a model was trained with, if it says so."""
-    config = getattr(encoder, "objective_config", {})
-    beta = config.get("beta")
-    if config.get("hopfield") and isinstance(beta, int | float) and 0 < beta < 1e6:
-        return float(beta)
-    return DEFAULT_BETA
+    return Retrieved(beta, len(ids), near.searched, pictures, effective, agreement, after.hits, view.model.name)

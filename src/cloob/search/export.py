@@ -1,4 +1,4 @@
-"""An index as a Parquet table."""
+"""What an index hands out: a Parquet table of it, and a contact sheet of search results."""
 
 from __future__ import annotations
 
@@ -6,41 +6,47 @@ import contextlib
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import parquet
 
 from cloob.errors import InputError
-from cloob.search.find import pages
-from cloob.search.plane import SAMPLE, fit_plane, sample
-from cloob.search.records import IndexedModel, Item, valid
-from cloob.search.store import Store, Vectors
-from cloob.search.where import Filter
+from cloob.pictures import sheet
+from cloob.search.find import View
+from cloob.search.records import Hit, Item, valid
+
+_TEXTS = ("path", "source", "caption", "date")
 
 
-def export(store: Store, model: IndexedModel, path: Path, condition: Filter | None) -> int:
+def export(view: View, path: Path) -> int:
     """See :meth:`cloob.search.index.Index.export`."""
-    rows = store.vectors(model.name, sample(store.ids(condition), SAMPLE).tolist())
-    place = fit_plane(rows[np.isfinite(rows).all(1)])
-    schema = _schema(model.dim).with_metadata({"model": model.name, "fingerprint": model.fingerprint})
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    model = view.model
+    types = {"id": pa.int64()} | dict.fromkeys(_TEXTS, pa.string())
+    types |= {"width": pa.int32(), "height": pa.int32(), "bytes": pa.int64(), "columns": pa.string()}
+    types |= {"vector": pa.list_(pa.float32(), model.dim)}
+    schema = pa.schema(types).with_metadata({"model": model.name, "fingerprint": model.fingerprint})
     count = 0
     temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with parquet.ParquetWriter(temporary, schema) as writer:
-            for ids in pages(store, condition):
-                items = store.items(ids)
-                vectors = store.vectors(model.name, [item.id for item in items])
-                known = np.isfinite(vectors).all(1)
-                items = [items[place] for place in np.flatnonzero(known)]
-                if items:
-                    writer.write_table(_table(items, vectors[known], place(vectors[known]), schema))
+            for ids in view.index.store.pages(view.where):
+                rows = dict(zip(ids, view.vectors(ids), strict=True))
+                items = [item for item in view.items(ids).values() if np.isfinite(rows[item.id]).all()]
+                if not items:
+                    continue
+                table: dict[str, Any] = {name: [getattr(item, name) for item in items] for name in list(types)[:-1]}
+                table |= {name: [None if text is None else valid(text) for text in table[name]] for name in _TEXTS}
+                table["columns"] = [json.dumps(dict(item.columns)) for item in items]
+                vectors = pa.array(np.concatenate([rows[item.id] for item in items]))
+                table["vector"] = pa.FixedSizeListArray.from_arrays(vectors, model.dim)
+                writer.write_table(pa.Table.from_pydict(table, schema=schema))
                 count += len(items)
-        if count == 0:
-            raise InputError(f"{store.address}: no picture with a vector of {model.name} to write to {path}")
+        view.check_some(count)
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
@@ -50,34 +56,22 @@ def export(store: Store, model: IndexedModel, path: Path, condition: Filter | No
     return count
 
 
-def is_export(path: Path) -> bool:
-    """Whether a file is what :func:`export` writes."""
-    try:
-        return b"fingerprint" in (parquet.read_schema(path).metadata or {})
-    except (pa.ArrowException, OSError):
-        return False
-
-
-def _schema(dim: int) -> pa.Schema:
-    texts = {name: pa.string() for name in ("path", "source", "caption", "date")}
-    sizes = {"width": pa.int32(), "height": pa.int32(), "bytes": pa.int64()}
-    vector = {"vector": pa.list_(pa.float32(), dim), "x": pa.float32(), "y": pa.float32()}
-    return pa.schema({"id": pa.int64()} | texts | sizes | {"columns": pa.string()} | vector)
-
-
-def _table(items: Sequence[Item], vectors: Vectors, places: Vectors, schema: pa.Schema) -> pa.Table:
-    columns = {
-        "id": [item.id for item in items],
-        "path": [valid(item.path) for item in items],
-        "source": [valid(item.source) for item in items],
-        "caption": [None if item.caption is None else valid(item.caption) for item in items],
-        "date": [None if item.date is None else valid(item.date) for item in items],
-        "width": [item.width for item in items],
-        "height": [item.height for item in items],
-        "bytes": [item.bytes for item in items],
-        "columns": [json.dumps(dict(item.columns)) for item in items],
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]),
-        "x": places[:, 0],
-        "y": places[:, 1],
-    }
-    return pa.Table.from_pydict(columns, schema=schema)
+def write_sheet(
+    path: Path, title: str, remark: str, hits: Iterable[Hit], picture: Callable[[Item], bytes | None]
+) -> None:
+    """Writes a contact sheet; ``picture`` gives None if a file is not readable any more."""
+    cards = []
+    for hit in hits:
+        item, margin = hit.item, "" if hit.margin is None else f" · margin {hit.margin:.1f}"
+        is_file = os.path.isfile(item.path)  # noqa: PTH113 - a path into a container may be too long for a Path
+        cards.append(
+            sheet.card(
+                picture(item),
+                valid(item.caption or ""),
+                [f"{hit.score:.3f}{margin}", f"{item.id}: {valid(item.path)}"],
+                name=valid(item.path).replace("::", "/").rsplit("/", 1)[-1],
+                link=Path(item.path).absolute().as_uri() if is_file else "",
+            )
+        )
+    nothing = [] if cards else [{"remark": "Nothing fits."}]
+    sheet.write_sheet(path, valid(title), [{"remark": valid(remark), "cards": cards}, *nothing])

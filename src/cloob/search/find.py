@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,8 +13,8 @@ from cloob.errors import InputError
 from cloob.search import background
 from cloob.search.query import AnyQuery, Query, Vector, embed_query
 from cloob.search.records import Hit, IndexedModel, Item, Results
-from cloob.search.store import Ids, Store, Vectors
-from cloob.search.where import Filter, parse
+from cloob.search.store import Ids, Vectors
+from cloob.search.where import Filter
 
 if TYPE_CHECKING:
     from cloob.search.index import Index
@@ -21,173 +22,140 @@ if TYPE_CHECKING:
 Cutoff = float | Literal["auto"] | None
 Where = str | Filter | None
 
-MAX_TOP = 100_000
-
-DUPLICATE = 0.97
-"""Cosine from which two pictures look alike."""
+DUPLICATE = 0.97  # cosine from which two pictures look alike
 
 LOOKED_AT = 200
 """Nearest pictures that the cutoff looks at, at least: the nearest of all need not be the one that fits."""
 
-_ALL_IDS = 20_000  # up to here unrelated pictures are drawn from all
 _BLOCK = 256  # pictures that are compared at once
-_PAGE = 4096  # ids of a statement
 
 
-def search(
-    index: Index,
-    query: AnyQuery,
-    top: int,
-    condition: Filter | None,
-    asked: IndexedModel,
-    cutoff: Cutoff = None,
-    row: Vector | None = None,
-) -> Results:
+@dataclass(frozen=True)
+class View:
+    """The pictures of an index that a filter lets through, as one of its models sees them."""
+
+    index: Index
+    model: IndexedModel
+    where: Filter | None = None
+
+    def vectors(self, ids: Sequence[int] | Ids) -> Vectors:
+        """(n, D) in the order asked for; rows of NaN where there is no vector."""
+        return self.index.store.vectors(self.model.name, [int(id_) for id_ in ids])
+
+    def items(self, ids: Sequence[int] | Ids) -> dict[int, Item]:
+        """Items by id, in the order asked for; others were removed meanwhile."""
+        return {item.id: item for item in self.index.store.items([int(id_) for id_ in ids])}
+
+    def blocks(self) -> Iterator[tuple[Ids, Vectors]]:
+        """Ids and vectors of all pictures that have one, some thousands at a time."""
+        for ids in self.index.store.pages(self.where):
+            rows = self.vectors(ids)
+            known = np.isfinite(rows).all(1)
+            if known.any():
+                yield np.array(ids)[known], rows[known]
+
+    def why_none(self) -> str:
+        """Why there is no picture to choose from."""
+        store = self.index.store
+        if not store.count():
+            return "the index is empty"
+        if not store.count(self.where):
+            return "the filter lets none through"
+        return f"none has a vector of {self.model.name}; cloob index --name {self.model.name} --out {store.address}"
+
+    def check_some(self, found: int) -> None:
+        """Raises InputError where no picture was found to work on."""
+        if not found:
+            raise InputError(f"no picture: {self.why_none()}")
+
+    def check_model(self) -> None:
+        """Raises InputError where the model's name stands for other weights by now: the store goes by name."""
+        self.index.model(self.model)
+
+    def row(self, query: AnyQuery, known: Vector | None = None) -> Vector:
+        """The unit row (D,) of a query; ``known`` if that is known."""
+        if known is None and not isinstance(query, np.ndarray):
+            known = embed_query(Query.of(query), lambda: self.index.embedder(self.model), self._item_row)
+        row = np.asarray(query if known is None else known, np.float32)
+        length = float(np.linalg.norm(row))
+        if row.shape != (self.model.dim,) or not 0 < length < np.inf:
+            wanted = f"({self.model.dim},) is wanted, not 0"
+            raise InputError(f"a query of shape {row.shape} for the model {self.model.name!r}; {wanted}")
+        return row / length
+
+    def _item_row(self, id_: int) -> Vector:
+        row: Vector = self.vectors([id_])[0]
+        if not np.isfinite(row).all():
+            why = f"has no vector of the model {self.model.name!r}" if self.items([id_]) else "is not in this index"
+            raise InputError(f"picture {id_} {why}")
+        return row
+
+    def text_rows(self) -> Vectors:
+        """(B, D) of the background's texts."""
+        return background.background_rows(lambda: self.index.embedder(self.model), self.model.fingerprint)
+
+    def unrelated_rows(self, query: Query) -> Vectors | None:
+        """(B, D) unrelated queries of the query's shape; None where there is nothing to draw them from."""
+        shape = tuple((term.kind == "words", term.weight) for term in query.terms)
+        words, shown = (any(is_words is wanted for is_words, _ in shape) for wanted in (True, False))
+
+        def draw() -> Vectors | None:
+            # Without words the number of rows matters alone.
+            texts = self.text_rows() if words else np.zeros((background.DRAWN, self.model.dim), np.float32)
+            pictures = np.empty((0, self.model.dim), np.float32)
+            if shown:
+                drawn = self.index.store.sample(background.DRAWN)
+                pictures = self.vectors(np.random.default_rng(0).permutation(drawn))
+            return background.unrelated(query, texts, pictures[np.isfinite(pictures).all(1)])
+
+        revision = self.index.revision() if shown else None
+        return self.index.memoize(("unrelated", self.model, revision, shape), draw)
+
+
+def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None) -> Results:
     """See :meth:`cloob.search.index.Index.search`."""
-    if not 1 <= top <= MAX_TOP:
-        raise InputError(f"the {top} best are asked for; 1 to {MAX_TOP:,} are given")
-    if isinstance(cutoff, float | int):
-        background.check_cutoff(cutoff)
-    row = query_row(index, query, asked, row)
+    row = view.row(query, row)
     own: list[object] = []
     others = least = None
     if not isinstance(query, np.ndarray):
         query = Query.of(query)
         own = [term.what for term in query.terms if term.kind == "item"]
-        others = unrelated_rows(index, query, asked)
+        others = view.unrelated_rows(query)
         least = background.default_cutoff(query) if cutoff == "auto" else cutoff
     looked = top if others is None or least is None else max(top, LOOKED_AT)
-    near = index.store.nearest(asked.name, row[None], looked + len(own), condition)
-    places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:looked]
-    ids, scores = near.ids[0][places], near.scores[0][places]
+    near = view.index.store.nearest(view.model.name, row, looked + len(own), view.where)
+    places = [place for place, id_ in enumerate(near.ids.tolist()) if id_ not in own][:looked]
+    ids, scores = near.ids[places], near.scores[places]
     margins: list[float | None] = [None] * len(ids)
     if others is not None and len(ids):
-        margins = background.margins(scores, index.store.vectors(asked.name, ids.tolist()), others).tolist()
-    index.model(asked)  # the store looks vectors up by name: none of these are of other weights
+        margins = background.margins(scores, view.vectors(ids), others).tolist()
+    view.check_model()
     kept = [place for place, margin in enumerate(margins) if least is None or margin is None or margin >= least]
     cut = min(top, len(ids)) - sum(place < top for place in kept)
-    items = {item.id: item for item in index.store.items(ids[kept[:top]].tolist())}
-    hits = [
-        Hit(items[int(ids[place])], float(scores[place]), margins[place])
-        for place in kept[:top]
-        if int(ids[place]) in items  # others were removed meanwhile
-    ]
-    return Results(tuple(hits), near.searched, cut, asked.name)
+    items = view.items(ids[kept[:top]])
+    shown = [place for place in kept[:top] if int(ids[place]) in items]
+    hits = [Hit(items[int(ids[place])], float(scores[place]), margins[place]) for place in shown]
+    return Results(tuple(hits), near.searched, cut, view.model.name)
 
 
-def read_filter(index: Index, where: Where) -> Filter | None:
-    """A filter of text, or as it is."""
-    return parse(where, index.columns()) if isinstance(where, str) else where
-
-
-def why_none(store: Store, model: str, condition: Filter | None) -> str:
-    """Why there is no picture to choose from."""
-    if not store.count():
-        return "the index is empty"
-    if not store.count(condition):
-        return "the filter lets none through"
-    return f"none has a vector of {model}; cloob index --name {model} --out {store.address} makes them"
-
-
-def query_row(index: Index, query: AnyQuery, asked: IndexedModel, row: Vector | None = None) -> Vector:
-    """The unit row (D,) of a query by a model of the index; ``row`` if it is known."""
-    if row is None and not isinstance(query, np.ndarray):
-        row = embed_query(Query.of(query), lambda: index.embedder(asked), lambda id_: _item_row(index, id_, asked))
-    row = np.asarray(query if row is None else row, np.float32)
-    length = float(np.linalg.norm(row)) if row.ndim == 1 else 0.0
-    if row.shape != (asked.dim,) or not 0 < length < np.inf:
-        raise InputError(f"a query of shape {row.shape} for the model {asked.name!r}; ({asked.dim},) is wanted, not 0")
-    return row / length
-
-
-def _item_row(index: Index, id_: int, asked: IndexedModel) -> Vector:
-    row: Vector = index.store.vectors(asked.name, [id_])[0]
-    if not np.isfinite(row).all():
-        known = bool(index.store.items([id_]))
-        raise InputError(
-            f"picture {id_} " + (f"has no vector of the model {asked.name!r}" if known else "is not in this index")
-        )
-    return row
-
-
-def text_rows(index: Index, asked: IndexedModel) -> Vectors:
-    """(B, D) of the background's texts by a model of the index."""
-    return background.background_rows(lambda: index.embedder(asked), asked.fingerprint)
-
-
-def unrelated_rows(index: Index, query: Query, asked: IndexedModel) -> Vectors | None:
-    """(B, D) unrelated queries of the query's shape; None where there is nothing to draw them from."""
-    shape = tuple((term.kind == "words", term.weight) for term in query.terms)
-    words, shown = (any(is_words is wanted for is_words, _ in shape) for wanted in (True, False))
-
-    def draw() -> Vectors | None:
-        # Without words the number of rows matters alone.
-        texts = text_rows(index, asked) if words else np.zeros((background.DRAWN, asked.dim), np.float32)
-        pictures = _drawn_pictures(index, asked) if shown else np.empty((0, asked.dim), np.float32)
-        return background.unrelated(query, texts, pictures)
-
-    revision = index.revision() if shown else None
-    return index.memoize(("unrelated", asked.name, asked.fingerprint, revision, shape), draw)
-
-
-def _drawn_pictures(index: Index, asked: IndexedModel) -> Vectors:
-    """(P, D) of pictures that stand for unrelated ones; the same for the same index."""
-    generator, store = np.random.default_rng(0), index.store
-    ids = store.ids(limit=_ALL_IDS + 1)
-    if len(ids) > _ALL_IDS:
-        some = np.unique(generator.integers(1, store.last_id() + 1, 16 * background.DRAWN))
-        ids = np.array([item.id for item in store.items(some.tolist())], np.int64)
-        if len(ids) < background.DRAWN:  # most numbers are of pictures that were removed
-            ids = store.ids()
-    rows = store.vectors(asked.name, generator.permutation(ids)[: background.DRAWN].tolist())
-    return rows[np.isfinite(rows).all(1)]
-
-
-def pages(store: Store, condition: Filter | None) -> Iterator[list[int]]:
-    """The ids of all pictures that match, some thousands at a time."""
-    last = 0
-    while len(ids := store.ids(condition, after=last, limit=_PAGE)):
-        last = int(ids[-1])
-        yield ids.tolist()
-
-
-def rows_in_blocks(index: Index, asked: IndexedModel, condition: Filter | None) -> Iterator[tuple[Ids, Vectors]]:
-    """Ids and vectors of all pictures that match and have one, some thousands at a time."""
-    for ids in pages(index.store, condition):
-        rows = index.store.vectors(asked.name, ids)
-        known = np.isfinite(rows).all(1)
-        if known.any():
-            yield np.array(ids)[known], rows[known]
-
-
-def duplicates(
-    index: Index, threshold: float, condition: Filter | None, model: str | None, *, exact: bool
-) -> list[tuple[Hit, ...]]:
+def duplicates(view: View, threshold: float, *, exact: bool) -> list[tuple[Hit, ...]]:
     """See :meth:`cloob.search.index.Index.duplicates`."""
-    if not 0 < threshold <= 1:
-        raise InputError(f"the threshold is {threshold}; a cosine above 0, at most 1, is wanted")
+    items = (item for ids in view.index.store.pages(view.where) for item in view.index.store.items(ids))
+    facts = ((-item.width * item.height, -item.bytes, item.date or "~", item.id, item.content) for item in items)
     copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each
-    for *_, id_, content in sorted(_ranked(index.store, condition)):
+    for *_, id_, content in sorted(facts):
         copies.setdefault(content, []).append(id_)
     classes = list(copies.values())
     alike = [[(place, 1.0)] for place in range(len(classes))]
     if not exact:
-        asked = index.model(model)
-        alike = _look_alikes(index.store.vectors(asked.name, [ids[0] for ids in classes]), threshold)
-        index.model(asked)  # as in `search`
+        alike = _look_alikes(view.vectors([ids[0] for ids in classes]), threshold)
+        view.check_model()
     scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
     scores = [group for group in scores if len(group) > 1]
-    items = {item.id: item for item in index.store.items([id_ for group in scores for id_ in group])}
-    files = ((group, _files([items[id_] for id_ in group if id_ in items])) for group in scores)
+    found = view.items([id_ for group in scores for id_ in group])
+    files = ((group, _files([found[id_] for id_ in group if id_ in found])) for group in scores)
     groups = [tuple(Hit(item, group[item.id]) for item in some) for group, some in files if len(some) > 1]
     return sorted(groups, key=lambda group: -len(group))
-
-
-def _ranked(store: Store, condition: Filter | None) -> Iterator[tuple[int, int, str, int, str]]:
-    """What orders pictures from best to worst: pixels, bytes, date, number; and the content."""
-    for ids in pages(store, condition):
-        for item in store.items(ids):
-            yield -item.width * item.height, -item.bytes, item.date or "~", item.id, item.content
 
 
 def _look_alikes(rows: Vectors, threshold: float) -> list[list[tuple[int, float]]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,13 +13,13 @@ from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
 from cloob.models.runs import split_checkpoint
 from cloob.search import find
-from cloob.search.find import Cutoff, Where
-from cloob.search.identity import changed, weights_of
-from cloob.search.open import open_store
+from cloob.search.find import Cutoff, View, Where
 from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, Vector
 from cloob.search.records import Hit, IndexedModel, Item, Results
+from cloob.search.sqlite import FILE, SqliteStore
 from cloob.search.store import Ids, Store, Vectors
-from cloob.search.trust import absolute, load_named, remember_model
+from cloob.search.trust import absolute, load_named, remember
+from cloob.search.where import parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     from cloob.models.encoding import Encoder
@@ -31,11 +31,26 @@ if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they a
     from cloob.search.scan.open import Pictures
     from cloob.search.update import UpdateOptions
 
-MAX_THUMBNAIL = 2048
-"""Pixels of a thumbnail's side."""
-
 T = TypeVar("T")
 _MEMOIZED = 64
+
+
+def is_database(address: str | Path) -> bool:
+    """Whether an address is one of a PostgreSQL server."""
+    return str(address).startswith(("postgresql://", "postgres://"))
+
+
+def is_there(address: str | Path) -> bool:
+    """Whether an address names an index; of a database only that it is one."""
+    return is_database(address) or (Path(address) / FILE).is_file()
+
+
+def _open_store(address: str | Path, *, writable: bool = False, create: bool = False) -> Store:
+    if is_database(address):
+        home = importlib.import_module("cloob.search.postgres")  # psycopg is an extra
+        store: Store = home.PostgresStore(str(address), writable=writable, create=create)
+        return store
+    return SqliteStore.create(Path(address)) if create else SqliteStore(Path(address), writable=writable)
 
 
 class Index:
@@ -68,8 +83,7 @@ class Index:
         self._encoders: dict[str, Encoder] = {}  # by fingerprint, as a name may come to stand for other weights
         self._embedders: dict[str, Embedder] = {}  # likewise
         self._loading = threading.RLock()
-        self._memoized: OrderedDict[Hashable, Any] = OrderedDict()
-        self._memoizing = threading.Lock()
+        self._memoized: dict[Hashable, Any] = {}
         self._pictures: Pictures | None = None
         if self._default is not None:
             self.model(self._default)
@@ -83,12 +97,12 @@ class Index:
             model: The default model, by its name or by what it is loaded from; None: the first.
             writable: Whether it is going to be changed.
         """
-        return cls(open_store(address, writable=writable), model)
+        return cls(_open_store(address, writable=writable), model)
 
     @classmethod
     def create(cls, address: str | Path) -> Self:
-        """Makes an empty index."""
-        return cls(open_store(address, create=True))
+        """Makes an empty index; one that is there is opened."""
+        return cls(_open_store(address, create=True))
 
     def _typed(self, model: str) -> str:
         """The name of a model that was typed by its name, or by what it is loaded from."""
@@ -97,11 +111,9 @@ class Index:
         named = [each for each in self.models if each.name == model]
         named += [each for each in self.models if each.spec == spec]
         named += [each for each in self.models if split_checkpoint(each.spec)[0] == run]  # by another checkpoint
-        if not named:
-            return model
-        if named[0].spec == spec:
-            remember_model(spec)
-        return named[0].name
+        if named and named[0].spec == spec:
+            remember(spec)
+        return named[0].name if named else model
 
     def close(self) -> None:
         """Closes the database and forgets the models."""
@@ -127,17 +139,13 @@ class Index:
         return self.memoize(("columns", self.revision()), self.store.columns)
 
     def memoize(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """A small cache of what was used last; two threads may compute the same value at once."""
-        with self._memoizing:
-            if key in self._memoized:
-                self._memoized.move_to_end(key)
-                value: T = self._memoized[key]
-                return value
-        value = compute()
-        with self._memoizing:
+        """A small cache; two threads may compute the same value at once."""
+        value: T | None = self._memoized.get(key)
+        if value is None:
+            value = compute()
+            if len(self._memoized) >= _MEMOIZED:
+                self._memoized.clear()
             self._memoized[key] = value
-            while len(self._memoized) > _MEMOIZED:
-                self._memoized.popitem(last=False)
         return value
 
     @property
@@ -148,38 +156,30 @@ class Index:
     def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
         """A model by its name; the default one for None."""
         models = {model.name: model for model in self.models}
-        if isinstance(name, IndexedModel):
-            if (known := models.get(name.name)) is not None and known.fingerprint == name.fingerprint:
-                return known
-            raise InputError(f"{self.store.address}: {name.name} was replaced or removed meanwhile; ask again")
-        wanted = name if name is not None else self._default
-        if not models:
-            raise InputError(f"{self.store.address}: is empty; `cloob index` fills it")
-        if wanted is None:
-            return next(iter(models.values()))
-        if wanted not in models:
-            raise InputError(f"{self.store.address}: has no vectors of a model {wanted!r}; {nearest(wanted, models)}")
-        return models[wanted]
+        wanted = name.name if isinstance(name, IndexedModel) else name or self._default or next(iter(models), "")
+        known = models.get(wanted)
+        if known is None or (isinstance(name, IndexedModel) and known.fingerprint != name.fingerprint):
+            why = f"has no vectors of a model {wanted!r} (any more); {nearest(wanted, models)}"
+            raise InputError(f"{self.store.address}: {why if models else 'is empty; `cloob index` fills it'}")
+        return known
+
+    def view(self, where: Where = None, model: str | IndexedModel | None = None) -> View:
+        """The pictures that a filter lets through, as a model sees them."""
+        condition = parse(where, self.columns()) if isinstance(where, str) else where
+        return View(self, self.model(model), condition)
 
     def use(self, name: str, encoder: Encoder) -> None:
         """Hands in a loaded model for :meth:`encoder`."""
         from cloob.models.fingerprint import fingerprint  # torch
 
         model = self.model(name)
-        self._check(model, fingerprint(encoder))
         with self._loading:
-            self._encoders[model.fingerprint] = encoder
+            self._encoders[model.fingerprint] = self._checked(model, encoder, fingerprint(encoder))
             self._embedders.pop(model.fingerprint, None)
 
     def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Encoder:
         """A model of the index, loaded once, and again if its name stands for other weights by now."""
-
-        def load(model: IndexedModel) -> Encoder:
-            encoder, weights = load_named(model.spec, device)
-            self._check(model, weights)
-            return encoder
-
-        return self._loaded(self._encoders, name, load)
+        return self._loaded(self._encoders, name, lambda model: self._checked(model, *load_named(model.spec, device)))
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
         """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
@@ -189,24 +189,21 @@ class Index:
             plain = None if model.fingerprint in self._encoders else PlainEncoder.open(model.spec)
             if plain is None:
                 return TorchEmbedder(self.encoder(model, device))
-            self._check(model, plain.fingerprint)
-            return plain
+            return self._checked(model, plain, plain.fingerprint)
 
         return self._loaded(self._embedders, name, load)
 
     def _loaded(self, kept: dict[str, T], name: str | IndexedModel | None, load: Callable[[IndexedModel], T]) -> T:
-        model = self.model(name)
-        if model.fingerprint not in kept:
-            with self._loading:  # one at a time
-                model = self.model(name)  # another by now, if it was replaced during the wait
-                if model.fingerprint not in kept:
-                    kept[model.fingerprint] = load(model)
-        return kept[model.fingerprint]
+        with self._loading:  # one at a time
+            model = self.model(name)
+            if model.fingerprint not in kept:
+                kept[model.fingerprint] = load(model)
+            return kept[model.fingerprint]
 
-    def _check(self, model: IndexedModel, weights: str) -> None:
-        """Raises ModelChanged unless these are the weights of the index's vectors."""
-        if weights != weights_of(model.fingerprint):
-            raise changed(model, self.store.address)
+    def _checked(self, model: IndexedModel, encoder: T, weights: str) -> T:
+        if weights != model.weights:
+            raise model.changed(self.store.address)
+        return encoder
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for; ids that the index does not have are left out."""
@@ -219,8 +216,7 @@ class Index:
         items = self.items([id])
         if not items:
             raise InputError(f"{self.store.address}: has no item {id}")
-        with self._memoizing:
-            self._pictures = self._pictures or Pictures()
+        self._pictures = self._pictures or Pictures()
         try:
             return self._pictures.read(items[0].source, items[0].path, items[0].content)
         except BadSample as bad:
@@ -228,13 +224,10 @@ class Index:
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
         """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata."""
-        from cloob.pictures import Unreadable  # Pillow
-        from cloob.pictures.thumbnails import thumbnail  # Pillow
+        from cloob.pictures import Unreadable, thumbnails  # Pillow
 
-        if not 1 <= size <= MAX_THUMBNAIL:
-            raise InputError(f"a thumbnail of {size} pixels; 1 to {MAX_THUMBNAIL} is wanted")
         try:
-            return thumbnail(self.picture(id), size)
+            return thumbnails.thumbnail(self.picture(id), size)
         except Unreadable as error:
             raise InputError(f"picture {id}: {error.reason} ({error.detail})") from None
 
@@ -260,19 +253,14 @@ class Index:
                 of the query's kind; None: no cutoff.
             row: The query's unit row (D,) if it is known: then nothing of the query is embedded.
         """
-        return find.search(self, query, top, find.read_filter(self, where), self.model(model), cutoff, row)
+        return find.search(self.view(where, model), query, top, cutoff, row)
 
     def similar(self, id: int, *, top: int = 20, where: Where = None, model: str | None = None) -> Results:
         """The pictures nearest to one of the index, without itself and without a cutoff; loads no model."""
         return self.search(Query((Term(id, "item"),)), top=top, where=where, model=model, cutoff=None)
 
     def duplicates(
-        self,
-        threshold: float = find.DUPLICATE,
-        *,
-        exact: bool = False,
-        where: Where = None,
-        model: str | None = None,
+        self, threshold: float = find.DUPLICATE, *, exact: bool = False, where: Where = None, model: str | None = None
     ) -> list[tuple[Hit, ...]]:
         """Groups of pictures that look alike, the largest first; a score is the cosine with the first of the group.
 
@@ -280,7 +268,7 @@ class Index:
         count. The best comes first: most pixels, then most bytes, then the oldest date. A picture is in one group at
         most, and a file once, whatever links lead to it.
         """
-        return find.duplicates(self, threshold, find.read_filter(self, where), model, exact=exact)
+        return find.duplicates(self.view(where, model), threshold, exact=exact)
 
     def classify(
         self,
@@ -291,9 +279,9 @@ class Index:
         model: str | None = None,
     ) -> Labels:
         """Zero-shot labels of all pictures that match, see :mod:`cloob.search.classify`."""
-        from cloob.search.classify import label_index  # torch
+        from cloob.search.classify import LabelOptions, label_index  # torch
 
-        return label_index(self, labels, options, find.read_filter(self, where), self.model(model))
+        return label_index(self.view(where, model), labels, options or LabelOptions())
 
     def explain(
         self,
@@ -311,7 +299,7 @@ class Index:
         """
         from cloob.search.explain import explain  # torch
 
-        return explain(self, query, beta, top, find.read_filter(self, where), self.model(model), row)
+        return explain(self.view(where, model), query, beta, top, row)
 
     def map(
         self, sample: int | None = None, method: Method = "pca", *, where: Where = None, model: str | None = None
@@ -323,7 +311,7 @@ class Index:
         """
         from cloob.search.plane import map_of  # scikit-learn
 
-        return map_of(self.store, sample, method, find.read_filter(self, where), self.model(model))
+        return map_of(self.view(where, model), sample, method)
 
     def merge(self, other: Index) -> Merged:
         """Adds what another index has: items, and vectors of other models."""
@@ -332,13 +320,10 @@ class Index:
         return merge(self.store, other.store)
 
     def export(self, path: str | Path, *, model: str | None = None, where: Where = None) -> int:
-        """Writes a Parquet table: path, caption, what else is known, vector, and a place (x, y) on a map.
-
-        Returns the number of rows.
-        """
+        """Writes a Parquet table: path, caption, what else is known, and vector; returns the number of rows."""
         from cloob.search.export import export  # pyarrow
 
-        return export(self.store, self.model(model), Path(path), find.read_filter(self, where))
+        return export(self.view(where, model), Path(path))
 
     def update(
         self,

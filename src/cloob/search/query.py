@@ -7,35 +7,27 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError
-from cloob.files import TooLarge, read_at_most
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cloob.models.encoding import Encoder
+    from cloob.models.onnx.plain import PlainEncoder
 
 Vector = npt.NDArray[np.float32]
 Kind = Literal["words", "picture", "address", "item", "image"]
 AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
+Embedder: TypeAlias = "TorchEmbedder | PlainEncoder"  # a loaded model, or an ONNX folder without torch
 
-MAX_WORDS = 10_000
-"""Characters of one term of words."""
-
-MAX_ADDRESS_BYTES = 32 * 1024 * 1024
-"""Size of a picture that is fetched from an address."""
-
-MAX_WEIGHT = 1000.0
 _MIN_LENGTH = 1e-4  # of a sum of unit rows; below it the direction is mostly rounding
 _TERM = re.compile(r"(?P<sign>[+-]?)(?:(?<=[+-])(?P<weight>\d+\.?\d*|\.\d+):)?(?P<what>.*)", re.DOTALL)
-_UNSIGNED = re.compile(r"(\d+\.?\d*|\.\d+):[^\s\d]")  # as rclip has weights; 16:9 is words
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ class Query:
         if isinstance(what, Query):
             return what
         if isinstance(what, str):
-            return cls((Term(_checked_words(what), "words"),))
+            return cls((_words(what, 1.0),))
         return cls((Term(what, "picture" if isinstance(what, Path) else "image"),))
 
     @property
@@ -79,16 +71,8 @@ class Query:
         return any(term.kind != "item" for term in self.terms)
 
 
-class Embedder(Protocol):
-    """Words and upright pictures to (n, D) unit rows: a model of the index, or an ONNX folder without torch."""
-
-    def texts(self, texts: Sequence[str], /) -> Vector: ...
-
-    def pictures(self, images: Sequence[Image], /) -> Vector: ...
-
-
 class TorchEmbedder:
-    """A loaded model as an :class:`Embedder`."""
+    """Words and upright pictures to (n, D) unit rows by a loaded model."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
@@ -112,28 +96,25 @@ class TorchEmbedder:
 
 def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Callable[[int], Vector]) -> Vector:
     """The unit row (D,) of a query; ``embedder`` is called only if something has to be embedded."""
-    if not query.terms:
-        raise InputError("an empty query; give words, a picture, or --like ID")
-    terms = query.terms
     rows: dict[int, Vector] = {}
-    words = [place for place, term in enumerate(terms) if term.kind == "words"]
-    pictures = [place for place, term in enumerate(terms) if term.kind in ("picture", "address", "image")]
+    by_kind: dict[str, dict[int, Term]] = {"words": {}, "item": {}, "picture": {}}
+    for place, term in enumerate(query.terms):
+        by_kind[term.kind if term.kind in by_kind else "picture"][place] = term
+    words, items, pictures = by_kind.values()
     if words:
-        rows |= zip(words, embedder().texts([str(terms[place].what) for place in words]), strict=True)
+        rows |= zip(words, embedder().texts([str(term.what) for term in words.values()]), strict=True)
     if pictures:
-        rows |= zip(pictures, embedder().pictures([_picture(terms[place]) for place in pictures]), strict=True)
-    rows |= {place: row_of_item(term.what) for place, term in enumerate(terms) if isinstance(term.what, int)}
-    return weighted_row([term.weight for term in terms], [rows[place] for place in range(len(terms))])
+        rows |= zip(pictures, embedder().pictures(list(map(_picture, pictures.values()))), strict=True)
+    rows |= {place: row_of_item(term.what) for place, term in items.items()}  # type: ignore[arg-type]
+    return weighted_row([term.weight for term in query.terms], [rows[place] for place in sorted(rows)])
 
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
     """The unit row (D,) of a query from its terms' weights and rows."""
     total = np.sum([weight * row.astype(np.float64) for weight, row in zip(weights, rows, strict=True)], axis=0)
     length = float(np.linalg.norm(total))
-    if not np.isfinite(length):
-        raise InputError("the query's embedding is not finite; the model cannot embed it")
-    if length <= _MIN_LENGTH * max(map(abs, weights)):
-        raise InputError("the terms of the query cancel each other; give one of them more weight")
+    if not _MIN_LENGTH * max(map(abs, weights), default=0) < length < np.inf:
+        raise InputError("the query is empty, or its terms cancel each other; give one of them more weight")
     return np.asarray(total / length, np.float32)
 
 
@@ -145,41 +126,28 @@ def _picture(term: Term) -> Image:
         if term.kind == "image":
             return upright(term.what)  # type: ignore[arg-type]
         return decode(read_file(name) if term.kind == "picture" else _fetched(name))
-    except Unreadable as error:
-        raise InputError(f"{name}: {error.reason} ({error.detail})") from None
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+    except (Unreadable, OSError) as error:
+        said = f"{error.reason} ({error.detail})" if isinstance(error, Unreadable) else error.strerror
+        raise InputError(f"{name}: {said}") from None
 
 
 def _fetched(address: str) -> bytes:
     from cloob.data.shards.fetch import fetch  # fsspec; it follows redirections to http and https alone
+    from cloob.pictures import read_file
 
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
-        target = Path(folder) / "picture"
-        fetch(address, target)
-        try:
-            return read_at_most(target, MAX_ADDRESS_BYTES)
-        except TooLarge as error:
-            raise InputError(f"{address}: has {error.size:,} bytes; at most {MAX_ADDRESS_BYTES:,} are read") from None
+        fetch(address, Path(folder) / "picture")
+        return read_file(Path(folder) / "picture")
 
 
 def _read_term(word: str) -> Term:
     match = _TERM.fullmatch(word)
     assert match is not None
-    weight = float(match["weight"] or 1)
-    if not 0 < weight <= MAX_WEIGHT:
-        raise InputError(f"{word}: the weight is {weight:g}; above 0 and at most {MAX_WEIGHT:g} is wanted")
+    what, weight = match["what"].strip(), float(match["weight"] or 1)
     weight = -weight if match["sign"] == "-" else weight
-    what = match["what"].strip()
-    if _UNSIGNED.match(what):
-        raise InputError(f"{word}: a weight needs its sign, +{what}; for the words as they stand write words:{what}")
-    if not what:
-        raise InputError(f"{word!r}: a term without words; quote several words of one term")
     if what.startswith("words:"):
-        return Term(_checked_words(what.removeprefix("words:")), "words", weight)
-    if scheme := _SCHEME.match(what):
-        if scheme[1].lower() not in ("http", "https"):
-            raise InputError(f"{what}: {scheme[1]}:// is not opened; http://, https:// or a local file is wanted")
+        return _words(what.removeprefix("words:"), weight)
+    if what.lower().startswith(("http://", "https://")):
         return Term(what, "address", weight)
     named = Path(what).suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS
     if named or what.startswith(("/", "./", "../", "~/")):
@@ -187,12 +155,10 @@ def _read_term(word: str) -> Term:
         if not path.is_file():
             raise InputError(f"{what}: no such picture; for the words as they stand write words:{what}")
         return Term(path, "picture", weight)
-    return Term(_checked_words(what), "words", weight)
+    return _words(what, weight)
 
 
-def _checked_words(text: str) -> str:
+def _words(text: str, weight: float) -> Term:
     if not text.strip():
         raise InputError("an empty query; give words, a picture, or --like ID")
-    if len(text) > MAX_WORDS:
-        raise InputError(f"the query has {len(text):,} characters; at most {MAX_WORDS:,} are read")
-    return text.encode("utf-8", "replace").decode()
+    return Term(text.encode("utf-8", "replace").decode(), "words", weight)

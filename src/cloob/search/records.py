@@ -1,14 +1,18 @@
-"""What an index holds, and what a search answers; plain values without behaviour."""
+"""What an index holds, and what a search answers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+from cloob.errors import InputError
 
 Value = str | int | float | bool | None
 """What a metadata column holds."""
 
+Precision = Literal["fp32", "bf16"]
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -40,8 +44,39 @@ class IndexedModel:
 
     name: str  # what the index calls it
     spec: str  # what `cloob.load_model` takes
-    fingerprint: str  # of its weights and preprocessing, hex: vectors of two fingerprints never mix
+    fingerprint: str  # of its weights and preprocessing, hex, and +bf16: vectors of two fingerprints never mix
     dim: int  # D, the width of its unit rows
+
+    @property
+    def weights(self) -> str:
+        """The fingerprint of its weights and preprocessing alone."""
+        return self.fingerprint.partition("+")[0]
+
+    @property
+    def precision(self) -> Precision:
+        """In which its image tower made the vectors."""
+        return "bf16" if self.fingerprint.endswith("+bf16") else "fp32"
+
+    def changed(self, address: str) -> InputError:
+        """Says that a loaded model is not the one that an index has vectors of."""
+        return InputError(
+            f"{self.name}: has other weights or another preprocessing or precision than when {address} was indexed "
+            f"({self.spec}); cloob index --model M --out {address} "
+            "with --replace-model makes its vectors anew, with --name NAME keeps both"
+        )
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What an index knows of a file without opening it."""
+
+    id: int | None  # the item's; None for a file that could not be read
+    path: str
+    bytes: int  # size when it was read
+    mtime_ns: int | None  # when it was changed last, as of then
+    content: str  # SHA-256, hex; empty where it could not be read
+    fault: str | None  # why it could not be read; it is tried again when size or time differ
+    models: tuple[str, ...]  # names of the models that have a vector of it
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,45 +22,28 @@ from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
 from cloob.models.encoding import Encoder
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.build import Builder, Plan, Summary, Work, make_plan, remove_gone
-from cloob.search.identity import Making, Precision, changed, weights_of
-from cloob.search.identity import ModelChanged as ModelChanged
-from cloob.search.records import IndexedModel
+from cloob.search.build import Builder, Summary, Work, make_plan, remove_gone
+from cloob.search.records import IndexedModel, Precision
 from cloob.search.scan.collection import Collection, Gone
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
 from cloob.search.store import Store
-from cloob.search.trust import absolute, load_named, remember, remember_model
+from cloob.search.trust import absolute, load_named, remember
 
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """How an index is brought up to date.
+    """How an index is brought up to date."""
 
-    Attributes:
-        model: What ``load_model`` takes, or a loaded encoder; None: the only one that the index has.
-        name: What the index calls the model; None: its file name or tag.
-        replace_model: Whether vectors of a model of this name may go if its weights or settings differ now.
-        device: Where the model runs.
-        precision: In which its image tower computes; None: as the index has it, float32 in a new one.
-        draft: Whether large JPEG files are decoded smaller; None: as the index has it, else not.
-        scan: How sources are read.
-        batch_size: Pictures of a forward pass, and of a transaction.
-        workers: Threads that read and decode.
-        max_megapixels: Larger pictures are left out; None: above the limits of ``cloob.pictures``.
-        remove_all: Whether all items of a source may go if nothing of it is there any more.
-    """
-
-    model: str | Path | Encoder | None = None
-    name: str | None = None
-    replace_model: bool = False
+    model: str | Path | Encoder | None = None  # what `load_model` takes, or a loaded one; None: the index's only one
+    name: str | None = None  # what the index calls the model; None: its file name or tag
+    replace_model: bool = False  # vectors of a model of this name may go if its weights or precision differ now
     device: str | torch.device = "auto"
-    precision: Precision | None = None
-    draft: bool | None = None
-    scan: ScanOptions = field(default_factory=ScanOptions)
-    batch_size: int = 64
-    workers: int = field(default_factory=decoders)
-    max_megapixels: float | None = None
-    remove_all: bool = False
+    precision: Precision | None = None  # of the image tower; None: as the index has it, float32 in a new one
+    scan: ScanOptions = field(default_factory=ScanOptions)  # how sources are read
+    batch_size: int = 64  # pictures of a forward pass, and of a transaction
+    workers: int = field(default_factory=decoders)  # threads that read and decode
+    max_megapixels: float | None = None  # larger pictures are left out; None: above the limits of `cloob.pictures`
+    remove_all: bool = False  # all items of a source may go if nothing of it is there any more
 
 
 def update(
@@ -73,19 +57,20 @@ def update(
     device = distributed.resolve_device(options.device)
     with distributed.process_group(device):
         first = distributed.rank() == 0
-        model = _Model(store, options, device)
         collections = _open_all(store, sources, options)
-        model.add(collections)
-        plans = [_plan(store, each, model.name, options) for each in collections]
+        model = _Model(store, options, device, collections)
+        indexed = model.indexed
+        plans = [make_plan(store, each, indexed.name, remove_all=options.remove_all) for each in collections]
         _wait()  # nobody writes before all have compared
         for each in collections if first and options.scan.exclude else ():
             store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
         start = time.monotonic()
         work = [each for plan in plans for each in plan.work if _is_mine(each)]
-        if work and model.making.precision == "bf16" and device.type == "cpu":
+        if work and indexed.precision == "bf16" and device.type == "cpu":
             warn_of_emulated_bfloat16()
-        size = options.batch_size
-        builder = Builder(store, model.name, model.encoder, model.making, size, options.max_megapixels)
+        size, most = options.batch_size, options.max_megapixels
+        max_pixels = None if most is None else max(1, int(most * 1e6))
+        builder = Builder(store, indexed, model.encoder, size, max_pixels)
         for count, prepared in enumerate(in_threads(builder.prepare, work, options.workers, 2 * size), 1):
             builder.add(prepared)
             if progress is not None:
@@ -101,12 +86,8 @@ def update(
         done = _together(done)
         done.seconds = time.monotonic() - start
         if first and model.is_new and not done.added + done.changed + done.completed:
-            store.remove_model(model.name)
+            store.remove_model(indexed.name)
         return done
-
-
-def _plan(store: Store, collection: Collection, model: str, options: UpdateOptions) -> Plan:
-    return make_plan(store, collection, model, options.max_megapixels, remove_all=options.remove_all)
 
 
 def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOptions) -> list[Collection]:
@@ -132,108 +113,79 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
 
 def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
     """Refuses a source inside another one, or one by a second name: its pictures would be in the index twice."""
+    names = [*names]
     real = {name: os.path.realpath(name) if os.path.isabs(name) else name for name in (*known, *names)}  # noqa: PTH117
-    for name in names:
-        if name in known:
-            continue
-        for other in real:
-            if other != name and f"{real[name]}{os.sep}".startswith(f"{real[other]}{os.sep}"):
-                raise InputError(f"{name}: lies in {other}, which is a source of this index; index that one alone")
-        for other in known:
-            if real[other].startswith(f"{real[name]}{os.sep}"):
-                raise InputError(
-                    f"{name}: holds {other}, which is a source of this index; index that one, or make a new index"
-                )
+    for name in [name for name in names if name not in known]:
+        for other in [other for other in real if other != name]:
+            here, there = f"{real[name]}{os.sep}", f"{real[other]}{os.sep}"
+            if here.startswith(there) or there.startswith(here):
+                raise InputError(f"{name}: lies in {other} or holds it, which is a source of this index")
 
 
 class _Model:
     """The model of an update: loaded at once if it was named, else when the first picture needs it."""
 
-    def __init__(self, store: Store, options: UpdateOptions, device: torch.device) -> None:
-        self._store, self._options, self._device = store, options, device
-        self._lock = threading.Lock()
+    def __init__(
+        self, store: Store, options: UpdateOptions, device: torch.device, collections: Sequence[Collection]
+    ) -> None:
+        """Compares a model that was named, or is to be replaced, with those of the index, and adds it."""
+        self._store, self._load, self._lock = store, partial(load_named, device=device), threading.Lock()
         self._encoder: Encoder | None = None
-        self.making = Making()
         self.is_new = False
-        if options.model is None:
-            known = self._only(store.models())
-            self.name, self.spec, self.making = known.name, known.spec, Making.of(known.fingerprint)
-            if self._chosen(self.making) != self.making:
-                raise InputError(
-                    f"{self.name}: its vectors were made in another way; --model with --replace-model makes them anew"
-                )
-        elif isinstance(options.model, str | Path):
-            self.spec = absolute(str(options.model))
-            remember_model(self.spec)
-            self.name = options.name or default_name(str(options.model))
+        known, precision, wanted = store.models(), options.precision, options.model
+        if wanted is None:
+            self.indexed = self._only(known, options.name)
+            if not options.replace_model and precision in (None, self.indexed.precision):
+                return
+            name, spec, precision = self.indexed.name, self.indexed.spec, precision or self.indexed.precision
+            self._encoder, weights = self._load(spec)
+        elif isinstance(wanted, str | Path):
+            name, spec = options.name or default_name(str(wanted)), absolute(str(wanted))
+            remember(spec)
+            self._encoder, weights = load_with_fingerprint(spec, device)
         else:
-            self._encoder = options.model
-            self.name = self.spec = options.name or options.model.name
-
-    def _only(self, known: Sequence[IndexedModel]) -> IndexedModel:
-        named = [model for model in known if self._options.name in (None, model.name)]
-        if len(named) != 1:
-            names = ", ".join(model.name for model in known)
-            raise InputError(
-                f"{self._store.address}: has vectors of {names}; --name says of which"
-                if known
-                else f"{self._store.address}: is empty; --model says which model is to embed"
-            )
-        return named[0]
-
-    def _chosen(self, making: Making) -> Making:
-        precision, draft = self._options.precision, self._options.draft
-        return Making(precision or making.precision, making.draft if draft is None else draft)
-
-    def add(self, collections: Sequence[Collection]) -> None:
-        """Loads a model that was named or is to be replaced, compares it with those of the index, and adds it."""
-        options, known = self._options, self._store.models()
-        if options.model is None and not options.replace_model:
-            return
-        if self._encoder is None:
-            self._encoder, weights = self._load()
-        else:
-            weights = fingerprint(self._encoder)
-        of_these = [model for model in known if weights_of(model.fingerprint) == weights]
-        of_these.sort(key=lambda model: model.name != self.name)
-        if options.model is not None:
-            goes_on = of_these and not options.replace_model
-            self.making = self._chosen(Making.of(of_these[0].fingerprint) if goes_on else Making())
+            name = spec = options.name or wanted.name
+            self._encoder, weights = wanted, fingerprint(wanted)
+        alike = sorted((model for model in known if model.weights == weights), key=lambda model: model.name != name)
+        if precision is None:
+            precision = alike[0].precision if alike and not options.replace_model else "fp32"
         width = getattr(self._encoder, "embed_dim", None) or self._encoder.encode_text(["a"]).shape[1]
-        new = IndexedModel(self.name, self.spec, self.making.mark(weights), width)
-        same = next((model for model in known if model.fingerprint == new.fingerprint), None)
-        if same is not None and same.name != self.name:
+        new = IndexedModel(name, spec, weights + "+bf16" * (precision == "bf16"), width)
+        same = next((model for model in alike if model.fingerprint == new.fingerprint), None)
+        if same is not None and same.name != name:
             if options.name is not None:
-                raise InputError(f"{self.name}: {self._store.address} has vectors of these weights, as {same.name!r}")
-            self.name, new = same.name, replace(new, name=same.name)
-        old = next((model for model in known if model.name == self.name and model.fingerprint != new.fingerprint), None)
+                raise InputError(f"{name}: {store.address} has vectors of these weights, as {same.name!r}")
+            new = replace(new, name=same.name)
+        old = next((each for each in known if each.name == new.name and each.fingerprint != new.fingerprint), None)
         if old is not None and not options.replace_model:
-            raise changed(old, self._store.address)
+            raise old.changed(store.address)
         for each in collections if old is not None else ():  # which have to be there to make the vectors anew
-            if refused := _plan(self._store, each, self.name, options).summary.refused:
+            if refused := make_plan(store, each, new.name, remove_all=options.remove_all).summary.refused:
                 raise InputError(f"{each.name}: {refused[each.name]}")
-        self.is_new = same is None
+        self.indexed, self.is_new = new, same is None
         _wait()  # all have compared
         if distributed.rank() == 0:
             if old is not None:
-                self._store.remove_model(self.name)
-            self._store.add_model(new)
+                store.remove_model(old.name)
+            store.add_model(new)
         _wait()
 
+    def _only(self, known: Sequence[IndexedModel], name: str | None) -> IndexedModel:
+        named = [model for model in known if name in (None, model.name)]
+        if len(named) != 1:
+            names = ", ".join(model.name for model in known)
+            why = f"has vectors of {names}; --name says of which" if known else "is empty; --model says by which model"
+            raise InputError(f"{self._store.address}: {why}")
+        return named[0]
+
     def encoder(self) -> Encoder:
-        """The model."""
         with self._lock:
             if self._encoder is None:
-                encoder, weights = self._load()
-                old = next(model for model in self._store.models() if model.name == self.name)
-                if weights_of(old.fingerprint) != weights:
-                    raise changed(old, self._store.address)
+                encoder, weights = self._load(self.indexed.spec)
+                if weights != self.indexed.weights:
+                    raise self.indexed.changed(self._store.address)
                 self._encoder = encoder
             return self._encoder
-
-    def _load(self) -> tuple[Encoder, str]:
-        load = load_with_fingerprint if self._options.model is not None else load_named
-        return load(self.spec, self._device)
 
 
 def default_name(spec: str) -> str:
@@ -255,10 +207,9 @@ def _wait() -> None:
 
 def _together(own: Summary) -> Summary:
     """What all ranks did."""
-    if not distributed.is_initialized():
-        return own
     parts: list[Summary] = [own] * distributed.world_size()
-    dist.all_gather_object(parts, own)
+    if distributed.is_initialized():
+        dist.all_gather_object(parts, own)
     total = Summary()
     for part in parts:
         total.add(part)

@@ -2,42 +2,30 @@ r"""Filters over an index's metadata: a small language that is parsed to SQL; no
 
 ``date >= 2024 and (caption like '%dog%' or not camera is null)``: comparisons joined by ``and``, ``or``, ``not`` and
 brackets. Text stands in single quotes, a quote in it twice. A column with another name than letters, digits and ``_``
-stands in double quotes. What is compared:
-
-- A comparison is false where the picture has nothing in that column; so ``not caption = 'dog'`` holds without one.
-- ``date`` compares by as much as is written: ``date = 2024-05`` is all of May, ``date > 2024`` begins with 2025.
-- ``like``: ``%`` is any text, ``_`` any one character, ``\`` takes the next character as it is; upper and lower case
-  are the same (of the letters A to Z).
-- Of other columns of the source a number compares with numbers alone, text with text alone, by code points.
+stands in double quotes. docs/find.md says what is compared with what. In a pattern of ``like`` ``\`` takes the next
+character as it is.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from cloob.errors import InputError, nearest
+from cloob.search.records import valid
 
 Literal = str | int | float | bool
 
-TEXTS = ("path", "name", "source", "date", "caption")
-"""Text columns of every item; ``name`` is the last part of the path."""
-
-NUMBERS = ("id", "bytes", "width", "height")
-"""Columns of whole numbers of every item."""
-
-MAX_LENGTH = 10_000
-"""Characters of a filter."""
-
+TEXTS = ("path", "name", "source", "date", "caption")  # columns of every item; `name` is the last part of the path
+NUMBERS = ("id", "bytes", "width", "height")  # columns of every item
+MAX_LENGTH = 10_000  # characters of a filter
 _MAX_DEPTH = 50
-_MAX_INTEGER = 2**63 - 1
 _TOKEN = re.compile(
-    r"\s*(?:(?P<text>'(?:[^']|'')*')|(?P<quoted>\"(?:[^\"]|\"\")+\")|(?P<date>\d{4}-\d\d(?:-\d\d(?:T[\d:.]+)?)?)(?![\w.])"
+    r"(?P<text>'(?:[^']|'')*')|(?P<quoted>\"(?:[^\"]|\"\")+\")|(?P<date>\d{4}-\d\d(?:-\d\d(?:T[\d:.]+)?)?)(?![\w.])"
     r"|(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])|(?P<word>[^\W\d]\w*)"
-    r"|(?P<sign><=|>=|<>|!=|==|[=<>(),]))"
+    r"|(?P<sign><=|>=|<>|!=|==|[=<>(),])|(?P<other>\S+)"
 )
 _DATE = re.compile(r"\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?)?)?")
 _KEYWORDS = frozenset(("and", "or", "not", "in", "like", "is", "null", "true", "false"))
@@ -95,10 +83,7 @@ class Filter:
 
 
 def parse(text: str, columns: Collection[str] | None = None) -> Filter:
-    """Checks a filter, and where ``columns`` are given, that it names none but these.
-
-    Raises:
-        InputError: What is wrong and at which character; for an unknown column with the nearest that there is.
+    """Checks a filter, and where ``columns`` are given, that it names none but these; InputError says what is wrong.
 
     Example:
         >>> parse("date >= 2024").sql(SQLITE)
@@ -118,19 +103,28 @@ class _Token(NamedTuple):
     text: str
     place: int
 
+    @property
+    def value(self) -> str:
+        """The text without its quotes."""
+        quote = self.text[:1]
+        return self.text[1:-1].replace(2 * quote, quote) if self.kind in ("text", "quoted") else self.text
+
 
 class _Parser:
     """Writes SQL token by token: ``not``, ``and`` and ``or`` bind in SQL as they do here."""
 
     def __init__(self, text: str, columns: Collection[str] | None, dialect: Dialect) -> None:
-        self._text, self._columns, self._dialect = text, columns, dialect
-        self._tokens = self._read_tokens()
+        self._text, self._columns, self._dialect = valid(text), columns, dialect
+        self._tokens = [_Token(str(m.lastgroup), m[0], m.start()) for m in _TOKEN.finditer(self._text)]
+        self._tokens.append(_Token("end", "", len(text)))
         self._next = 0
         self.parameters: list[Literal] = []
+        if len(text) > MAX_LENGTH:
+            self._fail(f"{len(text):,} characters, at most {MAX_LENGTH:,} are read")
 
     def condition(self, depth: int = 0) -> str:
         if depth > _MAX_DEPTH:
-            raise self._wrong(self._peek(), f"more than {_MAX_DEPTH} brackets inside each other")
+            self._fail(f"more than {_MAX_DEPTH} brackets inside each other")
         written = ""
         while True:
             negated = False
@@ -146,12 +140,11 @@ class _Parser:
             if joint is None:
                 break
             written += f" {joint.upper()} "
-        if depth == 0 and (token := self._peek()).kind != "end":
-            raise self._error(token, "'and', 'or' or the end")
+        if depth == 0 and self._token.kind != "end":
+            self._expected("'and', 'or' or the end")
         return written
 
     def _comparison(self) -> str:
-        name = self._peek()
         column = self._column()
         if self._take("is"):
             negated = self._take("not")
@@ -159,20 +152,19 @@ class _Parser:
             return f"({self._value(column)} IS {'NOT ' * negated}NULL)"
         negated = self._take("not")
         if self._take("like"):
-            operator, values = self._dialect.like, [self._pattern(name, column)]
+            operator, values = self._dialect.like, [self._pattern(column)]
         elif self._take("in"):
             self._want("(")
-            operator, values = "IN ({})", [self._literal(column, "=")]
+            operator, values = "IN ({})", [self._literal(column)]
             while self._take(","):
-                values.append(self._literal(column, "="))
+                values.append(self._literal(column))
             self._want(")")
         else:
-            token = self._peek()
-            sign = _OPERATORS.get(token.text) if token.kind == "sign" else None
+            sign = _OPERATORS.get(self._token.text)
             if negated or sign is None:
-                raise self._error(token, "'like' or 'in'" if negated else "=, !=, <, <=, >, >=, like, in or is null")
+                self._expected("'like' or 'in'" if negated else "=, !=, <, <=, >, >=, like, in or is null")
             self._next += 1
-            values = [self._literal(column, sign)]
+            values = [self._literal(column)]
             operator, negated = ("= {}", True) if sign == "!=" else (sign + " {}", False)
         if not negated:
             return self._compared(column, operator, values)
@@ -201,105 +193,65 @@ class _Parser:
         return self._dialect.json.format(*self._dialect.kinds[kind])
 
     def _column(self) -> str:
-        token = self._peek()
-        if token.kind == "quoted":
-            column = token.text[1:-1].replace('""', '"')
-        elif token.kind == "word" and token.text.lower() not in _KEYWORDS:
-            column = token.text
-        else:
-            raise self._error(token, "a column's name")
-        self._next += 1
+        token = self._token
+        if token.kind != "quoted" and (token.kind != "word" or token.text.lower() in _KEYWORDS):
+            self._expected("a column's name")
         known = (*TEXTS, *NUMBERS, *(self._columns or ()))
-        if self._columns is not None and column not in known:
-            raise self._wrong(token, f"no column {column!r}; {nearest(column, known)}")
-        return column
+        if self._columns is not None and token.value not in known:
+            self._fail(f"no column {token.value!r}; {nearest(token.value, known)}")
+        self._next += 1
+        return token.value
 
-    def _pattern(self, name: _Token, column: str) -> Literal:
-        token = self._peek()
+    def _pattern(self, column: str) -> Literal:
+        token = self._token
         if column in NUMBERS:
-            raise self._wrong(name, f"{column} is a number, and 'like' is for text")
+            self._fail(f"{column} is a number, and 'like' is for text")
         if token.kind != "text":
-            raise self._error(token, "a pattern in quotes, such as '%dog%'")
-        pattern = _unquoted(token)
-        if re.sub(r"\\.", "", pattern, flags=re.DOTALL).endswith("\\"):
-            raise self._wrong(token, "the pattern ends in \\, which takes the next character as it is")
+            self._expected("a pattern in quotes, such as '%dog%'")
         self._next += 1
-        return pattern
+        return token.value
 
-    def _literal(self, column: str, operator: str) -> Literal:
-        token = self._peek()
-        word = token.text.lower()
-        if token.kind == "word" and word == "null":
-            raise self._wrong(token, f"nothing equals null; write {column} is null, or is not null")
-        if token.kind == "word" and word not in ("true", "false"):
-            raise self._wrong(token, f"{token.text!r} is a column or a word; text stands in quotes: '{token.text}'")
-        if token.kind not in ("word", "text", "number", "date"):
-            raise self._error(token, "a value: 'text', a number, a date, true or false")
+    def _literal(self, column: str) -> Literal:
+        """A value to compare a column with, of the column's kind."""
+        token, word = self._token, self._token.text.lower()
+        if token.kind not in ("text", "number", "date") and word not in ("true", "false"):
+            self._expected("a value ('text' in quotes, a number, a date, true or false; or `is null`)")
+        if column == "date" and not _DATE.fullmatch(token.value):
+            self._fail(f"{token.text} is no date; write 2024, 2024-05, 2024-05-31 or '2024-05-31T18:30'")
+        if column in NUMBERS and token.kind != "number":
+            self._fail(f"{column} is compared with a number, not with {token.text}")
         self._next += 1
-        value = _unquoted(token)
-        if column == "date":
-            if not _DATE.fullmatch(value):
-                wanted = "2024, 2024-05, 2024-05-31 or '2024-05-31T18:30'"
-                raise self._wrong(token, f"{token.text} is no date; write {wanted}")
-            return value.replace(" ", "T")
         if column in TEXTS:
-            return value
+            return token.value.replace(" ", "T") if column == "date" else token.value
         if token.kind == "word":
-            if column in NUMBERS or operator not in ("=", "!="):
-                raise self._wrong(token, f"{word} cannot be compared with {column} by {operator}")
             return word == "true"
-        if token.kind == "number":
-            number = int(value) if re.fullmatch(r"[+-]?\d{1,30}", value) else float(value)
-            if not math.isfinite(number) or abs(number) > _MAX_INTEGER:
-                raise self._wrong(token, f"{value} is too large a number")
-            return number
-        if column in NUMBERS:
-            raise self._wrong(token, f"{column} is compared with a number, not with {token.text}")
-        return value
+        if token.kind != "number":
+            return token.value
+        return int(token.text) if re.fullmatch(r"[+-]?\d{1,18}", token.text) else float(token.text)
 
-    def _read_tokens(self) -> list[_Token]:
-        if len(self._text) > MAX_LENGTH:
-            raise InputError(f"filter: {len(self._text):,} characters, at most {MAX_LENGTH:,} are read")
-        if odd := re.search("[\0\ud800-\udfff]", self._text):
-            raise InputError(f"filter: a character that is no text at character {odd.start() + 1}")
-        tokens, place = [], 0
-        while match := _TOKEN.match(self._text, place):
-            kind = match.lastgroup or ""
-            tokens.append(_Token(kind, match[kind], match.start(kind)))
-            place = match.end()
-        tokens.append(_Token("end", "", len(self._text)))
-        if rest := self._text[place:].lstrip():
-            said = "the quote is not closed" if rest[0] in "'\"" else f"{rest[:10]!r} cannot be read"
-            raise self._wrong(_Token("end", rest, len(self._text) - len(rest)), said)
-        return tokens
-
-    def _peek(self) -> _Token:
+    @property
+    def _token(self) -> _Token:
         return self._tokens[self._next]
 
     def _take(self, wanted: str) -> bool:
         """Goes on if the next token is this keyword or sign."""
-        token = self._peek()
-        found = token.kind in ("word", "sign") and token.text.lower() == wanted
+        found = self._token.kind in ("word", "sign") and self._token.text.lower() == wanted
         self._next += found
         return found
 
     def _want(self, wanted: str) -> None:
         if not self._take(wanted):
-            raise self._error(self._peek(), f"'{wanted}'")
+            self._expected(f"'{wanted}'")
 
-    def _error(self, token: _Token, wanted: str) -> InputError:
-        found = f"not {token.text[:40]}" if token.text else "and the filter ends"
-        return self._wrong(token, f"{wanted} is wanted, {found}")
+    def _expected(self, wanted: str) -> NoReturn:
+        found = f"not {self._token.text[:40]}" if self._token.text else "and the filter ends"
+        self._fail(f"{wanted} is wanted, {found}")
 
-    def _wrong(self, token: _Token, said: str) -> InputError:
-        around = self._text if len(self._text) <= 80 else f"{self._text[max(0, token.place - 40) : token.place + 40]}"
-        line = " ".join(f"filter, at character {token.place + 1}: {said} (in: {around.strip()})".split())
-        return InputError(line)
+    def _fail(self, said: str) -> NoReturn:
+        place = self._token.place
+        around = self._text if len(self._text) <= 80 else self._text[max(0, place - 40) : place + 40]
+        raise InputError(" ".join(f"filter, at character {place + 1}: {said} (in: {around.strip()})".split()))
 
 
 def _kind(value: Literal) -> str:
     return "bool" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"
-
-
-def _unquoted(token: _Token) -> str:
-    return token.text[1:-1].replace("''", "'") if token.kind == "text" else token.text

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from cloob import cli, load_model
+from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.fingerprint import fingerprint
 from cloob.models.onnx.plain import PlainEncoder
-from cloob.search.identity import ModelChanged
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from support import picture, run_script
@@ -75,7 +75,7 @@ def test_another_model_at_the_same_place_is_refused(
         index.update([tmp_path / "pictures"], UpdateOptions(model=place))
     content = json.loads((place / "onnx.json").read_text())
     (place / "onnx.json").write_text(json.dumps(content | {"logit_scale": 1.0}))
-    with Index.open(tmp_path / "idx") as index, pytest.raises(ModelChanged):
+    with Index.open(tmp_path / "idx") as index, pytest.raises(InputError, match="other weights"):
         index.search("a dog")
     assert cli.main(["search", str(tmp_path / "idx"), "a dog"]) == 2
     assert "other weights" in capsys.readouterr().err

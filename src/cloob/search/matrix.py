@@ -1,0 +1,183 @@
+"""The vectors of one model in a mapped file beside the database, and exact search in them.
+
+A file belongs to one revision of the index, and its name has the random stamp of that revision. Each vector carries the
+revision in which it was written: so a newer index is the file without the rows that have gone or changed since, and
+with those that were written since. These are kept in memory; when they are many, a new file is written. It holds the
+ids (int64, ascending), then the rows (float32).
+
+Legend: n rows, D their width, k = top. A float32 product of unit rows is off by at most about D·2⁻²⁴; so the k best are
+among the rows that come within twice that of the k-th best product. These few are scored again one by one, so that a
+row's score depends on nothing but the row and the query, and equal rows tie exactly: the lower id first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sqlite3
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cloob.errors import InputError
+from cloob.search.store import Ids, Vectors
+
+_PAGE = 4096
+_BLOCK = 32_768  # rows that are scored again at once: 128 MB at D = 512
+_FEW = 20_000  # vectors in memory: 40 MB at D = 512, and 10 ms of a search
+_FEW_PART = 20  # or one in so many
+
+
+class Rows(NamedTuple):
+    """Rows to search."""
+
+    ids: Ids  # (n,) ascending
+    rows: Vectors  # (n, D)
+    live: npt.NDArray[np.bool_]  # (n,): the others have gone or changed
+
+
+class _File(NamedTuple):
+    revision: int
+    stamp: int
+    ids: Ids
+    rows: Vectors
+
+
+class Matrix:
+    """One model's vectors, as the database has them."""
+
+    def __init__(self, database: Path, model: int, dim: int) -> None:
+        self._database, self._model, self._dim = database, model, dim
+        self._none = _File(0, 0, np.empty(0, np.int64), np.empty((0, dim), np.float32))
+        self._file = self._none
+        self._parts: list[Rows] = []
+        self._seen: tuple[int, int] | None = None
+
+    def nearest(self, parts: list[Rows], query: Vectors, top: int, allowed: Ids | None) -> tuple[Ids, Vectors, int]:
+        """Ids and scores of the k rows nearest to a query (D,), among ascending ids if these are given; best first.
+
+        Also how many rows were searched.
+        """
+        query = np.asarray(query, np.float32)
+        kept = [part.live if allowed is None else part.live & _among(part.ids, allowed) for part in parts]
+        products = [_products(part.rows, query, live) for part, live in zip(parts, kept, strict=True)]
+        together, least = np.concatenate(products), -np.inf
+        if len(together) > top:
+            margin = 2 * self._dim * 2.0**-24 * max(1.0, float(np.linalg.norm(query)))
+            least = float(np.partition(together, -top)[-top]) - margin
+        ids, scores = [], []
+        for part, some in zip(parts, products, strict=True):
+            near = np.flatnonzero((some >= least) & (some > -np.inf))
+            for start in range(0, len(near), _BLOCK):
+                block = near[start : start + _BLOCK]
+                ids.append(part.ids[block])
+                scores.append((part.rows[block].astype(np.float64) * query.astype(np.float64)).sum(1))
+        near, exact = np.concatenate([self._none.ids, *ids]), np.concatenate([np.empty(0), *scores]).astype(np.float32)
+        order = np.lexsort((near, -exact))[:top]
+        return near[order], exact[order], int(sum(live.sum() for live in kept))
+
+    def parts(self, connection: sqlite3.Connection, few: int | None = None) -> list[Rows]:
+        """The vectors of the newest revision; a file of them where more than ``few``, and a 20th, have changed."""
+        with connection:
+            connection.execute("BEGIN")  # one state of the database for all that is read
+            now = connection.execute("SELECT revision, stamp FROM cloob_revisions ORDER BY revision DESC").fetchone()
+            if now != self._seen or few is not None:
+                self._parts = self._follow(connection, now, _FEW if few is None else few)
+                self._seen = now
+        return self._parts
+
+    def _follow(self, connection: sqlite3.Connection, now: tuple[int, int], few: int) -> list[Rows]:
+        files = (each for each in [self._none, self._file, *self._read()] if self._is_past(connection, each))
+        file = max(files, key=lambda each: each.revision)
+        kept = self._ids(connection, "<=", file.revision)
+        live = _among(file.ids, kept)
+        if live.sum() != len(kept):  # the file is not what its name says
+            file, live = self._none, np.empty(0, np.bool_)
+        new = self._ids(connection, ">", file.revision)
+        if len(new) + int((~live).sum()) > max(few, len(file.ids) // _FEW_PART):
+            self._file = self._write(connection, now)
+            return [Rows(self._file.ids, self._file.rows, np.ones(len(self._file.ids), np.bool_))]
+        self._file = file
+        rows = np.concatenate([self._none.rows, *self._pages(connection, file.revision)])
+        return [Rows(file.ids, file.rows, live), Rows(new, rows, np.ones(len(new), np.bool_))]
+
+    def _is_past(self, connection: sqlite3.Connection, file: _File) -> bool:
+        """Whether a file is of an earlier state of this very index, or of this one."""
+        row = connection.execute("SELECT stamp FROM cloob_revisions WHERE revision = ?", (file.revision,)).fetchone()
+        return row is not None and row[0] == file.stamp
+
+    def _ids(self, connection: sqlite3.Connection, operator: str, revision: int) -> Ids:
+        statement = f"SELECT item FROM cloob_vectors WHERE model = ? AND revision {operator} ? ORDER BY item"
+        return np.fromiter((row[0] for row in connection.execute(statement, (self._model, revision))), np.int64)
+
+    def _pages(self, connection: sqlite3.Connection, after: int) -> Iterator[Vectors]:
+        """The vectors that were written after a revision, by item."""
+        cells = connection.execute(
+            "SELECT vector FROM cloob_vectors WHERE model = ? AND revision > ? ORDER BY item", (self._model, after)
+        )
+        while page := [cell for (cell,) in islice(cells, _PAGE)]:
+            yield decode(page, self._dim, self._database)
+
+    def _files(self) -> list[Path]:
+        return list(self._database.parent.glob(f"vectors-{self._model}-*.f32"))
+
+    def _read(self) -> Iterator[_File]:
+        """The files that are whole."""
+        for path in self._files():
+            with contextlib.suppress(OSError, ValueError):
+                revision, stamp = map(int, path.stem.split("-")[2:])
+                count, left = divmod(path.stat().st_size, 8 + 4 * self._dim)
+                ids = np.fromfile(path, "<i8", count)
+                rows = np.memmap(path, "<f4", "r", 8 * count, (count, self._dim))
+                if not left and ids[0] > 0 and (np.diff(ids) > 0).all():
+                    yield _File(revision, stamp, ids, np.asarray(rows))
+
+    def _write(self, connection: sqlite3.Connection, now: tuple[int, int]) -> _File:
+        """A file of everything, in the place of all others; in memory where none can be written."""
+        ids, old = self._ids(connection, ">", 0), self._files()
+        temporary = self._database.with_name(f".tmp-{secrets.token_hex(8)}")
+        try:
+            with temporary.open("wb") as file:  # not by a writable map: on a full disk that ends the process
+                file.write(ids.astype("<i8").tobytes())
+                for page in self._pages(connection, 0):
+                    file.write(page.tobytes())
+            temporary.replace(self._database.with_name(f"vectors-{self._model}-{now[0]}-{now[1]}.f32"))
+            for path in old:
+                path.unlink(missing_ok=True)
+            return next(file for file in self._read() if (file.revision, file.stamp) == now)
+        except (OSError, StopIteration):
+            return _File(*now, ids, np.concatenate([self._none.rows, *self._pages(connection, 0)]))
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def decode(cells: Sequence[bytes], dim: int, database: Path) -> Vectors:
+    """(n, D) of cells of the database."""
+    if any(len(cell) != 4 * dim for cell in cells):
+        raise InputError(f"{database}: is damaged (a vector is not of width {dim}); make it anew with `cloob index`")
+    return np.frombuffer(b"".join(cells), "<f4").reshape(-1, dim)
+
+
+def _among(ids: Ids, allowed: Ids) -> npt.NDArray[np.bool_]:
+    """Which of ascending ids are among other ascending ones."""
+    places = np.searchsorted(allowed, ids)
+    found = places < len(allowed)
+    found[found] = allowed[places[found]] == ids[found]
+    return found
+
+
+def _products(rows: Vectors, query: Vectors, live: npt.NDArray[np.bool_]) -> Vectors:
+    """The dot products of rows with a query; −∞ where a row does not count."""
+    if live.sum() < len(live) // _FEW_PART:
+        products = np.full(len(rows), -np.inf, np.float32)
+        products[live] = rows[live] @ query
+    else:
+        products = rows @ query
+        products[~live] = -np.inf
+    products[np.isnan(products)] = -np.inf
+    return products

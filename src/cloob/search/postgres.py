@@ -1,0 +1,216 @@
+"""An index of several machines: PostgreSQL with pgvector.
+
+HNSW over float16 finds candidates, float32 ranks them. A filter is applied while HNSW is walked
+(``hnsw.iterative_scan``), so that a filter that few items pass still gets as many answers as were asked for; where the
+walk ends before that, the answer is computed exactly.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cloob.errors import InputError, require
+from cloob.search.store import TABLES, Neighbours, Store, Vectors
+from cloob.search.where import POSTGRESQL, Filter
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+HNSW_ROWS = 10_000
+"""A model with more vectors gets an HNSW index; below, every search scans. Not tuned: at 10,000 a scan took
+0.3 to 0.9 s while vectors were still stored outside their rows, and was not measured since."""
+
+_VERSION = 4  # of the tables
+_CONNECT_SECONDS = 10
+_LOCK = 0xC100B  # held while tables are made
+_HNSW_DIM = 4_000  # halfvec's limit for an index
+_CANDIDATES = 4  # times as many as asked for are ranked again
+_EF_SEARCH = (200, 1000)  # the least (100 gave recall@10 0.938 at 100,000 vectors), and pgvector's most
+
+# Vectors of up to 2,000 numbers lie in their rows (MAIN), where a scan reads them in place.
+_TABLES = f"""
+CREATE TABLE cloob_index (version int NOT NULL);
+INSERT INTO cloob_index VALUES ({_VERSION});
+{TABLES};
+ALTER TABLE cloob_vectors ALTER vector SET STORAGE MAIN""".format(
+    int="bigint", id="bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", json="jsonb", vector="vector", strict=""
+)
+
+
+class PostgresStore(Store):
+    """An index in the tables of one PostgreSQL schema; any number of processes and machines read and write at once.
+
+    One connection, which threads share in turn; the call after one that the server dropped makes it anew.
+    ``?options=-csearch_path%3DNAME,public`` in the address keeps several indices apart in one database.
+    """
+
+    _dialect = POSTGRESQL
+    _each_column = "key, jsonb_typeof(value) FROM cloob_items, jsonb_each(columns)"
+    _among = "= ANY(?)"
+
+    def __init__(self, address: str, *, writable: bool = False, create: bool = False) -> None:
+        """Connects; ``create`` makes the tables, and the extension, where they are missing."""
+        self._psycopg = require("psycopg", "postgres")
+        self._pgvector = require("pgvector.psycopg", "postgres")
+        self._conninfo, self.writable = address, writable or create
+        self.address = re.sub(r"(?<=//)([^:/@]*):[^/]*@|(?<=[?&])password=[^&]*&?", _user, address)
+        self._lock = threading.RLock()
+        self._open: Connection[Any] | None = None
+        self._counts: dict[tuple[Any, ...], int] = {}
+        try:
+            if create:
+                self._make()
+            there = self._rows("SELECT to_regclass('cloob_index')") != [(None,)]
+            if not there or self._rows("SELECT version FROM cloob_index") != [(_VERSION,)]:
+                raise InputError(f"{self.address}: holds no index of this version; `cloob index` makes one")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        with self._lock:
+            if self._open is not None:
+                self._open.close()
+
+    def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
+        """As of any store: by HNSW where :meth:`optimise` made it, exactly ranked; else exact."""
+        number, _ = self._model(model)
+        condition, values = self._condition(where)
+        among = f"cloob_vectors WHERE model = {number}"
+        if where is not None:
+            among = f"cloob_vectors JOIN cloob_items ON id = item WHERE model = {number} AND {condition}"
+        searched = self._count(among, values)
+        wanted = min(top, searched)
+        query = np.ascontiguousarray(query, np.float32)
+        rows = self._walk(among, query, wanted, values) if wanted and self._has_hnsw(number) else []
+        if len(rows) < wanted:
+            rows = self._rows(
+                f"SELECT item, -(vector <#> ?) AS score FROM {among} ORDER BY score DESC, item LIMIT ?",
+                (query, *values, wanted),
+            )
+        ids, scores = np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float32)
+        return Neighbours(ids, scores, searched)
+
+    def optimise(self) -> None:
+        """Makes an HNSW index of each model's vectors once there are many, and counts for the planner."""
+        for number, dim in self._rows("SELECT id, dim FROM cloob_models"):
+            ((count,),) = self._rows("SELECT count(*) FROM cloob_vectors WHERE model = ?", (number,))
+            if count > HNSW_ROWS and dim <= _HNSW_DIM and not self._has_hnsw(number):
+                self._rows(f"DROP INDEX CONCURRENTLY IF EXISTS {_hnsw(number)}")  # of a build that broke off
+                self._rows(
+                    f"CREATE INDEX CONCURRENTLY {_hnsw(number)} ON cloob_vectors"
+                    f" USING hnsw ((vector::halfvec({dim})) halfvec_ip_ops) WHERE model = {number}"
+                )
+        self._rows("ANALYZE cloob_vectors, cloob_items")
+
+    def _count(self, among: str, values: Sequence[Any]) -> int:
+        """How many vectors a filter lets through, counted once a revision: that reads all of them."""
+        key = (self.revision(), among, *values)
+        if key not in self._counts:
+            self._counts = {known: count for known, count in self._counts.items() if known[0] == key[0]}
+            self._counts[key] = int(self._rows(f"SELECT count(*) FROM {among}", values)[0][0])
+        return self._counts[key]
+
+    def _has_hnsw(self, model: int) -> bool:
+        """Whether there is an HNSW index that is whole."""
+        statement = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(?) AND indisvalid"
+        return bool(self._rows(statement, (_hnsw(model),)))
+
+    def _walk(self, among: str, query: Vectors, top: int, values: Sequence[Any]) -> list[Any]:
+        """By the HNSW index; may come back with fewer than there are."""
+        candidates = top * _CANDIDATES
+        half = f"halfvec({query.shape[0]})"
+        with self._lock, self._one_line(), self._connected().transaction():
+            self._rows(
+                "SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true),"
+                " set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', ?, true)",
+                (str(max(_EF_SEARCH[0], min(_EF_SEARCH[1], candidates))),),
+            )
+            return self._rows(
+                f"WITH near AS MATERIALIZED (SELECT item, vector FROM {among}"
+                f" ORDER BY (vector::{half}) <#> ?::{half} LIMIT ?)"
+                " SELECT item, -(vector <#> ?) AS score FROM near ORDER BY score DESC, item LIMIT ?",
+                (*values, query, candidates, query, top),
+            )
+
+    def _drop_searches(self, model: int) -> None:
+        self._rows(f"DROP INDEX IF EXISTS {_hnsw(model)}")
+
+    def _listed(self, values: list[Any]) -> list[Any]:
+        return values
+
+    def _encode(self, vector: Vectors) -> Vectors:
+        return vector
+
+    def _decode(self, cell: Any, dim: int) -> Vectors:
+        return np.asarray(cell.to_numpy() if hasattr(cell, "to_numpy") else cell, np.float32)
+
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._lock, self._one_line():
+            cursor = self._connected().execute(_composed(statement), values, binary=True)
+            return [] if cursor.description is None else cursor.fetchall()
+
+    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        """As of any store, without waiting for one before the next is sent."""
+        found: list[Any] = []
+        with self._lock, self._one_line(), self._connected().cursor() as cursor:
+            more = "RETURNING" in statement
+            cursor.executemany(_composed(statement), rows, returning=more)
+            while more and rows:
+                found += cursor.fetchall()
+                more = bool(cursor.nextset())
+        return found
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock, self._one_line(), self._connected().transaction():
+            self._rows("LOCK TABLE cloob_revisions IN EXCLUSIVE MODE")  # which others may read
+            yield
+
+    def _connected(self) -> Connection[Any]:
+        if self._open is None or self._open.closed:
+            self._open = self._psycopg.connect(self._conninfo, connect_timeout=_CONNECT_SECONDS, autocommit=True)
+            if not self.writable:
+                self._open.execute("SET default_transaction_read_only = on")
+            if self._open.execute("SELECT to_regtype('vector')").fetchone() != (None,):
+                self._pgvector.register_vector(self._open)
+        return self._open
+
+    def _make(self) -> None:
+        """Makes the tables where they are missing."""
+        with self._one_line(), self._connected().transaction():
+            self._rows("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
+            if self._rows("SELECT to_regclass('cloob_index')") != [(None,)]:
+                return
+            self._rows("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
+            for statement in _TABLES.split(";"):
+                self._rows(statement)
+        self._pgvector.register_vector(self._connected())
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except self._psycopg.Error as error:
+            said = error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise InputError(f"{self.address}: {said}") from None
+
+
+def _user(password: re.Match[str]) -> str:
+    """What stays of an address where its password stood."""
+    return f"{password[1]}@" if password[1] else ""
+
+
+def _composed(statement: str) -> Any:
+    """A statement of this package as psycopg wants it."""
+    return statement.replace("?", "%s")
+
+
+def _hnsw(model: int) -> str:
+    return f"cloob_vectors_{model}_hnsw"

@@ -1,1 +1,0 @@
-"""The store of several machines: PostgreSQL with pgvector."""

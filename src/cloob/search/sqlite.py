@@ -1,0 +1,211 @@
+"""An index in one folder: a SQLite file is the truth, matrices beside it are caches for searching.
+
+A file that somebody hands over is data: its tables have to be exactly those that are made here, so that no view,
+trigger or generated column in it is ever run, functions in its schema are not trusted, and no extension is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from cloob.errors import InputError, message
+from cloob.search.matrix import Matrix, decode
+from cloob.search.store import TABLES, Neighbours, Store, Vectors
+from cloob.search.where import SQLITE, Filter
+
+FILE = "index.sqlite"
+"""Of an index, in its folder."""
+
+PATIENCE_SECONDS = 60.0
+"""So long a writer waits for another one; a batch takes a fraction of a second."""
+
+_APPLICATION = 0x434C4F42  # "CLOB"
+_VERSION = 5  # of the tables
+_PAGE_BYTES = 16_384  # seven vectors of width 512; of SQLite's own 4,096 each would fill one, half of it empty
+_TABLES = TABLES.format(
+    int="INTEGER", id="INTEGER PRIMARY KEY AUTOINCREMENT", json="TEXT", vector="BLOB", strict="STRICT"
+)
+_SAID = {
+    "SQLITE_CANTOPEN": "holds no index, or one that may not be read; `cloob index` makes one",
+    "SQLITE_BUSY": f"another process has been writing for {PATIENCE_SECONDS:.0f} s; wait until it is done",
+    "SQLITE_NOTADB": "is no index of cloob's",
+    "SQLITE_CORRUPT": "is damaged; make it anew with `cloob index`",
+    "SQLITE_READONLY": "this index may not be written; check the permissions of the folder and its files",
+    "SQLITE_FULL": "the disk is full; what was written before stays",
+}
+
+
+class SqliteStore(Store):
+    """Any number of processes may read while one writes; threads use one connection in turn."""
+
+    _dialect = SQLITE
+    _each_column = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
+    _among = "IN (SELECT value FROM json_each(?))"
+
+    def __init__(self, folder: Path, *, writable: bool = False) -> None:
+        self.address, self.writable = str(folder), writable
+        self._path = folder / FILE
+        self._lock = threading.RLock()
+        self._matrices: dict[int, Matrix] = {}
+        with _one_line(self._path):
+            self._open()
+
+    @classmethod
+    def create(cls, folder: Path) -> SqliteStore:
+        """Opens the index of a folder; a missing one is made, whole or not at all."""
+        path, temporary = folder / FILE, folder / f".tmp-{secrets.token_hex(8)}"
+        with _one_line(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+                connection.executescript(
+                    f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {_APPLICATION};"
+                    f"PRAGMA user_version = {_VERSION}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
+                )
+            if not path.exists():
+                temporary.rename(path)
+            temporary.unlink(missing_ok=True)
+        return cls(folder, writable=True)
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+            self._matrices.clear()
+
+    def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
+        """As of any store; exact."""
+        number, dim = self._model(model)
+        allowed = None if where is None else self.ids(where)
+        with self._lock, _one_line(self._path):
+            matrix = self._matrix(number, dim)
+            parts = matrix.parts(self._current())
+        return Neighbours(*matrix.nearest(parts, query, top, allowed))
+
+    def optimise(self) -> None:
+        """Writes anew the matrices that do not fit."""
+        for number, dim in self._rows("SELECT id, dim FROM cloob_models"):
+            with self._lock, _one_line(self._path):
+                self._matrix(number, dim).parts(self._current(), few=0)
+
+    def _matrix(self, model: int, dim: int) -> Matrix:
+        return self._matrices.setdefault(model, Matrix(self._path, model, dim))
+
+    def _drop_searches(self, model: int) -> None:
+        self._matrices.pop(model, None)
+        for path in self._path.parent.glob(f"vectors-{model}-*"):
+            path.unlink(missing_ok=True)
+
+    def _open(self) -> None:
+        """Connects; where the folder cannot be written and nobody writes, without locks."""
+        _check_beside(self._path.resolve())
+        address = f"file:{quote(str(self._path.absolute()))}?mode={'rw' if self.writable else 'ro'}"
+        try:
+            self._connection = _connect(address)
+        except sqlite3.OperationalError:
+            if self.writable or not os.access(self._path, os.R_OK) or self._state()[2]:
+                raise
+            self._connection = _connect(f"{address}&immutable=1")
+        try:
+            _check(self._connection, self._path)
+            if self.writable:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            self._connection.close()
+            raise
+        self._seen = self._state()
+
+    def _state(self) -> tuple[int, int, bool]:
+        """What is another one once the file was written to, and while it is."""
+        file = self._path.stat()
+        return file.st_mtime_ns, file.st_size, self._path.with_name(f"{FILE}-wal").exists()
+
+    def _current(self) -> sqlite3.Connection:
+        """The connection; a reader who may not write the folder is not told of changes, and opens it anew."""
+        if not self.writable and self._seen != self._state():
+            self._connection.close()
+            self._open()
+        return self._connection
+
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._lock, _one_line(self._path):
+            return self._current().execute(statement, values).fetchall()
+
+    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        with self._lock, _one_line(self._path):
+            execute = self._current().execute
+            return [row for values in rows for row in execute(statement, values)]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock, _one_line(self._path), self._connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+
+    def _listed(self, values: list[Any]) -> str:
+        return json.dumps(values)
+
+    def _encode(self, vector: Vectors) -> bytes:
+        return vector.astype("<f4").tobytes()
+
+    def _decode(self, cell: Any, dim: int) -> Vectors:
+        row: Vectors = decode([cell], dim, self._path)[0]
+        return row
+
+
+@contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """What SQLite or the system complains of, as one line that names the file."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        code = getattr(error, "sqlite_errorname", "")
+        said = next((line for start, line in _SAID.items() if code.startswith(start)), message(error))
+        raise InputError(f"{path}: {said}") from None
+
+
+def _connect(address: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        address, uri=True, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
+    )
+    try:
+        for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
+            connection.execute(f"PRAGMA {setting}").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_beside(path: Path) -> None:
+    """Refuses what SQLite would follow out of the folder: links, and a journal, which may name files to delete."""
+    for suffix in ("-journal", "-wal", "-shm"):
+        beside = path.with_name(f"{path.name}{suffix}")
+        if beside.is_symlink() or (suffix == "-journal" and beside.exists()):
+            raise InputError(f"{beside}: no index has a {'link' if beside.is_symlink() else 'journal'}; remove it")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuses what is not exactly an index of this version."""
+    (application,), (version,) = (
+        connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+    )
+    with closing(sqlite3.connect(":memory:")) as memory:
+        memory.executescript(_TABLES)
+        odd = sorted(_objects(memory) ^ _objects(connection))
+    if (application, version) != (_APPLICATION, _VERSION) or odd:
+        why = f"{odd[0][0]} {odd[0][1]!r}" if odd else f"version {version} instead of {_VERSION}"
+        raise InputError(f"{path}: is no index that this cloob reads ({why}); make it anew with `cloob index`")
+
+
+def _objects(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """Kind, name and SQL of everything that a database defines."""
+    return set(connection.execute("SELECT type, name, coalesce(sql, '') FROM sqlite_schema"))

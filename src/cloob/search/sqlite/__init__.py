@@ -1,1 +1,0 @@
-"""An index in one folder: SQLite is the truth, matrices and faiss indices are caches of it."""

@@ -1,1 +1,0 @@
-UPDATE cloob_items SET source = 'a' || char(0);
