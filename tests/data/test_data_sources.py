@@ -146,7 +146,7 @@ def test_an_imagefolder_of_labels_has_no_captions(folder: Path) -> None:
 def test_one_pair_is_not_enough(tmp_path: Path, image: Callable[..., bytes], caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.png").write_bytes(image())
     (tmp_path / "a.txt").write_text("a")
-    with caplog.at_level(logging.INFO), pytest.raises(InputError, match="1 usable pair, at least 2 are needed"):
+    with caplog.at_level(logging.INFO), pytest.raises(InputError, match="1 of 1 pairs usable, at least 2 are needed"):
         open_source(tmp_path)
     assert caplog.messages == [f"{tmp_path}: 1 row, 1 pair"]
     (tmp_path / "b.png").write_bytes(image())

@@ -139,7 +139,7 @@ def test_a_table(tmp_path: Path, kind: str) -> None:
         write_noise(tmp_path / "gone.png", 3)  # what was missing has come
         assert index.update([path], options(FakeEncoder())).added == 1
         assert index.columns() == {"place": "text", "score": "number", "year": "number"}
-    with pytest.raises(InputError, match=r"no column 'picture'.* \(--image-column of cloob index names one\)"):
+    with pytest.raises(InputError, match="no column 'picture'"):
         open_collection(path, ScanOptions(image_column="picture"))
 
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import BadSample
+from cloob.data.sources.arrow import NO_PICTURE
 from cloob.models.encoding import Encoder, evaluating
 from cloob.pictures import MAX_JPEG_PIXELS, MAX_PIXELS, Encoded, Unreadable
 from cloob.search.identity import Making
 from cloob.search.records import Item, Value, valid
-from cloob.search.scan.collection import EXAMPLES, NO_PICTURE, SEPARATOR, Collection, Found, LeftOut, ReadFailed
+from cloob.search.scan.collection import EXAMPLES, SEPARATOR, Collection, Found, LeftOut, ReadFailed
 from cloob.search.store import FileState, Store, Vectors
 
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")

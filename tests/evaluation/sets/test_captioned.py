@@ -96,12 +96,12 @@ def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: 
         found.read(0)
     assert caught.value.captions == ("red one", "red two") and caught.value.reason == "missing image"
     assert found.read(1).captions == ("blue", "")
-    path.write_text("filepath,title\nb.png,\nc.png,x\n")
+    path.write_text("filepath,title\nb.png,\nc.png,x\nc.png,y\n")
     with pytest.raises(BadSample, match="empty caption"):
         open_captioned(path).read(0)
-    (folder / "t.jsonl").write_text('{"filepath": "a.png"}\n{"filepath": "b.png", "title": "x"}\n')
+    (folder / "t.jsonl").write_text('{"filepath": "a.png"}\n{"filepath": "b.png", "title": ["x", "y"]}\n')
     found = open_captioned(folder / "t.jsonl")
-    assert found.read(1).captions == ("x",)
+    assert found.read(1).captions == ("x", "y")
     with pytest.raises(BadSample, match="missing caption"):
         found.read(0)
 

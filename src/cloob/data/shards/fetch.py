@@ -1,6 +1,6 @@
 """Bytes from elsewhere: ``pipe:COMMAND`` that the user typed, and ``https://``, ``s3://``, ``gs://`` by fsspec.
 
-No URL reaches a shell, and no command comes out of a list (``cloob.data.shards.count``).
+No URL reaches a shell, and no command comes out of a list (``cloob.data.shards.spec``).
 """
 
 from __future__ import annotations
@@ -16,16 +16,10 @@ import fsspec
 from fsspec.callbacks import Callback
 
 from cloob.data.shards.tar import make_plain
-from cloob.errors import InputError, message, require
+from cloob.errors import InputError, one_line, require
 
 _PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
-_NEEDS = {
-    "http": ("aiohttp", "train"),
-    "https": ("aiohttp", "train"),
-    "s3": ("s3fs", "s3"),
-    "gs": ("gcsfs", "gcs"),
-    "gcs": ("gcsfs", "gcs"),
-}
+_NEEDS = {"http": ("aiohttp", "train"), "https": ("aiohttp", "train"), "s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}
 _SILENT_SECONDS = 60.0  # that a server may say nothing
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # here, not at the source
 
@@ -62,22 +56,22 @@ def _run(url: str, target: Path) -> str | None:
 
 def _download(url: str, target: Path) -> str | None:
     """Copies a file by fsspec; returns what went wrong where trying again may help, raises InputError elsewhere."""
-    filesystem, progress = _filesystem(url), Callback()
+    progress = Callback()
+    filesystem = _filesystem(url)
     try:
         filesystem.get_file(url, str(target), callback=progress)
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"{url}: no such file") from None
     except Exception as error:  # each kind of store has errors of its own, with no common base
         if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
             raise
         status = getattr(error, "status", None)
-        said = f"HTTP {status} {getattr(error, 'message', '')}".rstrip() if status else message(error)[:300]
+        said = f"HTTP {status} {getattr(error, 'message', '')}".rstrip() if status else one_line(error)
         refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-        if refused or isinstance(error, PermissionError):
+        if refused or isinstance(error, PermissionError | FileNotFoundError):
+            said = "no such file" if isinstance(error, FileNotFoundError) else said
             raise InputError(f"{url}: {said}") from None
-        return said or type(error).__name__
+        return said
     size = target.stat().st_size
     return None if progress.size in (None, size) else f"ended after {size:,} of {progress.size:,} bytes"
 
@@ -92,9 +86,7 @@ def _filesystem(url: str) -> Any:
         # By scheme alone: a complete URL would also be taken for a chain of file systems (``zip::…``).
         return fsspec.filesystem(scheme)
     except (ValueError, ImportError) as error:
-        raise InputError(
-            f"{url}: nothing here opens {scheme}:// ({error}); any command works as pipe:COMMAND"
-        ) from None
+        raise InputError(f"{url}: nothing here opens {scheme}:// ({error}); any command does as pipe:COMMAND") from None
 
 
 def _web(url: str) -> Any:

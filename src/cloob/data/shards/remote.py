@@ -1,39 +1,62 @@
-"""Pairs in tar shards that lie elsewhere: each shard is fetched into a bounded cache when it is first needed."""
+"""Pairs in tar shards that lie elsewhere: each shard is fetched into a bounded cache when it is first needed.
+
+The number of samples in each shard has to be known beforehand, so that the order of an epoch is known without reading
+anything: from ``sizes.json`` beside the shards, or from ``cloob data SHARDS --count``.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloob.cache import Cache
+from cloob.cache import Cache, cache_root
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import Fingerprint, digest
-from cloob.data.shards.count import fetch_sizes, remembered
-from cloob.data.shards.fetch import fetch_tar
-from cloob.data.shards.local import ShardSource
-from cloob.data.shards.paths import SIZES, listed_url
-from cloob.data.shards.spec import expand, shard_name, sibling
+from cloob.data.shards.fetch import fetch, fetch_tar
+from cloob.data.shards.local import ShardIndex, ShardSource
+from cloob.data.shards.spec import (
+    SIZES,
+    expand,
+    is_remote,
+    listed_url,
+    local_path,
+    matching_files,
+    parse_sizes,
+    read_sizes,
+    shard_name,
+    sibling,
+    tars_in,
+)
+from cloob.data.shards.tar import TarReader
 from cloob.data.sources.files import FileSource
-from cloob.errors import InputError
+from cloob.errors import InputError, counted
+from cloob.files import write_whole
 
 logger = logging.getLogger(__name__)
+
+_HOW = (
+    '; put sizes.json ({"shard.tar": count}) beside the shards: "cloob data FOLDER --count" writes it where they are '
+    "local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
+)
 
 
 class RemoteShardSource(FileSource[ShardSource]):
     """A random-access source over WebDataset tars behind commands or URLs.
 
-    The number of samples in each shard has to be known beforehand (``sizes.json``), so that the order of an epoch is
-    known without reading anything. A row that a shard turns out not to hold raises ``"truncated shard"``; samples
-    beyond that number are left out, with one warning. ``urls`` are what ``fetch`` opens, one a shard.
+    A row that a shard turns out not to hold raises ``"truncated shard"``; samples beyond the number that is known are
+    left out, with one warning.
     """
 
-    def __init__(self, name: str, urls: Sequence[str], counts: Sequence[int], cache: Cache) -> None:
-        super().__init__(name, counts, streamed=True)
-        self._urls = tuple(urls)
+    def __init__(self, name: str, counts: dict[str, int], cache: Cache) -> None:
+        super().__init__(name, tuple(counts.values()), streamed=True)
+        self._urls = tuple(counts)
         self._cache = cache
         self._warned = False
-        self.shard_names = tuple(map(shard_name, urls))  # without what comes before them (a bucket, a token)
+        self.shard_names = tuple(map(shard_name, counts))  # without what comes before them (a bucket, a token)
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``, or a ``BadSample``; its key is ``shard file/key in the shard``.
@@ -81,15 +104,20 @@ class RemoteShardSource(FileSource[ShardSource]):
 def open_remote(spec: str, cache: Cache) -> RemoteShardSource:
     """Opens streamed shards: a brace pattern of them, or their ``sizes.json``."""
     if spec.rstrip("/- ").lower().endswith(".json"):
-        sizes = fetch_sizes(spec)
-        if not sizes:
-            raise InputError(f"{spec}: names no shard")
-        return RemoteShardSource(spec, [listed_url(spec, name) for name in sizes], list(sizes.values()), cache)
+        sizes = _fetch_sizes(spec)
+        return RemoteShardSource(spec, {listed_url(spec, name): count for name, count in sizes.items()}, cache)
     urls = expand(spec, escape=False)
-    counted = remembered(spec)
-    if not all(url in counted for url in urls):
-        counted = _counts_beside(spec, urls)
-    return RemoteShardSource(spec, urls, [counted[url] for url in urls], cache)
+    counts = read_sizes(_memory(spec))
+    if not counts.keys() >= {*urls}:
+        counts = _counts_beside(spec, urls)
+    return RemoteShardSource(spec, {url: counts[url] for url in urls}, cache)
+
+
+def _fetch_sizes(url: str) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SIZES
+        fetch(url, path)
+        return parse_sizes(url, path.read_bytes())
 
 
 def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
@@ -98,19 +126,73 @@ def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for url in urls:
         place = sibling(url, SIZES)
-        if place is not None and place not in listed:
-            try:
-                listed[place] = fetch_sizes(place)
-            except InputError as error:
-                raise InputError(f"{spec}: the number of samples in each shard must be known; {error}{_HOW}") from None
-        count = listed[place].get(shard_name(url))
-        if count is None:
-            raise InputError(f"{place or url}: has no count for {shard_name(url)}{_HOW}")
-        counts[url] = count
+        try:
+            if place is not None and place not in listed:
+                listed[place] = _fetch_sizes(place)
+            counts[url] = listed[place][shard_name(url)]
+        except KeyError:
+            raise InputError(f"{place or url}: has no count for {shard_name(url)}{_HOW}") from None
+        except InputError as error:
+            raise InputError(f"{spec}: the number of samples in each shard must be known; {error}{_HOW}") from None
     return counts
 
 
-_HOW = (
-    '; put sizes.json ({"shard.tar": count}) beside the shards: "cloob data FOLDER --count" writes it where they are '
-    "local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
-)
+def _memory(pattern: str) -> Path:
+    """Where this host remembers the counts of a pattern's shards, by full address."""
+    return cache_root() / "sizes" / f"{hashlib.blake2b(pattern.encode(), digest_size=16).hexdigest()}.json"
+
+
+def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, int]]:
+    """Counts the samples of shards, and writes or remembers the counts.
+
+    Args:
+        spec: A folder, a path or a pattern of tars, here or elsewhere.
+        out: The list to write; None: ``sizes.json`` in the folder, and for shards elsewhere none. The counts of those
+            are remembered in any case, for whoever gives the same pattern as ``--data``.
+
+    Returns:
+        The list that was written, and the counts, by path or full address.
+    """
+    folder = None if is_remote(spec) else Path(local_path(spec))
+    if folder is None:
+        shards = expand(spec, escape=False)
+    else:
+        shards = [str(path) for path in (tars_in(folder) if folder.is_dir() else matching_files(str(folder)))]
+        if out is None and not folder.is_dir():
+            raise InputError("--out is missing: only a folder has its own place for sizes.json")
+        out = out or folder / SIZES
+    names = [shard_name(shard) if folder is None else Path(shard).name for shard in shards]
+    if out is not None and len(set(names)) < len(names):
+        raise InputError("--out: several shards have the same name; count each folder by itself")
+    sizes = _count(spec, shards, remote=folder is None)
+    if out is not None:
+        listed = {name: sizes[shard] for name, shard in zip(names, shards, strict=True)}
+        write_whole(out, json.dumps(listed, indent=1) + "\n")
+    return out, sizes
+
+
+def _count(spec: str, shards: list[str], *, remote: bool) -> dict[str, int]:
+    """Counts each shard. Counts of remote shards are saved as they come, so a count that broke off goes on."""
+    before = read_sizes(_memory(spec)) if remote else {}
+    sizes = {} if before.keys() >= {*shards} else before
+    odd: list[str] = []
+    cut: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for shard in (shard for shard in shards if shard not in sizes):
+            path = Path(folder) / "shard.tar" if remote else Path(shard)
+            if remote:
+                fetch_tar(shard, path)
+            about = ShardIndex.scan(TarReader((path,)))
+            if about.left_out:
+                odd.append(f"{shard}: not counted: {'; '.join(about.left_out)}")
+            if about.cuts:
+                cut.append(f"{shard}: {about.cuts[0]}")
+                continue
+            sizes[shard] = about.complete[0]
+            if remote:
+                write_whole(_memory(spec), json.dumps(sizes))
+    if odd:
+        logger.warning("%s (%s hold such)", odd[0], counted(len(odd), "shards"))
+    if cut:
+        raise InputError("; ".join(cut))
+    return {shard: sizes[shard] for shard in shards}

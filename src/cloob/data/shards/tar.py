@@ -15,12 +15,12 @@ import tarfile
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cloob.cache import Cache
-from cloob.errors import InputError
+from cloob.errors import InputError, message
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -58,6 +58,26 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (f"{folder}/{stem}" if folder else stem, extension.lower()) if stem and dot else None
 
 
+def group_members(members: Sequence[Member], extensions: Sequence[Sequence[str]]) -> dict[str, list[Member | None]]:
+    """The samples of one tar by key, in order of appearance: the member of each part, or None.
+
+    ``extensions`` are those that each part may have, the preferred one first. The files of a sample need not be
+    neighbours.
+    """
+    place = {ext: (part, rank) for part, group in enumerate(extensions) for rank, ext in enumerate(group)}
+    samples: dict[str, list[Member | None]] = {}
+    ranks: dict[tuple[str, int], int] = {}
+    for member in members:
+        names = split_name(member.name)
+        if names is None or names[1] not in place:
+            continue
+        key, (part, rank) = names[0], place[names[1]]
+        sample = samples.setdefault(key, [None] * len(extensions))
+        if rank < ranks.get((key, part), len(place)):
+            sample[part], ranks[key, part] = member, rank
+    return samples
+
+
 class TarReader:
     """Reads byte ranges of tars, which are addressed by their place in ``paths``, in any threads and processes."""
 
@@ -83,7 +103,7 @@ class TarReader:
             with self._plain(path).open("rb") as file:
                 return _scan(path, file)
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}") from None
+            raise InputError(message(error)) from None
 
     def _file(self, tar: int) -> _File:
         # No lock, which a forked process could inherit locked: each of these calls is atomic.
@@ -99,7 +119,7 @@ class TarReader:
             return path
         stat = path.stat()
         name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {path.name} unpacked.tar"
-        return (self._cache or Cache()).get("shards", name, lambda target: unpack(path, target))
+        return (self._cache or Cache()).get("shards", name, lambda target: _unpack(path, target))
 
     def __reduce__(self) -> Any:
         return TarReader, (self.paths, self._cache)
@@ -119,31 +139,25 @@ def _decompressor(path: Path) -> Any:
     return next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
 
 
-def unpack(path: Path, target: Path) -> None:
-    """Writes what a compressed tar unpacks to; one that is cut becomes a plain tar that is cut."""
-    with _decompressor(path)(path) as packed, target.open("wb") as plain:
-        plain.writelines(_chunks(path, packed))
-
-
 def make_plain(path: Path) -> None:
     """Unpacks a tar in its place if it is compressed."""
     if _decompressor(path) is not None:
         unpacked = path.with_name(f"{path.name}.unpacked")
-        unpack(path, unpacked)
+        _unpack(path, unpacked)
         unpacked.replace(path)
 
 
-def _chunks(path: Path, packed: Any) -> Iterator[bytes]:
-    found = False
-    try:
-        while chunk := packed.read1(_CHUNK):  # read() would withhold what precedes a cut
-            found = True
-            yield chunk
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if getattr(error, "errno", None):  # of the disk
-            raise
-        if not found:
-            raise InputError(f"{path} cannot be unpacked: {error}") from None
+def _unpack(path: Path, target: Path) -> None:
+    """Writes what a compressed tar unpacks to; one that is cut becomes a plain tar that is cut."""
+    with _decompressor(path)(path) as packed, target.open("wb") as plain:
+        try:
+            while chunk := packed.read1(_CHUNK):  # read() would withhold what precedes a cut
+                plain.write(chunk)
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if getattr(error, "errno", None):  # of the disk
+                raise
+            if not plain.tell():
+                raise InputError(f"{path} cannot be unpacked: {error}") from None
 
 
 def _goes_on(file: IO[bytes], at: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cloob.data.source import IMAGE_EXTENSIONS
+from cloob.data.source import IMAGE_SUFFIXES
 from cloob.errors import InputError, one_line, require
 from cloob.evaluation.sets.labelled import FilePictures, LabelledSet, subfolders
 from cloob.models.importing import import_open_clip
@@ -44,17 +45,13 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
     """
     try:
         samples = _READERS[name](root, split)
-    except InputError:
-        raise
-    except Exception as error:  # torchvision, scipy and the readers here raise all sorts for a list that is damaged
-        raise InputError(f"{name}: its lists cannot be read ({one_line(error)}); {LAYOUTS[name]} is wanted") from error
-    if not samples:
-        raise _missing(name, root, "no picture found")
-    classnames, templates = prompts_of(name)
-    labels = np.array([label for _, label in samples], np.int64)
-    if labels.min() < 0 or labels.max() >= len(classnames):
-        wanted = f"0 to {len(classnames) - 1} would be right"
-        raise InputError(f"{name}: labels from {labels.min()} to {labels.max()} found, {wanted}")
+        classnames, templates = prompts_of(name)
+        labels = np.array([label for _, label in samples], np.int64)
+        if not samples or labels.min() < 0 or labels.max() >= len(classnames):
+            raise ValueError(f"{len(samples)} pictures, with labels up to {labels.max(initial=0)}")
+    except Exception as error:  # torchvision, scipy and the readers here raise all sorts
+        why = one_line(error).partition(" You can use")[0]  # download=True is no option here
+        raise InputError(f"{name}: cannot be read under {root} ({why}); put there {LAYOUTS[name]}") from error
     pictures = FilePictures(root, [_below(name, root, path) for path, _ in samples])
     return LabelledSet(name, classnames, templates, labels, pictures)
 
@@ -77,77 +74,65 @@ def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(content["classes"]), tuple(content["templates"])
 
 
-def _torchvision(name: str, kind: str, root: Path, split: str) -> Any:
+def _torchvision(kind: str, root: Path, split: str) -> Any:
     """A dataset object of torchvision, which holds the list of files and labels."""
-    datasets = require("torchvision.datasets", "train")
-    try:
-        return getattr(datasets, kind)(root, split=split, download=False)
-    except (RuntimeError, FileNotFoundError) as error:
-        error_line = _first_line(error).partition(" You can use")[0].rstrip(".")  # download=True is no option here
-        raise _missing(name, root, error_line) from error
+    return getattr(require("torchvision.datasets", "train"), kind)(root, split=split, download=False)
 
 
 def _country211(root: Path, split: str) -> list[Sample]:
-    return _class_folders("country211", root, root / "country211" / split, 211)
+    return _class_folders(root / "country211" / split, 211)
 
 
 def _flowers102(root: Path, split: str) -> list[Sample]:
     parts = ("train", "val") if split == "train" else ("test",)
-    splits = [_torchvision("flowers102", "Flowers102", root, part) for part in parts]
+    splits = [_torchvision("Flowers102", root, part) for part in parts]
     return [pair for data in splits for pair in zip(data._image_files, data._labels, strict=True)]
 
 
 def _gtsrb(root: Path, split: str) -> list[Sample]:
-    data = _torchvision("gtsrb", "GTSRB", root, split)
-    return [(Path(path), label) for path, label in data._samples]
+    return [(Path(path), label) for path, label in _torchvision("GTSRB", root, split)._samples]
 
 
 def _stanford_cars(root: Path, split: str) -> list[Sample]:
-    data = _torchvision("stanford_cars", "StanfordCars", root, split)
-    return [(Path(path), int(label)) for path, label in data._samples]
+    return [(Path(path), int(label)) for path, label in _torchvision("StanfordCars", root, split)._samples]
 
 
 def _imagenet(root: Path, split: str) -> list[Sample]:
-    return _class_folders("imagenet", root, root / "imagenet" / ("val" if split == "test" else split), 1000)
+    return _class_folders(root / "imagenet" / ("val" if split == "test" else split), 1000)
 
 
 def _imagenetv2(root: Path, split: str) -> list[Sample]:
     if split != "test":
         return _imagenet(root, split)
-    return _class_folders("imagenetv2", root, root / "imagenetv2-matched-frequency-format-val", 1000)
+    return _class_folders(root / "imagenetv2-matched-frequency-format-val", 1000)
 
 
 def _birdsnap(root: Path, split: str) -> list[Sample]:
     folder = root / "birdsnap"
     label_of = _labels_by_name("birdsnap")
-    tables = {name: _lines("birdsnap", root, folder / f"{name}.txt") for name in ("species", "images", "test_images")}
-    header, *species = (line.split("\t") for line in tables["species"])
-    folder_of = {row[header.index("id")]: row[header.index("dir")] for row in species}
-    tests = {line.split("\t")[0] for line in tables["test_images"][1:]}
-    header, *images = (line.split("\t") for line in tables["images"])
+    species, images, tests = (_table(folder / f"{name}.txt") for name in ("species", "images", "test_images"))
+    folder_of = {row["id"]: row["dir"] for row in species}
+    test_paths = {row["path"] for row in tests}
     pictures = []
     for row in images:
-        path = row[header.index("path")]
-        file = folder / "download" / "images" / path
-        if (path in tests) == (split == "test") and file.is_file():
-            name = folder_of[row[header.index("species_id")]]
-            pictures.append((file, _label("birdsnap", label_of, name)))
+        file = folder / "download" / "images" / row["path"]
+        if (row["path"] in test_paths) == (split == "test") and file.is_file():
+            pictures.append((file, label_of[_letters(folder_of[row["species_id"]])]))
     return pictures
 
 
 def _ucf101(root: Path, split: str) -> list[Sample]:
     folder = root / "ucf101"
-    lists = folder / "ucfTrainTestlist"
     label_of = _labels_by_name("ucf101")
     pictures = []
-    for line in _lines("ucf101", root, lists / f"{split}list01.txt"):
-        video = Path(line.split()[0])  # a list of training videos has the class's number behind
-        frames = [(folder / "frames" / video).with_suffix(f".{ext}") for ext in IMAGE_EXTENSIONS]
-        frame = next((path for path in frames if path.is_file()), frames[0])
-        pictures.append((frame, _label("ucf101", label_of, video.parent.name)))
-    if not any(path.is_file() for path, _ in pictures):
-        raise _missing("ucf101", root, f"no frame in {folder / 'frames'}")
-    return pictures  # a frame that is missing is counted as an unreadable picture
+    for line in (folder / "ucfTrainTestlist" / f"{split}list01.txt").read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            video = Path(line.split()[0])  # a list of training videos has the class's number behind
+            frames = [(folder / "frames" / video).with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
+            frame = next((path for path in frames if path.is_file()), frames[0])
+            pictures.append((frame, label_of[_letters(video.parent.name)]))
+    # A frame that is missing is counted as an unreadable picture.
+    return pictures if any(path.is_file() for path, _ in pictures) else []
 
 
 _READERS: Mapping[str, Callable[[Path, str], list[Sample]]] = {
@@ -162,28 +147,19 @@ _READERS: Mapping[str, Callable[[Path, str], list[Sample]]] = {
 }
 
 
-def _missing(name: str, root: Path, reason: str) -> InputError:
-    return InputError(f"{name}: not found under {root} ({reason}); put there {LAYOUTS[name]}")
-
-
-def _class_folders(name: str, root: Path, folder: Path, classes: int) -> list[Sample]:
+def _class_folders(folder: Path, classes: int) -> list[Sample]:
     """The pictures in one folder a class; torchvision's own readers of such sets would unpack archives here."""
-    if not folder.is_dir():
-        raise _missing(name, root, f"no folder {folder}")
     folders = subfolders(folder)
     if len(folders) != classes:
-        raise InputError(f"{name}: {folder} has {len(folders)} class folders, {classes} would be right")
-    suffixes = {f".{ext}" for ext in IMAGE_EXTENSIONS}
-    pictures = (sorted(path for path in place.iterdir() if path.suffix.lower() in suffixes) for place in folders)
+        raise ValueError(f"{folder} has {len(folders)} class folders, {classes} would be right")
+    pictures = (sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES) for place in folders)
     return [(path, label) for label, paths in enumerate(pictures) for path in paths]
 
 
-def _lines(name: str, root: Path, path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise _missing(name, root, f"no file {path}") from None
-    return [line for line in lines if line.strip()]
+def _table(path: Path) -> list[dict[str, str]]:
+    """A table with tabs, by the names of its columns."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def _labels_by_name(name: str) -> dict[str, int]:
@@ -191,15 +167,5 @@ def _labels_by_name(name: str) -> dict[str, int]:
     return {_letters(classname): label for label, classname in enumerate(prompts_of(name)[0])}
 
 
-def _label(name: str, label_of: Mapping[str, int], folder: str) -> int:
-    if _letters(folder) not in label_of:
-        raise InputError(f"{name}: {folder!r} is none of its {len(label_of)} classes")
-    return label_of[_letters(folder)]
-
-
 def _letters(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -21,7 +21,6 @@ SUITES = {
     "vtab+": "every CLIP_benchmark WebDataset folder in a folder, up to three deep",
 }
 
-_TRAIN_SPLIT = "train"
 _TRAINING = " (training)"
 _MAX_DEPTH = 3
 
@@ -48,6 +47,18 @@ class SuiteSets:
         """Whether there are training images that cannot be used."""
         return any(name.endswith(_TRAINING) for name in self.missing)
 
+    def add(self, name: str, test: Callable[[], LabelledSet], train: Callable[[], LabelledSet | None] | None) -> None:
+        """Adds a labelled set and its training images, or notes why one of them cannot be used."""
+        failed = name
+        try:
+            data = test()
+            self.sets.append(data)
+            failed = name + _TRAINING
+            if train is not None and (training := train()) is not None:
+                self.training[data.name] = training
+        except (InputError, OSError) as error:
+            self.missing[failed] = str(error)
+
 
 def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool = False) -> SuiteSets:
     """Opens suites; ``words`` are names, each followed by its folder if that is not ``root``: ``("paper", "/data")``.
@@ -56,13 +67,21 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
         InputError: No such suite, no folder, or a folder without a single set.
     """
     opened = SuiteSets()
-    for name, folder in _with_folders(words, root):
+    rest = list(words)
+    while rest:
+        name = rest.pop(0)
+        if name not in SUITES:
+            raise InputError(f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
+        named = rest.pop(0) if rest and rest[0] not in SUITES else root
+        if named is None:
+            raise InputError(f"--suite {name}: no folder; write --suite {name} DIR, or --root DIR")
+        folder = local_folder(named, "the sets of a suite")
         if not folder.is_dir():
             raise InputError(f"--suite {name}: {folder} is no folder")
         if name == "paper":
             for each in LAYOUTS:
-                test, train = (partial(open_paper_set, each, folder, split) for split in ("test", _TRAIN_SPLIT))
-                _add(opened, each, test, train if probe else None)
+                test, train = (partial(open_paper_set, each, folder, split) for split in ("test", "train"))
+                opened.add(each, test, train if probe else None)
             continue
         places = subfolders(folder) if name == "pictograms" else _webdatasets(folder, _MAX_DEPTH)
         if not places:
@@ -75,63 +94,25 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
 
 def training_split(path: str | Path) -> LabelledSet | None:
     """The training images of a labelled set, None without such a split; InputError if it has a mistake."""
-    part = local_folder(path, "labelled pictures") / _TRAIN_SPLIT
+    part = local_folder(path, "labelled pictures") / "train"
     inside = list(part.iterdir()) if part.is_dir() else None
     if inside is None or (inside and not any(p.is_dir() or is_tar(p) or p.name == "nshards.txt" for p in inside)):
         return None  # pictures alone: a class of that name
-    return open_labelled(path, _TRAIN_SPLIT)
-
-
-def _with_folders(words: Sequence[str], root: Path | None) -> list[tuple[str, Path]]:
-    """Each suite with its folder."""
-    suites: list[tuple[str, Path]] = []
-    rest = list(words)
-    while rest:
-        name = rest.pop(0)
-        if name not in SUITES:
-            raise InputError(f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
-        if rest and rest[0] not in SUITES:
-            suites.append((name, local_folder(rest.pop(0), "the sets of a suite")))
-        elif root is not None:
-            suites.append((name, root.expanduser()))
-        else:
-            raise InputError(f"--suite {name}: no folder; write --suite {name} DIR, or --root DIR")
-    return suites
+    return open_labelled(path, "train")
 
 
 def _add_folder(opened: SuiteSets, folder: Path, name: str, probe: bool) -> None:
     """Adds what ``dataset_type.txt`` says, a labelled set if there is none."""
+    kind = dataset_type(folder)
+    if kind in (None, "classification"):
+        opened.add(name, partial(open_labelled, folder), partial(training_split, folder) if probe else None)
+        return
     try:
-        kind = dataset_type(folder)
-        if kind == "retrieval":
-            opened.pairs.append(open_captioned(folder))
-            return
-        if kind not in (None, "classification"):
-            wanted = "only classification and retrieval can be evaluated"
-            raise InputError(f"{folder}/dataset_type.txt says {kind!r}; {wanted}")
+        if kind != "retrieval":
+            raise InputError(f"{folder}/dataset_type.txt says {kind!r}; only classification and retrieval can be")
+        opened.pairs.append(open_captioned(folder))
     except (InputError, OSError) as error:
         opened.missing[name] = str(error)
-        return
-    _add(opened, name, partial(open_labelled, folder), partial(training_split, folder) if probe else None)
-
-
-def _add(
-    opened: SuiteSets, name: str, test: Callable[[], LabelledSet], train: Callable[[], LabelledSet | None] | None
-) -> None:
-    """Adds a labelled set and its training images, or notes why one of them cannot be used."""
-    try:
-        data = test()
-    except (InputError, OSError) as error:
-        opened.missing[name] = str(error)
-        return
-    opened.sets.append(data)
-    try:
-        training = train() if train is not None else None
-    except (InputError, OSError) as error:
-        opened.missing[name + _TRAINING] = str(error)
-        return
-    if training is not None:
-        opened.training[data.name] = training
 
 
 def _webdatasets(folder: Path, depth: int) -> list[Path]:

@@ -8,20 +8,17 @@ import os
 import threading
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample
-from cloob.data.open import DEMO_SPLITS, Kind, look_up
-from cloob.data.shards.paths import is_pattern, tars_in
+from cloob.data.open import DEMO_SPLITS, look_up
 from cloob.data.shards.remote import open_remote
-from cloob.data.shards.spec import expand, is_remote, local_path
-from cloob.data.sources.arrow import arrow_files, holds_images
+from cloob.data.shards.spec import expand, is_pattern, is_remote, local_path
+from cloob.data.sources.folder import FILE_COLUMN, metadata_of
 from cloob.errors import InputError
-from cloob.search.scan.collection import SEPARATOR, Collection, ReadFailed, read_regular
-from cloob.search.scan.containers import Inside, Shard, Tars
-from cloob.search.scan.files import Folder, Table, find_table
+from cloob.search.scan.collection import SEPARATOR, Collection, Folder, ReadFailed, Rows, Table, read_regular
+from cloob.search.scan.containers import Inside, Tars
 from cloob.search.trust import check_typed, was_typed
 
 
@@ -35,14 +32,12 @@ class ScanOptions:
         image_column: Column of a table with the picture or its path; None: ``filepath``, or the only one of pictures.
         caption_column: Column with the caption; None: ``title``, ``caption`` or ``text``.
         cache: Where streamed shards and unpacked Parquet are kept; None: ``Cache()``.
-        any_column: Of Arrow and Parquet files: see :class:`cloob.search.scan.containers.Inside`.
     """
 
     exclude: tuple[str, ...] = ()
     image_column: str | None = None
     caption_column: str | None = None
     cache: Cache | None = None
-    any_column: bool = False
 
 
 def source_name(spec: str | Path) -> str:
@@ -74,50 +69,30 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
 
     Args:
         spec: A folder of pictures, or whatever ``open_source`` takes: a table, shards, a Hugging Face data set, Arrow
-            or Parquet files with the pictures inside, ``demo``.
+            or Parquet files with the pictures inside, ``demo``. A folder is one of tars or Arrow files only where no
+            picture lies in it or below it.
         options: How; None takes the defaults.
     """
     options = options or ScanOptions()
     name, exclude = source_name(spec), options.exclude
     path, image = Path(name), options.image_column or "filepath"
-    kind, files = _in_folder(path, options) if path.is_dir() else look_up(name, image)
-    if kind == "table" and options.any_column and path.suffix.lower() == ".parquet":
-        kind = "rows"
+    has_pictures = path.is_dir() and next(Folder(path, exclude).scan(), None) is not None
+    kind, files = ("folder", [path]) if has_pictures else look_up(name, image)
     match kind:
         case "elsewhere":
-            return _streamed(name, options)
+            remote = open_remote(name, options.cache or Cache())
+            twice, count = Counter(remote.shard_names).most_common(1)[0]
+            if count > 1:  # pictures are called by these names
+                raise InputError(f"{name}: {count:,} shards are called {twice}; index each folder by itself")
+            return Tars(name, remote, exclude)
         case "tars":
-            return Tars(name, [Shard(str(file), partial(Path, file), local=True) for file in files], exclude)
+            return Tars(name, files, exclude)
         case "rows":
-            columns = (options.image_column, options.caption_column)
-            return Inside(name, files, *columns, exclude, options.cache, any_column=options.any_column)
+            return Inside(name, files, options.image_column, options.caption_column, exclude, options.cache)
         case "table":
             return Table(path, image, options.caption_column, exclude)
-    return Folder(path, exclude, find_table(path, options.caption_column))
-
-
-def _in_folder(path: Path, options: ScanOptions) -> tuple[Kind, list[Path]]:
-    """What a folder is: one of tars or Arrow files only where no picture lies in it or below it."""
-    if next(Folder(path, options.exclude).scan(), None) is not None:
-        return "folder", [path]
-    if tars := tars_in(path):
-        return "tars", tars
-    files = arrow_files(path)
-    inside = files and (files[0].suffix.lower() == ".arrow" or options.any_column or options.image_column)
-    return ("rows", files) if inside or (files and holds_images(files[0], "filepath")) else ("folder", [path])
-
-
-def _streamed(spec: str, options: ScanOptions) -> Tars:
-    source = open_remote(spec, options.cache or Cache())
-    names = source.shard_names
-    for name, count in Counter(names).most_common(1):
-        if count > 1:  # pictures are called by these names
-            raise InputError(f"{spec}: {count:,} shards are called {name}; index each folder by itself")
-    shards = [
-        Shard(name, partial(source.prepare, i), local=False, samples=count)
-        for i, (name, count) in enumerate(zip(names, source.shard_sizes, strict=True))
-    ]
-    return Tars(spec, shards, options.exclude)
+    metadata = metadata_of(path)
+    return Folder(path, exclude, Rows(metadata[0], FILE_COLUMN, options.caption_column) if metadata else None)
 
 
 def open_named(name: str, options: ScanOptions | None = None) -> Collection:
@@ -158,7 +133,7 @@ class Pictures:
         """A source, opened anew where it is not open or is the stale one."""
         with self._lock:
             if self._open.get(source) is stale:
-                self._open[source] = open_named(source, ScanOptions(any_column=True))
+                self._open[source] = open_named(source)
             return self._open[source]
 
 
@@ -166,7 +141,7 @@ def _read(collection: Collection, path: str, content: str) -> bytes:
     found = collection.find(path)
     if found is None:
         raise BadSample("missing image", path, f"not in {collection.name} any more")
-    return _as_indexed(collection.read_again(found, content), path, content)
+    return _as_indexed(collection.read(found, content), path, content)
 
 
 def _as_indexed(data: bytes, path: str, content: str) -> bytes:
