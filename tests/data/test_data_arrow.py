@@ -91,10 +91,10 @@ def test_what_datasets_itself_writes(tmp_path: Path, image: MakeImage) -> None:
         source = open_source(tmp_path / place)
         found = [source.read(i) for i in range(len(source))]
         assert [(s.image, s.caption) for s in found] == [(image(i), f"pair {i}") for i in order]
-    with pytest.raises(InputError, match=r"splits holds the splits train, test; name one: .*splits/train"):
+    with pytest.raises(InputError, match="splits holds the splits test, train; name one"):
         open_source(tmp_path / "splits")
     parquet.write_table(table(image, range(3)), tmp_path / "p" / "test-00000-of-00001.parquet")
-    with pytest.raises(InputError, match=r"holds the splits test, train; name the files of one: .*test-\*\.parquet"):
+    with pytest.raises(InputError, match="holds the splits test, train; name the files of one"):
         open_source(tmp_path / "p")
 
 

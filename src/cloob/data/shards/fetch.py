@@ -15,7 +15,6 @@ from typing import Any
 import fsspec
 from fsspec.callbacks import Callback
 
-from cloob.data.shards.tar import make_plain
 from cloob.errors import InputError, one_line, require
 
 _PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
@@ -35,15 +34,6 @@ def fetch(url: str, target: Path) -> None:
         if (wrong := get(url, target)) is None:
             return
     raise InputError(f"{url}: {wrong} ({len(_PAUSES) + 1} attempts)")
-
-
-def fetch_tar(url: str, target: Path) -> None:
-    """Writes a tar into a file, unpacked; errors as of ``fetch``."""
-    fetch(url, target)
-    try:
-        make_plain(target)
-    except InputError as error:
-        raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{target} ')})") from None
 
 
 def _run(url: str, target: Path) -> str | None:

@@ -21,7 +21,7 @@ from cloob.cache import Cache, touch
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.shards.spec import SIZES, read_sizes
-from cloob.data.shards.tar import TarListing, TarReader, group_members, split_name
+from cloob.data.shards.tar import Member, TarReader, group_members, split_name
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError, counted, message
 from cloob.pictures import MAX_IMAGE_BYTES
@@ -37,25 +37,16 @@ _REPEATED = "files", "of a name that the tar holds before"
 
 
 class ShardIndex:
-    """One row a sample over several tars; a truncated tar has one more, whose image offset is ``_CUT``.
-
-    Attributes:
-        keys: The samples' keys, ``large_string``.
-        places: ``(N,)`` int64 each: offset and size of the image, offset and size of the caption, in bytes.
-        sizes: Rows of each tar.
-        cuts: By tar, what is missing in a truncated one.
-        complete: Samples of each tar, without the row that stands for a loss.
-        left_out: What lies in the tars and is no part of a sample though it looks like one, one line a kind.
-    """
+    """One row a sample over several tars; a truncated tar has one more, whose image offset is ``_CUT``."""
 
     def __init__(self, table: pa.Table, file: Path | None = None) -> None:
         about = json.loads(table.schema.metadata[b"cloob"])
         self.keys, *places = (column.combine_chunks() for column in table.columns)
-        self.places = tuple(column.to_numpy(zero_copy_only=False) for column in places)
+        self.places = tuple(column.to_numpy(zero_copy_only=False) for column in places)  # (N,) int64 each, bytes
         self.sizes: tuple[int, ...] = tuple(about["sizes"])
-        self.cuts: dict[int, str] = {int(tar): cut for tar, cut in about["cuts"].items()}
+        self.cuts: dict[int, str] = {int(tar): cut for tar, cut in about["cuts"].items()}  # what truncated tars lack
         self.complete = tuple(size - (tar in self.cuts) for tar, size in enumerate(self.sizes))
-        self.left_out: tuple[str, ...] = tuple(about["left_out"])
+        self.left_out: tuple[str, ...] = tuple(about["left_out"])  # what looks like a sample and is none, a line a kind
         self.ends = np.cumsum(self.sizes)
         self._table, self._file = table, file
 
@@ -68,13 +59,13 @@ class ShardIndex:
         odd: Counter[tuple[str, str]] = Counter()
         examples: dict[tuple[str, str], str] = {}
         for number, path in enumerate(reader.paths):
-            listing = reader.listing(number)
-            for kind, name in _left_out(listing):
+            members, cut = reader.listing(number)
+            for kind, name in _left_out(members):
                 odd[kind] += 1
                 examples.setdefault(kind, printable(f"{path.name}/{name}"))
-            shard_keys, shard_places = _rows(listing)
-            if listing.cut is not None:
-                cuts[number] = listing.cut
+            shard_keys, shard_places = _rows(members, cut)
+            if cut is not None:
+                cuts[number] = cut
             keys.append(pa.array(shard_keys, pa.large_string()))
             places.append(shard_places)
         about = {
@@ -131,8 +122,7 @@ class ShardSource:
     shard gives its complete samples and one more row, which raises ``"truncated shard"``: so the loss is reported in
     each epoch. Other files of a sample (.json, …) are ignored.
 
-    ``label`` is what keys and errors call a single tar that lies in the cache; its index is kept too. ``left_out``,
-    ``cuts`` and ``complete`` are as of :class:`ShardIndex`.
+    ``label`` is what keys and errors call a single tar that lies in the cache; its index is kept too.
     """
 
     streamed = False
@@ -209,12 +199,12 @@ def _fault(image_at: int, image_size: int, caption_at: int, caption_size: int) -
     return ("image too large", f"{image_size:,} bytes") if image_size > MAX_IMAGE_BYTES else None
 
 
-def _left_out(listing: TarListing) -> Iterator[tuple[tuple[str, str], str]]:
+def _left_out(members: list[Member]) -> Iterator[tuple[tuple[str, str], str]]:
     """What looks like a part of a sample and is none: its kind and its name."""
     parts = frozenset((*IMAGE_EXTENSIONS, *CAPTION_EXTENSIONS))
     seen: set[tuple[str, str]] = set()
     dotted: list[tuple[str, str]] = []
-    for member in listing.members:
+    for member in members:
         key, extension = split_name(member.name) or ("", "")
         if extension in parts:
             if (key, extension) in seen:
@@ -226,17 +216,17 @@ def _left_out(listing: TarListing) -> Iterator[tuple[tuple[str, str], str]]:
     yield from ((_DOTTED, name) for key, name in dotted if key not in keys)  # a.seg.png beside a.jpg is meant so
 
 
-def _rows(listing: TarListing) -> tuple[list[str], np.ndarray]:
+def _rows(members: list[Member], cut: str | None) -> tuple[list[str], np.ndarray]:
     """Keys and places of a tar's samples."""
-    samples = group_members(listing.members, _PARTS)
-    if listing.cut is not None and samples and None in samples[last := next(reversed(samples))]:
+    samples = group_members(members, _PARTS)
+    if cut is not None and samples and None in samples[last := next(reversed(samples))]:
         del samples[last]  # the last sample of a cut shard may have lost its second file: no loss of its own
     keys = [printable(key) for key in samples]
     rows = [
         [number for member in sample for number in ((member.offset, member.size) if member else (_ABSENT, 0))]
         for sample in samples.values()
     ]
-    if listing.cut is not None:
+    if cut is not None:
         keys.append("")
         rows.append([_CUT, 0, _CUT, 0])
     return keys, np.array(rows, np.int64).reshape(-1, 4)

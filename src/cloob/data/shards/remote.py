@@ -10,30 +10,18 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from cloob.cache import Cache, cache_root
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import Fingerprint, digest
-from cloob.data.shards.fetch import fetch, fetch_tar
+from cloob.data.shards import spec as names
+from cloob.data.shards.fetch import fetch
 from cloob.data.shards.local import ShardIndex, ShardSource
-from cloob.data.shards.spec import (
-    SIZES,
-    expand,
-    is_remote,
-    listed_url,
-    local_path,
-    matching_files,
-    parse_sizes,
-    read_sizes,
-    shard_name,
-    sibling,
-    tars_in,
-)
+from cloob.data.shards.spec import SIZES, expand, read_sizes, shard_name
 from cloob.data.shards.tar import TarReader
 from cloob.data.sources.files import FileSource
-from cloob.errors import InputError, counted
+from cloob.errors import InputError
 from cloob.files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -79,24 +67,23 @@ class RemoteShardSource(FileSource[ShardSource]):
     def prepare(self, shard: int) -> Path:
         """The shard's file in the cache, fetched now if it is not there."""
         url = self._urls[shard]
-        return self._cache.get("shards", url, lambda path: fetch_tar(url, path))
+        return self._cache.get("shards", url, lambda path: fetch(url, path))
 
     def load(self, shard: int, file: Path) -> ShardSource:
-        """Opens a fetched shard, and warns once of what it holds that is not read."""
         url, listed = self._urls[shard], self.shard_sizes[shard]
         try:
             source = ShardSource(url, [file], cache=self._cache, label=self.shard_names[shard])
+            source.hold()
         except InputError as error:
             if not file.exists():
                 raise FileNotFoundError(str(file)) from None
             self._cache.drop(file)
             raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
-        source.hold()
-        more = f"{url} holds {source.complete[0]:,} samples, {SIZES} says {listed:,}: the others are left out"
-        odd = f"{url}: not read: {'; '.join(source.left_out)}"
-        said = [more] * (source.complete[0] > listed) + [odd] * bool(source.left_out)
-        if said and not self._warned:
-            logger.warning("%s (said once)", said[0])
+        odd = f"not read: {'; '.join(source.left_out)}" if source.left_out else ""
+        if source.complete[0] > listed:
+            odd = f"holds {source.complete[0]:,} samples, {SIZES} says {listed:,}: the others are left out"
+        if odd and not self._warned:
+            logger.warning("%s: %s (said once)", url, odd)
             self._warned = True
         return source
 
@@ -104,8 +91,8 @@ class RemoteShardSource(FileSource[ShardSource]):
 def open_remote(spec: str, cache: Cache) -> RemoteShardSource:
     """Opens streamed shards: a brace pattern of them, or their ``sizes.json``."""
     if spec.rstrip("/- ").lower().endswith(".json"):
-        sizes = _fetch_sizes(spec)
-        return RemoteShardSource(spec, {listed_url(spec, name): count for name, count in sizes.items()}, cache)
+        counts = {names.listed_url(spec, name): count for name, count in _fetch_sizes(spec).items()}
+        return RemoteShardSource(spec, counts, cache)
     urls = expand(spec, escape=False)
     counts = read_sizes(_memory(spec))
     if not counts.keys() >= {*urls}:
@@ -117,23 +104,22 @@ def _fetch_sizes(url: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / SIZES
         fetch(url, path)
-        return parse_sizes(url, path.read_bytes())
+        return names.parse_sizes(url, path.read_bytes())
 
 
-def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
+def _counts_beside(spec: str, urls: list[str]) -> dict[str, int]:
     """The count of each shard, from the ``sizes.json`` in its folder."""
     listed: dict[str | None, dict[str, int]] = {None: {}}
     counts: dict[str, int] = {}
     for url in urls:
-        place = sibling(url, SIZES)
+        place = names.sibling(url, SIZES)
         try:
             if place is not None and place not in listed:
                 listed[place] = _fetch_sizes(place)
             counts[url] = listed[place][shard_name(url)]
-        except KeyError:
-            raise InputError(f"{place or url}: has no count for {shard_name(url)}{_HOW}") from None
-        except InputError as error:
-            raise InputError(f"{spec}: the number of samples in each shard must be known; {error}{_HOW}") from None
+        except (InputError, KeyError) as error:
+            why = error if isinstance(error, InputError) else f"{place or url}: has no count for {shard_name(url)}"
+            raise InputError(f"{spec}: the number of samples in each shard must be known; {why}{_HOW}") from None
     return counts
 
 
@@ -143,56 +129,41 @@ def _memory(pattern: str) -> Path:
 
 
 def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, int]]:
-    """Counts the samples of shards, and writes or remembers the counts.
+    """Counts the samples of shards; returns the list that was written, and the counts by path or full address.
 
-    Args:
-        spec: A folder, a path or a pattern of tars, here or elsewhere.
-        out: The list to write; None: ``sizes.json`` in the folder, and for shards elsewhere none. The counts of those
-            are remembered in any case, for whoever gives the same pattern as ``--data``.
-
-    Returns:
-        The list that was written, and the counts, by path or full address.
+    Without ``out`` the list is ``sizes.json`` in a local folder. Counts of shards elsewhere are remembered as they
+    come, for whoever gives the same pattern as ``--data``; a count that broke off goes on.
     """
-    folder = None if is_remote(spec) else Path(local_path(spec))
-    if folder is None:
-        shards = expand(spec, escape=False)
-    else:
-        shards = [str(path) for path in (tars_in(folder) if folder.is_dir() else matching_files(str(folder)))]
-        if out is None and not folder.is_dir():
+    remote = names.is_remote(spec)
+    shards = expand(spec, escape=False) if remote else [str(path) for path in names.local_shards(spec)]
+    if not remote and out is None:
+        out = Path(names.local_path(spec)) / SIZES
+        if not out.parent.is_dir():
             raise InputError("--out is missing: only a folder has its own place for sizes.json")
-        out = out or folder / SIZES
-    names = [shard_name(shard) if folder is None else Path(shard).name for shard in shards]
-    if out is not None and len(set(names)) < len(names):
+    files = [shard_name(shard) if remote else Path(shard).name for shard in shards]
+    if out is not None and len(set(files)) < len(files):
         raise InputError("--out: several shards have the same name; count each folder by itself")
-    sizes = _count(spec, shards, remote=folder is None)
-    if out is not None:
-        listed = {name: sizes[shard] for name, shard in zip(names, shards, strict=True)}
-        write_whole(out, json.dumps(listed, indent=1) + "\n")
-    return out, sizes
-
-
-def _count(spec: str, shards: list[str], *, remote: bool) -> dict[str, int]:
-    """Counts each shard. Counts of remote shards are saved as they come, so a count that broke off goes on."""
-    before = read_sizes(_memory(spec)) if remote else {}
-    sizes = {} if before.keys() >= {*shards} else before
-    odd: list[str] = []
+    sizes = read_sizes(_memory(spec)) if remote else {}
+    if sizes.keys() >= {*shards}:  # a count that has ended is begun anew
+        sizes = {}
     cut: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for shard in (shard for shard in shards if shard not in sizes):
             path = Path(folder) / "shard.tar" if remote else Path(shard)
             if remote:
-                fetch_tar(shard, path)
-            about = ShardIndex.scan(TarReader((path,)))
-            if about.left_out:
-                odd.append(f"{shard}: not counted: {'; '.join(about.left_out)}")
-            if about.cuts:
-                cut.append(f"{shard}: {about.cuts[0]}")
+                fetch(shard, path)
+            index = ShardIndex.scan(TarReader((path,)))
+            if index.left_out:
+                logger.warning("%s: not counted: %s", shard, "; ".join(index.left_out))
+            if index.cuts:
+                cut.append(f"{shard}: {index.cuts[0]}")
                 continue
-            sizes[shard] = about.complete[0]
+            sizes[shard] = index.complete[0]
             if remote:
                 write_whole(_memory(spec), json.dumps(sizes))
-    if odd:
-        logger.warning("%s (%s hold such)", odd[0], counted(len(odd), "shards"))
     if cut:
         raise InputError("; ".join(cut))
-    return {shard: sizes[shard] for shard in shards}
+    if out is not None:
+        listed = {name: sizes[shard] for name, shard in zip(files, shards, strict=True)}
+        write_whole(out, json.dumps(listed, indent=1) + "\n")
+    return out, {shard: sizes[shard] for shard in shards}

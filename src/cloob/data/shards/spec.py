@@ -79,6 +79,12 @@ def sibling(url: str, name: str) -> str | None:
     return f"{url[: matches[-1].start()]}{name}{url[matches[-1].end() :]}" if matches else None
 
 
+def local_shards(spec: str) -> list[Path]:
+    """The tars that a local path, folder or pattern names; InputError where there are none."""
+    path = Path(local_path(spec))
+    return _all_there(spec, tars_in(path)) if path.is_dir() else matching_files(str(path))
+
+
 def tars_in(folder: Path) -> list[Path]:
     """The tars in a folder itself, sorted."""
     return sorted(path for path in folder.iterdir() if is_tar(path) and path.is_file())

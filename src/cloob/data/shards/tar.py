@@ -1,7 +1,6 @@
-"""Random access into tar archives: where each member lies, and how to read it there.
+"""Random access into tar archives: headers are read once, a member is then one read.
 
-The standard library reads the headers once; a member is then one read. A compressed tar (gzip, bzip2 or xz by its first
-bytes, as WebDataset and GNU tar do) is unpacked into the cache.
+A compressed tar (gzip, bzip2 or xz by its first bytes, as WebDataset and GNU tar do) is unpacked into the cache.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import io
 import lzma
 import os
 import tarfile
-import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -32,7 +30,6 @@ _MAX_OPEN_FILES = 64
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file's name says that it is a tar."""
     return path.name.lower().endswith(TAR_SUFFIXES)
 
 
@@ -42,13 +39,6 @@ class Member(NamedTuple):
     name: str
     offset: int
     size: int
-
-
-class TarListing(NamedTuple):
-    """The complete members of a tar, in order; ``cut`` says what is missing where it is truncated or damaged."""
-
-    members: list[Member]
-    cut: str | None = None
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -61,8 +51,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 def group_members(members: Sequence[Member], extensions: Sequence[Sequence[str]]) -> dict[str, list[Member | None]]:
     """The samples of one tar by key, in order of appearance: the member of each part, or None.
 
-    ``extensions`` are those that each part may have, the preferred one first. The files of a sample need not be
-    neighbours.
+    ``extensions`` are those that each part may have, the preferred one first.
     """
     place = {ext: (part, rank) for part, group in enumerate(extensions) for rank, ext in enumerate(group)}
     samples: dict[str, list[Member | None]] = {}
@@ -85,19 +74,14 @@ class TarReader:
         self.paths = paths
         self._cache = cache
         self._files: OrderedDict[int, _File] = OrderedDict()
-        self._lock = threading.Lock()
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
         """The ``size`` bytes at ``offset`` of the (unpacked) archive; fewer where it ends. OSError if it is gone."""
         file = self._file(tar)
-        if hasattr(os, "pread"):
-            return os.pread(file.fileno(), size, offset)
-        with self._lock:  # Windows
-            file.seek(offset)
-            return file.read(size) or b""
+        return os.pread(file.fileno(), size, offset)
 
-    def listing(self, tar: int) -> TarListing:
-        """Reads the headers of an archive; InputError if it is no tar or cannot be read."""
+    def listing(self, tar: int) -> tuple[list[Member], str | None]:
+        """The complete members of an archive, and what is missing where it is cut; InputError if it is no tar."""
         path = self.paths[tar]
         try:
             with self._plain(path).open("rb") as file:
@@ -139,14 +123,6 @@ def _decompressor(path: Path) -> Any:
     return next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
 
 
-def make_plain(path: Path) -> None:
-    """Unpacks a tar in its place if it is compressed."""
-    if _decompressor(path) is not None:
-        unpacked = path.with_name(f"{path.name}.unpacked")
-        _unpack(path, unpacked)
-        unpacked.replace(path)
-
-
 def _unpack(path: Path, target: Path) -> None:
     """Writes what a compressed tar unpacks to; one that is cut becomes a plain tar that is cut."""
     with _decompressor(path)(path) as packed, target.open("wb") as plain:
@@ -170,11 +146,10 @@ def _goes_on(file: IO[bytes], at: int) -> bool:
         return False
 
 
-def _scan(path: Path, file: IO[bytes]) -> TarListing:
+def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
     """Lists an archive, or several in a row. After a damaged header it goes on with the next sound one."""
-    size = os.fstat(file.fileno()).st_size
-    if size == 0:
-        return TarListing([], "the file is empty")
+    if (size := os.fstat(file.fileno()).st_size) == 0:
+        return [], "the file is empty"
     members: list[Member] = []
     end, cut = 0, None
     try:
@@ -194,4 +169,4 @@ def _scan(path: Path, file: IO[bytes]) -> TarListing:
         raise InputError(f"{path} is not a tar archive")
     if not _goes_on(file, min(end, size)):
         cut = cut or f"no end-of-archive mark at byte {end:,} of {size:,}"
-    return TarListing(members, cut)
+    return members, cut

@@ -1,11 +1,7 @@
 """Pairs with the images inside the table: Hugging Face ``datasets`` folders, Arrow and Parquet files.
 
-Arrow files are mapped and read in place; compressed ones are refused. Parquet is compressed in groups of rows, so a
-single row is costly: each file is turned into an Arrow file in the cache when it is first needed, and the source is
-read file by file.
-
-pyarrow alone, not ``datasets``: bad rows are counted and named, no picture is decoded before its size is known, and the
-unpacked files are in the one cache.
+Arrow files are mapped and read in place; compressed ones are refused. A single row of Parquet is costly: each file is
+turned into an Arrow file in the cache when it is first needed, and the source is read file by file.
 """
 
 from __future__ import annotations
@@ -33,6 +29,8 @@ NO_PICTURE = "neither bytes nor a path"
 
 _READ_ERRORS = (OSError, UnicodeDecodeError, pa.ArrowException)  # UnicodeDecodeError: a column's name
 _DEFAULTS = ("filepath", "title")  # of open_source: what nobody has asked for by name
+_BINARY = (pa.binary(), pa.large_binary())
+_AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 _MAGIC = b"ARROW1"  # a file begins so; a stream has none
 _ROWS = 64  # of a batch of pictures
 _POOL = pa.proxy_memory_pool(pa.default_memory_pool())  # for mapped files alone; only what is compressed takes from it
@@ -76,12 +74,28 @@ class ArrowFiles(FileSource[pa.Table]):
         if not _is_parquet(path):
             return path
         name = f"{path.resolve()} {state} {self.columns} {path.stem}.arrow"
-        return self._cache.get("tables", name, lambda target: _convert(path, target, self.columns))
+        return self._cache.get("tables", name, lambda target: self._convert(path, target))
+
+    def _convert(self, path: Path, target: Path) -> None:
+        """Writes a Parquet file as an Arrow stream, whose dictionaries may differ from batch to batch."""
+        columns = list(self.columns) if self.columns else None
+        try:
+            with parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
+                all_of_it = file.schema_arrow
+                schema = pa.schema([all_of_it.field(name) for name in columns]) if columns else all_of_it
+                with pa.ipc.new_stream(sink, schema) as writer:
+                    for batch in file.iter_batches(_ROWS, columns=columns):
+                        writer.write_batch(batch.select(columns) if columns else batch)
+        except pa.ArrowException as error:
+            raise _unreadable(path, error) from error
 
     def load(self, shard: int, file: Path) -> pa.Table:
         try:
             table = _map(file)
-            return _checked(table.select(list(self.columns)) if self.columns else table)
+            table = table.select(list(self.columns)) if self.columns else table
+            for column in table.columns:  # its offsets lead into its own data; a text may be no UTF-8, as its row says
+                column.cast(_AS_BYTES.get(column.type, column.type)).validate(full=True)
+            return table
         except FileNotFoundError:
             raise
         except _READ_ERRORS as error:
@@ -91,8 +105,7 @@ class ArrowFiles(FileSource[pa.Table]):
 class ArrowSource(ArrowFiles):
     """A random-access source over Arrow or Parquet files with one column of images and one of captions.
 
-    An image is ``{bytes, path}`` as ``datasets.Image`` stores it, bytes, or a path relative to the file's folder. The
-    columns default to the only one of their kind. No row becomes a Python object before it is read.
+    An image is ``{bytes, path}`` as ``datasets.Image`` stores it, bytes, or a path relative to the file's folder.
     """
 
     def __init__(
@@ -130,31 +143,24 @@ def arrow_files(folder: Path) -> list[Path]:
     InputError for a folder of several splits.
     """
     if (folder / "dataset_dict.json").is_file():
-        splits = _listed(folder / "dataset_dict.json", lambda content: content["splits"])
-        raise InputError(f"{folder} holds the splits {', '.join(splits)}; name one: {folder / splits[0]}")
-    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        names = _listed(folder / "state.json", lambda state: [file["filename"] for file in state["_data_files"]])
+        splits = ", ".join(sorted(path.parent.name for path in folder.glob("*/state.json")))
+        raise InputError(f"{folder} holds the splits {splits}; name one: {folder}/SPLIT")
+    if (state := folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        try:
+            names = [str(file["filename"]) for file in json.loads(state.read_bytes())["_data_files"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            names = []
+        if not names or any(Path(name).name != name or not name.isprintable() for name in names):
+            raise InputError(f"{state}: does not list what lies beside it, as the package datasets writes it")
         return [folder / name for name in names]
-    for place in filter(Path.is_dir, (folder, folder / "data")):
-        paths = sorted(path for path in place.iterdir() if path.suffix.lower() in ARROW_SUFFIXES)
-        splits = sorted({path.name.partition("-")[0] for path in paths if "-of-" in path.name})
-        if len(splits) > 1:
-            one = f"{place / splits[0]}-*{paths[0].suffix}"
-            raise InputError(f"{place} holds the splits {', '.join(splits)}; name the files of one: {one}")
+    for place in (folder, folder / "data"):
+        paths = sorted(path for path in place.glob("*") if path.suffix.lower() in ARROW_SUFFIXES)
+        splits = ", ".join(sorted({path.name.partition("-")[0] for path in paths if "-of-" in path.name}))
+        if "," in splits:
+            raise InputError(f"{place} holds the splits {splits}; name the files of one: {place}/SPLIT-*")
         if paths:
             return paths
     return []
-
-
-def _listed(file: Path, names_in: Callable[[Any], Any]) -> list[str]:
-    """The names that a JSON file of the package datasets lists, each of something beside it; InputError for others."""
-    try:
-        names = [str(name) for name in names_in(json.loads(file.read_bytes()))]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        names = []
-    if not names or not all(Path(name).name == name != ".." and name.isprintable() for name in names):
-        raise InputError(f"{file}: does not list what lies beside it, as the package datasets writes it")
-    return names
 
 
 def holds_images(path: Path, image_column: str) -> bool:
@@ -185,20 +191,11 @@ def check_column(path: Path, schema: pa.Schema, column: str, kind: str) -> None:
 
 def is_image(kind: pa.DataType) -> bool:
     """Whether a column of this kind holds encoded images: bytes, or {bytes, path}."""
-    if not pa.types.is_struct(kind):
-        return _is_binary(kind)
-    data = [field.type for field in kind if field.name == "bytes"]
-    paths = [field.type for field in kind if field.name == "path"]
-    fits = all(is_text(each) or _is_binary(each) or pa.types.is_null(each) for each in paths)
-    return len(data) == 1 and _is_binary(data[0]) and len(paths) <= 1 and fits
+    return kind in _BINARY or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return kind in _AS_BYTES
 
 
 def _picture_in(cell: pa.Scalar) -> tuple[bytes | None, bytes | None]:
@@ -229,29 +226,6 @@ def _map(path: Path) -> pa.Table:
     return pa.Table.from_batches(batches, reader.schema)
 
 
-def _checked(table: pa.Table) -> pa.Table:
-    """The table, whose offsets lead into its own data. Whether a text is UTF-8 is its row's own matter."""
-    as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-    for column in table.columns:
-        column.cast(as_bytes.get(column.type, column.type)).validate(full=True)
-    return table
-
-
-def _convert(path: Path, target: Path, columns: Sequence[str] | None) -> None:
-    """Writes columns of a Parquet file as an Arrow stream, whose dictionaries may differ from batch to batch."""
-    try:
-        with parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
-            names = columns or file.schema_arrow.names
-            schema = pa.schema([file.schema_arrow.field(name) for name in names]) if columns else file.schema_arrow
-            with pa.ipc.new_stream(sink, schema) as writer:
-                for batch in file.iter_batches(_ROWS, columns=columns and list(columns)):
-                    writer.write_batch(batch.select(list(names)) if columns else batch)
-    except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None and getattr(error, "filename", None) != str(path):
-            raise  # of the disk that is written to
-        raise _unreadable(path, error) from error
-
-
 def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
     try:
         if _is_parquet(path):
@@ -275,7 +249,6 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Size of a file in bytes, and when it was written, in nanoseconds."""
     try:
         stat = path.stat()
     except OSError as error:

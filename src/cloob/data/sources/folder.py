@@ -27,12 +27,8 @@ _DEFAULT_CAPTION_COLUMN = "title"  # of open_source: what nobody has asked for b
 class FolderSource:
     """A random-access source over ``a/b.jpg`` with ``a/b.txt`` beside it, in sub-folders too, sorted by path.
 
-    Endings may be in capitals. An image without a caption and a caption without an image are counted as bad. Hidden
-    files and folders are left out, and so are linked folders. The folder is listed once.
-
-    Attributes:
-        pairs: Images with a caption file beside them.
-        linked: The linked folders.
+    An image without a caption and a caption without an image are counted as bad. Hidden files and folders are left out,
+    and so are ``linked`` folders. ``pairs`` is the number of images with a caption.
     """
 
     streamed = False

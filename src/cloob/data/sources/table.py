@@ -28,14 +28,9 @@ _BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a
 
 
 class TableSource:
-    """A random-access source over the rows of a table, whose ending says CSV/TSV, Parquet or JSON lines.
+    """A random-access source over the rows of a table; the two columns stay arrow arrays, which cost no Python objects.
 
-    The two columns stay arrow arrays: a row costs its bytes and no Python object. Relative image paths are relative to
-    the table's folder. The delimiter of a text table is read off its header line, whatever the file's ending is.
-
-    Attributes:
-        stray: Rows of a text table with a field that holds rows, see ``_stray_quotes``.
-        pairs: Rows with a path and a caption, and no stray quote.
+    ``stray`` are rows with a field that holds rows, see ``_stray_quotes``; ``pairs`` those with a path and a caption.
     """
 
     streamed = False

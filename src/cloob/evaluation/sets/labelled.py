@@ -29,33 +29,19 @@ class _Pictures(Protocol):
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Pictures with a class each, and the words for the classes.
-
-    Attributes:
-        name: The folder's name.
-        classnames: Name of each class; a label is an index into it.
-        templates: Prompts in which ``{c}`` stands for the class name (fill in with ``str.replace``: names may hold
-            braces).
-        labels: ``(n,)`` int64.
-        pictures: Where ``read`` gets the files from.
-    """
+    """Pictures with a class each, and the words for the classes."""
 
     name: str
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
-    labels: np.ndarray
+    classnames: tuple[str, ...]  # a label is an index into it
+    templates: tuple[str, ...]  # ``{c}`` stands for the class name; fill in with ``str.replace``: names may hold braces
+    labels: np.ndarray  # (n,) int64
     pictures: _Pictures
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> tuple[str, bytes]:
-        """Key and encoded image of picture ``index``.
-
-        Raises:
-            BadSample: The picture's file cannot be read; it stays in the set and counts as wrong.
-            InputError: The shard is gone since the set was opened.
-        """
+        """Key and encoded image; ``BadSample`` if it cannot be read: it stays in the set and counts as wrong."""
         return self.pictures.read(index)
 
 
@@ -138,10 +124,10 @@ def _open_shards(folder: Path, part: Path, classnames: tuple[str, ...] | None) -
     places: list[tuple[str, int, int, int]] = []
     labels: list[int] = []
     for shard, path in enumerate(reader.paths):
-        listing = reader.listing(shard)
-        if listing.cut is not None:
-            raise InputError(f"{path} is truncated ({listing.cut}): a test set must be whole, get the file again")
-        for key, (image, cls) in group_members(listing.members, (IMAGE_EXTENSIONS, ("cls",))).items():
+        members, cut = reader.listing(shard)
+        if cut is not None:
+            raise InputError(f"{path} is truncated ({cut}): a test set must be whole, get the file again")
+        for key, (image, cls) in group_members(members, (IMAGE_EXTENSIONS, ("cls",))).items():
             label = reader.read(shard, cls.offset, min(cls.size, _MAX_LABEL_BYTES)).strip() if cls else b""
             if image is None or not label.isdigit() or int(label) >= len(classnames):
                 wanted = f"an image and a .cls from 0 to {len(classnames) - 1}, a line of classnames.txt"

@@ -29,17 +29,12 @@ _MAX_DEPTH = 3
 class SuiteSets:
     """What a suite came to.
 
-    Attributes:
-        sets: Labelled sets to classify.
-        training: Set name -> its training images, if there are any and they were asked for.
-        pairs: Sets for retrieval.
-        missing: Set name -> why it is not among them; one line. ``"NAME (training)"`` is a set that is among them, but
-            whose training images cannot be used.
+    ``missing`` says why a set is not among them; ``"NAME (training)"`` is a set whose training images cannot be used.
     """
 
     sets: list[LabelledSet] = field(default_factory=list)
-    training: dict[str, LabelledSet] = field(default_factory=dict)
-    pairs: list[Reader] = field(default_factory=list)
+    training: dict[str, LabelledSet] = field(default_factory=dict)  # where it was asked for
+    pairs: list[Reader] = field(default_factory=list)  # for retrieval
     missing: dict[str, str] = field(default_factory=dict)
 
     @property

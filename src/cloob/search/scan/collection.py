@@ -126,12 +126,9 @@ Gone = Collection
 
 
 class Rows:
-    """A table whose rows say something of pictures, by their paths; several rows of one path are one picture.
+    """A table whose rows say something of pictures; several rows of one path are one picture.
 
-    Attributes:
-        state: Of the table's file.
-        stored: The path in each row as the table has it.
-        by_path: The rows of each picture, by its absolute path.
+    ``stored`` are the paths as the table has them, ``by_path`` the rows of each picture by its absolute path.
     """
 
     def __init__(self, path: Path, image_column: str, caption_column: str | None) -> None:
@@ -183,8 +180,7 @@ class Rows:
         """Counts what of the table an index does not hold as it stands there."""
         if self._hidden:
             left_out.add("row hidden by a stray quote", str(self._path), self._hidden)
-        known = {self._image, self._caption, "date"}
-        for column in (name for name in self._names if name in (*TEXTS, *NUMBERS) and name not in known):
+        for column in {*TEXTS, *NUMBERS}.intersection(self._names) - {self._image, self._caption, "date"}:
             left_out.add("from filters, a column of a name that all pictures have", column)
 
     def _row(self, row: int) -> dict[str, Any]:
@@ -205,10 +201,9 @@ class Table(Collection):
         self.left_out = LeftOut()
         self._rows.tell(self.left_out)
         for row, stored in enumerate(self._rows.stored):
-            if not stored or "\0" in stored:
-                self.left_out.add("row without a path", f"row {row + 1:,}")
-            elif self.excluded(stored):
-                self.left_out.add("excluded", stored)
+            if not stored or "\0" in stored or self.excluded(stored):
+                reason, example = ("excluded", stored) if stored else ("row without a path", f"row {row + 1:,}")
+                self.left_out.add(reason, example)
         for path, rows in self._rows.by_path.items():
             if self.excluded(self._rows.stored[rows[0]]):
                 continue
@@ -224,10 +219,10 @@ class Table(Collection):
 
 
 class Folder(Collection):
-    """All pictures below a folder, by the endings of their names.
+    """All pictures below a folder; ``table`` says something of them.
 
     Hidden files and folders, folders of ``_NEVER``, and folders that are an index themselves are passed over. A link
-    is followed where it leads to a picture below the folder. ``table`` says something of the pictures, or is None.
+    is followed where it leads to a picture below the folder.
     """
 
     def __init__(self, folder: Path, exclude: tuple[str, ...] = (), table: Rows | None = None) -> None:
@@ -318,14 +313,10 @@ def value(raw: Any) -> Value:
     """What a source says in a column, as an index holds it; None for what it cannot hold."""
     if isinstance(raw, Decimal) and raw.is_finite():
         raw = int(raw) if raw == raw.to_integral_value() else float(raw)
-    if isinstance(raw, float):
-        return raw if math.isfinite(raw) else None
-    if raw is None or isinstance(raw, bool):
-        return raw
-    if isinstance(raw, int):
-        return raw if -(2**63) <= raw < 2**63 else str(raw)
-    if isinstance(raw, bytes):
+    if raw is None or isinstance(raw, bytes) or (isinstance(raw, float) and not math.isfinite(raw)):
         return None
+    if isinstance(raw, bool | float) or (isinstance(raw, int) and -(2**63) <= raw < 2**63):
+        return raw
     if hasattr(raw, "isoformat"):
         raw = raw.isoformat()
     if isinstance(raw, list) and all(isinstance(each, str) for each in raw):
@@ -347,15 +338,11 @@ def values(row: Mapping[Any, Any]) -> dict[str, Value]:
 def _newest(file: os.stat_result, *said: os.stat_result | None) -> int:
     """One time for a file and for what describes it, which is another one when any of them is another file.
 
-    The latest of their times to the millisecond, and below that a number made of all of them: a caption may also go, or
-    come with an older time than the picture's.
+    The latest to the millisecond, and below that a mark of all: a caption may go, or come with an older time.
     """
-    states = [state for state in said if state]
-    if not states:
-        return file.st_mtime_ns
-    latest = max(state.st_mtime_ns for state in (file, *states))
-    mark = zlib.crc32(repr([(state.st_mtime_ns, state.st_size) for state in states]).encode())
-    return latest - latest % 1_000_000 + mark % 1_000_000
+    states = [(state.st_mtime_ns, state.st_size) for state in said if state]
+    latest = max(file.st_mtime_ns, *(time for time, _ in states), 0)
+    return latest - latest % 1_000_000 + zlib.crc32(repr(states).encode()) % 1_000_000 if states else latest
 
 
 def _stated(path: str) -> os.stat_result | None:

@@ -64,11 +64,11 @@ class Tars(Collection, FileSource[_Tar]):
 
     def load(self, shard: int, file: Path) -> _Tar:
         reader = TarReader((file,))
-        listing = reader.listing(0)
+        members, cut = reader.listing(0)
         reader.read(0, 0, 0)  # stays open when the cache drops it
-        tar = _Tar(reader, {}, listing.cut, [])
+        tar = _Tar(reader, {}, cut, [])
         mtime = None if self._remote else file.stat().st_mtime_ns
-        for key, (image, caption, about) in group_members(listing.members, _PARTS).items():
+        for key, (image, caption, about) in group_members(members, _PARTS).items():
             path = f"{self._names[shard]}{SEPARATOR}{image.name if image else key}"
             if image is None or self.excluded(image.name):
                 tar.left_out.append(("excluded" if image else "sample without a picture", printable(path)))
