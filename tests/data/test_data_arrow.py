@@ -201,13 +201,6 @@ def test_a_later_file_of_another_form_is_named(tmp_path: Path, image: MakeImage,
         open_source(tmp_path / "set")
 
 
-def test_a_file_that_a_saved_dataset_lacks_is_named(tmp_path: Path, image: MakeImage) -> None:
-    folder = write_saved(tmp_path / "set", [table(image, range(3)), table(image, range(3))])
-    (folder / "data-00001-of-00002.arrow").unlink()
-    with pytest.raises(InputError, match=r"data-00001-of-00002\.arrow: No such file"):
-        open_source(folder)
-
-
 @pytest.mark.parametrize("kind", ["file", "stream"])
 def test_arrow_of_either_kind_is_mapped_unless_compressed(tmp_path: Path, image: MakeImage, kind: str) -> None:
     content = table(image, range(300)).append_column("kind", pa.array(["a", "b", "a"] * 100).dictionary_encode())

@@ -107,20 +107,6 @@ def test_what_a_list_may_not_name(name: str, shards: Path) -> None:
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-def test_coco_annotations_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(200)]
-    annotations = [{"image_id": i, "caption": "a caption"} for i in range(200)]
-    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    for command in (("train", "--data"), ("eval", "x", "--retrieval")):
-        assert main((*command, "coco.json")) == 2
-        said = capsys.readouterr().err.removeprefix(OPENING)
-        assert said.count("\n") == 1 and len(said) < 400
-        assert "coco.json: 'images' has" in said and ".jsonl" in said
-
-
 def test_redirects(web: Web, tmp_path: Path) -> None:
     target = tmp_path / "got"
     web.pages["/there"] = b"here"

@@ -75,12 +75,11 @@ def test_streamed_shards_read_like_local_ones(spec: str, shards: Path, image: Ma
     assert pickle.loads(pickle.dumps(source)).read(11) == local.read(11)
 
 
-@pytest.mark.parametrize("form", ["cat '{}/00001.tar' | cat", "cat {}/old.tar.d/x.tgz", "cat {}/00001.tar; true"])
-def test_the_list_beside_a_shard_in_a_command(spec: str, shards: Path, form: str) -> None:
+def test_the_list_beside_a_shard_in_a_command(spec: str, shards: Path) -> None:
     (shards / "old.tar.d").mkdir()
     shutil.copy(shards / "00001.tar", shards / "old.tar.d" / "x.tgz")
     (shards / "old.tar.d" / "sizes.json").write_text('{"x.tgz": 4}')
-    assert open_source(f"pipe:{form.format(shards)}").read(0).caption == "pair 5"
+    assert open_source(f"pipe:cat '{shards}/old.tar.d/x.tgz' | cat").read(0).caption == "pair 5"
 
 
 def test_a_shard_is_fetched_once_and_kept(spec: str, shards: Path) -> None:
@@ -156,9 +155,7 @@ def test_a_shard_with_fewer_or_more_samples_than_listed(
         assert caught.value.reason == "truncated shard" and caught.value.key == f"00000.tar/{row}"
     with caplog.at_level(logging.WARNING):
         assert [source.read(i).caption for i in (7, 8, 9, 7)] == ["pair 5", "pair 6", "pair 9", "pair 5"]
-    assert [r.getMessage() for r in caplog.records if "the others are left out" in r.getMessage()] == [
-        f"pipe:cat {shards}/00001.tar holds 4 samples, sizes.json says 2: the others are left out (said once)"
-    ]
+    assert caplog.text.count("00001.tar: holds 4 samples, sizes.json says 2: the others are left out") == 1
 
 
 def test_what_is_left_out_of_streamed_shards_is_said(
@@ -167,7 +164,7 @@ def test_what_is_left_out_of_streamed_shards_is_said(
     """A key with a dot: both where the shards are counted and where they are read."""
     good = {f"{i}.{ext}": data for i in range(2) for ext, data in (("jpg", image(i)), ("txt", b"c"))}
     write_tar(shards / "00001.tar", good | {"photo.0.png": image(), "photo.0.txt": b"c"})
-    spec, said = f"pipe:cat {shards}/{{00000..00002}}.tar", "2 files whose key has a dot"
+    spec, said = f"pipe:cat {shards}/{{00000..00002}}.tar", "2 files that a tar holds twice, or whose key has a dot"
     assert main(["data", spec, "--count"]) == 0
     assert f"00001.tar: not counted: {said}" in caplog.text
     caplog.clear()
@@ -248,20 +245,6 @@ def test_a_count_goes_on_where_it_stopped(shards: Path, capsys: pytest.CaptureFi
     assert asked.read_text().count("x") == 2 + 3
 
 
-def test_equal_names_in_several_folders_are_counted_and_not_listed(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, number in (("a", 0), ("b", 1)):
-        (tmp_path / name).mkdir()
-        shutil.copy(shards / f"0000{number}.tar", tmp_path / name / "00.tar")
-    out = tmp_path / "counts.json"
-    for spec in (f"{tmp_path}/[ab]/00.tar", f"pipe:cat {tmp_path}/{{a,b}}/00.tar"):
-        assert main(["data", spec, "--count", "--out", str(out)]) == 2 and not out.exists()
-        assert "several shards have the same name" in capsys.readouterr().err
-    assert main(["data", f"pipe:cat {tmp_path}/{{a,b}}/00.tar", "--count"]) == 0
-    assert "2 shards, 9 samples" in capsys.readouterr().out
-
-
 def test_the_cache_is_bounded_and_the_least_used_goes(
     spec: str, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -278,16 +261,6 @@ def test_the_cache_is_bounded_and_the_least_used_goes(
     assert "raise --cache-gb" in caplog.text  # all three were in use within seconds
     assert source.read(1).caption == "pair 1"  # still open, though its name is gone
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "pair 1"  # fetched again
-
-
-def test_where_the_cache_is(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/x: cannot keep shards \(Not a directory\); choose another --cache-dir"):
-        open_source(spec, cache=Cache(tmp_path / "file" / "x"))
-    monkeypatch.delenv("CLOOB_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    open_source(spec)
-    assert len(list((tmp_path / "xdg" / "cloob" / "shards").glob("*.tar"))) == 1
 
 
 def pixel(image: Image.Image) -> Tensor:

@@ -191,7 +191,7 @@ def _tell(source: Source) -> None:
         left = f"{counted(len(source.linked), 'linked folders')} not followed, e.g. {printable(source.linked[0])}"
         wrong = f"; {left}: give each to --data by itself to read it too"
     if isinstance(source, ShardSource) and source.left_out:
-        wrong = f"; not read: {'; '.join(source.left_out)}"
+        wrong = f"; not read: {source.left_out}"
     if isinstance(source, TableSource) and source.stray:
         rows, lines = counted(len(source.stray), "rows"), counted(sum(source.stray.values()), "lines")
         first = f"the first in row {min(source.stray) + 1:,}"

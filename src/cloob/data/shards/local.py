@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,7 @@ _FORMAT = 6
 _MIN_SAVED_BYTES = 64 * 1024 * 1024  # smaller tars are scanned faster than it is worth a file
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS)
 _COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
-_DOTTED = "files", "whose key has a dot, as WebDataset's key ends at the first"
-_REPEATED = "files", "of a name that the tar holds before"
+_ODD = "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
 
 
 class ShardIndex:
@@ -46,7 +44,7 @@ class ShardIndex:
         self.sizes: tuple[int, ...] = tuple(about["sizes"])
         self.cuts: dict[int, str] = {int(tar): cut for tar, cut in about["cuts"].items()}  # what truncated tars lack
         self.complete = tuple(size - (tar in self.cuts) for tar, size in enumerate(self.sizes))
-        self.left_out: tuple[str, ...] = tuple(about["left_out"])  # what looks like a sample and is none, a line a kind
+        self.left_out: str = about["left_out"]  # what looks like a part of a sample and is none
         self.ends = np.cumsum(self.sizes)
         self._table, self._file = table, file
 
@@ -56,13 +54,10 @@ class ShardIndex:
         keys: list[pa.Array] = []
         places: list[np.ndarray] = []
         cuts: dict[int, str] = {}
-        odd: Counter[tuple[str, str]] = Counter()
-        examples: dict[tuple[str, str], str] = {}
+        odd: list[str] = []
         for number, path in enumerate(reader.paths):
             members, cut = reader.listing(number)
-            for kind, name in _left_out(members):
-                odd[kind] += 1
-                examples.setdefault(kind, printable(f"{path.name}/{name}"))
+            odd += (printable(f"{path.name}/{name}") for name in _left_out(members))
             shard_keys, shard_places = _rows(members, cut)
             if cut is not None:
                 cuts[number] = cut
@@ -71,7 +66,7 @@ class ShardIndex:
         about = {
             "sizes": [len(each) for each in keys],
             "cuts": cuts,
-            "left_out": [f"{counted(n, kind[0])} {kind[1]}, e.g. {examples[kind]}" for kind, n in odd.items()],
+            "left_out": f"{counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}" if odd else "",
         }
         columns = dict(zip(_COLUMNS, map(pa.array, np.ascontiguousarray(np.concatenate(places).T)), strict=True))
         table = pa.table({"key": pa.concat_arrays(keys), **columns})
@@ -199,21 +194,20 @@ def _fault(image_at: int, image_size: int, caption_at: int, caption_size: int) -
     return ("image too large", f"{image_size:,} bytes") if image_size > MAX_IMAGE_BYTES else None
 
 
-def _left_out(members: list[Member]) -> Iterator[tuple[tuple[str, str], str]]:
-    """What looks like a part of a sample and is none: its kind and its name."""
+def _left_out(members: list[Member]) -> list[str]:
+    """Names of what looks like a part of a sample and is none: its key has a dot, or the tar holds it before."""
     parts = frozenset((*IMAGE_EXTENSIONS, *CAPTION_EXTENSIONS))
+    names = [(*(split_name(member.name) or ("", "")), member.name) for member in members]
     seen: set[tuple[str, str]] = set()
-    dotted: list[tuple[str, str]] = []
-    for member in members:
-        key, extension = split_name(member.name) or ("", "")
+    keys = {key for key, extension, _ in names if extension in parts}
+    left_out = []
+    for key, extension, name in names:
+        dotted = extension not in parts and extension.rpartition(".")[2] in parts
+        if (dotted and key not in keys) or (key, extension) in seen:  # a.seg.png beside a.jpg is meant so
+            left_out.append(name)
         if extension in parts:
-            if (key, extension) in seen:
-                yield _REPEATED, member.name
             seen.add((key, extension))
-        elif extension.rpartition(".")[2] in parts:
-            dotted.append((key, member.name))
-    keys = {key for key, _ in seen} if dotted else set()
-    yield from ((_DOTTED, name) for key, name in dotted if key not in keys)  # a.seg.png beside a.jpg is meant so
+    return left_out
 
 
 def _rows(members: list[Member], cut: str | None) -> tuple[list[str], np.ndarray]:

@@ -79,7 +79,7 @@ class RemoteShardSource(FileSource[ShardSource]):
                 raise FileNotFoundError(str(file)) from None
             self._cache.drop(file)
             raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
-        odd = f"not read: {'; '.join(source.left_out)}" if source.left_out else ""
+        odd = f"not read: {source.left_out}" if source.left_out else ""
         if source.complete[0] > listed:
             odd = f"holds {source.complete[0]:,} samples, {SIZES} says {listed:,}: the others are left out"
         if odd and not self._warned:
@@ -154,7 +154,7 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
                 fetch(shard, path)
             index = ShardIndex.scan(TarReader((path,)))
             if index.left_out:
-                logger.warning("%s: not counted: %s", shard, "; ".join(index.left_out))
+                logger.warning("%s: not counted: %s", shard, index.left_out)
             if index.cuts:
                 cut.append(f"{shard}: {index.cuts[0]}")
                 continue

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -23,10 +23,6 @@ _TEMPLATE_FILES = ("zeroshot_classification_templates.txt", "templates.txt")
 _MAX_LABEL_BYTES = 1 << 10
 
 
-class _Pictures(Protocol):
-    def read(self, index: int) -> tuple[str, bytes]: ...
-
-
 @dataclass(frozen=True)
 class LabelledSet:
     """Pictures with a class each, and the words for the classes."""
@@ -35,14 +31,14 @@ class LabelledSet:
     classnames: tuple[str, ...]  # a label is an index into it
     templates: tuple[str, ...]  # ``{c}`` stands for the class name; fill in with ``str.replace``: names may hold braces
     labels: np.ndarray  # (n,) int64
-    pictures: _Pictures
+    pictures: Callable[[int], tuple[str, bytes]]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> tuple[str, bytes]:
         """Key and encoded image; ``BadSample`` if it cannot be read: it stays in the set and counts as wrong."""
-        return self.pictures.read(index)
+        return self.pictures(index)
 
 
 def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
@@ -87,33 +83,22 @@ def subfolders(folder: Path) -> list[Path]:
     return folders
 
 
-class FilePictures:
-    """Pictures by their paths below a folder, which are their keys as well."""
-
-    def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        self._root = root
-        self._paths = tuple(paths)
-
-    def read(self, index: int) -> tuple[str, bytes]:
-        path = self._paths[index]
-        key = printable(path)
-        return key, read_image_file(self._root / path, key)
+def read_file(root: Path, paths: Sequence[str], index: int) -> tuple[str, bytes]:
+    """A picture by its path below a folder, which is its key as well."""
+    key = printable(paths[index])
+    return key, read_image_file(root / paths[index], key)
 
 
-class _TarPictures:
-    def __init__(self, reader: TarReader, places: Sequence[tuple[str, int, int, int]]) -> None:
-        self._reader = reader
-        self._places = tuple(places)  # key, shard, offset, size
-
-    def read(self, index: int) -> tuple[str, bytes]:
-        key, *place = self._places[index]
-        try:
-            return key, self._reader.read(*place)
-        except OSError as error:
-            raise InputError(message(error)) from None
+def _read_member(reader: TarReader, places: Sequence[tuple[str, int, int, int]], index: int) -> tuple[str, bytes]:
+    """A picture by its key, shard, offset and size."""
+    key, *place = places[index]
+    try:
+        return key, reader.read(*place)
+    except OSError as error:
+        raise InputError(message(error)) from None
 
 
-_Opened = tuple[tuple[str, ...], list[int], _Pictures]
+_Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]
 """Names of classes, labels and pictures."""
 
 
@@ -136,7 +121,7 @@ def _open_shards(folder: Path, part: Path, classnames: tuple[str, ...] | None) -
             places.append((f"{path.name}/{key}", shard, image.offset, image.size))
     if not labels:
         raise InputError(f"{part} holds no samples (an image and a .cls each)")
-    return classnames, labels, _TarPictures(reader, places)
+    return classnames, labels, partial(_read_member, reader, places)
 
 
 def _shard_paths(part: Path) -> tuple[Path, ...]:
@@ -167,7 +152,7 @@ def _open_folders(folder: Path, root: Path, classnames: tuple[str, ...] | None) 
     if [] in images:
         raise InputError(f"{root / names[images.index([])]}: no image in this class folder")
     labels = [label for label, paths in enumerate(images) for _ in paths]
-    return classnames, labels, FilePictures(root, [path for paths in images for path in paths])
+    return classnames, labels, partial(read_file, root, [path for paths in images for path in paths])
 
 
 def _images_below(root: Path, name: str) -> list[str]:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from cloob.data.source import IMAGE_SUFFIXES
 from cloob.errors import InputError, one_line, require
-from cloob.evaluation.sets.labelled import FilePictures, LabelledSet, subfolders
+from cloob.evaluation.sets.labelled import LabelledSet, read_file, subfolders
 from cloob.models.importing import import_open_clip
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -52,7 +53,7 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
     except Exception as error:  # torchvision, scipy and the readers here raise all sorts
         why = one_line(error).partition(" You can use")[0]  # download=True is no option here
         raise InputError(f"{name}: cannot be read under {root} ({why}); put there {LAYOUTS[name]}") from error
-    pictures = FilePictures(root, [_below(name, root, path) for path, _ in samples])
+    pictures = partial(read_file, root, [_below(name, root, path) for path, _ in samples])
     return LabelledSet(name, classnames, templates, labels, pictures)
 
 
@@ -74,27 +75,16 @@ def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(content["classes"]), tuple(content["templates"])
 
 
-def _torchvision(kind: str, root: Path, split: str) -> Any:
-    """A dataset object of torchvision, which holds the list of files and labels."""
-    return getattr(require("torchvision.datasets", "train"), kind)(root, split=split, download=False)
-
-
-def _country211(root: Path, split: str) -> list[Sample]:
-    return _class_folders(root / "country211" / split, 211)
+def _torchvision(kind: str, root: Path, split: str) -> list[Sample]:
+    """The list of files and labels that a data set of torchvision holds."""
+    data: Any = getattr(require("torchvision.datasets", "train"), kind)(root, split=split, download=False)
+    samples = zip(data._image_files, data._labels, strict=True) if kind == "Flowers102" else data._samples
+    return [(Path(path), int(label)) for path, label in samples]
 
 
 def _flowers102(root: Path, split: str) -> list[Sample]:
     parts = ("train", "val") if split == "train" else ("test",)
-    splits = [_torchvision("Flowers102", root, part) for part in parts]
-    return [pair for data in splits for pair in zip(data._image_files, data._labels, strict=True)]
-
-
-def _gtsrb(root: Path, split: str) -> list[Sample]:
-    return [(Path(path), label) for path, label in _torchvision("GTSRB", root, split)._samples]
-
-
-def _stanford_cars(root: Path, split: str) -> list[Sample]:
-    return [(Path(path), int(label)) for path, label in _torchvision("StanfordCars", root, split)._samples]
+    return [sample for part in parts for sample in _torchvision("Flowers102", root, part)]
 
 
 def _imagenet(root: Path, split: str) -> list[Sample]:
@@ -102,9 +92,8 @@ def _imagenet(root: Path, split: str) -> list[Sample]:
 
 
 def _imagenetv2(root: Path, split: str) -> list[Sample]:
-    if split != "test":
-        return _imagenet(root, split)
-    return _class_folders(root / "imagenetv2-matched-frequency-format-val", 1000)
+    folder = root / "imagenetv2-matched-frequency-format-val"
+    return _class_folders(folder, 1000) if split == "test" else _imagenet(root, split)
 
 
 def _birdsnap(root: Path, split: str) -> list[Sample]:
@@ -137,11 +126,11 @@ def _ucf101(root: Path, split: str) -> list[Sample]:
 
 _READERS: Mapping[str, Callable[[Path, str], list[Sample]]] = {
     "birdsnap": _birdsnap,
-    "country211": _country211,
+    "country211": lambda root, split: _class_folders(root / "country211" / split, 211),
     "flowers102": _flowers102,
-    "gtsrb": _gtsrb,
+    "gtsrb": partial(_torchvision, "GTSRB"),
     "ucf101": _ucf101,
-    "stanford_cars": _stanford_cars,
+    "stanford_cars": partial(_torchvision, "StanfordCars"),
     "imagenet": _imagenet,
     "imagenetv2": _imagenetv2,
 }
