@@ -16,8 +16,8 @@ from cloob import cache as cache_files
 from cloob import open_source
 from cloob.cache import Cache
 from cloob.cli import main
-from cloob.data.shards import fetch as opener
-from cloob.data.shards.fetch import fetch
+from cloob.data.shards import remote as opener
+from cloob.data.shards.remote import fetch
 from cloob.errors import InputError
 from support import OPENING, served, serving
 

@@ -29,7 +29,7 @@ from cloob.cache import Cache
 from cloob.cli import main
 from cloob.data.batch import BadSample
 from cloob.data.loader import PairLoader
-from cloob.data.shards import fetch as opener
+from cloob.data.shards import remote as opener
 from cloob.data.source import Source
 from cloob.errors import InputError
 from support import served, serving

@@ -152,7 +152,7 @@ def _picture(term: Term) -> Image:
 
 
 def _fetched(address: str) -> bytes:
-    from cloob.data.shards.fetch import fetch  # fsspec; it follows redirections to http and https alone
+    from cloob.data.shards.remote import fetch  # fsspec; it follows redirections to http and https alone
 
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
         target = Path(folder) / "picture"

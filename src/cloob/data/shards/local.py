@@ -78,7 +78,6 @@ class ShardIndex:
 
     @classmethod
     def map(cls, file: Path) -> ShardIndex:
-        """One that was written."""
         with pa.memory_map(str(file)) as source:
             return cls(pa.ipc.open_file(source).read_all(), file)
 
@@ -137,7 +136,6 @@ class ShardSource:
         return len(self._index.keys)
 
     def fingerprint(self) -> Fingerprint:
-        """The shards' names, and the names, places and sizes of their members; the members are not read."""
         keys = of_column(pa.chunked_array([self._index.keys]))
         return {
             "samples": len(self),
@@ -184,7 +182,6 @@ class ShardSource:
 
 
 def _fault(image_at: int, image_size: int, caption_at: int, caption_size: int) -> tuple[Reason, str] | None:
-    """Why a sample cannot be used, as far as its places say."""
     if image_at == _ABSENT:
         return "missing image", f"no {'/'.join(IMAGE_EXTENSIONS)} member of this name"
     if caption_at == _ABSENT:
@@ -211,7 +208,6 @@ def _left_out(members: list[Member]) -> list[str]:
 
 
 def _rows(members: list[Member], cut: str | None) -> tuple[list[str], np.ndarray]:
-    """Keys and places of a tar's samples."""
     samples = group_members(members, _PARTS)
     if cut is not None and samples and None in samples[last := next(reversed(samples))]:
         del samples[last]  # the last sample of a cut shard may have lost its second file: no loss of its own

@@ -1,28 +1,120 @@
-"""Pairs in tar shards that lie elsewhere: each shard is fetched into a bounded cache when it is first needed.
+"""Pairs in tar shards that lie elsewhere: each is fetched into a bounded cache when it is first needed.
 
-The number of samples in each shard has to be known beforehand, so that the order of an epoch is known without reading
-anything: from ``sizes.json`` beside the shards, or from ``cloob data SHARDS --count``.
+``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec: no URL reaches a shell, and no
+command comes out of a list. The number of samples in each shard has to be known beforehand, so that the order of an
+epoch is known: from ``sizes.json`` beside the shards, or from ``cloob data SHARDS --count``.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import re
+import subprocess
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.callbacks import Callback
 
 from cloob.cache import Cache, cache_root
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import Fingerprint, digest
 from cloob.data.shards import spec as names
-from cloob.data.shards.fetch import fetch
 from cloob.data.shards.local import ShardIndex, ShardSource
 from cloob.data.shards.spec import SIZES, expand, read_sizes, shard_name
 from cloob.data.shards.tar import TarReader
 from cloob.data.sources.files import FileSource
-from cloob.errors import InputError
+from cloob.errors import InputError, one_line, require
 from cloob.files import write_whole
+
+_PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
+_NEEDS = {"http": ("aiohttp", "train"), "https": ("aiohttp", "train"), "s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}
+_SILENT_SECONDS = 60.0  # that a server may say nothing
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # here, not at the source
+
+
+def fetch(url: str, target: Path) -> None:
+    """Writes what a URL gives into a file; tries three times, unless the source says that there is nothing to get.
+
+    InputError where nothing or not all can be had, OSError where the file cannot be written.
+    """
+    for pause in (0.0, *_PAUSES):
+        time.sleep(pause)
+        get = _run if url.startswith("pipe:") else _download
+        if (wrong := get(url, target)) is None:
+            return
+    raise InputError(f"{url}: {wrong} ({len(_PAUSES) + 1} attempts)")
+
+
+def _run(url: str, target: Path) -> str | None:
+    with target.open("wb") as file:
+        status = subprocess.run(url.removeprefix("pipe:"), shell=True, stdout=file, check=False).returncode
+    hint = " (command not found)" if status == 127 else ""
+    return f"its command ended with exit status {status}{hint}" if status else None
+
+
+def _download(url: str, target: Path) -> str | None:
+    """Copies a file by fsspec; returns what went wrong where trying again may help, raises InputError elsewhere."""
+    progress = Callback()
+    filesystem = _filesystem(url)
+    try:
+        filesystem.get_file(url, str(target), callback=progress)
+    except InputError:
+        raise
+    except Exception as error:  # each kind of store has errors of its own, with no common base
+        if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
+            raise
+        status = getattr(error, "status", None)
+        said = f"HTTP {status} {getattr(error, 'message', '')}".rstrip() if status else one_line(error)
+        refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+        if refused or isinstance(error, PermissionError | FileNotFoundError):
+            said = "no such file" if isinstance(error, FileNotFoundError) else said
+            raise InputError(f"{url}: {said}") from None
+        return said
+    size = target.stat().st_size
+    return None if progress.size in (None, size) else f"ended after {size:,} of {progress.size:,} bytes"
+
+
+def _filesystem(url: str) -> Any:
+    scheme = url.partition("://")[0].lower()
+    if scheme in _NEEDS:
+        require(*_NEEDS[scheme])
+    if scheme in ("http", "https"):
+        return _web(url)
+    try:
+        # By scheme alone: a complete URL would also be taken for a chain of file systems (``zip::…``).
+        return fsspec.filesystem(scheme)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{url}: nothing here opens {scheme}:// ({error}); any command does as pipe:COMMAND") from None
+
+
+def _web(url: str) -> Any:
+    aiohttp: Any = require("aiohttp", "train")
+
+    async def redirected(_session: object, _context: object, parameters: Any) -> None:
+        to = parameters.response.headers.get("Location", "")
+        if parameters.url.scheme == "https" and to.lower().startswith("http:"):
+            raise InputError(f"{url}: leads from https: to {to[:200]}, which is refused")
+
+    traces = aiohttp.TraceConfig()
+    traces.on_request_redirect.append(redirected)
+    options = {
+        # aiohttp's own limit of five minutes in all would end large shards.
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=_SILENT_SECONDS),
+        "trust_env": True,  # proxies
+        "trace_configs": [traces],
+        # The bytes as they lie there, so that their number can be compared with what was announced.
+        "auto_decompress": False,
+        "headers": {"Accept-Encoding": "identity"},
+    }
+    encoded = re.fullmatch("[!-~]+", url) is not None  # sent as it was typed, as signed addresses want it
+    return fsspec.filesystem("http", client_kwargs=options, encoded=encoded, skip_instance_cache=True)
+
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +152,10 @@ class RemoteShardSource(FileSource[ShardSource]):
         raise BadSample("truncated shard", f"{self.shard_names[shard]}/{row}", f"{self._urls[shard]} {counts}{cut}")
 
     def fingerprint(self) -> Fingerprint:
-        """The shards' names and counts; nothing is fetched."""
         shards = zip(self.shard_names, self.shard_sizes, strict=True)
         return {"samples": len(self), "shards": digest(f"{name} {n}" for name, n in shards)}
 
     def prepare(self, shard: int) -> Path:
-        """The shard's file in the cache, fetched now if it is not there."""
         url = self._urls[shard]
         return self._cache.get("shards", url, lambda path: fetch(url, path))
 
@@ -108,7 +198,6 @@ def _fetch_sizes(url: str) -> dict[str, int]:
 
 
 def _counts_beside(spec: str, urls: list[str]) -> dict[str, int]:
-    """The count of each shard, from the ``sizes.json`` in its folder."""
     listed: dict[str | None, dict[str, int]] = {None: {}}
     counts: dict[str, int] = {}
     for url in urls:
@@ -124,7 +213,6 @@ def _counts_beside(spec: str, urls: list[str]) -> dict[str, int]:
 
 
 def _memory(pattern: str) -> Path:
-    """Where this host remembers the counts of a pattern's shards, by full address."""
     return cache_root() / "sizes" / f"{hashlib.blake2b(pattern.encode(), digest_size=16).hexdigest()}.json"
 
 

@@ -16,21 +16,17 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from cloob.data.shards.tar import is_tar
-from cloob.errors import InputError, message, one_line, require
+from cloob.errors import InputError, one_line, require
 
 SIZES = "sizes.json"
 
 _SCHEME = re.compile(r"(pipe|file):|[A-Za-z][A-Za-z0-9+.-]+://")
 _SHARD_NAME = re.compile(r"[^/\s'\"=]+\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz)(?=$|[\s'\"?#;|&)])", re.IGNORECASE)
 _BARE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
-_EXPECTED = (
-    '; a .json is expected to list shards, {"shard.tar": count, …}; pictures and captions are read from JSON lines '
-    '(.jsonl), {"filepath": …, "title": …} a line'
-)
+_EXPECTED = '; {"shard.tar": count, …} is expected in a .json, pairs in JSON lines (.jsonl)'
 
 
 def is_remote(spec: str) -> bool:
-    """Whether a spec is to be opened by a command or over a network, and not as a path."""
     return _SCHEME.match(spec) is not None and not spec.startswith("file:")
 
 
@@ -52,7 +48,6 @@ def local_folder(spec: str | Path, what: str) -> Path:
 
 
 def is_pattern(spec: str) -> bool:
-    """Whether a path has braces or the marks of a glob in it."""
     return any(c in spec for c in "{*?[")
 
 
@@ -80,13 +75,11 @@ def sibling(url: str, name: str) -> str | None:
 
 
 def local_shards(spec: str) -> list[Path]:
-    """The tars that a local path, folder or pattern names; InputError where there are none."""
     path = Path(local_path(spec))
     return _all_there(spec, tars_in(path)) if path.is_dir() else matching_files(str(path))
 
 
 def tars_in(folder: Path) -> list[Path]:
-    """The tars in a folder itself, sorted."""
     return sorted(path for path in folder.iterdir() if is_tar(path) and path.is_file())
 
 
@@ -94,10 +87,8 @@ def check_complete(folder: Path) -> None:
     """Refuses a folder that lacks a tar which its ``sizes.json`` names."""
     missing = [name for name in read_sizes(folder / SIZES) if "/" not in name and not (folder / name).is_file()]
     if missing:
-        raise InputError(
-            f"{folder / missing[0]}: no such file, but {SIZES} beside it names it ({len(missing)} missing); get it "
-            f"again, or count anew what is there: cloob data {shlex.quote(str(folder))} --count"
-        )
+        fix = f"get it again, or count anew: cloob data {shlex.quote(str(folder))} --count"
+        raise InputError(f"{folder / missing[0]}: no such file, but {SIZES} names it ({len(missing)} missing); {fix}")
 
 
 def matching_files(pattern: str) -> list[Path]:
@@ -125,17 +116,13 @@ def listed_url(base: str, name: str) -> str:
 
 
 def _beside(where: str, name: str) -> str:
-    """A name in a list: InputError unless it is that of a file beside it."""
     if not _BARE.fullmatch(name):
-        raise InputError(
-            f"{where}: names {reprlib.repr(name)}; a list may only name files beside itself, by letters, digits, '.', "
-            "'_' and '-'; give other shards to --data yourself, as a pattern"
-        )
+        rule = "a list may only name files beside itself, by letters, digits, '.', '_' and '-'"
+        raise InputError(f"{where}: names {reprlib.repr(name)}; {rule}; give other shards to --data as a pattern")
     return name
 
 
 def parse_sizes(where: str, content: bytes) -> dict[str, int]:
-    """The counts in a list; InputError unless it is a JSON object of counts."""
     try:
         counts = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -148,13 +135,7 @@ def parse_sizes(where: str, content: bytes) -> dict[str, int]:
 
 
 def read_sizes(path: Path) -> dict[str, int]:
-    """The counts in a local list, none without such a file."""
-    try:
-        return parse_sizes(str(path), path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise InputError(message(error)) from None
+    return parse_sizes(str(path), path.read_bytes()) if path.is_file() else {}
 
 
 def _all_there(spec: str, paths: list[Path]) -> list[Path]:

@@ -98,7 +98,6 @@ class TarReader:
         return file
 
     def _plain(self, path: Path) -> Path:
-        """The tar itself; of a compressed one what it unpacks to, in the cache."""
         if _decompressor(path) is None:
             return path
         stat = path.stat()
@@ -117,7 +116,6 @@ class _File(io.FileIO):
 
 
 def _decompressor(path: Path) -> Any:
-    """What opens a file that begins as gzip, bzip2 or xz; None for others."""
     with path.open("rb") as file:
         start = file.read(6)
     return next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
@@ -137,7 +135,6 @@ def _unpack(path: Path, target: Path) -> None:
 
 
 def _goes_on(file: IO[bytes], at: int) -> bool:
-    """Whether a header or an end mark lies at a place, as after a complete member."""
     file.seek(at)
     block = file.read(_BLOCK)
     try:

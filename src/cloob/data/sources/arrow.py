@@ -67,7 +67,6 @@ class ArrowFiles(FileSource[pa.Table]):
         return data
 
     def prepare(self, shard: int) -> Path:
-        """The file itself; of a Parquet file the Arrow file in the cache, made now if it is not there."""
         path = self.paths[shard]
         if (state := _state(path)) != self._states[shard]:
             raise InputError(f"{path}: has changed since the run began; start it again")
@@ -128,7 +127,6 @@ class ArrowSource(ArrowFiles):
         return RawSample(key, self.picture(index, self._image), caption)
 
     def fingerprint(self) -> Fingerprint:
-        """The files' names and sizes, and their captions: of Arrow files by content, of Parquet by its end."""
         files = [f"{path.name} {path.stat().st_size}" for path in self.paths]
         captions = [
             _parquet_end(path) if _is_parquet(path) else of_column(self.opened(shard).column(self._caption)).encode()
@@ -199,7 +197,6 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _picture_in(cell: pa.Scalar) -> tuple[bytes | None, bytes | None]:
-    """The bytes of a picture, and its path."""
     if isinstance(cell, pa.StructScalar):
         has_path = cell.type.get_field_index("path") >= 0
         return _bytes(cell["bytes"]), _bytes(cell["path"]) if has_path else None
@@ -257,7 +254,6 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _parquet_end(path: Path) -> bytes:
-    """The footer of a Parquet file, whose length stands before the magic word that ends it."""
     with path.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         size = int.from_bytes(file.read(4), "little")

@@ -56,12 +56,10 @@ class FileSource(ABC, Generic[T]):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def place(self, index: int) -> tuple[int, int]:
-        """The file of a row, and its number there."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         return shard, index - int(self._ends[shard]) + self.shard_sizes[shard]
 
     def opened(self, shard: int) -> T:
-        """A file, prepared and opened now if it is not open."""
         with self._lock:
             if shard not in self._opened:
                 when, why = self._failed.get(shard, (0.0, ""))

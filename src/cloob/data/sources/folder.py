@@ -60,7 +60,6 @@ class FolderSource:
         return len(self._paths)
 
     def fingerprint(self) -> Fingerprint:
-        """The paths, the captions, and the sizes of the pictures; of large folders a hundred thousand of the latter."""
         captions, sizes = [], []
         for index in spread(len(self)):
             path, caption = self._files(index)
@@ -76,7 +75,6 @@ class FolderSource:
         }
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``, or a ``BadSample``; its key is the image's path below the folder."""
         path, file = self._files(index)
         key = printable(path.relative_to(self._folder).as_posix())
         if path.suffix.lower() in CAPTION_SUFFIXES:
@@ -90,7 +88,6 @@ class FolderSource:
             raise BadSample("missing caption", key, f"{file}: {error.strerror}") from None
 
     def _files(self, index: int) -> tuple[Path, Path]:
-        """The picture at ``index``, and its caption."""
         path, name = self._folder / os.fsdecode(self._paths[index].as_py()), self._captions.get(index)
         return path, path.with_name(name) if name else path.with_suffix(".txt")
 

@@ -56,7 +56,6 @@ class TableSource:
         return len(self._images)
 
     def fingerprint(self) -> Fingerprint:
-        """Both columns by their content; the pictures behind the paths are not looked at."""
         return {"rows": len(self), "image paths": of_column(self._images), "captions": of_column(self._captions)}
 
     def row(self, index: int) -> tuple[str, bytes | None]:
@@ -64,7 +63,6 @@ class TableSource:
         return as_text(self._images[index].as_py()).strip(), self._captions[index].as_py()
 
     def picture(self, stored: str, where: str = "") -> bytes:
-        """The image file of a path in the table."""
         return read_image_file(self._path.parent / stored, printable(stored), where)
 
     def read(self, index: int) -> RawSample:
@@ -87,7 +85,6 @@ def as_text(raw: Any) -> str:
 
 
 def _as_bytes(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
-    """A column of text as bytes, which may be anything: whether they are UTF-8 is each row's own matter."""
     column = table.column(name)
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         try:
@@ -98,7 +95,6 @@ def _as_bytes(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
 
 
 def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None:
-    """Refuses a column of images or captions that is not there once."""
     if (count := there.count(column)) != 1:
         what = f"{count} columns" if count else "no column"
         names = f"its columns: {first_of([name[:60] for name in there])} (--{kind}-column names one)"
@@ -223,7 +219,6 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
 
 @contextlib.contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """What the readers complain of, as one line that names the table."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

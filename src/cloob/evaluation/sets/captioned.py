@@ -28,7 +28,6 @@ class CaptionedSample:
 
     @property
     def caption(self) -> str:
-        """The caption, or all of them in one text."""
         return "\0".join(self.captions)
 
 
@@ -64,15 +63,12 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
 
 
 def dataset_type(folder: Path) -> str | None:
-    """What ``dataset_type.txt`` of a CLIP_benchmark folder says, in lower case; None if there is none."""
     kind = folder / _TYPE_FILE
     return kind.read_text(encoding="utf-8", errors="replace").strip().lower() if kind.is_file() else None
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """Pictures and captions by another name."""
-
     reader: Reader
     name: str
 
@@ -101,7 +97,6 @@ class ByPicture:
         return len(self._rows)
 
     def read(self, index: int) -> CaptionedSample:
-        """The picture with its captions; raises ``BadSample`` if it cannot be used."""
         samples = [self._source.read(row) for row in self._rows[index]]
         captions = (" ".join(sample.caption.split()) for sample in samples)
         return CaptionedSample(samples[0].key, samples[0].image, tuple(captions))

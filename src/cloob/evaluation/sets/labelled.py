@@ -47,12 +47,7 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
     - CLIP_benchmark's: ``classnames.txt`` (line number = label), ``zeroshot_classification_templates.txt``,
       ``<split>/nshards.txt``, ``<split>/<i>.tar`` with an image and a ``.cls`` a sample;
     - images: one sub-folder a class (in ``<split>/`` if that is a folder of folders). A class is called as its folder,
-      ``_`` read as a space, or as its line of ``classnames.txt`` says (sorted folders).
-
-    Templates are optional in both (``templates.txt`` is read too); without, ``("{c}",)``.
-
-    Raises:
-        InputError: Something is missing or does not fit; names the set, the file and the key.
+      ``_`` read as a space, or as its line of ``classnames.txt`` says. Templates are optional in both.
     """
     if str(path).startswith("demo:"):
         if str(path) not in _DEMO_SETS:
@@ -84,13 +79,11 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def read_file(root: Path, paths: Sequence[str], index: int) -> tuple[str, bytes]:
-    """A picture by its path below a folder, which is its key as well."""
     key = printable(paths[index])
     return key, read_image_file(root / paths[index], key)
 
 
 def _read_member(reader: TarReader, places: Sequence[tuple[str, int, int, int]], index: int) -> tuple[str, bytes]:
-    """A picture by its key, shard, offset and size."""
     key, *place = places[index]
     try:
         return key, reader.read(*place)

@@ -59,7 +59,6 @@ class Found(NamedTuple):
 
     @property
     def missing(self) -> bool:
-        """Whether the source names a file that is not there."""
         return self.bytes == 0 and self.mtime_ns is None
 
 
@@ -82,26 +81,18 @@ class ReadFailed(BadSample):
 
 
 class Collection:
-    """A source of pictures; this one has none. Several threads may call ``read`` and ``describe``.
-
-    Attributes:
-        name: What the index calls it: an absolute path, or the address as it was given.
-        left_out: What the last ``scan`` left out.
-        unlisted: Beginnings of paths that the last ``scan`` could not list: what is known below them stays.
-    """
+    """A source of pictures; this one has none. Several threads may call ``read`` and ``describe``."""
 
     def __init__(self, name: str, exclude: tuple[str, ...] = ()) -> None:
-        self.name = name
-        self.left_out = LeftOut()
-        self.unlisted: list[str] = []
+        self.name = name  # what the index calls it: an absolute path, or the address as it was given
+        self.left_out = LeftOut()  # by the last scan
+        self.unlisted: list[str] = []  # beginnings of paths that it could not list: what is known below them stays
         self._exclude = exclude
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        """All pictures; ``known`` are the paths that the index has of this source."""
         return iter(())
 
     def find(self, path: str) -> Found | None:
-        """A picture inside a container, by its path."""
         return None
 
     def read(self, found: Found, content: str | None = None) -> bytes:
@@ -112,7 +103,6 @@ class Collection:
         return read_regular(found.path)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
-        """Caption and columns."""
         return None, {}
 
     def excluded(self, path: str) -> bool:
@@ -153,13 +143,12 @@ class Rows:
         self._composed = {unicodedata.normalize("NFC", each): rows for each, rows in self.by_path.items()}
 
     def _read_columns(self) -> list[Any]:
-        """Reads a table of columns, and returns that of the pictures."""
         table, stray = read_table(self._path, self._names)
         self._hidden = sum(stray.values())
         columns = dict(zip(self._names, table.columns, strict=True))
+        is_text_table = self._path.suffix.lower() != ".parquet"
         for name in columns.keys() - {self._image}:
-            columns[name] = _as_text(columns[name], repair=self._path.suffix.lower() != ".parquet")
-            columns[name] = columns[name] if name == self._caption else _as_numbers(columns[name])
+            columns[name] = _typed(columns[name], is_text_table=is_text_table, is_caption=name == self._caption)
         self._table = pa.table(columns)
         images: list[Any] = columns[self._image].to_pylist()
         return images
@@ -169,7 +158,6 @@ class Rows:
         return self.by_path.get(path) or self._composed.get(unicodedata.normalize("NFC", path), [])
 
     def describe(self, rows: list[int]) -> tuple[str | None, dict[str, Value]]:
-        """The captions of some rows, a line each, and the other columns of the first."""
         contents = [self._row(row) for row in rows]
         captions = (valid(_text(content.get(self._caption or ""))).strip() for content in contents)
         first = contents[0] if contents else {}
@@ -177,7 +165,6 @@ class Rows:
         return "\n".join(filter(None, dict.fromkeys(captions))) or None, values(others)
 
     def tell(self, left_out: LeftOut) -> None:
-        """Counts what of the table an index does not hold as it stands there."""
         if self._hidden:
             left_out.add("row hidden by a stray quote", str(self._path), self._hidden)
         for column in {*TEXTS, *NUMBERS}.intersection(self._names) - {self._image, self._caption, "date"}:
@@ -190,14 +177,11 @@ class Rows:
 
 
 class Table(Collection):
-    """The pictures that a table names."""
-
     def __init__(self, path: Path, image_column: str, caption_column: str | None, exclude: tuple[str, ...]) -> None:
         super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100 - links in it stay
         self._rows = Rows(path, image_column, caption_column)
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        """All pictures in order of their first rows; one that is not there is found with no bytes."""
         self.left_out = LeftOut()
         self._rows.tell(self.left_out)
         for row, stored in enumerate(self._rows.stored):
@@ -230,7 +214,6 @@ class Folder(Collection):
         self._table = table
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        """All pictures, folder by folder in order of their names."""
         self.left_out, self.unlisted = LeftOut(), []
         others: Counter[str] = Counter()
         seen: set[int] = set()
@@ -264,7 +247,6 @@ class Folder(Collection):
                 self.left_out.add("row of the folder's table that names no picture of it", path)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
-        """The caption beside it or in the table, and the table's other columns."""
         caption, columns = self._table.describe(self._table.of(found.path)) if self._table else (None, {})
         try:
             beside = clean_caption(read_at_most(found.place, MAX_CAPTION_BYTES), found.path) if found.place else None
@@ -280,7 +262,6 @@ class Folder(Collection):
         self.left_out.add("folder cannot be listed", f"{error.filename} ({error.strerror})")
 
     def _enters(self, folder: str, name: str) -> bool:
-        """Whether a folder is looked through."""
         path = os.path.join(folder, name)  # noqa: PTH118
         if name.startswith(".") or name in _NEVER:
             return False
@@ -330,7 +311,6 @@ def value(raw: Any) -> Value:
 
 
 def values(row: Mapping[Any, Any]) -> dict[str, Value]:
-    """The columns of a row that an index can hold."""
     held = {valid(str(name)): value(raw) for name, raw in row.items()}
     return {name: each for name, each in held.items() if each is not None}
 
@@ -388,20 +368,21 @@ def _text(raw: Any) -> str:
     return as_text(raw)
 
 
-def _as_text(column: pa.ChunkedArray, *, repair: bool) -> pa.ChunkedArray:
-    """Bytes as text, where all are UTF-8; with ``repair`` whatever they are."""
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        return column
-    try:
-        return column.cast(pa.large_string())
-    except pa.ArrowException:
-        texts = (None if raw is None else raw.decode("utf-8", "replace") for raw in column.to_pylist())
-        return pa.chunked_array([pa.array(texts, pa.large_string())]) if repair else column
+def _typed(column: pa.ChunkedArray, *, is_text_table: bool, is_caption: bool) -> pa.ChunkedArray:
+    """A column of a table as what it says: bytes as text, in a text table whatever they are, and text as numbers.
 
-
-def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text as whole numbers or numbers where all are, and none is a code: ``007``, or more digits than numbers keep."""
-    if not pa.types.is_large_string(column.type) or pc.any(pc.match_substring_regex(column, _CODE)).as_py():
+    Whole numbers or numbers where all are, and none is a code: ``007``, or more digits than numbers keep.
+    """
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        try:
+            column = column.cast(pa.large_string())
+        except pa.ArrowException:
+            if not is_text_table:
+                return column
+            texts = (None if raw is None else raw.decode("utf-8", "replace") for raw in column.to_pylist())
+            column = pa.chunked_array([pa.array(texts, pa.large_string())])
+    is_code = is_caption or not pa.types.is_large_string(column.type)
+    if is_code or pc.any(pc.match_substring_regex(column, _CODE)).as_py():
         return column
     filled = pc.if_else(pc.equal(column, ""), None, column)
     for kind in (pa.int64(), pa.float64()):
