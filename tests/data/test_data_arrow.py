@@ -93,9 +93,6 @@ def test_what_datasets_itself_writes(tmp_path: Path, image: MakeImage) -> None:
         assert [(s.image, s.caption) for s in found] == [(image(i), f"pair {i}") for i in order]
     with pytest.raises(InputError, match="splits holds the splits test, train; name one"):
         open_source(tmp_path / "splits")
-    parquet.write_table(table(image, range(3)), tmp_path / "p" / "test-00000-of-00001.parquet")
-    with pytest.raises(InputError, match="holds the splits test, train; name the files of one"):
-        open_source(tmp_path / "p")
 
 
 def test_parquet_with_images_is_unpacked_once(
@@ -184,11 +181,9 @@ def test_columns_are_found_or_asked_for(tmp_path: Path, image: MakeImage) -> Non
 def test_a_later_file_of_another_form_is_named(tmp_path: Path, image: MakeImage, kind: str) -> None:
     first = table(image, range(3))
     write_file(tmp_path / "set" / f"0.{kind}", first)
-    numbers = pa.array([1, 2, 3])
     for content, said in (
-        (first.set_column(1, "caption", numbers), "column 'caption' holds int64, not text"),
-        (first.set_column(0, "image", numbers), "column 'image' holds int64, not images"),
-        (table(image, range(3), "other"), r"has no column 'caption'"),
+        (first.set_column(1, "caption", pa.array([1, 2, 3])), "holds int64, not text"),
+        (table(image, range(3), "other"), "has no column 'caption'"),
     ):
         write_file(tmp_path / "set" / f"1.{kind}", content)
         with pytest.raises(InputError, match=rf"1\.{kind}.* {said}"):

@@ -92,13 +92,8 @@ def test_a_list_runs_no_command(
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "../x.tar", "/etc/x.tar", "a/b.tar", "..", "-rf", "~/x.tar", "x.tar;id", "$(id).tar", "x\n.tar", " pipe:id",
-        "PIPE:id", "file:///etc/passwd", "http://127.0.0.1@evil/x.tar", "s3://b/x.tar", "HTTP://h/x",
-        "simplecache::http://h/x.tar", "", "x.tar\0", "{a,b}.tar", "*.tar",
-    ],
-)  # fmt: skip
+    "name", ["../x.tar", "/etc/x.tar", "a/b.tar", "-rf", "~/x.tar", "x.tar;id", "PIPE:id", "s3://b/x.tar", "", "*.tar"]
+)
 def test_what_a_list_may_not_name(name: str, shards: Path) -> None:
     (shards / "sizes.json").write_text(json.dumps({"00000.tar": 5, name: 2}))
     for spec in (str(shards / "sizes.json"), f"pipe:cat {shards}/sizes.json"):
@@ -181,13 +176,8 @@ def test_paths_as_people_write_them(
         (("train", "--data", "demo", "--out=s3://bucket/run"), "--out is an address (s3:…)"),
         (("train", "--data", "file://data/train.csv"), "names a host, 'data'"),
         (("train", "--data", "some\\train.csv"), "(folders are parted by '/' here: some/train.csv)"),
-        (("train", "--data=~/absent.csv"), f"{shards.parent}/absent.csv: no such file"),
         (("eval", "x", "--zeroshot", "https://host/set"), "https://host/set: labelled pictures are read from a folder"),
         (("eval", "x", "--suite", "paper", "https://host/sets"), "https://host/sets: the sets of a suite are read"),
-        (
-            ("eval", "x", "--zeroshot", "demo:noto-emoji", "--cache-dir", "file:///x"),
-            "--cache-dir is an address (file:…)",
-        ),
     ):
         code, said = main(words), capsys.readouterr().err.removeprefix(OPENING)
         assert code == 2 and said.count("\n") == 1 and told in said, said

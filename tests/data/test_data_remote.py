@@ -109,15 +109,6 @@ def test_http_and_what_else_fsspec_opens(spec: str, shards: Path, server: str) -
         memory.rm("/pairs", recursive=True)
 
 
-def test_a_store_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    for scheme, package, extra in (("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")):
-        monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(InputError, match=rf"{package} is not installed.*{extra}\]"):
-            open_source(f"{scheme}://bucket/0.tar")
-    with pytest.raises(InputError, match=r"nothing here opens ftpx://.*pipe:COMMAND"):
-        open_source("ftpx://a/0.tar")
-
-
 def test_a_failed_fetch_names_shard_status_and_attempts(
     spec: str, shards: Path, cache: Path, tokenizer: Callable[[list[str]], Tensor]
 ) -> None:
@@ -193,13 +184,9 @@ def test_without_counts_it_says_how_to_make_them(shards: Path) -> None:
     with pytest.raises(InputError, match=r"number of samples .* must be known; .*cloob data FOLDER --count") as caught:
         open_source(spec)
     assert "\n" not in str(caught.value)
-    for content, said in (
-        ('{"00000.tar": 5}', r"sizes\.json: has no count for 00001\.tar"),
-        ('{"00000.tar": "five"}', r"'00000\.tar' has 'five', no number"),
-    ):
-        (shards / "sizes.json").write_text(content)
-        with pytest.raises(InputError, match=said):
-            open_source(spec)
+    (shards / "sizes.json").write_text('{"00000.tar": 5}')
+    with pytest.raises(InputError, match=r"sizes\.json: has no count for 00001\.tar"):
+        open_source(spec)
 
 
 def test_counting(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,24 +212,15 @@ def test_counting(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_count_goes_on_where_it_stopped(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = {number: (shards / f"0000{number}.tar").read_bytes() for number in (0, 2)}
-    os.truncate(shards / "00000.tar", 2000)
-    (shards / "00002.tar").unlink()
-    asked = shards / "asked"
+    asked, last = shards / "asked", shards / "00002.tar"
     spec = f"pipe:echo x >> {asked}; cat {shards}/{{00000..00002}}.tar"
+    content = last.read_bytes()
+    last.unlink()
     assert main(["data", spec, "--count"]) == 2  # the last one cannot be fetched, which ends it
-    assert asked.read_text().count("x") == 1 + 1 + 3
-    with pytest.raises(InputError, match="number of samples"):  # by all counts or none
-        open_source(spec)
-    for number, content in whole.items():
-        (shards / f"0000{number}.tar").write_bytes(content)
-    asked.write_text("")
-    assert main(["data", spec, "--count", "--json"]) == 0
-    assert asked.read_text().count("x") == 2
-    counts = {f"pipe:echo x >> {asked}; cat {shards}/{name}": count for name, count in SIZES.items()}
-    assert json.loads(capsys.readouterr().out) == counts
-    assert main(["data", spec, "--count"]) == 0  # a count that has ended is begun anew
-    assert asked.read_text().count("x") == 2 + 3
+    last.write_bytes(content)
+    for fetched in (1, 3):  # a count that has ended is begun anew
+        asked.write_text("")
+        assert main(["data", spec, "--count"]) == 0 and asked.read_text().count("x") == fetched
 
 
 def test_the_cache_is_bounded_and_the_least_used_goes(

@@ -41,12 +41,6 @@ def json_lists(folder: Path) -> Path:
     return folder / "t.jsonl"
 
 
-def json_rows(folder: Path) -> Path:
-    lines = [{"filepath": key, "title": text} for key, texts in EXPECTED for text in texts]
-    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    return folder / "t.jsonl"
-
-
 def parquet(folder: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -72,7 +66,7 @@ def clip_benchmark(folder: Path) -> Path:
     return home
 
 
-LAYOUTS = [table, json_lists, json_rows, parquet, clip_benchmark]
+LAYOUTS = [table, json_lists, parquet, clip_benchmark]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

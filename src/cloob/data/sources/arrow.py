@@ -36,28 +36,56 @@ _ROWS = 64  # of a batch of pictures
 _POOL = pa.proxy_memory_pool(pa.default_memory_pool())  # for mapped files alone; only what is compressed takes from it
 
 
-class ArrowFiles(FileSource[pa.Table]):
-    """Arrow or Parquet files as mapped tables, Parquet by way of the cache.
+class ArrowSource(FileSource[pa.Table]):
+    """A random-access source over Arrow or Parquet files with one column of images and one of captions.
 
-    ``schemas`` are those of the files; ``columns`` are those that are read, None: all.
+    An image is ``{bytes, path}`` as ``datasets.Image`` stores it, bytes, or a path relative to the file's folder. The
+    columns default to the only ones of their kinds. Without captions, for an index, all columns are read.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], cache: Cache | None = None) -> None:
-        if not paths:
-            raise InputError(f"{name}: no .arrow or .parquet file found")
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        image_column: str = _DEFAULTS[0],
+        caption_column: str | None = _DEFAULTS[1],
+        cache: Cache | None = None,
+    ) -> None:
         self.paths = tuple(paths)
-        self.columns: tuple[str, ...] | None = None
         self._cache = cache or Cache()
         self._states = [_state(path) for path in paths]
         self.schemas, sizes = zip(*map(_schema_and_rows, paths), strict=True)
         super().__init__(name, sizes, streamed=any(map(_is_parquet, paths)))
+        self.image = _column(self.schemas[0], image_column, is_image)
+        self._caption = caption_column and _column(self.schemas[0], caption_column, is_text)
+        self._columns = list(dict.fromkeys((self.image, self._caption))) if self._caption else None  # one can be both
+        for path, schema in zip(paths, self.schemas, strict=True):
+            _check(path, schema, self.image, "image")
+            if self._caption:
+                _check(path, schema, self._caption, "caption")
 
-    def picture(self, index: int, column: str) -> bytes:
+    def read(self, index: int) -> RawSample:
+        """The pair at ``index``, or a ``BadSample``; its key is ``file/row``, rows counted from 0 in each file."""
+        shard, row = self.place(index)
+        path = self.paths[shard]
+        key = f"{path.name}/{row}"
+        caption = clean_caption(_bytes(self.opened(shard).column(self._caption)[row]), key, str(path))
+        return RawSample(key, self.picture(index), caption)
+
+    def fingerprint(self) -> Fingerprint:
+        files = [f"{path.name} {path.stat().st_size}" for path in self.paths]
+        captions = [
+            _parquet_end(path) if _is_parquet(path) else of_column(self.opened(shard).column(self._caption)).encode()
+            for shard, path in enumerate(self.paths)
+        ]
+        return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
+
+    def picture(self, index: int) -> bytes:
         """The bytes of a row's picture: in the row, or in a file beside the table that the row names."""
         shard, row = self.place(index)
         path = self.paths[shard]
         key = f"{path.name}/{row}"
-        data, stored = _picture_in(self.opened(shard).column(column)[row])
+        data, stored = _picture_in(self.opened(shard).column(self.image)[row])
         if data is None and not stored:
             raise BadSample("missing image", key, f"{path}: {NO_PICTURE}")
         if data is None:
@@ -72,12 +100,12 @@ class ArrowFiles(FileSource[pa.Table]):
             raise InputError(f"{path}: has changed since the run began; start it again")
         if not _is_parquet(path):
             return path
-        name = f"{path.resolve()} {state} {self.columns} {path.stem}.arrow"
+        name = f"{path.resolve()} {state} {self._columns} {path.stem}.arrow"
         return self._cache.get("tables", name, lambda target: self._convert(path, target))
 
     def _convert(self, path: Path, target: Path) -> None:
         """Writes a Parquet file as an Arrow stream, whose dictionaries may differ from batch to batch."""
-        columns = list(self.columns) if self.columns else None
+        columns = self._columns
         try:
             with parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
                 all_of_it = file.schema_arrow
@@ -91,7 +119,7 @@ class ArrowFiles(FileSource[pa.Table]):
     def load(self, shard: int, file: Path) -> pa.Table:
         try:
             table = _map(file)
-            table = table.select(list(self.columns)) if self.columns else table
+            table = table.select(self._columns) if self._columns else table
             for column in table.columns:  # its offsets lead into its own data; a text may be no UTF-8, as its row says
                 column.cast(_AS_BYTES.get(column.type, column.type)).validate(full=True)
             return table
@@ -99,40 +127,6 @@ class ArrowFiles(FileSource[pa.Table]):
             raise
         except _READ_ERRORS as error:
             raise _unreadable(self.paths[shard], error) from None
-
-
-class ArrowSource(ArrowFiles):
-    """A random-access source over Arrow or Parquet files with one column of images and one of captions.
-
-    An image is ``{bytes, path}`` as ``datasets.Image`` stores it, bytes, or a path relative to the file's folder.
-    """
-
-    def __init__(
-        self, name: str, paths: Sequence[Path], image_column: str, caption_column: str, cache: Cache | None = None
-    ) -> None:
-        super().__init__(name, paths, cache)
-        self._image = the_column(self.schemas[0], image_column, is_image)
-        self._caption = the_column(self.schemas[0], caption_column, is_text)
-        self.columns = tuple(dict.fromkeys((self._image, self._caption)))  # one can be both
-        for path, schema in zip(self.paths, self.schemas, strict=True):
-            check_column(path, schema, self._image, "image")
-            check_column(path, schema, self._caption, "caption")
-
-    def read(self, index: int) -> RawSample:
-        """The pair at ``index``, or a ``BadSample``; its key is ``file/row``, rows counted from 0 in each file."""
-        shard, row = self.place(index)
-        path = self.paths[shard]
-        key = f"{path.name}/{row}"
-        caption = clean_caption(_bytes(self.opened(shard).column(self._caption)[row]), key, str(path))
-        return RawSample(key, self.picture(index, self._image), caption)
-
-    def fingerprint(self) -> Fingerprint:
-        files = [f"{path.name} {path.stat().st_size}" for path in self.paths]
-        captions = [
-            _parquet_end(path) if _is_parquet(path) else of_column(self.opened(shard).column(self._caption)).encode()
-            for shard, path in enumerate(self.paths)
-        ]
-        return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
 
 
 def arrow_files(folder: Path) -> list[Path]:
@@ -172,13 +166,13 @@ def holds_images(path: Path, image_column: str) -> bool:
     return image_column == _DEFAULTS[0] and any(is_image(field.type) for field in schema)
 
 
-def the_column(schema: pa.Schema, column: str, fits: Callable[[pa.DataType], bool]) -> str:
+def _column(schema: pa.Schema, column: str, fits: Callable[[pa.DataType], bool]) -> str:
     """The column that was named, or the only one of its kind where nobody has named one."""
     options = [field.name for field in schema if fits(field.type)]
     return str(options[0]) if column not in schema.names and column in _DEFAULTS and len(options) == 1 else column
 
 
-def check_column(path: Path, schema: pa.Schema, column: str, kind: str) -> None:
+def _check(path: Path, schema: pa.Schema, column: str, kind: str) -> None:
     """Refuses a column that is not there once, or holds nothing of its kind; one that is empty has no type."""
     check_name(path, schema.names, column, kind)
     held = schema.field(column).type

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from cloob.data.batch import BadSample, RawSample, clean_caption, printable
+from cloob.data.batch import BadSample, clean_caption, printable
 from cloob.data.content import Reader
 from cloob.data.open import open_source
 from cloob.data.shards.spec import is_pattern, is_remote, local_path
@@ -54,12 +54,13 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     if (path / "test" / "nshards.txt").is_file():
         if (kind := dataset_type(path)) != "retrieval":
             raise InputError(f"{path / _TYPE_FILE} says {kind!r}; 'retrieval' would be right")
-        return _Pairs(path.name, open_source(path / "test"), by_line=True)
+        return ByPicture(path.name, open_source(path / "test"), together=False, by_line=True)
     source = open_source(spec, image_column=image_column, caption_column=caption_column)
     if isinstance(source, TableSource):
         return _Rows(source)
     pure = PurePath(spec)
-    return _Pairs("/".join(pure.parts[-2:]) if is_pattern(pure.name) else pure.name, source)
+    name = "/".join(pure.parts[-2:]) if is_pattern(pure.name) else pure.name
+    return ByPicture(name, source, together=False)
 
 
 def dataset_type(folder: Path) -> str | None:
@@ -80,13 +81,17 @@ class Renamed:
 
 
 class ByPicture:
-    """Pairs of a source, equal pictures together with all their captions; ``name`` is what results call them."""
+    """Pairs of a source, equal pictures together with all their captions; ``name`` is what results call them.
 
-    def __init__(self, name: str, source: Source) -> None:
+    With ``together`` False each row is a picture; ``by_line``: each line of its text is a caption.
+    """
+
+    def __init__(self, name: str, source: Source, *, together: bool = True, by_line: bool = False) -> None:
         self.name = name
         self._source = source
+        self._by_line = by_line
         rows: dict[bytes | int, list[int]] = {}
-        for row in range(len(source)):
+        for row in range(len(source)) if together else ():
             try:
                 rows.setdefault(hashlib.blake2b(source.read(row).image, digest_size=16).digest(), []).append(row)
             except BadSample:
@@ -94,30 +99,13 @@ class ByPicture:
         self._rows = list(rows.values())
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows or self._source)
 
     def read(self, index: int) -> CaptionedSample:
-        samples = [self._source.read(row) for row in self._rows[index]]
-        captions = (" ".join(sample.caption.split()) for sample in samples)
-        return CaptionedSample(samples[0].key, samples[0].image, tuple(captions))
-
-
-class _Pairs:
-    """A source of pairs; ``by_line``: each line of the text is a caption."""
-
-    def __init__(self, name: str, source: Source, *, by_line: bool = False) -> None:
-        self.name = name
-        self._source = source
-        self._by_line = by_line
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def read(self, index: int) -> CaptionedSample:
-        sample: RawSample = self._source.read(index)
-        texts = sample.caption.splitlines() if self._by_line else [sample.caption]
+        samples = [self._source.read(row) for row in (self._rows[index] if self._rows else [index])]
+        texts = samples[0].caption.splitlines() if self._by_line else [sample.caption for sample in samples]
         captions = tuple(" ".join(text.split()) for text in texts if text.strip())
-        return CaptionedSample(sample.key, sample.image, captions)
+        return CaptionedSample(samples[0].key, samples[0].image, captions)
 
 
 class _Rows:

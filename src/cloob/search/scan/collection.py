@@ -95,11 +95,8 @@ class Collection:
     def find(self, path: str) -> Found | None:
         return None
 
-    def read(self, found: Found, content: str | None = None) -> bytes:
-        """The bytes of a picture's file, where several are in question those with this SHA-256.
-
-        ``ReadFailed`` if they cannot be read now, ``BadSample`` if there are none.
-        """
+    def read(self, found: Found) -> bytes:
+        """The bytes of a picture's file; ``ReadFailed`` if they cannot be read now, ``BadSample`` if there are none."""
         return read_regular(found.path)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
@@ -185,18 +182,19 @@ class Table(Collection):
         self.left_out = LeftOut()
         self._rows.tell(self.left_out)
         for row, stored in enumerate(self._rows.stored):
-            if not stored or "\0" in stored or self.excluded(stored):
-                reason, example = ("excluded", stored) if stored else ("row without a path", f"row {row + 1:,}")
-                self.left_out.add(reason, example)
+            if self.excluded(stored):
+                self.left_out.add("excluded", stored)
+            elif not stored or "\0" in stored:
+                self.left_out.add("row without a path", f"row {row + 1:,}")
         for path, rows in self._rows.by_path.items():
             if self.excluded(self._rows.stored[rows[0]]):
                 continue
             try:
                 state = _stated(path)
-                known_as = (0, None) if state is None else (state.st_size, _newest(state, self._rows.state))
+                size, time = (0, None) if state is None else (state.st_size, _newest(state, self._rows.state))
             except OSError:  # reading it says why
-                known_as = (None, None)
-            yield Found(path, *known_as, rows)
+                size, time = None, None
+            yield Found(path, size, time, rows)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         return self._rows.describe(found.place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 import json
@@ -22,7 +21,7 @@ from cloob.data.shards.remote import RemoteShardSource, open_remote
 from cloob.data.shards.spec import expand, is_pattern, is_remote, local_path
 from cloob.data.shards.tar import Member, TarReader, group_members
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
-from cloob.data.sources.arrow import ArrowFiles, check_column, is_image, the_column
+from cloob.data.sources.arrow import ArrowSource, is_image
 from cloob.data.sources.files import FileSource
 from cloob.data.sources.folder import FILE_COLUMN, metadata_of
 from cloob.data.sources.table import check_name
@@ -47,6 +46,20 @@ from cloob.search.scan.collection import (
 from cloob.search.trust import check_typed, was_typed
 
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How sources are read.
+
+    ``exclude`` are globs: what matches one, below its source or in a part of its path, is left out. An index remembers
+    them with the source: none are those of before, an empty one clears them.
+    """
+
+    exclude: tuple[str, ...] = ()
+    image_column: str | None = None  # ``filepath``, or the only one of pictures
+    caption_column: str | None = None  # ``title``, ``caption`` or ``text``
+    cache: Cache | None = None
 
 
 class _Tar(NamedTuple):
@@ -123,7 +136,7 @@ class Tars(Collection, FileSource[_Tar]):
         except (OSError, InputError) as error:
             raise read_fault(path, error) from None
 
-    def read(self, found: Found, content: str | None = None) -> bytes:
+    def read(self, found: Found) -> bytes:
         shard, image, _, _ = self._place(found)
         if image.size > MAX_IMAGE_BYTES:
             raise BadSample("image too large", found.path, f"{image.size:,} bytes")
@@ -161,37 +174,18 @@ class Tars(Collection, FileSource[_Tar]):
 
 
 class Inside(Collection):
-    """The pictures in rows of Arrow or Parquet files. A path is the file's and a row's number.
+    """The pictures in rows of Arrow or Parquet files, read as in training. A path is the file's and a row's number."""
 
-    ``image_column`` is looked up as in training. Where several columns hold pictures, it has to be given to ``scan``;
-    a single picture is found by its content.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        files: Sequence[Path],
-        image_column: str | None,
-        caption_column: str | None,
-        exclude: tuple[str, ...],
-        cache: Cache | None,
-    ) -> None:
-        super().__init__(name, exclude)
-        self._files = ArrowFiles(name, files, cache)
+    def __init__(self, name: str, files: Sequence[Path], options: ScanOptions) -> None:
+        super().__init__(name, options.exclude)
+        self._files = ArrowSource(name, files, options.image_column or "filepath", None, options.cache)
         self._paths = [os.path.abspath(file) for file in files]  # noqa: PTH100
-        first = self._files.schemas[0]
-        self._image = the_column(first, image_column or "filepath", is_image)
-        there = image_column is not None or self._image in first.names
-        self._columns = [self._image] if there else [field.name for field in first if is_image(field.type)]
-        self._caption = caption_column or next((column for column in CAPTION_COLUMNS if column in first.names), None)
-        for file, schema in zip(files, self._files.schemas, strict=True):
-            for column in self._columns:
-                check_column(file, schema, column, "image")
-            if self._caption:
-                check_name(file, schema.names, self._caption, "caption")
+        names = self._files.schemas[0].names
+        self._caption = options.caption_column or next((name for name in CAPTION_COLUMNS if name in names), None)
+        if self._caption:
+            check_name(files[0], names, self._caption, "caption")
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        check_column(self._files.paths[0], self._files.schemas[0], self._image, "image")
         self.left_out = LeftOut()
         start = 0
         for path, size in zip(self._paths, self._files.shard_sizes, strict=True):
@@ -210,14 +204,9 @@ class Inside(Collection):
                 return Found(path, None, None, sum(self._files.shard_sizes[:shard]) + int(number))
         return None
 
-    def read(self, found: Found, content: str | None = None) -> bytes:
+    def read(self, found: Found) -> bytes:
         try:
-            for column in self._columns[:-1]:
-                with contextlib.suppress(BadSample):
-                    data = self._files.picture(found.place, column)
-                    if hashlib.sha256(data).hexdigest() == content:
-                        return data
-            return self._files.picture(found.place, self._columns[-1])
+            return self._files.picture(found.place)
         except (OSError, InputError) as error:
             raise read_fault(found.path, error) from None
 
@@ -228,25 +217,11 @@ class Inside(Collection):
             {
                 field.name: plain(table.column(number)[row])
                 for number, field in enumerate(table.schema)
-                if not is_image(field.type) and field.name != self._image
+                if not is_image(field.type) and field.name != self._files.image
             }
         )
         caption = columns.pop(self._caption, None) if self._caption else None
         return (None if caption is None else str(caption).strip() or None), columns
-
-
-@dataclass(frozen=True)
-class ScanOptions:
-    """How sources are read.
-
-    ``exclude`` are globs: what matches one, below its source or in a part of its path, is left out. An index remembers
-    them with the source: none are those of before, an empty one clears them.
-    """
-
-    exclude: tuple[str, ...] = ()
-    image_column: str | None = None  # ``filepath``, or the only one of pictures
-    caption_column: str | None = None  # ``title``, ``caption`` or ``text``
-    cache: Cache | None = None
 
 
 def source_name(spec: str | Path) -> str:
@@ -291,7 +266,7 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
         case "tars":
             return Tars(name, files, exclude)
         case "rows":
-            return Inside(name, files, options.image_column, options.caption_column, exclude, options.cache)
+            return Inside(name, files, options)
         case "table":
             return Table(path, image, options.caption_column, exclude)
     metadata = metadata_of(path)
@@ -338,7 +313,7 @@ def _read(collection: Collection, path: str, content: str) -> bytes:
     found = collection.find(path)
     if found is None:
         raise BadSample("missing image", path, f"not in {collection.name} any more")
-    return _as_indexed(collection.read(found, content), path, content)
+    return _as_indexed(collection.read(found), path, content)
 
 
 def _as_indexed(data: bytes, path: str, content: str) -> bytes:
