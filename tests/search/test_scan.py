@@ -9,7 +9,6 @@ import shutil
 import tarfile
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -246,27 +245,25 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str) -> None:
     write_noise(tmp_path / "data" / "beside.png", 9)
     table = pa.table(
         {
-            "mask": [png(9)] * 7,
             "image": pa.array(pictures, kinds),
             "text": [f"number {i}" for i in range(7)],
             "label": list(range(7)),
         }
     )
-    how = ScanOptions(image_column="image")
     path = tmp_path / "data" / f"train.{kind}"
     if kind == "parquet":
         parquet.write_table(table, path, row_group_size=2)
     else:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    assert left_out(path, image_column="image", exclude=("train.*",)) == {"excluded": 1}
-    found = scanned(path, image_column="image")
+    assert left_out(path, exclude=("train.*",)) == {"excluded": 1}
+    found = scanned(path)
     assert found[f"train.{kind}::3"] == ("number 3", {"label": 3}) and len(found) == 7
     with Index.create(tmp_path / "i") as index:
-        summary = index.update([path], replace(options(FakeEncoder(), workers=2), scan=how))
+        summary = index.update([path], options(FakeEncoder(), workers=2))
         assert summary.added == 6 and summary.faults == {"missing image": 1}
-        assert index.update([path], replace(options(FakeEncoder()), scan=how)).unchanged == 6
-        summary = index.update([path], replace(options(FakeEncoder()), scan=how))
+        assert index.picture(4) == png(3)
+        summary = index.update([path], options(FakeEncoder()))
         assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
 
 

@@ -12,6 +12,7 @@ import re
 import reprlib
 import shlex
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -127,7 +128,7 @@ def parse_sizes(where: str, content: bytes) -> dict[str, int]:
         counts = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: is not JSON ({one_line(error)}){_EXPECTED}") from None
-    listed = counts if isinstance(counts, dict) else {"all of it": [counts]}
+    listed: dict[str, Any] = counts if isinstance(counts, dict) else {"all of it": [counts]}
     for name, count in listed.items():
         if type(count) is not int or count < 0:
             raise InputError(f"{where}: {name[:80]!r} has {reprlib.repr(count)[:60]}, no number of samples{_EXPECTED}")

@@ -113,7 +113,9 @@ class ArrowSource(FileSource[pa.Table]):
                 with pa.ipc.new_stream(sink, schema) as writer:
                     for batch in file.iter_batches(_ROWS, columns=columns):
                         writer.write_batch(batch.select(columns) if columns else batch)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # of the disk that is written to
+                raise
             raise _unreadable(path, error) from error
 
     def load(self, shard: int, file: Path) -> pa.Table:

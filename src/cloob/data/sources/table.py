@@ -113,7 +113,7 @@ def column_names(path: Path, wanted: Sequence[str]) -> list[str]:
             case ".parquet":
                 return list(parquet.read_schema(path).names)
     names: dict[str, None] = {}
-    for _, row in json_rows(path):
+    for row in json_rows(path):
         names |= dict.fromkeys(row)
         if names.keys() >= {*wanted}:
             break
@@ -134,28 +134,25 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
                 table = parquet.ParquetFile(path).read(columns=list(columns))
                 return table.select([table.column_names.index(column) for column in columns]), {}
     rows: list[Sequence[bytes | None]] = []
-    for number, row in json_rows(path):
-        for values in itertools.product(*(_several(row.get(column)) for column in columns)):
-            if any(isinstance(value, list | dict) for value in values):
-                raise InputError(f"{path}: line {number:,}: {json.dumps(values)[:60]} is not text")
-            rows.append([_stored(value) for value in values])
+    for row in json_rows(path):
+        cells = [[_stored(value) for value in _several(row.get(column))] for column in columns]
+        rows += itertools.product(*cells)
     texts = zip(*rows, strict=True) if rows else [[]] * len(columns)
     return pa.table([pa.array(text, pa.large_binary()) for text in texts], list(columns)), {}
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a table of JSON that are not empty, with their numbers from 1; bytes that are not UTF-8 escaped."""
+def json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a table of JSON that are not empty; bytes that are not UTF-8 are escaped."""
     with _one_line(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(iter(lambda: file.readline(_BLOCK_BYTES), ""), 1):
             if not line.strip():
                 continue
             try:
-                row: Any = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(row).__name__}")
-            yield number, row
+                row = json.loads(line)
+                row.keys()
+            except (ValueError, RecursionError, AttributeError) as error:
+                raise InputError(f"{path}: line {number:,} is not JSON or no object: {error}") from None
+            yield row
 
 
 def _several(value: Any) -> list[Any]:
@@ -164,9 +161,11 @@ def _several(value: Any) -> list[Any]:
 
 def _stored(value: Any) -> bytes | None:
     """A value's bytes in the file; half a surrogate pair, which only an escape can say, becomes bytes of no UTF-8."""
-    text = value if value is None or isinstance(value, str) else json.dumps(value)
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
     try:
-        return None if text is None else text.encode("utf-8", "surrogateescape")
+        return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
 

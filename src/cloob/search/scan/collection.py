@@ -121,7 +121,7 @@ class Rows:
     def __init__(self, path: Path, image_column: str, caption_column: str | None) -> None:
         self.state = path.stat()
         self._path = path
-        self._objects = [row for _, row in json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
+        self._objects = [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
         there = column_names(path, (image_column, caption_column or image_column))
         self._names = list(filter(None, dict.fromkeys([*there, *(name for row in self._objects for name in row)])))
         check_name(path, self._names, image_column, "image")
