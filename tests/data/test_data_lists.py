@@ -16,8 +16,8 @@ from cloob import cache as cache_files
 from cloob import open_source
 from cloob.cache import Cache
 from cloob.cli import main
-from cloob.data.shards import fetch as opener
-from cloob.data.shards.fetch import fetch
+from cloob.data.shards import remote as opener
+from cloob.data.shards.remote import fetch
 from cloob.errors import InputError
 from support import OPENING, served, serving
 
@@ -92,33 +92,14 @@ def test_a_list_runs_no_command(
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "../x.tar", "/etc/x.tar", "a/b.tar", "..", "-rf", "~/x.tar", "x.tar;id", "$(id).tar", "x\n.tar", " pipe:id",
-        "PIPE:id", "file:///etc/passwd", "http://127.0.0.1@evil/x.tar", "s3://b/x.tar", "HTTP://h/x",
-        "simplecache::http://h/x.tar", "", "x.tar\0", "{a,b}.tar", "*.tar",
-    ],
-)  # fmt: skip
+    "name", ["../x.tar", "/etc/x.tar", "a/b.tar", "-rf", "~/x.tar", "x.tar;id", "PIPE:id", "s3://b/x.tar", "", "*.tar"]
+)
 def test_what_a_list_may_not_name(name: str, shards: Path) -> None:
     (shards / "sizes.json").write_text(json.dumps({"00000.tar": 5, name: 2}))
     for spec in (str(shards / "sizes.json"), f"pipe:cat {shards}/sizes.json"):
         with pytest.raises(InputError, match="may only name files beside itself") as caught:
             open_source(spec)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
-
-
-def test_coco_annotations_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(200)]
-    annotations = [{"image_id": i, "caption": "a caption"} for i in range(200)]
-    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-    for command in (("train", "--data"), ("eval", "x", "--retrieval")):
-        assert main((*command, "coco.json")) == 2
-        said = capsys.readouterr().err.removeprefix(OPENING)
-        assert said.count("\n") == 1 and len(said) < 400
-        assert "coco.json: 'images' has" in said and ".jsonl" in said
 
 
 def test_redirects(web: Web, tmp_path: Path) -> None:
@@ -195,13 +176,8 @@ def test_paths_as_people_write_them(
         (("train", "--data", "demo", "--out=s3://bucket/run"), "--out is an address (s3:…)"),
         (("train", "--data", "file://data/train.csv"), "names a host, 'data'"),
         (("train", "--data", "some\\train.csv"), "(folders are parted by '/' here: some/train.csv)"),
-        (("train", "--data=~/absent.csv"), f"{shards.parent}/absent.csv: no such file"),
         (("eval", "x", "--zeroshot", "https://host/set"), "https://host/set: labelled pictures are read from a folder"),
         (("eval", "x", "--suite", "paper", "https://host/sets"), "https://host/sets: the sets of a suite are read"),
-        (
-            ("eval", "x", "--zeroshot", "demo:noto-emoji", "--cache-dir", "file:///x"),
-            "--cache-dir is an address (file:…)",
-        ),
     ):
         code, said = main(words), capsys.readouterr().err.removeprefix(OPENING)
         assert code == 2 and said.count("\n") == 1 and told in said, said

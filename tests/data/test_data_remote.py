@@ -29,7 +29,7 @@ from cloob.cache import Cache
 from cloob.cli import main
 from cloob.data.batch import BadSample
 from cloob.data.loader import PairLoader
-from cloob.data.shards import fetch as opener
+from cloob.data.shards import remote as opener
 from cloob.data.source import Source
 from cloob.errors import InputError
 from support import served, serving
@@ -75,12 +75,11 @@ def test_streamed_shards_read_like_local_ones(spec: str, shards: Path, image: Ma
     assert pickle.loads(pickle.dumps(source)).read(11) == local.read(11)
 
 
-@pytest.mark.parametrize("form", ["cat '{}/00001.tar' | cat", "cat {}/old.tar.d/x.tgz", "cat {}/00001.tar; true"])
-def test_the_list_beside_a_shard_in_a_command(spec: str, shards: Path, form: str) -> None:
+def test_the_list_beside_a_shard_in_a_command(spec: str, shards: Path) -> None:
     (shards / "old.tar.d").mkdir()
     shutil.copy(shards / "00001.tar", shards / "old.tar.d" / "x.tgz")
     (shards / "old.tar.d" / "sizes.json").write_text('{"x.tgz": 4}')
-    assert open_source(f"pipe:{form.format(shards)}").read(0).caption == "pair 5"
+    assert open_source(f"pipe:cat '{shards}/old.tar.d/x.tgz' | cat").read(0).caption == "pair 5"
 
 
 def test_a_shard_is_fetched_once_and_kept(spec: str, shards: Path) -> None:
@@ -108,15 +107,6 @@ def test_http_and_what_else_fsspec_opens(spec: str, shards: Path, server: str) -
         assert open_source("memory://pairs/{00000..00002}.tar").read(11).caption == "pair 11"
     finally:
         memory.rm("/pairs", recursive=True)
-
-
-def test_a_store_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    for scheme, package, extra in (("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")):
-        monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(InputError, match=rf"{package} is not installed.*{extra}\]"):
-            open_source(f"{scheme}://bucket/0.tar")
-    with pytest.raises(InputError, match=r"nothing here opens ftpx://.*pipe:COMMAND"):
-        open_source("ftpx://a/0.tar")
 
 
 def test_a_failed_fetch_names_shard_status_and_attempts(
@@ -156,9 +146,7 @@ def test_a_shard_with_fewer_or_more_samples_than_listed(
         assert caught.value.reason == "truncated shard" and caught.value.key == f"00000.tar/{row}"
     with caplog.at_level(logging.WARNING):
         assert [source.read(i).caption for i in (7, 8, 9, 7)] == ["pair 5", "pair 6", "pair 9", "pair 5"]
-    assert [r.getMessage() for r in caplog.records if "the others are left out" in r.getMessage()] == [
-        f"pipe:cat {shards}/00001.tar holds 4 samples, sizes.json says 2: the others are left out (said once)"
-    ]
+    assert caplog.text.count("00001.tar: holds 4 samples, sizes.json says 2: the others are left out") == 1
 
 
 def test_what_is_left_out_of_streamed_shards_is_said(
@@ -167,9 +155,9 @@ def test_what_is_left_out_of_streamed_shards_is_said(
     """A key with a dot: both where the shards are counted and where they are read."""
     good = {f"{i}.{ext}": data for i in range(2) for ext, data in (("jpg", image(i)), ("txt", b"c"))}
     write_tar(shards / "00001.tar", good | {"photo.0.png": image(), "photo.0.txt": b"c"})
-    spec, said = f"pipe:cat {shards}/{{00000..00002}}.tar", "2 files whose key has a dot"
+    spec, said = f"pipe:cat {shards}/{{00000..00002}}.tar", "2 files that a tar holds twice, or whose key has a dot"
     assert main(["data", spec, "--count"]) == 0
-    assert f"00001.tar: not counted: {said}" in caplog.text and "(of 1 shard that hold such)" in caplog.text
+    assert f"00001.tar: not counted: {said}" in caplog.text
     caplog.clear()
     assert open_source(spec).read(6).caption == "c"
     assert f"00001.tar: not read: {said}" in caplog.text
@@ -196,14 +184,9 @@ def test_without_counts_it_says_how_to_make_them(shards: Path) -> None:
     with pytest.raises(InputError, match=r"number of samples .* must be known; .*cloob data FOLDER --count") as caught:
         open_source(spec)
     assert "\n" not in str(caught.value)
-    for content, said in (
-        ('{"00000.tar": 5}', r"sizes\.json: has no count for 00001\.tar"),
-        ('{"00000.tar": "five"}', r"'00000\.tar' has 'five', no number"),
-        ("[]", r"found a list; .*{\"shard.tar\": count, …}"),
-    ):
-        (shards / "sizes.json").write_text(content)
-        with pytest.raises(InputError, match=said):
-            open_source(spec)
+    (shards / "sizes.json").write_text('{"00000.tar": 5}')
+    with pytest.raises(InputError, match=r"sizes\.json: has no count for 00001\.tar"):
+        open_source(spec)
 
 
 def test_counting(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,48 +208,19 @@ def test_counting(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", f"{shards}/*.tar", "--count"]) == 2 and "--out is missing" in capsys.readouterr().err
     assert main(["data", str(shards), "--count"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{shards}/00000.tar: cut after 2,000 bytes" in line and line.endswith(f"; also cut: {shards}/00002.tar")
+    assert all(f"{shards}/0000{number}.tar: cut after 2,000 bytes" in line for number in (0, 2))
 
 
-def test_a_count_goes_on_where_it_stopped(
-    shards: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    whole = {number: (shards / f"0000{number}.tar").read_bytes() for number in (0, 2)}
-    os.truncate(shards / "00000.tar", 2000)
-    (shards / "00002.tar").unlink()
-    asked = shards / "asked"
+def test_a_count_goes_on_where_it_stopped(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked, last = shards / "asked", shards / "00002.tar"
     spec = f"pipe:echo x >> {asked}; cat {shards}/{{00000..00002}}.tar"
+    content = last.read_bytes()
+    last.unlink()
     assert main(["data", spec, "--count"]) == 2  # the last one cannot be fetched, which ends it
-    assert asked.read_text().count("x") == 1 + 1 + 3
-    with pytest.raises(InputError, match="number of samples"):  # by all counts or none
-        open_source(spec)
-    for number, content in whole.items():
-        (shards / f"0000{number}.tar").write_bytes(content)
-    asked.write_text("")
-    assert main(["data", spec, "--count", "--json"]) == 0
-    assert asked.read_text().count("x") == 2 and "goes on after 1 shard that were counted before" in caplog.text
-    counts = {f"pipe:echo x >> {asked}; cat {shards}/{name}": count for name, count in SIZES.items()}
-    assert json.loads(capsys.readouterr().out) == counts
-    assert main(["data", spec, "--count"]) == 0  # a count that has ended is begun anew
-    assert asked.read_text().count("x") == 2 + 3
-
-
-def test_equal_names_in_several_folders_are_counted_and_not_listed(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, number in (("a", 0), ("b", 1)):
-        (tmp_path / name).mkdir()
-        shutil.copy(shards / f"0000{number}.tar", tmp_path / name / "00.tar")
-    paths, out = [str(tmp_path / name / "00.tar") for name in "ab"], tmp_path / "counts.json"
-    for spec, (first, second) in (
-        (f"{tmp_path}/[ab]/00.tar", paths),
-        (f"pipe:cat {tmp_path}/{{a,b}}/00.tar", [f"pipe:cat {path}" for path in paths]),
-    ):
-        assert main(["data", spec, "--count", "--out", str(out)]) == 2 and not out.exists()
-        said = f"--out: {first} and {second} have the same name; count each folder by itself"
-        assert said in capsys.readouterr().err
-    assert main(["data", f"pipe:cat {tmp_path}/{{a,b}}/00.tar", "--count"]) == 0
-    assert "2 shards, 9 samples" in capsys.readouterr().out
+    last.write_bytes(content)
+    for fetched in (1, 3):  # a count that has ended is begun anew
+        asked.write_text("")
+        assert main(["data", spec, "--count"]) == 0 and asked.read_text().count("x") == fetched
 
 
 def test_the_cache_is_bounded_and_the_least_used_goes(
@@ -285,16 +239,6 @@ def test_the_cache_is_bounded_and_the_least_used_goes(
     assert "raise --cache-gb" in caplog.text  # all three were in use within seconds
     assert source.read(1).caption == "pair 1"  # still open, though its name is gone
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "pair 1"  # fetched again
-
-
-def test_where_the_cache_is(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/x: cannot keep shards \(Not a directory\); choose another --cache-dir"):
-        open_source(spec, cache=Cache(tmp_path / "file" / "x"))
-    monkeypatch.delenv("CLOOB_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    open_source(spec)
-    assert len(list((tmp_path / "xdg" / "cloob" / "shards").glob("*.tar"))) == 1
 
 
 def pixel(image: Image.Image) -> Tensor:

@@ -77,7 +77,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 
 def test_addresses(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloob.data.shards.fetch._PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("cloob.data.shards.remote._PAUSES", (0.0, 0.0))
     with served(serving(Server)) as address:
         for path in ("/red", "/on"):
             best = index.search(Query.parse([address + path]), top=1, cutoff=None).hits[0]

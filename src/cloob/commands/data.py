@@ -54,7 +54,7 @@ def run(options: Options) -> int:
 
 
 def _count(options: Options) -> int:
-    from cloob.data.shards.count import write_counts
+    from cloob.data.shards.remote import write_counts
 
     path, sizes = write_counts(options.data, options.out)
     if options.json:

@@ -1,4 +1,4 @@
-"""Where pairs come from, behind one interface, and ``open_source``, which turns what a user writes into one."""
+"""``open_source``: turns what a user writes into a source of pairs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from typing import Literal
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, decoding, printable
 from cloob.data.shards.local import ShardSource
-from cloob.data.shards.paths import check_complete, is_pattern, listed_shards, matching_files, tars_in
 from cloob.data.shards.remote import open_remote
-from cloob.data.shards.spec import is_remote, local_path
+from cloob.data.shards.spec import (
+    check_complete,
+    is_pattern,
+    is_remote,
+    listed_shards,
+    local_path,
+    matching_files,
+    tars_in,
+)
 from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
 from cloob.data.source import Source
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
@@ -104,7 +111,7 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
         return "elsewhere", []
     path = Path(local_path(spec))
     suffix = path.suffix.lower()
-    if path.is_dir() and suffix not in TABLE_SUFFIXES:
+    if path.is_dir():
         if tars := tars_in(path):
             check_complete(path)
             return "tars", tars
@@ -118,10 +125,8 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
         return "tars", listed_shards(path)
     if suffix == ".arrow" or (suffix == ".parquet" and holds_images(path, image_column)):
         return "rows", [path]
-    if suffix in TABLE_SUFFIXES:
-        return "table", [path]
-    if is_tar(path):
-        return "tars", [path]
+    if suffix in TABLE_SUFFIXES or is_tar(path):
+        return ("table" if suffix in TABLE_SUFFIXES else "tars"), [path]
     kinds = f"a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
     raise InputError(f"{spec}: expected {kinds}")
 
@@ -129,42 +134,31 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
 def _hint(path: Path) -> str:
     if "\\" in str(path) and os.sep == "/":
         return f" (folders are parted by '/' here: {str(path).replace(chr(92), '/')})"
-    if not path.parent.is_dir():
-        return f" (nor is there a folder {path.parent})"
     # An empty folder is nothing to open, and may be the run's own, which its lock has just made.
-    beside = [other.name for other in path.parent.iterdir() if other.is_file() or any(other.glob("[!.]*"))]
+    beside = [other.name for other in path.parent.glob("*") if other.is_file() or any(other.glob("[!.]*"))]
     return f" ({nearest(path.name, beside)})" if beside else ""
 
 
 def _check_usable(source: Source) -> None:
     """Reads until two pairs are good, so that a wrong folder or an empty table fails here and not an hour later."""
-    good, seen = 0, 0
-    reasons: Counter[str] = Counter()
-    first = ""
-    for index in spread_rows(source, _MAX_PROBES):
-        seen += 1
+    good, rows = 0, list(spread_rows(source, _MAX_PROBES))
+    bad: list[BadSample] = []
+    for index in rows:
         try:
             sample = source.read(index)
             with decoding(sample.key):
                 decode(sample.image)
             good += 1
-        except BadSample as bad:
-            first = first or str(bad)
-            reasons[bad.reason] += 1
+        except BadSample as error:
+            bad.append(error)
         if good == 2:
             return
-    if not reasons:
-        raise InputError(f"{source.name}: {good} usable pair{'s' * (good != 1)}, at least 2 are needed")
+    spread = f" looked at, spread over all {len(source):,}," if len(rows) < len(source) else ""
+    reasons = Counter(error.reason for error in bad)
     by_reason = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
-    if not good and reasons.keys() == {"missing caption"}:
-        raise InputError(
-            f"{source.name}: {seen:,} pictures without captions; training needs captions (a .txt beside each, or a "
-            "table), `cloob index` makes pictures searchable without"
-        )
-    spread = f" looked at, spread over all {len(source):,}," if seen < len(source) else ""
-    raise InputError(
-        f"{source.name}: {good} of {seen:,} pairs{spread} usable, at least 2 are needed; {by_reason}; first: {first}"
-    )
+    hint = "; `cloob index` makes pictures without captions searchable" if {*reasons} == {"missing caption"} else ""
+    why = f"; {by_reason}; first: {bad[0]}{hint}" if bad else ""
+    raise InputError(f"{source.name}: {good} of {len(rows):,} pairs{spread} usable, at least 2 are needed{why}")
 
 
 def spread_rows(source: Source, most: int) -> Iterator[int]:
@@ -179,25 +173,23 @@ def spread_rows(source: Source, most: int) -> Iterator[int]:
 
 
 def _spread(start: int, stop: int, most: int) -> Iterator[int]:
-    """At most so many numbers from a range, the first and the last among them."""
     count = min(stop - start, most)
     return (start + i * (stop - start - 1) // max(1, count - 1) for i in range(count))
 
 
 def _tell(source: Source) -> None:
     """One line on what was opened: rows, pairs, and what is left out of tars, by a stray quote or behind a link."""
-    line = f"{source.name}: {counted(len(source), 'rows')}"
+    line, wrong = f"{source.name}: {counted(len(source), 'rows')}", ""
     if isinstance(source, TableSource | FolderSource):
         line += f", {counted(source.pairs, 'pairs')}"
-    wrong = ""
     if isinstance(source, FolderSource) and source.linked:
         left = f"{counted(len(source.linked), 'linked folders')} not followed, e.g. {printable(source.linked[0])}"
         wrong = f"; {left}: give each to --data by itself to read it too"
-    if isinstance(source, ShardSource) and source.left_out:
-        wrong = f"; not read: {'; '.join(source.left_out)}"
-    if isinstance(source, TableSource) and source.stray:
+    elif isinstance(source, ShardSource) and source.left_out:
+        wrong = f"; not read: {source.left_out}"
+    elif isinstance(source, TableSource) and source.stray:
         rows, lines = counted(len(source.stray), "rows"), counted(sum(source.stray.values()), "lines")
-        first = f"the first in row {min(source.stray) + 1:,}"
-        wrong = f"; stray quotes in {rows}, {first}, take in {lines} that look like rows: these are left out; "
-        wrong += "close each quote, or double it"
+        wrong = (
+            f"; stray quotes in {rows}, first in row {min(source.stray) + 1:,}, take in {lines}: close or double each"
+        )
     _log.log(logging.WARNING if wrong else logging.INFO, "%s%s", line, wrong)

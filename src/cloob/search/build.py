@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import BadSample
+from cloob.data.sources.arrow import NO_PICTURE
 from cloob.models.encoding import Encoder, evaluating
 from cloob.pictures import Encoded, Unreadable
 from cloob.search.records import FileState, IndexedModel, Item, Value, valid
-from cloob.search.scan.collection import NO_PICTURE, SEPARATOR, Collection, Found, LeftOut, ReadFailed
+from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut, ReadFailed
 from cloob.search.store import Store, Vectors
 
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")

@@ -132,7 +132,7 @@ def _picture(term: Term) -> Image:
 
 
 def _fetched(address: str) -> bytes:
-    from cloob.data.shards.fetch import fetch  # fsspec; it follows redirections to http and https alone
+    from cloob.data.shards.remote import fetch  # fsspec; it follows redirections to http and https alone
     from cloob.pictures import read_file
 
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:

@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 
 from cloob import distributed
-from cloob.data.shards.paths import is_pattern
-from cloob.data.shards.spec import is_remote
+from cloob.data.shards.spec import is_pattern, is_remote
 from cloob.errors import InputError
 from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
 from cloob.models.encoding import Encoder

@@ -12,8 +12,7 @@ import pytest
 from scipy.io import savemat
 
 from cloob.errors import InputError
-from cloob.evaluation.sets.paper import LAYOUTS, open_paper_set, prompts_of
-from cloob.evaluation.sets.suites import open_suites
+from cloob.evaluation.sets.suites import LAYOUTS, open_paper_set, open_suites, prompts_of
 from cloob.pictures import decode
 from evaluate_fakes import picture
 

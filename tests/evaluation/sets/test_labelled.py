@@ -58,16 +58,6 @@ def test_image_folder(folders: Path, image: MakeImage) -> None:
     assert labelled.read(2) == ("polar_bear/x/2.jpg", image(1))
 
 
-def test_image_folder_with_names_templates_and_splits(folders: Path, tmp_path: Path) -> None:
-    (tmp_path / "set").mkdir()
-    folders.rename(tmp_path / "set" / "val")
-    (tmp_path / "set" / "classnames.txt").write_text("Ameise\nEisbär\n", encoding="utf-8")
-    (tmp_path / "set" / "templates.txt").write_text("ein Bild: {c}\n")
-    labelled = open_labelled(tmp_path / "set", split="val")
-    assert labelled.name == "set" and labelled.classnames == ("Ameise", "Eisbär")
-    assert labelled.templates == ("ein Bild: {c}",) and len(labelled) == 3
-
-
 @pytest.mark.parametrize("names", [True, False])
 def test_numbered_folders_are_sorted_by_number(tmp_path: Path, image: MakeImage, names: bool) -> None:
     words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")

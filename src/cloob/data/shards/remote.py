@@ -1,39 +1,142 @@
-"""Pairs in tar shards that lie elsewhere: each shard is fetched into a bounded cache when it is first needed."""
+"""Pairs in tar shards that lie elsewhere: each is fetched into a bounded cache when it is first needed.
+
+``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec: no URL reaches a shell, and no
+command comes out of a list. The number of samples in each shard has to be known beforehand, so that the order of an
+epoch is known: from ``sizes.json`` beside the shards, or from ``cloob data SHARDS --count``.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+import re
+import subprocess
+import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
-from cloob.cache import Cache
+import fsspec
+from fsspec.callbacks import Callback
+
+from cloob.cache import Cache, cache_root
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import Fingerprint, digest
-from cloob.data.shards.count import fetch_sizes, remembered
-from cloob.data.shards.fetch import fetch_tar
-from cloob.data.shards.local import ShardSource
-from cloob.data.shards.paths import SIZES, listed_url
-from cloob.data.shards.spec import expand, shard_name, sibling
+from cloob.data.shards import spec as names
+from cloob.data.shards.local import ShardIndex, ShardSource
+from cloob.data.shards.spec import SIZES, expand, read_sizes, shard_name
+from cloob.data.shards.tar import TarReader
 from cloob.data.sources.files import FileSource
-from cloob.errors import InputError
+from cloob.errors import InputError, one_line, require
+from cloob.files import write_whole
+
+_PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
+_NEEDS = {"http": ("aiohttp", "train"), "https": ("aiohttp", "train"), "s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}
+_SILENT_SECONDS = 60.0  # that a server may say nothing
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # here, not at the source
+
+
+def fetch(url: str, target: Path) -> None:
+    """Writes what a URL gives into a file; tries three times, unless the source says that there is nothing to get.
+
+    InputError where nothing or not all can be had, OSError where the file cannot be written.
+    """
+    for pause in (0.0, *_PAUSES):
+        time.sleep(pause)
+        get = _run if url.startswith("pipe:") else _download
+        if (wrong := get(url, target)) is None:
+            return
+    raise InputError(f"{url}: {wrong} ({len(_PAUSES) + 1} attempts)")
+
+
+def _run(url: str, target: Path) -> str | None:
+    with target.open("wb") as file:
+        status = subprocess.run(url.removeprefix("pipe:"), shell=True, stdout=file, check=False).returncode
+    hint = " (command not found)" if status == 127 else ""
+    return f"its command ended with exit status {status}{hint}" if status else None
+
+
+def _download(url: str, target: Path) -> str | None:
+    """Copies a file by fsspec; returns what went wrong where trying again may help, raises InputError elsewhere."""
+    progress = Callback()
+    filesystem = _filesystem(url)
+    try:
+        filesystem.get_file(url, str(target), callback=progress)
+    except InputError:
+        raise
+    except Exception as error:  # each kind of store has errors of its own, with no common base
+        if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
+            raise
+        status = getattr(error, "status", None)
+        said = f"HTTP {status} {getattr(error, 'message', '')}".rstrip() if status else one_line(error)
+        refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+        if refused or isinstance(error, PermissionError | FileNotFoundError):
+            said = "no such file" if isinstance(error, FileNotFoundError) else said
+            raise InputError(f"{url}: {said}") from None
+        return said
+    size = target.stat().st_size
+    return None if progress.size in (None, size) else f"ended after {size:,} of {progress.size:,} bytes"
+
+
+def _filesystem(url: str) -> Any:
+    scheme = url.partition("://")[0].lower()
+    if scheme in _NEEDS:
+        require(*_NEEDS[scheme])
+    if scheme in ("http", "https"):
+        return _web(url)
+    try:
+        # By scheme alone: a complete URL would also be taken for a chain of file systems (``zip::…``).
+        return fsspec.filesystem(scheme)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{url}: nothing here opens {scheme}:// ({error}); any command does as pipe:COMMAND") from None
+
+
+def _web(url: str) -> Any:
+    aiohttp: Any = require("aiohttp", "train")
+
+    async def redirected(_session: object, _context: object, parameters: Any) -> None:
+        to = parameters.response.headers.get("Location", "")
+        if parameters.url.scheme == "https" and to.lower().startswith("http:"):
+            raise InputError(f"{url}: leads from https: to {to[:200]}, which is refused")
+
+    traces = aiohttp.TraceConfig()
+    traces.on_request_redirect.append(redirected)
+    options = {
+        # aiohttp's own limit of five minutes in all would end large shards.
+        "timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=_SILENT_SECONDS),
+        "trust_env": True,  # proxies
+        "trace_configs": [traces],
+        # The bytes as they lie there, so that their number can be compared with what was announced.
+        "auto_decompress": False,
+        "headers": {"Accept-Encoding": "identity"},
+    }
+    encoded = re.fullmatch("[!-~]+", url) is not None  # sent as it was typed, as signed addresses want it
+    return fsspec.filesystem("http", client_kwargs=options, encoded=encoded, skip_instance_cache=True)
+
 
 logger = logging.getLogger(__name__)
+
+_HOW = (
+    '; put sizes.json ({"shard.tar": count}) beside the shards: "cloob data FOLDER --count" writes it where they are '
+    "local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
+)
 
 
 class RemoteShardSource(FileSource[ShardSource]):
     """A random-access source over WebDataset tars behind commands or URLs.
 
-    The number of samples in each shard has to be known beforehand (``sizes.json``), so that the order of an epoch is
-    known without reading anything. A row that a shard turns out not to hold raises ``"truncated shard"``; samples
-    beyond that number are left out, with one warning. ``urls`` are what ``fetch`` opens, one a shard.
+    A row that a shard turns out not to hold raises ``"truncated shard"``; samples beyond the number that is known are
+    left out, with one warning.
     """
 
-    def __init__(self, name: str, urls: Sequence[str], counts: Sequence[int], cache: Cache) -> None:
-        super().__init__(name, counts, streamed=True)
-        self._urls = tuple(urls)
+    def __init__(self, name: str, counts: dict[str, int], cache: Cache) -> None:
+        super().__init__(name, tuple(counts.values()), streamed=True)
+        self._urls = tuple(counts)
         self._cache = cache
         self._warned = False
-        self.shard_names = tuple(map(shard_name, urls))  # without what comes before them (a bucket, a token)
+        self.shard_names = tuple(map(shard_name, counts))  # without what comes before them (a bucket, a token)
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``, or a ``BadSample``; its key is ``shard file/key in the shard``.
@@ -49,31 +152,28 @@ class RemoteShardSource(FileSource[ShardSource]):
         raise BadSample("truncated shard", f"{self.shard_names[shard]}/{row}", f"{self._urls[shard]} {counts}{cut}")
 
     def fingerprint(self) -> Fingerprint:
-        """The shards' names and counts; nothing is fetched."""
         shards = zip(self.shard_names, self.shard_sizes, strict=True)
         return {"samples": len(self), "shards": digest(f"{name} {n}" for name, n in shards)}
 
     def prepare(self, shard: int) -> Path:
-        """The shard's file in the cache, fetched now if it is not there."""
         url = self._urls[shard]
-        return self._cache.get("shards", url, lambda path: fetch_tar(url, path))
+        return self._cache.get("shards", url, lambda path: fetch(url, path))
 
     def load(self, shard: int, file: Path) -> ShardSource:
-        """Opens a fetched shard, and warns once of what it holds that is not read."""
         url, listed = self._urls[shard], self.shard_sizes[shard]
         try:
             source = ShardSource(url, [file], cache=self._cache, label=self.shard_names[shard])
+            source.hold()
         except InputError as error:
             if not file.exists():
                 raise FileNotFoundError(str(file)) from None
             self._cache.drop(file)
             raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
-        source.hold()
-        more = f"{url} holds {source.complete[0]:,} samples, {SIZES} says {listed:,}: the others are left out"
-        odd = f"{url}: not read: {'; '.join(source.left_out)}"
-        said = [more] * (source.complete[0] > listed) + [odd] * bool(source.left_out)
-        if said and not self._warned:
-            logger.warning("%s (said once)", said[0])
+        odd = f"not read: {source.left_out}" if source.left_out else ""
+        if source.complete[0] > listed:
+            odd = f"holds {source.complete[0]:,} samples, {SIZES} says {listed:,}: the others are left out"
+        if odd and not self._warned:
+            logger.warning("%s: %s (said once)", url, odd)
             self._warned = True
         return source
 
@@ -81,36 +181,77 @@ class RemoteShardSource(FileSource[ShardSource]):
 def open_remote(spec: str, cache: Cache) -> RemoteShardSource:
     """Opens streamed shards: a brace pattern of them, or their ``sizes.json``."""
     if spec.rstrip("/- ").lower().endswith(".json"):
-        sizes = fetch_sizes(spec)
-        if not sizes:
-            raise InputError(f"{spec}: names no shard")
-        return RemoteShardSource(spec, [listed_url(spec, name) for name in sizes], list(sizes.values()), cache)
+        counts = {names.listed_url(spec, name): count for name, count in _fetch_sizes(spec).items()}
+        return RemoteShardSource(spec, counts, cache)
     urls = expand(spec, escape=False)
-    counted = remembered(spec)
-    if not all(url in counted for url in urls):
-        counted = _counts_beside(spec, urls)
-    return RemoteShardSource(spec, urls, [counted[url] for url in urls], cache)
+    counts = read_sizes(_memory(spec))
+    if not counts.keys() >= {*urls}:
+        counts = _counts_beside(spec, urls)
+    return RemoteShardSource(spec, {url: counts[url] for url in urls}, cache)
 
 
-def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
-    """The count of each shard, from the ``sizes.json`` in its folder."""
+def _fetch_sizes(url: str) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SIZES
+        fetch(url, path)
+        return names.parse_sizes(url, path.read_bytes())
+
+
+def _counts_beside(spec: str, urls: list[str]) -> dict[str, int]:
     listed: dict[str | None, dict[str, int]] = {None: {}}
     counts: dict[str, int] = {}
     for url in urls:
-        place = sibling(url, SIZES)
-        if place is not None and place not in listed:
-            try:
-                listed[place] = fetch_sizes(place)
-            except InputError as error:
-                raise InputError(f"{spec}: the number of samples in each shard must be known; {error}{_HOW}") from None
-        count = listed[place].get(shard_name(url))
-        if count is None:
-            raise InputError(f"{place or url}: has no count for {shard_name(url)}{_HOW}")
-        counts[url] = count
+        place = names.sibling(url, SIZES)
+        try:
+            if place is not None and place not in listed:
+                listed[place] = _fetch_sizes(place)
+            counts[url] = listed[place][shard_name(url)]
+        except (InputError, KeyError) as error:
+            why = error if isinstance(error, InputError) else f"{place or url}: has no count for {shard_name(url)}"
+            raise InputError(f"{spec}: the number of samples in each shard must be known; {why}{_HOW}") from None
     return counts
 
 
-_HOW = (
-    '; put sizes.json ({"shard.tar": count}) beside the shards: "cloob data FOLDER --count" writes it where they are '
-    "local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
-)
+def _memory(pattern: str) -> Path:
+    return cache_root() / "sizes" / f"{hashlib.blake2b(pattern.encode(), digest_size=16).hexdigest()}.json"
+
+
+def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, int]]:
+    """Counts the samples of shards; returns the list that was written, and the counts by path or full address.
+
+    Without ``out`` the list is ``sizes.json`` in a local folder. Counts of shards elsewhere are remembered as they
+    come, for whoever gives the same pattern as ``--data``; a count that broke off goes on.
+    """
+    remote = names.is_remote(spec)
+    shards = expand(spec, escape=False) if remote else [str(path) for path in names.local_shards(spec)]
+    if not remote and out is None:
+        out = Path(names.local_path(spec)) / SIZES
+        if not out.parent.is_dir():
+            raise InputError("--out is missing: only a folder has its own place for sizes.json")
+    files = [shard_name(shard) if remote else Path(shard).name for shard in shards]
+    if out is not None and len(set(files)) < len(files):
+        raise InputError("--out: several shards have the same name; count each folder by itself")
+    sizes = read_sizes(_memory(spec)) if remote else {}
+    if sizes.keys() >= {*shards}:  # a count that has ended is begun anew
+        sizes = {}
+    cut: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for shard in (shard for shard in shards if shard not in sizes):
+            path = Path(folder) / "shard.tar" if remote else Path(shard)
+            if remote:
+                fetch(shard, path)
+            index = ShardIndex.scan(TarReader((path,)))
+            if index.left_out:
+                logger.warning("%s: not counted: %s", shard, index.left_out)
+            if index.cuts:
+                cut.append(f"{shard}: {index.cuts[0]}")
+                continue
+            sizes[shard] = index.complete[0]
+            if remote:
+                write_whole(_memory(spec), json.dumps(sizes))
+    if cut:
+        raise InputError("; ".join(cut))
+    if out is not None:
+        listed = {name: sizes[shard] for name, shard in zip(files, shards, strict=True)}
+        write_whole(out, json.dumps(listed, indent=1) + "\n")
+    return out, {shard: sizes[shard] for shard in shards}

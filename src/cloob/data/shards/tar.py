@@ -1,7 +1,6 @@
-"""Random access into tar archives: where each member lies, and how to read it there.
+"""Random access into tar archives: headers are read once, a member is then one read.
 
-The standard library reads the headers once; a member is then one read. A compressed tar (gzip, bzip2 or xz by its first
-bytes, as WebDataset and GNU tar do) is unpacked into the cache.
+A compressed tar (gzip, bzip2 or xz by its first bytes, as WebDataset and GNU tar do) is unpacked into the cache.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ import io
 import lzma
 import os
 import tarfile
-import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cloob.cache import Cache
-from cloob.errors import InputError
+from cloob.errors import InputError, message
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -32,7 +30,6 @@ _MAX_OPEN_FILES = 64
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file's name says that it is a tar."""
     return path.name.lower().endswith(TAR_SUFFIXES)
 
 
@@ -44,18 +41,30 @@ class Member(NamedTuple):
     size: int
 
 
-class TarListing(NamedTuple):
-    """The complete members of a tar, in order; ``cut`` says what is missing where it is truncated or damaged."""
-
-    members: list[Member]
-    cut: str | None = None
-
-
 def split_name(name: str) -> tuple[str, str] | None:
     """WebDataset's sample key and extension: ``"a/b.seg.png"`` is ``("a/b", "seg.png")``; None without either."""
     folder, _, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
     return (f"{folder}/{stem}" if folder else stem, extension.lower()) if stem and dot else None
+
+
+def group_members(members: Sequence[Member], extensions: Sequence[Sequence[str]]) -> dict[str, list[Member | None]]:
+    """The samples of one tar by key, in order of appearance: the member of each part, or None.
+
+    ``extensions`` are those that each part may have, the preferred one first.
+    """
+    place = {ext: (part, rank) for part, group in enumerate(extensions) for rank, ext in enumerate(group)}
+    samples: dict[str, list[Member | None]] = {}
+    ranks: dict[tuple[str, int], int] = {}
+    for member in members:
+        names = split_name(member.name)
+        if names is None or names[1] not in place:
+            continue
+        key, (part, rank) = names[0], place[names[1]]
+        sample = samples.setdefault(key, [None] * len(extensions))
+        if rank < ranks.get((key, part), len(place)):
+            sample[part], ranks[key, part] = member, rank
+    return samples
 
 
 class TarReader:
@@ -65,25 +74,20 @@ class TarReader:
         self.paths = paths
         self._cache = cache
         self._files: OrderedDict[int, _File] = OrderedDict()
-        self._lock = threading.Lock()
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
         """The ``size`` bytes at ``offset`` of the (unpacked) archive; fewer where it ends. OSError if it is gone."""
         file = self._file(tar)
-        if hasattr(os, "pread"):
-            return os.pread(file.fileno(), size, offset)
-        with self._lock:  # Windows
-            file.seek(offset)
-            return file.read(size) or b""
+        return os.pread(file.fileno(), size, offset)
 
-    def listing(self, tar: int) -> TarListing:
-        """Reads the headers of an archive; InputError if it is no tar or cannot be read."""
+    def listing(self, tar: int) -> tuple[list[Member], str | None]:
+        """The complete members of an archive, and what is missing where it is cut; InputError if it is no tar."""
         path = self.paths[tar]
         try:
             with self._plain(path).open("rb") as file:
                 return _scan(path, file)
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}") from None
+            raise InputError(message(error)) from None
 
     def _file(self, tar: int) -> _File:
         # No lock, which a forked process could inherit locked: each of these calls is atomic.
@@ -94,12 +98,11 @@ class TarReader:
         return file
 
     def _plain(self, path: Path) -> Path:
-        """The tar itself; of a compressed one what it unpacks to, in the cache."""
         if _decompressor(path) is None:
             return path
         stat = path.stat()
         name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {path.name} unpacked.tar"
-        return (self._cache or Cache()).get("shards", name, lambda target: unpack(path, target))
+        return (self._cache or Cache()).get("shards", name, lambda target: _unpack(path, target))
 
     def __reduce__(self) -> Any:
         return TarReader, (self.paths, self._cache)
@@ -113,41 +116,25 @@ class _File(io.FileIO):
 
 
 def _decompressor(path: Path) -> Any:
-    """What opens a file that begins as gzip, bzip2 or xz; None for others."""
     with path.open("rb") as file:
         start = file.read(6)
     return next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
 
 
-def unpack(path: Path, target: Path) -> None:
+def _unpack(path: Path, target: Path) -> None:
     """Writes what a compressed tar unpacks to; one that is cut becomes a plain tar that is cut."""
     with _decompressor(path)(path) as packed, target.open("wb") as plain:
-        plain.writelines(_chunks(path, packed))
-
-
-def make_plain(path: Path) -> None:
-    """Unpacks a tar in its place if it is compressed."""
-    if _decompressor(path) is not None:
-        unpacked = path.with_name(f"{path.name}.unpacked")
-        unpack(path, unpacked)
-        unpacked.replace(path)
-
-
-def _chunks(path: Path, packed: Any) -> Iterator[bytes]:
-    found = False
-    try:
-        while chunk := packed.read1(_CHUNK):  # read() would withhold what precedes a cut
-            found = True
-            yield chunk
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if getattr(error, "errno", None):  # of the disk
-            raise
-        if not found:
-            raise InputError(f"{path} cannot be unpacked: {error}") from None
+        try:
+            while chunk := packed.read1(_CHUNK):  # read() would withhold what precedes a cut
+                plain.write(chunk)
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if getattr(error, "errno", None):  # of the disk
+                raise
+            if not plain.tell():
+                raise InputError(f"{path} cannot be unpacked: {error}") from None
 
 
 def _goes_on(file: IO[bytes], at: int) -> bool:
-    """Whether a header or an end mark lies at a place, as after a complete member."""
     file.seek(at)
     block = file.read(_BLOCK)
     try:
@@ -156,11 +143,10 @@ def _goes_on(file: IO[bytes], at: int) -> bool:
         return False
 
 
-def _scan(path: Path, file: IO[bytes]) -> TarListing:
+def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
     """Lists an archive, or several in a row. After a damaged header it goes on with the next sound one."""
-    size = os.fstat(file.fileno()).st_size
-    if size == 0:
-        return TarListing([], "the file is empty")
+    if (size := os.fstat(file.fileno()).st_size) == 0:
+        return [], "the file is empty"
     members: list[Member] = []
     end, cut = 0, None
     try:
@@ -180,4 +166,4 @@ def _scan(path: Path, file: IO[bytes]) -> TarListing:
         raise InputError(f"{path} is not a tar archive")
     if not _goes_on(file, min(end, size)):
         cut = cut or f"no end-of-archive mark at byte {end:,} of {size:,}"
-    return TarListing(members, cut)
+    return members, cut

@@ -11,16 +11,15 @@ import pyarrow as pa
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption, printable, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column, spread
-from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.table import TableSource, column_names
 from cloob.errors import InputError
 from cloob.files import TooLarge, read_at_most
 
-IMAGE_SUFFIXES = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
-CAPTION_SUFFIXES = tuple(f".{ext}" for ext in CAPTION_EXTENSIONS)
+FILE_COLUMN = "file_name"
+"""The column of pictures in an imagefolder's table."""
 
 _METADATA = ("metadata.csv", "metadata.jsonl")  # of a Hugging Face imagefolder
-_FILE_COLUMN = "file_name"
 _CAPTION_COLUMNS = ("text", "caption")
 _DEFAULT_CAPTION_COLUMN = "title"  # of open_source: what nobody has asked for by name
 
@@ -28,15 +27,8 @@ _DEFAULT_CAPTION_COLUMN = "title"  # of open_source: what nobody has asked for b
 class FolderSource:
     """A random-access source over ``a/b.jpg`` with ``a/b.txt`` beside it, in sub-folders too, sorted by path.
 
-    Endings may be in capitals. An image without a caption and a caption without an image are counted as bad. Hidden
-    files and folders are left out, and so are linked folders. The folder is listed once.
-
-    Attributes:
-        pairs: Images with a caption file beside them.
-        linked: The linked folders.
-
-    Raises:
-        InputError: The folder or one below it cannot be listed.
+    An image without a caption and a caption without an image are counted as bad. Hidden files and folders are left out,
+    and so are ``linked`` folders. ``pairs`` is the number of images with a caption.
     """
 
     streamed = False
@@ -54,8 +46,8 @@ class FolderSource:
             shown = [name for name in files if not name.startswith(".")]
             captions = captions_by_stem(shown)
             pictures = {name: name.rpartition(".")[0] for name in shown if name.lower().endswith(IMAGE_SUFFIXES)}
-            rows += [((below / name).as_posix(), captions.get(stem, "")) for name, stem in pictures.items()]
             alone = captions.keys() - pictures.values()
+            rows += [((below / name).as_posix(), captions.get(stem, "")) for name, stem in pictures.items()]
             rows += [((below / captions[stem]).as_posix(), "") for stem in alone]
             self.pairs += sum(stem in captions for stem in pictures.values())
         rows.sort()
@@ -68,12 +60,11 @@ class FolderSource:
         return len(self._paths)
 
     def fingerprint(self) -> Fingerprint:
-        """The paths, the captions, and the sizes of the pictures; of large folders a hundred thousand of the latter."""
         captions, sizes = [], []
         for index in spread(len(self)):
-            path = self._path(index)
+            path, caption = self._files(index)
             with contextlib.suppress(OSError, TooLarge):
-                captions.append(read_at_most(self._caption(index), MAX_CAPTION_BYTES))
+                captions.append(read_at_most(caption, MAX_CAPTION_BYTES))
             with contextlib.suppress(OSError):
                 sizes.append(str(path.stat().st_size))
         return {
@@ -84,8 +75,7 @@ class FolderSource:
         }
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``, or a ``BadSample``; its key is the image's path below the folder."""
-        path, file = self._path(index), self._caption(index)
+        path, file = self._files(index)
         key = printable(path.relative_to(self._folder).as_posix())
         if path.suffix.lower() in CAPTION_SUFFIXES:
             raise BadSample("missing image", key, f"no image beside {path}")
@@ -93,18 +83,13 @@ class FolderSource:
         try:
             return RawSample(key, image, clean_caption(read_at_most(file, MAX_CAPTION_BYTES), key))
         except TooLarge as error:
-            limit = f"the limit is {MAX_CAPTION_BYTES:,}"
-            raise BadSample("caption too long", key, f"{file}: {error.size:,} bytes, {limit}") from None
+            raise BadSample("caption too long", key, f"{file}: {error.size:,} bytes") from None
         except OSError as error:
             raise BadSample("missing caption", key, f"{file}: {error.strerror}") from None
 
-    def _path(self, index: int) -> Path:
-        return self._folder / os.fsdecode(self._paths[index].as_py())
-
-    def _caption(self, index: int) -> Path:
-        """The caption file of the picture at ``index``."""
-        path, name = self._path(index), self._captions.get(index)
-        return path.with_name(name) if name else path.with_suffix(".txt")
+    def _files(self, index: int) -> tuple[Path, Path]:
+        path, name = self._folder / os.fsdecode(self._paths[index].as_py()), self._captions.get(index)
+        return path, path.with_name(name) if name else path.with_suffix(".txt")
 
 
 def captions_by_stem(names: Iterable[str]) -> dict[str, str]:
@@ -117,6 +102,15 @@ def captions_by_stem(names: Iterable[str]) -> dict[str, str]:
     return captions
 
 
+def metadata_of(folder: Path, caption_column: str = "") -> tuple[Path, list[str]] | None:
+    """The table of an imagefolder, and its columns but for the file names; None if there is none."""
+    for path in (folder / name for name in _METADATA):
+        columns = column_names(path, (FILE_COLUMN, caption_column)) if path.is_file() else []
+        if FILE_COLUMN in columns:
+            return path, [column for column in columns if column != FILE_COLUMN]
+    return None
+
+
 def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource:
     """Opens a folder of images with captions beside them, or a Hugging Face imagefolder with a table of captions.
 
@@ -126,16 +120,13 @@ def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource
     source = FolderSource(folder)
     if source.pairs:
         return source
-    for path in (folder / name for name in _METADATA):
-        columns = column_names(path, (_FILE_COLUMN, caption_column)) if path.is_file() else []
-        if _FILE_COLUMN in columns:
-            others = [column for column in columns if column != _FILE_COLUMN]
-            if caption_column == _DEFAULT_CAPTION_COLUMN and caption_column not in others:
-                known = [column for column in _CAPTION_COLUMNS if column in others]
-                caption_column = known[0] if known else others[0] if len(others) == 1 else caption_column
-            return TableSource(path, _FILE_COLUMN, caption_column)
-    splits = sorted(path.parent for name in _METADATA for path in folder.glob(f"*/{name}"))
-    if splits:
+    if metadata := metadata_of(folder, caption_column):
+        path, others = metadata
+        if caption_column == _DEFAULT_CAPTION_COLUMN and caption_column not in others:
+            known = [column for column in (*_CAPTION_COLUMNS, *others[: len(others) == 1]) if column in others]
+            caption_column = known[0] if known else caption_column
+        return TableSource(path, FILE_COLUMN, caption_column)
+    if splits := sorted(path.parent for name in _METADATA for path in folder.glob(f"*/{name}")):
         names = ", ".join(path.name for path in splits)
         raise InputError(f"{folder} holds imagefolders with their tables of captions: {names}; name one: {splits[0]}")
     return source

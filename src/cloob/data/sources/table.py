@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import difflib
+import itertools
 import json
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from pyarrow import parquet
 from cloob.data.batch import BadSample, RawSample, clean_caption, printable, read_image_file
 from cloob.data.fingerprint import Fingerprint, of_column
 from cloob.data.source import IMAGE_EXTENSIONS
-from cloob.errors import InputError, counted, first_of
+from cloob.errors import InputError, counted, first_of, one_line
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
@@ -29,26 +28,21 @@ _BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a
 
 
 class TableSource:
-    """A random-access source over the rows of a table, whose ending says CSV/TSV, Parquet or JSON lines.
+    """A random-access source over the rows of a table; the two columns stay arrow arrays, which cost no Python objects.
 
-    The two columns stay arrow arrays: a row costs its bytes and no Python object. Relative image paths are relative to
-    the table's folder. The delimiter of a text table is read off its header line, whatever the file's ending is.
-
-    Attributes:
-        stray: Rows of a text table with a field that holds rows, see ``_stray_quotes``.
-        pairs: Rows with a path and a caption, and no stray quote.
-
-    Raises:
-        InputError: As of ``check_columns``, or the columns hold no text.
+    ``stray`` are rows with a field that holds rows, see ``_stray_quotes``; ``pairs`` those with a path and a caption.
     """
 
     streamed = False
 
-    def __init__(self, path: Path, image_column: str = "filepath", caption_column: str = "title") -> None:
+    def __init__(self, path: Path, image_column: str, caption_column: str) -> None:
         self.name = str(path)
         self._path = path
-        check_columns(path, image_column, caption_column)
-        table, self.stray = read_table(path, tuple(dict.fromkeys((image_column, caption_column))))  # one may be both
+        columns = tuple(dict.fromkeys((image_column, caption_column)))  # one may be both
+        there = column_names(path, columns)
+        check_name(path, there, image_column, "image")
+        check_name(path, there, caption_column, "caption")
+        table, self.stray = read_table(path, columns)
         self._images = _as_bytes(table, image_column, path)
         self._captions = _as_bytes(table, caption_column, path)
         del table
@@ -62,12 +56,14 @@ class TableSource:
         return len(self._images)
 
     def fingerprint(self) -> Fingerprint:
-        """Both columns by their content; the pictures behind the paths are not looked at."""
         return {"rows": len(self), "image paths": of_column(self._images), "captions": of_column(self._captions)}
 
-    def row(self, index: int) -> tuple[bytes | None, bytes | None]:
+    def row(self, index: int) -> tuple[str, bytes | None]:
         """Path of the image and caption of row ``index`` (from 0) as the table has them; no image is opened."""
-        return self._images[index].as_py(), self._captions[index].as_py()
+        return as_text(self._images[index].as_py()).strip(), self._captions[index].as_py()
+
+    def picture(self, stored: str, where: str = "") -> bytes:
+        return read_image_file(self._path.parent / stored, printable(stored), where)
 
     def read(self, index: int) -> RawSample:
         """The pair in row ``index`` (from 0), or a ``BadSample`` that counts rows from 1; its key is the image path."""
@@ -75,17 +71,20 @@ class TableSource:
         if index in self.stray:
             lines = counted(self.stray[index], "lines")
             raise BadSample("stray quote", where, f"{where}: a field takes in {lines} that look like rows")
-        image, raw = self.row(index)
-        stored = (image or b"").decode("utf-8", "surrogateescape").strip()
+        stored, raw = self.row(index)
         key = printable(stored) or where
         caption = clean_caption(raw, key, where)
         if not stored:
             raise BadSample("missing image", key, f"{where}: no path")
-        return RawSample(key, read_image_file(self._path.parent / stored, key, where), caption)
+        return RawSample(key, self.picture(stored, where), caption)
+
+
+def as_text(raw: Any) -> str:
+    """What a cell holds as text; bytes that are not UTF-8 become surrogates."""
+    return raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else "" if raw is None else str(raw)
 
 
 def _as_bytes(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
-    """A column of text as bytes, which may be anything: whether they are UTF-8 is each row's own matter."""
     column = table.column(name)
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         try:
@@ -95,20 +94,11 @@ def _as_bytes(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
     return column
 
 
-def check_columns(path: Path, image_column: str, caption_column: str) -> None:
-    """Looks for a table's two columns, in its header alone; InputError where one is missing or there twice."""
-    if not path.is_file():
-        raise InputError(f"{path}: {'is a folder, not a table' if path.is_dir() else 'no such file'}")
-    wanted = (image_column, caption_column)
-    columns = column_names(path, wanted)
-    for column, option in zip(wanted, ("--image-column", "--caption-column"), strict=True):
-        if column not in columns:
-            near = difflib.get_close_matches(column, columns, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            names = f"its columns: {first_of([name[:60] for name in columns])} ({hint}{option} names one)"
-            raise InputError(f"{path} has no column {column!r}; {names if columns else 'it has no columns at all'}")
-        if columns.count(column) > 1:
-            raise InputError(f"{path} has several columns {column!r}; rename all but one")
+def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None:
+    if (count := there.count(column)) != 1:
+        what = f"{count} columns" if count else "no column"
+        names = f"its columns: {first_of([name[:60] for name in there])} (--{kind}-column names one)"
+        raise InputError(f"{path} has {what} {column!r}; {'rename all but one' if count else names}")
 
 
 def column_names(path: Path, wanted: Sequence[str]) -> list[str]:
@@ -123,19 +113,18 @@ def column_names(path: Path, wanted: Sequence[str]) -> list[str]:
             case ".parquet":
                 return list(parquet.read_schema(path).names)
     names: dict[str, None] = {}
-    for _, row in json_rows(path):
+    for row in json_rows(path):
         names |= dict.fromkeys(row)
         if names.keys() >= {*wanted}:
             break
-    if not names:
-        raise InputError(f"{path} is empty: each line must be a JSON object")
     return list(names)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, int]]:
     """Columns of a table, those of text tables as bytes; and its rows with a stray quote, see ``_stray_quotes``.
 
-    Of several columns of one name the first is read. InputError if it is no table.
+    Of several columns of one name the first is read. A list in a line of JSON stands for as many rows. InputError if it
+    is no table.
     """
     with _one_line(path):
         match path.suffix.lower():
@@ -143,36 +132,38 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
                 return _read_text(path, columns)
             case ".parquet":
                 table = parquet.ParquetFile(path).read(columns=list(columns))
-                places = [table.column_names.index(column) for column in columns]
-                return table.select(places), {}
-    texts: dict[str, list[bytes | None]] = {column: [] for column in columns}
-    for number, row in json_rows(path):
-        for column, held in texts.items():
-            value = row.get(column)
-            if isinstance(value, list | dict):
-                raise InputError(f"{path}: line {number:,}: {column!r} is {json.dumps(value)[:60]}, not text")
-            text = value if value is None or isinstance(value, str) else json.dumps(value)
-            held.append(None if text is None else _as_stored(text))
-    return pa.table({column: pa.array(held, pa.large_binary()) for column, held in texts.items()}), {}
+                return table.select([table.column_names.index(column) for column in columns]), {}
+    rows: list[Sequence[bytes | None]] = []
+    for row in json_rows(path):
+        cells = [[_stored(value) for value in _several(row.get(column))] for column in columns]
+        rows += itertools.product(*cells)
+    texts = zip(*rows, strict=True) if rows else [[]] * len(columns)
+    return pa.table([pa.array(text, pa.large_binary()) for text in texts], list(columns)), {}
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines of a table of JSON that are not empty, with their numbers from 1; bytes that are not UTF-8 escaped."""
+def json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a table of JSON that are not empty; bytes that are not UTF-8 are escaped."""
     with _one_line(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(iter(lambda: file.readline(_BLOCK_BYTES), ""), 1):
             if not line.strip():
                 continue
             try:
-                row: Any = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(row).__name__}")
-            yield number, row
+                row = json.loads(line)
+                row.keys()
+            except (ValueError, RecursionError, AttributeError) as error:
+                raise InputError(f"{path}: line {number:,} is not JSON or no object: {error}") from None
+            yield row
 
 
-def _as_stored(text: str) -> bytes:
-    """The bytes in the file; half a surrogate pair, which only an escape can say, becomes bytes that are no UTF-8."""
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) and value else [value]
+
+
+def _stored(value: Any) -> bytes | None:
+    """A value's bytes in the file; half a surrogate pair, which only an escape can say, becomes bytes of no UTF-8."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -183,23 +174,14 @@ def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
     delimiter, written = _header(path, columns)
     names = [name.strip() for name in written]
     as_written = [written[names.index(column)] for column in columns]
-    try:
-        table = arrow_csv.read_csv(
-            path,
-            read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
-            parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=arrow_csv.ConvertOptions(
-                include_columns=as_written, column_types=dict.fromkeys(as_written, pa.binary()), check_utf8=False
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        _, one, row = str(error).partition("got 1: ")
-        if one and ";" in row and delimiter != ";":
-            raise InputError(f"{path}: rows look separated by ';', the first line by {delimiter!r}; use one") from None
-        if '"' in str(error):
-            said = " ".join(str(error).split())[:200]
-            raise InputError(f"{path}: {said}; a quote that is not closed takes in the rows after it") from None
-        raise
+    table = arrow_csv.read_csv(
+        path,
+        read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
+        parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(
+            include_columns=as_written, column_types=dict.fromkeys(as_written, pa.binary()), check_utf8=False
+        ),
+    )
     return table.rename_columns([name.strip() for name in table.column_names]), _stray_quotes(table, delimiter)
 
 
@@ -225,10 +207,7 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
     with path.open("rb") as file:
         line = file.readline(csv.field_size_limit())
     if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
-        raise InputError(
-            f"{path} is UTF-16, not UTF-8: save it as UTF-8, or convert it: "
-            f"iconv -f UTF-16 -t UTF-8 {shlex.quote(path.name)} > {shlex.quote(f'utf8-{path.name}')}"
-        )
+        raise InputError(f"{path} is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
     header = re.split(r"[\r\n]", line.decode("utf-8-sig", "replace"), maxsplit=1)[0]
     if not header.strip():
         raise InputError(f"{path} is empty: the first line must name the columns")
@@ -239,9 +218,9 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
 
 @contextlib.contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """What the readers complain of, as one line that names the table."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} cannot be read as a {path.suffix[1:].lower()} table: {said}") from None
+        hint = "; a quote that is not closed takes in the rows after it" if '"' in str(error) else ""
+        said = f"cannot be read as a {path.suffix[1:].lower()} table: {one_line(error)}{hint}"
+        raise InputError(f"{path} {said}") from None

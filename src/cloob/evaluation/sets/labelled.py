@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from cloob.data.batch import printable, read_image_file
 from cloob.data.open import DEMO
-from cloob.data.shards.index import group_members
 from cloob.data.shards.spec import local_folder
-from cloob.data.shards.tar import TarReader, is_tar
-from cloob.data.source import IMAGE_EXTENSIONS
-from cloob.errors import InputError, first_of, nearest
+from cloob.data.shards.tar import TarReader, group_members, is_tar
+from cloob.data.source import IMAGE_EXTENSIONS, IMAGE_SUFFIXES
+from cloob.errors import InputError, first_of, message, nearest
 
 _DEMO_SETS = {"demo:noto-emoji": "noto-emoji"}
 _SPLITS = {"train", "val", "valid", "validation", "test"}
@@ -24,40 +23,22 @@ _TEMPLATE_FILES = ("zeroshot_classification_templates.txt", "templates.txt")
 _MAX_LABEL_BYTES = 1 << 10
 
 
-class _Pictures(Protocol):
-    def read(self, index: int) -> tuple[str, bytes]: ...
-
-
 @dataclass(frozen=True)
 class LabelledSet:
-    """Pictures with a class each, and the words for the classes.
-
-    Attributes:
-        name: The folder's name.
-        classnames: Name of each class; a label is an index into it.
-        templates: Prompts in which ``{c}`` stands for the class name (fill in with ``str.replace``: names may hold
-            braces).
-        labels: ``(n,)`` int64.
-        pictures: Where ``read`` gets the files from.
-    """
+    """Pictures with a class each, and the words for the classes."""
 
     name: str
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
-    labels: np.ndarray
-    pictures: _Pictures
+    classnames: tuple[str, ...]  # a label is an index into it
+    templates: tuple[str, ...]  # ``{c}`` stands for the class name; fill in with ``str.replace``: names may hold braces
+    labels: np.ndarray  # (n,) int64
+    pictures: Callable[[int], tuple[str, bytes]]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> tuple[str, bytes]:
-        """Key and encoded image of picture ``index``.
-
-        Raises:
-            BadSample: The picture's file cannot be read; it stays in the set and counts as wrong.
-            InputError: The shard is gone since the set was opened.
-        """
-        return self.pictures.read(index)
+        """Key and encoded image; ``BadSample`` if it cannot be read: it stays in the set and counts as wrong."""
+        return self.pictures(index)
 
 
 def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
@@ -66,12 +47,7 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
     - CLIP_benchmark's: ``classnames.txt`` (line number = label), ``zeroshot_classification_templates.txt``,
       ``<split>/nshards.txt``, ``<split>/<i>.tar`` with an image and a ``.cls`` a sample;
     - images: one sub-folder a class (in ``<split>/`` if that is a folder of folders). A class is called as its folder,
-      ``_`` read as a space, or as its line of ``classnames.txt`` says (sorted folders).
-
-    Templates are optional in both (``templates.txt`` is read too); without, ``("{c}",)``.
-
-    Raises:
-        InputError: Something is missing or does not fit; names the set, the file and the key.
+      ``_`` read as a space, or as its line of ``classnames.txt`` says. Templates are optional in both.
     """
     if str(path).startswith("demo:"):
         if str(path) not in _DEMO_SETS:
@@ -81,11 +57,17 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of labelled pictures")
     part = folder / split
+    classnames = _read_lines(folder / "classnames.txt")
     if part.is_dir() and any(is_tar(file) or file.name == "nshards.txt" for file in part.iterdir()):
-        return _open_shards(folder, part)
-    if others := sorted(file.parent.name for file in folder.glob("*/nshards.txt")):
+        name, opened = folder.name, _open_shards(folder, part, classnames)
+    elif others := sorted(file.parent.name for file in folder.glob("*/nshards.txt")):
         raise InputError(f"{folder} has no split {split!r}; it has {', '.join(others)}")
-    return _open_folders(folder, part if part.is_dir() and subfolders(part) else folder)
+    else:
+        root = part if part.is_dir() and subfolders(part) else folder
+        name, opened = folder.resolve().name, _open_folders(folder, root, classnames)
+    classes, labels, pictures = opened
+    templates = next(filter(None, (_read_lines(folder / each, "{c}") for each in _TEMPLATE_FILES)), ("{c}",))
+    return LabelledSet(name, classes, templates, np.array(labels, np.int64), pictures)
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -96,59 +78,43 @@ def subfolders(folder: Path) -> list[Path]:
     return folders
 
 
-class FilePictures:
-    """Pictures by their paths below a folder, which are their keys as well."""
-
-    def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        self._root = root
-        self._paths = tuple(paths)
-
-    def read(self, index: int) -> tuple[str, bytes]:
-        """Key and encoded image; raises ``BadSample`` if the file cannot be read."""
-        path = self._paths[index]
-        key = printable(path)
-        return key, read_image_file(self._root / path, key)
+def read_file(root: Path, paths: Sequence[str], index: int) -> tuple[str, bytes]:
+    key = printable(paths[index])
+    return key, read_image_file(root / paths[index], key)
 
 
-class _TarPictures:
-    def __init__(self, reader: TarReader, places: Sequence[tuple[str, int, int, int]]) -> None:
-        self._reader = reader
-        self._places = tuple(places)  # key, shard, offset, size
-
-    def read(self, index: int) -> tuple[str, bytes]:
-        key, shard, offset, size = self._places[index]
-        try:
-            return key, self._reader.read(shard, offset, size)
-        except OSError as error:
-            raise InputError(f"{self._reader.paths[shard]}: {error.strerror or error}") from None
+def _read_member(reader: TarReader, places: Sequence[tuple[str, int, int, int]], index: int) -> tuple[str, bytes]:
+    key, *place = places[index]
+    try:
+        return key, reader.read(*place)
+    except OSError as error:
+        raise InputError(message(error)) from None
 
 
-def _open_shards(folder: Path, part: Path) -> LabelledSet:
-    classnames = _read_lines(folder / "classnames.txt")
+_Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]
+"""Names of classes, labels and pictures."""
+
+
+def _open_shards(folder: Path, part: Path, classnames: tuple[str, ...] | None) -> _Opened:
     if classnames is None:
         raise InputError(f"{folder} has no classnames.txt (one class name a line, line number = label)")
     reader = TarReader(_shard_paths(part))
     places: list[tuple[str, int, int, int]] = []
     labels: list[int] = []
     for shard, path in enumerate(reader.paths):
-        listing = reader.listing(shard)
-        if listing.cut is not None:
-            raise InputError(f"{path} is truncated ({listing.cut}): a test set must be whole, get the file again")
-        for key, (image, cls) in group_members(listing.members, (IMAGE_EXTENSIONS, ("cls",))).items():
-            if image is None or cls is None:
-                raise InputError(f"{path}: sample {key!r} has no {'image' if image is None else '.cls label'}")
-            text = reader.read(shard, cls.offset, min(cls.size, _MAX_LABEL_BYTES)).decode("utf-8", "replace").strip()
-            if not text.isdecimal() or int(text) >= len(classnames):
-                numbers = (
-                    f"a number from 0 to {len(classnames) - 1}, for the {len(classnames)} classes of classnames.txt"
-                )
-                raise InputError(f"{path}: sample {key!r} has the label {text[:40]!r}, expected {numbers}")
-            labels.append(int(text))
+        members, cut = reader.listing(shard)
+        if cut is not None:
+            raise InputError(f"{path} is truncated ({cut}): a test set must be whole, get the file again")
+        for key, (image, cls) in group_members(members, (IMAGE_EXTENSIONS, ("cls",))).items():
+            label = reader.read(shard, cls.offset, min(cls.size, _MAX_LABEL_BYTES)).strip() if cls else b""
+            if image is None or not label.isdigit() or int(label) >= len(classnames):
+                wanted = f"an image and a .cls from 0 to {len(classnames) - 1}, a line of classnames.txt"
+                raise InputError(f"{path}: sample {key!r}: {wanted} is expected")
+            labels.append(int(label))
             places.append((f"{path.name}/{key}", shard, image.offset, image.size))
     if not labels:
         raise InputError(f"{part} holds no samples (an image and a .cls each)")
-    pictures = _TarPictures(reader, places)
-    return LabelledSet(folder.name, classnames, _templates(folder), np.array(labels, np.int64), pictures)
+    return classnames, labels, partial(_read_member, reader, places)
 
 
 def _shard_paths(part: Path) -> tuple[Path, ...]:
@@ -156,59 +122,39 @@ def _shard_paths(part: Path) -> tuple[Path, ...]:
     if not counter.is_file():
         return tuple(sorted(path for path in part.iterdir() if is_tar(path) and path.is_file()))
     text = counter.read_text(encoding="utf-8", errors="replace").strip()
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{counter} holds {text[:40]!r}, expected the number of shards")
-    paths = []
-    for i in range(int(text)):
-        paths.append(part / f"{i}.tar")
-        if not paths[-1].is_file():
-            raise InputError(f"{paths[-1]}: no such file, although {counter.name} counts {text} shards")
-    return tuple(paths)
-
-
-def _open_folders(folder: Path, root: Path) -> LabelledSet:
-    names = [path.name for path in subfolders(root)]
-    if names and set(names) <= _SPLITS:
-        one = root / names[-1]
-        raise InputError(f"{root} holds splits ({first_of(names)}), not classes; give the folder of one, such as {one}")
-    if not names:
+    paths = tuple(part / f"{i}.tar" for i in range(int(text) if text.isdecimal() else 0))
+    missing = [f"{path}: no such file" for path in paths if not path.is_file()]
+    if missing or not paths:
         raise InputError(
-            f"{root} has no sub-folder: expected one a class, or classnames.txt and <split>/<i>.tar shards"
+            f"{missing[0] if missing else counter}: {text[:40]!r} is the number of shards in {counter.name}"
         )
-    classnames = _read_lines(folder / "classnames.txt")
+    return paths
+
+
+def _open_folders(folder: Path, root: Path, classnames: tuple[str, ...] | None) -> _Opened:
+    names = [path.name for path in subfolders(root)]
+    if not names or set(names) <= _SPLITS:
+        holds = f"holds splits ({first_of(names)}); give the folder of one" if names else "has no sub-folder"
+        raise InputError(f"{root} {holds}: expected one a class, or classnames.txt and <split>/<i>.tar shards")
     if classnames is None:
         classnames = tuple(printable(name).replace("_", " ") for name in names)
-    elif len(classnames) != len(names):
-        raise InputError(
-            f"{folder / 'classnames.txt'} names {len(classnames)} classes, but {root} has {len(names)} sub-folders"
-        )
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        images = _images_below(root, name)
-        if not images:
-            raise InputError(f"{root / name}: no image in this class folder ({', '.join(IMAGE_EXTENSIONS)})")
-        paths += images
-        labels += [label] * len(images)
-    name, pictures = folder.resolve().name, FilePictures(root, paths)
-    return LabelledSet(name, classnames, _templates(folder), np.array(labels, np.int64), pictures)
+    if len(classnames) != len(names):
+        said = f"{folder / 'classnames.txt'} names {len(classnames)} classes"
+        raise InputError(f"{said}, but {root} has {len(names)} sub-folders")
+    images = [_images_below(root, name) for name in names]
+    if [] in images:
+        raise InputError(f"{root / names[images.index([])]}: no image in this class folder")
+    labels = [label for label, paths in enumerate(images) for _ in paths]
+    return classnames, labels, partial(read_file, root, [path for paths in images for path in paths])
 
 
 def _images_below(root: Path, name: str) -> list[str]:
-    suffixes = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
     return sorted(
         (Path(at).relative_to(root) / file).as_posix()
         for at, _, files in os.walk(root / name)
         for file in files
-        if file.lower().endswith(suffixes) and not file.startswith(".")
+        if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
     )
-
-
-def _templates(folder: Path) -> tuple[str, ...]:
-    for name in _TEMPLATE_FILES:
-        if templates := _read_lines(folder / name, "{c}"):
-            return templates
-    return ("{c}",)
 
 
 def _read_lines(path: Path, wanted: str = "") -> tuple[str, ...] | None:
@@ -219,11 +165,7 @@ def _read_lines(path: Path, wanted: str = "") -> tuple[str, ...] | None:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    if not lines:
-        raise InputError(f"{path} is empty")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            raise InputError(f"{path}: line {number} is empty, and a line's number is its label")
-        if wanted not in line:
-            raise InputError(f"{path}: line {number} has no {wanted} for the class name: {line!r}")
+    for number, line in enumerate(lines or [""], 1):
+        if not line.strip() or wanted not in line:
+            raise InputError(f"{path}: line {number} is empty or has no {wanted or 'name of a class'}: {line!r}")
     return tuple(line.strip() for line in lines)

@@ -1,19 +1,170 @@
-"""Suites: names for many sets at once. A set that is missing or broken does not stop the others."""
+"""Suites: names for many sets at once, the paper's eight sets among them. Nothing is downloaded.
+
+A set that is missing or broken does not stop the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from cloob.data.content import Reader
 from cloob.data.shards.spec import local_folder
 from cloob.data.shards.tar import is_tar
-from cloob.errors import InputError, nearest
+from cloob.data.source import IMAGE_SUFFIXES
+from cloob.errors import InputError, nearest, one_line, require
 from cloob.evaluation.sets.captioned import dataset_type, open_captioned
-from cloob.evaluation.sets.labelled import LabelledSet, open_labelled, subfolders
-from cloob.evaluation.sets.paper import LAYOUTS, open_paper_set
+from cloob.evaluation.sets.labelled import LabelledSet, open_labelled, read_file, subfolders
+from cloob.models.importing import import_open_clip
+
+PROMPTS = Path(__file__).parent / "prompts"
+"""Class names and templates; see NOTICE.md there."""
+
+Sample = tuple[Path, int]
+
+LAYOUTS: Mapping[str, str] = {
+    "birdsnap": "birdsnap/ with species.txt, images.txt, test_images.txt and download/images/ (get_birdsnap.py)",
+    "country211": "country211/test/<ISO code>/*.jpg (country211.tgz of OpenAI, unpacked)",
+    "flowers102": "flowers-102/ with jpg/, imagelabels.mat and setid.mat (102flowers.tgz of Oxford VGG, unpacked)",
+    "gtsrb": "gtsrb/ with GTSRB/Final_Test/Images/*.ppm and GT-final_test.csv (GTSRB_Final_Test_*.zip, unpacked)",
+    "ucf101": "ucf101/ with ucfTrainTestlist/ and the middle frame of each video, frames/<class>/<video>.jpg",
+    "stanford_cars": "stanford_cars/ with cars_test/, cars_test_annos_withlabels.mat and devkit/",
+    "imagenet": "imagenet/val/<wnid>/*.JPEG in 1000 folders (ILSVRC2012_img_val.tar sorted into classes)",
+    "imagenetv2": "imagenetv2-matched-frequency-format-val/<0 … 999>/*.jpeg (its .tar.gz, unpacked)",
+}
+"""What to put under the root for each set, in the order of the paper's table."""
+
+
+def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
+    """Opens one of ``LAYOUTS`` below the folder of all sets, with CLIP's class names and templates.
+
+    ``test`` is ImageNet's validation set; ``train`` is, for Flowers102, its train and validation images, as CLIP had
+    them, and for ImageNet V2 ImageNet's.
+
+    Raises:
+        InputError: The set is not there (the message says what to put where), or not what it should be.
+    """
+    try:
+        samples = _READERS[name](root, split)
+        classnames, templates = prompts_of(name)
+        labels = np.array([label for _, label in samples], np.int64)
+        if not samples or labels.min() < 0 or labels.max() >= len(classnames):
+            raise ValueError(f"{len(samples)} pictures, with labels up to {labels.max(initial=0)}")
+    except Exception as error:  # torchvision, scipy and the readers here raise all sorts
+        why = one_line(error).partition(" You can use")[0]  # download=True is no option here
+        raise InputError(f"{name}: cannot be read under {root} ({why}); put there {LAYOUTS[name]}") from error
+    pictures = partial(read_file, root, [_below(name, root, path) for path, _ in samples])
+    return LabelledSet(name, classnames, templates, labels, pictures)
+
+
+def _below(name: str, root: Path, path: Path) -> str:
+    """A picture's path below the root, without ``..``: its list may have come from anywhere."""
+    below = Path(os.path.relpath(path, root))
+    if below.parts[:1] == (os.pardir,):
+        raise InputError(f"{name}: its lists name {os.path.normpath(path)[:300]!r}, which is not below {root}")
+    return below.as_posix()
+
+
+def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names by label, and templates with ``{c}``, as CLIP used them for a set."""
+    if name in ("imagenet", "imagenetv2"):
+        library = import_open_clip()
+        templates = (template("{c}") for template in library.OPENAI_IMAGENET_TEMPLATES)
+        return tuple(library.IMAGENET_CLASSNAMES), tuple(templates)
+    content = json.loads((PROMPTS / f"{name}.json").read_text(encoding="utf-8"))
+    return tuple(content["classes"]), tuple(content["templates"])
+
+
+def _torchvision(kind: str, root: Path, split: str) -> list[Sample]:
+    data: Any = getattr(require("torchvision.datasets", "train"), kind)(root, split=split, download=False)
+    samples = zip(data._image_files, data._labels, strict=True) if kind == "Flowers102" else data._samples
+    return [(Path(path), int(label)) for path, label in samples]
+
+
+def _flowers102(root: Path, split: str) -> list[Sample]:
+    parts = ("train", "val") if split == "train" else ("test",)
+    return [sample for part in parts for sample in _torchvision("Flowers102", root, part)]
+
+
+def _imagenet(root: Path, split: str) -> list[Sample]:
+    return _class_folders(root / "imagenet" / ("val" if split == "test" else split), 1000)
+
+
+def _imagenetv2(root: Path, split: str) -> list[Sample]:
+    folder = root / "imagenetv2-matched-frequency-format-val"
+    return _class_folders(folder, 1000) if split == "test" else _imagenet(root, split)
+
+
+def _birdsnap(root: Path, split: str) -> list[Sample]:
+    folder = root / "birdsnap"
+    label_of = _labels_by_name("birdsnap")
+    species, images, tests = (_table(folder / f"{name}.txt") for name in ("species", "images", "test_images"))
+    folder_of = {row["id"]: row["dir"] for row in species}
+    test_paths = {row["path"] for row in tests}
+    pictures = []
+    for row in images:
+        file = folder / "download" / "images" / row["path"]
+        if (row["path"] in test_paths) == (split == "test") and file.is_file():
+            pictures.append((file, label_of[_letters(folder_of[row["species_id"]])]))
+    return pictures
+
+
+def _ucf101(root: Path, split: str) -> list[Sample]:
+    folder = root / "ucf101"
+    label_of = _labels_by_name("ucf101")
+    pictures = []
+    for line in (folder / "ucfTrainTestlist" / f"{split}list01.txt").read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            video = Path(line.split()[0])  # a list of training videos has the class's number behind
+            frames = [(folder / "frames" / video).with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
+            frame = next((path for path in frames if path.is_file()), frames[0])
+            pictures.append((frame, label_of[_letters(video.parent.name)]))
+    # A frame that is missing is counted as an unreadable picture.
+    return pictures if any(path.is_file() for path, _ in pictures) else []
+
+
+_READERS: Mapping[str, Callable[[Path, str], list[Sample]]] = {
+    "birdsnap": _birdsnap,
+    "country211": lambda root, split: _class_folders(root / "country211" / split, 211),
+    "flowers102": _flowers102,
+    "gtsrb": partial(_torchvision, "GTSRB"),
+    "ucf101": _ucf101,
+    "stanford_cars": partial(_torchvision, "StanfordCars"),
+    "imagenet": _imagenet,
+    "imagenetv2": _imagenetv2,
+}
+
+
+def _class_folders(folder: Path, classes: int) -> list[Sample]:
+    """The pictures in one folder a class; torchvision's own readers of such sets would unpack archives here."""
+    folders = subfolders(folder)
+    if len(folders) != classes:
+        raise ValueError(f"{folder} has {len(folders)} class folders, {classes} would be right")
+    pictures = (sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES) for place in folders)
+    return [(path, label) for label, paths in enumerate(pictures) for path in paths]
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _labels_by_name(name: str) -> dict[str, int]:
+    """Labels by class name, of which only letters and digits count: ``ApplyEyeMakeup`` is ``Apply Eye Makeup``."""
+    return {_letters(classname): label for label, classname in enumerate(prompts_of(name)[0])}
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text.casefold() if c.isalnum())
+
 
 SUITES = {
     "paper": "the paper's eight sets, under one root",
@@ -21,7 +172,6 @@ SUITES = {
     "vtab+": "every CLIP_benchmark WebDataset folder in a folder, up to three deep",
 }
 
-_TRAIN_SPLIT = "train"
 _TRAINING = " (training)"
 _MAX_DEPTH = 3
 
@@ -30,23 +180,28 @@ _MAX_DEPTH = 3
 class SuiteSets:
     """What a suite came to.
 
-    Attributes:
-        sets: Labelled sets to classify.
-        training: Set name -> its training images, if there are any and they were asked for.
-        pairs: Sets for retrieval.
-        missing: Set name -> why it is not among them; one line. ``"NAME (training)"`` is a set that is among them, but
-            whose training images cannot be used.
+    ``missing`` says why a set is not among them; ``"NAME (training)"`` is a set whose training images cannot be used.
     """
 
     sets: list[LabelledSet] = field(default_factory=list)
-    training: dict[str, LabelledSet] = field(default_factory=dict)
-    pairs: list[Reader] = field(default_factory=list)
+    training: dict[str, LabelledSet] = field(default_factory=dict)  # where it was asked for
+    pairs: list[Reader] = field(default_factory=list)  # for retrieval
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
     def training_failed(self) -> bool:
-        """Whether there are training images that cannot be used."""
         return any(name.endswith(_TRAINING) for name in self.missing)
+
+    def add(self, name: str, test: Callable[[], LabelledSet], train: Callable[[], LabelledSet | None] | None) -> None:
+        failed = name
+        try:
+            data = test()
+            self.sets.append(data)
+            failed = name + _TRAINING
+            if train is not None and (training := train()) is not None:
+                self.training[data.name] = training
+        except (InputError, OSError) as error:
+            self.missing[failed] = str(error)
 
 
 def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool = False) -> SuiteSets:
@@ -56,13 +211,21 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
         InputError: No such suite, no folder, or a folder without a single set.
     """
     opened = SuiteSets()
-    for name, folder in _with_folders(words, root):
+    rest = list(words)
+    while rest:
+        name = rest.pop(0)
+        if name not in SUITES:
+            raise InputError(f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
+        named = rest.pop(0) if rest and rest[0] not in SUITES else root
+        if named is None:
+            raise InputError(f"--suite {name}: no folder; write --suite {name} DIR, or --root DIR")
+        folder = local_folder(named, "the sets of a suite")
         if not folder.is_dir():
             raise InputError(f"--suite {name}: {folder} is no folder")
         if name == "paper":
             for each in LAYOUTS:
-                test, train = (partial(open_paper_set, each, folder, split) for split in ("test", _TRAIN_SPLIT))
-                _add(opened, each, test, train if probe else None)
+                test, train = (partial(open_paper_set, each, folder, split) for split in ("test", "train"))
+                opened.add(each, test, train if probe else None)
             continue
         places = subfolders(folder) if name == "pictograms" else _webdatasets(folder, _MAX_DEPTH)
         if not places:
@@ -75,63 +238,24 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
 
 def training_split(path: str | Path) -> LabelledSet | None:
     """The training images of a labelled set, None without such a split; InputError if it has a mistake."""
-    part = local_folder(path, "labelled pictures") / _TRAIN_SPLIT
+    part = local_folder(path, "labelled pictures") / "train"
     inside = list(part.iterdir()) if part.is_dir() else None
     if inside is None or (inside and not any(p.is_dir() or is_tar(p) or p.name == "nshards.txt" for p in inside)):
         return None  # pictures alone: a class of that name
-    return open_labelled(path, _TRAIN_SPLIT)
-
-
-def _with_folders(words: Sequence[str], root: Path | None) -> list[tuple[str, Path]]:
-    """Each suite with its folder."""
-    suites: list[tuple[str, Path]] = []
-    rest = list(words)
-    while rest:
-        name = rest.pop(0)
-        if name not in SUITES:
-            raise InputError(f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
-        if rest and rest[0] not in SUITES:
-            suites.append((name, local_folder(rest.pop(0), "the sets of a suite")))
-        elif root is not None:
-            suites.append((name, root.expanduser()))
-        else:
-            raise InputError(f"--suite {name}: no folder; write --suite {name} DIR, or --root DIR")
-    return suites
+    return open_labelled(path, "train")
 
 
 def _add_folder(opened: SuiteSets, folder: Path, name: str, probe: bool) -> None:
-    """Adds what ``dataset_type.txt`` says, a labelled set if there is none."""
+    kind = dataset_type(folder)
+    if kind in (None, "classification"):
+        opened.add(name, partial(open_labelled, folder), partial(training_split, folder) if probe else None)
+        return
     try:
-        kind = dataset_type(folder)
-        if kind == "retrieval":
-            opened.pairs.append(open_captioned(folder))
-            return
-        if kind not in (None, "classification"):
-            wanted = "only classification and retrieval can be evaluated"
-            raise InputError(f"{folder}/dataset_type.txt says {kind!r}; {wanted}")
+        if kind != "retrieval":
+            raise InputError(f"{folder}/dataset_type.txt says {kind!r}; only classification and retrieval can be")
+        opened.pairs.append(open_captioned(folder))
     except (InputError, OSError) as error:
         opened.missing[name] = str(error)
-        return
-    _add(opened, name, partial(open_labelled, folder), partial(training_split, folder) if probe else None)
-
-
-def _add(
-    opened: SuiteSets, name: str, test: Callable[[], LabelledSet], train: Callable[[], LabelledSet | None] | None
-) -> None:
-    """Adds a labelled set and its training images, or notes why one of them cannot be used."""
-    try:
-        data = test()
-    except (InputError, OSError) as error:
-        opened.missing[name] = str(error)
-        return
-    opened.sets.append(data)
-    try:
-        training = train() if train is not None else None
-    except (InputError, OSError) as error:
-        opened.missing[name + _TRAINING] = str(error)
-        return
-    if training is not None:
-        opened.training[data.name] = training
 
 
 def _webdatasets(folder: Path, depth: int) -> list[Path]:

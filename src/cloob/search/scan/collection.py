@@ -1,4 +1,4 @@
-"""What a source of pictures is to an index, whatever its kind."""
+"""What a source of pictures is to an index, and those whose pictures are files: folders and tables."""
 
 from __future__ import annotations
 
@@ -7,49 +7,58 @@ import json
 import math
 import os
 import stat
+import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Collection as Paths
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason
-from cloob.errors import InputError
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption
+from cloob.data.shards.tar import TAR_SUFFIXES
+from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
+from cloob.data.sources.arrow import ARROW_SUFFIXES
+from cloob.data.sources.folder import captions_by_stem
+from cloob.data.sources.table import as_text, check_name, column_names, json_rows, read_table
+from cloob.errors import InputError, one_line
+from cloob.files import TooLarge, read_at_most
 from cloob.pictures import Unreadable, read_file
 from cloob.search.records import Value, valid
+from cloob.search.where import NUMBERS, TEXTS
 
 SEPARATOR = "::"
 """Between a container and a picture in it."""
 
-NO_PICTURE = "neither bytes nor a path"
-"""What a row says that holds no picture and never will."""
-
 EXAMPLES = 3
 """So many are named of what was left out, and of the files that cannot be read."""
 
+CAPTION_COLUMNS = ("title", "caption", "text")
+"""Where captions are sought when nobody has named their column."""
+
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_CODE = r"^[+-]?(0\d|\d{19})"
+_INDEX = "index.sqlite"
+_NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")  # made by file servers, Windows and npm
+_KINDS = 3
 
 
 class Found(NamedTuple):
-    """A picture that a source names, not opened yet.
+    """A picture that a source names, not opened yet."""
 
-    Attributes:
-        path: As in :class:`cloob.search.records.Item`.
-        bytes: Size of the file; None where only reading it tells.
-        mtime_ns: When it, or what is said of it, was changed last; None where nothing says so.
-        place: What its source finds it by.
-    """
-
-    path: str
-    bytes: int | None
-    mtime_ns: int | None
-    place: Any = None
+    path: str  # as in :class:`cloob.search.records.Item`
+    bytes: int | None  # size of the file; None where only reading it tells
+    mtime_ns: int | None  # when it, or what is said of it, was changed last; None where nothing says so
+    place: Any = None  # what its source finds it by
 
     @property
     def missing(self) -> bool:
-        """Whether the source names a file that is not there."""
         return self.bytes == 0 and self.mtime_ns is None
 
 
@@ -61,7 +70,6 @@ class LeftOut:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
-        """Counts one more."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         shown = self.examples.setdefault(reason, [])
         if len(shown) < EXAMPLES:
@@ -73,38 +81,25 @@ class ReadFailed(BadSample):
 
 
 class Collection:
-    """A source of pictures; this one has none. Several threads may call ``read`` and ``describe``.
-
-    Attributes:
-        name: What the index calls it: an absolute path, or the address as it was given.
-        left_out: What the last ``scan`` left out.
-        unlisted: Beginnings of paths that the last ``scan`` could not list: what is known below them stays.
-    """
+    """A source of pictures; this one has none. Several threads may call ``read`` and ``describe``."""
 
     def __init__(self, name: str, exclude: tuple[str, ...] = ()) -> None:
-        self.name = name
-        self.left_out = LeftOut()
-        self.unlisted: list[str] = []
+        self.name = name  # what the index calls it: an absolute path, or the address as it was given
+        self.left_out = LeftOut()  # by the last scan
+        self.unlisted: list[str] = []  # beginnings of paths that it could not list: what is known below them stays
         self._exclude = exclude
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        """All pictures; ``known`` are the paths that the index has of this source."""
         return iter(())
 
     def find(self, path: str) -> Found | None:
-        """A picture inside a container, by its path."""
         return None
 
     def read(self, found: Found) -> bytes:
         """The bytes of a picture's file; ``ReadFailed`` if they cannot be read now, ``BadSample`` if there are none."""
         return read_regular(found.path)
 
-    def read_again(self, found: Found, content: str) -> bytes:
-        """The bytes with this SHA-256 where several are in question."""
-        return self.read(found)
-
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
-        """Caption and columns."""
         return None, {}
 
     def excluded(self, path: str) -> bool:
@@ -117,18 +112,190 @@ Gone = Collection
 """What is left of a source that is not there any more."""
 
 
+class Rows:
+    """A table whose rows say something of pictures; several rows of one path are one picture.
+
+    ``stored`` are the paths as the table has them, ``by_path`` the rows of each picture by its absolute path.
+    """
+
+    def __init__(self, path: Path, image_column: str, caption_column: str | None) -> None:
+        self.state = path.stat()
+        self._path = path
+        self._objects = [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
+        there = column_names(path, (image_column, caption_column or image_column))
+        self._names = list(filter(None, dict.fromkeys([*there, *(name for row in self._objects for name in row)])))
+        check_name(path, self._names, image_column, "image")
+        if caption_column is not None:
+            check_name(path, self._names, caption_column, "caption")
+        self._image = image_column
+        self._caption = caption_column or next((name for name in CAPTION_COLUMNS if name in self._names), None)
+        self._hidden = 0
+        images = [row.get(image_column) for row in self._objects] or self._read_columns()
+        self.stored = [_text(each).strip() for each in images]
+        self.by_path: dict[str, list[int]] = {}
+        folder = os.path.abspath(path.parent)  # noqa: PTH100
+        for row, stored in enumerate(self.stored):
+            if stored and "\0" not in stored:
+                self.by_path.setdefault(os.path.normpath(os.path.join(folder, stored)), []).append(row)  # noqa: PTH118
+        self._composed = {unicodedata.normalize("NFC", each): rows for each, rows in self.by_path.items()}
+
+    def _read_columns(self) -> list[Any]:
+        table, stray = read_table(self._path, self._names)
+        self._hidden = sum(stray.values())
+        columns = dict(zip(self._names, table.columns, strict=True))
+        is_text_table = self._path.suffix.lower() != ".parquet"
+        for name in columns.keys() - {self._image}:
+            columns[name] = _typed(columns[name], is_text_table=is_text_table, is_caption=name == self._caption)
+        self._table = pa.table(columns)
+        images: list[Any] = columns[self._image].to_pylist()
+        return images
+
+    def of(self, path: str) -> list[int]:
+        """The rows that name a picture, letters with their accents in one character or in two."""
+        return self.by_path.get(path) or self._composed.get(unicodedata.normalize("NFC", path), [])
+
+    def describe(self, rows: list[int]) -> tuple[str | None, dict[str, Value]]:
+        contents = [self._row(row) for row in rows]
+        captions = (valid(_text(content.get(self._caption or ""))).strip() for content in contents)
+        first = contents[0] if contents else {}
+        others = {name: raw for name, raw in first.items() if name not in (self._image, self._caption)}
+        return "\n".join(filter(None, dict.fromkeys(captions))) or None, values(others)
+
+    def tell(self, left_out: LeftOut) -> None:
+        if self._hidden:
+            left_out.add("row hidden by a stray quote", str(self._path), self._hidden)
+        for column in {*TEXTS, *NUMBERS}.intersection(self._names) - {self._image, self._caption, "date"}:
+            left_out.add("from filters, a column of a name that all pictures have", column)
+
+    def _row(self, row: int) -> dict[str, Any]:
+        if self._objects:
+            return self._objects[row]
+        return {name: plain(self._table.column(name)[row]) for name in self._names}
+
+
+class Table(Collection):
+    def __init__(self, path: Path, image_column: str, caption_column: str | None, exclude: tuple[str, ...]) -> None:
+        super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100 - links in it stay
+        self._rows = Rows(path, image_column, caption_column)
+
+    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+        self.left_out = LeftOut()
+        self._rows.tell(self.left_out)
+        for row, stored in enumerate(self._rows.stored):
+            if self.excluded(stored):
+                self.left_out.add("excluded", stored)
+            elif not stored or "\0" in stored:
+                self.left_out.add("row without a path", f"row {row + 1:,}")
+        for path, rows in self._rows.by_path.items():
+            if self.excluded(self._rows.stored[rows[0]]):
+                continue
+            try:
+                state = _stated(path)
+                size, time = (0, None) if state is None else (state.st_size, _newest(state, self._rows.state))
+            except OSError:  # reading it says why
+                size, time = None, None
+            yield Found(path, size, time, rows)
+
+    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+        return self._rows.describe(found.place)
+
+
+class Folder(Collection):
+    """All pictures below a folder; ``table`` says something of them.
+
+    Hidden files and folders, folders of ``_NEVER``, and folders that are an index themselves are passed over. A link
+    is followed where it leads to a picture below the folder.
+    """
+
+    def __init__(self, folder: Path, exclude: tuple[str, ...] = (), table: Rows | None = None) -> None:
+        super().__init__(os.path.abspath(folder), exclude)  # noqa: PTH100 - links in it stay
+        self._table = table
+
+    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+        self.left_out, self.unlisted = LeftOut(), []
+        others: Counter[str] = Counter()
+        seen: set[int] = set()
+        for folder, folders, names in os.walk(self.name, onerror=self._cannot_list):
+            if _INDEX in names:
+                folders.clear()
+                continue
+            folders[:] = sorted(name for name in folders if self._enters(folder, name))
+            captions = captions_by_stem(names)
+            for name in sorted(names):
+                path, lower = os.path.join(folder, name), name.lower()  # noqa: PTH118
+                if name.startswith(".") or lower.endswith(CAPTION_SUFFIXES):
+                    continue
+                if self._left_out(path):
+                    self.left_out.add("excluded", path)
+                elif lower.endswith(IMAGE_SUFFIXES):
+                    caption = captions.get(name.rpartition(".")[0])
+                    found = self._found(path, caption and os.path.join(folder, caption))  # noqa: PTH118
+                    if found is not None:
+                        seen.update(self._table.of(path) if self._table else ())
+                        yield found
+                elif lower.endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES)):
+                    self.left_out.add("tar or Arrow file beside pictures", path)
+                else:
+                    others[os.path.splitext(lower)[1] or name] += 1  # noqa: PTH122
+        if others:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(_KINDS))
+            self.left_out.add("file of another kind", kinds + ", …" * (len(others) > _KINDS), others.total())
+        for path, rows in self._table.by_path.items() if self._table else ():
+            if seen.isdisjoint(rows) and not self._left_out(path):
+                self.left_out.add("row of the folder's table that names no picture of it", path)
+
+    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+        caption, columns = self._table.describe(self._table.of(found.path)) if self._table else (None, {})
+        try:
+            beside = clean_caption(read_at_most(found.place, MAX_CAPTION_BYTES), found.path) if found.place else None
+        except (OSError, TooLarge, BadSample):
+            beside = None
+        return beside or caption, columns
+
+    def _left_out(self, path: str) -> bool:
+        return bool(self._exclude) and self.excluded(os.path.relpath(path, self.name))
+
+    def _cannot_list(self, error: OSError) -> None:
+        self.unlisted.append(error.filename)
+        self.left_out.add("folder cannot be listed", f"{error.filename} ({error.strerror})")
+
+    def _enters(self, folder: str, name: str) -> bool:
+        path = os.path.join(folder, name)  # noqa: PTH118
+        if name.startswith(".") or name in _NEVER:
+            return False
+        excluded = self._left_out(path)
+        if excluded or os.path.islink(path):  # noqa: PTH114
+            self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
+            return False
+        return True
+
+    def _found(self, path: str, caption: str | None) -> Found | None:
+        """A picture, whose time is also that of what describes it; None where it is no file of the folder."""
+        try:
+            state: os.stat_result | None = os.lstat(path)
+            if state and stat.S_ISLNK(state.st_mode):
+                root = os.path.realpath(self.name)
+                if os.path.commonpath([root, os.path.realpath(path)]) != root:
+                    self.left_out.add("link that leads out of the folder, not followed", path)
+                    return None
+                state = _stated(path)
+            if state is None or not stat.S_ISREG(state.st_mode):
+                self.left_out.add("pipe or device", path)
+                return None
+            time = _newest(state, _stated(caption) if caption else None, self._table.state if self._table else None)
+            return Found(path, state.st_size, time, caption)
+        except OSError:  # reading it says why
+            return Found(path, None, None, caption)
+
+
 def value(raw: Any) -> Value:
     """What a source says in a column, as an index holds it; None for what it cannot hold."""
     if isinstance(raw, Decimal) and raw.is_finite():
         raw = int(raw) if raw == raw.to_integral_value() else float(raw)
-    if isinstance(raw, float):
-        return raw if math.isfinite(raw) else None
-    if raw is None or isinstance(raw, bool):
-        return raw
-    if isinstance(raw, int):
-        return raw if -(2**63) <= raw < 2**63 else str(raw)
-    if isinstance(raw, bytes):
+    if raw is None or isinstance(raw, bytes) or (isinstance(raw, float) and not math.isfinite(raw)):
         return None
+    if isinstance(raw, bool | float) or (isinstance(raw, int) and -(2**63) <= raw < 2**63):
+        return raw
     if hasattr(raw, "isoformat"):
         raw = raw.isoformat()
     if isinstance(raw, list) and all(isinstance(each, str) for each in raw):
@@ -142,31 +309,24 @@ def value(raw: Any) -> Value:
 
 
 def values(row: Mapping[Any, Any]) -> dict[str, Value]:
-    """The columns of a row that an index can hold."""
     held = {valid(str(name)): value(raw) for name, raw in row.items()}
     return {name: each for name, each in held.items() if each is not None}
 
 
-def newest(file: os.stat_result, *said: os.stat_result | None) -> int:
+def _newest(file: os.stat_result, *said: os.stat_result | None) -> int:
     """One time for a file and for what describes it, which is another one when any of them is another file.
 
-    The latest of their times to the millisecond, and below that a number made of all of them: a caption may also go, or
-    come with an older time than the picture's.
+    The latest to the millisecond, and below that a mark of all: a caption may go, or come with an older time.
     """
-    states = [state for state in said if state]
-    if not states:
-        return file.st_mtime_ns
-    latest = max(state.st_mtime_ns for state in (file, *states))
-    mark = zlib.crc32(repr([(state.st_mtime_ns, state.st_size) for state in states]).encode())
-    return latest - latest % 1_000_000 + mark % 1_000_000
+    states = [(state.st_mtime_ns, state.st_size) for state in said if state]
+    latest = max(file.st_mtime_ns, *(time for time, _ in states), 0)
+    return latest - latest % 1_000_000 + zlib.crc32(repr(states).encode()) % 1_000_000 if states else latest
 
 
-def stated(path: str) -> os.stat_result | None:
+def _stated(path: str) -> os.stat_result | None:
     """The state of a regular file, None where there is none; OSError where nothing says whether there is one."""
     try:
         state = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call
-    except ValueError:
-        return None
     except OSError as error:
         if error.errno in _NOT_THERE:
             return None
@@ -174,21 +334,9 @@ def stated(path: str) -> os.stat_result | None:
     return state if stat.S_ISREG(state.st_mode) else None
 
 
-def named(path: str, said: os.stat_result, place: Any = None, *, called: str | None = None) -> Found:
-    """A picture that a row names by a file's path: its size and time are the file's and that of the row's table."""
-    try:
-        state = stated(path)
-    except OSError:  # reading it says why
-        return Found(called or path, None, None, place)
-    size, time = (0, None) if state is None else (state.st_size, newest(state, said))
-    return Found(called or path, size, time, place)
-
-
 def read_regular(path: str) -> bytes:
     """The bytes of a picture file, which is no pipe and no device; errors as of ``Collection.read``."""
     try:
-        if stated(path) is None:
-            raise BadSample("missing image", path, "no such file")
         return read_file(path)
     except Unreadable as error:
         raise BadSample("image too large", path, error.detail) from None
@@ -198,7 +346,46 @@ def read_regular(path: str) -> bytes:
 
 def read_fault(path: str, error: Exception) -> BadSample:
     """What a picture that could not be read is: not there, or not to be read now."""
-    said = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:300]
+    said = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
     now = isinstance(error, OSError | InputError) and getattr(error, "errno", None) not in _NOT_THERE
     reason: Reason = "no permission to read" if isinstance(error, PermissionError) else "missing image"
     return (ReadFailed if now else BadSample)(reason, path, said)
+
+
+def plain(scalar: pa.Scalar) -> Any:
+    """What Arrow holds, for Python; None where Python has no such value (a year above 9999, text that is not UTF-8)."""
+    try:
+        return scalar.as_py()
+    except (ArithmeticError, ValueError, LookupError, pa.ArrowException):
+        return None
+
+
+def _text(raw: Any) -> str:
+    if isinstance(raw, list):
+        return "\n".join(filter(None, dict.fromkeys(_text(each).strip() for each in raw if not isinstance(each, list))))
+    return as_text(raw)
+
+
+def _typed(column: pa.ChunkedArray, *, is_text_table: bool, is_caption: bool) -> pa.ChunkedArray:
+    """A column of a table as what it says: bytes as text, in a text table whatever they are, and text as numbers.
+
+    Whole numbers or numbers where all are, and none is a code: ``007``, or more digits than numbers keep.
+    """
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        try:
+            column = column.cast(pa.large_string())
+        except pa.ArrowException:
+            if not is_text_table:
+                return column
+            texts = (None if raw is None else raw.decode("utf-8", "replace") for raw in column.to_pylist())
+            column = pa.chunked_array([pa.array(texts, pa.large_string())])
+    is_code = is_caption or not pa.types.is_large_string(column.type)
+    if is_code or pc.any(pc.match_substring_regex(column, _CODE)).as_py():
+        return column
+    filled = pc.if_else(pc.equal(column, ""), None, column)
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            return filled.cast(kind)
+        except pa.ArrowException:
+            continue
+    return column

@@ -1,52 +1,230 @@
-"""From what a user writes to a collection of pictures."""
+"""From what a user writes to a collection of pictures; and those inside tars, Arrow and Parquet files."""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import threading
 from collections import Counter
+from collections.abc import Collection as Paths
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample
-from cloob.data.open import DEMO_SPLITS, Kind, look_up
-from cloob.data.shards.paths import is_pattern, tars_in
-from cloob.data.shards.remote import open_remote
-from cloob.data.shards.spec import expand, is_remote, local_path
-from cloob.data.sources.arrow import arrow_files, holds_images
-from cloob.errors import InputError
-from cloob.search.scan.collection import SEPARATOR, Collection, ReadFailed, read_regular
-from cloob.search.scan.containers import Inside, Shard, Tars
-from cloob.search.scan.files import Folder, Table, find_table
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, printable
+from cloob.data.open import DEMO_SPLITS, look_up
+from cloob.data.shards.remote import RemoteShardSource, open_remote
+from cloob.data.shards.spec import expand, is_pattern, is_remote, local_path
+from cloob.data.shards.tar import Member, TarReader, group_members
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from cloob.data.sources.arrow import ArrowSource, is_image
+from cloob.data.sources.files import FileSource
+from cloob.data.sources.folder import FILE_COLUMN, metadata_of
+from cloob.data.sources.table import check_name
+from cloob.errors import InputError, one_line
+from cloob.pictures import MAX_IMAGE_BYTES
+from cloob.search.records import Value
+from cloob.search.scan.collection import (
+    CAPTION_COLUMNS,
+    SEPARATOR,
+    Collection,
+    Folder,
+    Found,
+    LeftOut,
+    ReadFailed,
+    Rows,
+    Table,
+    plain,
+    read_fault,
+    read_regular,
+    values,
+)
 from cloob.search.trust import check_typed, was_typed
+
+_PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
 
 
 @dataclass(frozen=True)
 class ScanOptions:
     """How sources are read.
 
-    Attributes:
-        exclude: Globs; what matches one, below its source or in a part of its path, is left out. An index remembers
-            them with the source: none are those of before, an empty one clears them.
-        image_column: Column of a table with the picture or its path; None: ``filepath``, or the only one of pictures.
-        caption_column: Column with the caption; None: ``title``, ``caption`` or ``text``.
-        cache: Where streamed shards and unpacked Parquet are kept; None: ``Cache()``.
-        any_column: Of Arrow and Parquet files: see :class:`cloob.search.scan.containers.Inside`.
+    ``exclude`` are globs: what matches one, below its source or in a part of its path, is left out. An index remembers
+    them with the source: none are those of before, an empty one clears them.
     """
 
     exclude: tuple[str, ...] = ()
-    image_column: str | None = None
-    caption_column: str | None = None
+    image_column: str | None = None  # ``filepath``, or the only one of pictures
+    caption_column: str | None = None  # ``title``, ``caption`` or ``text``
     cache: Cache | None = None
-    any_column: bool = False
+
+
+class _Tar(NamedTuple):
+    reader: TarReader
+    pictures: dict[str, Found]  # by path; the place of each is its shard, picture, caption and JSON
+    cut: str | None
+    left_out: list[tuple[str, str]]
+
+
+class Tars(Collection, FileSource[_Tar]):
+    """The pictures in tars. A sample's ``.json`` gives its columns.
+
+    A shard that lies elsewhere and of which all samples are known is not fetched again. ``exclude`` also takes names of
+    tars.
+    """
+
+    max_open = 8  # with the places of all their pictures
+
+    def __init__(self, name: str, shards: Sequence[Path] | RemoteShardSource, exclude: tuple[str, ...] = ()) -> None:
+        Collection.__init__(self, name, exclude)
+        self._remote = shards if isinstance(shards, RemoteShardSource) else None
+        self._files = [] if isinstance(shards, RemoteShardSource) else shards
+        self._names = [*(self._remote.shard_names if self._remote else map(str, self._files))]
+        FileSource.__init__(self, name, self._remote.shard_sizes if self._remote else [0] * len(shards), streamed=True)
+
+    def prepare(self, shard: int) -> Path:
+        return self._remote.prepare(shard) if self._remote else self._files[shard]
+
+    def load(self, shard: int, file: Path) -> _Tar:
+        reader = TarReader((file,))
+        members, cut = reader.listing(0)
+        reader.read(0, 0, 0)  # stays open when the cache drops it
+        tar = _Tar(reader, {}, cut, [])
+        mtime = None if self._remote else file.stat().st_mtime_ns
+        for key, (image, caption, about) in group_members(members, _PARTS).items():
+            path = f"{self._names[shard]}{SEPARATOR}{image.name if image else key}"
+            if image is None or self.excluded(image.name):
+                tar.left_out.append(("excluded" if image else "sample without a picture", printable(path)))
+            else:
+                tar.pictures[path] = Found(path, image.size, mtime, (shard, image, caption, about))
+        return tar
+
+    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+        self.left_out, self.unlisted = LeftOut(), []
+        held: dict[str, list[str]] = {}
+        for path in known:
+            held.setdefault(path.partition(SEPARATOR)[0], []).append(path)
+        for shard, name in enumerate(self._names):
+            if self.excluded(os.path.basename(name)):  # noqa: PTH119
+                self.left_out.add("excluded", name)
+            elif len(held.get(name, ())) == self.shard_sizes[shard] > 0:
+                yield from (Found(path, None, None) for path in held[name])
+            else:
+                yield from self._scan(name, shard)
+
+    def _scan(self, name: str, shard: int) -> Iterator[Found]:
+        try:
+            tar = self.opened(shard)
+        except (OSError, InputError) as error:
+            self.unlisted.append(name)
+            self.left_out.add("shard cannot be read", one_line(error))
+            return
+        if tar.cut is not None:
+            self.unlisted.append(name)
+            self.left_out.add("truncated shard", f"{name}: {tar.cut}")
+        for reason, example in tar.left_out:
+            self.left_out.add(reason, example)
+        yield from tar.pictures.values()
+
+    def find(self, path: str) -> Found | None:
+        name = path.partition(SEPARATOR)[0]
+        try:
+            return self.opened(self._names.index(name)).pictures.get(path) if name in self._names else None
+        except (OSError, InputError) as error:
+            raise read_fault(path, error) from None
+
+    def read(self, found: Found) -> bytes:
+        shard, image, _, _ = self._place(found)
+        if image.size > MAX_IMAGE_BYTES:
+            raise BadSample("image too large", found.path, f"{image.size:,} bytes")
+        return self._bytes(shard, image)
+
+    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+        shard, _, *members = self._place(found)
+        caption, about = (
+            self._bytes(shard, member) if member and member.size <= MAX_CAPTION_BYTES else None for member in members
+        )
+        try:
+            raw = json.loads(about or b"{}")
+        except (ValueError, RecursionError):
+            raw = {}
+        columns = values(raw) if isinstance(raw, dict) else {}
+        try:
+            return clean_caption(caption, found.path), columns
+        except BadSample:
+            said = (columns.get(key) for key in CAPTION_COLUMNS)
+            return next((each for each in said if isinstance(each, str)), None) or None, columns
+
+    def _place(self, found: Found) -> tuple[int, Member, Member | None, Member | None]:
+        """Where a picture lies; of one that was taken for known, by looking."""
+        again = found if found.place else self.find(found.path)
+        if again is None:
+            raise BadSample("missing image", found.path, "not in the shard any more")
+        place: tuple[int, Member, Member | None, Member | None] = again.place
+        return place
+
+    def _bytes(self, shard: int, member: Member) -> bytes:
+        try:
+            return self.opened(shard).reader.read(0, member.offset, member.size)
+        except (OSError, InputError) as error:
+            raise read_fault(f"{self._names[shard]}{SEPARATOR}{member.name}", error) from None
+
+
+class Inside(Collection):
+    """The pictures in rows of Arrow or Parquet files, read as in training. A path is the file's and a row's number."""
+
+    def __init__(self, name: str, files: Sequence[Path], options: ScanOptions) -> None:
+        super().__init__(name, options.exclude)
+        self._files = ArrowSource(name, files, options.image_column or "filepath", None, options.cache)
+        self._paths = [os.path.abspath(file) for file in files]  # noqa: PTH100
+        names = self._files.schemas[0].names
+        self._caption = options.caption_column or next((name for name in CAPTION_COLUMNS if name in names), None)
+        if self._caption:
+            check_name(files[0], names, self._caption, "caption")
+
+    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+        self.left_out = LeftOut()
+        start = 0
+        for path, size in zip(self._paths, self._files.shard_sizes, strict=True):
+            if self.excluded(os.path.basename(path)):  # noqa: PTH119
+                self.left_out.add("excluded", path)
+            else:
+                time = os.stat(path).st_mtime_ns  # noqa: PTH116
+                yield from (Found(f"{path}{SEPARATOR}{row}", None, time, start + row) for row in range(size))
+            start += size
+
+    def find(self, path: str) -> Found | None:
+        container, _, number = path.rpartition(SEPARATOR)
+        if container in self._paths and number.isdecimal():
+            shard = self._paths.index(container)
+            if int(number) < self._files.shard_sizes[shard]:
+                return Found(path, None, None, sum(self._files.shard_sizes[:shard]) + int(number))
+        return None
+
+    def read(self, found: Found) -> bytes:
+        try:
+            return self._files.picture(found.place)
+        except (OSError, InputError) as error:
+            raise read_fault(found.path, error) from None
+
+    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+        shard, row = self._files.place(found.place)
+        table = self._files.opened(shard)
+        columns = values(
+            {
+                field.name: plain(table.column(number)[row])
+                for number, field in enumerate(table.schema)
+                if not is_image(field.type) and field.name != self._files.image
+            }
+        )
+        caption = columns.pop(self._caption, None) if self._caption else None
+        return (None if caption is None else str(caption).strip() or None), columns
 
 
 def source_name(spec: str | Path) -> str:
-    """What an index calls a source: an absolute path, or an address as it is written."""
     text = str(spec)
     if is_remote(text) or text in DEMO_SPLITS:
         return text
@@ -58,9 +236,8 @@ def is_gone(name: str, *, typed: bool = False) -> bool:
 
     No file is looked for by a pattern that was typed neither now nor before.
     """
-    if not os.path.isabs(name) or os.path.lexists(name):  # noqa: PTH117
-        return False
-    if is_pattern(name) and not typed and not was_typed(name):
+    is_there = not os.path.isabs(name) or os.path.lexists(name)  # noqa: PTH117
+    if is_there or (is_pattern(name) and not typed and not was_typed(name)):
         return False
     try:
         items = expand(name, escape=os.sep == "/") if is_pattern(name) else []
@@ -70,54 +247,30 @@ def is_gone(name: str, *, typed: bool = False) -> bool:
 
 
 def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Collection:
-    """Opens a source of pictures, which need no captions.
+    """Opens what ``open_source`` takes, without captions too.
 
-    Args:
-        spec: A folder of pictures, or whatever ``open_source`` takes: a table, shards, a Hugging Face data set, Arrow
-            or Parquet files with the pictures inside, ``demo``.
-        options: How; None takes the defaults.
+    A folder is one of tars or Arrow files only where no picture lies in it or below it.
     """
     options = options or ScanOptions()
     name, exclude = source_name(spec), options.exclude
     path, image = Path(name), options.image_column or "filepath"
-    kind, files = _in_folder(path, options) if path.is_dir() else look_up(name, image)
-    if kind == "table" and options.any_column and path.suffix.lower() == ".parquet":
-        kind = "rows"
+    has_pictures = path.is_dir() and next(Folder(path, exclude).scan(), None) is not None
+    kind, files = ("folder", [path]) if has_pictures else look_up(name, image)
     match kind:
         case "elsewhere":
-            return _streamed(name, options)
+            remote = open_remote(name, options.cache or Cache())
+            twice, count = Counter(remote.shard_names).most_common(1)[0]
+            if count > 1:  # pictures are called by these names
+                raise InputError(f"{name}: {count:,} shards are called {twice}; index each folder by itself")
+            return Tars(name, remote, exclude)
         case "tars":
-            return Tars(name, [Shard(str(file), partial(Path, file), local=True) for file in files], exclude)
+            return Tars(name, files, exclude)
         case "rows":
-            columns = (options.image_column, options.caption_column)
-            return Inside(name, files, *columns, exclude, options.cache, any_column=options.any_column)
+            return Inside(name, files, options)
         case "table":
             return Table(path, image, options.caption_column, exclude)
-    return Folder(path, exclude, find_table(path, options.caption_column))
-
-
-def _in_folder(path: Path, options: ScanOptions) -> tuple[Kind, list[Path]]:
-    """What a folder is: one of tars or Arrow files only where no picture lies in it or below it."""
-    if next(Folder(path, options.exclude).scan(), None) is not None:
-        return "folder", [path]
-    if tars := tars_in(path):
-        return "tars", tars
-    files = arrow_files(path)
-    inside = files and (files[0].suffix.lower() == ".arrow" or options.any_column or options.image_column)
-    return ("rows", files) if inside or (files and holds_images(files[0], "filepath")) else ("folder", [path])
-
-
-def _streamed(spec: str, options: ScanOptions) -> Tars:
-    source = open_remote(spec, options.cache or Cache())
-    names = source.shard_names
-    for name, count in Counter(names).most_common(1):
-        if count > 1:  # pictures are called by these names
-            raise InputError(f"{spec}: {count:,} shards are called {name}; index each folder by itself")
-    shards = [
-        Shard(name, partial(source.prepare, i), local=False, samples=count)
-        for i, (name, count) in enumerate(zip(names, source.shard_sizes, strict=True))
-    ]
-    return Tars(spec, shards, options.exclude)
+    metadata = metadata_of(path)
+    return Folder(path, exclude, Rows(metadata[0], FILE_COLUMN, options.caption_column) if metadata else None)
 
 
 def open_named(name: str, options: ScanOptions | None = None) -> Collection:
@@ -138,12 +291,7 @@ class Pictures:
         self._lock = threading.Lock()
 
     def read(self, source: str, path: str, content: str) -> bytes:
-        """The bytes of a picture's file, by the item's source, path and content.
-
-        Raises:
-            BadSample: It is not there any more, or cannot be read now.
-            InputError: It holds something else by now, or its source cannot be opened.
-        """
+        """The bytes of a picture's file; BadSample if they are gone, InputError if they are others by now."""
         if SEPARATOR not in path or os.path.isfile(path):  # noqa: PTH113
             return _as_indexed(read_regular(path), path, content)
         collection = self._opened(source)
@@ -155,10 +303,9 @@ class Pictures:
             return _read(self._opened(source, stale=collection), path, content)
 
     def _opened(self, source: str, stale: Collection | None = None) -> Collection:
-        """A source, opened anew where it is not open or is the stale one."""
         with self._lock:
             if self._open.get(source) is stale:
-                self._open[source] = open_named(source, ScanOptions(any_column=True))
+                self._open[source] = open_named(source)
             return self._open[source]
 
 
@@ -166,11 +313,10 @@ def _read(collection: Collection, path: str, content: str) -> bytes:
     found = collection.find(path)
     if found is None:
         raise BadSample("missing image", path, f"not in {collection.name} any more")
-    return _as_indexed(collection.read_again(found, content), path, content)
+    return _as_indexed(collection.read(found), path, content)
 
 
 def _as_indexed(data: bytes, path: str, content: str) -> bytes:
-    """Refuses what an index does not name, whatever lies there now."""
     if hashlib.sha256(data).hexdigest() != content:
         raise InputError(f"{path}: has changed since it was indexed; `cloob index` looks again")
     return data
