@@ -214,16 +214,16 @@ def test_bad_rows_raise_before_anything_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encode", "error", "message"),
+    ("encode", "message"),
     [
-        (lambda part: part[0], TypeError, "encode returned Tensor; two tensors"),
-        (lambda part: (*part, None), TypeError, "encode returned Tensor, Tensor, NoneType; two tensors"),
-        (lambda part: (part[0], part[1][0]), ValueError, r"encode returned shapes \(4, 5\) and \(7,\)"),
-        (lambda part: (part[0][: len(part[0]) // 8], part[1]), ValueError, r"shapes \(0, 5\) and \(4, 7\)"),
+        (lambda part: part[0], r"encode returned \(4, 5\); two tensors"),
+        (lambda part: (*part, None), "and NoneType; two tensors"),
+        (lambda part: (part[0], part[1][0]), r"encode returned \(4, 5\) and \(7,\)"),
+        (lambda part: (part[0][: len(part[0]) // 8], part[1]), r"encode returned \(0, 5\) and \(4, 7\)"),
     ],
 )
-def test_an_encoder_of_anything_but_pairs_is_refused(encode: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_an_encoder_of_anything_but_pairs_is_refused(encode: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         cached_backward(encode, ContrastiveObjective.cloob(), cut(batch(), [4, 8]), towers=Towers())
 
 
@@ -234,7 +234,7 @@ def test_what_is_no_batch_and_no_loss_is_refused() -> None:
         step(objective, [])
     with pytest.raises(TypeError, match="the objective returned a dict; a 0-d tensor is expected"):
         step(objective, parts, output_dict=True)
-    with pytest.raises(ValueError, match=r"the objective returned shape \(12,\); a 0-d tensor is expected"):
+    with pytest.raises(TypeError, match=r"the objective returned shape \(12,\); a 0-d tensor is expected"):
         step(lambda x, y: (x * y).sum(dim=1), parts)
     with torch.no_grad(), pytest.raises(ValueError, match="gradients are off"):
         step(objective, parts)

@@ -195,8 +195,8 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
     assert TrainConfig.from_json(second.run / "config.json").align.embed_dim == 12
     for change, said in (
         # What a new head would have counts like any other value.
-        ({"embed_dim": 256}, f"embed_dim is 256, but init {str(first.run)!r} holds heads with 12"),
-        ({"head_dropout": 0.1}, f"head_dropout is 0.1, but init {str(first.run)!r} holds heads with 0.2"),
+        ({"embed_dim": 256}, f"embed_dim is 256, but init {str(first.run)!r} holds 12"),
+        ({"head_dropout": 0.1}, f"head_dropout is 0.1, but init {str(first.run)!r} holds 0.2"),
     ):
         with pytest.raises(InputError, match=re.escape(said)):
             train(again.override(out=tmp_path / "refused", **change))

@@ -20,7 +20,7 @@ from cloob.errors import InputError
 from cloob.models.load import find_model_folder, load_model
 from cloob.models.runs import chosen_checkpoint, find_best, list_checkpoints
 from cloob.objective import make_objective
-from cloob.training.build import make_val_loader
+from cloob.training.build import make_loader
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 from cloob.training.step import TowersWithLoss
@@ -74,16 +74,13 @@ def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
     assert train(config).epochs == 2
     again = train(config.override(resume="auto"))
     assert again.already_finished and again.out_of_patience
-    others = config.override(resume="auto", val_data=[pairs_as["table"]])
-    with pytest.raises(InputError, match=r"held-out pairs are not those of this checkpoint's run.*accept-changed-data"):
-        train(others)
-    went_on = train(others.override(accept_changed_data=True))
+    went_on = train(config.override(resume="auto", val_data=[pairs_as["table"]]))
     assert not went_on.already_finished and went_on.epochs == 4  # epoch 3 is the best again, epoch 4 is not better
 
 
 def test_the_mean_recall_against_a_loop(trained: Trained, pairs_folder: Path) -> None:
     encoder = load_model(trained.run)
-    loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config)
+    loader = make_loader(open_source(str(pairs_folder)), encoder, trained.config, torch.device("cpu"), train=False)
     found = validate(
         TowersWithLoss(encoder, make_objective("cloob")), loader, torch.device("cpu"), mask_duplicates=False
     )
@@ -125,7 +122,9 @@ def test_a_bad_embedding_costs_the_loss_and_its_own_recall(
 ) -> None:
     """Its batch stays in the recall: fewer candidates would make broken towers the best."""
     encoder = load_model(trained.run)
-    loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config.override(batch_size=8))
+    loader = make_loader(
+        open_source(str(pairs_folder)), encoder, trained.config.override(batch_size=8), torch.device("cpu"), train=False
+    )
     towers = TowersWithLoss(encoder, make_objective("cloob"))
     whole = validate(towers, loader, torch.device("cpu"), mask_duplicates=False)
     left = iter([True])

@@ -85,10 +85,6 @@ def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
     assert rate(12) == rate(20) == (2.0 if schedule == "constant" else 0.0)
 
 
-def test_no_warmup_starts_at_the_peak() -> None:
-    assert make_schedule(OptimConfig(lr=1.0, warmup=0), 5)(0) == 1.0
-
-
 def test_paper_schedule_has_ten_cycles_after_20000_steps() -> None:
     total = 20_000 + 10 * 1_000
     schedule = make_schedule(OptimConfig(schedule="cosine-restarts", warmup=20_000, restarts=10), total)
@@ -100,4 +96,5 @@ def test_paper_schedule_has_ten_cycles_after_20000_steps() -> None:
 def test_default_warmup() -> None:
     assert warmup_steps(OptimConfig(), 450) == 45
     assert warmup_steps(OptimConfig(), 10**6) == 2000
+    assert make_schedule(OptimConfig(lr=1.0, warmup=0), 5)(0) == 1.0
     assert warmup_steps(TrainConfig().override(warmup=0).optim, 450) == 0

@@ -19,7 +19,7 @@ from train_helpers import Recorder, lines
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.training import build, parts
+from cloob.training import build, record
 from cloob.training.callbacks import Callback, RunInfo
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
@@ -238,7 +238,7 @@ class Spoils(Callback):
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU takes steps as a device does that works by itself."""
-    monkeypatch.setattr(parts, "is_async", lambda device: True)
+    monkeypatch.setattr(record, "is_async", lambda device: True)
 
 
 def assert_same_runs(one: Path, other: Path) -> None:
@@ -249,18 +249,17 @@ def assert_same_runs(one: Path, other: Path) -> None:
     here, there = (load_model(run).state_dict() for run in (one, other))
     assert all(torch.equal(value, there[key]) for key, value in here.items())
     states = [torch.load(latest_checkpoint(run) / "trainer.pt", weights_only=True) for run in (one, other)]
-    assert states[0].get("average") == states[1].get("average")
     for index, moments in states[0]["optimizer"]["state"].items():
         assert all(torch.equal(value, states[1]["optimizer"]["state"][index][key]) for key, value in moments.items())
 
 
 def test_a_late_run_is_the_run(base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines, faults and checkpoints; log lines are due each 4 steps, epochs have 5."""
-    settings = base.override(ema=0.9, learnable_beta=True, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0)
+    settings = base.override(learnable_beta=True, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0)
     one, other = tmp_path / "waits", tmp_path / "late"
     recorders = Recorder(), Recorder()
     train(settings.override(out=one), callbacks=[recorders[0], Spoils(2, 6, 7)])
-    monkeypatch.setattr(parts, "is_async", lambda device: True)
+    monkeypatch.setattr(record, "is_async", lambda device: True)
     train(settings.override(out=other), callbacks=[recorders[1], Spoils(2, 6, 7)])
     assert_same_runs(one, other)
     found = lines(other / "metrics.jsonl")
@@ -270,8 +269,6 @@ def test_a_late_run_is_the_run(base: TrainConfig, tmp_path: Path, monkeypatch: p
         assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
     for recorder in recorders:
         assert [line["step"] for line in recorder.of("step")] == list(range(1, 11))
-    # The average moves with the steps that leave a trace.
-    assert torch.load(latest_checkpoint(other) / "trainer.pt", weights_only=True)["average"] == {"updates": 7}
 
 
 def test_lines_of_steps_before_a_fault_are_not_lost(base: TrainConfig, tmp_path: Path, late: None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from cloob.training.callbacks import Callback, RunInfo, RunResult
 from cloob.training.config import TrainConfig
-from cloob.training.watch.log import ProgressDisplay
+from cloob.training.log import ProgressDisplay
 from support import Ranks, fork
 
 WORKER = Path(__file__).with_name("train_worker.py")

@@ -13,9 +13,9 @@ from train_helpers import Trained, command_until, exact
 
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.runs import list_checkpoints
+from cloob.training import run_folder
 from cloob.training.loop import train
-from cloob.training.state import run_folder
-from cloob.training.state.run_folder import LOCK
+from cloob.training.run_folder import LOCK
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])

@@ -86,7 +86,7 @@ def test_a_tracker_that_fails_does_not_end_the_training(
     with caplog.at_level(logging.WARNING):
         train(trained.config.override(out=tmp_path / "run", epochs=1, wandb="x"))
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5 and len(fake.runs[0].logged) == 2
-    assert caplog.text.count("wandb failed (the server is gone) and is left out from here on") == 1
+    assert caplog.text.count("WandB failed (the server is gone) and is left out from here on") == 1
 
 
 def test_a_run_that_breaks_off_is_marked(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
