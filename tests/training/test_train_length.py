@@ -43,15 +43,6 @@ def test_a_longer_run_goes_on_with_the_next_epoch(
     assert rates[steps[-2] :] == [line["lr"] for line in lines(whole.run / "metrics.jsonl")][steps[-2] :]
 
 
-def test_validation_every_other_epoch_and_at_the_end(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
-    config = base.override(val_data=[str(pairs_folder)], out=tmp_path / "run")
-    result = train(config.override(epochs=3, val_every=2, save_every=0))
-    losses = [line["val_loss"] for line in lines(result.run / "epochs.jsonl")]
-    assert [loss is not None for loss in losses] == [False, True, True]
-    named = [line for line in lines(result.run / "skipped.jsonl") if line.get("held_out")]
-    assert {(line["key"], line["epoch"]) for line in named} == {("13.png", 2), ("27.png", 2)} and len(named) == 2
-
-
 def test_patience_counts_the_looks_at_the_held_out_pairs(
     base: TrainConfig, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
@@ -19,7 +18,7 @@ from train_helpers import Recorder, lines
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.training import build, record
+from cloob.training import record
 from cloob.training.callbacks import Callback, RunInfo
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
@@ -142,12 +141,6 @@ def test_micro_batches_take_the_step_of_the_whole_batch(size: int, objective: st
         torch.testing.assert_close(q, p)
 
 
-def test_no_pair_is_alone_in_a_micro_batch_where_samples_are_left_out() -> None:
-    take = Taking(micro=4)
-    assert take(*(side[:5] for side in batch())).finite  # batch norm would refuse one pair
-    assert take.towers.norm.num_batches_tracked == 2
-
-
 def test_autocast_covers_the_towers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[torch.dtype, bool]] = []
     forward = ContrastiveObjective.forward
@@ -235,12 +228,6 @@ class Spoils(Callback):
         info.encoder.model.text_projection.register_hook(hook)
 
 
-@pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU takes steps as a device does that works by itself."""
-    monkeypatch.setattr(record, "is_async", lambda device: True)
-
-
 def assert_same_runs(one: Path, other: Path) -> None:
     times = ("images_per_second", "data_wait", "device_wait")
     found = [[{k: v for k, v in x.items() if k not in times} for x in lines(r / "metrics.jsonl")] for r in (one, other)]
@@ -269,29 +256,3 @@ def test_a_late_run_is_the_run(base: TrainConfig, tmp_path: Path, monkeypatch: p
         assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
     for recorder in recorders:
         assert [line["step"] for line in recorder.of("step")] == list(range(1, 11))
-
-
-def test_lines_of_steps_before_a_fault_are_not_lost(base: TrainConfig, tmp_path: Path, late: None) -> None:
-    class Breaks(Callback):
-        def on_checkpoint(self, path: Path) -> None:
-            raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        train(base.override(out=tmp_path / "run", save_every=3), callbacks=[Breaks()])
-    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 3
-
-
-@pytest.mark.parametrize(
-    ("device", "has", "precision"), [("cpu", True, "fp32"), ("cuda", True, "bf16"), ("cuda", False, "fp32")]
-)
-def test_auto_is_resolved_by_the_device(
-    device: str, has: bool, precision: str, base: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has and not including_emulation)
-    encoder, place = build.make_encoder(base), torch.device(device)
-    found = build.resolved(base.override(precision="auto"), encoder, make_objective("cloob"), place)
-    assert found.run.precision == precision and found.run.tf32 == (device == "cuda")
-    with build.products(found, place):
-        assert torch.get_float32_matmul_precision() == ("high" if device == "cuda" else "highest")
-    assert torch.get_float32_matmul_precision() == "highest"

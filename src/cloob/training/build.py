@@ -74,7 +74,6 @@ class Parts:
         self.log.close()
 
 
-# Long: what a run is made of, one after the other, and none of it can be moved.
 def assemble(config: TrainConfig, device: torch.device) -> Parts:
     """Builds a run, or takes it up where its checkpoint left it, or AlreadyFinished; every rank calls this.
 
@@ -183,8 +182,7 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     """The configuration with a batch size that suits so many training pairs, unless it has one.
 
     A batch of the large sets' 256 would leave a small set a handful of steps, most of them warm-up. A power of two that
-    makes 16 to 32 steps of an epoch keeps the number of steps alike from 128 to 8,000 pairs, and with it the epochs and
-    the warm-up, a tenth of the steps.
+    makes 16 to 32 steps of an epoch keeps the number of steps alike from 128 to 8,000 pairs.
     """
     if config.run.batch_size:
         return config

@@ -74,7 +74,7 @@ class Saver:
         self._validation: tuple[int, dict[str, float | None]] | None = None
 
     def judged(self, step: int, metrics: dict[str, float | None]) -> bool:
-        """Notes how good the weights after ``step`` are. Returns whether they are the best so far."""
+        """Whether the weights after ``step`` are the best so far."""
         self._validation = step, metrics
         value = metrics[self.config.save.best]
         if value is None or (self._best is not None and not is_better(self.config.save.best, value, self._best)):

@@ -75,7 +75,6 @@ class BadSamples:
             _refuse(what, nothing, self.limit, self.reasons(), examples)
 
     def reasons(self) -> dict[str, int]:
-        """The epoch's bad samples by reason, over all ranks, the most frequent first."""
         return dict(sum(map(Counter, gather_objects(self.progress.reasons)), Counter[str]()).most_common())
 
 

@@ -38,7 +38,6 @@ class Depth(NamedTuple):
 
 
 def tower_of(name: str) -> Tower:
-    """The tower of a parameter of a ``DualEncoder``, by its name; what wraps the encoder does not count."""
     parts = [part for part in name.split(".") if part not in ("module", "model", "encoder", "_orig_mod")]
     return "image" if parts and parts[0] == "visual" else "text"
 

@@ -205,11 +205,8 @@ def _first_pass(
 def _checked(features: Any) -> tuple[Tensor, ...]:
     """What ``encode`` returned; TypeError if the objective's rows cannot be made of it."""
     sides = features if isinstance(features, tuple | list) else [features]
-    shapes = [tuple(side.shape) for side in sides if isinstance(side, Tensor)]
-    if len(sides) != 2 or [len(shape) for shape in shapes] != [2, 2] or shapes[0][0] != shapes[1][0]:
-        found = " and ".join(
-            str(tuple(side.shape)) if isinstance(side, Tensor) else type(side).__name__ for side in sides
-        )
+    found = [tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,) for side in sides]
+    if [len(shape) for shape in found] != [2, 2] or found[0][0] != found[1][0]:
         raise TypeError(f"encode returned {found}; two tensors (n, D) of the same n are expected")
     return tuple(sides)
 

@@ -178,8 +178,7 @@ def _clock(seconds: float) -> str:
 class Tracker(Callback):
     """Hands the numbers of rank 0 on: steps as ``train/…``, epochs as ``epoch/…``; dropped with a warning if it fails.
 
-    ``metrics.jsonl`` stays the source of truth. A tracker sets ``sink``, which takes the numbers and their step, and
-    ``finish``, which is told whether the run failed, in ``on_start``.
+    In ``on_start`` it sets ``sink``, which takes numbers and their step, and ``finish``, told whether the run failed.
     """
 
     def __init__(self) -> None:

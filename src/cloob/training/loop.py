@@ -25,7 +25,7 @@ from cloob.training.checkpoint import preserved_rng
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
 from cloob.training.log import TensorBoard, WandB
-from cloob.training.progress import Course
+from cloob.training.progress import Course, is_whole
 from cloob.training.ranks import Tally, on_rank_zero
 from cloob.training.record import Step, StepLog
 from cloob.training.resume import AlreadyFinished
@@ -139,7 +139,7 @@ class _Run:
                 checkpoint=parts.saver.last,
                 stopped="SIGTERM" if stopped else None,
                 skipped=self.skipped,
-                out_of_patience=not stopped and not self.course.is_whole(),
+                out_of_patience=not stopped and not is_whole(parts.config.run, progress),
             )
             return result
         except Exception:

@@ -21,9 +21,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups by two rules: what decays, and how fast it learns; each with its ``lr_scale``, the largest first.
 
-    CLIP's rule for the decay: matrices and kernels decay; norms, biases, gains, τ⁻¹ and β do not. A parameter decays
-    when it has two dimensions or more, is no bias and belongs to no norm layer. Embeddings of tokens and positions are
-    matrices and decay, as in CLIP. No parameter of the objective decays.
+    CLIP's rule for the decay: matrices and kernels decay, embeddings among them; norms, biases, gains, τ⁻¹ and β do
+    not. A parameter decays when it has two dimensions or more, is no bias and belongs to no norm layer.
 
     Layer-wise learning rates (as in ELECTRA and BEiT): a parameter at depth d of a tower of depths 0 … top learns
     with ``layer_decay ** (top − d)`` times the schedule's rate; the objective's temperatures with the whole of it.

@@ -81,11 +81,7 @@ class Course:
 
     def is_over(self) -> bool:
         """Whether the run has its whole length, or the held-out pairs showed nothing better ``patience`` times."""
-        return self.is_whole() or 0 < self._run.patience <= self._progress.stale
-
-    def is_whole(self) -> bool:
-        """Whether the run has its whole length."""
-        return is_whole(self._run, self._progress)
+        return is_whole(self._run, self._progress) or 0 < self._run.patience <= self._progress.stale
 
 
 def is_whole(run: RunConfig, progress: Progress) -> bool:

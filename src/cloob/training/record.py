@@ -67,7 +67,7 @@ class StepLog:
             self.flush()
 
     def flush(self) -> None:
-        """Reads the numbers of the steps since the last time; waits once for the device, if there are any."""
+        """Reads the numbers of the steps since the last time."""
         steps, self._pending = self._pending, []
         if not steps:
             return

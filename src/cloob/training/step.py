@@ -103,11 +103,10 @@ class Stepper:
 
     The decision to skip a step is the same on every rank, as the loss is the global one and gradients are averaged. In
     fp16 the loss is scaled (``torch.amp.GradScaler``), gradients are unscaled before they are measured and clipped, and
-    one that overflowed lowers the scale; once the scale is down at 1, a gradient that is not finite is a fault as in
-    fp32.
+    one that overflowed lowers the scale; once that is down at 1, a gradient that is not finite is a fault as in fp32.
 
-    With several ranks ``module`` is wrapped in DDP here, unless its towers are sharded. ``micro_batch_size``: pairs of
-    this rank whose activations are held at a time (gradient caching); 0 for all.
+    With several ranks ``module`` is wrapped in DDP, unless its towers are sharded. Of ``micro_batch_size`` pairs of this
+    rank activations are held at a time (gradient caching); 0: of all.
     """
 
     def __init__(

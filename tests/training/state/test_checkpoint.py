@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
-import random
-import resource
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from train_helpers import Trained, exact
@@ -21,28 +15,10 @@ from train_helpers import Trained, exact
 from cloob.errors import InputError
 from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
-from cloob.training.checkpoint import preserved_rng, rng_state, set_rng_state
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 
 CPU = torch.device("cpu")
-
-
-def draw() -> tuple[Any, ...]:
-    return random.random(), random.gauss(0, 1), np.random.rand(), np.random.normal(), torch.rand(3).tolist()  # noqa: NPY002
-
-
-def test_generators_come_back_through_a_file(tmp_path: Path) -> None:
-    random.gauss(0, 1)  # leaves a half-used pair behind, as numpy's does
-    np.random.normal()  # noqa: NPY002
-    torch.save(rng_state(CPU), tmp_path / "rng.pt")
-    with contextlib.suppress(KeyError), preserved_rng(CPU):
-        first = draw()
-        raise KeyError
-    assert draw() == first
-    assert draw() != first
-    set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True), CPU)
-    assert draw() == first
 
 
 @pytest.fixture
@@ -84,25 +60,6 @@ def test_an_interrupted_write_leaves_the_one_before(
             train(run.override(keep=1))
     assert names(run.save.out) == ["step-00000008", "step-00000010"]
     assert load_model(run.save.out).name == "nano-dropout"
-
-
-@pytest.mark.parametrize("file", ["model/open_clip_model.safetensors", "trainer.pt"])
-def test_no_space_within_a_file(run: TrainConfig, file: str) -> None:
-    """The kernel refuses to let a file grow, in the middle of the one or the other."""
-    last = list_checkpoints(run.save.out)[-1]
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((last / file).stat().st_size // 2, hard))
-    try:
-        with pytest.raises(
-            InputError, match=r"step-00000012: checkpoint cannot be written \(.+\); the last whole"
-        ) as e:
-            train(run)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
-    assert "\n" not in str(e.value) and str(last) in str(e.value)
-    assert names(run.save.out) == ["step-00000008", "step-00000010"]
 
 
 @pytest.mark.parametrize("damaged", ["trainer.pt", "model/open_clip_model.safetensors"])

@@ -96,9 +96,3 @@ def test_a_run_that_was_taken_over_writes_no_more_checkpoints(trained: Trained, 
     with pytest.raises(TrainingFailed, match="process 7 on elsewhere took the run over"):
         train(trained.config.override(out=tmp_path / "run"), callbacks=[At(3, take_over)])
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
-
-
-def test_a_run_that_could_not_begin_leaves_no_folder(trained: Trained, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
-        train(trained.config.override(data=["nowhere.csv"], out=tmp_path / "run"))
-    assert not any(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cloob.data.open import open_source
 from cloob.errors import InputError
@@ -80,18 +80,6 @@ def test_recomputation_is_refused_where_a_tower_has_no_switch(nano_configs: Path
         prepared("nano-resnet", grad_checkpointing=True)
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-def test_channels_last_is_a_layout_and_no_more(nano_configs: Path, enabled: bool) -> None:
-    encoder = prepared("nano-resnet", channels_last=enabled)
-    seen = []
-    encoder.model.visual.conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    found = steps(encoder)
-    weight = encoder.model.visual.conv2.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last) == enabled
-    assert all(x.is_contiguous(memory_format=torch.channels_last) == enabled for x in seen) and seen
-    assert_same(found, steps(towers("nano-resnet")), 1e-4)
-
-
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(
@@ -108,14 +96,6 @@ def test_generated_code_takes_the_same_steps(nano_configs: Path, name: str, leav
     precision, micro = leaves.get("precision", "fp32"), leaves.get("micro_batch_size", 0)
     found = steps(prepared(name, compile=True, **leaves), precision, micro)
     assert_same(found, steps(towers(name), micro=micro), 1e-4 if precision == "fp32" else 5e-2)
-
-
-def test_synchronised_batch_norm_replaces_batch_norm(nano_configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloob.training.build.world_size", lambda: 2)
-    encoder, plain = prepared("nano-resnet", sync_bn=True), towers("nano-resnet")
-    norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
-    assert encoder.state_dict().keys() == plain.state_dict().keys()
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -1,42 +1,11 @@
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cloob.training.log import ProgressDisplay, RunLog, finite
-
-
-def test_a_resumed_log_keeps_the_whole_lines_up_to_the_checkpoint(tmp_path: Path) -> None:
-    path, odd = (
-        tmp_path / "metrics.jsonl",
-        [b"[1]", b'{"step": []}', b"{}", b"\xff", b'{"step": 4, "lo'],
-    )
-    for last in odd:  # kill -9 in the middle of a line, or what is none
-        log = RunLog(tmp_path, None, writes=True)
-        for step in (1, 2, 3):
-            log.write("metrics", {"step": step})
-            assert path.read_text().count("\n") == step  # on disk at once
-        log.close()
-        with path.open("ab") as file:
-            file.write(last + b"\n")
-        RunLog(tmp_path, 9, writes=True).close()
-        assert path.read_text().count("\n") == 3
-    log = RunLog(tmp_path, 2, writes=True)
-    log.write("metrics", {"step": 3, "loss": finite(math.inf)})
-    with pytest.raises(ValueError, match="JSON"):
-        log.write("metrics", {"loss": math.nan})
-    log.close()
-    RunLog(tmp_path, None, writes=False).write("metrics", {"step": 4})  # another rank
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1},
-        {"step": 2},
-        {"step": 3, "loss": None},
-    ]
+from cloob.training.log import ProgressDisplay
 
 
 def metrics(step: int, **more: Any) -> dict[str, Any]:

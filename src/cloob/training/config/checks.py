@@ -55,8 +55,8 @@ def _of_running(config: TrainConfig) -> Iterator[Conflict]:
     run, save, optim, towers = config.run, config.save, config.optim, config.towers
     given = [f"{name} is {value}" for name in LENGTHS if (value := getattr(run, name)) is not None]
     yield len(given) > 1, f"{' and '.join(given)}; give one of them, each is the length of the run"
-    both = save.overwrite and save.resume != "none"
-    yield both, f"overwrite is True; it must be left out with --resume {save.resume}"
+    replaces = save.overwrite and save.resume != "none"
+    yield replaces, f"overwrite is True; it must be left out with --resume {save.resume}"
     # A rank whose batch lost samples has fewer micro-batches, and both of these communicate in each forward pass: the
     # other ranks would wait for it.
     for key in ("sync_bn", "fsdp"):
