@@ -42,7 +42,6 @@ FILES = {
     "broken.json": "{",
     "key.json": '{"optim": {"learning_rate": 1e-3}}',
     "lr.json": '{"optim": {"lr": "big"}}',
-    "home.json": '{"lr": 1}',
     "twice.toml": "[optim]\nlr = 1\nlr = 2\n",
     "bias.toml": "[loss]\nbias = 'x'\n",
     "flip.toml": "[pairs]\nflip = true\n",

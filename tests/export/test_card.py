@@ -21,7 +21,7 @@ from support import refused
 
 CONFIG = {
     "pairs": {"data": ["/home/xaver/secret/pairs.csv", "s3://key:word@bucket/x/{0..9}.tar?sig=abc", "sets/a|b.csv"]},
-    "towers": {"model": "small", "init": None, "init_image": "/home/xaver/secret/start"},
+    "towers": {"model": "small", "init": None},
     "loss": {"objective": "cloob", "retrieval_from": 0.5},
     "optim": {"lr": 0.001, "schedule": "cosine", "weight_decay": 0.1, "ema": 0.0},
     "run": {"batch_size": 128, "precision": "fp32", "seed": 7},
@@ -72,7 +72,6 @@ def test_a_run_and_its_results(run: Path, tmp_path: Path) -> None:
         "| β | 9.0 |",
         "| steps | 40 |",
         "| pairs seen | 5,120 |",
-        "| image tower from | start |",
         "| retrieval joins | after 50% |",
         "|  |  | (90% interval) | n |",
         "| zero-shot, noto-emoji | top-1 % | 12.3 (10.0–15.0) | 1540 |",

@@ -11,7 +11,6 @@ from torch import nn
 from cloob.objective import OBJECTIVES, make_objective
 from cloob.recipes import RECIPES, describe, get_recipe
 from cloob.training.config import TrainConfig
-from support import write_archive
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -82,16 +81,6 @@ def write_table(folder: Path) -> str:
     return str(folder / "train.csv")
 
 
-def write_shards(folder: Path) -> str:
-    """WebDataset tars, with the sizes.json that the authors have beside theirs."""
-    write_table(folder)
-    for shard, numbers in (("00000.tar", range(5)), ("00001.tar", range(5, 8))):
-        files = {f"{n}.jpg": (folder / f"{n}.jpg").read_bytes() for n in numbers}
-        write_archive(folder / "shards" / shard, files | {f"{n}.txt": f"photo {n}".encode() for n in numbers})
-    (folder / "shards" / "sizes.json").write_text(json.dumps({"00000.tar": 5, "00001.tar": 3}))
-    return str(folder / "shards")
-
-
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
@@ -112,9 +101,8 @@ def test_recipes_train(recipe: str, changes: dict[str, object], tmp_path: Path) 
     if "init" in changes:
         save_model(tmp_path / "init", create_model("tiny-vit", seed=1), make_objective("clip").config())
         changes = {**changes, "init": str(tmp_path / "init")}
-    data = write_table(tmp_path) if recipe == "cc3m" else write_shards(tmp_path)
     config = get_recipe(recipe).override(
-        data=[data], batch_size=4, epochs=1, workers=0, device="cpu", out=tmp_path / "run", **changes
+        data=[write_table(tmp_path)], batch_size=4, epochs=1, workers=0, device="cpu", out=tmp_path / "run", **changes
     )
     result = train(config)
     assert (result.steps, result.samples_seen) == (2, 8)

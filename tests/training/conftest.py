@@ -6,14 +6,13 @@ import functools
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from train_helpers import Launcher, Recorder, Trained
+from train_helpers import Recorder, Trained
 
 from cloob.training.config import TrainConfig
 
@@ -119,10 +118,3 @@ def trained(base: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Trai
     config = base.override(out=tmp_path_factory.mktemp("runs") / "whole", keep=0)
     result = train(config, callbacks=[recorder])
     return Trained(config, result.run, result, recorder)
-
-
-@pytest.fixture
-def launch(tmp_path: Path, nano_configs: Path) -> Callable[..., Any]:
-    folder = tmp_path / "jobs"
-    folder.mkdir()
-    return Launcher(folder, nano_configs).start

@@ -214,16 +214,16 @@ def test_bad_rows_raise_before_anything_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encode", "error", "message"),
+    ("encode", "message"),
     [
-        (lambda part: part[0], TypeError, "encode returned Tensor; two tensors"),
-        (lambda part: (*part, None), TypeError, "encode returned Tensor, Tensor, NoneType; two tensors"),
-        (lambda part: (part[0], part[1][0]), ValueError, r"encode returned shapes \(4, 5\) and \(7,\)"),
-        (lambda part: (part[0][: len(part[0]) // 8], part[1]), ValueError, r"shapes \(0, 5\) and \(4, 7\)"),
+        (lambda part: part[0], r"encode returned \[\(4, 5\)\]; two tensors"),
+        (lambda part: (*part, None), r"NoneType.*; two tensors"),
+        (lambda part: (part[0], part[1][0]), r"encode returned \[\(4, 5\), \(7,\)\]"),
+        (lambda part: (part[0][: len(part[0]) // 8], part[1]), r"encode returned \[\(0, 5\), \(4, 7\)\]"),
     ],
 )
-def test_an_encoder_of_anything_but_pairs_is_refused(encode: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_an_encoder_of_anything_but_pairs_is_refused(encode: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         cached_backward(encode, ContrastiveObjective.cloob(), cut(batch(), [4, 8]), towers=Towers())
 
 
@@ -234,65 +234,23 @@ def test_what_is_no_batch_and_no_loss_is_refused() -> None:
         step(objective, [])
     with pytest.raises(TypeError, match="the objective returned a dict; a 0-d tensor is expected"):
         step(objective, parts, output_dict=True)
-    with pytest.raises(ValueError, match=r"the objective returned shape \(12,\); a 0-d tensor is expected"):
+    with pytest.raises(TypeError, match=r"the objective returned shape \(12,\); a 0-d tensor is expected"):
         step(lambda x, y: (x * y).sum(dim=1), parts)
     with torch.no_grad(), pytest.raises(ValueError, match="gradients are off"):
         step(objective, parts)
     assert not gradients(towers)
 
 
-class Saved:
-    """Bytes of the activations that autograd keeps, now and at most; parameters do not count."""
+def test_activations_of_one_micro_batch_are_alive_at_a_time() -> None:
+    towers, hidden = Towers(), []
+    towers.image[0].register_forward_hook(lambda *arguments: hidden.append(weakref.ref(arguments[2])))
 
-    def __init__(self, module: nn.Module) -> None:
-        self.now = self.peak = 0
-        self.parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    def encode(part: Pair) -> Pair:
+        assert not any(activation() is not None for activation in hidden)
+        return towers(*part)
 
-    def __enter__(self) -> Saved:
-        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda kept: kept.tensor)
-        self.hooks.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.hooks.__exit__(*exc)
-
-    def pack(self, tensor: Tensor) -> Any:
-        kept = Kept(tensor)
-        if tensor.untyped_storage().data_ptr() not in self.parameters:
-            self.now += tensor.nbytes
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(kept, self.free, tensor.nbytes)
-        return kept
-
-    def free(self, nbytes: int) -> None:
-        self.now -= nbytes
-
-
-class Kept:
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def test_peak_activations_follow_the_micro_batch() -> None:
-    n = 32
-    objective = ContrastiveObjective.cloob()
-
-    def towers() -> Towers:
-        return Towers(*(nn.GELU() for _ in range(10)), hidden=1024)
-
-    peaks = {}
-    for size in (4, 8, 16, n):
-        module = towers()
-        with Saved(module) as saved:
-            cached_backward(lambda part: module(*part), objective, cut(batch(n), chunks(n, size)), towers=module)  # noqa: B023
-        assert saved.now == 0
-        peaks[size] = saved.peak
-    module = towers()
-    with Saved(module) as saved:
-        one_pass(module, objective, [batch(n)])
-    for size in (8, 16, n):
-        assert 1.9 < peaks[size] / peaks[size // 2] < 2.1
-    assert peaks[4] < saved.peak / 7
+    cached_backward(encode, ContrastiveObjective.cloob(), cut(batch(), [4, 4, 4]), towers=towers)
+    assert len(hidden) == 6
 
 
 NAMES = ("clip", "cloob", "logit_scale")  # the last is a parameter of the towers, handed over as an option
@@ -305,9 +263,8 @@ def _worker(rank: int, folder: str) -> None:
     own = slice(0, sum(LOCAL[0])) if rank == 0 else slice(sum(LOCAL[0]), N)
     micro_batches = cut(tuple(side[own] for side in batch()), LOCAL[rank])
     static = DistributedDataParallel(Towers(), static_graph=True)
-    for options in ({"towers": static}, {"towers": static.module, "no_sync": static.no_sync}):
-        with pytest.raises(ValueError, match="DDP has static_graph=True"):
-            cached_backward(lambda part: static(*part), ContrastiveObjective(gather=True), micro_batches, **options)
+    with pytest.raises(ValueError, match="DDP has static_graph=True"):
+        cached_backward(lambda part: static(*part), ContrastiveObjective(gather=True), micro_batches, towers=static)
     found = {name: _ddp_steps(name, micro_batches) for name in NAMES}
     torch.save(found | {"buffers": _ddp_buffers(rank)}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

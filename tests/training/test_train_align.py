@@ -169,20 +169,6 @@ def test_other_pairs_are_refused_before_they_go_through_the_encoders(
         train(others)
 
 
-@pytest.mark.nightly
-def test_two_processes_share_the_features(heads: TrainConfig, tmp_path: Path) -> None:
-    config = heads.override(head_dropout=0.0, epochs=1)
-    two = config.override(out=tmp_path / "two", cache_dir=tmp_path / "other")
-    ranks = fork(tmp_path / "ranks", 2, lambda: train(two) and None)
-    one = train(config)
-    assert ranks.wait() == [0, 0], ranks.told()
-    assert (
-        len(list((tmp_path / "other" / "features").glob("*.safetensors"))) == 1
-    )  # training and validation are the same pairs here
-    for a, b in zip(exact(one.run), exact(tmp_path / "two"), strict=True):
-        assert b == pytest.approx(a, rel=2e-4)
-
-
 def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> None:
     """``init`` takes such a run as any other: a step of next to no length leaves its embeddings as they were."""
     first = train(heads.override(epochs=1))
@@ -195,8 +181,8 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
     assert TrainConfig.from_json(second.run / "config.json").align.embed_dim == 12
     for change, said in (
         # What a new head would have counts like any other value.
-        ({"embed_dim": 256}, f"embed_dim is 256, but init {str(first.run)!r} holds heads with 12"),
-        ({"head_dropout": 0.1}, f"head_dropout is 0.1, but init {str(first.run)!r} holds heads with 0.2"),
+        ({"embed_dim": 256}, f"embed_dim is 256, but init {str(first.run)!r} holds 12"),
+        ({"head_dropout": 0.1}, f"head_dropout is 0.1, but init {str(first.run)!r} holds 0.2"),
     ):
         with pytest.raises(InputError, match=re.escape(said)):
             train(again.override(out=tmp_path / "refused", **change))
@@ -208,23 +194,6 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
     fresh = build.make_encoder(heads)
     with torch.no_grad():
         assert (fresh.eval().encode_text(texts) - before).abs().max() > 0.01
-
-
-def test_cloob_eval_takes_the_run(
-    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from cloob import cli
-
-    """Its recall is that of the training, which had it from the features: they are what the encoders make of a pair."""
-    run = train(heads.override(epochs=1)).run
-    words = ["eval", str(run), "--retrieval", str(pairs_folder), "--out", str(tmp_path / "eval"), "--workers", "0"]
-    assert cli.main([*words, "--device", "cpu"]) == 0
-    (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]
-    (found,) = row["retrieval"].values()
-    assert found["n"] == 40 and row["objective"] == "cloob"
-    seen = json.loads((run / "epochs.jsonl").read_text())["val_recall"]
-    recalls = [found[f"{way}@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
-    assert sum(recalls) / 6 == pytest.approx(seen, abs=0.06)  # eval counts the two pairs that the training left out
 
 
 def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(
@@ -263,13 +232,8 @@ def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(
         rows: list[dict[str, Any]] = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
         return rows, list(counted.values())
 
-    alone = []
-    for run in runs:
-        rows, seen = evaluate(run, cache=tmp_path / "empty")
-        alone += rows
-        assert seen == [40, 41]
-    assert evaluate(*runs, cache=tmp_path / "both") == (alone, [40, 41])
-    assert alone[0]["retrieval"] != alone[1]["retrieval"] and alone[0]["fingerprint"] != alone[1]["fingerprint"]
+    alone, seen = evaluate(*runs, cache=tmp_path / "empty")
+    assert seen == [40, 41] and alone[0]["retrieval"] != alone[1]["retrieval"]
     assert "kept" not in capsys.readouterr().err
     rows, seen = evaluate(*runs, cache=cache)  # type: ignore[arg-type]
     assert seen == [2, 3]
@@ -277,6 +241,3 @@ def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(
     assert "features of 38 of 40 images" in said and "features of 38 of 41 texts" in said
     for row, expected in zip(rows, alone, strict=True):
         assert row["retrieval"] == expected["retrieval"]
-        (found,), (wanted,) = row["geometry"].values(), expected["geometry"].values()
-        assert found["ajne_image"] == pytest.approx(wanted["ajne_image"], rel=1e-5)
-        assert found["modality_gap"] == pytest.approx(wanted["modality_gap"], rel=1e-5)

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train_helpers import Trained, exact, lines
-from train_worker import Trouble
+from train_helpers import Trained, Trouble, exact, lines
 
 from cloob.distributed import process_group
 from cloob.errors import InputError
 from cloob.models.runs import list_checkpoints
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
-from cloob.training.state.resume import find_checkpoint
-from support import fork, free_port, write_archive
+from cloob.training.resume import find_checkpoint
+from support import fork, write_archive
 
 
 def test_sigterm_to_the_whole_process_group(trained: Trained, tmp_path: Path) -> None:
@@ -52,25 +48,6 @@ def test_sigterm_to_the_whole_process_group(trained: Trained, tmp_path: Path) ->
 def learned(trained: Trained) -> TrainConfig:
     """12 steps of two ranks with a learned τ⁻¹."""
     return trained.config.override(batch_size=10, epochs=3, keep=0, learnable_inv_tau=True, scale="unit", resume="auto")
-
-
-@pytest.mark.nightly
-def test_torchrun_restarts_a_run_that_lost_a_rank(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
-    """Killed, restarted by torchrun, resumed from the newest checkpoint: bit for bit the run that was left alone."""
-    whole, killed = (learned(trained).override(out=tmp_path / name) for name in ("whole", "killed"))
-    kill_at = random.Random().randint(3, 11)
-    print(f"rank 1 killed after step {kill_at}")
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", f"--master-port={free_port()}")
-    jobs = ({"config": whole.to_dict()}, {"config": killed.to_dict(), "kill_at": kill_at})
-    process = launch(*jobs, launcher=launcher)
-    try:
-        output, _ = process.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its ranks
-        pytest.fail(f"the ranks hang: {process.communicate(timeout=60)[0]}")
-    assert process.returncode == 0, output
-    assert [line["step"] for line in exact(whole.save.out)] == list(range(1, 13))
-    assert exact(killed.save.out) == exact(whole.save.out)
 
 
 def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
@@ -160,7 +137,7 @@ def test_ranks_that_find_other_pairs_are_refused(trained: Trained, pairs_folder:
         found = [
             line for line in output.read_text().splitlines() if line.startswith("rank 1 finds other data than rank 0")
         ]
-        assert ["(23 pairs, not 24)" in found[0], "(other " in found[1]] == [True, True] and len(found) == 2
+        assert "(23 pairs, not 24" in found[0] and len(found) == 2
     assert not (tmp_path / "run").exists()
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from train_helpers import Trained, exact, lines
 
 from cloob.cli import main
-from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
@@ -24,46 +21,26 @@ def test_the_length_of_three_epochs_in_other_words_is_the_same_run(
     assert exact(result.run) == exact(trained.run)
 
 
-def without_times(log: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines(log)]
-
-
 @pytest.mark.parametrize(
-    ("name", "values", "save_every"),
-    [("steps", (3, 7), 0), pytest.param("samples", (17, 26, 56), 1, marks=pytest.mark.nightly)],
+    ("name", "values", "steps"),
+    [("steps", (3, 7), [3, 7]), ("samples", (17, 26, 56), [3, 4, 7])],
+    ids=["steps", "samples"],
 )
-def test_a_longer_run_goes_on_with_the_rest_of_the_epoch(
-    name: str, values: tuple[int, ...], save_every: int, base: TrainConfig, pairs_folder: Path, tmp_path: Path
+def test_a_longer_run_goes_on_with_the_next_epoch(
+    name: str, values: tuple[int, ...], steps: list[int], base: TrainConfig, pairs_folder: Path, tmp_path: Path
 ) -> None:
-    """At constant rates it is the run of that length from the start, its lines of epochs and bad pairs included."""
-    config = base.override(schedule="constant", val_data=[str(pairs_folder)], save_every=save_every, keep=0)
-    whole = train(config.override(out=tmp_path / "whole", **{name: values[-1]}))
-    parts = config.override(out=tmp_path / "parts", resume="auto")
+    """Each length ends with a validation, and is then finished."""
+    config = base.override(val_data=[str(pairs_folder)], save_every=0, keep=0, out=tmp_path / "run", resume="auto")
     for value in values:
-        result = train(parts.override(**{name: value}))
-        assert not result.already_finished
-        epoch = lines(result.run / "epochs.jsonl")[-1]
-        assert epoch["step"] == result.steps and epoch["val_loss"] is not None
-        assert (list_checkpoints(result.run)[-1] / "validation.json").is_file()
-        again = train(parts.override(**{name: value}))
+        result = train(config.override(**{name: value}))
+        assert not result.already_finished and (list_checkpoints(result.run)[-1] / "validation.json").is_file()
+        again = train(config.override(**{name: value}))
         assert again.already_finished and not again.out_of_patience and again.steps == result.steps
-    assert (result.steps, result.epochs) == (whole.steps, whole.epochs) == (whole.steps, whole.steps // 5)
-    assert exact(result.run) == exact(whole.run)
-    here, there = (load_model(run).state_dict() for run in (result.run, whole.run))
-    assert all(torch.equal(here[key], there[key]) for key in there)
-    assert without_times(result.run / "epochs.jsonl") == without_times(whole.run / "epochs.jsonl")
-    # Held-out pairs are named at the first look, wherever that is.
-    named = [[line["key"] for line in lines(run / "skipped.jsonl")] for run in (result.run, whole.run)]
-    assert sorted(named[0]) == sorted(named[1])
-
-
-def test_validation_every_other_epoch_and_at_the_end(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
-    config = base.override(val_data=[str(pairs_folder)], out=tmp_path / "run")
-    result = train(config.override(epochs=3, val_every=2, save_every=0))
-    losses = [line["val_loss"] for line in lines(result.run / "epochs.jsonl")]
-    assert [loss is not None for loss in losses] == [False, True, True]
-    named = [line for line in lines(result.run / "skipped.jsonl") if line.get("held_out")]
-    assert {(line["key"], line["epoch"]) for line in named} == {("13.png", 2), ("27.png", 2)} and len(named) == 2
+    epochs = lines(result.run / "epochs.jsonl")
+    assert [line["step"] for line in epochs] == steps and all(line["val_loss"] is not None for line in epochs)
+    rates = [line["lr"] for line in lines(result.run / "metrics.jsonl")]
+    whole = train(base.override(**{name: values[-1]}, out=tmp_path / "whole"))
+    assert rates[steps[-2] :] == [line["lr"] for line in lines(whole.run / "metrics.jsonl")][steps[-2] :]
 
 
 def test_patience_counts_the_looks_at_the_held_out_pairs(

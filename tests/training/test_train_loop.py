@@ -96,13 +96,6 @@ def test_config_json_is_resolved_and_trains_the_same(trained: Trained, tmp_path:
     assert same_weights(other.run, trained.run)
 
 
-def test_checkpoints_load_in_open_clip_alone(trained: Trained) -> None:
-    import open_clip
-
-    model = open_clip.create_model(f"local-dir:{trained.result.checkpoint}/model")
-    assert float(model.logit_scale.detach().exp()) == pytest.approx(30, rel=1e-5)
-
-
 def cut_back(trained: Trained, out: Path, step: int) -> Path:
     """The run as it would be had it been killed between the checkpoint of ``step`` and the next."""
     shutil.copytree(trained.run, out)
@@ -125,7 +118,7 @@ def test_a_finished_run_is_said_to_be_finished(
         "--resume starts anew\n"
     )
     assert main([*command, "--model", "nano-wide"]) == 2
-    assert "holds another architecture" in capsys.readouterr().err
+    assert "was trained with towers.model = 'nano-dropout', not 'nano-wide'" in capsys.readouterr().err
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()} == before
 
 
@@ -138,15 +131,13 @@ def test_more_epochs_continue_and_another_objective_does_not(
     with pytest.raises(InputError, match=r"trained with loss\.inv_tau = 30\.\d*, not 20"):
         train(trained.config.override(out=out, resume="auto", inv_tau=20))
     (out / "config.json").rename(out / "aside.json")  # then the checkpoint itself knows
-    with pytest.raises(InputError, match=r"step-00000015: is of another objective \(inv_tau was 20 and is 30 now"):
+    with pytest.raises(InputError, match=r"step-00000015: was trained with other parameters.*inv_tau was 20 and is 30"):
         train(trained.config.override(out=out, resume="auto", inv_tau=20))
     (out / "aside.json").rename(out / "config.json")
     with caplog.at_level(logging.WARNING):
         result = train(trained.config.override(out=out, resume="auto", epochs=4, lr=1e-4))
     assert result.steps == 20 and len(lines(out / "metrics.jsonl")) == 20
     assert "another run.epochs: 4 instead of 3" in caplog.text and "another optim.lr" in caplog.text
-    with pytest.raises(InputError, match="another architecture"):
-        train(trained.config.override(out=out, resume="auto", model="nano-wide"))
 
 
 def test_an_earlier_run_is_not_overwritten_unasked(trained: Trained, tmp_path: Path) -> None:
@@ -173,28 +164,23 @@ def test_what_torchrun_starts_again_does_not_overwrite_its_run(
 
 
 class Evaluates(Callback):
-    """Puts the towers into eval mode, and all of them back into training mode if so wanted."""
-
-    def __init__(self, *, back: bool) -> None:
-        self.back = back
-        self.modes: list[list[bool]] = []
+    """Puts all of the towers into training mode."""
 
     def on_start(self, info: RunInfo) -> None:
-        self.encoder = info.encoder
+        self.encoder, self.modes = info.encoder, []
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         self.modes.append([module.training for module in self.encoder.modules()])
-        self.encoder.train(self.back)
+        self.encoder.train()
 
 
-@pytest.mark.parametrize(("frozen", "back"), [("none", False), ("image", True)])
-def test_the_loop_switches_the_towers_back(trained: Trained, tmp_path: Path, frozen: str, back: bool) -> None:
+def test_the_loop_switches_the_towers_back(trained: Trained, tmp_path: Path) -> None:
     """Also where a frozen tower was in eval mode before, and a callback puts all of it into training mode."""
-    config = trained.config.override(out=tmp_path / "run", epochs=1, freeze=frozen, model="nano-resnet")
-    callback = Evaluates(back=back)
+    config = trained.config.override(out=tmp_path / "run", epochs=1, freeze="image", model="nano-resnet")
+    callback = Evaluates()
     result = train(config, callbacks=[callback])
     assert all(modes == callback.modes[0] for modes in callback.modes) and len(callback.modes) == 5
-    assert callback.encoder.model.visual.bn1.training == (frozen == "none")
+    assert not callback.encoder.model.visual.bn1.training
     alone = train(config.override(out=tmp_path / "alone"))
     assert exact(result.run) == exact(alone.run) and same_weights(result.run, alone.run)
 
@@ -231,19 +217,6 @@ def test_nonfinite_steps_are_skipped_and_written_down(trained: Trained, tmp_path
     assert not set(report["keys"]) & set(other["keys"])
     assert found[-1]["samples_seen"] == 76 - len(report["keys"]) - len(other["keys"])
     assert lines(result.run / "epochs.jsonl")[0]["loss"] == pytest.approx(np.mean([x["loss"] for x in found[:3]]))
-
-
-def test_a_run_whose_last_step_is_not_finite_says_what_is_kept(
-    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = trained.config.override(out=tmp_path / "run", epochs=1, save_every=2)
-    result = train(config, callbacks=[Poison(4, 100)])
-    assert result.checkpoint == tmp_path / "run" / "checkpoints" / "step-00000004"
-    said = f"the last step was not finite, after which nothing is saved: the newest checkpoint is {result.checkpoint}"
-    assert caplog.messages[-1] == said
-    config = config.override(out=tmp_path / "other", save_every=0)
-    assert train(config, callbacks=[Poison(3, 100)]).checkpoint is None
-    assert "the last 2 steps were not finite" in caplog.messages[-1] and "no checkpoint" in caplog.messages[-1]
 
 
 def test_too_many_nonfinite_steps_end_the_run(trained: Trained, tmp_path: Path) -> None:
@@ -313,7 +286,7 @@ def test_validation_init_and_several_sources(trained: Trained, pairs_folder: Pat
     assert lines(result.run / "epochs.jsonl")[0]["val_loss"] == pytest.approx(float(sum(both)) / 2, rel=1e-4)
     with pytest.raises(InputError, match=r"model is 'nano-vit', but init .* holds 'nano-dropout'"):
         train(config.override(model="nano-vit", out=tmp_path / "x"))
-    with pytest.raises(InputError, match=r"image_size is 64, but init .* holds a model for 32 pixels"):
+    with pytest.raises(InputError, match=r"image_size is 64, but init .* holds 32"):
         train(config.override(image_size=64, out=tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from train_helpers import Trained, command_until, exact, lines
 
-from cloob.errors import InputError
 from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.training.config import TrainConfig
@@ -120,26 +119,3 @@ def test_memory_that_runs_out_at_a_step_is_one_line(base: TrainConfig, tmp_path:
     assert "Traceback" not in ranks.told()
     assert len(lines(run / "metrics.jsonl")) == 2
     assert [path.name for path in list_checkpoints(run)] == ["step-00000002"]
-
-
-@pytest.mark.parametrize(
-    ("error", "seen", "said"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), InputError, "4 pairs at a time"),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError, "mat1 and mat2"),
-    ],
-)
-def test_a_gpu_s_error_is_one_line_and_other_errors_are_what_they_are(
-    trained: Trained,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
-    seen: type[Exception],
-    said: str,
-) -> None:
-    def fails(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(TowersWithLoss, "forward", fails)
-    with pytest.raises(seen, match=said):
-        train(trained.config.override(out=tmp_path / "run", micro_batch_size=4))

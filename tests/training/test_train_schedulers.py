@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from train_helpers import lines, wait_until
 
 from cloob.models.runs import list_checkpoints
@@ -89,32 +88,3 @@ def test_the_slurm_script_requeues_itself_and_goes_on(pairs_as: dict[str, str], 
     output, _ = second.communicate(timeout=300)
     assert second.returncode == 0 and requeued.read_text() == "7\n", output
     assert [line["step"] for line in lines(log)] == list(range(1, 5 * epochs + 1))
-
-
-def test_the_pods_of_the_kubernetes_job_train_together(pairs_as: dict[str, str], tmp_path: Path) -> None:
-    """What each container runs, by sh -c, with paths and addresses of this machine."""
-    _, job = yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text())
-    (args,) = job["spec"]["template"]["spec"]["containers"][0]["args"]
-    (tmp_path / "data" / "cc3m").mkdir(parents=True)
-    shutil.copy(pairs_as["table"], tmp_path / "data" / "cc3m")
-    changed = replaced(
-        args,
-        ("--nproc-per-node 8", "--nproc-per-node 1"),
-        ("cc3m-0.cc3m:29500", f"127.0.0.1:{free_port()}"),
-        ("--data /data", f"--data {tmp_path}/data"),
-        ("--out /runs", f"--out {tmp_path}/runs"),
-        ("--save-every 500", f"--save-every 500 --epochs 1 --workers 0 {OPTIONS}"),
-    )
-    pods = [
-        subprocess.Popen(
-            ["sh", "-c", changed],
-            env=environment(JOB_COMPLETION_INDEX=str(i)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    outputs = [pod.communicate(timeout=300)[0] for pod in pods]
-    assert [pod.returncode for pod in pods] == [0, 0], outputs
-    assert [line["step"] for line in lines(tmp_path / "runs" / "cc3m" / "metrics.jsonl")] == [1, 2, 3, 4, 5]

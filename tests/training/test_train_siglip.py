@@ -73,9 +73,6 @@ def test_the_bias_goes_into_the_folder_and_another_run(base: TrainConfig, tmp_pa
     assert theirs.logit_bias.item() == pytest.approx(last["bias"], rel=1e-6)
     assert theirs.logit_scale.exp().item() == pytest.approx(last["inv_tau"], rel=1e-6)
 
-    started = base.override(objective="siglip", model=None, init=str(tmp_path / "run"), init_scales=True, steps=1)
-    train(started.override(out=tmp_path / "on"))
-    assert TrainConfig.from_json(tmp_path / "on" / "config.json").loss.bias == pytest.approx(trained.bias.item())
-    train(started.override(objective="clip", init_scales=False, out=tmp_path / "clip"))
-    left = open_clip.create_model(f"local-dir:{latest_checkpoint(tmp_path / 'clip') / 'model'}")
+    clip = base.override(objective="clip", model=None, init=str(tmp_path / "run"), steps=1, out=tmp_path / "clip")
+    left = open_clip.create_model(f"local-dir:{train(clip).checkpoint}/model")
     assert left.logit_bias is None  # in a softmax it cancels

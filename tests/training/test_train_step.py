@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
@@ -19,7 +18,7 @@ from train_helpers import Recorder, lines
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.training import build, parts
+from cloob.training import record
 from cloob.training.callbacks import Callback, RunInfo
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
@@ -142,12 +141,6 @@ def test_micro_batches_take_the_step_of_the_whole_batch(size: int, objective: st
         torch.testing.assert_close(q, p)
 
 
-def test_no_pair_is_alone_in_a_micro_batch_where_samples_are_left_out() -> None:
-    take = Taking(micro=4)
-    assert take(*(side[:5] for side in batch())).finite  # batch norm would refuse one pair
-    assert take.towers.norm.num_batches_tracked == 2
-
-
 def test_autocast_covers_the_towers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[torch.dtype, bool]] = []
     forward = ContrastiveObjective.forward
@@ -235,12 +228,6 @@ class Spoils(Callback):
         info.encoder.model.text_projection.register_hook(hook)
 
 
-@pytest.fixture
-def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU takes steps as a device does that works by itself."""
-    monkeypatch.setattr(parts, "is_async", lambda device: True)
-
-
 def assert_same_runs(one: Path, other: Path) -> None:
     times = ("images_per_second", "data_wait", "device_wait")
     found = [[{k: v for k, v in x.items() if k not in times} for x in lines(r / "metrics.jsonl")] for r in (one, other)]
@@ -249,18 +236,17 @@ def assert_same_runs(one: Path, other: Path) -> None:
     here, there = (load_model(run).state_dict() for run in (one, other))
     assert all(torch.equal(value, there[key]) for key, value in here.items())
     states = [torch.load(latest_checkpoint(run) / "trainer.pt", weights_only=True) for run in (one, other)]
-    assert states[0].get("average") == states[1].get("average")
     for index, moments in states[0]["optimizer"]["state"].items():
         assert all(torch.equal(value, states[1]["optimizer"]["state"][index][key]) for key, value in moments.items())
 
 
 def test_a_late_run_is_the_run(base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines, faults and checkpoints; log lines are due each 4 steps, epochs have 5."""
-    settings = base.override(ema=0.9, learnable_beta=True, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0)
+    settings = base.override(learnable_beta=True, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0)
     one, other = tmp_path / "waits", tmp_path / "late"
     recorders = Recorder(), Recorder()
     train(settings.override(out=one), callbacks=[recorders[0], Spoils(2, 6, 7)])
-    monkeypatch.setattr(parts, "is_async", lambda device: True)
+    monkeypatch.setattr(record, "is_async", lambda device: True)
     train(settings.override(out=other), callbacks=[recorders[1], Spoils(2, 6, 7)])
     assert_same_runs(one, other)
     found = lines(other / "metrics.jsonl")
@@ -270,31 +256,3 @@ def test_a_late_run_is_the_run(base: TrainConfig, tmp_path: Path, monkeypatch: p
         assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
     for recorder in recorders:
         assert [line["step"] for line in recorder.of("step")] == list(range(1, 11))
-    # The average moves with the steps that leave a trace.
-    assert torch.load(latest_checkpoint(other) / "trainer.pt", weights_only=True)["average"] == {"updates": 7}
-
-
-def test_lines_of_steps_before_a_fault_are_not_lost(base: TrainConfig, tmp_path: Path, late: None) -> None:
-    class Breaks(Callback):
-        def on_checkpoint(self, path: Path) -> None:
-            raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        train(base.override(out=tmp_path / "run", save_every=3), callbacks=[Breaks()])
-    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 3
-
-
-@pytest.mark.parametrize(
-    ("device", "has", "precision"), [("cpu", True, "fp32"), ("cuda", True, "bf16"), ("cuda", False, "fp32")]
-)
-def test_auto_is_resolved_by_the_device(
-    device: str, has: bool, precision: str, base: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has and not including_emulation)
-    encoder, place = build.make_encoder(base), torch.device(device)
-    found = build.resolved(base.override(precision="auto"), encoder, make_objective("cloob"), place)
-    assert found.run.precision == precision and found.run.tf32 == (device == "cuda")
-    with build.products(found, place):
-        assert torch.get_float32_matmul_precision() == ("high" if device == "cuda" else "highest")
-    assert torch.get_float32_matmul_precision() == "highest"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cloob.training.callbacks import Callback, RunInfo, RunResult
 from cloob.training.config import TrainConfig
-from cloob.training.watch.log import ProgressDisplay
+from cloob.training.log import ProgressDisplay
 from support import Ranks, fork
 
-WORKER = Path(__file__).with_name("train_worker.py")
 # Compared between runs that must be the same; the other keys of a line are times.
 EXACT = ("step", "epoch", "samples_seen", "loss", "lr", "grad_norm", "inv_tau", "beta")
 
@@ -64,31 +63,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def exact(run: Path) -> list[dict[str, Any]]:
     """What two runs must have in common to the last bit."""
     return [{key: line[key] for key in EXACT} for line in lines(run / "metrics.jsonl")]
-
-
-@dataclass
-class Launcher:
-    """Starts ``train_worker.py`` in processes of its own."""
-
-    folder: Path
-    configs: Path
-
-    def start(
-        self,
-        *runs: dict[str, Any],
-        launcher: tuple[str, ...] = (),
-    ) -> Any:
-        job = self.folder / f"job-{len(list(self.folder.iterdir()))}.json"
-        job.write_text(json.dumps({"configs": [str(self.configs)], "runs": list(runs)}))
-        command = [sys.executable, *launcher, str(WORKER), str(job)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
 
 
 @dataclass
@@ -139,3 +113,35 @@ def command_until(
         return main(["train", "--config", str(folder / "config.json")])
 
     return fork(folder, processes, action)
+
+
+class Trouble(Callback):
+    """Slows a run down; kills the last rank or sends it SIGTERM at a step, or makes its weights NaN for some steps."""
+
+    def __init__(
+        self,
+        slow: float = 0.0,
+        kill_at: int | None = None,
+        stop_at: int | None = None,
+        poison: tuple[int, int] | None = None,
+    ) -> None:
+        self.slow, self.poison = slow, poison
+        self.signals = {kill_at: signal.SIGKILL, stop_at: signal.SIGTERM}
+        self.first_attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+
+    def on_start(self, info: RunInfo) -> None:
+        self.info = info
+        self.last_rank = info.rank == int(os.environ.get("WORLD_SIZE", "1")) - 1
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        time.sleep(self.slow)
+        if metrics["step"] in self.signals and self.first_attempt and self.last_rank:
+            os.kill(os.getpid(), self.signals[metrics["step"]])
+        if self.poison and self.last_rank:
+            weight = self.info.encoder.model.token_embedding.weight
+            with torch.no_grad():
+                if metrics["step"] == self.poison[0]:
+                    self.kept = weight.clone()
+                    weight.fill_(float("nan"))
+                elif metrics["step"] == self.poison[1]:
+                    weight.copy_(self.kept)

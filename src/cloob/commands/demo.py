@@ -100,8 +100,8 @@ def present(
     from cloob.distributed import resolve_device
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.examples import searches
+    from cloob.training.log import ProgressDisplay
     from cloob.training.loop import train
-    from cloob.training.watch.log import ProgressDisplay
 
     device = resolve_device(device_name)
     compare.check_writable(out)

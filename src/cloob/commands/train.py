@@ -70,7 +70,7 @@ def _begun_anew(config: TrainConfig, file: Path) -> TrainConfig:
     """The configuration of a run, for another one: it may not overwrite, and does not go on."""
     from cloob.models.runs import CHECKPOINTS_FOLDER
 
-    config = config.override(overwrite=False, accept_changed_data=False)
+    config = config.override(overwrite=False)
     return config.override(resume="none") if (file.parent / CHECKPOINTS_FOLDER).is_dir() else config
 
 
@@ -88,14 +88,13 @@ def run(config: TrainConfig) -> int:
     import logging
 
     from cloob.cache import use_cache
+    from cloob.training.log import ProgressDisplay
     from cloob.training.loop import train
-    from cloob.training.watch.log import ProgressDisplay
 
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the encoders are
     logging.getLogger("cloob.training.build").setLevel(logging.INFO)  # says what is held out, and the batch size
-    logging.getLogger("cloob.training.watch.profiling").setLevel(logging.INFO)  # says where the profile is
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
     if first:

@@ -181,8 +181,8 @@ def _training(run: Path, folder: Path) -> dict[str, str]:
     checkpoint = folder.resolve().parent
     step = checkpoint_step(checkpoint) if checkpoint.name.startswith("step-") else None
     done = _progress(run, step)
-    data, init, init_image = pairs.get("data"), towers.get("init"), towers.get("init_image")
-    joins, ema = loss.get("retrieval_from"), optim.get("ema")
+    data, init = pairs.get("data"), towers.get("init")
+    joins = loss.get("retrieval_from")
     rows = {
         "data": ", ".join(data_name(str(name)) for name in data) if isinstance(data, list) else None,
         "steps": f"{step:,}" if step is not None else done.get("step"),
@@ -193,9 +193,7 @@ def _training(run: Path, folder: Path) -> dict[str, str]:
         "schedule": optim.get("schedule"),
         "weight decay": optim.get("weight_decay"),
         "starts from": model_name(str(init)) if init else None,
-        "image tower from": model_name(str(init_image)) if init_image else None,
         "retrieval joins": f"after {joins:.0%}" if joins else None,
-        "averaged weights": f"decay {ema}" if ema else None,
         "seed": settings.get("seed"),
     }
     return {label: f"{value}" for label, value in rows.items() if value is not None}

@@ -27,8 +27,7 @@ def load_model(source: str | Path, device: str | torch.device = "auto") -> DualE
     Args:
         source: A run folder (its best checkpoint if one was validated, else its last; ``"RUN:best"``, ``"RUN:last"``),
             a checkpoint folder, a model folder, or as a string open_clip's ``"NAME/TAG"``, ``"hf-hub:…"``,
-            ``"local-dir:…"``; a file, folder or public name of another program (docs/weights.md). Of a run with ``ema``
-            these are the averaged weights.
+            ``"local-dir:…"``; a file, folder or public name of another program (docs/weights.md).
         device: Where the towers go; ``"auto"`` is CUDA where there is one, else the CPU.
 
     Returns:

@@ -3,7 +3,6 @@
 ::
 
     RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  averaged/ (a model folder)
-          profile/ (table.txt, trace.json.gz)
           checkpoints/step-00000100/  trainer.pt  validation.json  model/
     model folder, one of
           open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a ``local-dir:`` folder of its own
@@ -35,9 +34,6 @@ METRICS_FILE = "metrics.jsonl"
 EPOCHS_FILE = "epochs.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 AVERAGED_FOLDER = "averaged"
-PROFILE_FOLDER = "profile"
-TABLE_FILE = "table.txt"
-TRACE_FILE = "trace.json.gz"
 CHECKPOINTS_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
 TRAINER_FILE = "trainer.pt"

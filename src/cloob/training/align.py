@@ -24,7 +24,7 @@ from cloob.data.order import epoch_order, local_part
 from cloob.data.source import Source
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import rank, world_size
-from cloob.errors import InputError, require, too_few_pairs
+from cloob.errors import require, too_few_pairs
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, open_image_encoder, row_keys
 from cloob.models.aligned import open_text_encoder as open_text
 from cloob.models.load import load_model
@@ -79,15 +79,6 @@ def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:
     return {"head": options["kind"], "embed_dim": options["embed_dim"], "head_dropout": options["dropout"]}
 
 
-def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
-    """Refuses settings of heads that are not those of the heads to start from."""
-    for key, held in head_settings(encoder).items():
-        asked = getattr(config.align, key)
-        if asked not in (None, held):
-            holds = f"init {config.towers.init!r} holds heads with {held}"
-            raise InputError(f"{key} is {asked}, but {holds}; leave it out, also of --config")
-
-
 class FeatureLoader(Loader):
     """A ``Loader`` of features. The first batch of the first epoch, on rank 0, lists all pairs that cannot be used.
 
@@ -115,30 +106,30 @@ class FeatureLoader(Loader):
 
 
 def feature_loader(
-    source: Source,
-    encoder: AlignedEncoder,
-    config: TrainConfig,
-    device: torch.device,
-    cache: Cache,
-    *,
-    train: bool,
+    source: Source, encoder: AlignedEncoder, config: TrainConfig, device: torch.device, cache: Cache, *, train: bool
 ) -> FeatureLoader:
-    """The features of a source in batches; computed here unless they are cached. Fits fresh heads when training.
-
-    InputError where too many pairs cannot be used, or the source holds less than one batch.
-    """
+    """The features of a source in batches; computed here unless they are cached. Fits fresh heads when training."""
     batch_size, limit = config.run.batch_size, config.pairs.max_bad_fraction
-    if train and len(source) < batch_size:
-        raise too_few_pairs(source.name, len(source), batch_size)
     encoder = encoder.to(device)
-    name = f"{on_rank_zero(lambda: _key(source, encoder), slow=True)}.safetensors"
+    # Named by what they are made from: both encoders, by which `cloob eval` finds them, and the bytes of all pairs.
+    key = on_rank_zero(lambda: "-".join((*encoder.encoder_keys(), content_key(source)[:20])), slow=True)
 
-    def check(features: Features) -> None:
+    def check(features: Features) -> Features:
         kind, total = "samples" if train else "held-out pairs", len(features.keys) + len(features.skipped)
         check_fraction(source.name, kind, features.skipped, total, limit)
+        return features
+
+    def make(target: Path) -> None:  # what is refused is not kept: the pictures may be there again tomorrow
+        _write(target, check(_compute(source, encoder, config.pairs.workers, target.touch)))
 
     def get() -> Features:
-        return _cached(source, encoder, config.pairs.workers, cache, name, check)
+        path = cache.get("features", f"{key}.safetensors", make)
+        features = _read(path)
+        if features is None:
+            cache.drop(path)
+            features = _read(cache.get("features", f"{key}.safetensors", make))
+        assert features is not None
+        return check(features)
 
     # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
     held: list[Features] = []
@@ -148,46 +139,6 @@ def feature_loader(
     if train and config.towers.init is None:  # heads that were trained before keep their standardisation
         encoder.fit(features.images, features.texts)
     return FeatureLoader(features, source.name, batch_size=batch_size, seed=config.run.seed, train=train)
-
-
-def _key(source: Source, encoder: AlignedEncoder) -> str:
-    """A name for the features: of what they are made from, whatever it is called and wherever it lies.
-
-    That are both encoders, by which ``cloob eval`` finds the file, and the bytes of the source's pictures and captions.
-    The source is read through once for it, without decoding.
-    """
-    return "-".join((*encoder.encoder_keys(), content_key(source)[:20]))
-
-
-def _cached(
-    source: Source,
-    encoder: AlignedEncoder,
-    workers: int,
-    cache: Cache,
-    name: str,
-    check: Callable[[Features], object],
-) -> Features:
-    """The features in the cache, computed now if they are not there or not whole.
-
-    Those that ``check`` refuses are not kept: the pictures may be there again tomorrow.
-    """
-
-    def make(target: Path) -> None:
-        features = _compute(source, encoder, workers, target.touch)
-        check(features)
-        tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
-        tensors |= {"images_rows": features.rows[0], "texts_rows": features.rows[1]}
-        skipped = [(skip.key, skip.reason, skip.detail) for skip in features.skipped]
-        metadata = {"keys": json.dumps(features.keys), "skipped": json.dumps(skipped)}
-        target.write_bytes(require("safetensors.torch", "train").save(tensors, metadata=metadata))
-
-    for _ in range(2):
-        path = cache.get("features", name, make)
-        if (features := _read(path)) is not None:
-            check(features)
-            return features
-        cache.drop(path)
-    raise InputError(f"{path}: the features that were just written cannot be read back")
 
 
 def _compute(source: Source, encoder: AlignedEncoder, workers: int, gets_on: Callable[[], object]) -> Features:
@@ -219,10 +170,16 @@ def _compute(source: Source, encoder: AlignedEncoder, workers: int, gets_on: Cal
     return Features(images, texts, ids, tuple(keys), (rows[0], rows[1]), tuple(skipped))
 
 
+def _write(path: Path, features: Features) -> None:
+    tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
+    tensors |= {"images_rows": features.rows[0], "texts_rows": features.rows[1]}
+    skipped = [(skip.key, skip.reason, skip.detail) for skip in features.skipped]
+    metadata = {"keys": json.dumps(features.keys), "skipped": json.dumps(skipped)}
+    path.write_bytes(require("safetensors.torch", "train").save(tensors, metadata=metadata))
+
+
 def _read(path: Path) -> Features | None:
-    """The features in a file; None if there is none, or it is not whole."""
-    if not path.is_file():
-        return None
+    """The features in a file; None if it is not whole."""
     library = require("safetensors", "train")
     try:
         with library.safe_open(path, framework="pt") as file:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from cloob.cache import Cache
-from cloob.data.builder import Tokenizer
+from cloob.data.fingerprint import Fingerprint
 from cloob.data.loader import Loader, PairLoader
 from cloob.data.mix import mix
 from cloob.data.open import open_source
@@ -18,48 +21,146 @@ from cloob.data.split import choose_held_out, split
 from cloob.data.transforms import TrainTransform
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import rank, world_size
-from cloob.errors import InputError
+from cloob.errors import InputError, require
+from cloob.files import write_whole
 from cloob.functional.checks import float32_products
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.aligned import AlignedEncoder, VectorEncoder
 from cloob.models.encoder import DualEncoder
+from cloob.models.importing import import_open_clip
 from cloob.models.load import load_model
+from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.training import align, finetune, vectors
+from cloob.training import align, finetune, resume, sharding, vectors
+from cloob.training.checkpoint import HELD_OUT, TRAINING, Saver, remove_leftovers, seed_generators
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_start
-from cloob.training.config.parts import RETRIEVING
-from cloob.training.optim import warmup_steps
+from cloob.training.config.checks import check_combination, check_start, refuse
+from cloob.training.config.parts import RunConfig
+from cloob.training.faults import BadSamples
+from cloob.training.log import RunLog
+from cloob.training.optim import make_optimizer, warmup_steps
+from cloob.training.progress import Progress
 from cloob.training.ranks import gather_objects, on_rank_zero
+from cloob.training.run_folder import prepare_run_folder, refuse_another_run
+from cloob.training.step import Stepper, TowersWithLoss
 
 logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "RN50"
 
 
+@dataclass(frozen=True)
+class Parts:
+    """All that the loop works with, on this rank."""
+
+    config: TrainConfig  # with every default filled in
+    encoder: DualEncoder
+    objective: ContrastiveObjective
+    loader: Loader
+    val_loader: Loader | None
+    held_out: str  # the name of the held-out pairs
+    towers: TowersWithLoss
+    stepper: Stepper
+    progress: Progress
+    saver: Saver
+    log: RunLog
+    bad: BadSamples
+
+    def close(self) -> None:
+        for loader in (self.loader, self.val_loader):
+            if loader is not None:
+                loader.close()
+        self.log.close()
+
+
+def assemble(config: TrainConfig, device: torch.device) -> Parts:
+    """Builds a run, or takes it up where its checkpoint left it, or AlreadyFinished; every rank calls this.
+
+    The order matters: the run folder is touched only once towers, data and checkpoint could be opened, and the
+    optimiser is made after everything that replaces parameters.
+    """
+    check_combination(config)
+    checkpoint = resume.find_checkpoint(config.save.out, config.save.resume)
+    resumed = checkpoint.path if checkpoint else None
+    on_rank_zero(lambda: refuse_another_run(config, resumed))
+    source, held_out = vectors.open_vectors(config) if config.vectors.a is not None else open_both(config)
+    config = fit_batch(config, len(source))
+    encoder = make_encoder(config, source)
+    finetune.freeze(encoder, config.towers.freeze)
+    objective = make_loss(config)
+    config = resolved(config, encoder, objective, device)
+    sources = {TRAINING: source} | ({} if held_out is None else {HELD_OUT: held_out})
+    data = {name: _same_on_every_rank(pairs) for name, pairs in sources.items()}
+    if checkpoint is not None:  # before all pairs go through frozen encoders, which may take hours
+        resume.check_same_data(checkpoint, data)
+        resume.stop_if_finished(checkpoint, config, data, objective)
+    loader = make_loader(source, encoder, config, device)
+    val_loader = make_loader(held_out, encoder, config, device, train=False) if held_out is not None else None
+    encoder.to(device)
+    objective.to(device)
+    prepare_towers(encoder, config.run, device)
+    optimizer = make_optimizer(encoder, objective, config.optim, device)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = resume.progress_of(checkpoint, config, data, loader.pairs_per_epoch)
+        resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer)
+    towers = TowersWithLoss(encoder, objective, config.run.precision)
+    # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
+    micro, share = config.run.micro_batch_size, -(-config.run.batch_size // world_size())
+    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro if micro < share else 0)
+    if checkpoint is not None and stepper.scaler.is_enabled() and checkpoint.state["scaler"]:
+        stepper.scaler.load_state_dict(checkpoint.state["scaler"])  # precision may have changed
+    towers.train()
+    finetune.keep_frozen(encoder, config.towers.freeze)
+    on_rank_zero(lambda: prepare_run_folder(config, resumed))
+    seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
+
+    saver = Saver(config, stepper, loader.pairs_per_epoch, data, resumed)
+    if rank() == 0:
+        remove_leftovers(config.save.out)
+        write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
+    log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)
+    # The features that heads train on were checked when they were made or read.
+    limit = 1.0 if isinstance(encoder, AlignedEncoder) else config.pairs.max_bad_fraction
+    return Parts(
+        config=config,
+        encoder=encoder,
+        objective=objective,
+        loader=loader,
+        val_loader=val_loader,
+        held_out=held_out.name if held_out is not None else "",
+        towers=towers,
+        stepper=stepper,
+        progress=progress,
+        saver=saver,
+        log=log,
+        bad=BadSamples(progress, source.name, limit, loader.pairs_per_epoch, log),
+    )
+
+
+def _same_on_every_rank(pairs: Source | VectorPairs) -> Fingerprint:
+    """The fingerprint of pairs; InputError where some host has others: ranks divide them by their number."""
+    looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on each host: it may look into a hundred thousand files
+    first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
+    for number, (size, found) in enumerate(others, 1):
+        if size != first[0] or (found and found != first[1]):
+            other = f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or with other contents)"
+            raise InputError(f"{pairs.name}: rank {number} {other}; give all the same")
+    return first[1]
+
+
 def make_cache(config: TrainConfig) -> Cache:
-    """The cache that the configuration names; what it leaves out says the environment."""
     gigabytes = config.pairs.cache_gb
     return Cache(config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3))
-
-
-def open_pairs(specs: Sequence[str], config: TrainConfig) -> Source:
-    """Opens one source or several as one; errors as of ``open_source``."""
-    return mix(_open(specs, config))
-
-
-def open_all(config: TrainConfig) -> tuple[Source | VectorPairs, Source | VectorPairs | None]:
-    """As ``open_both``, also of vectors."""
-    return open_both(config) if config.vectors.a is None else vectors.open_vectors(config)
 
 
 def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
     """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs."""
     pairs = config.pairs
     if not pairs.val_split:
-        source = open_pairs(pairs.data, config)
-        return source, open_pairs(pairs.val_data, config) if pairs.val_data else None
+        source = mix(_open(pairs.data, config))
+        return source, mix(_open(pairs.val_data, config)) if pairs.val_data else None
     sources = _open(pairs.data, config)
     if rank() == 0:
         logger.info("reading all pairs once, to hold some out (--val-split) …")
@@ -81,8 +182,7 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     """The configuration with a batch size that suits so many training pairs, unless it has one.
 
     A batch of the large sets' 256 would leave a small set a handful of steps, most of them warm-up. A power of two that
-    makes 16 to 32 steps of an epoch keeps the number of steps alike from 128 to 8,000 pairs, and with it the epochs and
-    the warm-up, a tenth of the steps.
+    makes 16 to 32 steps of an epoch keeps the number of steps alike from 128 to 8,000 pairs.
     """
     if config.run.batch_size:
         return config
@@ -97,104 +197,67 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
 
 
 def make_encoder(config: TrainConfig, source: Source | VectorPairs | None = None) -> DualEncoder:
-    """The towers to start from, on the CPU: created by name, loaded, one of each, or frozen encoders with heads.
-
-    Heads for vectors are made for those of ``source``.
-    """
+    """The towers to start from, on the CPU: created by name or loaded, frozen encoders with heads, or heads alone."""
     towers = config.towers
     if isinstance(source, VectorPairs):
         return vectors.make_vector_encoder(config, source)
     if config.align.encoders():
         return align.make_aligned(config)
-    if towers.init_image is not None:
-        return finetune.beside_image_tower(towers.init_image, towers.model, towers.image_size, config.run.seed)
     if towers.init is None:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
     encoder = load_model(towers.init, device="cpu")
     encoder.check_weights()
-    if isinstance(encoder, VectorEncoder):
-        raise InputError(f"init {towers.init!r} holds heads for vectors; `cloob train vectors` begins anew")
+    holds = f"init {towers.init!r} holds"
+    refuse([(isinstance(encoder, VectorEncoder), f"{holds} heads for vectors; `cloob train vectors` begins anew")])
     check_start(config, aligned=isinstance(encoder, AlignedEncoder))
+    found = {"model": encoder.name, "image_size": encoder.image_size}
     if isinstance(encoder, AlignedEncoder):
-        align.check_same_heads(encoder, config)
         encoder.on_features = True
-    if towers.model not in (None, encoder.name):
-        raise InputError(
-            f"model is {towers.model!r}, but init {towers.init!r} holds {encoder.name!r}; leave --model out"
-        )
-    if towers.image_size not in (None, encoder.image_size):
-        raise InputError(
-            f"image_size is {towers.image_size}, but init {towers.init!r} holds a model for {encoder.image_size} pixels"
+        found |= align.head_settings(encoder)
+    for key, held in found.items():
+        asked = (vars(towers) | vars(config.align))[key]
+        refuse(
+            [(asked not in (None, held), f"{key} is {asked!r}, but {holds} {held!r}; leave it out, also of --config")]
         )
     return encoder
 
 
-def make_loss(config: TrainConfig, encoder: DualEncoder) -> ContrastiveObjective:
-    """The configuration's objective, gathering over several ranks; ``init_scales`` are those of ``encoder``."""
-    overrides = config.loss.overrides()
-    if config.loss.init_scales:
-        trained = encoder.make_objective(**({"beta": config.loss.beta} if config.loss.beta is not None else {}))
-        shared = ["inv_tau"]
-        if trained.hopfield and config.loss.objective in RETRIEVING:
-            shared.append("beta")
-        if trained.bias is not None and config.loss.objective.startswith("siglip"):
-            shared.append("bias")
-        overrides = {name: trained.config()[name] for name in shared} | overrides
+def make_loss(config: TrainConfig) -> ContrastiveObjective:
+    """The configuration's objective, gathering over several ranks."""
     try:
-        return make_objective(config.loss.objective, gather=world_size() > 1, **overrides)
+        return make_objective(config.loss.objective, gather=world_size() > 1, **config.loss.overrides())
     except (ValueError, TypeError) as error:
         raise InputError(f"objective {config.loss.objective!r}: {error}") from error
 
 
 def make_loader(
-    source: Source | VectorPairs, encoder: DualEncoder, config: TrainConfig, device: torch.device
+    source: Source | VectorPairs, encoder: DualEncoder, config: TrainConfig, device: torch.device, *, train: bool = True
 ) -> Loader:
-    """The training batches of this rank."""
+    """This rank's training batches, or those of held-out pairs: all of them, in order and without augmentation."""
     size = config.run.batch_size
-    if size < 2 * world_size():
-        raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
+    least = 2 * world_size()
+    refuse([(train and size < least, f"batch_size is {size} for {world_size()} processes; it must be {least} or more")])
     if isinstance(source, VectorPairs):
-        return vectors.vector_loader(source, config, train=True)
+        return vectors.vector_loader(source, config, train=train)
     if isinstance(encoder, AlignedEncoder):
-        return align.feature_loader(source, encoder, config, device, make_cache(config), train=True)
-    transform = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
+        return align.feature_loader(source, encoder, config, device, make_cache(config), train=train)
+    augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
+    # Shared padding is left out where that is exact; a compiled tower wants one shape.
+    trims = encoder.trims_texts and not config.run.compile
     return PairLoader(
         source,
-        transform,
-        _tokenizer(encoder, config),
+        augmented if train else encoder.preprocess,
+        TrimmedTokenizer(encoder.tokenizer) if trims else encoder.tokenizer,
         size,
         seed=config.run.seed,
-        shuffle_buffer=config.pairs.shuffle_buffer,
+        shuffle=train,
+        drop_last=train,
+        shuffle_buffer=config.pairs.shuffle_buffer if train else None,
         rank=rank(),
         world_size=world_size(),
         workers=config.pairs.workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=train and device.type == "cuda",
     )
-
-
-def make_val_loader(source: Source | VectorPairs, encoder: DualEncoder, config: TrainConfig) -> Loader:
-    """The held-out pairs, whole, in order and without augmentation."""
-    if isinstance(source, VectorPairs):
-        return vectors.vector_loader(source, config, train=False)
-    if isinstance(encoder, AlignedEncoder):
-        return align.feature_loader(source, encoder, config, encoder.device, make_cache(config), train=False)
-    return PairLoader(
-        source,
-        encoder.preprocess,
-        _tokenizer(encoder, config),
-        config.run.batch_size,
-        shuffle=False,
-        drop_last=False,
-        rank=rank(),
-        world_size=world_size(),
-        workers=config.pairs.workers,
-    )
-
-
-def _tokenizer(encoder: DualEncoder, config: TrainConfig) -> Tokenizer:
-    """The encoder's, without shared padding where that is exact; a compiled tower wants one shape."""
-    trims = encoder.trims_texts and not config.run.compile
-    return TrimmedTokenizer(encoder.tokenizer) if trims else encoder.tokenizer
 
 
 def resolved(
@@ -229,3 +292,36 @@ def has_bfloat16(device: torch.device) -> bool:
         return False
     with torch.cuda.device(device):
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -> None:
+    """Readies towers for training, in place: memory layout, batch norm over ranks, recomputation, compilation, shards.
+
+    Names and shapes of parameters stay, so checkpoints are the same for all. The optimiser has to be made afterwards.
+    """
+    encoder.set_channels_last(run.channels_last)
+    if run.sync_bn and world_size() > 1:
+        require("timm.layers", "train").convert_sync_batchnorm(encoder)
+    if run.grad_checkpointing:
+        _enable_recomputation(encoder)
+    if run.compile:
+        # In place, since a wrapper would put its name into every key of the checkpoint. The two passes of gradient
+        # caching are compiled apart and must draw the same random numbers.
+        encoder.compile(options={"fallback_random": True} if run.micro_batch_size else None)
+    if run.fsdp:
+        sharding.shard(encoder, device)
+
+
+def _enable_recomputation(encoder: DualEncoder) -> None:
+    """Gradient checkpointing, by the switch of open_clip's transformers and timm's towers; others are refused."""
+    visual = encoder.model.visual
+    does_nothing = isinstance(visual, import_open_clip(".modified_resnet").ModifiedResNet)
+    switch: Any = None if does_nothing else getattr(visual, "trunk", encoder.model)
+    try:
+        switch.set_grad_checkpointing(True)  # where timm refuses, open_clip would log a warning and train without
+    except (AttributeError, AssertionError):
+        raise InputError(
+            f"grad_checkpointing is True, but the image tower of {encoder.name} has no such switch; "
+            "--micro-batch-size saves memory with any tower"
+        ) from None
+    encoder.model.set_grad_checkpointing(True)

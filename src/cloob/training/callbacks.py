@@ -27,7 +27,6 @@ class RunInfo:
         device: Where the towers are.
         total_steps: Steps of the whole run.
         steps_per_epoch: Steps of an epoch.
-        average: The towers with the running average of the weights, which checkpoints export; None without ``ema``.
         start_step: Steps done before this process took over; 0 unless resumed.
         rank: This process's rank; callbacks are called on every rank.
         resumed_from: The checkpoint, or None.
@@ -41,7 +40,6 @@ class RunInfo:
     device: torch.device
     total_steps: int
     steps_per_epoch: int
-    average: DualEncoder | None = None
     start_step: int = 0
     rank: int = 0
     resumed_from: Path | None = None
@@ -55,15 +53,14 @@ class RunResult:
     Attributes:
         run: The run folder.
         steps: Optimiser steps done.
-        epochs: Epochs completed; one that the run's length ended early is none.
+        epochs: Epochs ended, the last one perhaps early by the run's length.
         samples_seen: Usable samples trained on.
         seconds: Training time, checkpoints and validation included, over all resumptions.
         loss: Loss of the last step that was not skipped; None if there was none in this process.
         checkpoint: The newest checkpoint; None if the run wrote none.
         stopped: None when the run reached its end, else ``"SIGTERM"``.
         skipped: Samples of the last epoch that could not be used, by reason.
-        already_finished: The run that was to go on had reached its end before; nothing was written, but for the
-            average with the start where that is asked for.
+        already_finished: The run that was to go on had reached its end before; nothing was written.
         out_of_patience: The end was not its length, but ``patience`` validations without a better one.
     """
 
@@ -94,11 +91,7 @@ class Callback:
         """
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
-        """After each epoch, with the line of ``epochs.jsonl``.
-
-        Where the run's length ends an epoch early, there too. If the run goes on from there, a line of the whole epoch
-        takes the place of that one.
-        """
+        """After each epoch, with the line of ``epochs.jsonl``; also after one that the run's length ended early."""
 
     def on_checkpoint(self, path: Path) -> None:
         """After a checkpoint was written whole."""

@@ -63,9 +63,10 @@ def cached_backward(
         The objective's 0-d value, detached and without ``scale``. It may be NaN, and then the gradients are, too.
 
     Raises:
-        TypeError: ``encode`` returned anything but two tensors, or the objective anything but one.
-        ValueError: No micro-batch; gradients are off; DDP with ``static_graph=True``; features that are not (n, D), a
-            loss that is not 0-d; whatever the objective raises. All before any gradient was added.
+        TypeError: ``encode`` returned anything but two tensors of (n, D), or the objective anything but one of no
+            dimension.
+        ValueError: No micro-batch; gradients are off; DDP with ``static_graph=True``; whatever the objective raises.
+            All before any gradient was added.
 
     Example:
         >>> import torch
@@ -81,22 +82,26 @@ def cached_backward(
         torch.Size([4, 6])
     """
     micro_batches = list(micro_batches)  # both passes need the same: a shuffling loader would give others
-    if not micro_batches:
-        raise ValueError("no micro-batches: gradient caching needs at least one")
-    if not torch.is_grad_enabled():
-        raise ValueError("gradients are off (torch.no_grad or inference_mode): gradient caching is there for them")
-    if any(getattr(module, "static_graph", False) for module in (towers, getattr(no_sync, "__self__", None))):
-        raise ValueError("DDP has static_graph=True, but the passes of gradient caching differ: leave it out")
+    static = any(getattr(module, "static_graph", False) for module in (towers, getattr(no_sync, "__self__", None)))
+    for wrong, error in (
+        (not micro_batches, "no micro-batches: gradient caching needs at least one"),
+        (
+            not torch.is_grad_enabled(),
+            "gradients are off (no_grad or inference_mode): gradient caching is there for them",
+        ),
+        (static, "DDP has static_graph=True, but the passes of gradient caching differ: leave it out"),
+    ):
+        if wrong:
+            raise ValueError(error)
     _share_buffers(towers, getattr(no_sync, "__self__", None))
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
     learned = {name: value for name, value in options.items() if isinstance(value, Tensor) and value.requires_grad}
     options |= {name: value.detach().requires_grad_() for name, value in learned.items()}
     loss = objective(*rows, **({} if ids is None else {"ids": ids}), **options)
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"the objective returned a {type(loss).__name__}; a 0-d tensor is expected")
-    if loss.ndim:
-        raise ValueError(f"the objective returned shape {tuple(loss.shape)}; a 0-d tensor is expected")
+    if not isinstance(loss, Tensor) or loss.ndim:
+        kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise TypeError(f"the objective returned {kind}; a 0-d tensor is expected")
     scales = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
     scaled = loss if scale is None else scale(loss)
     leaves = [*rows, *scales, *(options[name] for name in learned)]
@@ -198,19 +203,11 @@ def _first_pass(
 
 
 def _checked(features: Any) -> tuple[Tensor, ...]:
-    """What ``encode`` returned, if the objective's rows can be made of it.
-
-    Raises:
-        TypeError: Not two tensors.
-        ValueError: Not of shape (n, D).
-    """
+    """What ``encode`` returned; TypeError if the objective's rows cannot be made of it."""
     sides = features if isinstance(features, tuple | list) else [features]
-    if len(sides) != 2 or not all(isinstance(side, Tensor) for side in sides):
-        kinds = ", ".join(type(side).__name__ for side in sides)
-        raise TypeError(f"encode returned {kinds}; two tensors of shape (n, D) are expected")
-    shapes = [tuple(side.shape) for side in sides]
-    if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][0]:
-        raise ValueError(f"encode returned shapes {shapes[0]} and {shapes[1]}; (n, D) of the same n are expected")
+    found = [tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,) for side in sides]
+    if [len(shape) for shape in found] != [2, 2] or found[0][0] != found[1][0]:
+        raise TypeError(f"encode returned {found}; two tensors (n, D) of the same n are expected")
     return tuple(sides)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,21 +18,18 @@ from cloob.data.copies import Copies
 from cloob.distributed import Layout, process_group, rank, resolve_device, world_size
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.runs import SKIPPED_FILE, read_lines
-from cloob.training import build, faults, finetune, sharding
+from cloob.training import build, faults, finetune, run_folder, sharding
+from cloob.training.build import Parts
 from cloob.training.callbacks import Callback, RunInfo, RunResult
+from cloob.training.checkpoint import preserved_rng
 from cloob.training.config import TrainConfig
-from cloob.training.course import Course
 from cloob.training.faults import StopRequested, StopSignal
-from cloob.training.parts import Parts, assemble
+from cloob.training.log import TensorBoard, WandB
+from cloob.training.progress import Course, is_whole
 from cloob.training.ranks import Tally, on_rank_zero
 from cloob.training.record import Step, StepLog
-from cloob.training.state import run_folder
-from cloob.training.state.resume import AlreadyFinished
-from cloob.training.state.rng import preserved_rng
-from cloob.training.step import Launched
+from cloob.training.resume import AlreadyFinished
 from cloob.training.validate import Validation, validate
-from cloob.training.watch.log import TensorBoard, WandB
-from cloob.training.watch.profiling import part, profile
 
 _CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
@@ -41,9 +39,8 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
     """Trains two towers.
 
     Under ``torchrun`` each process calls this; the run folder must be visible to all of them. SIGTERM ends the run
-    after the current step with a checkpoint. On the CPU in float32 the same configuration gives the same numbers, bit
-    for bit, whether or not the run was interrupted and resumed: with one or two processes; with more up to rounding of
-    the gradients' sums.
+    after the current step with a checkpoint. On the CPU in float32 with one or two processes the same configuration
+    gives the same numbers, bit for bit, whether or not the run was interrupted; with more up to rounding.
 
     Args:
         config: The whole configuration.
@@ -71,23 +68,16 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
         trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
         try:
-            run = _Run(assemble(config, device), [*callbacks, *trackers], check_lock)
+            run = _Run(build.assemble(config, device), [*callbacks, *trackers], check_lock)
         except AlreadyFinished as finished:
-            _average(config, finished.checkpoint, finished.progress.start)
-            return finished.result()
+            return finished.result
         with StopSignal() as stop, build.products(run.parts.config, device):
             result = run.go(stop)
-        start = run.parts.progress.start
         del run  # and with it DDP, before the group that it holds
-        if result.stopped is None:
-            _average(config, result.checkpoint, start)
+        checkpoint = result.checkpoint
+        if config.towers.average_with_start is not None and checkpoint is not None and result.stopped is None:
+            on_rank_zero(lambda: finetune.write_average(config, checkpoint))
         return result
-
-
-def _average(config: TrainConfig, checkpoint: Path | None, start: str) -> None:
-    """Averages the end of a run with its start, where that is asked for."""
-    if config.towers.average_with_start is not None and checkpoint is not None:
-        on_rank_zero(lambda: finetune.write_average(config, checkpoint, start))
 
 
 @contextlib.contextmanager
@@ -109,25 +99,23 @@ class _Run:
         self.course = Course(parts.config, parts.loader, parts.progress, hopfield=parts.objective.hopfield)
         self.callbacks = callbacks
         self.modules = list(parts.towers.modules())
-        self.copies = Copies(parts.device)
+        self.copies = Copies(parts.stepper.device)
         self.steps = StepLog(parts, partial(self._call, "on_step"))
         self.skipped: dict[str, int] = {}
 
     def go(self, stop: StopSignal) -> RunResult:
-        """Runs to the end, to a signal or to an exception."""
         parts, progress = self.parts, self.parts.progress
         info = RunInfo(
             run=parts.config.save.out,
             config=parts.config,
             encoder=parts.encoder,
             objective=parts.objective,
-            device=parts.device,
+            device=parts.stepper.device,
             total_steps=progress.step + self.course.steps_left(),
             steps_per_epoch=parts.loader.steps_per_epoch,
             start_step=progress.step,
-            average=parts.average.encoder if parts.average else None,
             rank=rank(),
-            resumed_from=parts.resumed_from,
+            resumed_from=parts.saver.last,
             pairs_per_epoch=parts.loader.pairs_per_epoch,
         )
         result = None
@@ -135,14 +123,24 @@ class _Run:
         try:
             self._call("on_start", info)
             stopped = False
-            profiled = parts.config.save.out if parts.config.log.profile and rank() == 0 else None
-            with profile(profiled, self.course.steps_left()) as stepped:
-                while not stopped and not self.course.is_over():
-                    stopped = self._epoch(stop, stepped)
+            while not stopped and not self.course.is_over():
+                stopped = self._epoch(stop)
             self._save()
             if progress.nonfinite and rank() == 0:
-                self._warn_of_the_end()
-            result = self._result("SIGTERM" if stopped else None)
+                said = "the last step was not finite, and nothing is saved until one is: %s"
+                logger.warning(said, faults.kept(parts.saver.last))
+            result = RunResult(
+                run=parts.config.save.out,
+                steps=progress.step,
+                epochs=progress.epoch,
+                samples_seen=progress.samples_seen,
+                seconds=time.perf_counter() - self.began,
+                loss=self.steps.last_loss,
+                checkpoint=parts.saver.last,
+                stopped="SIGTERM" if stopped else None,
+                skipped=self.skipped,
+                out_of_patience=not stopped and not is_whole(parts.config.run, progress),
+            )
             return result
         except Exception:
             with contextlib.suppress(Exception):  # the error to report is the one that ended the run
@@ -152,65 +150,40 @@ class _Run:
             parts.close()
             self._call("on_end", result)
 
-    def _warn_of_the_end(self) -> None:
-        """Warns that the last steps were not finite, after which nothing is saved."""
-        steps = "step was" if self.parts.progress.nonfinite == 1 else f"{self.parts.progress.nonfinite} steps were"
-        last = self.parts.saver.last
-        kept = f"the newest checkpoint is {last}" if last else "there is no checkpoint (--save-every N makes some)"
-        logger.warning("the last %s not finite, after which nothing is saved: %s", steps, kept)
-
     def _call(self, event: str, *arguments: object) -> None:
         modes = [module.training for module in self.modules]
-        with preserved_rng(self.parts.device):
+        with preserved_rng(self.parts.stepper.device):
             for callback in self.callbacks:
                 getattr(callback, event)(*arguments)
         for module, mode in zip(self.modules, modes, strict=True):
             if module.training != mode:
                 module.training = mode
 
-    def _result(self, stopped: str | None) -> RunResult:
-        progress = self.parts.progress
-        return RunResult(
-            run=self.parts.config.save.out,
-            steps=progress.step,
-            epochs=progress.epoch,
-            samples_seen=progress.samples_seen,
-            seconds=time.perf_counter() - self.began,
-            loss=self.steps.last_loss,
-            checkpoint=self.parts.saver.last,
-            stopped=stopped,
-            skipped=self.skipped,
-            out_of_patience=stopped is None and not self.course.is_whole(),
-        )
-
-    def _epoch(self, stop: StopSignal, stepped: Callable[[], None]) -> bool:
+    def _epoch(self, stop: StopSignal) -> bool:
         """The rest of the current epoch. Returns whether a signal ended it."""
         parts, progress = self.parts, self.parts.progress
         save_every, size = parts.config.save.save_every, parts.config.run.batch_size
         start, offset = divmod(progress.position, size)
         progress.lanes = progress.lanes or parts.loader.lanes  # an epoch keeps its order with another world size
         batches = parts.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
-        whole = steps = parts.loader.steps(offset)
-        if parts.config.run.epochs is None:
-            steps = min(steps, start + self.course.steps_left())
+        steps = min(parts.loader.steps(offset), start + self.course.steps_left())
         parts.towers.train()
         finetune.keep_frozen(parts.encoder, parts.config.towers.freeze)
         try:
             for index in range(start, steps):
                 began = time.perf_counter()
-                with preserved_rng(_CPU), part("waiting for data"):
+                with preserved_rng(_CPU):
                     fetched = faults.fetch(batches, stop)
                 stop.ignore_children()  # only now: torch sets its own handler when the workers begin
                 waited = time.perf_counter() - began
-                batch, counts = faults.agree(*fetched, stop, parts.device, parts.saver.last)
+                batch, counts = faults.agree(*fetched, stop, parts.stepper.device, parts.saver.last)
                 parts.bad.count(batch, counts)
                 self._step(batch, counts, began, waited)
-                stepped()
-                progress.position = offset + (index + 1) * size
-                last = index + 1 == steps
-                if save_every and progress.step % save_every == 0 and not last:
+                progress.position += size
+                progress.passed += size
+                if save_every and progress.step % save_every == 0 and index + 1 < steps:
                     self._save()
-            best = self._end_epoch(stop, cut=steps < whole)
+            best = self._end_epoch(stop)
         except StopRequested:  # while it validates: the checkpoint lacks the validation, which resuming makes good
             return True
         if best or not save_every or progress.step % save_every == 0:
@@ -218,107 +191,82 @@ class _Run:
         return False
 
     def _step(self, batch: Batch, counts: Tally, began: float, waited: float) -> None:
-        """One optimiser step, or one that is left out, and its line in the log."""
         parts, progress = self.parts, self.parts.progress
         place = self.course.place()
         lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
         progress.step += 1
         outcome = None
         if counts.samples >= 2 and counts.smallest >= 1:
-            with part("copy to the device"):
-                batch = self.copies(batch)
-            outcome = self._launch(batch, lr, hopfield, Layout(counts.sizes))
-            if parts.average is not None:
-                parts.average.update(parts.encoder, outcome.finite)
+            on, layout = self.copies(batch), Layout(counts.sizes)
+            ids = on.ids if parts.config.loss.mask_duplicates else None
+            with faults.enough_memory(parts.config):
+                outcome = parts.stepper.launch(on.images, on.tokens, ids, lr, hopfield=hopfield, layout=layout)
         self.steps.add(Step(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
 
-    def _launch(self, batch: Batch, lr: float, hopfield: bool, layout: Layout) -> Launched:
-        """One optimiser step; one line if there is not enough memory for it."""
-        stepper = self.parts.stepper
-        ids = batch.ids if self.parts.config.loss.mask_duplicates else None
-        try:
-            return stepper.launch(batch.images, batch.tokens, ids, lr, hopfield=hopfield, layout=layout)
-        except (RuntimeError, MemoryError) as error:
-            if not faults.is_out_of_memory(error):
-                raise
-            stepper.optimizer.zero_grad(set_to_none=True)
-        raise faults.too_large(self.parts.config)
-
-    def _end_epoch(self, stop: StopSignal, *, cut: bool) -> bool:
+    def _end_epoch(self, stop: StopSignal) -> bool:
         """Ends an epoch: bad samples, validation, its line in the log; then turns to the next.
 
-        ``cut``: the run's length ends the epoch early; a longer run goes on with the rest of it. Returns whether the
-        held-out pairs say that these weights are the best so far. StopRequested while it validates: the epoch is not
-        over then.
+        Returns whether the held-out pairs say that these weights are the best so far. StopRequested while it validates:
+        the epoch is not over then.
         """
         parts, progress = self.parts, self.parts.progress
         self.steps.flush()
         parts.bad.check(ended=True)
         self.skipped = parts.bad.reasons()
         epoch = progress.epoch + 1
-        due = epoch % parts.config.pairs.val_every == 0 or epoch == self.course.epochs
+        due = epoch % parts.config.pairs.val_every == 0 or self.course.steps_left() == 0
         try:
             validation = self._validate(stop) if due else None
         except (InputError, TrainingFailed):
             self._save()  # the epoch's work; a resumed run begins with this validation
             raise
-        best = validation is not None and self._is_best(validation)
-        line = {
+        best = False
+        if validation is not None:
+            # Weights after a step that was not finite are not saved, so they cannot be the best.
+            best = not progress.nonfinite and parts.saver.judged(progress.step, validation.metrics())
+            progress.stale = 0 if best else progress.stale + 1
+        line: dict[str, Any] = {
             "epoch": epoch,
             "step": progress.step,
             "samples_seen": progress.samples_seen,
             "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
             **(validation or Validation(None, None)).metrics(),
             "skipped": self.skipped,
-            **({"val_skipped": validation.reasons()} if validation and validation.skipped else {}),
+            **({"val_skipped": faults.by_reason(validation.skipped)} if validation and validation.skipped else {}),
             "seconds": time.perf_counter() - self.began,
         }
-        if cut:
-            progress.cut = progress.step
-        else:
-            progress.epoch = epoch
-            progress.begin_epoch()
+        progress.epoch = epoch
+        progress.begin_epoch()
         parts.log.write("epochs", line)
         self._call("on_epoch_end", line)
         return best
 
-    def _is_best(self, validation: Validation) -> bool:
-        """Whether a validation is the best so far; counts those that are not."""
-        progress = self.parts.progress
-        # Weights after a step that was not finite are not saved, so they cannot be the best.
-        best = not progress.nonfinite and self.parts.saver.judged(progress.step, validation.metrics())
-        progress.stale = 0 if best else progress.stale + 1
-        return best
-
     def _validate(self, stop: StopSignal) -> Validation | None:
-        """What the held-out pairs say of the weights that are exported; None without such pairs."""
         parts, progress = self.parts, self.parts.progress
         if parts.val_loader is None:
             return None
         if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics
-            sharding.share_buffers(parts.judged)
-        with preserved_rng(parts.device):
+            sharding.share_buffers(parts.towers)
+        with preserved_rng(parts.stepper.device):
             validation = validate(
-                parts.judged,
+                parts.towers,
                 parts.val_loader,
-                parts.device,
+                parts.stepper.device,
                 mask_duplicates=parts.config.loss.mask_duplicates,
                 micro_batch_size=parts.stepper.micro_batch_size,
                 hopfield=self.course.retrieved(),
                 stop=stop,
                 last_checkpoint=parts.saver.last,
             )
-        named = any(line.get("held_out") for line in read_lines(parts.config.save.out / SKIPPED_FILE))
-        if rank() == 0 and not named:  # they are the same at each validation
+        skipped = validation.skipped
+        if rank() == 0 and not any(line.get("held_out") for line in read_lines(parts.config.save.out / SKIPPED_FILE)):
             place = {"step": progress.step, "epoch": progress.epoch + 1, "held_out": True}
-            faults.name_skips(parts.log, place, validation.skipped[: faults.MAX_NAMED])
-        skips = [skip for _, skip in validation.skipped]
+            faults.name_skips(parts.log, place, skipped)  # once: they are the same at each validation
         limit = parts.config.pairs.max_bad_fraction
-        faults.check_fraction(parts.held_out, "held-out pairs", skips, validation.pairs, limit)
+        faults.check_fraction(parts.held_out, "held-out pairs", [skip for _, skip in skipped], validation.pairs, limit)
         return validation
 
     def _save(self) -> None:
-        """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""
         self.steps.flush()
         self.check_lock()
         reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began

@@ -1,28 +1,19 @@
-"""AdamW with the right groups, the course of its learning rate, and the running average of the weights."""
+"""AdamW with the right groups, and the course of its learning rate."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
 from cloob.training.config.parts import OptimConfig
 from cloob.training.finetune import layer_depths
 
 # Norm layers by type. Their weights have one dimension nearly everywhere; the types settle the rest.
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    nn.RMSNorm,
-)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
 def parameter_groups(
@@ -30,9 +21,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups by two rules: what decays, and how fast it learns; each with its ``lr_scale``, the largest first.
 
-    CLIP's rule for the decay: matrices and kernels decay; norms, biases, gains, τ⁻¹ and β do not. A parameter decays
-    when it has two dimensions or more, is no bias and belongs to no norm layer. Embeddings of tokens and positions are
-    matrices and decay, as in CLIP. No parameter of the objective decays.
+    CLIP's rule for the decay: matrices and kernels decay, embeddings among them; norms, biases, gains, τ⁻¹ and β do
+    not. A parameter decays when it has two dimensions or more, is no bias and belongs to no norm layer.
 
     Layer-wise learning rates (as in ELECTRA and BEiT): a parameter at depth d of a tower of depths 0 … top learns
     with ``layer_decay ** (top − d)`` times the schedule's rate; the objective's temperatures with the whole of it.
@@ -60,19 +50,12 @@ def parameter_groups(
 def make_optimizer(
     encoder: nn.Module, objective: nn.Module, config: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW over ``parameter_groups``, fused where the device has it; InputError where nothing is left to train."""
+    """AdamW over ``parameter_groups``, fused where the device has it."""
     groups = parameter_groups(encoder, objective, config.weight_decay, config.layer_decay)
-    if not groups:
-        raise InputError("nothing to train: every parameter is frozen")
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
-    return torch.optim.AdamW(
-        groups,
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    betas, fused = (config.beta1, config.beta2), device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -82,7 +65,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def warmup_steps(config: OptimConfig, total: int) -> int:
-    """Steps of the warm-up: as given, or a tenth of the run, at most 2,000."""
     return min(2000, total // 10) if config.warmup is None else config.warmup
 
 
@@ -112,60 +94,3 @@ def make_schedule(config: OptimConfig, total: int) -> Callable[[int], float]:
         return config.lr * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return schedule
-
-
-class WeightAverage:
-    """The exponential moving average of the towers' weights and buffers: with ``ema``, what is validated and exported.
-
-    A fixed decay d near 1 would keep the random start in the average for about 1/(1 - d) steps, so the decay rises to
-    d: update n uses ``min(d, (1 + n) / (10 + n))``, with n = 0 for the first, which copies the weights. Updates are
-    counted on the device, which may know before the host whether a step left a trace; so nobody waits for it.
-
-    The objective's temperatures are not averaged: they are a handful of numbers that move slowly. Copied are buffers
-    that no checkpoint holds (masks, whose −∞ has no average) and what is no floating-point number (counters).
-
-    Args:
-        encoder: The towers as they start, before they are compiled; copied, on their device, but for the tokenizer.
-        decay: The decay that is reached, in (0, 1).
-
-    Attributes:
-        encoder: The towers with the averaged weights, in eval mode and without gradients.
-    """
-
-    def __init__(self, encoder: DualEncoder, decay: float) -> None:
-        self.decay = decay
-        self.encoder = copy.deepcopy(encoder, {id(encoder.tokenizer): encoder.tokenizer})
-        self.encoder.requires_grad_(False)
-        self.encoder.eval()
-        device = encoder.device
-        # In float64 the shares are those of the formula to the last bit; MPS has none.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._count = torch.zeros((), dtype=dtype, device=device)
-        kept = encoder.state_dict()
-        self._copied = {n for n, b in encoder.named_buffers() if n not in kept or not bool(b.isfinite().all())}
-
-    @property
-    def updates(self) -> int:
-        """Updates so far; waits for the device."""
-        return int(self._count)
-
-    @torch.no_grad()
-    def update(self, encoder: DualEncoder, taken: bool | Tensor = True) -> None:
-        """Takes the weights after a step into the average, unless ``taken``, 0-d on the device, is false."""
-        if taken is False:
-            return
-        decay = ((1 + self._count) / (10 + self._count)).clamp(max=self.decay) * (self._count > 0)
-        share = (1 - decay) * taken
-        ours = {**dict(self.encoder.named_parameters()), **dict(self.encoder.named_buffers())}
-        theirs = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
-        for name, averaged in ours.items():
-            if averaged.is_floating_point() and name not in self._copied:
-                averaged.lerp_(theirs[name], share.to(averaged.dtype))
-            else:
-                averaged.copy_(theirs[name])
-        self._count += taken
-
-    def restore(self, weights: dict[str, Tensor], updates: int) -> None:
-        """Goes on from averaged weights after so many updates; 0 starts anew, with a copy after the next step."""
-        self.encoder.load_state_dict(weights)
-        self._count.fill_(updates)

@@ -18,25 +18,31 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Tally:
-    """One step's batch over all ranks; ``sizes`` are the usable samples of each."""
+    """One step's batch over all ranks."""
 
-    samples: int
-    smallest: int
+    sizes: tuple[int, ...]  # usable samples of each
     bad: int
     stop: bool
     fault: bool
-    sizes: tuple[int, ...]
+
+    @property
+    def samples(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def smallest(self) -> int:
+        return min(self.sizes)
 
 
 def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool = False) -> Tally:
     """Adds up the ranks' batches and agrees on whether to stop, or to end for a fault: all get the same answer."""
     if world_size() == 1:
-        return Tally(samples, samples, bad, stop, fault, (samples,))
-    counts_here = torch.tensor([samples, bad, int(stop), int(fault)], device=host(device))
-    parts = [torch.empty_like(counts_here) for _ in range(world_size())]
-    dist.all_gather(parts, counts_here)
-    counts, bads, stops, faults = zip(*torch.stack(parts).tolist(), strict=True)
-    return Tally(sum(counts), min(counts), sum(bads), any(stops), any(faults), counts)
+        return Tally((samples,), bad, stop, fault)
+    here = torch.tensor([samples, bad, int(stop), int(fault)], device=host(device))
+    parts = [torch.empty_like(here) for _ in range(world_size())]
+    dist.all_gather(parts, here)
+    sizes, bads, stops, faults = zip(*torch.stack(parts).tolist(), strict=True)
+    return Tally(sizes, sum(bads), any(stops), any(faults))
 
 
 def gather_objects(value: T) -> list[T]:
@@ -72,10 +78,7 @@ def no_timeout() -> Iterator[None]:
 
 
 def on_rank_zero(action: Callable[[], T], *, slow: bool = False) -> T:
-    """Runs ``action()`` on rank 0 and returns its result everywhere; what it raises is raised on every rank.
-
-    A rank that failed alone would leave the others waiting for it. ``slow``: as ``no_timeout``.
-    """
+    """``action()`` of rank 0 everywhere; what it raises is raised on every rank, as one alone would be waited for."""
     if world_size() == 1:
         return action()
     outcome: list[Any] = [None, None]

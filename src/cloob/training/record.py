@@ -1,14 +1,16 @@
 """The steps of a run and what came of them: in its progress, in its log and at its callbacks, in their order.
 
 On CUDA the numbers of a step stay there until a line of measurements is due, a checkpoint is written or the epoch ends.
-Then those of all steps since are read at once, which waits for the device, and the lines are those that they would be
-if each had been waited for.
+Then those of all steps since are read at once, and the lines are as if each had been waited for.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +18,17 @@ import torch
 from torch import Tensor
 
 from cloob.distributed import rank, world_size
+from cloob.errors import TrainingFailed
+from cloob.files import write_whole
 from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.objective import ContrastiveObjective
-from cloob.training import faults, parts
-from cloob.training.parts import Parts
-from cloob.training.ranks import gather_objects
+from cloob.training.build import Parts
+from cloob.training.faults import kept
+from cloob.training.log import finite
+from cloob.training.ranks import gather_objects, on_rank_zero
 from cloob.training.step import Launched, StepResult
-from cloob.training.watch.log import finite
 
+logger = logging.getLogger(__name__)
 MAX_MEASURED = 2048
 """Pairs whose geometry is measured: enough for a number that is watched; the time grows with the square."""
 
@@ -49,34 +54,27 @@ class StepLog:
         self.parts = run
         self.notify = notify
         self.last_loss: float | None = None  # of the last step that was not skipped
-        self._late = parts.is_async(run.device)
+        self._late = is_async(run.stepper.device)
         self._pending: list[Step] = []
 
     def add(self, step: Step) -> None:
         """Records a step. Its numbers are read now, or later in one batch so as not to stall a GPU."""
-        due = self._is_due(step)
+        due = step.number % self.parts.config.log.log_every == 0
         if step.outcome is not None and not due:
             step.outcome.features = None  # the rows of one batch are looked at, those of many would fill the memory
         self._pending.append(step)
         if due or not self._late:
             self.flush()
 
-    def _is_due(self, step: Step) -> bool:
-        """Whether the batch of a step is measured."""
-        return step.number % self.parts.config.log.log_every == 0
-
     def flush(self) -> None:
-        """Reads the numbers of the steps since the last time; waits once for the device, if there are any.
-
-        Raises:
-            TrainingFailed: ``max_nonfinite`` steps in a row were not finite; the message names the last.
-            InputError: The run folder cannot be written.
-        """
+        """Reads the numbers of the steps since the last time."""
         steps, self._pending = self._pending, []
         if not steps:
             return
         asked = time.perf_counter()
-        results = _read(steps)
+        launched = [step.outcome.numbers for step in steps if step.outcome is not None]
+        rows = iter(torch.stack(launched).tolist() if launched else ())  # all numbers come in one copy
+        results = [step.outcome.result(next(rows)) if step.outcome is not None else None for step in steps]
         answered = time.perf_counter()
         lines = [self._line(step, result) for step, result in zip(steps, results, strict=True)]
         elapsed = time.perf_counter() - steps[0].began
@@ -87,7 +85,12 @@ class StepLog:
         if self._late:
             shared["device_wait"] = (answered - asked) / elapsed
         for step, result, line in zip(steps, results, lines, strict=True):
-            self._enter(step, result, line | shared)
+            self.parts.log.write("metrics", line | shared)
+            self.notify(line | shared)
+            if result is not None and result.finite:
+                self.parts.progress.nonfinite = 0
+            elif result is not None and not result.overflow:
+                self._nonfinite(step, result)
 
     def _line(self, step: Step, result: StepResult | None) -> dict[str, Any]:
         """Moves the progress by a step; returns what the log says of it but for its times. All ranks call this."""
@@ -111,50 +114,49 @@ class StepLog:
             line["beta"] = None
         if run.config.optim.layer_decay < 1:
             line["lr_lowest"] = step.lr * min(group["lr_scale"] for group in run.stepper.optimizer.param_groups)
-        if result is not None and run.config.run.precision == "fp16":
+        if result is None:
+            return line | {"skipped": "too few usable samples"}
+        if run.config.run.precision == "fp16":
             line["loss_scale"] = result.loss_scale
-        if result is not None and result.finite and result.features is not None:
+        if not result.finite:
+            line["skipped"] = "overflow" if result.overflow else "not finite"
+        elif result.features is not None:
             line |= _geometry(result.features, run.objective)
         return line
 
-    def _enter(self, step: Step, result: StepResult | None, line: dict[str, Any]) -> None:
-        """Writes the line, and does what has to be done about a step that was not finite."""
-        run, progress = self.parts, self.parts.progress
-        if result is None:
-            line["skipped"] = "too few usable samples"
-        elif not result.finite:
-            line["skipped"] = "overflow" if result.overflow else "not finite"
-        run.log.write("metrics", line)
-        self.notify(line)
-        if result is None or result.overflow:
-            return
-        if result.finite:
-            progress.nonfinite = 0
-        else:
-            faults.skip_nonfinite(run.config, progress, result, step.number, step.lr, step.keys, run.saver.last)
+    def _nonfinite(self, step: Step, result: StepResult) -> None:
+        """Writes the samples of all ranks to ``nonfinite-step-N.json``; too many such steps in a row end the run."""
+        config, progress, last = self.parts.config, self.parts.progress, self.parts.saver.last
+        progress.nonfinite += 1
+        keys = list(itertools.chain.from_iterable(gather_objects(step.keys)))
+        path = config.save.out / f"nonfinite-step-{step.number}.json"
+        numbers: dict[str, Any] = {"step": step.number, "epoch": progress.epoch + 1, "loss": str(result.loss)}
+        numbers |= {"grad_norm": str(result.grad_norm), "lr": step.lr, "keys": keys}
+        on_rank_zero(lambda: write_whole(path, json.dumps(numbers, indent=2) + "\n"))
+        what = f"step {step.number}: loss or gradient not finite"
+        if progress.nonfinite >= config.run.max_nonfinite:
+            raise TrainingFailed(
+                f"{what} for {progress.nonfinite} steps in a row (samples {', '.join(keys[:3])} …; all in {path}); "
+                f"{kept(last)}; a lower --lr or clipping (clip_grad_norm) may help"
+            )
+        if rank() == 0:
+            logger.warning("%s, step skipped; samples in %s", what, path)
 
 
-def _read(steps: Sequence[Step]) -> list[StepResult | None]:
-    """What the steps came to; all numbers that are on the device come in one copy."""
-    outcomes = [step.outcome for step in steps]
-    launched = [outcome.numbers for outcome in outcomes if outcome is not None]
-    rows = iter(torch.stack(launched).tolist() if launched else ())
-    return [outcome.result(next(rows)) if outcome is not None else None for outcome in outcomes]
+def is_async(device: torch.device) -> bool:
+    """Whether the host waits when it reads a value from this device (CUDA)."""
+    return device.type == "cuda"
 
 
 def _geometry(features: tuple[Tensor, Tensor], objective: ContrastiveObjective) -> dict[str, float]:
-    """On rank 0 saturation and effective eigenvalues of the batch, or of pairs evenly spread over it and its ranks.
-
-    Saturation is that of a softmax, which the sigmoid loss has none of.
-    """
+    """On rank 0 saturation and effective eigenvalues of the batch, or of pairs evenly spread over it and its ranks."""
     most = MAX_MEASURED // world_size()
     everywhere = gather_objects([rows[:: -(-len(rows) // most)].cpu() for rows in features])
     if rank() != 0:
         return {}
     images, texts = (torch.cat([both[side] for both in everywhere]) for side in (0, 1))
-    softmax = objective.contrast != "sigmoid"
-    return {
-        **({"saturation": float(saturation(images, texts, float(objective.inv_tau.detach())))} if softmax else {}),
-        "effective_eigenvalues_image": int(effective_eigenvalues(images)),
-        "effective_eigenvalues_text": int(effective_eigenvalues(texts)),
-    }
+    sides = {"image": images, "text": texts}
+    found: dict[str, float] = {f"effective_eigenvalues_{k}": int(effective_eigenvalues(x)) for k, x in sides.items()}
+    if objective.contrast != "sigmoid":  # saturation is that of a softmax
+        found["saturation"] = float(saturation(images, texts, float(objective.inv_tau.detach())))
+    return found

@@ -4,10 +4,6 @@ A sharded weight is a ``DTensor`` of which each rank holds a part. What is writt
 in the same format as without sharding, so a run may go on with or without it, on any number of ranks. Scalars cannot be
 sharded: open_clip's frozen ``logit_scale`` and the objective's τ⁻¹ and β stay whole on each rank. Buffers do too; like
 DDP, :func:`share_buffers` hands rank 0's to all.
-
-torch.distributed.checkpoint.state_dict has helpers for whole states. They are not used: they name the optimiser's state
-by parameters where the checkpoint has its own numbers, step the optimiser once to load it, and leave the memory layout
-of the moments as it comes.
 """
 
 from __future__ import annotations
@@ -26,11 +22,7 @@ from cloob.distributed import rank, world_size
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
-    """Shards the towers' parameters over all ranks, in place; each residual block is gathered by itself.
-
-    Parameters become ``DTensor``: the optimiser has to be made afterwards. ``encode_image`` and ``encode_text`` keep
-    working, on all ranks at once.
-    """
+    """Shards the towers' parameters over all ranks, in place; each residual block is gathered by itself."""
     mesh = init_device_mesh(device.type, (world_size(),))
     unsharded = {p for p in encoder.parameters() if p.ndim == 0}
     for parameter in encoder.parameters():
@@ -46,7 +38,6 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether :func:`shard` has been here."""
     return isinstance(module, FSDPModule)
 
 
@@ -97,7 +88,10 @@ def _by_kind(tensors: Iterable[Any]) -> tuple[list[Any], list[Any]]:
 def whole_state(
     encoder: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
-    """The encoder's weights, None where it holds them whole, and the optimiser's state; called on all ranks at once."""
+    """The encoder's weights, None where it holds them whole, and the optimiser's state; called on all ranks at once.
+
+    torch's own helpers name the optimiser's state by parameters, step it once to load it, and lose its memory layout.
+    """
     if not is_sharded(encoder):
         return None, optimizer.state_dict()
     return _gather(encoder.state_dict()), _gather(optimizer.state_dict())

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,6 @@ from cloob.objective.values import acceptable, without_waiting
 from cloob.training import sharding
 from cloob.training.gradcache import Buffers, cached_backward
 from cloob.training.optim import set_learning_rate
-from cloob.training.watch.profiling import part
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,20 +27,13 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class TowersWithLoss(nn.Module):
     """Both towers and the objective as one module, so that DDP averages the gradients of all of it.
 
-    Autocast covers the towers alone: their features are lifted to float32 before the loss.
-
-    Args:
-        encoder: The two towers; ``encoder(images, tokens)`` returns unit rows.
-        objective: Called as ``objective(image_features, text_features, ids=…)``, with ``hopfield=`` where a schedule
-            says so.
-        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+    Autocast covers the towers alone: their features are lifted to float32 before the loss. ``encoder(images, tokens)``
+    returns unit rows.
     """
 
     def __init__(self, encoder: nn.Module, objective: ContrastiveObjective, precision: str = "fp32") -> None:
         super().__init__()
-        self.encoder = encoder
-        self.objective = objective
-        self.precision = precision
+        self.encoder, self.objective, self.precision = encoder, objective, precision
 
     def forward(
         self,
@@ -55,15 +46,12 @@ class TowersWithLoss(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The 0-d float32 loss, and the detached (n, D) float32 image and text features of a batch.
 
-        Args:
-            images: (n, 3, H, W), uint8 or float.
-            tokens: (n, L) int64.
-            ids: (n,) int64 or None: pairs of equal id are no negatives of each other.
-            hopfield: Whether the objective retrieves this time; None leaves it to the objective.
-            loss: False, for a micro-batch, returns the features alone, with their graph.
+        ``ids`` is (n,) int64: pairs of equal id are no negatives of each other. ``hopfield``: whether the objective
+        retrieves this time; None leaves it to the objective. Without ``loss``, for a micro-batch, the features alone,
+        with their graph.
         """
         low = _AUTOCAST.get(self.precision)
-        with part("forward"), torch.autocast(images.device.type, dtype=low, enabled=low is not None):
+        with torch.autocast(images.device.type, dtype=low, enabled=low is not None):
             image_features, text_features = self.encoder(images, tokens)
         # The encoder returns float32 unit rows whatever autocast says; other towers may not.
         image_features, text_features = image_features.float(), text_features.float()
@@ -76,8 +64,8 @@ class TowersWithLoss(nn.Module):
         self, image_features: Tensor, text_features: Tensor, ids: Tensor | None, hopfield: bool | None
     ) -> Tensor:
         """The 0-d float32 loss of (n, D) float32 features; ``ids`` and ``hopfield`` as ``forward`` takes them."""
-        with part("objective"), torch.autocast(image_features.device.type, enabled=False):
-            value: Tensor = self.objective(image_features, text_features, ids=ids, **_given(hopfield))
+        with torch.autocast(image_features.device.type, enabled=False):
+            value: Tensor = self.objective(image_features, text_features, ids=ids, hopfield=hopfield)
         return value
 
 
@@ -100,12 +88,10 @@ class Launched:
 
     # float32: loss, norm, 1 if both are finite else 0, loss scale before and after the step, and the learned scales
     numbers: Tensor
-    finite: Tensor  # 0-d bool: the third of them
     names: tuple[str, ...]  # of the learned scales
     features: tuple[Tensor, Tensor] | None
 
     def result(self, numbers: Sequence[float]) -> StepResult:
-        """What the step did, by its numbers once they were read."""
         loss, norm, finite, before, after, *scales = numbers
         overflow = finite != 1.0 and before > 1.0 and after < before
         learned = dict(zip(self.names, scales, strict=True))
@@ -117,14 +103,10 @@ class Stepper:
 
     The decision to skip a step is the same on every rank, as the loss is the global one and gradients are averaged. In
     fp16 the loss is scaled (``torch.amp.GradScaler``), gradients are unscaled before they are measured and clipped, and
-    one that overflowed lowers the scale; once the scale is down at 1, a gradient that is not finite is a fault as in
-    fp32.
+    one that overflowed lowers the scale; once that is down at 1, a gradient that is not finite is a fault as in fp32.
 
-    Args:
-        module: The towers with the loss; with several ranks wrapped in DDP here, unless its towers are sharded.
-        optimizer: Over the module's trainable parameters.
-        clip_grad_norm: Largest global gradient norm; 0 for no clipping.
-        micro_batch_size: Pairs of this rank whose activations are held at a time (gradient caching); 0 for all.
+    With several ranks ``module`` is wrapped in DDP, unless its towers are sharded. Of ``micro_batch_size`` pairs of this
+    rank activations are held at a time (gradient caching); 0: of all.
     """
 
     def __init__(
@@ -134,12 +116,10 @@ class Stepper:
         clip_grad_norm: float = 0.0,
         micro_batch_size: int = 0,
     ) -> None:
-        self.module = module
-        self.optimizer = optimizer
-        self.clip_grad_norm = clip_grad_norm
-        self.micro_batch_size = micro_batch_size
+        self.module, self.optimizer = module, optimizer
+        self.clip_grad_norm, self.micro_batch_size = clip_grad_norm, micro_batch_size
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        device = self._parameters[0].device
+        self.device = device = self._parameters[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=module.precision == "fp16")
         self._sharded = sharding.is_sharded(module.encoder)
         self._wrapped: nn.Module = module
@@ -147,15 +127,6 @@ class Stepper:
             self._wrapped = nn.parallel.DistributedDataParallel(
                 module, device_ids=[device] if device.type == "cuda" else None
             )
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside weights and optimiser: the loss scale."""
-        return {"scaler": self.scaler.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a loss scale, if there is one on both sides: precision may change between a run and the next."""
-        if self.scaler.is_enabled() and state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
 
     def __call__(
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float, *, hopfield: bool | None = None
@@ -182,10 +153,13 @@ class Stepper:
         objective = self.module.objective
         positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss
         with without_waiting(objective, layout):
-            loss, *features = self._forward(images, tokens, ids, hopfield)
-            if not self.micro_batch_size:
-                with part("backward"):
-                    torch.autograd.backward(self.scaler.scale(loss))
+            if self._sharded:
+                sharding.share_buffers(self.module)
+            if self.micro_batch_size:
+                loss, *features = self._cached_backward(images, tokens, ids, hopfield)
+            else:
+                loss, *features = self._wrapped(images, tokens, ids, hopfield=hopfield)
+                torch.autograd.backward(self.scaler.scale(loss))
         if self._sharded:
             sharding.average_gradients(self._parameters)
         # Not torch.where: it would copy the number to the device, and wait for that.
@@ -206,7 +180,7 @@ class Stepper:
         scales = _learned(objective)
         known = (loss, norm, finite, before, self._loss_scale(loss), *scales.values())
         numbers = torch.stack([number.float() for number in known])
-        return Launched(numbers, finite, tuple(scales), (features[0], features[1]))
+        return Launched(numbers, tuple(scales), (features[0], features[1]))
 
     def _loss_scale(self, like: Tensor) -> Tensor:
         """A copy of the 0-d loss scale where it is; 1 without."""
@@ -221,17 +195,6 @@ class Stepper:
         self.scaler.update()
         for tensor, backup in zip(state, before, strict=True):
             torch.where(moves, tensor, backup, out=tensor)
-
-    def _forward(
-        self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss and this rank's features; with micro-batches the gradients, too."""
-        if self._sharded:
-            sharding.share_buffers(self.module)
-        if self.micro_batch_size:
-            return self._cached_backward(images, tokens, ids, hopfield)
-        loss, image_features, text_features = self._wrapped(images, tokens, ids, hopfield=hopfield)
-        return loss, image_features, text_features
 
     def _cached_backward(
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
@@ -253,7 +216,7 @@ class Stepper:
             ids=ids,
             no_sync=getattr(self._wrapped, "no_sync", nullcontext),
             scale=self.scaler.scale,
-            **_given(hopfield),
+            hopfield=hopfield,
         )
         image_features, text_features = (torch.cat(side) for side in zip(*features, strict=True))
         return loss, image_features, text_features
@@ -278,7 +241,3 @@ def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
 def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:
     """The 0-d scales that are parameters, where they are and without their graph."""
     return {name: scale.detach() for name, scale in objective.scale_values().items() if isinstance(scale, Tensor)}
-
-
-def _given(hopfield: bool | None) -> dict[str, Any]:
-    return {} if hopfield is None else {"hopfield": hopfield}

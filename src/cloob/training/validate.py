@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from cloob.data.loader import Loader
 from cloob.distributed import rank
 from cloob.functional.ranking import mutual_ranks, recall_at_k
 from cloob.objective import NonFiniteFeaturesError
-from cloob.training.faults import StopSignal, agree, fetch
-from cloob.training.ranks import collect_objects, gather_objects, on_rank_zero
+from cloob.training.faults import Read, StopSignal, agree, fetch, with_readers
+from cloob.training.log import finite
+from cloob.training.ranks import collect_objects, on_rank_zero
 from cloob.training.step import TowersWithLoss
-from cloob.training.watch.log import finite
 
 RECALLS = (1, 5, 10)
 logger = logging.getLogger(__name__)
@@ -36,15 +36,11 @@ class Validation:
     loss: float | None  # None without a batch, when not finite, or when an embedding was NaN, infinite or zero
     recall: float | None  # None when nothing could be embedded
     pairs: int = 0  # over all ranks, usable or not
-    skipped: tuple[tuple[int, Skip], ...] = ()  # with the rank that read them
+    skipped: Sequence[Read] = ()
 
     def metrics(self) -> dict[str, float | None]:
         """Both by the names that logs and checkpoints use."""
         return {"val_loss": self.loss, "val_recall": self.recall}
-
-    def reasons(self) -> dict[str, int]:
-        """The unusable pairs by reason, the most frequent first."""
-        return dict(Counter(skip.reason for _, skip in self.skipped).most_common())
 
 
 def validate(
@@ -61,16 +57,6 @@ def validate(
     """Embeds the held-out pairs once, all ranks together; the same numbers on every rank.
 
     A batch of one pair counts for the recall alone, one that leaves a rank without any for neither.
-
-    Args:
-        towers: Put in eval mode.
-        loader: The held-out pairs.
-        device: Where the towers are.
-        mask_duplicates: Whether pairs of the same caption are no negatives of each other.
-        micro_batch_size: Pairs of this rank that go through the towers at a time; 0 for all of a batch.
-        hopfield: Whether the objective retrieves; None leaves it to the objective.
-        stop: Ends it when it is set, on whatever rank; StopRequested and TrainingFailed as of ``faults.agree``.
-        last_checkpoint: What the error of a batch that a rank could not get names.
     """
     stop = stop or StopSignal()
     towers.eval()
@@ -97,13 +83,11 @@ def validate(
                     total, refused = math.nan, refused or error
     if refused is not None and rank() == 0:
         logger.warning("held-out pairs have no loss, and bad rows count as not found: %s", refused)
-    everywhere = [(reader, skip) for reader, part in enumerate(gather_objects(skipped)) for skip in part]
     loss = finite(total / samples) if samples else None
-    return Validation(loss, _recall(features, device), pairs, tuple(everywhere))
+    return Validation(loss, _recall(features, device), pairs, with_readers(skipped))
 
 
 def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tuple[Tensor, Tensor]:
-    """(n, D) image and text features of a batch, as many pairs at a time as training holds."""
     parts = -(-len(batch) // micro_batch_size) if micro_batch_size else 1
     pieces = zip(batch.images.tensor_split(parts), batch.tokens.tensor_split(parts), strict=True)
     images, texts = zip(*(towers(*piece, loss=False) for piece in pieces), strict=True)

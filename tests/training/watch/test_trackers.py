@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from train_helpers import Trained, lines
 
-from cloob.errors import InputError
 from cloob.training.loop import train
 from support import fork
 
@@ -86,24 +85,7 @@ def test_a_tracker_that_fails_does_not_end_the_training(
     with caplog.at_level(logging.WARNING):
         train(trained.config.override(out=tmp_path / "run", epochs=1, wandb="x"))
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5 and len(fake.runs[0].logged) == 2
-    assert caplog.text.count("wandb failed (the server is gone) and is left out from here on") == 1
-
-
-def test_a_run_that_breaks_off_is_marked(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeWandb("wandb")
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    with pytest.raises(InputError, match="max_bad_fraction"):
-        train(trained.config.override(out=tmp_path / "run", max_bad_fraction=0.01, wandb="x"))
-    assert fake.runs[0].finished == [{"exit_code": 1}]
-
-
-def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r'wandb is not installed; pip install -e "\.\[wandb\]" in a clone'):
-        train(trained.config.override(out=tmp_path / "run", wandb="x"))
-    assert not (tmp_path / "run").exists()
+    assert caplog.text.count("WandB failed (the server is gone) and is left out from here on") == 1
 
 
 def test_a_tracker_that_cannot_begin_ends_all_ranks_in_one_line(

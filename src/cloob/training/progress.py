@@ -1,4 +1,4 @@
-"""The course of a run: which step it stands at, how many are left, and what the schedules say of a step."""
+"""Where a run stands, how many steps are left, and what the schedules say of a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from cloob.data.loader import Loader
 from cloob.distributed import rank
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import RETRIEVING, RunConfig
+from cloob.training.config.parts import RunConfig
 from cloob.training.optim import make_schedule
 
 logger = logging.getLogger(__name__)
@@ -20,10 +20,10 @@ class Progress:
     """Where a run stands. Positions count samples over all ranks, so they mean the same for any world size."""
 
     step: int = 0  # optimiser steps done, skipped ones included
-    epoch: int = 0  # epochs completed
-    position: int = 0  # samples of the current epoch's order already passed, whether usable or not
+    epoch: int = 0  # epochs completed; the last may have been cut short
+    passed: int = 0  # samples of all epochs already passed, whether usable or not
+    position: int = 0  # those of the current epoch's order
     lanes: int = 0  # sequences of shards of the current epoch's order; 0: not begun, one for each process
-    cut: int = 0  # step at which the run's length last ended the current epoch early, with a line of its own
     samples_seen: int = 0  # usable samples trained on
     nonfinite: int = 0  # steps in a row skipped for a non-finite loss or gradient
     seconds: float = 0.0  # training time so far
@@ -33,11 +33,10 @@ class Progress:
     loss_sum: float = 0.0  # of the losses of the current epoch's steps that were not skipped
     loss_steps: int = 0  # their number
     stale: int = 0  # validations in a row that found nothing better
-    start: str = ""  # fingerprint of the init that the run began with; empty without one, and where it was not kept
 
     def begin_epoch(self) -> None:
         """Forgets what there is of the current epoch, so that it begins, or begins anew."""
-        self.position = self.lanes = self.cut = 0
+        self.position = self.lanes = 0
         self.epoch_good = self.epoch_bad = self.loss_steps = 0
         self.loss_sum, self.reasons = 0.0, {}
 
@@ -46,17 +45,21 @@ class Course:
     """Functions of the progress alone, which the loop moves: a resumed run finds them as one that was not stopped."""
 
     def __init__(self, config: TrainConfig, loader: Loader, progress: Progress, *, hopfield: bool) -> None:
-        self._config, self._loader, self._progress = config, loader, progress
+        self._run, self._loader, self._progress = config.run, loader, progress
         self._total_steps = total = config.run.total_steps(loader.steps_per_epoch)
         self._retrieves_from = config.loss.retrieval_from * total if hopfield else math.inf
-        self.epochs = math.ceil(total / loader.steps_per_epoch)  # the last may be cut short
+        self.epochs = config.run.epochs
         self.learning_rate = make_schedule(config.optim, total)
-        if rank() == 0:
-            _warn(config)
+        if config.towers.freeze != "none" and config.towers.init is None and rank() == 0:
+            trained = "tower is frozen with random weights; --init gives trained ones"
+            logger.warning("the %s %s", config.towers.freeze, trained)
 
     def place(self) -> int:
         """The step at which a run of this batch size alone would stand; ``progress.step`` if no other came before."""
-        return _place(self._config.run, self._progress, self._loader.steps_per_epoch)
+        progress, size = self._progress, self._run.batch_size
+        if self.epochs is None:
+            return progress.passed // size
+        return progress.epoch * self._loader.steps_per_epoch + progress.position // size
 
     def retrieves(self, step: int) -> bool:
         """Whether the objective retrieves at a step."""
@@ -68,45 +71,21 @@ class Course:
 
     def steps_left(self) -> int:
         """Steps from here to the end of the run."""
-        if self._config.run.epochs is None:
+        if self.epochs is None:
             return max(self._total_steps - self.place(), 0)
         later = self.epochs - self._progress.epoch - 1
         if later < 0:
             return 0
-        start, offset = divmod(self._progress.position, self._config.run.batch_size)
+        start, offset = divmod(self._progress.position, self._run.batch_size)
         return self._loader.steps(offset) - start + later * self._loader.steps_per_epoch
 
     def is_over(self) -> bool:
         """Whether the run has its whole length, or the held-out pairs showed nothing better ``patience`` times."""
-        return self.is_whole() or 0 < self._config.run.patience <= self._progress.stale
-
-    def is_whole(self) -> bool:
-        """Whether the run has its whole length."""
-        return is_whole(self._config.run, self._progress, self._loader.steps_per_epoch)
+        return is_whole(self._run, self._progress) or 0 < self._run.patience <= self._progress.stale
 
 
-def is_whole(run: RunConfig, progress: Progress, steps_per_epoch: int) -> bool:
-    """Whether a run has its whole length, and the last epoch was validated."""
+def is_whole(run: RunConfig, progress: Progress) -> bool:
+    """Whether a run has its whole length, and its last epoch was validated."""
     if run.epochs is not None:
         return progress.epoch >= run.epochs
-    left = run.total_steps(steps_per_epoch) - _place(run, progress, steps_per_epoch)
-    open_end = progress.position > 0 and progress.cut != progress.step  # stopped while it validated
-    return left < 0 or (left == 0 and not open_end)
-
-
-def _place(run: RunConfig, progress: Progress, steps_per_epoch: int) -> int:
-    return progress.epoch * steps_per_epoch + progress.position // run.batch_size
-
-
-def _warn(config: TrainConfig) -> None:
-    """Warns of what is allowed and hardly meant."""
-    towers, frozen, retrieves = config.towers, config.towers.freeze, config.loss.objective in RETRIEVING
-    trained = towers.init or (towers.init_image if frozen == "image" else None)
-    if frozen != "none" and trained is None:
-        logger.warning("the %s tower is frozen with random weights; --init gives trained ones", frozen)
-    elif frozen == "image" and towers.init_image and retrieves and not config.loss.retrieval_from:
-        logger.warning(
-            "beside a frozen image tower a new text tower did not leave chance where retrieval began with the first "
-            "step (docs/choose.md); --objective infoloob does without, --retrieval-from 0.5 --best val_recall begins "
-            "later"
-        )
+    return progress.position == 0 and progress.passed >= run.total_steps(0) * run.batch_size

@@ -2,10 +2,8 @@
 
 ``checkpoints/step-00000100/`` holds
 
-- ``model/``: an open_clip ``local-dir:`` folder, what people load: the exact float32 weights, or with ``ema`` on their
-  running average;
-- ``trainer.pt``: all else that is resumed, with ``ema`` the weights themselves too (tensors and plain types only, read
-  with ``weights_only=True``);
+- ``model/``: an open_clip ``local-dir:`` folder, what people load: the exact float32 weights;
+- ``trainer.pt``: all else that is resumed (tensors and plain types only, read with ``weights_only=True``);
 - ``validation.json``: how good ``model/`` is, when it was judged on held-out pairs.
 
 The newest ``keep`` stay, and the best one by its validation.
@@ -13,20 +11,22 @@ The newest ``keep`` stay, and the best one by its validation.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import os
+import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cloob.data.fingerprint import Fingerprint, digest
-from cloob.errors import InputError
+from cloob.distributed import rank
+from cloob.errors import InputError, one_line
 from cloob.files import flush, flush_entries
-from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
@@ -38,18 +38,20 @@ from cloob.models.runs import (
     is_better,
     list_checkpoints,
 )
-from cloob.objective import ContrastiveObjective
 from cloob.training import sharding
 from cloob.training.config import TrainConfig
-from cloob.training.course import Progress
-from cloob.training.optim import WeightAverage
+from cloob.training.progress import Progress
 from cloob.training.ranks import gather_objects, on_rank_zero
-from cloob.training.state.rng import rng_state
 from cloob.training.step import Stepper
 
-FORMAT = 1
 TRAINING, HELD_OUT = "training pairs", "held-out pairs"
 """The two sets of pairs whose fingerprints a checkpoint keeps."""
+
+
+def measured(config: TrainConfig, data: Mapping[str, Fingerprint]) -> dict[str, Any]:
+    """What validations are comparable by: the size of the batches, and the held-out pairs if there are any."""
+    held_out = digest([json.dumps(data[HELD_OUT], sort_keys=True)]) if HELD_OUT in data else None
+    return {"batch_size": config.run.batch_size, "held_out": held_out}
 
 
 class Saver:
@@ -58,33 +60,21 @@ class Saver:
     def __init__(
         self,
         config: TrainConfig,
-        encoder: DualEncoder,
-        objective: ContrastiveObjective,
         stepper: Stepper,
-        average: WeightAverage | None,
-        device: torch.device,
         pairs: int,
         data: Mapping[str, Fingerprint],
-        resumed: tuple[Path, Progress] | None,
+        resumed: Path | None,
     ) -> None:
-        self.config = config
-        self.encoder = encoder
-        self.objective = objective
-        self.stepper = stepper
-        self.average = average
-        self.device = device
-        self.pairs = pairs
-        self.data = data
-        self.last: Path | None = resumed[0] if resumed else None
-        self._saved = _place(resumed[1]) if resumed else None
-        held_out = digest([json.dumps(data[HELD_OUT], sort_keys=True)]) if HELD_OUT in data else None
-        self._measured = {"batch_size": config.run.batch_size, "held_out": held_out}
+        self.config, self.stepper, self.pairs, self.data = config, stepper, pairs, data
+        self.last = resumed
+        self._saved: tuple[int, int] | None = None
+        self._measured = measured(config, data)
         best = on_rank_zero(lambda: find_best(config.save.out, config.save.best, self._measured))
         self._best: float | None = best[1] if best else None
         self._validation: tuple[int, dict[str, float | None]] | None = None
 
     def judged(self, step: int, metrics: dict[str, float | None]) -> bool:
-        """Takes note of how good the weights after ``step`` are. Returns whether they are the best so far."""
+        """Whether the weights after ``step`` are the best so far."""
         self._validation = step, metrics
         value = metrics[self.config.save.best]
         if value is None or (self._best is not None and not is_better(self.config.save.best, value, self._best)):
@@ -99,45 +89,37 @@ class Saver:
         at the end of an epoch before it was validated is written again. Every rank calls this, as each holds a part of
         the state; ``hopfield``: whether the objective retrieved at the last step.
         """
-        if _place(progress) == self._saved or progress.nonfinite:
+        if (progress.step, progress.epoch) == self._saved or progress.nonfinite:
             return None
-        weights, moments = sharding.whole_state(self.encoder, self.stepper.optimizer)
+        towers = self.stepper.module
+        encoder: Any = towers.encoder
+        weights, moments = sharding.whole_state(encoder, self.stepper.optimizer)
         state = {
-            "format": FORMAT,
             "optimizer": moments,
-            "stepper": self.stepper.state_dict(),
-            "objective": self.objective.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+            "objective": towers.objective.state_dict(),
             "progress": dict(vars(progress)),
-            "rng": gather_objects(rng_state(self.device)),  # of every rank
+            "rng": gather_objects(rng_state(self.stepper.device)),  # of every rank
             "batch_size": self.config.run.batch_size,
             "pairs": self.pairs,  # of an epoch: with another number the position in it means nothing
             "data": dict(self.data),
-            "best": self.config.save.best,
         }
-        if self.average is not None:
-            state |= {"weights": self.encoder.state_dict(), "average": {"updates": self.average.updates}}
         validation: dict[str, Any] | None = None
         if self._validation is not None and self._validation[0] == progress.step:
             metric = self.config.save.best
             validation = {"step": progress.step, "metric": metric, **self._validation[1], **self._measured}
 
         def write(folder: Path) -> None:
-            exported = self.encoder if self.average is None else self.average.encoder
-            save_model(folder / MODEL_FOLDER, exported, self.objective.config() | {"hopfield": hopfield}, weights)
+            save_model(folder / MODEL_FOLDER, encoder, towers.objective.config() | {"hopfield": hopfield}, weights)
             if validation is not None:
                 (folder / VALIDATION_FILE).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
-            with (folder / TRAINER_FILE).open("wb") as file:
+            with (folder / TRAINER_FILE).open("wb") as file:  # torch's own writer says no reason of the disk's
                 torch.save(state, file)
 
         save = self.config.save
         self.last = on_rank_zero(lambda: _write(save.out, progress.step, write, keep=save.keep))
-        self._saved = _place(progress)
+        self._saved = progress.step, progress.epoch
         return self.last
-
-
-def _place(progress: Progress) -> tuple[int, int, int]:
-    """What a checkpoint is of: a step, and whether the epoch that it ends was validated."""
-    return progress.step, progress.epoch, progress.cut
 
 
 def _write(run: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
@@ -156,10 +138,10 @@ def _write(run: Path, step: int, write: Callable[[Path], None], *, keep: int) ->
             final.rename(_hidden(final))
         temporary.rename(final)
         flush_entries(folder)
-    except Exception as error:
-        reason = _disk_reason(error, folder)
-        if reason is None:
-            raise
+    except (OSError, RuntimeError) as error:
+        # torch's writer hides the disk's own error.
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else one_line(cause)
         before = list_checkpoints(run)
         kept = f"the last whole checkpoint is {before[-1]}" if before else "there is no earlier checkpoint"
         raise InputError(f"{final}: checkpoint cannot be written ({reason}); {kept}") from error
@@ -184,23 +166,48 @@ def remove_leftovers(run: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def set_aside(checkpoint: Path) -> None:
-    """Renames the checkpoints of a run that come after this one: unreadable ones must not count as the newest."""
-    for path in list_checkpoints(checkpoint.parent.parent):
-        if path.name > checkpoint.name:
-            aside = path.with_name(f"unreadable-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """State of python's, numpy's and torch's generators, as tensors and plain types."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (towers may use the global one)
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
 
 
-def _disk_reason(error: BaseException, folder: Path) -> str | None:
-    """Why the disk refused, or None if it was not the disk. torch's writer hides the errno."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, OSError) and chain.errno is not None:
-            return os.strerror(chain.errno)
-        chain = chain.__cause__ or chain.__context__
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if isinstance(error, RuntimeError) and shutil.disk_usage(existing).free < 2**20:
-        return os.strerror(errno.ENOSPC)
-    return None
+def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+@contextlib.contextmanager
+def preserved_rng(device: torch.device) -> Iterator[None]:
+    """Keeps what runs inside (loaders, callbacks) from moving the generators that training depends on."""
+    state = rng_state(device)
+    try:
+        yield
+    finally:
+        set_rng_state(state, device)
+
+
+def seed_generators(seed: int, states: list[dict[str, Any]], device: torch.device) -> None:
+    """Sets this rank's generators to its checkpoint's ``states``, or freshly to ``seed`` + rank if there are none."""
+    seed += rank()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (whatever a tower may draw from)
+    if rank() < len(states):
+        set_rng_state(states[rank()], device)

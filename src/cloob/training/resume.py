@@ -1,0 +1,240 @@
+"""Where a run goes on: a checkpoint found, read, compared with the configuration and loaded into what was built."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cloob.data.fingerprint import Fingerprint, differences
+from cloob.distributed import rank, world_size
+from cloob.errors import InputError, one_line
+from cloob.models.encoder import DualEncoder
+from cloob.models.load import load_model
+from cloob.models.runs import MODEL_FOLDER, RUN_CONFIG_FILE, TRAINER_FILE, find_best, list_checkpoints
+from cloob.models.weights.containers import check_zip
+from cloob.scales import FixedScaleWarning
+from cloob.training import sharding
+from cloob.training.callbacks import RunResult
+from cloob.training.checkpoint import TRAINING, measured
+from cloob.training.config import TrainConfig
+from cloob.training.progress import Progress, is_whole
+from cloob.training.ranks import on_rank_zero
+
+logger = logging.getLogger(__name__)
+# Changing these between a run and its resumption changes no number of the training; batch_size has a line of its own.
+_FREE_PARTS = ("save", "log")
+_FREE = "workers val_data val_every cache_dir cache_gb device max_nonfinite patience average_with_start batch_size"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back: ``encoder`` holds the weights of ``model/``, ``state`` what ``trainer.pt`` holds."""
+
+    path: Path
+    encoder: DualEncoder
+    state: dict[str, Any]
+    progress: Progress  # as it was written
+
+
+class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
+    """The run that was to go on has reached its end; raised on all ranks, before anything is written."""
+
+    def __init__(self, result: RunResult) -> None:
+        super().__init__(str(result.run))
+        self.result = result
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint folder; InputError for a file that is missing, cut short or of another format."""
+    file = path / TRAINER_FILE
+    try:
+        check_zip(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        encoder = load_model(str(path / MODEL_FOLDER), device="cpu")
+        return Checkpoint(path, encoder, state, Progress(**state["progress"]))
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); use an earlier checkpoint") from error
+
+
+def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
+    """The checkpoint to resume from, None to start afresh; every rank calls this and reads the same.
+
+    ``resume`` is ``"none"``, ``"auto"`` (the newest readable checkpoint of ``run``, if any; unreadable ones are passed
+    over with a warning), or the path of a checkpoint or a run folder.
+    """
+    if resume == "none":
+        return None
+    held: list[Checkpoint] = []  # on rank 0
+
+    def choose() -> Path | None:
+        held.extend(checkpoint for checkpoint in [_newest(run, resume)] if checkpoint is not None)
+        return held[0].path if held else None
+
+    chosen = on_rank_zero(choose)
+    if chosen is None:
+        return None
+    return held[0] if held else read_checkpoint(chosen)
+
+
+def _newest(run: Path, resume: str) -> Checkpoint | None:
+    run = run if resume == "auto" else Path(resume)
+    if resume != "auto" and (run / TRAINER_FILE).is_file():
+        return read_checkpoint(run)
+    errors: list[InputError] = []
+    for path in reversed(list_checkpoints(run)):
+        try:
+            return read_checkpoint(path)
+        except InputError as error:
+            errors.append(error)
+            logger.warning("%s; trying the checkpoint before it", error)
+    if errors or resume != "auto":
+        newest = f" (the newest: {errors[0]})" if errors else "; none, auto, a checkpoint or a run is wanted"
+        raise InputError(f"resume is {resume!r}: {run} holds no whole checkpoint{newest}; another --out starts anew")
+    return None
+
+
+def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint]) -> None:
+    """Refuses other training pairs than those of the checkpoint's run."""
+    changed = differences(checkpoint.state["data"][TRAINING], data[TRAINING])
+    if changed:
+        raise InputError(
+            f"{checkpoint.path}: the training pairs are not those of this checkpoint's run ({'; '.join(changed)}); "
+            f"start from its weights with --init {checkpoint.path}"
+        )
+
+
+def stop_if_finished(
+    checkpoint: Checkpoint,
+    config: TrainConfig,
+    data: Mapping[str, Fingerprint],
+    objective: nn.Module,
+) -> None:
+    """Raises AlreadyFinished where a checkpoint leaves nothing to do, by its length or by the patience."""
+    progress = checkpoint.progress
+    whole = is_whole(config.run, progress)
+    if not whole and not (0 < config.run.patience <= progress.stale and _has_best(config, data)):
+        return
+    list(_changes(checkpoint, config))
+    _load_objective(checkpoint, objective)
+    raise AlreadyFinished(
+        RunResult(
+            run=checkpoint.path.parent.parent,
+            steps=progress.step,
+            epochs=progress.epoch,
+            samples_seen=progress.samples_seen,
+            seconds=progress.seconds,
+            loss=None,
+            checkpoint=checkpoint.path,
+            already_finished=True,
+            out_of_patience=not whole,
+        )
+    )
+
+
+def _has_best(config: TrainConfig, data: Mapping[str, Fingerprint]) -> bool:
+    """Whether the run has a validation that later ones can be compared with: by the same pairs in the same batches."""
+    return find_best(config.save.out, config.save.best, measured(config, data)) is not None
+
+
+def progress_of(checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, Fingerprint], pairs: int) -> Progress:
+    """Where a run of ``pairs`` an epoch goes on; rank 0 warns of what changes the course of the training."""
+    progress, state = replace(checkpoint.progress), checkpoint.state
+    changes = [(key, f"{now!r} instead of {then!r}") for key, then, now in _changes(checkpoint, config)]
+    said = [f"another {key}: {change}" for key, change in changes]
+    processes, size, held = len(state["rng"]), state["batch_size"], state["pairs"]
+    if processes != world_size():
+        said.append(
+            f"{world_size()} processes instead of {processes}: the data go on where they were, sums may round "
+            "differently"
+        )
+    if size != config.run.batch_size:
+        said.append(
+            f"batch size {config.run.batch_size} instead of {size}: the data go on where they were, the learning rate "
+            "where a run of that batch size would be"
+        )
+    if held != pairs:  # the order of the epoch is another
+        said.append(f"{pairs:,} pairs an epoch instead of {held:,}: the epoch begins anew")
+        progress.begin_epoch()
+    if progress.stale and not _has_best(config, data):
+        said.append("held-out pairs that none of its validations was made with: --patience begins anew")
+        progress.stale = 0
+    if rank() != 0:  # the counts of bad samples are summed over ranks, so one rank keeps them
+        progress.reasons = {}
+        return progress
+    for line in said:
+        logger.warning("resumed with %s", line)
+    return progress
+
+
+def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
+    """What differs from the checkpoint's run and changes the course of the training: key, its value, the one now."""
+    file = checkpoint.path.parent.parent / RUN_CONFIG_FILE
+    if not file.is_file():
+        return
+    before = TrainConfig.from_json(file).to_dict()
+    for part, leaves in config.to_dict().items():
+        for leaf, now in leaves.items():
+            then = before[part][leaf]
+            if part in _FREE_PARTS or leaf in _FREE.split() or _same(then, now):
+                continue
+            key = f"{part}.{leaf}"
+            if part in ("loss", "align") or leaf in ("model", "image_size"):
+                raise InputError(
+                    f"{checkpoint.path}: was trained with {key} = {then!r}, not {now!r}; "
+                    f"resume with the same, or start from the weights with --init {checkpoint.path}"
+                )
+            yield key, then, now
+
+
+def _same(a: object, b: object) -> bool:
+    # A temperature is kept as its logarithm: read back, it may differ in the last digit.
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return a == b
+
+
+def restore(
+    checkpoint: Checkpoint,
+    *,
+    encoder: nn.Module,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Loads weights, optimiser and objective of a checkpoint into freshly built ones."""
+    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    _load_objective(checkpoint, objective)
+    with _other_parameters(checkpoint):
+        sharding.load_whole(encoder, checkpoint.encoder.state_dict())
+        sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
+        for parameter, entry in optimizer.state.items():  # torch does not compare shapes, and reads memory beyond
+            shapes = {name: getattr(value, "shape", None) for name, value in entry.items()}
+            if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                raise ValueError(f"moments {shapes}, parameter {tuple(parameter.shape)}")
+    for group, configured in zip(optimizer.param_groups, options, strict=True):
+        group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's
+
+
+def _load_objective(checkpoint: Checkpoint, objective: nn.Module) -> None:
+    with _other_parameters(checkpoint), warnings.catch_warnings():
+        warnings.simplefilter("error", FixedScaleWarning)
+        objective.load_state_dict(checkpoint.state["objective"])
+
+
+@contextlib.contextmanager
+def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
+    """The error of a state that does not go into what was built."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, FixedScaleWarning) as error:
+        raise InputError(
+            f"{checkpoint.path}: was trained with other parameters, or is damaged ({one_line(error, 200)})"
+        ) from error

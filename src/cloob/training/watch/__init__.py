@@ -1,1 +1,0 @@
-"""Logs, progress and trackers."""
