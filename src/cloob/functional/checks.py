@@ -191,6 +191,8 @@ def check_ids(
         if candidate_ids is not None:
             raise ValueError("candidate_ids were given without ids")
         return None
+    if hasattr(ids, "__array__") and not isinstance(ids, Tensor):  # of numpy
+        ids = torch.as_tensor(ids, device=device)
     if candidate_ids is None:
         if n != m:
             raise ValueError(f"ids of {n} anchors need candidate_ids of the {m} candidates")

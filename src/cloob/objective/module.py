@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cloob import distributed
 from cloob.functional import reference, streamed
@@ -22,6 +23,8 @@ from cloob.scales import ScaledModule, callers_level, scalar_parameter
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
 _BIAS = -10.0  # what SigLIP's starts from
+_CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
+_LOGARITHMS = {"ln 100": math.log(100), "ln(1/0.07)": math.log(1 / 0.07)}  # as CLIP's code keeps τ⁻¹
 
 MEMBERS: dict[str, tuple[Contrast, bool]] = {  # contrast, hopfield
     "clip": ("infonce", False),
@@ -139,7 +142,11 @@ class ContrastiveObjective(ScaledModule):
         self.gather = gather
         self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
         self.check = check
-        self.trusts_lengths = self._warned_of_lengths = False  # the first is without_waiting's
+        self.trusts_lengths = False  # without_waiting's
+        self._told: set[str] = set()  # of what it warned
+        self._looked_for_cone = False
+        if not learnable_inv_tau:
+            self._tell_of_logarithm("inv_tau", float(inv_tau))
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
         self.bias: nn.Parameter | None = None
@@ -275,7 +282,7 @@ class ContrastiveObjective(ScaledModule):
                 ``scale="unit"`` (see above).
             logit_bias: Takes the place of the sigmoid loss's bias if given. Without effect on InfoLOOB and InfoNCE, in
                 which a constant added to all logits cancels.
-            ids: (N,) integer ids; pairs of equal id are not each other's negatives.
+            ids: (N,) integers, a tensor or of numpy; pairs of equal id are not each other's negatives (``cloob.ids``).
             hopfield: Takes the place of the constructor's for this call, as a schedule over a run asks for; with
                 ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
@@ -309,9 +316,36 @@ class ContrastiveObjective(ScaledModule):
         else:
             x, y = check_pairs(image_features, text_features)
             loss = self.implementation(len(x), x.device).objective(x, y, **prepare(x, y), ids=ids, **member)
+        if hopfield and self.check and self.training and not self._looked_for_cone and readable():
+            self._looked_for_cone = True
+            self._tell_of_cone(x.detach(), y.detach())
         for parameter in self._without_part(hopfield, logit_scale, logit_bias):
             loss = loss + 0.0 * parameter.to(loss)  # DDP stops at a parameter without any gradient
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def _tell(self, key: str, notice: str) -> None:
+        """A warning, once; none while a graph is traced."""
+        if key not in self._told and not torch.compiler.is_compiling():
+            self._told.add(key)
+            warnings.warn(notice, stacklevel=callers_level())
+
+    def _tell_of_logarithm(self, name: str, number: float) -> None:
+        for logarithm, value in _LOGARITHMS.items():
+            if abs(number / value - 1) < 0.02:
+                right = f"τ⁻¹ itself is meant, {math.exp(value):.3g}"
+                self._tell("logarithm", f"{name} is {number:g}, which is {logarithm}: {right}")
+
+    def _tell_of_cone(self, *sides: Tensor) -> None:
+        """Looks at the first rows that retrieval meets: averages of rows that are all alike cannot be told apart."""
+        n = len(sides[0])
+        length = max(float(F.normalize(rows.float(), dim=1).mean(0).square().sum()) for rows in sides)
+        cosine = (n * length - 1) / max(n - 1, 1)  # of different rows
+        if cosine > _CONE:
+            self._tell(
+                "cone",
+                f"rows have a mean cosine of {cosine:.2f}, and Hopfield retrieval averages what is alike: centre and "
+                "scale the inputs (cloob.Head does), or begin with infoloob (said once; check=False says nothing)",
+            )
 
     def _without_part(self, hopfield: bool, *given: float | Tensor | None) -> list[Tensor]:
         """The parameters that a call has no use for: β without retrieval, τ⁻¹ and the bias where others are given."""
@@ -328,13 +362,17 @@ class ContrastiveObjective(ScaledModule):
                 "detach it to use its value alone"
             )
         inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
+        learned = self.learns("inv_tau") and torch.is_grad_enabled() if logit_scale is None else learns
+        if learned and self.contrast == "infoloob" and self.training:
+            self._tell("bound", "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its bound; fix it")
         bias = 0.0 if self.bias is None else self.bias if logit_bias is None else logit_bias
         scales = check_scales({"inv_tau": inv_tau, "beta": self.scale_value("beta"), "bias": bias}, like=x)
         if self.check and readable():
             notice = check_values(x, y, scales)
-            if notice is not None and not self._warned_of_lengths:
-                self._warned_of_lengths = True
-                warnings.warn(notice, stacklevel=callers_level())
+            if notice is not None:
+                self._tell("lengths", notice)
+            if logit_scale is not None:
+                self._tell_of_logarithm("logit_scale", float(logit_scale))
         return scales
 
     def implementation(self, n_candidates: int, device: torch.device) -> Implementation:

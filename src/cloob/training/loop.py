@@ -25,6 +25,7 @@ from cloob.training.faults import StopRequested, StopSignal
 from cloob.training.parts import Parts, assemble
 from cloob.training.ranks import Tally, on_rank_zero
 from cloob.training.record import Step, StepLog
+from cloob.training.select import choose
 from cloob.training.state import run_folder
 from cloob.training.state.resume import AlreadyFinished
 from cloob.training.state.rng import preserved_rng
@@ -66,6 +67,8 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         >>> result.steps, result.samples_seen
         (2, 256)
     """
+    if config.loss.objective == "auto":
+        config = choose(config, train)
     device = resolve_device(config.run.device)
     with process_group(device), _held(config.save.out) as check_lock:
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
@@ -304,6 +307,7 @@ class _Run:
                 parts.device,
                 mask_duplicates=parts.config.loss.mask_duplicates,
                 micro_batch_size=parts.stepper.micro_batch_size,
+                by_id=parts.config.vectors.a is not None,
                 hopfield=self.course.retrieved(),
                 stop=stop,
                 last_checkpoint=parts.saver.last,

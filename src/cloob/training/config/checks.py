@@ -101,6 +101,8 @@ def _conflicts(config: TrainConfig) -> Iterator[str]:
     if any(dataclasses.asdict(config.vectors).values()):
         yield from _conflicts_of_vectors(config)
         return
+    if loss.objective == "auto":
+        yield "objective is 'auto', which is for `cloob train vectors`; name one"
     if not pairs.data:
         yield (
             "data is missing; give --data with your pairs (a table such as pairs.csv, shards, or a folder of images "
@@ -118,6 +120,13 @@ def _conflicts_of_vectors(config: TrainConfig) -> Iterator[str]:
         yield f"{'a_ids' if files.a_ids is None else 'b_ids'} is missing: --a-ids and --b-ids join the rows together"
     if files.ids is not None and files.a_ids is not None:
         yield f"ids is {files.ids!r}; it must be left out with --a-ids and --b-ids"
+    if config.loss.objective == "auto":
+        if not config.pairs.val_split:
+            yield "objective is 'auto', but there are no held-out pairs to choose by; give --val-split"
+        if _processes() > 1:
+            yield "objective is 'auto', which needs one process; choose with one, then train with what it chose"
+        for key, value in config.loss.overrides().items():
+            yield f"{key} is {value}; it must be left out with the objective auto, which tries several"
     others = {"data": config.pairs.data, "val_data": config.pairs.val_data, **vars(config.towers), **vars(config.align)}
     for key in ("data", "val_data", "model", "init", "init_image", "image_size", "image_encoder", "text_encoder"):
         if others[key]:

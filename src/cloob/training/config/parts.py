@@ -160,9 +160,9 @@ class TowersConfig(Part):
 class LossConfig(Part):
     """The objective. What is left out takes the objective's own default."""
 
-    objective: ObjectiveName = "cloob"
+    objective: Literal[ObjectiveName, "auto"] = "cloob"
     """cloob: InfoLOOB with Hopfield retrieval; clip: InfoNCE without; and the two between them. siglip: SigLIP's
-    sigmoid loss, also with retrieval."""
+    sigmoid loss, also with retrieval. auto: of vectors, the one that held-out pairs choose."""
     inv_tau: Annotated[float | None, POSITIVE] = None
     """Inverse temperature of the contrast (its start when it is learned)."""
     beta: Annotated[float | None, POSITIVE] = None
@@ -337,6 +337,10 @@ class AlignConfig(Part):
     head_dropout: Annotated[float | None, DECAY] = None
     """Dropout in front of a linear head's matrix, or in the hidden layer of an mlp. Left out, it is that of the heads
     of --init; 0.1 for new ones."""
+    standardise: Literal["auto", "column", "one", "none"] | None = None
+    """Each column of the vectors loses its mean; then column: is divided by its own spread, one: all by one number.
+    none: neither. auto, or left out: column where half of the columns vary less than a tenth of what all do, else one.
+    """
 
     def encoders(self) -> list[str]:
         """Those that are given."""
