@@ -10,21 +10,18 @@ from typing import Any, Literal, NamedTuple, Self, get_args, overload
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cloob import distributed
 from cloob.functional import reference, streamed
 from cloob.functional.checks import check_number, in_transform, readable
 from cloob.functional.reference import Contrast, Parts, Scale, check_pairs, check_scale
 from cloob.objective.ranks import agree_on_rows, known_rows, loss_over_ranks
-from cloob.objective.values import Scales, check_scales, check_values, one_of
+from cloob.objective.values import Scales, check_scales, check_values, logarithm_notice, one_of
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
 _BIAS = -10.0  # what SigLIP's starts from
-_CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
-_LOGARITHMS = {"ln 100": math.log(100), "ln(1/0.07)": math.log(1 / 0.07)}  # as CLIP's code keeps τ⁻¹
 
 MEMBERS: dict[str, tuple[Contrast, bool]] = {  # contrast, hopfield
     "clip": ("infonce", False),
@@ -146,7 +143,7 @@ class ContrastiveObjective(ScaledModule):
         self._told: set[str] = set()  # of what it warned
         self._looked_for_cone = False
         if not learnable_inv_tau:
-            self._tell_of_logarithm("inv_tau", float(inv_tau))
+            self._tell("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
         self.bias: nn.Parameter | None = None
@@ -304,7 +301,7 @@ class ContrastiveObjective(ScaledModule):
             raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group")
         hopfield = self.hopfield if hopfield is None else hopfield
         member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
-        prepare = partial(self._prepare, logit_scale, logit_bias)
+        prepare = partial(self._prepare, logit_scale, logit_bias, hopfield)
         if self.gather and distributed.world_size() > 1:
             if in_transform() and not torch.compiler.is_compiling():
                 raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
@@ -316,36 +313,15 @@ class ContrastiveObjective(ScaledModule):
         else:
             x, y = check_pairs(image_features, text_features)
             loss = self.implementation(len(x), x.device).objective(x, y, **prepare(x, y), ids=ids, **member)
-        if hopfield and self.check and self.training and not self._looked_for_cone and readable():
-            self._looked_for_cone = True
-            self._tell_of_cone(x.detach(), y.detach())
         for parameter in self._without_part(hopfield, logit_scale, logit_bias):
             loss = loss + 0.0 * parameter.to(loss)  # DDP stops at a parameter without any gradient
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _tell(self, key: str, notice: str) -> None:
-        """A warning, once; none while a graph is traced."""
-        if key not in self._told and not torch.compiler.is_compiling():
+    def _tell(self, key: str, notice: str | None) -> None:
+        """A warning, if there is one, once; none while a graph is traced."""
+        if notice is not None and key not in self._told and not torch.compiler.is_compiling():
             self._told.add(key)
             warnings.warn(notice, stacklevel=callers_level())
-
-    def _tell_of_logarithm(self, name: str, number: float) -> None:
-        for logarithm, value in _LOGARITHMS.items():
-            if abs(number / value - 1) < 0.02:
-                right = f"τ⁻¹ itself is meant, {math.exp(value):.3g}"
-                self._tell("logarithm", f"{name} is {number:g}, which is {logarithm}: {right}")
-
-    def _tell_of_cone(self, *sides: Tensor) -> None:
-        """Looks at the first rows that retrieval meets: averages of rows that are all alike cannot be told apart."""
-        n = len(sides[0])
-        length = max(float(F.normalize(rows.float(), dim=1).mean(0).square().sum()) for rows in sides)
-        cosine = (n * length - 1) / max(n - 1, 1)  # of different rows
-        if cosine > _CONE:
-            self._tell(
-                "cone",
-                f"rows have a mean cosine of {cosine:.2f}, and Hopfield retrieval averages what is alike: centre and "
-                "scale the inputs (cloob.Head does), or begin with infoloob (said once; check=False says nothing)",
-            )
 
     def _without_part(self, hopfield: bool, *given: float | Tensor | None) -> list[Tensor]:
         """The parameters that a call has no use for: β without retrieval, τ⁻¹ and the bias where others are given."""
@@ -353,8 +329,10 @@ class ContrastiveObjective(ScaledModule):
         used = (hopfield, *(other is None for other in given))
         return [value for value, use in zip(own, used, strict=True) if value is not None and not use]
 
-    def _prepare(self, logit_scale: float | Tensor | None, logit_bias: Tensor | None, x: Tensor, y: Tensor) -> Scales:
-        """The scales of a call, after a look at them and at the rows; tells once of rows that are no unit vectors."""
+    def _prepare(
+        self, logit_scale: float | Tensor | None, logit_bias: Tensor | None, hopfield: bool, x: Tensor, y: Tensor
+    ) -> Scales:
+        """The scales of a call, after a look at them and at the rows; tells once of what is odd."""
         learns = isinstance(logit_scale, Tensor) and logit_scale.requires_grad and torch.is_grad_enabled()
         if learns and self.scale == "paper":
             raise ValueError(
@@ -368,11 +346,10 @@ class ContrastiveObjective(ScaledModule):
         bias = 0.0 if self.bias is None else self.bias if logit_bias is None else logit_bias
         scales = check_scales({"inv_tau": inv_tau, "beta": self.scale_value("beta"), "bias": bias}, like=x)
         if self.check and readable():
-            notice = check_values(x, y, scales)
-            if notice is not None:
-                self._tell("lengths", notice)
-            if logit_scale is not None:
-                self._tell_of_logarithm("logit_scale", float(logit_scale))
+            cone = hopfield and self.training and not self._looked_for_cone
+            self._looked_for_cone |= cone
+            for key, notice in check_values(x, y, scales, cone=cone, given=logit_scale is not None).items():
+                self._tell(key, notice)
         return scales
 
     def implementation(self, n_candidates: int, device: torch.device) -> Implementation:
