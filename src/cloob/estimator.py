@@ -121,7 +121,7 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             ValueError: A matrix or a parameter is not right.
             TrainingFailed: As of :func:`cloob.train`; also where a signal ended it.
         """
-        X = validate_data(self, _array(X), accept_sparse="csr", ensure_min_samples=4)
+        X = validate_data(self, _array(X), accept_sparse="csr", order="C", ensure_min_samples=4)
         matrices = {"a": X, "b": _second(y)} | ({} if groups is None else {"ids": np.array([str(g) for g in groups])})
         check_consistent_length(*matrices.values())
         seed = self.random_state
@@ -170,14 +170,14 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def transform(self, X: Any, y: Any = None) -> Any:
         """The (N, D) float32 unit rows of X; with y a tuple of those of both."""
         check_is_fitted(self)
-        X = validate_data(self, _array(X), reset=False, accept_sparse="csr")
+        X = validate_data(self, _array(X), reset=False, accept_sparse="csr", order="C")
         rows = _encoded(self.encoder_.encode_a, X)
         return rows.numpy() if y is None else (rows.numpy(), _encoded(self.encoder_.encode_b, _second(y)).numpy())
 
     def score(self, X: Any, y: Any) -> float:
         """The mean of recall@1 in both directions. Equal rows of a matrix are one answer."""
         check_is_fitted(self)
-        X = validate_data(self, _array(X), reset=False, accept_sparse="csr")
+        X = validate_data(self, _array(X), reset=False, accept_sparse="csr", order="C")
         y = _second(y)
         check_consistent_length(X, y)
         (first, place), (first_y, place_y) = _distinct(X), _distinct(y)
@@ -207,7 +207,7 @@ def _second(matrix: Any) -> Any:
     """The second matrix, checked."""
     if matrix is None:
         raise ValueError("ContrastiveHeads requires y to be passed, but the target y is None")
-    matrix = check_array(_array(matrix), accept_sparse="csr", input_name="y", ensure_2d=False)
+    matrix = check_array(_array(matrix), accept_sparse="csr", order="C", input_name="y", ensure_2d=False)
     return matrix.reshape(-1, 1) if matrix.ndim == 1 else matrix
 
 

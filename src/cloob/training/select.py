@@ -68,7 +68,7 @@ def choose(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> TrainCon
         return config.override(objective=kept["chosen"]).override(**kept["settings"])
     held_out = open_vectors(config)[1]
     assert held_out is not None
-    logger.info("trying %d settings of %s on %d held-out pairs …", 12, ", ".join(_TRIED), len(held_out))
+    logger.info("trying %s, four settings each, on %s held-out pairs …", ", ".join(_TRIED), f"{len(held_out):,}")
     runs: list[dict[str, Any]] = []
     finals = []
     for objective, settings in _TRIED.items():
@@ -78,7 +78,7 @@ def choose(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> TrainCon
                 {"objective": objective, **one.settings, "share": 1 / share, "recall": one.recall} for one in tried
             ]
             tried.sort(key=lambda one: -one.recall)
-            settings = [one.settings for one in tried[: len(tried) // 2]]
+            settings = [one.settings for one in tried[: max(1, len(tried) // 2)]]
         finals.append(tried[0])
         low, high = bootstrap_interval(tried[0].found)
         logger.info("%-24s recall %.1f %% (%.1f to %.1f)", tried[0], 100 * tried[0].recall, 100 * low, 100 * high)
