@@ -26,6 +26,15 @@ from cloob.training.select import read_choice
 from cloob.training.state.rng import preserved_rng
 
 _CPU = torch.device("cpu")
+# The configuration's leaves by the names of parameters.
+_SAME = ("head", "standardise", "weight_decay", "epochs", "batch_size", "patience", "device", "precision")
+_LEAVES = {
+    "n_components": "embed_dim",
+    "dropout": "head_dropout",
+    "learning_rate": "lr",
+    "validation_fraction": "val_split",
+    **{name: name for name in _SAME},
+}
 
 
 class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -127,34 +136,16 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
-        held_out = bool(self.validation_fraction)
         with tempfile.TemporaryDirectory(prefix="cloob-") as folder, preserved_rng(_CPU):
             files = {name: f"{folder}/{name}.npy" for name in matrices}
             for name, matrix in matrices.items():
                 np.save(files[name], matrix.toarray() if hasattr(matrix, "toarray") else matrix)
-            config = get_recipe("vectors").override(
-                **files,
-                head=self.head,
-                embed_dim=self.n_components,
-                head_dropout=self.dropout,
-                standardise=self.standardise,
-                lr=self.learning_rate,
-                weight_decay=self.weight_decay,
-                epochs=self.epochs,
-                batch_size=self.batch_size,
-                val_split=self.validation_fraction,
-                patience=self.patience if held_out else 0,
-                device=self.device,
-                precision=self.precision,
-                seed=int(seed),
-                tensorboard=False,
-                keep=1,
-                max_bad_fraction=0.0,
-                out=f"{folder}/run",
-            )
-            config = config.override(objective=self.objective)
-            scales = {"inv_tau": self.inv_tau, "beta": self.beta}
+            settings = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}
+            config = get_recipe("vectors").override(**files, **settings, seed=int(seed), out=f"{folder}/run")
+            config = config.override(tensorboard=False, keep=1, max_bad_fraction=0.0, objective=self.objective)
+            scales = {"inv_tau": _plain(self.inv_tau), "beta": _plain(self.beta)}
             config = config.override(**{name: value for name, value in scales.items() if value is not None})
+            config = config if self.validation_fraction else config.override(patience=0)
             result = train(config)
             if result.stopped:
                 raise TrainingFailed(f"stopped by {result.stopped} after step {result.steps:,}")
@@ -169,16 +160,13 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     def transform(self, X: Any, y: Any = None) -> Any:
         """The (N, D) float32 unit rows of X; with y a tuple of those of both."""
-        check_is_fitted(self)
-        X = validate_data(self, _array(X), reset=False, accept_sparse="csr", order="C")
+        X = self._checked(X)
         rows = _encoded(self.encoder_.encode_a, X)
         return rows.numpy() if y is None else (rows.numpy(), _encoded(self.encoder_.encode_b, _second(y)).numpy())
 
     def score(self, X: Any, y: Any) -> float:
         """The mean of recall@1 in both directions. Equal rows of a matrix are one answer."""
-        check_is_fitted(self)
-        X = validate_data(self, _array(X), reset=False, accept_sparse="csr", order="C")
-        y = _second(y)
+        X, y = self._checked(X), _second(y)
         check_consistent_length(X, y)
         (first, place), (first_y, place_y) = _distinct(X), _distinct(y)
         rows, rows_y = _encoded(self.encoder_.encode_a, X[first]), _encoded(self.encoder_.encode_b, y[first_y])
@@ -190,12 +178,21 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         check_is_fitted(self)
         save_model(Path(folder), self.encoder_, self.objective_)
 
+    def _checked(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return validate_data(self, _array(X), reset=False, accept_sparse="csr", order="C")
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.target_tags.required = tags.target_tags.multi_output = True
         tags.transformer_tags.preserves_dtype = []  # float32 always
         return tags
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy, as a grid may hold, as one of Python."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _array(matrix: Any) -> Any:

@@ -65,7 +65,9 @@ def test_it_takes_any_matrices_and_is_searched(matrices: tuple[np.ndarray, np.nd
         assert (heads.transform(x) == plain).all() and heads.n_features_in_ == 12
     folds = GroupKFold(2)
     assert len(cross_val_score(heads, X, Y, groups=groups, cv=folds)) == 2
-    search = GridSearchCV(heads, {"objective": ["clip", "cloob"]}, cv=folds).fit(X, Y, groups=groups)
+    search = GridSearchCV(heads, {"objective": ["clip", "cloob"], "epochs": np.array([2])}, cv=folds).fit(
+        X, Y, groups=groups
+    )
     assert search.best_estimator_.encoder_.make_objective().name == search.best_params_["objective"]
     assert search.transform(X).shape == (N, 8)
     with pytest.raises(ValueError, match="NaN"):

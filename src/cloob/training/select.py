@@ -130,12 +130,6 @@ def _chosen(finals: list[_Tried]) -> dict[str, Any]:
     chosen = best if clear else usual
     verdict = f"{chosen.objective} is taken" if clear else f"no clear difference: {chosen.objective} is taken"
     numbers = f"{100 * difference:+.1f} points, {100 * low:+.1f} to {100 * high:+.1f}"
-    return {
-        "says": f"{verdict} ({best.objective} against {other.objective}: {numbers})",
-        "chosen": chosen.objective,
-        "settings": chosen.settings,
-        "clear": clear,
-        "best": best.objective,
-        "against": other.objective,
-        "difference": [difference, low, high],
-    }
+    says = f"{verdict} ({best.objective} against {other.objective}: {numbers})"
+    what = {"says": says, "chosen": chosen.objective, "settings": chosen.settings, "clear": clear}
+    return {**what, "best": best.objective, "against": other.objective, "difference": [difference, low, high]}
