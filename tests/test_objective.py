@@ -11,15 +11,18 @@ import math
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import cloob
 from cloob.functional import cloob_reference, reference
 from cloob.interop.negatives import contrast_with_negatives
 from cloob.objective import (
@@ -495,6 +498,36 @@ def reads(monkeypatch: pytest.MonkeyPatch, objective: ContrastiveObjective, n: i
         patch.setattr(Tensor, "tolist", lambda t: (lists.append(t), tolist(t))[1])
         objective(x, y)
     return counted.count + len(lists)
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_mistakes_of_copies_are_told_of_once() -> None:
+    cone = F.normalize(torch.randn(64, 32, generator=torch.Generator().manual_seed(0)) + 4, dim=1)
+    objective, learned = ContrastiveObjective(), make_objective("infoloob", learnable_inv_tau=True)
+    with pytest.warns(UserWarning, match=r"mean cosine of 0\.\d+"):
+        objective(cone, cone)
+    with pytest.warns(UserWarning, match="ends at its bound"):
+        learned(cone, cone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        objective(cone, cone)
+        learned(cone, cone)
+        make_objective("infoloob")(cone, cone)
+        make_objective("clip")(cone, cone)
+        make_objective("clip", inv_tau=4.9, learnable_inv_tau=False)
+    with pytest.warns(UserWarning, match=r"inv_tau is 4\.605, which is ln 100"):
+        ContrastiveObjective(inv_tau=math.log(100))
+    with pytest.warns(UserWarning, match=r"logit_scale is 2\.659, which is ln\(1/0\.07\)"):
+        make_objective("clip")(cone, cone, torch.tensor(math.log(1 / 0.07), requires_grad=True))
+
+
+def test_ids_come_as_texts_and_from_numpy() -> None:
+    names = ["a", "b", "a", "c"]
+    x, y = (F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(i)), dim=1) for i in (0, 1))
+    objective = make_objective("infoloob")
+    assert cloob.ids(names).tolist() == cloob.ids(iter(names)).tolist()
+    loss = objective(x, y, ids=cloob.ids(names))
+    assert loss == objective(x, y, ids=np.array([0, 1, 0, 2])) != objective(x, y)
 
 
 def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cloob import functional
     from cloob.data.open import open_source
+    from cloob.estimator import ContrastiveHeads
     from cloob.evaluation.suite import evaluate
+    from cloob.functional.ids import ids
+    from cloob.models.aligned.heads import Head
     from cloob.models.load import load_model
     from cloob.models.towers import create_model
     from cloob.objective import ContrastiveObjective, make_objective
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "ContrastiveHeads",
     "ContrastiveObjective",
+    "Head",
     "Index",
     "TrainConfig",
     "__version__",
@@ -33,6 +38,7 @@ __all__ = [
     "evaluate",
     "functional",
     "get_recipe",
+    "ids",
     "load_model",
     "make_objective",
     "open_source",
@@ -41,13 +47,16 @@ __all__ = [
 
 # Where each name is defined.
 _HOMES = {
+    "ContrastiveHeads": "cloob.estimator",
     "ContrastiveObjective": "cloob.objective",
+    "Head": "cloob.models.aligned.heads",
     "Index": "cloob.search.index",
     "TrainConfig": "cloob.training.config",
     "cached_backward": "cloob.training.gradcache",
     "create_model": "cloob.models.towers",
     "evaluate": "cloob.evaluation.suite",
     "get_recipe": "cloob.recipes",
+    "ids": "cloob.functional.ids",
     "load_model": "cloob.models.load",
     "make_objective": "cloob.objective",
     "open_source": "cloob.data.open",

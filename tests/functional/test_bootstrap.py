@@ -87,3 +87,12 @@ def test_grouped_bootstrap_weighs_groups_alike() -> None:
 def test_bootstrap_errors(call) -> None:
     with pytest.raises(ValueError, match="expected"):
         call()
+
+
+def test_rows_of_one_group_are_one_sample() -> None:
+    once, other = (torch.rand(60, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    groups = torch.arange(60).repeat_interleave(4)
+    often, its_other = once.repeat_interleave(4), other.repeat_interleave(4)
+    assert bootstrap_interval(often, groups=groups) == pytest.approx(bootstrap_interval(once))
+    assert paired_bootstrap(often, its_other, groups=groups) == pytest.approx(paired_bootstrap(once, other))
+    assert bootstrap_interval(often)[1] < bootstrap_interval(once)[1]

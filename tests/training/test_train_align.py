@@ -59,6 +59,12 @@ def test_features_are_computed_once(heads: TrainConfig, monkeypatch: pytest.Monk
     monkeypatch.setattr(align, "_compute", _never)
     assert exact(train(heads.override(out=heads.save.out / "again")).run) == exact(first.run)
     (file,) = (heads.pairs.cache_dir / "features").glob("*.safetensors")  # type: ignore[operator]
+    nothing = {"image_encoder": None, "text_encoder": None, "data": (), "val_data": ()}
+    vectors = heads.override(**nothing, a=f"{file}:images", b=f"{file}:texts", out=heads.save.out / "vectors")
+    same, of_align = load_model(train(vectors).run), load_model(f"{first.run}:last")
+    for head in ("image_head", "text_head"):
+        ours, theirs = (getattr(model.model, head).state_dict() for model in (same, of_align))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(AssertionError, match="computed again"):
         train(heads.override(out=heads.save.out / "other"))

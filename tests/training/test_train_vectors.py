@@ -140,6 +140,47 @@ def test_every_form_gives_the_same_run_and_a_resumed_one_too(config: TrainConfig
         cloob.train(stopped.override(resume="auto", ids=None))
 
 
+def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -> None:
+    from cloob.data.order import epoch_order
+    from cloob.training import build
+
+    config = config.override(head_dropout=0.0, val_split=0.0, epochs=5, log_every=1, embed_dim=32)
+    pairs, _ = build.open_all(config)
+    heads = build.make_encoder(config, pairs)
+    objective = cloob.make_objective("infoloob", inv_tau=10.0)
+    weights = [p for p in heads.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in weights if (p.ndim > 1) == decays]} for decays in (True, False)]
+    optimizer = torch.optim.AdamW([groups[0], {**groups[1], "weight_decay": 0.0}], lr=1e-3, weight_decay=0.1)
+    losses = []
+    for epoch in range(5):
+        order = torch.from_numpy(epoch_order(len(pairs), 0, epoch, True).copy())
+        for places in order.split(40)[: len(pairs) // 40]:
+            a, b, ids, _ = pairs.take(places.numpy())  # type: ignore[union-attr]
+            loss = objective(*heads(a, b), ids=ids)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    run = cloob.train(config.override(schedule="constant", warmup=0)).run
+    assert [line["loss"] for line in lines(run / "metrics.jsonl")] == pytest.approx(losses, abs=1e-6)
+
+
+@pytest.mark.parametrize(("how", "found"), [("auto", "column"), ("one", None), ("none", "none")])
+def test_columns_of_unlike_units_are_scaled_apart(config: TrainConfig, tmp_path: Path, how: str, found: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(N, 20)) * np.logspace(-2, 4, 20) + 5
+    rows[:, 0] = 7
+    np.save(tmp_path / "a.npy", rows)
+    run = cloob.train(config.override(a=f"{tmp_path}/a.npy", ids=None, steps=2, standardise=how)).run
+    head = cloob.load_model(run).model.image_head
+    assert head.options.get("standardise") == found
+    middle = (torch.from_numpy(rows).float() - head.mean) / head.scale
+    if how == "auto":
+        assert middle[:, 0].abs().max() == 0 and middle[:, 1:].std(0).tolist() == pytest.approx([1] * 19, abs=0.1)
+    else:
+        assert middle.std(0)[1] < 0.1
+
+
 def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, tmp_path: Path) -> None:
     from cloob.data.vectors import open_pairs
 

@@ -95,6 +95,8 @@ def run(config: TrainConfig) -> int:
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the encoders are
     logging.getLogger("cloob.training.build").setLevel(logging.INFO)  # says what is held out, and the batch size
+    for name in ("select", "vectors"):  # what was tried, and how vectors are standardised
+        logging.getLogger(f"cloob.training.{name}").setLevel(logging.INFO)
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
     if first:

@@ -5,7 +5,6 @@ Legend: n rows of F numbers in a file, N pairs.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torch import Tensor
 from cloob.data.batch import Skip
 from cloob.data.fingerprint import Fingerprint, digest, spread
 from cloob.errors import InputError, first_of, one_line
+from cloob.functional.ids import id_digest
 
 FORMS = "FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME or FILE.parquet:COLUMN"
 _SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
@@ -227,8 +227,3 @@ def as_floats(rows: np.ndarray | Tensor) -> Tensor:
         return rows.float()
     with np.errstate(over="ignore"):  # what becomes infinite is counted
         return torch.from_numpy(np.array(rows, np.float32))
-
-
-def id_digest(text: str) -> int:
-    """A stable 63-bit digest of an id."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1

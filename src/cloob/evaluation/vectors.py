@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cloob.data.vectors import VectorPairs
 from cloob.errors import InputError
@@ -20,8 +19,9 @@ from cloob.evaluation.measures.geometry import geometry
 from cloob.evaluation.measures.retrieval import RECALLS
 from cloob.evaluation.suite import Hits, differences
 from cloob.functional import ranking
-from cloob.functional.bootstrap import bootstrap_interval
+from cloob.functional.bootstrap import bootstrap_interval, group_means
 from cloob.models.aligned import VectorEncoder
+from cloob.models.aligned.vectors import embed_pairs
 from cloob.models.fingerprint import fingerprint
 from cloob.models.load import load_model
 
@@ -44,7 +44,8 @@ def evaluate_vectors(
     Raises:
         InputError: No pairs, a model that is none of vectors, or one of vectors of another width.
     """
-    distinct, first, place = np.unique(pairs.ids, return_index=True, return_inverse=True)
+    ids = torch.from_numpy(pairs.ids)
+    distinct, first = np.unique(pairs.ids, return_index=True)
     if len(distinct) < 2:
         raise InputError(f"{pairs.name}: {len(distinct)} ids; retrieval needs 2 or more")
     rows, hits = [], Hits()
@@ -54,13 +55,16 @@ def evaluate_vectors(
             raise InputError(f"{name}: is no model of vectors; `cloob train vectors` makes them")
         objective = encoder.make_objective()
         settings = objective.config()
-        a, b = _embedded(encoder, pairs, name)
+        try:
+            a, b = embed_pairs(encoder, pairs)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
         numbers: dict[str, Any] = {"n": len(pairs), "n_ids": len(distinct)}
         for way, query, gallery in (("a_to_b", a, b), ("b_to_a", b, a)):
-            ranks = ranking.ranks(query, gallery[first], torch.from_numpy(place))
+            ranks = ranking.ranks_of_ids(query, gallery, ids)
             numbers[f"{way}_median_rank"] = ranking.median_rank(ranks)
             for k in RECALLS:
-                right = _by_id(ranks < k, place)
+                right = group_means(ranks < k, ids)
                 numbers[f"{way}@{k}"] = float(right.mean())
                 numbers[f"{way}@{k}_interval"] = list(bootstrap_interval(right, level=level, seed=seed))
                 hits.setdefault((f"{way}@{k}", pairs.name), {})[name] = right
@@ -73,23 +77,3 @@ def evaluate_vectors(
         row = {"model": name, "objective": objective.name, "settings": settings, "fingerprint": fingerprint(encoder)}
         rows.append({**row, "train_seconds": None, "vectors": {pairs.name: numbers}})
     return {"rows": rows, "differences": differences(hits, level=level, seed=seed), "level": level}
-
-
-def _embedded(encoder: VectorEncoder, pairs: VectorPairs, name: str) -> tuple[Tensor, Tensor]:
-    """The unit rows of all pairs, on the CPU."""
-    places = np.array_split(np.arange(len(pairs)), -(-len(pairs) // 4096))
-    parts = []
-    try:
-        for some in places:
-            a, b, *_ = pairs.take(some)
-            parts.append((encoder.encode_a(a).cpu(), encoder.encode_b(b).cpu()))
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from None
-    a, b = (torch.cat(side) for side in zip(*parts, strict=True))
-    return a, b
-
-
-def _by_id(hits: Tensor, place: np.ndarray) -> Tensor:
-    """(ids,) the share of each id's rows that are hits."""
-    ids = torch.from_numpy(place)
-    return torch.bincount(ids, hits.double()) / torch.bincount(ids)

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from cloob.functional.checks import as_vector
 
-__all__ = ["bootstrap_interval", "grouped_bootstrap", "paired_bootstrap"]
+__all__ = ["bootstrap_interval", "group_means", "grouped_bootstrap", "paired_bootstrap"]
 
 
-def bootstrap_interval(values: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0, *, groups: Tensor | None = None
+) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron 1979).
 
     Where all values are 1, or all 0, every resample is the same, which says nothing of other samples: there the exact
@@ -23,6 +25,7 @@ def bootstrap_interval(values: Tensor, n: int = 2000, level: float = 0.95, seed:
         n: Number of resamples.
         level: Coverage, in (0, 1).
         seed: Seed of the resampling; equal seeds give equal intervals.
+        groups: (N,) integer ids, where samples of one id depend on each other: each id counts as one sample.
 
     Returns:
         (low, high).
@@ -30,6 +33,7 @@ def bootstrap_interval(values: Tensor, n: int = 2000, level: float = 0.95, seed:
     Raises:
         ValueError: No values, a value that is not finite, n < 1, or a level outside (0, 1).
     """
+    values = values if groups is None else group_means(values, groups)
     mean, low, high = grouped_bootstrap([values], n, level, seed)
     if low == high and mean in (0, 1):
         open_end = ((1 - level) / 2) ** (1 / len(values))
@@ -38,7 +42,7 @@ def bootstrap_interval(values: Tensor, n: int = 2000, level: float = 0.95, seed:
 
 
 def paired_bootstrap(
-    a: Tensor, b: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0
+    a: Tensor, b: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0, *, groups: Tensor | None = None
 ) -> tuple[float, float, float]:
     """Difference of two means over the same samples, with its bootstrap interval.
 
@@ -55,7 +59,25 @@ def paired_bootstrap(
     """
     if a.shape != b.shape:
         raise ValueError(f"paired values differ in shape: {tuple(a.shape)}, {tuple(b.shape)}")
-    return grouped_bootstrap([a.cpu().double() - b.cpu().double()], n, level, seed)
+    values = a.cpu().double() - b.cpu().double()
+    return grouped_bootstrap([values if groups is None else group_means(values, groups)], n, level, seed)
+
+
+def group_means(values: Tensor, groups: Tensor) -> Tensor:
+    """The mean of each group's values.
+
+    Args:
+        values: (N,) numbers.
+        groups: (N,) integer ids.
+
+    Returns:
+        (G,) float64 on the CPU, in the order of the distinct ids.
+    """
+    if values.shape != groups.shape or values.ndim != 1:
+        raise ValueError(f"values and groups differ in shape: {tuple(values.shape)}, {tuple(groups.shape)}")
+    _, place, counts = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
+    means: Tensor = torch.bincount(place, values.cpu().double()) / counts
+    return means
 
 
 def grouped_bootstrap(

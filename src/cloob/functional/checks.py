@@ -168,6 +168,8 @@ def check_ids(
     """The pair ids of n anchors and m candidates, which default to ``ids`` where n = m; None if none were given."""
     if ids is None and candidate_ids is None:
         return None
+    if hasattr(ids, "__array__") and not isinstance(ids, Tensor):  # of numpy
+        ids = torch.as_tensor(ids, device=device)
     if ids is None or (candidate_ids is None and n != m):
         raise ValueError(f"ids of {n} anchors and candidate_ids of {m} candidates are expected together")
     candidate_ids = ids if candidate_ids is None else candidate_ids

@@ -21,6 +21,7 @@ __all__ = [
     "mutual_ranks",
     "per_class_recall",
     "ranks",
+    "ranks_of_ids",
     "ranks_of_pairs",
     "recall_at_k",
     "topk_accuracy",
@@ -72,6 +73,24 @@ def ranks_of_pairs(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int = 4
         (Q,) int64 ranks on the queries' device.
     """
     return _count_ahead(query, gallery, pairs, chunk, both=False)[0]
+
+
+def ranks_of_ids(query: Tensor, gallery: Tensor, ids: Tensor, chunk: int = 4096) -> Tensor:
+    """Ranks each query's id among the distinct ids, of which the gallery keeps the first row.
+
+    Args:
+        query: (N, D) rows.
+        gallery: (N, D) rows, of the same dtype and ids.
+        ids: (N,) integers; row i of both sides has id i.
+        chunk: Rows a block.
+
+    Returns:
+        (N,) int64 ranks, see :func:`ranks_of_pairs`.
+    """
+    distinct, place = torch.unique(ids.to(query.device), return_inverse=True)
+    rows = torch.arange(len(place), device=place.device)
+    first = torch.full_like(distinct, len(place), dtype=torch.int64).scatter_reduce_(0, place, rows, "amin")
+    return ranks(query, gallery[first], place, chunk)
 
 
 @outside_autocast

@@ -15,7 +15,7 @@ from cloob.functional import reference, streamed
 from cloob.functional.checks import check_number, in_transform, readable
 from cloob.functional.reference import Contrast, Parts, Scale, check_pairs, check_scale, of_parts
 from cloob.objective.ranks import agree_on_rows, known_rows, loss_over_ranks
-from cloob.objective.values import Scales, check_scales, check_values, one_of
+from cloob.objective.values import Scales, check_scales, check_values, logarithm_notice, one_of
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
@@ -134,7 +134,11 @@ class ContrastiveObjective(ScaledModule):
         self.gather = gather
         self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
         self.check = check
-        self.trusts_lengths = self._warned_of_lengths = False  # the first is without_waiting's
+        self.trusts_lengths = False  # without_waiting's
+        self._told: set[str] = set()  # of what it warned
+        self._looked_for_cone = False
+        if not learnable_inv_tau:
+            self._tell("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
         self.bias: nn.Parameter | None = None
@@ -244,7 +248,7 @@ class ContrastiveObjective(ScaledModule):
                 ``scale="unit"`` (see above).
             logit_bias: Takes the place of the sigmoid loss's bias if given. Without effect on InfoLOOB and InfoNCE, in
                 which a constant added to all logits cancels.
-            ids: (N,) integer ids; pairs of equal id are not each other's negatives.
+            ids: (N,) integers, a tensor or of numpy; pairs of equal id are not each other's negatives (``cloob.ids``).
             hopfield: Takes the place of the constructor's for this call, as a schedule over a run asks for; with
                 ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
@@ -266,7 +270,7 @@ class ContrastiveObjective(ScaledModule):
             raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group")
         hopfield = self.hopfield if hopfield is None else hopfield
         member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
-        prepare = partial(self._prepare, logit_scale, logit_bias)
+        prepare = partial(self._prepare, logit_scale, logit_bias, hopfield)
         if self.gather and distributed.world_size() > 1:
             if in_transform() and not torch.compiler.is_compiling():
                 raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
@@ -282,14 +286,22 @@ class ContrastiveObjective(ScaledModule):
             loss = loss + 0.0 * parameter.to(loss)  # DDP stops at a parameter without any gradient
         return {"contrastive_loss": loss} if output_dict else loss
 
+    def _tell(self, key: str, notice: str | None) -> None:
+        """A warning, if there is one, once; none while a graph is traced."""
+        if notice is not None and key not in self._told and not torch.compiler.is_compiling():
+            self._told.add(key)
+            warnings.warn(notice, stacklevel=callers_level())
+
     def _without_part(self, hopfield: bool, *given: float | Tensor | None) -> list[Tensor]:
         """The parameters that a call has no use for: β without retrieval, τ⁻¹ and the bias where others are given."""
         own = (*(getattr(self, f"log_{n}") if self.learns(n) else None for n in ("beta", "inv_tau")), self.bias)
         used = (hopfield, *(other is None for other in given))
         return [value for value, use in zip(own, used, strict=True) if value is not None and not use]
 
-    def _prepare(self, logit_scale: float | Tensor | None, logit_bias: Tensor | None, x: Tensor, y: Tensor) -> Scales:
-        """The scales of a call, after a look at them and at the rows; tells once of rows that are no unit vectors."""
+    def _prepare(
+        self, logit_scale: float | Tensor | None, logit_bias: Tensor | None, hopfield: bool, x: Tensor, y: Tensor
+    ) -> Scales:
+        """The scales of a call, after a look at them and at the rows; tells once of what is odd."""
         learns = isinstance(logit_scale, Tensor) and logit_scale.requires_grad and torch.is_grad_enabled()
         if learns and self.scale == "paper":
             raise ValueError(
@@ -297,13 +309,16 @@ class ContrastiveObjective(ScaledModule):
                 "detach it to use its value alone"
             )
         inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
+        learned = self.learns("inv_tau") and torch.is_grad_enabled() if logit_scale is None else learns
+        if learned and self.contrast == "infoloob" and self.training:
+            self._tell("bound", "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its bound; fix it")
         bias = 0.0 if self.bias is None else self.bias if logit_bias is None else logit_bias
         scales = check_scales({"inv_tau": inv_tau, "beta": self.scale_value("beta"), "bias": bias}, like=x)
         if self.check and readable():
-            notice = check_values(x, y, scales)
-            if notice is not None and not self._warned_of_lengths:
-                self._warned_of_lengths = True
-                warnings.warn(notice, stacklevel=callers_level())
+            cone = hopfield and self.training and not self._looked_for_cone
+            self._looked_for_cone |= cone
+            for key, notice in check_values(x, y, scales, cone=cone, given=logit_scale is not None).items():
+                self._tell(key, notice)
         return scales
 
     def parts(self, n_candidates: int, device: torch.device) -> Parts:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from cloob.distributed import Layout, world_size
 from cloob.functional.checks import check_lengths, check_number, extremes, scalar
@@ -22,6 +24,7 @@ tensors."""
 
 # Lengths further than this from one are told of: rows made unit in bfloat16 are within half of it.
 UNIT_TOLERANCE = 0.01
+_CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
 
 
 def check_scales(scales: Scales, like: Tensor) -> Scales:
@@ -47,25 +50,47 @@ def one_of(name: str, value: str, options: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected")
 
 
-def check_values(x: Tensor, y: Tensor, scales: Scales) -> str | None:
-    """Looks at rows and learned scales; waits for the device once. Returns a warning of rows that are no unit vectors.
+def check_values(x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: bool) -> dict[str, str | None]:
+    """Looks at rows and learned scales; waits for the device once. Returns what is to be warned of, by its kind.
 
     NonFiniteFeaturesError for a row that is NaN, infinite or zero; ValueError for a learned scale that is no positive,
-    finite number, or a learned bias that is not finite.
+    finite number, or a learned bias that is not finite. ``cone``: look whether rows are too much alike for retrieval;
+    ``given``: τ⁻¹ is the call's own.
     """
     sides = {"image_features": x, "text_features": y}
     learned = {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
-    lengths = extremes(**sides, **learned)
+    means = {f"mean of {name}": F.normalize(rows.detach(), dim=1).mean(0)[None] for name, rows in sides.items() if cone}
+    lengths = extremes(**sides, **learned, **means)
     for name in learned:
         check_number(name, lengths[name][0], x.dtype, positive=name != "bias")
     check_lengths(lengths, **sides)
+    notices: dict[str, str | None] = {}
     for name in sides:
         least, greatest = lengths[name]
         if max(1 - least, greatest - 1) > UNIT_TOLERANCE:
-            return (
+            notices.setdefault(
+                "lengths",
                 f"{name} has rows of length {least:.3g} to {greatest:.3g}, but the objective is one of unit rows: "
-                "torch.nn.functional.normalize makes them (said once; check=False says nothing)"
+                "torch.nn.functional.normalize makes them (said once; check=False says nothing)",
             )
+    n, longest = len(x), max((lengths[name][0] for name in means), default=0.0)
+    cosine = (n * longest**2 - 1) / max(n - 1, 1)  # of different rows
+    if cosine > _CONE:
+        notices["cone"] = (
+            f"rows have a mean cosine of {cosine:.2f}, and Hopfield retrieval averages what is alike: centre and scale "
+            "the inputs (cloob.Head does), or begin with infoloob (said once; check=False says nothing)"
+        )
+    if given:
+        inv_tau = lengths["inv_tau"][0] if "inv_tau" in learned else float(scales["inv_tau"])
+        notices["logarithm"] = logarithm_notice("logit_scale", inv_tau)
+    return notices
+
+
+def logarithm_notice(name: str, number: float) -> str | None:
+    """A warning of a number that looks like the logarithm of CLIP's τ⁻¹, as its code keeps it."""
+    for inv_tau, shown in ((100.0, "ln 100"), (1 / 0.07, "ln(1/0.07)")):
+        if abs(number / math.log(inv_tau) - 1) < 0.02:
+            return f"{name} is {number:.4g}, which is {shown}: τ⁻¹ itself is meant, {inv_tau:.3g}"
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from cloob.distributed import rank, world_size
 from cloob.errors import require, too_few_pairs
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, open_image_encoder, row_keys
 from cloob.models.aligned import open_text_encoder as open_text
+from cloob.models.aligned.heads import Standardise
 from cloob.models.load import load_model
 from cloob.training.config import TrainConfig
 from cloob.training.faults import check_fraction
@@ -65,12 +66,16 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
     return encoder
 
 
-def new_heads(config: TrainConfig, widths: tuple[int, int]) -> list[Head]:
+def new_heads(
+    config: TrainConfig, widths: tuple[int, int], standardise: Sequence[Standardise] = ("one", "one")
+) -> list[Head]:
     """Fresh heads for features of these widths; their weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
         kind, embed_dim, dropout = config.align.heads().values()
-        return [Head(features, embed_dim, kind, dropout) for features in widths]
+        return [
+            Head(features, embed_dim, kind, dropout, how) for features, how in zip(widths, standardise, strict=True)
+        ]
 
 
 def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:

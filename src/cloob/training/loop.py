@@ -29,6 +29,7 @@ from cloob.training.progress import Course, is_whole
 from cloob.training.ranks import Tally, on_rank_zero
 from cloob.training.record import Step, StepLog
 from cloob.training.resume import AlreadyFinished
+from cloob.training.select import choose
 from cloob.training.validate import Validation, validate
 
 _CPU = torch.device("cpu")
@@ -63,6 +64,8 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         >>> result.steps, result.samples_seen
         (2, 256)
     """
+    if config.loss.objective == "auto":
+        config = choose(config, train)
     device = resolve_device(config.run.device)
     with process_group(device), _held(config.save.out) as check_lock:
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
@@ -254,6 +257,7 @@ class _Run:
                 parts.stepper.device,
                 mask_duplicates=parts.config.loss.mask_duplicates,
                 micro_batch_size=parts.stepper.micro_batch_size,
+                by_id=parts.config.vectors.a is not None,
                 hopfield=self.course.retrieved(),
                 stop=stop,
                 last_checkpoint=parts.saver.last,

@@ -14,7 +14,8 @@ from torch import Tensor
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Loader
 from cloob.distributed import rank
-from cloob.functional.ranking import mutual_ranks, recall_at_k
+from cloob.functional.bootstrap import group_means
+from cloob.functional.ranking import mutual_ranks, ranks_of_ids, recall_at_k
 from cloob.objective import NonFiniteFeaturesError
 from cloob.training.faults import Read, StopSignal, agree, fetch, with_readers
 from cloob.training.log import finite
@@ -30,7 +31,7 @@ class Validation:
     """What the held-out pairs say: the mean loss in batches of the training's size, and the mean recall.
 
     That is the mean of recall at 1, 5 and 10 in both directions among all held-out pairs. An image's only right answer
-    is its own caption, and an embedding with NaN finds and is found by none.
+    is its own caption, a vector's the first row of its id. An embedding with NaN finds and is found by none.
     """
 
     loss: float | None  # None without a batch, when not finite, or when an embedding was NaN, infinite or zero
@@ -50,6 +51,7 @@ def validate(
     *,
     mask_duplicates: bool,
     micro_batch_size: int = 0,
+    by_id: bool = False,
     hopfield: bool | None = None,
     stop: StopSignal | None = None,
     last_checkpoint: Path | None = None,
@@ -57,12 +59,13 @@ def validate(
     """Embeds the held-out pairs once, all ranks together; the same numbers on every rank.
 
     A batch of one pair counts for the recall alone, one that leaves a rank without any for neither.
+    ``by_id``: the recall is one of distinct ids, each of which weighs the same.
     """
     stop = stop or StopSignal()
     towers.eval()
     total, samples, pairs = 0.0, 0, 0
     refused: NonFiniteFeaturesError | None = None
-    features: list[tuple[Tensor, Tensor]] = []
+    features: list[tuple[Tensor, Tensor, Tensor]] = []
     skipped: list[Skip] = []
     batches = loader.epoch(0)
     with torch.no_grad():
@@ -73,7 +76,7 @@ def validate(
             if counts.smallest < 1:
                 continue
             images, texts = _embedded(towers, batch.to(device), micro_batch_size)
-            features.append((images.cpu(), texts.cpu()))
+            features.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
             if counts.samples > 1:
                 samples += counts.samples
                 ids = batch.ids.to(device) if mask_duplicates else None
@@ -84,7 +87,7 @@ def validate(
     if refused is not None and rank() == 0:
         logger.warning("held-out pairs have no loss, and bad rows count as not found: %s", refused)
     loss = finite(total / samples) if samples else None
-    return Validation(loss, _recall(features, device), pairs, with_readers(skipped))
+    return Validation(loss, _recall(features, device, by_id), pairs, with_readers(skipped))
 
 
 def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tuple[Tensor, Tensor]:
@@ -94,14 +97,17 @@ def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tu
     return torch.cat(images), torch.cat(texts)
 
 
-def _recall(features: list[tuple[Tensor, Tensor]], device: torch.device) -> float | None:
+def _recall(features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, by_id: bool) -> float | None:
     collected = collect_objects(tuple(torch.cat(side) for side in zip(*features, strict=True)))
 
     def mean() -> float | None:
         parts = [part for part in collected if part]
         if not parts:
             return None
-        images, texts = (torch.cat(side).to(device) for side in zip(*parts, strict=True))
+        images, texts, ids = (torch.cat(side).to(device) for side in zip(*parts, strict=True))
+        if by_id:
+            both = ranks_of_ids(images, texts, ids), ranks_of_ids(texts, images, ids)
+            return float(torch.stack([group_means(ranks < k, ids).mean() for ranks in both for k in RECALLS]).mean())
         pairs = torch.arange(len(images), device=device).repeat(2, 1).T
         both = mutual_ranks(images, texts, pairs)
         return float(sum(recall_at_k(ranks, k) for ranks in both for k in RECALLS) / (2 * len(RECALLS)))

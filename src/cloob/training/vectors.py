@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
+from torch import Tensor
 
 from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.models.aligned import VectorEncoder
+from cloob.models.aligned.heads import Standardise
 from cloob.training.align import FeatureLoader, new_heads
 from cloob.training.config import TrainConfig
 from cloob.training.faults import check_fraction
 
 _FITTED = 32_768
+logger = logging.getLogger(__name__)
 
 
 def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
@@ -27,7 +32,14 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
     """Fresh heads, standardised by the training pairs: by all, or by 32,768 evenly spread ones."""
     some = np.linspace(0, len(pairs) - 1, min(len(pairs), _FITTED)).astype(np.int64)
     a, b, *_ = pairs.take(some)
-    of_a, of_b = new_heads(config, (a.shape[1], b.shape[1]))
+    asked = config.align.standardise or "auto"
+    ways = [_way(side) if asked == "auto" else asked for side in (a, b)]
+    if asked == "auto" and "column" in ways:
+        sides = " and ".join(f"--{side}" for side, way in zip("ab", ways, strict=True) if way == "column")
+        logger.info(
+            "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)", sides
+        )
+    of_a, of_b = new_heads(config, (a.shape[1], b.shape[1]), ways)
     encoder = VectorEncoder(of_a, of_b)
     encoder.fit(a, b)
     return encoder
@@ -36,3 +48,9 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
 def vector_loader(pairs: VectorPairs, config: TrainConfig, *, train: bool) -> FeatureLoader:
     """The pairs in batches, read from their files as they are wanted."""
     return FeatureLoader(pairs, pairs.name, batch_size=config.run.batch_size, seed=config.run.seed, train=train)
+
+
+def _way(rows: Tensor) -> Standardise:
+    """By column where one scale would all but hide half of the columns; features of an encoder keep one scale."""
+    variance = rows.double().var(0, unbiased=False)
+    return "column" if variance.median() < 0.01 * variance.mean() else "one"

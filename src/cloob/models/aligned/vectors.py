@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.data.vectors import as_floats
+from cloob.data.vectors import VectorPairs, as_floats
 from cloob.errors import InputError, one_line
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import AlignedEncoder, fill_heads, stored_heads
@@ -100,6 +100,16 @@ class VectorEncoder(AlignedEncoder):
             some = as_floats(rows[start : start + batch_size]).to(self.device)
             parts.append(F.normalize(head(some), dim=1))
         return torch.cat(parts)
+
+
+def embed_pairs(encoder: VectorEncoder, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
+    """The (N, D) unit rows of both sides of all pairs, on the CPU."""
+    parts = []
+    for places in np.array_split(np.arange(len(pairs)), -(-len(pairs) // 4096)):
+        a, b, *_ = pairs.take(places)
+        parts.append((encoder.encode_a(a).cpu(), encoder.encode_b(b).cpu()))
+    a, b = (torch.cat(side) for side in zip(*parts, strict=True))
+    return a, b
 
 
 def vector_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:

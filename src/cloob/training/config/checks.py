@@ -105,10 +105,10 @@ def _of_pairs(config: TrainConfig) -> Iterator[Conflict]:
     none = "but there are no held-out pairs; give --val-data or --val-split"
     yield run.patience and not pairs.holds_out, f"patience is {run.patience}, {none}, or --patience 0"
     yield pairs.val_every > 1 and not pairs.holds_out, f"val_every is {pairs.val_every}, {none}"
-    weights, sources = pairs.data_weights, len(pairs.data)
-    several = f"data_weights is {weights}; it must be a number for each of the {sources} sources"
-    yield weights and len(weights) != sources, several
-    missing = not pairs.data and not any(vars(config.vectors).values())
+    vectors = any(vars(config.vectors).values())
+    auto = config.loss.objective == "auto" and not vectors
+    yield auto, "objective is 'auto', which is for `cloob train vectors`; name one"
+    missing = not pairs.data and not vectors
     forms = "a table such as pairs.csv, shards, or a folder of images with .txt files beside them"
     others = "--data demo for the set that comes along, or of `cloob train vectors` --a and --b"
     yield missing, f"data is missing; give --data with your pairs ({forms}), or {others}"
@@ -122,6 +122,13 @@ def _of_vectors(config: TrainConfig) -> Iterator[Conflict]:
     one = (files.a_ids is None) != (files.b_ids is None)
     yield one, f"{missing} is missing: --a-ids and --b-ids join the rows together"
     yield files.ids and files.a_ids, f"ids is {files.ids!r}; it must be left out with --a-ids and --b-ids"
+    if config.loss.objective == "auto":
+        blind = "objective is 'auto', but there are no held-out pairs to choose by; give --val-split"
+        yield not config.pairs.val_split, blind
+        several = "objective is 'auto', which needs one process; choose with one, then train with what it chose"
+        yield _processes() > 1, several
+        for key, value in config.loss.overrides().items():
+            yield True, f"{key} is {value}; it must be left out with the objective auto, which tries several"
     others = {"data": config.pairs.data, "val_data": config.pairs.val_data, **vars(config.towers), **vars(config.align)}
     for key in ("data", "val_data", "model", "init", "image_size", "image_encoder", "text_encoder"):
         yield others[key], f"{key} is {others[key]!r}, but --a and --b give vectors; leave it out"
@@ -141,7 +148,7 @@ def _beside_heads(config: TrainConfig) -> list[Conflict]:
     for key in ("fsdp", "compile", "grad_checkpointing"):
         too_small = f"{key} is True, but heads on frozen encoders are too small for it; leave it out"
         conflicts.append((getattr(config.run, key), too_small))
-    unused = [(config.pairs, PairsConfig, key) for key in ("data_weights", "shuffle_buffer", "flip", "crop_scale")]
+    unused = [(config.pairs, PairsConfig, key) for key in ("shuffle_buffer", "flip", "crop_scale")]
     for part, kind, key in (*unused, (config.optim, OptimConfig, "layer_decay")):
         value = getattr(part, key)
         error = f"{key} is {value}, but heads train on features made once; leave it out"

@@ -159,9 +159,9 @@ class TowersConfig(Part):
 class LossConfig(Part):
     """The objective. What is left out takes the objective's own default."""
 
-    objective: ObjectiveName = "cloob"
+    objective: Literal[ObjectiveName, "auto"] = "cloob"
     """cloob: InfoLOOB with Hopfield retrieval; clip: InfoNCE without; and the two between them. siglip: SigLIP's
-    sigmoid loss, also with retrieval."""
+    sigmoid loss, also with retrieval. auto: of vectors, the one that held-out pairs choose."""
     inv_tau: Annotated[float | None, POSITIVE] = None
     """Inverse temperature of the contrast (its start when it is learned)."""
     beta: Annotated[float | None, POSITIVE] = None
@@ -310,6 +310,10 @@ class AlignConfig(Part):
     """Dimension of the space that both heads lead to. Left out, that of --init; 256 for new ones."""
     head_dropout: Annotated[float | None, DECAY] = None
     """Dropout before a linear head, or in an mlp's hidden layer. Left out, that of --init; 0.1 for new ones."""
+    standardise: Literal["auto", "column", "one", "none"] | None = None
+    """Each column of the vectors loses its mean; then column: is divided by its own spread, one: all by one number.
+    none: neither. auto, or left out: column where half of the columns vary less than a tenth of what all do, else one.
+    """
 
     def encoders(self) -> list[str]:
         """Those that are given."""

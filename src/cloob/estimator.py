@@ -1,0 +1,226 @@
+"""Two heads as an estimator in the convention of scikit-learn's ``cross_decomposition``, trained by ``train``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from cloob.errors import TrainingFailed
+from cloob.functional.ranking import mutual_ranks
+from cloob.models.aligned import VectorEncoder
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
+from cloob.models.runs import EPOCHS_FILE, read_lines
+from cloob.recipes import get_recipe
+from cloob.training.loop import train
+from cloob.training.select import read_choice
+from cloob.training.checkpoint import preserved_rng
+
+_CPU = torch.device("cpu")
+# The configuration's leaves by the names of parameters.
+_SAME = ("head", "standardise", "weight_decay", "epochs", "batch_size", "patience", "device", "precision")
+_LEAVES = {
+    "n_components": "embed_dim",
+    "dropout": "head_dropout",
+    "learning_rate": "lr",
+    "validation_fraction": "val_split",
+    **{name: name for name in _SAME},
+}
+
+
+class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """A head for each of two matrices, so that rows which belong together lie close: ``cloob train vectors`` in memory.
+
+    Matrices are numpy arrays, tensors, data frames or scipy's sparse matrices. The second stands where scikit-learn has
+    the targets, so ``cross_val_score`` and ``GridSearchCV`` split both.
+
+    Args:
+        objective: A member of the family, or ``"auto"``: short runs of three, of which the held-out pairs choose.
+        inv_tau: Inverse temperature of the contrast; None: 10 for InfoLOOB, the objective's own for others.
+        beta: Inverse temperature of the Hopfield retrieval; None for the objective's own.
+        head: ``"mlp"`` or ``"linear"``.
+        n_components: Dimension of the shared space.
+        dropout: As ``head_dropout`` of the configuration.
+        standardise: ``"column"`` divides each column by its own spread, ``"one"`` all by one number, ``"none"`` leaves
+            the numbers as they are; ``"auto"`` takes columns of unlike units apart.
+        learning_rate: Peak learning rate.
+        weight_decay: AdamW's.
+        epochs: Passes over the pairs.
+        batch_size: Pairs a step; 0 fits it to their number.
+        validation_fraction: Share of the ids that is held out of ``fit``, which keeps the epoch that is best on it;
+            0 keeps the last.
+        patience: Stop after so many epochs without improvement; 0 never.
+        device: As in :func:`cloob.train`.
+        precision: As in :func:`cloob.train`.
+        random_state: Seed of weights and order; with a number two fits are equal, bit for bit.
+
+    Attributes:
+        encoder_: The two heads, as ``load_model`` gives them.
+        objective_: The objective's settings.
+        history_: A line of numbers for each epoch.
+        objectives_: With ``objective="auto"`` what was tried, and what was chosen.
+        n_features_in_: Columns of X.
+
+    Example:
+        >>> import numpy as np
+        >>> from cloob import ContrastiveHeads
+        >>> cause = np.random.default_rng(0).normal(size=(300, 4))
+        >>> X, Y = np.tanh(cause @ np.ones((4, 9))), cause ** 3
+        >>> heads = ContrastiveHeads(n_components=8, epochs=2, random_state=0).fit(X, Y)
+        >>> x, y = heads.transform(X, Y)
+        >>> x.shape, y.shape
+        ((300, 8), (300, 8))
+    """
+
+    def __init__(
+        self,
+        objective: str = "infoloob",
+        *,
+        inv_tau: float | None = None,
+        beta: float | None = None,
+        head: Literal["linear", "mlp"] = "mlp",
+        n_components: int = 256,
+        dropout: float = 0.1,
+        standardise: Literal["auto", "column", "one", "none"] = "auto",
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        epochs: int = 20,
+        batch_size: int = 0,
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        device: str = "auto",
+        precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32",
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.objective = objective
+        self.inv_tau = inv_tau
+        self.beta = beta
+        self.head = head
+        self.n_components = n_components
+        self.dropout = dropout
+        self.standardise = standardise
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.device = device
+        self.precision = precision
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> Self:
+        """Trains the heads.
+
+        Args:
+            X: (N, F) numbers.
+            y: (N, F') numbers; row i belongs to row i of X. A vector is a matrix of one column.
+            groups: (N,) ids. Pairs of one id are no negatives of each other, and are held out together.
+
+        Raises:
+            ValueError: A matrix or a parameter is not right.
+            TrainingFailed: As of :func:`cloob.train`; also where a signal ended it.
+        """
+        X = validate_data(self, _array(X), accept_sparse="csr", order="C", ensure_min_samples=4)
+        matrices = {"a": X, "b": _second(y)} | ({} if groups is None else {"ids": np.array([str(g) for g in groups])})
+        check_consistent_length(*matrices.values())
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(2**31 - 1)
+        with tempfile.TemporaryDirectory(prefix="cloob-") as folder, preserved_rng(_CPU):
+            files = {name: f"{folder}/{name}.npy" for name in matrices}
+            for name, matrix in matrices.items():
+                np.save(files[name], matrix.toarray() if hasattr(matrix, "toarray") else matrix)
+            settings = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}
+            config = get_recipe("vectors").override(**files, **settings, seed=int(seed), out=f"{folder}/run")
+            config = config.override(tensorboard=False, keep=1, max_bad_fraction=0.0, objective=self.objective)
+            scales = {"inv_tau": _plain(self.inv_tau), "beta": _plain(self.beta)}
+            config = config.override(**{name: value for name, value in scales.items() if value is not None})
+            config = config if self.validation_fraction else config.override(patience=0)
+            result = train(config)
+            if result.stopped:
+                raise TrainingFailed(f"stopped by {result.stopped} after step {result.steps:,}")
+            encoder = load_model(result.run, self.device).eval()
+            assert isinstance(encoder, VectorEncoder)
+            self.encoder_ = encoder
+            self.objective_ = self.encoder_.make_objective().config()
+            self.history_ = read_lines(result.run / EPOCHS_FILE)
+            self.objectives_ = read_choice(result.run)
+        self._n_features_out = self.encoder_.embed_dim
+        return self
+
+    def transform(self, X: Any, y: Any = None) -> Any:
+        """The (N, D) float32 unit rows of X; with y a tuple of those of both."""
+        X = self._checked(X)
+        rows = _encoded(self.encoder_.encode_a, X)
+        return rows.numpy() if y is None else (rows.numpy(), _encoded(self.encoder_.encode_b, _second(y)).numpy())
+
+    def score(self, X: Any, y: Any) -> float:
+        """The mean of recall@1 in both directions. Equal rows of a matrix are one answer."""
+        X, y = self._checked(X), _second(y)
+        check_consistent_length(X, y)
+        (first, place), (first_y, place_y) = _distinct(X), _distinct(y)
+        rows, rows_y = _encoded(self.encoder_.encode_a, X[first]), _encoded(self.encoder_.encode_b, y[first_y])
+        ranks, ranks_y = mutual_ranks(rows, rows_y, torch.from_numpy(np.stack([place, place_y], 1)))
+        return float(((ranks[place] < 1).double().mean() + (ranks_y[place_y] < 1).double().mean()) / 2)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the heads, so that ``load_model``, ``cloob eval`` and ``cloob embed`` read the folder."""
+        check_is_fitted(self)
+        save_model(Path(folder), self.encoder_, self.objective_)
+
+    def _checked(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return validate_data(self, _array(X), reset=False, accept_sparse="csr", order="C")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.target_tags.required = tags.target_tags.multi_output = True
+        tags.transformer_tags.preserves_dtype = []  # float32 always
+        return tags
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy, as a grid may hold, as one of Python."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _array(matrix: Any) -> Any:
+    """A tensor as an array; all else as it is."""
+    return matrix.detach().cpu().float().numpy() if isinstance(matrix, Tensor) else matrix
+
+
+def _second(matrix: Any) -> Any:
+    """The second matrix, checked."""
+    if matrix is None:
+        raise ValueError("ContrastiveHeads requires y to be passed, but the target y is None")
+    matrix = check_array(_array(matrix), accept_sparse="csr", order="C", input_name="y", ensure_2d=False)
+    return matrix.reshape(-1, 1) if matrix.ndim == 1 else matrix
+
+
+def _blocks(matrix: Any) -> Iterator[np.ndarray]:
+    """The rows, dense, some thousand at a time."""
+    for start in range(0, matrix.shape[0], 4096):
+        rows = matrix[start : start + 4096]
+        yield rows.toarray() if hasattr(rows, "toarray") else rows
+
+
+def _encoded(encode: Callable[[np.ndarray], Tensor], matrix: Any) -> Tensor:
+    return torch.cat([encode(rows).cpu() for rows in _blocks(matrix)])
+
+
+def _distinct(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Where each distinct row stands first, and the number of each row's distinct one."""
+    digests = [hash(row.tobytes()) for rows in _blocks(matrix) for row in rows]
+    _, first, place = np.unique(digests, return_index=True, return_inverse=True)
+    return first, place

@@ -1,0 +1,32 @@
+"""Integers for ids of any kind, the same in every process and on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def ids(names: Iterable[object]) -> Tensor:
+    """An integer for each name: what the ``ids`` of an objective are.
+
+    Args:
+        names: Texts or whole numbers, one a pair (captions, InChIKeys); equal ones get equal integers.
+
+    Returns:
+        (N,) int64, a digest of each: the same on all ranks, unlike Python's ``hash``.
+
+    Example:
+        >>> import cloob
+        >>> numbers = cloob.ids(["a red bird", "a dog", "a red bird"])
+        >>> (numbers[0] == numbers[2]).item(), (numbers[0] == numbers[1]).item()
+        (True, False)
+    """
+    return torch.tensor([id_digest(str(name)) for name in names], dtype=torch.int64)
+
+
+def id_digest(text: str) -> int:
+    """A stable 63-bit digest of an id."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1

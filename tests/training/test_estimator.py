@@ -1,0 +1,116 @@
+"""``ContrastiveHeads`` in scikit-learn's hands: equal to the command, any matrices, splits by group, saved and read."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
+from sklearn.utils.estimator_checks import check_estimator
+
+import cloob
+from cloob import ContrastiveHeads, cli
+
+N = 240
+QUICK = {"n_components": 8, "epochs": 8, "learning_rate": 1e-2, "batch_size": 60, "device": "cpu", "random_state": 3}
+
+
+@pytest.fixture(scope="module")
+def matrices() -> tuple[np.ndarray, np.ndarray, list[str]]:
+    rng = np.random.default_rng(0)
+    cause = rng.normal(size=(N, 5))
+    X = (cause @ rng.normal(size=(5, 12)) + 2).astype(np.float32)
+    return X, np.tanh(cause @ rng.normal(size=(5, 7)) / 2).astype(np.float32), [f"M{row // 3}" for row in range(N)]
+
+
+def test_it_trains_what_the_command_trains(
+    matrices: tuple[np.ndarray, np.ndarray, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    X, Y, groups = matrices
+    drawn = np.random.get_state()[1].tolist()  # noqa: NPY002
+    heads = ContrastiveHeads(**QUICK).fit(X, Y, groups=groups)
+    assert np.random.get_state()[1].tolist() == drawn  # noqa: NPY002
+    np.save("x.npy", X)
+    np.save("y.npy", Y)
+    Path("ids.txt").write_text("\n".join(groups))
+    Path("small.toml").write_text("[align]\nembed_dim = 8\n[log]\ntensorboard = false\n")
+    settings = "--epochs 8 --lr 0.01 --batch-size 60 --seed 3 --device cpu --out run --config small.toml"
+    assert cli.main(["train", "vectors", *["--a", "x.npy", "--b", "y.npy", "--ids", "ids.txt"], *settings.split()]) == 0
+    run = cloob.load_model("run")
+    x, y = heads.transform(X, Y)
+    assert (x == run.encode_a(X).numpy()).all() and (y == run.encode_b(Y).numpy()).all()  # type: ignore[operator]
+    heads.save("saved")
+    assert cli.main(["embed", "saved", "--a", "x.npy", "--out", "x-8.npz"]) == 0
+    assert (np.load("x-8.npz")["vectors"] == x).all()
+    assert cli.main(["eval", "saved", "run", "--a", "x.npy", "--b", "y.npy", "--out", "report"]) == 0
+    again = pickle.loads(pickle.dumps(heads))
+    assert (again.transform(X) == x).all() and (clone(heads).fit(X, Y, groups).transform(X) == x).all()
+    assert heads.score(X, Y) == again.score(X.repeat(2, 0), Y.repeat(2, 0)) > 5 / N
+
+
+def test_it_takes_any_matrices_and_is_searched(matrices: tuple[np.ndarray, np.ndarray, list[str]]) -> None:
+    X, Y, groups = matrices
+    X = np.where(X > 2, X, 0)
+    plain = ContrastiveHeads(**{**QUICK, "epochs": 2}).fit(X, Y).transform(X)
+    forms = (torch.from_numpy(X), torch.from_numpy(Y)), (pd.DataFrame(X), pd.DataFrame(Y)), (sparse.csr_array(X), Y)
+    for x, y in forms:
+        heads = ContrastiveHeads(**{**QUICK, "epochs": 2}).fit(x, y)
+        assert (heads.transform(x) == plain).all() and heads.n_features_in_ == 12
+    folds = GroupKFold(2)
+    assert len(cross_val_score(heads, X, Y, groups=groups, cv=folds)) == 2
+    search = GridSearchCV(heads, {"objective": ["clip", "cloob"], "epochs": np.array([2])}, cv=folds).fit(
+        X, Y, groups=groups
+    )
+    assert search.best_estimator_.encoder_.make_objective().name == search.best_params_["objective"]
+    assert search.transform(X).shape == (N, 8)
+    with pytest.raises(ValueError, match="NaN"):
+        heads.fit(np.where(X > 0, X, np.nan), Y)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        heads.fit(X, Y[:-1])
+    with pytest.raises(ValueError, match="must be one of"):
+        heads.set_params(objective="clop").fit(X, Y)
+
+
+# A unit row of one number is a sign, so there is no single component.
+ONE_COMPONENT = [
+    "check_dont_overwrite_parameters",
+    "check_methods_sample_order_invariance",
+    "check_methods_subset_invariance",
+    "check_fit2d_1feature",
+    "check_fit2d_predict1d",
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_finds_nothing_else() -> None:
+    failed = dict.fromkeys(ONE_COMPONENT, "n_components=1")
+    checks = check_estimator(
+        ContrastiveHeads(epochs=1, n_components=4), expected_failed_checks=failed, on_skip=None, on_fail="raise"
+    )
+    assert {check["check_name"] for check in checks if check["status"] == "xfail"} == set(ONE_COMPONENT)
+
+
+def test_auto_takes_the_objective_that_held_out_ids_choose(
+    matrices: tuple[np.ndarray, np.ndarray, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    X, Y, groups = matrices
+    caplog.set_level("INFO", "cloob.training.select")
+    heads = ContrastiveHeads("auto", **{**QUICK, "epochs": 4}).fit(X, Y, groups)
+    choice = heads.objectives_
+    assert choice["clear"] == (choice["difference"][1] > 0) and (choice["clear"] or choice["chosen"] == "infoloob")
+    assert ("no clear difference" in caplog.messages[-1]) != choice["clear"]
+    runs = choice["runs"]
+    assert {run["share"] for run in runs if run["objective"] == "cloob"} == {0.25, 0.5, 1.0} and len(runs) == 21
+    alike = ContrastiveHeads(choice["chosen"], **{**QUICK, "epochs": 4}).set_params(
+        inv_tau=choice["settings"]["inv_tau"]
+    )
+    assert (heads.transform(X) == alike.fit(X, Y, groups).transform(X)).all()
+    with pytest.raises(ValueError, match="held-out"):
+        ContrastiveHeads("auto", validation_fraction=0.0).fit(X, Y)
