@@ -42,10 +42,10 @@ def _model_cfg(where: Path, config: dict[str, Any]) -> tuple[dict[str, Any], int
     text, image = (config.get(f"{side}_config_dict") or config[f"{side}_config"] for side in ("text", "vision"))
     vocabulary, acts = text.get("vocab_size", 49408), [side.get("hidden_act", "quick_gelu") for side in (text, image)]
     # open_clip takes the row of the highest token; at 2, of old configurations, transformers does too.
-    end = text.get("eos_token_id", 49407)
-    if end not in (vocabulary - 1, 2) or (acts[0] != acts[1] and "quick_gelu" in acts):
-        right = "open_clip's text ends with its highest token, and quick_gelu is in both towers"
-        raise InputError(f"{where}: eos_token_id is {end}, hidden_act {' and '.join(acts)}; {right}")
+    end, eps = text.get("eos_token_id", 49407), {side.get("layer_norm_eps", 1e-5) for side in (text, image)}
+    if end not in (vocabulary - 1, 2) or (acts[0] != acts[1] and "quick_gelu" in acts) or eps != {1e-5}:
+        right = "open_clip's text ends with its highest token, quick_gelu is in both towers, and the eps is 1e-5"
+        raise InputError(f"{where}: eos_token_id {end}, layer_norm_eps {eps}, hidden_act {' and '.join(acts)}; {right}")
     text_cfg, vision_cfg = _tower(text, 512, 2048, 8), _tower(image, 768, 3072, 12)
     heads = vision_cfg.pop("heads")
     vision_cfg |= {"head_width": vision_cfg["width"] // heads, "image_size": image.get("image_size", 224)}
