@@ -106,7 +106,7 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path, capsys
     said = {(failure["model"], failure["set"]): failure["error"] for failure in results["failures"]}
     assert said[None, "empty"].startswith(f"{sets}/empty has no sub-folder")
     assert said[None, "one (training)"].startswith(f"{sets}/one/train/green: no image in this class folder")
-    assert f"not found under {work} (" in said[None, "country211"]
+    assert f"cannot be read under {work} (" in said[None, "country211"]
     assert said["wordless", None].startswith(f"{models[2]}/{CONFIG_FILE}: ")
     assert said["nowhere", None].startswith(f"{work}/nowhere: no such folder")
     assert f"is that of '{sets}/two/red/0.png'" in said["a/model", "pairs of mine.csv"]
