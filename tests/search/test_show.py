@@ -13,7 +13,6 @@ from index_fakes import FakeEncoder, options, write_noise
 from PIL import Image
 from pyarrow import parquet
 
-from cloob import cli
 from cloob.errors import InputError
 from cloob.search import terminal
 from cloob.search.index import Index
@@ -100,26 +99,6 @@ def test_an_export(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no picture"):
         index.export(tmp_path / "none.parquet", where=parse("path = 'x'"))
     assert not list(tmp_path.glob(".tmp*")) and not (tmp_path / "none.parquet").exists()
-
-
-def test_a_contact_sheet_runs_nothing_and_fetches_nothing(tmp_path: Path) -> None:
-    folder, sheet = tmp_path / "<img src=x> 'b'", tmp_path / "made" / "sheet.html"
-    for name in ("a.jpg", "b.jpg", "c.jpg"):
-        photo(folder / name, orientation=ord(name[0]) - ord("a") + 1)
-    (folder / "b.txt").write_text('<script>alert(1)</script> & "x"')
-    with Index.create(tmp_path / "index") as index:
-        index.update([folder], options(FakeEncoder()))
-    (folder / "c.jpg").unlink()
-    words = ["search", str(tmp_path / "index"), "--like", "1", "--sheet", str(sheet), "--cutoff", "none"]
-    assert cli.main(words) == 0
-    page = sheet.read_text(encoding="utf-8")
-    assert "<script" not in page and "<img src=x" not in page and "2 of 2" not in page
-    assert page.count("<img ") == 1 and "not readable any more" in page and "&lt;script&gt;" in page
-    assert "default-src 'none'; img-src data:" in page and "http" not in page.replace("http-equiv", "")
-    ((link, data),) = re.findall(r'<a href="([^"]+)"><img src="data:image/jpeg;base64,([^"]+)"', page)
-    assert link == (folder / "b.jpg").as_uri() and b"SECRET" not in base64.b64decode(data)
-    assert cli.main([*words, "--where", "id = 1"]) == 0
-    assert "Nothing fits." in sheet.read_text()
 
 
 @pytest.mark.parametrize(

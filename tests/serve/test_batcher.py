@@ -9,8 +9,9 @@ import pytest
 from anyio import CapacityLimiter
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
 
-from cloob.serve.batcher import Batcher, Busy
+from cloob.serve.batcher import Batcher
 
 
 def run(queries: list[int], max_batch: int, fail: int | None = None) -> tuple[list[object], list[int]]:
@@ -61,7 +62,7 @@ def test_a_full_queue_says_so_and_who_has_left_is_not_worked_on() -> None:
         await asyncio.to_thread(started.wait, 20)
         waiting = [asyncio.create_task(batcher(query)) for query in (1, 2)]
         await asyncio.sleep(0)
-        with pytest.raises(Busy):
+        with pytest.raises(HTTPException, match="503"):
             await batcher(3)
         waiting[0].cancel()
         go_on.set()

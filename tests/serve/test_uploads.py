@@ -26,7 +26,6 @@ from cloob.search.records import Item
 from cloob.serve import schemas
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
-from cloob.serve.uploads import Upload, Uploads
 from support import picture
 
 
@@ -108,12 +107,16 @@ def test_two_uploads_are_decoded_at_a_time_and_too_many_are_refused(pictures: Pa
     assert set(codes) == {200, 503} and codes.count(200) >= 34  # two are decoded, 32 wait
 
 
-def test_those_used_longest_ago_are_forgotten() -> None:
-    for uploads in (Uploads(most=2), Uploads(most_bytes=7)):
-        for name in "abc":
-            uploads.add(Upload(name, b"abc", 1, 1, b""))
-            uploads.get("a")
-        assert [name for name in "abc" if uploads.get(name)] == ["a", "c"]
+@pytest.mark.parametrize("bound", ["MAX_UPLOADS", "MAX_UPLOADS_BYTES"])
+def test_those_used_longest_ago_are_forgotten(index: Index, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    files = [picture(colour) for colour in ("red", "green", "blue")]
+    monkeypatch.setattr(f"cloob.serve.collection.{bound}", 2 if bound == "MAX_UPLOADS" else len(files[0]) * 2 + 9)
+    with web_of(index) as client:
+        held = []
+        for data in files:
+            held.append(client.post("/api/uploads", files={"file": ("a.png", data)}).json()["upload"])
+            client.get(f"/api/uploads/{held[0]}/thumbnail")
+        assert [client.get(f"/api/uploads/{upload}/thumbnail").status_code for upload in held] == [200, 404, 200]
 
 
 FORM = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'

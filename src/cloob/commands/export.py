@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cloob.commands.options import as_words, goes_with, tyro
+from cloob.commands.options import as_words, goes_with, refuse, tyro
+from cloob.commands.terminal import say_next
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ class Options:
     """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
     """The folder that is made."""
-    to: Literal["transformers", "onnx", "torch-export"] | None = None
-    """transformers: CLIPModel, processor and tokenizer, which sentence-transformers reads too. onnx: both towers as
-    graphs. torch-export: both towers as programs of torch.export."""
+    to: Literal["transformers", "onnx", "torch-export"]
+    """transformers: read by sentence-transformers too. onnx, torch-export: both towers as graphs, or as programs."""
     int8: bool = False
     """With --to onnx: weights as 8-bit integers; the card says what that costs on the sets of --eval."""
     eval: tuple[str, ...] = ()
@@ -43,11 +43,8 @@ class Options:
 def check(options: Options) -> None:
     from cloob.export.exported import check_packages, check_target
 
-    if options.to is None:
-        raise InputError("--to is missing: transformers, onnx or torch-export (cloob export --help)")
-    if options.int8 and options.to != "onnx":
-        raise InputError(f"--int8 needs --to onnx, not --to {options.to}")
-    goes_with(options, {"eval": "int8"})
+    refuse({f"--int8 needs --to onnx, not --to {options.to}": options.int8 and options.to != "onnx"})
+    goes_with(options, eval="int8")
     spell_licence(options.license)
     check_target(options.source, options.target, overwrite=options.overwrite)
     check_packages(options.to)
@@ -57,7 +54,6 @@ def run(options: Options) -> int:
     """Writes all of the export, or nothing."""
     import json
 
-    from cloob.commands.terminal import say_next
     from cloob.export.card import gather_facts, write_card
     from cloob.files import whole_folder
     from cloob.models.load import load_model
@@ -96,20 +92,18 @@ def run(options: Options) -> int:
 
 
 def _export(encoder: DualEncoder, folder: Path, options: Options) -> Exported:
-    """Imports the one exporter that is asked for."""
-    match options.to:
-        case "transformers":
-            from cloob.export.transformers import export_transformers  # transformers
+    """Imports the one exporter that is asked for, and with it what that needs."""
+    if options.to == "transformers":
+        from cloob.export.transformers import export_transformers
 
-            return export_transformers(encoder, folder)
-        case "onnx":
-            from cloob.export.programs.onnx import export_onnx  # onnx
+        return export_transformers(encoder, folder)
+    if options.to == "onnx":
+        from cloob.export.programs.onnx import export_onnx
 
-            return export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
-        case _:
-            from cloob.export.programs.torch_export import export_torch  # torch.export
+        return export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
+    from cloob.export.programs.torch_export import export_torch
 
-            return export_torch(encoder, folder)
+    return export_torch(encoder, folder)
 
 
 def spell_licence(licence: str | None) -> str | None:
@@ -122,5 +116,4 @@ def spell_licence(licence: str | None) -> str | None:
 
 def is_repository(name: str) -> bool:
     """Whether the hub takes a name as ``ORG/NAME``."""
-    odd = ".." in name or "--" in name or name.endswith((".git", ".", "-"))
-    return not odd and _REPOSITORY.fullmatch(name) is not None
+    return not re.search(r"\.\.|--|(\.git|\.|-)$", name) and _REPOSITORY.fullmatch(name) is not None

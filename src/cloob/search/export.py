@@ -50,14 +50,6 @@ def export(store: Store, model: IndexedModel, path: Path, condition: Filter | No
     return count
 
 
-def is_export(path: Path) -> bool:
-    """Whether a file is what :func:`export` writes."""
-    try:
-        return b"fingerprint" in (parquet.read_schema(path).metadata or {})
-    except (pa.ArrowException, OSError):
-        return False
-
-
 def _schema(dim: int) -> pa.Schema:
     texts = {name: pa.string() for name in ("path", "source", "caption", "date")}
     sizes = {"width": pa.int32(), "height": pa.int32(), "bytes": pa.int64()}
