@@ -154,14 +154,15 @@ def test_copies_lie_by_label_once_and_out_of_containers_too(tmp_path: Path, caps
     (tmp_path / "labels.txt").write_text("red\nblue/../green\n\n", encoding="utf-8-sig")
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(pictures / "green-0.png", "sub/green.png")
-    for source, count in (pictures, 2), (tmp_path / "x.tar", 1):
-        words = ["classify", str(source), "--labels", str(tmp_path / "labels.txt"), "--none", "--cutoff", "3"]
-        words += ["--model", "colours", "--copy-to", str(target)]
+    for source, count in (pictures, 8), (tmp_path / "x.tar", 1):
+        words = ["classify", str(source), "--labels", str(tmp_path / "labels.txt"), "--model", "colours"]
+        words += ["--copy-to", str(target)]
         assert run(capsys, *words)[1].endswith(f"cloob: {count} copied to {target}\n")
         assert run(capsys, *words)[1].endswith(f"cloob: 0 copied to {target}, {count} were there\n")
     assert {path.name for path in target.iterdir()} == {"red", "blue_.._green"}
     assert (target / "red" / "red-0.png").stat().st_mtime == 10**9 and len(list(pictures.iterdir())) == 16
-    assert (target / "blue_.._green" / "green.png").read_bytes() == (pictures / "green-0.png").read_bytes()
+    (member,) = target.rglob("green.png")
+    assert member.read_bytes() == (pictures / "green-0.png").read_bytes()
 
 
 def test_embed_writes_the_same_rows_in_three_forms(
@@ -226,4 +227,4 @@ def test_pictures_in_a_terminal(place: Path) -> None:
     os.close(leader)
     assert process.wait(60) == 0
     shown = b"".join(parts)
-    assert shown.count(b"\x1b_Ga=T,f=100,") == 2 and b"next: cloob search" in shown
+    assert shown.count(b"\x1b_Ga=T,f=100,") == 2

@@ -116,8 +116,11 @@ def _copy(index: cloob.Index, item: Item, folder: Path) -> bool:
 
     content = index.picture(item.id)  # an InputError where it has changed
     name = Path(folder_name(re.split(r"/|\\|::", item.path)[-1][-200:]))  # of a file, or a member of a container
-    names = itertools.chain([name], (f"{name.stem}-{number}{name.suffix}" for number in itertools.count(2)))
-    target = next(path for each in names if not os.path.lexists(path := folder / each) or _holds(path, content))
+    target = folder / name
+    for number in itertools.count(2):
+        if not os.path.lexists(target) or _holds(target, content):
+            break
+        target = folder / f"{name.stem}-{number}{name.suffix}"
     if os.path.lexists(target):
         return False
     write_whole(target, content)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cloob
 from cloob.commands import compare
@@ -71,13 +71,12 @@ def run(options: Options) -> int:
 def _configs(options: Options) -> dict[str, TrainConfig]:
     from cloob.recipes import get_recipe
 
-    recipe, usual = "demo", ("clip", "infoloob", "cloob")
-    if options.from_scratch:
-        recipe, usual = "demo-scratch", ("clip", "cloob")
+    recipe = "demo-scratch" if options.from_scratch else "demo"
+    usual: tuple[Objective, ...] = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
     out, objectives = options.out or Path("runs", recipe), usual if options.objectives is None else options.objectives
     if not objectives or len(set(objectives)) < len(objectives):
         raise InputError(f"--objectives is {' '.join(objectives) or 'empty'}; one or several different ones are wanted")
-    more = {} if options.epochs is None else {"epochs": options.epochs}
+    more: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     more |= {"seed": options.seed, "device": options.device, "overwrite": True}
     return {name: get_recipe(recipe, objective=name).override(**more, out=out / name) for name in objectives}
 

@@ -76,16 +76,16 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Evaluates; 1 when a part could not be evaluated, with what there is written."""
-    from cloob.data.vectors import VectorPairs, open_pairs
-    from cloob.evaluation.sets.captioned import Renamed, open_captioned
     from cloob.evaluation.sets.labelled import open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 
     _say_trained_on(options)
     held_out = _open_held_out(options.models) if options.held_out else []
     if options.a is not None and options.b is not None:
+        from cloob.data.vectors import open_pairs
+
         held_out = open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids)
-    if isinstance(held_out, VectorPairs):
+    if not isinstance(held_out, list):
         return _judge_vectors(options, held_out)
     sets = open_suites(options.suite, options.root, probe=options.probe)
     labelled = [open_labelled(path) for path in options.zeroshot]
@@ -93,6 +93,9 @@ def run(options: Options) -> int:
         sets.sets.append(dataclasses.replace(data, name=name))
         if options.probe and (train := training_split(path)) is not None:
             sets.training[name] = train
+
+    from cloob.evaluation.sets.captioned import Renamed, open_captioned
+
     captioned = [open_captioned(path, **options.machine.columns) for path in options.retrieval]
     pairs = [*sets.pairs, *(Renamed(data, name) for _, data, name in _named(options.retrieval, captioned)), *held_out]
     for line in sets.missing.values():

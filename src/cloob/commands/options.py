@@ -28,6 +28,7 @@ _PLAIN = (  # what tyro says, and how we do
     (r"invalid literal for int\(\) with base 10:", "a whole number is wanted, not"),
     (r"could not convert string to float:", "a number is wanted, not"),
     (r"'None', |, 'None'", ""),  # a default that says: left out
+    (r"^(--\S+): .*<class 'pathlib.Path'>: (?=is an |is empty)", r"\1 "),
     (r"\. Got errors: .*", ""),
 )
 

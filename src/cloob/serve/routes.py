@@ -34,9 +34,10 @@ IdsQuery = Annotated[list[Annotated[int, Query(ge=1, le=2**53 - 1)]], Query(min_
 ModelQuery = Annotated[str | None, Query(min_length=1, max_length=200)]
 WhereQuery = Annotated[str | None, Query(max_length=2000, examples=["date >= 2024"])]
 SizeQuery = Annotated[int, Query(ge=64, le=1024, multiple_of=64, description="Longer side, pixels.")]
+Responses = dict[int | str, dict[str, Any]]
 _KINDS = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n", "image/png"), (b"GIF8", "image/gif"))
-_JPEG: dict[str, Any] = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}}
-_ANY: dict[str, Any] = {200: {"content": {"image/*": {}, "application/octet-stream": {}}}}
+_JPEG: Responses = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}}
+_ANY: Responses = {200: {"content": {"image/*": {}, "application/octet-stream": {}}}}
 
 
 @api.get("/health")
