@@ -68,7 +68,8 @@ def check(options: Options) -> None:
         refuse(
             {f"--examples {options.examples}: no such folder; give one folder a label": not options.examples.is_dir()}
         )
-        check_out("--head", options.head or Path("h.safetensors"), (".safetensors",))
+        if options.head is not None:
+            check_out("--head", options.head, (".safetensors",))
     check_source(options.source, options.model)
     if options.labels is not None:
         _labels(options.labels, _label_options(options))

@@ -39,7 +39,6 @@ def check(options: Options) -> None:
 
 
 def run(options: Options) -> int:
-    """Writes all of the model, or nothing."""
     from cloob.files import whole_folder
     from cloob.models.folder import save_model
     from cloob.models.load import load_model

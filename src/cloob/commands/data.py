@@ -49,7 +49,6 @@ def check(options: Options) -> None:
 
 
 def run(options: Options) -> int:
-    """Looks or counts, and prints the facts."""
     if options.count:
         return _count(options)
     from cloob.data.open import open_source
@@ -107,7 +106,6 @@ def _training(options: Options, *, few: bool) -> list[str]:
 
 
 def _lines(result: Survey) -> list[tuple[str, str]]:
-    """The facts, a name and a sentence each."""
     from cloob.data.survey import SMALL_SIDE
 
     facts = result.as_dict()

@@ -58,7 +58,6 @@ def check(options: Options) -> None:
 
 
 def run(options: Options) -> int:
-    """Trains, evaluates, searches and reports."""
     configs = _configs(options)
     say(f"{', '.join(configs)} on 6,110 pictures with captions; loading …")
     from cloob.evaluation.sets.captioned import open_captioned

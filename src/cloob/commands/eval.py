@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cloob.commands import compare
 from cloob.commands.compare import MeasureOptions
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from cloob.data.content import Reader
     from cloob.data.vectors import VectorPairs
     from cloob.training.config import TrainConfig
-
-T = TypeVar("T", bound="Reader")
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,8 @@ def run(options: Options) -> int:
         return _judge_vectors(options, held_out)
     sets = open_suites(options.suite, options.root, probe=options.probe)
     labelled = [open_labelled(path) for path in options.zeroshot]
-    for path, data, name in _named(options.zeroshot, labelled):
+    names = compare.distinct([data.name for data in labelled], options.zeroshot)
+    for path, data, name in zip(options.zeroshot, labelled, names, strict=True):
         sets.sets.append(dataclasses.replace(data, name=name))
         if options.probe and (train := training_split(path)) is not None:
             sets.training[name] = train
@@ -97,7 +96,8 @@ def run(options: Options) -> int:
     from cloob.evaluation.sets.captioned import Renamed, open_captioned
 
     captioned = [open_captioned(path, **options.machine.columns) for path in options.retrieval]
-    pairs = [*sets.pairs, *(Renamed(data, name) for _, data, name in _named(options.retrieval, captioned)), *held_out]
+    names = compare.distinct([data.name for data in captioned], options.retrieval)
+    pairs = [*sets.pairs, *map(Renamed, captioned, names), *held_out]
     for line in sets.missing.values():
         say(line)
     untrained = options.probe and not sets.training and not sets.training_failed
@@ -132,11 +132,6 @@ def run(options: Options) -> int:
         of_pairs = ["--pairs", options.retrieval[0], *columns] if options.retrieval else []
         say_next(["analyze", *options.models, *of_pairs, "--out", options.out / "analyze"])
     return code
-
-
-def _named(places: Sequence[str], sets: Sequence[T]) -> Iterator[tuple[str, T, str]]:
-    """Places, their sets, and names of these that differ."""
-    return zip(places, sets, compare.distinct([data.name for data in sets], places), strict=True)
 
 
 def _judge_vectors(options: Options, pairs: VectorPairs) -> int:

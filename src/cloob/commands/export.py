@@ -51,7 +51,6 @@ def check(options: Options) -> None:
 
 
 def run(options: Options) -> int:
-    """Writes all of the export, or nothing."""
     import json
 
     from cloob.export.card import gather_facts, write_card

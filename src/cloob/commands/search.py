@@ -107,13 +107,14 @@ def run(options: Options) -> int:
             parse_filter(options.where, index.columns())
         if options.duplicates:
             return _duplicates(index, options)
-        if like is not None:  # an id, or a path; links stay as the index has them
-            ids = [int(like[:18])] if like.isascii() and like.isdigit() else []
-            for path in [] if ids and index.items(ids) else [like, os.path.abspath(like)]:  # noqa: PTH100
-                ids = index.store.ids(equals("path", path), limit=1).tolist() or ids
-            if not index.items(ids):
-                raise InputError(f"--like {like}: no picture of {index.store.address} has this id or path")
-            query = Query((Term(ids[0], "item"), *query.terms))
+        if like is not None:
+            item = int(like[:18]) if like.isascii() and like.isdigit() else 0
+            if not index.items([item]):  # it is a path; links stay as the index has them
+                paths = (like, os.path.abspath(like))  # noqa: PTH100
+                found = [index.store.ids(equals("path", path), limit=1).tolist() for path in paths]
+                item = next((ids[0] for ids in found if ids), 0)
+            refuse({f"--like {like}: no picture of {index.store.address} has this id or path": not item})
+            query = Query((Term(item, "item"), *query.terms))
         if query.needs_model or (options.explain and options.beta is None):  # β is the model's own
             say(f"loading {printable(index.model().name)} …")
         if query.needs_model:

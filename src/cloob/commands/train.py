@@ -96,7 +96,6 @@ def run(config: TrainConfig) -> int:
 
 
 def _report(config: TrainConfig, result: RunResult) -> None:
-    """What the run came to, where it is, and what to do with it."""
     from cloob.models.runs import AVERAGED_FOLDER, find_best
 
     run, metric, out, holds_out = result.run, config.save.best, config.save.out, config.pairs.holds_out
