@@ -187,8 +187,7 @@ def test_held_out_pairs_of_their_own_judge(
     assert [list(row["retrieval"]) for row in rows] == [[f"{pairs_folder.name} (held out)"]] * 2
     capsys.readouterr()
     other = str(trained.run)
-    said = f"cloob: {other}: held no pairs out of its training; name pairs by --retrieval\n"
-    assert refused(capsys, "eval", other, *words) == said
+    assert "held no pairs out of its training" in refused(capsys, "eval", other, *words)
     config = json.loads((judged.save.out / "config.json").read_text())
     config["pairs"]["val_data"] = [f"pipe:touch {tmp_path}/ran"]
     shutil.copytree(judged.save.out, tmp_path / "strange")

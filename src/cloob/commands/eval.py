@@ -171,10 +171,9 @@ def _open_held_out(models: Sequence[str]) -> VectorPairs | list[Reader]:
     other = next((other for other, _, its_config in runs if _split(its_config) != split), None)
     # A run folder may come from a stranger: nothing is fetched or run that nobody typed.
     streamed = f"{model}: its held-out pairs are streamed; type them: --retrieval {' '.join(specs)}"
-    none = f"{model}: held no pairs out of its training; name pairs by --retrieval, or --a and --b"
     refuse(
         {
-            none: not pairs.holds_out,
+            f"{model}: held no pairs out of its training; name pairs by --retrieval": not pairs.holds_out,
             f"{model} and {other} held different pairs out; evaluate one at a time": other,
             streamed: any(map(is_remote, specs)),
         }
