@@ -77,12 +77,12 @@ def run(options: Options) -> int:
     from cloob.evaluation.sets.labelled import open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 
-    _say_trained_on(options)
     held_out = _open_held_out(options.models) if options.held_out else []
     if options.a is not None and options.b is not None:
         from cloob.data.vectors import open_pairs
 
         held_out = open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids)
+    _say_trained_on(options)
     if not isinstance(held_out, list):
         return _judge_vectors(options, held_out)
     sets = open_suites(options.suite, options.root, probe=options.probe)
