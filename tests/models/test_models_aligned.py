@@ -56,16 +56,10 @@ def test_a_text_encoder_is_what_sentence_transformers_makes_of_the_folder(bert: 
 
     encoder = open_text(str(bert))
     texts = [*TEXTS, "a [PAD] red car"]  # the word for padding is a word where it was typed
+    texts += [" ".join(["old"] * (1 + 7 * i % 12)) for i in range(70)]  # those of equal length go together
     expected = torch.tensor(SentenceTransformer(str(bert), device="cpu").encode(texts))
     torch.testing.assert_close(encoder(encoder.tokenizer(texts)), expected)
     assert encoder.features == 16 and not any(p.requires_grad for p in encoder.parameters())
-
-
-def test_many_texts_in_groups_of_equal_length_are_each_text_alone(bert: Path) -> None:
-    encoder = open_text(str(bert))
-    texts = [" ".join(["old"] * (1 + 7 * i % 12)) for i in range(70)]
-    alone = torch.cat([encoder(encoder.tokenizer([text])) for text in texts])
-    torch.testing.assert_close(encoder(encoder.tokenizer(texts)), alone)
 
 
 def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
@@ -80,22 +74,11 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
         hidden = encoder.network(input_ids=tokens, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(encoder(tokens), hidden[:, 0])
     pooling.write_text('{"pooling_mode": "max"}')
-    with pytest.raises(InputError, match=r"its pooling is max; mean or cls alone is known"):
+    with pytest.raises(InputError, match=r"its pooling is max; .* mean or cls"):
         open_text(str(folder))
     (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
-    with pytest.raises(InputError, match="has a module Dense"):
+    with pytest.raises(InputError, match="its modules are Dense"):
         open_text(str(folder))
-
-
-@pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_a_head_standardises_and_starts_linear(kind: str) -> None:
-    torch.manual_seed(1)
-    head, features = Head(6, 4, kind, 0.0), torch.randn(40, 6) * 3 + 7  # type: ignore[arg-type]
-    head.fit(features)
-    centred = features - features.mean(0)
-    rows = centred / centred.square().mean().sqrt()
-    torch.testing.assert_close(head(features), rows @ head.matrix.weight.T + head.matrix.bias)
-    assert rows.square().mean() == pytest.approx(1, abs=1e-5)
 
 
 def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
@@ -143,15 +126,15 @@ def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) 
     [
         (
             lambda bert, _: _edit(bert / "1_Pooling" / "config.json", "mean", "cls"),
-            "text head was .* gives other",
+            "its text head was .* gives other features",
         ),
         (
             lambda _, tower: _edit(tower / CONFIG_FILE, "0.48145466", "0.0"),
-            "image head was .* gives other",
+            "its image head was .* gives other features",
         ),
         (
             lambda _, tower: save_model(tower, create_model("tiny-vit", seed=4), CONFIG),
-            "aligned.json: its heads were trained on another image encoder than",
+            "aligned.json: its image head was trained on .* is another one now",
         ),
     ],
     ids=["pooling", "mean", "weights"],

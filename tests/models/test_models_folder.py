@@ -18,7 +18,6 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import (
-    ALIGNED_FILE,
     CONFIG_FILE,
     WEIGHTS_FILE,
     latest_checkpoint,
@@ -26,7 +25,7 @@ from cloob.models.runs import (
 )
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from support import refused, run_script
+from support import run_script
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
@@ -132,17 +131,6 @@ def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(
     # In a softmax it cancels.
     save_model(tmp_path / "clip", encoder, make_objective("clip").config())
     assert open_clip.create_model(f"local-dir:{tmp_path / 'clip'}").logit_bias is None
-
-
-def test_what_convert_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, file in (("models", CONFIG_FILE), ("models/old", CONFIG_FILE), ("heads", ALIGNED_FILE)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / file).touch()
-    models, old, heads = (str(tmp_path / name) for name in ("models", "models/old", "heads"))
-    for source in (old, f"local-dir:{old}", f"{old}:best", models):
-        said = refused(capsys, "convert", source, models, "--overwrite")
-        assert said.endswith(f"{models}: is where the model comes from; give another place\n")
-    assert refused(capsys, "convert", models, heads).endswith("heads: exists; --overwrite replaces it\n")
 
 
 def test_newest_complete_checkpoint(saved: Path, tmp_path: Path) -> None:

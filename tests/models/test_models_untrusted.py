@@ -125,23 +125,3 @@ def test_a_model_of_the_hub_runs_none_of_its_python(
         refused(lambda key=key: load_model(f"hf-hub:by/{key}"), "auto_map")
     refused(lambda: load_model(tmp_path / "hf_model_name"), "auto_map")
     assert not marker.exists()
-
-
-def test_a_tokenizer_in_another_file_is_refused_before_transformers_takes_it(
-    bert: Path, tower: Path, tmp_path: Path, hub_cache: Path
-) -> None:
-    words = shutil.copytree(bert, tmp_path / "words")
-    shutil.copy(words / "tokenizer.json", words / "tokenizer.4.0.0.json")
-    others = {"tokenizer_class": "PreTrainedTokenizerFast", "fast_tokenizer_files": ["tokenizer.4.0.0.json"]}
-    change(words / "tokenizer_config.json", lambda config: config.update(others))
-    cached(words, hub_cache, "some", "words")
-    towers = shutil.copytree(tower, tmp_path / "towers")
-    change(towers / CONFIG_FILE, lambda c: c["model_cfg"]["text_cfg"].update(hf_tokenizer_name="some/words"))
-    cached(towers, hub_cache, "some", "towers")
-    said = "tokenizer_config.json: fast_tokenizer_files names other files than tokenizer.json"
-    refused(lambda: load_model("hf-hub:some/towers"), said)
-    for name in ("tokenizer.json", "tokenizer.4.0.0.json", "tokenizer_config.json"):
-        shutil.copy(words / name, towers / name)
-    refused(lambda: load_model(towers), said)
-    for spec in (str(words), f"hf:{words}", "hf:some/words"):
-        refused(lambda spec=spec: open_text_encoder(spec, load_model), said)

@@ -5,8 +5,8 @@ Shapes: n items, (H, W) = (image_size, image_size), L = context_length, D = embe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError
+from cloob.models.importing import translated
 from cloob.models.pixels import EvalTransform, open_image
 from cloob.models.texts import alone, causal_tower, encode_short, trimmed
 from cloob.models.tokenizer import ClipTokenizer, is_open_clips
@@ -27,11 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What an encoder was built from: what its model folder holds, and what that folder's file says.
-
-    ``settings`` are open_clip's ``model_cfg``, or the content of ``towers.json``, ``aligned.json``, ``vectors.json`` or
-    ``onnx.json`` as far as the encoder's other attributes do not say it.
-    """
+    """What an encoder was built from: the kind of its model folder, and what the folder's configuration says."""
 
     kind: Literal["open_clip", "towers", "aligned", "vectors", "onnx"]
     embed_dim: int
@@ -52,17 +49,15 @@ class DualEncoder(nn.Module):
         name: The configuration's name, or where the model came from.
         model: The open_clip module; its ``logit_scale`` is frozen and its ``logit_bias`` taken out: both are the
             objective's, and stored with the towers again by ``save_model``.
-        tokenizer: list of n strings -> int64 (n, L); ``ClipTokenizer`` in place of open_clip's own.
-        preprocess: PIL image -> uint8 (3, H, W), see ``EvalTransform``.
+        tokenizer: list of n strings -> int64 (n, L).
+        preprocess: PIL image -> uint8 (3, H, W).
         config: What it was built from.
         preprocess_cfg: open_clip's ``preprocess_cfg``.
-        objective_config: Settings of the objective that it was trained with, as ``objective.json`` or another program's
-            file said when it was loaded; else empty. :meth:`make_objective` makes that of them.
+        objective_config: Settings of the objective that it was trained with, of which :meth:`make_objective` makes it;
+            empty where nothing says them.
         image_size: Side of the square input in pixels.
-        mean: Channel means for pixels in [0, 1].
-        std: Channel standard deviations for pixels in [0, 1].
-        embed_dim: D.
-        context_length: L.
+        mean: Channel means for pixels in [0, 1]; ``std``: their standard deviations.
+        embed_dim: D; ``context_length``: L.
     """
 
     _mean: Tensor
@@ -84,10 +79,14 @@ class DualEncoder(nn.Module):
         self.config = config
         self.objective_config = objective_config or {}
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
-        self.image_size = _square(name, self.preprocess_cfg["size"])
+        size = self.preprocess_cfg["size"]
+        sides = {size} if isinstance(size, int) else {int(side) for side in size}  # (H, W) in some of open_clip's
+        self.image_size = max(sides)
         self.preprocess_cfg["size"] = self.image_size
         self.mean = tuple(float(value) for value in self.preprocess_cfg["mean"])
         self.std = tuple(float(value) for value in self.preprocess_cfg["std"])
+        if len(sides) > 1 or not min(self.std) > 0:
+            raise InputError(f"{name}: image size {size}, std {self.std}; a square and positive numbers are wanted")
         self.embed_dim = config.embed_dim
         self.context_length = config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
@@ -110,17 +109,12 @@ class DualEncoder(nn.Module):
         return self._causal_tower is not None
 
     def set_channels_last(self, enabled: bool) -> None:
-        """Chooses the memory layout of the image tower's weights and input; names, shapes and values stay.
-
-        Channels last is the layout of a new encoder: convolutions run 1.2 to 1.5 times as fast in it on a CPU, and on
-        GPUs with tensor cores.
-        """
+        """Chooses the memory layout of the image tower; convolutions run 1.2 to 1.5 times as fast in channels last."""
         self._layout = torch.channels_last if enabled else torch.contiguous_format
         self.model.visual.to(memory_format=self._layout)
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are."""
         return self._mean.device
 
     def make_objective(self, **overrides: Any) -> ContrastiveObjective:
@@ -131,20 +125,16 @@ class DualEncoder(nn.Module):
                 False unless it is given: it belongs to a run, not to a model.
 
         Raises:
-            InputError: The model does not say what it was trained with, or not with which β, or says what no objective
-                takes.
+            InputError: The model does not say what it was trained with, or says what no objective takes.
         """
-        if not self.objective_config:
-            raise InputError(
-                f"{self.name}: does not say what it was trained with; cloob.make_objective(NAME) makes one"
-            )
         settings = self.objective_config | {"gather": False} | overrides
+        lacks = "" if self.objective_config else "what it was trained with; cloob.make_objective(NAME) makes one"
         if settings.get("hopfield") and "beta" not in settings:
-            raise InputError(f"{self.name}: does not say which β it was trained with; give make_objective(beta=…)")
-        try:
+            lacks = "which β it was trained with; give make_objective(beta=…)"
+        if lacks:
+            raise InputError(f"{self.name}: does not say {lacks}")
+        with translated(f"{self.name}: its objective's settings cannot be used"):
             return ContrastiveObjective(**settings)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{self.name}: its objective's settings cannot be used ({error})") from None
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds n pairs; differentiable.
@@ -156,9 +146,6 @@ class DualEncoder(nn.Module):
         Returns:
             ``(image_features, text_features)``, (n, D) unit rows each, float32 (float64 for float64 towers)
             under autocast too.
-
-        Raises:
-            ValueError: Another shape or dtype.
         """
         return self._image_features(images), self._text_features(tokens)
 
@@ -177,11 +164,7 @@ class DualEncoder(nn.Module):
 
         Raises:
             InputError: A file that is missing or not an image.
-            TypeError: One image instead of a list, or an item that is neither a PIL image nor a path.
-            ValueError: A tensor of another shape or dtype, or a batch size below 1.
         """
-        if isinstance(images, str | Path) or not isinstance(images, Tensor | Sequence):
-            raise TypeError(f"images: a list or a tensor, not one {type(images).__name__}")
 
         def rows(some: Sequence[Image | str | Path] | Tensor) -> Tensor:
             if not isinstance(some, Tensor):
@@ -191,12 +174,11 @@ class DualEncoder(nn.Module):
         return self._embed(images, rows, batch_size, grad)
 
     def encode_text(self, texts: Sequence[str] | Tensor, *, batch_size: int = 1024, grad: bool = False) -> Tensor:
-        """Embeds texts, without a gradient unless asked for. Mode (train, eval) is the caller's.
+        """Embeds texts as ``encode_image`` does images.
 
         Args:
             texts: Strings, or (n, L) int64 tokens as in ``forward`` (moved to the towers' device).
-            batch_size: Texts that go through the tower at once; where the encoder ``trims_texts``, such a batch costs
-                what its longest text does.
+            batch_size: Texts that go through the tower at once; such a batch costs what its longest text does.
             grad: As in ``encode_image``.
 
         Returns:
@@ -204,15 +186,7 @@ class DualEncoder(nn.Module):
 
         Raises:
             InputError: The text tower does not know a token, as with another model's tokenizer.
-            TypeError: One string instead of a list, or an item that is none.
-            ValueError: Tokens of another shape or dtype, or a batch size below 1.
         """
-        if isinstance(texts, str):
-            raise TypeError("texts: a list of strings, not one string")
-        if not isinstance(texts, Tensor):
-            for place, text in enumerate(texts):
-                if not isinstance(text, str):
-                    raise TypeError(f"texts: a list of strings, but number {place} is a {type(text).__name__}")
 
         def rows(some: Sequence[str] | Tensor) -> Tensor:
             tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
@@ -227,18 +201,17 @@ class DualEncoder(nn.Module):
         return self._embed(texts, rows, batch_size, grad)
 
     def _embed(self, items: Any, rows: Callable[[Any], Tensor], batch_size: int, grad: bool) -> Tensor:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; 1 or more is expected")
-        with self._autograd(grad):
+        if isinstance(items, str):
+            raise TypeError("a list is wanted, not one string")
+        with nullcontext() if grad else torch.no_grad():
             parts = [rows(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
             return torch.cat(parts or [_unit_rows(torch.zeros(0, self.embed_dim).to(self.device, self._dtype()))])
 
     def _image_features(self, images: Tensor) -> Tensor:
         size = self.image_size
         if images.shape[1:] != (3, size, size) or not (images.dtype == torch.uint8 or images.is_floating_point()):
-            raise ValueError(
-                f"images: {images.dtype} {tuple(images.shape)} found, uint8 or float (n, 3, {size}, {size}) wanted"
-            )
+            wanted = f"uint8 or float (n, 3, {size}, {size}) wanted"
+            raise ValueError(f"images: {images.dtype} {tuple(images.shape)} found, {wanted}")
         if images.dtype == torch.uint8:
             images = images.float().div_(255).sub_(self._mean).div_(self._std)  # in place: half the time on a CPU
         images = images.to(self._dtype(), memory_format=self._layout)
@@ -257,16 +230,12 @@ class DualEncoder(nn.Module):
         length = tokens.shape[1] if tokens.ndim == 2 else 0
         fits = 0 < length <= self.context_length if self.trims_texts else length == self.context_length
         if not fits or tokens.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"tokens: {tokens.dtype} {tuple(tokens.shape)} found, int64 (n, {self.context_length}) wanted"
-            )
+            wanted = f"int64 (n, {self.context_length}) wanted"
+            raise ValueError(f"tokens: {tokens.dtype} {tuple(tokens.shape)} found, {wanted}")
 
     def _dtype(self) -> torch.dtype:
-        parameters: Iterator[nn.Parameter] = self.model.visual.parameters()
-        return next(parameters).dtype
-
-    def _autograd(self, wanted: bool) -> AbstractContextManager[None]:
-        return nullcontext() if wanted else torch.no_grad()
+        first: Tensor = next(self.model.visual.parameters())
+        return first.dtype
 
 
 def _unit_rows(features: Tensor) -> Tensor:
@@ -274,9 +243,16 @@ def _unit_rows(features: Tensor) -> Tensor:
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
 
-def _square(name: str, size: int | Sequence[int]) -> int:
-    """The side of a square input that open_clip gives as a number or as (H, W)."""
-    sides = {size} if isinstance(size, int) else {int(side) for side in size}
-    if len(sides) != 1:
-        raise InputError(f"{name}: image size {size} found, and only square inputs work here")
-    return sides.pop()
+def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str, Any]:
+    """Settings of a model that was trained with CLOOB; without β where nothing says it."""
+    known = {} if beta is None else {"beta": float(beta)}
+    settings = ContrastiveObjective.cloob(inv_tau=float(inv_tau), scale=scale, **known).config()
+    return settings if known else {key: value for key, value in settings.items() if key != "beta"}
+
+
+def sigmoid_objective(model: Any) -> dict[str, Any]:
+    """Settings of an open_clip module with a ``logit_bias``, which the sigmoid loss alone learns; else empty."""
+    if getattr(model, "logit_bias", None) is None:
+        return {}
+    inv_tau, bias = float(model.logit_scale.detach().exp()), float(model.logit_bias.detach())
+    return ContrastiveObjective.siglip(inv_tau=inv_tau, bias=bias).config()

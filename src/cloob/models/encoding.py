@@ -24,17 +24,11 @@ class Encoder(Protocol):
 
     name: str
 
-    def preprocess(self, image: Image, /) -> Tensor:
-        """One image to uint8 (3, H, W)."""
-        ...
+    def preprocess(self, image: Image, /) -> Tensor: ...
 
-    def encode_image(self, images: Tensor, /) -> Tensor:
-        """(n, 3, H, W) to (n, D) unit rows."""
-        ...
+    def encode_image(self, images: Tensor, /) -> Tensor: ...
 
-    def encode_text(self, texts: Sequence[str], /) -> Tensor:
-        """T texts to (T, D) unit rows."""
-        ...
+    def encode_text(self, texts: Sequence[str], /) -> Tensor: ...
 
 
 @contextmanager

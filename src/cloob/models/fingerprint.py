@@ -33,11 +33,7 @@ _PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")  # the
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """A digest of a model's weights, towers and preprocessing.
-
-    Where the model lies, what it is called and where it runs play no part. An encoder that is no module says its own,
-    as ``fingerprint``; InputError without it.
-    """
+    """A digest of a model's weights, towers and preprocessing; an encoder that is no module says its own."""
     if isinstance(encoder, nn.Module):
         return digest(encoder, _facts(encoder))
     own = getattr(encoder, "fingerprint", None)
@@ -61,8 +57,8 @@ def load_with_fingerprint(
     if before is None or _stamp(source) != before:  # changed while it was read
         return encoder, fingerprint(encoder)
     cache = cache or Cache()
-    name = json.dumps([before, package_versions(_PACKAGES), _facts(encoder)], sort_keys=True, default=str)
-    name = f"{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()}.txt"
+    facts = json.dumps([before, package_versions(_PACKAGES), _facts(encoder)], sort_keys=True, default=str)
+    name = f"{hashlib.sha256(facts.encode('utf-8', 'surrogatepass')).hexdigest()}.txt"
     found = cache.find("digests", name)
     known = found.read_text(encoding="ascii", errors="replace") if found is not None else ""
     if not _DIGEST.fullmatch(known):
@@ -73,31 +69,20 @@ def load_with_fingerprint(
 
 
 def _stamp(source: str | Path) -> list[tuple[str | int, ...]] | None:
-    """What the system says of a source's files; None where they are not known, or one was changed a moment ago.
-
-    Heads that were trained on frozen encoders name a digest of each, which is compared when they are loaded: their
-    folder is all.
-    """
-    files: list[tuple[str | int, ...]] = []
-    try:
-        folder = find_model_folder(source)  # of a run the checkpoint alone
-        for path in sorted(Source.parse(folder or source).files()):
-            stat = path.stat()
-            newest = max(stat.st_mtime_ns, stat.st_ctime_ns)
-            if newest > time.time_ns() - _YOUNG_SECONDS * 1e9:
-                return None
-            files.append((str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
-    except (OSError, InputError):  # which loading it says in its own words
-        return None
-    return files or None
+    """What the system says of a source's files; None where they are not known, or one was changed a moment ago."""
+    with contextlib.suppress(OSError, InputError):  # which loading it says in its own words
+        files = Source.parse(find_model_folder(source) or source).files()  # of a run the checkpoint alone
+        stats = [(str(path.absolute()), path.stat()) for path in sorted(files)]
+        newest = max((max(stat.st_mtime_ns, stat.st_ctime_ns) for _, stat in stats), default=time.time_ns())
+        if newest <= time.time_ns() - _YOUNG_SECONDS * 1e9:
+            return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats]
+    return None
 
 
 def package_versions(packages: Iterable[str]) -> list[str]:
     """The versions of what decides over pixels and towers, without importing it; empty for what is not installed."""
-    versions = []
-    for package in packages:
-        try:
-            versions.append(metadata.version(package))
-        except metadata.PackageNotFoundError:
-            versions.append("")
-    return versions
+    installed = dict.fromkeys(packages, "")
+    for name in installed:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return list(installed.values())

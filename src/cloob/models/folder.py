@@ -1,7 +1,4 @@
-"""Model folders: written so that open_clip's ``local-dir:`` reads them wherever the towers are its own, and read back.
-
-Which files there are says :mod:`cloob.models.runs`.
-"""
+"""Model folders (:mod:`cloob.models.runs`), written so that open_clip's ``local-dir:`` reads them, and read back."""
 
 from __future__ import annotations
 
@@ -12,35 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cloob.errors import InputError
 from cloob.files import flush
+from cloob.models import runs
 from cloob.models.aligned.model import aligned_files, load_aligned
 from cloob.models.aligned.opening import LoadModel
 from cloob.models.aligned.vectors import load_vectors, vector_files
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model
-from cloob.models.onnx import folder as onnx_folder
-from cloob.models.runs import (
-    ALIGNED_FILE,
-    CONFIG_FILE,
-    OBJECTIVE_FILE,
-    ONNX_FILE,
-    TOWERS_FILE,
-    VECTORS_FILE,
-    WEIGHTS_FILE,
-    config_file,
-    damage,
-    read_objective,
-    weights_file,
-)
-from cloob.models.towers import load_tokenizer
+from cloob.models.importing import translated
+from cloob.models.onnx.plain import Graph, PlainEncoder
+from cloob.models.towers import filled_towers, load_tokenizer
 from cloob.models.untrusted import check_folder, check_model_cfg, read_json
-from cloob.models.weights import open_clip_folder, towers_folder
-from cloob.models.weights.containers import write_safetensors
-from cloob.models.weights.scales import sigmoid_objective
-from cloob.models.weights.tokens import stored_tokenizer
+from cloob.models.weights import crowsonkb, rinna
+from cloob.models.weights.blocks import Towers
+from cloob.models.weights.containers import read_safetensors, write_safetensors
+from cloob.models.weights.keymap import fill
+from cloob.models.weights.tokens import RinnaTokenizer, stored_tokenizer
+
+_PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
+Files = dict[str, bytes | dict[str, Tensor]]
 
 
 def save_model(
@@ -54,20 +44,20 @@ def save_model(
     """
     encoder.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
+    files: Files
     if encoder.config.kind == "aligned":  # heads on frozen encoders: the encoders by name alone
         files = aligned_files(encoder)
     elif encoder.config.kind == "vectors":
         files = vector_files(encoder)
     else:
         state = _stored_state(encoder.state_dict() if weights is None else weights, objective)
-        others = encoder.config.kind == "towers"
-        files = towers_folder.towers_files(encoder, state) if others else _open_clip_files(encoder, state, objective)
+        files = _towers_files(encoder, state, objective)
     for name, content in files.items():
         if isinstance(content, bytes):
             (folder / name).write_bytes(content)
         else:
             write_safetensors(folder / name, content)
-    (folder / OBJECTIVE_FILE).write_bytes(json.dumps(objective, indent=2, allow_nan=False).encode())
+    (folder / runs.OBJECTIVE_FILE).write_bytes(_json(objective))
     if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     flush(folder)
@@ -88,66 +78,101 @@ def _stored_state(weights: Mapping[str, Tensor], objective: Mapping[str, Any]) -
     return state
 
 
-def _open_clip_files(
-    encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]
-) -> dict[str, bytes | dict[str, Tensor]]:
-    """The files of a folder of open_clip's towers by their names."""
-    model_cfg = encoder.config.settings
+def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]) -> Files:
+    settings = encoder.config.settings
+    if encoder.config.kind == "towers":
+        files: Files = {runs.TOWERS_FILE: _json({"name": encoder.name, **settings}), runs.TOWERS_WEIGHTS_FILE: state}
+        if isinstance(encoder.tokenizer, RinnaTokenizer):
+            files[RinnaTokenizer.FILE] = encoder.tokenizer.content
+        return files
     if "bias" in objective:
         bias = float(objective["bias"])
-        model_cfg = model_cfg | {"init_logit_bias": bias}
+        settings = settings | {"init_logit_bias": bias}
         state = state | {"logit_bias": torch.full_like(state["logit_scale"], bias)}
-    config = {"model_cfg": model_cfg, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
-    settings = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
-    if settings is not None:
-        config["tokenizer"] = settings
-    return {
-        CONFIG_FILE: json.dumps(config, indent=2, allow_nan=False).encode(),
-        WEIGHTS_FILE: state,
-    }
+    config = {"model_cfg": settings, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
+    tokenizer = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
+    if tokenizer is not None:
+        config["tokenizer"] = tokenizer
+    return {runs.CONFIG_FILE: _json(config), runs.WEIGHTS_FILE: state}
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2, allow_nan=False).encode()
 
 
 def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEncoder:
-    """Towers from a model folder, ours or any that open_clip's ``local-dir:`` reads.
+    """Towers from a model folder; ``of_hub`` is its name on the hub, from where open_clip takes the tokenizer then."""
+    file = runs.config_file(folder)
+    with translated(str(file)):
+        check_folder(folder)
+        config = read_json(file)
+        objective = runs.read_objective(folder)
+        if file.name == runs.ALIGNED_FILE:
+            return load_aligned(folder, config, objective, load_model)
+        if file.name == runs.VECTORS_FILE:
+            return load_vectors(folder, config, objective)
+        if file.name == runs.TOWERS_FILE:
+            return _other_towers(file, config, objective)
+        if file.name == runs.ONNX_FILE:
+            return _graphs(folder, objective)
+        return _open_clip_towers(file, config, objective, of_hub)
 
-    ``of_hub``: its name on the hub, from where open_clip takes the tokenizer then.
-    """
-    check_folder(folder)
-    file = config_file(folder)
-    config = read_json(file)
-    objective = read_objective(folder)
-    if file.name == ALIGNED_FILE:
-        return load_aligned(folder, config, objective, load_model)
-    if file.name == VECTORS_FILE:
-        return load_vectors(folder, config, objective)
-    if file.name == TOWERS_FILE:
-        return towers_folder.load(folder, config, objective)
-    if file.name == ONNX_FILE:
-        return onnx_folder.load(folder, objective)
-    model_cfg = open_clip_config(file, config)
-    weights = weights_file(folder)
+
+def _other_towers(file: Path, content: dict[str, Any], objective: dict[str, Any]) -> DualEncoder:
+    name, config = content["name"], content["config"]
+    if content["family"] == crowsonkb.FAMILY:
+        encoder = crowsonkb.build(name, file, config, content["gelu"])
+    else:
+        encoder = rinna.build(name, file, config)
+    weights = file.parent / runs.TOWERS_WEIGHTS_FILE
+    fill(encoder.model, weights, read_safetensors(weights))
+    encoder.objective_config = objective or encoder.objective_config
+    return encoder
+
+
+def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, Any], of_hub: str) -> DualEncoder:
+    folder, model_cfg = file.parent, config["model_cfg"]
+    check_model_cfg(model_cfg, str(file))
+    text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder)
     if weights is None:
-        raise InputError(f"{folder}: no weights found beside {CONFIG_FILE}; {WEIGHTS_FILE} would be right")
-    problem = damage(folder)
-    if problem is not None:
-        raise InputError(problem)
-    text_cfg = model_cfg["text_cfg"]
+        raise InputError(f"{folder}: no weights found beside {file.name}; {runs.WEIGHTS_FILE} would be right")
     if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: looked at first
         check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
-    model = open_clip_folder.load(file, config, weights)
+    preprocess = {key: value for key, value in config.get("preprocess_cfg", {}).items() if key in _PREPROCESS}
+    model, trained = filled_towers(model_cfg, preprocess, weights, f"local-dir:{folder}", str(file))
     if "tokenizer" in config:
         tokenizer = stored_tokenizer(file, config["tokenizer"], text_cfg)
     else:
         tokenizer = load_tokenizer(f"local-dir:{folder}", text_cfg, of_hub or str(file), None if of_hub else folder)
     name = of_hub or str(config.get("name", folder.name))
-    objective = objective or sigmoid_objective(weights, model)
-    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
+    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective or trained)
 
 
-def open_clip_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The ``model_cfg`` of an ``open_clip_config.json``; InputError where it lacks a part or asks for more."""
-    model_cfg = config.get("model_cfg")
-    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
-        raise InputError(f"{file}: 'model_cfg' with embed_dim, vision_cfg and text_cfg wanted, not found")
-    check_model_cfg(model_cfg, str(file))
-    return model_cfg
+class OnnxEncoder(DualEncoder):
+    """A ``DualEncoder`` whose towers are graphs on onnxruntime: it embeds and does not train."""
+
+    def check_weights(self) -> None:
+        raise InputError(f"{self.name}: an ONNX export embeds and does no more; give the model that it was made of")
+
+    def _dtype(self) -> torch.dtype:
+        return torch.float32
+
+
+class _GraphTower(nn.Module):
+    """A graph in the place of a tower: (n, 3, H, W) normalised pixels or (n, L) tokens to (n, D)."""
+
+    def __init__(self, graph: Graph, dtype: torch.dtype, preprocess_cfg: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.graph, self.dtype, self.preprocess_cfg = graph, dtype, preprocess_cfg
+
+    def forward(self, items: Tensor) -> Tensor:
+        array = items.detach().to("cpu", self.dtype).contiguous().numpy()
+        return torch.from_numpy(self.graph(array)).to(items.device)
+
+
+def _graphs(folder: Path, objective: dict[str, Any]) -> OnnxEncoder:
+    plain = PlainEncoder(folder)
+    images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
+    towers = Towers(images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale)
+    config = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
+    return OnnxEncoder(plain.name, towers, plain.tokenizer, config, objective)

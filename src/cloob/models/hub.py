@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,7 +28,7 @@ def closed_hub(reason: str) -> Iterator[None]:
 def check_hub_model(name: str, where: str, *more: str, revision: str | None = None) -> Path:
     """The folder with the configurations of a model on the hub, and ``more`` files; refused where they ask for code.
 
-    A folder called ``name``, which transformers would take instead, is looked at likewise. ``where``: what asks for it.
+    A folder called ``name`` is looked at likewise: transformers would take it. ``where``: what asks for the model.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -36,25 +37,20 @@ def check_hub_model(name: str, where: str, *more: str, revision: str | None = No
     return folder
 
 
-def fetch_first(name: str, where: str, choices: Sequence[Sequence[str]], revision: str | None = None) -> Path:
-    """Fetches from a model on the hub the first of some sets of files that it has; as ``check_hub_model``."""
+def fetch_first(name: str, where: str, choices: Sequence[str], revision: str | None = None) -> Path:
+    """The folder of a model on the hub, with the first of some patterns of files that it has."""
     folder = Path(name)
-    if folder.is_dir():
-        return folder
-    for patterns in choices:
-        folder = _snapshot(name, where, patterns, revision)
-        if any(any(folder.glob(pattern)) for pattern in patterns):
-            return folder
-    raise InputError(f"{where}: no {' or '.join(patterns[0] for patterns in choices)} in it, or in its cache")
+    for pattern in choices if not folder.is_dir() else ():
+        folder = _snapshot(name, where, [pattern], revision)
+        if any(folder.glob(pattern)):
+            break
+    return folder
 
 
 def fetch_file(name: str, where: str, *files: str) -> Path:
-    """The first of some files that a model on the hub has; as ``check_hub_model``.
-
-    The libraries' own downloads wait 23 seconds a file for a hub that cannot be reached, and this asks once.
-    """
-    folder = fetch_first(name, where, [[file] for file in files])
-    return next(folder / file for file in files if (folder / file).is_file())
+    """The first of some files that a model on the hub has; open_clip and timm wait longer, and ask a closed hub."""
+    folder = fetch_first(name, where, files)
+    return next((folder / file for file in files if (folder / file).is_file()), folder / files[-1])
 
 
 def _snapshot(name: str, where: str, patterns: Sequence[str], revision: str | None) -> Path:
@@ -65,22 +61,19 @@ def _snapshot(name: str, where: str, patterns: Sequence[str], revision: str | No
     try:
         return Path(hub.snapshot_download(name, revision=revision, local_files_only=closed is not None, **some))
     except Exception as error:  # of many kinds, as of its network library
-        if closed is not None:
-            raise InputError(f"{where}: not on this machine, and {closed}") from error
-        raise InputError(not_fetched(where, error) or f"{where}: {one_line(error)}") from error
+        reason = f"not on this machine, and {closed}" if closed else not_fetched(error) or one_line(error)
+        raise InputError(f"{where}: {reason}") from error
 
 
-def not_fetched(source: str, error: BaseException) -> str | None:
-    """The line of an error, or of one that it came from, of the hub that cannot be asked; None of another one."""
-    errors: Any = require("huggingface_hub.errors", "train")
-    cause: BaseException | None = error
+def not_fetched(error: BaseException) -> str | None:
+    """What to say of an error that comes from a hub which cannot be asked; None of another one."""
+    errors: Any = sys.modules.get("huggingface_hub.errors")
+    cause: BaseException | None = error if errors else None
     while cause is not None and not isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
         cause = cause.__cause__ or cause.__context__
     if cause is None:
         return None
     constants: Any = require("huggingface_hub.constants", "train")
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
-    return (
-        f"{source}: not on this machine, and {reason}; a model folder on this disk, a model that was fetched before, "
-        "`cloob demo` and training from scratch need no network"
-    )
+    others = "a model folder on this disk, a model that was fetched before, `cloob demo` and training from scratch"
+    return f"not on this machine, and {reason}; {others} need no network"

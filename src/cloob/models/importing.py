@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import importlib
 import logging
 import sys
@@ -35,19 +34,30 @@ def import_open_clip(part: str = "") -> ModuleType:
             torch: Any = importlib.import_module("torch")  # by name: an ONNX folder is searched without it
             disable, later = torch.compiler.disable, _Later(_ASKED)
             sys.modules[_ASKED], torch.compiler.disable = later, getattr(torch, "_disable_dynamo", disable)
-            collects = gc.isenabled()
-            gc.disable()  # its search for cycles in what is imported takes 0.3 s
             try:
                 with contextlib.suppress(ModuleNotFoundError):  # open_clip, if it is there, will say it
                     importlib.import_module("torchvision")
                 require("open_clip", "train")
             finally:
                 torch.compiler.disable = disable
-                if collects:
-                    gc.enable()
                 if sys.modules.get(_ASKED) is later:
                     del sys.modules[_ASKED]
         return require(f"open_clip{part}", "train")
+
+
+class _Later(ModuleType):
+    """Stands for ``torch._dynamo.utils``; whatever is asked of it but the one function brings the module itself."""
+
+    @staticmethod
+    def is_compile_supported(device_type: Any) -> Any:
+        return importlib.import_module(_ASKED).is_compile_supported(device_type)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what the import system looks for, and does without
+            raise AttributeError(name)
+        if sys.modules.get(_ASKED) is self:
+            del sys.modules[_ASKED]
+        return getattr(importlib.import_module(_ASKED), name)
 
 
 @functools.cache
@@ -60,7 +70,7 @@ def open_clip() -> ModuleType:
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Keeps open_clip quiet, and turns whatever it raises into an InputError of one line that begins with ``what``.
+    """Turns whatever a library raises into an InputError of one line that begins with ``what``; keeps it quiet.
 
     open_clip logs through the root logger's module functions, which would also install a handler there.
     """
@@ -72,33 +82,15 @@ def translated(what: str) -> Iterator[None]:
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", FutureWarning)
             yield
-    except InputError:
-        raise
     except BaseException as error:  # hub, pickle, JSON and shape errors have no common class
-        if not is_failure(error):
+        if isinstance(error, InputError) or not is_failure(error):
             raise
-        raise InputError(not_fetched(what, error) or f"{what}: {one_line(error)}") from error
+        said = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+        raise InputError(f"{what}: {not_fetched(error) or said}") from error
     finally:
         root.removeFilter(_nothing)
         root.removeHandler(handler)
 
 
 def _nothing(record: logging.LogRecord) -> bool:
-    """A filter that lets no record pass."""
     return False
-
-
-class _Later(ModuleType):
-    """Stands for ``torch._dynamo.utils``; whatever is asked of it but the one function brings the module itself."""
-
-    @staticmethod
-    def is_compile_supported(device_type: Any) -> Any:
-        """Torch's own, imported when it is called."""
-        return importlib.import_module(_ASKED).is_compile_supported(device_type)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what the import system looks for, and does without
-            raise AttributeError(name)
-        if sys.modules.get(_ASKED) is self:
-            del sys.modules[_ASKED]
-        return getattr(importlib.import_module(_ASKED), name)

@@ -8,24 +8,14 @@ import torch
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
+from cloob.models import runs
 from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder
-from cloob.models.folder import open_clip_config, read_model
+from cloob.models.folder import read_model
 from cloob.models.hub import check_hub_model, fetch_first
-from cloob.models.runs import (
-    ALIGNED_FILE,
-    CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
-    HEADS_FILE,
-    HUB_WEIGHTS_FILES,
-    MODEL_FOLDER,
-    OBJECTIVE_FILE,
-    TOWERS_WEIGHTS_FILE,
-    chosen_checkpoint,
-    config_file,
-)
-from cloob.models.source import PORT, Source
-from cloob.models.towers import create_model, open_clip, translated
+from cloob.models.importing import open_clip, translated
+from cloob.models.source import Source
+from cloob.models.towers import create_model
 from cloob.models.untrusted import read_json
 from cloob.models.weights import families, hf_clip
 from cloob.models.weights.tokens import HUB_FILE, RinnaTokenizer
@@ -67,37 +57,24 @@ def find_model_folder(source: str | Path) -> Path | None:
     """
     parsed = Source.parse(source)
     folder = parsed.path
-    if parsed.kind != "folder" or folder is None:
+    if parsed.kind != "folder" or folder is None or families.is_foreign(folder):
         return None
-    if parsed.variant:
-        return chosen_checkpoint(folder, parsed.variant) / MODEL_FOLDER
-    if families.is_foreign(str(folder)):
-        return None
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    if config_file(folder).is_file():
-        return folder
-    if (folder / MODEL_FOLDER).is_dir():
-        return folder / MODEL_FOLDER
-    if (folder / CHECKPOINTS_FOLDER).is_dir():
-        return chosen_checkpoint(folder) / MODEL_FOLDER
-    raise InputError(
-        f"{folder}: neither a run folder (checkpoints/), nor a checkpoint (model/), nor a model folder ({CONFIG_FILE})"
-        f"{families.meant_file(folder)}"
-    )
+    if parsed.variant or ((folder / runs.CHECKPOINTS_FOLDER).is_dir() and not runs.config_file(folder).is_file()):
+        return runs.chosen_checkpoint(folder, parsed.variant) / runs.MODEL_FOLDER
+    for place in (folder, folder / runs.MODEL_FOLDER):
+        if runs.config_file(place).is_file():
+            return place
+    what = f"no run (checkpoints/), no checkpoint (model/) and no model folder ({runs.CONFIG_FILE})"
+    raise InputError(f"{folder}: {what if folder.is_dir() else 'no such folder'}{families.meant_file(folder)}")
 
 
 def _load(source: str | Path) -> DualEncoder:
-    """The encoder on the CPU."""
     parsed = Source.parse(source)
-    try:
-        folder = find_model_folder(source)
-        if folder is not None:
-            return read_model(folder, _load)
-        if parsed.kind in ("folder", "file", "public"):
-            return families.load_foreign(parsed.name + PORT * parsed.port)
-    except OSError as error:
-        raise InputError(f"{error.filename or source}: cannot be read ({error.strerror or error})") from None
+    folder = find_model_folder(source)
+    if folder is not None:
+        return read_model(folder, _load)
+    if parsed.kind in ("folder", "file", "public"):
+        return families.load_foreign(parsed)
     if parsed.kind == "hub" and not parsed.library:
         return _load_hub(parsed)
     if parsed.kind == "towers":
@@ -109,36 +86,21 @@ def _load_hub(source: Source) -> DualEncoder:
     """Towers from the Hugging Face hub, or from its cache, read as a folder's are."""
     name, where, revision = source.name, source.text, source.variant or None
     with translated(where):
-        folder = check_hub_model(name, where, revision=revision)
-        kind = config_file(folder)
-        ours = kind.name != CONFIG_FILE  # pushed by `cloob push`
-        if kind.name == ALIGNED_FILE and (here := encoders_here(read_json(kind))):
+        folder = check_hub_model(name, where, HUB_FILE, RinnaTokenizer.FILE, revision=revision)
+        kind = runs.config_file(folder)
+        if kind.name == runs.ALIGNED_FILE and (here := encoders_here(read_json(kind))):
             raise InputError(f"{where}: asks for {here[0]!r}, a folder of this machine")
-        theirs = folder / "config.json"
-        more: tuple[str, ...]
-        if ours:
-            weights: tuple[str, ...] = (HEADS_FILE, TOWERS_WEIGHTS_FILE)
-            more = (RinnaTokenizer.FILE, OBJECTIVE_FILE)
-        elif kind.is_file():
-            open_clip_config(kind, config := read_json(kind))
-            weights, more = HUB_WEIGHTS_FILES, (HUB_FILE if "tokenizer" in config else kind.name, kind.name)
-        elif theirs.is_file() and hf_clip.matches(read_json(theirs)):  # a CLIPModel of transformers
-            weights, more = tuple(hf_clip.WEIGHTS), (HUB_FILE, theirs.name)
-        else:
-            raise InputError(f"{where}: neither {CONFIG_FILE} in it nor a config.json of CLIPModel (model_type 'clip')")
-        folder = fetch_first(name, where, [[file] for file in weights], revision)
-        fetch_first(name, where, [[file] for file in more], revision)
-        if ours:
-            return read_model(folder, _load)
+        if kind.name != runs.CONFIG_FILE:  # pushed by `cloob push`
+            return read_model(fetch_first(name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision), _load)
         if kind.is_file():
-            return read_model(folder, _load, of_hub=where)
-        encoder = hf_clip.load(folder, read_json(theirs))
+            return read_model(fetch_first(name, where, runs.HUB_WEIGHTS_FILES, revision), _load, of_hub=where)
+        families.model_type(folder)
+        encoder = families.load_folder(fetch_first(name, where, hf_clip.WEIGHTS, revision))
         encoder.name = where
         return encoder
 
 
 def _load_towers(source: Source) -> DualEncoder:
-    """Towers by open_clip's ``NAME/TAG``."""
     if source.variant:
         return create_model(source.name, pretrained=source.variant, seed=0)
     tags = open_clip().list_pretrained_tags_by_model(source.name)

@@ -22,35 +22,27 @@ _RESAMPLING = {"bicubic": "BICUBIC", "random": "BICUBIC", "bilinear": "BILINEAR"
 class EvalTransform:
     """PIL image -> uint8 (3, H, W): open_clip's evaluation transform without its normalisation, by Pillow and NumPy.
 
-    Of a picture that is a line only the middle is resized where the ends are cut off, see ``cloob.pictures.middle``.
+    ``interpolation`` in the ``preprocess_cfg`` may be ``"lanczos"`` as well.
     """
 
     def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
-        """Takes what it needs of open_clip's ``preprocess_cfg``; ``interpolation`` may be ``"lanczos"`` as well.
-
-        Raises:
-            InputError: Pictures are resized in a way that open_clip does not have.
-        """
         self._size = int(preprocess_cfg["size"])
         self._mode = preprocess_cfg.get("resize_mode") or "shortest"
         self._interpolation = preprocess_cfg.get("interpolation") or "bicubic"
         self._fill = int(preprocess_cfg.get("fill_color") or 0)
         if self._mode not in _RESIZE_MODES or self._interpolation not in _RESAMPLING:
-            raise InputError(
-                f"resize_mode {self._mode!r}, interpolation {self._interpolation!r}: open_clip has no such"
-            )
+            asked = f"resize_mode {self._mode!r}, interpolation {self._interpolation!r}"
+            raise InputError(f"{asked}: open_clip has no such")
 
     def __call__(self, image: Image) -> Tensor:
-        """Resizes and crops one image: uint8 (3, H, W)."""
         tensor: Tensor = importlib.import_module("torch").from_numpy(self.array(image))
         return tensor
 
     def array(self, image: Image) -> npt.NDArray[np.uint8]:
-        """As ``__call__``, without torch."""
         pil = require("PIL.Image", "train")
         from cloob.pictures import middle  # needs Pillow, which texts do not
 
-        image = middle(image) if self._mode == "shortest" else image
+        image = middle(image) if self._mode == "shortest" else image  # of a line, whose ends are cut off
         size, (width, height) = self._size, image.size
         if self._mode == "squash":
             width = height = size
@@ -73,18 +65,13 @@ class EvalTransform:
 
 def open_image(image: Image | str | Path) -> Image:
     """The upright RGB image of an opened image or of the file that a path leads to, see ``cloob.pictures``."""
-    pil = require("PIL.Image", "train")
+    require("PIL.Image", "train")
     from cloob.pictures import Unreadable, decode, read_file, upright  # needs Pillow, which texts do not
 
-    if not isinstance(image, pil.Image | str | Path):
-        raise TypeError(f"images: PIL images or paths, not {type(image).__name__}; pixels go in as one tensor")
     name = str(image) if isinstance(image, str | Path) else f"an image of {image.width}×{image.height} pixels"
     try:
         return decode(read_file(image)) if isinstance(image, str | Path) else upright(image)
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
-    except Unreadable as error:
-        said = "not a readable image" if error.reason == "corrupt image" else error.reason
-        raise InputError(f"{name}: {said} ({' '.join(error.detail.split())})") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a readable image ({' '.join(str(error).split())})") from None
+    except (Unreadable, OSError, ValueError) as error:
+        detail = " ".join(str(getattr(error, "detail", error)).split())
+        missing = isinstance(error, FileNotFoundError)
+        raise InputError(f"{name}: {'no such file' if missing else f'not a readable image ({detail})'}") from None

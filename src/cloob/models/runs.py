@@ -57,26 +57,14 @@ HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_
 
 _LESS_IS_BETTER = {"val_loss": True, "val_recall": False}
 _STEP = re.compile(r"step-(\d+)")
-_WEIGHTS = re.compile(r".+\.(safetensors|bin|pth)")
-_PREFERRED = (
-    WEIGHTS_FILE,
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.pth",
-    "model.pth",
-)
+_PREFERRED = (*HUB_WEIGHTS_FILES, "open_clip_pytorch_model.pth", TOWERS_WEIGHTS_FILE, "pytorch_model.bin")
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of a step's checkpoint folder."""
     return f"step-{step:08d}"
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The step of a checkpoint folder."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -88,30 +76,23 @@ def config_file(folder: Path) -> Path:
 
 def weights_file(folder: Path) -> Path | None:
     """The weights file of a model folder that open_clip's ``local-dir:`` would read; None without any."""
-    files = [path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name) and path.is_file()]
-
-    def rank(path: Path) -> tuple[int, bool, str]:
-        known = _PREFERRED.index(path.name) if path.name in _PREFERRED else len(_PREFERRED)
-        return known, path.suffix != ".safetensors", path.name
-
-    return min(files, key=rank, default=None)
+    files = [path for ending in ("safetensors", "bin", "pth") for path in sorted(folder.glob(f"[!.]*.{ending}"))]
+    return next((folder / name for name in _PREFERRED if folder / name in files), files[0] if files else None)
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with the files of a model folder, or None; reads the headers only."""
+    safetensors, weights = require("safetensors", "train"), weights_file(folder)
     try:
         read_json(config_file(folder))
+        if weights is not None and weights.suffix == ".safetensors":
+            with safetensors.safe_open(weights, framework="pt"):
+                pass
     except InputError as error:
         return str(error)
-    weights = weights_file(folder)
-    if weights is None or weights.suffix != ".safetensors":
-        return None
-    safetensors = require("safetensors", "train")
-    try:
-        with safetensors.safe_open(weights, framework="pt"):
-            return None
     except (safetensors.SafetensorError, OSError) as error:
         return f"{weights}: cut short or damaged ({one_line(error)})"
+    return None
 
 
 def read_objective(folder: Path) -> dict[str, Any]:
@@ -122,17 +103,14 @@ def read_objective(folder: Path) -> dict[str, Any]:
 
 def check_objective(settings: Any, where: str) -> dict[str, Any]:
     """An objective's settings as a file holds them; InputError if they are damaged."""
-    if not isinstance(settings, dict):
-        raise InputError(f"{where}: the settings of an objective are no object of JSON")
-    for key in settings.keys() & {"inv_tau", "beta", "bias"}:
-        value = settings[key]
-        if type(value) not in (int, float) or not math.isfinite(value) or (value <= 0 and key != "bias"):
+    for key, value in settings.items():
+        number = type(value) in (int, float) and math.isfinite(value)
+        if key in ("inv_tau", "beta", "bias") and not (number and (value > 0 or key == "bias")):
             raise InputError(f"{where}: {key} is {value!r}, which it cannot be")
-    return settings
+    return dict(settings)
 
 
 def run_of(folder: Path | None) -> Path | None:
-    """The run folder that a model folder belongs to."""
     if folder is None:
         return None
     folder = folder.resolve()
@@ -143,10 +121,7 @@ def run_of(folder: Path | None) -> Path | None:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, by ascending step: ``step-N`` with a configuration and weights.
-
-    Whether the weights are whole is not looked at.
-    """
+    """The complete checkpoints of a run folder, by ascending step: ``step-N`` with a configuration and weights."""
     checkpoints = []
     folder = run / CHECKPOINTS_FOLDER
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -165,58 +140,41 @@ def latest_checkpoint(run: Path) -> Path:
         if problem is None:
             return path
         warnings.warn(f"{problem}; looking for an earlier checkpoint", stacklevel=2)
-    if checkpoints:
-        raise InputError(f"{run}: none of its {len(checkpoints)} checkpoints is readable")
-    raise InputError(
-        f"{run}: no complete checkpoint found in {run / CHECKPOINTS_FOLDER} (step-N/model/{CONFIG_FILE} and weights)"
-    )
+    place = run / CHECKPOINTS_FOLDER
+    what = f"none of its {len(checkpoints)} checkpoints is readable" if checkpoints else "no complete checkpoint found"
+    raise InputError(f"{run}: {what} in {place} (step-N/model/{CONFIG_FILE} and weights)")
 
 
 def read_validation(checkpoint: Path) -> dict[str, Any] | None:
-    """What ``validation.json`` of a checkpoint says; None without, or where it was cut short.
-
-    ``metric``, ``val_loss``, ``val_recall``, and what these were measured with: ``batch_size``, and ``held_out``, a
-    digest of the pairs.
-    """
-    try:
-        validation: dict[str, Any] = read_json(checkpoint / VALIDATION_FILE)
-    except InputError:
-        return None
-    return validation
+    """What ``validation.json`` of a checkpoint says; None without, or where it was cut short."""
+    with contextlib.suppress(InputError):
+        return dict(read_json(checkpoint / VALIDATION_FILE))
+    return None
 
 
 def is_better(metric: str, value: float, than: float) -> bool:
-    """Whether a value of ``"val_loss"`` or ``"val_recall"`` is better than another."""
     return value < than if _LESS_IS_BETTER[metric] else value > than
 
 
 def find_best(
     run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
 ) -> tuple[Path, float] | None:
-    """The best readable checkpoint and its value; of equal ones the earliest, None without any.
+    """The best readable checkpoint by a metric, among those measured alike, and its value; of equal ones the earliest.
 
-    By ``metric``, among those with the ``batch_size`` and ``held_out`` of ``measured``; both are the newest one's
-    where they are left out.
+    ``metric`` and ``measured`` (``batch_size``, ``held_out``: a digest of the pairs) are the newest one's unless given.
     """
     judged = [(path, values) for path in list_checkpoints(run) if (values := read_validation(path)) is not None]
-    if not judged:
-        return None
-    metric = metric or str(judged[-1][1].get("metric"))
-    measured = judged[-1][1] if measured is None else measured
+    metric = metric or (str(judged[-1][1].get("metric")) if judged else "")
+    measured = judged[-1][1] if measured is None and judged else measured or {}
+    keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
     best: tuple[Path, float] | None = None
     for path, values in judged if metric in _LESS_IS_BETTER else ():
-        value = values.get(metric)
-        if not isinstance(value, int | float) or not _measured_alike(metric, values, measured):
-            continue
-        if (best is None or is_better(metric, value, best[1])) and not damage(path / MODEL_FOLDER):
+        value: Any = values.get(metric)
+        alike = all(values[key] == measured[key] for key in keys if key in values and key in measured)
+        better = alike and isinstance(value, int | float) and (best is None or is_better(metric, value, best[1]))
+        if better and not damage(path / MODEL_FOLDER):
             best = path, float(value)
     return best
-
-
-def _measured_alike(metric: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two validations can be compared: by the same pairs and, for the loss, in batches of the same size."""
-    keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
-    return all(one[key] == other[key] for key in keys if key in one and key in other)
 
 
 def split_checkpoint(source: str) -> tuple[str, str]:
@@ -226,18 +184,11 @@ def split_checkpoint(source: str) -> tuple[str, str]:
 
 
 def chosen_checkpoint(run: Path, which: str = "") -> Path:
-    """The checkpoint that a run folder stands for: the best one if a checkpoint was validated, else the last one.
-
-    ``which``: ``"best"`` or ``"last"``, that one alone.
-    """
-    if not run.is_dir():
-        raise InputError(f"{run}: no such folder")
+    """The checkpoint that a run folder stands for: ``which``, or the best if one was validated, else the last."""
     best = None if which == "last" else find_best(run)
     if best is None and which == "best":
-        raise InputError(
-            f"{run}: no checkpoint with a {VALIDATION_FILE} found in {run / CHECKPOINTS_FOLDER}; "
-            f"training with --val-data writes it"
-        )
+        right = f"no checkpoint with a {VALIDATION_FILE} found; training with --val-data writes it"
+        raise InputError(f"{run}: {right if run.is_dir() else 'no such folder'}")
     return latest_checkpoint(run) if best is None else best[0]
 
 

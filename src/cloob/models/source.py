@@ -1,18 +1,19 @@
-"""What a model is loaded from, taken apart once; and the names of towers. No torch is imported here."""
+"""What a model is loaded from, taken apart once; public models; and the names of towers. No torch is imported here."""
 
 from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
+from cloob.cache import cache_root
 from cloob.errors import InputError, first_of, install, nearest, require
-from cloob.models import registry
 from cloob.models.runs import CHECKPOINTS_FOLDER, find_best, split_checkpoint
 
 WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
@@ -25,7 +26,28 @@ TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
 PORT = ":port"
 """After a crowsonkb file: it computes as that repository's port to torch does."""
 
-Kind = Literal["folder", "file", "hub", "public", "towers", "timm", "package", "unknown"]
+
+class PublicFile(NamedTuple):
+    """One file: where it lies, its name in the cache, and the SHA-256 that its publisher gives, if any."""
+
+    url: str
+    name: str
+    sha256: str | None = None
+
+
+class PublicModel(NamedTuple):
+    """A checkpoint that anyone may fetch: a folder of files, or one file; ``config`` is of a crowsonkb file."""
+
+    files: tuple[PublicFile, ...]
+    folder: bool = False
+    config: dict[str, Any] | None = None
+
+
+PUBLIC = {
+    name: PublicModel(**model | {"files": tuple(PublicFile(**file) for file in model["files"])})
+    for name, model in json.loads((Path(__file__).parent / "public.json").read_text(encoding="utf-8")).items()
+}
+"""Public models by their names."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +67,7 @@ class Source:
     """
 
     text: str
-    kind: Kind
+    kind: Literal["folder", "file", "hub", "public", "towers", "timm", "package", "unknown"]
     name: str
     path: Path | None = None
     library: str = ""
@@ -64,17 +86,16 @@ class Source:
         if name.startswith("hf-hub:"):
             name, _, revision = name.removeprefix("hf-hub:").partition("@")
             return cls(text, "hub", name, library=library, variant=revision)
-        local = name.startswith("local-dir:")
-        whole = str(Path(path).expanduser()) if (path := name.removeprefix("local-dir:")).startswith("~") else path
-        name = whole.removesuffix(PORT)
-        port = name != whole
-        name, which = split_checkpoint(name)
+        path = name.removeprefix("local-dir:")
+        local, port = path != name, path.endswith(PORT)
+        name = str(Path(path).expanduser()) if path.startswith("~") else path
+        name, which = split_checkpoint(name.removesuffix(PORT))
         place = Path(name)
         if local or which or place.exists():
             return cls(text, "file" if place.is_file() else "folder", name, place, library, which, port)
         if library:
             return cls(text, "hub" if library == "hf" else "timm", name, library=library)
-        if name in registry.MODELS:
+        if name in PUBLIC:
             return cls(text, "public", name, port=port)
         known, (towers, _, tag) = known_models(), name.rpartition("/")
         if towers.replace("/", "-") in known:
@@ -90,37 +111,33 @@ class Source:
 
     def files(self) -> list[Path]:
         """The files on this machine that it is loaded from; none where these are not known."""
-        if self.path is not None:
-            return _within(self.path)
+        places, hub = [self.path] if self.path else [], self.name if self.kind == "hub" else ""
         if self.kind == "public":
-            from cloob.cache import cache_root
-
-            return _within(cache_root() / "weights" / self.name.replace("/", "--"))
-        hub = self.name if self.kind == "hub" else ""
-        if self.kind == "towers":
+            places = [cache_root() / "weights" / self.name.replace("/", "--")]
+        if self.kind == "towers" and not self.path:
             weights = require("open_clip", "train").get_pretrained_cfg(self.name, self.variant) or {}
             hub = str(weights.get("hf_hub", "")).rpartition("/")[0]
-            if not hub and weights.get("url"):
-                return _within(Path("~/.cache/clip").expanduser() / str(weights["url"]).rpartition("/")[2])
-        if not hub:
-            return []
-        cache = Path(require("huggingface_hub.constants", "train").HF_HUB_CACHE)
-        folder = cache / f"models--{hub.replace('/', '--')}"
-        return [*_within(folder / "refs"), *_within(folder / "snapshots")]
+        if hub:
+            cache = Path(require("huggingface_hub.constants", "train").HF_HUB_CACHE)
+            folder = cache / f"models--{hub.replace('/', '--')}"
+            places = [folder / "refs", folder / "snapshots"]
+        return [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
 
     def unknown(self) -> InputError:
         """The error of a source that is neither there nor a name, with what may be meant."""
         source = self.text
-        if (meant := registry.suggestion(source)) is not None:
-            return InputError(f"{source}: no such public model; {meant}")
+        if self.library:
+            return InputError(f"{source}: timm:NAME is an image encoder, hf:NAME a text encoder; neither is a model")
+        publisher = source.partition("/")[0]
+        if publisher in {name.partition("/")[0] for name in PUBLIC}:
+            return InputError(f"{source}: no such public model; {nearest(source, PUBLIC)}")
         place, colon, which = source.rpartition(":")
         if colon and (Path(place) / CHECKPOINTS_FOLDER).is_dir():
             there = "':last' is there" if find_best(Path(place)) is None else "':best' and ':last' are there"
             return InputError(f"{place} has no ':{which}'; {there}")
         path = Path(source.removesuffix(PORT))
         if path.suffix in WEIGHTS_ENDINGS:
-            beside = [each.name for each in path.parent.glob("*") if each.is_file()]
-            near = difflib.get_close_matches(path.name, beside, n=1)
+            near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.*")], n=1)
             return InputError(f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}")
         folders = sorted(each.name for each in path.parent.glob("[!.]*/"))
         if folders and path.parent != Path() and not path.is_absolute():  # an index's are; a server names no folder
@@ -131,22 +148,11 @@ class Source:
         return InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})")
 
 
-def _within(place: Path) -> list[Path]:
-    return [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
-
-
 def check_source(source: str) -> None:
     """Refuses what ``load_model`` can load in no case: no file or folder, and no name that is known. Loads nothing."""
     parsed = Source.parse(source)
-    if parsed.kind == "unknown" or parsed.library:
+    if parsed.kind == "unknown" or parsed.library or (parsed.path is not None and not parsed.path.exists()):
         raise parsed.unknown()
-    if parsed.path is not None and not parsed.path.exists():
-        raise InputError(f"{source}: no such folder")
-
-
-def is_public(source: str) -> bool:
-    """Whether a source of ``load_model`` is a name of a fixed list, see :attr:`Source.is_public`."""
-    return Source.parse(source).is_public
 
 
 def check_not_source(source: str, target: Path) -> None:
@@ -162,10 +168,8 @@ def known_models() -> list[str]:
     if list_models is not None:  # with what was registered since
         names: list[str] = list_models()
     else:
-        package = importlib.util.find_spec("open_clip")
-        if package is None or package.origin is None:
-            raise InputError(f"open_clip is not installed; {install('train')} brings it")
-        files = (Path(package.origin).parent / "model_configs").glob("*.json")
+        package = importlib.util.find_spec("open_clip") or require("open_clip", "train").__spec__
+        files = (Path(str(package and package.origin)).parent / "model_configs").glob("*.json")
         names = sorted((file.stem for file in files), key=_natural)
     return [*TINY_MODELS, *(name for name in names if name not in TINY_MODELS)]
 
@@ -177,8 +181,7 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
 
 def check_name(name: str) -> str:
     """A model's name as open_clip spells it (``ViT-B/32`` is ``ViT-B-32``); InputError if there is no such model."""
-    spelled = name.replace("/", "-")
-    known = known_models()
+    spelled, known = name.replace("/", "-"), known_models()
     if spelled not in known:
         raise InputError(f"unknown model {name!r}; {nearest(spelled, known)}")
     return spelled
@@ -192,5 +195,5 @@ def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
         wanted.append("transformers")
     missing = [name for name in wanted if importlib.util.find_spec(name.replace("-", "_")) is None]
     if missing:
-        said = f"{', '.join(missing)}: not installed; {install('align')} brings the frozen encoders"
-        raise InputError(f"{said}{otherwise}")
+        brings = f"not installed; {install('align')} brings the frozen encoders"
+        raise InputError(f"{', '.join(missing)}: {brings}{otherwise}")

@@ -25,38 +25,23 @@ _STEP = 8
 def causal_tower(model: nn.Module, context_length: int) -> str | None:
     """The name of the module in an open_clip model that holds the text tower's positions and mask.
 
-    Args:
-        model: What ``open_clip.create_model`` returned.
-        context_length: L.
-
-    Returns:
-        ``""`` for the model itself, ``"text"`` for its text tower; None where padding may have a part in the result:
-        for towers without a causal mask, with a class token, or with another pooling than by the token of highest
-        number (CLIP's).
+    ``""`` for the model itself, ``"text"`` for its text tower; None where padding may have a part in the result: for
+    towers without a causal mask, with a class token, or with another pooling than by the token of highest number.
     """
     text = getattr(model, "text", None)
     tower: Any = text if isinstance(text, nn.Module) else model
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
-    mask = getattr(tower, "attn_mask", None)
-    positions = getattr(tower, "positional_embedding", None)
-    if pool != "argmax" or getattr(tower, "cls_emb", None) is not None or not isinstance(mask, Tensor):
+    mask: Any = getattr(tower, "attn_mask", None)
+    positions: Any = getattr(tower, "positional_embedding", None)
+    known = isinstance(mask, Tensor) and isinstance(positions, nn.Parameter) and pool == "argmax"
+    if not known or getattr(tower, "cls_emb", None) is not None or len(positions) != context_length:
         return None
-    if not isinstance(positions, nn.Parameter) or not len(positions) == context_length == len(mask):
-        return None
-    if not torch.equal(mask, torch.full((context_length, context_length), -torch.inf).triu(1).to(mask)):
-        return None
-    return "" if tower is model else "text"
+    causal = torch.full((context_length, context_length), -torch.inf).triu(1).to(mask)
+    return ("" if tower is model else "text") if torch.equal(mask, causal) else None
 
 
 def trimmed(tokens: Tensor) -> Tensor:
-    """Tokens without the columns that are padding in every row, up to a multiple of 8.
-
-    Args:
-        tokens: (n, L) integers for a causal tower; on the CPU, as a device would have to be waited for.
-
-    Returns:
-        (n, L') with L' ≤ L: a contiguous copy, or the same tensor if nothing can go.
-    """
+    """(n, L) tokens on the CPU without the columns that are padding in every row, up to a multiple of 8."""
     longest = int(tokens.argmax(1).max()) + 1 if len(tokens) else 1
     length = -(-longest // _STEP) * _STEP
     return tokens if length >= tokens.shape[1] else tokens[:, :length].contiguous()
@@ -69,7 +54,6 @@ class TrimmedTokenizer:
         self._tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Tokens of n texts, (n, L') integers; see ``trimmed``."""
         return trimmed(self._tokenizer(list(texts)))
 
 
@@ -79,8 +63,6 @@ def alone() -> contextlib.AbstractContextManager[Any]:
 
 
 class _Text(nn.Module):
-    """A model's ``encode_text`` as a forward pass, which is what ``functional_call`` takes."""
-
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
@@ -93,15 +75,8 @@ class _Text(nn.Module):
 def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False) -> Tensor:
     """``model.encode_text`` with as many positions as the tokens have; differentiable; to be called ``alone``.
 
-    Args:
-        model: An open_clip model.
-        tower: Its causal tower's name, from ``causal_tower``.
-        tokens: (n, L') integers, L' at most the context length.
-        new_mask: Makes the mask anew instead of cutting it out: torch.export, which follows L' as a variable, would ask
-            whether what is cut out is all of it.
-
-    Returns:
-        (n, D), equal up to rounding to what the padded tokens give.
+    ``new_mask`` makes the mask anew instead of cutting it out: torch.export, which follows the length as a variable,
+    would ask whether what is cut out is all of it.
     """
     holder, length = model.get_submodule(tower), tokens.shape[1]
     prefix = ".".join(filter(None, ("model", tower)))

@@ -6,24 +6,22 @@ loads in a plain open_clip. How their sizes were chosen: ``benchmarks/towers.py`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, require
-from cloob.models.encoder import DualEncoder, EncoderConfig
+from cloob.models.encoder import DualEncoder, EncoderConfig, sigmoid_objective
 from cloob.models.hub import check_hub_model, fetch_file
 from cloob.models.importing import import_open_clip, open_clip, translated
 from cloob.models.source import TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
-from cloob.models.weights.folders import trained_file
-from cloob.models.weights.keymap import fill, same_names, surplus
-from cloob.models.weights.scales import sigmoid_objective
-from cloob.models.weights.tokens import check_rules
+from cloob.models.weights.containers import trained_file
+from cloob.models.weights.keymap import build, fill
 
 __all__ = ["TINY_MODELS", "TOKENIZER_FILES", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
@@ -68,62 +66,73 @@ def create_model(
     library = open_clip()
     config = library.get_model_config(name)
     if image_size is not None:
-        _check_image_size(name, config, image_size)
         config["vision_cfg"]["image_size"] = image_size
     tag = library.get_pretrained_cfg(name, pretrained) if pretrained is not None else {}
     # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
     if tag and "quick_gelu" in tag:
         config["quick_gelu"] = bool(tag["quick_gelu"])
-    tensors: dict[str, Tensor] = {}
-    bias: dict[str, Any] = {}
+    where, options = f"{name}/{pretrained}" if tag else f"model {name!r}", {"force_image_size": image_size}
     trained: dict[str, Any] = {}
-    if pretrained is not None and not tag:
-        tensors, trained = trained_file(_weights_file(name, pretrained))
-        config.pop("init_logit_bias", None)
-        bias = {"init_logit_bias": 0.0 if "logit_bias" in tensors else None}  # replaced by the file's
-        config |= {key: value for key, value in bias.items() if value is not None}
     generator = torch.random.fork_rng(devices=[]) if seed is not None else nullcontext()
-    with generator, translated(f"{name}/{pretrained}" if tag else f"model {name!r}"):
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
-        model = library.create_model(
-            name,
-            pretrained=_tag_weights(f"{name}/{pretrained}", str(pretrained), tag) if tag else None,
-            force_preprocess_cfg=tag,
-            quick_gelu=config.get("quick_gelu", False),
-            force_image_size=image_size,
-            pretrained_text=False,
-            **bias,
-        )
+    with generator, translated(where):
         if pretrained is not None and not tag:
-            plan = same_names(model)
-            fill(model, Path(pretrained), tensors, plan, surplus(tensors, plan))
-    if image_size is not None:
-        _check_fixed_size(name, model, image_size)
-    tokenizer = load_tokenizer(name, config["text_cfg"], f"model {name!r}")
-    if pretrained is not None and not trained:
-        trained = sigmoid_objective(Path(f"{name}/{pretrained}"), model)
+            config.pop("init_logit_bias", None)
+            weights = _weights_file(name, pretrained)
+            model, trained = filled_towers(config, {}, weights, name, where, **options)
+        else:
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
+            model = library.create_model(
+                name,
+                pretrained=_tag_weights(where, str(pretrained), tag) if tag else None,
+                force_preprocess_cfg=tag,
+                quick_gelu=config.get("quick_gelu", False),
+                pretrained_text=False,
+                **options,
+            )
+            trained = sigmoid_objective(model) if tag else {}
+        if image_size is not None:
+            _check_image_size(name, model, image_size)
+        tokenizer = load_tokenizer(name, config["text_cfg"], f"model {name!r}")
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained).to(place)
+
+
+def filled_towers(
+    model_cfg: Mapping[str, Any],
+    preprocess_cfg: Mapping[str, Any],
+    weights: Path,
+    source: str,
+    where: str,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """open_clip's towers with the weights of a file, and the objective that these tell.
+
+    Its own loader lets tensors be resized, broadcast or left out, and looks at no value.
+    """
+    tensors, trained = trained_file(weights)
+    bias = {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}  # replaced by the file's
+    vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    if "timm_model_name" in vision or "hf_model_name" in text or "multimodal_cfg" in model_cfg:
+        options |= {"load_weights": False, "pretrained_text": False, "init_logit_bias": None} | bias
+        with torch.random.fork_rng(devices=[]):
+            model = open_clip().create_model(source, **options)
+    else:
+        plain = {key: value for key, value in model_cfg.items() if key != "init_logit_bias"}
+        model = build(plain | bias, preprocess_cfg, where)
+    fill(model, weights, tensors)
+    return model, trained or sigmoid_objective(model)
 
 
 def load_tokenizer(name: str, text_cfg: dict[str, Any], where: str, folder: Path | None = None) -> Any:
     """open_clip's tokenizer of a model ``name``, or the one in a folder whatever its configuration calls it."""
     from_hub = text_cfg.get("hf_tokenizer_name")
     if not from_hub:
-        with translated(f"{where}: its tokenizer cannot be loaded"):
-            return open_clip().get_tokenizer(name)
+        return open_clip().get_tokenizer(name)
     asked = f"{where}: text_cfg.hf_tokenizer_name asks for the tokenizer {from_hub!r}"
     with translated(asked):
         require("transformers", "align")
-        if folder is None:
-            folder = check_hub_model(from_hub, asked, *TOKENIZER_FILES)
+        folder = folder or check_hub_model(from_hub, asked, *TOKENIZER_FILES)
         check_folder(folder)
-        if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
-            raise InputError(f"{asked}, and there is no tokenizer.json (nor vocab.txt, vocab.json or *.model)")
-        try:
-            check_rules(folder)
-        except InputError as error:
-            raise InputError(f"{asked}: {error}") from error
         tokenizer = import_open_clip(".tokenizer").HFTokenizer(
             str(folder),
             context_length=text_cfg.get("context_length", 77),
@@ -136,35 +145,22 @@ def load_tokenizer(name: str, text_cfg: dict[str, Any], where: str, folder: Path
 
 
 def check_words(tokenizer: Any) -> None:
-    """Raises ValueError for a Hugging Face tokenizer that knows nothing but its special tokens.
-
-    transformers 5 makes such a one, without a warning, where a folder has lost its vocabulary: every text is then the
-    same row of unknown words.
-    """
+    """Raises ValueError for a tokenizer without words, as transformers 5 makes where a folder lost its vocabulary."""
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # T5's knows the space as well
         raise ValueError("it knows no word, so that its vocabulary (tokenizer.json) must be missing")
 
 
-def _check_image_size(name: str, config: dict[str, Any], image_size: int) -> None:
-    """Raises InputError when the image tower cannot take the size."""
-    vision = config["vision_cfg"]
-    if "timm_model_name" in vision:
-        step, least = 1, 32
-    elif isinstance(vision.get("layers", 12), list):
-        step = least = 32  # the attention pool of a ModifiedResNet has a position for each cell of stride 32
-    else:
-        step = least = int(vision.get("patch_size", 16))
-    if image_size < least or image_size % step:
-        right = f"a multiple of {step}" if step > 1 else f"at least {least}"
+def _check_image_size(name: str, model: Any, image_size: int) -> None:
+    vision, trunk = open_clip().get_model_config(name)["vision_cfg"], getattr(model.visual, "trunk", None)
+    if hasattr(trunk, "set_input_size"):  # positions of timm, which open_clip would not read back in another number
+        fits, right = image_size == vision.get("image_size", 224), f"{vision.get('image_size', 224)} alone"
+    elif trunk is not None:
+        fits, right = image_size >= 32, "at least 32"
+    else:  # the attention pool of a ModifiedResNet has a position for each cell of stride 32
+        step = 32 if isinstance(vision.get("layers", 12), list) else int(vision.get("patch_size", 16))
+        fits, right = image_size % step == 0, f"a multiple of {step}"
+    if not fits:
         raise InputError(f"image size {image_size} does not suit {name}: {right} would")
-
-
-def _check_fixed_size(name: str, model: Any, image_size: int) -> None:
-    """Raises InputError for a timm tower with positions: open_clip would not read its saved folder back."""
-    trunk = getattr(model.visual, "trunk", None)
-    trained_size = open_clip().get_model_config(name)["vision_cfg"].get("image_size", 224)
-    if hasattr(trunk, "set_input_size") and image_size != trained_size:
-        raise InputError(f"image size {image_size} does not suit {name}: its tower takes {trained_size} alone")
 
 
 def _tag_weights(where: str, tag: str, known: dict[str, Any]) -> str:
@@ -178,7 +174,6 @@ def _tag_weights(where: str, tag: str, known: dict[str, Any]) -> str:
 
 
 def _weights_file(name: str, pretrained: str) -> Path:
-    """The file of weights; InputError when there is neither such a tag nor such a file."""
     if Path(pretrained).is_file():
         return Path(pretrained)
     tags = open_clip().list_pretrained_tags_by_model(name)

@@ -22,7 +22,8 @@ CONFIG_FILES = (
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"})
 _KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # OWNER/NAME is a package of the hub
 _FILE_KEYS = frozenset({"vocab_file", "merges_file", "tokenizer_file", "spm_file"})
-_TOKENIZER_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask")
+_NAMES = ("hf_tokenizer_name", "hf_model_name")
+_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TIMM_NAME = re.compile(r"\w[\w.-]*")
 
@@ -31,13 +32,11 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """What a JSON file holds; InputError if it cannot be read or is not of a kind (``object`` for anything)."""
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
-    if not isinstance(content, kind):
-        wanted = "object" if kind is dict else kind.__name__
-        raise InputError(f"{path}: a JSON {wanted} wanted, {type(content).__name__} found")
+        if not isinstance(content, kind):
+            raise ValueError(f"{kind.__name__} wanted, {type(content).__name__} found")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else one_line(error)
+        raise InputError(f"{path}: not readable as JSON ({reason})") from None
     return content
 
 
@@ -54,15 +53,15 @@ def check_folder(folder: Path) -> None:
     for path in sorted({path for pattern in CONFIG_FILES for path in folder.glob(pattern)}):
         content = read_json(path, object)
         for key, value in _walk(content):
-            kernel = _KERNEL_KEYS.fullmatch(key) and "/" in str(value)
+            kernel, why = _KERNEL_KEYS.fullmatch(key) and "/" in str(value), ""
             if kernel or (key in _CODE_KEYS and value not in (None, False)):
-                raise InputError(f"{path}: {key} asks for Python code of the model's own, which is never run")
-            if key in _FILE_KEYS and isinstance(value, str) and leaves(value) and Path(value).exists():
-                raise InputError(f"{path}: {key} is {value!r}, a file outside of its folder")
-        if path.name.endswith(".index.json") and isinstance(content, dict):
-            for _, value in _walk(content.get("weight_map")):
-                if isinstance(value, str) and leaves(value):
-                    raise InputError(f"{path}: names {value!r}, a file outside of its folder")
+                why = "asks for Python code of the model's own, which is never run"
+            shard = path.name.endswith(".index.json") and key != "metadata"
+            file = shard or (key in _FILE_KEYS and Path(str(value)).exists())
+            if file and isinstance(value, str) and leaves(value):
+                why = f"is {value!r}, a file outside of its folder"
+            if why:
+                raise InputError(f"{path}: {key} {why}")
 
 
 def leaves(name: str) -> bool:
@@ -72,24 +71,18 @@ def leaves(name: str) -> bool:
 
 
 def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
-    """Refuses an open_clip ``model_cfg`` that asks for more than towers and a tokenizer.
-
-    That is: an argument for the tokenizer that is not one of open_clip's own, or a path or another source in the place
-    of a name (``hf_tokenizer_name``, ``hf_model_name``, ``timm_model_name``).
-    """
-    text, vision = model_cfg.get("text_cfg"), model_cfg.get("vision_cfg")
-    if not isinstance(text, dict) or not isinstance(vision, dict):
-        raise InputError(f"{where}: text_cfg and vision_cfg have to be objects")
-    arguments = text.get("tokenizer_kwargs") or {}
-    known = isinstance(arguments, dict) and arguments.keys() <= set(_TOKENIZER_ARGUMENTS)
-    if not known or not all(isinstance(value, str | bool) for value in arguments.values()):
-        right = f"{', '.join(_TOKENIZER_ARGUMENTS)} alone may be there, each a word, true or false"
-        raise InputError(f"{where}: text_cfg.tokenizer_kwargs is {arguments!r}; {right}")
-    for key in ("hf_tokenizer_name", "hf_model_name"):
-        _check_name(text.get(key), _HUB_NAME, "the name of a model on the hub", f"{where}: text_cfg.{key}")
-    _check_name(vision.get("timm_model_name"), _TIMM_NAME, "a name of timm", f"{where}: vision_cfg.timm_model_name")
+    """Refuses an open_clip ``model_cfg`` with a path or address in place of a name, or foreign arguments."""
+    text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
+    wrong = [
+        f"text_cfg.tokenizer_kwargs.{key}" for key in (text.get("tokenizer_kwargs") or {}) if key not in _ARGUMENTS
+    ]
+    wrong += [f"text_cfg.{key}" for key in _NAMES if not _is_name(text.get(key), _HUB_NAME)]
+    if not _is_name(vision.get("timm_model_name"), _TIMM_NAME):
+        wrong.append("vision_cfg.timm_model_name")
+    if wrong:
+        right = "names of models alone, no path and no address, and open_clip's arguments are read from a configuration"
+        raise InputError(f"{where}: {wrong[0]}: {right}")
 
 
-def _check_name(name: object, pattern: re.Pattern[str], wanted: str, where: str) -> None:
-    if name and not (isinstance(name, str) and pattern.fullmatch(name) and not leaves(name)):
-        raise InputError(f"{where} is {name!r}; {wanted} alone is read from a configuration, no path and no address")
+def _is_name(name: object, pattern: re.Pattern[str]) -> bool:
+    return not name or (isinstance(name, str) and bool(pattern.fullmatch(name)) and not leaves(name))

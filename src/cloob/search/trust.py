@@ -16,7 +16,7 @@ from cloob.cache import cache_root
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.models.runs import split_checkpoint, with_checkpoint
-from cloob.models.source import is_public
+from cloob.models.source import Source
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def absolute(spec: str) -> str:
 
 def remember_model(spec: str) -> None:
     """Notes that a model was typed: of the hub, or a folder, which may name encoders of the hub."""
-    if not is_public(spec):
+    if not Source.parse(spec).is_public:
         remember(spec, quiet=not spec.startswith("hf-hub:"))  # few folders need the note
 
 
@@ -84,7 +84,7 @@ def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]
     from cloob.models import fingerprint  # torch
     from cloob.models.hub import closed_hub  # likewise
 
-    if was_typed(spec) or is_public(spec):
+    if was_typed(spec) or Source.parse(spec).is_public:
         return fingerprint.load_with_fingerprint(spec, device)
     with closed_hub(
         f"the index alone asks for it, so it is not fetched; if you trust it, type it once: --model {spec}"

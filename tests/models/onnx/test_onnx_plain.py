@@ -41,10 +41,6 @@ def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded: DualEncoder,
     assert plain.texts(TEXTS).dtype == np.float32
 
 
-def test_what_is_no_such_folder_is_left_to_torch(exported: Path, tmp_path: Path) -> None:
-    assert PlainEncoder.open("RN50/openai") is None and PlainEncoder.open(str(tmp_path)) is None
-
-
 def test_a_search_by_words_and_pictures_imports_no_torch(exported: Path, tmp_path: Path) -> None:
     for name in ("red", "blue"):
         (tmp_path / "pictures").mkdir(exist_ok=True)
@@ -87,7 +83,7 @@ def test_another_model_at_the_same_place_is_refused(
         graph.write(b"\x08\x0a")
     (place / "onnx.json").write_text(json.dumps(content))
     assert cli.main(["search", str(tmp_path / "idx"), "a dog"]) == 2
-    assert "its graphs are not those that onnx.json was written for" in capsys.readouterr().err
+    assert "other graphs" in capsys.readouterr().err
 
 
 def test_a_model_that_is_handed_in_goes_before_the_folder(exported: Path, loaded: DualEncoder, tmp_path: Path) -> None:

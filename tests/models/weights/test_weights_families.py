@@ -9,7 +9,6 @@ from pathlib import Path
 import own_files
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cloob import load_model
@@ -115,28 +114,6 @@ def test_open_clip(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     check_clip(load_model(tmp_path), model)
-
-
-def write_rinna(folder: Path, state: dict[str, Tensor], form: str) -> Path:
-    (folder / "config.json").write_text(json.dumps(own_files.RINNA))
-    if form == "bin":
-        torch.save(state, folder / "pytorch_model.bin")
-    else:
-        keys = sorted(state)
-        places = {key: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, key in enumerate(keys)}
-        for name in set(places.values()):
-            save_file({key: state[key] for key in keys if places[key] == name}, folder / name)
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    return folder
-
-
-def test_rinna_in_shards(tmp_path: Path) -> None:
-    state, (images, tokens) = own_files.rinna_state(), inputs()
-    for form in ("bin", "sharded"):
-        (tmp_path / form).mkdir()
-    whole, sharded = (load_model(write_rinna(tmp_path / form, state, form)) for form in ("bin", "sharded"))
-    for one, other in zip(features_of(whole, images, tokens), features_of(sharded, images, tokens), strict=True):
-        assert torch.equal(one, other)
 
 
 def test_transformers_clip_in_shards(tmp_path: Path) -> None:

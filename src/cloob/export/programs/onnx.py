@@ -18,9 +18,7 @@ from cloob.export.exported import Exported, check_packages, quiet
 from cloob.export.programs.int8 import measured, quantise
 from cloob.export.programs.towers import Tower, checked, exportable, worst_difference
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.folder import write_config
-from cloob.models.onnx.plain import IMAGE_FILE, TEXT_FILE
-from cloob.models.onnx.session import Graph
+from cloob.models.onnx.plain import IMAGE_FILE, TEXT_FILE, Graph, write_config
 from cloob.models.onnx.tokens import tokenizer_note
 
 OPSET = 20

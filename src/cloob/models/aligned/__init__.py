@@ -1,8 +1,8 @@
 """Two frozen encoders of any origin with a projection head on each: what ``cloob train align`` makes."""
 
+from cloob.models.aligned.encoders import FeatureMemory, row_keys
 from cloob.models.aligned.heads import Head
-from cloob.models.aligned.memory import FeatureMemory, row_keys
-from cloob.models.aligned.model import AlignedEncoder, aligned_encoder, fingerprint
+from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
 from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.aligned.vectors import VectorEncoder
 
@@ -12,7 +12,6 @@ __all__ = [
     "Head",
     "VectorEncoder",
     "aligned_encoder",
-    "fingerprint",
     "open_image_encoder",
     "open_text_encoder",
     "row_keys",

@@ -1,4 +1,4 @@
-"""Frozen encoders as modules.
+"""Frozen encoders as modules, and the features that they gave before.
 
 An image encoder is a module, normalised pixels (n, 3, H, W) to (n, F), with ``preprocess_cfg`` (open_clip's keys) and
 ``features`` (F). A text encoder is a module, tokens (n, L) int64 to (n, F), with ``tokenizer``, ``context_length`` (L)
@@ -7,18 +7,22 @@ and ``features``. Both come in evaluation mode without gradients.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cloob.errors import InputError
+from cloob.errors import require
 from cloob.models.tokenizer import describe
 
 _TEXT_BATCH = 32  # small, so that one long text does not pad many short ones
 _IMAGE_BATCH = 4  # on a CPU: activations fit in its cache
+_VERSION = "4"  # of what is computed and kept; another number makes the files of the old one unused
+_KEY_BYTES = 16
 
 
 class ImageEncoder(nn.Module):
@@ -26,37 +30,26 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, network: nn.Module, preprocess_cfg: dict[str, Any]) -> None:
         super().__init__()
-        self.network = network
-        self.preprocess_cfg = preprocess_cfg
+        self.network, self.preprocess_cfg = network, preprocess_cfg
         self.features = _width(self, torch.zeros(1, 3, preprocess_cfg["size"], preprocess_cfg["size"]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels to (n, F)."""
         # A program takes any number, so what is traced must not depend on it.
         whole = torch.compiler.is_compiling() or images.device.type != "cpu"
-        if whole or len(images) <= _IMAGE_BATCH:
-            return self._features(images)
-        return torch.cat([self._features(some) for some in torch.split(images, _IMAGE_BATCH)])
-
-    def _features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network(images)
-        return features
+        parts = [images] if whole else torch.split(images, _IMAGE_BATCH)
+        return torch.cat([self.network(some) for some in parts])
 
 
 class TextEncoder(nn.Module):
-    """A ``transformers`` model, pooled over the tokens that are no padding: their mean, or ``"cls"``, the first one.
-
-    Texts are cut to ``context_length`` (L) tokens.
-    """
+    """A ``transformers`` model, pooled over the tokens that are no padding: their mean, or ``"cls"``, the first one."""
 
     def __init__(self, network: nn.Module, tokenizer: Any, pooling: str, context_length: int) -> None:
         super().__init__()
-        self.network = network
-        self.pooling = pooling
-        self.context_length = context_length
+        self.network, self.pooling, self.context_length = network, pooling, context_length
         self.tokenizer = PaddedTokenizer(tokenizer, context_length)
+        tokens = self.tokenizer(["a"])  # says it where there is no padding
         self.pad = int(tokenizer.pad_token_id)
-        self.features = _width(self, self.tokenizer(["a"]))
+        self.features = _width(self, tokens)
 
     def options(self) -> list[str]:
         """What decides over the features beside the weights and layers: pooling, and how texts become tokens."""
@@ -64,7 +57,6 @@ class TextEncoder(nn.Module):
         return [self.pooling, config.to_json_string(), self.tokenizer.description()]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
         lengths = self._lengths(tokens)
         order = lengths.argsort()
         parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TEXT_BATCH)]
@@ -91,26 +83,16 @@ class PaddedTokenizer:
     """Texts to (n, L) int64, padded on the right; picklable, for the workers of a loader."""
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
-        self._tokenizer = tokenizer
-        self._length = context_length
-
-    @property
-    def original(self) -> Any:
-        """The tokenizer of transformers."""
-        return self._tokenizer
+        self.original, self._length = tokenizer, context_length
 
     def description(self) -> str:
-        """The vocabulary and the rules, as one text."""
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        words = backend.to_str() if backend is not None else json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
-        return f"{type(self._tokenizer).__name__} {words}"
+        backend = getattr(self.original, "backend_tokenizer", None)
+        words = backend.to_str() if backend is not None else json.dumps(self.original.get_vocab(), sort_keys=True)
+        return f"{type(self.original).__name__} {words}"
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """Tokenises n texts."""
-        encoded = self._tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
-        )
-        tokens: Tensor = encoded["input_ids"]
+        options = {"padding": "max_length", "truncation": True, "max_length": self._length, "return_tensors": "pt"}
+        tokens: Tensor = self.original(texts, **options)["input_ids"]
         return tokens
 
 
@@ -120,26 +102,78 @@ class TowerText(nn.Module):
     def __init__(self, model: Any, tokenizer: Callable[[list[str]], Tensor], context_length: int) -> None:
         super().__init__()
         model.visual = nn.Identity()
-        self.network = model
-        self.tokenizer = tokenizer
-        self.context_length = context_length
+        self.network, self.tokenizer, self.context_length = model, tokenizer, context_length
         self.features = _width(self, tokenizer(["a"]))
 
     def options(self) -> list[str]:
-        """As of a ``TextEncoder``."""
         return [describe(self.tokenizer)]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(n, L) tokens to (n, F)."""
         features: Tensor = self.network.encode_text(tokens)
         return features
 
 
 @torch.no_grad()
 def _width(encoder: nn.Module, sample: Tensor) -> int:
-    """F, from one forward pass."""
-    features = encoder.eval()(sample)
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise InputError(f"an encoder gave {shape}; one vector an item, (n, F), is needed")
-    return int(features.shape[1])
+    return int(encoder.eval()(sample).shape[1])
+
+
+def encoder_key(facts: Sequence[object], device: torch.device) -> str:
+    """A short name for a frozen encoder by what decides over its features; kinds of devices round differently."""
+    content = json.dumps([_VERSION, device.type, facts], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
+
+
+def row_keys(batch: Tensor) -> Tensor:
+    """(n, 16) uint8: a digest of each row of n pictures (uint8 pixels) or texts (integer tokens)."""
+    rows = batch.cpu() if batch.dtype == torch.uint8 else batch.cpu().long()
+    digests = [hashlib.blake2b(row.numpy().tobytes(), digest_size=_KEY_BYTES).digest() for row in rows]
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, _KEY_BYTES)
+
+
+class FeatureMemory:
+    """What one frozen encoder gave for each row, which is found by its own pixels or tokens.
+
+    ``files`` are those in which ``cloob train align`` kept features; ``kept`` is ``"images"`` or ``"texts"``. With
+    ``remember`` what is computed is kept as well, for other models on an equal encoder.
+    """
+
+    def __init__(self, files: Sequence[Path], kept: str, remember: bool) -> None:
+        self.kept, self._remember = kept, remember
+        self.asked: set[bytes] = set()
+        self._known: dict[bytes, Tensor] = {}
+        self._stored: dict[bytes, tuple[Tensor, int]] = {}
+        library = require("safetensors", "train")
+        for path in files:
+            try:
+                with library.safe_open(path, framework="pt") as file:
+                    features, rows = file.get_tensor(kept), file.get_tensor(f"{kept}_rows")
+            except (library.SafetensorError, OSError):  # damaged, or just removed: then they are computed
+                continue
+            self._stored |= {key: (features, row) for row, key in enumerate(_each(rows))}
+
+    @property
+    def taken(self) -> int:
+        """How many different rows came from the files."""
+        return len(self.asked & self._stored.keys())
+
+    def features(self, batch: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """(n, F) features of n rows on the CPU; ``compute`` gives those of the rows that are new."""
+        keys = _each(row_keys(batch))
+        self.asked.update(keys)
+        found = self._known if self._remember else {}
+        new = {key: row for row, key in enumerate(keys) if key not in found and key not in self._stored}
+        if new:
+            found |= zip(new, compute(batch[list(new.values())]).float().cpu(), strict=True)
+        return torch.stack([self._find(key, found) for key in keys])
+
+    def _find(self, key: bytes, found: dict[bytes, Tensor]) -> Tensor:
+        if key in found:
+            return found[key]
+        features, row = self._stored[key]
+        return features[row]
+
+
+def _each(rows: Tensor) -> list[bytes]:
+    content = rows.numpy().tobytes()
+    return [content[i : i + _KEY_BYTES] for i in range(0, len(content), _KEY_BYTES)]

@@ -54,7 +54,6 @@ class Head(nn.Module):
         self.scale.copy_(centred.square().mean().sqrt().clamp_min(1e-12))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, F) to (n, D)."""
         rows = (features - self.mean) / self.scale
         out: Tensor = self.matrix(self.dropout(rows))
         return out if self.branch is None else out + self.branch(rows)

@@ -16,69 +16,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError, one_line
-from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
+from cloob.errors import InputError
+from cloob.models.aligned.encoders import FeatureMemory, ImageEncoder, TextEncoder, TowerText, encoder_key
 from cloob.models.aligned.heads import Head
-from cloob.models.aligned.memory import FeatureMemory, encoder_key
 from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.encoding import digest
-from cloob.models.runs import ALIGNED_FILE, HEADS_FILE, config_file
+from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 from cloob.models.source import Source
+from cloob.models.weights.blocks import Towers
 from cloob.models.weights.containers import read_safetensors
-from cloob.models.weights.keymap import fill, same_names
+from cloob.models.weights.keymap import fill
 
-_FORMAT = 1
 _SIDES = ("image", "text")
 _PROBE_TEXT, _PROBE_WIDTH = "A photo of 2 Dogs & a cat.", 64
 _SAME = 0.01
 """How far what an encoder gives may be from what it gave, relative to its length: machines round, pooling does not."""
 
 
-class AlignedTowers(nn.Module):
-    """What a ``DualEncoder`` asks of an open_clip module, made of two frozen encoders and two heads."""
-
+class AlignedTowers(Towers):
     def __init__(self, image: ImageEncoder, text: TextEncoder | TowerText, image_head: Head, text_head: Head) -> None:
-        super().__init__()
-        self.visual = image
-        self.text = text
-        self.image_head = image_head
-        self.text_head = text_head
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=False)
+        super().__init__(image, text, math.log(1 / 0.07))
+        self.image_head, self.text_head = image_head, text_head
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels to (n, D)."""
-        rows: Tensor = self.image_head(self.visual(images))
+        rows: Tensor = self.image_head(super().encode_image(images))
         return rows
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """(n, L) tokens to (n, D)."""
-        rows: Tensor = self.text_head(self.text(tokens))
+        rows: Tensor = self.text_head(super().encode_text(tokens))
         return rows
 
 
 class AlignedEncoder(DualEncoder):
     """A ``DualEncoder`` whose encoders are frozen, so that training goes over their features.
 
-    Attributes:
-        on_features: Whether ``forward`` takes the features of both encoders in the place of pixels and tokens.
-        memories: Of the image encoder and the text encoder: features that ``encode_image`` and ``encode_text`` need not
-            compute again. None: they compute all.
+    ``on_features``: ``forward`` takes the features of both encoders in the place of pixels and tokens. ``memories``:
+    features of the image and the text encoder that need not be computed again.
     """
 
     on_features = False
     memories: tuple[FeatureMemory, FeatureMemory] | None = None
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``DualEncoder.forward``; of an encoder that is ``on_features`` as ``project``."""
         return self.project(images, tokens) if self.on_features else super().forward(images, tokens)
 
     def project(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
         """The heads alone: the (n, F) features of both encoders to (n, D) unit rows; differentiable."""
         towers: AlignedTowers = self.model
-        return F.normalize(towers.image_head(image_features), dim=1), F.normalize(
-            towers.text_head(text_features), dim=1
-        )
+        rows = towers.image_head(image_features), towers.text_head(text_features)
+        return F.normalize(rows[0], dim=1), F.normalize(rows[1], dim=1)
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``, but for the encoders: training mode would move the statistics of their norms."""
@@ -89,22 +76,14 @@ class AlignedEncoder(DualEncoder):
 
     @torch.no_grad()
     def features(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoders' features.
-
-        Args:
-            images: (n, 3, H, W) uint8 raw pixels.
-            tokens: (n, L) int64.
-
-        Returns:
-            (n, F) float32 of the images and of the texts.
-        """
+        """The encoders' (n, F) float32 features of (n, 3, H, W) uint8 raw pixels and of (n, L) tokens."""
         return self._of_images(images), self._of_texts(tokens)
 
     def encoder_keys(self) -> tuple[str, str]:
         """Names of the image encoder and the text encoder; equal for encoders that give equal features."""
         towers: AlignedTowers = self.model
-        image = [fingerprint(towers.visual), repr(towers.visual), self.preprocess_cfg]
-        text = [fingerprint(towers.text), repr(towers.text), self.context_length, towers.text.options()]
+        image = [digest(towers.visual), repr(towers.visual), self.preprocess_cfg]
+        text = [digest(towers.text), repr(towers.text), self.context_length, self.model.text.options()]
         return encoder_key(image, self.device), encoder_key(text, self.device)
 
     def _of_images(self, images: Tensor) -> Tensor:
@@ -129,7 +108,6 @@ class AlignedEncoder(DualEncoder):
         return F.normalize(self.model.text_head(features.to(self.device)), dim=1)
 
     def fit(self, images: Tensor, texts: Tensor) -> None:
-        """Fits the heads' standardisation to the (N, F) features of the training set."""
         self.model.image_head.fit(images)
         self.model.text_head.fit(texts)
 
@@ -143,20 +121,19 @@ def aligned_encoder(
     objective: dict[str, Any] | None = None,
 ) -> AlignedEncoder:
     """Both encoders and their heads as one; ``names`` has ``image_encoder`` and ``text_encoder`` as they were typed."""
-    settings = {"format": _FORMAT, **names, "image_size": image.preprocess_cfg["size"]}
+    settings = {**names, "image_size": image.preprocess_cfg["size"]}
     config = EncoderConfig("aligned", image_head.options["embed_dim"], text.context_length, settings)
     name = "+".join(Path(names[f"{side}_encoder"].rpartition(":")[2]).name for side in _SIDES)
     return AlignedEncoder(name, AlignedTowers(image, text, image_head, text_head), text.tokenizer, config, objective)
 
 
 def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
-    """The files of a model folder by their names; ``save_model`` writes them."""
     towers: AlignedTowers = encoder.model
     heads = {"image": towers.image_head, "text": towers.text_head}
     content = {
         **encoder.config.settings,
-        "image_fingerprint": fingerprint(towers.visual),
-        "text_fingerprint": fingerprint(towers.text),
+        "image_fingerprint": digest(towers.visual),
+        "text_fingerprint": digest(towers.text),
         "probe": {side: [round(value, 6) for value in row.tolist()] for side, row in _probe(encoder).items()},
         "heads": {side: head.options for side, head in heads.items()},
     }
@@ -164,7 +141,6 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
 
 
 def stored_heads(heads: Mapping[str, Head]) -> dict[str, Tensor]:
-    """The tensors of ``heads.safetensors``."""
     state = {f"{side}.{key}": value for side, head in heads.items() for key, value in head.state_dict().items()}
     return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
 
@@ -172,63 +148,40 @@ def stored_heads(heads: Mapping[str, Head]) -> dict[str, Tensor]:
 def fill_heads(folder: Path, heads: Mapping[str, Head]) -> None:
     """Loads ``heads.safetensors`` into heads that may be on the meta device."""
     weights = folder / HEADS_FILE
-    if not weights.is_file():
-        raise InputError(f"{folder}: no {HEADS_FILE} beside {config_file(folder).name}")
-    both = nn.ModuleDict(dict(heads))
-    fill(both, weights, read_safetensors(weights), same_names(both))
+    fill(nn.ModuleDict(dict(heads)), weights, read_safetensors(weights))
 
 
 def load_aligned(
     folder: Path, config: dict[str, Any], objective: dict[str, Any], load_model: LoadModel
 ) -> AlignedEncoder:
     """Opens the encoders by their names in ``aligned.json`` (``config``) and puts the stored heads on them."""
-    file = folder / ALIGNED_FILE
-    if config.get("format") != _FORMAT:
-        raise InputError(f"{file}: has format {config.get('format')!r}; this version reads format {_FORMAT}")
+    file, names = folder / ALIGNED_FILE, {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
+    with torch.device("meta"):  # no memory before the file of weights has it
+        heads = {side: Head(**config["heads"][side]) for side in _SIDES}
     try:
-        names = {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
-        known = {side: config[f"{side}_fingerprint"] for side in _SIDES}
-        with torch.device("meta"):  # no memory before the file of weights has it
-            heads = {side: Head(**config["heads"][side]) for side in _SIDES}
-        size, probe = int(config["image_size"]), {side: torch.tensor(config["probe"][side]) for side in _SIDES}
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{file}: not what `cloob train align` writes ({one_line(error)})") from None
-    image, text = _open(file, names, size, load_model)
-    for side, opened in (("image", image), ("text", text)):
-        if fingerprint(opened) != known[side] or opened.features != heads[side].options["features"]:
-            raise InputError(
-                f"{file}: its heads were trained on another {side} encoder than {names[f'{side}_encoder']!r} is now"
-            )
+        image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
+        text = open_text_encoder(names["text_encoder"], load_model)
+    except InputError as error:
+        raise InputError(f"{file}: one of {', '.join(names.values())} cannot be opened; {error}") from error
+    weights = {side: digest(opened) for side, opened in zip(_SIDES, (image, text), strict=True)}
     fill_heads(folder, heads)
     encoder = aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
-    for side, row in _probe(encoder).items():
-        if row.shape != probe[side].shape or not torch.linalg.vector_norm(row - probe[side]) <= _SAME:
-            raise InputError(
-                f"{file}: {names[f'{side}_encoder']!r} has the weights that the {side} head was trained on, but gives "
-                "other features (its tokenizer, pooling, layers or normalisation of pixels were changed)"
-            )
+    rows = _probe(encoder)
+    for side in _SIDES:
+        if weights[side] != config[f"{side}_fingerprint"]:
+            changed = "is another one now"
+        elif not torch.linalg.vector_norm(rows[side] - torch.tensor(config["probe"][side])) <= _SAME:
+            changed = "has the same weights, but gives other features (tokenizer, pooling, layers or pixels changed)"
+        else:
+            continue
+        raise InputError(f"{file}: its {side} head was trained on {names[f'{side}_encoder']!r}, which {changed}")
     return encoder
-
-
-def _open(
-    file: Path, names: Mapping[str, str], size: int, load_model: LoadModel
-) -> tuple[ImageEncoder, TextEncoder | TowerText]:
-    """Both encoders; the error says which of them cannot be opened."""
-    key = "image_encoder"
-    try:
-        image = open_image_encoder(names[key], load_model, size)
-        key = "text_encoder"
-        return image, open_text_encoder(names[key], load_model)
-    except InputError as error:
-        raise InputError(f"{file}: {key} cannot be opened; {error}") from error
-    except RecursionError:
-        raise InputError(f"{file}: {key} is {names[key]!r}, which leads back to this folder") from None
 
 
 def _probe(encoder: DualEncoder) -> dict[str, Tensor]:
     """The first of the features of a picture and a text that are always the same; of unit length.
 
-    They tell what a fingerprint of weights does not: another tokenizer, pooling, activation or normalisation of pixels.
+    They tell what a digest of weights does not: another tokenizer, pooling, activation or normalisation of pixels.
     """
     assert isinstance(encoder, AlignedEncoder)
     size = encoder.image_size
@@ -241,8 +194,3 @@ def encoders_here(settings: Mapping[str, Any]) -> list[str]:
     """The names of frozen encoders that lie on this machine, of those in ``aligned.json``."""
     names = [str(settings[key]) for key in ("image_encoder", "text_encoder") if settings.get(key)]
     return [name for name in names if Source.parse(name).path is not None]
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A digest of a frozen encoder's weights: they are the same everywhere."""
-    return digest(module)

@@ -8,6 +8,8 @@
     *.onnx.data      the weights of either, which onnxruntime maps
     tokenizer.json   for the package tokenizers; spiece.model for rinna's
     objective.json   as in every model folder
+
+Shapes: n items, L tokens, D = embed_dim.
 """
 
 from __future__ import annotations
@@ -15,18 +17,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from cloob.cache import Cache
 from cloob.data.content import add_part
-from cloob.errors import InputError
-from cloob.models.onnx.session import Graph, Rows
-from cloob.models.onnx.tokens import read_tokenizer
+from cloob.errors import InputError, require
+from cloob.machine import processors
+from cloob.models.importing import translated
+from cloob.models.onnx.tokens import read_tokenizer, store_tokenizer
 from cloob.models.pixels import EvalTransform
 from cloob.models.runs import ONNX_FILE, config_file
 from cloob.models.untrusted import check_folder, read_json
@@ -34,35 +41,78 @@ from cloob.models.untrusted import check_folder, read_json
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from cloob.models.encoder import DualEncoder
+
+Rows = npt.NDArray[np.float32]
 FORMAT = 1
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
+_BATCH = 32
+"""Items a run: more are not faster on a CPU, and take memory."""
+_STEP = 8
+"""Lengths of texts are multiples of this, so that a session meets few shapes."""
 _YOUNG_SECONDS = 2.0
+
+
+class Graph:
+    """A graph with one input and one output; onnxruntime opens and checks it when it is first used.
+
+    ``pad`` is the padding of a text tower that takes texts without it.
+    """
+
+    def __init__(self, path: Path, embed_dim: int, pad: int | None = None) -> None:
+        self.path, self.embed_dim, self.pad = path, embed_dim, pad
+        self._session: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_session": None}
+
+    def __call__(self, items: npt.NDArray[Any]) -> Rows:
+        """The rows of n items, at least one, in the dtype that the graph takes; InputError where it cannot be run."""
+        starts = range(0, len(items), _BATCH)
+        if self.pad is None:
+            return np.concatenate([self._run(items[i : i + _BATCH]) for i in starts])
+        # Texts of about equal length go together, without the padding that they share.
+        lengths = ((items != self.pad) * np.arange(1, items.shape[1] + 1)).max(1)
+        order = lengths.argsort(kind="stable")
+        parts = []
+        for some in (order[i : i + _BATCH] for i in starts):
+            longest = math.ceil(max(int(lengths[some].max()), 2) / _STEP) * _STEP
+            parts.append(self._run(np.ascontiguousarray(items[some, :longest])))
+        rows: Rows = np.concatenate(parts)[order.argsort()]
+        return rows
+
+    def _run(self, items: npt.NDArray[Any]) -> Rows:
+        with translated(f"{self.path}: onnxruntime cannot run it"):
+            self._session = self._session or _open_session(self.path)
+            [source] = self._session.get_inputs()
+            [rows] = self._session.run(None, {source.name: items})
+            return np.asarray(rows, np.float32).reshape(len(items), self.embed_dim)
+
+
+def _open_session(path: Path) -> Any:
+    """A session on the CPU with the threads of torch, where it is imported, else ``OMP_NUM_THREADS`` or all."""
+    runtime: Any = require("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    torch: Any = sys.modules.get("torch")
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    threads = torch.get_num_threads() if torch else int(asked) if asked.isdecimal() else 0
+    options.intra_op_num_threads = threads or processors()
+    options.log_severity_level = 4
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 class PlainEncoder:
     """Pictures and texts to (n, D) unit rows of NumPy: the rows of ``cloob.load_model`` without torch.
 
-    Its graphs are opened when they are first used.
-
-    Attributes:
-        name: Of the model.
-        embed_dim: D.
-        context_length: L.
-        logit_scale: ln τ⁻¹.
-        settings: ``precision``, ``pad`` and ``fingerprint``, as ``onnx.json`` says them.
-        preprocess_cfg: open_clip's.
-        image_graph: The image tower.
-        text_graph: The text tower.
-        tokenizer: Texts to tokens.
+    Its graphs are opened when they are first used. ``settings`` are ``precision``, ``pad`` and ``fingerprint`` of
+    ``onnx.json``; ``logit_scale`` is ln τ⁻¹.
     """
 
     def __init__(self, folder: Path) -> None:
         check_folder(folder)
         file = folder / ONNX_FILE
         content = read_json(file)
-        if content.get("format") != FORMAT:
-            raise InputError(f"{file}: format is {content.get('format')!r}; this version reads {FORMAT}")
-        try:
+        with translated(f"{file}: damaged"):
             self.name, self.logit_scale = str(content["name"]), float(content["logit_scale"])
             self.embed_dim, self.context_length = int(content["embed_dim"]), int(content["context_length"])
             pad = None if content["pad"] is None else int(content["pad"])
@@ -73,14 +123,10 @@ class PlainEncoder:
             self._mean, self._std = (np.array(preprocess[key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
             self.image_graph = Graph(folder / IMAGE_FILE, self.embed_dim)
             self.text_graph = Graph(folder / TEXT_FILE, self.embed_dim, pad)
-            tokens = dict(content["tokenizer"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{file}: damaged ({type(error).__name__}: {error})") from None
-        if content["fingerprint"] != graphs_digest(folder):  # else vectors of two models would mix
-            raise InputError(
-                f"{folder}: its graphs are not those that {ONNX_FILE} was written for; export the model again"
-            )
-        self.tokenizer = read_tokenizer(folder, tokens, self.context_length)
+            # Else vectors of two models would mix.
+            if content["format"] != FORMAT or content["fingerprint"] != graphs_digest(folder):
+                raise ValueError("written in another format, or for other graphs; export the model again")
+            self.tokenizer = read_tokenizer(folder, content["tokenizer"], self.context_length)
 
     @classmethod
     def open(cls, source: str) -> Self | None:
@@ -99,11 +145,9 @@ class PlainEncoder:
         return str(state.hexdigest())
 
     def texts(self, texts: Sequence[str]) -> Rows:
-        """Embeds n texts, at least one."""
         return _unit_rows(self.text_graph(self.tokenizer.ids(list(texts))))
 
     def pictures(self, images: Sequence[Image]) -> Rows:
-        """Embeds n pictures, at least one."""
         pixels = np.stack([self._transform.array(image) for image in images]).astype(np.float32)
         return _unit_rows(self.image_graph((pixels / np.float32(255) - self._mean) / self._std))
 
@@ -114,20 +158,36 @@ def _unit_rows(rows: Rows) -> Rows:
 
 
 def graphs_digest(folder: Path) -> str:
-    """SHA-256 of both graphs with their weights, kept in the cache; InputError where a graph is missing."""
-    files: dict[Path, Any] = {}
-    for name in (IMAGE_FILE, TEXT_FILE):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: no {name} beside {ONNX_FILE}")
-        files |= {path: path.stat() for path in (folder / name, folder / f"{name}.data") if path.is_file()}
-    stamp = [(str(path.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in files.items()]
+    """SHA-256 of both graphs with their weights, kept in the cache."""
+    files = [folder / IMAGE_FILE, folder / TEXT_FILE]
+    files += [path for path in (folder / f"{file.name}.data" for file in files) if path.is_file()]
+    stats = [path.stat() for path in files]
+    stamp = [(str(p.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in zip(files, stats, strict=True)]
     if (known := Cache().find("digests", f"onnx {stamp}")) is not None:
         return known.read_text(encoding="ascii")
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
-    if max(s.st_ctime for s in files.values()) < time.time() - _YOUNG_SECONDS:  # else a change may leave the same stamp
+    if max(s.st_ctime for s in stats) < time.time() - _YOUNG_SECONDS:  # else a change may leave the same stamp
         with contextlib.suppress(InputError):  # a cache that cannot be written
             Cache().put("digests", f"onnx {stamp}", digest.hexdigest().encode())
     return digest.hexdigest()
+
+
+def write_config(folder: Path, encoder: DualEncoder, *, precision: str, pad: int | None) -> dict[str, Any]:
+    """Writes the tokenizer and ``onnx.json``; texts may lack the padding ``pad``. Returns what ``onnx.json`` says."""
+    content = {
+        "format": FORMAT,
+        "name": encoder.name,
+        "embed_dim": encoder.embed_dim,
+        "context_length": encoder.context_length,
+        "logit_scale": float(encoder.model.logit_scale.detach()),
+        "precision": precision,
+        "pad": pad,
+        "preprocess_cfg": encoder.preprocess_cfg,
+        "tokenizer": store_tokenizer(encoder.tokenizer, folder, encoder.context_length),
+        "fingerprint": graphs_digest(folder),
+    }
+    (folder / ONNX_FILE).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+    return content

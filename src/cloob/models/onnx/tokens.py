@@ -18,7 +18,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError, require
+from cloob.errors import require
 from cloob.models.runs import ONNX_FILE
 from cloob.models.tokenizer import SPECIALS, ClipTokenizer, Tokenizer, clip_rules
 from cloob.models.weights.tokens import HUB_FILE, FileTokenizer, NoTokenizer, RinnaTokenizer
@@ -39,21 +39,15 @@ _LAST_SIGMA = rf"{_CASED}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_CASE
 
 
 def read_tokenizer(folder: Path, settings: dict[str, Any], context_length: int) -> Tokenizer:
-    """The tokenizer that ``onnx.json`` asks for; InputError where its file is missing or damaged."""
-    kind = settings.get("kind")
-    if kind == "none":
-        return NoTokenizer(f"{folder / ONNX_FILE}: the model has no tokenizer; give tokens, not texts")
-    path = folder / (RinnaTokenizer.FILE if kind == "rinna" else HUB_FILE)
-    if not path.is_file():
-        raise InputError(f"{folder}: no {path.name} in it, the tokenizer that {ONNX_FILE} asks for")
     match settings:
         case {"kind": "rinna"}:
-            return RinnaTokenizer(path, context_length)
-        case {"kind": "json", "clean": None | str() as clean, "strip": None | int() as strip}:
-            return FileTokenizer(path, context_length, clean=clean, strip=strip)
-        case {"kind": "clip", "specials": [str(start), str(end)], "ending": "cut" | "kept" as ending}:
-            return ClipTokenizer.read(path, (start, end), context_length, ending)
-    raise InputError(f"{folder / ONNX_FILE}: its tokenizer is described in a way that this version does not know")
+            return RinnaTokenizer(folder / RinnaTokenizer.FILE, context_length)
+        case {"kind": "json"}:
+            clean, strip = settings["clean"], settings["strip"]
+            return FileTokenizer(folder / HUB_FILE, context_length, clean=clean, strip=strip)
+        case {"kind": "clip", "specials": [start, end]}:
+            return ClipTokenizer.read(folder / HUB_FILE, (start, end), context_length, settings["ending"])
+    return NoTokenizer(f"{folder / ONNX_FILE}: the model has no tokenizer; give tokens, not texts")
 
 
 def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[str, Any]:

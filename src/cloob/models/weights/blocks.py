@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_LAYERS = 256
 Gelu = Literal["tanh", "exact"]
 
 
@@ -23,6 +22,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
         self.heads = heads
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
 
@@ -55,14 +56,11 @@ class Block(nn.Module):
         self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """(n, L, d) to (n, L, d); masks as in ``Attention``."""
-        rows: Tensor
         if self.norm_first:
             x = x + self.attention(self.norm_1(x), queries, keys)
-            rows = x + self._feed(self.norm_2(x))
-        else:
-            x = self.norm_1(x + self.attention(x, queries, keys))
-            rows = self.norm_2(x + self._feed(x))
+            return x + self._feed(self.norm_2(x))
+        x = self.norm_1(x + self.attention(x, queries, keys))
+        rows: Tensor = self.norm_2(x + self._feed(x))
         return rows
 
     def _feed(self, x: Tensor) -> Tensor:
@@ -76,7 +74,6 @@ class Blocks(nn.ModuleList):
     recompute = False
 
     def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """(n, L, d) to (n, L, d)."""
         for block in self:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, queries, keys, use_reentrant=False)
@@ -95,7 +92,6 @@ class Patches(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(1 + (image_size // patch_size) ** 2, width))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels to (n, L, d)."""
         rows = self.conv(images).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(rows.shape[0], 1, -1)
         return torch.cat([first, rows], 1) + self.position_embedding
@@ -110,12 +106,10 @@ class Towers(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(logit_scale, device="cpu"), requires_grad=False)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels to (n, D)."""
         rows: Tensor = self.visual(images)
         return rows
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """(n, L) tokens to (n, D)."""
         rows: Tensor = self.text(tokens)
         return rows
 
@@ -128,5 +122,5 @@ class Towers(nn.Module):
 
 def preprocess(size: int, mean: Any, std: Any, interpolation: str) -> dict[str, Any]:
     """open_clip's ``preprocess_cfg`` of a tower; ``interpolation`` may be ``"lanczos"`` as well."""
-    settings = {"size": size, "mode": "RGB", "mean": mean, "std": std, "interpolation": interpolation}
+    settings = {"size": size, "mode": "RGB", "mean": tuple(mean), "std": tuple(std), "interpolation": interpolation}
     return settings | {"resize_mode": "shortest", "fill_color": 0}

@@ -6,25 +6,28 @@ arrays and TorchScript archives: Python's unpickler reads those, with a list of 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
 import pickle
 import re
-import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, is_failure, one_line, printable
+from cloob.errors import InputError
+from cloob.models.importing import translated
+from cloob.models.runs import check_objective
+from cloob.models.untrusted import read_json
 
-T = TypeVar("T")
+WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX = ".index.json"
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -33,40 +36,51 @@ _STORAGES = {
     "DoubleStorage": torch.float64,
     "LongStorage": torch.int64,
 }
-_NUMBERS = ("f2", "f4", "f8", "i4", "i8")
 
 
-@dataclass
-class TorchFile:
-    """What a file of torch holds: plain values, and tensors that are mapped from the file where that is possible.
+def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """A folder's file of weights, or the index of several, and its tensors."""
+    for name in WEIGHTS_FILES:
+        if (folder / name).is_file():
+            return folder / name, trained_file(folder / name)[0]
+        if (index := folder / f"{name}{INDEX}").is_file():
+            with translated(f"{index}: cannot be read"):
+                places = set(read_json(index)["weight_map"].values())
+                shards = [trained_file(folder / place)[0] for place in sorted(places)]
+            return index, {key: tensor for shard in shards for key, tensor in shard.items()}
+    return folder / WEIGHTS_FILES[0], read_safetensors(folder / WEIGHTS_FILES[0])
 
-    Attributes:
-        path: The file.
-        value: Of a TorchScript archive, its tensors by their ``state_dict`` names.
-        scripted: Whether it is a TorchScript archive.
-    """
 
-    path: Path
-    value: Any
-    scripted: bool = False
+def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of safetensors or a ``state_dict`` of torch; and the objective that our open_clip launcher wrote."""
+    objective: dict[str, Any] = {}
+    tensors: Any
+    if path.suffix == ".safetensors":
+        tensors = read_safetensors(path)
+    else:
+        tensors, _ = read_torch(path)
+        if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):  # open_clip's training
+            with contextlib.suppress(KeyError, IndexError, TypeError):  # of other programs
+                objective = check_objective(tensors["optimizer"]["param_groups"][0]["cloob"], f"{path}: cloob")
+            tensors = tensors["state_dict"]
+        check_tensors(path, tensors)
+    prefix = "module."  # of training by several processes
+    if all(key.startswith(prefix) for key in tensors):
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    return tensors, objective
 
-    def tensors(self, mapping: Any, what: str) -> dict[str, Tensor]:
-        """A dictionary of tensors; InputError for one that holds anything else."""
-        if not isinstance(mapping, dict):
-            raise InputError(f"{self.path}: {what} is no dictionary of tensors")
-        for key, value in mapping.items():
-            if not isinstance(key, str) or not isinstance(value, Tensor):
-                raise InputError(f"{self.path}: {what} holds {printable(str(key)[:80])!r}, which is no tensor")
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise InputError(f"{self.path}: {printable(key)!r} claims more elements than its storage has")
-        return dict(mapping)
+
+def check_tensors(path: Path, value: Any) -> None:
+    tensors = isinstance(value, dict) and all(isinstance(tensor, Tensor) for tensor in value.values())
+    if not tensors or not all(isinstance(key, str) for key in value):
+        raise InputError(f"{path}: its state_dict is no dictionary of tensors")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; InputError if it is none."""
     from safetensors.torch import load_file
 
-    return _read(path, lambda: load_file(path))
+    with translated(f"{path}: cannot be read as weights"):
+        return load_file(path)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -90,93 +104,45 @@ def is_torch(path: Path) -> bool:
     return start.startswith(b"PK\x03\x04") or start == _LEGACY
 
 
-def read_torch(path: Path) -> TorchFile:
-    """What ``torch.save`` or ``torch.jit.save`` wrote; InputError if it is none, is damaged or asks for code."""
+def read_torch(path: Path) -> tuple[Any, bool]:
+    """What ``torch.save`` wrote, mapped from the file, and False; or a TorchScript archive's tensors, and True."""
     zipped = zipfile.is_zipfile(path)
     if zipped:
         check_zip(path)
-        with zipfile.ZipFile(path) as archive:
-            scripted = any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
-        if scripted:
-            return TorchFile(path, _read(path, lambda: _scripted(path)), scripted=True)
-    return TorchFile(path, _read(path, lambda: torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)))
+    with translated(f"{path}: cannot be read as weights"):
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                scripted = any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
+            if scripted:
+                return dict(_scripted(_Script(path).load())), True
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), False
 
 
 def check_zip(path: Path) -> None:
-    """InputError for a zip with a damaged record, which torch does not look for, or with compressed tensors."""
-
-    def test() -> None:
-        with zipfile.ZipFile(path) as archive:
-            stored = (record for record in archive.infolist() if "/data/" in record.filename)
-            if any(record.compress_type != zipfile.ZIP_STORED for record in stored):
-                raise InputError(f"{path}: holds compressed tensors, so it is no file of torch's")
-            if (damaged := archive.testzip()) is not None:
-                raise InputError(f"{path}: damaged: {printable(damaged)} is not what was written")
-
-    _read(path, test)
-
-
-def read_arrays(path: Path) -> Any:
-    """A pickle of plain values and numpy or jax arrays; InputError if it is none, is damaged or asks for code."""
-
-    def load() -> Any:
-        with path.open("rb") as file:
-            return _Unpickler(file, _ARRAYS).load()
-
-    return _read(path, load)
-
-
-def array(path: Path, where: str, value: Any) -> Tensor:
-    """A tensor of an array that ``read_arrays`` gave, in the array's memory; InputError if it is none of numbers."""
-    if not isinstance(value, _Array) or not isinstance(value.dtype, _DType) or value.dtype.name not in _NUMBERS:
-        raise InputError(f"{path}: {where} is no array of numbers")
-
-    def made() -> Tensor:
-        flat = np.frombuffer(value.data, f"{value.dtype.order}{value.dtype.name}")
-        shaped = flat.reshape(value.shape, order="F" if value.fortran else "C")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the bytes of a pickle are not to be written to, and are not
-            return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), copy=False))
-
-    return _read(path, made)
-
-
-def _read(path: Path, load: Callable[[], T]) -> T:
-    """What a library makes of a file; whatever it raises is one line."""
-    try:
-        return load()
-    except (InputError, OSError):
-        raise
-    except BaseException as error:  # pickle, zipfile, torch and safetensors have no common class
-        if not is_failure(error):
-            raise
-        raise InputError(f"{path}: cannot be read as weights ({one_line(error, 200)})") from error
+    """InputError for a zip with a damaged record, which torch does not look for."""
+    with translated(f"{path}: cannot be read as weights"), zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{damaged} is not what was written")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's unpickler: a name outside its list is an error; ``storage`` is for TorchScript archives."""
+    """Python's unpickler, for which a name outside its list is an error."""
 
-    def __init__(
-        self, file: Any, names: Mapping[tuple[str, str], Any], storage: Callable[[Any], Any] | None = None
-    ) -> None:
-        super().__init__(file)
-        self._names, self._storage = names, storage
+    names: Mapping[tuple[str, str], Any]
 
     def find_class(self, module: str, name: str) -> Any:
-        if self._storage is not None and module.partition(".")[0] == "__torch__":
-            return _Module
-        if (module, name) not in self._names:
+        if (module, name) not in self.names:
             raise pickle.UnpicklingError(f"asks for {module}.{name}, which no file of weights needs")
-        return self._names[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        if self._storage is None:
-            raise pickle.UnpicklingError("refers to something outside of it")
-        return self._storage(pid)
+        return self.names[module, name]
 
 
-class _Module:
-    """A module of a TorchScript archive: its attributes and no code."""
+class _Made:
+    """What a pickle wants to be made: the arguments and the state, and no code of anybody's."""
+
+    state: Any = None
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -188,102 +154,68 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
     return torch.empty(0, dtype=dtype).set_(untyped, offset, shape, strides)
 
 
-def _scripted(path: Path) -> dict[str, Tensor]:
-    """A TorchScript archive's parameters and buffers by their ``state_dict`` names."""
-    reader: Any = torch._C.PyTorchFileReader(str(path))
-    mapped = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-
-    def storage(pid: Any) -> Any:
-        kind, typed, key, _, numel = pid[:5]
-        if kind != "storage" or typed not in _STORAGES:
-            raise pickle.UnpicklingError("refers to something else than a storage")
-        dtype = _STORAGES[typed]
-        start, size = reader.get_record_offset(f"data/{key}"), numel * dtype.itemsize
-        if not 0 <= size == reader.get_record_size(f"data/{key}"):
-            raise pickle.UnpicklingError("has a storage of another size than it claims")
-        return mapped[start : start + size], dtype
+class _Script(_Unpickler):
+    """Reads ``data.pkl`` of a TorchScript archive; its tensors are mapped from the file."""
 
     names = {
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
         ("torch.jit._pickle", "build_intlist"): tuple,
         ("collections", "OrderedDict"): dict,
-    } | {("torch", name): name for name in _STORAGES}
-    root = _Unpickler(io.BytesIO(reader.get_record("data.pkl")), names, storage).load()
-    tensors: dict[str, Tensor] = {}
-    walk, seen = [("", root)], {id(root)}
-    while walk:
-        prefix, module = walk.pop()
-        state = getattr(module, "state", None)
-        if not isinstance(module, _Module) or not isinstance(state, dict):
-            raise InputError(f"{path}: its modules are not the plain tree that torch.jit.save writes")
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"{prefix}{key}"] = value
-            elif isinstance(value, _Module) and id(value) not in seen:
-                seen.add(id(value))
-                walk.append((f"{prefix}{key}.", value))
-    return tensors
+    } | {("torch", name): dtype for name, dtype in _STORAGES.items()}
+
+    def __init__(self, path: Path) -> None:
+        self._reader: Any = torch._C.PyTorchFileReader(str(path))
+        self._mapped = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+        super().__init__(io.BytesIO(self._reader.get_record("data.pkl")))
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _Made if module.partition(".")[0] == "__torch__" else super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        _, dtype, key, *_ = pid
+        start, size = (getattr(self._reader, f"get_record_{what}")(f"data/{key}") for what in ("offset", "size"))
+        return self._mapped[start : start + size], dtype
 
 
-class _DType:
-    """A description of numbers, such as ``f4``, and their order of bytes."""
-
-    def __init__(self, name: str, align: Any = False, copy: Any = False) -> None:
-        self.name, self.order = name, "<"
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = ">" if state[1] == ">" else "<"
-
-
-class _Array:
-    """What a pickle says of an array. numpy itself would trust what a stranger says of dtypes."""
-
-    shape: Any = None
-    dtype: Any = None
-    fortran: Any = False
-    data: Any = b""
-
-    def __setstate__(self, state: Any) -> None:
-        _, self.shape, self.dtype, self.fortran, self.data = state
+def _scripted(module: _Made, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """A TorchScript module's parameters and buffers by their ``state_dict`` names."""
+    for key, value in module.state.items():
+        if isinstance(value, _Made):
+            yield from _scripted(value, f"{prefix}{key}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
 
 
-def _array(state: Any) -> _Array:
-    made = _Array()
-    made.__setstate__(state)
-    return made
+class _Arrays(_Unpickler):
+    """Reads numpy's and jax's arrays: numpy itself would trust what a stranger says of dtypes."""
+
+    names: Mapping[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): _Made,
+        ("numpy", "dtype"): _Made,
+        ("jax._src.array", "_reconstruct_array"): _Made,
+        ("haiku._src.data_structures", "FlatMapping"): dict,
+        **{(f"numpy.{core}.multiarray", "_reconstruct"): _Made for core in ("core", "_core")},
+        **{(f"numpy.{core}.numeric", "_frombuffer"): _Made for core in ("core", "_core")},
+        ("optax._src.base", "EmptyState"): _Made,
+        ("optax._src.wrappers", "MaskedState"): _Made,
+        **{("optax._src.transform", f"ScaleBy{name}State"): _Made for name in ("Adam", "Schedule")},
+    }
 
 
-def _reconstruct(kind: Any, shape: Any, typecode: Any) -> _Array:
-    """An array whose state is still to come."""
-    return _Array()
+def read_arrays(path: Path) -> Any:
+    """A pickle of plain values and numpy or jax arrays, which ``array`` makes tensors of."""
+    with translated(f"{path}: cannot be read as weights"), path.open("rb") as file:
+        return _Arrays(file).load()
 
 
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> _Array:
-    return _array((1, shape, dtype, order == "F", data))
-
-
-def _jax_array(make: Any, arguments: Any, state: Any, aval: Any) -> _Array:
-    """An array of jax, which calls what it is given; here that must be numpy's function."""
-    if make is not _reconstruct:
-        raise pickle.UnpicklingError("holds an array that is made by something else than numpy")
-    return _array(state)
-
-
-class _Nothing:
-    """A state of an optimiser, which nobody reads here."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-
-_ARRAYS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _DType,
-    ("jax._src.array", "_reconstruct_array"): _jax_array,
-    ("haiku._src.data_structures", "FlatMapping"): dict,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
-    ("optax._src.base", "EmptyState"): _Nothing,
-    **{("optax._src.transform", f"ScaleBy{name}State"): _Nothing for name in ("Adam", "Schedule")},
-    ("optax._src.wrappers", "MaskedState"): _Nothing,
-}
+def array(made: Any) -> Tensor:
+    """An array that ``read_arrays`` gave, in the pickle's memory where the order of bytes is the machine's."""
+    match made:
+        case _Made(state=(_, shape, dtype, fortran, data)) | _Made(args=(_, _, (_, shape, dtype, fortran, data), _)):
+            pass  # numpy's state, which jax hands on
+        case _:
+            data, dtype, shape, fortran = made.args  # numpy 2 takes a buffer
+    big = dtype.state is not None and dtype.state[1] == ">"
+    flat = np.frombuffer(data, np.dtype(f"{'>' if big else '<'}{dtype.args[0]}"))
+    shaped = flat.reshape(shape, order="F" if fortran in (True, "F") else "C")
+    return torch.from_numpy(shaped.astype(shaped.dtype.newbyteorder("="), copy=False))

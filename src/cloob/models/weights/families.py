@@ -1,4 +1,4 @@
-"""Which family a file, a folder or a name belongs to, and its encoder."""
+"""Which family of other programs a file, a folder or a public name belongs to, and its encoder."""
 
 from __future__ import annotations
 
@@ -6,43 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError
-from cloob.models import registry
 from cloob.models.encoder import DualEncoder
-from cloob.models.runs import (
-    ALIGNED_FILE,
-    CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
-    MODEL_FOLDER,
-    ONNX_FILE,
-    TOWERS_FILE,
-    VECTORS_FILE,
-    config_file,
-)
-from cloob.models.source import WEIGHTS_ENDINGS
+from cloob.models.importing import translated
+from cloob.models.runs import CHECKPOINTS_FOLDER, MODEL_FOLDER, config_file
+from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source
 from cloob.models.untrusted import check_folder, read_json
-from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, rinna
-from cloob.models.weights.containers import is_torch, read_torch
-from cloob.models.weights.fetch import fetch_model, show_progress
-from cloob.models.weights.folders import INDEX, WEIGHTS_FILES
+from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip
+from cloob.models.weights.containers import INDEX, WEIGHTS_FILES, is_torch
+from cloob.models.weights.fetch import fetch_model
 
-_OURS = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE, VECTORS_FILE, ONNX_FILE, CHECKPOINTS_FOLDER, MODEL_FOLDER)
-PORT = ":port"
-"""Ends the name of a crowsonkb file that is to compute as that repository's port to torch does."""
+_PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
 
 
-def is_foreign(source: str) -> bool:
-    """Whether a source of ``load_model`` is a file, a folder that another program wrote, or a public name."""
-    name = source.removesuffix(PORT)
-    path = Path(name)
-    if not path.exists():
-        return name in registry.MODELS or registry.suggestion(name) is not None
-    return path.is_file() or _folder_config(path) is not None
+def is_foreign(folder: Path) -> bool:
+    ours = config_file(folder).exists() or any((folder / name).exists() for name in (CHECKPOINTS_FOLDER, MODEL_FOLDER))
+    names = ["config.json", *WEIGHTS_FILES, *(f"{name}{INDEX}" for name in WEIGHTS_FILES)]
+    return not ours and any((folder / name).is_file() for name in names)
 
 
 def has_towers(folder: Path) -> bool:
     """Whether a folder with a ``config.json`` holds both towers, ours or another program's."""
-    config = read_json(folder / "config.json")
-    return config_file(folder).is_file() or hf_clip.matches(config) or rinna.matches(config)
+    return config_file(folder).is_file() or read_json(folder / "config.json").get("model_type") in ("clip", "cloob")
 
 
 def meant_file(folder: Path) -> str:
@@ -51,54 +35,37 @@ def meant_file(folder: Path) -> str:
     return f"; did you mean {files[0]}?" if files else ""
 
 
-def load_foreign(source: str) -> DualEncoder:
-    """The encoder of a file, folder or name for which ``is_foreign`` holds."""
-    name, port = source.removesuffix(PORT), source.endswith(PORT)
-    path, config = Path(name), None
-    if not path.exists():
-        if (meant := registry.suggestion(name)) is not None:
-            raise InputError(f"{name}: no such public model; {meant}")
-        model = registry.MODELS[name]
-        path, config = fetch_model(name, model, show_progress), model.config
-    encoder = _load_folder(path) if path.is_dir() else _load_file(path, config, port=port)
-    if port and encoder.config.settings.get("family") != crowsonkb.FAMILY:
-        raise InputError(f"{path}: {PORT} is for files of crowsonkb/cloob-training alone")
-    return encoder
+def load_foreign(source: Source) -> DualEncoder:
+    """The encoder of another program's file or folder, or of a public name."""
+    path, config = source.path, None
+    if path is None:
+        path, config = fetch_model(source.name), PUBLIC[source.name].config
+    with translated(str(path)):
+        if path.is_dir():
+            return load_folder(path)
+        return _load_file(path, config, "exact" if source.port else "tanh")
 
 
-def _folder_config(folder: Path) -> Path | None:
-    """The file that says what another program's folder holds; None for a folder of ours or of open_clip's."""
-    if any((folder / name).exists() for name in _OURS):
-        return None
-    config = folder / "config.json"
-    names = [name for weights in WEIGHTS_FILES for name in (weights, f"{weights}{INDEX}")]
-    return config if any((folder / name).is_file() for name in (config.name, *names)) else None
+def model_type(folder: Path) -> str:
+    """``"clip"`` (CLIPModel) or ``"cloob"`` (rinna), what the ``config.json`` of another program's folder says."""
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in ("clip", "cloob"):
+        wanted = "'clip' (CLIPModel) or 'cloob' (rinna) is wanted"
+        raise InputError(f"{folder / 'config.json'}: model_type is {str(kind)[:40]!r}; {wanted}{meant_file(folder)}")
+    return str(kind)
 
 
-def _load_folder(folder: Path) -> DualEncoder:
-    file = folder / "config.json"
+def load_folder(folder: Path) -> DualEncoder:
     check_folder(folder)
-    config = read_json(file)
-    if rinna.matches(config):
-        return rinna.load(folder, config)
-    if hf_clip.matches(config):
-        return hf_clip.load(folder, config)
-    kind = f"model_type is {str(config['model_type'])[:40]!r}" if "model_type" in config else "no model_type"
-    raise InputError(f"{file}: {kind}; 'clip' (CLIPModel) or 'cloob' (rinna) is wanted{meant_file(folder)}")
+    load = rinna.load if model_type(folder) == "cloob" else hf_clip.load
+    return load(folder, read_json(folder / "config.json"))
 
 
-def _load_file(path: Path, config: dict[str, Any] | None, *, port: bool) -> DualEncoder:
-    if path.suffix == ".safetensors":
-        raise InputError(f"{path}: weights alone; give the folder that they lie in with their configuration")
-    if path.suffix in (".json", ".npz", ".npy"):
-        raise InputError(f"{path}: not a file of weights; .pt, .pkl or a folder is wanted")
+def _load_file(path: Path, config: dict[str, Any] | None, gelu: Any) -> DualEncoder:
     if is_torch(path):
-        content = read_torch(path)
-        if mljku.matches(content):
-            return mljku.load(content)
-        if openai.matches(content):
-            return openai.load(content)
-        raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
-    if crowsonkb.matches(path):
-        return crowsonkb.load(path, config, "exact" if port else "tanh")
-    raise InputError(f"{path}: neither a file of torch's nor a pickle of arrays, so not weights that are known")
+        return torch_clip.load(path)
+    with path.open("rb") as file:
+        if file.read(2) not in _PICKLE:
+            right = "of safetensors give the folder that they lie in with their configuration"
+            raise InputError(f"{path}: neither a file of torch's nor a pickle of arrays; {right}")
+    return crowsonkb.load(path, config, gelu)

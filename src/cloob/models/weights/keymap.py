@@ -1,8 +1,8 @@
-"""From the tensors of a file to a module's weights: every key accounted for, every value finite."""
+"""From the tensors of a file to the weights of a module that was built without memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cloob.errors import InputError, printable
+from cloob.errors import InputError, one_line, printable
+from cloob.models.importing import open_clip, translated
+from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, preprocess
 
-_SHOWN = 4
+_SHOWN = 6
 _SCALING = (Tensor.__truediv__, Tensor.__mul__, Tensor.__rmul__, Tensor.div, Tensor.mul, torch.div, torch.mul)
 _IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.triu_)
 
 
 @contextmanager
-def without_memory() -> Iterator[None]:
-    """Inside, modules are built on the meta device, without what gives fresh weights their values."""
-    with torch.device("meta"), _Unfilled():
+def without_memory(where: object) -> Iterator[None]:
+    """Inside, modules are built on the meta device, and any error is one line that begins with ``where``."""
+    with translated(str(where)), torch.device("meta"), _Unfilled():
         yield
 
 
@@ -44,6 +46,20 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: object) -> Any:
+    """open_clip's own towers of a ``model_cfg``, on the meta device."""
+    library = open_clip()
+    options = {key: value for key, value in config.items() if key != "custom_text"}
+    with without_memory(where):
+        model = (library.CustomTextCLIP if config.get("custom_text") else library.CLIP)(**options)
+    for module in model.modules():  # the causal mask, which no file holds
+        if isinstance(mask := getattr(module, "attn_mask", None), Tensor):
+            module.attn_mask = torch.full(mask.shape, -torch.inf).triu_(1)
+    clip = preprocess(model.visual.image_size, CLIP_MEAN, CLIP_STD, "bicubic")
+    model.visual.preprocess_cfg = clip | dict(preprocess_cfg)
+    return model
+
+
 @dataclass(frozen=True)
 class Part:
     """Where a weight comes from.
@@ -58,93 +74,49 @@ class Part:
     permute: tuple[int, ...] | None = None
     lead: int = 0
 
-    def stored_shape(self, weight: Tensor) -> tuple[int, ...]:
-        """The shape that each of the file's tensors has to have for this weight."""
-        shape = tuple(weight.shape)
-        if len(self.names) > 1:
-            shape = (shape[0] // len(self.names), *shape[1:])
-        if self.permute is None:
-            return (1,) * self.lead + shape
-        return tuple(shape[self.permute.index(axis)] for axis in range(len(shape)))
-
-    def in_layout(self, value: Tensor) -> Tensor:
-        """A view of one of the file's tensors in the weight's layout."""
+    def take(self, tensors: dict[str, Tensor]) -> Tensor:
+        values = [tensors.pop(name) for name in self.names]
+        value = values[0] if len(values) == 1 else torch.cat(values)
         value = value.reshape(value.shape[self.lead :])
         return value if self.permute is None else value.permute(self.permute)
 
 
-def same_names(module: nn.Module) -> dict[str, Part]:
-    """The plan for a file whose keys are the module's own."""
-    return {key: Part((key,)) for key in module.state_dict()}
-
-
-def surplus(tensors: Mapping[str, Tensor], plan: Mapping[str, Part]) -> frozenset[str]:
-    """Keys of a file of open_clip's that hold nothing: older versions of transformers wrote them."""
-    return frozenset({"text.transformer.embeddings.position_ids"} & tensors.keys()) - plan.keys()
-
-
-def fill(
-    module: nn.Module,
-    path: Path,
-    tensors: dict[str, Tensor],
-    plan: Mapping[str, Part],
-    ignored: Iterable[str] = (),
-) -> None:
+def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mapping[str, Part] | None = None) -> None:
     """Loads a file's tensors, as float32, into a module that may be on the meta device.
 
-    The plan says for each of the module's keys where it comes from; what it leaves out stays as it is. Tensors that it
-    names are taken out, and copied, since the file may be mapped and change later. InputError lists what is unknown,
-    missing, of another shape or dtype, NaN or infinite; but for the ``ignored`` keys.
+    The plan says for each of the module's keys where it comes from (without one: from its own name); what it leaves out
+    stays as it is. Tensors are copied, since the file may be mapped and change later. InputError lists what is unknown,
+    missing, of another shape or dtype, NaN or infinite.
     """
     state: dict[str, Tensor] = dict(module.state_dict())
-    _check_fit(state, path, tensors, plan, ignored)
-    broken: list[str] = []
-    for key, part in plan.items():
-        dtype = torch.float32 if state[key].is_floating_point() else state[key].dtype
-        state[key] = torch.empty(state[key].shape, dtype=dtype)
-        pieces = state[key].chunk(len(part.names)) if len(part.names) > 1 else (state[key],)
-        for name, piece in zip(part.names, pieces, strict=True):
-            piece.copy_(part.in_layout(tensors.pop(name)))
-            if not _is_finite(piece):
-                broken.append(f"{printable(name)} holds NaN or infinite values")
-    if broken:
-        raise InputError(f"{path}: its weights cannot be used: {_listed(broken)}")
-    trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    plan = plan or {key: Part((key,)) for key in state}
+    wanted = {name for part in plan.values() for name in part.names}
+    problems = [f"{name} is missing" for name in sorted(wanted - tensors.keys())]
+    # Older versions of transformers wrote position_ids, which hold nothing.
+    problems += [f"{n} is unknown" for n in sorted(tensors.keys() - wanted) if not n.endswith(".position_ids")]
+    for key, part in plan.items() if not problems else ():
+        name, weight, shape = part.names[0], state[key], tuple(tensors[part.names[0]].shape)
+        try:
+            value = part.take(tensors)
+        except RuntimeError as error:
+            problems.append(f"{name} has shape {shape} ({one_line(error, 100)})")
+            continue
+        if value.shape != weight.shape:
+            problems.append(f"{name} has shape {shape}, {tuple(weight.shape)} is wanted")
+        elif value.is_floating_point() != weight.is_floating_point():
+            problems.append(f"{name} has dtype {value.dtype}, {weight.dtype} is wanted")
+        else:
+            dtype = torch.float32 if weight.is_floating_point() else weight.dtype
+            state[key] = value.to(dtype, copy=len(part.names) == 1, memory_format=torch.contiguous_format)
+            if not _is_finite(state[key]):
+                problems.append(f"{name} holds NaN or infinite values")
+        del value  # the file's memory, before the next weight takes its own
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise InputError(f"{path}: its weights do not fit: {printable('; '.join(problems[:_SHOWN]))}{more}")
     module.load_state_dict(state, assign=True)
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(trained[name])
-
-
-def _check_fit(
-    wanted: Mapping[str, Tensor],
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    plan: Mapping[str, Part],
-    ignored: Iterable[str],
-) -> None:
-    """Refuses tensors that ``load_state_dict`` would take by other names, broadcast or round."""
-    known = {name for part in plan.values() for name in part.names}
-    missing = [f"{printable(name)} is missing" for name in known if name not in tensors]
-    unknown = [f"{printable(name)} is unknown" for name in tensors if name not in known | {*ignored}]
-    others = []
-    for key, part in plan.items():
-        shape, floating = part.stored_shape(wanted[key]), wanted[key].is_floating_point()
-        for name, tensor in ((name, tensors[name]) for name in part.names if name in tensors):
-            if tensor.shape != shape:
-                others.append(f"{printable(name)} has shape {tuple(tensor.shape)}, {shape} is wanted")
-            elif tensor.is_floating_point() != floating or (not floating and tensor.dtype != wanted[key].dtype):
-                others.append(f"{printable(name)} has dtype {tensor.dtype}, another kind of numbers is wanted")
-    if missing or unknown or others:
-        said = "; ".join(_listed(sorted(kind)) for kind in (missing, unknown, others) if kind)
-        raise InputError(f"{path}: its weights do not fit: {said}")
 
 
 def _is_finite(value: Tensor) -> bool:
     """Whether all of a tensor is finite; its extremes say so, without another tensor of its size."""
     return value.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())
-
-
-def _listed(complaints: list[str]) -> str:
-    """The first complaints, and how many more there are."""
-    more = len(complaints) - _SHOWN
-    return "; ".join(complaints[:_SHOWN] + ([f"and {more} more like this"] if more > 0 else []))

@@ -7,19 +7,15 @@ norm is projected without a bias.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, MAX_LAYERS, Block, Blocks, Patches, Towers, preprocess
-from cloob.models.weights.fields import Fields
-from cloob.models.weights.folders import folder_weights
+from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
+from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, Block, Blocks, Patches, Towers, preprocess
+from cloob.models.weights.containers import folder_weights
 from cloob.models.weights.keymap import Part, fill, without_memory
-from cloob.models.weights.scales import cloob_objective
 from cloob.models.weights.tokens import NoTokenizer, RinnaTokenizer
 
 FAMILY = "rinna"
@@ -29,18 +25,17 @@ CONTEXT_LENGTH = 77
 class ImageTower(nn.Module):
     """Pixels to features: ViT, the class row after the final norm, projected."""
 
-    def __init__(self, config: Fields, embed_dim: int) -> None:
+    def __init__(self, config: dict[str, Any], embed_dim: int) -> None:
         super().__init__()
-        width, size = config.integer("hidden_size", 768), config.integer("image_size", 224)
-        eps = config.number("layer_norm_eps", 1e-12)
+        width, size = config.get("hidden_size", 768), config.get("image_size", 224)
+        eps = config.get("layer_norm_eps", 1e-12)
         self.preprocess_cfg = preprocess(size, CLIP_MEAN, CLIP_STD, "bilinear")
-        self.patches = Patches(size, config.divisor("patch_size", size, 16), width, bias=True)
+        self.patches = Patches(size, config.get("patch_size", 16), width, bias=True)
         self.blocks = _blocks(config, width, eps, norm_first=True)
         self.norm = nn.LayerNorm(width, eps)
         self.proj = nn.Linear(width, embed_dim, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels to (n, D)."""
         rows: Tensor = self.proj(self.norm(self.blocks(self.patches(images))[:, 0]))
         return rows
 
@@ -48,72 +43,50 @@ class ImageTower(nn.Module):
 class TextTower(nn.Module):
     """Tokens to features: BERT's blocks, the first row, projected."""
 
-    def __init__(self, config: Fields, embed_dim: int) -> None:
+    def __init__(self, config: dict[str, Any], embed_dim: int) -> None:
         super().__init__()
-        width = config.integer("hidden_size", 768)
-        eps = config.number("layer_norm_eps", 1e-12 if config.values.get("model_type") == "bert" else 1e-5)
-        positions = config.integer("max_position_embeddings", 512, least=CONTEXT_LENGTH)
-        self.pad = config.integer("pad_token_id", RinnaTokenizer.PAD, least=0)
-        self.token_embedding = nn.Embedding(config.integer("vocab_size"), width)
-        self.position_embedding = nn.Embedding(positions, width)
-        self.type_embedding = nn.Embedding(config.integer("type_vocab_size", 2), width)
+        width = config.get("hidden_size", 768)
+        eps = config.get("layer_norm_eps", 1e-12 if config.get("model_type") == "bert" else 1e-5)
+        self.pad = config.get("pad_token_id", RinnaTokenizer.PAD)
+        self.token_embedding = nn.Embedding(config["vocab_size"], width)
+        self.position_embedding = nn.Embedding(config.get("max_position_embeddings", 512), width)
+        self.type_embedding = nn.Embedding(config.get("type_vocab_size", 2), width)
         self.norm_embedding = nn.LayerNorm(width, eps)
         self.blocks = _blocks(config, width, eps, norm_first=False)
         self.proj = nn.Linear(width, embed_dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(n, L) tokens to (n, D); the padding at a row's end has no part."""
-        text_tokens = (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
+        text_tokens = (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0  # all but the padding at a row's end
         x = self.token_embedding(tokens) + self.type_embedding.weight[0]
         x = self.norm_embedding(x + self.position_embedding.weight[: tokens.shape[1]])
         rows: Tensor = self.proj(self.blocks(x, keys=text_tokens)[:, 0])
         return rows
 
 
-def _blocks(config: Fields, width: int, eps: float, *, norm_first: bool) -> Blocks:
-    config.one_of("hidden_act", ("gelu",), "gelu")
-    heads, hidden = config.divisor("num_attention_heads", width, 12), config.integer("intermediate_size", 3072)
-    layers = config.integer("num_hidden_layers", 12, most=MAX_LAYERS)
-    return Blocks(Block(width, heads, hidden, eps, norm_first=norm_first, gelu="exact") for _ in range(layers))
-
-
-def matches(config: Mapping[str, Any]) -> bool:
-    """Whether a folder's ``config.json`` is of this family."""
-    return config.get("model_type") == "cloob"
+def _blocks(config: dict[str, Any], width: int, eps: float, *, norm_first: bool) -> Blocks:
+    heads, hidden = config.get("num_attention_heads", 12), config.get("intermediate_size", 3072)
+    layers = range(config.get("num_hidden_layers", 12))
+    return Blocks(Block(width, heads, hidden, eps, norm_first=norm_first, gelu="exact") for _ in layers)
 
 
 def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
-    """The encoder of a folder; InputError where configuration or weights are not those of a published model."""
     weights, tensors = folder_weights(folder)
-    towers = build(folder / "config.json", config)
-    fill(towers, weights, tensors, _plan(towers), ("text_model.embeddings.position_ids",))
-    return encoder(folder.name, folder, towers, config)
+    encoder = build(folder.name, folder / "config.json", config)
+    fill(encoder.model, weights, tensors, _plan(encoder.model))
+    return encoder
 
 
-def build(where: Path, config: dict[str, Any]) -> Towers:
-    """The towers of a configuration, on the meta device; InputError where a field is not as wanted."""
-    fields = Fields(where, config)
-    text, image = fields.inside("text_config"), fields.inside("vision_config")
-    if text.values.get("model_type") == "cloob_text_model":
-        raise InputError(f"{where}: text_config is a cloob_text_model, which has one embedding for all texts")
-    text.one_of("model_type", ("bert", "roberta"))
-    text.one_of("position_embedding_type", ("absolute",), "absolute")
-    image.one_of("model_type", ("vit",))
-    image.one_of("qkv_bias", (True,), True)
-    fields.number("scale_hopfield")
-    embed_dim, inv_tau = fields.integer("projection_dim"), fields.number("init_inv_tau")
-    with without_memory():
-        return Towers(ImageTower(image, embed_dim), TextTower(text, embed_dim), math.log(inv_tau))
-
-
-def encoder(name: str, folder: Path, towers: Towers, config: dict[str, Any]) -> DualEncoder:
-    """Filled towers as an encoder, with the tokenizer in its folder where there is one."""
-    pieces = folder / RinnaTokenizer.FILE
-    why = f"{folder}: spiece.model of rinna/japanese-roberta-base must lie here for texts; give tokens, or copy it"
-    tokenizer = RinnaTokenizer(pieces, CONTEXT_LENGTH) if pieces.is_file() else NoTokenizer(why)
-    settings = {"family": FAMILY, "config": config}
-    encoder_config = EncoderConfig("towers", config["projection_dim"], CONTEXT_LENGTH, settings)
-    objective = cloob_objective(config["init_inv_tau"], config["scale_hopfield"], "unit")
+def build(name: str, where: Path, config: dict[str, Any]) -> DualEncoder:
+    """The encoder of a configuration, without weights; with the tokenizer in its folder where there is one."""
+    text, image = config["text_config"], config["vision_config"]
+    with without_memory(where):
+        embed_dim, inv_tau = config["projection_dim"], config["init_inv_tau"]
+        towers = Towers(ImageTower(image, embed_dim), TextTower(text, embed_dim), math.log(inv_tau))
+    pieces = where.parent / RinnaTokenizer.FILE
+    right = "spiece.model of rinna/japanese-roberta-base must lie here for texts; give tokens, or copy it"
+    tokenizer = RinnaTokenizer(pieces, CONTEXT_LENGTH) if pieces.is_file() else NoTokenizer(f"{where.parent}: {right}")
+    encoder_config = EncoderConfig("towers", embed_dim, CONTEXT_LENGTH, {"family": FAMILY, "config": config})
+    objective = cloob_objective(inv_tau, config["scale_hopfield"], "unit")
     return DualEncoder(name, towers, tokenizer, encoder_config, objective)
 
 
@@ -123,7 +96,6 @@ _VIT = _SHARED | {"norm_1": "layernorm_before", "norm_2": "layernorm_after"}
 
 
 def _plan(towers: Towers) -> dict[str, Part]:
-    """Where each weight of the towers comes from; the scale is no weight of the file."""
     vision, text = "vision_model", "text_model"
     plan = {
         "text.token_embedding.weight": Part((f"{text}.embeddings.word_embeddings.weight",)),

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from cloob.errors import InputError, one_line, require
-from cloob.models.importing import import_open_clip
-from cloob.models.tokenizer import ClipTokenizer, Ending, Tokenizer, Tokens, guarded
-from cloob.models.untrusted import read_json
+from cloob.errors import InputError, require
+from cloob.models.importing import import_open_clip, translated
+from cloob.models.tokenizer import ClipTokenizer, Ending, Tokenizer, Tokens
 
 CLIP_VOCABULARY = 49408
 HUB_FILE = "tokenizer.json"
@@ -30,7 +29,6 @@ class NoTokenizer(Tokenizer):
         """Writes nothing, as there is nothing."""
 
     def ids(self, texts: Sequence[str]) -> Tokens:
-        """Raises InputError."""
         raise InputError(self._why)
 
 
@@ -51,39 +49,34 @@ class FileTokenizer(Tokenizer):
         clean: str | None = None,
         strip: int | None = None,
     ) -> None:
-        self.path, self.context_length, self.pad, self.end = path, context_length, pad, end
-        self.clean, self.strip = clean, strip
+        self.context_length, self.pad, self.end, self.clean, self.strip = context_length, pad, end, clean, strip
         self.settings = {"kind": "hub", "pad": pad, "end": end}
-        with guarded(f"{path}: not a tokenizer"):
+        with translated(f"{path}: no tokenizer that can be used"):
             self._rules = require("tokenizers", "train").Tokenizer.from_file(str(path))
             if pad is not None:
                 word = self._rules.id_to_token(pad) or ""
                 self._rules.enable_padding(pad_id=pad, pad_token=word, length=context_length)
                 self._rules.enable_truncation(context_length)
-        self.ids(["A photo of 3 red hearts."])
+            self.ids(["A photo of 3 red hearts."])
 
     def ids(self, texts: Sequence[str]) -> Tokens:
         """As ``__call__``, without torch; open_clip's cleanings import it all the same."""
         if self.clean is not None:
             texts = list(map(import_open_clip(".tokenizer").get_clean_fn(self.clean), texts))
-        with guarded(f"{self.path}: makes no tokens of a text"):
-            rows = [encoding.ids for encoding in self._rules.encode_batch(list(texts))]
-            tokens = np.array(rows, np.int64).reshape(len(texts), self.context_length)
+        rows = [encoding.ids for encoding in self._rules.encode_batch(list(texts))]
+        tokens = np.array(rows, np.int64).reshape(len(texts), self.context_length)
         return tokens if self.strip is None else np.where(tokens == self.strip, 0, tokens)
 
     def description(self) -> str:
-        """The vocabulary and the rules, as one text."""
         return f"{self.settings} {self.context_length} {self.clean} {self.strip} {self._rules.to_str()}"
 
     def rules(self) -> Any:
-        """A copy of the ``tokenizers.Tokenizer``, without padding and truncation."""
         rules = type(self._rules).from_str(self._rules.to_str())
         rules.no_padding()
         rules.no_truncation()
         return rules
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes what a tokenizer of transformers needs into a folder."""
         (folder / HUB_FILE).write_text(self.rules().to_str(), encoding="utf-8")
         pad, end = (self._rules.id_to_token(number) for number in (self.pad, self.end))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": self.context_length}
@@ -100,23 +93,17 @@ class RinnaTokenizer(Tokenizer):
     _SPECIAL = re.compile(r"(<unk>|<s>|</s>|\[PAD\]|\[CLS\]|\[SEP\]|\[MASK\])")
 
     def __init__(self, path: Path, context_length: int) -> None:
-        self.path, self.context_length = path, context_length
-        self.content = path.read_bytes()
-        self._processor = self._load()
+        self.context_length, self.content = context_length, path.read_bytes()
+        with translated(f"{path}: not a model of sentencepiece"):
+            self._processor = self._load()
 
     def _load(self) -> Any:
-        library = require("sentencepiece", "sentencepiece")
-        try:
-            return library.SentencePieceProcessor(model_proto=self.content)
-        except Exception as error:
-            raise InputError(f"{self.path}: not a model of sentencepiece ({one_line(error, 100)})") from None
+        return require("sentencepiece", "sentencepiece").SentencePieceProcessor(model_proto=self.content)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the processor, which is made again where it is needed."""
         return self.__dict__ | {"_processor": None}
 
     def ids(self, texts: Sequence[str]) -> Tokens:
-        """As ``__call__``, without torch."""
         rows = np.full((len(texts), self.context_length), self.PAD, np.int64)
         for row, text in zip(rows, texts, strict=True):
             ids = [self._CLS, *self._encode(text)][: self.context_length]
@@ -124,12 +111,10 @@ class RinnaTokenizer(Tokenizer):
         return rows
 
     def description(self) -> str:
-        """A digest of the pieces, and how many a text may have."""
         return f"{hashlib.sha256(self.content).hexdigest()} {self.context_length}"
 
     def _encode(self, text: str) -> list[int]:
-        if self._processor is None:
-            self._processor = self._load()
+        self._processor = self._processor or self._load()
         ids: list[int] = []
         for part in self._SPECIAL.split(text):
             if self._SPECIAL.fullmatch(part):
@@ -158,19 +143,9 @@ def hub_tokenizer(folder: Path, context_length: int, pad: int, end: int) -> Toke
     return NoTokenizer(why, {"kind": "hub", "pad": pad, "end": end})
 
 
-def stored_tokenizer(path: Path, settings: Any, text: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that the settings in a model folder ask for; InputError where they are none."""
-    length, vocabulary = text.get("context_length", 77), text.get("vocab_size", CLIP_VOCABULARY)
-    match settings:
-        case {"kind": "clip", "specials": [str(start), str(end)], "ending": "cut" | "kept" as ending} if start and end:
-            return clip_tokenizer(path, vocabulary, length, (start, end), ending)
-        case {"kind": "hub", "pad": int(pad), "end": int(end)} if 0 <= pad < vocabulary and 0 <= end < vocabulary:
-            return hub_tokenizer(path.parent, length, pad, end)
-    raise InputError(f"{path}: its tokenizer is described in a way that this version does not know")
-
-
-def check_rules(folder: Path) -> None:
-    """Raises InputError where transformers would take the tokenizer from another file than ``tokenizer.json``."""
-    config = folder / "tokenizer_config.json"
-    if config.is_file() and read_json(config).get("fast_tokenizer_files"):
-        raise InputError(f"{config}: fast_tokenizer_files names other files than {HUB_FILE}, which alone is read")
+def stored_tokenizer(path: Path, settings: dict[str, Any], text_cfg: dict[str, Any]) -> Tokenizer:
+    length = text_cfg.get("context_length", 77)
+    if settings["kind"] == "hub":
+        return hub_tokenizer(path.parent, length, settings["pad"], settings["end"])
+    start, end = settings["specials"]
+    return clip_tokenizer(path, text_cfg.get("vocab_size", CLIP_VOCABULARY), length, (start, end), settings["ending"])

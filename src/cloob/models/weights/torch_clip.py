@@ -1,0 +1,134 @@
+"""Torch checkpoints of CLIP towers that do not say their sizes: ml-jku/cloob's and OpenAI's.
+
+Both have QuickGELU and open_clip's towers. All sizes but the heads are in the shapes, and heads are 64 wide in each
+published model.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
+from cloob.models.runs import HUB_WEIGHTS_FILES
+from cloob.models.tokenizer import SPECIALS, Ending
+from cloob.models.untrusted import read_json
+from cloob.models.weights.containers import check_tensors, read_torch
+from cloob.models.weights.keymap import Part, build, fill
+from cloob.models.weights.tokens import clip_tokenizer
+from cloob.objective import ContrastiveObjective
+
+logger = logging.getLogger(__name__)
+
+_PUBLISHED = ("RN50.json", "RN50x4.json", "RN101.json", "ViT-B-32.json", "ViT-B-16.json")
+_SIZES = ("input_resolution", "context_length", "vocab_size")
+
+
+def load(path: Path) -> DualEncoder:
+    content, scripted = read_torch(path)
+    if not scripted and isinstance(content, dict) and "state_dict" in content:
+        return _ml_jku(path, content)
+    if scripted or (isinstance(content, dict) and "text_projection" in content):
+        return _openai(path, content, scripted)
+    raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
+
+
+def _ml_jku(path: Path, content: dict[str, Any]) -> DualEncoder:
+    """open_clip's towers under other names, and the scales of CLOOB. A text that is too long loses its end token."""
+    tensors = content["state_dict"]
+    check_tensors(path, tensors)
+    names = {key.removeprefix("module."): key for key in tensors}  # of training over several GPUs
+    if "logit_scale" in names and "logit_inv_tau" not in names:
+        raise _of_open_clip(path)
+    stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
+    beta = None if stored is None else float(stored.double().exp())
+    ours = {"logit_inv_tau": "logit_scale"}
+    plan = {ours.get(name, name.removeprefix("transformer.")): Part((key,)) for name, key in names.items()}
+    config = _config({key: tensors[part.names[0]] for key, part in plan.items()})
+    config["text_cfg"]["heads"] = _text_heads(path, content.get("model_config_file")) or config["text_cfg"]["heads"]
+    encoder = _encoder(path, config, SPECIALS, "cut")
+    fill(encoder.model, path, tensors, plan)
+    encoder.objective_config = cloob_objective(_inv_tau(encoder), beta, "paper")
+    return encoder
+
+
+def _text_heads(path: Path, named: str | None) -> int | None:
+    """The heads of the text tower by the JSON file that a checkpoint names, or that has its name."""
+    file = path.parent / Path(named or f"{path.stem}.json").name
+    if named in _PUBLISHED or (named is None and not file.is_file()):
+        return None
+    return int(read_json(file).get("transformer_heads", 0)) or None
+
+
+def _openai(path: Path, tensors: dict[str, Tensor], scripted: bool) -> DualEncoder:
+    check_tensors(path, tensors)
+    if not scripted and not tensors.keys() & set(_SIZES):
+        _check_whose(path, tensors)
+    for key in _SIZES:
+        tensors.pop(key, None)
+    encoder = _encoder(path, _config(tensors), ("<|startoftext|>", "<|endoftext|>"), "kept")
+    fill(encoder.model, path, tensors)
+    encoder.objective_config = ContrastiveObjective.clip(inv_tau=min(_inv_tau(encoder), 100.0)).config()
+    return encoder
+
+
+def _inv_tau(encoder: DualEncoder) -> float:
+    return float(encoder.model.logit_scale.double().exp())
+
+
+def _check_whose(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuses open_clip's weights, which have the same keys, by their name; warns where none are float16."""
+    if path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}:
+        raise _of_open_clip(path)
+    if {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
+        said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
+        logger.warning("%s: %s (such as ViT-B-32/%s)", path, said, path.name)
+
+
+def _of_open_clip(path: Path) -> InputError:
+    said = (
+        "open_clip's weights, which do not say their towers; give the folder with open_clip_config.json, or NAME/FILE"
+    )
+    return InputError(f"{path}: {said} from within its folder (such as ViT-B-32/{path.name})")
+
+
+def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """open_clip's ``model_cfg``, from the shapes of weights under its names."""
+
+    def count(numbered: str) -> int:
+        return len({match[1] for key in tensors if (match := re.match(numbered, key))})
+
+    vocabulary, width = tensors["token_embedding.weight"].shape
+    text = {
+        "context_length": len(tensors["positional_embedding"]),
+        "vocab_size": vocabulary,
+        "width": width,
+        "heads": width // 64,
+        "layers": count(r"transformer\.resblocks\.(\d+)\."),
+    }
+    if "visual.proj" in tensors:
+        wide, _, patch, _ = tensors["visual.conv1.weight"].shape
+        cells = len(tensors["visual.positional_embedding"])
+        layers: Any = count(r"visual\.transformer\.resblocks\.(\d+)\.")
+    else:
+        wide, patch = len(tensors["visual.layer1.0.conv1.weight"]), None
+        cells = len(tensors["visual.attnpool.positional_embedding"])
+        layers = [count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+    side = (patch or 32) * math.isqrt(cells - 1)
+    vision = {"image_size": side, "layers": layers, "width": wide, "patch_size": patch}
+    embed_dim = tensors["text_projection"].shape[1]
+    return {"embed_dim": embed_dim, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+
+
+def _encoder(path: Path, config: dict[str, Any], specials: tuple[str, str], ending: Ending) -> DualEncoder:
+    text = config["text_cfg"]
+    tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], specials, ending)
+    return DualEncoder(path.stem, build(config, {}, path), tokenizer, EncoderConfig.open_clip(config))
