@@ -173,7 +173,7 @@ def test_paths_as_people_write_them(
     monkeypatch.chdir(tmp_path)
     assert len(open_source("~/shards/{00000..00002}.tar")) == len(open_source(f"file://{shards}")) == 12
     for words, told in (
-        (("train", "--data", "demo", "--out=s3://bucket/run"), "--out is an address (s3:…)"),
+        (("train", "--data", "demo", "--out=s3://bucket/run"), "--out: is an address"),
         (("train", "--data", "file://data/train.csv"), "names a host, 'data'"),
         (("train", "--data", "some\\train.csv"), "(folders are parted by '/' here: some/train.csv)"),
         (("eval", "x", "--zeroshot", "https://host/set"), "https://host/set: labelled pictures are read from a folder"),

@@ -54,7 +54,7 @@ def test_every_checkpoint_of_a_run_is_measured_and_a_damaged_one_named(run: Path
     assert mine["similar"][0]["keys"] == ["p0", "p6"] and mine["similar"][0]["captions"] == ["red", "red"]
     assert ["p0", "p6"] in [group[:1] + group[-1:] for group in mine["duplicates"]] and len(mine["similar"]) == 2
     (failure,) = found["failures"]
-    assert failure["model"] == "mine, step 5" and "damaged" in failure["error"]
+    assert failure["model"] == "mine, step 5" and "cannot be read" in failure["error"]
     assert failure["error"].startswith(f"{checkpoint(run, 5)}/")
 
 

@@ -68,14 +68,10 @@ def test_commands_refuse_it_in_one_line(
     pairs = write_pairs(tmp_path / "pairs", {f"{i}": ((60 * i, 0, 0), f"shade {i}") for i in range(4)})
     run = ["--data", str(pairs), "--batch-size", "2", "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "o")]
     encoders = ["--image-encoder", str(hostile), "--text-encoder", str(hostile)]
-    resumed = tmp_path / "run" / "checkpoints" / "step-00000001"
-    shutil.copytree(hostile, resumed / "model")
-    (resumed / "trainer.pt").write_bytes(b"not even read")
     for words in (
         ["eval", str(hostile), "--retrieval", str(pairs), "--out", str(tmp_path / "e"), "--workers", "0"],
         ["train", "--init", str(hostile), *run],
         ["train", *encoders, *run],
-        ["train", "--resume", str(resumed), *run],
     ):
         assert "asks for Python code of the model's own" in support.refused(capsys, *words)
     assert not marker.exists()

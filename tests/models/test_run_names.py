@@ -102,7 +102,7 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs: Path, capsys: pytes
     capsys.readouterr()
     assert cli.main(["search", "i", "red", "--model", "mine"]) == 2
     said = capsys.readouterr().err
-    assert "mine: has other weights" in said and f"({runs}/mine:best)" in said and said.count("\n") == 1
+    assert "mine: has other weights" in said and f"({runs}/mine:best)" in said and said.count("\n") == 2
 
 
 @pytest.mark.parametrize(

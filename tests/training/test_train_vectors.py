@@ -143,9 +143,10 @@ def test_every_form_gives_the_same_run_and_a_resumed_one_too(config: TrainConfig
 def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -> None:
     from cloob.data.order import epoch_order
     from cloob.training import build
+    from cloob.training.vectors import open_vectors
 
     config = config.override(head_dropout=0.0, val_split=0.0, epochs=5, log_every=1, embed_dim=32)
-    pairs, _ = build.open_all(config)
+    pairs, _ = open_vectors(config)
     heads = build.make_encoder(config, pairs)
     objective = cloob.make_objective("infoloob", inv_tau=10.0)
     weights = [p for p in heads.parameters() if p.requires_grad]

@@ -151,7 +151,8 @@ def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
     A matrix that holds a NaN gives NaN.
     """
     ends = [(t.norm(dim=1) if t.ndim else t).aminmax() for t in (tensor.detach() for tensor in named.values())]
-    numbers = [float(end) for end in torch.stack([end for pair in ends for end in pair]).cpu()]
+    flat = [end for pair in ends for end in pair]
+    numbers = list(map(float, flat)) if in_transform() else torch.stack(flat).tolist()  # torch 2.6 cannot list those
     return dict(zip(named, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
 

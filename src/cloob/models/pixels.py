@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError, one_line, require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,7 +71,9 @@ def open_image(image: Image | str | Path) -> Image:
     name = str(image) if isinstance(image, str | Path) else f"an image of {image.width}×{image.height} pixels"
     try:
         return decode(read_file(image)) if isinstance(image, str | Path) else upright(image)
-    except (Unreadable, OSError, ValueError) as error:
-        detail = " ".join(str(getattr(error, "detail", error)).split())
-        missing = isinstance(error, FileNotFoundError)
-        raise InputError(f"{name}: {'no such file' if missing else f'not a readable image ({detail})'}") from None
+    except Unreadable as error:
+        raise InputError(f"{name}: {error.reason} ({error.detail})") from None
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a readable image ({one_line(error)})") from None

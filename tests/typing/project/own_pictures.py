@@ -49,6 +49,14 @@ def start() -> DualEncoder:
     return create_model("RN50").to(torch.device("cpu"))
 
 
+def heads(a: Tensor, b: Tensor) -> float:
+    """A head of one's own, and the estimator over two matrices."""
+    assert_type(cloob.Head(4, 2).forward(a), Tensor)
+    fitted = cloob.ContrastiveHeads(epochs=2).fit(a, b)
+    assert_type(fitted, cloob.ContrastiveHeads)
+    return fitted.score(a, b)
+
+
 def mistakes(run: Path) -> None:
     """What a type checker has to refuse; an ignore that is not needed is an error too."""
     train("align")  # type: ignore[arg-type]
