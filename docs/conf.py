@@ -105,14 +105,16 @@ def setup(app: Any) -> None:
 # Strict (`-n`) about names of this package. Those of others need their inventories, and a network; aliases of types
 # and type variables have no entry of their own.
 _OTHERS = (
-    "abc torch numpy np PIL collections contextlib pathlib typing types argparse open_clip sentence_transformers mteb"
+    "abc torch numpy np PIL collections contextlib pathlib typing types argparse open_clip sentence_transformers mteb "
+    "sklearn"
 )
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_OTHERS.split())})\..*"),
-    (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Scale|Reason|Backend|\w+Name|LoadModel|ContextFactory|[A-Z])"),
+    (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Parts|Precision|Scale|Reason|Backend|\w+Name|LoadModel|ContextFactory)"),
+    (r"py:.*", r"(cloob\.[\w.]+\.)?[A-Z]"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?_\w+|cuda|callable|optional|(u?int|float|bool)\d*"),
     (r"py:.*", r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged"),
-    (r"py:.*", r"(all|math.isfinite|at_least|DECAY|POSITIVE|Annotated|Rule)\b.*"),  # rules of fields
+    (r"py:.*", r"(all|math.isfinite|at_least|DECAY|NAMED|POSITIVE|SHARE|Annotated|Rule|_DEVICE)\b.*"),  # of fields
     # Classes and modules that have no page: who reads the signature finds them in the source.
     (
         r"py:.*",

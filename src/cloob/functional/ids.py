@@ -16,7 +16,7 @@ def ids(names: Iterable[object]) -> Tensor:
         names: Texts or whole numbers, one a pair (captions, InChIKeys); equal ones get equal integers.
 
     Returns:
-        (N,) int64, a digest of each: the same on all ranks, unlike Python's ``hash``.
+        (N,) int64 digests, the same on all ranks, unlike Python's ``hash``.
 
     Example:
         >>> import cloob

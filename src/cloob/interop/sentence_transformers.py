@@ -4,7 +4,7 @@
     trainer = SentenceTransformerTrainer(model, train_dataset=pairs, loss=loss)
 
 Columns: anchor x, positive y, and any number K of hard-negative columns z. These are further candidates of every
-anchor, N·K of them, and stored in no memory (see :mod:`cloob.interop.negatives`). Without such columns this is the
+anchor, N·K of them, and stored in no memory. Without such columns this is the
 paper's objective, anchors in the place of images and positives in that of texts; :class:`InfoLOOBLoss` is the same
 without retrieval. Embeddings are normalised here, so that the model needs no ``Normalize`` module.
 ``BatchSamplers.NO_DUPLICATES`` keeps a text from being its own negative.
