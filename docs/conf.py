@@ -48,9 +48,7 @@ copybutton_prompt_is_regexp = True
 
 autoapi_dirs = [str(SOURCE)]
 # What no page shows is not read.
-autoapi_ignore = [
-    f"*/cloob/{folder}/*" for folder in ("commands", "evaluation/report", "models/weights")
-]
+autoapi_ignore = [f"*/cloob/{folder}/*" for folder in ("commands", "evaluation/report", "models/weights")]
 autoapi_root = "api"
 autoapi_add_toctree_entry = False
 autoapi_template_dir = "_templates/autoapi"

@@ -21,9 +21,9 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import EPOCHS_FILE, read_lines
 from cloob.recipes import get_recipe
+from cloob.training.checkpoint import preserved_rng
 from cloob.training.loop import train
 from cloob.training.select import read_choice
-from cloob.training.checkpoint import preserved_rng
 
 _CPU = torch.device("cpu")
 # The configuration's leaves by the names of parameters.

@@ -61,18 +61,45 @@ def test_value_is_the_objective_of_unit_embeddings(model: Any, columns: dict[str
         torch.testing.assert_close(expected, cloob_reference(*rows, 20.0, 5.0))
 
 
-@pytest.mark.parametrize("size", [3, 50])
-def test_cached_equals_plain(model: Any, size: int) -> None:
+@pytest.mark.parametrize("sizes", [{"mini_batch_size": 3}, {"mini_batch_size": 50}, {"mini_batch_num_tokens": 20}])
+def test_cached_equals_plain(model: Any, sizes: dict[str, int]) -> None:
     expected = CLOOBLoss(model)(tokens(model, tiny_bert.PAIRS))
     expected.backward()
     right = gradients(model)
-    found = CachedCLOOBLoss(model, mini_batch_size=size)(tokens(model, tiny_bert.PAIRS))
+    found = CachedCLOOBLoss(model, **sizes)(tokens(model, tiny_bert.PAIRS))
     (3.0 * found).backward()  # as a loss scaler does
     left = gradients(model)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert left.keys() == right.keys() and right
     for name, value in right.items():
         assert float((left[name] / 3.0 - value).abs().max()) <= 1e-5 * float(value.abs().max()) + 1e-7, name
+
+
+def test_forward_passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates share one, and a budget of tokens cuts the others; 6 or 7 tokens a text."""
+    sizes: list[int] = []
+    forward = type(model).forward
+
+    def counted(self: Any, features: dict[str, Tensor], **more: Any) -> dict[str, Tensor]:
+        sizes.append(len(features["input_ids"]))
+        return forward(self, features, **more)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    two = {**TWO, "negative": TWO["positive"]}
+    CLOOBLoss(model)(tokens(model, two))
+    assert sizes == [8, 16]
+    sizes.clear()
+    with torch.no_grad():
+        CachedCLOOBLoss(model, mini_batch_num_tokens=20)(tokens(model, TWO))
+    assert max(sizes) == 3 and sum(sizes) == 16
+
+
+def test_what_a_user_of_theirs_would_type(model: Any) -> None:
+    with pytest.raises(ValueError, match="scale is inv_tau here"):
+        CLOOBLoss(model, scale=20.0)  # type: ignore[arg-type]
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match="positive integer or None"):
+            CachedCLOOBLoss(model, mini_batch_num_tokens=bad)
 
 
 def test_a_saved_clip_model_says_its_loss(tmp_path: Path) -> None:
@@ -110,7 +137,10 @@ def test_the_example_of_the_page_trains(model: Any, tmp_path: Path, monkeypatch:
 def test_a_last_batch_of_one_pair_does_not_stop_the_training(model: Any, tmp_path: Path) -> None:
     one = {name: texts[:1] for name, texts in tiny_bert.PAIRS.items()}
     for columns in (one, {name: one[name] for name in TWO}):
-        loss = CLOOBLoss(model)(tokens(model, columns))
+        kind = CLOOBLoss(model)
+        with pytest.warns(UserWarning, match="per_device_train_batch_size"):
+            loss = kind(tokens(model, columns))
+        assert float(kind(tokens(model, columns)).detach()) == 0.0  # and does not warn again
         assert float(loss.detach()) == 0.0
         loss.backward()
         assert all(float(g.abs().max()) == 0.0 for g in gradients(model).values())
