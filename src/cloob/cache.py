@@ -37,6 +37,7 @@ _YOUNG_SECONDS = 3600  # since its last use for which nothing else is removed: a
 _IN_USE_SECONDS = 30
 _PATIENCE_SECONDS = 900.0
 _TEMPORARY = ".tmp-"
+_TOO_SMALL = "do not hold the shards that are read at the same time; they are fetched again and again: raise --cache-gb"
 _CACHED = re.compile(r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-")  # what a cache writes; other files in its folder stay
 
 
@@ -77,12 +78,7 @@ def use_cache(folder: Path | None, gigabytes: float | None) -> None:
 class Cache:
     """Files by kind and name, made when they are first needed and kept as long as there is room; at least one.
 
-    Args:
-        folder: Made when it is missing; None: ``cache_root()``.
-        max_bytes: Room for the files together; None: ``$CLOOB_CACHE_BYTES``, else ``DEFAULT_BYTES``.
-
-    Raises:
-        InputError: ``$CLOOB_CACHE_BYTES`` is no number of bytes; later, the folder cannot be written.
+    ``folder`` is by default ``cache_root()``, ``max_bytes`` ``$CLOOB_CACHE_BYTES`` or ``DEFAULT_BYTES``.
     """
 
     folder: Path | None = None
@@ -101,7 +97,15 @@ class Cache:
         ``name`` identifies the content, e.g. its URL; ``make`` writes the content to the path that it is given.
         """
         with self._writing(kind):
-            return self._keep(self._path(kind, name), make)
+            path = self._path(kind, name)
+            if not touch(path):
+                path.parent.mkdir(exist_ok=True)
+                with locked(path.with_name(f"lock-{path.name[:2]}")):
+                    if touch(path):
+                        return path
+                    _write(path, make)
+                self.evict(keep=path)
+            return path
 
     def find(self, kind: Kind, name: str) -> Path | None:
         """The file of this name, noted as in use; None when it is not there."""
@@ -137,23 +141,27 @@ class Cache:
         assert self.max_bytes is not None
         root, now = self._root(), time.time()
         with locked(root / "lock-evict"):
+            usage: list[tuple[float, int, Path]] = []
             removed: list[Path] = []
-            usage = _usage(root, removed)
-            excess = sum(size for _, size in usage.values()) - self.max_bytes
-            for path, (used, size) in sorted(usage.items(), key=lambda item: item[1]):
-                if excess <= 0:
-                    break
-                streamed = path.parent.name in _STREAMED
-                if path == keep or (now - used < _YOUNG_SECONDS and not streamed):
+            folders = [root / kind for kind in get_args(Kind) if (root / kind).is_dir()]
+            for path in (path for folder in folders for path in folder.iterdir() if _CACHED.match(path.name)):
+                with contextlib.suppress(FileNotFoundError):  # removed, or given its name, in between
+                    stat = path.stat()
+                    if not path.name.startswith(_TEMPORARY):
+                        usage.append((stat.st_atime, stat.st_size, path))
+                    elif now - stat.st_mtime > _YOUNG_SECONDS:
+                        removed.append(path)
+            excess = sum(size for _, size, _ in usage) - self.max_bytes
+            for used, size, path in sorted(usage):
+                young = now - used < _YOUNG_SECONDS and path.parent.name not in _STREAMED
+                if excess <= 0 or young or path == keep:
                     continue
                 if now - used < _IN_USE_SECONDS:
-                    _warn_once(
-                        f"{root}: {self.max_bytes / 1024**3:.3g} GiB do not hold the shards that are read at the "
-                        "same time; they are fetched again and again: raise --cache-gb"
-                    )
-                self.drop(path)
+                    _warn_once(f"{root}: {self.max_bytes / 1024**3:.3g} GiB {_TOO_SMALL}")
                 removed.append(path)
                 excess -= size
+            for path in removed:
+                self.drop(path)
         return removed
 
     def _root(self) -> Path:
@@ -164,17 +172,6 @@ class Cache:
     def _path(self, kind: Kind, name: str) -> Path:
         digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         return self._root() / kind / f"{digest}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-60:]}"
-
-    def _keep(self, path: Path, make: Callable[[Path], object]) -> Path:
-        if touch(path):
-            return path
-        path.parent.mkdir(exist_ok=True)
-        with locked(path.with_name(f"lock-{path.name[:2]}")):
-            if touch(path):
-                return path
-            _write(path, make)
-        self.evict(keep=path)
-        return path
 
     @contextlib.contextmanager
     def _writing(self, kind: Kind) -> Iterator[None]:
@@ -208,23 +205,4 @@ def _write(path: Path, make: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _usage(root: Path, removed: list[Path]) -> dict[Path, tuple[float, int]]:
-    """When each whole file was last used, and its bytes; removes what was abandoned half-written."""
-    usage: dict[Path, tuple[float, int]] = {}
-    folders = [root / kind for kind in get_args(Kind) if (root / kind).is_dir()]
-    for entry in (entry for folder in folders for entry in os.scandir(folder)):
-        if not _CACHED.match(entry.name) or not entry.is_file():
-            continue
-        with contextlib.suppress(FileNotFoundError):  # removed, or given its name, in between
-            stat, path = entry.stat(), Path(entry.path)
-            if not entry.name.startswith(_TEMPORARY):
-                usage[path] = stat.st_atime, stat.st_size
-            elif time.time() - stat.st_mtime > _YOUNG_SECONDS:
-                path.unlink()
-                removed.append(path)
-    return usage
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning("%s", message)
+_warn_once = functools.cache(logger.warning)

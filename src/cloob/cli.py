@@ -1,8 +1,7 @@
 """The command line: the sub-commands, and how an error reaches the person who typed one.
 
-A command is a module of ``cloob.commands``: ``Options`` (a dataclass), ``check(options)``, which refuses what is wrong
-with them, and ``run(options)``, which does the work and returns the exit code. Only ``run`` imports what is heavy, so
-help and mistakes are answered at once.
+A command is a module of ``cloob.commands``: ``Options`` (a dataclass), ``check(options)``, which refuses mistakes, and
+``run(options)``, which returns the exit code. Only ``run`` imports what is heavy: help and mistakes are instant.
 """
 
 from __future__ import annotations
@@ -36,70 +35,70 @@ COMMANDS = {
     "push": "push a model to the Hugging Face hub, with a card written from its run",
     "models": "list the towers by name",
 }
+_ROWS = "\n".join(f"  {name:<8}  {what}" for name, what in COMMANDS.items())
+_USAGE = f"""usage: cloob COMMAND [options]      (cloob COMMAND --help)
+
+Train, judge and use image-text models by CLOOB (arXiv:2110.11316).
+
+{_ROWS}
+
+  --version  the version
+  --debug    show the traceback of an error"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-        argv: The words after ``cloob``; those of the process if None.
-
-    Returns:
-        The exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted.
-    """
+    """Runs the command of these words, or of the process; 0 done, 1 failed, 2 the user's mistake, 130 interrupted."""
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and (out.encoding.lower() != "utf-8" or out.errors == "strict"):
         out.reconfigure(errors="backslashreplace")  # as stderr has it
     words = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    name = words[0] if words else ""
     if argv is None:
         atexit.register(_skip_last_collection)
-        if words[:1] in (["convert"], ["export"], ["push"]):
+        if name in ("convert", "export", "push"):
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: half-written folders are removed
     try:
-        return _run(words)
+        return _run(name, words[1:])
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 1
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left; Python would complain at exit
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, InputError, OSError, TrainingFailed) as error:
         if debug:
             raise
-        kept = "; the last complete checkpoint stays as it is" if words[:1] in (["train"], ["demo"]) else ""
-        kept += ", and --resume auto goes on from it" if words[:1] == ["train"] else ""
+        if not isinstance(error, KeyboardInterrupt):
+            print(f"cloob: {message(error)}", file=sys.stderr)
+            return 1 if isinstance(error, TrainingFailed) else 2
+        kept = "; the last complete checkpoint stays as it is" if name in ("train", "demo") else ""
+        kept += ", and --resume auto goes on from it" if name == "train" else ""
         print(f"cloob: interrupted{kept}", file=sys.stderr)
         return 130
-    except (InputError, OSError, TrainingFailed) as error:
-        if debug:
-            raise
-        print(f"cloob: {message(error)}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingFailed) else 2
 
 
-def _run(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0 if words else 2
-    if words[0] in ("-V", "--version"):
+def _run(name: str, words: list[str]) -> int:
+    if name in ("", "-h", "--help", "help"):
+        print(_USAGE)
+        return 0 if name else 2
+    if name in ("-V", "--version"):
         print(f"cloob {__version__}")
         return 0
     for word in words:
-        if not word.isascii() and word.encode("utf-8", "ignore").decode() != word:
+        if word.encode("utf-8", "ignore").decode() != word:
             raise InputError(f"{printable(word)}: this name is not UTF-8; rename it")
-    name, *rest = words
     if name not in COMMANDS:
         raise InputError(f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)")
     with needs("train"):
         from cloob.commands.options import parse  # tyro
 
         command = importlib.import_module(f"cloob.commands.{name}")
-        options = command.read(rest) if hasattr(command, "read") else parse(command.Options, rest, f"cloob {name}")
+        options = command.read(words) if hasattr(command, "read") else parse(command.Options, words, f"cloob {name}")
+        if hasattr(options, "machine"):
+            options.machine.use()
         if hasattr(command, "check"):
             command.check(options)
-        if hasattr(options, "cache"):
-            options.cache.use()
         code: int = command.run(options)
     return code
 
@@ -118,17 +117,3 @@ def _skip_last_collection() -> None:
     """
     if "triton" not in sys.modules:
         gc.freeze()
-
-
-def usage() -> str:
-    """The text of ``cloob --help``."""
-    rows = "\n".join(f"  {name:<8}  {what}" for name, what in COMMANDS.items())
-    return (
-        "usage: cloob COMMAND [options]      (cloob COMMAND --help)\n\n"
-        "Train, judge and use image-text models by CLOOB (arXiv:2110.11316).\n\n"
-        f"{rows}\n\n  --version  the version\n  --debug    show the traceback of an error"
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,10 +14,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udf
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: one line that says what, where, and what would be right.
-
-    The command line prints it without a traceback and exits with code 2.
-    """
+    """Something the user gave is wrong: one line that says what, where, and what would be right. Exit code 2."""
 
 
 class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
@@ -55,10 +52,7 @@ def is_failure(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception's message without line breaks, cut to ``limit`` characters; its type when it has none.
-
-    The advice of torch and other libraries to run a file's code all the same is left out.
-    """
+    """An exception's message on one line of ``limit`` characters, without advice to run a file's code; or its type."""
     text = printable(" ".join(str(error).split())) or type(error).__name__
     if "weights_only" in text:
         named = re.search(r"GLOBAL ([\w.]+)", text)
@@ -108,11 +102,7 @@ def needs(extra: str) -> Iterator[None]:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Imports an optional dependency, such as ``open_clip``, that an extra of this package brings.
-
-    Raises:
-        InputError: It is not installed; the message names the ``pip install`` that brings it.
-    """
+    """Imports an optional dependency; an InputError names the extra of this package that brings it."""
     with needs(extra):
         return importlib.import_module(module)
 

@@ -18,8 +18,7 @@ from cloob.errors import InputError
 def write_whole(path: Path, content: str | bytes, refused: str | None = None) -> None:
     """Writes a file, and its folder where that is missing; a reader sees all of it or what was there before.
 
-    Text is written as UTF-8; the bytes of a file name that is not UTF-8 become an escape, which JSON reads back.
-    ``refused`` is what the InputError says before the reason.
+    Text is UTF-8, with an escape for what is not in a file name. ``refused`` is the InputError before its reason.
     """
     temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
     try:
@@ -40,22 +39,12 @@ class TooLarge(Exception):  # noqa: N818 - the file is at fault, not the program
         self.size = size
 
 
-def check_regular(path: Path | str) -> None:
-    """Raises OSError for a pipe or a device: who opens it would wait for its bytes."""
+def read_at_most(path: Path | str, most: int) -> bytes:
+    """The bytes of a file; OSError for a pipe or a device, which would keep us waiting, TooLarge before any is read."""
     mode = os.stat(path).st_mode  # noqa: PTH116
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
-
-
-def open_regular(path: Path | str) -> FileIO:
-    """Opens a file to be read; OSError for a pipe or a device."""
-    check_regular(path)
-    return FileIO(path)
-
-
-def read_at_most(path: Path | str, most: int) -> bytes:
-    """The bytes of a file, but not of a pipe or a device; TooLarge, before any is read, where it has more."""
-    with open_regular(path) as file:
+    with FileIO(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise TooLarge(size)
@@ -63,7 +52,7 @@ def read_at_most(path: Path | str, most: int) -> bytes:
 
 
 def check_replaceable(target: Path) -> None:
-    """Raises InputError for a folder whose place no other can take: a mounted one, or the current one."""
+    """Refuses a folder whose place no other can take: a mounted one, or the current one."""
     place = target.resolve()
     if os.path.ismount(place):
         raise InputError(f"{target}: a file system is mounted here, which cannot be replaced; give a folder in it")
@@ -81,28 +70,20 @@ def whole_folder(target: Path) -> Iterator[Path]:
     check_replaceable(target)
     place = target.resolve()
     temporary = place.with_name(f".tmp-{place.name}-{uuid.uuid4().hex[:8]}")
+    old = temporary.with_name(f"{temporary.name}-old")
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        _replace(place, temporary)
+        if place.is_dir():
+            place.rename(old)
+        temporary.rename(place)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(place: Path, new: Path) -> None:
-    """Gives a folder the place of another one, which is put back if that fails."""
-    old = place.with_name(f"{new.name}-old")
-    if place.is_dir():
-        place.rename(old)
-    try:
-        new.rename(place)
-    except BaseException:  # Ctrl-C as well
-        if old.exists():
+        if old.exists() and not place.exists():  # by Ctrl-C as well
             old.rename(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def flush(folder: Path) -> None:

@@ -24,16 +24,11 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def emulates_bfloat16(file: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor has no instructions for bfloat16, by the list that Linux keeps; False without one."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    listed = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
-    return bool(listed) and listed.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
-
-
 def warn_of_emulated_bfloat16() -> None:
-    """Says before work in bfloat16 on the CPU what it costs here, where it is emulated."""
-    if emulates_bfloat16():
+    """Says before work in bfloat16 on the CPU that it is slow here, by the list of instructions that Linux keeps."""
+    file = Path("/proc/cpuinfo")
+    flags = set(file.read_text(encoding="utf-8", errors="replace").split()) if file.is_file() else set()
+    if flags and flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"}):
         logger.warning("this processor only emulates bfloat16, which takes it several times as long as float32")
 
 

@@ -86,9 +86,11 @@ def test_the_command_writes_its_page_and_json(run: Path, tmp_path: Path, capsys:
     words = ["analyze", str(run), "--pairs", str(tmp_path / "pairs"), "--out", str(out), "--device", "cpu"]
     assert cli.main(words) == 1
     printed = capsys.readouterr()
-    assert "effective eigenvalues, images" in printed.out and f"next: cloob eval {run} --retrieval" in printed.err
-    (found,) = json.loads((out / "analysis.json").read_text(encoding="utf-8"))["runs"]
-    assert len(found["checkpoints"]) == 2 and found["unreadable"] == {"corrupt image": 1}
+    assert "effective eigenvalues image" in printed.out and "report.html" in printed.out
+    assert f"next: cloob eval {run} --retrieval" in printed.err
+    found = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
+    assert len(found["runs"][0]["checkpoints"]) == 2 and found["runs"][0]["geometry"]["n"] == 6
+    assert found["runs"][0]["unreadable"] == {"corrupt image": 1}
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Effective eigenvalues during training" in page and page.count('class="twin-images"') == 15
     assert "1 images or captions could not be read (corrupt image × 1); they are in no measure" in page

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
-import json
-import os
 import struct
-import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from served_colours import ColourEncoder, build
 from starlette.testclient import TestClient
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.records import Item
-from cloob.serve import schemas
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
-from cloob.serve.uploads import Upload, Uploads
 from support import picture
 
 
@@ -52,16 +42,6 @@ def test_what_is_too_large_is_refused(client: TestClient, data: bytes) -> None:
     assert code == 413 and said and "\n" not in said
 
 
-def test_a_large_jpeg_is_decoded_smaller(index: Index) -> None:
-    stream = io.BytesIO()
-    Image.new("L", (9000, 8000), 90).save(stream, "JPEG")
-    with TestClient(make_app(index, ServeConfig()), base_url="http://localhost") as client:
-        assert send(client, stream.getvalue(), "a.jpg")[0] == 200
-        stream = io.BytesIO()
-        Image.new("1", (9000, 8000)).save(stream, "PNG")
-        assert send(client, stream.getvalue())[0] == 413
-
-
 def test_only_a_clean_thumbnail_is_given_back(client: TestClient) -> None:
     stream = io.BytesIO()
     exif = Image.Exif()
@@ -81,39 +61,16 @@ def test_a_form_without_a_file_and_several_files(client: TestClient) -> None:
     assert client.post("/api/uploads", files=many).status_code in (400, 413)
 
 
-def test_two_uploads_are_decoded_at_a_time_and_too_many_are_refused(pictures: Path, tmp_path: Path) -> None:
-    go_on, at_work = threading.Event(), []
-
-    class Slow(ColourEncoder):
-        def preprocess(self, image: Image.Image) -> torch.Tensor:
-            if image.size == (9, 9):
-                at_work.append(image)
-                assert len(at_work) <= 2 or go_on.is_set()
-                assert go_on.wait(60)
-            return super().preprocess(image)
-
-    async def together(index: Index) -> list[int]:
-        transport = httpx.ASGITransport(app=make_app(index, ServeConfig()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
-            files = [{"file": ("a.png", picture((number, 0, 0), (9, 9)))} for number in range(40)]
-            held = [(await web.post("/api/uploads", files=file)).json()["upload"] for file in files]
-            bodies = [{"parts": [{"upload": upload}], "cutoff": False} for upload in held]
-            asked = [asyncio.create_task(web.post("/api/search", json=body)) for body in bodies]
-            await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)  # one that is refused
-            go_on.set()
-            return [answer.status_code for answer in await asyncio.gather(*asked)]
-
-    with build(tmp_path / "idx", pictures, Slow()) as index:
-        codes = asyncio.run(together(index))
-    assert set(codes) == {200, 503} and codes.count(200) >= 34  # two are decoded, 32 wait
-
-
-def test_those_used_longest_ago_are_forgotten() -> None:
-    for uploads in (Uploads(most=2), Uploads(most_bytes=7)):
-        for name in "abc":
-            uploads.add(Upload(name, b"abc", 1, 1, b""))
-            uploads.get("a")
-        assert [name for name in "abc" if uploads.get(name)] == ["a", "c"]
+@pytest.mark.parametrize("bound", ["MAX_UPLOADS", "MAX_UPLOADS_BYTES"])
+def test_those_used_longest_ago_are_forgotten(index: Index, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    files = [picture(colour) for colour in ("red", "green", "blue")]
+    monkeypatch.setattr(f"cloob.serve.collection.{bound}", 2 if bound == "MAX_UPLOADS" else len(files[0]) * 2 + 9)
+    with web_of(index) as client:
+        held = []
+        for data in files:
+            held.append(client.post("/api/uploads", files={"file": ("a.png", data)}).json()["upload"])
+            client.get(f"/api/uploads/{held[0]}/thumbnail")
+        assert [client.get(f"/api/uploads/{upload}/thumbnail").status_code for upload in held] == [200, 404, 200]
 
 
 FORM = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
@@ -216,26 +173,3 @@ def test_beyond_this_machine_no_whole_path_is_told(index: Index, pictures: Path)
             answer = web.get("/api/items/1")
             assert (str(pictures) in answer.text) is local
             assert answer.json()["path"].endswith(answer.json()["name"])
-
-
-@pytest.mark.parametrize(
-    ("source", "path", "told"),
-    [
-        ("/data/photos", "/data/photos/sub/a.png", "sub/a.png"),
-        ("/data/list.csv", "/home/me/photos/a.png", "a.png"),
-        ("/data/{0..1}.tar", "/data/0.tar::sub/a.png", "a.png"),
-        ("s3://bucket/{0..1}.tar", "0.tar::a.png", "a.png"),
-        ("/data/p", os.fsdecode(b"/data/p/caf\xe9.png"), "caf\N{REPLACEMENT CHARACTER}.png"),
-    ],
-)
-def test_what_is_told_of_a_path(source: str, path: str, told: str) -> None:
-    item = Item(1, source, path, "0" * 64, 1, None, 1, 1, None, "cut \ud83d", {"x\ud83d": "\udce9"})
-    said = schemas.picture(item, whole_path=False)
-    assert said["path"] == told
-    json.dumps([said, schemas.picture(item, whole_path=True)], ensure_ascii=False).encode()
-
-
-def test_whole_numbers_that_javascript_would_round_are_text() -> None:
-    columns = {"ean": 12345678901234567, "least": -(2**53) - 1, "exact": 2**53, "yes": True, "x": 1e300, "none": None}
-    said = schemas.picture(Item(1, "s", "a.png", "0" * 64, 1, None, 1, 1, columns=columns), whole_path=False)["columns"]
-    assert said == columns | {"ean": "12345678901234567", "least": "-9007199254740993"}

@@ -90,8 +90,7 @@ def test_held_out_pairs_judge(
     recalls = [held_out[f"{way}@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
     seen = lines(tmp_path / "run" / "epochs.jsonl")[-1]["val_recall"]
     assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / n / 6)  # a tie may fall either way
-    said = f"cloob: {tmp_path}/run: {len(rows) - n} of {len(rows)} pairs of {table} were trained on"
-    assert f"{said}; --held-out judges by pairs that were not\n" in err
+    assert f"cloob: {tmp_path}/run: was trained on {table}; --held-out judges by pairs that were not\n" in err
     # Changed pairs are split otherwise.
     write_table(table, rows[3:])
     said = "its pairs have changed since the training, so nobody knows which were held out"
@@ -116,8 +115,7 @@ def test_held_out_pairs_of_their_own_judge(
     assert [list(row["retrieval"]) for row in rows] == [[f"{pairs_folder.name} (held out)"]] * 2
     capsys.readouterr()
     other = str(trained.run)
-    said = f"cloob: {other}: held no pairs out of its training; name pairs by --retrieval\n"
-    assert refused(capsys, "eval", other, *words) == said
+    assert "held no pairs out of its training" in refused(capsys, "eval", other, *words)
     config = json.loads((judged.save.out / "config.json").read_text())
     config["pairs"]["val_data"] = [f"pipe:touch {tmp_path}/ran"]
     shutil.copytree(judged.save.out, tmp_path / "strange")

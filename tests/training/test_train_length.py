@@ -54,15 +54,12 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{tmp_path / 'run'}: 15 steps, ")
     best = lines(tmp_path / "run" / "epochs.jsonl")[0]["val_recall"]
-    assert said[1] == (
-        f"stopped at epoch 3: no better since epoch 1 ({100 * best:.0f} % recall), kept as {tmp_path / 'run'}:best"
-    )
+    assert said[1] == "stopped at epoch 3: no better for 2 epochs"
+    assert said[2] == f"{tmp_path / 'run'}:best: val_recall {best:.4g} (step-00000005)"
     run = tmp_path / "run"
     command = ["train", "--config", str(run / "config.json"), "--resume", "auto", "--epochs", "12"]
     assert main(command) == 0
-    assert capsys.readouterr().out == (
-        f"{run}: already finished (3 epochs, 15 steps); the patience was used up; "
-        "a larger --patience, or 0, goes on, another --out or --overwrite in place of --resume starts anew\n"
-    )
+    out = capsys.readouterr().out
+    assert out.startswith(f"{run}: already finished (3 epochs, 15 steps); the patience was used up")
     assert main([*command, "--patience", "0", "--epochs", "4"]) == 0
     assert len(lines(run / "epochs.jsonl")) == 4

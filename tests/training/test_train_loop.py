@@ -113,10 +113,7 @@ def test_a_finished_run_is_said_to_be_finished(
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
     command = ["train", "--config", str(trained.run / "config.json"), "--out", str(out), "--resume", "auto"]
     assert main(command) == 0
-    assert capsys.readouterr().out == (
-        f"{out}: already finished (3 epochs, 15 steps); more --epochs go on, another --out or --overwrite in place of "
-        "--resume starts anew\n"
-    )
+    assert capsys.readouterr().out.startswith(f"{out}: already finished (3 epochs, 15 steps)")
     assert main([*command, "--model", "nano-wide"]) == 2
     assert "was trained with towers.model = 'nano-dropout', not 'nano-wide'" in capsys.readouterr().err
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()} == before

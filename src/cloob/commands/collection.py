@@ -1,78 +1,68 @@
-"""An index to work on: one that is there, or a temporary one for pictures that are in none."""
+"""An index to work on (one that is there, or a temporary one of pictures that are in none), and copies out of it."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+import itertools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloob.commands.options import check_there
-from cloob.errors import InputError, printable
+import cloob
+from cloob.commands.options import DecodeOptions, check_there, refuse
+from cloob.commands.terminal import Progress, say
+from cloob.errors import InputError, message, printable
 
 if TYPE_CHECKING:
     from cloob.models.encoding import Encoder
     from cloob.search.build import Summary
-    from cloob.search.index import Index
-    from cloob.search.records import Precision
+    from cloob.search.records import Item, Precision
 
 INDEX_FILE = "index.sqlite"
 
 
 def check_index(address: str) -> None:
-    """Refuses an address without an index."""
-    path, scheme = Path(address), address.partition("://")[0]
-    if scheme not in (address, "postgresql", "postgres"):
-        raise InputError(f"{address}: {scheme}:// is no index; a folder or postgresql://… is wanted")
-    if scheme == address and not (path / INDEX_FILE).is_file():
-        there = "holds no index" if path.is_dir() else "is a file" if path.exists() else "no such folder"
-        free = not any(path.iterdir()) if path.is_dir() else not path.exists()
-        raise InputError(
-            f"{address}: {there}; cloob index SRC --model M --out {address if free else 'NAME.idx'} makes one"
-        )
+    """Refuses a place without an index; of a database the server is asked later."""
+    path = Path(address)
+    there = "holds no index" if path.is_dir() else "is a file" if path.exists() else "no such folder"
+    free = not any(path.iterdir()) if path.is_dir() else not path.exists()
+    said = f"{address}: {there}; cloob index SRC --model M --out {address if free else 'NAME.idx'} makes one"
+    refuse({said: not address.startswith(("postgresql://", "postgres://")) and not (path / INDEX_FILE).is_file()})
 
 
 def check_source(source: str, model: str | None) -> None:
     """Refuses a source that is not there, and pictures in no index without a model to embed them."""
     from cloob.models.source import check_source as check_model
 
-    if "://" in source or (Path(source) / INDEX_FILE).is_file():
-        return
-    check_there(source)
-    if model is None:
-        raise InputError("no model given: --model names a run folder, or NAME/TAG of open_clip")
-    check_model(model)
+    if "://" not in source and not (Path(source) / INDEX_FILE).is_file():
+        check_there(source)
+        refuse({"no model given: --model names a run folder, or NAME/TAG of open_clip": model is None})
+        check_model(str(model))
 
 
 @contextmanager
 def opened(
-    source: str | Path,
-    model: str | Encoder | None,
-    device: str,
-    workers: int | None,
-    precision: Precision | None = None,
-) -> Iterator[tuple[Index, int]]:
-    """An index of a source, and how many of its pictures, folders and shards could not be read; stderr names some.
+    source: str | Path, model: str | Encoder | None, machine: DecodeOptions, precision: Precision | None = None
+) -> Iterator[tuple[cloob.Index, int]]:
+    """An index of a source, and how many of its pictures, folders and shards could not be read; some are named.
 
     Pictures are embedded into an index that is gone at the end. The model is one of an index, by name or by what it is
     loaded from; or for pictures what ``load_model`` takes, or a loaded one.
     """
-    import tempfile
-
-    from cloob.commands.terminal import Progress
-    from cloob.machine import decoders
-    from cloob.search.index import Index, is_there
+    from cloob.search.index import is_there
     from cloob.search.update import UpdateOptions
 
     if is_there(source):
-        with Index.open(source, model=model if isinstance(model, str) else None) as index:
+        with cloob.Index.open(source, model=model if isinstance(model, str) else None) as index:
             yield index, 0
         return
-    workers = decoders() if workers is None else workers
-    options = UpdateOptions(model, device=device, precision=precision, workers=workers)
-    with tempfile.TemporaryDirectory(prefix="cloob-") as folder, Index.create(Path(folder) / "index") as index:
+    options = UpdateOptions(model, device=machine.device, precision=precision, workers=machine.threads())
+    with tempfile.TemporaryDirectory(prefix="cloob-") as folder, cloob.Index.create(Path(folder) / "index") as index:
         with Progress() as progress:
             done = index.update([source], options, progress=partial(progress.update, "pictures"))
         report_left_out(done)
@@ -82,7 +72,7 @@ def opened(
 
 
 def report_left_out(summary: Summary) -> None:
-    """Names on stderr what could not be read, and what else of the sources is not in the index."""
+    """Names what could not be read, and what else of the sources is not in the index."""
     from cloob.search.scan.collection import EXAMPLES
 
     left_out = summary.left_out
@@ -90,4 +80,51 @@ def report_left_out(summary: Summary) -> None:
     reasons += [(reason, count, left_out.examples[reason]) for reason, count in left_out.counts.items()]
     for reason, count, examples in reasons:
         more = ", …" if count > len(examples) >= EXAMPLES else ""
-        print(f"cloob: {count:,} × {reason}: {', '.join(map(printable, examples))}{more}", file=sys.stderr)
+        say(f"{count:,} × {reason}: {', '.join(map(printable, examples))}{more}")
+
+
+def copy(index: cloob.Index, items: Iterable[Item], root: Path | None, below: Mapping[int, str] = {}) -> int:
+    """Copies pictures into a folder, or one below it by their id; nothing is overwritten. 1 where one could not be."""
+    if root is None:
+        return 0
+    done = failed = there = 0
+    for item in items:
+        try:
+            new = _copy(index, item, root / below.get(item.id, ""))
+            done, there = done + new, there + (not new)
+        except (OSError, InputError) as error:
+            say(f"{printable(item.path)} is not copied: {message(error).removeprefix(f'{item.path}: ')}")
+            failed += 1
+    also = f", {there} were there" if there else ""
+    also += f", {failed} could not be copied" if failed else ""
+    say(f"{done} copied to {root}{also}")
+    return 1 if failed else 0
+
+
+def _copy(index: cloob.Index, item: Item, folder: Path) -> bool:
+    """Copies a picture as it was indexed, to ``a.jpg``, ``a-2.jpg`` and so on; False if the folder has it already."""
+    from cloob.files import write_whole
+
+    content = index.picture(item.id)  # an InputError where it has changed
+    name = Path(folder_name(re.split(r"/|\\|::", item.path)[-1][-200:]))  # of a file, or a member of a container
+    target = folder / name
+    for number in itertools.count(2):
+        if not os.path.lexists(target) or _holds(target, content):
+            break
+        target = folder / f"{name.stem}-{number}{name.suffix}"
+    if os.path.lexists(target):
+        return False
+    write_whole(target, content)
+    if Path(item.path).is_file():
+        shutil.copystat(item.path, target)
+    return True
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
+
+
+def folder_name(label: str) -> str:
+    """A label as the name of a folder."""
+    name = re.sub(r"[/\\]", "_", printable(label)).strip()
+    return "_" if name in ("", ".", "..") else name[:200]

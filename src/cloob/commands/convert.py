@@ -6,19 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cloob.commands.options import tyro
-from cloob.errors import InputError
+from cloob.commands.options import refuse, tyro
+from cloob.commands.terminal import say_next
 
 
 @dataclass(frozen=True)
 class Options:
-    """Write a model as a model folder: SRC is whatever --init and `cloob eval` take, DEST is made.
-
-    Where the towers are open_clip's, DEST is a `local-dir:` folder of open_clip as well.
-    """
+    """Write a model as a model folder, which open_clip reads as `local-dir:` where the towers are its own."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """File, folder or name of a model."""
+    """File, folder or name of a model: whatever --init and `cloob eval` take."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
     """The folder that is made."""
     overwrite: bool = False
@@ -34,17 +31,14 @@ def check(options: Options) -> None:
     if not target.exists():
         return
     check_replaceable(target)
-    names = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE)
-    if not target.is_dir() or (not any((target / name).is_file() for name in names) and any(target.iterdir())):
-        raise InputError(f"{target}: exists and is no model folder; give another place")
+    filled = not target.is_dir() or any(target.iterdir())
+    is_model = any((target / name).is_file() for name in (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE))
+    refuse({f"{target}: exists and is no model folder; give another place": filled and not is_model})
     check_not_source(options.source, target)
-    if not options.overwrite and any(target.iterdir()):
-        raise InputError(f"{target}: exists; --overwrite replaces it")
+    refuse({f"{target}: exists; --overwrite replaces it": filled and not options.overwrite})
 
 
 def run(options: Options) -> int:
-    """Writes all of the model, or nothing."""
-    from cloob.commands.terminal import say_next
     from cloob.files import whole_folder
     from cloob.models.folder import save_model
     from cloob.models.load import load_model

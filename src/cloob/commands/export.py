@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from cloob.commands.options import as_words, goes_with, tyro
+from cloob.commands.options import as_words, goes_with, refuse, tyro
+from cloob.commands.terminal import say_next
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ class Options:
     """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
     """The folder that is made."""
-    to: Literal["transformers", "onnx"] | None = None
-    """transformers: CLIPModel, processor and tokenizer, which sentence-transformers reads too. onnx: both towers as
-    graphs."""
+    to: Literal["transformers", "onnx"]
+    """transformers: read by sentence-transformers too. onnx: both towers as graphs."""
     int8: bool = False
     """With --to onnx: weights as 8-bit integers; the card says what that costs on the sets of --eval."""
     eval: tuple[str, ...] = ()
@@ -43,21 +43,16 @@ class Options:
 def check(options: Options) -> None:
     from cloob.export.exported import check_packages, check_target
 
-    if options.to is None:
-        raise InputError("--to is missing: transformers or onnx (cloob export --help)")
-    if options.int8 and options.to != "onnx":
-        raise InputError(f"--int8 needs --to onnx, not --to {options.to}")
-    goes_with(options, {"eval": "int8"})
+    refuse({f"--int8 needs --to onnx, not --to {options.to}": options.int8 and options.to != "onnx"})
+    goes_with(options, eval="int8")
     spell_licence(options.license)
     check_target(options.source, options.target, overwrite=options.overwrite)
     check_packages(options.to)
 
 
 def run(options: Options) -> int:
-    """Writes all of the export, or nothing."""
     import json
 
-    from cloob.commands.terminal import say_next
     from cloob.export.card import gather_facts, write_card
     from cloob.files import whole_folder
     from cloob.models.load import load_model
@@ -94,12 +89,12 @@ def run(options: Options) -> int:
 
 
 def _export(encoder: DualEncoder, folder: Path, options: Options) -> Exported:
-    """Imports the one exporter that is asked for."""
+    """Imports the one exporter that is asked for, and with it what that needs."""
     if options.to == "transformers":
-        from cloob.export.transformers import export_transformers  # transformers
+        from cloob.export.transformers import export_transformers
 
         return export_transformers(encoder, folder)
-    from cloob.export.onnx import export_onnx  # onnx
+    from cloob.export.onnx import export_onnx
 
     return export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
 
@@ -114,5 +109,4 @@ def spell_licence(licence: str | None) -> str | None:
 
 def is_repository(name: str) -> bool:
     """Whether the hub takes a name as ``ORG/NAME``."""
-    odd = ".." in name or "--" in name or name.endswith((".git", ".", "-"))
-    return not odd and _REPOSITORY.fullmatch(name) is not None
+    return not re.search(r"\.\.|--|(\.git|\.|-)$", name) and _REPOSITORY.fullmatch(name) is not None

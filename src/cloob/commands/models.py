@@ -16,7 +16,6 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Prints one name per line."""
     from cloob.commands.terminal import say_next
     from cloob.models.source import known_models
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from cloob.commands.export import is_repository, spell_licence
-from cloob.commands.options import as_words, tyro
+from cloob.commands.options import as_words, refuse, tyro
+from cloob.commands.terminal import say, say_next
 from cloob.errors import InputError
 
 
@@ -32,19 +33,16 @@ class Options:
 def check(options: Options) -> None:
     from cloob.export.exported import check_packages
 
-    if not is_repository(options.repository):
-        raise InputError(f"{options.repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'")
-    if spell_licence(options.license) is None:
-        raise InputError("--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows")
+    name = f"{options.repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
+    licence = "--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows"
+    refuse({name: not is_repository(options.repository), licence: spell_licence(options.license) is None})
     check_packages("transformers")
 
 
 def run(options: Options) -> int:
     """Writes the repository's files, lists them, and sends them; 1 when the hub does not take them."""
-    import sys
     import tempfile
 
-    from cloob.commands.terminal import say_next
     from cloob.export.card import gather_facts
     from cloob.export.push import PushFailed, check_online, list_files, send, write_repository
     from cloob.models.load import load_model
@@ -74,7 +72,7 @@ def run(options: Options) -> int:
         place = error.filename or "the files"
         raise InputError(f"{place}: cannot be written ({error.strerror}); TMPDIR names another place") from error
     except PushFailed as error:
-        print(f"cloob: {error}", file=sys.stderr)
+        say(str(error))
         return 1
     print(f'{address}\ncloob.load_model("hf-hub:{repository}") loads it', flush=True)
     say_next(["eval", f"hf-hub:{repository}", "--zeroshot", "demo:noto-emoji"])

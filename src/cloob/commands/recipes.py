@@ -11,7 +11,6 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Prints one recipe per line."""
     from cloob.commands.terminal import say_next
     from cloob.recipes import RECIPES, describe
 

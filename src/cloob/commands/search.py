@@ -13,29 +13,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cloob.commands.collection import check_index
-from cloob.commands.copies import put
-from cloob.commands.options import HTML, CacheOptions, check_out, exclusive, goes_with, parse, tyro
-from cloob.commands.terminal import hint
-from cloob.errors import InputError, counted, message, printable
+import cloob
+from cloob.commands.collection import check_index, copy
+from cloob.commands.options import DeviceOptions, exclusive, goes_with, parse, refuse, tyro, within
+from cloob.commands.terminal import say
+from cloob.errors import InputError, counted, printable
 
 if TYPE_CHECKING:
-    from cloob.search.index import Index
     from cloob.search.query import Query
     from cloob.search.records import Hit, Item, Results
 
 _NUMBER = re.compile(r"-[\d.]+(e[+-]?\d+)?").fullmatch  # the value of an option
-_MAX_TOP = 100_000
 
 
 @dataclass(frozen=True)
 class Options:
     """Find pictures of an index by words and pictures, with weights, filters and a cutoff below which nothing fits.
 
-    A QUERY is words ("a red bird"), a picture (photo.jpg) or its https:// address; several add up. +0.5:beach counts
-    half. Put terms to subtract after --, as in: cloob search IDX beach +0.5:photo.jpg -- -people
+    A QUERY is words ("a red bird"), a picture (photo.jpg) or its https:// address; several add up.
+
+    +0.5:beach counts half. Put terms to subtract after --, as in: cloob search IDX beach +0.5:photo.jpg -- -people
     """
 
     index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")]
@@ -46,9 +45,8 @@ class Options:
     """Only among these: "date >= 2024 and caption like '%dog%'" (docs/find.md)."""
     top: int = 20
     """How many at most."""
-    cutoff: str = "auto"
-    """Leave out what is nearer to the query by less than this many standard deviations than unrelated queries are; auto
-    is 3, 2 for pictures alone, and none for --like alone; none leaves out nothing."""
+    cutoff: float | Literal["auto", "none"] = "auto"
+    """Standard deviations by which a hit must beat unrelated queries; auto: 3, 2 for pictures, none for --like."""
     like: str | None = None
     """More like this picture of the index: its id or its path."""
     duplicates: bool = False
@@ -69,15 +67,9 @@ class Options:
     """End each path with a NUL instead of a line feed; also -0."""
     copy_to: Path | None = None
     """Copy what is found into this folder; nothing there is overwritten."""
-    sheet: Path | None = None
-    """Write a contact sheet, one HTML file."""
-    open: bool = False
-    """Show a contact sheet in the browser."""
     model: str | None = None
     """Which of the index's models, by its name or by what it is loaded from; the first when left out."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    cache: CacheOptions = field(default_factory=CacheOptions)
+    machine: DeviceOptions = field(default_factory=DeviceOptions)
 
 
 def read(words: Sequence[str]) -> Options:
@@ -93,141 +85,74 @@ def read(words: Sequence[str]) -> Options:
 
 
 def check(options: Options) -> None:
-    alone = [("duplicates", other) for other in ("query", "like", "explain", "sheet", "open", "top", "cutoff")]
-    alone += [("explain", other) for other in ("paths", "copy_to", "sheet", "open", "cutoff")]
-    exclusive(options, ("paths", "json"), ("exact", "threshold"), *alone)
-    goes_with(options, {"threshold": "duplicates", "exact": "duplicates", "null": "paths", "beta": "explain"})
-    if not (options.duplicates or options.query or options.like):
-        raise InputError('nothing to search for: give words ("a red bird"), a picture or --like ID')
-    if not 1 <= options.top <= _MAX_TOP:
-        raise InputError(f"--top is {options.top}; 1 to {_MAX_TOP:,} is wanted")
-    if not 0 < options.threshold <= 1:
-        raise InputError(f"--threshold is {options.threshold}; a cosine above 0, at most 1, is wanted")
-    if options.sheet is not None:
-        check_out("--sheet", options.sheet, HTML)
-    _cutoff(options.cutoff)
+    alone = [f"duplicates {other}" for other in ("query", "like", "explain", "top", "cutoff")]
+    alone += [f"explain {other}" for other in ("paths", "copy_to", "cutoff")]
+    exclusive(options, "paths json", "exact threshold", *alone)
+    goes_with(options, threshold="duplicates", exact="duplicates", null="paths", beta="explain")
+    nothing = 'nothing to search for: give words ("a red bird"), a picture or --like ID'
+    refuse({nothing: not (options.duplicates or options.query or options.like)})
+    within(options, top=(1, 100_000), threshold=(0.001, 1))
     check_index(options.index)
-
-
-def _cutoff(text: str) -> float | str | None:
-    """``auto``, ``none`` (None) or a number."""
-    if text in ("auto", "none"):
-        return None if text == "none" else text
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--cutoff is {text!r}; auto, none or a number such as 3 is wanted") from None
 
 
 def run(options: Options) -> int:
     """Searches; 1 where something found could not be copied."""
-    from cloob.search.index import Index
     from cloob.search.query import Query, Term
+    from cloob.search.where import equals
     from cloob.search.where import parse as parse_filter
 
-    query = Query.parse(options.query)
-    with Index.open(options.index, model=options.model) as index:
+    query, like, device = Query.parse(options.query), options.like, options.machine.device
+    with cloob.Index.open(options.index, model=options.model) as index:
         if options.where is not None:
             parse_filter(options.where, index.columns())
         if options.duplicates:
             return _duplicates(index, options)
-        if options.like is not None:
-            query = Query((Term(_find_item(index, options.like), "item"), *query.terms))
+        if like is not None:
+            item = int(like[:18]) if like.isascii() and like.isdigit() else 0
+            if not index.items([item]):  # it is a path; links stay as the index has them
+                paths = (like, os.path.abspath(like))  # noqa: PTH100
+                found = [index.store.ids(equals("path", path), limit=1).tolist() for path in paths]
+                item = next((ids[0] for ids in found if ids), 0)
+            refuse({f"--like {like}: no picture of {index.store.address} has this id or path": not item})
+            query = Query((Term(item, "item"), *query.terms))
+        if query.needs_model or (options.explain and options.beta is None):  # β is the model's own
+            say(f"loading {printable(index.model().name)} …")
         if query.needs_model:
-            index.embedder(device=options.device)
+            index.embedder(device=device)
         if options.explain:
             return _explain(index, options, query)
-        cutoff = _cutoff(options.cutoff)
+        cutoff = None if options.cutoff == "none" else options.cutoff
         if cutoff == "auto" and not query.needs_model:
             cutoff = None  # what is like a picture of the index is asked for in order
-        results = index.search(query, top=options.top, where=options.where, cutoff=cutoff)  # type: ignore[arg-type]
-        return _show(index, options, results)
+        return _show(index, options, index.search(query, top=options.top, where=options.where, cutoff=cutoff))
 
 
-def _find_item(index: Index, like: str) -> int:
-    """The id of a picture of the index by its id or its path."""
-    from cloob.search.where import equals
-
-    if like.isascii() and like.isdigit() and index.items([int(like[:18])]):
-        return int(like[:18])
-    for path in dict.fromkeys((like, os.path.abspath(like))):  # noqa: PTH100 - links stay as the index has them
-        ids = index.store.ids(equals("path", path), limit=1)
-        if len(ids):
-            return int(ids[0])
-    raise InputError(f"--like {like}: no picture of {index.store.address} has this id or path")
-
-
-def _show(index: Index, options: Options, results: Results) -> int:
-    items = [hit.item for hit in results.hits]
+def _show(index: cloob.Index, options: Options, results: Results) -> int:
+    items, to_person = [hit.item for hit in results.hits], sys.stdout.isatty()
     if options.json:
         facts = {name: getattr(results, name) for name in ("model", "searched", "cut")}
-        hits = list(map(_hit_dict, results.hits))
-        print(json.dumps({"query": list(options.query)} | facts | {"hits": hits}))
+        print(json.dumps({"query": options.query, **facts, "hits": list(map(_hit_dict, results.hits))}))
     elif options.paths:
         _print_paths([items], null=options.null)
     else:
-        _print_hits(results)
-    code = _copy(index, items, options.copy_to)
-    if options.sheet is not None or options.open:
-        _write_sheet(index, options, results)
-    if results.hits and not options.json and not options.paths:
-        hint(["search", index.store.address, "--like", str(items[0].id), "--open"])
-    if not results.hits:
-        said = f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same"
-        if not results.searched:
-            why = index.view(options.where, results.model).why_none()
-            said = f"no picture to search: {why}"
-        elif not results.cut:
-            said = "there is no other picture to search"
-        print(f"cloob: {said}", file=sys.stderr)
-    return code
+        for hit in results.hits:
+            margin, item = "" if hit.margin is None else f"{hit.margin:.1f}", hit.item
+            if to_person:
+                print(_aligned(f"{hit.score:6.3f}  {margin:>5}", item))
+            else:
+                print(f"{hit.score:.4f}", margin, item.id, printable(item.path), _first_line(item), sep="\t")
+    if not results.searched:
+        say(f"no picture to search: {index.view(options.where, results.model).why_none()}")
+    elif not results.hits and not results.cut:
+        say("there is no other picture to search")
+    elif not results.hits:
+        say(f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same")
+    elif results.cut and to_person:
+        say(f"{results.cut} more are below the cutoff (--cutoff none shows them)")
+    return copy(index, items, options.copy_to)
 
 
-def _print_hits(results: Results) -> None:
-    to_person = sys.stdout.isatty()
-    for hit in results.hits:
-        margin, item = "" if hit.margin is None else f"{hit.margin:.1f}", hit.item
-        if to_person:
-            print(_aligned(f"{hit.score:6.3f}  {margin:>5}", item))
-        else:
-            print("\t".join((f"{hit.score:.4f}", margin, str(item.id), printable(item.path), _first_line(item))))
-    if results.cut and results.hits and to_person:
-        print(f"{results.cut} more are below the cutoff (--cutoff none shows them)", file=sys.stderr)
-
-
-def _write_sheet(index: Index, options: Options, results: Results) -> None:
-    import tempfile
-    import webbrowser
-
-    from cloob.search.export import write_sheet
-
-    faults: list[str] = []
-
-    def picture(item: Item) -> bytes | None:
-        try:
-            return index.picture(item.id)
-        except (InputError, OSError) as error:
-            faults.append(message(error))
-            return None
-
-    path = options.sheet or Path(tempfile.mkdtemp(prefix="cloob-")) / "sheet.html"
-    title = " ".join(options.query) or f"like {options.like}"
-    said = f"{len(results.hits)} of {results.searched:,} pictures, by {results.model}"
-    write_sheet(path, title, said, results.hits, picture)
-    print(f"cloob: contact sheet: {path}", file=sys.stderr)
-    if faults:
-        print(f"cloob: {counted(len(faults), 'pictures')} cannot be shown: {faults[0]}", file=sys.stderr)
-    if options.open and not webbrowser.open(path.absolute().as_uri()):
-        print("cloob: no browser could be started; open the file yourself", file=sys.stderr)
-
-
-def _copy(index: Index, items: Sequence[Item], folder: Path | None) -> int:
-    if folder is None:
-        return 0
-    return 1 if put(index, ((item, folder) for item in items), folder, copy=True, alone=True) else 0
-
-
-def _duplicates(index: Index, options: Options) -> int:
+def _duplicates(index: cloob.Index, options: Options) -> int:
     groups = index.duplicates(options.threshold, exact=options.exact, where=options.where)
     items = [[hit.item for hit in group] for group in groups]
     rows = list(map(_twins, groups))
@@ -235,17 +160,21 @@ def _duplicates(index: Index, options: Options) -> int:
         print(json.dumps({"threshold": None if options.exact else options.threshold, "groups": rows}))
     elif options.paths:
         _print_paths(items, null=options.null)
-    elif groups:
-        print("\n\n".join("\n".join(map(_twin_line, group)) for group in rows))
+    for number, group in enumerate([] if options.json or options.paths else rows):
+        print(end="\n" if number else "")
+        for row in group:
+            equal = [] if row["equal"] is None else [f"same bytes as {row['equal']}"]
+            size = f"{row['width']}x{row['height']}"
+            print(f"{row['cosine']:.4f}", size, row["bytes"], row["id"], printable(row["path"]), *equal, sep="\t")
     every = [item for group in items for item in group]
     same = [n for n in Counter(item.content for item in every).values() if n > 1]
-    said = f"{counted(len(same), 'groups')} equal byte by byte, {counted(sum(same), 'files')}"
+    found = f"{counted(len(same), 'groups')} equal byte by byte, {counted(sum(same), 'files')}"
     if not options.exact:
-        said = f"{counted(len(groups), 'groups')} of look-alikes, {counted(len(every), 'pictures')} ({said})"
+        found = f"{counted(len(groups), 'groups')} of look-alikes, {counted(len(every), 'pictures')} ({found})"
     if not groups:
-        said = "no files are equal" if options.exact else f"no look-alikes (cosine {options.threshold:g} and above)"
-    print(f"cloob: {said}", file=sys.stderr)
-    return _copy(index, every, options.copy_to)
+        found = "no files are equal" if options.exact else f"no look-alikes (cosine {options.threshold:g} and above)"
+    say(found)
+    return copy(index, every, options.copy_to)
 
 
 def _twins(group: Sequence[Hit]) -> list[dict[str, Any]]:
@@ -259,15 +188,9 @@ def _twins(group: Sequence[Hit]) -> list[dict[str, Any]]:
     return rows
 
 
-def _twin_line(row: dict[str, Any]) -> str:
-    equal = "" if row["equal"] is None else f"\tsame bytes as {row['equal']}"
-    size = f"{row['width']}x{row['height']}\t{row['bytes']}"
-    return f"{row['cosine']:.4f}\t{size}\t{row['id']}\t{printable(row['path'])}{equal}"
-
-
-def _explain(index: Index, options: Options, query: Query) -> int:
-    if options.beta is None:  # it is the model's own
-        index.encoder(device=options.device)
+def _explain(index: cloob.Index, options: Options, query: Query) -> int:
+    if options.beta is None:
+        index.encoder(device=options.machine.device)
     found = index.explain(query, beta=options.beta, top=options.top, where=options.where)
     if options.json:
         facts = ("beta", "memory", "collection", "effective", "agreement", "model")
@@ -283,9 +206,6 @@ def _explain(index: Index, options: Options, query: Query) -> int:
     print("Nearest to what was retrieved:")
     for hit in found.nearest:
         print(_aligned(f"{'':9}{hit.score:6.3f}{'':7}", hit.item))
-    like = [] if options.like is None else ["--like", options.like]
-    terms = ["--", *options.query] if options.query else []
-    hint(["search", index.store.address, *like, "--explain", "--beta", f"{found.beta * 4:g}", *terms])
     return 0
 
 

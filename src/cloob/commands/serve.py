@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
+import cloob
 from cloob.commands.collection import check_index
-from cloob.commands.options import tyro
+from cloob.commands.options import tyro, within
+from cloob.commands.terminal import say, say_next
 from cloob.errors import InputError, printable, require
-
-_TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ class Options:
     port: int = 8017
     """0 takes any that is free."""
     token: str | None = None
-    """What requests must show as `Authorization: Bearer` or cookie: 16 letters, digits, `.`, `_`, `~` or `-` at least.
-    Left out, one is made where the host is not loopback."""
+    """What requests must show as bearer or cookie; left out, one is made where the host is not loopback."""
     model: str | None = None
     """The model of the index that is asked first; the index's first when left out."""
     open: bool = False
@@ -39,26 +37,23 @@ class Options:
 
 def check(options: Options) -> None:
     check_index(options.index)
-    if not 0 <= options.port < 65536:
-        raise InputError(f"--port is {options.port}; 0 to 65535 is wanted")
-    if options.token is not None and not _TOKEN.fullmatch(options.token):
-        raise InputError("--token is too short or holds other characters; 16 letters, digits, . _ ~ or - are wanted")
+    within(options, port=(0, 65535))
+    if options.token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", options.token):
+        raise InputError("--token: 16 letters, digits, . _ ~ or - at least are wanted")
 
 
 def run(options: Options) -> int:
     """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
     _share_cores()
+    import sys
     import webbrowser
-
-    from cloob.commands.terminal import say_next
-    from cloob.search.index import Index
 
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
-    from cloob.serve.run import address, bind, serve, settings  # FastAPI, after a word on how to install it
+    from cloob.serve.app import address, bind, serve, settings  # FastAPI, after a word on how to install it
 
     opened = bind(options.host, options.port)
-    with opened, Index.open(options.index, model=options.model) as index:
+    with opened, cloob.Index.open(options.index, model=options.model) as index:
         config = settings(options.host, options.token)
         shown = address(opened, config)
         models = ", ".join(printable(each.name) for each in index.models)
@@ -71,7 +66,7 @@ def run(options: Options) -> int:
             serve(index, opened, config)
         except KeyboardInterrupt:
             code = 130
-        print("cloob: the server has ended", file=sys.stderr)
+        say("the server has ended")
         if code and index.models:
             say_next(["index", "--out", index.store.address])  # brings it up to date
         sys.stdout.flush(), sys.stderr.flush()

@@ -12,20 +12,18 @@ from typing import Any
 _LINE_SECONDS = 60.0
 
 
+def say(text: str) -> None:
+    """A line of ours on stderr, as a program may read the output; at once, as what follows may take minutes."""
+    print(f"cloob: {text}", file=sys.stderr, flush=True)
+
+
 def say_next(*commands: Sequence[str | Path]) -> None:
-    """Prints commands to copy, quoted for a shell; on stderr, as a program may read the output."""
+    """Prints commands to copy, quoted for a shell, on stderr."""
     for i, words in enumerate(commands):
         print(f"{'next:' if i == 0 else '  or:'} {shell(words)}", file=sys.stderr)
 
 
-def hint(words: Sequence[str | Path]) -> None:
-    """Says the next command to a person alone."""
-    if sys.stdout.isatty() and sys.stderr.isatty():
-        say_next(words)
-
-
 def shell(words: Sequence[str | Path]) -> str:
-    """A command of ours as one line for a shell."""
     return shlex.join(["cloob", *map(str, words)])
 
 
@@ -46,7 +44,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bars.live.is_started:
+        if self._tasks:
             self._bars.stop()
 
     def update(self, what: str, done: int, total: int) -> None:
@@ -54,8 +52,7 @@ class Progress:
         from rich.markup import escape
 
         if sys.stderr.isatty():
-            if not self._bars.live.is_started:
-                self._bars.start()
+            self._bars.start()
             if what not in self._tasks:
                 self._tasks[what] = self._bars.add_task(escape(what), total=total)
             self._bars.update(self._tasks[what], completed=done, total=total, visible=done < total)
@@ -65,7 +62,7 @@ class Progress:
             self._tenths[what], late = tenth, True
         if late and done < total:
             self._last = time.monotonic()
-            print(f"cloob: {what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+            say(f"{what}: {done:,} of {total:,}")
 
 
 def print_table(header: Sequence[str], sections: Iterable[Sequence[Sequence[str]]], title: str | None = None) -> None:

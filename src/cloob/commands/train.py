@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob.commands.options import parse
-from cloob.commands.terminal import say_next
+from cloob.commands.terminal import say, say_next
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ _DESCRIPTION = (
 def read(words: Sequence[str]) -> TrainConfig:
     """The configuration that the words describe: a recipe, a file over it, and options over both."""
     from cloob.data.shards.spec import is_remote
+    from cloob.models.runs import CHECKPOINTS_FOLDER
     from cloob.recipes import get_recipe
     from cloob.training.config import TrainConfig
     from cloob.training.config.options import changed, options, typed_leaves
@@ -41,8 +41,9 @@ def read(words: Sequence[str]) -> TrainConfig:
         typed_objective = _take(rest, "--objective")[0]  # an unknown one is refused when the words are parsed
         objective: ObjectiveName | None = next((name for name in OBJECTIVES if name == typed_objective), None)
         start = get_recipe(recipe, objective=objective, model=_take(rest, "--model")[0] or None)
-    if file is not None:
-        start = _begun_anew(start.merge_file(file), Path(file))
+    if file is not None:  # perhaps of a run: this one may not overwrite, and does not go on
+        start = start.merge_file(file).override(overwrite=False)
+        start = start.override(resume="none") if (Path(file).parent / CHECKPOINTS_FOLDER).is_dir() else start
     typed = typed_leaves(rest)
     vectors = recipe == "vectors" or start.vectors.a is not None
     parsed = parse(options(start, rest, vectors=vectors), rest, "cloob train", usage=_USAGE, description=_DESCRIPTION)
@@ -66,14 +67,6 @@ def _take(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def _begun_anew(config: TrainConfig, file: Path) -> TrainConfig:
-    """The configuration of a run, for another one: it may not overwrite, and does not go on."""
-    from cloob.models.runs import CHECKPOINTS_FOLDER
-
-    config = config.override(overwrite=False)
-    return config.override(resume="none") if (file.parent / CHECKPOINTS_FOLDER).is_dir() else config
-
-
 def check(config: TrainConfig) -> None:
     from cloob.training.config.checks import preflight
 
@@ -84,7 +77,7 @@ def run(config: TrainConfig) -> int:
     """Trains; 0 when the run reached its end or was asked to stop by SIGTERM."""
     first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes have nothing to say
     if first:
-        print("cloob: opening data …", file=sys.stderr, flush=True)  # the imports alone take seconds
+        say("opening data …")  # the imports alone take seconds
     import logging
 
     from cloob.cache import use_cache
@@ -93,10 +86,8 @@ def run(config: TrainConfig) -> int:
 
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
-    logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the encoders are
-    logging.getLogger("cloob.training.build").setLevel(logging.INFO)  # says what is held out, and the batch size
-    for name in ("select", "vectors"):  # what was tried, and how vectors are standardised
-        logging.getLogger(f"cloob.training.{name}").setLevel(logging.INFO)
+    for part in ("align", "build", "select", "vectors"):  # progress of encoders, held-out pairs, what was tried
+        logging.getLogger(f"cloob.training.{part}").setLevel(logging.INFO)
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
     if first:
@@ -105,46 +96,32 @@ def run(config: TrainConfig) -> int:
 
 
 def _report(config: TrainConfig, result: RunResult) -> None:
-    """What the run came to, and where it is."""
     from cloob.models.runs import AVERAGED_FOLDER, find_best
-    from cloob.training.config.parts import LENGTHS
 
-    run, metric = result.run, config.save.best
+    run, metric, out, holds_out = result.run, config.save.best, config.save.out, config.pairs.holds_out
     if result.already_finished:
-        length = next(name for name in LENGTHS if getattr(config.run, name) is not None)
-        epochs = f"{result.epochs} epochs, " if length == "epochs" else ""
-        on = f"more {'samples' if length == 'samples' else f'--{length}'} go on"
-        if result.out_of_patience:
-            on = "the patience was used up; a larger --patience, or 0, goes on"
+        why = "the patience was used up, --patience 0 goes on" if result.out_of_patience else "a longer one goes on"
         anew = "another --out or --overwrite in place of --resume starts anew"
-        print(f"{run}: already finished ({epochs}{result.steps:,} steps); {on}, {anew}")
+        print(f"{run}: already finished ({result.epochs} epochs, {result.steps:,} steps); {why}, {anew}")
         return
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
     print(f"{run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
-    best = find_best(run, metric) if config.pairs.holds_out else None
-    if best is not None and result.out_of_patience:
-        worth = f"{100 * best[1]:.0f} % recall" if metric == "val_recall" else f"{metric} {best[1]:.4g}"
-        said = f"no better since {_epoch_of(run, best[0])} ({worth}), kept as {run}:best"
-        print(f"stopped at epoch {result.epochs}: {said}")
-    elif best is not None:
+    if result.out_of_patience:
+        print(f"stopped at epoch {result.epochs}: no better for {config.run.patience} epochs")
+    if holds_out and (best := find_best(run, metric)) is not None:
         print(f"{run}:best: {metric} {best[1]:.4g} ({best[0].name})")
-    if result.stopped is None and config.towers.average_with_start is not None:
+    if result.stopped is not None or result.checkpoint is None:
+        return
+    if config.towers.average_with_start is not None:
         print(f"{run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
-    if result.stopped is None and result.checkpoint is not None:
-        out = config.save.out
-        judge: list[list[str | Path]] = [["eval", out, "--held-out"]] if config.pairs.holds_out else []
-        if config.vectors.a is not None:
-            say_next(*judge, ["embed", out, "--a", config.vectors.a, "--out", "vectors.npz"])
-            return
-        data = config.pairs.data[0]
-        pictures = data if Path(data).is_dir() else "PICTURES"
-        say_next(*judge, ["index", pictures, "--model", out, "--out", "pictures.idx"])
-
-
-def _epoch_of(run: Path, checkpoint: Path) -> str:
-    from cloob.models.runs import EPOCHS_FILE, checkpoint_step, read_lines
-
-    step = checkpoint_step(checkpoint)
-    epochs = [f"epoch {line['epoch']}" for line in read_lines(run / EPOCHS_FILE) if line.get("step") == step]
-    return epochs[-1] if epochs else checkpoint.name
+    if config.vectors.a is not None:
+        judge = ["--held-out"] if holds_out else ["--a", "A.npy", "--b", "B.npy"]
+        say_next(["eval", out, *judge], ["embed", out, "--a", config.vectors.a, "--out", "vectors.npz"])
+        return
+    pictures = config.pairs.data[0] if Path(config.pairs.data[0]).is_dir() else "PICTURES"
+    say_next(
+        ["eval", out, *(["--held-out"] if holds_out else ["--retrieval", "PAIRS"])],
+        ["index", pictures, "--model", out, "--out", "pictures.idx"],
+        ["search", "pictures.idx", "a red bird"],
+    )

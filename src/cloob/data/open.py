@@ -81,24 +81,27 @@ def open_source(
         >>> len(source), source.read(0).caption
         (6110, 'seek step')
     """
-    spec, cache = str(spec), cache or Cache()
+    source = open_unprobed(str(spec), image_column, caption_column, cache or Cache())
+    _tell(source)
+    check_usable(source)
+    return source
+
+
+def open_unprobed(spec: str, image_column: str, caption_column: str, cache: Cache) -> Source:
+    """A source of which nothing has been read yet."""
     kind, files = look_up(spec, image_column)
     name = spec if kind == "elsewhere" or spec in DEMO_SPLITS else local_path(spec)
-    source: Source
     match kind:
         case "elsewhere":
-            source = open_remote(spec, cache)
+            return open_remote(spec, cache)
         case "tars":
-            source = ShardSource(name, files, cache=cache)
+            return ShardSource(name, files, cache=cache)
         case "rows":
-            source = ArrowSource(name, files, image_column, caption_column, cache)
+            return ArrowSource(name, files, image_column, caption_column, cache)
         case "table":
-            source = TableSource(files[0], image_column, caption_column)
+            return TableSource(files[0], image_column, caption_column)
         case "folder":
-            source = open_folder(files[0], caption_column)
-    _tell(source)
-    _check_usable(source)
-    return source
+            return open_folder(files[0], caption_column)
 
 
 def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
@@ -139,7 +142,7 @@ def _hint(path: Path) -> str:
     return f" ({nearest(path.name, beside)})" if beside else ""
 
 
-def _check_usable(source: Source) -> None:
+def check_usable(source: Source) -> None:
     """Reads until two pairs are good, so that a wrong folder or an empty table fails here and not an hour later."""
     good, rows = 0, list(spread_rows(source, _MAX_PROBES))
     bad: list[BadSample] = []

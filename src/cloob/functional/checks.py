@@ -42,7 +42,7 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
         tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
             return function(*args, **kwargs)
-        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        compiled = torch.compiler.is_compiling() and not is_exporting()
         with torch.autocast(tensor.device.type, enabled=False):
             return (eager if compiled else function)(*args, **kwargs)
 
@@ -113,6 +113,11 @@ def readable() -> bool:
     return all(level.key() != functorch.TransformType.Vmap for level in functorch.get_interpreter_stack() or ())
 
 
+def is_exporting() -> bool:
+    """Whether torch.export traces; torch 2.6 cannot say so."""
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+
+
 def in_transform() -> bool:
     """Whether ``torch.func`` transforms the call (grad, jvp, vmap, …)."""
     return torch._C._functorch.peek_interpreter_stack() is not None
@@ -146,7 +151,7 @@ def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
     A matrix that holds a NaN gives NaN.
     """
     ends = [(t.norm(dim=1) if t.ndim else t).aminmax() for t in (tensor.detach() for tensor in named.values())]
-    numbers = torch.stack([end for pair in ends for end in pair]).tolist()
+    numbers = [float(end) for end in torch.stack([end for pair in ends for end in pair]).cpu()]
     return dict(zip(named, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
 

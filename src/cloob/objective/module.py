@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cloob import distributed
 from cloob.functional import reference, streamed
-from cloob.functional.checks import check_number, in_transform, readable
+from cloob.functional.checks import check_number, in_transform, is_exporting, readable
 from cloob.functional.reference import Contrast, Parts, Scale, check_pairs, check_scale, of_parts
 from cloob.objective.ranks import agree_on_rows, known_rows, loss_over_ranks
 from cloob.objective.values import Scales, check_scales, check_values, logarithm_notice, one_of
@@ -264,7 +264,7 @@ class ContrastiveObjective(ScaledModule):
             RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` and the streamed
                 path, where ``backend="reference"`` is asked for.
         """
-        if self.training and not (in_transform() or torch.compiler.is_compiling()):
+        if self.training and not (torch.compiler.is_compiling() or in_transform()):
             self.clamp_()
         if self.gather and not distributed.is_initialized():
             raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group")
@@ -272,7 +272,7 @@ class ContrastiveObjective(ScaledModule):
         member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
         prepare = partial(self._prepare, logit_scale, logit_bias, hopfield)
         if self.gather and distributed.world_size() > 1:
-            if in_transform() and not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling() and in_transform():
                 raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
             given = (image_features, text_features, ids, prepare)
             found = agree_on_rows(*given, member) if self.layout is None else known_rows(*given, self.layout)
@@ -328,7 +328,7 @@ class ContrastiveObjective(ScaledModule):
         dtype, in which little is left of the gradient of retrieval.
         """
         compiling = torch.compiler.is_compiling()  # while it is, whether torch.func transforms the call is not known
-        plain = torch.compiler.is_exporting() if compiling else in_transform()
+        plain = is_exporting() if compiling else in_transform()
         lowered = torch.is_autocast_enabled(device.type) and not plain
         enough = n_candidates >= (STREAM_HOPFIELD_FROM if self.hopfield else STREAM_FROM)
         streams = lowered or enough or self.matmul is not None

@@ -1,4 +1,4 @@
-"""What an index hands out: a Parquet table of it, and a contact sheet of search results."""
+"""What an index hands out: a Parquet table of it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import json
 import os
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cloob.errors import InputError
-from cloob.pictures import sheet
 from cloob.search.find import View
-from cloob.search.records import Hit, Item, valid
+from cloob.search.records import valid
 
 _TEXTS = ("path", "source", "caption", "date")
 _KINDS: dict[str, tuple[set[type], Callable[[Any], Any]]] = {
@@ -77,24 +76,3 @@ def export(view: View, path: Path) -> int:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return count
-
-
-def write_sheet(
-    path: Path, title: str, remark: str, hits: Iterable[Hit], picture: Callable[[Item], bytes | None]
-) -> None:
-    """Writes a contact sheet; ``picture`` gives None if a file is not readable any more."""
-    cards = []
-    for hit in hits:
-        item, margin = hit.item, "" if hit.margin is None else f" · margin {hit.margin:.1f}"
-        is_file = os.path.isfile(item.path)  # noqa: PTH113 - a path into a container may be too long for a Path
-        cards.append(
-            sheet.card(
-                picture(item),
-                valid(item.caption or ""),
-                [f"{hit.score:.3f}{margin}", f"{item.id}: {valid(item.path)}"],
-                name=valid(item.path).replace("::", "/").rsplit("/", 1)[-1],
-                link=Path(item.path).absolute().as_uri() if is_file else "",
-            )
-        )
-    nothing = [] if cards else [{"remark": "Nothing fits."}]
-    sheet.write_sheet(path, valid(title), [{"remark": valid(remark), "cards": cards}, *nothing])

@@ -1,60 +1,43 @@
-"""The application: routes, errors as one line of JSON, the page, and the guard around it."""
+"""The application (routes, errors as one line of JSON, the page, and the guard around it), and a process for it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import mimetypes
+import secrets
+import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from cloob.errors import one_line
+from cloob.errors import InputError, one_line
 from cloob.serve import routes
-from cloob.serve.batcher import Busy
-from cloob.serve.collection import Collection, Gone, Refused
-from cloob.serve.guard import MULTIPART_ROOM, UPLOADS, Guard, ServeConfig
+from cloob.serve.collection import Collection
+from cloob.serve.guard import MULTIPART_ROOM, Guard, ServeConfig, is_loopback
 from cloob.serve.schemas import Problem
-from cloob.serve.uploads import TooLarge, Unsupported
 
 if TYPE_CHECKING:
     from cloob.search.index import Index
 
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
-_STATUS = {Gone: 404, TooLarge: 413, Unsupported: 415, Refused: 400, Busy: 503}  # what the asker is told
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": said}
-    for status, said in {
-        400: "The query cannot be answered as it stands",
-        401: "A token is wanted",
-        403: "Asked for by another site",
-        404: "Not there",
-        413: "Too large",
-        415: "No picture, or no JSON",
-        421: "Asked under another name than localhost",
-        422: "Not what this document describes",
-        503: "Too many queries or uploads wait",
-    }.items()
-}
+_REFUSALS = (400, 401, 403, 404, 413, 415, 421, 422, 503)
 mimetypes.add_type("text/javascript", ".js")  # some Windows say text/plain, which no browser runs
 
 
 def make_app(index: Index, config: ServeConfig) -> ASGIApp:
-    """The whole server as an ASGI application.
-
-    Args:
-        index: Open; the caller closes it when the server has ended.
-        config: Who may ask, and how much.
-    """
+    """The whole server as an ASGI application; the caller closes the index when the server has ended."""
     collection = Collection(index, config)
 
     @asynccontextmanager
@@ -74,50 +57,72 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
         docs_url=None,  # Swagger's page comes from a CDN
         redoc_url=None,
         lifespan=lifespan,
-        responses=_PROBLEMS,
+        responses={code: {"model": Problem, "description": HTTPStatus(code).phrase} for code in _REFUSALS},
         max_body_size=config.max_body_bytes,
     )
     app.state.collection = collection
-    for router in (routes.about, routes.find, routes.pictures):
-        app.include_router(router, prefix="/api")
-    app.add_api_route(
-        UPLOADS,
-        routes.upload,
-        methods=["POST"],
-        tags=["pictures"],
-        max_body_size=config.max_upload_bytes + MULTIPART_ROOM,
-    )
+    app.include_router(routes.api)
+    room = config.max_upload_bytes + MULTIPART_ROOM
+    app.add_api_route("/api/uploads", routes.upload, methods=["POST"], max_body_size=room)
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
     app.mount("/page", StaticFiles(packages=[("cloob.serve", "page")]))
-    for kind in (*_STATUS, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, _problem)
+    app.add_exception_handler(RequestValidationError, _undescribed)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _failed)
     return Guard(app, config, (PAGE / "login.html").read_text(encoding="utf-8"))
 
 
-async def _problem(_: Request, error: Exception) -> Response:
-    """One line of JSON: what the asker did wrong, and of all else nothing but that there was something."""
-    if isinstance(error, RequestValidationError):
-        return _line(*_undescribed(error))
-    if isinstance(error, HTTPException):
-        return _line(error.status_code, str(error.detail), error.headers)
-    if (status := _STATUS.get(type(error))) is not None:
-        return _line(status, one_line(error), {"retry-after": "1"} if status == 503 else None)
-    logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
-    return _line(500, "the server failed at this; its own window says more")
-
-
-def _undescribed(error: RequestValidationError) -> tuple[int, str]:
-    """Status and line of a request that is not what the API describes."""
+def _undescribed(_: Request, error: RequestValidationError) -> Response:
+    """One line about a request that is not what the API describes."""
     first = error.errors()[0]
-    place = ".".join(str(step) for step in first["loc"][1:])
-    if first["loc"][0] == "body":
-        if first["type"] == "json_invalid":
-            return 422, f"the body is no JSON: {first['ctx']['error']}, at character {place}"
-        if not place and isinstance(error.body, bytes):
-            return 415, "the body is taken as JSON when its Content-Type is application/json"
-        place = place or "body"
-    return 422, f"{place}: {first['msg']}" if place else str(first["msg"])
+    place = ".".join(str(step) for step in first["loc"])
+    why = first["ctx"]["error"] if first["type"] == "json_invalid" else first["msg"]
+    return JSONResponse({"detail": one_line(ValueError(f"{place}: {why}"))}, 422)
 
 
-def _line(status: int, said: str, headers: Any = None) -> Response:
-    return JSONResponse({"detail": said.encode("utf-8", "replace").decode()}, status, headers)
+def _failed(_: Request, error: Exception) -> Response:
+    """What is not the asker's fault is told the owner alone."""
+    logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
+    return JSONResponse({"detail": "the server failed at this; its own window says more"}, 500)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=256)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"--host {host} --port {port}: {why}; --port 0 takes any that is free") from None
+
+
+def settings(host: str, token: str | None) -> ServeConfig:
+    """The limits for a host: beyond loopback a token is wanted, and made where none is given."""
+    local = is_loopback(host)
+    return ServeConfig(local=local, token=token or (None if local else secrets.token_urlsafe(32)))
+
+
+def address(opened: socket.socket, config: ServeConfig) -> str:
+    host, port = opened.getsockname()[:2]
+    name = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"?token={config.token}" if config.token else "")
+
+
+def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:
+    """Answers until SIGTERM, then returns; by Ctrl-C it raises KeyboardInterrupt.
+
+    A thread may still be at work afterwards: it is for the caller to end the process.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn hands the signal on to this at its end
+    server = uvicorn.Config(
+        make_app(index, config),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=512,
+        timeout_keep_alive=75,  # longer than clients keep one open: else they write to one that is being closed
+        timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=32_768,
+        http="h11",
+        ws="none",
+    )
+    uvicorn.Server(server).run(sockets=[opened])

@@ -8,27 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from anyio import CapacityLimiter, to_thread
+from starlette.exceptions import HTTPException
 
 Query = TypeVar("Query")
 Answer = TypeVar("Answer")
 _Waiting = tuple[Query, "asyncio.Future[Answer]"]
 
 
-class Busy(RuntimeError):  # noqa: N818 - not a fault: the queue is full
-    """More queries or uploads wait than are allowed to."""
-
-
 class Batcher(Generic[Query, Answer]):
-    """Hands queries to ``work`` in batches.
+    """Hands queries to ``work``, in a thread of the limiter, which gives an answer for each.
 
     Nobody waits for a batch to fill: what has arrived while the last batch was worked on is the next one. A query
     whose client has left is not worked on.
-
-    Args:
-        work: Gives an answer for each of the queries, in their order; runs in a thread.
-        limiter: Of such threads.
-        max_batch: Queries in a call of ``work``.
-        max_waiting: Queries that may wait.
     """
 
     def __init__(
@@ -45,9 +36,9 @@ class Batcher(Generic[Query, Answer]):
         self._running: asyncio.Task[None] | None = None
 
     async def __call__(self, query: Query) -> Answer:
-        """The answer to one query; raises Busy if too many wait already."""
+        """The answer to one query; refused if too many wait already."""
         if len(self._waiting) >= self._max_waiting:
-            raise Busy(f"{len(self._waiting)} queries wait")
+            raise HTTPException(503, f"{len(self._waiting)} queries wait", {"retry-after": "1"})
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((query, future))
         if self._running is None:
@@ -58,21 +49,17 @@ class Batcher(Generic[Query, Answer]):
         try:
             while self._waiting:
                 await asyncio.sleep(0)  # lets those in that arrived in the same turn
-                await self._answer(self._next())
+                batch: list[_Waiting[Query, Answer]] = []
+                while self._waiting and len(batch) < self._max_batch:
+                    query, future = self._waiting.popleft()
+                    if not future.done():
+                        batch.append((query, future))
+                if batch:
+                    await self._answer(batch)
         finally:
             self._running = None
 
-    def _next(self) -> list[_Waiting[Query, Answer]]:
-        batch: list[_Waiting[Query, Answer]] = []
-        while self._waiting and len(batch) < self._max_batch:
-            query, future = self._waiting.popleft()
-            if not future.done():
-                batch.append((query, future))
-        return batch
-
     async def _answer(self, batch: list[_Waiting[Query, Answer]]) -> None:
-        if not batch:
-            return
         queries = [query for query, _ in batch]
         try:
             answers = await to_thread.run_sync(self._work, queries, abandon_on_cancel=True, limiter=self._limiter)

@@ -3,107 +3,106 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from anyio import CapacityLimiter, to_thread
+from PIL import Image
+from starlette.exceptions import HTTPException
 
 from cloob.errors import InputError, nearest, one_line
 from cloob.models.encoding import evaluating
-from cloob.search.query import Query, Term, weighted_row
-from cloob.search.records import IndexedModel
+from cloob.pictures import MAX_PIXELS, Encoded, Unreadable
+from cloob.pictures.thumbnails import thumbnail
+from cloob.search.query import Query, Term, Vector, weighted_row
+from cloob.search.records import IndexedModel, Item
 from cloob.search.where import Filter, parse
-from cloob.serve.batcher import Batcher, Busy
+from cloob.serve.batcher import Batcher
 from cloob.serve.guard import ServeConfig
-from cloob.serve.schemas import Part
-from cloob.serve.uploads import Row, Upload, Uploads, decode_upload, read_upload, upload_id
+from cloob.serve.schemas import Part, Picture, picture
 
 if TYPE_CHECKING:
     from cloob.search.index import Index
 
+MAX_UPLOADS, MAX_UPLOADS_BYTES = 256, 256_000_000
+"""Uploads that are kept, and their bytes together; those used longest ago go first."""
+
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-_KEPT_TEXTS = 4096
-_KEPT_MAPS = 8
+# Threads of each kind of work: queries are joined into one batch at a time; what takes long (maps, labels) runs one
+# after the other beside the searches; two uploads are decoded at a time, as 64 megapixels are 192 MB.
+_THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
+_KEPT_TEXTS, _KEPT_MAPS = 4096, 8
 _UPLOADS_WAITING = 32  # each with all its bytes, 20 MB at most
 
 
-class Refused(InputError):  # noqa: N818 - the asker's fault, who is told of it
-    """What was asked cannot be answered as it stands. Any other error is not told."""
+@dataclass(frozen=True)
+class Upload:
+    """A picture that somebody brought, kept in memory for a while."""
 
-
-class Gone(Refused):
-    """An id or an upload that is not there (any more)."""
+    id: str  # the first half of its bytes' SHA-256: who knows it had the picture
+    data: bytes  # of the file
+    width: int  # upright, pixels
+    height: int
+    thumbnail: bytes  # JPEG
+    rows: dict[str, Vector] = field(default_factory=dict)  # a unit row (D,) for each model asked, by its fingerprint
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Makes errors of what the asker wrote ones that the asker is told."""
+    """Makes errors of what the asker wrote ones that the asker is told; of others nobody is."""
     try:
         yield
     except InputError as error:
-        raise Refused(one_line(error)) from None
+        raise HTTPException(400, one_line(error)) from None
 
 
 class Collection:
-    """An open index with its encoders, and bounds for each kind of work.
-
-    Queries are joined into batches, one at a time. Two searches run at a time. What takes long (maps, classification)
-    runs one after the other beside them, so that no search waits for it. Two uploads are decoded at a time: 64
-    megapixels are 192 MB.
-    """
+    """An open index with its encoders, and bounds for each kind of work."""
 
     def __init__(self, index: Index, config: ServeConfig) -> None:
         self.index, self.config = index, config
-        self.uploads = Uploads()
-        self._encoding, self._searching, self._slow, self._files, self._decoding = map(CapacityLimiter, (1, 2, 1, 4, 2))
-        self._texts: OrderedDict[tuple[str, str], Row] = OrderedDict()
+        self._uploads: OrderedDict[str, Upload] = OrderedDict()
+        self._limiters = {kind: CapacityLimiter(threads) for kind, threads in _THREADS.items()}
+        self._texts: OrderedDict[tuple[str, str], Vector] = OrderedDict()
         self._maps: OrderedDict[Hashable, asyncio.Task[Any]] = OrderedDict()
-        self._batchers: dict[tuple[IndexedModel, str], Batcher[Any, Row]] = {}
+        self._batchers: dict[tuple[IndexedModel, str], Batcher[Any, Vector]] = {}
+
+    async def run(self, work: Callable[[], T], kind: Literal["search", "slow", "files", "decode"] = "search") -> T:
+        """Runs work of a kind in a thread; uploads are refused while too many wait."""
+        limiter = self._limiters[kind]
+        if kind == "decode" and limiter.statistics().tasks_waiting >= _UPLOADS_WAITING:
+            raise HTTPException(503, f"{_UPLOADS_WAITING} uploads wait", {"retry-after": "1"})
+        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
 
     async def warm(self) -> None:
         """Loads the first model and what the cutoff compares with, so that the first query has not to wait for it."""
         try:
             model = await self.model(None)
             query, row = await self.query([Part(words="a picture")], model)
-            await self.search(lambda: self.index.search(query, row=row, top=1, model=model))
-        except InputError as error:
+            await self.run(lambda: self.index.search(query, row=row, top=1, model=model))
+        except (InputError, HTTPException) as error:
             logger.warning("%s", one_line(error))
-
-    async def search(self, work: Callable[[], T]) -> T:
-        """Runs a search, or another quick look into the index."""
-        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._searching)
-
-    async def slow(self, work: Callable[[], T]) -> T:
-        """Runs what takes long, one after the other."""
-        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._slow)
-
-    async def files(self, work: Callable[[], T]) -> T:
-        """Runs what reads and decodes files."""
-        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._files)
-
-    async def _decode(self, work: Callable[[], T]) -> T:
-        if self._decoding.statistics().tasks_waiting >= _UPLOADS_WAITING:
-            raise Busy(f"{_UPLOADS_WAITING} uploads wait")
-        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._decoding)
 
     async def model(self, name: str | None) -> IndexedModel:
         """The model that is meant; the first by default."""
 
         def find() -> IndexedModel:
             names = [model.name for model in self.index.models]
-            if not names:
-                raise Refused("the index is empty; cloob index fills it")
-            if name is not None and name not in names:
-                raise Refused(f"no model {name!r}; {nearest(name, names)}")
+            if not names or name not in (None, *names):
+                raise HTTPException(
+                    400, f"no model {name!r}; {nearest(name or '', names)}" if names else "the index is empty"
+                )
             return self.index.model(name)
 
-        return await self.search(find)
+        return await self.run(find)
 
     async def filter(self, where: str | None, *, some: bool = False) -> Filter | None:
         """A filter as the index takes it; with ``some`` it must let a picture through."""
@@ -114,17 +113,26 @@ class Collection:
             with told():
                 found = parse(where, self.index.columns())
             if some and not self.index.store.count(found):
-                raise Refused("the filter lets no picture through")
+                raise HTTPException(400, "the filter lets no picture through")
             return found
 
-        return await self.search(read)
+        return await self.run(read)
+
+    def picture(self, item: Item) -> Picture:
+        return picture(item, whole_path=self.config.local)
+
+    async def item(self, id_: int) -> Item:
+        found = await self.run(lambda: self.index.items([id_]))
+        if not found:
+            raise HTTPException(404, f"no picture {id_}")
+        return found[0]
 
     async def map(self, key: Hashable, work: Callable[[], T]) -> tuple[int, T]:
         """A map, computed once for each revision of the index, and that revision."""
-        revision = await self.search(self.index.revision)
+        revision = await self.run(self.index.revision)
         whole = (revision, key)
         if whole not in self._maps:
-            made = self._maps[whole] = asyncio.create_task(self.slow(work))
+            made = self._maps[whole] = asyncio.create_task(self.run(work, "slow"))
             made.add_done_callback(
                 lambda done: self._maps.pop(whole, None) if done.cancelled() or done.exception() else None
             )
@@ -133,31 +141,35 @@ class Collection:
         found: T = await asyncio.shield(self._maps[whole])  # who asks for the same meanwhile gets the same
         return revision, found
 
-    async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Row]:
+    async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Vector]:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,)."""
         weighing = [part for part in parts if part.weight != 0]
         if not weighing:
-            raise Refused("all parts of the query have the weight 0; give one of them more")
+            raise HTTPException(400, "all parts of the query have the weight 0; give one of them more")
         rows = await asyncio.gather(*(self.row(part, model) for part in weighing))
         with told():
             row = weighted_row([part.weight for part in weighing], rows)
         return Query(tuple(map(_term, weighing))), row
 
-    async def row(self, part: Part, model: IndexedModel) -> Row:
+    async def row(self, part: Part, model: IndexedModel) -> Vector:
         """The unit row (D,) of one part, whatever its weight."""
         if part.words is not None:
             return await self._text(part.words, model)
         if part.item is not None:
             item = part.item
-            vectors = await self.search(lambda: self.index.store.vectors(model.name, [item]))
+            vectors = await self.run(lambda: self.index.store.vectors(model.name, [item]))
             if vectors.shape != (1, model.dim) or not np.isfinite(vectors).all():  # or the model is another by now
-                raise Gone(f"no picture {item} with a vector of {model.name}")
+                raise HTTPException(404, f"no picture {item} with a vector of {model.name}")
             return np.asarray(vectors[0], dtype=np.float32)
-        return await self._picture(self.upload(part.upload or ""), model)
+        upload = self.upload(part.upload or "")
+        if model.fingerprint not in upload.rows:
+            pixels = await self.run(lambda: self.index.encoder(model).preprocess(self._decode(upload.data)), "decode")
+            upload.rows[model.fingerprint] = await self._batcher(model, "picture")(pixels)
+        return upload.rows[model.fingerprint]
 
-    async def _text(self, words: str, model: IndexedModel) -> Row:
+    async def _text(self, words: str, model: IndexedModel) -> Vector:
         if not words.strip():
-            raise Refused("a text without words; give some")
+            raise HTTPException(400, "a text without words; give some")
         key = (model.fingerprint, words)
         if key not in self._texts:
             self._texts[key] = await self._batcher(model, "text")(words)
@@ -166,42 +178,57 @@ class Collection:
         self._texts.move_to_end(key)
         return self._texts[key]
 
-    async def _picture(self, upload: Upload, model: IndexedModel) -> Row:
-        if model.fingerprint not in upload.rows:
-            pixels = await self._decode(
-                lambda: self.index.encoder(model).preprocess(decode_upload(upload.data, self.config))
-            )
-            upload.rows[model.fingerprint] = await self._batcher(model, "picture")(pixels)
-        return upload.rows[model.fingerprint]
-
     def upload(self, id_: str) -> Upload:
-        """An upload that is still there."""
-        held = self.uploads.get(id_)
-        if held is None:
-            raise Gone("the uploaded picture is no longer held; upload it again")
-        return held
+        if id_ not in self._uploads:
+            raise HTTPException(404, "the uploaded picture is no longer held; upload it again")
+        self._uploads.move_to_end(id_)
+        return self._uploads[id_]
 
     async def add_upload(self, data: bytes) -> Upload:
         """Checks and remembers a picture; a model embeds it when a query asks for that."""
-        held = self.uploads.get(upload_id(data))
-        if held is None:
-            held = await self._decode(lambda: read_upload(data, self.config))
-            self.uploads.add(held)
-        return held
 
-    def _batcher(self, model: IndexedModel, kind: str) -> Batcher[Any, Row]:
+        def read() -> Upload:
+            image = self._decode(data)
+            return Upload(id_, data, *image.size, thumbnail(image, 256))
+
+        id_ = hashlib.sha256(data).hexdigest()[:32]
+        if id_ not in self._uploads:
+            self._uploads[id_] = await self.run(read, "decode")
+        kept = self._uploads
+        while len(kept) > MAX_UPLOADS or sum(len(each.data) for each in kept.values()) > MAX_UPLOADS_BYTES:
+            kept.popitem(last=False)
+        return self.upload(id_)
+
+    def _decode(self, data: bytes) -> Image.Image:
+        """The upright RGB picture of an upload; its header is looked at before a pixel is decoded."""
+        most, most_pixels = self.config.max_upload_bytes, self.config.max_upload_pixels
+        if len(data) > most:
+            raise HTTPException(413, f"{len(data):,} bytes; at most {most:,} are taken")
+        try:
+            encoded = Encoded(data)
+            (width, height), decoded = encoded.in_file, encoded.stored  # not `size`: a PNG with EXIF would be decoded
+            if width * height > MAX_PIXELS or decoded[0] * decoded[1] > most_pixels:
+                raise HTTPException(413, f"{width}×{height} pixels; at most {most_pixels:,} are taken")
+            return encoded.rgb()
+        except Unreadable as error:
+            large = error.reason == "image too large"
+            why = f" ({error.detail})" if error.reason == "no decoder" else ""
+            taken = f"at most {most_pixels:,} pixels are taken" if large else "JPEG, PNG, WebP, GIF, AVIF and HEIC are"
+            raise HTTPException(413 if large else 415, f"{error.reason}{why}; {taken}") from None
+
+    def _batcher(self, model: IndexedModel, kind: str) -> Batcher[Any, Vector]:
         if (model, kind) not in self._batchers:
             for old in [key for key in self._batchers if key[0].name == model.name and key[0] != model]:
                 del self._batchers[old]
 
-            def embed(batch: list[Any]) -> Sequence[Row]:
+            def embed(batch: list[Any]) -> Sequence[Vector]:
                 encoder = self.index.encoder(model)
                 with evaluating(encoder):
                     texts = kind == "text"
                     features = encoder.encode_text(batch) if texts else encoder.encode_image(torch.stack(batch))
                 return list(features.detach().float().cpu().numpy())
 
-            self._batchers[model, kind] = Batcher(embed, self._encoding)
+            self._batchers[model, kind] = Batcher(embed, self._limiters["encode"])
         return self._batchers[model, kind]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlencode
@@ -15,7 +16,6 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "cloob-token"
-UPLOADS = "/api/uploads"
 MULTIPART_ROOM = 4096  # what multipart/form-data writes around one file
 HEADERS: Mapping[str, str] = {
     "content-security-policy": (
@@ -35,22 +35,13 @@ _COOKIE_SECONDS = 30 * 24 * 3600
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Who may ask, and how much.
+    """Who may ask, and how much."""
 
-    Attributes:
-        token: What a request must show as bearer or cookie; None where everyone who reaches the server may ask.
-        local: The server listens on loopback: only requests for a loopback name are answered, which stops DNS
-            rebinding, and an item's answer holds the whole path of its file.
-        max_upload_bytes: Of one picture.
-        max_upload_pixels: Of one picture; told by its header, before anything is decoded.
-        max_body_bytes: Of a request that uploads nothing.
-    """
-
-    token: str | None = None
-    local: bool = True
+    token: str | None = None  # what a request must show as bearer or cookie; None where whoever reaches us may ask
+    local: bool = True  # only requests for a loopback name are answered, which stops DNS rebinding; paths are told
     max_upload_bytes: int = 20_000_000
-    max_upload_pixels: int = 64_000_000
-    max_body_bytes: int = 1_000_000
+    max_upload_pixels: int = 64_000_000  # by its header, before anything is decoded
+    max_body_bytes: int = 1_000_000  # of a request that uploads nothing
 
 
 def is_loopback(host: str) -> bool:
@@ -92,16 +83,16 @@ class Guard:
     def _who_answers(self, request: Request) -> ASGIApp:
         path, method, headers = request.scope["path"], request.method, request.headers
         host = headers.get("host", "")
-        if self._config.local and not is_loopback(_without_port(host)):
+        if self._config.local and not is_loopback(re.sub(r":\d*$", "", host)):
             return _refusal(421, "this server answers for localhost alone; cloob serve --host opens it to others")
         if path.startswith("/api/"):
             foreign = "origin" in headers and headers["origin"].partition("://")[2] != host
             if foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
                 return _refusal(403, "asked for by another site")
-        limit = self._config.max_upload_bytes + MULTIPART_ROOM if path == UPLOADS else self._config.max_body_bytes
-        said = headers.get("content-length", "0")
-        if not said.isdecimal() or int(said) > limit:  # FastAPI counts what comes
-            return _refusal(413, f"a body of at most {limit:,} bytes is taken")
+        most = self._config.max_upload_bytes if path == "/api/uploads" else self._config.max_body_bytes
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > most + MULTIPART_ROOM:  # FastAPI counts what comes
+            return _refusal(413, f"a body of at most {most:,} bytes is taken")
         if self._config.token is None or (method == "GET" and path in _PUBLIC):
             return self._app
         if path == "/" and (method == "POST" or "token" in request.query_params):
@@ -134,10 +125,6 @@ class Guard:
             wrong = "" if offered is None else "That token is not right."
             answer = HTMLResponse(self._login_page.replace("<!--wrong-->", wrong), 401)
         await answer(scope, receive, send)
-
-
-def _without_port(host: str) -> str:
-    return host.rpartition(":")[0] if ":" in host.rpartition("]")[2] else host
 
 
 def _refusal(status: int, said: str, headers: Mapping[str, str] | None = None) -> Response:

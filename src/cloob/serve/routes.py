@@ -9,26 +9,16 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, File, Path, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, HTTPException, Path, Query, Request, Response, UploadFile
 
 from cloob.errors import InputError
-from cloob.search.classify import NONE, TEMPLATES, LabelOptions, Labels, check_labels
+from cloob.search.classify import NONE, TEMPLATES, LabelOptions, check_labels
 from cloob.search.records import Results, valid
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import NUMBERS, TEXTS
 from cloob.serve import schemas
-from cloob.serve.collection import Collection, Gone, told
+from cloob.serve.collection import Collection, told
 from cloob.serve.schemas import MOST, Part
-from cloob.serve.uploads import TooLarge, Unsupported
-
-about, find, pictures = (APIRouter(tags=[tag]) for tag in ("about", "find", "pictures"))
-IdPath = Annotated[int, Path(ge=1, le=2**53 - 1, examples=[17])]
-ModelQuery = Annotated[str | None, Query(min_length=1, max_length=200)]
-WhereQuery = Annotated[str | None, Query(max_length=2000, examples=["date >= 2024"])]
-Responses = dict[int | str, dict[str, Any]]
-_KINDS = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n", "image/png"), (b"GIF8", "image/gif"))
-_JPEG: Responses = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}}
-_ANY: Responses = {200: {"content": {"image/*": {}, "application/octet-stream": {}}}}
 
 
 def collection(request: Request) -> Collection:
@@ -37,25 +27,36 @@ def collection(request: Request) -> Collection:
     return held
 
 
-@about.get("/health")
-async def health(request: Request) -> dict[str, str | int | list[str]]:
+api = APIRouter(prefix="/api")
+Held = Annotated[Collection, Depends(collection)]
+IdPath = Annotated[int, Path(ge=1, le=2**53 - 1, examples=[17])]
+IdsQuery = Annotated[list[Annotated[int, Query(ge=1, le=2**53 - 1)]], Query(min_length=1, max_length=200)]
+ModelQuery = Annotated[str | None, Query(min_length=1, max_length=200)]
+WhereQuery = Annotated[str | None, Query(max_length=2000, examples=["date >= 2024"])]
+SizeQuery = Annotated[int, Query(ge=64, le=1024, multiple_of=64, description="Longer side, pixels.")]
+Responses = dict[int | str, dict[str, Any]]
+_KINDS = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n", "image/png"), (b"GIF8", "image/gif"))
+_JPEG: Responses = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}}
+_ANY: Responses = {200: {"content": {"image/*": {}, "application/octet-stream": {}}}}
+
+
+@api.get("/health")
+async def health(held: Held) -> dict[str, str | int | list[str]]:
     """That the server is there, and in which state the index is: ``revision`` grows with each change."""
-    index = collection(request).index
-    pictures, revision, models = await collection(request).search(lambda: (len(index), index.revision(), index.models))
+    index = held.index
+    pictures, revision, models = await held.run(lambda: (len(index), index.revision(), index.models))
     return {"status": "ok", "pictures": pictures, "revision": revision, "models": [model.name for model in models]}
 
 
-@about.get("/models")
-async def models(request: Request) -> list[dict[str, str | int]]:
+@api.get("/models")
+async def models(held: Held) -> list[dict[str, str | int]]:
     """The models whose vectors the index holds; the first is asked where a query names none."""
-    held = collection(request)
-    return [{"name": model.name, "dim": model.dim} for model in await held.search(lambda: held.index.models)]
+    return [{"name": model.name, "dim": model.dim} for model in await held.run(lambda: held.index.models)]
 
 
-@find.post("/search", response_model=schemas.Found)
-async def search(request: Request, query: schemas.SearchQuery) -> Any:
+@api.post("/search")
+async def search(held: Held, query: schemas.SearchQuery) -> schemas.Found:
     """Looks for pictures by words, by pictures, or by both with weights; a weight below 0 keeps away from its part."""
-    held = collection(request)
     model, where = await held.model(query.model), await held.filter(query.where)
     asked, row = await held.query(query.parts, model)
     cutoff: Literal["auto"] | None = "auto" if query.cutoff else None
@@ -64,16 +65,15 @@ async def search(request: Request, query: schemas.SearchQuery) -> Any:
     )
 
 
-@find.get("/items/{id}/similar", response_model=schemas.Found)
+@api.get("/items/{id}/similar")
 async def similar(
-    request: Request,
+    held: Held,
     id: IdPath,
     top: Annotated[int, Query(ge=1, le=MOST)] = 50,
     where: WhereQuery = None,
     model: ModelQuery = None,
-) -> Any:
+) -> schemas.Found:
     """More like this: the pictures nearest to one of the index, without itself."""
-    held = collection(request)
     asked, condition = await held.model(model), await held.filter(where)
     query, row = await held.query([Part(item=id)], asked)
     return await _found(
@@ -81,100 +81,85 @@ async def similar(
     )
 
 
-async def _found(held: Collection, work: Callable[[], Results]) -> dict[str, Any]:
-    revision, results = await held.search(lambda: (held.index.revision(), work()))
-    hits = [
-        {
-            **schemas.picture(hit.item, whole_path=held.config.local),
-            "score": _cosine(hit.score),
-            "margin": None if hit.margin is None or not math.isfinite(hit.margin) else float(hit.margin),
-        }
-        for hit in results.hits
-    ]
-    answer = {"model": results.model, "revision": revision, "searched": results.searched, "cut": results.cut}
-    return {**answer, "hits": hits}
+async def _found(held: Collection, work: Callable[[], Results]) -> schemas.Found:
+    revision, results = await held.run(lambda: (held.index.revision(), work()))
+    hits: list[schemas.FoundPicture] = []
+    for hit in results.hits:
+        margin = None if hit.margin is None or not math.isfinite(hit.margin) else float(hit.margin)
+        hits.append({**held.picture(hit.item), "score": _cosine(hit.score), "margin": margin})
+    facts = {"model": results.model, "revision": revision, "searched": results.searched, "cut": results.cut}
+    return {**facts, "hits": hits}  # type: ignore[typeddict-item]
 
 
-@find.post("/explain", response_model=schemas.Explained)
-async def explain(request: Request, query: schemas.ExplainQuery) -> Any:
+@api.post("/explain")
+async def explain(held: Held, query: schemas.ExplainQuery) -> schemas.Explained:
     """What the query retrieves from the collection as memory (modern Hopfield retrieval): pictures and their weights.
 
     The greater β, the fewer pictures share the weight.
     """
-    held = collection(request)
     model, where = await held.model(query.model), await held.filter(query.where, some=True)
     asked, row = await held.query(query.parts, model)
-    found = await held.search(
+    found = await held.run(
         lambda: held.index.explain(asked, row=row, beta=query.beta, top=query.top, where=where, model=model)
     )
-    memories = [
-        {
-            **schemas.picture(picture.item, whole_path=held.config.local),
-            "weight": picture.weight,
-            "score": _cosine(picture.score),
-        }
-        for picture in found.pictures
-    ]
-    answer = {"model": model.name, "beta": found.beta, "memory": found.memory, "effective": found.effective}
-    return {**answer, "agreement": _cosine(found.agreement), "memories": memories}
+    return {
+        "model": model.name,
+        "beta": found.beta,
+        "memory": found.memory,
+        "effective": found.effective,
+        "agreement": _cosine(found.agreement),
+        "memories": [
+            {**held.picture(each.item), "weight": each.weight, "score": _cosine(each.score)} for each in found.pictures
+        ],
+    }
 
 
 def _cosine(value: float) -> float:
     return max(-1.0, min(1.0, float(value)))
 
 
-@find.post("/classify", response_model=schemas.Classified)
-async def classify(request: Request, query: schemas.ClassifyQuery) -> Any:
+@api.post("/classify")
+async def classify(held: Held, query: schemas.ClassifyQuery) -> schemas.Classified:
     """Sorts all pictures, or those that a filter lets through, by labels in your own words."""
-    held = collection(request)
     model, where = await held.model(query.model), await held.filter(query.where, some=True)
     options = LabelOptions(templates=tuple(query.templates) or TEMPLATES, multi=query.multi, none=query.none)
     with told():
         check_labels(query.labels, options)
-    revision, labels = await held.slow(
-        lambda: (
-            held.index.revision(),
-            held.index.classify(query.labels, options, where=where, model=model.name),
-        )
+    revision, labels = await held.run(
+        lambda: (held.index.revision(), held.index.classify(query.labels, options, where=where, model=model.name)),
+        "slow",
     )
-    return {"model": model.name, "revision": revision, **_by_label(labels, query.top)}
-
-
-def _by_label(labels: Labels, top: int) -> dict[str, Any]:
-    """The pictures of each label, the surest first; those without any last, where there are some."""
-    members: list[list[int]] = [[] for _ in labels.names]
-    without: list[int] = []
+    members: dict[int, list[int]] = {label: [] for label in range(len(labels.names))}
     for place, chosen in enumerate(labels.chosen):
-        for label in chosen:
-            members[label].append(place)
-        if not chosen:
-            without.append(place)
+        for label in chosen or (-1,):
+            members.setdefault(label, []).append(place)
+    without = members.pop(-1, [])
     answers = [
-        _label(name, labels.ids, labels.probabilities[:, column], members[column], top)
-        for column, name in enumerate(labels.names)
+        _label(labels.names[label], labels.ids, labels.probabilities[:, label], places, query.top)
+        for label, places in members.items()
     ]
     if without:
-        answers.append(_label(NONE, labels.ids, 1 - labels.probabilities.max(1), without, top))
-    return {"classified": len(labels.ids), "labels": answers}
+        answers.append(_label(NONE, labels.ids, 1 - labels.probabilities.max(1), without, query.top))
+    return {"model": model.name, "revision": revision, "classified": len(labels.ids), "labels": answers}
 
 
-def _label(name: str, ids: Ids, probabilities: Vectors, members: list[int], top: int) -> dict[str, Any]:
+def _label(name: str, ids: Ids, probabilities: Vectors, members: list[int], top: int) -> schemas.LabelPictures:
+    """The pictures of a label, the surest first."""
     places = np.array(members, dtype=np.int64)
     order = places[np.argsort(-probabilities[places], kind="stable")][:top]
     rounded = np.round(probabilities[order].astype(np.float64), 4)
     return {"label": name, "count": len(members), "ids": ids[order].tolist(), "probabilities": rounded.tolist()}
 
 
-@find.get("/map", response_model=schemas.MapPoints)
+@api.get("/map")
 async def map_(
-    request: Request,
+    held: Held,
     sample: Annotated[int, Query(ge=2, le=20_000)] = 5000,
     method: Literal["pca", "tsne"] = "pca",
     where: WhereQuery = None,
     model: ModelQuery = None,
-) -> Any:
+) -> schemas.MapPoints:
     """A sample of the collection on a plane; t-SNE takes its time, once for each state of the index."""
-    held = collection(request)
     asked, condition = await held.model(model), await held.filter(where)
     revision, (ids, points) = await held.map(
         (asked, method, sample, where),
@@ -184,87 +169,66 @@ async def map_(
     return {"model": asked.name, "revision": revision, "ids": np.asarray(ids).tolist(), "x": x, "y": y}
 
 
-@find.post("/embed", response_model=schemas.Embedded)
-async def embed(request: Request, query: schemas.EmbedQuery) -> Any:
+@api.post("/embed")
+async def embed(held: Held, query: schemas.EmbedQuery) -> schemas.Embedded:
     """Unit rows of texts and of uploaded pictures."""
-    held = collection(request)
     model = await held.model(query.model)
     texts = await asyncio.gather(*(held.row(Part(words=text), model) for text in query.texts))
     uploads = await asyncio.gather(*(held.row(Part(upload=upload), model) for upload in query.uploads))
-    rows = {"texts": [row.tolist() for row in texts], "uploads": [row.tolist() for row in uploads]}
-    return {"model": model.name, "dim": model.dim, **rows}
+    rows = [row.tolist() for row in texts], [row.tolist() for row in uploads]
+    return {"model": model.name, "dim": model.dim, "texts": rows[0], "uploads": rows[1]}
 
 
-@pictures.get("/items", response_model=list[schemas.Picture])
-async def items(
-    request: Request,
-    id: Annotated[list[Annotated[int, Query(ge=1, le=2**53 - 1)]], Query(min_length=1, max_length=200)],
-) -> Any:
+@api.get("/items")
+async def items(held: Held, id: IdsQuery) -> list[schemas.Picture]:
     """What is known of some pictures, in the order asked for; those that are not there are left out."""
-    held = collection(request)
-    found = await held.search(lambda: held.index.items(id))
-    return [schemas.picture(item, whole_path=held.config.local) for item in found]
+    return list(map(held.picture, await held.run(lambda: held.index.items(id))))
 
 
-@pictures.get("/ids")
-async def ids(request: Request, where: WhereQuery = None) -> dict[str, int | list[int]]:
+@api.get("/ids")
+async def ids(held: Held, where: WhereQuery = None) -> dict[str, int | list[int]]:
     """The ids of all pictures, or of those that a filter lets through."""
-    held = collection(request)
     condition = await held.filter(where)
-    revision, found = await held.search(lambda: (held.index.revision(), held.index.store.ids(condition)))
+    revision, found = await held.run(lambda: (held.index.revision(), held.index.store.ids(condition)))
     return {"revision": revision, "ids": found.tolist()}
 
 
-@pictures.get("/columns")
-async def columns(request: Request) -> list[dict[str, str]]:
+@api.get("/columns")
+async def columns(held: Held) -> list[dict[str, str]]:
     """What a filter can name: ``name`` and ``kind`` of each column."""
-    held = collection(request)
     own = dict.fromkeys(TEXTS, "text") | dict.fromkeys(NUMBERS, "number") | {"date": "date"}
-    found = own | await held.search(held.index.columns)
+    found = own | await held.run(held.index.columns)
     return [{"name": name, "kind": kind} for name, kind in found.items()]
 
 
-@pictures.get("/items/{id}", response_model=schemas.Picture)
-async def item(request: Request, id: IdPath) -> Any:
+@api.get("/items/{id}")
+async def item(held: Held, id: IdPath) -> schemas.Picture:
     """What is known of a picture."""
-    held = collection(request)
-    found = await held.search(lambda: held.index.items([id]))
-    if not found:
-        raise Gone(f"no picture {id}")
-    return schemas.picture(found[0], whole_path=held.config.local)
+    return held.picture(await held.item(id))
 
 
-@pictures.get("/items/{id}/thumbnail", response_class=Response, responses=_JPEG)
-async def thumbnail(
-    request: Request,
-    id: IdPath,
-    size: Annotated[int, Query(ge=64, le=1024, multiple_of=64, description="Longer side, pixels.")] = 256,
-) -> Response:
+@api.get("/items/{id}/thumbnail", response_class=Response, responses=_JPEG)
+async def thumbnail(request: Request, held: Held, id: IdPath, size: SizeQuery = 256) -> Response:
     """A small JPEG of a picture, upright and without metadata."""
-    held = collection(request)
-    return await _file(request, id, f"-{size}", lambda: held.index.thumbnail(id, size))
+    return await _file(request, held, id, f"-{size}", lambda: held.index.thumbnail(id, size))
 
 
-@pictures.get("/items/{id}/picture", response_class=Response, responses=_ANY)
-async def picture(request: Request, id: IdPath) -> Response:
+@api.get("/items/{id}/picture", response_class=Response, responses=_ANY)
+async def picture(request: Request, held: Held, id: IdPath) -> Response:
     """A picture as its file has it; a format that browsers do not show comes as a download."""
-    held = collection(request)
-    return await _file(request, id, "", lambda: held.index.picture(id))
+    return await _file(request, held, id, "", lambda: held.index.picture(id))
 
 
-async def _file(request: Request, id: int, form: str, read: Callable[[], bytes]) -> Response:
+async def _file(request: Request, held: Collection, id: int, form: str, read: Callable[[], bytes]) -> Response:
     """A browser may keep it, and asks each time: the next index has another picture under the same address."""
-    held = collection(request)
-    found = await held.search(lambda: held.index.items([id]))
-    if not found:
-        raise Gone(f"no picture {id}")
-    headers = {"etag": f'"{found[0].content[:32]}{form}"', "cache-control": "private, no-cache"}
+    found = await held.item(id)
+    headers = {"etag": f'"{found.content[:32]}{form}"', "cache-control": "private, no-cache"}
     if request.headers.get("if-none-match") == headers["etag"]:
         return Response(status_code=304, headers=headers)
     try:
-        data = await held.files(read)
+        data = await held.run(read, "files")
     except (InputError, OSError):
-        raise Gone(f"the file of picture {id} is not there or has changed; cloob index brings it up to date") from None
+        raise HTTPException(404, f"the file of picture {id} is gone or has changed; run cloob index") from None
     kind = _media_type(data)
     if kind == "application/octet-stream":
         headers["content-disposition"] = "attachment"
@@ -280,19 +244,19 @@ def _media_type(data: bytes) -> str:
     return next((kind for magic, kind in _KINDS if data.startswith(magic)), "application/octet-stream")
 
 
-async def upload(request: Request, file: Annotated[UploadFile, File(description="A picture.")]) -> dict[str, str | int]:
+async def upload(held: Held, file: Annotated[UploadFile, File(description="A picture.")]) -> dict[str, str | int]:
     """Takes a picture to search with; it is kept in memory for a while, and only its thumbnail is given back."""
-    held = collection(request)
     data = await file.read(held.config.max_upload_bytes + 1)
     try:
         added = await held.add_upload(data)
-    except (Unsupported, TooLarge) as error:
-        raise type(error)(f"{valid(PurePath(file.filename or '').name)[:100]}: {error}") from None
+    except HTTPException as error:
+        error.detail = f"{valid(PurePath(file.filename or '').name)[:100]}: {error.detail}"
+        raise
     return {"upload": added.id, "width": added.width, "height": added.height}
 
 
-@pictures.get("/uploads/{id}/thumbnail", response_class=Response, responses=_JPEG)
-async def upload_thumbnail(request: Request, id: str) -> Response:
+@api.get("/uploads/{id}/thumbnail", response_class=Response, responses=_JPEG)
+async def upload_thumbnail(held: Held, id: str) -> Response:
     """A small JPEG of an uploaded picture."""
-    small = collection(request).upload(id).thumbnail
-    return Response(small, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
+    headers = {"cache-control": "private, max-age=3600"}
+    return Response(held.upload(id).thumbnail, media_type="image/jpeg", headers=headers)

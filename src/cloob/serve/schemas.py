@@ -1,4 +1,4 @@
-"""The words of the API: what goes in and what comes out, with examples for its description.
+"""The words of the API: what goes in and what comes out.
 
 Scores are cosines in [-1, 1], weights and probabilities shares of 1, positions on the map shares of its sides.
 """
@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypedDict
 
 from cloob.search.records import Item, Value, valid
 
@@ -20,8 +21,10 @@ Name = Annotated[str, Field(min_length=1, max_length=200, examples=["cloob"])]
 Where = Annotated[str, Field(max_length=2000, examples=["date >= 2024 and caption like '%dog%'"])]
 Top = Annotated[int, Field(ge=1, le=MOST, examples=[50]), Whole]
 Label = Annotated[str, Field(min_length=1, max_length=200, examples=["bird", "flower"])]
+Template = Annotated[str, Field(max_length=200, examples=["a picture of a {c}"])]
 Words = Annotated[str, Field(min_length=1, max_length=1000, examples=["a red bird"])]
 UploadId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
+Beta = Annotated[float, Field(ge=1e-3, le=1000, description="Left out, the model's own.", examples=[8.0])]
 _KINDS = ("words", "item", "upload")
 
 
@@ -31,10 +34,7 @@ class _Question(BaseModel):
 
 
 class Part(_Question):
-    """One part of a query: words, a picture of the index, or one that was uploaded before.
-
-    Pictures should fit it (weight above 0) or should not (below 0).
-    """
+    """Words, a picture of the index, or an uploaded one, that answers should fit (weight > 0) or should not (< 0)."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [kind]} for kind in _KINDS]})
 
@@ -51,63 +51,49 @@ class Part(_Question):
         return self
 
 
-Parts = Annotated[list[Part], Field(min_length=1, max_length=16)]
+class _Asked(_Question):
+    where: Where | None = None
+    model: Name | None = None
 
 
-class SearchQuery(_Question):
-    """What to look for, and where."""
+class SearchQuery(_Asked):
+    """What to look for; ``cutoff`` leaves out what fits no better than unrelated queries do."""
 
-    parts: Parts
+    parts: Annotated[list[Part], Field(min_length=1, max_length=16)]
     top: Top = 50
-    where: Where | None = None
-    model: Name | None = None
-    cutoff: Annotated[bool, Field(description="Leave out what fits no better than unrelated queries do.")] = True
+    cutoff: bool = True
 
 
-class ExplainQuery(_Question):
-    """Which pictures a query retrieves as memories, and how much of each."""
-
-    parts: Parts
-    beta: Annotated[float, Field(ge=1e-3, le=1000, description="Left out, the model's own.", examples=[8.0])] | None = (
-        None
-    )
+class ExplainQuery(_Asked):
+    parts: Annotated[list[Part], Field(min_length=1, max_length=16)]
+    beta: Beta | None = None
     top: Annotated[int, Field(ge=1, le=100), Whole] = 12
-    where: Where | None = None
-    model: Name | None = None
 
 
-class ClassifyQuery(_Question):
-    """Labels to sort the pictures by."""
+class ClassifyQuery(_Asked):
+    """Labels to sort by: one a picture, with ``multi`` each that fits, with ``none`` perhaps none."""
 
     labels: Annotated[list[Label], Field(min_length=1, max_length=200)]
-    templates: Annotated[
-        list[Annotated[str, Field(max_length=200, examples=["a picture of a {c}"])]], Field(max_length=100)
-    ] = []
-    multi: Annotated[bool, Field(description="A picture may have several labels, or none.")] = False
-    none: Annotated[bool, Field(description="Also offer 'none of these'.")] = False
-    where: Where | None = None
-    model: Name | None = None
-    top: Annotated[int, Field(ge=1, le=MOST, description="Pictures listed for each label."), Whole] = 100
+    templates: Annotated[list[Template], Field(max_length=100)] = []
+    multi: bool = False
+    none: bool = False
+    top: Top = 100
 
 
 class EmbedQuery(_Question):
-    """Texts and uploaded pictures to embed."""
-
     texts: Annotated[list[Words], Field(max_length=256)] = []
     uploads: Annotated[list[UploadId], Field(max_length=256)] = []
     model: Name | None = None
 
 
-class Problem(BaseModel):
-    """What is wrong, in one line."""
-
+class Problem(TypedDict):
     detail: str
 
 
-class Picture(BaseModel):
-    """A picture of the index."""
+class Picture(TypedDict):
+    """A picture of the index; of ``columns``, a whole number beyond 2^53 is text, as JavaScript would round it."""
 
-    id: Annotated[int, Field(description="The API takes 1 to 2^53 - 1; `cloob index` gives no others.", examples=[17])]
+    id: int
     name: str
     path: str
     caption: str | None
@@ -115,27 +101,12 @@ class Picture(BaseModel):
     width: int
     height: int
     bytes: int
-    columns: Annotated[
-        dict[str, Any],
-        Field(description="What else the source says; a whole number beyond 2^53 as text, as JavaScript rounds it."),
-    ]
+    columns: dict[str, Any]
 
 
 class FoundPicture(Picture):
-    """A picture that was found."""
-
     score: float
-    margin: float | None = None
-
-
-class Found(BaseModel):
-    """Pictures, best first; ``cut`` of the nearest were left out since unrelated queries reach as much."""
-
-    model: str
-    revision: int
-    searched: int
-    cut: int
-    hits: list[FoundPicture]
+    margin: float | None
 
 
 class Memory(Picture):
@@ -145,60 +116,61 @@ class Memory(Picture):
     score: float
 
 
-class Explained(BaseModel):
-    """What a query retrieves from a memory of so many pictures.
+class _Answer(TypedDict):
+    model: str
+    revision: int
 
-    ``effective``: how many of them share the weight, exp of its entropy; ``agreement``: the cosine of the query with
-    what it retrieves.
-    """
+
+class Found(_Answer):
+    """Pictures, best first; ``cut`` of the nearest were left out since unrelated queries reach as much."""
+
+    searched: int
+    cut: int
+    hits: list[FoundPicture]
+
+
+class Explained(TypedDict):
+    """What a query retrieves from ``memory`` pictures; ``effective`` of them share the weight (exp of its entropy)."""
 
     model: str
     beta: float
     memory: int
     effective: float
-    agreement: float
+    agreement: Annotated[float, Field(description="The cosine of the query with what it retrieves.")]
     memories: list[Memory]
 
 
-class LabelPictures(BaseModel):
-    """The pictures of a label, the surest first."""
-
+class LabelPictures(TypedDict):
     label: str
     count: int
     ids: list[int]
     probabilities: list[float]
 
 
-class Classified(BaseModel):
+class Classified(_Answer):
     """Labels in the order asked for; 'none of these' last."""
 
-    model: str
-    revision: int
     classified: int
     labels: list[LabelPictures]
 
 
-class Embedded(BaseModel):
-    """Unit rows, of the texts and of the uploads."""
-
+class Embedded(TypedDict):
     model: str
     dim: int
     texts: list[list[float]]
     uploads: list[list[float]]
 
 
-class MapPoints(BaseModel):
+class MapPoints(_Answer):
     """A sample of the collection on a plane; neighbours look alike to the model."""
 
-    model: str
-    revision: int
     ids: list[int]
     x: list[float]
     y: list[float]
 
 
-def picture(item: Item, *, whole_path: bool) -> dict[str, Any]:
-    """The fields of a :class:`Picture`; of its path what lies below the source, unless all of it may be told."""
+def picture(item: Item, *, whole_path: bool) -> Picture:
+    """A picture as it is told; of its path what lies below the source, unless all of it may be told."""
     name = item.path.replace("\\", "/").rpartition("/")[2].rpartition("::")[2]
     below = item.path.removeprefix(item.source).lstrip("/\\:") if item.path.startswith(item.source) else name
     return {

@@ -105,8 +105,8 @@ class Stepper:
     fp16 the loss is scaled (``torch.amp.GradScaler``), gradients are unscaled before they are measured and clipped, and
     one that overflowed lowers the scale; once that is down at 1, a gradient that is not finite is a fault as in fp32.
 
-    With several ranks ``module`` is wrapped in DDP, unless its towers are sharded. ``micro_batch_size`` is the number of
-    this rank's pairs whose activations are held at a time (gradient caching); 0 holds all.
+    With several ranks ``module`` is wrapped in DDP, unless its towers are sharded. Of ``micro_batch_size`` pairs a
+    rank activations are held at a time (gradient caching); 0: of all.
     """
 
     def __init__(

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from cloob.cache import Cache
 from cloob.data.batch import BadSample, clean_caption, printable
 from cloob.data.content import Reader
-from cloob.data.open import open_source
+from cloob.data.open import check_usable, open_source, open_unprobed
 from cloob.data.shards.spec import is_pattern, is_remote, local_path
 from cloob.data.source import Source
 from cloob.data.sources.table import TableSource
@@ -55,9 +56,10 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
         if (kind := dataset_type(path)) != "retrieval":
             raise InputError(f"{path / _TYPE_FILE} says {kind!r}; 'retrieval' would be right")
         return ByPicture(path.name, open_source(path / "test"), together=False, by_line=True)
-    source = open_source(spec, image_column=image_column, caption_column=caption_column)
-    if isinstance(source, TableSource):
+    source = open_unprobed(spec, image_column, caption_column, Cache())
+    if isinstance(source, TableSource):  # a picture that is lost keeps its captions as queries
         return _Rows(source)
+    check_usable(source)
     pure = PurePath(spec)
     name = "/".join(pure.parts[-2:]) if is_pattern(pure.name) else pure.name
     return ByPicture(name, source, together=False)

@@ -110,6 +110,7 @@ def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mappin
             state[key] = value.to(dtype, copy=len(part.names) == 1, memory_format=torch.contiguous_format)
             if not _is_finite(state[key]):
                 problems.append(f"{name} holds NaN or infinite values")
+        del value  # the file's memory, before the next weight takes its own
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise InputError(f"{path}: its weights do not fit: {printable('; '.join(problems[:_SHOWN]))}{more}")
