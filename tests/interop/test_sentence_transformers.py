@@ -19,6 +19,7 @@ for package in ("sentence_transformers", "datasets", "accelerate"):
     pytest.importorskip(package, reason='pip install -e ".[sentence-transformers]" brings what is missing')
 
 from cloob import ContrastiveObjective, cli, create_model, load_model, make_objective  # noqa: E402
+from cloob.errors import InputError  # noqa: E402
 from cloob.functional import cloob_reference  # noqa: E402
 from cloob.interop.negatives import contrast_with_negatives  # noqa: E402
 from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss, InfoLOOBLoss  # noqa: E402
@@ -28,15 +29,24 @@ TWO = {key: tiny_bert.PAIRS[key] for key in ("anchor", "positive")}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bert")
     tiny_bert.build(path)
     return path
 
 
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an exported ``CLIPModel``."""
+    path = tmp_path_factory.mktemp("clip")
+    save_model(path / "run", create_model("tiny-vit", seed=0), make_objective("clip").config())
+    assert cli.main(["export", str(path / "run"), str(path / "model"), "--to", "transformers"]) == 0
+    return path
+
+
 @pytest.fixture
-def model(folder: Path) -> Any:
-    return tiny_bert.load(folder).train()
+def model(bert: Path) -> Any:
+    return tiny_bert.load(bert).train()
 
 
 def tokens(model: Any, columns: dict[str, list[str]]) -> list[dict[str, Tensor]]:
@@ -94,22 +104,20 @@ def test_forward_passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(sizes) == 3 and sum(sizes) == 16
 
 
-def test_what_a_user_of_theirs_would_type(model: Any) -> None:
+def test_what_a_user_of_theirs_would_type(model: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="scale is inv_tau here"):
         CLOOBLoss(model, scale=20.0)  # type: ignore[arg-type]
     for bad in (0, -1):
         with pytest.raises(ValueError, match="positive integer or None"):
             CachedCLOOBLoss(model, mini_batch_num_tokens=bad)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="merge_and_unload"):
+        load_model(tmp_path)
 
 
-def test_a_saved_clip_model_says_its_loss(tmp_path: Path) -> None:
-    from sentence_transformers import SentenceTransformer
-
-    encoder = create_model("tiny-vit", seed=0)
-    save_model(tmp_path / "model", encoder, make_objective("clip").config())
-    assert cli.main(["export", str(tmp_path / "model"), str(tmp_path / "export"), "--to", "transformers"]) == 0
+def test_a_saved_clip_model_says_its_loss(clip: Path, tmp_path: Path) -> None:
     for kind, name in ((CachedCLOOBLoss, "cloob"), (InfoLOOBLoss, "infoloob")):
-        model = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+        model = tiny_bert.load(clip)
         kind(model, inv_tau=20.0)
         model.save_pretrained(str(tmp_path / name), create_model_card=False)
         trained = load_model(tmp_path / name, device="cpu").make_objective()
@@ -172,10 +180,12 @@ def test_matryoshka(model: Any, cached: bool) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("kind", ["plain", "cached"])
-def test_two_processes_equal_one(kind: str, folder: Path, model: Any, tmp_path: Path) -> None:
-    """SGD, as many pairs as a global batch holds, hard negatives."""
-    expected = tiny_bert.fit(model, CLOOBLoss(model), tiny_bert.PAIRS, tmp_path)
+@pytest.mark.parametrize("kind", ["plain", "cached", "plain pictures", "cached pictures"])
+def test_two_processes_equal_one(kind: str, bert: Path, clip: Path, tmp_path: Path) -> None:
+    """SGD, as many pairs as a global batch holds, hard negatives of texts."""
+    folder, columns = (clip, tiny_bert.pictures()) if "pictures" in kind else (bert, tiny_bert.PAIRS)
+    model = tiny_bert.load(folder)
+    expected = tiny_bert.fit(model, CLOOBLoss(model), columns, tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     worker = Path(__file__).with_name("sentence_transformers_worker.py")
     done = subprocess.run(
