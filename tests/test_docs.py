@@ -167,7 +167,11 @@ def test_commands_that_find_run(page: Path, capsys: pytest.CaptureFixture[str]) 
     for words in found:
         assert cli.main(words) == 0, (words, capsys.readouterr().err)
     if page.name == "find.md":
+        before = sorted(Path("pictures").iterdir())
+        assert cli.main(["classify", "pictures.idx", "--labels", "red,green", "--move-to", "sorted"]) in (0, 1)
+        assert sorted(Path("pictures").iterdir()) != before
         run_python(page)
+        assert sorted(Path("pictures").iterdir()) == before
         assert "red" in capsys.readouterr().out
 
 

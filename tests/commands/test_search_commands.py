@@ -162,6 +162,31 @@ def test_copies_lie_by_label_once_and_out_of_containers_too(tmp_path: Path, caps
     assert member.read_bytes() == (pictures / "green-0.png").read_bytes()
 
 
+def test_what_belongs_to_a_picture_moves_along_and_can_be_put_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, target = write_pictures(tmp_path / "pictures", n=1), tmp_path / "pictures" / "sorted"
+    for name in ("red-0.MOV", "red-0.mp3"):
+        (pictures / name).write_text(name)
+    (target / "red").mkdir(parents=True)
+    (target / "red" / "red-0.MOV").write_text("of another picture")
+    before = {path: path.read_bytes() for path in pictures.iterdir() if path.is_file()}
+    words = ("--labels", "red,blue", "--none", "--cutoff", "3", "--model", "colours", "--move-to", str(target))
+    _, err = run(capsys, "classify", str(pictures), *words)
+    assert err.endswith(f"cloob: 2 moved to {target}\n")
+    assert {path.name for path in (target / "red").iterdir()} == {
+        "red-0.MOV",
+        *(f"red-0-2.{e}" for e in ("png", "txt", "MOV")),
+    }
+    assert (target / "red" / "red-0.MOV").read_text() == "of another picture" and (pictures / "red-0.mp3").is_file()
+    there = sorted(target.rglob("*"))
+    assert run(capsys, "classify", str(pictures), *words)[1].endswith(f"cloob: 0 moved to {target}, 2 were there\n")
+    assert sorted(target.rglob("*")) == there
+    for line in reversed((target / "moved.jsonl").read_text().splitlines()):
+        Path(json.loads(line)["new"]).rename(json.loads(line)["old"])
+    assert {path: path.read_bytes() for path in pictures.iterdir() if path.is_file()} == before
+
+
 def test_embed_writes_the_same_rows_in_three_forms(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

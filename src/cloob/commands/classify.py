@@ -52,6 +52,8 @@ class Options:
     """Print CSV: path, label, probability, margin."""
     copy_to: Path | None = None
     """Copy each picture into a folder of its label here; nothing is overwritten."""
+    move_to: Path | None = None
+    """Move each picture into a folder of its label here, with its captions and edits; moved.jsonl lists what moved."""
     model: str | None = None
     """What `cloob eval` takes, for a SRC; for an index the name of one of its models."""
     machine: DecodeOptions = field(default_factory=DecodeOptions)
@@ -62,7 +64,7 @@ def check(options: Options) -> None:
     one = "give --labels cat,dog (or a file of them), or --examples DIR, or --head FILE; one of them"
     refuse({one: (options.labels is None) is not by_head})
     goes_with(options, cutoff="multi or none", multi="labels", none="labels", templates="labels", inv_tau="labels")
-    exclusive(options, "json csv", "copy_to multi")
+    exclusive(options, "json csv", "copy_to multi", "copy_to move_to", "move_to multi")
     if options.examples is not None:
         refuse(
             {f"--examples {options.examples}: no such folder; give one folder a label": not options.examples.is_dir()}
@@ -91,8 +93,9 @@ def run(options: Options) -> int:
         counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)
         left = f"; {unread:,} could not be read (see above)" if unread else ""
         say(f"{len(labels.ids):,} pictures: {counts}{left}")
-        folders = {id_: folder_name(label) for id_, label in best.items() if label != NONE} if options.copy_to else {}
-        failed = copy(index, index.items(list(folders)), options.copy_to, folders)
+        folders = {id_: folder_name(label) for id_, label in best.items() if label != NONE}
+        place, move = options.copy_to or options.move_to, options.move_to is not None
+        failed = copy(index, index.items(list(folders)), place, folders, move=move) if place else 0
     return 1 if unread or failed else 0
 
 

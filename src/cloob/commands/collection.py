@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
+import json
 import os
 import re
 import shutil
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from cloob.search.records import Item, Precision
 
 INDEX_FILE = "index.sqlite"
+_BELONGING = (".txt", ".caption", ".xmp", ".aae", ".mov")  # captions, edits, and the film of a live photo
 
 
 def check_index(address: str) -> None:
@@ -83,41 +86,72 @@ def report_left_out(summary: Summary) -> None:
         say(f"{count:,} × {reason}: {', '.join(map(printable, examples))}{more}")
 
 
-def copy(index: cloob.Index, items: Iterable[Item], root: Path | None, below: Mapping[int, str] = {}) -> int:
-    """Copies pictures into a folder, or one below it by their id; nothing is overwritten. 1 where one could not be."""
+def copy(
+    index: cloob.Index, items: Iterable[Item], root: Path | None, below: Mapping[int, str] = {}, *, move: bool = False
+) -> int:
+    """Copies pictures into a folder, or one below it by their id; nothing is overwritten. 1 where one could not be.
+
+    With ``move`` they are moved, captions and edits beside them too, and ``root/moved.jsonl`` lists old and new paths.
+    """
     if root is None:
         return 0
     done = failed = there = 0
+    past = "moved" if move else "copied"
     for item in items:
         try:
-            new = _copy(index, item, root / below.get(item.id, ""))
-            done, there = done + new, there + (not new)
+            placed = (_move if move else _copy)(index, item, root / below.get(item.id, ""))
+            done, there = done + bool(placed), there + (not placed)
         except (OSError, InputError) as error:
-            say(f"{printable(item.path)} is not copied: {message(error).removeprefix(f'{item.path}: ')}")
+            say(f"{printable(item.path)} is not {past}: {message(error).removeprefix(f'{item.path}: ')}")
             failed += 1
+            continue
+        if move and placed:
+            with (root / "moved.jsonl").open("a") as log:
+                log.writelines(json.dumps({"old": str(old), "new": str(new)}) + "\n" for old, new in placed)
     also = f", {there} were there" if there else ""
-    also += f", {failed} could not be copied" if failed else ""
-    say(f"{done} copied to {root}{also}")
+    also += f", {failed} could not be {past}" if failed else ""
+    say(f"{done} {past} to {root}{also}")
     return 1 if failed else 0
 
 
-def _copy(index: cloob.Index, item: Item, folder: Path) -> bool:
-    """Copies a picture as it was indexed, to ``a.jpg``, ``a-2.jpg`` and so on; False if the folder has it already."""
+def _copy(index: cloob.Index, item: Item, folder: Path) -> list[tuple[Path, Path]]:
+    """Copies a picture as it was indexed, to ``a.jpg``, ``a-2.jpg`` and so on, unless the folder has it already."""
     from cloob.files import write_whole
 
     content = index.picture(item.id)  # an InputError where it has changed
-    name = Path(folder_name(re.split(r"/|\\|::", item.path)[-1][-200:]))  # of a file, or a member of a container
-    target = folder / name
-    for number in itertools.count(2):
-        if not os.path.lexists(target) or _holds(target, content):
-            break
-        target = folder / f"{name.stem}-{number}{name.suffix}"
+    target = next(path for path in _names(folder, item) if not os.path.lexists(path) or _holds(path, content))
     if os.path.lexists(target):
-        return False
+        return []
     write_whole(target, content)
     if Path(item.path).is_file():
         shutil.copystat(item.path, target)
-    return True
+    return [(Path(item.path), target)]
+
+
+def _move(index: cloob.Index, item: Item, folder: Path) -> list[tuple[Path, Path]]:
+    """Moves a picture and the files of its name that belong to it, unless it is in the folder already."""
+    index.picture(item.id)  # an InputError where it has changed
+    source, folder = Path(item.path).absolute(), folder.absolute()
+    if source.is_symlink() or not source.is_file():
+        raise InputError("it is no file of its own (in a container, or a link)")
+    if source.is_relative_to(folder):
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = [path for path in source.parent.glob(f"{glob.escape(source.stem)}.*") if path.suffix.lower() in _BELONGING]
+    for target in _names(folder, item):
+        moves = [(source, target), *((path, target.with_suffix(path.suffix)) for path in beside)]
+        if not any(os.path.lexists(new) for _, new in moves):
+            break
+    for old, new in moves:
+        shutil.move(old, new)
+    return moves
+
+
+def _names(folder: Path, item: Item) -> Iterator[Path]:
+    name = Path(folder_name(re.split(r"/|\\|::", item.path)[-1][-200:]))  # of a file, or a member of a container
+    yield folder / name
+    for number in itertools.count(2):
+        yield folder / f"{name.stem}-{number}{name.suffix}"
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cloob.errors import require
 from cloob.files import write_whole
-from cloob.pictures.limits import Unreadable
+from cloob.pictures.encoded import Unreadable
 from cloob.pictures.thumbnails import data_uri
 
 _SIDE = 320  # pixels of a thumbnail
