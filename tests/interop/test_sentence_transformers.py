@@ -19,6 +19,7 @@ for package in ("sentence_transformers", "datasets", "accelerate"):
     pytest.importorskip(package, reason='pip install -e ".[sentence-transformers]" brings what is missing')
 
 from cloob import ContrastiveObjective, cli, create_model, load_model, make_objective  # noqa: E402
+from cloob.errors import InputError  # noqa: E402
 from cloob.functional import cloob_reference  # noqa: E402
 from cloob.interop.negatives import contrast_with_negatives  # noqa: E402
 from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss, InfoLOOBLoss  # noqa: E402
@@ -28,15 +29,24 @@ TWO = {key: tiny_bert.PAIRS[key] for key in ("anchor", "positive")}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bert")
     tiny_bert.build(path)
     return path
 
 
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an exported ``CLIPModel``."""
+    path = tmp_path_factory.mktemp("clip")
+    save_model(path / "run", create_model("tiny-vit", seed=0), make_objective("clip").config())
+    assert cli.main(["export", str(path / "run"), str(path / "model"), "--to", "transformers"]) == 0
+    return path
+
+
 @pytest.fixture
-def model(folder: Path) -> Any:
-    return tiny_bert.load(folder).train()
+def model(bert: Path) -> Any:
+    return tiny_bert.load(bert).train()
 
 
 def tokens(model: Any, columns: dict[str, list[str]]) -> list[dict[str, Tensor]]:
@@ -61,12 +71,12 @@ def test_value_is_the_objective_of_unit_embeddings(model: Any, columns: dict[str
         torch.testing.assert_close(expected, cloob_reference(*rows, 20.0, 5.0))
 
 
-@pytest.mark.parametrize("size", [3, 50])
-def test_cached_equals_plain(model: Any, size: int) -> None:
+@pytest.mark.parametrize("sizes", [{"mini_batch_size": 3}, {"mini_batch_size": 50}, {"mini_batch_num_tokens": 20}])
+def test_cached_equals_plain(model: Any, sizes: dict[str, int]) -> None:
     expected = CLOOBLoss(model)(tokens(model, tiny_bert.PAIRS))
     expected.backward()
     right = gradients(model)
-    found = CachedCLOOBLoss(model, mini_batch_size=size)(tokens(model, tiny_bert.PAIRS))
+    found = CachedCLOOBLoss(model, **sizes)(tokens(model, tiny_bert.PAIRS))
     (3.0 * found).backward()  # as a loss scaler does
     left = gradients(model)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -75,14 +85,39 @@ def test_cached_equals_plain(model: Any, size: int) -> None:
         assert float((left[name] / 3.0 - value).abs().max()) <= 1e-5 * float(value.abs().max()) + 1e-7, name
 
 
-def test_a_saved_clip_model_says_its_loss(tmp_path: Path) -> None:
-    from sentence_transformers import SentenceTransformer
+def test_forward_passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates share one, and a budget of tokens cuts the others; 6 or 7 tokens a text."""
+    sizes: list[int] = []
+    forward = type(model).forward
 
-    encoder = create_model("tiny-vit", seed=0)
-    save_model(tmp_path / "model", encoder, make_objective("clip").config())
-    assert cli.main(["export", str(tmp_path / "model"), str(tmp_path / "export"), "--to", "transformers"]) == 0
+    def counted(self: Any, features: dict[str, Tensor], **more: Any) -> dict[str, Tensor]:
+        sizes.append(len(features["input_ids"]))
+        return forward(self, features, **more)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    two = {**TWO, "negative": TWO["positive"]}
+    CLOOBLoss(model)(tokens(model, two))
+    assert sizes == [8, 16]
+    sizes.clear()
+    with torch.no_grad():
+        CachedCLOOBLoss(model, mini_batch_num_tokens=20)(tokens(model, TWO))
+    assert max(sizes) == 3 and sum(sizes) == 16
+
+
+def test_what_a_user_of_theirs_would_type(model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="scale is inv_tau here"):
+        CLOOBLoss(model, scale=20.0)  # type: ignore[arg-type]
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match="positive integer or None"):
+            CachedCLOOBLoss(model, mini_batch_num_tokens=bad)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="merge_and_unload"):
+        load_model(tmp_path)
+
+
+def test_a_saved_clip_model_says_its_loss(clip: Path, tmp_path: Path) -> None:
     for kind, name in ((CachedCLOOBLoss, "cloob"), (InfoLOOBLoss, "infoloob")):
-        model = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+        model = tiny_bert.load(clip)
         kind(model, inv_tau=20.0)
         model.save_pretrained(str(tmp_path / name), create_model_card=False)
         trained = load_model(tmp_path / name, device="cpu").make_objective()
@@ -110,7 +145,10 @@ def test_the_example_of_the_page_trains(model: Any, tmp_path: Path, monkeypatch:
 def test_a_last_batch_of_one_pair_does_not_stop_the_training(model: Any, tmp_path: Path) -> None:
     one = {name: texts[:1] for name, texts in tiny_bert.PAIRS.items()}
     for columns in (one, {name: one[name] for name in TWO}):
-        loss = CLOOBLoss(model)(tokens(model, columns))
+        kind = CLOOBLoss(model)
+        with pytest.warns(UserWarning, match="per_device_train_batch_size"):
+            loss = kind(tokens(model, columns))
+        assert float(kind(tokens(model, columns)).detach()) == 0.0  # and does not warn again
         assert float(loss.detach()) == 0.0
         loss.backward()
         assert all(float(g.abs().max()) == 0.0 for g in gradients(model).values())
@@ -142,10 +180,12 @@ def test_matryoshka(model: Any, cached: bool) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("kind", ["plain", "cached"])
-def test_two_processes_equal_one(kind: str, folder: Path, model: Any, tmp_path: Path) -> None:
-    """SGD, as many pairs as a global batch holds, hard negatives."""
-    expected = tiny_bert.fit(model, CLOOBLoss(model), tiny_bert.PAIRS, tmp_path)
+@pytest.mark.parametrize("kind", ["plain", "cached", "plain pictures", "cached pictures"])
+def test_two_processes_equal_one(kind: str, bert: Path, clip: Path, tmp_path: Path) -> None:
+    """SGD, as many pairs as a global batch holds, hard negatives of texts."""
+    folder, columns = (clip, tiny_bert.pictures()) if "pictures" in kind else (bert, tiny_bert.PAIRS)
+    model = tiny_bert.load(folder)
+    expected = tiny_bert.fit(model, CLOOBLoss(model), columns, tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     worker = Path(__file__).with_name("sentence_transformers_worker.py")
     done = subprocess.run(

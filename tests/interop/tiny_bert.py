@@ -1,4 +1,4 @@
-"""A tiny BERT with random weights and a vocabulary of its own, shared by tests and their worker processes."""
+"""A tiny BERT with random weights and a vocabulary of its own, and data, shared by tests and their worker processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,15 @@ def load(folder: Path) -> Any:
     return SentenceTransformer(str(folder / "model"), device="cpu")
 
 
-def fit(model: Any, loss: Any, columns: dict[str, list[str]], out: Path, **arguments: Any) -> list[float]:
+def pictures() -> dict[str, list[Any]]:
+    """Eight coloured pictures with their captions, for a ``CLIPModel``."""
+    from PIL import Image
+
+    images = [Image.new("RGB", (32, 32), (30 * i, 255 - 30 * i, i * i)) for i in range(8)]
+    return {"image": images, "caption": PAIRS["anchor"]}
+
+
+def fit(model: Any, loss: Any, columns: dict[str, list[Any]], out: Path, **arguments: Any) -> list[float]:
     """Trains; the losses of the steps."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments

@@ -15,6 +15,7 @@ of the objective on the whole batch, mini-batches embedded twice, random state r
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,7 +31,8 @@ from cloob.interop.negatives import contrast_with_negatives
 from cloob.objective import ContrastiveObjective, check_finite
 
 require("sentence_transformers", "sentence-transformers")
-from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input  # noqa: E402
+from sentence_transformers.base.losses import gradcache  # noqa: E402
+from sentence_transformers.base.losses.merged_forward import embed_columns  # noqa: E402
 
 
 class InfoLOOBLoss(nn.Module):
@@ -48,6 +50,8 @@ class InfoLOOBLoss(nn.Module):
         ValueError: A value is out of range.
     """
 
+    _contrasts = False  # whether a batch had a second pair
+
     def __init__(
         self,
         model: nn.Module,
@@ -56,6 +60,8 @@ class InfoLOOBLoss(nn.Module):
         scale: Scale = "paper",
         gather_across_devices: bool = False,
     ) -> None:
+        if not isinstance(scale, str):
+            raise ValueError("scale is 'paper' or 'unit'; MultipleNegativesRankingLoss's scale is inv_tau here")
         super().__init__()
         self.model = model
         self.gather_across_devices = gather_across_devices
@@ -83,7 +89,7 @@ class InfoLOOBLoss(nn.Module):
         Raises:
             ValueError: Fewer than two columns; an embedding that is not finite or zero.
         """
-        return self.calculate_loss([[self.model(features)["sentence_embedding"]] for features in sentence_features])
+        return self.calculate_loss([[rows] for rows in embed_columns(self.model, sentence_features)])
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
@@ -106,10 +112,13 @@ class InfoLOOBLoss(nn.Module):
             further = {f"negative_{k}": rows for k, rows in enumerate(negatives, start=1)}
             check_finite(anchors=anchors, positives=positives, **further)
             loss = 0.0 * torch.cat([anchors, positives, *negatives]).sum()
+            if not self._contrasts:  # else it is the last batch of an epoch
+                warnings.warn("a batch of one pair teaches nothing: raise per_device_train_batch_size", stacklevel=2)
         elif negatives:
             loss = contrast_with_negatives(self.objective, anchors, positives, torch.cat(negatives))
         else:
             loss = self.objective(anchors, positives)
+        self._contrasts = True
         if with_backward:
             with torch.autocast(loss.device.type, enabled=False):  # as in cached_backward
                 torch.autograd.backward(loss)
@@ -147,14 +156,24 @@ class CLOOBLoss(InfoLOOBLoss):
         self._train_with(ContrastiveObjective.cloob(inv_tau=inv_tau, beta=beta, scale=scale))
 
 
-class _Cached(InfoLOOBLoss, CachedLossMixin):
+class _Cached(InfoLOOBLoss, gradcache.CachedLossMixin):
     """The forward pass with gradient caching, for a loss of this module that stands behind it among the bases."""
 
-    def __init__(self, model: nn.Module, *args: Any, mini_batch_size: int = 32, **kwargs: Any) -> None:
-        if has_static_embedding_input(model):
+    def __init__(
+        self,
+        model: nn.Module,
+        *args: Any,
+        mini_batch_size: int = 32,
+        mini_batch_num_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if gradcache.has_static_embedding_input(model):
             raise ValueError("a StaticEmbedding's input has no batch dimension to cut; use the loss without cache")
+        if mini_batch_num_tokens is not None and mini_batch_num_tokens <= 0:
+            raise ValueError("mini_batch_num_tokens must be a positive integer or None.")
         super().__init__(model, *args, **kwargs)
         self.mini_batch_size = mini_batch_size
+        self.mini_batch_num_tokens = mini_batch_num_tokens
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         """As the loss without cache; the second embedding runs in the backward pass of what it returns."""
@@ -163,15 +182,19 @@ class _Cached(InfoLOOBLoss, CachedLossMixin):
 
     def get_config_dict(self) -> dict[str, Any]:
         """The arguments, for the model card."""
-        return {**super().get_config_dict(), "mini_batch_size": self.mini_batch_size}
+        sizes = {"mini_batch_size": self.mini_batch_size, "mini_batch_num_tokens": self.mini_batch_num_tokens}
+        return {**super().get_config_dict(), **sizes}
 
 
 class CachedInfoLOOBLoss(_Cached):
-    """:class:`InfoLOOBLoss` with gradient caching: ``mini_batch_size`` texts (default 32) pass the model at once."""
+    """:class:`InfoLOOBLoss` with gradient caching: ``mini_batch_size`` texts (default 32) pass the model at once.
+
+    With ``mini_batch_num_tokens`` as many texts as that many tokens hold, at least one.
+    """
 
 
 class CachedCLOOBLoss(_Cached, CLOOBLoss):
-    """:class:`CLOOBLoss` with gradient caching: ``mini_batch_size`` texts (default 32) pass the model at once."""
+    """:class:`CLOOBLoss` with gradient caching, cut as in :class:`CachedInfoLOOBLoss`."""
 
 
 def _unit_rows(embeddings: Tensor) -> Tensor:

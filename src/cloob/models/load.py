@@ -63,6 +63,8 @@ def find_model_folder(source: str | Path) -> Path | None:
     for place in (folder, folder / runs.MODEL_FOLDER):
         if runs.config_file(place).is_file():
             return place
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder}: a LoRA adapter; merge it (merge_and_unload) and save")
     what = f"no run (checkpoints/), no checkpoint (model/) and no model folder ({runs.CONFIG_FILE})"
     raise InputError(f"{folder}: {what if folder.is_dir() else 'no such folder'}{families.meant_file(folder)}")
 

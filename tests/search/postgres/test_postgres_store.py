@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import psycopg
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -211,3 +213,16 @@ def test_errors_are_one_line_without_the_password(postgres: str, address: str, t
         assert not any(secret in line for secret in ("pass word", "pass%20word", "wrong@", "secret")), line
     with pytest.raises(InputError, match="schema"):
         PostgresStore(f"{postgres}?options=-csearch_path%3Dnone", create=True)
+
+
+def test_the_block_of_the_page_finds_the_nearest(address: str) -> None:
+    page = Path(__file__).parents[3] / "docs" / "interop.md"
+    if not page.is_file():
+        pytest.skip("docs/interop.md is not beside the tests")
+    text = page.read_text(encoding="utf-8").replace("postgresql://me@db/pictures", address)
+    (block,) = re.findall(r"^```python\n(import psycopg.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    vectors = unit(20, 8)
+    rows = pa.table({"path": [f"{i}.png" for i in range(20)], "vector": vectors.tolist()})
+    names: dict[str, Any] = {"rows": rows, "query": vectors[3].tolist()}
+    exec(block, names)
+    assert [path for (path,) in names["nearest"]] == [f"{i}.png" for i in np.argsort(-vectors @ vectors[3])[:3]]

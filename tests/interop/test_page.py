@@ -1,0 +1,60 @@
+"""The Python of docs/interop.md after the first block (of which test_sentence_transformers.py takes care)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cloob import cli, create_model, make_objective
+from cloob.models.folder import save_model
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "interop.md"
+RUN = """
+import json, sys
+names, found = {}, []
+for block in json.loads(sys.argv[1]):
+    exec(block, names)
+    found.append(names.pop("nearest", None))
+names["client"].close()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not PAGE.is_file(), reason="docs/interop.md is not beside the tests")
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("datasets", "faiss", "sentence_transformers"):
+        pytest.importorskip(package)
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks.overlay import overlay
+    finally:
+        sys.path.remove(str(ROOT))
+    try:
+        python = overlay(("lancedb", "qdrant-client"))
+    except RuntimeError as error:
+        pytest.skip(f"the databases cannot be installed here: {error}")
+    monkeypatch.chdir(tmp_path)
+    save_model(Path("runs/mine"), create_model("tiny-vit", seed=0), make_objective("cloob").config())
+    Path("pictures").mkdir()
+    for name in ("red", "green", "blue", "white"):
+        Image.new("RGB", (64, 48), name).save(f"pictures/{name}.png")
+    text = PAGE.read_text(encoding="utf-8")
+    for words in re.findall(r"^\$ cloob (export .*|embed .*)", text, flags=re.MULTILINE):
+        assert cli.main(words.split()) == 0
+    shown = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[1:]
+    blocks = [block for block in shown if not re.search(r"^import (mteb|psycopg)", block, flags=re.MULTILINE)]
+    done = subprocess.run([python, "-c", RUN, json.dumps(blocks)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    lance, qdrant, flat = [each for each in found if each is not None]
+    assert lance == qdrant == flat and len(set(lance)) == 3
+    assert Path("tuned/model.safetensors").is_file()
