@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test torch-alone nightly lowest newest lint docs package install bench clean
+.PHONY: demo test torch-alone floor nightly lowest newest lint docs package install bench clean
 
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
@@ -23,6 +23,13 @@ torch-alone: $(VENV)/.dev
 	PYTHONPATH=src OMP_NUM_THREADS=1 $(VENV)/torch-alone/bin/python -m pytest -p no:cacheprovider -m "not nightly" \
 	  -W "ignore:Failed to initialize NumPy:UserWarning" tests/functional tests/test_objective.py \
 	  tests/test_objective_tracing.py tests/test_distributed.py $(ARGS)
+
+# The objective, ranks included, with the lowest torch; tracing (compile, export) needs a later one.
+floor: $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-floor
+	$(BIN)/uv pip install --quiet --python .venv-floor/bin/python "torch==2.6.*" numpy --group test
+	PYTHONPATH=src OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -n auto -p no:cacheprovider -m "not nightly" \
+	  tests/functional tests/test_objective.py tests/test_distributed.py $(ARGS)
 
 nightly: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) --timeout 1800 --hypothesis-profile nightly $(ARGS)
