@@ -210,7 +210,7 @@ def test_a_batch_larger_than_the_data(tokenizer: Callable[[list[str]], Tensor]) 
     with pytest.raises(InputError, match=r"^numbers holds 1 pair; at least 2 training pairs are needed$"):
         loader(Numbers(1), tokenizer, 5)
     assert loader(Numbers(4), tokenizer, 5, drop_last=False).steps_per_epoch == 1
-    with pytest.raises(InputError, match="numbers holds no pairs"):
+    with pytest.raises(InputError, match="numbers holds 0 pairs"):
         loader(Numbers(0), tokenizer, 1, drop_last=False)
 
 

@@ -176,6 +176,10 @@ def test_sizes_json_is_checked(shards: Path) -> None:
     (shards / "sizes.json").write_text(json.dumps({"00001.tar": 4, "00003.tar": 5, "00004.tar": 5}))
     with pytest.raises(InputError, match=r"00003\.tar: no such file"):
         open_source(shards)
+    (shards / "sizes.json").write_text('{"00000.tar": -1}')
+    with pytest.raises(InputError, match=r"sizes\.json: is not"):
+        open_source(shards)
+    (shards / "sizes.json").unlink()
     assert len(open_source(shards / "0000[12].tar")) == 7
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloob.data.batch import BadSample
-from cloob.evaluation.sets.captioned import BadPicture, open_captioned
+from cloob.evaluation.sets.captioned import open_captioned
 from support import picture
 
 EXPECTED = [
@@ -86,7 +86,7 @@ def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: 
     path.write_text(path.read_text() + "b.png,\n,x\n".replace(",x\n", ""))
     (folder / "a.png").unlink()
     found = open_captioned(path)
-    with pytest.raises(BadPicture) as caught:
+    with pytest.raises(BadSample) as caught:
         found.read(0)
     assert caught.value.captions == ("red one", "red two") and caught.value.reason == "missing image"
     assert found.read(1).captions == ("blue", "")

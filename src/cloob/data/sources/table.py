@@ -28,9 +28,9 @@ _BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a
 
 
 class TableSource:
-    """A random-access source over the rows of a table; the two columns stay arrow arrays, which cost no Python objects.
+    """Rows of a table; the two columns stay arrow arrays, which cost no Python objects.
 
-    ``stray`` are rows with a field that holds rows, see ``_stray_quotes``; ``pairs`` those with a path and a caption.
+    ``stray`` are rows with a field that holds rows, see ``_stray_quotes``.
     """
 
     streamed = False
@@ -48,9 +48,9 @@ class TableSource:
         del table
         pa.default_memory_pool().release_unused()  # parsing takes about as much again as the columns
         self.shard_sizes = (len(self),)
-        filled = [pc.greater(pc.fill_null(pc.binary_length(each), 0), 0) for each in (self._images, self._captions)]
-        usable = pc.and_(*filled)
-        self.pairs = int(pc.sum(usable).as_py() or 0) - sum(usable[row].as_py() for row in self.stray)
+        rows, lines = counted(len(self.stray), "rows"), counted(sum(self.stray.values()), "lines")
+        first = f"stray quotes in {rows}, first in row {min(self.stray, default=0) + 1:,}"
+        self.remark = f"{first}, take in {lines}: close or double each" if self.stray else ""
 
     def __len__(self) -> int:
         return len(self._images)
@@ -66,7 +66,7 @@ class TableSource:
         return read_image_file(self._path.parent / stored, printable(stored), where)
 
     def read(self, index: int) -> RawSample:
-        """The pair in row ``index`` (from 0), or a ``BadSample`` that counts rows from 1; its key is the image path."""
+        """The pair in row ``index`` (from 0); its key is the image path, and a ``BadSample`` counts rows from 1."""
         where = f"row {index + 1:,} of {self._path.name}"
         if index in self.stray:
             lines = counted(self.stray[index], "lines")
@@ -104,7 +104,7 @@ def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None
 def column_names(path: Path, wanted: Sequence[str]) -> list[str]:
     """A table's columns, from its header, or from its lines of JSON until all of ``wanted`` are there.
 
-    ``wanted`` also tells which delimiter is meant. InputError if it is no table.
+    ``wanted`` also tells which delimiter is meant.
     """
     with _one_line(path):
         match path.suffix.lower():
@@ -123,8 +123,7 @@ def column_names(path: Path, wanted: Sequence[str]) -> list[str]:
 def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, int]]:
     """Columns of a table, those of text tables as bytes; and its rows with a stray quote, see ``_stray_quotes``.
 
-    Of several columns of one name the first is read. A list in a line of JSON stands for as many rows. InputError if it
-    is no table.
+    Of several columns of one name the first is read. A list in a line of JSON stands for as many rows.
     """
     with _one_line(path):
         match path.suffix.lower():
@@ -135,8 +134,9 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
                 return table.select([table.column_names.index(column) for column in columns]), {}
     rows: list[Sequence[bytes | None]] = []
     for row in json_rows(path):
-        cells = [[_stored(value) for value in _several(row.get(column))] for column in columns]
-        rows += itertools.product(*cells)
+        cells = (row.get(column) for column in columns)
+        lists = (cell if isinstance(cell, list) and cell else [cell] for cell in cells)
+        rows += itertools.product(*([_stored(value) for value in each] for each in lists))
     texts = zip(*rows, strict=True) if rows else [[]] * len(columns)
     return pa.table([pa.array(text, pa.large_binary()) for text in texts], list(columns)), {}
 
@@ -153,10 +153,6 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
             except (ValueError, RecursionError, AttributeError) as error:
                 raise InputError(f"{path}: line {number:,} is not JSON or no object: {error}") from None
             yield row
-
-
-def _several(value: Any) -> list[Any]:
-    return value if isinstance(value, list) and value else [value]
 
 
 def _stored(value: Any) -> bytes | None:
@@ -206,11 +202,10 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
     """The delimiter and the column names as written: the first that yields all columns, else that of most fields."""
     with path.open("rb") as file:
         line = file.readline(csv.field_size_limit())
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
-        raise InputError(f"{path} is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
     header = re.split(r"[\r\n]", line.decode("utf-8-sig", "replace"), maxsplit=1)[0]
-    if not header.strip():
-        raise InputError(f"{path} is empty: the first line must name the columns")
+    if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")) or not header.strip():
+        wrong = "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8" if line.strip() else "is empty"
+        raise InputError(f"{path} {wrong}; the first line must name the columns")
     splits = [(delimiter, next(csv.reader([header], delimiter=delimiter))) for delimiter in _DELIMITERS]
     complete = [split for split in splits if {*columns} <= {name.strip() for name in split[1]}]
     return complete[0] if complete else max(splits, key=lambda split: len(split[1]))

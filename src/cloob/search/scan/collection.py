@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption
-from cloob.data.shards.tar import TAR_SUFFIXES
+from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES
 from cloob.data.sources.folder import captions_by_stem
