@@ -75,13 +75,6 @@ def test_streamed_shards_read_like_local_ones(spec: str, shards: Path, image: Ma
     assert pickle.loads(pickle.dumps(source)).read(11) == local.read(11)
 
 
-def test_the_list_beside_a_shard_in_a_command(spec: str, shards: Path) -> None:
-    (shards / "old.tar.d").mkdir()
-    shutil.copy(shards / "00001.tar", shards / "old.tar.d" / "x.tgz")
-    (shards / "old.tar.d" / "sizes.json").write_text('{"x.tgz": 4}')
-    assert open_source(f"pipe:cat '{shards}/old.tar.d/x.tgz' | cat").read(0).caption == "pair 5"
-
-
 def test_a_shard_is_fetched_once_and_kept(spec: str, shards: Path) -> None:
     spec, asked = f"{spec} && echo $0 >> {shards}/asked", shards / "asked"
     source = open_source(spec)

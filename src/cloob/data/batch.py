@@ -135,11 +135,12 @@ def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
     prefix = f"{where}: " if where else ""
     try:
         return read_file(path)
-    except Unreadable as error:
-        raise BadSample(error.reason, key, f"{prefix}{path} has {error.detail}") from None
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
-        raise BadSample("missing image", key, f"{prefix}{path}: {said}") from None
+    except (Unreadable, OSError, ValueError) as error:
+        if isinstance(error, Unreadable):
+            reason, said = error.reason, f"{path} has {error.detail}"
+        else:
+            reason, said = "missing image", f"{path}: {getattr(error, 'strerror', None) or error}"
+        raise BadSample(reason, key, f"{prefix}{said}") from None
 
 
 @contextmanager

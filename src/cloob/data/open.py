@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
@@ -15,14 +14,12 @@ from cloob.data.batch import BadSample, decoding
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import (
-    SIZES,
     TAR_SUFFIXES,
     is_pattern,
     is_remote,
     is_tar,
     local_path,
     matching_files,
-    read_sizes,
     tars_in,
 )
 from cloob.data.source import Source
@@ -118,10 +115,10 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
     path = Path(local_path(spec))
     suffix = path.suffix.lower()
     if path.is_dir():
-        if tars := tars_in(path):
-            _check_complete(path)
-            return "tars", tars
-        return ("rows", files) if (files := arrow_files(path)) else ("folder", [path])
+        files = tars_in(path)
+        if not files and (rows := arrow_files(path)):
+            return "rows", rows
+        return ("tars", files) if files else ("folder", [path])
     if not path.exists() and is_pattern(str(path)):
         files = matching_files(str(path))
         return ("rows" if all(file.suffix.lower() in ARROW_SUFFIXES for file in files) else "tars"), files
@@ -134,13 +131,6 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
     hint = f" ({nearest(path.name, beside)})" if beside else ""
     kinds = f"expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
     raise InputError(f"{path}: {kinds if path.exists() else f'no such file or folder{hint}'}")
-
-
-def _check_complete(folder: Path) -> None:
-    missing = [name for name in read_sizes(folder / SIZES) if "/" not in name and not (folder / name).is_file()]
-    if missing:
-        fix = f"get it again, or count anew: cloob data {shlex.quote(str(folder))} --count"
-        raise InputError(f"{folder / missing[0]}: no such file, but {SIZES} names it ({len(missing)} missing); {fix}")
 
 
 def check_usable(source: Source) -> None:

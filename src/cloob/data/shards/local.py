@@ -18,10 +18,9 @@ import pyarrow as pa
 from cloob.cache import Cache, touch
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable
 from cloob.data.fingerprint import Fingerprint, digest, of_column
-from cloob.data.shards.spec import SIZES, read_sizes
 from cloob.data.shards.tar import Member, TarReader, group_members, split_name
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
-from cloob.errors import InputError, counted, message
+from cloob.errors import InputError, counted
 from cloob.pictures import MAX_IMAGE_BYTES
 
 _ABSENT = -1  # offset of a part that a sample does not have
@@ -78,10 +77,7 @@ class ShardIndex:
     @classmethod
     def open(cls, reader: TarReader, cache: Cache, *, always: bool) -> ShardIndex:
         """The cached index of these very tars, or a new one, kept for 64 MiB of tars or ``always``."""
-        try:
-            stats = [(str(path.resolve()), path.stat()) for path in reader.paths]
-        except OSError as error:
-            raise InputError(message(error)) from None
+        stats = [(str(path.resolve()), path.stat()) for path in reader.paths]
         scanned: list[ShardIndex] = []
         if always or sum(stat.st_size for _, stat in stats) >= _MIN_SAVED_BYTES:
             facts = json.dumps([_FORMAT, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
@@ -121,7 +117,6 @@ class ShardSource:
         self.shard_sizes = self.index.sizes
         self.remark = f"not read: {self.index.left_out}" if self.index.left_out else ""
         self._ends = np.cumsum(self.shard_sizes)
-        self._expected = self._counts_beside()
 
     def __len__(self) -> int:
         return len(self.index.keys)
@@ -140,9 +135,8 @@ class ShardSource:
         path, label = self.reader.paths[shard], self._labels[shard]
         image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self.index.places)
         if image_at == _CUT:
-            listed = f", {SIZES} says {self._expected[shard]:,}" if shard in self._expected else ""
             complete = f"{self.index.complete[shard]:,} samples are complete"
-            raise BadSample("truncated shard", label, f"{path}: {self.index.cuts[shard]}; {complete}{listed}")
+            raise BadSample("truncated shard", label, f"{path}: {self.index.cuts[shard]}; {complete}")
         key = f"{label}/{self.index.keys[index].as_py()}"
         faults: list[tuple[bool, Reason, str]] = [
             (image_at == _ABSENT, "missing image", "none of this name"),
@@ -158,21 +152,6 @@ class ShardSource:
             return RawSample(key, self.reader.read(shard, image_at, image_size), caption)
         except OSError as error:
             raise BadSample("missing image", key, f"{path}: {error.strerror or error}") from None
-
-    def _counts_beside(self) -> dict[int, int]:
-        """By shard, what ``sizes.json`` beside it says; for complete shards it must be what they hold."""
-        paths = self.reader.paths
-        listed = {folder: read_sizes(folder / SIZES) for folder in {path.parent for path in paths}}
-        expected = {
-            i: listed[path.parent][path.name] for i, path in enumerate(paths) if path.name in listed[path.parent]
-        }
-        for shard, count in expected.items():
-            if shard not in self.index.cuts and count != self.index.complete[shard]:
-                path, holds = paths[shard], f"{self.index.complete[shard]:,}"
-                fix = "get the shard again, or delete sizes.json if it is stale"
-                said = f"{path.parent / SIZES} says {count:,} samples in {path.name}"
-                raise InputError(f"{said}, which holds {holds}: {fix}")
-        return expected
 
 
 def _left_out(members: list[Member]) -> list[str]:

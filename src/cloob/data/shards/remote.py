@@ -170,8 +170,6 @@ class RemoteShardSource(FileSource[ShardSource]):
             source = ShardSource(url, [file], cache=self._cache, label=self.shard_names[shard])
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
-            if not file.exists():
-                raise FileNotFoundError(str(file)) from None
             self._cache.drop(file)
             raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
         odd = source.remark
@@ -228,7 +226,7 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
         out = folder / SIZES
     files = [shard_name(shard) if remote else Path(shard).name for shard in shards]
     if not shards or (out is None and not remote) or (out is not None and len({*files}) < len(files)):
-        raise InputError(f"{spec}: no place for {SIZES}; count one folder of tars, or a pattern of one with --out")
+        raise InputError(f"{spec}: --out is missing, or names of shards come twice; count a folder of tars by itself")
     sizes = read_sizes(_memory(spec)) if remote else {}
     if sizes.keys() >= {*shards}:  # a count that has ended is begun anew
         sizes = {}

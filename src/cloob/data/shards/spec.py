@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from cloob.errors import InputError, one_line, require
+from cloob.errors import InputError, require
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SIZES = "sizes.json"
@@ -85,18 +85,19 @@ def matching_files(pattern: str) -> list[Path]:
     items = expand(pattern, escape=os.sep == "/")  # elsewhere a backslash parts folders
     paths = [Path(match) for item in items for match in sorted(glob.glob(item)) or [item]]  # noqa: PTH207
     if missing := [path for path in paths if not path.is_file()]:
-        raise InputError(f"{missing[0]}: no such file ({len(missing)} of the {len(paths)} files in {pattern})")
+        wrong = "no file matches" if glob.has_magic(str(missing[0])) else "no such file"
+        raise InputError(f"{missing[0]}: {wrong} ({len(missing)} of the {len(paths)} files in {pattern})")
     return paths
 
 
 def parse_sizes(where: str, content: bytes) -> dict[str, int]:
     try:
         counts = json.loads(content.decode("utf-8-sig"))
-        if not all(type(count) is int and count >= 0 for count in counts.values()):
-            raise ValueError("a number of samples is missing")
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise InputError(f'{where}: is not {{"shard.tar": count, …}} ({one_line(error)})') from None
-    return dict(counts)
+    except (ValueError, RecursionError):
+        counts = None
+    if not isinstance(counts, dict) or not all(type(count) is int and count >= 0 for count in counts.values()):
+        raise InputError(f'{where}: is not {{"shard.tar": count, …}}')
+    return counts
 
 
 def read_sizes(path: Path) -> dict[str, int]:

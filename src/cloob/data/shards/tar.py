@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cloob.cache import Cache
-from cloob.errors import InputError, message
+from cloob.errors import InputError
 
 _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\x00": lzma.LZMAFile}
 _BLOCK = 512
@@ -79,12 +79,8 @@ class TarReader:
 
     def listing(self, tar: int) -> tuple[list[Member], str | None]:
         """The complete members of an archive, and what is missing where it is cut; InputError if it is no tar."""
-        path = self.paths[tar]
-        try:
-            with self._plain(path).open("rb") as file:
-                return _scan(path, file)
-        except OSError as error:
-            raise InputError(message(error)) from None
+        with self._plain(self.paths[tar]).open("rb") as file:
+            return _scan(self.paths[tar], file)
 
     def _plain(self, path: Path) -> Path:
         if _decompressor(path) is None:
@@ -143,7 +139,8 @@ def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined] # tarfile keeps every header otherwise, a kilobyte each
             if tar.offset <= info.offset:  # a size that leads back would be followed for ever
-                raise tarfile.ReadError
+                cut = cut or f"a damaged header at byte {info.offset:,} of {size:,}"
+                break
             if info.offset != end and not _goes_on(file, min(end, size)):
                 cut = cut or f"a damaged header at byte {end:,} of {size:,}"
             if info.isreg() and info.offset_data + info.size <= size:

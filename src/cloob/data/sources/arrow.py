@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, RawSample, clean_caption, read_image_file
+from cloob.data.batch import BadSample, RawSample, Reason, clean_caption, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.sources.files import FileSource
 from cloob.data.sources.table import check_name
@@ -90,12 +90,11 @@ class ArrowSource(FileSource[pa.Table]):
             data, stored = (_bytes(cell[name]) if name in cell.type.names else None for name in ("bytes", "path"))
         else:
             data, stored = (None, _bytes(cell)) if _is_text(cell.type) else (_bytes(cell), None)
-        if data is None and not stored:
-            raise BadSample("missing image", key, f"{path}: {NO_PICTURE}")
-        if data is None:
-            return read_image_file(path.parent / os.fsdecode(stored or b""), key)
-        if len(data) > MAX_IMAGE_BYTES:
-            raise BadSample("image too large", key, f"{len(data):,} bytes")
+        if data is None and stored:
+            return read_image_file(path.parent / os.fsdecode(stored), key)
+        if data is None or len(data) > MAX_IMAGE_BYTES:
+            reason: Reason = "image too large" if data else "missing image"
+            raise BadSample(reason, key, f"{len(data):,} bytes" if data else f"{path}: {NO_PICTURE}")
         return data
 
     def prepare(self, shard: int) -> Path:

@@ -122,9 +122,6 @@ def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource
             usual = [column for column in ("title", "text", "caption") if column in others]
             caption_column = next(iter([*usual, *others[: len(others) == 1]]), caption_column)
         return TableSource(path, FILE_COLUMN, caption_column)
-    if splits := sorted(path.parent for name in _METADATA for path in folder.glob(f"*/{name}")):
-        names = ", ".join(path.name for path in splits)
-        raise InputError(f"{folder} holds imagefolders with their tables of captions: {names}; name one: {splits[0]}")
     return source
 
 

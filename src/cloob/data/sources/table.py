@@ -74,8 +74,6 @@ class TableSource:
         stored, raw = self.row(index)
         key = printable(stored) or where
         caption = clean_caption(raw, key, where)
-        if not stored:
-            raise BadSample("missing image", key, f"{where}: no path")
         return RawSample(key, self.picture(stored, where), caption)
 
 
@@ -86,12 +84,10 @@ def as_text(raw: Any) -> str:
 
 def _as_bytes(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
     column = table.column(name)
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        try:
-            column = column.cast(pa.large_string()).cast(pa.large_binary())
-        except pa.ArrowException:
-            raise InputError(f"{path}: column {name!r} holds {column.type}, not text") from None
-    return column
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return column
+    with _one_line(path, f"column {name!r} holds {column.type}, not text"):
+        return column.cast(pa.large_string()).cast(pa.large_binary())
 
 
 def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None:
@@ -212,10 +208,10 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
 
 
 @contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
+def _one_line(path: Path, why: str = "") -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         hint = "; a quote that is not closed takes in the rows after it" if '"' in str(error) else ""
-        said = f"cannot be read as a {path.suffix[1:].lower()} table: {one_line(error)}{hint}"
+        said = f"cannot be read as a {path.suffix[1:].lower()} table: {why or one_line(error)}{hint}"
         raise InputError(f"{path} {said}") from None

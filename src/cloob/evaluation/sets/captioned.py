@@ -59,7 +59,7 @@ def check_type(folder: Path, *wanted: str) -> str:
     file = folder / "dataset_type.txt"
     kind = file.read_text(encoding="utf-8", errors="replace").strip().lower() if file.is_file() else "classification"
     if kind not in wanted:
-        raise InputError(f"{file} says {kind!r}; {' or '.join(wanted)} would be right")
+        raise InputError(f"{file} says {kind!r}; {' or '.join(map(repr, wanted))} would be right")
     return kind
 
 

@@ -15,7 +15,7 @@ from cloob.data.open import DEMO
 from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.shards.tar import TarReader, group_members
 from cloob.data.source import IMAGE_EXTENSIONS, IMAGE_SUFFIXES
-from cloob.errors import InputError, first_of, message
+from cloob.errors import InputError, first_of
 
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 _TEMPLATE_FILES = ("zeroshot_classification_templates.txt", "templates.txt")
@@ -78,10 +78,7 @@ def read_file(root: Path, paths: Sequence[str], index: int) -> tuple[str, bytes]
 
 def _read_member(reader: TarReader, places: Sequence[tuple[str, int, int, int]], index: int) -> tuple[str, bytes]:
     key, *place = places[index]
-    try:
-        return key, reader.read(*place)
-    except OSError as error:
-        raise InputError(message(error)) from None
+    return key, reader.read(*place)
 
 
 _Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]
@@ -89,31 +86,30 @@ _Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]
 
 
 def _open_shards(folder: Path, part: Path, classnames: tuple[str, ...] | None) -> _Opened:
-    if classnames is None:
-        raise InputError(f"{folder} has no classnames.txt (one class name a line, line number = label)")
     counter = part / "nshards.txt"
     count = counter.read_text(encoding="utf-8", errors="replace").strip() if counter.is_file() else ""
-    if count and not count.isdecimal():
-        raise InputError(f"{counter}: {count[:40]!r} is no number of shards")
+    if classnames is None or (count and not count.isdecimal()):
+        no_names = f"{folder} has no classnames.txt (one class name a line, line number = label)"
+        raise InputError(f"{counter}: {count[:40]!r} is no number of shards" if classnames else no_names)
     paths = [part / f"{i}.tar" for i in range(int(count))] if count else sorted(filter(is_tar, part.iterdir()))
     reader = TarReader(tuple(paths))
     places: list[tuple[str, int, int, int]] = []
     labels: list[int] = []
+    wrong: list[str] = []
     for shard, path in enumerate(paths):
         members, cut = reader.listing(shard)
-        wrong = f"truncated ({cut}): a test set must be whole, get the file again" if cut else ""
+        if cut:
+            wrong.append(f"{path} is truncated ({cut}): a test set must be whole, get the file again")
         for key, (image, cls) in group_members(members, (IMAGE_EXTENSIONS, ("cls",))).items():
             label = reader.read(shard, cls.offset, min(cls.size, _MAX_LABEL_BYTES)).strip() if cls else b""
-            if image is None or not label.isdigit() or int(label) >= len(classnames):
+            if image is not None and label.isdigit() and int(label) < len(classnames):
+                labels.append(int(label))
+                places.append((f"{path.name}/{key}", shard, image.offset, image.size))
+            else:
                 wanted = f"an image and a .cls from 0 to {len(classnames) - 1}, a line of classnames.txt"
-                wrong = wrong or f"not as expected: sample {key!r} must have {wanted}"
-                break
-            labels.append(int(label))
-            places.append((f"{path.name}/{key}", shard, image.offset, image.size))
-        if wrong:
-            raise InputError(f"{path} is {wrong}")
-    if not labels:
-        raise InputError(f"{part} holds no samples (an image and a .cls each)")
+                wrong.append(f"{path}: sample {key!r}: {wanted} is expected")
+    if wrong or not labels:
+        raise InputError(wrong[0] if wrong else f"{part} holds no samples (an image and a .cls each)")
     return classnames, labels, partial(_read_member, reader, places)
 
 
@@ -150,10 +146,11 @@ def _read_lines(path: Path, wanted: str = "") -> tuple[str, ...] | None:
     if not path.exists():
         return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-        for number, line in enumerate(lines or [""], 1):
-            if not line.strip() or wanted not in line:
-                raise ValueError(f"line {number} is empty or has no {wanted or 'name of a class'}: {line!r}")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines() or [""]
+        bad = next((i for i, line in enumerate(lines, 1) if not line.strip() or wanted not in line), 0)
+        wrong = f"line {bad} is empty or has no {wanted or 'name of a class'}: {lines[bad - 1]!r}" if bad else ""
+    except (OSError, UnicodeDecodeError) as error:
+        wrong = f"cannot be read: {error}"
+    if wrong:
+        raise InputError(f"{path}: {wrong}")
     return tuple(line.strip() for line in lines)
