@@ -98,8 +98,8 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from which ``to(..., non_blocking=True)`` overlaps."""
-        pinned = [each.pin_memory() for each in (self.images, self.tokens, self.ids)]
-        return Batch(*pinned, self.keys, self.skipped)
+        images, tokens, ids = (each.pin_memory() for each in (self.images, self.tokens, self.ids))
+        return replace(self, images=images, tokens=tokens, ids=ids)
 
 
 def caption_id(caption: str) -> int:
@@ -136,11 +136,11 @@ def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
     try:
         return read_file(path)
     except (Unreadable, OSError, ValueError) as error:
-        if isinstance(error, Unreadable):
-            reason, said = error.reason, f"{path} has {error.detail}"
-        else:
-            reason, said = "missing image", f"{path}: {getattr(error, 'strerror', None) or error}"
-        raise BadSample(reason, key, f"{prefix}{said}") from None
+        reason: Reason = getattr(error, "reason", "missing image")
+        said = (
+            f" has {error.detail}" if isinstance(error, Unreadable) else f": {getattr(error, 'strerror', 0) or error}"
+        )
+        raise BadSample(reason, key, f"{prefix}{path}{said}") from None
 
 
 @contextmanager

@@ -62,8 +62,8 @@ class TableSource:
         """Path of the image and caption of row ``index`` (from 0) as the table has them; no image is opened."""
         return as_text(self._images[index].as_py()).strip(), self._captions[index].as_py()
 
-    def picture(self, stored: str, where: str = "") -> bytes:
-        return read_image_file(self._path.parent / stored, printable(stored), where)
+    def picture(self, stored: str) -> bytes:
+        return read_image_file(self._path.parent / stored, printable(stored))
 
     def read(self, index: int) -> RawSample:
         """The pair in row ``index`` (from 0); its key is the image path, and a ``BadSample`` counts rows from 1."""
@@ -74,7 +74,7 @@ class TableSource:
         stored, raw = self.row(index)
         key = printable(stored) or where
         caption = clean_caption(raw, key, where)
-        return RawSample(key, self.picture(stored, where), caption)
+        return RawSample(key, read_image_file(self._path.parent / stored, key, where), caption)
 
 
 def as_text(raw: Any) -> str:
