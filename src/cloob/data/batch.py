@@ -136,11 +136,9 @@ def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
     try:
         return read_file(path)
     except (Unreadable, OSError, ValueError) as error:
-        reason: Reason = getattr(error, "reason", "missing image")
-        said = (
-            f" has {error.detail}" if isinstance(error, Unreadable) else f": {getattr(error, 'strerror', 0) or error}"
-        )
-        raise BadSample(reason, key, f"{prefix}{path}{said}") from None
+        reason: Reason = error.reason if isinstance(error, Unreadable) else "missing image"
+        said = getattr(error, "detail", None) or getattr(error, "strerror", None) or error
+        raise BadSample(reason, key, f"{prefix}{path}: {said}") from None
 
 
 @contextmanager
