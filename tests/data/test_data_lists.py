@@ -1,4 +1,4 @@
-"""What a list of shards may say, and what a server may do: nothing that it names is run, and nothing hangs."""
+"""What a list of counts may say, and what a server may do: nothing that it names is run, and nothing hangs."""
 
 from __future__ import annotations
 
