@@ -214,13 +214,9 @@ def use(model: Any, kind: str) -> int:
     return 0
 
 
-@pytest.mark.parametrize(("path", "wanted"), cases("tables", "tars", "lists"))
+@pytest.mark.parametrize(("path", "wanted"), cases("tables", "tars"))
 def test_data(child: Child, path: Path, wanted: dict[str, Any]) -> None:
     given = shutil.copytree(path.parent, child.given) / path.name
-    if path.parent.name == "lists":
-        for name in (child.given / "a.tar", child.folder / "x.tar"):
-            shutil.copy(CORPUS / "tars" / "good.tar", name)
-        given = given.rename(child.given / "sizes.json")
 
     def read() -> None:
         source, bad, usable = open_source(given, image_column=column(path.name)), [], 0

@@ -164,22 +164,6 @@ def tars() -> None:
         write(f"tars/{name}", content)
 
 
-def lists() -> None:
-    names = {
-        "outside": "../x.tar", "absolute": "/etc/x.tar", "home": "~/x.tar", "file": "file:///etc/passwd",
-        "pipe": f"pipe:{TOUCH}list; cat a.tar", "spaced_pipe": f" pipe:{TOUCH}list", "shell": f"$({TOUCH}list).tar",
-        "http": "http://127.0.0.1:9/x.tar", "s3": "s3://b/x.tar", "chained": "simplecache::http://127.0.0.1:9/x.tar",
-        "pattern": "*.tar", "braces": "{a,b}.tar",
-    }  # fmt: skip
-    for case, name in names.items():
-        write(f"lists/{case}.json", {name: 4})
-    texts = {"good": '{"a.tar": 4}', "twice": '{"a.tar": 4, "a.tar": 4}', "no_json": "{oops", "empty": "",
-             "negative": '{"a.tar": -1}', "nan": '{"a.tar": NaN}', "wrong_count": '{"a.tar": 7}', "list": '["a.tar"]',
-             "gone": '{"a.tar": 4, "b.tar": 4}'}  # fmt: skip
-    for case, text in texts.items():
-        write(f"lists/{case}.json", text)
-
-
 STATEMENTS = {
     "good": "SELECT 1",
     "another_program": "PRAGMA application_id = 7",
@@ -333,6 +317,6 @@ def graphs() -> None:
 
 
 if __name__ == "__main__":
-    for work in (pictures, tables, tars, lists, indices, models, graphs):
+    for work in (pictures, tables, tars, indices, models, graphs):
         work()
     sys.exit(0)

@@ -50,14 +50,3 @@ def test_a_batch_is_the_plain_loop(tokenizer: Callable[[list[str]], Tensor], red
         whole = transform(decode(source.read(index).image), sample_generator(4, 2, index))
         assert torch.equal(pixels, whole) if index % 2 or not reduce else (pixels.int() - whole).abs().max() < 12
     assert (max(reductions) > 1) == reduce
-
-
-def test_a_transform_of_ones_own_gets_the_whole_picture(tokenizer: Callable[[list[str]], Tensor]) -> None:
-    sizes: list[tuple[int, int]] = []
-
-    def own(image: Image.Image) -> Tensor:
-        sizes.append(image.size)
-        return torch.zeros(3, 2, 2, dtype=torch.uint8)
-
-    BatchBuilder(Pictures(), own, tokenizer, seed=0).__getitems__(Request(0, np.array([0, 7])))
-    assert sizes[-2:] == [(90, 70), (209, 147)]

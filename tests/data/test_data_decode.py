@@ -1,43 +1,18 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cloob.data.batch import BadSample, read_image_file
 from cloob.pictures import Encoded, Unreadable, decode
-from cloob.pictures import encoded as decoder
 
 
 def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
-
-
-def smooth(width: int, height: int) -> Image.Image:
-    """A picture that has the same look at every size."""
-    small = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
-
-
-@pytest.mark.parametrize("size", [(160, 96), (101, 77), (13, 9), (1, 1)])
-@pytest.mark.parametrize("reduction", [1, 4])
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_a_jpeg_comes_out_smaller_by_the_factor(
-    size: tuple[int, int], reduction: int, options: dict[str, object]
-) -> None:
-    data = saved(smooth(*size), "JPEG", quality=95, **options)
-    encoded = Encoded(data)
-    assert encoded.size == size
-    image = encoded.rgb(reduction)
-    assert image.mode == "RGB" and image.size == (-(-size[0] // reduction), -(-size[1] // reduction))
-    if min(size) >= 64:  # each pixel is the mean of those it stands for; the rim may be a part of a block
-        means = np.asarray(decode(data).reduce(reduction), dtype=int)
-        assert np.abs(np.asarray(image, dtype=int) - means)[:-1, :-1].mean() < 1.5
 
 
 def test_a_jpeg_of_several_pictures_is_its_first() -> None:
@@ -71,21 +46,3 @@ def test_a_jpeg_that_lacks_its_end_is_taken(mode: str, options: dict[str, object
     encoded = Encoded(data)
     encoded.rgb()
     assert not encoded.truncated
-
-
-def test_a_jpeg_of_200_megapixels_is_decoded_smaller() -> None:
-    data = saved(Image.new("L", (20_000, 10_000), 90), "JPEG")
-    encoded = Encoded(data)
-    assert encoded.in_file == (20_000, 10_000) and encoded.stored == (5_000, 2_500)
-    assert encoded.rgb().size == (5_000, 2_500)
-
-
-def test_read_image_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").write_bytes(b"12345")
-    assert read_image_file(tmp_path / "a", "k") == b"12345"
-    for path in (tmp_path / "absent", tmp_path, f"{tmp_path}/a\0b"):
-        with pytest.raises(BadSample, match="missing image"):
-            read_image_file(path, "k")
-    monkeypatch.setattr(decoder, "MAX_IMAGE_BYTES", 4)
-    with pytest.raises(BadSample, match="image too large"):
-        read_image_file(tmp_path / "a", "k")

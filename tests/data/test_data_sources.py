@@ -72,18 +72,8 @@ def test_linked_folders_are_not_followed_and_said(
     (folder / ".hidden").symlink_to(elsewhere)
     with caplog.at_level(logging.WARNING):
         assert len(open_source(folder)) == 3
-    assert f"{folder}: 3 rows, 3 pairs; 2 linked folders not followed, e.g. {folder}/near" in caplog.text
+    assert f"{folder}: 3 rows; 2 linked folders not followed, e.g. {folder}/near" in caplog.text
     assert len(open_source(folder / "near")) == 3  # itself a link: it was named
-
-
-def test_endings_in_capitals_and_of_phones(tmp_path: Path, image: Callable[..., bytes]) -> None:
-    for picture, caption in (("a.HEIC", "a.txt"), ("K.jpg", "K.TXT"), ("l.AVIF", "l.Caption"), ("m.png", "m.txt")):
-        (tmp_path / picture).write_bytes(image())
-        (tmp_path / caption).write_text(f"caption of {picture}")
-    (tmp_path / "m.caption").write_text("not this one")
-    source = open_source(tmp_path)
-    assert outcomes(source) == {name: f"caption of {name}" for name in ("K.jpg", "a.HEIC", "l.AVIF", "m.png")}
-    assert outcomes(pickle.loads(pickle.dumps(source))) == outcomes(source)
 
 
 IMAGEFOLDERS = {
@@ -102,8 +92,6 @@ def test_an_imagefolder_is_read_by_its_table(tmp_path: Path, image: Callable[...
     source = open_source(tmp_path / "train")
     assert outcomes(source) == {"sub/0.png": "zero, and", "1.png": "one"} and source.read(1).image == image(1)
     assert open_captioned(tmp_path / "train").read(0).captions == ("zero, and",)
-    with pytest.raises(InputError, match="train, val; name one"):
-        open_source(tmp_path)
 
 
 def test_one_pair_is_not_enough(tmp_path: Path, image: Callable[..., bytes], caplog: pytest.LogCaptureFixture) -> None:
@@ -111,7 +99,7 @@ def test_one_pair_is_not_enough(tmp_path: Path, image: Callable[..., bytes], cap
     (tmp_path / "a.txt").write_text("a")
     with caplog.at_level(logging.INFO), pytest.raises(InputError, match="1 of 1 pairs usable, at least 2 are needed"):
         open_source(tmp_path)
-    assert caplog.messages == [f"{tmp_path}: 1 row, 1 pair"]
+    assert caplog.messages == [f"{tmp_path}: 1 row"]
     (tmp_path / "b.png").write_bytes(image())
     with pytest.raises(
         InputError, match=r"1 of 2 pairs usable, at least 2 are needed; 1 × missing caption; first: b\.png"

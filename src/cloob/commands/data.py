@@ -6,13 +6,10 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from cloob.commands.options import HTML, CacheOptions, as_words, check_out, tyro, within
 from cloob.commands.terminal import Progress, say_next, shell
-
-if TYPE_CHECKING:
-    from cloob.data.survey import Survey
 
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
 
@@ -60,7 +57,7 @@ def run(options: Options) -> int:
 
     tokenizer = ClipTokenizer.of(open_clip().get_tokenizer("RN50"))
     with Progress() as progress:
-        result = survey(
+        facts, usable = survey(
             source,
             lambda caption: len(tokenizer.encode(caption)) + 2,
             tokenizer.context_length,
@@ -68,18 +65,18 @@ def run(options: Options) -> int:
             workers=options.workers,
             progress=partial(progress.update, "pairs"),
         )
-    lines = _lines(result)
+    lines = _lines(facts)
     if options.out is not None:
-        write_sheet(options.out, source, result, lines, options.pictures)
+        write_sheet(options.out, source, facts, usable, lines, options.pictures)
     if options.json:
-        print(json.dumps(result.as_dict()))
+        print(json.dumps(facts))
         return 0
     width = max(len(name) for name, _ in lines)
-    print(result.name, *(f"  {name:<{width}}  {sentence}" for name, sentence in lines), sep="\n")
+    print(facts["name"], *(f"  {name:<{width}}  {sentence}" for name, sentence in lines), sep="\n")
     if options.out is not None:
         print(options.out)
-    if result.rows * len(result.usable) >= 4 * result.seen:
-        say_next(_training(options, few=result.rows <= _FEW))
+    if facts["rows"] * len(usable) >= 4 * facts["looked_at"]:
+        say_next(_training(options, few=facts["rows"] <= _FEW))
     return 0
 
 
@@ -104,20 +101,18 @@ def _training(options: Options, *, few: bool) -> list[str]:
     return ["train", *(["align"] if few else []), "--data", options.data, *more]
 
 
-def _lines(result: Survey) -> list[tuple[str, str]]:
-    from cloob.data.survey import SMALL_SIDE
-
-    facts = result.as_dict()
-    spread = ", spread over the set (--most 0 looks at all)" if result.seen < result.rows else ""
-    files = f" in {result.shards:,} files" if result.shards > 1 else ""
-    lines = [("rows", f"{result.rows:,}{files}"), ("looked at", f"{result.seen:,}{spread}")]
-    lines.append(("usable", f"{len(result.usable):,}"))
-    for reason, (count, examples) in sorted(result.bad.items(), key=lambda item: -item[1][0]):
-        why = f" ({examples[0].detail})" if examples[0].detail else ""
-        lines.append((reason, f"{count:,}, such as {', '.join(skip.key for skip in examples)}{why}"))
-    if result.truncated:
-        lines.append(("truncated JPEG", f"{len(result.truncated):,}, taken, such as {', '.join(result.truncated[:3])}"))
-    if not result.usable:
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    spread = ", spread over the set (--most 0 looks at all)" if facts["looked_at"] < facts["rows"] else ""
+    files = f" in {facts['shards']:,} files" if facts["shards"] > 1 else ""
+    lines = [("rows", f"{facts['rows']:,}{files}"), ("looked at", f"{facts['looked_at']:,}{spread}")]
+    lines.append(("usable", f"{facts['usable']:,}"))
+    for reason, fault in sorted(facts["bad"].items(), key=lambda item: -item[1]["count"]):
+        examples = fault["examples"]
+        why = f" ({examples[0]['detail']})" if examples[0]["detail"] else ""
+        lines.append((reason, f"{fault['count']:,}, such as {', '.join(each['key'] for each in examples)}{why}"))
+    if (truncated := facts["truncated"])["count"]:
+        lines.append(("truncated JPEG", f"{truncated['count']:,}, taken, such as {', '.join(truncated['examples'])}"))
+    if not facts["usable"]:
         return lines
     pictures, captions, twice = facts["pictures"], facts["captions"], facts["duplicates"]
     frequent = "".join(f"; {most['count']:,} say {most['text'][:60]!r}" for most in twice["captions"]["most"][:1])
@@ -125,11 +120,11 @@ def _lines(result: Survey) -> list[tuple[str, str]]:
         *lines,
         ("width", f"{_range(pictures['width'])} pixels"),
         ("height", f"{_range(pictures['height'])} pixels"),
-        ("file", f"{pictures['bytes'] / len(result.usable) / 1e3:,.1f} kB a picture"),
-        ("small pictures", f"{result.small:,} with a side below {SMALL_SIDE} pixels"),
+        ("file", f"{pictures['bytes'] / facts['usable'] / 1e3:,.1f} kB a picture"),
+        ("small pictures", f"{pictures['below_224']:,} with a side below 224 pixels"),
         ("characters", f"{_range(captions['characters'])} a caption"),
         ("tokens", f"{_range(captions['tokens'])} a caption (CLIP's tokeniser, start and end included)"),
-        ("cut captions", f"{result.cut:,} with more than {result.context_length} tokens"),
+        ("cut captions", f"{captions['cut']:,} with more than {captions['context_length']} tokens"),
         ("equal pictures", f"{twice['pictures']['surplus']:,} copies among captioned pictures, byte by byte"),
         ("equal captions", f"{twice['captions']['surplus']:,} repeats of another one{frequent}"),
     ]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from cloob.pictures import Unreadable, read_file
 
@@ -33,15 +33,12 @@ Reason = Literal[
     "not finite",
     "no partner",
 ]
-REASONS: tuple[Reason, ...] = get_args(Reason)
-"""Every reason for which a sample can be left out; counts by reason use these words."""
-
 MAX_CAPTION_BYTES = 64 * 1024
-"""A caption above this many UTF-8 bytes is not a caption but a file in the wrong place."""
+"""Above this many UTF-8 bytes a caption is a file in the wrong place."""
 
 
 def printable(name: str) -> str:
-    """A file's name as text: bytes that are not UTF-8, which Python keeps as surrogates, become U+FFFD."""
+    """A file's name as text: bytes that are not UTF-8 become U+FFFD."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -55,7 +52,9 @@ class Skip:
 
 
 class BadSample(Exception):  # noqa: N818 - a sample is bad, the program is not in error
-    """A sample cannot be used; carries what becomes a ``Skip``."""
+    """A sample cannot be used; carries what becomes a ``Skip``. ``captions`` of a lost picture stay queries."""
+
+    captions: tuple[str, ...] = ()
 
     def __init__(self, reason: Reason, key: str, detail: str = "") -> None:
         super().__init__(reason, key, detail)
@@ -68,7 +67,6 @@ class BadSample(Exception):  # noqa: N818 - a sample is bad, the program is not 
 
     @property
     def skip(self) -> Skip:
-        """The record of this failure that travels in a batch."""
         return Skip(self.key, self.reason, self.detail)
 
 
@@ -95,14 +93,13 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch with its three tensors on ``device``."""
         images, tokens, ids = (t.to(device, non_blocking=non_blocking) for t in (self.images, self.tokens, self.ids))
-        return Batch(images, tokens, ids, self.keys, self.skipped)
+        return replace(self, images=images, tokens=tokens, ids=ids)
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which ``to(..., non_blocking=True)`` overlaps."""
-        images, tokens, ids = (t.pin_memory() for t in (self.images, self.tokens, self.ids))
-        return Batch(images, tokens, ids, self.keys, self.skipped)
+        """The batch in page-locked memory, from which ``to(..., non_blocking=True)`` overlaps."""
+        images, tokens, ids = (each.pin_memory() for each in (self.images, self.tokens, self.ids))
+        return replace(self, images=images, tokens=tokens, ids=ids)
 
 
 def caption_id(caption: str) -> int:
@@ -116,34 +113,32 @@ def caption_id(caption: str) -> int:
 
 
 def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
-    """Stored bytes as a caption, without white space around; BadSample where there is none.
-
-    ``where``: what the detail of a failure starts with, e.g. the row of a table.
-    """
+    """Stored bytes as a caption; ``where`` is what the detail of a failure starts with, e.g. the row of a table."""
+    fault: tuple[Reason, str] | None = None
+    caption = ""
     if raw is None:
-        raise BadSample("missing caption", key, where)
-    prefix = f"{where}: " if where else ""
-    if len(raw) > MAX_CAPTION_BYTES:
-        raise BadSample("caption too long", key, f"{prefix}{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}")
-    try:
-        caption = raw.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise BadSample("caption not UTF-8", key, f"{prefix}byte {error.start} of {len(raw)}") from None
-    if not caption:
-        raise BadSample("empty caption", key, where)
+        fault = "missing caption", ""
+    elif len(raw) > MAX_CAPTION_BYTES:
+        fault = "caption too long", f"{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}"
+    else:
+        try:
+            caption = raw.decode("utf-8-sig").strip()
+            fault = None if caption else ("empty caption", "")
+        except UnicodeDecodeError as error:
+            fault = "caption not UTF-8", f"byte {error.start} of {len(raw)}"
+    if fault:
+        raise BadSample(fault[0], key, ": ".join(filter(None, (where, fault[1]))))
     return caption
 
 
 def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
-    """An image file whole; BadSample where it cannot be read. ``where`` as of ``clean_caption``."""
     prefix = f"{where}: " if where else ""
     try:
         return read_file(path)
-    except Unreadable as error:
-        raise BadSample(error.reason, key, f"{prefix}{path} has {error.detail}") from None
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
-        raise BadSample("missing image", key, f"{prefix}{path}: {said}") from None
+    except (Unreadable, OSError, ValueError) as error:
+        reason: Reason = error.reason if isinstance(error, Unreadable) else "missing image"
+        said = getattr(error, "detail", None) or getattr(error, "strerror", None) or error
+        raise BadSample(reason, key, f"{prefix}{path}: {said}") from None
 
 
 @contextmanager

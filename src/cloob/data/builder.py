@@ -23,15 +23,13 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 
 class Request(NamedTuple):
-    """One local batch that is asked for."""
+    """One local batch."""
 
     epoch: int
     indices: np.ndarray
 
 
 class BatchBuilder(Dataset[Batch]):
-    """Makes the batch of a request."""
-
     def __init__(self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int) -> None:
         self._source = source
         self._transform = transform
@@ -80,7 +78,8 @@ class BatchBuilder(Dataset[Batch]):
         return self._transform.take(encoded.rgb(crop.reduction, upright=False), crop)
 
     def _transformed(self, image: Image.Image, epoch: int, index: int) -> Tensor:
-        return self._transform(image, *([sample_generator(self._seed, epoch, index)] if self._random else []))
+        random = [sample_generator(self._seed, epoch, index)] if self._random else []
+        return self._transform(image, *random)
 
     def _tokens(self, captions: list[str]) -> Tensor:
         return self._tokenizer(captions).to(torch.int64)

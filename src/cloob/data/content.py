@@ -12,20 +12,16 @@ class Reader(Protocol):
     """Samples by index. ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes."""
 
     @property
-    def name(self) -> str:
-        """What results and errors call the set."""
+    def name(self) -> str: ...
 
     def __len__(self) -> int: ...
 
     def read(self, index: int, /) -> Any:
-        """The sample; raises :class:`cloob.data.batch.BadSample` where there is none to be had."""
+        """The sample, or ``BadSample``."""
 
 
 def content_key(reader: Reader) -> str:
-    """The key of a set: a hash of all that its samples consist of, in order; names of folders do not count.
-
-    Reading is much cheaper than embedding: about 1 GB a second when the system has the files in memory.
-    """
+    """A hash of all that the samples of a set consist of, in order; names of folders do not count."""
     state = hashlib.blake2b(digest_size=16)
     for index in range(len(reader)):
         parts: tuple[str | bytes, ...]
@@ -34,13 +30,13 @@ def content_key(reader: Reader) -> str:
             key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
             parts = (key, data, getattr(sample, "caption", ""))
         except BadSample as bad:
-            parts = ("\0".join((bad.key, bad.reason, *getattr(bad, "captions", ()))),)
+            parts = ("\0".join((bad.key, bad.reason, *bad.captions)),)
         for part in parts:
             add_part(state, part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass"))
     return str(state.hexdigest())
 
 
 def add_part(state: Any, part: bytes) -> None:
-    """Adds a part with its length, so that no two lists of parts run together to the same bytes."""
+    """Adds a part with its length, so that no two lists of parts are the same bytes."""
     state.update(len(part).to_bytes(8, "little"))
     state.update(part)

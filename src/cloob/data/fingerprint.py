@@ -16,7 +16,7 @@ Fingerprint = dict[str, int | str]
 """Counts and digests, each by the name of what it is of."""
 
 MAX_FILES = 100_000
-"""So many files of a folder are looked into at most, evenly spread: each costs a call, on a network a journey."""
+"""So many files of a folder are looked into at most: each costs a call, on a network a journey."""
 
 
 def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
@@ -33,13 +33,10 @@ def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
 def of_column(column: pa.ChunkedArray) -> str:
     """Of a column of texts or bytes, however it is cut into chunks; a second for half a gigabyte."""
     values, lengths = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
-    for chunk in column.chunks:
-        if pa.types.is_string(chunk.type):
-            chunk = chunk.cast(pa.large_string())
+    for chunk in filter(len, column.chunks):
+        chunk = chunk.cast(pa.large_string()) if pa.types.is_string(chunk.type) else chunk
         chunk = chunk.cast(pa.large_binary())
         _, offsets, data = chunk.buffers()
-        if len(chunk) == 0:
-            continue
         ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
         sizes = np.diff(ends)
         sizes[chunk.is_null().to_numpy(zero_copy_only=False)] = -1
@@ -54,10 +51,9 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     changes = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
-        if old != new and isinstance(old, int) and isinstance(new, int):
-            changes.append(f"{old:,} {key} before, {new:,} now")
-        elif old != new:
-            changes.append(f"other {key}")
+        if old != new:
+            counts = isinstance(old, int) and isinstance(new, int)
+            changes.append(f"{old:,} {key} before, {new:,} now" if counts else f"other {key}")
     return changes
 
 

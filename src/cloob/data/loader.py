@@ -7,18 +7,19 @@ and the number of lanes. A sample's augmentation depends on (seed, epoch, its in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from cloob.data.batch import Batch
 from cloob.data.builder import BatchBuilder, Request, Tokenizer, Transform
-from cloob.data.mix import parts_of
-from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Order, local_part
+from cloob.data.mix import MixedSource
+from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Order, Part, local_part
 from cloob.data.pool import WorkerPool
 from cloob.data.source import Source
-from cloob.errors import InputError, too_few_pairs
+from cloob.errors import too_few_pairs
 
 
 class Loader(ABC):
@@ -35,7 +36,6 @@ class Loader(ABC):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of global batches in an epoch."""
         return self.steps()
 
     def steps(self, offset: int = 0) -> int:
@@ -46,18 +46,17 @@ class Loader(ABC):
     def epoch(self, epoch: int, start_step: int = 0, lanes: int | None = None, *, offset: int = 0) -> Iterator[Batch]:
         """This rank's batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
 
-        With workers, one epoch can be iterated at a time: beginning another ends the one before. ``lanes``: the number
-        the epoch was begun with, when it goes on with another number of ranks. ``offset``: pairs to leave out before
-        the first batch, where an epoch goes on with another batch size.
+        With workers, beginning another epoch ends the one before. ``lanes``: the number the epoch was begun with, when
+        it goes on with another number of ranks. ``offset``: pairs to leave out before the first batch, where an epoch
+        goes on with another batch size.
         """
         return self._batches(epoch, range(start_step, self.steps(offset)), lanes or self.lanes, offset)
 
     @abstractmethod
-    def _batches(self, epoch: int, steps: range, lanes: int, offset: int) -> Iterator[Batch]:
-        """The batches of some steps."""
+    def _batches(self, epoch: int, steps: range, lanes: int, offset: int) -> Iterator[Batch]: ...
 
     def close(self) -> None:  # noqa: B027 - for most there is nothing to end
-        """Ends what runs beside, if anything does; the loader cannot be used afterwards."""
+        """Ends worker processes; the loader cannot be used afterwards."""
 
 
 class PairLoader(Loader):
@@ -95,12 +94,12 @@ class PairLoader(Loader):
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        if len(source) == 0:
-            raise InputError(f"{source.name} holds no pairs")
         if shuffle_buffer is None:
             shuffle_buffer = DEFAULT_BUFFER if source.streamed else 0
-        self._order = EpochOrder(parts_of(source), seed=seed, shuffle=shuffle, buffer=shuffle_buffer)
-        if drop_last and len(self._order) < batch_size:
+        sources = source.parts if isinstance(source, MixedSource) else (source,)
+        parts = [Part(tuple(part.shard_sizes), part.streamed) for part in sources]
+        self._order = EpochOrder(parts, seed=seed, shuffle=shuffle, buffer=shuffle_buffer)
+        if len(self._order) < (batch_size if drop_last else 1):
             raise too_few_pairs(source.name, len(self._order), batch_size)
         super().__init__(batch_size, len(self._order), drop_last=drop_last, lanes=world_size)
         self.source = source
@@ -113,10 +112,12 @@ class PairLoader(Loader):
 
     def _batches(self, epoch: int, steps: range, lanes: int, offset: int) -> Iterator[Batch]:
         requests = self._requests(epoch, self._order.epoch(epoch, lanes), steps, offset)
-        return self._pool.batches(requests) if self._pool is not None else self._in_process(requests)
+        if self._pool is not None:
+            return self._pool.batches(requests)
+        batches = map(self._builder.__getitems__, requests)
+        return map(Batch.pin_memory, batches) if self._pin else batches
 
     def close(self) -> None:
-        """Ends the worker processes; the loader cannot be used afterwards."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -136,7 +137,22 @@ class PairLoader(Loader):
         """This rank's part of the global batch that begins at ``start``."""
         return order[local_part(start, min(start + self.batch_size, len(order)), self._rank, self._world_size)]
 
-    def _in_process(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        for request in requests:
-            batch = self._builder.__getitems__(request)
-            yield batch.pin_memory() if self._pin else batch
+
+class Copies:
+    """Moves batches to a device; to CUDA on a stream of their own, so that a copy overlaps the step before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch on the device, for work on its current stream; waits only for memory that is not pinned."""
+        if self._stream is None:
+            return batch.to(self.device, non_blocking=True)
+        with torch.cuda.stream(self._stream):
+            moved = batch.to(self.device, non_blocking=True)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for tensor in (moved.images, moved.tokens, moved.ids):
+            tensor.record_stream(current)  # else its memory would be handed out again on the stream of the copies
+        return moved

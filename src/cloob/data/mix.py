@@ -9,12 +9,11 @@ import numpy as np
 
 from cloob.data.batch import RawSample
 from cloob.data.fingerprint import Fingerprint
-from cloob.data.order import Part
 from cloob.data.source import Source
 
 
 class MixedSource:
-    """Several sources, one after the other, read as one."""
+    """Several sources, one after the other."""
 
     def __init__(self, parts: Sequence[Source]) -> None:
         self.parts = tuple(parts)
@@ -27,17 +26,14 @@ class MixedSource:
         return int(self._bounds[-1])
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``; raises ``BadSample`` when it cannot be used."""
         part = int(self._owner(index))
         return self.parts[part].read(index - int(self._bounds[part]))
 
     def fingerprint(self) -> Fingerprint:
-        """Those of the parts."""
         numbered = enumerate((part.fingerprint() for part in self.parts), 1)
         return {f"{key} of source {i}": value for i, one in numbered for key, value in one.items()}
 
     def prefetch(self, indices: np.ndarray) -> None:
-        """Passes on to the streamed parts what will be read soon."""
         owners = self._owner(indices)
         for i, part in enumerate(self.parts):
             fetch = getattr(part, "prefetch", None)
@@ -45,16 +41,8 @@ class MixedSource:
                 fetch(indices[owners == i] - self._bounds[i])
 
     def _owner(self, rows: Any) -> Any:
-        """The number of the part that each row is of."""
         return np.searchsorted(self._bounds[1:], rows, side="right")
 
 
 def mix(sources: Sequence[Source]) -> Source:
-    """One source of several; the source itself when it is alone."""
     return sources[0] if len(sources) == 1 else MixedSource(sources)
-
-
-def parts_of(source: Source) -> tuple[Part, ...]:
-    """What the order of an epoch has to know of a source."""
-    sources = source.parts if isinstance(source, MixedSource) else (source,)
-    return tuple(Part(tuple(part.shard_sizes), part.streamed) for part in sources)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
@@ -11,22 +10,21 @@ from pathlib import Path
 from typing import Literal
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, decoding, printable
+from cloob.data.batch import BadSample, decoding
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import (
-    check_complete,
+    TAR_SUFFIXES,
     is_pattern,
     is_remote,
-    listed_shards,
+    is_tar,
     local_path,
     matching_files,
     tars_in,
 )
-from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
 from cloob.data.source import Source
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
-from cloob.data.sources.folder import FolderSource, open_folder
+from cloob.data.sources.folder import open_folder
 from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
 from cloob.errors import InputError, counted, nearest
 from cloob.pictures import decode
@@ -59,9 +57,9 @@ def open_source(
             - ``"demo"`` or ``"demo:val"``: the set inside the package;
             - a table: ``.csv``, ``.tsv``, ``.parquet``, ``.jsonl``;
             - WebDataset shards: a ``.tar`` (also compressed), a brace pattern (``"cc3m/{00000..00331}.tar"``), a glob
-              (``"cc3m/*.tar"``), a folder that holds tars, or its ``sizes.json``;
+              (``"cc3m/*.tar"``), or a folder that holds tars;
             - streamed shards: a brace pattern behind ``pipe:COMMAND``, ``s3://``, ``gs://``, ``http(s)://``, with
-              ``sizes.json`` beside the shards, or that ``sizes.json`` itself;
+              ``sizes.json`` beside the shards;
             - a Hugging Face ``datasets`` folder (``save_to_disk``), Arrow or Parquet files with the images inside, a
               folder or a glob of them;
             - a folder of images with a .txt beside each, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
@@ -82,7 +80,9 @@ def open_source(
         (6110, 'seek step')
     """
     source = open_unprobed(str(spec), image_column, caption_column, cache or Cache())
-    _tell(source)
+    wrong = getattr(source, "remark", "")
+    said = f"{source.name}: {counted(len(source), 'rows')}{'; ' if wrong else ''}{wrong}"
+    _log.log(logging.WARNING if wrong else logging.INFO, "%s", said)
     check_usable(source)
     return source
 
@@ -105,7 +105,7 @@ def open_unprobed(spec: str, image_column: str, caption_column: str, cache: Cach
 
 
 def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
-    """What a source is that a user named, and its files; InputError if it is not there, or nothing that is read."""
+    """What a source is that a user named, and its files."""
     if spec in DEMO_SPLITS:
         return "tars", tars_in(DEMO / DEMO_SPLITS[spec])
     if spec.startswith("demo:"):
@@ -115,31 +115,22 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
     path = Path(local_path(spec))
     suffix = path.suffix.lower()
     if path.is_dir():
-        if tars := tars_in(path):
-            check_complete(path)
-            return "tars", tars
-        return ("rows", files) if (files := arrow_files(path)) else ("folder", [path])
+        files = tars_in(path)
+        if not files and (rows := arrow_files(path)):
+            return "rows", rows
+        return ("tars", files) if files else ("folder", [path])
     if not path.exists() and is_pattern(str(path)):
         files = matching_files(str(path))
         return ("rows" if all(file.suffix.lower() in ARROW_SUFFIXES for file in files) else "tars"), files
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder{_hint(path)}")
-    if suffix == ".json":
-        return "tars", listed_shards(path)
-    if suffix == ".arrow" or (suffix == ".parquet" and holds_images(path, image_column)):
+    if (path.exists() and suffix == ".arrow") or (suffix == ".parquet" and holds_images(path, image_column)):
         return "rows", [path]
-    if suffix in TABLE_SUFFIXES or is_tar(path):
+    if path.exists() and (suffix in TABLE_SUFFIXES or is_tar(path)):
         return ("table" if suffix in TABLE_SUFFIXES else "tars"), [path]
-    kinds = f"a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
-    raise InputError(f"{spec}: expected {kinds}")
-
-
-def _hint(path: Path) -> str:
-    if "\\" in str(path) and os.sep == "/":
-        return f" (folders are parted by '/' here: {str(path).replace(chr(92), '/')})"
     # An empty folder is nothing to open, and may be the run's own, which its lock has just made.
     beside = [other.name for other in path.parent.glob("*") if other.is_file() or any(other.glob("[!.]*"))]
-    return f" ({nearest(path.name, beside)})" if beside else ""
+    hint = f" ({nearest(path.name, beside)})" if beside else ""
+    kinds = f"expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
+    raise InputError(f"{path}: {kinds if path.exists() else f'no such file or folder{hint}'}")
 
 
 def check_usable(source: Source) -> None:
@@ -178,21 +169,3 @@ def spread_rows(source: Source, most: int) -> Iterator[int]:
 def _spread(start: int, stop: int, most: int) -> Iterator[int]:
     count = min(stop - start, most)
     return (start + i * (stop - start - 1) // max(1, count - 1) for i in range(count))
-
-
-def _tell(source: Source) -> None:
-    """One line on what was opened: rows, pairs, and what is left out of tars, by a stray quote or behind a link."""
-    line, wrong = f"{source.name}: {counted(len(source), 'rows')}", ""
-    if isinstance(source, TableSource | FolderSource):
-        line += f", {counted(source.pairs, 'pairs')}"
-    if isinstance(source, FolderSource) and source.linked:
-        left = f"{counted(len(source.linked), 'linked folders')} not followed, e.g. {printable(source.linked[0])}"
-        wrong = f"; {left}: give each to --data by itself to read it too"
-    elif isinstance(source, ShardSource) and source.left_out:
-        wrong = f"; not read: {source.left_out}"
-    elif isinstance(source, TableSource) and source.stray:
-        rows, lines = counted(len(source.stray), "rows"), counted(sum(source.stray.values()), "lines")
-        wrong = (
-            f"; stray quotes in {rows}, first in row {min(source.stray) + 1:,}, take in {lines}: close or double each"
-        )
-    _log.log(logging.WARNING if wrong else logging.INFO, "%s%s", line, wrong)

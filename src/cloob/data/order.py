@@ -16,18 +16,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-DEFAULT_BUFFER = 10_000
-"""Window of the shuffle of streamed sources, in pairs of each lane."""
-
-LONG = 2**22
-"""From so many pairs on a permutation is computed place by place. Below, numpy's costs less than a second and 32 MB."""
-
+DEFAULT_BUFFER = 10_000  # pairs of each lane in which streamed sources are shuffled
+LONG = 2**22  # pairs from which on a permutation is computed place by place; numpy's costs less below
 _U64 = 2**64 - 1
 _STREAM = 0x5354524D  # sets the draws of shards apart from those of pairs
 _ROUNDS = 8
 
-Rows = Callable[[np.ndarray], np.ndarray]
-"""Gives the rows at some places."""
+Rows = Callable[[np.ndarray], np.ndarray]  # gives the rows at some places
 
 
 def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
@@ -63,7 +58,6 @@ class KeyedPermutation:
         self._tables = [(draws.random_raw(size) % np.uint64(modulus)).astype(np.int64) for size, modulus in sides]
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
-        """The numbers at some places."""
         numbers = self._once(places)
         outside = np.flatnonzero(numbers >= self.n)
         while len(outside):
@@ -84,7 +78,7 @@ class KeyedPermutation:
 
 
 class Part(NamedTuple):
-    """One source among those of a run."""
+    """What the order has to know of a source."""
 
     shard_sizes: tuple[int, ...]  # rows of each file
     streamed: bool = False  # costly to read in random order
@@ -157,7 +151,6 @@ class Order:
         return self._n
 
     def __getitem__(self, positions: slice) -> np.ndarray:
-        """The pairs at ``start:stop:step``."""
         return self._rows(np.arange(*positions.indices(self._n)))
 
 

@@ -6,7 +6,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -23,25 +22,15 @@ _DYING = 10
 MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins with
 
 
-@dataclass
-class _Plan:
-    """The pool's batch sampler: what the next iteration will ask for."""
-
-    requests: Iterable[Request] = field(default=())
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
-
-
 class WorkerPool:
     """Processes that live until ``close``, each with a copy of the builder."""
 
     def __init__(self, builder: BatchBuilder, workers: int, *, pin_memory: bool) -> None:
-        self._plan = _Plan()
+        self._requests: Iterable[Request] = ()
         self._begun = 0
         self._loader: DataLoader[Any] = DataLoader(
             builder,
-            batch_sampler=self._plan,  # type: ignore[arg-type] # any iterable of requests
+            batch_sampler=self,  # type: ignore[arg-type] # any iterable of requests
             num_workers=workers,
             collate_fn=_as_is,
             pin_memory=pin_memory,
@@ -51,8 +40,10 @@ class WorkerPool:
             generator=torch.Generator(),
         )
 
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests)
+
     def close(self) -> None:
-        """Ends the processes."""
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
             iterator._shutdown_workers()
@@ -64,7 +55,7 @@ class WorkerPool:
         """
         self._begun += 1
         mine = self._begun
-        self._plan.requests = requests
+        self._requests = requests
         with warnings.catch_warnings():
             # Python 3.12+ warns of any fork with threads about; the workers only run our code, which takes no locks.
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
@@ -105,16 +96,11 @@ def _as_is(batch: Any) -> Any:
 
 def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
-    _limit_memory()
     # Ctrl-C reaches the whole process group: ending the workers is the main process's business. And a handler that the
     # training loop has set for SIGTERM must not keep a forked worker alive.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _limit_memory() -> None:
-    """On Linux a picture that takes gigabytes costs one bad sample. Mapped files do not count."""
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # a picture that takes gigabytes costs one bad sample; mapped files do not count
         import resource
 
         lines = Path("/proc/self/status").read_text().splitlines()

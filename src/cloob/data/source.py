@@ -22,12 +22,10 @@ class Source(Protocol):
     """
 
     @property
-    def name(self) -> str:
-        """What reports call this source."""
+    def name(self) -> str: ...
 
     @property
-    def shard_sizes(self) -> tuple[int, ...]:
-        """Rows per file, in order."""
+    def shard_sizes(self) -> tuple[int, ...]: ...
 
     @property
     def streamed(self) -> bool:

@@ -7,7 +7,7 @@ they belong to; such a group is held out as a whole or not at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -35,15 +35,12 @@ class Subset:
         return len(self.rows)
 
     def fingerprint(self) -> Fingerprint:
-        """The source's, and which rows."""
         return {**self.whole.fingerprint(), "pairs": len(self), f"rows that are {self.part}": digest([self.rows])}
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``; raises ``BadSample`` when it cannot be used."""
         return self.whole.read(int(self.rows[index]))
 
     def prefetch(self, indices: np.ndarray) -> None:
-        """Passes on to the source what will be read soon."""
         if (fetch := getattr(self.whole, "prefetch", None)) is not None:
             fetch(self.rows[indices])
 
@@ -62,28 +59,32 @@ def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]
                 f"{source.name}: streamed pairs would all be fetched to hold some out; give --val-data in place of "
                 "--val-split"
             )
-    places, groups, hashes = _groups(sources)
+    places, groups = _groups(sources)
 
     def decodes(pair: int) -> bool:
-        source, row = places[pair].tolist()
+        source, row = places[pair]
         try:
             Encoded(sources[source].read(row).image).rgb(reduction=8)
         except (BadSample, Unreadable):
             return False
         return True
 
-    held = _choose(groups, hashes, most_held_out(len(places), share), decodes)
-    n_held = int(held.sum())
-    if n_held < 2:
-        raise InputError(
-            f"val_split is {share:g}: of {len(places):,} usable pairs {n_held} can be held out without a picture or "
-            "caption that the others have too; give another share, or --val-data"
-        )
-    rows = [places[held & (places[:, 0] == i), 1] for i in range(len(sources))]
-    for source, some in zip(sources, rows, strict=True):
-        if len(some) == len(source):
-            raise InputError(f"{source.name}: all its pairs would be held out; give a lower --val-split, or --val-data")
-    return rows
+    held: list[int] = []
+    left = min(max(2, round(share * len(places))), len(places) - 1)
+    for members in groups:
+        if len(members) <= left and all(map(decodes, members)):
+            held += members
+            left -= len(members)
+    held_out = [
+        np.array(sorted(row for source, row in map(places.__getitem__, held) if source == i), np.int64)
+        for i in range(len(sources))
+    ]
+    emptied = [source.name for source, rows in zip(sources, held_out, strict=True) if len(rows) == len(source)]
+    if len(held) < 2 or emptied:
+        of_all = f"val_split is {share:g}: of {len(places):,} usable pairs {len(held)} can be held out"
+        wrong = f"{emptied[0]}: all its pairs would be held out" if emptied else of_all
+        raise InputError(f"{wrong} without a picture or caption that the others have too; give --val-data")
+    return held_out
 
 
 def split(sources: Sequence[Source], held_out: Sequence[np.ndarray]) -> tuple[Source, Source]:
@@ -94,13 +95,8 @@ def split(sources: Sequence[Source], held_out: Sequence[np.ndarray]) -> tuple[So
     return mix(train), mix(val)
 
 
-def most_held_out(pairs: int, share: float) -> int:
-    """How many of so many readable pairs ``split`` holds out at most."""
-    return max(2, round(share * pairs))
-
-
-def _groups(sources: Sequence[Source]) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
-    """Of every readable pair its place (n, 2): source and row; its group (n,), a number of one of its pairs; a hash."""
+def _groups(sources: Sequence[Source]) -> tuple[list[tuple[int, int]], list[list[int]]]:
+    """The readable pairs, each by source and row; and the groups of their numbers, in the order of a hash."""
     parent: list[int] = []
     first: dict[bytes | int, int] = {}  # the first pair with a picture or caption
     places: list[tuple[int, int]] = []
@@ -125,19 +121,7 @@ def _groups(sources: Sequence[Source]) -> tuple[np.ndarray, np.ndarray, list[byt
             hashes.append(hashlib.blake2b(picture + caption.to_bytes(8, "little"), digest_size=16).digest())
             for key in (picture, caption):
                 parent[root(pair)] = root(first.setdefault(key, pair))
-    roots = np.array([root(pair) for pair in range(len(parent))], dtype=np.int64)
-    return np.array(places, dtype=np.int64).reshape(-1, 2), roots, hashes
-
-
-def _choose(groups: np.ndarray, hashes: Sequence[bytes], target: int, usable: Callable[[int], bool]) -> np.ndarray:
-    """(n,) bool: the pairs of the groups that are taken, all usable, at most ``target`` and never all pairs."""
-    by_group: dict[int, list[int]] = {}
-    for pair, group in enumerate(groups.tolist()):
-        by_group.setdefault(group, []).append(pair)
-    held = np.zeros(len(groups), dtype=bool)
-    left = min(target, len(groups) - 1)
-    for members in sorted(by_group.values(), key=lambda pairs: min(hashes[pair] for pair in pairs)):
-        if len(members) <= left and all(map(usable, members)):
-            held[members] = True
-            left -= len(members)
-    return held
+    groups: dict[int, list[int]] = {}
+    for pair in range(len(parent)):
+        groups.setdefault(root(pair), []).append(pair)
+    return places, sorted(groups.values(), key=lambda members: min(hashes[pair] for pair in members))

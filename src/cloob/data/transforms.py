@@ -26,15 +26,12 @@ _WORTH_SHARING = 200 * 200  # pixels from which on a copy costs more than going 
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """``(3, H, W)`` uint8 pixels of an RGB image (a view with the channels last in memory)."""
+    """``(3, H, W)`` uint8 pixels of an RGB image."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _view(image: Image.Image) -> Tensor:
-    """``(3, H, W)`` uint8 pixels of an RGB image as ``to_tensor``, or those of a large one where they lie.
-
-    Pillow keeps four bytes a pixel: then the result is ``(4, H, W)``, and the fourth channel is of no meaning.
-    """
+    """As ``to_tensor``; of a large image its own pixels, ``(4, H, W)``: Pillow keeps a fourth byte of no meaning."""
     if image.width * image.height < _WORTH_SHARING:
         return to_tensor(image)
     try:
@@ -45,10 +42,7 @@ def _view(image: Image.Image) -> Tensor:
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """Resizes ``(c, h, w)`` uint8 pixels to ``(c, size, size)``, bicubic with antialiasing.
-
-    Within one grey level of Pillow's bicubic, and four times as fast on large images (uint8 kernels of torch).
-    """
+    """``(c, h, w)`` uint8 pixels as ``(c, size, size)``: Pillow's bicubic within one grey level, but faster."""
     batch = pixels[None]
     return interpolate(batch, size=(size, size), mode="bicubic", antialias=True, align_corners=False)[0]
 
@@ -101,11 +95,10 @@ class TrainTransform:
 
     ``flip`` is off by default: captions, signs and letters name left and right.
 
-    With ``reduce``, a crop of at least twice ``image_size`` is moved to even pixels (of four times, to multiples of
-    four, of eight times, of eight: by less than one pixel of the result), so that a JPEG can be decoded at half of its
-    size. The decoder then averages blocks of 2×2 pixels before the resize does the rest. Beside the same crop of the
-    whole image, the mean difference on detailed pictures is one grey level at a crop of 3.5 times ``image_size`` and
-    three at just twice, where the finest detail gets softer.
+    With ``reduce``, a crop of at least twice ``image_size`` is moved to even pixels (of four or eight times, to
+    multiples of four or eight: by less than one pixel of the result), so that a JPEG can be decoded at half its size.
+    The mean difference to the same crop of the whole image is one grey level at a crop of 3.5 times ``image_size``, and
+    three at just twice.
     """
 
     image_size: int  # side of the square result
@@ -114,14 +107,10 @@ class TrainTransform:
     reduce: bool = True
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
-        """``(3, image_size, image_size)`` uint8; draws from ``generator`` only, always the same count of numbers."""
         return self.take(image, self.draw(*image.size, generator))
 
     def draw(self, width: int, height: int, generator: torch.Generator, orientation: int = 1) -> Crop:
-        """Draws a crop of an upright image of this size, and says where it lies in the stored one.
-
-        ``orientation`` is EXIF's, of an image that ``take`` will get as it is stored.
-        """
+        """Draws a crop of an upright image of this size; says where it lies in the stored one."""
         uniforms = torch.rand(2 * _TRIES + 3, generator=generator, dtype=torch.float64).tolist()
         top, left, h, w = crop_box(height, width, self.scale, _RATIO, uniforms)
         swap, reverse_rows, reverse_columns = axes(orientation)
@@ -137,10 +126,7 @@ class TrainTransform:
         return Crop(top - top % r, left - left % r, h - h % r, w - w % r, r, flip, (width, height), orientation)
 
     def take(self, image: Image.Image, crop: Crop) -> Tensor:
-        """``(3, image_size, image_size)`` uint8, upright: what ``draw`` gave for the whole image.
-
-        ``image``: RGB, as it is stored; whole, or smaller by a factor that divides ``crop.reduction``.
-        """
+        """The crop, upright; ``image`` is RGB as stored, or smaller by a factor of ``crop.reduction``."""
         top, left, h, w = crop[:4]
         if image.size != crop.source_size:
             width, height = crop.source_size

@@ -23,7 +23,7 @@ from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
 from cloob.search.build import Builder, Summary, Work, make_plan, remove_gone
 from cloob.search.records import IndexedModel, Precision
-from cloob.search.scan.collection import Collection, Gone
+from cloob.search.scan.collection import Collection
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
 from cloob.search.store import Store
 from cloob.search.trust import absolute, load_named, remember
@@ -100,7 +100,7 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     for name, source in given.items():
         scan = options.scan if options.scan.exclude else replace(options.scan, exclude=store.exclude(name))
         if name in known and is_gone(name, typed=bool(sources)):
-            collections.append(Gone(name))
+            collections.append(Collection(name))  # what is not there any more has no pictures
         elif sources:
             collections.append(open_collection(source, scan))
             if is_remote(name) or is_pattern(name):  # a folder's too: where it is gone, it may be a pattern

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cloob.data.batch import Batch
-from cloob.data.copies import Copies
+from cloob.data.loader import Copies
 from cloob.distributed import Layout, process_group, rank, resolve_device, world_size
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.runs import SKIPPED_FILE, read_lines

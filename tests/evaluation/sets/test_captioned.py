@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloob.data.batch import BadSample
-from cloob.evaluation.sets.captioned import BadPicture, open_captioned
+from cloob.evaluation.sets.captioned import open_captioned
 from support import picture
 
 EXPECTED = [
@@ -86,7 +86,7 @@ def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: 
     path.write_text(path.read_text() + "b.png,\n,x\n".replace(",x\n", ""))
     (folder / "a.png").unlink()
     found = open_captioned(path)
-    with pytest.raises(BadPicture) as caught:
+    with pytest.raises(BadSample) as caught:
         found.read(0)
     assert caught.value.captions == ("red one", "red two") and caught.value.reason == "missing image"
     assert found.read(1).captions == ("blue", "")
@@ -98,15 +98,3 @@ def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: 
     assert found.read(1).captions == ("x", "y")
     with pytest.raises(BadSample, match="missing caption"):
         found.read(0)
-
-
-def test_pictures_inside_parquet(folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    # As pyarrow makes it of plain values: a path that is null in every row has the type null.
-    rows = [{"bytes": picture(colour), "path": None} for colour in ("red", "blue")]
-    pq.write_table(pa.table({"image": rows, "alt": ["x", "y"]}), folder / "in.parquet")
-    found = open_captioned(folder / "in.parquet", image_column="image", caption_column="alt")
-    assert [found.read(i).captions for i in range(2)] == [("x",), ("y",)]
-    assert found.read(1).image == picture("blue")

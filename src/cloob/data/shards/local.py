@@ -1,8 +1,7 @@
 """Pairs in WebDataset tar shards: ``key.jpg`` and ``key.txt`` are one sample.
 
-Where each sample lies stands in Arrow columns: scanned once, then mapped from a file in the cache, which is found by
-path, size and time of every tar. Later runs and the other ranks of a host use it: reading the headers of millions of
-members takes minutes.
+Where each sample lies stands in Arrow columns, mapped from a file in the cache that later runs and the other ranks of a
+host use: reading the headers of millions of members takes minutes.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ import pyarrow as pa
 from cloob.cache import Cache, touch
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable
 from cloob.data.fingerprint import Fingerprint, digest, of_column
-from cloob.data.shards.spec import SIZES, read_sizes
 from cloob.data.shards.tar import Member, TarReader, group_members, split_name
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
-from cloob.errors import InputError, counted, message
+from cloob.errors import InputError, counted
 from cloob.pictures import MAX_IMAGE_BYTES
 
 _ABSENT = -1  # offset of a part that a sample does not have
@@ -45,12 +43,11 @@ class ShardIndex:
         self.cuts: dict[int, str] = {int(tar): cut for tar, cut in about["cuts"].items()}  # what truncated tars lack
         self.complete = tuple(size - (tar in self.cuts) for tar, size in enumerate(self.sizes))
         self.left_out: str = about["left_out"]  # what looks like a part of a sample and is none
-        self.ends = np.cumsum(self.sizes)
         self._table, self._file = table, file
 
     @classmethod
     def scan(cls, reader: TarReader, target: Path | None = None) -> ShardIndex:
-        """The index of some tars, made anew, and written to a file that can be mapped again."""
+        """Makes the index, and writes it to a file that can be mapped."""
         keys: list[pa.Array] = []
         places: list[np.ndarray] = []
         cuts: dict[int, str] = {}
@@ -63,14 +60,10 @@ class ShardIndex:
                 cuts[number] = cut
             keys.append(pa.array(shard_keys, pa.large_string()))
             places.append(shard_places)
-        about = {
-            "sizes": [len(each) for each in keys],
-            "cuts": cuts,
-            "left_out": f"{counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}" if odd else "",
-        }
+        left_out = f"{counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}" if odd else ""
+        about = {"sizes": [len(each) for each in keys], "cuts": cuts, "left_out": left_out}
         columns = dict(zip(_COLUMNS, map(pa.array, np.ascontiguousarray(np.concatenate(places).T)), strict=True))
-        table = pa.table({"key": pa.concat_arrays(keys), **columns})
-        table = table.replace_schema_metadata({"cloob": json.dumps(about)})
+        table = pa.table({"key": pa.concat_arrays(keys), **columns}, metadata={"cloob": json.dumps(about)})
         if target is not None:
             with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
@@ -83,14 +76,8 @@ class ShardIndex:
 
     @classmethod
     def open(cls, reader: TarReader, cache: Cache, *, always: bool) -> ShardIndex:
-        """The cached index if it is of these very tars, else a new one.
-
-        It is kept for tars of 64 MiB or more together, or ``always``; where the cache cannot be written, it is not.
-        """
-        try:
-            stats = [(str(path.resolve()), path.stat()) for path in reader.paths]
-        except OSError as error:
-            raise InputError(message(error)) from None
+        """The cached index of these very tars, or a new one, kept for 64 MiB of tars or ``always``."""
+        stats = [(str(path.resolve()), path.stat()) for path in reader.paths]
         scanned: list[ShardIndex] = []
         if always or sum(stat.st_size for _, stat in stats) >= _MIN_SAVED_BYTES:
             facts = json.dumps([_FORMAT, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
@@ -110,11 +97,10 @@ class ShardIndex:
 
 
 class ShardSource:
-    """A random-access source over WebDataset tar shards on local disks.
+    """Samples in tars on local disks.
 
-    A sample without an image or a caption stays in the count and raises ``BadSample`` when it is read. A truncated
-    shard gives its complete samples and one more row, which raises ``"truncated shard"``: so the loss is reported in
-    each epoch. Other files of a sample (.json, …) are ignored.
+    A sample without an image or a caption stays in the count and raises ``BadSample``. A truncated shard gives its
+    complete samples and one row ``"truncated shard"``. Other files of a sample (.json, …) are ignored.
 
     ``label`` is what keys and errors call a single tar that lies in the cache; its index is kept too.
     """
@@ -126,82 +112,59 @@ class ShardSource:
     ) -> None:
         self.name = name
         self._labels = (label,) if label else tuple(path.name for path in paths)
-        self._reader = TarReader(tuple(paths), cache)
-        self._index = ShardIndex.open(self._reader, cache or Cache(), always=label is not None)
-        self.shard_sizes, self.complete = self._index.sizes, self._index.complete
-        self.left_out, self.cuts = self._index.left_out, self._index.cuts
-        self._expected = self._counts_beside()
+        self.reader = TarReader(tuple(paths), cache)
+        self.index = ShardIndex.open(self.reader, cache or Cache(), always=label is not None)
+        self.shard_sizes = self.index.sizes
+        self.remark = f"not read: {self.index.left_out}" if self.index.left_out else ""
+        self._ends = np.cumsum(self.shard_sizes)
 
     def __len__(self) -> int:
-        return len(self._index.keys)
+        return len(self.index.keys)
 
     def fingerprint(self) -> Fingerprint:
-        keys = of_column(pa.chunked_array([self._index.keys]))
+        keys = of_column(pa.chunked_array([self.index.keys]))
         return {
             "samples": len(self),
             "shards": digest(f"{label} {n}" for label, n in zip(self._labels, self.shard_sizes, strict=True)),
-            "members": digest([keys, *self._index.places]),
+            "members": digest([keys, *self.index.places]),
         }
 
-    def hold(self) -> None:
-        """Opens the first shard, so that it can be read even when its name is gone."""
-        self._reader.read(0, 0, 0)
-
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``, or a ``BadSample``; its key is ``shard file/key in the shard``."""
-        shard = int(np.searchsorted(self._index.ends, index, side="right"))
-        path, label = self._reader.paths[shard], self._labels[shard]
-        image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self._index.places)
+        """The pair at ``index``; its key is ``shard file/key in the shard``."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        path, label = self.reader.paths[shard], self._labels[shard]
+        image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self.index.places)
         if image_at == _CUT:
-            listed = f", sizes.json says {self._expected[shard]:,}" if shard in self._expected else ""
-            complete = f"{self.complete[shard]:,} samples are complete"
-            raise BadSample("truncated shard", label, f"{path}: {self.cuts[shard]}; {complete}{listed}")
-        key = f"{label}/{self._index.keys[index].as_py()}"
-        if fault := _fault(image_at, image_size, caption_at, caption_size):
-            raise BadSample(fault[0], key, f"{fault[1]} in {path}")
+            complete = f"{self.index.complete[shard]:,} samples are complete"
+            raise BadSample("truncated shard", label, f"{path}: {self.index.cuts[shard]}; {complete}")
+        key = f"{label}/{self.index.keys[index].as_py()}"
+        faults: list[tuple[bool, Reason, str]] = [
+            (image_at == _ABSENT, "missing image", "none of this name"),
+            (caption_at == _ABSENT, "missing caption", "none of this name"),
+            (caption_size > MAX_CAPTION_BYTES, "caption too long", f"{caption_size:,} bytes"),
+            (image_size > MAX_IMAGE_BYTES, "image too large", f"{image_size:,} bytes"),
+        ]
+        for is_bad, reason, detail in faults:
+            if is_bad:
+                raise BadSample(reason, key, f"{detail} in {path}")
         try:
-            caption = clean_caption(self._reader.read(shard, caption_at, caption_size), key)
-            return RawSample(key, self._reader.read(shard, image_at, image_size), caption)
+            caption = clean_caption(self.reader.read(shard, caption_at, caption_size), key)
+            return RawSample(key, self.reader.read(shard, image_at, image_size), caption)
         except OSError as error:
             raise BadSample("missing image", key, f"{path}: {error.strerror or error}") from None
-
-    def _counts_beside(self) -> dict[int, int]:
-        """By shard, what ``sizes.json`` beside it says; for complete shards it must be what they hold."""
-        paths = self._reader.paths
-        listed = {folder: read_sizes(folder / SIZES) for folder in {path.parent for path in paths}}
-        counts = ((shard, listed[path.parent].get(path.name)) for shard, path in enumerate(paths))
-        expected = {shard: count for shard, count in counts if count is not None}
-        for shard, count in expected.items():
-            if shard not in self.cuts and count != self.complete[shard]:
-                path, holds = paths[shard], f"{self.complete[shard]:,}"
-                fix = "get the shard again, or delete sizes.json if it is stale"
-                raise InputError(
-                    f"{path.parent / SIZES} says {count:,} samples in {path.name}, which holds {holds}: {fix}"
-                )
-        return expected
-
-
-def _fault(image_at: int, image_size: int, caption_at: int, caption_size: int) -> tuple[Reason, str] | None:
-    if image_at == _ABSENT:
-        return "missing image", f"no {'/'.join(IMAGE_EXTENSIONS)} member of this name"
-    if caption_at == _ABSENT:
-        return "missing caption", f"no {'/'.join(CAPTION_EXTENSIONS)} member of this name"
-    if caption_size > MAX_CAPTION_BYTES:
-        return "caption too long", f"{caption_size:,} bytes, the limit is {MAX_CAPTION_BYTES:,},"
-    return ("image too large", f"{image_size:,} bytes") if image_size > MAX_IMAGE_BYTES else None
 
 
 def _left_out(members: list[Member]) -> list[str]:
     """Names of what looks like a part of a sample and is none: its key has a dot, or the tar holds it before."""
     parts = frozenset((*IMAGE_EXTENSIONS, *CAPTION_EXTENSIONS))
-    names = [(*(split_name(member.name) or ("", "")), member.name) for member in members]
+    names = [split_name(member.name) for member in members]
     seen: set[tuple[str, str]] = set()
-    keys = {key for key, extension, _ in names if extension in parts}
+    keys = {key for key, extension in names if extension in parts}
     left_out = []
-    for key, extension, name in names:
+    for member, (key, extension) in zip(members, names, strict=True):
         dotted = extension not in parts and extension.rpartition(".")[2] in parts
         if (dotted and key not in keys) or (key, extension) in seen:  # a.seg.png beside a.jpg is meant so
-            left_out.append(name)
+            left_out.append(member.name)
         if extension in parts:
             seen.add((key, extension))
     return left_out

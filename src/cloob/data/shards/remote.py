@@ -1,8 +1,8 @@
 """Pairs in tar shards that lie elsewhere: each is fetched into a bounded cache when it is first needed.
 
-``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec: no URL reaches a shell, and no
-command comes out of a list. The number of samples in each shard has to be known beforehand, so that the order of an
-epoch is known: from ``sizes.json`` beside the shards, or from ``cloob data SHARDS --count``.
+``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec, so no URL reaches a shell. For the
+order of an epoch the samples in each shard must be counted beforehand: by ``sizes.json`` beside the shards, or by
+``cloob data SHARDS --count``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,19 @@ from fsspec.callbacks import Callback
 from cloob.cache import Cache, cache_root
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import Fingerprint, digest
-from cloob.data.shards import spec as names
 from cloob.data.shards.local import ShardIndex, ShardSource
-from cloob.data.shards.spec import SIZES, expand, read_sizes, shard_name
+from cloob.data.shards.spec import (
+    SIZES,
+    expand,
+    is_remote,
+    local_path,
+    matching_files,
+    parse_sizes,
+    read_sizes,
+    shard_name,
+    sibling,
+    tars_in,
+)
 from cloob.data.shards.tar import TarReader
 from cloob.data.sources.files import FileSource
 from cloob.errors import InputError, one_line, require
@@ -36,6 +46,12 @@ _PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
 _NEEDS = {"http": ("aiohttp", "train"), "https": ("aiohttp", "train"), "s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}
 _SILENT_SECONDS = 60.0  # that a server may say nothing
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # here, not at the source
+_HOW = (
+    '; put sizes.json ({"shard.tar": count}) beside the shards: "cloob data FOLDER --count" writes it where they are '
+    "local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
+)
+
+logger = logging.getLogger(__name__)
 
 
 def fetch(url: str, target: Path) -> None:
@@ -45,8 +61,8 @@ def fetch(url: str, target: Path) -> None:
     """
     for pause in (0.0, *_PAUSES):
         time.sleep(pause)
-        get = _run if url.startswith("pipe:") else _download
-        if (wrong := get(url, target)) is None:
+        wrong = _run(url, target) if url.startswith("pipe:") else _download(url, target)
+        if wrong is None:
             return
     raise InputError(f"{url}: {wrong} ({len(_PAUSES) + 1} attempts)")
 
@@ -116,16 +132,8 @@ def _web(url: str) -> Any:
     return fsspec.filesystem("http", client_kwargs=options, encoded=encoded, skip_instance_cache=True)
 
 
-logger = logging.getLogger(__name__)
-
-_HOW = (
-    '; put sizes.json ({"shard.tar": count}) beside the shards: "cloob data FOLDER --count" writes it where they are '
-    "local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
-)
-
-
 class RemoteShardSource(FileSource[ShardSource]):
-    """A random-access source over WebDataset tars behind commands or URLs.
+    """Samples in tars behind commands or URLs.
 
     A row that a shard turns out not to hold raises ``"truncated shard"``; samples beyond the number that is known are
     left out, with one warning.
@@ -139,16 +147,13 @@ class RemoteShardSource(FileSource[ShardSource]):
         self.shard_names = tuple(map(shard_name, counts))  # without what comes before them (a bucket, a token)
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``, or a ``BadSample``; its key is ``shard file/key in the shard``.
-
-        InputError where the shard cannot be fetched: it names the shard and the exit status of its command.
-        """
+        """The pair at ``index``; InputError names a shard that cannot be fetched."""
         shard, row = self.place(index)
         source = self.opened(shard)
-        if row < source.complete[0]:
+        if row < (complete := source.index.complete[0]):
             return source.read(row)
-        cut = f": {source.cuts[0]}" if source.cuts else ""
-        counts = f"holds {source.complete[0]:,} samples, {SIZES} says {self.shard_sizes[shard]:,}"
+        cut = f": {source.index.cuts[0]}" if source.index.cuts else ""
+        counts = f"holds {complete:,} samples, {SIZES} says {self.shard_sizes[shard]:,}"
         raise BadSample("truncated shard", f"{self.shard_names[shard]}/{row}", f"{self._urls[shard]} {counts}{cut}")
 
     def fingerprint(self) -> Fingerprint:
@@ -163,15 +168,13 @@ class RemoteShardSource(FileSource[ShardSource]):
         url, listed = self._urls[shard], self.shard_sizes[shard]
         try:
             source = ShardSource(url, [file], cache=self._cache, label=self.shard_names[shard])
-            source.hold()
+            source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
-            if not file.exists():
-                raise FileNotFoundError(str(file)) from None
             self._cache.drop(file)
             raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
-        odd = f"not read: {source.left_out}" if source.left_out else ""
-        if source.complete[0] > listed:
-            odd = f"holds {source.complete[0]:,} samples, {SIZES} says {listed:,}: the others are left out"
+        odd = source.remark
+        if (complete := source.index.complete[0]) > listed:
+            odd = f"holds {complete:,} samples, {SIZES} says {listed:,}: the others are left out"
         if odd and not self._warned:
             logger.warning("%s: %s (said once)", url, odd)
             self._warned = True
@@ -179,10 +182,7 @@ class RemoteShardSource(FileSource[ShardSource]):
 
 
 def open_remote(spec: str, cache: Cache) -> RemoteShardSource:
-    """Opens streamed shards: a brace pattern of them, or their ``sizes.json``."""
-    if spec.rstrip("/- ").lower().endswith(".json"):
-        counts = {names.listed_url(spec, name): count for name, count in _fetch_sizes(spec).items()}
-        return RemoteShardSource(spec, counts, cache)
+    """Opens streamed shards, whose counts are remembered on this machine or lie beside the shards."""
     urls = expand(spec, escape=False)
     counts = read_sizes(_memory(spec))
     if not counts.keys() >= {*urls}:
@@ -190,21 +190,16 @@ def open_remote(spec: str, cache: Cache) -> RemoteShardSource:
     return RemoteShardSource(spec, {url: counts[url] for url in urls}, cache)
 
 
-def _fetch_sizes(url: str) -> dict[str, int]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / SIZES
-        fetch(url, path)
-        return names.parse_sizes(url, path.read_bytes())
-
-
 def _counts_beside(spec: str, urls: list[str]) -> dict[str, int]:
     listed: dict[str | None, dict[str, int]] = {None: {}}
     counts: dict[str, int] = {}
     for url in urls:
-        place = names.sibling(url, SIZES)
+        place = sibling(url, SIZES)
         try:
             if place is not None and place not in listed:
-                listed[place] = _fetch_sizes(place)
+                with tempfile.TemporaryDirectory() as folder:
+                    fetch(place, path := Path(folder) / SIZES)
+                    listed[place] = parse_sizes(place, path.read_bytes())
             counts[url] = listed[place][shard_name(url)]
         except (InputError, KeyError) as error:
             why = error if isinstance(error, InputError) else f"{place or url}: has no count for {shard_name(url)}"
@@ -217,27 +212,28 @@ def _memory(pattern: str) -> Path:
 
 
 def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, int]]:
-    """Counts the samples of shards; returns the list that was written, and the counts by path or full address.
+    """Counts the samples of shards; returns the list that was written, and the counts by path or address.
 
-    Without ``out`` the list is ``sizes.json`` in a local folder. Counts of shards elsewhere are remembered as they
-    come, for whoever gives the same pattern as ``--data``; a count that broke off goes on.
+    Counts of shards elsewhere are remembered as they come, for whoever gives the same pattern as ``--data``; a count
+    that broke off goes on.
     """
-    remote = names.is_remote(spec)
-    shards = expand(spec, escape=False) if remote else [str(path) for path in names.local_shards(spec)]
-    if not remote and out is None:
-        out = Path(names.local_path(spec)) / SIZES
-        if not out.parent.is_dir():
-            raise InputError("--out is missing: only a folder has its own place for sizes.json")
+    remote, folder = is_remote(spec), Path(local_path(spec))
+    if remote:
+        shards = expand(spec, escape=False)
+    else:
+        shards = [str(path) for path in (tars_in(folder) if folder.is_dir() else matching_files(str(folder)))]
+    if not remote and out is None and folder.is_dir():
+        out = folder / SIZES
     files = [shard_name(shard) if remote else Path(shard).name for shard in shards]
-    if out is not None and len(set(files)) < len(files):
-        raise InputError("--out: several shards have the same name; count each folder by itself")
+    if not shards or (out is None and not remote) or (out is not None and len({*files}) < len(files)):
+        raise InputError(f"{spec}: --out is missing, or names of shards come twice; count a folder of tars by itself")
     sizes = read_sizes(_memory(spec)) if remote else {}
     if sizes.keys() >= {*shards}:  # a count that has ended is begun anew
         sizes = {}
     cut: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         for shard in (shard for shard in shards if shard not in sizes):
-            path = Path(folder) / "shard.tar" if remote else Path(shard)
+            path = Path(temporary) / "shard.tar" if remote else Path(shard)
             if remote:
                 fetch(shard, path)
             index = ShardIndex.scan(TarReader((path,)))

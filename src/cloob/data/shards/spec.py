@@ -1,6 +1,6 @@
-"""What a user writes for shards: here or elsewhere, a pattern of many, or a list; and the names in URLs and commands.
+"""What a user writes for shards: here or elsewhere, one or a pattern of many; and the names in URLs and commands.
 
-``sizes.json``, ``{"00000.tar": 9876, …}``, is the list: how many samples each shard of its folder holds.
+``sizes.json``, ``{"00000.tar": 9876, …}``, says how many samples each shard of its folder holds.
 """
 
 from __future__ import annotations
@@ -9,22 +9,17 @@ import glob
 import json
 import os
 import re
-import reprlib
-import shlex
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from cloob.data.shards.tar import is_tar
-from cloob.errors import InputError, one_line, require
+from cloob.errors import InputError, require
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SIZES = "sizes.json"
 
 _SCHEME = re.compile(r"(pipe|file):|[A-Za-z][A-Za-z0-9+.-]+://")
 _SHARD_NAME = re.compile(r"[^/\s'\"=]+\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz)(?=$|[\s'\"?#;|&)])", re.IGNORECASE)
-_BARE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
-_EXPECTED = '; {"shard.tar": count, …} is expected in a .json, pairs in JSON lines (.jsonl)'
 
 
 def is_remote(spec: str) -> bool:
@@ -32,7 +27,7 @@ def is_remote(spec: str) -> bool:
 
 
 def local_path(spec: str) -> str:
-    """``file:`` URLs as paths, and ``~`` as the home folder; InputError for a file of another host."""
+    """``file:`` URLs as paths, and ``~`` as the home folder."""
     if not spec.startswith("file:"):
         return os.path.expanduser(spec)  # noqa: PTH111 - a Path would drop the last slash and fold others
     parts = urlsplit(spec)
@@ -42,14 +37,20 @@ def local_path(spec: str) -> str:
 
 
 def local_folder(spec: str | Path, what: str) -> Path:
-    """A folder on this machine, of ``what`` in the error; InputError for an address or a command."""
-    if is_remote(str(spec)):
-        raise InputError(f"{spec}: {what} are read from a folder of this machine; download them first")
-    return Path(local_path(str(spec)))
+    """A folder on this machine, with ``what`` in it."""
+    folder = Path(spec if is_remote(str(spec)) else local_path(str(spec)))
+    if is_remote(str(spec)) or not folder.is_dir():
+        why = "download them first" if is_remote(str(spec)) else "no such folder"
+        raise InputError(f"{spec}: {what} are read from a folder of this machine; {why}")
+    return folder
 
 
 def is_pattern(spec: str) -> bool:
     return any(c in spec for c in "{*?[")
+
+
+def is_tar(path: Path) -> bool:
+    return path.name.lower().endswith(TAR_SUFFIXES)
 
 
 def expand(pattern: str, *, escape: bool = True) -> list[str]:
@@ -75,73 +76,29 @@ def sibling(url: str, name: str) -> str | None:
     return f"{url[: matches[-1].start()]}{name}{url[matches[-1].end() :]}" if matches else None
 
 
-def local_shards(spec: str) -> list[Path]:
-    path = Path(local_path(spec))
-    return _all_there(spec, tars_in(path)) if path.is_dir() else matching_files(str(path))
-
-
 def tars_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_tar(path) and path.is_file())
 
 
-def check_complete(folder: Path) -> None:
-    """Refuses a folder that lacks a tar which its ``sizes.json`` names."""
-    missing = [name for name in read_sizes(folder / SIZES) if "/" not in name and not (folder / name).is_file()]
-    if missing:
-        fix = f"get it again, or count anew: cloob data {shlex.quote(str(folder))} --count"
-        raise InputError(f"{folder / missing[0]}: no such file, but {SIZES} names it ({len(missing)} missing); {fix}")
-
-
 def matching_files(pattern: str) -> list[Path]:
-    """The files of a brace pattern or glob; InputError where a glob matches nothing or a file is missing."""
-    paths: list[Path] = []
-    for item in expand(pattern, escape=os.sep == "/"):  # elsewhere a backslash parts folders
-        matches = sorted(glob.glob(item)) if any(c in item for c in "*?[") else [item]  # noqa: PTH207
-        if not matches:
-            raise InputError(f"{item}: no file matches")
-        paths += map(Path, matches)
-    return _all_there(pattern, paths)
-
-
-def listed_shards(path: Path) -> list[Path]:
-    """The shards that a list on disk names, which lie beside it; InputError where one is missing or it is no list."""
-    return _all_there(str(path), [path.parent / _beside(str(path), name) for name in read_sizes(path)])
-
-
-def listed_url(base: str, name: str) -> str:
-    """The address of what a list elsewhere names; ``base`` is its own address or command, as the user typed it."""
-    head, found, tail = base.rpartition(SIZES)
-    if not found:
-        raise InputError(f"{base}: only a {SIZES} beside its shards may list them")
-    return f"{head}{_beside(base, name)}{tail}"
-
-
-def _beside(where: str, name: str) -> str:
-    if not _BARE.fullmatch(name):
-        rule = "a list may only name files beside itself, by letters, digits, '.', '_' and '-'"
-        raise InputError(f"{where}: names {reprlib.repr(name)}; {rule}; give other shards to --data as a pattern")
-    return name
+    """The files of a brace pattern or glob, all of which must be there."""
+    items = expand(pattern, escape=os.sep == "/")  # elsewhere a backslash parts folders
+    paths = [Path(match) for item in items for match in sorted(glob.glob(item)) or [item]]  # noqa: PTH207
+    if missing := [path for path in paths if not path.is_file()]:
+        wrong = "no file matches" if glob.has_magic(str(missing[0])) else "no such file"
+        raise InputError(f"{missing[0]}: {wrong} ({len(missing)} of the {len(paths)} files in {pattern})")
+    return paths
 
 
 def parse_sizes(where: str, content: bytes) -> dict[str, int]:
     try:
         counts = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: is not JSON ({one_line(error)}){_EXPECTED}") from None
-    listed: dict[str, Any] = counts if isinstance(counts, dict) else {"all of it": [counts]}
-    for name, count in listed.items():
-        if type(count) is not int or count < 0:
-            raise InputError(f"{where}: {name[:80]!r} has {reprlib.repr(count)[:60]}, no number of samples{_EXPECTED}")
-    return listed
+    except (ValueError, RecursionError):
+        counts = None
+    if not isinstance(counts, dict) or not all(type(count) is int and count >= 0 for count in counts.values()):
+        raise InputError(f'{where}: is not {{"shard.tar": count, …}}')
+    return counts
 
 
 def read_sizes(path: Path) -> dict[str, int]:
     return parse_sizes(str(path), path.read_bytes()) if path.is_file() else {}
-
-
-def _all_there(spec: str, paths: list[Path]) -> list[Path]:
-    if not paths:
-        raise InputError(f"{spec}: names no shard")
-    if missing := [path for path in paths if not path.is_file()]:
-        raise InputError(f"{missing[0]}: no such file ({len(missing)} of the {len(paths)} files in {spec})")
-    return paths

@@ -18,19 +18,12 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cloob.cache import Cache
-from cloob.errors import InputError, message
-
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+from cloob.errors import InputError
 
 _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\x00": lzma.LZMAFile}
-_DAMAGE = (tarfile.TarError, ValueError, IndexError, OverflowError)  # what tarfile raises for damaged headers
 _BLOCK = 512
 _CHUNK = 1 << 16
 _MAX_OPEN_FILES = 64
-
-
-def is_tar(path: Path) -> bool:
-    return path.name.lower().endswith(TAR_SUFFIXES)
 
 
 class Member(NamedTuple):
@@ -41,11 +34,11 @@ class Member(NamedTuple):
     size: int
 
 
-def split_name(name: str) -> tuple[str, str] | None:
-    """WebDataset's sample key and extension: ``"a/b.seg.png"`` is ``("a/b", "seg.png")``; None without either."""
+def split_name(name: str) -> tuple[str, str]:
+    """WebDataset's sample key and extension: ``"a/b.seg.png"`` is ``("a/b", "seg.png")``; empty without either."""
     folder, _, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
-    return (f"{folder}/{stem}" if folder else stem, extension.lower()) if stem and dot else None
+    return (f"{folder}/{stem}" if folder else stem, extension.lower()) if stem and dot else ("", "")
 
 
 def group_members(members: Sequence[Member], extensions: Sequence[Sequence[str]]) -> dict[str, list[Member | None]]:
@@ -57,10 +50,10 @@ def group_members(members: Sequence[Member], extensions: Sequence[Sequence[str]]
     samples: dict[str, list[Member | None]] = {}
     ranks: dict[tuple[str, int], int] = {}
     for member in members:
-        names = split_name(member.name)
-        if names is None or names[1] not in place:
+        key, extension = split_name(member.name)
+        if extension not in place:
             continue
-        key, (part, rank) = names[0], place[names[1]]
+        part, rank = place[extension]
         sample = samples.setdefault(key, [None] * len(extensions))
         if rank < ranks.get((key, part), len(place)):
             sample[part], ranks[key, part] = member, rank
@@ -77,25 +70,17 @@ class TarReader:
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
         """The ``size`` bytes at ``offset`` of the (unpacked) archive; fewer where it ends. OSError if it is gone."""
-        file = self._file(tar)
-        return os.pread(file.fileno(), size, offset)
-
-    def listing(self, tar: int) -> tuple[list[Member], str | None]:
-        """The complete members of an archive, and what is missing where it is cut; InputError if it is no tar."""
-        path = self.paths[tar]
-        try:
-            with self._plain(path).open("rb") as file:
-                return _scan(path, file)
-        except OSError as error:
-            raise InputError(message(error)) from None
-
-    def _file(self, tar: int) -> _File:
         # No lock, which a forked process could inherit locked: each of these calls is atomic.
         file = self._files.pop(tar, None) or _File(self._plain(self.paths[tar]))
         self._files[tar] = file
         if len(self._files) > _MAX_OPEN_FILES:
             self._files.popitem(last=False)
-        return file
+        return os.pread(file.fileno(), size, offset)
+
+    def listing(self, tar: int) -> tuple[list[Member], str | None]:
+        """The complete members of an archive, and what is missing where it is cut; InputError if it is no tar."""
+        with self._plain(self.paths[tar]).open("rb") as file:
+            return _scan(self.paths[tar], file)
 
     def _plain(self, path: Path) -> Path:
         if _decompressor(path) is None:
@@ -154,13 +139,14 @@ def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined] # tarfile keeps every header otherwise, a kilobyte each
             if tar.offset <= info.offset:  # a size that leads back would be followed for ever
-                raise tarfile.ReadError
+                cut = cut or f"a damaged header at byte {info.offset:,} of {size:,}"
+                break
             if info.offset != end and not _goes_on(file, min(end, size)):
                 cut = cut or f"a damaged header at byte {end:,} of {size:,}"
             if info.isreg() and info.offset_data + info.size <= size:
                 members.append(Member(info.name, info.offset_data, info.size))
             end = tar.offset
-    except _DAMAGE:
+    except (tarfile.TarError, ValueError, IndexError, OverflowError):  # damaged headers
         cut = cut or f"cut after {size:,} bytes"
     if not members and size >= _BLOCK and not _goes_on(file, 0):
         raise InputError(f"{path} is not a tar archive")

@@ -6,9 +6,11 @@ turned into an Arrow file in the cache when it is first needed, and the source i
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,17 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, RawSample, clean_caption, read_image_file
+from cloob.data.batch import BadSample, RawSample, Reason, clean_caption, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.sources.files import FileSource
 from cloob.data.sources.table import check_name
-from cloob.errors import InputError, message, one_line
+from cloob.errors import InputError, one_line
 from cloob.pictures import MAX_IMAGE_BYTES
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
 NO_PICTURE = "neither bytes nor a path"
 """What a row says that holds no picture and never will."""
 
-_READ_ERRORS = (OSError, UnicodeDecodeError, pa.ArrowException)  # UnicodeDecodeError: a column's name
 _DEFAULTS = ("filepath", "title")  # of open_source: what nobody has asked for by name
 _BINARY = (pa.binary(), pa.large_binary())
 _AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
@@ -37,7 +38,7 @@ _POOL = pa.proxy_memory_pool(pa.default_memory_pool())  # for mapped files alone
 
 
 class ArrowSource(FileSource[pa.Table]):
-    """A random-access source over Arrow or Parquet files with one column of images and one of captions.
+    """Rows of Arrow or Parquet files with one column of images and one of captions.
 
     An image is ``{bytes, path}`` as ``datasets.Image`` stores it, bytes, or a path relative to the file's folder. The
     columns default to the only ones of their kinds. Without captions, for an index, all columns are read.
@@ -53,11 +54,10 @@ class ArrowSource(FileSource[pa.Table]):
     ) -> None:
         self.paths = tuple(paths)
         self._cache = cache or Cache()
-        self._states = [_state(path) for path in paths]
-        self.schemas, sizes = zip(*map(_schema_and_rows, paths), strict=True)
+        self.schemas, sizes, self._states = zip(*map(_schema_rows_and_state, paths), strict=True)
         super().__init__(name, sizes, streamed=any(map(_is_parquet, paths)))
         self.image = _column(self.schemas[0], image_column, is_image)
-        self._caption = caption_column and _column(self.schemas[0], caption_column, is_text)
+        self._caption = caption_column and _column(self.schemas[0], caption_column, _is_text)
         self._columns = list(dict.fromkeys((self.image, self._caption))) if self._caption else None  # one can be both
         for path, schema in zip(paths, self.schemas, strict=True):
             _check(path, schema, self.image, "image")
@@ -65,7 +65,7 @@ class ArrowSource(FileSource[pa.Table]):
                 _check(path, schema, self._caption, "caption")
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``, or a ``BadSample``; its key is ``file/row``, rows counted from 0 in each file."""
+        """The pair at ``index``; its key is ``file/row``, rows counted from 0 in each file."""
         shard, row = self.place(index)
         path = self.paths[shard]
         key = f"{path.name}/{row}"
@@ -85,18 +85,23 @@ class ArrowSource(FileSource[pa.Table]):
         shard, row = self.place(index)
         path = self.paths[shard]
         key = f"{path.name}/{row}"
-        data, stored = _picture_in(self.opened(shard).column(self.image)[row])
-        if data is None and not stored:
-            raise BadSample("missing image", key, f"{path}: {NO_PICTURE}")
-        if data is None:
-            return read_image_file(path.parent / os.fsdecode(stored or b""), key)
-        if len(data) > MAX_IMAGE_BYTES:
-            raise BadSample("image too large", key, f"{len(data):,} bytes")
+        cell = self.opened(shard).column(self.image)[row]
+        if isinstance(cell, pa.StructScalar):
+            data, stored = (_bytes(cell[name]) if name in cell.type.names else None for name in ("bytes", "path"))
+        else:
+            data, stored = (None, _bytes(cell)) if _is_text(cell.type) else (_bytes(cell), None)
+        if data is None and stored:
+            return read_image_file(path.parent / os.fsdecode(stored), key)
+        if data is None or len(data) > MAX_IMAGE_BYTES:
+            reason: Reason = "image too large" if data else "missing image"
+            raise BadSample(reason, key, f"{len(data):,} bytes" if data else f"{path}: {NO_PICTURE}")
         return data
 
     def prepare(self, shard: int) -> Path:
         path = self.paths[shard]
-        if (state := _state(path)) != self._states[shard]:
+        with _reading(path):
+            state = _state(path)
+        if state != self._states[shard]:
             raise InputError(f"{path}: has changed since the run began; start it again")
         if not _is_parquet(path):
             return path
@@ -105,67 +110,57 @@ class ArrowSource(FileSource[pa.Table]):
 
     def _convert(self, path: Path, target: Path) -> None:
         """Writes a Parquet file as an Arrow stream, whose dictionaries may differ from batch to batch."""
-        columns = self._columns
-        try:
-            with parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
-                all_of_it = file.schema_arrow
-                schema = pa.schema([all_of_it.field(name) for name in columns]) if columns else all_of_it
-                with pa.ipc.new_stream(sink, schema) as writer:
-                    for batch in file.iter_batches(_ROWS, columns=columns):
-                        writer.write_batch(batch.select(columns) if columns else batch)
-        except (pa.ArrowException, OSError) as error:
-            if getattr(error, "errno", None) is not None:  # of the disk that is written to
-                raise
-            raise _unreadable(path, error) from error
+        with _reading(path), parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
+            columns = self._columns or file.schema_arrow.names
+            schema = pa.schema([file.schema_arrow.field(name) for name in columns]) if self._columns else None
+            with pa.ipc.new_stream(sink, schema or file.schema_arrow) as writer:
+                for batch in file.iter_batches(_ROWS, columns=self._columns):
+                    writer.write_batch(batch.select(columns) if self._columns else batch)
 
     def load(self, shard: int, file: Path) -> pa.Table:
-        try:
+        with _reading(self.paths[shard]):
             table = _map(file)
             table = table.select(self._columns) if self._columns else table
             for column in table.columns:  # its offsets lead into its own data; a text may be no UTF-8, as its row says
                 column.cast(_AS_BYTES.get(column.type, column.type)).validate(full=True)
             return table
-        except FileNotFoundError:
-            raise
-        except _READ_ERRORS as error:
-            raise _unreadable(self.paths[shard], error) from None
 
 
 def arrow_files(folder: Path) -> list[Path]:
     """The data files of a Hugging Face ``datasets`` folder or of a folder of Arrow or Parquet files; [] if it is none.
 
-    InputError for a folder of several splits.
+    Several splits are refused.
     """
+    paths: list[Path] = []
+    splits: set[str] = set()
     if (folder / "dataset_dict.json").is_file():
-        splits = ", ".join(sorted(path.parent.name for path in folder.glob("*/state.json")))
-        raise InputError(f"{folder} holds the splits {splits}; name one: {folder}/SPLIT")
-    if (state := folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        splits = {path.parent.name for path in folder.glob("*/state.json")}
+    elif (state := folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         try:
-            names = [str(file["filename"]) for file in json.loads(state.read_bytes())["_data_files"]]
+            names = [file["filename"] for file in json.loads(state.read_bytes())["_data_files"]]
+            paths = [path for path in map(folder.joinpath, names) if path.parent == folder]
         except (ValueError, KeyError, TypeError, RecursionError):
             names = []
-        if not names or any(Path(name).name != name or not name.isprintable() for name in names):
+        if not names or len(paths) < len(names):
             raise InputError(f"{state}: does not list what lies beside it, as the package datasets writes it")
-        return [folder / name for name in names]
-    for place in (folder, folder / "data"):
-        paths = sorted(path for path in place.glob("*") if path.suffix.lower() in ARROW_SUFFIXES)
-        splits = ", ".join(sorted({path.name.partition("-")[0] for path in paths if "-of-" in path.name}))
-        if "," in splits:
-            raise InputError(f"{place} holds the splits {splits}; name the files of one: {place}/SPLIT-*")
-        if paths:
-            return paths
-    return []
+    else:
+        places = (sorted(place.glob("*")) for place in (folder, folder / "data"))
+        found = ([path for path in each if path.suffix.lower() in ARROW_SUFFIXES] for each in places)
+        paths = next(filter(None, found), [])
+        splits = {path.name.partition("-")[0] for path in paths if "-of-" in path.name}
+    if len(splits) > 1 or (splits and not paths):
+        raise InputError(f"{folder} holds the splits {', '.join(sorted(splits))}; name one, or its files")
+    return paths
 
 
 def holds_images(path: Path, image_column: str) -> bool:
     """Whether a Parquet file has its images inside, and not as paths."""
     try:
         schema = parquet.read_schema(path)
-    except _READ_ERRORS:
+        kinds = {name: is_image(field.type) for name, field in zip(schema.names, schema, strict=True)}
+    except (OSError, UnicodeDecodeError, pa.ArrowException):
         return False  # the reader of tables says what is wrong
-    if schema.names.count(image_column) == 1:
-        return is_image(schema.field(image_column).type)
-    return image_column == _DEFAULTS[0] and any(is_image(field.type) for field in schema)
+    return kinds.get(image_column, image_column == _DEFAULTS[0] and any(kinds.values()))
 
 
 def _column(schema: pa.Schema, column: str, fits: Callable[[pa.DataType], bool]) -> str:
@@ -178,7 +173,7 @@ def _check(path: Path, schema: pa.Schema, column: str, kind: str) -> None:
     """Refuses a column that is not there once, or holds nothing of its kind; one that is empty has no type."""
     check_name(path, schema.names, column, kind)
     held = schema.field(column).type
-    if not (is_text(held) or pa.types.is_null(held) or (kind == "image" and is_image(held))):
+    if not (_is_text(held) or pa.types.is_null(held) or (kind == "image" and is_image(held))):
         wanted = "images ({bytes, path}, bytes or paths)" if kind == "image" else "text"
         raise InputError(f"{path}: column {column!r} holds {held}, not {wanted}")
 
@@ -188,15 +183,8 @@ def is_image(kind: pa.DataType) -> bool:
     return kind in _BINARY or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
-def is_text(kind: pa.DataType) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     return kind in _AS_BYTES
-
-
-def _picture_in(cell: pa.Scalar) -> tuple[bytes | None, bytes | None]:
-    if isinstance(cell, pa.StructScalar):
-        has_path = cell.type.get_field_index("path") >= 0
-        return _bytes(cell["bytes"]), _bytes(cell["path"]) if has_path else None
-    return (None, _bytes(cell)) if is_text(cell.type) else (_bytes(cell), None)
 
 
 def _bytes(value: Any) -> bytes | None:
@@ -205,7 +193,7 @@ def _bytes(value: Any) -> bytes | None:
 
 
 def _map(path: Path) -> pa.Table:
-    """An Arrow file or stream, mapped; InputError if it is compressed."""
+    """An Arrow file or stream, mapped."""
     before = _POOL.bytes_allocated()
     with pa.memory_map(str(path)) as source:
         is_file = source.read(len(_MAGIC)) == _MAGIC
@@ -219,8 +207,8 @@ def _map(path: Path) -> pa.Table:
     return pa.Table.from_batches(batches, reader.schema)
 
 
-def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
-    try:
+def _schema_rows_and_state(path: Path) -> tuple[pa.Schema, int, tuple[int, int]]:
+    with _reading(path):
         if _is_parquet(path):
             with parquet.ParquetFile(path) as file:
                 schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -228,13 +216,18 @@ def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
             table = _map(path)
             schema, rows = table.schema, table.num_rows
         _ = schema.names  # UnicodeDecodeError
-        return schema, rows
-    except _READ_ERRORS as error:
-        raise _unreadable(path, error) from None
+        return schema, rows, _state(path)
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {one_line(error)}")
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Inside, damage of a file is one line; what the cache has removed, or has no room for, stays an OSError."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        if getattr(error, "errno", None) in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT) and path.exists():
+            raise
+        raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {one_line(error)}") from error
 
 
 def _is_parquet(path: Path) -> bool:
@@ -242,11 +235,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _state(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise InputError(message(error)) from None
-    return stat.st_size, stat.st_mtime_ns
+    return path.stat().st_size, path.stat().st_mtime_ns
 
 
 def _parquet_end(path: Path) -> bytes:

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,6 @@ from cloob.errors import InputError, message
 
 T = TypeVar("T")
 
-_REMEMBERED = 64  # files that were asked for
 _FAILED_SECONDS = 60.0  # for which a file that could not be opened is not tried again: each of its rows would wait
 
 
@@ -35,14 +34,17 @@ class FileSource(ABC, Generic[T]):
         self.name = name
         self.shard_sizes = tuple(shard_sizes)
         self.streamed = streamed
-        self._forget()
+        self._begin()
 
-    def _forget(self) -> None:
+    def _begin(self) -> None:
+        """What each process has for itself."""
         self._ends = np.cumsum(self.shard_sizes)
         self._opened: OrderedDict[int, T] = OrderedDict()
         self._failed: dict[int, tuple[float, str]] = {}
         self._lock = threading.Lock()
         self._prefetching = 0  # the process whose thread prepares files
+        self._wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._asked: list[int] = []
 
     @abstractmethod
     def prepare(self, shard: int) -> Path:
@@ -53,7 +55,7 @@ class FileSource(ABC, Generic[T]):
         """Opens a prepared file; raises FileNotFoundError where it is gone again."""
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return sum(self.shard_sizes)
 
     def place(self, index: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self._ends, index, side="right"))
@@ -84,15 +86,13 @@ class FileSource(ABC, Generic[T]):
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the files of these rows prepared in the background; failures show when a row is read."""
         if self._prefetching != os.getpid():  # a forked process has a thread of its own
-            self._prefetching = os.getpid()
-            self._wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
-            self._asked: deque[int] = deque(maxlen=_REMEMBERED)
+            self._prefetching, self._wanted, self._asked = os.getpid(), queue.SimpleQueue(), []
             # A daemon: the end of the program does not wait for a download.
             threading.Thread(target=self._prepare_wanted, name="cloob-prefetch", daemon=True).start()
         for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
             if shard not in self._asked:
                 self._wanted.put(shard)
-                self._asked.append(shard)
+                self._asked = [*self._asked[-63:], shard]
 
     def _prepare_wanted(self) -> None:
         while True:
@@ -105,4 +105,4 @@ class FileSource(ABC, Generic[T]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._forget()
+        self._begin()

@@ -13,22 +13,20 @@ from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_capt
 from cloob.data.fingerprint import Fingerprint, digest, of_column, spread
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.table import TableSource, column_names
-from cloob.errors import InputError
+from cloob.errors import InputError, counted
 from cloob.files import TooLarge, read_at_most
 
 FILE_COLUMN = "file_name"
 """The column of pictures in an imagefolder's table."""
 
 _METADATA = ("metadata.csv", "metadata.jsonl")  # of a Hugging Face imagefolder
-_CAPTION_COLUMNS = ("text", "caption")
-_DEFAULT_CAPTION_COLUMN = "title"  # of open_source: what nobody has asked for by name
 
 
 class FolderSource:
-    """A random-access source over ``a/b.jpg`` with ``a/b.txt`` beside it, in sub-folders too, sorted by path.
+    """``a/b.jpg`` with ``a/b.txt`` beside it, in sub-folders too, sorted by path.
 
-    An image without a caption and a caption without an image are counted as bad. Hidden files and folders are left out,
-    and so are ``linked`` folders. ``pairs`` is the number of images with a caption.
+    An image without a caption and a caption without an image are bad samples. Hidden files and folders and linked
+    folders are left out. ``pairs`` is the number of images with a caption.
     """
 
     streamed = False
@@ -36,25 +34,26 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
         self._folder = folder
-        self.linked: list[str] = []
+        linked: list[str] = []
         self.pairs = 0
         rows: list[tuple[str, str]] = []  # a picture, or a caption without one; and the name of the picture's caption
         for root, folders, files in os.walk(folder, onerror=_refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            self.linked += [path for name in folders if os.path.islink(path := os.path.join(root, name))]  # noqa: PTH114, PTH118
+            linked += [path for name in folders if os.path.islink(path := os.path.join(root, name))]  # noqa: PTH114, PTH118
             below = Path(root).relative_to(folder)
             shown = [name for name in files if not name.startswith(".")]
             captions = captions_by_stem(shown)
             pictures = {name: name.rpartition(".")[0] for name in shown if name.lower().endswith(IMAGE_SUFFIXES)}
-            alone = captions.keys() - pictures.values()
             rows += [((below / name).as_posix(), captions.get(stem, "")) for name, stem in pictures.items()]
-            rows += [((below / captions[stem]).as_posix(), "") for stem in alone]
+            rows += [((below / captions[stem]).as_posix(), "") for stem in captions.keys() - pictures.values()]
             self.pairs += sum(stem in captions for stem in pictures.values())
         rows.sort()
+        first = f"{counted(len(linked), 'linked folders')} not followed, e.g. {printable(linked[0])}" if linked else ""
+        self.remark = first and f"{first}: give each to --data by itself to read it too"
         self._paths = pa.array([os.fsencode(path) for path, _ in rows], pa.large_binary())
         named = ((index, name, Path(path).with_suffix(".txt").name) for index, (path, name) in enumerate(rows))
         self._captions = {index: name for index, name, usual in named if name not in ("", usual)}
-        self.shard_sizes = (len(self._paths),)
+        self.shard_sizes = (len(rows),)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -102,13 +101,10 @@ def captions_by_stem(names: Iterable[str]) -> dict[str, str]:
     return captions
 
 
-def metadata_of(folder: Path, caption_column: str = "") -> tuple[Path, list[str]] | None:
-    """The table of an imagefolder, and its columns but for the file names; None if there is none."""
-    for path in (folder / name for name in _METADATA):
-        columns = column_names(path, (FILE_COLUMN, caption_column)) if path.is_file() else []
-        if FILE_COLUMN in columns:
-            return path, [column for column in columns if column != FILE_COLUMN]
-    return None
+def metadata_of(folder: Path) -> Path | None:
+    """The table of an imagefolder; None if there is none."""
+    tables = (path for name in _METADATA if (path := folder / name).is_file())
+    return next((path for path in tables if FILE_COLUMN in column_names(path, (FILE_COLUMN,))), None)
 
 
 def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource:
@@ -120,15 +116,12 @@ def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource
     source = FolderSource(folder)
     if source.pairs:
         return source
-    if metadata := metadata_of(folder, caption_column):
-        path, others = metadata
-        if caption_column == _DEFAULT_CAPTION_COLUMN and caption_column not in others:
-            known = [column for column in (*_CAPTION_COLUMNS, *others[: len(others) == 1]) if column in others]
-            caption_column = known[0] if known else caption_column
+    if path := metadata_of(folder):
+        others = [column for column in column_names(path, (FILE_COLUMN,)) if column != FILE_COLUMN]
+        if caption_column == "title":
+            usual = [column for column in ("title", "text", "caption") if column in others]
+            caption_column = next(iter([*usual, *others[: len(others) == 1]]), caption_column)
         return TableSource(path, FILE_COLUMN, caption_column)
-    if splits := sorted(path.parent for name in _METADATA for path in folder.glob(f"*/{name}")):
-        names = ", ".join(path.name for path in splits)
-        raise InputError(f"{folder} holds imagefolders with their tables of captions: {names}; name one: {splits[0]}")
     return source
 
 

@@ -28,9 +28,9 @@ _BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a
 
 
 class TableSource:
-    """A random-access source over the rows of a table; the two columns stay arrow arrays, which cost no Python objects.
+    """Rows of a table; the two columns stay arrow arrays, which cost no Python objects.
 
-    ``stray`` are rows with a field that holds rows, see ``_stray_quotes``; ``pairs`` those with a path and a caption.
+    ``stray`` are rows with a field that holds rows, see ``_stray_quotes``.
     """
 
     streamed = False
@@ -48,9 +48,9 @@ class TableSource:
         del table
         pa.default_memory_pool().release_unused()  # parsing takes about as much again as the columns
         self.shard_sizes = (len(self),)
-        filled = [pc.greater(pc.fill_null(pc.binary_length(each), 0), 0) for each in (self._images, self._captions)]
-        usable = pc.and_(*filled)
-        self.pairs = int(pc.sum(usable).as_py() or 0) - sum(usable[row].as_py() for row in self.stray)
+        rows, lines = counted(len(self.stray), "rows"), counted(sum(self.stray.values()), "lines")
+        first = f"stray quotes in {rows}, first in row {min(self.stray, default=0) + 1:,}"
+        self.remark = f"{first}, take in {lines}: close or double each" if self.stray else ""
 
     def __len__(self) -> int:
         return len(self._images)
@@ -62,11 +62,11 @@ class TableSource:
         """Path of the image and caption of row ``index`` (from 0) as the table has them; no image is opened."""
         return as_text(self._images[index].as_py()).strip(), self._captions[index].as_py()
 
-    def picture(self, stored: str, where: str = "") -> bytes:
-        return read_image_file(self._path.parent / stored, printable(stored), where)
+    def picture(self, stored: str) -> bytes:
+        return read_image_file(self._path.parent / stored, printable(stored))
 
     def read(self, index: int) -> RawSample:
-        """The pair in row ``index`` (from 0), or a ``BadSample`` that counts rows from 1; its key is the image path."""
+        """The pair in row ``index`` (from 0); its key is the image path, and a ``BadSample`` counts rows from 1."""
         where = f"row {index + 1:,} of {self._path.name}"
         if index in self.stray:
             lines = counted(self.stray[index], "lines")
@@ -74,9 +74,7 @@ class TableSource:
         stored, raw = self.row(index)
         key = printable(stored) or where
         caption = clean_caption(raw, key, where)
-        if not stored:
-            raise BadSample("missing image", key, f"{where}: no path")
-        return RawSample(key, self.picture(stored, where), caption)
+        return RawSample(key, read_image_file(self._path.parent / stored, key, where), caption)
 
 
 def as_text(raw: Any) -> str:
@@ -86,12 +84,10 @@ def as_text(raw: Any) -> str:
 
 def _as_bytes(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
     column = table.column(name)
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        try:
-            column = column.cast(pa.large_string()).cast(pa.large_binary())
-        except pa.ArrowException:
-            raise InputError(f"{path}: column {name!r} holds {column.type}, not text") from None
-    return column
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return column
+    with _one_line(path, f"column {name!r} holds {column.type}, not text"):
+        return column.cast(pa.large_string()).cast(pa.large_binary())
 
 
 def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None:
@@ -104,7 +100,7 @@ def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None
 def column_names(path: Path, wanted: Sequence[str]) -> list[str]:
     """A table's columns, from its header, or from its lines of JSON until all of ``wanted`` are there.
 
-    ``wanted`` also tells which delimiter is meant. InputError if it is no table.
+    ``wanted`` also tells which delimiter is meant.
     """
     with _one_line(path):
         match path.suffix.lower():
@@ -123,8 +119,7 @@ def column_names(path: Path, wanted: Sequence[str]) -> list[str]:
 def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, int]]:
     """Columns of a table, those of text tables as bytes; and its rows with a stray quote, see ``_stray_quotes``.
 
-    Of several columns of one name the first is read. A list in a line of JSON stands for as many rows. InputError if it
-    is no table.
+    Of several columns of one name the first is read. A list in a line of JSON stands for as many rows.
     """
     with _one_line(path):
         match path.suffix.lower():
@@ -135,8 +130,9 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
                 return table.select([table.column_names.index(column) for column in columns]), {}
     rows: list[Sequence[bytes | None]] = []
     for row in json_rows(path):
-        cells = [[_stored(value) for value in _several(row.get(column))] for column in columns]
-        rows += itertools.product(*cells)
+        cells = (row.get(column) for column in columns)
+        lists = (cell if isinstance(cell, list) and cell else [cell] for cell in cells)
+        rows += itertools.product(*([_stored(value) for value in each] for each in lists))
     texts = zip(*rows, strict=True) if rows else [[]] * len(columns)
     return pa.table([pa.array(text, pa.large_binary()) for text in texts], list(columns)), {}
 
@@ -153,10 +149,6 @@ def json_rows(path: Path) -> Iterator[dict[str, Any]]:
             except (ValueError, RecursionError, AttributeError) as error:
                 raise InputError(f"{path}: line {number:,} is not JSON or no object: {error}") from None
             yield row
-
-
-def _several(value: Any) -> list[Any]:
-    return value if isinstance(value, list) and value else [value]
 
 
 def _stored(value: Any) -> bytes | None:
@@ -206,21 +198,20 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
     """The delimiter and the column names as written: the first that yields all columns, else that of most fields."""
     with path.open("rb") as file:
         line = file.readline(csv.field_size_limit())
-    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
-        raise InputError(f"{path} is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8")
     header = re.split(r"[\r\n]", line.decode("utf-8-sig", "replace"), maxsplit=1)[0]
-    if not header.strip():
-        raise InputError(f"{path} is empty: the first line must name the columns")
+    if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")) or not header.strip():
+        wrong = "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8" if line.strip() else "is empty"
+        raise InputError(f"{path} {wrong}; the first line must name the columns")
     splits = [(delimiter, next(csv.reader([header], delimiter=delimiter))) for delimiter in _DELIMITERS]
     complete = [split for split in splits if {*columns} <= {name.strip() for name in split[1]}]
     return complete[0] if complete else max(splits, key=lambda split: len(split[1]))
 
 
 @contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
+def _one_line(path: Path, why: str = "") -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         hint = "; a quote that is not closed takes in the rows after it" if '"' in str(error) else ""
-        said = f"cannot be read as a {path.suffix[1:].lower()} table: {one_line(error)}{hint}"
+        said = f"cannot be read as a {path.suffix[1:].lower()} table: {why or one_line(error)}{hint}"
         raise InputError(f"{path} {said}") from None

@@ -16,8 +16,6 @@ from cloob.data.source import Source
 from cloob.data.sources.table import TableSource
 from cloob.errors import InputError, counted
 
-_TYPE_FILE = "dataset_type.txt"
-
 
 @dataclass(frozen=True)
 class CaptionedSample:
@@ -30,14 +28,6 @@ class CaptionedSample:
     @property
     def caption(self) -> str:
         return "\0".join(self.captions)
-
-
-class BadPicture(BadSample):
-    """A picture cannot be read, but its captions are known and stay queries."""
-
-    def __init__(self, bad: BadSample, captions: tuple[str, ...]) -> None:
-        super().__init__(bad.reason, bad.key, bad.detail)
-        self.captions = captions
 
 
 def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> Reader:
@@ -53,8 +43,7 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     spec = str(spec) if is_remote(str(spec)) else local_path(str(spec))
     path = Path(spec)
     if (path / "test" / "nshards.txt").is_file():
-        if (kind := dataset_type(path)) != "retrieval":
-            raise InputError(f"{path / _TYPE_FILE} says {kind!r}; 'retrieval' would be right")
+        check_type(path, "retrieval")
         return ByPicture(path.name, open_source(path / "test"), together=False, by_line=True)
     source = open_unprobed(spec, image_column, caption_column, Cache())
     if isinstance(source, TableSource):  # a picture that is lost keeps its captions as queries
@@ -65,9 +54,13 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     return ByPicture(name, source, together=False)
 
 
-def dataset_type(folder: Path) -> str | None:
-    kind = folder / _TYPE_FILE
-    return kind.read_text(encoding="utf-8", errors="replace").strip().lower() if kind.is_file() else None
+def check_type(folder: Path, *wanted: str) -> str:
+    """The kind of a CLIP_benchmark set, of ``wanted``; classification where it does not say."""
+    file = folder / "dataset_type.txt"
+    kind = file.read_text(encoding="utf-8", errors="replace").strip().lower() if file.is_file() else "classification"
+    if kind not in wanted:
+        raise InputError(f"{file} says {kind!r}; {' or '.join(map(repr, wanted))} would be right")
+    return kind
 
 
 @dataclass(frozen=True)
@@ -93,18 +86,19 @@ class ByPicture:
         self._source = source
         self._by_line = by_line
         rows: dict[bytes | int, list[int]] = {}
-        for row in range(len(source)) if together else ():
+        for row in range(len(source)):
             try:
-                rows.setdefault(hashlib.blake2b(source.read(row).image, digest_size=16).digest(), []).append(row)
+                same = hashlib.blake2b(source.read(row).image, digest_size=16).digest() if together else row
             except BadSample:
-                rows[row] = [row]
+                same = row
+            rows.setdefault(same, []).append(row)
         self._rows = list(rows.values())
 
     def __len__(self) -> int:
-        return len(self._rows or self._source)
+        return len(self._rows)
 
     def read(self, index: int) -> CaptionedSample:
-        samples = [self._source.read(row) for row in (self._rows[index] if self._rows else [index])]
+        samples = [self._source.read(row) for row in self._rows[index]]
         texts = samples[0].caption.splitlines() if self._by_line else [sample.caption for sample in samples]
         captions = tuple(" ".join(text.split()) for text in texts if text.strip())
         return CaptionedSample(samples[0].key, samples[0].image, captions)
@@ -118,11 +112,12 @@ class _Rows:
         self._table = table
         self._captions: dict[str, list[str]] = {}
         self._faults: dict[str, BadSample] = {}  # the first of each picture
+        wrong = ""  # a test set must be whole
         for number in range(len(table)):
             stored, caption = table.row(number)
-            if not stored or number in table.stray:  # a test set must be whole
-                wrong = "a stray quote takes in rows; close it, or double it" if stored else "there is no path"
-                raise InputError(f"{table.name}: row {number + 1:,}: {wrong}")
+            if not stored or number in table.stray:
+                why = "a stray quote takes in rows; close it, or double it" if stored else "there is no path"
+                wrong = wrong or f"row {number + 1:,}: {why}"
             try:
                 usable = " ".join(clean_caption(caption, printable(stored), f"row {number + 1:,}").split())
             except BadSample as bad:
@@ -130,8 +125,9 @@ class _Rows:
                 usable = ""
             self._captions.setdefault(stored, []).append(usable)
         self._stored = list(self._captions)
-        if (count := len(self)) < 2:
-            raise InputError(f"{table.name}: {counted(count, 'pictures')}, at least 2 are needed")
+        if wrong or len(self) < 2:
+            few = f"{counted(len(self), 'pictures')}, at least 2 are needed"
+            raise InputError(f"{table.name}: {wrong or few}")
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -144,4 +140,5 @@ class _Rows:
         try:
             return CaptionedSample(stored, self._table.picture(stored), captions)
         except BadSample as bad:
-            raise BadPicture(bad, captions) from None
+            bad.captions = captions
+            raise

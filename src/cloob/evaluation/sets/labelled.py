@@ -12,12 +12,11 @@ import numpy as np
 
 from cloob.data.batch import printable, read_image_file
 from cloob.data.open import DEMO
-from cloob.data.shards.spec import local_folder
-from cloob.data.shards.tar import TarReader, group_members, is_tar
+from cloob.data.shards.spec import is_tar, local_folder
+from cloob.data.shards.tar import TarReader, group_members
 from cloob.data.source import IMAGE_EXTENSIONS, IMAGE_SUFFIXES
-from cloob.errors import InputError, first_of, message, nearest
+from cloob.errors import InputError, first_of
 
-_DEMO_SETS = {"demo:noto-emoji": "noto-emoji"}
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 _TEMPLATE_FILES = ("zeroshot_classification_templates.txt", "templates.txt")
 _MAX_LABEL_BYTES = 1 << 10
@@ -49,13 +48,7 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
     - images: one sub-folder a class (in ``<split>/`` if that is a folder of folders). A class is called as its folder,
       ``_`` read as a space, or as its line of ``classnames.txt`` says. Templates are optional in both.
     """
-    if str(path).startswith("demo:"):
-        if str(path) not in _DEMO_SETS:
-            raise InputError(f"no labelled demo set {str(path)!r}: {nearest(str(path), _DEMO_SETS)}")
-        path = DEMO / _DEMO_SETS[str(path)]
-    folder = local_folder(path, "labelled pictures")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of labelled pictures")
+    folder = local_folder(DEMO / "noto-emoji" if str(path) == "demo:noto-emoji" else path, "labelled pictures")
     part = folder / split
     classnames = _read_lines(folder / "classnames.txt")
     if part.is_dir() and any(is_tar(file) or file.name == "nshards.txt" for file in part.iterdir()):
@@ -85,10 +78,7 @@ def read_file(root: Path, paths: Sequence[str], index: int) -> tuple[str, bytes]
 
 def _read_member(reader: TarReader, places: Sequence[tuple[str, int, int, int]], index: int) -> tuple[str, bytes]:
     key, *place = places[index]
-    try:
-        return key, reader.read(*place)
-    except OSError as error:
-        raise InputError(message(error)) from None
+    return key, reader.read(*place)
 
 
 _Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]
@@ -96,56 +86,50 @@ _Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]
 
 
 def _open_shards(folder: Path, part: Path, classnames: tuple[str, ...] | None) -> _Opened:
-    if classnames is None:
-        raise InputError(f"{folder} has no classnames.txt (one class name a line, line number = label)")
-    reader = TarReader(_shard_paths(part))
+    counter = part / "nshards.txt"
+    count = counter.read_text(encoding="utf-8", errors="replace").strip() if counter.is_file() else ""
+    if classnames is None or (count and not count.isdecimal()):
+        no_names = f"{folder} has no classnames.txt (one class name a line, line number = label)"
+        raise InputError(f"{counter}: {count[:40]!r} is no number of shards" if classnames else no_names)
+    paths = [part / f"{i}.tar" for i in range(int(count))] if count else sorted(filter(is_tar, part.iterdir()))
+    reader = TarReader(tuple(paths))
     places: list[tuple[str, int, int, int]] = []
     labels: list[int] = []
-    for shard, path in enumerate(reader.paths):
+    wrong: list[str] = []
+    for shard, path in enumerate(paths):
         members, cut = reader.listing(shard)
-        if cut is not None:
-            raise InputError(f"{path} is truncated ({cut}): a test set must be whole, get the file again")
+        if cut:
+            wrong.append(f"{path} is truncated ({cut}): a test set must be whole, get the file again")
         for key, (image, cls) in group_members(members, (IMAGE_EXTENSIONS, ("cls",))).items():
             label = reader.read(shard, cls.offset, min(cls.size, _MAX_LABEL_BYTES)).strip() if cls else b""
-            if image is None or not label.isdigit() or int(label) >= len(classnames):
+            if image is not None and label.isdigit() and int(label) < len(classnames):
+                labels.append(int(label))
+                places.append((f"{path.name}/{key}", shard, image.offset, image.size))
+            else:
                 wanted = f"an image and a .cls from 0 to {len(classnames) - 1}, a line of classnames.txt"
-                raise InputError(f"{path}: sample {key!r}: {wanted} is expected")
-            labels.append(int(label))
-            places.append((f"{path.name}/{key}", shard, image.offset, image.size))
-    if not labels:
-        raise InputError(f"{part} holds no samples (an image and a .cls each)")
+                wrong.append(f"{path}: sample {key!r}: {wanted} is expected")
+    if wrong or not labels:
+        raise InputError(wrong[0] if wrong else f"{part} holds no samples (an image and a .cls each)")
     return classnames, labels, partial(_read_member, reader, places)
-
-
-def _shard_paths(part: Path) -> tuple[Path, ...]:
-    counter = part / "nshards.txt"
-    if not counter.is_file():
-        return tuple(sorted(path for path in part.iterdir() if is_tar(path) and path.is_file()))
-    text = counter.read_text(encoding="utf-8", errors="replace").strip()
-    paths = tuple(part / f"{i}.tar" for i in range(int(text) if text.isdecimal() else 0))
-    missing = [f"{path}: no such file" for path in paths if not path.is_file()]
-    if missing or not paths:
-        raise InputError(
-            f"{missing[0] if missing else counter}: {text[:40]!r} is the number of shards in {counter.name}"
-        )
-    return paths
 
 
 def _open_folders(folder: Path, root: Path, classnames: tuple[str, ...] | None) -> _Opened:
     names = [path.name for path in subfolders(root)]
+    images = [_images_below(root, name) for name in names]
+    wrong = ""
     if not names or set(names) <= _SPLITS:
         holds = f"holds splits ({first_of(names)}); give the folder of one" if names else "has no sub-folder"
-        raise InputError(f"{root} {holds}: expected one a class, or classnames.txt and <split>/<i>.tar shards")
-    if classnames is None:
-        classnames = tuple(printable(name).replace("_", " ") for name in names)
-    if len(classnames) != len(names):
-        said = f"{folder / 'classnames.txt'} names {len(classnames)} classes"
-        raise InputError(f"{said}, but {root} has {len(names)} sub-folders")
-    images = [_images_below(root, name) for name in names]
-    if [] in images:
-        raise InputError(f"{root / names[images.index([])]}: no image in this class folder")
+        wrong = f"{root} {holds}: expected one a class, or classnames.txt and <split>/<i>.tar shards"
+    elif len(classnames or names) != len(names):
+        said = f"{folder / 'classnames.txt'} names {len(classnames or ())} classes"
+        wrong = f"{said}, but {root} has {len(names)} sub-folders"
+    elif [] in images:
+        wrong = f"{root / names[images.index([])]}: no image in this class folder"
+    if wrong:
+        raise InputError(wrong)
     labels = [label for label, paths in enumerate(images) for _ in paths]
-    return classnames, labels, partial(read_file, root, [path for paths in images for path in paths])
+    classes = classnames or tuple(printable(name).replace("_", " ") for name in names)
+    return classes, labels, partial(read_file, root, [path for paths in images for path in paths])
 
 
 def _images_below(root: Path, name: str) -> list[str]:
@@ -162,10 +146,11 @@ def _read_lines(path: Path, wanted: str = "") -> tuple[str, ...] | None:
     if not path.exists():
         return None
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines() or [""]
+        bad = next((i for i, line in enumerate(lines, 1) if not line.strip() or wanted not in line), 0)
+        wrong = f"line {bad} is empty or has no {wanted or 'name of a class'}: {lines[bad - 1]!r}" if bad else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(lines or [""], 1):
-        if not line.strip() or wanted not in line:
-            raise InputError(f"{path}: line {number} is empty or has no {wanted or 'name of a class'}: {line!r}")
+        wrong = f"cannot be read: {error}"
+    if wrong:
+        raise InputError(f"{path}: {wrong}")
     return tuple(line.strip() for line in lines)

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from cloob.data.content import Reader
-from cloob.data.shards.spec import local_folder
-from cloob.data.shards.tar import is_tar
+from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.source import IMAGE_SUFFIXES
 from cloob.errors import InputError, nearest, one_line, require
-from cloob.evaluation.sets.captioned import dataset_type, open_captioned
+from cloob.evaluation.sets.captioned import check_type, open_captioned
 from cloob.evaluation.sets.labelled import LabelledSet, open_labelled, read_file, subfolders
 from cloob.models.importing import import_open_clip
 
@@ -48,9 +47,6 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
 
     ``test`` is ImageNet's validation set; ``train`` is, for Flowers102, its train and validation images, as CLIP had
     them, and for ImageNet V2 ImageNet's.
-
-    Raises:
-        InputError: The set is not there (the message says what to put where), or not what it should be.
     """
     try:
         samples = _READERS[name](root, split)
@@ -66,7 +62,7 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
 
 
 def _below(name: str, root: Path, path: Path) -> str:
-    """A picture's path below the root, without ``..``: its list may have come from anywhere."""
+    """A picture's path below the root: its list may have come from anywhere."""
     below = Path(os.path.relpath(path, root))
     if below.parts[:1] == (os.pardir,):
         raise InputError(f"{name}: its lists name {os.path.normpath(path)[:300]!r}, which is not below {root}")
@@ -178,10 +174,7 @@ _MAX_DEPTH = 3
 
 @dataclass
 class SuiteSets:
-    """What a suite came to.
-
-    ``missing`` says why a set is not among them; ``"NAME (training)"`` is a set whose training images cannot be used.
-    """
+    """``missing`` says why a set is not there; ``"NAME (training)"``: its training images cannot be used."""
 
     sets: list[LabelledSet] = field(default_factory=list)
     training: dict[str, LabelledSet] = field(default_factory=dict)  # where it was asked for
@@ -205,23 +198,16 @@ class SuiteSets:
 
 
 def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool = False) -> SuiteSets:
-    """Opens suites; ``words`` are names, each followed by its folder if that is not ``root``: ``("paper", "/data")``.
-
-    Raises:
-        InputError: No such suite, no folder, or a folder without a single set.
-    """
+    """Opens suites; ``words`` are names, each followed by its folder if that is not ``root``."""
     opened = SuiteSets()
     rest = list(words)
     while rest:
         name = rest.pop(0)
-        if name not in SUITES:
-            raise InputError(f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
         named = rest.pop(0) if rest and rest[0] not in SUITES else root
-        if named is None:
-            raise InputError(f"--suite {name}: no folder; write --suite {name} DIR, or --root DIR")
+        if name not in SUITES or named is None:
+            no_folder = f"--suite {name}: no folder; write --suite {name} DIR, or --root DIR"
+            raise InputError(no_folder if name in SUITES else f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
         folder = local_folder(named, "the sets of a suite")
-        if not folder.is_dir():
-            raise InputError(f"--suite {name}: {folder} is no folder")
         if name == "paper":
             for each in LAYOUTS:
                 test, train = (partial(open_paper_set, each, folder, split) for split in ("test", "train"))
@@ -237,7 +223,7 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
 
 
 def training_split(path: str | Path) -> LabelledSet | None:
-    """The training images of a labelled set, None without such a split; InputError if it has a mistake."""
+    """The training images of a labelled set; None without such a split."""
     part = local_folder(path, "labelled pictures") / "train"
     inside = list(part.iterdir()) if part.is_dir() else None
     if inside is None or (inside and not any(p.is_dir() or is_tar(p) or p.name == "nshards.txt" for p in inside)):
@@ -246,14 +232,11 @@ def training_split(path: str | Path) -> LabelledSet | None:
 
 
 def _add_folder(opened: SuiteSets, folder: Path, name: str, probe: bool) -> None:
-    kind = dataset_type(folder)
-    if kind in (None, "classification"):
-        opened.add(name, partial(open_labelled, folder), partial(training_split, folder) if probe else None)
-        return
     try:
-        if kind != "retrieval":
-            raise InputError(f"{folder}/dataset_type.txt says {kind!r}; only classification and retrieval can be")
-        opened.pairs.append(open_captioned(folder))
+        if check_type(folder, "classification", "retrieval") == "retrieval":
+            opened.pairs.append(open_captioned(folder))
+        else:
+            opened.add(name, partial(open_labelled, folder), partial(training_split, folder) if probe else None)
     except (InputError, OSError) as error:
         opened.missing[name] = str(error)
 

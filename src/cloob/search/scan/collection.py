@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -21,26 +22,21 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption
-from cloob.data.shards.tar import TAR_SUFFIXES
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption, decoding
+from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES
 from cloob.data.sources.folder import captions_by_stem
 from cloob.data.sources.table import as_text, check_name, column_names, json_rows, read_table
 from cloob.errors import InputError, one_line
 from cloob.files import TooLarge, read_at_most
-from cloob.pictures import Unreadable, read_file
+from cloob.pictures import read_file
 from cloob.search.records import Value, valid
 from cloob.search.where import NUMBERS, TEXTS
 
-SEPARATOR = "::"
-"""Between a container and a picture in it."""
-
-EXAMPLES = 3
-"""So many are named of what was left out, and of the files that cannot be read."""
-
-CAPTION_COLUMNS = ("title", "caption", "text")
-"""Where captions are sought when nobody has named their column."""
+SEPARATOR = "::"  # between a container and a picture in it
+EXAMPLES = 3  # that are named of what was left out, and of the files that cannot be read
+CAPTION_COLUMNS = ("title", "caption", "text")  # where captions are sought when nobody has named their column
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _CODE = r"^[+-]?(0\d|\d{19})"
@@ -106,10 +102,6 @@ class Collection:
         """Whether a path below the source, or a part of it, is one of the globs that leave pictures out."""
         names = (path, *path.split("/")) if self._exclude else ()
         return any(fnmatch(name, pattern) for pattern in self._exclude for name in names)
-
-
-Gone = Collection
-"""What is left of a source that is not there any more."""
 
 
 class Rows:
@@ -335,21 +327,21 @@ def _stated(path: str) -> os.stat_result | None:
 
 
 def read_regular(path: str) -> bytes:
-    """The bytes of a picture file, which is no pipe and no device; errors as of ``Collection.read``."""
-    try:
+    """The bytes of a picture file, which is no pipe and no device."""
+    with reading(path), decoding(path):
         return read_file(path)
-    except Unreadable as error:
-        raise BadSample("image too large", path, error.detail) from None
-    except OSError as error:
-        raise read_fault(path, error) from None
 
 
-def read_fault(path: str, error: Exception) -> BadSample:
-    """What a picture that could not be read is: not there, or not to be read now."""
-    said = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
-    now = isinstance(error, OSError | InputError) and getattr(error, "errno", None) not in _NOT_THERE
-    reason: Reason = "no permission to read" if isinstance(error, PermissionError) else "missing image"
-    return (ReadFailed if now else BadSample)(reason, path, said)
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Inside, what cannot be read is ``BadSample`` where it is not there, else ``ReadFailed``."""
+    try:
+        yield
+    except (OSError, InputError) as error:
+        said = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+        reason: Reason = "no permission to read" if isinstance(error, PermissionError) else "missing image"
+        kind = BadSample if getattr(error, "errno", None) in _NOT_THERE else ReadFailed
+        raise kind(reason, path, said) from None
 
 
 def plain(scalar: pa.Scalar) -> Any:

@@ -39,8 +39,8 @@ from cloob.search.scan.collection import (
     Rows,
     Table,
     plain,
-    read_fault,
     read_regular,
+    reading,
     values,
 )
 from cloob.search.trust import check_typed, was_typed
@@ -131,10 +131,8 @@ class Tars(Collection, FileSource[_Tar]):
 
     def find(self, path: str) -> Found | None:
         name = path.partition(SEPARATOR)[0]
-        try:
+        with reading(path):
             return self.opened(self._names.index(name)).pictures.get(path) if name in self._names else None
-        except (OSError, InputError) as error:
-            raise read_fault(path, error) from None
 
     def read(self, found: Found) -> bytes:
         shard, image, _, _ = self._place(found)
@@ -167,10 +165,8 @@ class Tars(Collection, FileSource[_Tar]):
         return place
 
     def _bytes(self, shard: int, member: Member) -> bytes:
-        try:
+        with reading(f"{self._names[shard]}{SEPARATOR}{member.name}"):
             return self.opened(shard).reader.read(0, member.offset, member.size)
-        except (OSError, InputError) as error:
-            raise read_fault(f"{self._names[shard]}{SEPARATOR}{member.name}", error) from None
 
 
 class Inside(Collection):
@@ -205,10 +201,8 @@ class Inside(Collection):
         return None
 
     def read(self, found: Found) -> bytes:
-        try:
+        with reading(found.path):
             return self._files.picture(found.place)
-        except (OSError, InputError) as error:
-            raise read_fault(found.path, error) from None
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         shard, row = self._files.place(found.place)
@@ -270,7 +264,7 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
         case "table":
             return Table(path, image, options.caption_column, exclude)
     metadata = metadata_of(path)
-    return Folder(path, exclude, Rows(metadata[0], FILE_COLUMN, options.caption_column) if metadata else None)
+    return Folder(path, exclude, Rows(metadata, FILE_COLUMN, options.caption_column) if metadata else None)
 
 
 def open_named(name: str, options: ScanOptions | None = None) -> Collection:
