@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.texts import causal_tower, trimmed
+from cloob.models.encoder import DualEncoder, EncoderConfig, causal_tower, trimmed
 from cloob.models.towers import create_model, open_clip
 
 TEXTS = ["a", "a photo of a cat.", "a picture of " + "very " * 12 + "small bird", "", "word " * 200]

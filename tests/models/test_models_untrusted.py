@@ -12,7 +12,7 @@ import pytest
 
 import support
 from cloob.errors import InputError
-from cloob.models.aligned import open_image_encoder, open_text_encoder
+from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
 from support import write_pairs

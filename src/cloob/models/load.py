@@ -1,16 +1,26 @@
-"""``load_model``: a name, folder or file to an encoder."""
+"""``load_model``: a name, folder or file to an encoder; and which model this is, by a digest."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from cloob.cache import Cache
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.models import runs
 from cloob.models.aligned.model import encoders_here
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, digest
 from cloob.models.folder import read_model
 from cloob.models.hub import check_hub_model, fetch_first
 from cloob.models.importing import open_clip, translated
@@ -19,6 +29,10 @@ from cloob.models.towers import create_model
 from cloob.models.untrusted import read_json
 from cloob.models.weights import families, hf_clip
 from cloob.models.weights.tokens import HUB_FILE, RinnaTokenizer
+
+_YOUNG_SECONDS = 2.0
+_DIGEST = re.compile("[0-9a-f]{32}")
+_PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")  # they make modules of files
 
 
 def load_model(source: str | Path, device: str | torch.device = "auto") -> DualEncoder:
@@ -105,3 +119,60 @@ def _load_towers(source: Source) -> DualEncoder:
     tags = open_clip().list_pretrained_tags_by_model(source.name)
     right = f"write {source.text}/TAG with one of {', '.join(tags)}" if tags else "give the folder it was trained into"
     raise InputError(f"{source.text}: a model's name without its weights; {right}")
+
+
+def fingerprint(encoder: Any) -> str:
+    """A digest of a model's weights, towers and preprocessing; an encoder that is no module says its own."""
+    return digest(encoder, _facts(encoder)) if isinstance(encoder, nn.Module) else str(encoder.fingerprint)
+
+
+def _facts(encoder: nn.Module) -> dict[str, Any]:
+    """What decides over embeddings of pictures, of which an index has vectors, beside the weights."""
+    config = getattr(encoder, "config", None)
+    return {"config": getattr(config, "settings", None), "preprocess": getattr(encoder, "preprocess_cfg", None)}
+
+
+def load_with_fingerprint(
+    source: str | Path, device: str | torch.device = "auto", cache: Cache | None = None
+) -> tuple[DualEncoder, str]:
+    """A model by :func:`cloob.load_model` and its fingerprint, which is computed once for the same files.
+
+    A digest of weights takes a second for each 0.7 GB, so it is kept in the cache by what the system says of the files.
+    """
+    before = _stamp(source)
+    encoder = load_model(source, device=device)
+    if before is None or _stamp(source) != before:  # changed while it was read
+        return encoder, fingerprint(encoder)
+    cache = cache or Cache()
+    facts = json.dumps([before, package_versions(_PACKAGES), _facts(encoder)], sort_keys=True, default=str)
+    name = f"{hashlib.sha256(facts.encode('utf-8', 'surrogatepass')).hexdigest()}.txt"
+    found = cache.find("digests", name)
+    known = found.read_text(encoding="ascii", errors="replace") if found is not None else ""
+    if not _DIGEST.fullmatch(known):
+        known = fingerprint(encoder)
+        with contextlib.suppress(InputError):  # a cache that cannot be written costs the second again
+            cache.put("digests", name, known.encode())
+    return encoder, known
+
+
+def _stamp(source: str | Path) -> list[tuple[str | int, ...]] | None:
+    """Path, size, times and number of a source's files; None where they are not known.
+
+    Nor of a file that was changed a moment ago: the next change may leave all of that as it is.
+    """
+    with contextlib.suppress(OSError, InputError):  # which loading it says in its own words
+        files = Source.parse(find_model_folder(source) or source).files()  # of a run the checkpoint alone
+        stats = [(str(path.absolute()), path.stat()) for path in sorted(files)]
+        newest = max((max(stat.st_mtime_ns, stat.st_ctime_ns) for _, stat in stats), default=time.time_ns())
+        if newest <= time.time_ns() - _YOUNG_SECONDS * 1e9:
+            return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats]
+    return None
+
+
+def package_versions(packages: Iterable[str]) -> list[str]:
+    """The versions of what decides over pixels and towers, without importing it; empty for what is not installed."""
+    installed = dict.fromkeys(packages, "")
+    for name in installed:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return list(installed.values())

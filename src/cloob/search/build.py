@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cloob.data.batch import BadSample
 from cloob.data.sources.arrow import NO_PICTURE
-from cloob.models.encoding import Encoder, evaluating
+from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable
 from cloob.search.records import FileState, IndexedModel, Item, Value, valid
 from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut, ReadFailed
@@ -182,7 +182,12 @@ class Builder:
     """
 
     def __init__(
-        self, store: Store, model: IndexedModel, encoder: Callable[[], Encoder], batch_size: int, max_pixels: int | None
+        self,
+        store: Store,
+        model: IndexedModel,
+        encoder: Callable[[], DualEncoder],
+        batch_size: int,
+        max_pixels: int | None,
     ) -> None:
         self.summary = Summary()
         self._store, self._model, self._encoder = store, model.name, encoder

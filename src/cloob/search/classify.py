@@ -33,7 +33,7 @@ from cloob.search.query import TorchEmbedder
 from cloob.search.store import Ids, Vectors
 
 if TYPE_CHECKING:
-    from cloob.models.encoding import Encoder
+    from cloob.models.encoder import DualEncoder
     from cloob.search.index import Index
 
 TEMPLATES = ("a photo of a {c}.", "{c}")  # prompts of a label when no templates are given
@@ -149,7 +149,7 @@ def _all_rows(view: View, n_labels: int = 1) -> tuple[Ids, Vectors]:
     return np.concatenate([ids for ids, _ in blocks]), np.concatenate([rows for _, rows in blocks])
 
 
-def _label_rows(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
+def _label_rows(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
     prompts = [template.replace("{c}", name) for name in names for template in templates]
     rows = TorchEmbedder(encoder).texts(prompts)

@@ -18,7 +18,7 @@ from cloob.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cloob.models.encoding import Encoder
+    from cloob.models.encoder import DualEncoder
     from cloob.models.onnx.plain import PlainEncoder
 
 Vector = npt.NDArray[np.float32]
@@ -74,7 +74,7 @@ class Query:
 class TorchEmbedder:
     """Words and upright pictures to (n, D) unit rows by a loaded model."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: DualEncoder) -> None:
         self._encoder = encoder
 
     def texts(self, texts: Sequence[str]) -> Vector:
@@ -87,7 +87,7 @@ class TorchEmbedder:
         return self._rows(lambda: self._encoder.encode_image(pixels.to(getattr(self._encoder, "device", "cpu"))))
 
     def _rows(self, encode: Callable[[], Any]) -> Vector:
-        from cloob.models.encoding import evaluating  # torch
+        from cloob.models.encoder import evaluating  # torch
 
         with evaluating(self._encoder):
             rows: Vector = encode().float().cpu().numpy()

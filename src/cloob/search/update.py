@@ -18,8 +18,8 @@ from cloob import distributed
 from cloob.data.shards.spec import is_pattern, is_remote
 from cloob.errors import InputError
 from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
-from cloob.models.encoding import Encoder
-from cloob.models.fingerprint import fingerprint, load_with_fingerprint
+from cloob.models.encoder import DualEncoder
+from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
 from cloob.search.build import Builder, Summary, Work, make_plan, remove_gone
 from cloob.search.records import IndexedModel, Precision
@@ -33,7 +33,9 @@ from cloob.search.trust import absolute, load_named, remember
 class UpdateOptions:
     """How an index is brought up to date."""
 
-    model: str | Path | Encoder | None = None  # what `load_model` takes, or a loaded one; None: the index's only one
+    model: str | Path | DualEncoder | None = (
+        None  # what `load_model` takes, or a loaded one; None: the index's only one
+    )
     name: str | None = None  # what the index calls the model; None: its file name or tag
     replace_model: bool = False  # vectors of a model of this name may go if its weights or precision differ now
     device: str | torch.device = "auto"
@@ -129,7 +131,7 @@ class _Model:
     ) -> None:
         """Compares a model that was named, or is to be replaced, with those of the index, and adds it."""
         self._store, self._load, self._lock = store, partial(load_named, device=device), threading.Lock()
-        self._encoder: Encoder | None = None
+        self._encoder: DualEncoder | None = None
         self.is_new = False
         known, precision, wanted = store.models(), options.precision, options.model
         if wanted is None:
@@ -177,7 +179,7 @@ class _Model:
             raise InputError(f"{self._store.address}: {why}")
         return named[0]
 
-    def encoder(self) -> Encoder:
+    def encoder(self) -> DualEncoder:
         with self._lock:
             if self._encoder is None:
                 encoder, weights = self._load(self.indexed.spec)

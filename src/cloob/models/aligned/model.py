@@ -20,8 +20,7 @@ from cloob.errors import InputError
 from cloob.models.aligned.encoders import FeatureMemory, ImageEncoder, TextEncoder, TowerText, encoder_key
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
-from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.encoding import digest
+from cloob.models.encoder import DualEncoder, EncoderConfig, digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 from cloob.models.source import Source
 from cloob.models.weights.blocks import Towers
