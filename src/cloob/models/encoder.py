@@ -340,7 +340,6 @@ def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = Fal
 
 @contextmanager
 def evaluating(encoder: object) -> Iterator[None]:
-    """Without gradients, and with every module in evaluation mode; the modes are put back afterwards."""
     modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
     modes = [module.training for module in modules]
     try:

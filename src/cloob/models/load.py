@@ -96,7 +96,6 @@ def _load(source: str | Path) -> DualEncoder:
 
 
 def _load_hub(source: Source) -> DualEncoder:
-    """Towers from the Hugging Face hub, or from its cache, read as a folder's are."""
     name, where, revision = source.name, source.text, source.variant or None
     with translated(where):
         folder = check_hub_model(name, where, HUB_FILE, RinnaTokenizer.FILE, revision=revision)

@@ -35,8 +35,6 @@ _DATE = re.compile(r"(\d{4})(?:-(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)(?:[T ](\d\d:\d
 
 @dataclass
 class Summary:
-    """What an update did."""
-
     added: int = 0  # new pictures, renamed ones included
     changed: int = 0  # pictures whose file holds something else now
     described: int = 0  # files of the same bytes with another time, caption or columns
@@ -51,12 +49,10 @@ class Summary:
 
     @property
     def faults(self) -> Counter[str]:
-        """Files that cannot be read, by reason."""
         return Counter(self.unreadable.counts)
 
     @property
     def unread(self) -> int:
-        """Folders and shards that could not be read completely."""
         return sum(self.left_out.counts.get(reason, 0) for reason in _UNREAD)
 
     def add_fault(self, fault: str, path: str) -> None:
@@ -64,7 +60,6 @@ class Summary:
         self.unreadable.add(fault if fault.startswith("no decoder") else re.split(r" \(|:", fault)[0], path)
 
     def add(self, other: Summary) -> None:
-        """Adds what another source or rank did."""
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for mine, theirs in ((self.unreadable, other.unreadable), (self.left_out, other.left_out)):
@@ -76,8 +71,6 @@ class Summary:
 
 @dataclass(frozen=True)
 class Work:
-    """A picture that has to be opened."""
-
     found: Found
     state: FileState | None  # what the index knows of the file
     collection: Collection
@@ -85,8 +78,6 @@ class Work:
 
 @dataclass
 class Plan:
-    """What one source needs, and what is known without opening a file."""
-
     collection: Collection
     work: list[Work]
     gone: list[FileState]  # known files that the source does not have any more
@@ -150,8 +141,6 @@ def _refuse_losses(plan: Plan, pictures: Sequence[FileState], in_containers: set
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture that was opened."""
-
     work: Work
     item: Item | None  # None if the file cannot be read
     pixels: Tensor | None = None  # None if the vector is known
@@ -161,7 +150,6 @@ class Prepared:
 
     @property
     def content(self) -> str:
-        """The hash of the file; empty if it cannot be read."""
         return "" if self.item is None else self.item.content
 
     def change(self, model: str) -> Literal["added", "changed", "completed", "described"]:
@@ -212,7 +200,6 @@ class Builder:
             return Prepared(work, None, fault=fault, transient=isinstance(bad, ReadFailed))
 
     def add(self, prepared: Prepared) -> None:
-        """Keeps a picture for the next batch."""
         path = prepared.work.found.path
         stated = None if prepared.item is None else prepared.item.columns.get("date")
         if stated not in (None, "") and _iso_date(stated) is None:
@@ -257,7 +244,6 @@ class Builder:
                 self._write_fault(each)
 
     def _known_rows(self, model: str, contents: Sequence[str]) -> dict[str, Vectors]:
-        """By content the vectors of a model that the index has."""
         holders = self._store.find(list(set(contents))) if contents else {}
         by_id = {id_: content for content, ids in holders.items() for id_ in ids}
         rows = zip(by_id.values(), self._store.vectors(model, list(by_id)) if by_id else [], strict=True)
@@ -286,7 +272,6 @@ class Builder:
 
 
 def remove_gone(store: Store, plan: Plan) -> int:
-    """Removes what a source does not have any more; returns how many pictures."""
     ids = [state.id for state in plan.gone if state.id is not None]
     if ids:
         store.remove(ids)

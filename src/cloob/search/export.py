@@ -19,7 +19,6 @@ _TEXTS = ("path", "source", "caption", "date")
 
 
 def export(view: View, path: Path) -> int:
-    """See :meth:`cloob.search.index.Index.export`."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -55,7 +55,6 @@ class View:
                 yield np.array(ids)[known], rows[known]
 
     def why_none(self) -> str:
-        """Why there is no picture to choose from."""
         store = self.index.store
         if not store.count():
             return "the index is empty"
@@ -91,7 +90,6 @@ class View:
         return row
 
     def text_rows(self) -> Vectors:
-        """(B, D) of the background's texts."""
         return background.background_rows(lambda: self.index.embedder(self.model), self.model.fingerprint)
 
     def unrelated_rows(self, query: Query) -> Vectors | None:
@@ -113,7 +111,6 @@ class View:
 
 
 def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None) -> Results:
-    """See :meth:`cloob.search.index.Index.search`."""
     row = view.row(query, row)
     own: list[object] = []
     others = least = None
@@ -139,7 +136,6 @@ def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Ve
 
 
 def duplicates(view: View, threshold: float, *, exact: bool) -> list[tuple[Hit, ...]]:
-    """See :meth:`cloob.search.index.Index.duplicates`."""
     items = (item for ids in view.index.store.pages(view.where) for item in view.index.store.items(ids))
     facts = ((-item.width * item.height, -item.bytes, item.date or "~", item.id, item.content) for item in items)
     copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each

@@ -36,7 +36,6 @@ _MEMOIZED = 64
 
 
 def is_database(address: str | Path) -> bool:
-    """Whether an address is one of a PostgreSQL server."""
     return str(address).startswith(("postgresql://", "postgres://"))
 
 

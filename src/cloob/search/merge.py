@@ -13,8 +13,6 @@ from cloob.search.update import check_apart
 
 @dataclass
 class Merged:
-    """What a merge did."""
-
     added: int = 0  # items that were not here
     vectors: int = 0  # that were written, those of the added items included
     present: int = 0  # items that are here with the same bytes; what is said of them stays

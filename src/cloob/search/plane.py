@@ -20,7 +20,6 @@ _PERPLEXITY = 30.0
 
 
 def map_of(view: View, most: int | None, method: Method) -> tuple[Ids, Vectors]:
-    """See :meth:`cloob.search.index.Index.map`."""
     most = SAMPLE if most is None else most
     ids = view.index.store.ids(view.where)
     if len(ids) > most:

@@ -110,7 +110,6 @@ def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Cal
 
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
-    """The unit row (D,) of a query from its terms' weights and rows."""
     total = np.sum([weight * row.astype(np.float64) for weight, row in zip(weights, rows, strict=True)], axis=0)
     length = float(np.linalg.norm(total))
     if not _MIN_LENGTH * max(map(abs, weights), default=0) < length < np.inf:

@@ -31,8 +31,6 @@ from cloob.search.trust import absolute, load_named, remember
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """How an index is brought up to date."""
-
     model: str | Path | DualEncoder | None = (
         None  # what `load_model` takes, or a loaded one; None: the index's only one
     )
@@ -53,7 +51,6 @@ def update(
     options: UpdateOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """See :meth:`cloob.search.index.Index.update`."""
     options = options or UpdateOptions()
     device = distributed.resolve_device(options.device)
     with distributed.process_group(device):
@@ -207,7 +204,6 @@ def _wait() -> None:
 
 
 def _together(own: Summary) -> Summary:
-    """What all ranks did."""
     parts: list[Summary] = [own] * distributed.world_size()
     if distributed.is_initialized():
         dist.all_gather_object(parts, own)

@@ -53,7 +53,6 @@ class TextEncoder(nn.Module):
         self.features = _width(self, tokens)
 
     def options(self) -> list[str]:
-        """What decides over the features beside the weights and layers: pooling, and how texts become tokens."""
         config: Any = self.network.config
         return [self.pooling, config.to_json_string(), self.tokenizer.description()]
 
@@ -81,8 +80,6 @@ class TextEncoder(nn.Module):
 
 
 class PaddedTokenizer:
-    """Texts to (n, L) int64, padded on the right; picklable, for the workers of a loader."""
-
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self.original, self._length = tokenizer, context_length
 
@@ -98,8 +95,6 @@ class PaddedTokenizer:
 
 
 class TowerText(nn.Module):
-    """The text tower of an open_clip model, whose image tower is dropped."""
-
     def __init__(self, model: Any, tokenizer: Callable[[list[str]], Tensor], context_length: int) -> None:
         super().__init__()
         model.visual = nn.Identity()

@@ -75,7 +75,6 @@ class AlignedEncoder(DualEncoder):
 
     @torch.no_grad()
     def features(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoders' (n, F) float32 features of (n, 3, H, W) uint8 raw pixels and of (n, L) tokens."""
         return self._of_images(images), self._of_texts(tokens)
 
     def encoder_keys(self) -> tuple[str, str]:
@@ -145,7 +144,6 @@ def stored_heads(heads: Mapping[str, Head]) -> dict[str, Tensor]:
 
 
 def fill_heads(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Loads ``heads.safetensors`` into heads that may be on the meta device."""
     weights = folder / HEADS_FILE
     fill(nn.ModuleDict(dict(heads)), weights, read_safetensors(weights))
 
@@ -153,7 +151,6 @@ def fill_heads(folder: Path, heads: Mapping[str, Head]) -> None:
 def load_aligned(
     folder: Path, config: dict[str, Any], objective: dict[str, Any], load_model: LoadModel
 ) -> AlignedEncoder:
-    """Opens the encoders by their names in ``aligned.json`` (``config``) and puts the stored heads on them."""
     file, names = folder / ALIGNED_FILE, {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
     with torch.device("meta"):  # no memory before the file of weights has it
         heads = {side: Head(**config["heads"][side]) for side in _SIDES}

@@ -17,8 +17,6 @@ Gelu = Literal["tanh", "exact"]
 
 
 class Attention(nn.Module):
-    """Attention of every position to all, or to those that a mask allows."""
-
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
@@ -75,8 +73,6 @@ class Blocks(nn.ModuleList):
 
 
 class Patches(nn.Module):
-    """Pixels to a row a patch with a class row in front, positions added."""
-
     def __init__(self, image_size: int, patch_size: int, width: int, *, bias: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, width, patch_size, patch_size, bias=bias)

@@ -39,7 +39,6 @@ _STORAGES = {
 
 
 def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    """A folder's file of weights, or the index of several, and its tensors."""
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name, trained_file(folder / name)[0]
@@ -178,7 +177,6 @@ class _Script(_Unpickler):
 
 
 def _scripted(module: _Made, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """A TorchScript module's parameters and buffers by their ``state_dict`` names."""
     for key, value in module.state.items():
         if isinstance(value, _Made):
             yield from _scripted(value, f"{prefix}{key}.")

@@ -60,7 +60,6 @@ class FileTokenizer(Tokenizer):
             self.ids(["A photo of 3 red hearts."])
 
     def ids(self, texts: Sequence[str]) -> Tokens:
-        """As ``__call__``, without torch; open_clip's cleanings import it all the same."""
         if self.clean is not None:
             texts = list(map(import_open_clip(".tokenizer").get_clean_fn(self.clean), texts))
         rows = [encoding.ids for encoding in self._rules.encode_batch(list(texts))]
