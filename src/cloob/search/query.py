@@ -118,25 +118,15 @@ def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
 
 
 def _picture(term: Term) -> Image:
-    from cloob.pictures import Unreadable, decode, read_file, upright  # Pillow
+    from cloob.models.pixels import open_image
 
-    name = "the picture" if term.kind == "image" else str(term.what)
-    try:
-        if term.kind == "image":
-            return upright(term.what)  # type: ignore[arg-type]
-        return decode(read_file(name) if term.kind == "picture" else _fetched(name))
-    except (Unreadable, OSError) as error:
-        said = f"{error.reason} ({error.detail})" if isinstance(error, Unreadable) else error.strerror
-        raise InputError(f"{name}: {said}") from None
-
-
-def _fetched(address: str) -> bytes:
+    if term.kind != "address":
+        return open_image(term.what)  # type: ignore[arg-type]
     from cloob.data.shards.remote import fetch  # fsspec; it follows redirections to http and https alone
-    from cloob.pictures import read_file
 
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
-        fetch(address, Path(folder) / "picture")
-        return read_file(Path(folder) / "picture")
+        fetch(str(term.what), Path(folder) / "picture")
+        return open_image(Path(folder) / "picture", str(term.what))
 
 
 def _read_term(word: str) -> Term:

@@ -135,12 +135,7 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
         "probe": {side: [round(value, 6) for value in row.tolist()] for side, row in _probe(encoder).items()},
         "heads": {side: head.options for side, head in heads.items()},
     }
-    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: stored_heads(heads)}
-
-
-def stored_heads(heads: Mapping[str, Head]) -> dict[str, Tensor]:
-    state = {f"{side}.{key}": value for side, head in heads.items() for key, value in head.state_dict().items()}
-    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: nn.ModuleDict(heads).state_dict()}
 
 
 def fill_heads(folder: Path, heads: Mapping[str, Head]) -> None:

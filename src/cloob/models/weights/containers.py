@@ -28,7 +28,6 @@ from cloob.models.untrusted import read_json
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -83,24 +82,18 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a file straight from the tensors' memory; OSError where that cannot be done."""
+    """Writes copies of tensors, as their memory may be shared or in channels last; OSError where that cannot be done."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
     try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
+        save_file(copies, path, metadata={"format": "pt"})
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))  # of the system, which it hides
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
     path.chmod(path.parent.stat().st_mode & 0o666)  # the file begins as its owner's alone
-
-
-def is_torch(path: Path) -> bool:
-    """Whether a file begins as those of torch do, zipped or not."""
-    with path.open("rb") as file:
-        start = file.read(len(_LEGACY))
-    return start.startswith(b"PK\x03\x04") or start == _LEGACY
 
 
 def read_torch(path: Path) -> tuple[Any, bool]:

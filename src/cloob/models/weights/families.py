@@ -12,10 +12,8 @@ from cloob.models.runs import CHECKPOINTS_FOLDER, MODEL_FOLDER, config_file
 from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip
-from cloob.models.weights.containers import INDEX, WEIGHTS_FILES, is_torch
+from cloob.models.weights.containers import INDEX, WEIGHTS_FILES
 from cloob.models.weights.fetch import fetch_model
-
-_PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
 
 
 def is_foreign(folder: Path) -> bool:
@@ -62,10 +60,6 @@ def load_folder(folder: Path) -> DualEncoder:
 
 
 def _load_file(path: Path, config: dict[str, Any] | None, gelu: Any) -> DualEncoder:
-    if is_torch(path):
-        return torch_clip.load(path)
-    with path.open("rb") as file:
-        if file.read(2) not in _PICKLE:
-            right = "of safetensors give the folder that they lie in with their configuration"
-            raise InputError(f"{path}: neither a file of torch's nor a pickle of arrays; {right}")
-    return crowsonkb.load(path, config, gelu)
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: of safetensors give the folder that they lie in with their configuration")
+    return crowsonkb.load(path, config, gelu) if path.suffix == ".pkl" else torch_clip.load(path)
