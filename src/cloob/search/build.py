@@ -170,16 +170,11 @@ class Builder:
     """
 
     def __init__(
-        self,
-        store: Store,
-        model: IndexedModel,
-        encoder: Callable[[], DualEncoder],
-        batch_size: int,
-        max_pixels: int | None,
+        self, store: Store, model: IndexedModel, encoder: Callable[[], DualEncoder], batch_size: int, most: int | None
     ) -> None:
         self.summary = Summary()
         self._store, self._model, self._encoder = store, model.name, encoder
-        self._in_bf16, self._batch_size, self._max_pixels = model.precision == "bf16", batch_size, max_pixels
+        self._in_bf16, self._batch_size, self._max_pixels = model.precision == "bf16", batch_size, most
         self._waiting: list[Prepared] = []
         self._may_decode = threading.Event()
         self._may_decode.set()
@@ -269,15 +264,6 @@ class Builder:
         if not stays and state != known:
             self._store.write_faults(prepared.work.collection.name, [state])
         self.summary.add_fault(fault, found.path)
-
-
-def remove_gone(store: Store, plan: Plan) -> int:
-    ids = [state.id for state in plan.gone if state.id is not None]
-    if ids:
-        store.remove(ids)
-    if faulty := [state.path for state in plan.gone if state.id is None]:
-        store.clear_faults(plan.collection.name, faulty)
-    return len(ids)
 
 
 def _item(work: Work, encoded: Encoded, data: bytes) -> Item:

@@ -26,10 +26,9 @@ if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they a
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.explain import Retrieved
-    from cloob.search.merge import Merged
-    from cloob.search.plane import Method
+    from cloob.search.export import Method
     from cloob.search.scan.open import Pictures
-    from cloob.search.update import UpdateOptions
+    from cloob.search.update import Merged, UpdateOptions
 
 T = TypeVar("T")
 _MEMOIZED = 64
@@ -308,13 +307,13 @@ class Index:
         ``"pca"``: the two directions of largest variance. ``"tsne"``: neighbours stay neighbours, distances between
         groups mean nothing.
         """
-        from cloob.search.plane import map_of  # scikit-learn
+        from cloob.search.export import map_of  # scikit-learn
 
         return map_of(self.view(where, model), sample, method)
 
     def merge(self, other: Index) -> Merged:
         """Adds what another index has: items, and vectors of other models."""
-        from cloob.search.merge import merge  # torch
+        from cloob.search.update import merge  # torch
 
         return merge(self.store, other.store)
 
@@ -332,8 +331,6 @@ class Index:
         progress: Callable[[int, int], None] | None = None,
     ) -> Summary:
         """Adds what sources have, and removes what they do not have any more.
-
-        Under ``torchrun`` each rank takes its part, and all ranks return the same summary.
 
         Args:
             sources: Folders of pictures, tables, shards, data sets; none: all that the index knows.

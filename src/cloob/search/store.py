@@ -171,8 +171,9 @@ class Store(ABC):
             self._many("DELETE FROM cloob_faults WHERE source = ? AND path = ?", [row[:2] for row in rows])
 
     def remove(self, ids: Sequence[int]) -> None:
-        with self._writing():
-            self._rows(f"DELETE FROM cloob_items WHERE id {self._among}", (self._listed(list(map(int, ids))),))
+        if ids:
+            with self._writing():
+                self._rows(f"DELETE FROM cloob_items WHERE id {self._among}", (self._listed(list(map(int, ids))),))
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
@@ -183,8 +184,9 @@ class Store(ABC):
 
     def clear_faults(self, source: str, paths: Sequence[str]) -> None:
         """Forgets files that could not be read: they are gone."""
-        with self._writing():
-            self._many("DELETE FROM cloob_faults WHERE source = ? AND path = ?", [(source, path) for path in paths])
+        if paths:
+            with self._writing():
+                self._many("DELETE FROM cloob_faults WHERE source = ? AND path = ?", [(source, path) for path in paths])
 
     def sources(self) -> tuple[str, ...]:
         rows = self._rows("SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults")
@@ -239,14 +241,14 @@ class Store(ABC):
         rows = self._rows("SELECT id FROM cloob_items ORDER BY content LIMIT ?", (most,))
         return np.array(sorted(row[0] for row in rows), np.int64)
 
-    def items(self, ids: Sequence[int]) -> list[Item]:
+    def items(self, ids: Sequence[int] | Ids) -> list[Item]:
         """Items in the order asked for; ids that are not there are left out."""
         wanted = list(map(int, ids))
         statement = f"SELECT id, {', '.join(_FIELDS)} FROM cloob_items WHERE id {self._among}"
         items = {row[0]: _item(row) for row in self._rows(statement, (self._listed(wanted),))}
         return [items[id_] for id_ in wanted if id_ in items]
 
-    def vectors(self, model: str, ids: Sequence[int]) -> Vectors:
+    def vectors(self, model: str, ids: Sequence[int] | Ids) -> Vectors:
         """(n, D) in the order asked for; rows of NaN where there is no vector."""
         number, dim = self._model(model)
         result = np.full((len(ids), dim), np.nan, np.float32)

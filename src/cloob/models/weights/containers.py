@@ -82,7 +82,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes copies of tensors, as their memory may be shared or in channels last; OSError where that cannot be done."""
+    """Writes copies of tensors, whose own memory may be shared; OSError where that cannot be done."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
