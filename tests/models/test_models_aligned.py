@@ -95,17 +95,6 @@ def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
         torch.testing.assert_close(by_features[1], whole.encode_text(TEXTS[:3]))
 
 
-def test_training_mode_leaves_the_frozen_encoders_alone(whole: AlignedEncoder) -> None:
-    """It would move the statistics of their norms."""
-    heads = (whole.model.image_head, whole.model.text_head)
-    try:
-        whole.train()
-        assert all(module.training for module in heads)
-        assert not any(module.training for side in (whole.model.visual, whole.model.text) for module in side.modules())
-    finally:
-        whole.eval()
-
-
 def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) -> None:
     save_model(tmp_path / "model", whole, CONFIG)
     assert sum(path.stat().st_size for path in (tmp_path / "model").iterdir()) < 100_000  # the heads alone

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import support
 from cloob.errors import InputError
@@ -70,7 +71,7 @@ def test_commands_refuse_it_in_one_line(
     encoders = ["--image-encoder", str(hostile), "--text-encoder", str(hostile)]
     resumed = tmp_path / "run" / "checkpoints" / "step-00000001"
     shutil.copytree(hostile, resumed / "model")
-    (resumed / "trainer.pt").write_bytes(b"not even read")
+    torch.save({}, resumed / "trainer.pt")
     for words in (
         ["eval", str(hostile), "--retrieval", str(pairs), "--out", str(tmp_path / "e"), "--workers", "0"],
         ["train", "--init", str(hostile), *run],
