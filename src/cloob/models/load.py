@@ -24,10 +24,12 @@ from cloob.models.encoder import DualEncoder, digest
 from cloob.models.folder import read_model
 from cloob.models.hub import check_hub_model, fetch_first
 from cloob.models.importing import open_clip, translated
-from cloob.models.source import Source
+from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source
 from cloob.models.towers import create_model
-from cloob.models.untrusted import read_json
-from cloob.models.weights import families, hf_clip
+from cloob.models.untrusted import check_folder, read_json
+from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip
+from cloob.models.weights.containers import INDEX, WEIGHTS_FILES
+from cloob.models.weights.fetch import fetch_model
 from cloob.models.weights.tokens import HUB_FILE, RinnaTokenizer
 
 _YOUNG_SECONDS = 2.0
@@ -70,7 +72,7 @@ def find_model_folder(source: str | Path) -> Path | None:
     """
     parsed = Source.parse(source)
     folder = parsed.path
-    if parsed.kind != "folder" or folder is None or families.is_foreign(folder):
+    if parsed.kind != "folder" or folder is None or _is_foreign(folder):
         return None
     if parsed.variant or ((folder / runs.CHECKPOINTS_FOLDER).is_dir() and not runs.config_file(folder).is_file()):
         return runs.chosen_checkpoint(folder, parsed.variant) / runs.MODEL_FOLDER
@@ -78,7 +80,7 @@ def find_model_folder(source: str | Path) -> Path | None:
         if runs.config_file(place).is_file():
             return place
     what = f"no run (checkpoints/), no checkpoint (model/) and no model folder ({runs.CONFIG_FILE})"
-    raise InputError(f"{folder}: {what if folder.is_dir() else 'no such folder'}{families.meant_file(folder)}")
+    raise InputError(f"{folder}: {what if folder.is_dir() else 'no such folder'}{_meant_file(folder)}")
 
 
 def _load(source: str | Path) -> DualEncoder:
@@ -87,7 +89,7 @@ def _load(source: str | Path) -> DualEncoder:
     if folder is not None:
         return read_model(folder, _load)
     if parsed.kind in ("folder", "file", "public"):
-        return families.load_foreign(parsed)
+        return _load_foreign(parsed)
     if parsed.kind == "hub" and not parsed.library:
         return _load_hub(parsed)
     if parsed.kind == "towers":
@@ -106,10 +108,55 @@ def _load_hub(source: Source) -> DualEncoder:
             return read_model(fetch_first(name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision), _load)
         if kind.is_file():
             return read_model(fetch_first(name, where, runs.HUB_WEIGHTS_FILES, revision), _load, of_hub=where)
-        families.model_type(folder)
-        encoder = families.load_folder(fetch_first(name, where, hf_clip.WEIGHTS, revision))
+        _model_type(folder)
+        encoder = _load_folder(fetch_first(name, where, hf_clip.WEIGHTS, revision))
         encoder.name = where
         return encoder
+
+
+def _is_foreign(folder: Path) -> bool:
+    parts = (runs.CHECKPOINTS_FOLDER, runs.MODEL_FOLDER)
+    ours = runs.config_file(folder).exists() or any((folder / name).exists() for name in parts)
+    names = ["config.json", *WEIGHTS_FILES, *(f"{name}{INDEX}" for name in WEIGHTS_FILES)]
+    return not ours and any((folder / name).is_file() for name in names)
+
+
+def _meant_file(folder: Path) -> str:
+    """A clause that names a file of weights in a folder which is no model; empty where there is none."""
+    files = sorted(path for path in folder.glob("*") if path.suffix in WEIGHTS_ENDINGS[:3] and path.is_file())
+    return f"; did you mean {files[0]}?" if files else ""
+
+
+def _load_foreign(source: Source) -> DualEncoder:
+    """The encoder of another program's file or folder, or of a public name."""
+    path, config = source.path, None
+    if path is None:
+        path, config = fetch_model(source.name), PUBLIC[source.name].config
+    with translated(str(path)):
+        if path.is_dir():
+            return _load_folder(path)
+        return _load_file(path, config, "exact" if source.port else "tanh")
+
+
+def _model_type(folder: Path) -> str:
+    """``"clip"`` (CLIPModel) or ``"cloob"`` (rinna), what the ``config.json`` of another program's folder says."""
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in ("clip", "cloob"):
+        wanted = "'clip' (CLIPModel) or 'cloob' (rinna) is wanted"
+        raise InputError(f"{folder / 'config.json'}: model_type is {str(kind)[:40]!r}; {wanted}{_meant_file(folder)}")
+    return str(kind)
+
+
+def _load_folder(folder: Path) -> DualEncoder:
+    check_folder(folder)
+    load = rinna.load if _model_type(folder) == "cloob" else hf_clip.load
+    return load(folder, read_json(folder / "config.json"))
+
+
+def _load_file(path: Path, config: dict[str, Any] | None, gelu: Any) -> DualEncoder:
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: of safetensors give the folder that they lie in with their configuration")
+    return crowsonkb.load(path, config, gelu) if path.suffix == ".pkl" else torch_clip.load(path)
 
 
 def _load_towers(source: Source) -> DualEncoder:

@@ -78,7 +78,3 @@ def margins(scores: Vectors, pictures: Vectors, others: Vectors) -> Vectors:
     reached = pictures @ others.T
     mean, deviation = reached.mean(1), np.maximum(reached.std(1), _MIN_DEVIATION)
     return np.asarray(((scores.T - mean) / deviation).T, np.float32)
-
-
-def default_cutoff(query: Query) -> float:
-    return CUTOFF if any(term.kind == "words" for term in query.terms) else PICTURE_CUTOFF

@@ -114,7 +114,9 @@ def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Ve
         query = Query.of(query)
         own = [term.what for term in query.terms if term.kind == "item"]
         others = view.unrelated_rows(query)
-        least = background.default_cutoff(query) if cutoff == "auto" else cutoff
+        words = any(term.kind == "words" for term in query.terms)
+        default = background.CUTOFF if words else background.PICTURE_CUTOFF
+        least = default if cutoff == "auto" else cutoff
     looked = top if others is None or least is None else max(top, LOOKED_AT)
     near = view.index.store.nearest(view.model.name, row, looked + len(own), view.where)
     places = [place for place, id_ in enumerate(near.ids.tolist()) if id_ not in own][:looked]

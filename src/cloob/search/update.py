@@ -88,8 +88,6 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     """Opens sources; one that the index knows and that is gone is an empty one."""
     known = store.sources()
     given = {source_name(source): source for source in sources or known}
-    if not given:
-        raise InputError(f"{store.address}: is empty; name a source of pictures: cloob index SRC --model M --out IDX")
     _check_apart(given, known)
     collections: list[Collection] = []
     for name, source in given.items():
