@@ -135,8 +135,7 @@ class PathModel(ColourModel):
 def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder with what the pages name, and a model that knows colours in place of any other."""
     monkeypatch.chdir(tmp_path)
-    for name in ("cloob.models.load.load_model", "cloob.models.fingerprint.load_model"):
-        monkeypatch.setattr(name, lambda *_, **__: PathModel())
+    monkeypatch.setattr("cloob.models.load.load_model", lambda *_, **__: PathModel())
     for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
         monkeypatch.setenv(variable, os.environ.get(variable, ""))
     monkeypatch.setattr("webbrowser.open", lambda address: Path(address.removeprefix("file://")).unlink() or True)

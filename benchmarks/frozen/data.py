@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from cloob.data.open import open_source
 from cloob.evaluation.sets.labelled import open_labelled
 from cloob.files import write_whole
-from cloob.models.aligned import AlignedEncoder
 from cloob.models.aligned.encoders import ImageEncoder
+from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.tokenizer import ClipTokenizer
 from cloob.pictures import decode
 from cloob.recipes import get_recipe

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cloob.errors import TrainingFailed
 from cloob.functional.ranking import mutual_ranks
-from cloob.models.aligned import VectorEncoder
+from cloob.models.aligned.vectors import VectorEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import EPOCHS_FILE, read_lines

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cloob import cli, load_model
-from cloob.models.fingerprint import fingerprint
 from cloob.models.folder import save_model
+from cloob.models.load import fingerprint
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective

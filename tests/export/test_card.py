@@ -16,7 +16,7 @@ from small_models import OBJECTIVE, write_model
 from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.export.card import data_name, gather_facts, model_name, write_card
-from cloob.models.fingerprint import fingerprint
+from cloob.models.load import fingerprint
 from support import refused
 
 CONFIG = {

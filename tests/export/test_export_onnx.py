@@ -15,7 +15,9 @@ from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.export.onnx import export_onnx
 from cloob.export.towers import Tower, towers_of, worst_difference
-from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open_text_encoder
+from cloob.models.aligned.heads import Head
+from cloob.models.aligned.model import aligned_encoder
+from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model as load_any
 from cloob.models.towers import create_model

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from cloob import cli, load_model
 from cloob.errors import InputError
-from cloob.models.aligned import open_text_encoder
+from cloob.models.aligned.opening import open_text_encoder
 from cloob.models.encoder import DualEncoder
 from support import originals, refused
 

@@ -12,14 +12,10 @@ import torch
 from torch.nn import functional as F
 
 from cloob.errors import InputError
-from cloob.models.aligned import (
-    AlignedEncoder,
-    Head,
-    aligned_encoder,
-    open_image_encoder,
-    open_text_encoder,
-)
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
+from cloob.models.aligned.heads import Head
+from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
+from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
@@ -97,17 +93,6 @@ def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
         torch.testing.assert_close(by_features[0], expected)
         torch.testing.assert_close(by_features, whole(pixels, tokens))
         torch.testing.assert_close(by_features[1], whole.encode_text(TEXTS[:3]))
-
-
-def test_training_mode_leaves_the_frozen_encoders_alone(whole: AlignedEncoder) -> None:
-    """It would move the statistics of their norms."""
-    heads = (whole.model.image_head, whole.model.text_head)
-    try:
-        whole.train()
-        assert all(module.training for module in heads)
-        assert not any(module.training for side in (whole.model.visual, whole.model.text) for module in side.modules())
-    finally:
-        whole.eval()
 
 
 def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) -> None:

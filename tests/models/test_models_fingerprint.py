@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from cloob.cache import Cache
-from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.models.folder import save_model
+from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.towers import create_model
 
 

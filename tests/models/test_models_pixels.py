@@ -29,16 +29,14 @@ def theirs(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
     return (transform(image) * 255).round().byte()
 
 
-@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
 @settings(max_examples=40)
 @given(width=st.integers(1, 60), height=st.integers(1, 60), seed=st.integers(0, 9))
 def test_pixels_are_open_clips(mode: str, interpolation: str, width: int, height: int, seed: int) -> None:
-    if mode == "longest" and round(min(width, height) * SIZE / max(width, height)) == 0:
-        return  # open_clip fails on a line
     noise = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     image = Image.fromarray(noise.numpy())
-    config = {"size": SIZE, "interpolation": interpolation, "resize_mode": mode, "fill_color": 7}
+    config = {"size": SIZE, "interpolation": interpolation, "resize_mode": mode}
     own = pickle.loads(pickle.dumps(EvalTransform(config)))(image)
     assert own.dtype == torch.uint8 and torch.equal(own, theirs(image, config))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -13,29 +12,11 @@ from pathlib import Path
 import pytest
 
 from cloob.errors import InputError
-from cloob.models.hub import closed_hub
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.source import TINY_MODELS, Source, known_models
 from cloob.models.towers import open_clip
-from support import free_port, run_script, served, serving, use_hub
-
-WITHOUT_COMPILER = """
-import sys, torch
-from cloob.models.importing import import_open_clip
-disable = torch.compiler.disable
-library = import_open_clip()
-assert torch.compiler.disable is disable and "torch._dynamo.utils" not in sys.modules
-from cloob.models.weights.keymap import build
-build(library.get_model_config("ViT-B-32"), {}, "")
-build(library.get_model_config("RN50"), {}, "")
-assert not {"torch._dynamo", "sympy"} & sys.modules.keys()
-import torchvision
-pixels, boxes = torch.rand(1, 1, 8, 8), [torch.tensor([[0.0, 0.0, 8.0, 8.0]])]
-assert torchvision.ops.roi_align(pixels, boxes, 2).shape == (1, 1, 2, 2)
-assert torchvision.ops.roi_align.__globals__["is_compile_supported"]("cpu") is not None
-assert torch.equal(torch.compile(lambda x: x + 1, backend="eager")(pixels), pixels + 1)
-"""
+from support import free_port, served, serving, use_hub
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -62,37 +43,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield Hub.asked
 
 
-@pytest.mark.parametrize(
-    ("text", "kind", "name", "variant"),
-    [
-        ("runs/mine", "folder", "runs/mine", ""),
-        ("local-dir:runs/mine:last", "folder", "runs/mine", "last"),
-        ("runs/gone:best", "folder", "runs/gone", "best"),
-        ("w.pkl:port", "file", "w.pkl", ""),
-        ("ViT-B/32/openai", "towers", "ViT-B-32", "openai"),
-        ("ViT-B/32/w.pkl", "towers", "ViT-B-32", "w.pkl"),
-        ("ViT-B/32", "towers", "ViT-B-32", ""),
-        ("crowsonkb/vit-b-16-laion400m-16:port", "public", "crowsonkb/vit-b-16-laion400m-16", ""),
-        ("hf-hub:some/model", "hub", "some/model", ""),
-        ("timm:hf-hub:some/model@old", "hub", "some/model", "old"),
-        ("timm:local-dir:runs/mine", "folder", "runs/mine", ""),
-        ("timm:resnet18", "timm", "resnet18", ""),
-        ("hf:some/model", "hub", "some/model", ""),
-        ("hf:runs/mine", "folder", "runs/mine", ""),
-        ("pypi:some-package", "package", "some-package", ""),
-        ("nowhere/nothing", "unknown", "nowhere/nothing", ""),
-    ],
-)
-def test_a_source_is_taken_apart(
-    text: str, kind: str, name: str, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_of_a_fixed_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "w.pkl").touch()
-    source = Source.parse(text)
-    assert (source.kind, source.name, source.variant) == (kind, name, variant)
-    assert (source.path is not None) == ("runs" in text or "w.pkl" in text)
-    assert source.is_public == (text in ("ViT-B/32/openai", "crowsonkb/vit-b-16-laion400m-16:port"))
+    names = ["ViT-B/32/openai", "crowsonkb/vit-b-16-laion400m-16:port", "ViT-B/32", "ViT-B/32/w.pkl", "hf-hub:a/b"]
+    assert [Source.parse(name).is_public for name in names] == [True, True, False, False, False]
 
 
 def test_what_is_not_there_and_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,27 +60,6 @@ def test_what_is_not_there_and_cannot_be_fetched_is_one_line(tmp_path: Path, mon
                 load_model(source)
             assert str(caught.value).startswith(f"{source}: not on this machine, and {reason}; a model folder on this")
             assert "\n" not in str(caught.value)
-
-
-def test_a_closed_hub_is_closed_for_its_own_thread_alone(hub: list[str]) -> None:
-    inside, asked = threading.Event(), threading.Event()
-
-    def closed() -> None:
-        with closed_hub("it is closed"):
-            inside.set()
-            assert asked.wait(20)
-            with pytest.raises(InputError, match="hf-hub:some/closed: not on this machine, and it is closed"):
-                load_model("hf-hub:some/closed")
-
-    thread = threading.Thread(target=closed)
-    thread.start()
-    assert inside.wait(20)
-    for number in range(2):  # while the other is closed, and after
-        with pytest.raises(InputError, match="hf-hub:some/open"):
-            load_model(f"hf-hub:some/open{number}")
-        asked.set()
-        thread.join()
-    assert {path.partition("some/")[2].partition("/")[0] for path in hub} == {"open0", "open1"}
 
 
 def test_a_tokenizer_in_the_folder_asks_nobody(tower: Path, bert: Path, tmp_path: Path, hub: list[str]) -> None:
@@ -153,11 +87,5 @@ def test_home_is_a_tilde(tower: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in ("~/mine", "local-dir:~/mine"):
         assert load_model(source).name == "tiny-vit"
-    with pytest.raises(InputError, match=r"w.pt: neither a file of torch's"):
+    with pytest.raises(InputError, match="cannot be read as weights"):
         load_model("~/w.pt")
-
-
-@pytest.mark.nightly
-def test_the_compiler_stays_away_until_it_is_asked_for() -> None:
-    done = run_script(WITHOUT_COMPILER)
-    assert done.returncode == 0, done.stderr

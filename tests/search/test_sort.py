@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cloob.errors import InputError
 from cloob.search import classify as heads
@@ -45,22 +44,6 @@ def test_none_and_multi_go_by_the_margin(index: Index) -> None:
     several = index.classify((*NAMES, "red and hot"), LabelOptions(multi=True, cutoff=3.0, templates=("{c}",)))
     of_red = [c for name, c in zip(stems(index, several.ids), several.chosen, strict=True) if name == "red"]
     assert all(sorted(chosen) == [0, 3] for chosen in of_red)
-
-
-def test_where_the_temperature_comes_from(coloured: Path) -> None:
-    model = ColourModel()
-    with open_index(coloured, model) as index:
-
-        def temperature(given: float | None = None) -> Temperature | None:
-            return index.classify(NAMES, LabelOptions(inv_tau=given)).temperature
-
-        assert temperature() == Temperature(100, "default")
-        model.model = torch.nn.Module()  # type: ignore[attr-defined]
-        model.model.logit_scale = torch.nn.Parameter(torch.tensor(math.log(50.0)))  # type: ignore[attr-defined]
-        assert temperature() == Temperature(pytest.approx(50.0), "weights")
-        model.objective_config = {"inv_tau": 30.0}
-        assert temperature() == Temperature(30.0, "objective")
-        assert temperature(7.0) == Temperature(7.0, "given")
 
 
 def clouds(n: int) -> tuple[np.ndarray, np.ndarray]:

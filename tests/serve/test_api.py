@@ -17,7 +17,7 @@ from PIL import Image
 from served_colours import COLOURS, ColourEncoder, build, draw
 from starlette.testclient import TestClient
 
-from cloob.models import fingerprint as fingerprints
+from cloob.models import load as fingerprints
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from cloob.serve.app import make_app

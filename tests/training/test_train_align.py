@@ -17,8 +17,8 @@ from train_helpers import exact
 
 from cloob.data.open import open_source
 from cloob.errors import InputError
-from cloob.models.aligned import AlignedEncoder
 from cloob.models.aligned.encoders import ImageEncoder, TowerText
+from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import create_model

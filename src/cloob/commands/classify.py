@@ -16,7 +16,7 @@ from cloob.commands.terminal import say
 from cloob.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from cloob.models.encoding import Encoder
+    from cloob.models.encoder import DualEncoder
     from cloob.search.classify import Head, LabelOptions, Labels
 
 _PAGE = 4096
@@ -129,7 +129,7 @@ def _head(options: Options, index: cloob.Index) -> Head:
     if options.examples is None:
         assert file is not None
         return load_head(file, asked.fingerprint)
-    model: str | Encoder | None = options.model
+    model: str | DualEncoder | None = options.model
     if is_there(options.source):
         model = index.encoder(asked, options.machine.device)  # its vectors have to be of these weights
         if file is None and "://" not in options.source:

@@ -21,7 +21,7 @@ from cloob.commands.terminal import Progress, say
 from cloob.errors import InputError, message, printable
 
 if TYPE_CHECKING:
-    from cloob.models.encoding import Encoder
+    from cloob.models.encoder import DualEncoder
     from cloob.search.build import Summary
     from cloob.search.records import Item, Precision
 
@@ -50,7 +50,7 @@ def check_source(source: str, model: str | None) -> None:
 
 @contextmanager
 def opened(
-    source: str | Path, model: str | Encoder | None, machine: DecodeOptions, precision: Precision | None = None
+    source: str | Path, model: str | DualEncoder | None, machine: DecodeOptions, precision: Precision | None = None
 ) -> Iterator[tuple[cloob.Index, int]]:
     """An index of a source, and how many of its pictures, folders and shards could not be read; some are named.
 

@@ -59,7 +59,7 @@ def _embed_rows(options: Options) -> int:
     import numpy as np
 
     from cloob.data.vectors import read_matrix
-    from cloob.models.aligned import VectorEncoder
+    from cloob.models.aligned.vectors import VectorEncoder
     from cloob.models.load import load_model
 
     encoder = load_model(options.source, options.machine.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -90,16 +89,15 @@ def run(options: Options) -> int:
                 if state.fault is not None:
                     print(f"{printable(state.path)}: {printable(state.fault)}")
         return 0
-    first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes have nothing to say
-    with _opened(options.out, first) as index:
+    with _opened(options.out) as index:
         address, failed = index.store.address, False
         if options.sources or not options.merge:
             try:
-                summary = _update(index, options, first)
+                summary = _update(index, options)
             except KeyboardInterrupt:
                 say(f"interrupted; {len(index):,} pictures are in {address}, the same command goes on")
                 return 130
-            failed = _report(summary, address) if first else False
+            failed = _report(summary, address)
         if options.merge is not None:
             with cloob.Index.open(options.merge) as other:
                 done = index.merge(other)
@@ -107,17 +105,16 @@ def run(options: Options) -> int:
                 print(f"{other.store.address}: {added}")
             if done.other:
                 say(f"{done.other:,} pictures are other ones here; they stay as they are")
-        if first:
-            models = "".join(f", {printable(model.name)}" for model in index.models)
-            print(f"{address}: {len(index):,} pictures{models}", flush=True)
-            if len(index) and models and not failed:
-                say_next(["search", address, "something red"], ["serve", address, "--open"])
+        models = "".join(f", {printable(model.name)}" for model in index.models)
+        print(f"{address}: {len(index):,} pictures{models}", flush=True)
+        if len(index) and models and not failed:
+            say_next(["search", address, "something red"], ["serve", address, "--open"])
     return 1 if failed else 0
 
 
 @contextlib.contextmanager
-def _opened(address: str, first: bool) -> Iterator[cloob.Index]:
-    """The index, made where it is missing; the first rank holds it, and removes one that nothing came into."""
+def _opened(address: str) -> Iterator[cloob.Index]:
+    """The index, made where it is missing, and held; one that nothing came into is removed."""
     from cloob.search.index import is_database, is_there
 
     if is_database(address):
@@ -125,17 +122,11 @@ def _opened(address: str, first: bool) -> Iterator[cloob.Index]:
             yield index
         return
     folder, new = Path(address), not is_there(address)
-    try:
-        opened = cloob.Index.create(address) if new else cloob.Index.open(address, writable=True)
-    except InputError:
-        if not new or not is_there(address):  # else another rank was faster
-            raise
-        opened = cloob.Index.open(address, writable=True)
+    opened = cloob.Index.create(address) if new else cloob.Index.open(address, writable=True)
     locks = require("filelock", "train")
     with opened as index, contextlib.ExitStack() as held:
         try:
-            if first:  # the system lets go of it when the process ends
-                held.enter_context(locks.FileLock(folder / f"{INDEX_FILE}.lock").acquire(0))
+            held.enter_context(locks.FileLock(folder / f"{INDEX_FILE}.lock").acquire(0))  # until the process ends
         except locks.Timeout:
             raise InputError(f"another `cloob index` is at work on {folder}; wait until it is done") from None
         except OSError:
@@ -149,7 +140,7 @@ def _opened(address: str, first: bool) -> Iterator[cloob.Index]:
             raise
 
 
-def _update(index: cloob.Index, options: Options, first: bool) -> Summary:
+def _update(index: cloob.Index, options: Options) -> Summary:
     from cloob.search.scan.open import ScanOptions
     from cloob.search.update import UpdateOptions
 
@@ -166,8 +157,7 @@ def _update(index: cloob.Index, options: Options, first: bool) -> Summary:
         remove_all=options.remove_all,
     )
     with Progress() as progress:
-        show = functools.partial(progress.update, "pictures") if first else None
-        return index.update(options.sources, settings, progress=show)
+        return index.update(options.sources, settings, progress=functools.partial(progress.update, "pictures"))
 
 
 def _report(summary: Summary, address: str) -> bool:

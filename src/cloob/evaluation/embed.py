@@ -22,10 +22,11 @@ from cloob.data.batch import BadSample, Skip, decoding
 from cloob.data.content import Reader as Reader
 from cloob.errors import InputError
 from cloob.machine import in_threads
-from cloob.models.encoding import Encoder as Encoder
-from cloob.models.encoding import evaluating as evaluating
+from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import evaluating as evaluating
 from cloob.pictures import decode
 
+Encoder = DualEncoder  # or any object with its preprocess, encode_image and encode_text
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) after each batch."""
 
@@ -147,7 +148,7 @@ def embed_texts(
     """(T, D) of texts; equal texts go through the tower once. InputError if an embedding is not finite."""
     if not texts:
         raise InputError(f"{encoder.name}: no texts to embed")
-    # Texts of similar length together: a batch costs what its longest text does (cloob.models.texts).
+    # Texts of similar length together: a batch costs what its longest text does (cloob.models.encoder).
     distinct = sorted(dict.fromkeys(texts), key=len)
     place = {text: i for i, text in enumerate(distinct)}
     parts = []

@@ -34,9 +34,9 @@ from cloob.evaluation.embed import (
 )
 from cloob.evaluation.measures.probe import Probe, ProbeOptions, fit_probe
 from cloob.evaluation.measures.zeroshot import class_embeddings
-from cloob.models.aligned import AlignedEncoder, FeatureMemory
-from cloob.models.fingerprint import fingerprint, package_versions
-from cloob.models.load import find_model_folder, load_model
+from cloob.models.aligned.encoders import FeatureMemory
+from cloob.models.aligned.model import AlignedEncoder
+from cloob.models.load import find_model_folder, fingerprint, load_model, package_versions
 from cloob.models.tokenizer import describe
 from cloob.objective.module import MEMBERS
 
@@ -166,7 +166,7 @@ class Embeddings:
         counts: dict[str, tuple[int, int]] = {}
         for memory in self._memories.values():
             taken, asked = counts.get(memory.kept, (0, 0))
-            counts[memory.kept] = taken + memory.taken, asked + len(memory.asked)
+            counts[memory.kept] = taken + len(memory.asked & memory.stored), asked + len(memory.asked)
         return {kept: found for kept, found in counts.items() if found[0]}
 
     def _remember(self, encoder: AlignedEncoder) -> None:
@@ -175,7 +175,7 @@ class Embeddings:
         for key, kept in zip(keys, ("images", "texts"), strict=True):
             if key not in self._memories:
                 files = [] if cache is None else cache.named("features", f"-{key}-")
-                self._memories[key] = FeatureMemory(files, kept, remember=len(self.models) > 1)
+                self._memories[key] = FeatureMemory(files, kept)
         encoder.memories = self._memories[keys[0]], self._memories[keys[1]]
 
     def _images(self, model: str, data: Labelled, tower: bool) -> ImageEmbeddings:

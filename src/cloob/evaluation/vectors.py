@@ -20,10 +20,8 @@ from cloob.evaluation.measures.retrieval import RECALLS
 from cloob.evaluation.suite import Hits, differences
 from cloob.functional import ranking
 from cloob.functional.bootstrap import bootstrap_interval, group_means
-from cloob.models.aligned import VectorEncoder
-from cloob.models.aligned.vectors import embed_pairs
-from cloob.models.fingerprint import fingerprint
-from cloob.models.load import load_model
+from cloob.models.aligned.vectors import VectorEncoder, embed_pairs
+from cloob.models.load import fingerprint, load_model
 
 _BETA = 8.0  # the paper's, for a model that retrieves nothing
 

@@ -14,8 +14,7 @@ from cloob.errors import InputError, require
 from cloob.export.exported import CARD_FILE
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
-from cloob.models.fingerprint import fingerprint
-from cloob.models.load import find_model_folder
+from cloob.models.load import find_model_folder, fingerprint
 from cloob.models.runs import EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines, run_of, split_checkpoint
 from cloob.models.untrusted import read_json
 from cloob.objective.module import MEMBERS

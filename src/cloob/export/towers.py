@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError
 from cloob.models.aligned.encoders import TextEncoder
 from cloob.models.aligned.model import AlignedTowers
-from cloob.models.encoder import DualEncoder
-from cloob.models.texts import causal_tower, encode_short
+from cloob.models.encoder import DualEncoder, causal_tower, encode_short
 
 TOLERANCE = 1e-4
 """The most that an entry of a unit row may be off; towers that are exported well are off by 1e-6."""

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from cloob.errors import require
 from cloob.export.exported import Exported, Unsupported, quiet
-from cloob.models.encoder import DualEncoder
-from cloob.models.encoding import evaluating
-from cloob.models.texts import causal_tower
+from cloob.models.encoder import DualEncoder, causal_tower, evaluating
 from cloob.models.tokenizer import ClipTokenizer, clip_rules
 from cloob.models.towers import translated
 from cloob.models.weights.containers import write_safetensors

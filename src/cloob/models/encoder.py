@@ -5,25 +5,33 @@ Shapes: n items, (H, W) = (image_size, image_size), L = context_length, D = embe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
+from cloob.data.content import add_part
 from cloob.errors import InputError
 from cloob.models.importing import translated
 from cloob.models.pixels import EvalTransform, open_image
-from cloob.models.texts import alone, causal_tower, encode_short, trimmed
 from cloob.models.tokenizer import ClipTokenizer, is_open_clips
 from cloob.objective import ContrastiveObjective
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_SWAPPING = threading.Lock()
+_STEP = 8
+"""Lengths of trimmed texts are multiples of this, so that a run meets few shapes and the kernels even ones."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ class DualEncoder(nn.Module):
 
     @property
     def trims_texts(self) -> bool:
-        """Whether tokens may come without the padding that all rows of a batch share, see ``cloob.models.texts``."""
+        """Whether tokens may come without the padding that all rows of a batch share, see :func:`trimmed`."""
         return self._causal_tower is not None
 
     def set_channels_last(self, enabled: bool) -> None:
@@ -221,7 +229,7 @@ class DualEncoder(nn.Module):
         self._check_tokens(tokens)
         if self._causal_tower is None:
             return _unit_rows(self.model.encode_text(tokens))
-        with alone():
+        with _alone():
             if tokens.shape[1] < self.context_length:
                 return _unit_rows(encode_short(self.model, self._causal_tower, tokens))
             return _unit_rows(self.model.encode_text(tokens))
@@ -256,3 +264,100 @@ def sigmoid_objective(model: Any) -> dict[str, Any]:
         return {}
     inv_tau, bias = float(model.logit_scale.detach().exp()), float(model.logit_bias.detach())
     return ContrastiveObjective.siglip(inv_tau=inv_tau, bias=bias).config()
+
+
+def causal_tower(model: nn.Module, context_length: int) -> str | None:
+    """The name of the module in an open_clip model that holds the text tower's positions and mask.
+
+    ``""`` for the model itself, ``"text"`` for its text tower; None where padding may have a part in the result: for
+    towers without a causal mask, with a class token, or with another pooling than by the token of highest number.
+    """
+    text = getattr(model, "text", None)
+    tower: Any = text if isinstance(text, nn.Module) else model
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    mask: Any = getattr(tower, "attn_mask", None)
+    positions: Any = getattr(tower, "positional_embedding", None)
+    known = isinstance(mask, Tensor) and isinstance(positions, nn.Parameter) and pool == "argmax"
+    if not known or getattr(tower, "cls_emb", None) is not None or len(positions) != context_length:
+        return None
+    causal = torch.full((context_length, context_length), -torch.inf).triu(1).to(mask)
+    return ("" if tower is model else "text") if torch.equal(mask, causal) else None
+
+
+def trimmed(tokens: Tensor) -> Tensor:
+    """(n, L) tokens on the CPU without the columns that are padding in every row, up to a multiple of 8.
+
+    Where attention is causal and the embedding is the end token's, nothing after it has a part in the result, and a
+    caption is much shorter than the context length.
+    """
+    longest = int(tokens.argmax(1).max()) + 1 if len(tokens) else 1
+    length = -(-longest // _STEP) * _STEP
+    return tokens if length >= tokens.shape[1] else tokens[:, :length].contiguous()
+
+
+class TrimmedTokenizer:
+    """A tokenizer whose batches come without the padding that all their rows share; goes to a loader's workers."""
+
+    def __init__(self, tokenizer: Callable[[list[str]], Tensor]) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return trimmed(self._tokenizer(list(texts)))
+
+
+def _alone() -> AbstractContextManager[Any]:
+    """The lock for a causal tower's positions, which ``encode_short`` replaces: threads may share a model."""
+    return nullcontext() if torch.compiler.is_compiling() else _SWAPPING
+
+
+class _Text(nn.Module):
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.model.encode_text(tokens)
+        return features
+
+
+def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False) -> Tensor:
+    """``model.encode_text`` with as many positions as the tokens have; differentiable; to be called with ``_alone``.
+
+    ``new_mask`` makes the mask anew instead of cutting it out: torch.export, which follows the length as a variable,
+    would ask whether what is cut out is all of it.
+    """
+    holder, length = model.get_submodule(tower), tokens.shape[1]
+    prefix = ".".join(filter(None, ("model", tower)))
+    if new_mask:
+        mask = torch.full_like(holder.attn_mask[0, 0], -torch.inf).expand(length, length).triu(1)
+    else:
+        mask = holder.attn_mask[:length, :length]
+    positions = holder.positional_embedding[:length]
+    shorter = {f"{prefix}.positional_embedding": positions, f"{prefix}.attn_mask": mask}
+    features: Tensor = functional_call(_Text(model), shorter, (tokens,))
+    return features
+
+
+@contextmanager
+def evaluating(encoder: object) -> Iterator[None]:
+    modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def digest(module: nn.Module, *facts: Any) -> str:
+    """A digest of a module's parameters and buffers and of JSON-able facts: 32 hex digits, the same on all machines."""
+    state = hashlib.blake2b(digest_size=16)
+    for fact in facts:
+        add_part(state, json.dumps(fact, sort_keys=True, default=str).encode())
+    for name, value in module.state_dict().items():
+        add_part(state, f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(memoryview(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return str(state.hexdigest())

@@ -50,7 +50,10 @@ def save_model(
     elif encoder.config.kind == "vectors":
         files = vector_files(encoder)
     else:
-        state = _stored_state(encoder.state_dict() if weights is None else weights, objective)
+        weights = encoder.state_dict() if weights is None else weights
+        state = {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
+        if "inv_tau" in objective:
+            state["logit_scale"] = torch.full_like(state["logit_scale"].cpu(), math.log(objective["inv_tau"]))
         files = _towers_files(encoder, state, objective)
     for name, content in files.items():
         if isinstance(content, bytes):
@@ -61,21 +64,6 @@ def save_model(
     if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     flush(folder)
-
-
-def _stored_state(weights: Mapping[str, Tensor], objective: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The towers' weights as they are stored: copies only of what shares memory or is in channels_last."""
-    state: dict[str, Tensor] = {}
-    shared: set[int] = set()
-    for key, value in weights.items():
-        if key.startswith("model."):
-            tensor = value.detach().cpu().contiguous()
-            storage = tensor.untyped_storage().data_ptr()
-            state[key.removeprefix("model.")] = tensor.clone() if storage in shared else tensor
-            shared.add(storage)
-    if "inv_tau" in objective:
-        state["logit_scale"] = torch.full_like(state["logit_scale"], math.log(objective["inv_tau"]))
-    return state
 
 
 def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]) -> Files:

@@ -98,7 +98,6 @@ def read_objective(folder: Path) -> dict[str, Any]:
 
 
 def check_objective(settings: Any, where: str) -> dict[str, Any]:
-    """An objective's settings as a file holds them; InputError if they are damaged."""
     for key, value in settings.items():
         number = type(value) in (int, float) and math.isfinite(value)
         if key in ("inv_tau", "beta", "bias") and not (number and (value > 0 or key == "bias")):

@@ -56,8 +56,7 @@ class Tokenizer(ABC):
         return tensor
 
     @abstractmethod
-    def ids(self, texts: Sequence[str]) -> Tokens:
-        """As ``__call__``, without torch."""
+    def ids(self, texts: Sequence[str]) -> Tokens: ...
 
 
 class ClipTokenizer(Tokenizer):

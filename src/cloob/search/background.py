@@ -34,7 +34,6 @@ Vectors = npt.NDArray[np.float32]
 
 
 def background_texts() -> tuple[str, ...]:
-    """B unrelated texts, the same for all models."""
     return tuple(Path(__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines())
 
 
@@ -79,8 +78,3 @@ def margins(scores: Vectors, pictures: Vectors, others: Vectors) -> Vectors:
     reached = pictures @ others.T
     mean, deviation = reached.mean(1), np.maximum(reached.std(1), _MIN_DEVIATION)
     return np.asarray(((scores.T - mean) / deviation).T, np.float32)
-
-
-def default_cutoff(query: Query) -> float:
-    """The cutoff of a query."""
-    return CUTOFF if any(term.kind == "words" for term in query.terms) else PICTURE_CUTOFF

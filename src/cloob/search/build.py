@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cloob.data.batch import BadSample
 from cloob.data.sources.arrow import NO_PICTURE
-from cloob.models.encoding import Encoder, evaluating
+from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable
 from cloob.search.records import FileState, IndexedModel, Item, Value, valid
 from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut, ReadFailed
@@ -35,8 +35,6 @@ _DATE = re.compile(r"(\d{4})(?:-(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)(?:[T ](\d\d:\d
 
 @dataclass
 class Summary:
-    """What an update did."""
-
     added: int = 0  # new pictures, renamed ones included
     changed: int = 0  # pictures whose file holds something else now
     described: int = 0  # files of the same bytes with another time, caption or columns
@@ -51,12 +49,10 @@ class Summary:
 
     @property
     def faults(self) -> Counter[str]:
-        """Files that cannot be read, by reason."""
         return Counter(self.unreadable.counts)
 
     @property
     def unread(self) -> int:
-        """Folders and shards that could not be read completely."""
         return sum(self.left_out.counts.get(reason, 0) for reason in _UNREAD)
 
     def add_fault(self, fault: str, path: str) -> None:
@@ -64,7 +60,6 @@ class Summary:
         self.unreadable.add(fault if fault.startswith("no decoder") else re.split(r" \(|:", fault)[0], path)
 
     def add(self, other: Summary) -> None:
-        """Adds what another source or rank did."""
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for mine, theirs in ((self.unreadable, other.unreadable), (self.left_out, other.left_out)):
@@ -76,8 +71,6 @@ class Summary:
 
 @dataclass(frozen=True)
 class Work:
-    """A picture that has to be opened."""
-
     found: Found
     state: FileState | None  # what the index knows of the file
     collection: Collection
@@ -85,8 +78,6 @@ class Work:
 
 @dataclass
 class Plan:
-    """What one source needs, and what is known without opening a file."""
-
     collection: Collection
     work: list[Work]
     gone: list[FileState]  # known files that the source does not have any more
@@ -150,8 +141,6 @@ def _refuse_losses(plan: Plan, pictures: Sequence[FileState], in_containers: set
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture that was opened."""
-
     work: Work
     item: Item | None  # None if the file cannot be read
     pixels: Tensor | None = None  # None if the vector is known
@@ -161,7 +150,6 @@ class Prepared:
 
     @property
     def content(self) -> str:
-        """The hash of the file; empty if it cannot be read."""
         return "" if self.item is None else self.item.content
 
     def change(self, model: str) -> Literal["added", "changed", "completed", "described"]:
@@ -182,11 +170,11 @@ class Builder:
     """
 
     def __init__(
-        self, store: Store, model: IndexedModel, encoder: Callable[[], Encoder], batch_size: int, max_pixels: int | None
+        self, store: Store, model: IndexedModel, encoder: Callable[[], DualEncoder], batch_size: int, most: int | None
     ) -> None:
         self.summary = Summary()
         self._store, self._model, self._encoder = store, model.name, encoder
-        self._in_bf16, self._batch_size, self._max_pixels = model.precision == "bf16", batch_size, max_pixels
+        self._in_bf16, self._batch_size, self._max_pixels = model.precision == "bf16", batch_size, most
         self._waiting: list[Prepared] = []
         self._may_decode = threading.Event()
         self._may_decode.set()
@@ -207,7 +195,6 @@ class Builder:
             return Prepared(work, None, fault=fault, transient=isinstance(bad, ReadFailed))
 
     def add(self, prepared: Prepared) -> None:
-        """Keeps a picture for the next batch."""
         path = prepared.work.found.path
         stated = None if prepared.item is None else prepared.item.columns.get("date")
         if stated not in (None, "") and _iso_date(stated) is None:
@@ -252,7 +239,6 @@ class Builder:
                 self._write_fault(each)
 
     def _known_rows(self, model: str, contents: Sequence[str]) -> dict[str, Vectors]:
-        """By content the vectors of a model that the index has."""
         holders = self._store.find(list(set(contents))) if contents else {}
         by_id = {id_: content for content, ids in holders.items() for id_ in ids}
         rows = zip(by_id.values(), self._store.vectors(model, list(by_id)) if by_id else [], strict=True)
@@ -278,16 +264,6 @@ class Builder:
         if not stays and state != known:
             self._store.write_faults(prepared.work.collection.name, [state])
         self.summary.add_fault(fault, found.path)
-
-
-def remove_gone(store: Store, plan: Plan) -> int:
-    """Removes what a source does not have any more; returns how many pictures."""
-    ids = [state.id for state in plan.gone if state.id is not None]
-    if ids:
-        store.remove(ids)
-    if faulty := [state.path for state in plan.gone if state.id is None]:
-        store.clear_faults(plan.collection.name, faulty)
-    return len(ids)
 
 
 def _item(work: Work, encoded: Encoded, data: bytes) -> Item:

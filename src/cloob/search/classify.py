@@ -33,7 +33,7 @@ from cloob.search.query import TorchEmbedder
 from cloob.search.store import Ids, Vectors
 
 if TYPE_CHECKING:
-    from cloob.models.encoding import Encoder
+    from cloob.models.encoder import DualEncoder
     from cloob.search.index import Index
 
 TEMPLATES = ("a photo of a {c}.", "{c}")  # prompts of a label when no templates are given
@@ -62,8 +62,6 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of some pictures."""
-
     names: tuple[str, ...]  # C labels
     ids: Ids  # (n,)
     probabilities: Vectors  # (n, C); rows add up to 1
@@ -82,8 +80,6 @@ class Labels:
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """How labels are given."""
-
     templates: tuple[str, ...] = TEMPLATES  # prompts with {c} in the place of the label
     multi: bool = False  # each label that fits, any number; else the best one
     none: bool = False  # the best label may not fit either
@@ -93,8 +89,6 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier on a model's rows."""
-
     names: Sequence[str]  # C labels
     weight: Vectors  # (C, D + 1) float32; the last column is the bias
     strength: float  # scikit-learn's C
@@ -122,7 +116,6 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
 
 
 def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Labels:
-    """See :meth:`cloob.search.index.Index.classify`."""
     names = check_labels(labels, options)
     ids, rows = _all_rows(view, len(names))
     encoder = view.index.encoder(view.model)
@@ -133,7 +126,6 @@ def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Lab
 
 
 def label_by_head(index: Index, head: Head, *, where: Where = None) -> Labels:
-    """The label of each picture that matches, by a head."""
     ids, rows = _all_rows(index.view(where), len(head.names))
     probabilities = _softmax(rows @ head.weight[:, :-1].T + head.weight[:, -1])
     return _choose(Labels(tuple(head.names), ids, probabilities, None, ()), LabelOptions())
@@ -149,7 +141,7 @@ def _all_rows(view: View, n_labels: int = 1) -> tuple[Ids, Vectors]:
     return np.concatenate([ids for ids, _ in blocks]), np.concatenate([rows for _, rows in blocks])
 
 
-def _label_rows(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
+def _label_rows(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
     prompts = [template.replace("{c}", name) for name in names for template in templates]
     rows = TorchEmbedder(encoder).texts(prompts)
@@ -158,7 +150,6 @@ def _label_rows(encoder: Encoder, names: Sequence[str], templates: Sequence[str]
 
 
 def _choose(labels: Labels, options: LabelOptions) -> Labels:
-    """Chooses the labels of each picture by its probabilities and margins."""
     order = np.argsort(-labels.probabilities, axis=1, kind="stable")
     taken = (order if options.multi else order[:, :1]).tolist()
     if labels.margins is not None:
@@ -168,7 +159,6 @@ def _choose(labels: Labels, options: LabelOptions) -> Labels:
 
 
 def _softmax(logits: npt.NDArray[np.floating]) -> Vectors:
-    """(n, C) probabilities, float32."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return np.asarray(shifted / shifted.sum(1, keepdims=True), np.float32)
 
@@ -232,13 +222,11 @@ def head_of(index: Index, folder: Path) -> tuple[Head, float]:
 
 
 def save_head(path: Path, head: Head) -> None:
-    """Writes a head; whole or not at all."""
     facts = {name: value for name, value in asdict(head).items() if name != "weight"} | {"format": _FORMAT}
     write_whole(path, require("safetensors.numpy", "train").save({"weight": head.weight}, {"head": json.dumps(facts)}))
 
 
 def is_head(path: Path) -> bool:
-    """Whether a file is what :func:`save_head` writes."""
     try:
         return bool(_read_head(path)[0]["format"] == _FORMAT)
     except Exception:  # whatever another file makes the readers raise
@@ -246,7 +234,6 @@ def is_head(path: Path) -> bool:
 
 
 def load_head(path: Path, fingerprint: str) -> Head:
-    """Reads a head that fits a model."""
     facts, weight = _read_head(path) if is_head(path) else ({}, None)
     if weight is None or facts["fingerprint"] != fingerprint:
         raise InputError(f"{path}: no such head for this model (or damaged); --examples DIR makes one")

@@ -25,8 +25,6 @@ MEMORY = 100_000  # pictures of a memory at most: the nearest ones of a larger c
 
 @dataclass(frozen=True)
 class Associated:
-    """A picture that takes part in what is retrieved."""
-
     item: Item
     weight: float  # of the softmax; over the memory they add up to 1
     score: float  # cosine with the query
@@ -34,8 +32,6 @@ class Associated:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What a query retrieves."""
-
     beta: float
     memory: int  # M, the number of stored patterns
     collection: int  # pictures that match; more than M if only the nearest were taken
@@ -47,7 +43,6 @@ class Retrieved:
 
 
 def explain(view: View, query: AnyQuery, beta: float | None, top: int, row: Vector | None) -> Retrieved:
-    """See :meth:`cloob.search.index.Index.explain`."""
     if beta is not None and not 0 < beta < 1e6:
         raise InputError(f"β is {beta:g}; above 0 (an average) and below 1,000,000 (the nearest) is wanted")
     row = view.row(query, row)

@@ -40,11 +40,11 @@ class View:
 
     def vectors(self, ids: Sequence[int] | Ids) -> Vectors:
         """(n, D) in the order asked for; rows of NaN where there is no vector."""
-        return self.index.store.vectors(self.model.name, [int(id_) for id_ in ids])
+        return self.index.store.vectors(self.model.name, ids)
 
     def items(self, ids: Sequence[int] | Ids) -> dict[int, Item]:
         """Items by id, in the order asked for; others were removed meanwhile."""
-        return {item.id: item for item in self.index.store.items([int(id_) for id_ in ids])}
+        return {item.id: item for item in self.index.store.items(ids)}
 
     def blocks(self) -> Iterator[tuple[Ids, Vectors]]:
         """Ids and vectors of all pictures that have one, some thousands at a time."""
@@ -55,7 +55,6 @@ class View:
                 yield np.array(ids)[known], rows[known]
 
     def why_none(self) -> str:
-        """Why there is no picture to choose from."""
         store = self.index.store
         if not store.count():
             return "the index is empty"
@@ -67,10 +66,6 @@ class View:
         """Raises InputError where no picture was found to work on."""
         if not found:
             raise InputError(f"no picture: {self.why_none()}")
-
-    def check_model(self) -> None:
-        """Raises InputError where the model's name stands for other weights by now: the store goes by name."""
-        self.index.model(self.model)
 
     def row(self, query: AnyQuery, known: Vector | None = None) -> Vector:
         """The unit row (D,) of a query; ``known`` if that is known."""
@@ -91,7 +86,6 @@ class View:
         return row
 
     def text_rows(self) -> Vectors:
-        """(B, D) of the background's texts."""
         return background.background_rows(lambda: self.index.embedder(self.model), self.model.fingerprint)
 
     def unrelated_rows(self, query: Query) -> Vectors | None:
@@ -113,7 +107,6 @@ class View:
 
 
 def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None) -> Results:
-    """See :meth:`cloob.search.index.Index.search`."""
     row = view.row(query, row)
     own: list[object] = []
     others = least = None
@@ -121,7 +114,9 @@ def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Ve
         query = Query.of(query)
         own = [term.what for term in query.terms if term.kind == "item"]
         others = view.unrelated_rows(query)
-        least = background.default_cutoff(query) if cutoff == "auto" else cutoff
+        words = any(term.kind == "words" for term in query.terms)
+        default = background.CUTOFF if words else background.PICTURE_CUTOFF
+        least = default if cutoff == "auto" else cutoff
     looked = top if others is None or least is None else max(top, LOOKED_AT)
     near = view.index.store.nearest(view.model.name, row, looked + len(own), view.where)
     places = [place for place, id_ in enumerate(near.ids.tolist()) if id_ not in own][:looked]
@@ -129,7 +124,7 @@ def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Ve
     margins: list[float | None] = [None] * len(ids)
     if others is not None and len(ids):
         margins = background.margins(scores, view.vectors(ids), others).tolist()
-    view.check_model()
+    view.index.model(view.model)  # refused where its name stands for other weights by now
     kept = [place for place, margin in enumerate(margins) if least is None or margin is None or margin >= least]
     cut = min(top, len(ids)) - sum(place < top for place in kept)
     items = view.items(ids[kept[:top]])
@@ -139,7 +134,6 @@ def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Ve
 
 
 def duplicates(view: View, threshold: float, *, exact: bool) -> list[tuple[Hit, ...]]:
-    """See :meth:`cloob.search.index.Index.duplicates`."""
     items = (item for ids in view.index.store.pages(view.where) for item in view.index.store.items(ids))
     facts = ((-item.width * item.height, -item.bytes, item.date or "~", item.id, item.content) for item in items)
     copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each
@@ -149,7 +143,7 @@ def duplicates(view: View, threshold: float, *, exact: bool) -> list[tuple[Hit, 
     alike = [[(place, 1.0)] for place in range(len(classes))]
     if not exact:
         alike = _look_alikes(view.vectors([ids[0] for ids in classes]), threshold)
-        view.check_model()
+        view.index.model(view.model)  # refused where its name stands for other weights by now
     scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
     scores = [group for group in scores if len(group) > 1]
     found = view.items([id_ for group in scores for id_ in group])

@@ -22,21 +22,19 @@ from cloob.search.trust import absolute, load_named, remember
 from cloob.search.where import parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
-    from cloob.models.encoding import Encoder
+    from cloob.models.encoder import DualEncoder
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.explain import Retrieved
-    from cloob.search.merge import Merged
-    from cloob.search.plane import Method
+    from cloob.search.export import Method
     from cloob.search.scan.open import Pictures
-    from cloob.search.update import UpdateOptions
+    from cloob.search.update import Merged, UpdateOptions
 
 T = TypeVar("T")
 _MEMOIZED = 64
 
 
 def is_database(address: str | Path) -> bool:
-    """Whether an address is one of a PostgreSQL server."""
     return str(address).startswith(("postgresql://", "postgres://"))
 
 
@@ -80,7 +78,7 @@ class Index:
         """Wraps a store; see :meth:`open` and :meth:`create`."""
         self.store = store
         self._default = None if model is None else self._typed(model)
-        self._encoders: dict[str, Encoder] = {}  # by fingerprint, as a name may come to stand for other weights
+        self._encoders: dict[str, DualEncoder] = {}  # by fingerprint, as a name may come to stand for other weights
         self._embedders: dict[str, Embedder] = {}  # likewise
         self._loading = threading.RLock()
         self._memoized: dict[Hashable, Any] = {}
@@ -168,16 +166,16 @@ class Index:
         condition = parse(where, self.columns()) if isinstance(where, str) else where
         return View(self, self.model(model), condition)
 
-    def use(self, name: str, encoder: Encoder) -> None:
+    def use(self, name: str, encoder: DualEncoder) -> None:
         """Hands in a loaded model for :meth:`encoder`."""
-        from cloob.models.fingerprint import fingerprint  # torch
+        from cloob.models.load import fingerprint  # torch
 
         model = self.model(name)
         with self._loading:
             self._encoders[model.fingerprint] = self._checked(model, encoder, fingerprint(encoder))
             self._embedders.pop(model.fingerprint, None)
 
-    def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Encoder:
+    def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> DualEncoder:
         """A model of the index, loaded once, and again if its name stands for other weights by now."""
         return self._loaded(self._encoders, name, lambda model: self._checked(model, *load_named(model.spec, device)))
 
@@ -309,13 +307,13 @@ class Index:
         ``"pca"``: the two directions of largest variance. ``"tsne"``: neighbours stay neighbours, distances between
         groups mean nothing.
         """
-        from cloob.search.plane import map_of  # scikit-learn
+        from cloob.search.export import map_of  # scikit-learn
 
         return map_of(self.view(where, model), sample, method)
 
     def merge(self, other: Index) -> Merged:
         """Adds what another index has: items, and vectors of other models."""
-        from cloob.search.merge import merge  # torch
+        from cloob.search.update import merge  # torch
 
         return merge(self.store, other.store)
 
@@ -333,8 +331,6 @@ class Index:
         progress: Callable[[int, int], None] | None = None,
     ) -> Summary:
         """Adds what sources have, and removes what they do not have any more.
-
-        Under ``torchrun`` each rank takes its part, and all ranks return the same summary.
 
         Args:
             sources: Folders of pictures, tables, shards, data sets; none: all that the index knows.

@@ -33,8 +33,6 @@ _FEW_PART = 20  # or one in so many
 
 
 class Rows(NamedTuple):
-    """Rows to search."""
-
     ids: Ids  # (n,) ascending
     rows: Vectors  # (n, D)
     live: npt.NDArray[np.bool_]  # (n,): the others have gone or changed
@@ -157,14 +155,12 @@ class Matrix:
 
 
 def decode(cells: Sequence[bytes], dim: int, database: Path) -> Vectors:
-    """(n, D) of cells of the database."""
     if any(len(cell) != 4 * dim for cell in cells):
         raise InputError(f"{database}: is damaged (a vector is not of width {dim}); make it anew with `cloob index`")
     return np.frombuffer(b"".join(cells), "<f4").reshape(-1, dim)
 
 
 def _among(ids: Ids, allowed: Ids) -> npt.NDArray[np.bool_]:
-    """Which of ascending ids are among other ascending ones."""
     places = np.searchsorted(allowed, ids)
     found = places < len(allowed)
     found[found] = allowed[places[found]] == ids[found]

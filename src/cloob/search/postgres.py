@@ -118,7 +118,6 @@ class PostgresStore(Store):
         return self._counts[key]
 
     def _has_hnsw(self, model: int) -> bool:
-        """Whether there is an HNSW index that is whole."""
         statement = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(?) AND indisvalid"
         return bool(self._rows(statement, (_hnsw(model),)))
 
@@ -183,7 +182,6 @@ class PostgresStore(Store):
         return self._open
 
     def _make(self) -> None:
-        """Makes the tables where they are missing."""
         with self._one_line(), self._connected().transaction():
             self._rows("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
             if self._rows("SELECT to_regclass('cloob_index')") != [(None,)]:
@@ -208,7 +206,6 @@ def _user(password: re.Match[str]) -> str:
 
 
 def _composed(statement: str) -> Any:
-    """A statement of this package as psycopg wants it."""
     return statement.replace("?", "%s")
 
 

@@ -18,7 +18,7 @@ from cloob.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cloob.models.encoding import Encoder
+    from cloob.models.encoder import DualEncoder
     from cloob.models.onnx.plain import PlainEncoder
 
 Vector = npt.NDArray[np.float32]
@@ -74,7 +74,7 @@ class Query:
 class TorchEmbedder:
     """Words and upright pictures to (n, D) unit rows by a loaded model."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: DualEncoder) -> None:
         self._encoder = encoder
 
     def texts(self, texts: Sequence[str]) -> Vector:
@@ -87,7 +87,7 @@ class TorchEmbedder:
         return self._rows(lambda: self._encoder.encode_image(pixels.to(getattr(self._encoder, "device", "cpu"))))
 
     def _rows(self, encode: Callable[[], Any]) -> Vector:
-        from cloob.models.encoding import evaluating  # torch
+        from cloob.models.encoder import evaluating  # torch
 
         with evaluating(self._encoder):
             rows: Vector = encode().float().cpu().numpy()
@@ -110,7 +110,6 @@ def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Cal
 
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
-    """The unit row (D,) of a query from its terms' weights and rows."""
     total = np.sum([weight * row.astype(np.float64) for weight, row in zip(weights, rows, strict=True)], axis=0)
     length = float(np.linalg.norm(total))
     if not _MIN_LENGTH * max(map(abs, weights), default=0) < length < np.inf:
@@ -119,25 +118,15 @@ def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
 
 
 def _picture(term: Term) -> Image:
-    from cloob.pictures import Unreadable, decode, read_file, upright  # Pillow
+    from cloob.models.pixels import open_image
 
-    name = "the picture" if term.kind == "image" else str(term.what)
-    try:
-        if term.kind == "image":
-            return upright(term.what)  # type: ignore[arg-type]
-        return decode(read_file(name) if term.kind == "picture" else _fetched(name))
-    except (Unreadable, OSError) as error:
-        said = f"{error.reason} ({error.detail})" if isinstance(error, Unreadable) else error.strerror
-        raise InputError(f"{name}: {said}") from None
-
-
-def _fetched(address: str) -> bytes:
+    if term.kind != "address":
+        return open_image(term.what)  # type: ignore[arg-type]
     from cloob.data.shards.remote import fetch  # fsspec; it follows redirections to http and https alone
-    from cloob.pictures import read_file
 
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
-        fetch(address, Path(folder) / "picture")
-        return read_file(Path(folder) / "picture")
+        fetch(str(term.what), Path(folder) / "picture")
+        return open_image(Path(folder) / "picture", str(term.what))
 
 
 def _read_term(word: str) -> Term:

@@ -23,8 +23,6 @@ def valid(text: str) -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of an index."""
-
     id: int  # positive; belongs to a source and a path for as long as the index has them
     source: str  # the SRC that it came from
     path: str  # of the file; of a picture inside a container CONTAINER::MEMBER
@@ -40,8 +38,6 @@ class Item:
 
 @dataclass(frozen=True)
 class IndexedModel:
-    """A model whose vectors an index holds."""
-
     name: str  # what the index calls it
     spec: str  # what `cloob.load_model` takes
     fingerprint: str  # of its weights and preprocessing, hex, and +bf16: vectors of two fingerprints never mix
@@ -54,7 +50,6 @@ class IndexedModel:
 
     @property
     def precision(self) -> Precision:
-        """In which its image tower made the vectors."""
         return "bf16" if self.fingerprint.endswith("+bf16") else "fp32"
 
     def changed(self, address: str) -> InputError:
@@ -81,8 +76,6 @@ class FileState:
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of a search."""
-
     item: Item
     score: float  # cosine with the query, in [-1, 1]
     margin: float | None = None  # above what unrelated queries reach, in standard deviations of theirs
@@ -90,8 +83,6 @@ class Hit:
 
 @dataclass(frozen=True)
 class Results:
-    """What a search found, best first."""
-
     hits: tuple[Hit, ...]  # at most as many as were asked for, those above the cutoff
     searched: int  # pictures that were compared: those that the filter lets through
     cut: int  # of the nearest, as many as were asked for, those that the cutoff left out

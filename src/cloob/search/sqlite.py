@@ -81,7 +81,6 @@ class SqliteStore(Store):
             self._matrices.clear()
 
     def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
-        """As of any store; exact."""
         number, dim = self._model(model)
         allowed = None if where is None else self.ids(where)
         with self._lock, _one_line(self._path):
@@ -194,7 +193,6 @@ def _check_beside(path: Path) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuses what is not exactly an index of this version."""
     (application,), (version,) = (
         connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
     )
@@ -207,5 +205,4 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _objects(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
-    """Kind, name and SQL of everything that a database defines."""
     return set(connection.execute("SELECT type, name, coalesce(sql, '') FROM sqlite_schema"))

@@ -80,8 +80,7 @@ class Store(ABC):
     def close(self) -> None: ...
 
     @abstractmethod
-    def optimise(self) -> None:
-        """After an update: whatever makes searches fast."""
+    def optimise(self) -> None: ...
 
     @abstractmethod
     def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
@@ -99,8 +98,7 @@ class Store(ABC):
         """All of it or nothing; one writer at a time."""
 
     @abstractmethod
-    def _listed(self, values: list[Any]) -> Any:
-        """The one parameter of ``_among``."""
+    def _listed(self, values: list[Any]) -> Any: ...
 
     @abstractmethod
     def _encode(self, vector: Vectors) -> Any: ...
@@ -109,8 +107,7 @@ class Store(ABC):
     def _decode(self, cell: Any, dim: int) -> Vectors: ...
 
     @abstractmethod
-    def _drop_searches(self, model: int) -> None:
-        """Removes what was made for the searches of a model."""
+    def _drop_searches(self, model: int) -> None: ...
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -126,7 +123,6 @@ class Store(ABC):
         return int(self._rows("SELECT max(revision) FROM cloob_revisions")[0][0])
 
     def models(self) -> tuple[IndexedModel, ...]:
-        """All models, in the order in which they came."""
         rows = self._rows("SELECT name, spec, fingerprint, dim FROM cloob_models ORDER BY id")
         return tuple(IndexedModel(*row) for row in rows)
 
@@ -147,7 +143,6 @@ class Store(ABC):
             self._drop_searches(number)
 
     def states(self, source: str) -> Iterator[FileState]:
-        """What is known of a source's files."""
         found = groupby(self._rows(_STATES, (source,)), itemgetter(0, 1, 2, 3, 4))
         for (id_, path, size, mtime, content), rows in found:
             yield FileState(id_, path, size, mtime, content, None, tuple(row[5] for row in rows if row[5] is not None))
@@ -176,9 +171,9 @@ class Store(ABC):
             self._many("DELETE FROM cloob_faults WHERE source = ? AND path = ?", [row[:2] for row in rows])
 
     def remove(self, ids: Sequence[int]) -> None:
-        """Removes items with their vectors."""
-        with self._writing():
-            self._rows(f"DELETE FROM cloob_items WHERE id {self._among}", (self._listed(list(map(int, ids))),))
+        if ids:
+            with self._writing():
+                self._rows(f"DELETE FROM cloob_items WHERE id {self._among}", (self._listed(list(map(int, ids))),))
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
@@ -189,11 +184,11 @@ class Store(ABC):
 
     def clear_faults(self, source: str, paths: Sequence[str]) -> None:
         """Forgets files that could not be read: they are gone."""
-        with self._writing():
-            self._many("DELETE FROM cloob_faults WHERE source = ? AND path = ?", [(source, path) for path in paths])
+        if paths:
+            with self._writing():
+                self._many("DELETE FROM cloob_faults WHERE source = ? AND path = ?", [(source, path) for path in paths])
 
     def sources(self) -> tuple[str, ...]:
-        """All sources that there are items or faults of, sorted."""
         rows = self._rows("SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults")
         return tuple(sorted(row[0] for row in rows))
 
@@ -215,7 +210,6 @@ class Store(ABC):
         return {name: "mixed" if len(some) > 1 else (some or ["number"])[0] for name, some in known.items()}
 
     def find(self, contents: Sequence[str]) -> dict[str, list[int]]:
-        """Ids of the items that have these SHA-256, ascending; a content that no item has is left out."""
         ids: dict[str, list[int]] = {}
         statement = f"SELECT content, id FROM cloob_items WHERE content {self._among} ORDER BY id"
         for content, id_ in self._rows(statement, (self._listed(list(contents)),)):
@@ -223,7 +217,6 @@ class Store(ABC):
         return ids
 
     def count(self, where: Filter | None = None) -> int:
-        """How many items there are, or match."""
         condition, values = self._condition(where)
         return int(self._rows(f"SELECT count(*) FROM cloob_items WHERE {condition}", values)[0][0])
 
@@ -248,14 +241,14 @@ class Store(ABC):
         rows = self._rows("SELECT id FROM cloob_items ORDER BY content LIMIT ?", (most,))
         return np.array(sorted(row[0] for row in rows), np.int64)
 
-    def items(self, ids: Sequence[int]) -> list[Item]:
+    def items(self, ids: Sequence[int] | Ids) -> list[Item]:
         """Items in the order asked for; ids that are not there are left out."""
         wanted = list(map(int, ids))
         statement = f"SELECT id, {', '.join(_FIELDS)} FROM cloob_items WHERE id {self._among}"
         items = {row[0]: _item(row) for row in self._rows(statement, (self._listed(wanted),))}
         return [items[id_] for id_ in wanted if id_ in items]
 
-    def vectors(self, model: str, ids: Sequence[int]) -> Vectors:
+    def vectors(self, model: str, ids: Sequence[int] | Ids) -> Vectors:
         """(n, D) in the order asked for; rows of NaN where there is no vector."""
         number, dim = self._model(model)
         result = np.full((len(ids), dim), np.nan, np.float32)

@@ -54,15 +54,15 @@ def absolute(spec: str) -> str:
 
 def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]:
     """Loads what an index names as its model; nothing is fetched for it but what a fixed list names or was typed."""
-    from cloob.models import fingerprint  # torch
-    from cloob.models.hub import closed_hub  # likewise
+    from cloob.models.hub import closed_hub
+    from cloob.models.load import load_with_fingerprint  # torch
 
     if was_typed(spec) or Source.parse(spec).is_public:
-        return fingerprint.load_with_fingerprint(spec, device)
+        return load_with_fingerprint(spec, device)
     with closed_hub(
         f"the index alone asks for it, so it is not fetched; if you trust it, type it once: --model {spec}"
     ):
-        return fingerprint.load_with_fingerprint(spec, device)
+        return load_with_fingerprint(spec, device)
 
 
 def _note(typed: str) -> Path:

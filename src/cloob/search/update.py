@@ -1,28 +1,27 @@
-"""What ``Index.update`` does: which sources, which model, which rank; the work itself is in ``build``."""
+"""What ``Index.update`` does: which sources, and which model; the work itself is in ``build``. And merging."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.distributed as dist
 
-from cloob import distributed
 from cloob.data.shards.spec import is_pattern, is_remote
+from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
-from cloob.models.encoding import Encoder
-from cloob.models.fingerprint import fingerprint, load_with_fingerprint
+from cloob.models.encoder import DualEncoder
+from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.build import Builder, Summary, Work, make_plan, remove_gone
-from cloob.search.records import IndexedModel, Precision
+from cloob.search.build import Builder, Summary, make_plan
+from cloob.search.records import FileState, IndexedModel, Precision
 from cloob.search.scan.collection import Collection
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
 from cloob.search.store import Store
@@ -31,9 +30,9 @@ from cloob.search.trust import absolute, load_named, remember
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """How an index is brought up to date."""
-
-    model: str | Path | Encoder | None = None  # what `load_model` takes, or a loaded one; None: the index's only one
+    model: str | Path | DualEncoder | None = (
+        None  # what `load_model` takes, or a loaded one; None: the index's only one
+    )
     name: str | None = None  # what the index calls the model; None: its file name or tag
     replace_model: bool = False  # vectors of a model of this name may go if its weights or precision differ now
     device: str | torch.device = "auto"
@@ -51,51 +50,45 @@ def update(
     options: UpdateOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """See :meth:`cloob.search.index.Index.update`."""
     options = options or UpdateOptions()
-    device = distributed.resolve_device(options.device)
-    with distributed.process_group(device):
-        first = distributed.rank() == 0
-        collections = _open_all(store, sources, options)
-        model = _Model(store, options, device, collections)
-        indexed = model.indexed
-        plans = [make_plan(store, each, indexed.name, remove_all=options.remove_all) for each in collections]
-        _wait()  # nobody writes before all have compared
-        for each in collections if first and options.scan.exclude else ():
-            store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
-        start = time.monotonic()
-        work = [each for plan in plans for each in plan.work if _is_mine(each)]
-        if work and indexed.precision == "bf16" and device.type == "cpu":
-            warn_of_emulated_bfloat16()
-        size, most = options.batch_size, options.max_megapixels
-        max_pixels = None if most is None else max(1, int(most * 1e6))
-        builder = Builder(store, indexed, model.encoder, size, max_pixels)
-        for count, prepared in enumerate(in_threads(builder.prepare, work, options.workers, 2 * size), 1):
-            builder.add(prepared)
-            if progress is not None:
-                progress(count, len(work))
-        builder.flush()
-        done = builder.summary
-        _wait()  # nothing goes before all have copied its vectors
-        if first:
-            for plan in plans:
-                done.add(plan.summary)
-                done.removed += remove_gone(store, plan)
-            store.optimise()
-        done = _together(done)
-        done.seconds = time.monotonic() - start
-        if first and model.is_new and not done.added + done.changed + done.completed:
-            store.remove_model(indexed.name)
-        return done
+    device = resolve_device(options.device)
+    collections = _open_all(store, sources, options)
+    model = _Model(store, options, device, collections)
+    indexed = model.indexed
+    plans = [make_plan(store, each, indexed.name, remove_all=options.remove_all) for each in collections]
+    for each in collections if options.scan.exclude else ():
+        store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
+    start = time.monotonic()
+    work = [each for plan in plans for each in plan.work]
+    if work and indexed.precision == "bf16" and device.type == "cpu":
+        warn_of_emulated_bfloat16()
+    most = None if options.max_megapixels is None else max(1, int(options.max_megapixels * 1e6))
+    builder = Builder(store, indexed, model.encoder, options.batch_size, most)
+    opened = in_threads(builder.prepare, work, options.workers, 2 * options.batch_size)
+    for count, prepared in enumerate(opened, 1):
+        builder.add(prepared)
+        if progress is not None:
+            progress(count, len(work))
+    builder.flush()
+    done = builder.summary
+    for plan in plans:  # nothing goes before its vectors were copied
+        gone = [state.id for state in plan.gone if state.id is not None]
+        store.remove(gone)
+        store.clear_faults(plan.collection.name, [state.path for state in plan.gone if state.id is None])
+        done.removed += len(gone)
+        done.add(plan.summary)
+    store.optimise()
+    done.seconds = time.monotonic() - start
+    if model.is_new and not done.added + done.changed + done.completed:
+        store.remove_model(indexed.name)
+    return done
 
 
 def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOptions) -> list[Collection]:
     """Opens sources; one that the index knows and that is gone is an empty one."""
     known = store.sources()
     given = {source_name(source): source for source in sources or known}
-    if not given:
-        raise InputError(f"{store.address}: is empty; name a source of pictures: cloob index SRC --model M --out IDX")
-    check_apart(given, known)
+    _check_apart(given, known)
     collections: list[Collection] = []
     for name, source in given.items():
         scan = options.scan if options.scan.exclude else replace(options.scan, exclude=store.exclude(name))
@@ -110,7 +103,7 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     return collections
 
 
-def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
+def _check_apart(names: Iterable[str], known: Sequence[str]) -> None:
     """Refuses a source inside another one, or one by a second name: its pictures would be in the index twice."""
     names = [*names]
     real = {name: os.path.realpath(name) if os.path.isabs(name) else name for name in (*known, *names)}  # noqa: PTH117
@@ -129,7 +122,7 @@ class _Model:
     ) -> None:
         """Compares a model that was named, or is to be replaced, with those of the index, and adds it."""
         self._store, self._load, self._lock = store, partial(load_named, device=device), threading.Lock()
-        self._encoder: Encoder | None = None
+        self._encoder: DualEncoder | None = None
         self.is_new = False
         known, precision, wanted = store.models(), options.precision, options.model
         if wanted is None:
@@ -162,12 +155,9 @@ class _Model:
             if refused := make_plan(store, each, new.name, remove_all=options.remove_all).summary.refused:
                 raise InputError(f"{each.name}: {refused[each.name]}")
         self.indexed, self.is_new = new, same is None
-        _wait()  # all have compared
-        if distributed.rank() == 0:
-            if old is not None:
-                store.remove_model(old.name)
-            store.add_model(new)
-        _wait()
+        if old is not None:
+            store.remove_model(old.name)
+        store.add_model(new)
 
     def _only(self, known: Sequence[IndexedModel], name: str | None) -> IndexedModel:
         named = [model for model in known if name in (None, model.name)]
@@ -177,7 +167,7 @@ class _Model:
             raise InputError(f"{self._store.address}: {why}")
         return named[0]
 
-    def encoder(self) -> Encoder:
+    def encoder(self) -> DualEncoder:
         with self._lock:
             if self._encoder is None:
                 encoder, weights = self._load(self.indexed.spec)
@@ -194,22 +184,42 @@ def default_name(spec: str) -> str:
     return Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
 
 
-def _is_mine(work: Work) -> bool:
-    digest = zlib.crc32(work.found.path.encode("utf-8", "surrogateescape"))
-    return digest % distributed.world_size() == distributed.rank()
+@dataclass
+class Merged:
+    added: int = 0  # items that were not here
+    vectors: int = 0  # that were written, those of the added items included
+    present: int = 0  # items that are here with the same bytes; what is said of them stays
+    other: int = 0  # items of which this index has the path with other bytes; they stay as they are here
 
 
-def _wait() -> None:
-    if distributed.is_initialized():
-        dist.barrier()
-
-
-def _together(own: Summary) -> Summary:
-    """What all ranks did."""
-    parts: list[Summary] = [own] * distributed.world_size()
-    if distributed.is_initialized():
-        dist.all_gather_object(parts, own)
-    total = Summary()
-    for part in parts:
-        total.add(part)
-    return total
+def merge(store: Store, other: Store) -> Merged:
+    """Adds what ``other`` has to ``store``; vectors go with their model's weights, whatever it is called there."""
+    _check_apart(other.sources(), store.sources())
+    here = {model.fingerprint: model.name for model in store.models()}
+    new = [model for model in other.models() if model.fingerprint not in here]
+    for model in new:
+        store.add_model(model)
+    for source in {*other.sources()} - {*store.sources()}:
+        store.set_exclude(source, other.exclude(source))
+    states = ((source, state) for source in store.sources() for state in store.states(source))
+    known = {(source, state.path): state for source, state in states if state.id is not None}
+    nothing = FileState(None, "", 0, None, "", None, ())
+    done = Merged()
+    for ids in other.pages():
+        pairs = [(item, known.get((item.source, item.path), nothing)) for item in other.items(ids)]
+        same = [(item, state) for item, state in pairs if state.content in ("", item.content)]
+        done.other += len(pairs) - len(same)
+        done.present += sum(state.id is not None for _, state in same)
+        added: set[int] = set()
+        for model in other.models():
+            name = here.get(model.fingerprint, model.name)
+            vectors = other.vectors(model.name, [item.id for item, _ in same])
+            wanted = np.isfinite(vectors).all(1) & np.array([name not in state.models for _, state in same], bool)
+            chosen = [pair for pair, is_wanted in zip(same, wanted, strict=True) if is_wanted]
+            held = {item.id: item for item in store.items([state.id or 0 for _, state in chosen])}
+            store.write([held.get(state.id or 0, replace(item, id=0)) for item, state in chosen], name, vectors[wanted])
+            done.vectors += len(chosen)
+            added |= {item.id for item, state in chosen if state.id is None}
+        done.added += len(added)
+    store.optimise()
+    return done

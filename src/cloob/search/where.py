@@ -35,8 +35,6 @@ _NAME = f"substr({_PATH}, length(rtrim({_PATH}, replace({_PATH}, '/', ''))) + 1)
 
 
 class Dialect(NamedTuple):
-    """What differs between databases."""
-
     json: str  # the value of a key of `columns`; null where it is missing or of another kind
     kinds: dict[str, tuple[str, str]]  # by kind of value, what goes into `json`
     like: str  # a comparison that ignores case
@@ -72,8 +70,6 @@ POSTGRESQL = Dialect(
 
 @dataclass(frozen=True)
 class Filter:
-    """A filter that :func:`parse` has checked."""
-
     text: str
 
     def sql(self, dialect: Dialect) -> tuple[str, list[Literal]]:
@@ -105,7 +101,6 @@ class _Token(NamedTuple):
 
     @property
     def value(self) -> str:
-        """The text without its quotes."""
         quote = self.text[:1]
         return self.text[1:-1].replace(2 * quote, quote) if self.kind in ("text", "quoted") else self.text
 
@@ -212,7 +207,6 @@ class _Parser:
         return token.value
 
     def _literal(self, column: str) -> Literal:
-        """A value to compare a column with, of the column's kind."""
         token, word = self._token, self._token.text.lower()
         if token.kind not in ("text", "number", "date") and word not in ("true", "false"):
             self._expected("a value ('text' in quotes, a number, a date, true or false; or `is null`)")

@@ -18,7 +18,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from cloob.errors import InputError, nearest, one_line
-from cloob.models.encoding import evaluating
+from cloob.models.encoder import evaluating
 from cloob.pictures import MAX_PIXELS, Encoded, Unreadable
 from cloob.pictures.thumbnails import thumbnail
 from cloob.search.query import Query, Term, Vector, weighted_row

@@ -25,12 +25,12 @@ from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.functional.checks import float32_products
 from cloob.machine import warn_of_emulated_bfloat16
-from cloob.models.aligned import AlignedEncoder, VectorEncoder
-from cloob.models.encoder import DualEncoder
+from cloob.models.aligned.model import AlignedEncoder
+from cloob.models.aligned.vectors import VectorEncoder
+from cloob.models.encoder import DualEncoder, TrimmedTokenizer
 from cloob.models.importing import import_open_clip
 from cloob.models.load import load_model
 from cloob.models.runs import RUN_CONFIG_FILE
-from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import align, finetune, resume, sharding, vectors

@@ -17,8 +17,7 @@ from cloob.data.vectors import VectorPairs
 from cloob.files import write_whole
 from cloob.functional.bootstrap import bootstrap_interval, group_means, paired_bootstrap
 from cloob.functional.ranking import ranks_of_ids
-from cloob.models.aligned import VectorEncoder
-from cloob.models.aligned.vectors import embed_pairs
+from cloob.models.aligned.vectors import VectorEncoder, embed_pairs
 from cloob.models.load import load_model
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination

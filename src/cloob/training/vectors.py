@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from cloob.data.vectors import VectorPairs, open_pairs
-from cloob.models.aligned import VectorEncoder
 from cloob.models.aligned.heads import Standardise
+from cloob.models.aligned.vectors import VectorEncoder
 from cloob.training.align import FeatureLoader, new_heads
 from cloob.training.config import TrainConfig
 from cloob.training.faults import check_fraction

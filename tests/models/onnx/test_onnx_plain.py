@@ -14,7 +14,7 @@ from PIL import Image
 from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.fingerprint import fingerprint
+from cloob.models.load import fingerprint
 from cloob.models.onnx.plain import PlainEncoder
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions

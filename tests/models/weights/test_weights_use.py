@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from cloob import cli, load_model
 from support import originals
@@ -65,36 +62,3 @@ def test_a_converted_rinna_has_its_tokenizer(tmp_path: Path) -> None:
     assert cli.main(["convert", str(tmp_path / "r"), str(tmp_path / "m")]) == 0
     inputs = np.load(tmp_path / "r" / "inputs.npz", allow_pickle=False)
     assert load_model(tmp_path / "m").tokenizer(inputs["texts"].tolist()).tolist() == inputs["tokens"].tolist()
-
-
-def make_pictures(place: Path) -> Path:
-    """Sixteen pictures of two colours in ``sets/COLOUR/``, and the table that names them."""
-    lines = ["filepath\ttitle"]
-    for number in range(16):
-        name, colour = ("red", (200, 0, number)) if number % 2 else ("blue", (0, number, 200))
-        path = place / "sets" / name / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (80, 70), colour).save(path)
-        lines.append(f"{path}\ta {name} picture, number {number}")
-    (place / "pairs.tsv").write_text("\n".join(lines) + "\n")
-    return place / "pairs.tsv"
-
-
-def test_trains_on_and_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    start, run = str(originals("crowsonkb/full_vocab/slim.pkl")), tmp_path / "run"
-    table = make_pictures(tmp_path)
-    options = ["--batch-size", "8", "--epochs", "1", "--device", "cpu", "--workers", "0", "--out", str(run)]
-    assert cli.main(["train", "--data", str(table), "--init", start, *options]) == 0, capsys.readouterr().err
-    before, after = load_model(start), load_model(run)
-    assert type(after.model) is type(before.model)
-    changed = [
-        name
-        for name, value in after.model.named_parameters()
-        if not torch.equal(value, before.model.get_parameter(name))
-    ]
-    assert any(name.startswith("visual") for name in changed) and any(not n.startswith("visual") for n in changed)
-    sets, out = str(tmp_path / "sets"), str(tmp_path / "e")
-    words = ["eval", start, str(run), "--zeroshot", sets, "--device", "cpu", "--out", out]
-    assert cli.main(words) == 0, capsys.readouterr().err
-    rows: list[dict[str, Any]] = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
-    assert [row["objective"] for row in rows] == ["cloob", "cloob"]

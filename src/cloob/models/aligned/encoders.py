@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,6 @@ class TextEncoder(nn.Module):
         self.features = _width(self, tokens)
 
     def options(self) -> list[str]:
-        """What decides over the features beside the weights and layers: pooling, and how texts become tokens."""
         config: Any = self.network.config
         return [self.pooling, config.to_json_string(), self.tokenizer.description()]
 
@@ -80,8 +80,6 @@ class TextEncoder(nn.Module):
 
 
 class PaddedTokenizer:
-    """Texts to (n, L) int64, padded on the right; picklable, for the workers of a loader."""
-
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self.original, self._length = tokenizer, context_length
 
@@ -97,8 +95,6 @@ class PaddedTokenizer:
 
 
 class TowerText(nn.Module):
-    """The text tower of an open_clip model, whose image tower is dropped."""
-
     def __init__(self, model: Any, tokenizer: Callable[[list[str]], Tensor], context_length: int) -> None:
         super().__init__()
         model.visual = nn.Identity()
@@ -132,46 +128,28 @@ def row_keys(batch: Tensor) -> Tensor:
 
 
 class FeatureMemory:
-    """What one frozen encoder gave for each row, which is found by its own pixels or tokens.
+    """What one frozen encoder gave for each row: in the files of ``cloob train align``, and here.
 
-    ``files`` are those in which ``cloob train align`` kept features; ``kept`` is ``"images"`` or ``"texts"``. With
-    ``remember`` what is computed is kept as well, for other models on an equal encoder.
+    ``kept`` is ``"images"`` or ``"texts"``; ``stored`` and ``asked`` are the rows of the files and those looked up.
     """
 
-    def __init__(self, files: Sequence[Path], kept: str, remember: bool) -> None:
-        self.kept, self._remember = kept, remember
-        self.asked: set[bytes] = set()
+    def __init__(self, files: Sequence[Path], kept: str) -> None:
+        self.kept, self.asked = kept, set[bytes]()
         self._known: dict[bytes, Tensor] = {}
-        self._stored: dict[bytes, tuple[Tensor, int]] = {}
         library = require("safetensors", "train")
-        for path in files:
-            try:
-                with library.safe_open(path, framework="pt") as file:
-                    features, rows = file.get_tensor(kept), file.get_tensor(f"{kept}_rows")
-            except (library.SafetensorError, OSError):  # damaged, or just removed: then they are computed
-                continue
-            self._stored |= {key: (features, row) for row, key in enumerate(_each(rows))}
-
-    @property
-    def taken(self) -> int:
-        """How many different rows came from the files."""
-        return len(self.asked & self._stored.keys())
+        for path in files:  # a damaged one, or one that was just removed, is computed anew
+            with suppress(library.SafetensorError, OSError), library.safe_open(path, framework="pt") as file:
+                self._known |= zip(_each(file.get_tensor(f"{kept}_rows")), file.get_tensor(kept), strict=True)
+        self.stored = frozenset(self._known)
 
     def features(self, batch: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """(n, F) features of n rows on the CPU; ``compute`` gives those of the rows that are new."""
         keys = _each(row_keys(batch))
         self.asked.update(keys)
-        found = self._known if self._remember else {}
-        new = {key: row for row, key in enumerate(keys) if key not in found and key not in self._stored}
+        new = {key: row for row, key in enumerate(keys) if key not in self._known}
         if new:
-            found |= zip(new, compute(batch[list(new.values())]).float().cpu(), strict=True)
-        return torch.stack([self._find(key, found) for key in keys])
-
-    def _find(self, key: bytes, found: dict[bytes, Tensor]) -> Tensor:
-        if key in found:
-            return found[key]
-        features, row = self._stored[key]
-        return features[row]
+            self._known |= zip(new, compute(batch[list(new.values())]).float().cpu(), strict=True)
+        return torch.stack([self._known[key] for key in keys])
 
 
 def _each(rows: Tensor) -> list[bytes]:

@@ -20,8 +20,7 @@ from cloob.errors import InputError
 from cloob.models.aligned.encoders import FeatureMemory, ImageEncoder, TextEncoder, TowerText, encoder_key
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
-from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.encoding import digest
+from cloob.models.encoder import DualEncoder, EncoderConfig, digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 from cloob.models.source import Source
 from cloob.models.weights.blocks import Towers
@@ -76,7 +75,6 @@ class AlignedEncoder(DualEncoder):
 
     @torch.no_grad()
     def features(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoders' (n, F) float32 features of (n, 3, H, W) uint8 raw pixels and of (n, L) tokens."""
         return self._of_images(images), self._of_texts(tokens)
 
     def encoder_keys(self) -> tuple[str, str]:
@@ -137,16 +135,10 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
         "probe": {side: [round(value, 6) for value in row.tolist()] for side, row in _probe(encoder).items()},
         "heads": {side: head.options for side, head in heads.items()},
     }
-    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: stored_heads(heads)}
-
-
-def stored_heads(heads: Mapping[str, Head]) -> dict[str, Tensor]:
-    state = {f"{side}.{key}": value for side, head in heads.items() for key, value in head.state_dict().items()}
-    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: nn.ModuleDict(heads).state_dict()}
 
 
 def fill_heads(folder: Path, heads: Mapping[str, Head]) -> None:
-    """Loads ``heads.safetensors`` into heads that may be on the meta device."""
     weights = folder / HEADS_FILE
     fill(nn.ModuleDict(dict(heads)), weights, read_safetensors(weights))
 
@@ -154,7 +146,6 @@ def fill_heads(folder: Path, heads: Mapping[str, Head]) -> None:
 def load_aligned(
     folder: Path, config: dict[str, Any], objective: dict[str, Any], load_model: LoadModel
 ) -> AlignedEncoder:
-    """Opens the encoders by their names in ``aligned.json`` (``config``) and puts the stored heads on them."""
     file, names = folder / ALIGNED_FILE, {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
     with torch.device("meta"):  # no memory before the file of weights has it
         heads = {side: Head(**config["heads"][side]) for side in _SIDES}

@@ -19,10 +19,10 @@ from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.encoder import DualEncoder
 from cloob.models.hub import check_hub_model, fetch_file, fetch_first
 from cloob.models.importing import translated
+from cloob.models.runs import config_file
 from cloob.models.source import LITE0, MINILM, Source
 from cloob.models.towers import TOKENIZER_FILES, check_words
 from cloob.models.untrusted import check_folder, read_json
-from cloob.models.weights import families
 from cloob.models.weights.blocks import preprocess
 
 E = TypeVar("E", bound=nn.Module)
@@ -60,12 +60,17 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
             return _frozen(_transformer(str(_package_folder(spec, MINILM) / "model"), spec))
         folder = Path(source.name)
         theirs = all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
-        if source.library == "hf" or (theirs and not families.has_towers(folder)):
+        if source.library == "hf" or (theirs and not _has_towers(folder)):
             return _frozen(_transformer(source.name, spec))
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
         loaded.encode_text(["a"])  # an error of one line where the tokenizer is another model's
         return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
+
+
+def _has_towers(folder: Path) -> bool:
+    """Whether a folder with a ``config.json`` holds both towers, ours or another program's."""
+    return config_file(folder).is_file() or read_json(folder / "config.json").get("model_type") in ("clip", "cloob")
 
 
 def _package_folder(spec: str, known: str) -> Path:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from cloob.data.vectors import VectorPairs, as_floats
 from cloob.errors import InputError, one_line
 from cloob.models.aligned.heads import Head
-from cloob.models.aligned.model import AlignedEncoder, fill_heads, stored_heads
+from cloob.models.aligned.model import AlignedEncoder, fill_heads
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import HEADS_FILE, VECTORS_FILE
 
@@ -116,7 +116,7 @@ def vector_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
     """The files of a model folder by their names; ``save_model`` writes them."""
     heads = {"a": encoder.model.image_head, "b": encoder.model.text_head}
     content = {**encoder.config.settings, **{side: head.options for side, head in heads.items()}}
-    return {VECTORS_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: stored_heads(heads)}
+    return {VECTORS_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: nn.ModuleDict(heads).state_dict()}
 
 
 def load_vectors(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> VectorEncoder:

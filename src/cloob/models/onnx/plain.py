@@ -136,7 +136,7 @@ class PlainEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """What :func:`cloob.models.fingerprint.fingerprint` gives for the loaded encoder."""
+        """What :func:`cloob.models.load.fingerprint` gives for the loaded encoder."""
         facts = {"config": self.settings, "preprocess": self.preprocess_cfg}
         state = hashlib.blake2b(digest_size=16)
         add_part(state, json.dumps(facts, sort_keys=True, default=str).encode())

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -18,8 +17,6 @@ Gelu = Literal["tanh", "exact"]
 
 
 class Attention(nn.Module):
-    """Attention of every position to all, or to those that a mask allows."""
-
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
@@ -69,22 +66,13 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """Blocks one after the other; with ``recompute`` their activations are computed again in the backward pass."""
-
-    recompute = False
-
     def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         for block in self:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, queries, keys, use_reentrant=False)
-            else:
-                x = block(x, queries, keys)
+            x = block(x, queries, keys)
         return x
 
 
 class Patches(nn.Module):
-    """Pixels to a row a patch with a class row in front, positions added."""
-
     def __init__(self, image_size: int, patch_size: int, width: int, *, bias: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, width, patch_size, patch_size, bias=bias)
@@ -112,12 +100,6 @@ class Towers(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         rows: Tensor = self.text(tokens)
         return rows
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Switches recomputation of the blocks on or off, as open_clip's towers do."""
-        for module in self.modules():
-            if isinstance(module, Blocks):
-                module.recompute = enable
 
 
 def preprocess(size: int, mean: Any, std: Any, interpolation: str) -> dict[str, Any]:

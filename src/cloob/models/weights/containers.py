@@ -28,7 +28,6 @@ from cloob.models.untrusted import read_json
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 _STORAGES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -39,7 +38,6 @@ _STORAGES = {
 
 
 def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    """A folder's file of weights, or the index of several, and its tensors."""
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name, trained_file(folder / name)[0]
@@ -84,24 +82,24 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a file straight from the tensors' memory; OSError where that cannot be done."""
+    """Writes tensors from their own memory, copies only of what shares it; OSError where that cannot be done."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    stored: dict[str, Tensor] = {}
+    shared: set[int] = set()
+    for key, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        stored[key] = tensor.clone() if memory in shared else tensor
+        shared.add(memory)
     try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
+        save_file(stored, path, metadata={"format": "pt"})
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))  # of the system, which it hides
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
     path.chmod(path.parent.stat().st_mode & 0o666)  # the file begins as its owner's alone
-
-
-def is_torch(path: Path) -> bool:
-    """Whether a file begins as those of torch do, zipped or not."""
-    with path.open("rb") as file:
-        start = file.read(len(_LEGACY))
-    return start.startswith(b"PK\x03\x04") or start == _LEGACY
 
 
 def read_torch(path: Path) -> tuple[Any, bool]:
@@ -178,7 +176,6 @@ class _Script(_Unpickler):
 
 
 def _scripted(module: _Made, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """A TorchScript module's parameters and buffers by their ``state_dict`` names."""
     for key, value in module.state.items():
         if isinstance(value, _Made):
             yield from _scripted(value, f"{prefix}{key}.")

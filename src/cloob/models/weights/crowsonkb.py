@@ -27,8 +27,6 @@ FAMILY = "crowsonkb"
 
 
 class ImageTower(nn.Module):
-    """Pixels to unit rows; the class row after the blocks, projected."""
-
     def __init__(self, config: dict[str, Any], d_embed: int, gelu: Gelu) -> None:
         super().__init__()
         size, width, normalize = config["image_size"], config["d_model"], config["normalize"]
@@ -42,8 +40,6 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Tokens to unit rows; the start token's row after the blocks, projected."""
-
     def __init__(self, config: dict[str, Any], d_embed: int, gelu: Gelu) -> None:
         super().__init__()
         self.end = config["vocab_size"] - 1

@@ -23,8 +23,6 @@ CONTEXT_LENGTH = 77
 
 
 class ImageTower(nn.Module):
-    """Pixels to features: ViT, the class row after the final norm, projected."""
-
     def __init__(self, config: dict[str, Any], embed_dim: int) -> None:
         super().__init__()
         width, size = config.get("hidden_size", 768), config.get("image_size", 224)
@@ -41,8 +39,6 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Tokens to features: BERT's blocks, the first row, projected."""
-
     def __init__(self, config: dict[str, Any], embed_dim: int) -> None:
         super().__init__()
         width = config.get("hidden_size", 768)

@@ -60,7 +60,6 @@ class FileTokenizer(Tokenizer):
             self.ids(["A photo of 3 red hearts."])
 
     def ids(self, texts: Sequence[str]) -> Tokens:
-        """As ``__call__``, without torch; open_clip's cleanings import it all the same."""
         if self.clean is not None:
             texts = list(map(import_open_clip(".tokenizer").get_clean_fn(self.clean), texts))
         rows = [encoding.ids for encoding in self._rules.encode_batch(list(texts))]
@@ -95,13 +94,7 @@ class RinnaTokenizer(Tokenizer):
     def __init__(self, path: Path, context_length: int) -> None:
         self.context_length, self.content = context_length, path.read_bytes()
         with translated(f"{path}: not a model of sentencepiece"):
-            self._processor = self._load()
-
-    def _load(self) -> Any:
-        return require("sentencepiece", "train").SentencePieceProcessor(model_proto=self.content)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_processor": None}
+            self._pieces = require("sentencepiece", "train").SentencePieceProcessor(model_proto=self.content)
 
     def ids(self, texts: Sequence[str]) -> Tokens:
         rows = np.full((len(texts), self.context_length), self.PAD, np.int64)
@@ -114,13 +107,12 @@ class RinnaTokenizer(Tokenizer):
         return f"{hashlib.sha256(self.content).hexdigest()} {self.context_length}"
 
     def _encode(self, text: str) -> list[int]:
-        self._processor = self._processor or self._load()
         ids: list[int] = []
         for part in self._SPECIAL.split(text):
             if self._SPECIAL.fullmatch(part):
-                ids.append(self._processor.piece_to_id(part))
+                ids.append(self._pieces.piece_to_id(part))
             elif words := part.strip():
-                ids += self._processor.encode(words.lower())
+                ids += self._pieces.encode(words.lower())
         return ids
 
 
