@@ -66,7 +66,7 @@ def test_an_unreadable_picture_is_counted_told_and_wrong(work: Path, capsys: pyt
     assert cli.main([*words, "--out", str(work / "out"), "--batch-size", "1"]) == 0
     said = "1 of 4 images could not be read (corrupt image × 1); they count as wrong"
     err = capsys.readouterr().err
-    assert f"cloob: two: {said}\n" in err and ": 1 of 4\n" in err  # a pipe gets a line at each tenth
+    assert f"cloob: two: {said}\n" in err
     found = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"][0]["zeroshot"]["two"]
     assert found["n"] == 4 and found["unreadable"] == {"corrupt image": 1} and found["acc5"] == 3 / 4
     assert said in (work / "out" / "report.html").read_text(encoding="utf-8")

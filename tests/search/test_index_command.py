@@ -92,8 +92,6 @@ def test_it_says_what_it_did_and_what_comes_next(
     pictures.rename(tmp_path / "elsewhere")
     assert cli.main(["index", "pictures", "--out", "my idx", "--name", "one"]) == 1
     assert "nothing was removed" in capsys.readouterr().err
-    assert cli.main(["index", "--out", "other", "--merge", "my idx"]) == 0
-    assert "7 pictures added, 14 vectors" in capsys.readouterr().out
 
 
 class Slow(FakeEncoder):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cloob.commands.options import HTML, CacheOptions, as_words, check_out, tyro, within
+from cloob.commands.options import HTML, CacheOptions, ColumnOptions, as_words, check_out, tyro, within
 from cloob.commands.terminal import Progress, say_next, shell
 
 if TYPE_CHECKING:
@@ -33,12 +33,9 @@ class Options:
     """Print one JSON object instead of the table."""
     count: bool = False
     """Count the samples in each shard, and nothing else; what streamed shards need before they can be read."""
-    image_column: str = "filepath"
-    """Column of a table with the path of the picture."""
-    caption_column: str = "title"
-    """Column of a table with the caption."""
     workers: int = 2
     """Decoding threads."""
+    table: ColumnOptions = field(default_factory=ColumnOptions)
     machine: CacheOptions = field(default_factory=CacheOptions)
 
 
@@ -53,7 +50,7 @@ def run(options: Options) -> int:
         return _count(options)
     from cloob.data.open import open_source
 
-    source = open_source(options.data, image_column=options.image_column, caption_column=options.caption_column)
+    source = open_source(options.data, **options.table.columns)
     from cloob.data.survey import survey, write_sheet  # what is heavier, once there are data
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip

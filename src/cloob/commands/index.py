@@ -27,7 +27,7 @@ class Options:
 
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC …")] = ()
     """Folders of pictures, or what `cloob train --data` reads, captions or not; none: all that the index knows."""
-    out: Annotated[str, tyro.conf.arg(aliases=["--store"], metavar="DIR|postgresql://…")] = ""
+    out: Annotated[str, tyro.conf.arg(metavar="DIR|postgresql://…")] = ""
     """The index: a folder, made where it is missing, or a PostgreSQL database with pgvector."""
     model: str | None = None
     """Run or model folder, open_clip NAME/TAG, hf-hub:… or local-dir:…; left out, the only one of the index."""
@@ -37,12 +37,8 @@ class Options:
     """Make all vectors anew where the model of this name has other weights or another --precision than it had."""
     exclude: tuple[str, ...] = ()
     """Globs of files and folders to leave out; the index remembers them, and --exclude '' clears them."""
-    max_megapixels: float | None = None
-    """Leave larger pictures out; left out, those above 179 (of JPEG 2,048)."""
     remove_all: bool = False
     """Remove all pictures of a source of which nothing is there any more."""
-    merge: str | None = None
-    """Another index, to be taken into this one."""
     faults: bool = False
     """List the files that could not be read, and why; index nothing."""
     image_column: str | None = None
@@ -60,7 +56,7 @@ def check(options: Options) -> None:
     from cloob.data.shards.spec import is_remote
     from cloob.models.source import check_source
 
-    within(options, max_megapixels=(0.001, 100_000), batch_size=(1, 2**20))
+    within(options, batch_size=(1, 2**20))
     refuse({"--out is missing; it says where the index is to be (cloob index --help)": not options.out})
     if options.model is not None:
         check_source(options.model)
@@ -69,13 +65,12 @@ def check(options: Options) -> None:
         return  # an index that is there may know a source that is gone
     filled = folder.is_dir() and any(not entry.name.startswith(".tmp-") for entry in folder.iterdir())
     unnamed = f"{folder}: no index; name what is to be indexed: cloob index SRC --model M --out {folder}"
-    modelless = "--model is missing; a new index needs one, such as a run folder or RN50/openai"
     refuse(
         {
             f"{folder}: is a file; --out is the folder of the index": folder.exists() and not folder.is_dir(),
             f"{folder}: is a folder with other files in it; --out names a new one, or an index": filled,
-            modelless: options.sources and options.model is None,
-            unnamed: not options.sources and not options.merge,
+            unnamed: not options.sources,
+            "--model is missing; a new index needs one, such as a run folder or RN50/openai": options.model is None,
         }
     )
     for source in options.sources:
@@ -83,7 +78,7 @@ def check(options: Options) -> None:
 
 
 def run(options: Options) -> int:
-    """Indexes and merges; 1 when a source could not be read, with what there is written."""
+    """Indexes; 1 when a source could not be read."""
     if options.faults:
         with cloob.Index.open(options.out) as index:
             for state in (state for source in index.store.sources() for state in index.store.states(source)):
@@ -92,26 +87,19 @@ def run(options: Options) -> int:
         return 0
     first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes have nothing to say
     with _opened(options.out, first) as index:
-        address, failed = index.store.address, False
-        if options.sources or not options.merge:
-            try:
-                summary = _update(index, options, first)
-            except KeyboardInterrupt:
-                say(f"interrupted; {len(index):,} pictures are in {address}, the same command goes on")
-                return 130
-            failed = _report(summary, address) if first else False
-        if options.merge is not None:
-            with cloob.Index.open(options.merge) as other:
-                done = index.merge(other)
-                added = f"{done.added:,} pictures added, {done.vectors:,} vectors, {done.present:,} known"
-                print(f"{other.store.address}: {added}")
-            if done.other:
-                say(f"{done.other:,} pictures are other ones here; they stay as they are")
-        if first:
-            models = "".join(f", {printable(model.name)}" for model in index.models)
-            print(f"{address}: {len(index):,} pictures{models}", flush=True)
-            if len(index) and models and not failed:
-                say_next(["search", address, "something red"], ["serve", address, "--open"])
+        address = index.store.address
+        try:
+            summary = _update(index, options, first)
+        except KeyboardInterrupt:
+            say(f"interrupted; {len(index):,} pictures are in {address}, the same command goes on")
+            return 130
+        if not first:
+            return 0
+        failed = _report(summary, address)
+        models = "".join(f", {printable(model.name)}" for model in index.models)
+        print(f"{address}: {len(index):,} pictures{models}", flush=True)
+        if len(index) and models and not failed:
+            say_next(["search", address, "something red"], ["serve", address, "--open"])
     return 1 if failed else 0
 
 
@@ -162,7 +150,6 @@ def _update(index: cloob.Index, options: Options, first: bool) -> Summary:
         scan=ScanOptions(options.exclude, options.image_column, options.caption_column),
         batch_size=options.batch_size,
         workers=options.machine.threads(),
-        max_megapixels=options.max_megapixels,
         remove_all=options.remove_all,
     )
     with Progress() as progress:
@@ -171,7 +158,7 @@ def _update(index: cloob.Index, options: Options, first: bool) -> Summary:
 
 
 def _report(summary: Summary, address: str) -> bool:
-    """Says what was done and what was not; whether a source could not be read, or nothing of it."""
+    """Says what was done and what was not; returns whether a source could not be read."""
     from cloob.search.scan.collection import EXAMPLES
 
     counts = {

@@ -16,7 +16,10 @@ import numpy as np
 from cloob.data.batch import BadSample, RawSample, Skip, caption_id, decoding
 from cloob.data.open import spread_rows
 from cloob.data.source import Source
-from cloob.pictures import Encoded, sheet
+from cloob.errors import require
+from cloob.files import write_whole
+from cloob.pictures import Encoded, Unreadable
+from cloob.pictures.thumbnails import data_uri
 
 SMALL_SIDE = 224
 """Pictures with a shorter side than this are enlarged by most towers."""
@@ -25,6 +28,7 @@ _EXAMPLES = 3
 _MOST_REPEATED = 10
 _EXCERPT = 100  # characters of a caption's first line
 _CHUNK = 64  # pairs in memory at a time
+_THUMBNAIL = 320  # pixels of a side
 _Pair = tuple[RawSample, tuple[int, int], bool]  # with the size of its picture, and whether that lacks its end
 
 
@@ -181,26 +185,28 @@ def _spread(values: list[int]) -> dict[str, int]:
 def write_sheet(
     path: Path, source: Source, survey: Survey, facts: Sequence[tuple[str, str]], pictures: int = 60
 ) -> None:
-    """Writes the contact sheet: some pairs, spread evenly, and what was seen of all of them."""
+    """Writes the contact sheet, one HTML file: some pairs, spread evenly, and what was seen of all of them."""
 
     def cards(rows: Iterable[int], *more: str) -> list[dict[str, Any]]:
         found = []
         for row in rows:
-            with contextlib.suppress(BadSample):  # gone since the survey
+            with contextlib.suppress(BadSample, Unreadable):  # gone or broken since the survey
                 pair = source.read(row)
-                found.append(sheet.card(pair.image, pair.caption, [*more, pair.key]))
+                uri = data_uri(pair.image, _THUMBNAIL)
+                found.append({"uri": uri, "caption": pair.caption[:160], "lines": [*more, pair.key]})
         return found
 
     usable = survey.usable
     count = min(pictures, len(usable))
     shown = cards(usable[i * (len(usable) - 1) // max(1, count - 1)] for i in range(count))
     copies = [each for repeat in survey.pictures.most() for each in cards([repeat.row], f"{repeat.count:,} times")]
-    sections: list[dict[str, Any]] = [
-        {"facts": facts},
-        {"heading": f"{len(shown)} pairs", "remark": "Spread evenly over the usable pairs.", "cards": shown},
+    captions = [(f"{repeat.count:,} times", repeat.text) for repeat in survey.captions.most()]
+    sections = [
+        ("", facts, []),
+        (f"{len(shown)} pairs, spread evenly over the usable ones", [], shown),
+        ("Equal pictures: the same bytes in several pairs", [], copies),
+        ("Equal captions", captions, []),
     ]
-    if copies:
-        sections.append({"heading": "Equal pictures", "remark": "The same bytes in several pairs.", "cards": copies})
-    if captions := [(f"{repeat.count:,} times", repeat.text) for repeat in survey.captions.most()]:
-        sections.append({"heading": "Equal captions", "facts": captions})
-    sheet.write_sheet(path, survey.name, sections)
+    environment = require("jinja2", "train").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("sheet.html.j2").read_text(encoding="utf-8"))
+    write_whole(path, template.render(title=survey.name, sections=sections))

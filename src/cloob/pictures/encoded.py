@@ -30,10 +30,7 @@ Fault = Literal["corrupt image", "image too large", "no decoder"]
 # time of a small image). Anything else is tried as one of these: a format that Pillow hands to another program (EPS) is
 # not among them.
 _FORMATS = ((b"\xff\xd8\xff", ("JPEG",)), (b"\x89PNG", ("PNG",)), (b"RIFF", ("WEBP",)))
-_OTHERS = (
-    *("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG"),
-    "TGA",  # last: it has no magic
-)
+_OTHERS = ("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG", "TGA")
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _REDUCTIONS = (1, 2, 4, 8)  # what a JPEG decoder can do
@@ -54,38 +51,28 @@ class Encoded:
 
     Of a PNG with EXIF all is decoded when its orientation, ``size``, ``whole`` or ``exif`` is asked for: that chunk may
     come last. What cannot be decoded is ``Unreadable`` here and in each of these.
-
-    Attributes:
-        in_file: Width and height as the file has them, pixels.
-        stored: Width and height as the decoder gives them, pixels; of a JPEG above ``WHOLE_PIXELS`` those it is decoded
-            at.
-        truncated: Whether ``rgb()`` found a JPEG without its end, and took it: what is missing is grey.
     """
 
-    def __init__(self, data: bytes, max_pixels: int | None = None) -> None:
-        """Reads the header of a file.
-
-        A larger image than ``max_pixels`` is refused; None: than ``MAX_PIXELS`` or ``MAX_JPEG_PIXELS``, which this may
-        also raise.
-        """
-        self._data, self._max_pixels = data, max_pixels
-        if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:  # Pillow's bound is one for all threads
-            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
-        self.truncated = False
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.truncated = False  # whether `rgb()` found a JPEG without its end, and took it: what is missing is grey
         with _decoding(len(data)):
             self._image = _open(data)
-            _check_pixels(self._image, max_pixels)
+            _check_pixels(self._image)
             if "progressive" in self._image.info:
                 width, height = self._image.size
                 scans = data.count(b"\xff\xda")
-                if scans * width * height > MAX_SCANS * max(MAX_PIXELS, max_pixels or 0):
+                if scans * width * height > MAX_SCANS * MAX_PIXELS:
                     raise Unreadable("image too large", f"{scans:,} scans of {width}×{height} pixels")
         self._exif_may_come_last = self._image.format == "PNG" and b"eXIf" in data
-        self.in_file = width, height = self._image.size
+        self.in_file = width, height = self._image.size  # pixels as the file has them
         self._reducible = self._image.format in ("JPEG", "MPO")
         enough = (r for r in _REDUCTIONS if width * height <= WHOLE_PIXELS * r**2)
         self._least = next(enough, _REDUCTIONS[-1]) if self._reducible else 1
-        self.stored: tuple[int, int] = (-(-width // self._least), -(-height // self._least))
+        self.stored: tuple[int, int] = (
+            -(-width // self._least),
+            -(-height // self._least),
+        )  # as the decoder gives them
 
     @cached_property
     def orientation(self) -> int:
@@ -96,12 +83,12 @@ class Encoded:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of what ``rgb()`` gives upright, pixels."""
+        """Width and height of what ``rgb()`` gives, upright."""
         return self.stored[::-1] if self.orientation >= 5 else self.stored
 
     @property
     def whole(self) -> tuple[int, int]:
-        """Width and height of the upright picture in the file, of which ``rgb()`` may give less."""
+        """Width and height of the picture in the file, upright."""
         return self.in_file[::-1] if self.orientation >= 5 else self.in_file
 
     @property
@@ -111,12 +98,10 @@ class Encoded:
         return exif_of(self._image)
 
     def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
-        """Decodes the image, once, to RGB without metadata.
+        """Decodes the image, once, to RGB without metadata; without ``upright`` it lies as it is stored.
 
-        A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8: width and height divided by it and rounded up. That
-        costs less, as the decoder then computes fewer pixels from the same coefficients, each about the mean of those
-        it stands for. Other formats always come out whole, and a JPEG never at less than an eighth of what its file
-        holds. Without ``upright`` it lies as it is stored.
+        A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8, which costs less: width and height divided by it and
+        rounded up, never less than an eighth of what the file holds. Other formats always come out whole.
         """
         orientation = self.orientation  # which goes with the metadata
         factor = min(_REDUCTIONS[-1], self._least * reduction)
@@ -133,7 +118,7 @@ class Encoded:
                     said = f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
                     raise Unreadable("corrupt image", said) from None
                 self.truncated = True
-            _check_pixels(self._image, self._max_pixels)
+            _check_pixels(self._image)
             image = to_rgb(self._image)
             image.info.clear()
         return turned(image, orientation) if upright else image
@@ -221,11 +206,11 @@ def _formats_of(data: bytes) -> tuple[str, ...]:
     return next((formats for magic, formats in _FORMATS if data.startswith(magic)), _OTHERS)
 
 
-def _check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:
+def _check_pixels(image: Image.Image) -> None:
     """Of a progressive JPEG all coefficients are held, so it has no larger bound than others."""
     width, height = image.size
     reducible = image.format in ("JPEG", "MPO") and "progressive" not in image.info
-    most = max_pixels or (MAX_JPEG_PIXELS if reducible else MAX_PIXELS)
+    most = MAX_JPEG_PIXELS if reducible else MAX_PIXELS
     if width * height > most:
         raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {most:,}")
 

@@ -181,12 +181,10 @@ class Builder:
     matrix product wait for each other, so that one picture beside it holds up all of them.
     """
 
-    def __init__(
-        self, store: Store, model: IndexedModel, encoder: Callable[[], Encoder], batch_size: int, max_pixels: int | None
-    ) -> None:
+    def __init__(self, store: Store, model: IndexedModel, encoder: Callable[[], Encoder], batch_size: int) -> None:
         self.summary = Summary()
         self._store, self._model, self._encoder = store, model.name, encoder
-        self._in_bf16, self._batch_size, self._max_pixels = model.precision == "bf16", batch_size, max_pixels
+        self._in_bf16, self._batch_size = model.precision == "bf16", batch_size
         self._waiting: list[Prepared] = []
         self._may_decode = threading.Event()
         self._may_decode.set()
@@ -196,7 +194,7 @@ class Builder:
         self._may_decode.wait()
         try:
             data = work.collection.read(work.found)
-            encoded = Encoded(data, self._max_pixels)
+            encoded = Encoded(data)
             item = _item(work, encoded, data)
             if not decode and self._known_rows(self._model, [item.content]):
                 return Prepared(work, item)

@@ -41,7 +41,6 @@ class UpdateOptions:
     scan: ScanOptions = field(default_factory=ScanOptions)  # how sources are read
     batch_size: int = 64  # pictures of a forward pass, and of a transaction
     workers: int = field(default_factory=decoders)  # threads that read and decode
-    max_megapixels: float | None = None  # larger pictures are left out; None: above the limits of `cloob.pictures`
     remove_all: bool = False  # all items of a source may go if nothing of it is there any more
 
 
@@ -67,9 +66,8 @@ def update(
         work = [each for plan in plans for each in plan.work if _is_mine(each)]
         if work and indexed.precision == "bf16" and device.type == "cpu":
             warn_of_emulated_bfloat16()
-        size, most = options.batch_size, options.max_megapixels
-        max_pixels = None if most is None else max(1, int(most * 1e6))
-        builder = Builder(store, indexed, model.encoder, size, max_pixels)
+        size = options.batch_size
+        builder = Builder(store, indexed, model.encoder, size)
         for count, prepared in enumerate(in_threads(builder.prepare, work, options.workers, 2 * size), 1):
             builder.add(prepared)
             if progress is not None:
