@@ -36,7 +36,6 @@ class Batcher(Generic[Query, Answer]):
         self._running: asyncio.Task[None] | None = None
 
     async def __call__(self, query: Query) -> Answer:
-        """The answer to one query; refused if too many wait already."""
         if len(self._waiting) >= self._max_waiting:
             raise HTTPException(503, f"{len(self._waiting)} queries wait", {"retry-after": "1"})
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
