@@ -129,18 +129,6 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(work: Path) -> None:
     assert (work / "out" / "report.html").is_file()
 
 
-def test_several_captions_from_the_command_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = work / "sets" / "t.jsonl"
-    rows = [{"image": f"two/{name}/0.png", "texts": [f"{name} one", f"{name} two"]} for name in COLOURS]
-    table.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    named_columns = ["--image-column", "image", "--caption-column", "texts"]
-    words = ["eval", str(work / "model"), "--retrieval", str(table), *named_columns]
-    assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 0
-    assert f"analyze {work / 'model'} --pairs {table} {' '.join(named_columns)} --out" in capsys.readouterr().err
-    found = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"][0]["retrieval"]["t.jsonl"]
-    assert (found["n_images"], found["n"]) == (2, 4) and found["text_to_image@5"] == 1.0
-
-
 def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,11 +63,8 @@ class Batcher(Generic[Query, Answer]):
         try:
             answers = await to_thread.run_sync(self._work, queries, abandon_on_cancel=True, limiter=self._limiter)
         except Exception as error:
-            if len(batch) > 1:  # one of them is at fault: the others get their answers
-                for pair in batch:
-                    await self._answer([pair])
-            elif not batch[0][1].done():
-                batch[0][1].set_exception(error)
+            for future in (future for _, future in batch if not future.done()):
+                future.set_exception(error)
             return
         for (_, future), answer in zip(batch, answers, strict=True):
             if not future.done():

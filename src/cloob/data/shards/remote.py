@@ -167,7 +167,7 @@ class RemoteShardSource(FileSource[ShardSource]):
         except InputError as error:
             if not file.exists():
                 raise FileNotFoundError(str(file)) from None
-            self._cache.drop(file)
+            file.unlink(missing_ok=True)
             raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
         odd = f"not read: {source.left_out}" if source.left_out else ""
         if source.complete[0] > listed:
