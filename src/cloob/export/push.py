@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +108,7 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     interface = hub.HfApi(endpoint=require("huggingface_hub.constants", "export").ENDPOINT)
     state = "nothing was sent"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with _quiet_hub(hub):
             address = interface.create_repo(name, private=private, exist_ok=True)
             if private and not interface.repo_info(name).private:  # it was there already, and stays as it was
                 public = f"{name}: is there already and is public"
@@ -123,6 +125,21 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     except Exception as error:  # its errors, those of the library under it and xet's have no common class
         raise _failure(f"{name}: {interface.endpoint}", state, error) from error
     return str(address)
+
+
+@contextmanager
+def _quiet_hub(hub: Any) -> Iterator[None]:
+    """Shows the hub's progress bars in a terminal alone."""
+    hidden = hub.utils.are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        hub.utils.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        if not hidden:
+            hub.utils.enable_progress_bars()
 
 
 def _failure(where: str, state: str, error: BaseException) -> Exception:
