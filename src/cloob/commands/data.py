@@ -50,7 +50,8 @@ def run(options: Options) -> int:
         return _count(options)
     from cloob.data.open import open_source
 
-    source = open_source(options.data, **options.table.columns)
+    table = options.table
+    source = open_source(options.data, image_column=table.image_column, caption_column=table.caption_column)
     from cloob.data.survey import survey, write_sheet  # what is heavier, once there are data
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
