@@ -62,21 +62,6 @@ def originals(path: str) -> Path:
     pytest.skip(f"{path} is neither in the corpus nor beside the checkout")
 
 
-def run_cloob(
-    *words: str, cwd: Path | None = None, python: tuple[str, ...] = (), **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """``python -m cloob WORDS`` in a process of its own; ``python`` are options of Python, the rest is environment."""
-    return subprocess.run(
-        [sys.executable, *python, "-m", "cloob", *words],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-        check=False,
-    )
-
-
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The one line on stderr of a command, run here, that must exit with 2, beside the one that says it begins."""
     assert cli.main(words) == 2

@@ -34,7 +34,6 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="a
 
 CORPUS = Path(__file__).parent / "corpus"
 HOSTILE, BASE = CORPUS / "hostile", CORPUS / "hostile" / "base"
-SHARED = Path(__file__).parents[2] / "shared" / "weights" / "hostile"
 MODEL = CORPUS / "weights" / "crowsonkb" / "full_vocab" / "slim.pkl"  # its tokenizer is open_clip's
 ASKED_THE_NETWORK = 99
 Case = tuple[str, dict[str, Any]]
@@ -47,15 +46,6 @@ def cases(*folders: str) -> list[Any]:
         for folder in folders
         for name, wanted in json.loads((CORPUS / folder / "expect.json").read_text()).items()
     ]
-
-
-def more() -> list[Any]:
-    """Hostile files beside the checkout that are not in the corpus; they may be read or refused."""
-    known = json.loads((HOSTILE / "expect.json").read_text())
-    others = {"base", "hub_repo", "README.md", "config_layers_1e9.json"}  # the last costs time, which nobody holds
-    paths = sorted(SHARED.iterdir()) if SHARED.is_dir() else []
-    left = [path for path in paths if path.name not in known.keys() | others]
-    return [pytest.param(path, {}, id=f"shared/{path.name}", marks=pytest.mark.nightly) for path in left]
 
 
 def markers() -> list[Path]:
@@ -173,7 +163,7 @@ def on_base(path: Path, home: Path) -> Path:
     return Path(shutil.copy(path, home))
 
 
-@pytest.mark.parametrize(("path", "wanted"), [*cases("hostile"), *more()])
+@pytest.mark.parametrize(("path", "wanted"), cases("hostile"))
 def test_weights(child: Child, path: Path, wanted: dict[str, Any]) -> None:
     made = child.folder / "made"
     source = on_base(path, child.given)

@@ -169,38 +169,20 @@ def faults() -> dict[str, tuple[str, str]]:
             objective(x[:1], y[:1])
     else:
         leaf = x.clone().requires_grad_()
+        reference = ContrastiveObjective(gather=True, backend="reference")
         with pytest.raises(RuntimeError, match="can be differentiated once; gather=False has more derivatives"):
-            torch.autograd.grad(
-                ContrastiveObjective(gather=True, backend="reference")(leaf, y), leaf, create_graph=True
-            )
-        with pytest.raises(
-            RuntimeError, match=r"gathering over ranks goes through no torch\.func .* gather=False does"
-        ):
+            torch.autograd.grad(reference(leaf, y), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match=r"goes through no torch\.func .* gather=False does"):
             torch.func.grad(objective)(x, y)
     return raised
 
 
 def primitives() -> None:
-    """The gather and the sum by themselves, against hand-computed values."""
+    """What the losses do not show: ids keep all their bits, and ranks agree or fail together."""
     rank, world = distributed.rank(), distributed.world_size()
-    assert distributed.is_initialized() and (rank, world) == (dist.get_rank(), dist.get_world_size())
     layout = Layout(tuple(range(1, world + 1)))
-    assert layout.total == world * (world + 1) // 2
-    assert layout.local == slice(rank * (rank + 1) // 2, (rank + 1) * (rank + 2) // 2)
-    mine = torch.full((rank + 1, 2), float(rank), requires_grad=True)
-    everything = distributed.gather_rows(mine, layout)
-    assert everything[:, 0].tolist() == [float(r) for r in range(world) for _ in range(r + 1)]
-    # Rank r weighs row k by (r + 1)·k: what comes back to the owner is the sum over ranks.
-    weights = torch.arange(layout.total, dtype=torch.float32)[:, None] * (rank + 1)
-    (everything * weights).sum().backward()
-    expected = torch.arange(layout.total, dtype=torch.float32)[layout.local, None] * sum(range(1, world + 1))
-    assert torch.equal(mine.grad, expected.expand(-1, 2))
-    numbers = distributed.gather_rows(torch.arange(rank + 1) + (1 << 40), layout)  # ids keep all their bits
+    numbers = distributed.gather_rows(torch.arange(rank + 1) + (1 << 40), layout)
     assert numbers.tolist() == [(1 << 40) + k for r in range(world) for k in range(r + 1)]
-    value = torch.tensor(float(rank + 1), requires_grad=True)
-    total = distributed.global_sum(3 * value)
-    total.backward()
-    assert total.item() == 3 * sum(range(1, world + 1)) and value.grad.item() == 3 * world
     assert distributed.agree({"a": rank, "b": 7}, None, torch.device("cpu")) == {
         "a": tuple(range(world)),
         "b": (7,) * world,
@@ -290,13 +272,8 @@ def test_loss_and_sgd_steps_are_those_of_one_process(ranks: list[dict[str, Any]]
             got = found["steps"][case]
             assert got["losses"] == pytest.approx(expected["losses"], rel=1e-5, abs=1e-6), (case, rank)
             for name, value in expected["parameters"].items():
-                torch.testing.assert_close(
-                    got["parameters"][name],
-                    value,
-                    rtol=close,
-                    atol=close,
-                    msg=lambda m, c=(case, rank, name): f"{c}: {m}",
-                )
+                where = f"{case}, rank {rank}: {name}"
+                torch.testing.assert_close(got["parameters"][name], value, rtol=close, atol=close, msg=where)
 
 
 def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, Any]]) -> None:
@@ -336,10 +313,6 @@ def test_a_mistake_on_one_rank_is_raised_on_all(ranks: list[dict[str, Any]]) -> 
                 assert kind == ("nothing" if differs else error), (kind, text)
             else:
                 assert (kind, text.startswith(message if differs else f"rank {last}: {message}")) == (error, True), text
-
-
-def test_outside_a_process_group() -> None:
-    assert (distributed.rank(), distributed.world_size(), distributed.is_initialized()) == (0, 1, False)
 
 
 @pytest.mark.parametrize("rank", [None, "first"])

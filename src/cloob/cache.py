@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from cloob.errors import InputError, require
 
@@ -35,7 +35,6 @@ DEFAULT_BYTES = 50 * 1024**3
 _STREAMED = ("shards", "tables")  # read in turn: whatever room there is has to do
 _YOUNG_SECONDS = 3600  # since its last use for which nothing else is removed: another run may be about to read it
 _IN_USE_SECONDS = 30
-_PATIENCE_SECONDS = 900.0
 _TEMPORARY = ".tmp-"
 _TOO_SMALL = "do not hold the shards that are read at the same time; they are fetched again and again: raise --cache-gb"
 _CACHED = re.compile(r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-")  # what a cache writes; other files in its folder stay
@@ -51,19 +50,11 @@ def cache_root() -> Path:
         raise InputError("this user has no home folder for the cache; set CLOOB_CACHE to a folder") from None
 
 
-@contextlib.contextmanager
-def locked(path: Path, *, forever: bool = False) -> Iterator[None]:
-    """Holds a lock file, which saves double work: unless ``forever``, a holder that hangs is passed over."""
-    library = require("filelock", "train")
-    lock = library.FileLock(path, thread_local=False, is_singleton=False)  # its own object: threads wait too
-    try:
-        lock.acquire(timeout=-1 if forever else _PATIENCE_SECONDS)
-    except library.Timeout:
-        logger.warning("%s: its holder has done nothing for %g s; going on without it", path, _PATIENCE_SECONDS)
-    try:
-        yield
-    finally:
-        lock.release()
+def locked(path: Path) -> contextlib.AbstractContextManager[Any]:
+    """Holds a lock file, which saves double work; each call has its own lock, so that threads wait too."""
+    lock: contextlib.AbstractContextManager[Any]
+    lock = require("filelock", "train").FileLock(path, thread_local=False, is_singleton=False)
+    return lock
 
 
 def use_cache(folder: Path | None, gigabytes: float | None) -> None:
@@ -129,10 +120,6 @@ class Cache:
             self.evict(keep=path)
             return path
 
-    def drop(self, path: Path) -> None:
-        """Removes a file that turned out to be of no use."""
-        path.unlink(missing_ok=True)
-
     def evict(self, keep: Path | None = None) -> list[Path]:
         """Removes what was used longest ago until there is no more than ``max_bytes``, but not ``keep``.
 
@@ -161,7 +148,7 @@ class Cache:
                 removed.append(path)
                 excess -= size
             for path in removed:
-                self.drop(path)
+                path.unlink(missing_ok=True)
         return removed
 
     def _root(self) -> Path:
@@ -183,7 +170,7 @@ class Cache:
 
 
 def touch(path: Path) -> bool:
-    """Notes that a file is in use; False when it is not there."""
+    """Notes that a file is in use; False where there is none."""
     with contextlib.suppress(FileNotFoundError):
         modified = path.stat().st_mtime_ns  # the index's key, which stays
         with contextlib.suppress(OSError):  # somebody else's, or read-only
@@ -193,7 +180,6 @@ def touch(path: Path) -> bool:
 
 
 def _write(path: Path, make: Callable[[Path], object]) -> None:
-    """Has a file made, which appears when it is whole."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}-{threading.get_ident()}")
     path.parent.mkdir(exist_ok=True)
     try:

@@ -46,11 +46,6 @@ def message(error: Exception) -> str:
     return printable(" ".join(str(error).split()))
 
 
-def is_failure(error: BaseException) -> bool:
-    """Whether a library failed: an exception or a panic of Rust's; not Ctrl-C, not an exit."""
-    return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"
-
-
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception's message on one line of ``limit`` characters, without advice to run a file's code; or its type."""
     text = printable(" ".join(str(error).split())) or type(error).__name__

@@ -86,20 +86,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def flush(folder: Path) -> None:
-    """Flushes every file and folder below a folder to the disk, and the folder itself."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir():
-            flush_entries(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def flush_entries(folder: Path) -> None:
-    """Flushes the names that a folder holds, where the system can (not on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
+def flush(*paths: Path) -> None:
+    """Flushes files, and the names that folders hold, to the disk, where the system can (not on Windows)."""
+    for path in paths if os.name == "posix" else ():
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from cloob import __version__, cli, commands
-from support import run_cloob, run_script
+from support import run_script
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
-    done = run_cloob("--help", python=("-X", "importtime"))
+    command = [sys.executable, "-X", "importtime", "-m", "cloob", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0
     for name in cli.COMMANDS:
         assert f"\n  {name} " in done.stdout
@@ -38,11 +39,6 @@ def test_the_version_and_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"cloob {__version__}\n"
     assert cli.main([]) == 2
     assert "usage: cloob COMMAND" in capsys.readouterr().out
-
-
-def test_what_a_terminal_has_no_letters_for_is_escaped() -> None:
-    done = run_cloob("search", "--help", PYTHONIOENCODING="ascii")
-    assert done.returncode == 0 and "\\u2026" in done.stdout and "Traceback" not in done.stderr
 
 
 def test_sigterm_leaves_no_half_written_folder(tmp_path: Path) -> None:
@@ -96,9 +92,7 @@ import contextlib, importlib, io, sys
 from cloob import cli
 for package, call in (
     ("tyro", lambda: cli.main(["eval", "runs/none"])),
-    ("rich", lambda: cli.main(["analyze", "runs/none"])),
     ("numpy", lambda: __import__("cloob").load_model),
-    ("numpy", lambda: importlib.import_module("cloob.interop.open_clip")),
     ("PIL", lambda: importlib.import_module("cloob.interop.mteb")),
 ):
     loaded = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in (package, "cloob")}
@@ -114,18 +108,5 @@ for package, call in (
 
 def test_a_missing_package_is_named_with_the_install_that_brings_it(tmp_path: Path) -> None:
     brings = 'is not installed; pip install -e ".[train]" in a clone of cloob brings it'
-    packages = ["tyro", "rich", "numpy", "numpy", "PIL"]
-    said = run_script(LACKS, cwd=tmp_path).stderr.splitlines()
-    assert said == [f"cloob: {package} {brings}" for package in packages]
-
-
-def test_after_a_wheel_the_install_names_no_clone(tmp_path: Path) -> None:
-    """Metadata that say of no clone, in a folder before the one that we run from."""
-    (tmp_path / "cloob-0.1.dist-info").mkdir()
-    metadata = tmp_path / "cloob-0.1.dist-info" / "METADATA"
-    metadata.write_text("Metadata-Version: 2.1\nName: cloob\nVersion: 0.1\n")
-    script = (
-        "import sys; sys.path.insert(0, '.'); sys.modules['tyro'] = None; from cloob import cli; cli.main(['eval'])"
-    )
-    said = run_script(script, cwd=tmp_path).stderr
-    assert said == 'cloob: tyro is not installed; pip install "cloob[train]" brings it\n'
+    said = [line for line in run_script(LACKS, cwd=tmp_path).stderr.splitlines() if line.startswith("cloob: ")]
+    assert said == [f"cloob: {package} {brings}" for package in ("tyro", "numpy", "PIL")]

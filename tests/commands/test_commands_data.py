@@ -7,7 +7,6 @@ import io
 import json
 import re
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -94,28 +93,3 @@ def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
     assert re.search(r"usable +3\n", said) and re.search(r"truncated JPEG +1, taken, such as c\.jpg\n", said)
     assert main(["data", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["truncated"] == {"count": 1, "examples": ["c.jpg"]}
-
-
-@pytest.mark.nightly
-def test_streamed_shards_are_counted_then_read_from_the_chosen_cache(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
-        monkeypatch.setenv(variable, "")  # put back at the end, as the command sets them
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    for number, names in enumerate(("abc", "de")):
-        with tarfile.open(shards / f"{number}.tar", "w") as tar:
-            for name in names:
-                tar.add(folder / f"{name}.jpg", f"{name}.jpg")
-                tar.add(folder / f"{name}.txt", f"{name}.txt")
-    spec, cache = f"pipe:cat {shards}/{{0..1}}.tar", ["--cache-dir", str(tmp_path / "cache"), "--cache-gb", "1"]
-    assert main(["data", spec, *cache]) == 2
-    assert "cloob data FOLDER --count" in capsys.readouterr().err
-    assert main(["data", spec, "--count", "--json", *cache]) == 0
-    assert list(json.loads(capsys.readouterr().out).values()) == [3, 2]
-    assert main(["data", spec, "--json", *cache]) == 0
-    assert json.loads(capsys.readouterr().out)["usable"] == 5
-    assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 2
-    assert main(["data", spec, *cache]) == 0
-    assert f" --cache-dir {tmp_path / 'cache'} --patience 0\n" in capsys.readouterr().err

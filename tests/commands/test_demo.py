@@ -58,7 +58,7 @@ def test_small_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     base = base.override(image_encoder="tower", text_encoder="tower", cache_dir=tmp_path / "cache")
     out, objectives = tmp_path / "demo", ["clip", "infoloob"]
     configs = {name: base.override(objective=name, out=out / name) for name in objectives}
-    assert demo.present(configs, out, "cpu", open_labelled("emoji"), open_captioned("pairs")) == 0
+    assert demo.present(configs, "cpu", open_labelled("emoji"), open_captioned("pairs")) == 0
     assert "The same frozen encoders, data, seed" in check_written(tmp_path, capsys, objectives)
 
 

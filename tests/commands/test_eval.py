@@ -66,7 +66,7 @@ def test_an_unreadable_picture_is_counted_told_and_wrong(work: Path, capsys: pyt
     assert cli.main([*words, "--out", str(work / "out"), "--batch-size", "1"]) == 0
     said = "1 of 4 images could not be read (corrupt image × 1); they count as wrong"
     err = capsys.readouterr().err
-    assert f"cloob: two: {said}\n" in err and ": 1 of 4\n" in err  # a pipe gets a line at each tenth
+    assert f"cloob: two: {said}\n" in err
     found = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"][0]["zeroshot"]["two"]
     assert found["n"] == 4 and found["unreadable"] == {"corrupt image": 1} and found["acc5"] == 3 / 4
     assert said in (work / "out" / "report.html").read_text(encoding="utf-8")
@@ -127,18 +127,6 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(work: Path) -> None:
     assert list(row["zeroshot"]) == [sets[0], "two", sets[1]] and list(row["probe"]) == sets
     assert list(row["retrieval"]) == [*pairs, "demo:val"]
     assert (work / "out" / "report.html").is_file()
-
-
-def test_several_captions_from_the_command_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = work / "sets" / "t.jsonl"
-    rows = [{"image": f"two/{name}/0.png", "texts": [f"{name} one", f"{name} two"]} for name in COLOURS]
-    table.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    named_columns = ["--image-column", "image", "--caption-column", "texts"]
-    words = ["eval", str(work / "model"), "--retrieval", str(table), *named_columns]
-    assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 0
-    assert f"analyze {work / 'model'} --pairs {table} {' '.join(named_columns)} --out" in capsys.readouterr().err
-    found = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"][0]["retrieval"]["t.jsonl"]
-    assert (found["n_images"], found["n"]) == (2, 4) and found["text_to_image@5"] == 1.0
 
 
 def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(

@@ -11,9 +11,6 @@ import pytest
 
 from cloob import cli, get_recipe
 from cloob.commands import train
-from cloob.models.folder import save_model
-from cloob.models.towers import create_model
-from cloob.objective import make_objective
 from cloob.recipes import RECIPES
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
@@ -131,21 +128,3 @@ def test_data_leads_to_training_and_training_to_looking(
     assert json.loads(Path("run/config.json").read_text())["run"]["batch_size"] == 8
     assert cli.main([*words, "--resume", "auto", "--epochs", "3"]) == 0
     assert "run: 12 steps" in capsys.readouterr().out and "instead of 8" not in caplog.text
-
-
-def test_a_batch_that_was_asked_for_is_taken(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A run from trained weights, without held-out pairs; its average with them is named."""
-    monkeypatch.chdir(tmp_path)
-    colours(tmp_path / "mine", 20)
-    save_model(tmp_path / "start", create_model("tiny-vit", seed=0), make_objective("clip").config())
-    words = ["train", "finetune", "--init", "start", "--data", "mine", "--epochs", "1", "--workers", "0"]
-    words += ["--device", "cpu"]
-    assert cli.main([*words, "--batch-size", "20", "--warmup", "9", "--out", "run"]) == 0
-    out, err = capsys.readouterr()
-    assert next_commands(err)[0].startswith("eval run --retrieval") and "run/averaged: averaged with start" in out
-    assert "batch size" not in caplog.text and "warm-up" not in caplog.text

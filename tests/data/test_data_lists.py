@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cloob import cache as cache_files
 from cloob import open_source
-from cloob.cache import Cache
 from cloob.cli import main
 from cloob.data.shards import remote as opener
 from cloob.data.shards.remote import fetch
@@ -115,35 +112,6 @@ def test_a_body_that_ends_early_and_a_server_that_says_nothing(
             fetch(web.url + page, target)
     fetch(f"{web.url}/once", target)
     assert target.read_bytes() == b"whole"
-
-
-_HOLDER = """
-import sys, time
-from pathlib import Path
-from cloob.cache import Cache
-
-def make(path):
-    print("making", flush=True)
-    time.sleep(1000)
-
-Cache(Path(sys.argv[1])).get("shards", "shard", make)
-"""
-
-
-def test_a_holder_that_hangs_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Another process is stopped in the middle of a fetch: the shard is fetched here all the same."""
-    monkeypatch.setattr(cache_files, "_PATIENCE_SECONDS", 0.2)
-    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(tmp_path)], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"making\n"
-        path = Cache(tmp_path).get("shards", "shard", lambda path: path.write_bytes(b"content") and None)
-        assert path.read_bytes() == b"content"
-    finally:
-        holder.kill()
-        holder.communicate()
-    assert "its holder has done nothing" in caplog.text
 
 
 def test_paths_as_people_write_them(

@@ -23,7 +23,7 @@ from cloob.models.aligned.model import aligned_encoder
 from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.folder import save_model
 from cloob.models.towers import open_clip
-from support import originals, refused
+from support import originals, refused, use_hub
 
 NAME = "me/small"
 HUGGING_FACE = {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "modules.json"}
@@ -34,16 +34,8 @@ OPEN_CLIP = {"open_clip_config.json", "open_clip_model.safetensors", "objective.
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """A hub that this process uses, with a token that it knows and an empty cache."""
     with stand_in() as (server, address):
-        for key, value in {
-            "ENDPOINT": address,
-            "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
-        }.items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{key}", value, raising=False)  # older ones have no Xet
-        template = "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE"  # older ones have it by value
-        monkeypatch.setattr(template, address + "/{repo_id}/resolve/{revision}/{filename}", raising=False)
+        use_hub(monkeypatch, address, tmp_path / "hub-cache")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True, raising=False)  # older ones have none
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its attempts
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         for handler in logging.getLogger("huggingface_hub").handlers:  # its stream is of the test that imported it
@@ -84,10 +76,7 @@ def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(
     assert push(small, "--private") == 0
     out, err = capsys.readouterr()
     assert err == f"next: cloob eval hf-hub:{NAME} --zeroshot demo:noto-emoji\n"
-    assert out.splitlines()[-2:] == [
-        f"{_address(hub)}/{NAME}",
-        f'cloob.load_model("hf-hub:{NAME}") loads it',
-    ]
+    assert out.splitlines()[-2:] == [f"{_address(hub)}/{NAME}", f'cloob.load_model("hf-hub:{NAME}") loads it']
     repository = hub.repositories[NAME]
     assert repository.private and repository.commits == ["Add the model"]
     assert repository.files.keys() >= HUGGING_FACE | OPEN_CLIP
@@ -156,21 +145,9 @@ def test_a_model_that_transformers_has_not_goes_without_its_files(
     assert push(resnet) == 0
     assert "without files of transformers: its image tower is a ModifiedResNet" in capsys.readouterr().out
     files = hub.repositories[NAME].files  # what the earlier push left would be another model
-    assert files.keys() == OPEN_CLIP | {
-        "notes.txt",
-        ".gitattributes",
-    }
+    assert files.keys() == OPEN_CLIP | {"notes.txt", ".gitattributes"}
     assert "There are no files of transformers: its image tower is a ModifiedResNet" in files["README.md"].decode()
     same_model(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(resnet, device="cpu"))
-
-
-def test_a_tokenizer_of_the_models_own_comes_along(hub: StandIn) -> None:
-    source = originals("hf_clip/vit_gelu")
-    assert push(source) == 0
-    original = load_model(source, device="cpu")
-    same_model(load_model(f"hf-hub:{NAME}", device="cpu"), original)
-    tokens = open_clip().get_tokenizer(f"hf-hub:{NAME}")(["a dog"], context_length=77)
-    torch.testing.assert_close(tokens, original.tokenizer(["a dog"]))
 
 
 def test_towers_that_open_clip_has_not(hub: StandIn) -> None:

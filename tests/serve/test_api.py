@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,33 +185,3 @@ def test_a_model_that_is_replaced_is_asked_anew(tmp_path: Path, monkeypatch: pyt
         query["parts"] = [{"upload": held}]
         found = ask(web, "search", **query)["hits"][0]
         assert found["score"] == pytest.approx(1) and found["name"] == "5.png"
-
-
-def test_an_upload_goes_through_the_model_that_is_asked_alone(tmp_path: Path) -> None:
-    asked, other = ColourEncoder("asked"), ColourEncoder("other", 12)
-    with build(tmp_path / "idx", draw(tmp_path / "pictures", range(12)), asked, other) as index, web_of(index) as web:
-        other.batches.clear()
-        held = upload(web, picture(COLOURS["blue"]))["upload"]
-        found = ask(web, "search", parts=[{"upload": held}], model="asked", cutoff=False)
-        assert found["hits"][0]["caption"] == "a blue square" and not other.batches
-
-
-def test_a_map_that_is_there_does_not_wait_for_one_that_is_made(
-    index: Index, client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn, started, go_on = index.map, threading.Event(), threading.Event()
-
-    def slowly(*given: Any, **named: Any) -> Any:
-        if named["method"] == "tsne":
-            started.set()
-            assert go_on.wait(30)
-        return drawn(*given, **named)
-
-    monkeypatch.setattr(index, "map", slowly)
-    there = client.get("/api/map?sample=20").json()
-    with ThreadPoolExecutor(1) as pool:
-        made = pool.submit(client.get, "/api/map?sample=20&method=tsne")
-        assert started.wait(30)
-        assert client.get("/api/map?sample=20").json() == there and not made.done()
-        go_on.set()
-        assert made.result().status_code == 200

@@ -1,4 +1,4 @@
-"""The batcher: a bad query, a full queue, and one whose client has left; test_api.py has the good ones."""
+"""The batcher: a full queue, and a query whose client has left; test_api.py has the good ones."""
 
 from __future__ import annotations
 
@@ -10,24 +10,6 @@ from anyio import CapacityLimiter
 from starlette.exceptions import HTTPException
 
 from cloob.serve.batcher import Batcher
-
-
-def test_a_bad_query_fails_alone() -> None:
-    sizes: list[int] = []
-
-    def work(batch: list[int]) -> list[int]:
-        sizes.append(len(batch))
-        if 3 in batch:
-            raise ValueError("one is bad")
-        return [query * query for query in batch]
-
-    async def ask() -> list[object]:
-        batcher = Batcher(work, CapacityLimiter(1), max_batch=4)
-        return await asyncio.gather(*(batcher(query) for query in (1, 2, 3, 4, 5)), return_exceptions=True)
-
-    one, two, three, *others = asyncio.run(ask())
-    assert [one, two, *others] == [1, 4, 16, 25] and isinstance(three, ValueError)
-    assert sizes == [4, 1, 1, 1, 1, 1]
 
 
 def test_a_full_queue_says_so_and_who_has_left_is_not_worked_on() -> None:

@@ -224,19 +224,6 @@ def test_the_map_is_drawn_and_can_be_walked(page: Page) -> None:
     assert [message for message in messages if "getImageData" not in message] == []  # that is this test's own
 
 
-def test_two_models_stand_side_by_side(page: Page) -> None:
-    page.go("?q=red").until(lambda: len(page.all("#model option")) == 3)
-    page.run(
-        "const s = document.getElementById('model'); s.value = s.options[2].value; s.dispatchEvent(new Event('change'))"
-    )
-    page.until(lambda: len(page.all(".column .tile")) > 4 and len(page.all(".column")) == 2)
-    assert [head.text for head in page.all(".column-head h2")] == ["colours", "others"]
-    left, right = (column.rect for column in page.all(".column"))
-    assert page.run("return location.search") == "?q=red&model=colours&model=others"
-    page.go("?q=red&model=colours,others").until(lambda: len(page.all(".column")) == 2, "an old link")
-    assert abs(left["y"] - right["y"]) < 2 and left["x"] + left["width"] <= right["x"]
-
-
 def test_the_filter_is_written_by_three_boxes_and_by_hand(page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -274,24 +261,3 @@ def test_each_view_fits_a_phone_and_axe_finds_nothing(page: Page) -> None:
             " [v.id, v.nodes.map(n => n.html.slice(0, 160) + ' ' + n.failureSummary)])))"
         )
         assert found == [], f"{address}: {json.dumps(found, indent=1)}"
-
-
-MODULES = """
-const [done] = arguments;
-Promise.all(["state", "filters"].map((name) => import(`/page/${name}.js`))).then(([state, filters]) => {
-  const read = state.read("?model=a%2Cb&model=c");
-  done([
-    read.models,
-    state.write(read),
-    filters.comparison("x", "number", "=", "12345678901234567"),
-    filters.comparison("x", "boolean", "=", "True"),
-    filters.comparison("Like", "text", "=", "it's"),
-  ]);
-});
-"""
-
-
-def test_what_the_address_and_the_filters_boxes_write(page: Page) -> None:
-    written = ["x = 12345678901234567", "x = true", "\"Like\" = 'it''s'"]
-    found = page.go().driver.execute_async_script(MODULES)
-    assert found == [["a,b", "c"], "?model=a%2Cb&model=c", *written]

@@ -64,11 +64,10 @@ def run(options: Options) -> int:
     write_results(options.out / "analysis.json", analysis)
     _write_page(options.out / "report.html", analysis, models, source)
     print(f"{options.out / 'analysis.json'}\n{options.out / 'report.html'}")
-    print_results(_rows(analysis, "groups_of_duplicates"), all_geometry=True)
+    print_results(_rows(analysis), all_geometry=True)
     for failure in analysis.get("failures", ()):
         model, error = failure["model"], failure["error"]
-        named = error.startswith((model, models.get(model, model)))
-        say(error if named else f"{model}: {error}")
+        say(error if error.startswith((model, models.get(model, model))) else f"{model}: {error}")
     if options.pairs == DEMO:
         say(f"measured on {len(source):,} pairs of the demo, {DEMO}; --pairs names others")
     measured = [models[run["model"]] for run in analysis["runs"]]
@@ -94,14 +93,14 @@ def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str],
             images[sample.key] = sample.image
 
     def similar_pictures(pair: Mapping[str, Any]) -> tuple[ShownPicture, ShownPicture]:
-        shown = zip(pair["keys"], pair["captions"], strict=True)
-        first, second = (ShownPicture(images[key], caption, False, pair["cosine"]) for key, caption in shown)
-        return first, second
+        (one, other), (caption, others) = pair["keys"], pair["captions"]
+        shown = ShownPicture(images[one], caption, False, pair["cosine"])
+        return shown, ShownPicture(images[other], others, False, pair["cosine"])
 
     failures = [{**failure, "set": pairs} for failure in analysis.get("failures", ())]
     write_report(
         path,
-        {"rows": _rows(analysis, "unreadable"), "failures": failures},
+        {"rows": _rows(analysis), "failures": failures},
         title="Geometry of the embeddings",
         curves={name: lines for name, model in models.items() if (lines := curve(model))},
         checkpoints={run["model"]: run["checkpoints"] for run in runs},
@@ -109,10 +108,10 @@ def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str],
     )
 
 
-def _rows(analysis: Mapping[str, Any], more: str) -> list[dict[str, Any]]:
+def _rows(analysis: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The runs as rows of results.json."""
     rows = []
     for run in analysis["runs"]:
-        facts = {"unreadable": run.get("unreadable"), "groups_of_duplicates": len(run["duplicates"])}
-        rows.append({"model": run["model"], "geometry": {analysis["pairs"]: {**run["geometry"], more: facts[more]}}})
+        more = {"groups_of_duplicates": len(run["duplicates"]), "unreadable": run.get("unreadable")}
+        rows.append({"model": run["model"], "geometry": {analysis["pairs"]: {**run["geometry"], **more}}})
     return rows

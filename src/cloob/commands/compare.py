@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob.commands.options import DecodeOptions
-from cloob.commands.terminal import Progress, print_table, say
+from cloob.commands.options import ColumnOptions, DecodeOptions
+from cloob.commands.terminal import Progress, say
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,19 +21,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MeasureOptions(DecodeOptions):
+class MeasureOptions(ColumnOptions, DecodeOptions):
     """How pairs are read, where the model runs, and what is kept."""
 
     batch_size: int = 256
     """Images or texts a forward pass."""
-    image_column: str = "filepath"
-    """Column of a table with the path of the picture."""
-    caption_column: str = "title"
-    """Column of a table with the caption."""
-
-    @property
-    def columns(self) -> dict[str, str]:
-        return {"image_column": self.image_column, "caption_column": self.caption_column}
 
     def embedding(self) -> EmbedOptions:
         from cloob.cache import Cache
@@ -77,20 +69,17 @@ def compare(
     missing: Mapping[str, str] | None = None,
     **more: Any,
 ) -> tuple[Embeddings, dict[str, Any]]:
-    """Measures models and writes results.json into ``out``; ``more`` is that of ``cloob.evaluate``.
-
-    Sets that are ``missing``, each with the reason, are failures of no model.
-    """
+    """Measures models and writes results.json; sets that are ``missing``, with the reason, are failures of no model."""
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.suite import evaluate, write_results
 
-    with Progress(tenths=True) as progress:
+    with Progress() as progress:
         embeddings = Embeddings(models, options, progress=progress.update, tower=bool(more.get("training")))
         results = evaluate(embeddings, zeroshot, retrieval, **more)
     for what, (taken, asked) in embeddings.reused().items():
         say(f"features of {taken:,} of {asked:,} {what} are those that `train align` kept")
-    absent = [{"model": None, "set": name, "error": error} for name, error in (missing or {}).items()]
-    if absent:
+    if missing:
+        absent = [{"model": None, "set": name, "error": error} for name, error in missing.items()]
         results["failures"] = [*absent, *results.get("failures", ())]
     write_results(out / "results.json", results)
     return embeddings, results
@@ -127,18 +116,22 @@ def report_problems(results: Mapping[str, Any]) -> int:
     from cloob.evaluation.report.numbers import problems
 
     found = problems(results)
-    for problem in found["unreadable"]:
-        say(f"{problem.set}: {problem.message}")
-    for problem in found["unloaded"]:
-        say(f"{problem.model} could not be loaded: {problem.message}")
-    for problem in found["failed"]:
-        say(f"{problem.model} on {problem.set}: {problem.message}")
+    said = {"unreadable": "{0.set}", "unloaded": "{0.model} could not be loaded", "failed": "{0.model} on {0.set}"}
+    for kind, what in said.items():
+        for problem in found[kind]:
+            say(f"{what.format(problem)}: {problem.message}")
     return 1 if results.get("failures") else 0
 
 
 def print_results(rows: Sequence[Mapping[str, Any]], *, all_geometry: bool = False) -> None:
     """Prints a row per number and a column per model, shares in percent and intervals in brackets."""
-    sections = []
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("", pad_edge=False)
+    for row in rows:
+        table.add_column(escape(row["model"]), justify="right")
     for section in ("zeroshot", "probe", "retrieval", "geometry", "vectors"):
         for name in dict.fromkeys(name for row in rows for name in row.get(section, ())):
             numbers = [row.get(section, {}).get(name, {}) for row in rows]
@@ -148,13 +141,15 @@ def print_results(rows: Sequence[Mapping[str, Any]], *, all_geometry: bool = Fal
             if section == "geometry" and not all_geometry:
                 keys = dict.fromkeys(("effective_eigenvalues_image", "effective_eigenvalues_text"))
             what = f"{name}  probe" if section == "probe" else f"{name} "
-            sections.append(
-                [(f"{what} {key.replace('_', ' ')}", *(_cell(each, key) for each in numbers)) for key in keys]
-            )
+            table.add_section()
+            for key in keys:
+                table.add_row(escape(f"{what} {key.replace('_', ' ')}"), *(_cell(each, key) for each in numbers))
     seconds = [row.get("train_seconds") for row in rows]
     if any(each is not None for each in seconds):
-        sections.append([("training, seconds", *("–" if each is None else f"{each:,.0f}" for each in seconds))])
-    print_table([row["model"] for row in rows], sections)
+        table.add_section()
+        table.add_row("training, seconds", *("–" if each is None else f"{each:,.0f}" for each in seconds))
+    if table.row_count:
+        Console().print(table)
 
 
 def _cell(numbers: Mapping[str, Any], key: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cloob.commands.options import refuse, tyro
+from cloob.commands.options import tyro
 from cloob.commands.terminal import say_next
 
 
@@ -23,19 +23,13 @@ class Options:
 
 
 def check(options: Options) -> None:
-    from cloob.files import check_replaceable
+    from cloob.export.exported import check_target
     from cloob.models.runs import ALIGNED_FILE, CONFIG_FILE, TOWERS_FILE
-    from cloob.models.source import check_not_source
 
-    target = options.target
-    if not target.exists():
-        return
-    check_replaceable(target)
-    filled = not target.is_dir() or any(target.iterdir())
-    is_model = any((target / name).is_file() for name in (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE))
-    refuse({f"{target}: exists and is no model folder; give another place": filled and not is_model})
-    check_not_source(options.source, target)
-    refuse({f"{target}: exists; --overwrite replaces it": filled and not options.overwrite})
+    def is_model(folder: Path) -> bool:
+        return any((folder / name).is_file() for name in (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE))
+
+    check_target(options.source, options.target, "model folder", is_model, overwrite=options.overwrite)
 
 
 def run(options: Options) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from cloob.commands.options import HTML, CacheOptions, as_words, check_out, tyro, within
+from cloob.commands.options import HTML, CacheOptions, ColumnOptions, as_words, check_out, tyro, within
 from cloob.commands.terminal import Progress, say_next, shell
 
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
@@ -30,12 +30,9 @@ class Options:
     """Print one JSON object instead of the table."""
     count: bool = False
     """Count the samples in each shard, and nothing else; what streamed shards need before they can be read."""
-    image_column: str = "filepath"
-    """Column of a table with the path of the picture."""
-    caption_column: str = "title"
-    """Column of a table with the caption."""
     workers: int = 2
     """Decoding threads."""
+    table: ColumnOptions = field(default_factory=ColumnOptions)
     machine: CacheOptions = field(default_factory=CacheOptions)
 
 
@@ -50,7 +47,8 @@ def run(options: Options) -> int:
         return _count(options)
     from cloob.data.open import open_source
 
-    source = open_source(options.data, image_column=options.image_column, caption_column=options.caption_column)
+    table = options.table
+    source = open_source(options.data, image_column=table.image_column, caption_column=table.caption_column)
     from cloob.data.survey import survey, write_sheet  # what is heavier, once there are data
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip

@@ -63,8 +63,7 @@ def run(options: Options) -> int:
     from cloob.evaluation.sets.captioned import open_captioned
     from cloob.evaluation.sets.labelled import open_labelled
 
-    out = next(iter(configs.values())).save.out.parent
-    return present(configs, out, options.device, open_labelled("demo:noto-emoji"), open_captioned("demo:val"))
+    return present(configs, options.device, open_labelled("demo:noto-emoji"), open_captioned("demo:val"))
 
 
 def _configs(options: Options) -> dict[str, TrainConfig]:
@@ -80,9 +79,7 @@ def _configs(options: Options) -> dict[str, TrainConfig]:
     return {name: get_recipe(recipe, objective=name).override(**more, out=out / name) for name in objectives}
 
 
-def present(
-    configs: Mapping[str, TrainConfig], out: Path, device_name: str, noto: LabelledSet, held_out: Reader
-) -> int:
+def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, held_out: Reader) -> int:
     """Trains runs by their names; classifies and searches ``noto``; retrieves among the pairs ``held_out``."""
     import logging
 
@@ -92,7 +89,8 @@ def present(
     from cloob.training.log import ProgressDisplay
     from cloob.training.loop import train
 
-    device = resolve_device(device_name)
+    out = next(iter(configs.values())).save.out.parent
+    embedding = EmbedOptions(resolve_device(device), workers=2)
     compare.begin((), out)
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the frozen encoders are
@@ -103,24 +101,11 @@ def present(
             say(f"{name} was stopped by {runs[name].stopped}; nothing is compared")
             return 1
     say("embedding the test pictures and the words for them …")
+    settings = {name: {"steps": runs[name].steps, **_settings(config)} for name, config in configs.items()}
+    seconds = {name: result.seconds for name, result in runs.items()}
+    folders = {name: result.run for name, result in runs.items()}
     embeddings, results = compare.compare(
-        {name: result.run for name, result in runs.items()},
-        [noto],
-        [held_out],
-        EmbedOptions(device, workers=2),
-        out,
-        train_seconds={name: result.seconds for name, result in runs.items()},
-        settings={
-            name: {
-                "steps": runs[name].steps,
-                "epochs": config.run.epochs,
-                "batch_size": config.run.batch_size,
-                "lr": config.optim.lr,
-                "head_dropout": config.align.head_dropout if config.align.image_encoder else None,
-                "seed": config.run.seed,
-            }
-            for name, config in configs.items()
-        },
+        folders, [noto], [held_out], embedding, out, train_seconds=seconds, settings=settings
     )
     # The model that classifies most pictures right: its finds are shown first, and the index is built with it.
     best = max(results["rows"], key=lambda row: max((of_set["acc1"] for of_set in row["zeroshot"].values()), default=0))
@@ -136,17 +121,23 @@ def present(
     for query in found:
         names = ", ".join(picture.label for picture in query.answers[finder][:4])
         print(f"  {query.query:<{max(map(len, TEXTS))}}  {names}")
-    index = _build_index(runs[finder].run, noto, out, device_name)
+    index = _build_index(folders[finder], noto, out, device)
     print(f"\n{out}/  one run folder per objective, results.json, pictures/, index/\n{page}")
     say_next(["serve", index], ["search", index, "something red"])
     return compare.report_problems(results)
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    run, align = config.run, config.align
+    dropout = align.head_dropout if align.image_encoder else None
+    facts = {"epochs": run.epochs, "batch_size": run.batch_size, "lr": config.optim.lr, "head_dropout": dropout}
+    return facts | {"seed": run.seed}
 
 
 def _build_index(model: Path, data: LabelledSet, out: Path, device: str) -> Path:
     """Writes the searched pictures as files, named by what they show, and an index of them for ``cloob serve``."""
     import shutil
 
-    from cloob.commands.collection import INDEX_FILE
     from cloob.search.update import UpdateOptions
 
     pictures, index = out / "pictures", out / "index"
@@ -154,8 +145,7 @@ def _build_index(model: Path, data: LabelledSet, out: Path, device: str) -> Path
     for place, label in enumerate(data.labels.tolist()):
         name = re.sub(r"[^\w (),.'-]", "_", data.classnames[label])
         (pictures / f"{name} {place}.webp").write_bytes(data.read(place)[1])
-    if (index / INDEX_FILE).is_file():  # of an earlier demo, with another model
-        shutil.rmtree(index)
+    shutil.rmtree(index, ignore_errors=True)  # of an earlier demo, with another model
     say("an index of the pictures …")
     with cloob.Index.create(index) as created:
         created.update([pictures], UpdateOptions(model=str(model), device=device))

@@ -41,12 +41,12 @@ class Options:
 
 
 def check(options: Options) -> None:
-    from cloob.export.exported import check_packages, check_target
+    from cloob.export.exported import check_packages, check_target, is_export
 
     refuse({f"--int8 needs --to onnx, not --to {options.to}": options.int8 and options.to != "onnx"})
     goes_with(options, eval="int8")
     spell_licence(options.license)
-    check_target(options.source, options.target, overwrite=options.overwrite)
+    check_target(options.source, options.target, "export", is_export, overwrite=options.overwrite)
     check_packages(options.to)
 
 

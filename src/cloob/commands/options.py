@@ -43,7 +43,6 @@ class CacheOptions:
     """Size of the cache in GiB, weights not counted; left out, $CLOOB_CACHE_BYTES or 50."""
 
     def use(self) -> None:
-        """Checks these options, and makes the cache that of this process and of those that it starts."""
         from cloob.cache import use_cache
 
         within(self, cache_gb=(0.001, 1_000_000), workers=(0, 1024), batch_size=(1, 2**20))
@@ -73,8 +72,22 @@ class DecodeOptions(DeviceOptions):
         return decoders() if self.workers is None else self.workers
 
 
+@dataclasses.dataclass(frozen=True)
+class ColumnOptions:
+    """The columns of a table."""
+
+    image_column: str = "filepath"
+    """Column of a table with the path of the picture."""
+    caption_column: str = "title"
+    """Column of a table with the caption."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {"image_column": self.image_column, "caption_column": self.caption_column}
+
+
 def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", description: str | None = None) -> T:
-    """The dataclass that the words describe; a mistake is one line, ``--help`` a SystemExit."""
+    """The dataclass that the words describe."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -93,7 +106,7 @@ def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", de
 
 
 def refuse(mistakes: Mapping[str, object]) -> None:
-    """Refuses what is wrong: by the first sentence that applies."""
+    """Refuses with the first sentence that applies."""
     for said, applies in mistakes.items():
         if applies:
             raise InputError(said)
@@ -109,7 +122,7 @@ def goes_with(options: object, **table: str) -> None:
 
 
 def exclusive(options: object, *groups: str) -> None:
-    """Refuses options that exclude each other: of each group, names with spaces between, one may be given."""
+    """Refuses options that exclude each other: of each group of names one may be given."""
     leaves = _leaves(options)
     for group in groups:
         both = [spelled for _, given, spelled in map(leaves.__getitem__, group.split()) if given]
@@ -117,7 +130,7 @@ def exclusive(options: object, *groups: str) -> None:
 
 
 def within(options: object, **table: tuple[float, float]) -> None:
-    """Refuses numbers that are too small or too large; None says left out."""
+    """Refuses numbers that are too small or too large."""
     for name, (value, _, spelled) in _leaves(options).items():
         if name in table and value is not None:
             low, high = table[name]
@@ -135,7 +148,6 @@ def as_words(options: object, *names: str) -> list[str]:
 
 
 def check_there(source: str) -> None:
-    """Refuses pictures or pairs at a path where nothing is."""
     from cloob.data.shards.spec import is_remote, local_path
 
     path = local_path(source)
@@ -144,7 +156,6 @@ def check_there(source: str) -> None:
 
 
 def check_out(option: str, path: Path, endings: Sequence[str], inputs: Iterable[str] = ()) -> None:
-    """Refuses an output file with another ending, a folder in its place, or one that is also an input."""
     wanted, same = f"a file {' or '.join(endings)} is wanted", os.path.realpath(path) in map(os.path.realpath, inputs)
     refuse(
         {
@@ -156,7 +167,7 @@ def check_out(option: str, path: Path, endings: Sequence[str], inputs: Iterable[
 
 
 def _leaves(options: object) -> dict[str, tuple[Any, bool, str]]:
-    """By name an option's value, whether it is another one than the default, and the option as its help calls it."""
+    """By name: the value, whether it was given, and the option as its help calls it."""
     leaves: dict[str, tuple[Any, bool, str]] = {}
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         name, value = field.name, getattr(options, field.name)

@@ -101,8 +101,7 @@ def _report(config: TrainConfig, result: RunResult) -> None:
     run, metric, out, holds_out = result.run, config.save.best, config.save.out, config.pairs.holds_out
     if result.already_finished:
         why = "the patience was used up, --patience 0 goes on" if result.out_of_patience else "a longer one goes on"
-        anew = "another --out or --overwrite in place of --resume starts anew"
-        print(f"{run}: already finished ({result.epochs} epochs, {result.steps:,} steps); {why}, {anew}")
+        print(f"{run}: already finished ({result.epochs} epochs, {result.steps:,} steps); {why}")
         return
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")

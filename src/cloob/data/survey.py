@@ -15,13 +15,17 @@ import numpy as np
 from cloob.data.batch import BadSample, RawSample, Skip, caption_id, decoding
 from cloob.data.open import spread_rows
 from cloob.data.source import Source
-from cloob.pictures import Encoded, sheet
+from cloob.errors import require
+from cloob.files import write_whole
+from cloob.pictures import Encoded, Unreadable
+from cloob.pictures.thumbnails import data_uri
 
 _SMALL_SIDE = 224  # pictures with a shorter side are enlarged by most towers
 _EXAMPLES = 3
 _MOST_REPEATED = 10
 _EXCERPT = 100  # characters of a caption's first line
 _CHUNK = 64  # pairs in memory at a time
+_THUMBNAIL = 320  # pixels of a side
 
 
 class _Repeats(dict[Any, dict[str, Any]]):
@@ -129,22 +133,23 @@ def write_sheet(
     def cards(rows: Iterable[int], *more: str) -> list[dict[str, Any]]:
         found = []
         for row in rows:
-            with contextlib.suppress(BadSample):  # gone since the survey
+            with contextlib.suppress(BadSample, Unreadable):  # gone or broken since the survey
                 pair = source.read(row)
-                found.append(sheet.card(pair.image, pair.caption, [*more, pair.key]))
+                uri = data_uri(pair.image, _THUMBNAIL)
+                found.append({"uri": uri, "caption": pair.caption[:160], "lines": [*more, pair.key]})
         return found
 
     count = min(most, len(usable))
     shown = cards(usable[i * (len(usable) - 1) // max(1, count - 1)] for i in range(count))
     pictures, captions = (facts["duplicates"][kind]["most"] for kind in ("pictures", "captions"))
-    copies = [card for repeat in pictures for card in cards([repeat["row"]], f"{repeat['count']:,} times")]
-    sections: list[dict[str, Any]] = [
-        {"facts": lines},
-        {"heading": f"{len(shown)} pairs", "remark": "Spread evenly over the usable pairs.", "cards": shown},
+    copies = [each for repeat in pictures for each in cards([repeat["row"]], f"{repeat['count']:,} times")]
+    repeats = [(f"{repeat['count']:,} times", repeat["text"]) for repeat in captions]
+    sections = [
+        ("", lines, []),
+        (f"{len(shown)} pairs, spread evenly over the usable ones", [], shown),
+        ("Equal pictures: the same bytes in several pairs", [], copies),
+        ("Equal captions", repeats, []),
     ]
-    if copies:
-        sections.append({"heading": "Equal pictures", "remark": "The same bytes in several pairs.", "cards": copies})
-    if captions:
-        repeats = [(f"{repeat['count']:,} times", repeat["text"]) for repeat in captions]
-        sections.append({"heading": "Equal captions", "facts": repeats})
-    sheet.write_sheet(path, facts["name"], sections)
+    environment = require("jinja2", "train").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("sheet.html.j2").read_text(encoding="utf-8"))
+    write_whole(path, template.render(title=facts["name"], sections=sections))

@@ -58,7 +58,6 @@ class Facts:
 
 
 def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None) -> Facts:
-    """Facts of a loaded model; results are the given ones, or those in or beside its run that are of its weights."""
     folder = find_model_folder(source)
     run = run_of(folder)
     member = tuple(encoder.objective_config.get(key) for key in ("contrast", "hopfield"))
@@ -79,7 +78,6 @@ def write_card(
     tags: Sequence[str] = (),
     license: str | None = None,
 ) -> None:
-    """Writes ``README.md``."""
     short = name.rpartition("/")[2]
     parts = [f"# {short}", _summary(facts), f"## How to use it\n\n{usage.strip()}"]
     if notes:
@@ -153,7 +151,7 @@ def _results_table(facts: Facts) -> str:
 
 
 def _numbers(facts: Facts) -> Iterator[tuple[str, str, str, float, Mapping[str, Any]]]:
-    """Section, set, measure and value of each finite result, and all that there is of the set."""
+    """Section, set, measure and value of each finite result, and all numbers of the set."""
     for section, (_, labels) in _SECTIONS.items():
         for set_name, numbers in (facts.results.get(section) or {}).items():
             for key in labels:
@@ -174,16 +172,15 @@ def _cell(text: object) -> str:
 def _training(run: Path, folder: Path) -> dict[str, str]:
     """What a run says of the training up to the checkpoint that a model folder is of."""
     config = read_json(run / RUN_CONFIG_FILE)
-    pairs, towers, loss, optim, settings = (
-        part if isinstance(part := config.get(key), dict) else {} for key in ("pairs", "towers", "loss", "optim", "run")
-    )
+    pairs, towers, loss, optim, settings = (config.get(key, {}) for key in ("pairs", "towers", "loss", "optim", "run"))
     checkpoint = folder.resolve().parent
     step = checkpoint_step(checkpoint) if checkpoint.name.startswith("step-") else None
-    done = _progress(run, step)
+    ends = [line for line in read_lines(run / EPOCHS_FILE) if step in (None, line.get("step"))]
+    done = {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
     data, init = pairs.get("data"), towers.get("init")
     joins = loss.get("retrieval_from")
     rows = {
-        "data": ", ".join(data_name(str(name)) for name in data) if isinstance(data, list) else None,
+        "data": ", ".join(map(data_name, data)) if data else None,
         "steps": f"{step:,}" if step is not None else done.get("step"),
         "pairs seen": done.get("samples_seen"),
         "batch size": settings.get("batch_size"),
@@ -196,12 +193,6 @@ def _training(run: Path, folder: Path) -> dict[str, str]:
         "seed": settings.get("seed"),
     }
     return {label: f"{value}" for label, value in rows.items() if value is not None}
-
-
-def _progress(run: Path, step: int | None) -> dict[str, str]:
-    """Steps and pairs up to a checkpoint, as far as the run has a line for it."""
-    ends = [line for line in read_lines(run / EPOCHS_FILE) if step in (None, line.get("step"))]
-    return {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
 
 
 def model_name(source: str) -> str:

@@ -7,7 +7,7 @@ import importlib.util
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,17 +46,21 @@ def check_packages(to: str) -> None:
             raise InputError(f"{package} is not installed; {install(extra)} brings it")
 
 
-def check_target(source: str, target: Path, *, overwrite: bool) -> None:
-    """Raises InputError for a target that is no export, holds what is exported, or cannot be replaced."""
+def check_target(source: str, target: Path, kind: str, is_kind: Callable[[Path], bool], *, overwrite: bool) -> None:
+    """Raises InputError for a target that is of no such kind, holds the source, or cannot be replaced."""
     if not target.exists():
         return
     check_replaceable(target)
     filled = not target.is_dir() or any(target.iterdir())
-    if filled and not ((target / CARD_FILE).is_file() and (target / OBJECTIVE_FILE).is_file()):
-        raise InputError(f"{target}: exists and is no export; give another place")
+    if filled and not is_kind(target):
+        raise InputError(f"{target}: exists and is no {kind}; give another place")
     check_not_source(source, target)
     if filled and not overwrite:
         raise InputError(f"{target}: exists; --overwrite replaces it")
+
+
+def is_export(folder: Path) -> bool:
+    return (folder / CARD_FILE).is_file() and (folder / OBJECTIVE_FILE).is_file()
 
 
 @contextlib.contextmanager

@@ -56,11 +56,7 @@ class PushFailed(RuntimeError):  # noqa: N818 (what happened, in the words a use
 
 
 def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts, license: str) -> str | None:
-    """Writes the files of the repository ``name`` into an empty folder.
-
-    Returns:
-        Why there are no files of transformers among them; None where there are.
-    """
+    """Writes the files of a repository; returns why there are none of transformers among them, or None."""
     if here := encoders_here(encoder.config.settings):
         raise InputError(f"{encoder.name}: its encoder {here[0]} is on this machine alone; push that, and train on it")
     save_model(folder, encoder, encoder.objective_config)
@@ -95,22 +91,18 @@ def _name_tokenizer(folder: Path, name: str) -> None:
 
 
 def check_online(name: str) -> None:
-    """Raises InputError where the environment says that there is no network."""
     if require("huggingface_hub.constants", "export").HF_HUB_OFFLINE:
         raise InputError(f"{name}: HF_HUB_OFFLINE is set; unset it to push, or look at the files with --dry-run")
 
 
 def list_files(folder: Path) -> list[tuple[str, int]]:
-    """The files of a repository's folder by name, with their sizes in bytes."""
+    """Names and sizes in bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
 
 
 def send(folder: Path, name: str, *, private: bool) -> str:
-    """Makes the repository on the hub if it is not there, and commits the folder to it; returns its address.
-
-    Files of an earlier push that are not in the folder go.
-    """
+    """Makes the repository where it is missing, and commits the folder to it; files of an earlier push go."""
     hub: Any = require("huggingface_hub", "export")
     written = {file for file, _ in list_files(folder)}
     interface = hub.HfApi(endpoint=require("huggingface_hub.constants", "export").ENDPOINT)
@@ -119,9 +111,8 @@ def send(folder: Path, name: str, *, private: bool) -> str:
         with _quiet_hub(hub):
             address = interface.create_repo(name, private=private, exist_ok=True)
             if private and not interface.repo_info(name).private:  # it was there already, and stays as it was
-                raise InputError(
-                    f"{name}: is there already and is public; make it private first, or leave --private out"
-                )
+                public = f"{name}: is there already and is public"
+                raise InputError(f"{public}; make it private first, or leave --private out")
             state = "the repository has nothing of this push in it; push again"
             interface.upload_folder(
                 repo_id=name,

@@ -168,7 +168,6 @@ def _write_clip(tokenizer: ClipTokenizer, folder: Path) -> Specials:
 
 
 def _write_configs(encoder: DualEncoder, text: Any, specials: Specials, folder: Path) -> None:
-    """Writes the configurations of towers and processor."""
     start, end, pad = specials
     if end != text.token_embedding.num_embeddings - 1:
         raise _unsupported(encoder, "texts do not end with the highest token")
@@ -248,26 +247,21 @@ def _processor(encoder: DualEncoder) -> dict[str, Any]:
 
 
 def _write_sentence_transformers(folder: Path) -> None:
-    """Writes what ``SentenceTransformer(DIR)`` reads beside transformers' files: CLIP's features as unit rows.
-
-    The modules have the names that every version since 3.4 knows.
-    """
+    """Writes what ``SentenceTransformer(DIR)`` reads beside transformers' files: CLIP's features as unit rows."""
     method = {"method_output_name": "pooler_output"}
     modalities = {kind: {"method": f"get_{kind}_features", **method} for kind in ("text", "image")}
     row = "sentence_embedding"
-    modules = [("0", "", "CLIPModel"), ("1", "1_Normalize", "Normalize")]
+    kinds = "sentence_transformers.models"  # as every version since 3.4 knows them
     listed = [
-        {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for name, path, kind in modules
+        {"idx": 0, "name": "0", "path": "", "type": f"{kinds}.CLIPModel"},
+        {"idx": 1, "name": "1", "path": "1_Normalize", "type": f"{kinds}.Normalize"},
     ]
     transformer = {"transformer_task": "feature-extraction", "modality_config": modalities, "module_output_name": row}
-    config = {"model_type": "SentenceTransformer", "prompts": {"query": "", "document": ""}}
+    config: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {"query": "", "document": ""}}
     _write_json(folder / "modules.json", listed)
     _write_json(folder / "sentence_bert_config.json", transformer)
-    _write_json(
-        folder / "config_sentence_transformers.json",
-        config | {"default_prompt_name": None, "similarity_fn_name": "cosine"},
-    )
+    config |= {"default_prompt_name": None, "similarity_fn_name": "cosine"}
+    _write_json(folder / "config_sentence_transformers.json", config)
     (folder / "1_Normalize").mkdir()
     _write_json(folder / "1_Normalize" / "config.json", {"module_input_name": row, "module_output_name": row})
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from cloob.errors import InputError, is_failure, one_line, require
+from cloob.errors import InputError, one_line, require
 from cloob.models.hub import not_fetched
 from cloob.models.source import CONFIGS
 
@@ -83,7 +83,8 @@ def translated(what: str) -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             yield
     except BaseException as error:  # hub, pickle, JSON and shape errors have no common class
-        if isinstance(error, InputError) or not is_failure(error):
+        of_rust = type(error).__module__ == "pyo3_runtime"  # a panic, which is no Exception
+        if isinstance(error, InputError) or not (isinstance(error, Exception) or of_rust):
             raise
         said = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
         raise InputError(f"{what}: {not_fetched(error) or said}") from error

@@ -12,11 +12,7 @@ from cloob.pictures.encoded import Encoded
 
 
 def thumbnail(picture: bytes | Image.Image, side: int, kind: Literal["JPEG", "PNG"] = "JPEG") -> bytes:
-    """The file of a picture that fits into a square of ``side`` pixels; a smaller one keeps its size.
-
-    ``picture``: the bytes of an image file, or an upright RGB picture, which stays as it is. Raises
-    :class:`cloob.pictures.Unreadable`.
-    """
+    """The file of a picture (of an image file, or upright RGB) that fits into a square of ``side`` pixels."""
     if isinstance(picture, bytes):
         encoded = Encoded(picture)
         longer = max(encoded.size)

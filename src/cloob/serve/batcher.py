@@ -36,7 +36,6 @@ class Batcher(Generic[Query, Answer]):
         self._running: asyncio.Task[None] | None = None
 
     async def __call__(self, query: Query) -> Answer:
-        """The answer to one query; refused if too many wait already."""
         if len(self._waiting) >= self._max_waiting:
             raise HTTPException(503, f"{len(self._waiting)} queries wait", {"retry-after": "1"})
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -64,11 +63,8 @@ class Batcher(Generic[Query, Answer]):
         try:
             answers = await to_thread.run_sync(self._work, queries, abandon_on_cancel=True, limiter=self._limiter)
         except Exception as error:
-            if len(batch) > 1:  # one of them is at fault: the others get their answers
-                for pair in batch:
-                    await self._answer([pair])
-            elif not batch[0][1].done():
-                batch[0][1].set_exception(error)
+            for future in (future for _, future in batch if not future.done()):
+                future.set_exception(error)
             return
         for (_, future), answer in zip(batch, answers, strict=True):
             if not future.done():

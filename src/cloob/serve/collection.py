@@ -93,30 +93,21 @@ class Collection:
 
     async def model(self, name: str | None) -> IndexedModel:
         """The model that is meant; the first by default."""
-
-        def find() -> IndexedModel:
-            names = [model.name for model in self.index.models]
-            if not names or name not in (None, *names):
-                raise HTTPException(
-                    400, f"no model {name!r}; {nearest(name or '', names)}" if names else "the index is empty"
-                )
-            return self.index.model(name)
-
-        return await self.run(find)
+        names = [model.name for model in await self.run(lambda: self.index.models)]
+        if not names or name not in (None, *names):
+            why = f"no model {name!r}; {nearest(name or '', names)}" if names else "the index is empty"
+            raise HTTPException(400, why)
+        return await self.run(lambda: self.index.model(name))
 
     async def filter(self, where: str | None, *, some: bool = False) -> Filter | None:
         """A filter as the index takes it; with ``some`` it must let a picture through."""
-
-        def read() -> Filter | None:
-            if not where:
-                return None
-            with told():
-                found = parse(where, self.index.columns())
-            if some and not self.index.store.count(found):
-                raise HTTPException(400, "the filter lets no picture through")
-            return found
-
-        return await self.run(read)
+        if not where:
+            return None
+        with told():
+            found = parse(where, await self.run(self.index.columns))
+        if some and not await self.run(lambda: self.index.store.count(found)):
+            raise HTTPException(400, "the filter lets no picture through")
+        return found
 
     def picture(self, item: Item) -> Picture:
         return picture(item, whole_path=self.config.local)
@@ -186,14 +177,10 @@ class Collection:
 
     async def add_upload(self, data: bytes) -> Upload:
         """Checks and remembers a picture; a model embeds it when a query asks for that."""
-
-        def read() -> Upload:
-            image = self._decode(data)
-            return Upload(id_, data, *image.size, thumbnail(image, 256))
-
         id_ = hashlib.sha256(data).hexdigest()[:32]
         if id_ not in self._uploads:
-            self._uploads[id_] = await self.run(read, "decode")
+            image = await self.run(lambda: self._decode(data), "decode")
+            self._uploads[id_] = Upload(id_, data, *image.size, await self.run(lambda: thumbnail(image, 256), "decode"))
         kept = self._uploads
         while len(kept) > MAX_UPLOADS or sum(len(each.data) for each in kept.values()) > MAX_UPLOADS_BYTES:
             kept.popitem(last=False)
@@ -208,13 +195,13 @@ class Collection:
             encoded = Encoded(data)
             (width, height), decoded = encoded.in_file, encoded.stored  # not `size`: a PNG with EXIF would be decoded
             if width * height > MAX_PIXELS or decoded[0] * decoded[1] > most_pixels:
-                raise HTTPException(413, f"{width}×{height} pixels; at most {most_pixels:,} are taken")
+                raise Unreadable("image too large", f"{width}×{height} pixels")
             return encoded.rgb()
         except Unreadable as error:
-            large = error.reason == "image too large"
+            if error.reason == "image too large":
+                raise HTTPException(413, f"image too large; at most {most_pixels:,} pixels are taken") from None
             why = f" ({error.detail})" if error.reason == "no decoder" else ""
-            taken = f"at most {most_pixels:,} pixels are taken" if large else "JPEG, PNG, WebP, GIF, AVIF and HEIC are"
-            raise HTTPException(413 if large else 415, f"{error.reason}{why}; {taken}") from None
+            raise HTTPException(415, f"{error.reason}{why}; JPEG, PNG, WebP, GIF, AVIF and HEIC are taken") from None
 
     def _batcher(self, model: IndexedModel, kind: str) -> Batcher[Any, Vector]:
         if (model, kind) not in self._batchers:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, File, HTTPException, Path, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Response, UploadFile
 
 from cloob.errors import InputError
 from cloob.search.classify import NONE, TEMPLATES, LabelOptions, check_labels
@@ -18,7 +19,7 @@ from cloob.search.store import Ids, Vectors
 from cloob.search.where import NUMBERS, TEXTS
 from cloob.serve import schemas
 from cloob.serve.collection import Collection, told
-from cloob.serve.schemas import MOST, Part
+from cloob.serve.schemas import Id, Name, Part, Top, Where
 
 
 def collection(request: Request) -> Collection:
@@ -29,13 +30,15 @@ def collection(request: Request) -> Collection:
 
 api = APIRouter(prefix="/api")
 Held = Annotated[Collection, Depends(collection)]
-IdPath = Annotated[int, Path(ge=1, le=2**53 - 1, examples=[17])]
-IdsQuery = Annotated[list[Annotated[int, Query(ge=1, le=2**53 - 1)]], Query(min_length=1, max_length=200)]
-ModelQuery = Annotated[str | None, Query(min_length=1, max_length=200)]
-WhereQuery = Annotated[str | None, Query(max_length=2000, examples=["date >= 2024"])]
 SizeQuery = Annotated[int, Query(ge=64, le=1024, multiple_of=64, description="Longer side, pixels.")]
 Responses = dict[int | str, dict[str, Any]]
-_KINDS = ((b"\xff\xd8\xff", "image/jpeg"), (b"\x89PNG\r\n", "image/png"), (b"GIF8", "image/gif"))
+_KINDS = (  # what browsers show and no script can hide in, by the first bytes
+    (rb"\xff\xd8\xff", "image/jpeg"),
+    (rb"\x89PNG\r\n", "image/png"),
+    (rb"GIF8", "image/gif"),
+    (rb"RIFF....WEBP", "image/webp"),
+    (rb"....ftypavi[fs]", "image/avif"),
+)
 _JPEG: Responses = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}}
 _ANY: Responses = {200: {"content": {"image/*": {}, "application/octet-stream": {}}}}
 
@@ -57,38 +60,33 @@ async def models(held: Held) -> list[dict[str, str | int]]:
 @api.post("/search")
 async def search(held: Held, query: schemas.SearchQuery) -> schemas.Found:
     """Looks for pictures by words, by pictures, or by both with weights; a weight below 0 keeps away from its part."""
-    model, where = await held.model(query.model), await held.filter(query.where)
-    asked, row = await held.query(query.parts, model)
-    cutoff: Literal["auto"] | None = "auto" if query.cutoff else None
-    return await _found(
-        held, lambda: held.index.search(asked, row=row, top=query.top, where=where, model=model, cutoff=cutoff)
-    )
+    return await _found(held, query.parts, query.model, query.where, query.top, "auto" if query.cutoff else None)
 
 
 @api.get("/items/{id}/similar")
 async def similar(
-    held: Held,
-    id: IdPath,
-    top: Annotated[int, Query(ge=1, le=MOST)] = 50,
-    where: WhereQuery = None,
-    model: ModelQuery = None,
+    held: Held, id: Id, top: Top = 50, where: Where | None = None, model: Name | None = None
 ) -> schemas.Found:
     """More like this: the pictures nearest to one of the index, without itself."""
-    asked, condition = await held.model(model), await held.filter(where)
-    query, row = await held.query([Part(item=id)], asked)
-    return await _found(
-        held, lambda: held.index.search(query, row=row, top=top, where=condition, model=asked, cutoff=None)
-    )
+    return await _found(held, [Part(item=id)], model, where, top, None)
 
 
-async def _found(held: Collection, work: Callable[[], Results]) -> schemas.Found:
-    revision, results = await held.run(lambda: (held.index.revision(), work()))
+async def _found(
+    held: Collection, parts: list[Part], name: str | None, where: str | None, top: int, cutoff: Literal["auto"] | None
+) -> schemas.Found:
+    index, model, condition = held.index, await held.model(name), await held.filter(where)
+    query, row = await held.query(parts, model)
+
+    def work() -> tuple[int, Results]:
+        revision = index.revision()
+        return revision, index.search(query, row=row, top=top, where=condition, model=model, cutoff=cutoff)
+
+    revision, found = await held.run(work)
     hits: list[schemas.FoundPicture] = []
-    for hit in results.hits:
+    for hit in found.hits:
         margin = None if hit.margin is None or not math.isfinite(hit.margin) else float(hit.margin)
         hits.append({**held.picture(hit.item), "score": _cosine(hit.score), "margin": margin})
-    facts = {"model": results.model, "revision": revision, "searched": results.searched, "cut": results.cut}
-    return {**facts, "hits": hits}  # type: ignore[typeddict-item]
+    return {"model": found.model, "revision": revision, "searched": found.searched, "cut": found.cut, "hits": hits}
 
 
 @api.post("/explain")
@@ -129,16 +127,11 @@ async def classify(held: Held, query: schemas.ClassifyQuery) -> schemas.Classifi
         lambda: (held.index.revision(), held.index.classify(query.labels, options, where=where, model=model.name)),
         "slow",
     )
-    members: dict[int, list[int]] = {label: [] for label in range(len(labels.names))}
-    for place, chosen in enumerate(labels.chosen):
-        for label in chosen or (-1,):
-            members.setdefault(label, []).append(place)
-    without = members.pop(-1, [])
-    answers = [
-        _label(labels.names[label], labels.ids, labels.probabilities[:, label], places, query.top)
-        for label, places in members.items()
-    ]
-    if without:
+    answers = []
+    for label, name in enumerate(labels.names):
+        members = [place for place, chosen in enumerate(labels.chosen) if label in chosen]
+        answers.append(_label(name, labels.ids, labels.probabilities[:, label], members, query.top))
+    if without := [place for place, chosen in enumerate(labels.chosen) if not chosen]:
         answers.append(_label(NONE, labels.ids, 1 - labels.probabilities.max(1), without, query.top))
     return {"model": model.name, "revision": revision, "classified": len(labels.ids), "labels": answers}
 
@@ -156,8 +149,8 @@ async def map_(
     held: Held,
     sample: Annotated[int, Query(ge=2, le=20_000)] = 5000,
     method: Literal["pca", "tsne"] = "pca",
-    where: WhereQuery = None,
-    model: ModelQuery = None,
+    where: Where | None = None,
+    model: Name | None = None,
 ) -> schemas.MapPoints:
     """A sample of the collection on a plane; t-SNE takes its time, once for each state of the index."""
     asked, condition = await held.model(model), await held.filter(where)
@@ -173,20 +166,20 @@ async def map_(
 async def embed(held: Held, query: schemas.EmbedQuery) -> schemas.Embedded:
     """Unit rows of texts and of uploaded pictures."""
     model = await held.model(query.model)
-    texts = await asyncio.gather(*(held.row(Part(words=text), model) for text in query.texts))
-    uploads = await asyncio.gather(*(held.row(Part(upload=upload), model) for upload in query.uploads))
-    rows = [row.tolist() for row in texts], [row.tolist() for row in uploads]
-    return {"model": model.name, "dim": model.dim, "texts": rows[0], "uploads": rows[1]}
+    parts = [Part(words=text) for text in query.texts] + [Part(upload=upload) for upload in query.uploads]
+    rows = [row.tolist() for row in await asyncio.gather(*(held.row(part, model) for part in parts))]
+    count = len(query.texts)
+    return {"model": model.name, "dim": model.dim, "texts": rows[:count], "uploads": rows[count:]}
 
 
 @api.get("/items")
-async def items(held: Held, id: IdsQuery) -> list[schemas.Picture]:
+async def items(held: Held, id: Annotated[list[Id], Query(min_length=1, max_length=200)]) -> list[schemas.Picture]:
     """What is known of some pictures, in the order asked for; those that are not there are left out."""
     return list(map(held.picture, await held.run(lambda: held.index.items(id))))
 
 
 @api.get("/ids")
-async def ids(held: Held, where: WhereQuery = None) -> dict[str, int | list[int]]:
+async def ids(held: Held, where: Where | None = None) -> dict[str, int | list[int]]:
     """The ids of all pictures, or of those that a filter lets through."""
     condition = await held.filter(where)
     revision, found = await held.run(lambda: (held.index.revision(), held.index.store.ids(condition)))
@@ -202,19 +195,19 @@ async def columns(held: Held) -> list[dict[str, str]]:
 
 
 @api.get("/items/{id}")
-async def item(held: Held, id: IdPath) -> schemas.Picture:
+async def item(held: Held, id: Id) -> schemas.Picture:
     """What is known of a picture."""
     return held.picture(await held.item(id))
 
 
 @api.get("/items/{id}/thumbnail", response_class=Response, responses=_JPEG)
-async def thumbnail(request: Request, held: Held, id: IdPath, size: SizeQuery = 256) -> Response:
+async def thumbnail(request: Request, held: Held, id: Id, size: SizeQuery = 256) -> Response:
     """A small JPEG of a picture, upright and without metadata."""
     return await _file(request, held, id, f"-{size}", lambda: held.index.thumbnail(id, size))
 
 
 @api.get("/items/{id}/picture", response_class=Response, responses=_ANY)
-async def picture(request: Request, held: Held, id: IdPath) -> Response:
+async def picture(request: Request, held: Held, id: Id) -> Response:
     """A picture as its file has it; a format that browsers do not show comes as a download."""
     return await _file(request, held, id, "", lambda: held.index.picture(id))
 
@@ -229,19 +222,10 @@ async def _file(request: Request, held: Collection, id: int, form: str, read: Ca
         data = await held.run(read, "files")
     except (InputError, OSError):
         raise HTTPException(404, f"the file of picture {id} is gone or has changed; run cloob index") from None
-    kind = _media_type(data)
+    kind = next((kind for magic, kind in _KINDS if re.match(magic, data, re.DOTALL)), "application/octet-stream")
     if kind == "application/octet-stream":
         headers["content-disposition"] = "attachment"
     return Response(data, media_type=kind, headers=headers)
-
-
-def _media_type(data: bytes) -> str:
-    """By the first bytes, of what browsers show and no script can hide in."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
-        return "image/avif"
-    return next((kind for magic, kind in _KINDS if data.startswith(magic)), "application/octet-stream")
 
 
 async def upload(held: Held, file: Annotated[UploadFile, File(description="A picture.")]) -> dict[str, str | int]:

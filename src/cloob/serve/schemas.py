@@ -13,13 +13,12 @@ from typing_extensions import TypedDict
 
 from cloob.search.records import Item, Value, valid
 
-MOST = 1000
 # JSON has one kind of number: 3.0 is an integer. After `Field`, or the description of the API loses the bounds.
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17]), Whole]
 Name = Annotated[str, Field(min_length=1, max_length=200, examples=["cloob"])]
 Where = Annotated[str, Field(max_length=2000, examples=["date >= 2024 and caption like '%dog%'"])]
-Top = Annotated[int, Field(ge=1, le=MOST, examples=[50]), Whole]
+Top = Annotated[int, Field(ge=1, le=1000, examples=[50]), Whole]
 Label = Annotated[str, Field(min_length=1, max_length=200, examples=["bird", "flower"])]
 Template = Annotated[str, Field(max_length=200, examples=["a picture of a {c}"])]
 Words = Annotated[str, Field(min_length=1, max_length=1000, examples=["a red bird"])]
@@ -51,6 +50,9 @@ class Part(_Question):
         return self
 
 
+Parts = Annotated[list[Part], Field(min_length=1, max_length=16)]
+
+
 class _Asked(_Question):
     where: Where | None = None
     model: Name | None = None
@@ -59,13 +61,13 @@ class _Asked(_Question):
 class SearchQuery(_Asked):
     """What to look for; ``cutoff`` leaves out what fits no better than unrelated queries do."""
 
-    parts: Annotated[list[Part], Field(min_length=1, max_length=16)]
+    parts: Parts
     top: Top = 50
     cutoff: bool = True
 
 
 class ExplainQuery(_Asked):
-    parts: Annotated[list[Part], Field(min_length=1, max_length=16)]
+    parts: Parts
     beta: Beta | None = None
     top: Annotated[int, Field(ge=1, le=100), Whole] = 12
 
@@ -116,14 +118,11 @@ class Memory(Picture):
     score: float
 
 
-class _Answer(TypedDict):
-    model: str
-    revision: int
-
-
-class Found(_Answer):
+class Found(TypedDict):
     """Pictures, best first; ``cut`` of the nearest were left out since unrelated queries reach as much."""
 
+    model: str
+    revision: int
     searched: int
     cut: int
     hits: list[FoundPicture]
@@ -147,9 +146,11 @@ class LabelPictures(TypedDict):
     probabilities: list[float]
 
 
-class Classified(_Answer):
+class Classified(TypedDict):
     """Labels in the order asked for; 'none of these' last."""
 
+    model: str
+    revision: int
     classified: int
     labels: list[LabelPictures]
 
@@ -161,9 +162,11 @@ class Embedded(TypedDict):
     uploads: list[list[float]]
 
 
-class MapPoints(_Answer):
+class MapPoints(TypedDict):
     """A sample of the collection on a plane; neighbours look alike to the model."""
 
+    model: str
+    revision: int
     ids: list[int]
     x: list[float]
     y: list[float]
@@ -187,7 +190,6 @@ def picture(item: Item, *, whole_path: bool) -> Picture:
 
 
 def _exact(value: Value) -> Value:
-    """A column's value as JavaScript reads it without loss."""
-    if isinstance(value, int) and abs(value) > 2**53:
+    if isinstance(value, int) and abs(value) > 2**53:  # which JavaScript would round
         return str(value)
     return valid(value) if isinstance(value, str) else value

@@ -133,7 +133,7 @@ def feature_loader(
         path = cache.get("features", f"{key}.safetensors", make)
         features = _read(path)
         if features is None:
-            cache.drop(path)
+            path.unlink(missing_ok=True)
             features = _read(cache.get("features", f"{key}.safetensors", make))
         assert features is not None
         return check(features)

@@ -26,7 +26,7 @@ import torch
 from cloob.data.fingerprint import Fingerprint, digest
 from cloob.distributed import rank
 from cloob.errors import InputError, one_line
-from cloob.files import flush, flush_entries
+from cloob.files import flush
 from cloob.models.folder import save_model
 from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
@@ -133,11 +133,11 @@ def _write(run: Path, step: int, write: Callable[[Path], None], *, keep: int) ->
     try:
         temporary.mkdir(parents=True)
         write(temporary)
-        flush(temporary)
+        flush(*temporary.rglob("*"), temporary)
         if final.exists():  # of a run that was stopped while it validated, or one that could not be read
             final.rename(_hidden(final))
         temporary.rename(final)
-        flush_entries(folder)
+        flush(folder)
     except (OSError, RuntimeError) as error:
         # torch's writer hides the disk's own error.
         cause = error if isinstance(error, OSError) else error.__context__ or error

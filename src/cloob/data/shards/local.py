@@ -86,7 +86,7 @@ class ShardIndex:
                     file = cache.get("indices", f"{facts}.arrow", lambda new: scanned.append(cls.scan(reader, new)))
                     with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException):
                         return cls.map(file)
-                    cache.drop(file)
+                    file.unlink(missing_ok=True)
         return scanned[-1] if scanned else cls.scan(reader)
 
     def __reduce__(self) -> Any:

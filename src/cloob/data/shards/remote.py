@@ -170,7 +170,9 @@ class RemoteShardSource(FileSource[ShardSource]):
             source = ShardSource(url, [file], cache=self._cache, label=self.shard_names[shard])
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
-            self._cache.drop(file)
+            if not file.exists():
+                raise FileNotFoundError(str(file)) from None
+            file.unlink(missing_ok=True)
             raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
         odd = source.remark
         if (complete := source.index.complete[0]) > listed:

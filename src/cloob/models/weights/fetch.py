@@ -48,7 +48,7 @@ def fetch_file(file: PublicFile, folder: Path) -> Path:
         raise InputError(f"{file.url}: {right}")
     with translated(f"{file.url}: not fetched to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f".{file.name}.lock", forever=True):
+        with locked(folder / f".{file.name}.lock"):
             if not target.is_file():  # another process may have fetched it meanwhile
                 part = target.with_name(f"{target.name}.part")
                 try:
