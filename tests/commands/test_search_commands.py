@@ -232,6 +232,17 @@ def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, caps
     assert "\x1b" not in out and "\u202e" not in out
 
 
+def test_a_single_picture(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link.png").symlink_to(place / "pictures" / "red-0.png")
+    for path in (place / "pictures" / "red-0.png", tmp_path / "link.png"):
+        out, _ = run(capsys, "classify", str(path), "--labels", "red,blue", "--model", "colours", "--json")
+        assert json.loads(out)["path"] == str(path) and json.loads(out)["labels"][0]["label"] == "red"
+        run(capsys, "embed", str(path), "--model", "colours", "--overwrite", "--out", str(tmp_path / "v.npz"))
+        with np.load(tmp_path / "v.npz") as file:
+            assert file["vectors"].shape == (1, 24)
+            assert json.loads(file["captions"].item()) == ["red number 0" if path.name == "red-0.png" else ""]
+
+
 def test_find_indexes_what_is_new_and_answers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
