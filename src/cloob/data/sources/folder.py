@@ -29,15 +29,15 @@ class FolderSource:
     """A random-access source over ``a/b.jpg`` with ``a/b.txt`` beside it, in sub-folders too, sorted by path.
 
     An image without a caption and a caption without an image are counted as bad. Hidden files and folders are left out,
-    and so are ``linked`` folders. ``pairs`` is the number of images with a caption. With ``named`` the captions are the
-    words of the file names, whatever lies beside them.
+    and so are ``linked`` folders. ``pairs`` is the number of images with a caption. ``by_name`` takes the words of the
+    file names as captions, whatever lies beside them.
     """
 
     streamed = False
 
-    def __init__(self, folder: Path, *, named: bool = False) -> None:
+    def __init__(self, folder: Path, *, by_name: bool = False) -> None:
         self.name = str(folder)
-        self._named = named
+        self._by_name = by_name
         self._folder = folder
         self.linked: list[str] = []
         self.pairs = 0
@@ -52,7 +52,7 @@ class FolderSource:
             alone = captions.keys() - pictures.values()
             rows += [((below / name).as_posix(), captions.get(stem, "")) for name, stem in pictures.items()]
             rows += [((below / captions[stem]).as_posix(), "") for stem in alone]
-            self.pairs += sum(named or stem in captions for stem in pictures.values())
+            self.pairs += sum(by_name or stem in captions for stem in pictures.values())
         rows.sort()
         self._paths = pa.array([os.fsencode(path) for path, _ in rows], pa.large_binary())
         named = ((index, name, Path(path).with_suffix(".txt").name) for index, (path, name) in enumerate(rows))
@@ -83,7 +83,7 @@ class FolderSource:
         if path.suffix.lower() in CAPTION_SUFFIXES:
             raise BadSample("missing image", key, f"no image beside {path}")
         image = read_image_file(path, key)
-        if self._named:
+        if self._by_name:
             return RawSample(key, image, clean_caption(os.fsencode(re.sub(r"[-_ ]+", " ", path.stem)), key))
         try:
             return RawSample(key, image, clean_caption(read_at_most(file, MAX_CAPTION_BYTES), key))
@@ -122,7 +122,7 @@ def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource
     Where that table has no ``title``, which is the default, ``text``, ``caption`` or the only column beside
     ``file_name`` holds the captions. ``file_name`` itself takes the names of the files.
     """
-    source = FolderSource(folder, named=caption_column == FILE_COLUMN)
+    source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
     if source.pairs:
         return source
     if metadata := metadata_of(folder, caption_column):
