@@ -4,7 +4,8 @@ A file appears under its name only when it is whole. Its name is made of what de
 above the size removes what was used longest ago, which harms no process that has it open (on POSIX). So the folder may
 be deleted at any time.
 
-Never counted or removed: ``weights/`` (slow to fetch), ``sizes/`` (costly to recount), ``addresses/`` (user input).
+Never counted or removed: ``weights/`` (slow to fetch), ``sizes/`` (costly to recount), ``addresses/`` (user input),
+``photos/`` (indices of folders that cannot be written).
 """
 
 from __future__ import annotations

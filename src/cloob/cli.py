@@ -25,6 +25,7 @@ COMMANDS = {
     "data": "look at a data set: what is in it, what is bad, what is there twice; count shards",
     "eval": "zero-shot classification, linear probes, retrieval and geometry of one or several models",
     "analyze": "geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates",
+    "find": "find pictures below a folder in one command: index what is new, then search",
     "index": "index a collection of pictures, or bring an index up to date",
     "search": "find pictures of an index by words and pictures; duplicates",
     "classify": "sort pictures by the names of classes, or by a few examples of each",

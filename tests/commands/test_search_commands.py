@@ -229,3 +229,46 @@ def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, caps
         assert "\x1b" not in out and "\u202e" not in out
     out, _ = run(capsys, "classify", str(index), "--labels", "red,blue")
     assert "\x1b" not in out and "\u202e" not in out
+
+
+def test_a_single_picture(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link.png").symlink_to(place / "pictures" / "red-0.png")
+    for path in (place / "pictures" / "red-0.png", tmp_path / "link.png"):
+        out, _ = run(capsys, "classify", str(path), "--labels", "red,blue", "--model", "colours", "--json")
+        assert json.loads(out)["path"] == str(path) and json.loads(out)["labels"][0]["label"] == "red"
+        run(capsys, "embed", str(path), "--model", "colours", "--overwrite", "--out", str(tmp_path / "v.npz"))
+        with np.load(tmp_path / "v.npz") as file:
+            assert file["vectors"].shape == (1, 24)
+            assert json.loads(file["captions"].item()) == ["red number 0" if path.name == "red-0.png" else ""]
+
+
+def test_find_indexes_what_is_new_and_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = write_pictures(tmp_path / "pictures", n=1)
+    out, err = run(capsys, "find", str(pictures), "a red thing", "--json")
+    assert [Path(hit["path"]).name for hit in json.loads(out)["hits"]] == ["red-0.png"]
+    assert "605 MB, fetched once" in err and f"{pictures / '.cloob'}: 8 pictures" in err
+    (pictures / "more").mkdir()
+    (pictures / "more" / "red.png").write_bytes(picture((250, 0, 0)))
+    out, err = run(capsys, "find", str(pictures), "a red thing", "--copy-to", str(tmp_path / "found"))
+    assert len(out.splitlines()) == 2 and "1 added, 8 as they were" in err and "605" not in err
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["red-0.png", "red.png"]
+    with Index.open(pictures / ".cloob") as index:
+        assert [model.name for model in index.models] == ["ViT-B-32-256/datacomp_s34b_b86k"]
+    (tmp_path / "empty").mkdir()
+    for words in ((str(tmp_path / "empty"), "red"), (str(pictures / ".cloob"), "red"), (str(pictures), "none.jpg")):
+        assert main(["find", *words]) == 2
+    assert not list((tmp_path / "empty").iterdir())
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert f"{tmp_path / 'cache' / 'photos'}/pictures-" in run(capsys, "find", str(pictures), "red")[1]
+
+
+def test_the_newest_pictures_that_a_filter_lets_through(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("search", str(place / "index"), "--where", "caption like 'red%'")
+    out, err = run(capsys, *words, "--top", "3")
+    assert out.count("\n") == 3 and "3 of 4 pictures, the newest" in err
+    found = json.loads(run(capsys, *words, "--json")[0])
+    assert found["searched"] == 4 and {hit["caption"][:3] for hit in found["hits"]} == {"red"}
+    assert [hit["path"] for hit in found["hits"]] == run(capsys, *words, "--paths")[0].splitlines()

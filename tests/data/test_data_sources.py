@@ -48,6 +48,16 @@ def test_a_folder_is_read_with_its_sub_folders_in_order(folder: Path, image: Cal
     assert source.shard_sizes == (3,) and pickle.loads(pickle.dumps(source)).read(0) == source.read(0)
 
 
+def test_the_names_of_files_are_captions_where_they_are_asked_for(tmp_path: Path, image: Callable[..., bytes]) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("red-apple_ripe.png", "sub/blue sky.jpg"):
+        (tmp_path / name).write_bytes(image())
+    captions = {"red-apple_ripe.png": "red apple ripe", "sub/blue sky.jpg": "blue sky"}
+    assert outcomes(open_source(tmp_path, caption_column="file_name")) == captions
+    with pytest.raises(InputError, match="missing caption"):
+        open_source(tmp_path)
+
+
 def test_a_folders_bad_samples(folder: Path, image: Callable[..., bytes]) -> None:
     for name, caption in (("alone", b"no image"), ("huge", b"a" * (MAX_CAPTION_BYTES + 1)), ("raw", b"a caption")):
         (folder / f"{name}.txt").write_bytes(caption)

@@ -9,6 +9,7 @@ import shutil
 import tarfile
 import unicodedata
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -267,16 +268,21 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str) -> None:
         assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
 
 
+SECONDS = 10**9
+TIME = datetime.fromtimestamp(SECONDS).isoformat()
+
+
 def test_dates_of_a_column_have_the_year_first_and_others_are_counted(tmp_path: Path) -> None:
     dates = {"20240601": "2024-06-01", "2024-6-1": "2024-06-01", "2024/06/01 7:30": None, "05/31/2024": None}
-    dates |= {"2024.01.02 07:30": "2024-01-02T07:30", "2024-05": "2024-05", "2024-13-01": None, "": None}
+    dates |= {"2024.01.02 07:30": "2024-01-02T07:30", "2024-05": "2024-05", "2024-13-01": None, "": TIME}
     rows = ["filepath,date"]
     for seed, date in enumerate(dates):
         write_noise(tmp_path / f"{seed}.png", seed)
+        os.utime(tmp_path / f"{seed}.png", (SECONDS, SECONDS))
         rows.append(f"{seed}.png,{date}")
     (tmp_path / "t.csv").write_text("\n".join(rows))
     (tmp_path / "floats.csv").write_text("filepath,date\n0.png,2024.0\n1.png,2023.5\n2.png,\n3.png,20240601\n")
-    for name, expected in (("t.csv", list(dates.values())), ("floats.csv", ["2024", None, None, "2024-06-01"])):
+    for name, expected in (("t.csv", list(dates.values())), ("floats.csv", ["2024", None, TIME, "2024-06-01"])):
         with Index.create(tmp_path / f"{name}.idx") as index:
             summary = index.update([tmp_path / name], options(FakeEncoder()))
             assert [item.date for item in index.items(index.store.ids().tolist())] == expected
@@ -296,22 +302,33 @@ def test_an_imagefolder_whatever_the_form_of_its_accents(tmp_path: Path) -> None
     assert left_out(folder, exclude=("out.png",))[unnamed] == 1
 
 
-def test_what_exif_says(tmp_path: Path) -> None:
+GPS = {1: "S", 2: (12.0, 30.0, 30.0), 3: "E", 4: (9.0, 0.0, 0.0)}
+
+
+def test_what_exif_and_the_name_say(tmp_path: Path) -> None:
     dates = {
         "taken.jpg": ({0x8769: {0x9003: "2021:03:04 05:06:07"}, 0x0132: "2022:01:01 00:00:00"}, "2021-03-04T05:06:07"),
         "changed.jpg": ({0x0132: "2022:01:02 03:04:05"}, "2022-01-02T03:04:05"),
-        "odd.jpg": ({0x0132: "yesterday"}, None),
-        "turned.jpg": ({0x0112: 6}, None),
+        "20240101.jpg": ({0x0132: "2022:01:02 03:04:05"}, "2022-01-02T03:04:05"),
+        "odd.jpg": ({0x0132: "yesterday"}, TIME),
+        "turned.jpg": ({0x0112: 6, 0x010F: "Canon", 0x0110: "Canon EOS", 0x8825: GPS}, TIME),
+        "IMG-20240101-WA0007.jpg": ({0x010F: "Apple", 0x0110: "iPhone"}, "2024-01-01"),
+        "PXL_20240101_120009123.jpg": ({0x8825: {1: "N"}}, "2024-01-01T12:00:09"),
+        "2024-01-01 at 23.59.00-2.jpg": ({}, "2024-01-01T23:59:00"),
+        "20240230_1234.jpg": ({}, TIME),
     }
     for seed, (name, (tags, _)) in enumerate(dates.items()):
         exif = Image.Exif()
         exif.update(tags)
         write_noise(tmp_path / "p" / name, seed, exif=exif)
+        os.utime(tmp_path / "p" / name, (SECONDS, SECONDS))
     with Index.create(tmp_path / "i") as index:
         index.update([tmp_path / "p"], options(FakeEncoder()))
         items = {Path(item.path).name: item for item in index.items(index.store.ids().tolist())}
     assert {name: item.date for name, item in items.items()} == {name: date for name, (_, date) in dates.items()}
     assert (items["turned.jpg"].width, items["turned.jpg"].height) == (10, 12)
+    assert items["turned.jpg"].columns == {"camera": "Canon EOS", "latitude": -12.508333, "longitude": 9.0}
+    assert items["IMG-20240101-WA0007.jpg"].columns == {"camera": "Apple iPhone"}
 
 
 def test_one_source_inside_another(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from cloob import cli
 from cloob.models.folder import save_model
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
-from cloob.serve.app import settings
+from cloob.serve.app import address, bind, settings
 from support import fork, refused
 
 
@@ -137,3 +138,10 @@ def test_only_loopback_goes_without_a_token() -> None:
         made, again = settings(host, None), settings(host, None)
         assert not made.local and made.token != again.token and len(made.token or "") >= 40
         assert settings(host, "a-token-of-twenty-letters").token == "a-token-of-twenty-letters"
+
+
+def test_a_server_that_listens_everywhere_shows_an_address_that_answers() -> None:
+    with bind("0.0.0.0", 0) as opened:
+        shown = urllib.parse.urlsplit(address(opened, settings("0.0.0.0", "a-token-of-twenty-letters")))
+        assert shown.hostname != "0.0.0.0" and shown.query == "token=a-token-of-twenty-letters"
+        socket.create_connection((str(shown.hostname), shown.port or 0), 10).close()

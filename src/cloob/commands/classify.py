@@ -27,7 +27,7 @@ class Options:
     """Sort pictures by the names of classes, or by a few examples of each."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC|IDX")]
-    """An index, or whatever `cloob index` takes: a folder, a table, shards."""
+    """An index, or whatever `cloob index` takes: a folder, one picture, a table, shards."""
     labels: str | None = None
     """cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments."""
     templates: tuple[str, ...] = ()

@@ -81,8 +81,8 @@ def check(options: Options) -> None:
         check_there(source)
 
 
-def run(options: Options) -> int:
-    """Indexes and merges; 1 when a source could not be read, with what there is written."""
+def run(options: Options, *, then: bool = True) -> int:
+    """Indexes and merges, and says what to do ``then``; 1 when a source could not be read, with the rest written."""
     if options.faults:
         with cloob.Index.open(options.out) as index:
             for state in (state for source in index.store.sources() for state in index.store.states(source)):
@@ -107,7 +107,7 @@ def run(options: Options) -> int:
                 say(f"{done.other:,} pictures are other ones here; they stay as they are")
         models = "".join(f", {printable(model.name)}" for model in index.models)
         print(f"{address}: {len(index):,} pictures{models}", flush=True)
-        if len(index) and models and not failed:
+        if then and len(index) and models and not failed:
             say_next(["search", address, "something red"], ["serve", address, "--open"])
     return 1 if failed else 0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
+from cloob.commands.options import refuse, tyro
 from cloob.errors import InputError, nearest
 
 
@@ -13,12 +15,24 @@ class Options:
 
     contains: str = ""
     """Only names with this in them, in any case."""
+    purpose: Annotated[Literal["photos"] | None, tyro.conf.arg(name="for")] = None
+    """photos: a few trained models for `cloob find`, with size, licence and languages."""
+
+
+def check(options: Options) -> None:
+    refuse({"--contains and --for exclude each other": options.contains and options.purpose})
 
 
 def run(options: Options) -> int:
     from cloob.commands.terminal import say_next
+    from cloob.models.photos import PHOTOS
     from cloob.models.source import known_models
 
+    if options.purpose:
+        for name, megabytes, pixels, licence, languages in PHOTOS:
+            print(f"{name:<44}  {megabytes:5,} MB  {pixels} px  {languages:<7}  {licence}")
+        say_next(["find", "PHOTOS", "a red bird", "--model", PHOTOS[0].name])
+        return 0
     known = known_models()
     names = [name for name in known if options.contains.lower() in name.lower()]
     if not names:

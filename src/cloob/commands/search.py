@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import cloob
 from cloob.commands.collection import check_index, copy
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cloob.search.query import Query
     from cloob.search.records import Hit, Item, Results
 
+T = TypeVar("T")
 _NUMBER = re.compile(r"-[\d.]+(e[+-]?\d+)?").fullmatch  # the value of an option
 
 
@@ -40,9 +41,9 @@ class Options:
     index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")]
     """What `cloob index` made: a folder, or postgresql://…."""
     query: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUERY …")] = ()
-    """Words, pictures and addresses; none with --like or --duplicates."""
+    """Words, pictures and addresses; none with --like or --duplicates, or to list by --where alone."""
     where: str | None = None
-    """Only among these: "date >= 2024 and caption like '%dog%'" (docs/find.md)."""
+    """Only among these: "date >= 2024 and caption like '%dog%'" (docs/find.md); without a query, newest first."""
     top: int = 20
     """How many at most."""
     cutoff: float | Literal["auto", "none"] = "auto"
@@ -72,27 +73,33 @@ class Options:
     machine: DeviceOptions = field(default_factory=DeviceOptions)
 
 
-def read(words: Sequence[str]) -> Options:
-    """The options, and the terms after the first ``--``, whatever these begin with."""
+def read(words: Sequence[str], kind: type[T] = Options, command: str = "search IDX") -> T:  # type: ignore[assignment]
+    """The options of a command, and the terms after the first ``--``, whatever these begin with."""
     place = list(words).index("--") if "--" in words else len(words)
     before = ["--null" if word == "-0" else word for word in words[:place]]
     for previous, word in pairwise(["", *before]):
         is_value = previous.startswith("--") and _NUMBER(word)
         if word[:1] == "-" and word[1:2].isalnum() and word != "-h" and not is_value:
-            raise InputError(f"{word}: put terms to subtract after --, as in: cloob search IDX beach -- {word}")
-    options = parse(Options, before, "cloob search")
-    return dataclasses.replace(options, query=(*options.query, *words[place + 1 :]))
+            raise InputError(f"{word}: put terms to subtract after --, as in: cloob {command} beach -- {word}")
+    options: Any = parse(kind, before, f"cloob {command.partition(' ')[0]}")
+    given: T = dataclasses.replace(options, query=(*options.query, *words[place + 1 :]))
+    return given
 
 
 def check(options: Options) -> None:
+    check_query(options)
+    check_index(options.index)
+
+
+def check_query(options: Options) -> None:
     alone = [f"duplicates {other}" for other in ("query", "like", "explain", "top", "cutoff")]
     alone += [f"explain {other}" for other in ("paths", "copy_to", "cutoff")]
     exclusive(options, "paths json", "exact threshold", *alone)
     goes_with(options, threshold="duplicates", exact="duplicates", null="paths", beta="explain")
-    nothing = 'nothing to search for: give words ("a red bird"), a picture or --like ID'
-    refuse({nothing: not (options.duplicates or options.query or options.like)})
+    nothing = 'nothing to search for: give words ("a red bird"), a picture, --like ID or --where'
+    refuse({nothing: not (options.duplicates or options.query or options.like or options.where)})
+    refuse({"--explain needs a query": options.explain and not (options.query or options.like)})
     within(options, top=(1, 100_000), threshold=(0.001, 1))
-    check_index(options.index)
 
 
 def run(options: Options) -> int:
@@ -107,6 +114,8 @@ def run(options: Options) -> int:
             parse_filter(options.where, index.columns())
         if options.duplicates:
             return _duplicates(index, options)
+        if not options.query and like is None:
+            return _list(index, options)
         if like is not None:
             item = int(like[:18]) if like.isascii() and like.isdigit() else 0
             if not index.items([item]):  # it is a path; links stay as the index has them
@@ -149,6 +158,28 @@ def _show(index: cloob.Index, options: Options, results: Results) -> int:
         say(f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same")
     elif results.cut and to_person:
         say(f"{results.cut} more are below the cutoff (--cutoff none shows them)")
+    return copy(index, items, options.copy_to)
+
+
+def _list(index: cloob.Index, options: Options) -> int:
+    """What the filter lets through, newest first."""
+    where = index.view(options.where).where
+    every = [item for ids in index.store.pages(where) for item in index.store.items(ids)]
+    items = sorted(every, key=lambda item: (item.date or "", item.id), reverse=True)[: options.top]
+    if options.json:
+        hits = [{"score": None, "margin": None, **_item_dict(item)} for item in items]
+        print(json.dumps({"query": [], "model": None, "searched": len(every), "cut": 0, "hits": hits}))
+    elif options.paths:
+        _print_paths([items], null=options.null)
+    for item in [] if options.json or options.paths else items:
+        if sys.stdout.isatty():
+            print(_aligned(f"{item.date or '':19}", item))
+        else:
+            print(item.date or "", "", item.id, printable(item.path), _first_line(item), sep="\t")
+    if len(every) > len(items):
+        say(f"{len(items):,} of {len(every):,} pictures, the newest; --top shows more")
+    elif not every:
+        say("no picture: the filter lets none through")
     return copy(index, items, options.copy_to)
 
 

@@ -5,14 +5,12 @@ A file is unchanged if its size and time are. Of the others, files whose bytes a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Literal
 
 import numpy as np
@@ -23,14 +21,13 @@ from cloob.data.batch import BadSample
 from cloob.data.sources.arrow import NO_PICTURE
 from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable
-from cloob.search.records import FileState, IndexedModel, Item, Value, valid
+from cloob.search.records import FileState, IndexedModel, Item, valid
 from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut, ReadFailed
 from cloob.search.store import Store, Vectors
+from cloob.search.taken import camera_and_place, date_of, iso_date
 
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
 _COUNTS = ("added", "changed", "described", "completed", "removed", "unchanged", "embedded")
-_EXIF, _TAKEN, _CHANGED = 0x8769, 0x9003, 0x0132  # of a picture's EXIF
-_DATE = re.compile(r"(\d{4})(?:-(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)(?:[T ](\d\d:\d\d(?::\d\d)?\S*))?)?")
 
 
 @dataclass
@@ -197,7 +194,7 @@ class Builder:
     def add(self, prepared: Prepared) -> None:
         path = prepared.work.found.path
         stated = None if prepared.item is None else prepared.item.columns.get("date")
-        if stated not in (None, "") and _iso_date(stated) is None:
+        if stated not in (None, "") and iso_date(stated) is None:
             self.summary.left_out.add("date that cannot be read", f"{path} ({stated})")
         if prepared.truncated:
             self.summary.left_out.add("truncated JPEG, taken", path)
@@ -268,32 +265,8 @@ class Builder:
 
 def _item(work: Work, encoded: Encoded, data: bytes) -> Item:
     caption, columns = work.collection.describe(work.found)
-    content, taken = hashlib.sha256(data).hexdigest(), _iso_date(columns.get("date")) or _date_taken(encoded)
+    exif, content = encoded.exif, hashlib.sha256(data).hexdigest()
+    taken = date_of(work.found.path, columns.get("date"), exif)
     place = (0, work.collection.name, work.found.path)
-    return Item(*place, content, len(data), work.found.mtime_ns, *encoded.whole, taken, caption, dict(columns))
-
-
-def _iso_date(stated: Value) -> str | None:
-    """ISO 8601 of a date that begins with the year: ``2024``, ``20240601``, ``2024/6/1 10:00``."""
-    text = str(int(stated) if isinstance(stated, float) and stated.is_integer() else stated).strip("\0 ")
-    if len(text) == 8 and text.isdecimal():
-        text = f"{text[:4]}-{text[4:6]}-{text[6:]}"
-    if (match := _DATE.fullmatch(text)) is None:
-        return None
-    year, *parts = [int(part) for part in match.groups()[:4] if part]
-    try:
-        date(year, *[*parts, 1, 1][:2])
-    except ValueError:
-        return None
-    day = "-".join([f"{year:04}", *(f"{part:02}" for part in parts)])
-    return f"{day}T{match[5]}" if match[5] else day
-
-
-def _date_taken(encoded: Encoded) -> str | None:
-    """When a picture was taken according to its EXIF, without a time zone."""
-    exif = encoded.exif
-    with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged EXIF
-        for raw in [] if exif is None else [exif.get_ifd(_EXIF).get(_TAKEN), exif.get(_CHANGED)]:
-            if isinstance(raw, str) and (taken := _iso_date(raw)) is not None:
-                return taken
-    return None
+    columns = camera_and_place(exif) | dict(columns)
+    return Item(*place, content, len(data), work.found.mtime_ns, *encoded.whole, taken, caption, columns)

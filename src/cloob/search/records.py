@@ -31,7 +31,7 @@ class Item:
     mtime_ns: int | None  # of the file or the container, nanoseconds since 1970
     width: int  # of the upright picture, pixels
     height: int
-    date: str | None = None  # when it was taken, ISO 8601
+    date: str | None = None  # when it was taken, or what comes nearest to it, ISO 8601
     caption: str | None = None
     columns: Mapping[str, Value] = field(default_factory=dict)  # what else the source says of it
 

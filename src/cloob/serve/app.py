@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import mimetypes
 import secrets
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
+_EVERYWHERE = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}  # and an address for documentation alone
 _REFUSALS = (400, 401, 403, 404, 413, 415, 421, 422, 503)
 mimetypes.add_type("text/javascript", ".js")  # some Windows say text/plain, which no browser runs
 
@@ -101,9 +103,20 @@ def settings(host: str, token: str | None) -> ServeConfig:
 
 
 def address(opened: socket.socket, config: ServeConfig) -> str:
+    """The address to open; of a server that listens everywhere, one that other machines of the network reach."""
     host, port = opened.getsockname()[:2]
-    name = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else f"[{host}]" if ":" in host else host
+    if host in _EVERYWHERE:
+        host = _own_address(opened.family, _EVERYWHERE[host])
+    name = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"?token={config.token}" if config.token else "")
+
+
+def _own_address(family: int, other: str) -> str:
+    """This machine's address on the way to another one, to which nothing is sent; without a network localhost."""
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((other, 9))
+        return str(probe.getsockname()[0])
+    return "localhost"
 
 
 def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from cloob.errors import InputError, counted
 from cloob.files import TooLarge, read_at_most
 
 FILE_COLUMN = "file_name"
-"""The column of pictures in an imagefolder's table."""
+"""The column of pictures in an imagefolder's table; as the caption column of a folder, file names are captions."""
 
 _METADATA = ("metadata.csv", "metadata.jsonl")  # of a Hugging Face imagefolder
 
@@ -26,13 +27,15 @@ class FolderSource:
     """``a/b.jpg`` with ``a/b.txt`` beside it, in sub-folders too, sorted by path.
 
     An image without a caption and a caption without an image are bad samples. Hidden files and folders and linked
-    folders are left out. ``pairs`` is the number of images with a caption.
+    folders are left out. ``pairs`` is the number of images with a caption. ``by_name`` takes the words of the file
+    names as captions, whatever lies beside them.
     """
 
     streamed = False
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, by_name: bool = False) -> None:
         self.name = str(folder)
+        self._by_name = by_name
         self._folder = folder
         linked: list[str] = []
         self.pairs = 0
@@ -46,7 +49,7 @@ class FolderSource:
             pictures = {name: name.rpartition(".")[0] for name in shown if name.lower().endswith(IMAGE_SUFFIXES)}
             rows += [((below / name).as_posix(), captions.get(stem, "")) for name, stem in pictures.items()]
             rows += [((below / captions[stem]).as_posix(), "") for stem in captions.keys() - pictures.values()]
-            self.pairs += sum(stem in captions for stem in pictures.values())
+            self.pairs += sum(by_name or stem in captions for stem in pictures.values())
         rows.sort()
         first = f"{counted(len(linked), 'linked folders')} not followed, e.g. {printable(linked[0])}" if linked else ""
         self.remark = first and f"{first}: give each to --data by itself to read it too"
@@ -79,6 +82,8 @@ class FolderSource:
         if path.suffix.lower() in CAPTION_SUFFIXES:
             raise BadSample("missing image", key, f"no image beside {path}")
         image = read_image_file(path, key)
+        if self._by_name:
+            return RawSample(key, image, clean_caption(os.fsencode(re.sub(r"[-_ ]+", " ", path.stem)), key))
         try:
             return RawSample(key, image, clean_caption(read_at_most(file, MAX_CAPTION_BYTES), key))
         except TooLarge as error:
@@ -111,9 +116,9 @@ def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource
     """Opens a folder of images with captions beside them, or a Hugging Face imagefolder with a table of captions.
 
     Where that table has no ``title``, which is the default, ``text``, ``caption`` or the only column beside
-    ``file_name`` holds the captions.
+    ``file_name`` holds the captions. ``file_name`` itself takes the names of the files.
     """
-    source = FolderSource(folder)
+    source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
     if source.pairs:
         return source
     if path := metadata_of(folder):

@@ -280,6 +280,16 @@ class Folder(Collection):
             return Found(path, None, None, caption)
 
 
+class Single(Folder):
+    """One picture's file, with the caption beside it."""
+
+    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+        path = Path(self.name)
+        caption = captions_by_stem(each.name for each in path.parent.iterdir()).get(path.stem)
+        found = self._found(self.name, caption and str(path.with_name(caption)))
+        return iter([found] if found else [])
+
+
 def value(raw: Any) -> Value:
     """What a source says in a column, as an index holds it; None for what it cannot hold."""
     if isinstance(raw, Decimal) and raw.is_finite():

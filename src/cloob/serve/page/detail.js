@@ -83,7 +83,7 @@ function facts(item, value) {
   if (typeof value === "number") say("Score", score(value));
   if (item.caption) say("File", item.name);
   if (item.caption?.trim().includes("\n")) say("Caption", item.caption);
-  say("Taken", item.date?.replace("T", " "));
+  say("Date", item.date?.replace("T", " "));
   say("Size", `${number(item.width)} × ${number(item.height)} pixels, ${bytes(item.bytes)}`);
   for (const [name, words] of Object.entries(item.columns)) say(name, String(words ?? ""));
   const copy = h("button.link", { type: "button" }, "copy");

@@ -1,0 +1,83 @@
+"""``cloob find``: `cloob index` and `cloob search` in one, for a folder of photographs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import cloob
+from cloob.commands import index, search
+from cloob.commands.collection import INDEX_FILE, folder_name
+from cloob.commands.options import DecodeOptions, refuse, tyro
+from cloob.commands.terminal import say
+
+
+@dataclass(frozen=True)
+class Options(search.Options):
+    """Find pictures below a folder: index what is new or changed, then search as `cloob search` does.
+
+    The index is kept in FOLDER/.cloob, or in the cache if that cannot be written.
+    """
+
+    index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """A folder of pictures, with its sub-folders."""
+    model: str | None = None
+    """As of `cloob index`; left out, the index's first, and for a new one the first of `cloob models --for photos`."""
+    machine: DecodeOptions = field(default_factory=DecodeOptions)
+
+
+def read(words: Sequence[str]) -> Options:
+    return search.read(words, Options, "find FOLDER")
+
+
+def check(options: Options) -> None:
+    from cloob.models.photos import PHOTOS
+
+    folder = Path(options.index)
+    refuse({f"{folder}: is an index; cloob search takes it": (folder / INDEX_FILE).exists()})
+    refuse({f"{folder}: no such folder": not folder.is_dir()})
+    search.check_query(options)
+    index.check(index.Options((str(folder),), str(_place(folder)), options.model or PHOTOS[0].name))
+
+
+def run(options: Options) -> int:
+    """Indexes and searches; 1 where some of it could not be read or copied."""
+    from cloob.models.photos import PHOTOS
+    from cloob.search.index import is_there
+    from cloob.search.query import Query
+    from cloob.search.scan.collection import Folder
+
+    Query.parse(options.query)  # a mistake in it is told before pictures are indexed
+    folder, model, name = Path(options.index), options.model, None
+    refuse({f"{folder}: no pictures in it": next(Folder(folder).scan(), None) is None})
+    place = _place(folder)
+    if model is None and is_there(place):
+        with cloob.Index.open(place) as there:
+            name = next((each.name for each in there.models), None)
+    if model is None and name is None:
+        model = PHOTOS[0].name
+        say(f"the model is {model}: {PHOTOS[0].megabytes} MB, fetched once (cloob models --for photos lists others)")
+    with contextlib.redirect_stdout(sys.stderr):
+        wanted = index.Options((str(folder),), str(place), model, name, machine=options.machine)
+        code = index.run(wanted, then=False)
+    if code == 130:
+        return code
+    return search.run(dataclasses.replace(options, index=str(place), model=model or name)) or code
+
+
+def _place(folder: Path) -> Path:
+    """Where the index of a folder is: in it, or in the cache."""
+    from cloob.cache import cache_root
+
+    place = folder / ".cloob"
+    if os.access(place if place.exists() else folder, os.W_OK):
+        return place
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return cache_root() / "photos" / f"{folder_name(folder.resolve().name)}-{digest}"
