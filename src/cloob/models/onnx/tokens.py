@@ -13,6 +13,7 @@ that was decoded wrongly, HTML entities, escapes of terminals.
 
 from __future__ import annotations
 
+import json
 import sys
 import unicodedata
 from pathlib import Path
@@ -33,9 +34,11 @@ _LIGATURES = {"Ĳ": "IJ", "ĳ": "ij", "ŉ": "'n", "Ǆ": "DŽ", "ǅ": "Dž", "ǆ"
 _LIGATURES |= {"Ǌ": "NJ", "ǋ": "Nj", "ǌ": "nj", "Ǳ": "DZ", "ǲ": "Dz", "ǳ": "dz", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl"}
 _LIGATURES |= {"ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ſt", "ﬆ": "st"}
 _WIDE = range(0xFF01, 0xFFF0)
-# Python lowers a sigma at a word's end to ς, the package every one to σ (Unicode, section 3.13, Final_Sigma).
-_CASED = r"(?!\p{Case_Ignorable})\p{Cased}"
-_LAST_SIGMA = rf"{_CASED}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_CASED})"
+# Python lowers a sigma at a word's end to ς, the package every one to σ (Unicode, section 3.13, Final_Sigma). The
+# letter before it is up to three marks away: Oniguruma looks back over fixed lengths alone, and JavaScript has no \K.
+_CASED = r"[\p{Cased}&&[^\p{Case_Ignorable}]]"
+_BEFORE = "|".join(_CASED + r"\p{Case_Ignorable}" * marks for marks in range(4))
+_LAST_SIGMA = rf"(?<={_BEFORE})Σ(?!\p{{Case_Ignorable}}*{_CASED})"
 
 
 def read_tokenizer(folder: Path, settings: dict[str, Any], context_length: int) -> Tokenizer:
@@ -57,22 +60,31 @@ def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[s
         return {"kind": "rinna"}
     library: Any = require("tokenizers", "train")
     settings: dict[str, Any] = {"kind": "json", "clean": None, "strip": None}
-    pad, side = 0, "right"
+    pad, side, end = 0, "right", None
     if isinstance(tokenizer, ClipTokenizer):
         settings = tokenizer.settings or {"kind": "clip", "specials": list(SPECIALS), "ending": "kept"}
+        end = settings["specials"][1]
         rules = clip_rules(tokenizer, settings["specials"], _cleaning(library), lower=True)
     elif isinstance(tokenizer, FileTokenizer):
         rules, pad = tokenizer.rules(), tokenizer.pad or 0
+        end = None if tokenizer.end is None else rules.id_to_token(tokenizer.end)
     elif (original := _of_transformers(tokenizer, settings)) is not None:
         rules = library.Tokenizer.from_str(original.backend_tokenizer.to_str())
-        pad, side = int(original.pad_token_id), str(original.padding_side)
+        pad, side, end = (
+            int(original.pad_token_id),
+            str(original.padding_side),
+            original.eos_token or original.sep_token,
+        )
     elif isinstance(tokenizer, NoTokenizer):
         return {"kind": "none", "why": "the model takes tokens"}
     else:
         return {"kind": "none", "why": f"its own ({type(tokenizer).__name__}) has no form in a file"}
-    rules.enable_padding(direction=side, pad_id=pad, pad_token=rules.id_to_token(pad) or "", length=context_length)
+    words = {"pad_token": rules.id_to_token(pad) or "", "eos_token": end, "padding_side": side}
+    rules.enable_padding(direction=side, pad_id=pad, pad_token=words["pad_token"], length=context_length)
     rules.enable_truncation(context_length)
     (folder / HUB_FILE).write_text(rules.to_str(), encoding="utf-8")
+    words |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_length}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2), encoding="utf-8")
     return settings
 
 
