@@ -20,14 +20,13 @@ from cloob.export.exported import Exported, Unsupported, quiet
 from cloob.export.towers import Tower, towers_of, worst_difference
 from cloob.export.transformers import processor_config
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.plain import BOTH, IMAGE, TEXT, Graph, graph_file, write_config
+from cloob.models.onnx.plain import Graph, graph_file, write_config
 from cloob.models.onnx.tokens import tokenizer_note
 
 OPSET = 20
 """Of the standard's versions the first with GELU as one operator; onnxruntime runs it since 1.17."""
 DEFAULT_SET = "demo:noto-emoji"
 """Measured on where no set is given: it comes with the package."""
-_GRAPHS = {"image": IMAGE, "text": TEXT}
 _USAGE = """```python
 import cloob
 
@@ -108,7 +107,7 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets:
             ]
     precision = config["precision"]
     _join(folder, precision, math.exp(config["logit_scale"]))
-    text = graph_file(folder, TEXT, precision).name
+    text = graph_file(folder, "text", precision).name
     if pad is None:
         notes.append(f'`{text}` takes {encoder.context_length} tokens, padding included (`padding: "max_length"`).')
     else:
@@ -136,34 +135,24 @@ def _write_settings(encoder: DualEncoder, folder: Path, precision: str) -> str:
 def _join(folder: Path, precision: str, inv_tau: float) -> None:
     """Writes both towers as one graph with logits: the zero-shot pipeline of transformers.js wants one."""
     onnx: Any = require("onnx", "export")
-    both, text = (onnx.load(graph_file(folder, graph, precision)) for graph in (IMAGE, TEXT))
+    both, text = (onnx.load(graph_file(folder, kind, precision)) for kind in ("image", "text"))
     onnx.compose.add_prefix(text, "text.", rename_inputs=False, rename_outputs=False, inplace=True)
     graph, make = both.graph, onnx.helper
     for part in ("node", "initializer", "input", "output"):
         getattr(graph, part).extend(getattr(text.graph, part))
     del graph.value_info[:]
     graph.initializer.append(make.make_tensor("inv_tau", onnx.TensorProto.FLOAT, [], [inv_tau]))
-    graph.node.extend(
-        [
-            make.make_node("Transpose", ["text_embeds"], ["text_columns"]),
-            make.make_node("MatMul", ["image_embeds", "text_columns"], ["similarity"]),
-            make.make_node("Mul", ["similarity", "inv_tau"], ["logits_per_image"]),
-        ]
-    )
+    cosines = make.make_node("Einsum", ["image_embeds", "text_embeds"], ["cosines"], equation="id,td->it")
+    graph.node.extend([cosines, make.make_node("Mul", ["cosines", "inv_tau"], ["logits_per_image"])])
     graph.output.append(make.make_tensor_value_info("logits_per_image", onnx.TensorProto.FLOAT, ["images", "texts"]))
-    path = graph_file(folder, BOTH, precision)
-    _save(require("onnx_ir", "export").from_proto(both), path, beside=precision == "float32")
-
-
-def _save(model: Any, path: Path, *, beside: bool = True) -> None:
-    """Writes a graph, its weights inside or ``beside`` it: onnxruntime maps those, which takes a third of the time."""
-    require("onnx_ir", "export").save(model, path, external_data=f"{path.name}_data" if beside else None)
+    ir, path = require("onnx_ir", "export"), graph_file(folder, "both", precision)
+    ir.save(ir.from_proto(both), path, external_data=f"{path.name}_data" if precision == "float32" else None)
 
 
 def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     """Writes one tower's graph and checks it; returns how much an entry of its rows is off at most."""
     ends = ("pixel_values", "image_embeds") if tower.kind == "image" else ("input_ids", "text_embeds")
-    path = graph_file(folder, _GRAPHS[tower.kind], "float32")
+    path = graph_file(folder, tower.kind)
     with _translated(f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower"):
         program: Any = torch.onnx.export(
             tower.module,
@@ -176,7 +165,8 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
             verbose=False,
         )
         _strip_metadata(program.model)
-        _save(program.model, path)
+        save = require("onnx_ir", "export").save
+        save(program.model, path, external_data=f"{path.name}_data")  # mapped: opened in a third of the time
     return worst_difference(encoder.name, tower, _runner(path, encoder))
 
 
@@ -188,13 +178,10 @@ def _quantise(encoder: DualEncoder, tower: Tower, source: Path, target: Path) ->
     another. Convolutions stay as they are: onnxruntime's integer convolution is slower on a CPU than that of floats.
     """
     quantization: Any = require("onnxruntime.quantization", "export")
-    plain, path = (
-        graph_file(place, _GRAPHS[tower.kind], precision)
-        for place, precision in ((source, "float32"), (target, "int8"))
-    )
+    path = graph_file(target, tower.kind, "int8")
     with _translated(f"{encoder.name}: onnxruntime cannot quantise its {tower.kind} tower"):
         quantization.quantize_dynamic(
-            plain,
+            graph_file(source, tower.kind),
             path,
             op_types_to_quantize=["MatMul", "Gather"],
             per_channel=True,

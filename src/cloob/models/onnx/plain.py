@@ -9,8 +9,9 @@
     tokenizer.json           for the package tokenizers; spiece.model for rinna's
     objective.json           as in every model folder
 
-Graphs in 8-bit integers are ``onnx/*_quantized.onnx``, with their weights inside. transformers.js reads the same folder:
-that is what ``onnx/model.onnx``, ``config.json``, ``preprocessor_config.json`` and ``tokenizer_config.json`` are for.
+Graphs in 8-bit integers are ``onnx/*_quantized.onnx``, with their weights inside. ``onnx/model.onnx`` and the other
+configurations are for transformers.js.
+
 Shapes: n items, L tokens, D = embed_dim.
 """
 
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.float32]
 FORMAT = 1
-IMAGE, TEXT, BOTH = "vision_model", "text_model", "model"
-"""Graphs as transformers.js names them."""
+_GRAPHS = {"image": "vision_model", "text": "text_model", "both": "model"}
+"""As transformers.js names them."""
 _BATCH = 32
 """Items a run: more are not faster on a CPU, and take memory."""
 _STEP = 8
@@ -125,8 +126,8 @@ class PlainEncoder:
             self._transform = EvalTransform(preprocess)
             self._mean, self._std = (np.array(preprocess[key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
             precision = str(content["precision"])
-            self.image_graph = Graph(graph_file(folder, IMAGE, precision), self.embed_dim)
-            self.text_graph = Graph(graph_file(folder, TEXT, precision), self.embed_dim, pad)
+            self.image_graph = Graph(graph_file(folder, "image", precision), self.embed_dim)
+            self.text_graph = Graph(graph_file(folder, "text", precision), self.embed_dim, pad)
             # Else vectors of two models would mix.
             if content["format"] != FORMAT or content["fingerprint"] != graphs_digest(folder, precision):
                 raise ValueError("written in another format, or for other graphs; export the model again")
@@ -161,13 +162,13 @@ def _unit_rows(rows: Rows) -> Rows:
     return unit
 
 
-def graph_file(folder: Path, graph: str, precision: str) -> Path:
-    return folder / "onnx" / f"{graph}{'_quantized' if precision == 'int8' else ''}.onnx"
+def graph_file(folder: Path, kind: str, precision: str = "float32") -> Path:
+    return folder / "onnx" / f"{_GRAPHS[kind]}{'_quantized' if precision == 'int8' else ''}.onnx"
 
 
 def graphs_digest(folder: Path, precision: str = "float32") -> str:
     """SHA-256 of both towers' graphs with their weights, kept in the cache."""
-    files = [graph_file(folder, graph, precision) for graph in (IMAGE, TEXT)]
+    files = [graph_file(folder, kind, precision) for kind in ("image", "text")]
     files += [path for path in (file.with_name(f"{file.name}_data") for file in files) if path.is_file()]
     stats = [path.stat() for path in files]
     stamp = [(str(p.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in zip(files, stats, strict=True)]

@@ -60,31 +60,26 @@ def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[s
         return {"kind": "rinna"}
     library: Any = require("tokenizers", "train")
     settings: dict[str, Any] = {"kind": "json", "clean": None, "strip": None}
-    pad, side, end = 0, "right", None
+    pad, side = 0, "right"
     if isinstance(tokenizer, ClipTokenizer):
         settings = tokenizer.settings or {"kind": "clip", "specials": list(SPECIALS), "ending": "kept"}
-        end = settings["specials"][1]
         rules = clip_rules(tokenizer, settings["specials"], _cleaning(library), lower=True)
     elif isinstance(tokenizer, FileTokenizer):
         rules, pad = tokenizer.rules(), tokenizer.pad or 0
-        end = None if tokenizer.end is None else rules.id_to_token(tokenizer.end)
     elif (original := _of_transformers(tokenizer, settings)) is not None:
         rules = library.Tokenizer.from_str(original.backend_tokenizer.to_str())
-        pad, side, end = (
-            int(original.pad_token_id),
-            str(original.padding_side),
-            original.eos_token or original.sep_token,
-        )
+        pad, side = int(original.pad_token_id), str(original.padding_side)
     elif isinstance(tokenizer, NoTokenizer):
         return {"kind": "none", "why": "the model takes tokens"}
     else:
         return {"kind": "none", "why": f"its own ({type(tokenizer).__name__}) has no form in a file"}
-    words = {"pad_token": rules.id_to_token(pad) or "", "eos_token": end, "padding_side": side}
-    rules.enable_padding(direction=side, pad_id=pad, pad_token=words["pad_token"], length=context_length)
+    word = rules.id_to_token(pad) or ""
+    rules.enable_padding(direction=side, pad_id=pad, pad_token=word, length=context_length)
     rules.enable_truncation(context_length)
     (folder / HUB_FILE).write_text(rules.to_str(), encoding="utf-8")
-    words |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_length}
-    (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2), encoding="utf-8")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_length}
+    config |= {"pad_token": word, "padding_side": side}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return settings
 
 
