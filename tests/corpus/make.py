@@ -297,15 +297,18 @@ def graphs() -> None:
         "precision": "float32", "pad": None, "tokenizer": {"kind": "none", "why": "made by hand"},
         "preprocess_cfg": {"size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"},
     }  # fmt: skip
-    write("models/onnx/good/image.onnx", good)
-    write("models/onnx/good/text.onnx", graph(("input_ids", 7, ["n", LENGTH]), "text_embeds", [1]))
+    write("models/onnx/good/onnx/vision_model.onnx", good)
+    write("models/onnx/good/onnx/text_model.onnx", graph(("input_ids", 7, ["n", LENGTH]), "text_embeds", [1]))
     write("models/onnx/good/onnx.json", config)
-    for case, location in {"absolute": "/etc/passwd", "outside": "../secret", "gone": "image.onnx.data"}.items():
-        write(f"models/onnx/weights_{case}/image.onnx", graph(port, "image_embeds", [1, 2, 3], given=[far(location)]))
+    for case, location in {"absolute": "/etc/passwd", "outside": "../../secret", "gone": "gone.onnx_data"}.items():
+        write(
+            f"models/onnx/weights_{case}/onnx/vision_model.onnx",
+            graph(port, "image_embeds", [1, 2, 3], given=[far(location)]),
+        )
     run = onnx.helper.make_node("Run", ["pixel_values"], ["x"], domain="evil")
-    write("models/onnx/another_domain/image.onnx", graph(port, "image_embeds", [1, 2, 3], [run]))
+    write("models/onnx/another_domain/onnx/vision_model.onnx", graph(port, "image_embeds", [1, 2, 3], [run]))
     for case, content in {"cut": good[:-50], "empty": b"", "no_graph": b"{}" * 50, "zip": b"PK\x03\x04"}.items():
-        write(f"models/onnx/{case}/image.onnx", content)
+        write(f"models/onnx/{case}/onnx/vision_model.onnx", content)
     for case, way, value in (
         ("words_are_code", "tokenizer", {"kind": "os.system"}),
         ("words_outside", "tokenizer", {"kind": "json", "clean": "../x"}),

@@ -99,6 +99,7 @@ def test_other_programs_weights(folder: Path, name: str) -> None:
     export_onnx(wanted, folder)
     own = load_model(folder, device="cpu")
     tokens = torch.randint(1, 100, (7, 77), generator=torch.Generator().manual_seed(0))
+    tokens[:, -1] = getattr(towers_of(wanted)[1].module, "end", None) or 1  # a row without it would get it
     torch.testing.assert_close(own.encode_text(tokens), wanted.encode_text(tokens), rtol=0, atol=1e-5)
 
 
@@ -146,7 +147,7 @@ def test_int8_says_what_it_costs(vit: Path, tmp_path: Path, capsys: pytest.Captu
     assert {path.name for path in tmp_path.iterdir()} == {"colours", "int8"}
     own, wanted = load_model(target, device="cpu"), load_model(vit, device="cpu")
     assert own.config.settings["precision"] == "int8"
-    assert sum(path.stat().st_size for path in target.glob("text.onnx*")) < 0.5 * 4 * 49408 * 16
+    assert sum(path.stat().st_size for path in target.glob("onnx/text_model*")) < 0.5 * 4 * 49408 * 16
     same_rows(own, wanted, atol=0.1)
     row = json.loads((target / "onnx.json").read_text())
     assert row["precision"] == "int8"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +16,17 @@ from torch import Tensor
 from cloob.errors import InputError, one_line, require
 from cloob.evaluation.sets.labelled import LabelledSet, open_labelled
 from cloob.evaluation.suite import evaluate
-from cloob.export.exported import Exported, quiet
+from cloob.export.exported import Exported, Unsupported, quiet
 from cloob.export.towers import Tower, towers_of, worst_difference
+from cloob.export.transformers import processor_config
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.plain import IMAGE_FILE, TEXT_FILE, Graph, write_config
+from cloob.models.onnx.plain import Graph, graph_file, write_config
 from cloob.models.onnx.tokens import tokenizer_note
 
 OPSET = 20
 """Of the standard's versions the first with GELU as one operator; onnxruntime runs it since 1.17."""
 DEFAULT_SET = "demo:noto-emoji"
 """Measured on where no set is given: it comes with the package."""
-_FILES = {"image": IMAGE_FILE, "text": TEXT_FILE}
 _USAGE = """```python
 import cloob
 
@@ -33,9 +34,17 @@ model = cloob.load_model("DIR")  # onnxruntime runs it; no towers of torch's are
 rows = model.encode_text(["a photo of a dog"])
 ```
 
-`image.onnx` takes `pixel_values` (n, 3, H, W), normalised by `preprocess_cfg` in `onnx.json`, and gives `image_embeds`;
-`text.onnx` takes `input_ids` (n, L) and gives `text_embeds`: unit rows both. Their weights lie in `image.onnx.data` and
-`text.onnx.data`, which have to stay beside them. `tokenizer.json` is for the package `tokenizers`.
+In `onnx/`, `vision_model.onnx` takes `pixel_values` (n, 3, H, W), normalised by `preprocess_cfg` in `onnx.json`, and
+gives `image_embeds`; `text_model.onnx` takes `input_ids` (n, L) and gives `text_embeds`: unit rows both. `model.onnx`
+takes both and gives `logits_per_image` too. `tokenizer.json` is for the package `tokenizers`. With transformers.js:
+
+```js
+import { env, pipeline } from "@huggingface/transformers";
+
+env.allowLocalModels = true; // DIR lies in /models/ of the same site
+const classify = await pipeline("zero-shot-image-classification", "DIR", { dtype: "fp32" });
+console.log(await classify("picture.jpg", ["a dog", "a cat"]));
+```
 
 Without cloob and torch, where `onnx.json` says `resize_mode` `shortest`:
 
@@ -69,8 +78,8 @@ def run(graph, values):
 
 
 tokens = [row.ids for row in Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(texts)]
-images = run("image.onnx", np.stack([pixels(path) for path in pictures]))
-print(images @ run("text.onnx", np.array(tokens)).T)
+images = run("onnx/vision_model.onnx", np.stack([pixels(path) for path in pictures]))
+print(images @ run("onnx/text_model.onnx", np.array(tokens)).T)
 ```
 """
 
@@ -83,6 +92,8 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets:
     pad = towers[1].pad
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-onnx-") as plain:
         place = Path(plain) if int8 else folder
+        for target in {place, folder}:
+            (target / "onnx").mkdir()
         worst = max(_export(encoder, tower, place) for tower in towers)
         config = write_config(place, encoder, precision="float32", pad=pad)
         notes = [f"Checked by onnxruntime: unit rows equal the model's to {worst:.0e}."]
@@ -94,19 +105,54 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets:
                 f"Entries of unit rows differ from the model's by up to {images:.1g} (images) and {texts:.1g} (texts).",
                 *(f"What that costs, by `cloob eval`: {cost}." for cost in _costs(place, folder, opened)),
             ]
+    precision = config["precision"]
+    _join(folder, precision, math.exp(config["logit_scale"]))
+    text = graph_file(folder, "text", precision).name
     if pad is None:
-        notes.append(f"`{TEXT_FILE}` takes {encoder.context_length} tokens, padding included.")
+        notes.append(f'`{text}` takes {encoder.context_length} tokens, padding included (`padding: "max_length"`).')
     else:
-        notes.append(f"`{TEXT_FILE}` also takes rows without the padding that all of them share ({pad}).")
+        notes.append(f"`{text}` also takes rows without the padding that all of them share ({pad}).")
+    notes.append(_write_settings(encoder, folder, precision))
     notes.append(tokenizer_note(config["tokenizer"]))
-    summary = "cloob.load_model and any ONNX runtime read it"
-    return Exported("onnx", summary, _USAGE, tuple(notes), ("onnx",))
+    summary = "cloob.load_model, transformers.js and any ONNX runtime read it"
+    usage = _USAGE.replace("fp32", "q8").replace("model.onnx", "model_quantized.onnx") if int8 else _USAGE
+    return Exported("onnx", summary, usage, tuple(notes), ("onnx", "transformers.js"))
+
+
+def _write_settings(encoder: DualEncoder, folder: Path, precision: str) -> str:
+    """Writes what transformers.js reads beside graphs and tokenizer; returns what is to be known of its pictures."""
+    beside = {"use_external_data_format": precision == "float32"}
+    content = {"model_type": "clip", "architectures": ["CLIPModel"], "transformers.js_config": beside}
+    (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    try:
+        content = processor_config(encoder)
+    except Unsupported:
+        return "transformers.js cannot prepare this model's pictures: `preprocessor_config.json` is missing."
+    (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return "transformers.js resizes pictures in its own way, turns none by its EXIF tag, and drops what is transparent."
+
+
+def _join(folder: Path, precision: str, inv_tau: float) -> None:
+    """Writes both towers as one graph with logits: the zero-shot pipeline of transformers.js wants one."""
+    onnx: Any = require("onnx", "export")
+    both, text = (onnx.load(graph_file(folder, kind, precision)) for kind in ("image", "text"))
+    onnx.compose.add_prefix(text, "text.", rename_inputs=False, rename_outputs=False, inplace=True)
+    graph, make = both.graph, onnx.helper
+    for part in ("node", "initializer", "input", "output"):
+        getattr(graph, part).extend(getattr(text.graph, part))
+    del graph.value_info[:]
+    graph.initializer.append(make.make_tensor("inv_tau", onnx.TensorProto.FLOAT, [], [inv_tau]))
+    cosines = make.make_node("Einsum", ["image_embeds", "text_embeds"], ["cosines"], equation="id,td->it")
+    graph.node.extend([cosines, make.make_node("Mul", ["cosines", "inv_tau"], ["logits_per_image"])])
+    graph.output.append(make.make_tensor_value_info("logits_per_image", onnx.TensorProto.FLOAT, ["images", "texts"]))
+    ir, path = require("onnx_ir", "export"), graph_file(folder, "both", precision)
+    ir.save(ir.from_proto(both), path, external_data=f"{path.name}_data" if precision == "float32" else None)
 
 
 def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     """Writes one tower's graph and checks it; returns how much an entry of its rows is off at most."""
     ends = ("pixel_values", "image_embeds") if tower.kind == "image" else ("input_ids", "text_embeds")
-    path = folder / _FILES[tower.kind]
+    path = graph_file(folder, tower.kind)
     with _translated(f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower"):
         program: Any = torch.onnx.export(
             tower.module,
@@ -119,7 +165,8 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
             verbose=False,
         )
         _strip_metadata(program.model)
-        program.save(path, external_data=True)  # which onnxruntime maps: a session opens in a third of the time
+        save = require("onnx_ir", "export").save
+        save(program.model, path, external_data=f"{path.name}_data")  # mapped: opened in a third of the time
     return worst_difference(encoder.name, tower, _runner(path, encoder))
 
 
@@ -131,19 +178,18 @@ def _quantise(encoder: DualEncoder, tower: Tower, source: Path, target: Path) ->
     another. Convolutions stay as they are: onnxruntime's integer convolution is slower on a CPU than that of floats.
     """
     quantization: Any = require("onnxruntime.quantization", "export")
-    name = _FILES[tower.kind]
+    path = graph_file(target, tower.kind, "int8")
     with _translated(f"{encoder.name}: onnxruntime cannot quantise its {tower.kind} tower"):
         quantization.quantize_dynamic(
-            source / name,
-            target / name,
+            graph_file(source, tower.kind),
+            path,
             op_types_to_quantize=["MatMul", "Gather"],
             per_channel=True,
             reduce_range=True,
             weight_type=quantization.QuantType.QInt8,
-            use_external_data_format=True,
             extra_options={"MatMulConstBOnly": True},
         )
-    return worst_difference(encoder.name, tower, _runner(target / name, encoder), most=math.inf)
+    return worst_difference(encoder.name, tower, _runner(path, encoder), most=math.inf)
 
 
 @contextmanager

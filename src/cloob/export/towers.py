@@ -5,6 +5,7 @@ Shapes: n items, (H, W) = (image_size, image_size), L = context_length, D = embe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,20 +51,24 @@ class Tower:
 
     def dynamic_shapes(self) -> tuple[dict[int, Any]]:
         """The sizes that vary, for ``torch.export``."""
-        sizes = {0: torch.export.Dim("n", min=1)}
+        sizes = {0: torch.export.Dim(f"{self.kind}s", min=1)}
         if self.pad is not None:
             sizes[1] = torch.export.Dim("length", min=2, max=self.samples.shape[1])
         return (sizes,)
 
 
 class _Rows(nn.Module):
-    """One tensor to unit rows."""
+    """One tensor to unit rows; tokens without ``end`` get it in their last place, as transformers.js cuts it off."""
 
     def __init__(self, model: Any, encode: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self.encode = model, encode
+        self.end: int | None = None
 
     def forward(self, items: Tensor) -> Tensor:
+        if self.end is not None:
+            cut = (items != self.end).all(1, keepdim=True)
+            items = torch.cat([items[:, :-1], items[:, -1:].masked_fill(cut, self.end)], 1)
         return F.normalize(self.encode(self.model, items), dim=-1)
 
 
@@ -112,6 +117,9 @@ def _text(encoder: DualEncoder, tokens: Tensor, wanted: Tensor) -> Tower:
         rows, pad = _Rows(model, lambda model, tokens: model.text_head(model.text.pooled(tokens))), model.text.pad
     else:
         rows = _Rows(model, lambda model, tokens: model.encode_text(tokens))
+    with contextlib.suppress(InputError):  # of a model that takes tokens alone
+        short, long = encoder.tokenizer(["x", "a " * encoder.context_length]).tolist()
+        rows.end = long[-1] if long[-1] in short else None
     return Tower("text", rows.eval(), tokens, wanted, pad)
 
 

@@ -202,7 +202,7 @@ def _write_configs(encoder: DualEncoder, text: Any, specials: Specials, folder: 
         "cloob": encoder.objective_config,
     }
     _write_json(folder / "config.json", config)
-    _write_json(folder / "preprocessor_config.json", _processor(encoder))
+    _write_json(folder / "preprocessor_config.json", processor_config(encoder))
 
 
 def _tower(encoder: DualEncoder, transformer: Any, norm: nn.LayerNorm) -> dict[str, Any]:
@@ -222,7 +222,8 @@ def _tower(encoder: DualEncoder, transformer: Any, norm: nn.LayerNorm) -> dict[s
     }
 
 
-def _processor(encoder: DualEncoder) -> dict[str, Any]:
+def processor_config(encoder: DualEncoder) -> dict[str, Any]:
+    """How ``CLIPImageProcessor`` prepares pictures; Unsupported where it cannot."""
     preprocess, side = encoder.preprocess_cfg, encoder.image_size
     mode, interpolation = preprocess.get("resize_mode") or "shortest", preprocess.get("interpolation") or "bicubic"
     if mode not in ("shortest", "squash") or interpolation not in _RESAMPLE:

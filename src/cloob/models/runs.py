@@ -9,7 +9,7 @@
           towers.json            model.safetensors              towers that open_clip does not have
           aligned.json           heads.safetensors              heads on frozen encoders
           vectors.json           heads.safetensors              heads for vectors
-          onnx.json              image.onnx  text.onnx          graphs that onnxruntime runs; tokenizer.json
+          onnx.json              onnx/*.onnx                    graphs that onnxruntime runs; tokenizer.json
     and in each  objective.json
 
 No torch is imported here.

@@ -149,7 +149,7 @@ def clip_rules(tokenizer: ClipTokenizer, specials: Sequence[str], normalizers: S
         library.models.BPE(ids, pairs, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=end[0])
     )
     rules.normalizer = library.normalizers.Sequence(list(normalizers))
-    split = library.Regex("(?i)" + "|".join((*map(re.escape, specials), _PIECES)))
+    split = library.Regex(f"(?i:{'|'.join((*map(re.escape, specials), _PIECES))})")
     rules.pre_tokenizer = library.pre_tokenizers.Sequence(
         [
             library.pre_tokenizers.Split(split, behavior="removed", invert=True),

@@ -31,7 +31,7 @@ def test_the_example_without_torch_and_cloob(model: DualEncoder, exported: Path,
     script = (
         "import sys\nsys.modules['torch'] = sys.modules['cloob'] = sys.modules['open_clip'] = None\n"
         + code.replace('Path("DIR")', "Path(sys.argv[1])")
-        + "\nimport json; print(json.dumps((images @ run('text.onnx', np.array(tokens)).T).tolist()))"
+        + "\nimport json; print(json.dumps((images @ run('onnx/text_model.onnx', np.array(tokens)).T).tolist()))"
     )
     run = run_script(script, str(exported), cwd=tmp_path)
     assert run.returncode == 0, run.stderr

@@ -40,8 +40,9 @@ def test_rows_are_the_models(model: DualEncoder, loaded: DualEncoder, n: int) ->
 
 
 def test_what_else_it_says_is_the_models(model: DualEncoder, loaded: DualEncoder, exported: Path) -> None:
-    made = {path.name for path in exported.iterdir()}
-    assert made >= {"image.onnx", "image.onnx.data", "text.onnx", "text.onnx.data", "tokenizer.json", "README.md"}
+    graphs = {f"onnx/{name}.onnx{end}" for name in ("vision_model", "text_model", "model") for end in ("", "_data")}
+    made = {path.relative_to(exported).as_posix() for path in exported.rglob("*.*")}
+    assert made >= graphs | {"tokenizer.json", "tokenizer_config.json", "config.json", "README.md"}
     assert loaded.config.kind == "onnx" and loaded.config.settings["precision"] == "float32"
     for name in ("name", "embed_dim", "context_length", "image_size", "mean", "std", "preprocess_cfg"):
         assert getattr(loaded, name) == getattr(model, name)
@@ -70,13 +71,14 @@ def test_a_damaged_configuration_is_one_line(exported: Path, tmp_path: Path, cha
 
 def test_graphs_that_are_damaged_or_of_another_width_are_one_line(exported: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(exported, tmp_path / "m")
-    (folder / "text.onnx").write_bytes((folder / "text.onnx").read_bytes()[:100])
-    with pytest.raises(InputError, match=r"text\.onnx: onnxruntime cannot run it"):
+    graph = folder / "onnx" / "text_model.onnx"
+    graph.write_bytes(graph.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"text_model\.onnx: onnxruntime cannot run it"):
         load_model(claim(folder), device="cpu").encode_text(["a"])
-    with pytest.raises(InputError, match=r"image\.onnx: onnxruntime cannot run it.*8"):
+    with pytest.raises(InputError, match=r"vision_model\.onnx: onnxruntime cannot run it.*8"):
         load_model(claim(folder, embed_dim=8), device="cpu").encode_image(torch.zeros(1, 3, 64, 64))
-    (folder / "text.onnx").unlink()
-    with pytest.raises(InputError, match=r"text\.onnx"):
+    graph.unlink()
+    with pytest.raises(InputError, match=r"text_model\.onnx"):
         load_model(folder)
 
 
@@ -122,7 +124,7 @@ except Exception as error:
 
 
 def test_no_path_of_this_machine_is_in_the_graphs(exported: Path) -> None:
-    for name in ("image.onnx", "text.onnx"):
-        content = (exported / name).read_bytes()
+    for path in (exported / "onnx").glob("*.onnx"):
+        content = path.read_bytes()
         assert b"site-packages" not in content and str(Path.home()).encode() + b"/" not in content
         assert b"stack_trace" not in content

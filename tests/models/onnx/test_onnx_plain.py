@@ -79,7 +79,7 @@ def test_another_model_at_the_same_place_is_refused(
         index.search("a dog")
     assert cli.main(["search", str(tmp_path / "idx"), "a dog"]) == 2
     assert "other weights" in capsys.readouterr().err
-    with (place / "image.onnx").open("ab") as graph:  # a swapped graph under the digest of the first
+    with (place / "onnx" / "vision_model.onnx").open("ab") as graph:  # a swapped graph under the digest of the first
         graph.write(b"\x08\x0a")
     (place / "onnx.json").write_text(json.dumps(content))
     assert cli.main(["search", str(tmp_path / "idx"), "a dog"]) == 2

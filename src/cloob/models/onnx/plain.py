@@ -2,12 +2,15 @@
 
 ::
 
-    onnx.json        format, name, sizes, preprocess_cfg, tokenizer, fingerprint of the graphs
-    image.onnx       pixel_values float32 (n, 3, H, W), normalised -> image_embeds float32 (n, D), unit rows
-    text.onnx        input_ids int64 (n, L), or (n, L') for L' ≤ L without padding -> text_embeds float32 (n, D)
-    *.onnx.data      the weights of either, which onnxruntime maps
-    tokenizer.json   for the package tokenizers; spiece.model for rinna's
-    objective.json   as in every model folder
+    onnx.json                format, name, sizes, preprocess_cfg, tokenizer, fingerprint of the graphs
+    onnx/vision_model.onnx   pixel_values float32 (n, 3, H, W), normalised -> image_embeds float32 (n, D), unit rows
+    onnx/text_model.onnx     input_ids int64 (n, L), or L' ≤ L without padding -> text_embeds float32 (n, D)
+    onnx/*.onnx_data         the weights of either, which onnxruntime maps
+    tokenizer.json           for the package tokenizers; spiece.model for rinna's
+    objective.json           as in every model folder
+
+Graphs in 8-bit integers are ``onnx/*_quantized.onnx``, with their weights inside. ``onnx/model.onnx`` and the other
+configurations are for transformers.js.
 
 Shapes: n items, L tokens, D = embed_dim.
 """
@@ -45,7 +48,8 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.float32]
 FORMAT = 1
-IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
+_GRAPHS = {"image": "vision_model", "text": "text_model", "both": "model"}
+"""As transformers.js names them."""
 _BATCH = 32
 """Items a run: more are not faster on a CPU, and take memory."""
 _STEP = 8
@@ -121,10 +125,11 @@ class PlainEncoder:
             self.preprocess_cfg = preprocess | {key: tuple(preprocess[key]) for key in ("mean", "std")}
             self._transform = EvalTransform(preprocess)
             self._mean, self._std = (np.array(preprocess[key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
-            self.image_graph = Graph(folder / IMAGE_FILE, self.embed_dim)
-            self.text_graph = Graph(folder / TEXT_FILE, self.embed_dim, pad)
+            precision = str(content["precision"])
+            self.image_graph = Graph(graph_file(folder, "image", precision), self.embed_dim)
+            self.text_graph = Graph(graph_file(folder, "text", precision), self.embed_dim, pad)
             # Else vectors of two models would mix.
-            if content["format"] != FORMAT or content["fingerprint"] != graphs_digest(folder):
+            if content["format"] != FORMAT or content["fingerprint"] != graphs_digest(folder, precision):
                 raise ValueError("written in another format, or for other graphs; export the model again")
             self.tokenizer = read_tokenizer(folder, content["tokenizer"], self.context_length)
 
@@ -157,10 +162,14 @@ def _unit_rows(rows: Rows) -> Rows:
     return unit
 
 
-def graphs_digest(folder: Path) -> str:
-    """SHA-256 of both graphs with their weights, kept in the cache."""
-    files = [folder / IMAGE_FILE, folder / TEXT_FILE]
-    files += [path for path in (folder / f"{file.name}.data" for file in files) if path.is_file()]
+def graph_file(folder: Path, kind: str, precision: str = "float32") -> Path:
+    return folder / "onnx" / f"{_GRAPHS[kind]}{'_quantized' if precision == 'int8' else ''}.onnx"
+
+
+def graphs_digest(folder: Path, precision: str = "float32") -> str:
+    """SHA-256 of both towers' graphs with their weights, kept in the cache."""
+    files = [graph_file(folder, kind, precision) for kind in ("image", "text")]
+    files += [path for path in (file.with_name(f"{file.name}_data") for file in files) if path.is_file()]
     stats = [path.stat() for path in files]
     stamp = [(str(p.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in zip(files, stats, strict=True)]
     if (known := Cache().find("digests", f"onnx {stamp}")) is not None:
@@ -187,7 +196,7 @@ def write_config(folder: Path, encoder: DualEncoder, *, precision: str, pad: int
         "pad": pad,
         "preprocess_cfg": encoder.preprocess_cfg,
         "tokenizer": store_tokenizer(encoder.tokenizer, folder, encoder.context_length),
-        "fingerprint": graphs_digest(folder),
+        "fingerprint": graphs_digest(folder, precision),
     }
     (folder / ONNX_FILE).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
     return content

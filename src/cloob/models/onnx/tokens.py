@@ -13,6 +13,7 @@ that was decoded wrongly, HTML entities, escapes of terminals.
 
 from __future__ import annotations
 
+import json
 import sys
 import unicodedata
 from pathlib import Path
@@ -33,9 +34,11 @@ _LIGATURES = {"Ĳ": "IJ", "ĳ": "ij", "ŉ": "'n", "Ǆ": "DŽ", "ǅ": "Dž", "ǆ"
 _LIGATURES |= {"Ǌ": "NJ", "ǋ": "Nj", "ǌ": "nj", "Ǳ": "DZ", "ǲ": "Dz", "ǳ": "dz", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl"}
 _LIGATURES |= {"ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ſt", "ﬆ": "st"}
 _WIDE = range(0xFF01, 0xFFF0)
-# Python lowers a sigma at a word's end to ς, the package every one to σ (Unicode, section 3.13, Final_Sigma).
-_CASED = r"(?!\p{Case_Ignorable})\p{Cased}"
-_LAST_SIGMA = rf"{_CASED}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_CASED})"
+# Python lowers a sigma at a word's end to ς, the package every one to σ (Unicode, section 3.13, Final_Sigma). The
+# letter before it is up to three marks away: Oniguruma looks back over fixed lengths alone, and JavaScript has no \K.
+_CASED = r"[\p{Cased}&&[^\p{Case_Ignorable}]]"
+_BEFORE = "|".join(_CASED + r"\p{Case_Ignorable}" * marks for marks in range(4))
+_LAST_SIGMA = rf"(?<={_BEFORE})Σ(?!\p{{Case_Ignorable}}*{_CASED})"
 
 
 def read_tokenizer(folder: Path, settings: dict[str, Any], context_length: int) -> Tokenizer:
@@ -70,9 +73,13 @@ def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[s
         return {"kind": "none", "why": "the model takes tokens"}
     else:
         return {"kind": "none", "why": f"its own ({type(tokenizer).__name__}) has no form in a file"}
-    rules.enable_padding(direction=side, pad_id=pad, pad_token=rules.id_to_token(pad) or "", length=context_length)
+    word = rules.id_to_token(pad) or ""
+    rules.enable_padding(direction=side, pad_id=pad, pad_token=word, length=context_length)
     rules.enable_truncation(context_length)
     (folder / HUB_FILE).write_text(rules.to_str(), encoding="utf-8")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context_length}
+    config |= {"pad_token": word, "padding_side": side}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return settings
 
 
