@@ -32,7 +32,7 @@ COMMANDS = {
     "embed": "write the vectors of pictures into one file",
     "serve": "an index in the browser: search, sort, wander; and its API",
     "convert": "write other people's weights as a model folder",
-    "export": "write a model for transformers, sentence-transformers, ONNX or torch.export",
+    "export": "write a model for transformers, sentence-transformers or ONNX",
     "push": "push a model to the Hugging Face hub, with a card written from its run",
     "models": "list the towers by name",
 }
