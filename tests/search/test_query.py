@@ -85,7 +85,7 @@ def test_addresses(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
         for path, said in (
             ("/away", "/away: "),
             ("/ftp", "/ftp: "),
-            ("/page", "not a readable image"),
+            ("/page", "corrupt image"),
             ("/none", "no such file"),
         ):
             with pytest.raises(InputError, match=said):

@@ -217,7 +217,7 @@ def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
         with decoding(key):
             return _Loaded(key, captions, encoder.preprocess(decode(data)))
     except BadSample as error:
-        return _Loaded(error.key, getattr(error, "captions", captions), None, error.skip)
+        return _Loaded(error.key, error.captions or captions, None, error.skip)
 
 
 def _check_finite(encoder: Encoder, features: Tensor, names: Sequence[str]) -> None:

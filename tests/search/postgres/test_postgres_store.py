@@ -111,9 +111,8 @@ def test_it_does_what_sqlite_does(address: str, tmp_path_factory: pytest.TempPat
     for store in stores:
         store.add_model(MODEL)
         store.add_model(OTHER)
-        before = store.revision()
         play(store, steps)
-        assert store.revision() == before + len(steps)
+    assert stores[0].revision() == stores[1].revision() >= sum(step == "write" for step, *_ in steps)
     assert seen(stores[0]) == seen(stores[1])
     for top, text in ((2, ""), (9, ""), (2, "id > 0"), (9, "not date is null")):  # 9 are more than there are
         filter_ = parse(text) if text else None
