@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -490,6 +489,7 @@ def test_the_mistakes_of_copies_are_told_of_once() -> None:
 
 
 def test_ids_come_as_texts_and_from_numpy() -> None:
+    np = pytest.importorskip("numpy")
     names = ["a", "b", "a", "c"]
     x, y = (F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(i)), dim=1) for i in (0, 1))
     objective = make_objective("infoloob")
