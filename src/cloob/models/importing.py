@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import logging
 import sys
@@ -34,12 +35,16 @@ def import_open_clip(part: str = "") -> ModuleType:
             torch: Any = importlib.import_module("torch")  # by name: an ONNX folder is searched without it
             disable, later = torch.compiler.disable, _Later(_ASKED)
             sys.modules[_ASKED], torch.compiler.disable = later, getattr(torch, "_disable_dynamo", disable)
+            collects = gc.isenabled()
+            gc.disable()  # looking for cycles in what is imported takes 0.3 s
             try:
                 with contextlib.suppress(ModuleNotFoundError):  # open_clip, if it is there, will say it
                     importlib.import_module("torchvision")
                 require("open_clip", "train")
             finally:
                 torch.compiler.disable = disable
+                if collects:
+                    gc.enable()
                 if sys.modules.get(_ASKED) is later:
                     del sys.modules[_ASKED]
         return require(f"open_clip{part}", "train")

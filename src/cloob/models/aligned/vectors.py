@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.data.vectors import VectorPairs, as_floats
 from cloob.errors import InputError, one_line
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import AlignedEncoder, fill_heads
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import HEADS_FILE, VECTORS_FILE
+
+if TYPE_CHECKING:  # it brings pyarrow
+    from cloob.data.vectors import VectorPairs
 
 _FORMAT = 1
 _OF_PICTURES = ("preprocess", "tokenizer", "image_size", "context_length", "mean", "std")
@@ -90,6 +92,8 @@ class VectorEncoder(AlignedEncoder):
 
     @torch.no_grad()
     def _encode(self, rows: np.ndarray | Tensor, head: Head, side: str, batch_size: int) -> Tensor:
+        from cloob.data.vectors import as_floats
+
         width = head.options["features"]
         if rows.ndim != 2 or rows.shape[1] != width:
             raise InputError(
