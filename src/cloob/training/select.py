@@ -108,7 +108,12 @@ def _try(
     part = {length: max(1, getattr(config.run, length) // share)}
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
         fresh = {"out": f"{folder}/run", "resume": "none", "tensorboard": False, "wandb": None, "keep": 1}
-        result = train(config.override(objective=objective).override(**settings, **part, **fresh))
+        build = logging.getLogger("cloob.training.build")  # which has said what it has to say of these pairs
+        level, _ = build.level, build.setLevel(logging.WARNING)
+        try:
+            result = train(config.override(objective=objective).override(**settings, **part, **fresh))
+        finally:
+            build.setLevel(level)
         if result.stopped:
             raise SystemExit(1)
         encoder = load_model(result.run, config.run.device).eval()
