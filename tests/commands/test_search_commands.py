@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -167,6 +168,7 @@ def test_what_belongs_to_a_picture_moves_along_and_can_be_put_back(
     pictures, target = write_pictures(tmp_path / "pictures", n=1), tmp_path / "pictures" / "sorted"
     for name in ("red-0.MOV", "red-0.mp3"):
         (pictures / name).write_text(name)
+    shutil.copy(pictures / "white-0.png", pictures / "blue-0.webp")  # which has blue-0.txt, too
     (target / "red").mkdir(parents=True)
     (target / "red" / "red-0.MOV").write_text("of another picture")
     before = {path: path.read_bytes() for path in pictures.iterdir() if path.is_file()}
@@ -178,6 +180,7 @@ def test_what_belongs_to_a_picture_moves_along_and_can_be_put_back(
         *(f"red-0-2.{e}" for e in ("png", "txt", "MOV")),
     }
     assert (target / "red" / "red-0.MOV").read_text() == "of another picture" and (pictures / "red-0.mp3").is_file()
+    assert (pictures / "blue-0.txt").is_file() and (target / "blue" / "blue-0.txt").is_file()
     there = sorted(target.rglob("*"))
     assert run(capsys, "classify", str(pictures), *words)[1].endswith(f"cloob: 0 moved to {target}, 2 were there\n")
     assert sorted(target.rglob("*")) == there

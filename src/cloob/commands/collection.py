@@ -98,13 +98,13 @@ def copy(
     done = failed = there = 0
     past = "moved" if move else "copied"
     for item in items:
+        placed: list[tuple[Path, Path]] = []
         try:
-            placed = (_move if move else _copy)(index, item, root / below.get(item.id, ""))
+            placed.extend((_move if move else _copy)(index, item, root / below.get(item.id, "")))
             done, there = done + bool(placed), there + (not placed)
         except (OSError, InputError) as error:
             say(f"{printable(item.path)} is not {past}: {message(error).removeprefix(f'{item.path}: ')}")
             failed += 1
-            continue
         if move and placed:
             with (root / "moved.jsonl").open("a") as log:
                 log.writelines(json.dumps({"old": str(old), "new": str(new)}) + "\n" for old, new in placed)
@@ -114,37 +114,44 @@ def copy(
     return 1 if failed else 0
 
 
-def _copy(index: cloob.Index, item: Item, folder: Path) -> list[tuple[Path, Path]]:
+def _copy(index: cloob.Index, item: Item, folder: Path) -> Iterator[tuple[Path, Path]]:
     """Copies a picture as it was indexed, to ``a.jpg``, ``a-2.jpg`` and so on, unless the folder has it already."""
     from cloob.files import write_whole
 
     content = index.picture(item.id)  # an InputError where it has changed
     target = next(path for path in _names(folder, item) if not os.path.lexists(path) or _holds(path, content))
     if os.path.lexists(target):
-        return []
+        return
     write_whole(target, content)
     if Path(item.path).is_file():
         shutil.copystat(item.path, target)
-    return [(Path(item.path), target)]
+    yield Path(item.path), target
 
 
-def _move(index: cloob.Index, item: Item, folder: Path) -> list[tuple[Path, Path]]:
-    """Moves a picture and the files of its name that belong to it, unless it is in the folder already."""
+def _move(index: cloob.Index, item: Item, folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Moves a picture and the files of its name that belong to it, unless it is in the folder already.
+
+    What also belongs to another picture of this name (a.jpg, a.png, a.txt) is copied.
+    """
+    from cloob.data.source import IMAGE_SUFFIXES
+
     index.picture(item.id)  # an InputError where it has changed
     source, folder = Path(item.path).absolute(), folder.absolute()
     if source.is_symlink() or not source.is_file():
         raise InputError("it is no file of its own (in a container, or a link)")
     if source.is_relative_to(folder):
-        return []
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    beside = [path for path in source.parent.glob(f"{glob.escape(source.stem)}.*") if path.suffix.lower() in _BELONGING]
+    named = list(source.parent.glob(f"{glob.escape(source.stem)}.*"))
+    beside = [path for path in named if path.suffix.lower() in _BELONGING]
+    shared = any(path != source and path.suffix.lower() in IMAGE_SUFFIXES for path in named)
     for target in _names(folder, item):
         moves = [(source, target), *((path, target.with_suffix(path.suffix)) for path in beside)]
         if not any(os.path.lexists(new) for _, new in moves):
             break
     for old, new in moves:
-        shutil.move(old, new)
-    return moves
+        (shutil.copy2 if shared and old != source else shutil.move)(old, new)
+        yield old, new
 
 
 def _names(folder: Path, item: Item) -> Iterator[Path]:
