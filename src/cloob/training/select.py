@@ -109,7 +109,8 @@ def _try(
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
         fresh = {"out": f"{folder}/run", "resume": "none", "tensorboard": False, "wandb": None, "keep": 1}
         build = logging.getLogger("cloob.training.build")  # which has said what it has to say of these pairs
-        level, _ = build.level, build.setLevel(logging.WARNING)
+        level = build.level
+        build.setLevel(logging.WARNING)
         try:
             result = train(config.override(objective=objective).override(**settings, **part, **fresh))
         finally:
