@@ -164,11 +164,10 @@ def _show(index: cloob.Index, options: Options, results: Results) -> int:
 def _list(index: cloob.Index, options: Options) -> int:
     """What the filter lets through, newest first."""
     where = index.view(options.where).where
-    every = [item for ids in index.store.pages(where) for item in index.store.items(ids)]
-    items = sorted(every, key=lambda item: (item.date or "", item.id), reverse=True)[: options.top]
+    items, count = index.store.newest(options.top, where), index.store.count(where)
     if options.json:
         hits = [{"score": None, "margin": None, **_item_dict(item)} for item in items]
-        print(json.dumps({"query": [], "model": None, "searched": len(every), "cut": 0, "hits": hits}))
+        print(json.dumps({"query": [], "model": None, "searched": count, "cut": 0, "hits": hits}))
     elif options.paths:
         _print_paths([items], null=options.null)
     for item in [] if options.json or options.paths else items:
@@ -176,9 +175,9 @@ def _list(index: cloob.Index, options: Options) -> int:
             print(_aligned(f"{item.date or '':19}", item))
         else:
             print(item.date or "", "", item.id, printable(item.path), _first_line(item), sep="\t")
-    if len(every) > len(items):
-        say(f"{len(items):,} of {len(every):,} pictures, the newest; --top shows more")
-    elif not every:
+    if count > len(items):
+        say(f"{len(items):,} of {count:,} pictures, the newest; --top shows more")
+    elif not count:
         say("no picture: the filter lets none through")
     return copy(index, items, options.copy_to)
 

@@ -229,6 +229,13 @@ class Store(ABC):
         )
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
+    def newest(self, most: int, where: Filter | None = None) -> list[Item]:
+        """Items that match, by date; those without one come last."""
+        condition, values = self._condition(where)
+        order = "ORDER BY coalesce(date, '') DESC, id DESC LIMIT ?"
+        rows = self._rows(f"SELECT id FROM cloob_items WHERE {condition} {order}", (*values, most))
+        return self.items([row[0] for row in rows])
+
     def pages(self, where: Filter | None = None) -> Iterator[list[int]]:
         """The ids of the items that match, ascending, some thousands at a time."""
         last = 0

@@ -103,8 +103,9 @@ class Collection:
         """A filter as the index takes it; with ``some`` it must let a picture through."""
         if not where:
             return None
+        columns = await self.run(self.index.columns)
         with told():
-            found = parse(where, await self.run(self.index.columns))
+            found = parse(where, columns)
         if some and not await self.run(lambda: self.index.store.count(found)):
             raise HTTPException(400, "the filter lets no picture through")
         return found
