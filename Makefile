@@ -75,16 +75,18 @@ package: $(VENV)/.dev
 
 install: $(VENV)/.dev
 
-# Five small measurements, some ten minutes, into build/bench; benchmarks/README.md has those of the committed records.
+# Five small measurements, some ten minutes; twelve figures of them become a line of benchmarks/results.jsonl.
 BENCH := build/bench
+DEVICE ?= cpu
 PAIRS := $(DATA)/pictograms/train
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/objective.py --sizes 512 2048 4096 --repeats 3 --out $(BENCH)/objective
+	$(BIN)/python benchmarks/objective.py --device $(DEVICE) --sizes 512 2048 4096 --repeats 3 --out $(BENCH)/objective
 	$(BIN)/python -m benchmarks.search index --quick --repeats 1 --out $(BENCH)/search
 	$(BIN)/python benchmarks/start.py --repeats 3 --out $(BENCH)/start
 	@test -d $(PAIRS) || echo "no folder $(PAIRS): data and train_step are left out; make bench DATA=…"
 	test ! -d $(PAIRS) || $(BIN)/python benchmarks/data.py --data $(PAIRS) --quick --repeats 1 --out $(BENCH)/data
-	test ! -d $(PAIRS) || $(BIN)/python benchmarks/train_step.py --data $(PAIRS) --rounds 1 --out $(BENCH)/train_step
+	test ! -d $(PAIRS) || $(BIN)/python benchmarks/train_step.py --device $(DEVICE) --data $(PAIRS) --rounds 1 --out $(BENCH)/train_step
+	$(BIN)/python -m benchmarks.note $(BENCH)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -48,16 +47,6 @@ def tables_of(study: str) -> Callable[[str], str]:
     return lambda page: importlib.import_module(f"benchmarks.{study}.tables").filled(page)
 
 
-def mutual_information(page: str) -> str:
-    from benchmarks.studies.pages import replaced
-
-    from benchmarks import mutual_information
-
-    file = ROOT / "benchmarks" / "results" / "mutual_information" / "results.json"
-    tables = mutual_information.markdown(json.loads(file.read_text())).rstrip("\n")
-    return replaced(page, tables, "<!-- tables:begin -->", "<!-- tables:end -->")
-
-
 @needs_records
 @pytest.mark.parametrize(
     ("page", "write"),
@@ -66,7 +55,6 @@ def mutual_information(page: str) -> str:
         ("benchmarks/pictograms/tables.md", tables_of("pictograms")),
         ("benchmarks/frozen/tables.md", tables_of("frozen")),
         ("benchmarks/factors/tables.md", tables_of("factors")),
-        ("docs/mutual-information.md", mutual_information),
     ],
 )
 def test_a_page_holds_what_the_records_give(page: str, write: Callable[[str], str]) -> None:

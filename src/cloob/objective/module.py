@@ -37,7 +37,7 @@ Backend = Literal["auto", "reference", "streamed"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 # At 64 to 256 pairs both paths take about equal time, above the streamed one is faster (benchmarks/objective.py --sizes
 # 64 128 256 512 1024; 2 CPU cores, D = 512). With Hopfield retrieval and rows in a narrow cone, where untrained towers
-# begin, the plain form loses the gradient to rounding (benchmarks/precision.py), so there it ends earlier.
+# begin, the plain form loses the gradient to rounding (benchmarks/results/precision), so there it ends earlier.
 STREAM_FROM = 256
 STREAM_HOPFIELD_FROM = 64
 

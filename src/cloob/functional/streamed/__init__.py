@@ -15,7 +15,7 @@ both sides are ``norm(E right)`` and ``norm(Eᵀ left)``. Four things make this 
 
 A fifth makes it more exact: a softmax ignores what its patterns have in common. Early in training all embeddings, and
 the retrieved ones still more, point into one direction; in that narrow cone the plain form in float32 lost up to 12 %
-of the gradient (``benchmarks/precision.py``), and bfloat16 all of it. So the contrast takes the mean off candidates and
+of the gradient (benchmarks/results/precision), and bfloat16 all of it. So the contrast takes the mean off candidates and
 anchors, and low-precision retrieval off the stored patterns, and both put it back in float32.
 
 Counting a product (N×D)(D×N) as 2N²D, forward and backward of retrieval and contrast cost 52 N²D, and 8NTD more for
@@ -67,7 +67,7 @@ def cloob_streamed(
 
     With ``unit_rows=True`` rows are taken to be of unit length without a look at them, and no device is waited for.
     It can be differentiated once. ``matmul=torch.bfloat16`` multiplies in bfloat16 with float32 accumulation. The
-    gradient's relative error was measured (``benchmarks/precision.py``; τ⁻¹ = 30, β = 8, D = 128, 512) as 4e-4 to 3e-3
+    gradient's relative error was measured (benchmarks/results/precision; τ⁻¹ = 30, β = 8, D = 128, 512) as 4e-4 to 3e-3
     without and 3e-3 to 1.1e-2 with retrieval, and 1.4e-2 to 4.1e-2 where all embeddings lie in a narrow cone (mean
     similarity 0.95 and more). That is while there is a gradient: where InfoNCE has saturated (below a loss of about
     1e-3) what is left of it is the rounding of the logits.
