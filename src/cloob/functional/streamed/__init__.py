@@ -15,8 +15,8 @@ both sides are ``norm(E right)`` and ``norm(Eᵀ left)``. Four things make this 
 
 A fifth makes it more exact: a softmax ignores what its patterns have in common. Early in training all embeddings, and
 the retrieved ones still more, point into one direction; in that narrow cone the plain form in float32 lost up to 12 %
-of the gradient (benchmarks/results/precision), and bfloat16 all of it. So the contrast takes the mean off candidates and
-anchors, and low-precision retrieval off the stored patterns, and both put it back in float32.
+of the gradient (benchmarks/results/precision), and bfloat16 all of it. So the contrast takes the mean off candidates
+and anchors, and low-precision retrieval off the stored patterns, and both put it back in float32.
 
 Counting a product (N×D)(D×N) as 2N²D, forward and backward of retrieval and contrast cost 52 N²D, and 8NTD more for
 the lower halves of the diagonal tiles of T rows; the plain form costs 60 N²D and keeps every N×N matrix, recomputation
