@@ -1,6 +1,6 @@
 """Installs the wheel with each extra alone and uses it: ``python tests/extras.py WHEEL FOLDER [EXTRA …]``.
 
-Each extra gets an environment of its own in FOLDER, made by pip and removed afterwards. What runs there is small but
+Each extra gets an environment of its own in FOLDER, which is removed afterwards. What runs there is small but
 real: a training, an export, a server that answers.
 """
 
@@ -15,6 +15,7 @@ import tomllib
 import venv
 from pathlib import Path
 
+INSTALL = (sys.executable, "-m", "uv", "pip", "install", "--quiet")
 ROOT = Path(__file__).parents[1]
 PAIRS = """
 import csv, numpy as np
@@ -80,10 +81,10 @@ USES: dict[str, list[list[str] | str]] = {
 
 def try_out(wheel: Path, extra: str, environment: Path) -> None:
     """Makes the environment, uses the extra in an empty folder, and removes the environment."""
-    venv.create(environment, with_pip=True, clear=True)
+    venv.create(environment, clear=True)
     python = str(environment / "bin" / "python")
     begin = time.monotonic()
-    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{wheel}[{extra}]"], check=True)
+    subprocess.run([*INSTALL, "--python", python, f"{wheel}[{extra}]"], check=True)
     print(f"{extra}: installed in {time.monotonic() - begin:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if extra not in ("sentence-transformers", "postgres"):
