@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test torch-alone floor nightly lowest newest lint docs package install bench clean
+.PHONY: demo test torch-alone floor nightly lowest newest lint docs package extras install bench clean
 
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
@@ -72,6 +72,10 @@ docs: $(VENV)/.dev
 WHOLE ?=
 package: $(VENV)/.dev
 	$(BIN)/python tests/package_check.py dist $(VENV)/package $(WHOLE)
+
+# The wheel of `make package` with each extra alone, in environments of their own.
+extras: $(VENV)/.dev
+	$(BIN)/python tests/extras.py dist/*.whl $(VENV)/extras
 
 install: $(VENV)/.dev
 

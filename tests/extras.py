@@ -71,7 +71,7 @@ USES: dict[str, list[list[str] | str]] = {
         ["eval", MODEL, "--retrieval", "pairs.csv", "--out", "results"],
     ],
     "align": [["train", "align", "--data", "pairs.csv", "--val-split", "0.25", "--steps", "4", "--out", "run"]],
-    "export": [["export", MODEL, "--to", to, "--out", to] for to in ("onnx", "transformers")],
+    "export": [["export", MODEL, to, "--to", to] for to in ("onnx", "transformers")],
     "postgres": ["import psycopg, pgvector; from cloob import Index"],
     "serve": [["index", ".", "--model", MODEL, "--out", "idx"], SERVE],
     "sentence-transformers": [SENTENCES],
