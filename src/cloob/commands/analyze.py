@@ -27,12 +27,9 @@ class Options:
     """Image-caption pairs to measure on: what `cloob eval --retrieval` reads (of several captions the first)."""
     limit: int = 10_000
     """Pairs whose geometry is measured at most; similar pictures and duplicates are sought among all of them."""
-    similar: int = 20
-    """Most similar pictures to list for each model."""
-    duplicate: float = 0.999
-    """Cosine from which two pictures count as one."""
-    out: Path = Path("runs/analyze")
-    """Folder of analysis.json and report.html."""
+    similar: int = 20  # Most similar pictures to list for each model.
+    duplicate: float = 0.999  # Cosine from which two pictures count as one.
+    out: Path = Path("runs/analyze")  # Folder of analysis.json and report.html.
     machine: MeasureOptions = field(default_factory=MeasureOptions)
 
 

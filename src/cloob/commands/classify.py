@@ -28,34 +28,24 @@ class Options:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC|IDX")]
     """An index, or whatever `cloob index` takes: a folder, one picture, a table, shards."""
-    labels: str | None = None
-    """cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments."""
+    labels: str | None = None  # cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments.
     templates: tuple[str, ...] = ()
     """Prompts with {c} in the place of the label; left out, "a photo of a {c}." and "{c}"."""
     examples: Path | None = None
     """A folder with a folder of pictures for each label: fits a head to them and says how good it is."""
     head: Path | None = None
     """FILE.safetensors: the head to use, or with --examples where to keep it; left out, in IDX/heads/ of an index."""
-    multi: bool = False
-    """Each label that fits, any number of them."""
-    none: bool = False
-    """A picture may also be none of these."""
-    cutoff: float = 1.75
-    """Of --multi and --none: a label fits from so many standard deviations above unrelated texts."""
-    inv_tau: float | None = None
-    """Inverse temperature of the softmax; left out, the model's own."""
-    where: str | None = None
-    """Only these pictures of an index."""
-    json: bool = False
-    """Print one JSON object a line."""
-    csv: bool = False
-    """Print CSV: path, label, probability, margin."""
-    copy_to: Path | None = None
-    """Copy each picture into a folder of its label here; nothing is overwritten."""
+    multi: bool = False  # Each label that fits, any number of them.
+    none: bool = False  # A picture may also be none of these.
+    cutoff: float = 1.75  # Of --multi and --none: a label fits from so many standard deviations above unrelated texts.
+    inv_tau: float | None = None  # Inverse temperature of the softmax; left out, the model's own.
+    where: str | None = None  # Only these pictures of an index.
+    json: bool = False  # Print one JSON object a line.
+    csv: bool = False  # Print CSV: path, label, probability, margin.
+    copy_to: Path | None = None  # Copy each picture into a folder of its label here; nothing is overwritten.
     move_to: Path | None = None
     """Move each picture into a folder of its label here, with its captions and edits; moved.jsonl lists what moved."""
-    model: str | None = None
-    """What `cloob eval` takes, for a SRC; for an index the name of one of its models."""
+    model: str | None = None  # What `cloob eval` takes, for a SRC; for an index the name of one of its models.
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 class MeasureOptions(ColumnOptions, DecodeOptions):
     """How pairs are read, where the model runs, and what is kept."""
 
-    batch_size: int = 256
-    """Images or texts a forward pass."""
+    batch_size: int = 256  # Images or texts a forward pass.
 
     def embedding(self) -> EmbedOptions:
         from cloob.cache import Cache

@@ -16,10 +16,8 @@ class Options:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
     """File, folder or name of a model: whatever --init and `cloob eval` take."""
-    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
-    """The folder that is made."""
-    overwrite: bool = False
-    """Replace DEST where it is a model folder already."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]  # The folder that is made.
+    overwrite: bool = False  # Replace DEST where it is a model folder already.
 
 
 def check(options: Options) -> None:

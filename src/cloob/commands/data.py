@@ -20,18 +20,14 @@ class Options:
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """Whatever `cloob train --data` reads; with --count a folder or pattern of shards."""
-    most: int = 10_000
-    """Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at all."""
+    most: int = 10_000  # Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at all.
     out: Path | None = None
     """Write a contact sheet, one HTML file; with --count the list of counts, by default a local folder's sizes.json."""
-    pictures: int = 60
-    """Pictures on the contact sheet."""
-    json: bool = False
-    """Print one JSON object instead of the table."""
+    pictures: int = 60  # Pictures on the contact sheet.
+    json: bool = False  # Print one JSON object instead of the table.
     count: bool = False
     """Count the samples in each shard, and nothing else; what streamed shards need before they can be read."""
-    workers: int = 2
-    """Decoding threads."""
+    workers: int = 2  # Decoding threads.
     table: ColumnOptions = field(default_factory=ColumnOptions)
     machine: CacheOptions = field(default_factory=CacheOptions)
 

@@ -38,14 +38,11 @@ class Options:
     """Members of the family to train; left out, clip, infoloob and cloob, from scratch clip and cloob."""
     from_scratch: bool = False
     """Train both towers from random weights, in place of heads on two frozen encoders (the extra align)."""
-    seed: int = 0
-    """Seed of weights, order and augmentation."""
-    epochs: int | None = None
-    """Passes over the 6,110 pairs; the recipe's when left out."""
+    seed: int = 0  # Seed of weights, order and augmentation.
+    epochs: int | None = None  # Passes over the 6,110 pairs; the recipe's when left out.
     out: Path | None = None
     """Folder of the runs, the index and the report, replaced if there; left out, runs/demo or runs/demo-scratch."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps.
 
 
 def check(options: Options) -> None:

@@ -20,16 +20,11 @@ class Options:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
     """Whatever `cloob index` takes: a folder, one picture, a table, shards; or an index. With --a or --b a run."""
-    out: Path
-    """FILE.npz, FILE.safetensors or FILE.parquet; with --a or --b FILE.npy, FILE.npz or FILE.safetensors."""
-    a: str | None = None
-    """Rows for the run's head a, as --a of `cloob train vectors`."""
-    b: str | None = None
-    """Rows for the run's head b."""
-    model: str | None = None
-    """What `cloob eval` takes; for an index the name of one of its models."""
-    overwrite: bool = False
-    """Replace the file where it is there."""
+    out: Path  # FILE.npz, FILE.safetensors or FILE.parquet; with --a or --b FILE.npy, FILE.npz or FILE.safetensors.
+    a: str | None = None  # Rows for the run's head a, as --a of `cloob train vectors`.
+    b: str | None = None  # Rows for the run's head b.
+    model: str | None = None  # What `cloob eval` takes; for an index the name of one of its models.
+    overwrite: bool = False  # Replace the file where it is there.
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 

@@ -33,30 +33,19 @@ class Options:
     """Labelled sets: folders of CLIP_benchmark, folders with one sub-folder a class, or demo:noto-emoji."""
     suite: tuple[str, ...] = ()
     """Many labelled sets: paper, pictograms or vtab+, each followed by its folder unless --root is given."""
-    root: Path | None = None
-    """Folder of the suites that have no folder of their own."""
+    root: Path | None = None  # Folder of the suites that have no folder of their own.
     retrieval: tuple[str, ...] = ()
     """Pictures and captions, one or several each: what `cloob train --data` reads, or folders of CLIP_benchmark."""
-    held_out: bool = False
-    """Judge by the pairs that a run held out of its training, as by --retrieval."""
-    a: str | None = None
-    """Vectors, for runs of `cloob train vectors`: as --a there."""
-    b: str | None = None
-    """Vectors that belong to those of --a."""
-    ids: str | None = None
-    """An id for each pair of --a and --b; the rows of an id are one sample."""
-    a_ids: str | None = None
-    """In place of --ids: an id for each row of --a, by which it finds its row of --b."""
-    b_ids: str | None = None
-    """An id for each row of --b."""
-    probe: bool = False
-    """Also fit a linear probe for each labelled set that has training images (train/ beside test/)."""
-    shots: int | None = None
-    """Training images a class of a probe; all when left out."""
-    probe_seeds: tuple[int, ...] = (0,)
-    """One probe a seed, which draws its shots and its validation images."""
-    out: Path = Path("runs/eval")
-    """Folder of results.json, report.html, clip_benchmark/ and per_class/."""
+    held_out: bool = False  # Judge by the pairs that a run held out of its training, as by --retrieval.
+    a: str | None = None  # Vectors, for runs of `cloob train vectors`: as --a there.
+    b: str | None = None  # Vectors that belong to those of --a.
+    ids: str | None = None  # An id for each pair of --a and --b; the rows of an id are one sample.
+    a_ids: str | None = None  # In place of --ids: an id for each row of --a, by which it finds its row of --b.
+    b_ids: str | None = None  # An id for each row of --b.
+    probe: bool = False  # Also fit a linear probe for each labelled set that has training images (train/ beside test/).
+    shots: int | None = None  # Training images a class of a probe; all when left out.
+    probe_seeds: tuple[int, ...] = (0,)  # One probe a seed, which draws its shots and its validation images.
+    out: Path = Path("runs/eval")  # Folder of results.json, report.html, clip_benchmark/ and per_class/.
     machine: MeasureOptions = field(default_factory=MeasureOptions)
 
 

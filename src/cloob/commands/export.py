@@ -24,20 +24,15 @@ class Options:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
-    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
-    """The folder that is made."""
-    to: Literal["transformers", "onnx"]
-    """transformers: read by sentence-transformers too. onnx: both towers as graphs."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]  # The folder that is made.
+    to: Literal["transformers", "onnx"]  # transformers: read by sentence-transformers too. onnx: both towers as graphs.
     int8: bool = False
     """With --to onnx: weights as 8-bit integers; the card says what that costs on the sets of --eval."""
-    eval: tuple[str, ...] = ()
-    """With --int8: labelled sets, as of `cloob eval --zeroshot`."""
-    license: str | None = None
-    """The weights' licence for the card, as the hub spells it: mit, apache-2.0, cc-by-4.0, …"""
+    eval: tuple[str, ...] = ()  # With --int8: labelled sets, as of `cloob eval --zeroshot`.
+    license: str | None = None  # The weights' licence for the card, as the hub spells it: mit, apache-2.0, cc-by-4.0, …
     results: Path | None = None
     """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
-    overwrite: bool = False
-    """Replace DEST where it is an earlier export."""
+    overwrite: bool = False  # Replace DEST where it is an earlier export.
 
 
 def check(options: Options) -> None:

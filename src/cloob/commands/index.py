@@ -30,28 +30,20 @@ class Options:
     """The index: a folder, made where it is missing, or a PostgreSQL database with pgvector."""
     model: str | None = None
     """Run or model folder, open_clip NAME/TAG, hf-hub:… or local-dir:…; left out, the only one of the index."""
-    name: str | None = None
-    """What the index calls the model; its file name or tag when left out."""
+    name: str | None = None  # What the index calls the model; its file name or tag when left out.
     replace_model: bool = False
     """Make all vectors anew where the model of this name has other weights or another --precision than it had."""
     exclude: tuple[str, ...] = ()
     """Globs of files and folders to leave out; the index remembers them, and --exclude '' clears them."""
-    max_megapixels: float | None = None
-    """Leave larger pictures out; left out, those above 179 (of JPEG 2,048)."""
-    remove_all: bool = False
-    """Remove all pictures of a source of which nothing is there any more."""
-    merge: str | None = None
-    """Another index, to be taken into this one."""
-    faults: bool = False
-    """List the files that could not be read, and why; index nothing."""
-    image_column: str | None = None
-    """Column of a table with the picture or its path."""
-    caption_column: str | None = None
-    """Column of a table with the caption."""
+    max_megapixels: float | None = None  # Leave larger pictures out; left out, those above 179 (of JPEG 2,048).
+    remove_all: bool = False  # Remove all pictures of a source of which nothing is there any more.
+    merge: str | None = None  # Another index, to be taken into this one.
+    faults: bool = False  # List the files that could not be read, and why; index nothing.
+    image_column: str | None = None  # Column of a table with the picture or its path.
+    caption_column: str | None = None  # Column of a table with the caption.
     precision: Literal["fp32", "bf16"] | None = None
     """Of the image tower; bf16 is for GPUs and processors with AMX. Left out, as the index has it, else fp32."""
-    batch_size: int = 64
-    """Pictures a forward pass, and a transaction."""
+    batch_size: int = 64  # Pictures a forward pass, and a transaction.
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 

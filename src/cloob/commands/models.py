@@ -13,8 +13,7 @@ from cloob.errors import InputError, nearest
 class Options:
     """List the towers by name; ours first, then open_clip's."""
 
-    contains: str = ""
-    """Only names with this in them, in any case."""
+    contains: str = ""  # Only names with this in them, in any case.
     purpose: Annotated[Literal["photos"] | None, tyro.conf.arg(name="for")] = None
     """photos: a few trained models for `cloob find`, with size, licence and languages."""
 

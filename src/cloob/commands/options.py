@@ -39,8 +39,7 @@ class CacheOptions:
 
     cache_dir: Path | None = None
     """Cache of embeddings, streamed shards and weights; left out, $CLOOB_CACHE or the user's cache folder."""
-    cache_gb: float | None = None
-    """Size of the cache in GiB, weights not counted; left out, $CLOOB_CACHE_BYTES or 50."""
+    cache_gb: float | None = None  # Size of the cache in GiB, weights not counted; left out, $CLOOB_CACHE_BYTES or 50.
 
     def use(self) -> None:
         from cloob.cache import use_cache
@@ -55,16 +54,14 @@ class CacheOptions:
 class DeviceOptions(CacheOptions):
     """Where the model runs, and what is kept."""
 
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps.
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions(DeviceOptions):
     """How pictures are read, where the model runs, and what is kept."""
 
-    workers: int | None = None
-    """Decoding threads; left out, one per processor."""
+    workers: int | None = None  # Decoding threads; left out, one per processor.
 
     def threads(self) -> int:
         from cloob.machine import decoders
@@ -76,10 +73,8 @@ class DecodeOptions(DeviceOptions):
 class ColumnOptions:
     """The columns of a table."""
 
-    image_column: str = "filepath"
-    """Column of a table with the path of the picture."""
-    caption_column: str = "title"
-    """Column of a table with the caption."""
+    image_column: str = "filepath"  # Column of a table with the path of the picture.
+    caption_column: str = "title"  # Column of a table with the caption.
 
     @property
     def columns(self) -> dict[str, str]:

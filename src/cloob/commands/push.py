@@ -22,12 +22,10 @@ class Options:
     """The repository on the hub; it is made if it is not there."""
     license: str | None = None
     """The weights' licence, as the hub spells it: mit, apache-2.0, cc-by-4.0, … It has to be given."""
-    private: bool = False
-    """Let nobody but you or your organisation see a repository that is made."""
+    private: bool = False  # Let nobody but you or your organisation see a repository that is made.
     results: Path | None = None
     """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
-    dry_run: bool = False
-    """List the files and their sizes, and send nothing."""
+    dry_run: bool = False  # List the files and their sizes, and send nothing.
 
 
 def check(options: Options) -> None:

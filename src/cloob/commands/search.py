@@ -44,30 +44,23 @@ class Options:
     """Words, pictures and addresses; none with --like or --duplicates, or to list by --where alone."""
     where: str | None = None
     """Only among these: "date >= 2024 and caption like '%dog%'" (docs/find.md); without a query, newest first."""
-    top: int = 20
-    """How many at most."""
+    top: int = 20  # How many at most.
     cutoff: float | Literal["auto", "none"] = "auto"
     """Standard deviations by which a hit must beat unrelated queries; auto: 3, 2 for pictures, none for --like."""
-    like: str | None = None
-    """More like this picture of the index: its id or its path."""
+    like: str | None = None  # More like this picture of the index: its id or its path.
     duplicates: bool = False
     """Groups of pictures that look alike, the best of each first: most pixels, most bytes, oldest date."""
-    threshold: float = 0.97
-    """Of --duplicates: the least cosine of any two pictures of a group."""
-    exact: bool = False
-    """Of --duplicates: files of equal bytes alone."""
+    threshold: float = 0.97  # Of --duplicates: the least cosine of any two pictures of a group.
+    exact: bool = False  # Of --duplicates: files of equal bytes alone.
     explain: bool = False
     """What the query retrieves from the pictures as a Hopfield memory: the associated pictures with their weights."""
     beta: float | None = None
     """Of --explain: small averages over all pictures, large takes the nearest; left out, the model's own, else 8."""
-    json: bool = False
-    """Print one JSON object."""
+    json: bool = False  # Print one JSON object.
     paths: bool = False
     """Print the paths alone, for pipes; of --duplicates all of each group, an empty line between groups."""
-    null: bool = False
-    """End each path with a NUL instead of a line feed; also -0."""
-    copy_to: Path | None = None
-    """Copy what is found into this folder; nothing there is overwritten."""
+    null: bool = False  # End each path with a NUL instead of a line feed; also -0.
+    copy_to: Path | None = None  # Copy what is found into this folder; nothing there is overwritten.
     model: str | None = None
     """Which of the index's models, by its name or by what it is loaded from; the first when left out."""
     machine: DeviceOptions = field(default_factory=DeviceOptions)

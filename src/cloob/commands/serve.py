@@ -25,14 +25,11 @@ class Options:
     """What `cloob index` made: a folder, or postgresql://…."""
     host: str = "127.0.0.1"
     """Where to listen. Beyond this machine (0.0.0.0: everywhere) every request must show a token."""
-    port: int = 8017
-    """0 takes any that is free."""
+    port: int = 8017  # 0 takes any that is free.
     token: str | None = None
     """What requests must show as bearer or cookie; left out, one is made where the host is not loopback."""
-    model: str | None = None
-    """The model of the index that is asked first; the index's first when left out."""
-    open: bool = False
-    """Open the page in the browser."""
+    model: str | None = None  # The model of the index that is asked first; the index's first when left out.
+    open: bool = False  # Open the page in the browser.
 
 
 def check(options: Options) -> None:
