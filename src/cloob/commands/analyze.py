@@ -33,13 +33,10 @@ class Options:
     machine: MeasureOptions = field(default_factory=MeasureOptions)
 
 
-def check(options: Options) -> None:
-    check_models(options.models)
-    within(options, similar=(0, 10_000), limit=(2, 10**9), duplicate=(0.001, 1))
-
-
 def run(options: Options) -> int:
     """Analyses; 1 when a checkpoint could not be measured, with what there is written."""
+    check_models(options.models)
+    within(options, similar=(0, 10_000), limit=(2, 10**9), duplicate=(0.001, 1))
     from cloob.evaluation.sets.captioned import open_captioned
 
     source = open_captioned(options.pairs, **options.machine.columns)

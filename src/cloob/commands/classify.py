@@ -49,7 +49,7 @@ class Options:
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def check(options: Options) -> None:
+def _check(options: Options) -> None:
     by_head = options.examples is not None or options.head is not None
     one = "give --labels cat,dog (or a file of them), or --examples DIR, or --head FILE; one of them"
     refuse({one: (options.labels is None) is not by_head})
@@ -68,6 +68,7 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Sorts; 1 where a picture could not be read or copied."""
+    _check(options)
     from cloob.search.classify import NONE, is_head, label_by_head
 
     kept = options.head if options.examples else None

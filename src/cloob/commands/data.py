@@ -32,19 +32,15 @@ class Options:
     machine: CacheOptions = field(default_factory=CacheOptions)
 
 
-def check(options: Options) -> None:
+def run(options: Options) -> int:
     within(options, most=(0, 10**9), pictures=(1, 10_000), workers=(1, 1024))
     if options.out is not None:
         check_out("--out", options.out, (".json",) if options.count else HTML)
-
-
-def run(options: Options) -> int:
     if options.count:
         return _count(options)
     from cloob.data.open import open_source
 
-    table = options.table
-    source = open_source(options.data, image_column=table.image_column, caption_column=table.caption_column)
+    source = open_source(options.data, **options.table.columns)
     from cloob.data.survey import survey, write_sheet  # what is heavier, once there are data
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip

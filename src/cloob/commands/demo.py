@@ -45,17 +45,14 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps.
 
 
-def check(options: Options) -> None:
+def run(options: Options) -> int:
     from cloob.models.source import check_packages
     from cloob.training.config.checks import preflight
 
-    for config in _configs(options).values():
+    configs = _configs(options)
+    for config in configs.values():
         check_packages(config.align.encoders(), ", and cloob demo --from-scratch needs none")
         preflight(config)
-
-
-def run(options: Options) -> int:
-    configs = _configs(options)
     say(f"{', '.join(configs)} on 6,110 pictures with captions; loading …")
     from cloob.evaluation.sets.captioned import open_captioned
     from cloob.evaluation.sets.labelled import open_labelled

@@ -28,20 +28,16 @@ class Options:
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def check(options: Options) -> None:
+def run(options: Options) -> int:
+    """Embeds; 1 where a picture could not be read."""
     rows = [spec for spec in (options.a, options.b) if spec is not None]
     kinds = (".npy", ".npz", ".safetensors") if rows else (".npz", ".safetensors", ".parquet")
     check_out("--out", options.out, kinds, [*rows, options.source])
     refuse({f"{options.out}: exists; --overwrite replaces it": options.out.exists() and not options.overwrite})
     exclusive(options, "a b model")
-    if not rows:
-        check_source(options.source, options.model)
-
-
-def run(options: Options) -> int:
-    """Embeds; 1 where a picture could not be read."""
-    if options.a is not None or options.b is not None:
+    if rows:
         return _embed_rows(options)
+    check_source(options.source, options.model)
     with opened(options.source, options.model, options.machine) as (index, unread):
         count = index.export(options.out) if options.out.suffix == ".parquet" else _write_vectors(index, options.out)
     left = f", {unread:,} could not be read" if unread else ""

@@ -49,7 +49,7 @@ class Options:
     machine: MeasureOptions = field(default_factory=MeasureOptions)
 
 
-def check(options: Options) -> None:
+def _check(options: Options) -> None:
     compare.check_models(options.models)
     goes_with(options, root="suite", shots="probe", probe_seeds="probe")
     goes_with(options, image_column="retrieval", caption_column="retrieval")
@@ -63,6 +63,7 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Evaluates; 1 when a part could not be evaluated, with what there is written."""
+    _check(options)
     from cloob.evaluation.sets.labelled import open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 

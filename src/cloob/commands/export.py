@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,25 +36,19 @@ class Options:
     overwrite: bool = False  # Replace DEST where it is an earlier export.
 
 
-def check(options: Options) -> None:
+def run(options: Options) -> int:
     from cloob.export.exported import check_packages, check_target, is_export
 
     refuse({f"--int8 needs --to onnx, not --to {options.to}": options.int8 and options.to != "onnx"})
     goes_with(options, eval="int8")
-    spell_licence(options.license)
+    licence = spell_licence(options.license)
     check_target(options.source, options.target, "export", is_export, overwrite=options.overwrite)
     check_packages(options.to)
-
-
-def run(options: Options) -> int:
-    import json
-
     from cloob.export.card import gather_facts, write_card
     from cloob.files import whole_folder
     from cloob.models.load import load_model
     from cloob.models.runs import OBJECTIVE_FILE
 
-    licence = spell_licence(options.license)
     encoder = load_model(options.source, device="cpu")
     facts = gather_facts(options.source, encoder, options.results)
     name = options.target.resolve().name

@@ -37,27 +37,21 @@ def read(words: Sequence[str]) -> Options:
     return search.read(words, Options, "find FOLDER")
 
 
-def check(options: Options) -> None:
-    from cloob.models.photos import PHOTOS
-
-    folder = Path(options.index)
-    refuse({f"{folder}: is an index; cloob search takes it": (folder / INDEX_FILE).exists()})
-    refuse({f"{folder}: no such folder": not folder.is_dir()})
-    search.check_query(options)
-    index.check(index.Options((str(folder),), str(_place(folder)), options.model or PHOTOS[0].name))
-
-
 def run(options: Options) -> int:
     """Indexes and searches; 1 where some of it could not be read or copied."""
     from cloob.models.photos import PHOTOS
+
+    folder, model, name = Path(options.index), options.model, None
+    refuse({f"{folder}: is an index; cloob search takes it": (folder / INDEX_FILE).exists()})
+    refuse({f"{folder}: no such folder": not folder.is_dir()})
+    search.check(options)
+    place = _place(folder)
     from cloob.search.index import is_there
     from cloob.search.query import Query
     from cloob.search.scan.collection import Folder
 
     Query.parse(options.query)  # a mistake in it is told before pictures are indexed
-    folder, model, name = Path(options.index), options.model, None
     refuse({f"{folder}: no pictures in it": next(Folder(folder).scan(), None) is None})
-    place = _place(folder)
     if model is None and is_there(place):
         with cloob.Index.open(place) as there:
             name = next((each.name for each in there.models), None)

@@ -47,7 +47,7 @@ class Options:
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def check(options: Options) -> None:
+def _check(options: Options) -> None:
     from cloob.data.shards.spec import is_remote
     from cloob.models.source import check_source
 
@@ -75,6 +75,7 @@ def check(options: Options) -> None:
 
 def run(options: Options, *, then: bool = True) -> int:
     """Indexes and merges, and says what to do ``then``; 1 when a source could not be read, with the rest written."""
+    _check(options)
     if options.faults:
         with cloob.Index.open(options.out) as index:
             for state in (state for source in index.store.sources() for state in index.store.states(source)):

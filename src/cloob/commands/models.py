@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cloob.commands.options import refuse, tyro
+from cloob.commands.terminal import say_next
 from cloob.errors import InputError, nearest
 
 
@@ -18,12 +19,8 @@ class Options:
     """photos: a few trained models for `cloob find`, with size, licence and languages."""
 
 
-def check(options: Options) -> None:
-    refuse({"--contains and --for exclude each other": options.contains and options.purpose})
-
-
 def run(options: Options) -> int:
-    from cloob.commands.terminal import say_next
+    refuse({"--contains and --for exclude each other": options.contains and options.purpose})
     from cloob.models.photos import PHOTOS
     from cloob.models.source import known_models
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,25 +29,19 @@ class Options:
     dry_run: bool = False  # List the files and their sizes, and send nothing.
 
 
-def check(options: Options) -> None:
-    from cloob.export.exported import check_packages
-
-    name = f"{options.repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
-    licence = "--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows"
-    refuse({name: not is_repository(options.repository), licence: spell_licence(options.license) is None})
-    check_packages("transformers")
-
-
 def run(options: Options) -> int:
     """Writes the repository's files, lists them, and sends them; 1 when the hub does not take them."""
-    import tempfile
+    from cloob.export.exported import check_packages
 
+    repository, licence = options.repository, spell_licence(options.license)
+    name = f"{options.repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
+    missing = "--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows"
+    refuse({name: not is_repository(repository), missing: licence is None})
+    check_packages("transformers")
     from cloob.export.card import gather_facts
     from cloob.export.push import PushFailed, check_online, list_files, send, write_repository
     from cloob.models.load import load_model
 
-    repository, licence = options.repository, spell_licence(options.license)
-    assert licence is not None
     if not options.dry_run:
         check_online(repository)
     encoder = load_model(options.source, device="cpu")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import webbrowser
 from dataclasses import dataclass
 from typing import Annotated
 
 import cloob
 from cloob.commands.collection import check_index
-from cloob.commands.options import tyro, within
+from cloob.commands.options import refuse, tyro, within
 from cloob.commands.terminal import say, say_next
-from cloob.errors import InputError, printable, require
+from cloob.errors import printable, require
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,14 @@ class Options:
     open: bool = False  # Open the page in the browser.
 
 
-def check(options: Options) -> None:
-    check_index(options.index)
-    within(options, port=(0, 65535))
-    if options.token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", options.token):
-        raise InputError("--token: 16 letters, digits, . _ ~ or - at least are wanted")
-
-
 def run(options: Options) -> int:
     """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
+    check_index(options.index)
+    within(options, port=(0, 65535))
+    token = r"[A-Za-z0-9._~-]{16,256}"
+    wanted = "--token: 16 letters, digits, . _ ~ or - at least are wanted"
+    refuse({wanted: options.token is not None and not re.fullmatch(token, options.token)})
     _share_cores()
-    import sys
-    import webbrowser
-
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
     from cloob.serve.app import address, bind, serve, settings  # FastAPI, after a word on how to install it
