@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from cloob.commands.terminal import Progress, say, say_next
 if TYPE_CHECKING:
     from cloob.data.content import Reader
 
+    Row = Mapping[str, Any]
 DEMO = "demo:val"
 
 
@@ -55,22 +57,26 @@ def run(options: Options) -> int:
             limit=options.limit,
             progress=progress.update,
         )
+    rows = []  # as those of results.json
+    for run in analysis["runs"]:
+        more = {"groups_of_duplicates": len(run["duplicates"]), "unreadable": run.get("unreadable")}
+        rows.append({"model": run["model"], "geometry": {analysis["pairs"]: {**run["geometry"], **more}}})
     write_results(options.out / "analysis.json", analysis)
-    _write_page(options.out / "report.html", analysis, models, source)
+    _write_page(options.out / "report.html", analysis, rows, models, source)
     print(f"{options.out / 'analysis.json'}\n{options.out / 'report.html'}")
-    print_results(_rows(analysis), all_geometry=True)
+    print_results(rows, all_geometry=True)
     for failure in analysis.get("failures", ()):
         model, error = failure["model"], failure["error"]
         say(error if error.startswith((model, models.get(model, model))) else f"{model}: {error}")
     if options.pairs == DEMO:
         say(f"measured on {len(source):,} pairs of the demo, {DEMO}; --pairs names others")
     measured = [models[run["model"]] for run in analysis["runs"]]
-    more = as_words(options, "image_column", "caption_column")
-    say_next(["eval", *measured, "--retrieval", options.pairs, *more, "--out", options.out / "eval"])
+    columns = as_words(options, "image_column", "caption_column")
+    say_next(["eval", *measured, "--retrieval", options.pairs, *columns, "--out", options.out / "eval"])
     return 1 if analysis.get("failures") else 0
 
 
-def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str], source: Reader) -> None:
+def _write_page(path: Path, analysis: Row, rows: Sequence[Row], models: Mapping[str, str], source: Reader) -> None:
     from cloob.data.batch import BadSample
     from cloob.evaluation.report import ShownPicture, write_report
     from cloob.models.runs import curve
@@ -79,33 +85,20 @@ def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str],
     wanted = {key for run in runs for pair in run["similar"] for key in pair["keys"]}
     images = {}
     for index in range(len(source) if wanted else 0):
-        try:
+        with contextlib.suppress(BadSample):
             sample = source.read(index)
-        except BadSample:
-            continue
-        if sample.key in wanted:
-            images[sample.key] = sample.image
+            images |= {sample.key: sample.image} if sample.key in wanted else {}
 
-    def similar_pictures(pair: Mapping[str, Any]) -> tuple[ShownPicture, ShownPicture]:
-        (one, other), (caption, others) = pair["keys"], pair["captions"]
-        shown = ShownPicture(images[one], caption, False, pair["cosine"])
-        return shown, ShownPicture(images[other], others, False, pair["cosine"])
+    def shown(pair: Row) -> Any:
+        of_pair = zip(pair["keys"], pair["captions"], strict=True)
+        return tuple(ShownPicture(images[key], caption, False, pair["cosine"]) for key, caption in of_pair)
 
     failures = [{**failure, "set": pairs} for failure in analysis.get("failures", ())]
     write_report(
         path,
-        {"rows": _rows(analysis), "failures": failures},
+        {"rows": rows, "failures": failures},
         title="Geometry of the embeddings",
         curves={name: lines for name, model in models.items() if (lines := curve(model))},
         checkpoints={run["model"]: run["checkpoints"] for run in runs},
-        similar={run["model"]: [similar_pictures(pair) for pair in run["similar"]] for run in runs},
+        similar={run["model"]: [shown(pair) for pair in run["similar"]] for run in runs},
     )
-
-
-def _rows(analysis: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The runs as rows of results.json."""
-    rows = []
-    for run in analysis["runs"]:
-        more = {"groups_of_duplicates": len(run["duplicates"]), "unreadable": run.get("unreadable")}
-        rows.append({"model": run["model"], "geometry": {analysis["pairs"]: {**run["geometry"], **more}}})
-    return rows

@@ -37,7 +37,12 @@ def run(options: Options) -> int:
     if options.out is not None:
         check_out("--out", options.out, (".json",) if options.count else HTML)
     if options.count:
-        return _count(options)
+        from cloob.data.shards.remote import write_counts
+
+        path, sizes = write_counts(options.data, options.out)
+        where = path or f"{shell(['train', '--data', options.data, *as_words(options, 'cache_dir')])} can be used"
+        print(json.dumps(sizes) if options.json else f"{where}: {len(sizes):,} shards, {sum(sizes.values()):,} samples")
+        return 0
     from cloob.data.open import open_source
 
     source = open_source(options.data, **options.table.columns)
@@ -67,15 +72,6 @@ def run(options: Options) -> int:
         print(options.out)
     if facts["rows"] * len(usable) >= 4 * facts["looked_at"]:
         say_next(_training(options, few=facts["rows"] <= _FEW))
-    return 0
-
-
-def _count(options: Options) -> int:
-    from cloob.data.shards.remote import write_counts
-
-    path, sizes = write_counts(options.data, options.out)
-    where = path or f"{shell(['train', '--data', options.data, *as_words(options, 'cache_dir')])} can be used"
-    print(json.dumps(sizes) if options.json else f"{where}: {len(sizes):,} shards, {sum(sizes.values()):,} samples")
     return 0
 
 

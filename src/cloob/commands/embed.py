@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +60,7 @@ def _embed_rows(options: Options) -> int:
         raise InputError(f"{options.source}: is no model of vectors; --a and --b are for runs of `cloob train vectors`")
     spec, encode = (options.a, encoder.encode_a) if options.a is not None else (options.b, encoder.encode_b)
     vectors = encode(read_matrix(str(spec))).cpu().numpy()
-    _write(options.out, vectors, {}, {})
+    _write(options.out, vectors)
     bad = int((~np.isfinite(vectors).all(1)).sum())
     left = f", {bad:,} of them NaN, as their numbers are not finite" if bad else ""
     say(f"{options.out}: {len(vectors):,} rows{left}")
@@ -67,8 +69,6 @@ def _embed_rows(options: Options) -> int:
 
 def _write_vectors(index: cloob.Index, out: Path) -> int:
     """Writes the vectors of an index's default model in the order of ids, with paths and captions; returns how many."""
-    import json
-
     import numpy as np
 
     from cloob.search.records import Item, valid
@@ -80,8 +80,7 @@ def _write_vectors(index: cloob.Index, out: Path) -> int:
         there = index.items(ids.tolist())
         items += there
         parts.append(rows[np.isin(ids, [item.id for item in there])])  # others were removed meanwhile
-    if not items:
-        raise InputError("no picture has a vector; there is nothing to write")
+    refuse({"no picture has a vector; there is nothing to write": not items})
     paths = [valid(item.path) for item in items]
     captions = json.dumps([valid(item.caption or "") for item in items])
     # Captions are one array of texts: numpy pads each text to the longest.
@@ -91,10 +90,8 @@ def _write_vectors(index: cloob.Index, out: Path) -> int:
     return len(items)
 
 
-def _write(out: Path, vectors: Any, more: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+def _write(out: Path, vectors: Any, more: Mapping[str, Any] = {}, facts: dict[str, str] | None = None) -> None:
     """Writes a matrix, with ``more`` arrays into an .npz file, with ``facts`` into a .safetensors file."""
-    import io
-
     import numpy as np
     from safetensors.numpy import save
 
@@ -106,5 +103,5 @@ def _write(out: Path, vectors: Any, more: Mapping[str, Any], facts: Mapping[str,
     elif out.suffix == ".npz":
         np.savez(stream, vectors=vectors, **more)
     else:
-        stream.write(save({"vectors": vectors}, dict(facts) or None))
+        stream.write(save({"vectors": vectors}, facts))
     write_whole(out, stream.getvalue())

@@ -75,7 +75,7 @@ def run(options: Options) -> int:
     _say_trained_on(options)
     if not isinstance(held_out, list):
         return _judge_vectors(options, held_out)
-    sets = open_suites(options.suite, options.root, probe=options.probe)
+    sets, out = open_suites(options.suite, options.root, probe=options.probe), options.out
     labelled = [open_labelled(path) for path in options.zeroshot]
     names = compare.distinct([data.name for data in labelled], options.zeroshot)
     for path, data, name in zip(options.zeroshot, labelled, names, strict=True):
@@ -87,43 +87,34 @@ def run(options: Options) -> int:
 
     captioned = [open_captioned(path, **options.machine.columns) for path in options.retrieval]
     names = compare.distinct([data.name for data in captioned], options.retrieval)
-    pairs = [*sets.pairs, *map(Renamed, captioned, names), *held_out]
+    sets.pairs += [*map(Renamed, captioned, names), *held_out]
     for line in sets.missing.values():
         say(line)
     untrained = options.probe and not sets.training and not sets.training_failed
     refuse(
         {
-            f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used": not sets.sets and not pairs,
+            f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used": not sets.sets + sets.pairs,
             "--probe: none of the sets has training images (a folder train/ beside test/)": untrained,
         }
     )
-    models = compare.begin(options.models, options.out)
+    models = compare.begin(options.models, out)
 
     from cloob.evaluation.measures.probe import ProbeOptions
     from cloob.evaluation.tables import write_set_files
 
-    embeddings, results = compare.compare(
-        models,
-        sets.sets,
-        pairs,
-        options.machine.embedding(),
-        options.out,
-        missing=sets.missing,
-        training=sets.training,
-        probe=ProbeOptions(shots=options.shots, seeds=options.probe_seeds),
-    )
-    folders = write_set_files(options.out, results, embeddings, sets.sets)
+    probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
+    embeddings, results = compare.compare(models, sets, options.machine.embedding(), out, probe=probe)
+    folders = write_set_files(out, results, embeddings, sets.sets)
     per_class = "Recall of each class, and what it is mostly taken for: per_class/*.csv beside this page."
-    notes = [per_class] if options.out / "per_class" in folders else []
-    page = options.out / "report.html"
-    compare.write_page(page, embeddings, results, sets.sets, pairs, title="Evaluation", notes=notes)
+    notes = [per_class] if out / "per_class" in folders else []
+    compare.write_page(out / "report.html", embeddings, results, sets, title="Evaluation", notes=notes)
     compare.print_results(results["rows"])
-    print(f"{options.out / 'results.json'}\n{options.out / 'report.html'}")
+    print(f"{out / 'results.json'}\n{out / 'report.html'}")
     code = compare.report_problems(results)
     if code == 0:
         columns = as_words(options, "image_column", "caption_column")
         of_pairs = ["--pairs", options.retrieval[0], *columns] if options.retrieval else []
-        say_next(["analyze", *options.models, *of_pairs, "--out", options.out / "analyze"])
+        say_next(["analyze", *options.models, *of_pairs, "--out", out / "analyze"])
     return code
 
 
@@ -191,8 +182,8 @@ def _open_held_out(models: Sequence[str]) -> VectorPairs | list[Reader]:
 def _split(config: TrainConfig) -> tuple[object, ...]:
     """What decides over the held-out pairs."""
     pairs = config.pairs
-    split = (pairs.val_data,) if pairs.val_data else (pairs.data, pairs.val_split)
-    return (*split, config.vectors, pairs.image_column, pairs.caption_column)
+    split = pairs.val_data or (pairs.data, pairs.val_split)
+    return split, config.vectors, pairs.image_column, pairs.caption_column
 
 
 def _say_trained_on(options: Options) -> None:

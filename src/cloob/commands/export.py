@@ -6,15 +6,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cloob.commands.options import as_words, goes_with, refuse, tyro
 from cloob.commands.terminal import say_next
-from cloob.errors import InputError
-
-if TYPE_CHECKING:
-    from cloob.export.exported import Exported
-    from cloob.models.encoder import DualEncoder
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -53,7 +48,14 @@ def run(options: Options) -> int:
     facts = gather_facts(options.source, encoder, options.results)
     name = options.target.resolve().name
     with whole_folder(options.target) as folder:
-        exported = _export(encoder, folder, options)
+        if options.to == "transformers":
+            from cloob.export.transformers import export_transformers
+
+            exported = export_transformers(encoder, folder)
+        else:
+            from cloob.export.onnx import export_onnx
+
+            exported = export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
         settings = json.dumps(encoder.objective_config, indent=2, allow_nan=False)
         (folder / OBJECTIVE_FILE).write_text(settings, encoding="utf-8")
         write_card(
@@ -78,22 +80,11 @@ def run(options: Options) -> int:
     return 0
 
 
-def _export(encoder: DualEncoder, folder: Path, options: Options) -> Exported:
-    """Imports the one exporter that is asked for, and with it what that needs."""
-    if options.to == "transformers":
-        from cloob.export.transformers import export_transformers
-
-        return export_transformers(encoder, folder)
-    from cloob.export.onnx import export_onnx
-
-    return export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
-
-
 def spell_licence(licence: str | None) -> str | None:
     """A licence as the hub spells it: one word in small letters; the hub knows which there are."""
     word = None if licence is None else licence.strip().lower()
-    if word is not None and not re.fullmatch(r"[a-z0-9.+-]+", word):
-        raise InputError(f"--license {licence}: one word of the hub's is wanted, such as mit, apache-2.0 or other")
+    one = f"--license {licence}: one word of the hub's is wanted, such as mit, apache-2.0 or other"
+    refuse({one: word is not None and not re.fullmatch(r"[a-z0-9.+-]+", word)})
     return word
 
 

@@ -110,16 +110,13 @@ def _opened(address: str) -> Iterator[cloob.Index]:
     """The index, made where it is missing, and held; one that nothing came into is removed."""
     from cloob.search.index import is_database, is_there
 
-    if is_database(address):
-        with cloob.Index.create(address) as index:
-            yield index
-        return
-    folder, new = Path(address), not is_there(address)
-    opened = cloob.Index.create(address) if new else cloob.Index.open(address, writable=True)
+    folder, database, new = Path(address), is_database(address), not is_there(address)
+    opened = cloob.Index.create(address) if database or new else cloob.Index.open(address, writable=True)
     locks = require("filelock", "train")
     with opened as index, contextlib.ExitStack() as held:
         try:
-            held.enter_context(locks.FileLock(folder / f"{INDEX_FILE}.lock").acquire(0))  # until the process ends
+            if not database:
+                held.enter_context(locks.FileLock(folder / f"{INDEX_FILE}.lock").acquire(0))
         except locks.Timeout:
             raise InputError(f"another `cloob index` is at work on {folder}; wait until it is done") from None
         except OSError:

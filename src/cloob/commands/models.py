@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cloob.commands.options import refuse, tyro
 from cloob.commands.terminal import say_next
-from cloob.errors import InputError, nearest
+from cloob.errors import nearest
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ def run(options: Options) -> int:
         return 0
     known = known_models()
     names = [name for name in known if options.contains.lower() in name.lower()]
-    if not names:
-        raise InputError(f"no model has {options.contains!r} in its name; {nearest(options.contains, known)}")
+    refuse({f"no model has {options.contains!r} in its name; {nearest(options.contains, known)}": not names})
     print("\n".join(names))
     say_next(["train", "--data", "demo", "--model", names[0]])
     return 0

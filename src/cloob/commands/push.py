@@ -34,7 +34,7 @@ def run(options: Options) -> int:
     from cloob.export.exported import check_packages
 
     repository, licence = options.repository, spell_licence(options.license)
-    name = f"{options.repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
+    name = f"{repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
     missing = "--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows"
     refuse({name: not is_repository(repository), missing: licence is None})
     check_packages("transformers")

@@ -41,7 +41,11 @@ def run(options: Options) -> int:
     token = r"[A-Za-z0-9._~-]{16,256}"
     wanted = "--token: 16 letters, digits, . _ ~ or - at least are wanted"
     refuse({wanted: options.token is not None and not re.fullmatch(token, options.token)})
-    _share_cores()
+    # Threads of numpy and of torch are not to wait for each other; what is set already stays. Two searches run at a
+    # time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin. docs/serve.md has the figures.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // 2)))
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
     from cloob.serve.app import address, bind, serve, settings  # FastAPI, after a word on how to install it
@@ -65,14 +69,3 @@ def run(options: Options) -> int:
             say_next(["index", "--out", index.store.address])  # brings it up to date
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)  # a thread may be at a map that takes minutes; nothing is lost with it
-
-
-def _share_cores() -> None:
-    """Keeps the threads of numpy and of torch from waiting for each other; before either is imported.
-
-    Two searches run at a time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin. What is set
-    already stays. docs/serve.md has the figures.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // 2)))
