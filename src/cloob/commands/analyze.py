@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cloob.commands.compare import MeasureOptions, begin, check_models, print_results
 from cloob.commands.options import as_words, tyro, within
-from cloob.commands.terminal import Progress, say, say_next
+from cloob.commands.terminal import progress, say, say_next
 
 if TYPE_CHECKING:
     from cloob.data.content import Reader
@@ -47,7 +47,7 @@ def run(options: Options) -> int:
     from cloob.evaluation.analysis import analyze
     from cloob.evaluation.suite import write_results
 
-    with Progress() as progress:
+    with progress() as update:
         analysis = analyze(
             models,
             source,
@@ -55,7 +55,7 @@ def run(options: Options) -> int:
             similar=options.similar,
             duplicate=options.duplicate,
             limit=options.limit,
-            progress=progress.update,
+            progress=update,
         )
     rows = []  # as those of results.json
     for run in analysis["runs"]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import cloob
 from cloob.commands.options import DecodeOptions, check_there, refuse
-from cloob.commands.terminal import Progress, say
+from cloob.commands.terminal import progress, say
 from cloob.errors import InputError, message, printable
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def opened(
         return
     options = UpdateOptions(model, device=machine.device, precision=precision, workers=machine.threads())
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, cloob.Index.create(Path(folder) / "index") as index:
-        with Progress() as progress:
-            done = index.update([source], options, progress=partial(progress.update, "pictures"))
+        with progress() as update:
+            done = index.update([source], options, progress=partial(update, "pictures"))
         report_left_out(done)
         if model is not None and not isinstance(model, str):
             index.use(index.model().name, model)

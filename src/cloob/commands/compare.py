@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloob.commands.options import ColumnOptions, DecodeOptions, refuse
-from cloob.commands.terminal import Progress, say
+from cloob.commands.terminal import progress, say
 
 if TYPE_CHECKING:
     from cloob.evaluation.embed import EmbedOptions
@@ -60,8 +60,8 @@ def compare(
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.suite import evaluate, write_results
 
-    with Progress() as progress:
-        embeddings = Embeddings(models, options, progress=progress.update, tower=bool(sets.training))
+    with progress() as update:
+        embeddings = Embeddings(models, options, progress=update, tower=bool(sets.training))
         results = evaluate(embeddings, sets.sets, sets.pairs, training=sets.training, **more)
     for what, (taken, asked) in embeddings.reused().items():
         say(f"features of {taken:,} of {asked:,} {what} are those that `train align` kept")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cloob.commands.options import HTML, CacheOptions, ColumnOptions, as_words, check_out, tyro, within
-from cloob.commands.terminal import Progress, say_next, shell
+from cloob.commands.terminal import progress, say_next, shell
 
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
 
@@ -51,14 +51,14 @@ def run(options: Options) -> int:
     from cloob.models.towers import open_clip
 
     tokenizer = ClipTokenizer.of(open_clip().get_tokenizer("RN50"))
-    with Progress() as progress:
+    with progress() as update:
         facts, usable = survey(
             source,
             lambda caption: len(tokenizer.encode(caption)) + 2,
             tokenizer.context_length,
             most=options.most,
             workers=options.workers,
-            progress=partial(progress.update, "pairs"),
+            progress=partial(update, "pairs"),
         )
     lines = _lines(facts)
     if options.out is not None:

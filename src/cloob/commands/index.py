@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import cloob
 from cloob.commands.collection import INDEX_FILE, report_left_out
 from cloob.commands.options import DecodeOptions, check_there, refuse, tyro, within
-from cloob.commands.terminal import Progress, say, say_next, shell
+from cloob.commands.terminal import progress, say, say_next, shell
 from cloob.errors import InputError, printable, require
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def _update(index: cloob.Index, options: Options) -> Summary:
         max_megapixels=options.max_megapixels,
         remove_all=options.remove_all,
     )
-    with Progress() as progress:
-        return index.update(options.sources, settings, progress=functools.partial(progress.update, "pictures"))
+    with progress() as update:
+        return index.update(options.sources, settings, progress=functools.partial(update, "pictures"))
 
 
 def _report(summary: Summary, address: str) -> bool:
