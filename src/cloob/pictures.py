@@ -43,11 +43,10 @@ MAX_MISSING = 0.1  # of the rows of a JPEG that lacks its end
 Fault = Literal["corrupt image", "image too large", "no decoder"]
 
 # Asking Pillow for the one format that the first bytes announce spares it the attempts at all others (a fifth of the
-# time of a small image). Anything else is tried as one of these: a format that Pillow hands to another program (EPS) is
-# not among them.
+# time of a small image). Anything else is tried as one of these, TGA last, which has no magic. A format that Pillow
+# hands to another program (EPS) is not among them.
 _FORMATS = ((b"\xff\xd8\xff", ("JPEG",)), (b"\x89PNG", ("PNG",)), (b"RIFF", ("WEBP",)))
-_OTHERS = ("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG")
-_OTHERS += ("TGA",)  # last: it has no magic
+_OTHERS = ("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG", "TGA")
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _REDUCTIONS = (1, 2, 4, 8)  # what a JPEG decoder can do
@@ -75,22 +74,17 @@ class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the progr
 class Encoded:
     """An image file of which the header has been read, and nothing decoded yet.
 
-    Of a PNG with EXIF all is decoded when its orientation, ``size``, ``whole`` or ``exif`` is asked for: that chunk may
-    come last. What cannot be decoded is ``Unreadable`` here and in each of these.
+    Of a PNG with EXIF all is decoded when its orientation, ``size``, ``whole`` or ``exif`` is asked for. What cannot be
+    decoded is ``Unreadable`` here and in each of these.
 
     Attributes:
         in_file: Width and height as the file has them, pixels.
-        stored: Width and height as the decoder gives them, pixels; of a JPEG above ``WHOLE_PIXELS`` those it is decoded
-            at.
+        stored: Width and height as the decoder gives them, pixels: less of a JPEG above ``WHOLE_PIXELS``.
         truncated: Whether ``rgb()`` found a JPEG without its end, and took it: what is missing is grey.
     """
 
     def __init__(self, data: bytes, max_pixels: int | None = None) -> None:
-        """Reads the header of a file.
-
-        A larger image than ``max_pixels`` is refused; None: than ``MAX_PIXELS`` or ``MAX_JPEG_PIXELS``, which this may
-        also raise.
-        """
+        """Reads the header of a file; ``max_pixels`` takes the place of ``MAX_PIXELS`` and ``MAX_JPEG_PIXELS``."""
         self._data, self._max_pixels = data, max_pixels
         if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:  # Pillow's bound is one for all threads
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
@@ -103,7 +97,6 @@ class Encoded:
                 scans = data.count(b"\xff\xda")
                 if scans * width * height > MAX_SCANS * max(MAX_PIXELS, max_pixels or 0):
                     raise Unreadable("image too large", f"{scans:,} scans of {width}×{height} pixels")
-        self._exif_may_come_last = self._image.format == "PNG" and b"eXIf" in data
         self.in_file = width, height = self._image.size
         self._reducible, self._least = self._image.format in ("JPEG", "MPO"), 1
         if self._reducible:
@@ -113,9 +106,8 @@ class Encoded:
     @cached_property
     def orientation(self) -> int:
         """EXIF's, 1 to 8: how the stored picture is turned to be upright."""
-        self._load_exif()
         # Pillow turns a TIFF itself while it loads it.
-        return 1 if self._image.format == "TIFF" else _orientation_of(self._image)
+        return 1 if self._image.format == "TIFF" else _orientation_of(self.exif)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -127,19 +119,20 @@ class Encoded:
         """Width and height of the upright picture in the file, of which ``rgb()`` may give less."""
         return self.in_file[::-1] if self.orientation >= 5 else self.in_file
 
-    @property
+    @cached_property
     def exif(self) -> Image.Exif | None:
         """What the camera wrote; before the image is decoded."""
-        self._load_exif()
+        if self._image.format == "PNG" and b"eXIf" in self._data:  # that chunk may come last
+            with _decoding(len(self._data)):
+                self._image.load()
         return _exif_of(self._image)
 
     def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
         """Decodes the image, once, to RGB without metadata.
 
-        A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8: width and height divided by it and rounded up. That
-        costs less, as the decoder then computes fewer pixels from the same coefficients, each about the mean of those
-        it stands for. Other formats always come out whole, and a JPEG never at less than an eighth of what its file
-        holds. Without ``upright`` it lies as it is stored.
+        A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8, its sides rounded up, but never at less than an
+        eighth of what its file holds: the decoder then computes fewer pixels, each about the mean of those it stands
+        for. Other formats come out whole. Without ``upright`` the image lies as it is stored.
         """
         orientation = self.orientation  # which goes with the metadata
         factor = min(_REDUCTIONS[-1], self._least * reduction)
@@ -167,12 +160,6 @@ class Encoded:
             self._image.draft("RGB", (max(1, width // factor), max(1, height // factor)))
         self._image.load()
 
-    def _load_exif(self) -> None:
-        if self._exif_may_come_last:
-            with _decoding(len(self._data)):
-                self._image.load()
-            self._exif_may_come_last = False
-
 
 def decode(data: bytes) -> Image.Image:
     """Decodes an image file to upright RGB; errors as ``Encoded``."""
@@ -184,7 +171,7 @@ def upright(image: Image.Image) -> Image.Image:
     with _decoding():
         _check_pixels(image)
         image.load()  # before the orientation is asked for: a TIFF is turned while it is loaded
-        return _turned(_to_rgb(image), _orientation_of(image))
+        return _turned(_to_rgb(image), _orientation_of(_exif_of(image)))
 
 
 def read_file(path: Path | str) -> bytes:
@@ -244,9 +231,8 @@ def _exif_of(image: Image.Image) -> Image.Exif | None:
     return exif
 
 
-def _orientation_of(image: Image.Image) -> int:
-    """EXIF's orientation; 1 where there is none, and where it is not one of eight."""
-    exif = _exif_of(image)
+def _orientation_of(exif: Image.Exif | None) -> int:
+    """1 where there is none, and where it is not one of eight."""
     try:
         orientation = 1 if exif is None else exif.get(Base.Orientation, 1)
     except Exception:

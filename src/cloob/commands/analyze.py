@@ -83,7 +83,7 @@ def _write_page(path: Path, analysis: Row, rows: Sequence[Row], models: Mapping[
 
     runs, pairs = analysis["runs"], analysis["pairs"]
     wanted = {key for run in runs for pair in run["similar"] for key in pair["keys"]}
-    images = {}
+    images: dict[str, bytes] = {}
     for index in range(len(source) if wanted else 0):
         with contextlib.suppress(BadSample):
             sample = source.read(index)

@@ -111,9 +111,7 @@ def print_results(rows: Sequence[Mapping[str, Any]], *, all_geometry: bool = Fal
     for section in ("zeroshot", "probe", "retrieval", "geometry", "vectors"):
         for name in dict.fromkeys(name for row in rows for name in row.get(section, ())):
             numbers = [row.get(section, {}).get(name, {}) for row in rows]
-            keys = dict.fromkeys(
-                key for each in numbers for key, value in each.items() if isinstance(value, int | float)
-            )
+            keys = dict.fromkeys(key for each in numbers for key in each if isinstance(each[key], int | float))
             if section == "geometry" and not all_geometry:
                 keys = dict.fromkeys(("effective_eigenvalues_image", "effective_eigenvalues_text"))
             what = f"{name}  probe" if section == "probe" else f"{name} "

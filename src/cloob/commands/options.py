@@ -76,7 +76,7 @@ class ColumnOptions:
     caption_column: str = "title"  # Column of a table with the caption.
 
     @property
-    def columns(self) -> dict[str, str]:
+    def columns(self) -> dict[str, Any]:
         return {"image_column": self.image_column, "caption_column": self.caption_column}
 
 

@@ -33,10 +33,10 @@ def run(options: Options) -> int:
     """Writes the repository's files, lists them, and sends them; 1 when the hub does not take them."""
     from cloob.export.exported import check_packages
 
-    repository, licence = options.repository, spell_licence(options.license)
+    repository, licence = options.repository, spell_licence(options.license) or ""
     name = f"{repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
     missing = "--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows"
-    refuse({name: not is_repository(repository), missing: licence is None})
+    refuse({name: not is_repository(repository), missing: not licence})
     check_packages("transformers")
     from cloob.export.card import gather_facts
     from cloob.export.push import PushFailed, check_online, list_files, send, write_repository
