@@ -179,7 +179,7 @@ def read_file(path: Path | str) -> bytes:
     try:
         return read_at_most(path, MAX_IMAGE_BYTES)
     except TooLarge as error:
-        raise Unreadable("image too large", f"{error.size:,} bytes, the limit is {MAX_IMAGE_BYTES:,}") from None
+        raise Unreadable("image too large", str(error)) from None
 
 
 def thumbnail(picture: bytes | Image.Image, side: int, kind: Literal["JPEG", "PNG"] = "JPEG") -> bytes:

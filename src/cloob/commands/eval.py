@@ -49,7 +49,8 @@ class Options:
     machine: MeasureOptions = field(default_factory=MeasureOptions)
 
 
-def _check(options: Options) -> None:
+def run(options: Options) -> int:
+    """Evaluates; 1 when a part could not be evaluated, with what there is written."""
     compare.check_models(options.models)
     goes_with(options, root="suite", shots="probe", probe_seeds="probe")
     goes_with(options, image_column="retrieval", caption_column="retrieval")
@@ -59,11 +60,6 @@ def _check(options: Options) -> None:
     on = options.zeroshot or options.retrieval or options.suite or options.held_out or options.a
     asked = "--zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of vectors --a and --b"
     refuse({f"nothing to evaluate on: give {asked}": not on})
-
-
-def run(options: Options) -> int:
-    """Evaluates; 1 when a part could not be evaluated, with what there is written."""
-    _check(options)
     from cloob.evaluation.sets.labelled import open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 
