@@ -47,21 +47,8 @@ class Options:
 
 def run(options: Options) -> int:
     from cloob.models.source import check_packages
-    from cloob.training.config.checks import preflight
-
-    configs = _configs(options)
-    for config in configs.values():
-        check_packages(config.align.encoders(), ", and cloob demo --from-scratch needs none")
-        preflight(config)
-    say(f"{', '.join(configs)} on 6,110 pictures with captions; loading …")
-    from cloob.evaluation.sets.captioned import open_captioned
-    from cloob.evaluation.sets.labelled import open_labelled
-
-    return present(configs, options.device, open_labelled("demo:noto-emoji"), open_captioned("demo:val"))
-
-
-def _configs(options: Options) -> dict[str, TrainConfig]:
     from cloob.recipes import get_recipe
+    from cloob.training.config.checks import preflight
 
     recipe = "demo-scratch" if options.from_scratch else "demo"
     usual: tuple[Objective, ...] = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
@@ -70,7 +57,16 @@ def _configs(options: Options) -> dict[str, TrainConfig]:
     refuse({wanted: not objectives or len(set(objectives)) < len(objectives)})
     more: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     more |= {"seed": options.seed, "device": options.device, "overwrite": True}
-    return {name: get_recipe(recipe, objective=name).override(**more, out=out / name) for name in objectives}
+    starts = ((name, get_recipe(recipe, objective=name)) for name in objectives)
+    configs: dict[str, TrainConfig] = {name: start.override(**more, out=out / name) for name, start in starts}
+    for config in configs.values():
+        check_packages(config.align.encoders(), ", and cloob demo --from-scratch needs none")
+        preflight(config)
+    say(f"{', '.join(configs)} on 6,110 pictures with captions; loading …")
+    from cloob.evaluation.sets.captioned import open_captioned
+    from cloob.evaluation.sets.labelled import open_labelled
+
+    return present(configs, options.device, open_labelled("demo:noto-emoji"), open_captioned("demo:val"))
 
 
 def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, held_out: Reader) -> int:

@@ -60,6 +60,7 @@ def run(options: Options) -> int:
     on = options.zeroshot or options.retrieval or options.suite or options.held_out or options.a
     asked = "--zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of vectors --a and --b"
     refuse({f"nothing to evaluate on: give {asked}": not on})
+    from cloob.evaluation.sets.captioned import Renamed, open_captioned
     from cloob.evaluation.sets.labelled import open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 
@@ -78,9 +79,6 @@ def run(options: Options) -> int:
         sets.sets.append(dataclasses.replace(data, name=name))
         if options.probe and (train := training_split(path)) is not None:
             sets.training[name] = train
-
-    from cloob.evaluation.sets.captioned import Renamed, open_captioned
-
     captioned = [open_captioned(path, **options.machine.columns) for path in options.retrieval]
     names = compare.distinct([data.name for data in captioned], options.retrieval)
     sets.pairs += [*map(Renamed, captioned, names), *held_out]

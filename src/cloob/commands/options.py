@@ -1,4 +1,4 @@
-"""Options of commands: dataclasses with a sentence of help under each field, parsed by tyro and checked by tables."""
+"""Options of commands: dataclasses, parsed by tyro and checked by tables; a comment or text at a field is its help."""
 
 from __future__ import annotations
 
