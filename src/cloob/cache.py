@@ -88,10 +88,8 @@ class Cache:
 
         ``name`` identifies the content, e.g. its URL; ``make`` writes the content to the path that it is given.
         """
-        with self._writing(kind):
-            path = self._path(kind, name)
+        with self._writing(kind, name) as path:
             if not touch(path):
-                path.parent.mkdir(exist_ok=True)
                 with locked(path.with_name(f"lock-{path.name[:2]}")):
                     if touch(path):
                         return path
@@ -115,8 +113,7 @@ class Cache:
 
     def put(self, kind: Kind, name: str, content: bytes) -> Path:
         """Writes the file of this name, in place of one that is there."""
-        with self._writing(kind):
-            path = self._path(kind, name)
+        with self._writing(kind, name) as path:
             _write(path, lambda temporary: temporary.write_bytes(content))
             self.evict(keep=path)
             return path
@@ -131,8 +128,8 @@ class Cache:
         with locked(root / "lock-evict"):
             usage: list[tuple[float, int, Path]] = []
             removed: list[Path] = []
-            folders = [root / kind for kind in get_args(Kind) if (root / kind).is_dir()]
-            for path in (path for folder in folders for path in folder.iterdir() if _CACHED.match(path.name)):
+            paths = (path for kind in get_args(Kind) for path in (root / kind).glob("*"))
+            for path in filter(lambda path: _CACHED.match(path.name), paths):
                 with contextlib.suppress(FileNotFoundError):  # removed, or given its name, in between
                     stat = path.stat()
                     if not path.name.startswith(_TEMPORARY):
@@ -162,9 +159,11 @@ class Cache:
         return self._root() / kind / f"{digest}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-60:]}"
 
     @contextlib.contextmanager
-    def _writing(self, kind: Kind) -> Iterator[None]:
+    def _writing(self, kind: Kind, name: str) -> Iterator[Path]:
         try:
-            yield
+            path = self._path(kind, name)
+            path.parent.mkdir(exist_ok=True)
+            yield path
         except OSError as error:
             hint = "choose another --cache-dir or CLOOB_CACHE"
             raise InputError(f"{self.folder or cache_root()}: cannot keep {kind} ({error.strerror}); {hint}") from error
@@ -182,7 +181,6 @@ def touch(path: Path) -> bool:
 
 def _write(path: Path, make: Callable[[Path], object]) -> None:
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}-{threading.get_ident()}")
-    path.parent.mkdir(exist_ok=True)
     try:
         make(temporary)
         with temporary.open("rb") as file:

@@ -1,7 +1,7 @@
 """The command line: the sub-commands, and how an error reaches the person who typed one.
 
-A command is a module of ``cloob.commands``: ``Options`` (a dataclass), ``check(options)``, which refuses mistakes, and
-``run(options)``, which returns the exit code. Only ``run`` imports what is heavy: help and mistakes are instant.
+A command is a module of ``cloob.commands``: ``Options`` (a dataclass), and ``run(options)``, which refuses mistakes,
+then imports what is heavy, and returns the exit code: help and mistakes are instant.
 """
 
 from __future__ import annotations
@@ -98,8 +98,6 @@ def _run(name: str, words: list[str]) -> int:
         options = command.read(words) if hasattr(command, "read") else parse(command.Options, words, f"cloob {name}")
         if hasattr(options, "machine"):
             options.machine.use()
-        if hasattr(command, "check"):
-            command.check(options)
         code: int = command.run(options)
     return code
 

@@ -32,11 +32,7 @@ def write_whole(path: Path, content: str | bytes, refused: str | None = None) ->
 
 
 class TooLarge(Exception):  # noqa: N818 - the file is at fault, not the program
-    """A file has more bytes than may be read of it: ``size``."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self.size = size
+    """A file has more bytes than may be read of it; the message says how many."""
 
 
 def read_at_most(path: Path | str, most: int) -> bytes:
@@ -47,7 +43,7 @@ def read_at_most(path: Path | str, most: int) -> bytes:
     with FileIO(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise TooLarge(size)
+            raise TooLarge(f"{size:,} bytes, the limit is {most:,}")
         return file.readall()
 
 

@@ -76,7 +76,7 @@ def test_ctrl_c_ends_with_130_and_a_sentence(
 
     stays = "; the last complete checkpoint stays as it is"
     goes_on = f"{stays}, and --resume auto goes on from it"
-    for where, said in (("models.run", ""), ("demo.check", stays), ("train.check", goes_on)):
+    for where, said in (("models.run", ""), ("demo.run", stays), ("train.run", goes_on)):
         monkeypatch.setattr(f"cloob.commands.{where}", interrupted)
         assert cli.main([where.partition(".")[0]]) == 130
         assert capsys.readouterr().err == f"cloob: interrupted{said}\n"

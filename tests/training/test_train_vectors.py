@@ -111,6 +111,8 @@ def test_runs_are_judged_side_by_side_and_embed(
         found = np.load(out) if part is None else np.load(out)[part]
         assert np.allclose(found[::4], zb, atol=1e-6)
     assert cli.main(["embed", "infoloob", "--a", str(files / "a.npy"), "--out", "bad.safetensors"]) == 1
+    for more in ([], ["--overwrite"]):  # the copy is a model folder, too
+        assert cli.main(["convert", "infoloob", "copy", *more]) == 0
 
 
 def evaluated(a: np.ndarray, b: np.ndarray, ids: Iterable[int]) -> dict[str, Any]:

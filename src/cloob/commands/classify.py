@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -28,65 +29,50 @@ class Options:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC|IDX")]
     """An index, or whatever `cloob index` takes: a folder, one picture, a table, shards."""
-    labels: str | None = None
-    """cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments."""
+    labels: str | None = None  # cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments.
     templates: tuple[str, ...] = ()
     """Prompts with {c} in the place of the label; left out, "a photo of a {c}." and "{c}"."""
     examples: Path | None = None
     """A folder with a folder of pictures for each label: fits a head to them and says how good it is."""
     head: Path | None = None
     """FILE.safetensors: the head to use, or with --examples where to keep it; left out, in IDX/heads/ of an index."""
-    multi: bool = False
-    """Each label that fits, any number of them."""
-    none: bool = False
-    """A picture may also be none of these."""
-    cutoff: float = 1.75
-    """Of --multi and --none: a label fits from so many standard deviations above unrelated texts."""
-    inv_tau: float | None = None
-    """Inverse temperature of the softmax; left out, the model's own."""
-    where: str | None = None
-    """Only these pictures of an index."""
-    json: bool = False
-    """Print one JSON object a line."""
-    csv: bool = False
-    """Print CSV: path, label, probability, margin."""
-    copy_to: Path | None = None
-    """Copy each picture into a folder of its label here; nothing is overwritten."""
+    multi: bool = False  # Each label that fits, any number of them.
+    none: bool = False  # A picture may also be none of these.
+    cutoff: float = 1.75  # Of --multi and --none: a label fits from so many standard deviations above unrelated texts.
+    inv_tau: float | None = None  # Inverse temperature of the softmax; left out, the model's own.
+    where: str | None = None  # Only these pictures of an index.
+    json: bool = False  # Print one JSON object a line.
+    csv: bool = False  # Print CSV: path, label, probability, margin.
+    copy_to: Path | None = None  # Copy each picture into a folder of its label here; nothing is overwritten.
     move_to: Path | None = None
     """Move each picture into a folder of its label here, with its captions and edits; moved.jsonl lists what moved."""
-    model: str | None = None
-    """What `cloob eval` takes, for a SRC; for an index the name of one of its models."""
+    model: str | None = None  # What `cloob eval` takes, for a SRC; for an index the name of one of its models.
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def check(options: Options) -> None:
+def run(options: Options) -> int:
+    """Sorts; 1 where a picture could not be read or copied."""
     by_head = options.examples is not None or options.head is not None
     one = "give --labels cat,dog (or a file of them), or --examples DIR, or --head FILE; one of them"
     refuse({one: (options.labels is None) is not by_head})
     goes_with(options, cutoff="multi or none", multi="labels", none="labels", templates="labels", inv_tau="labels")
     exclusive(options, "json csv", "copy_to multi", "copy_to move_to", "move_to multi")
-    if options.examples is not None:
-        refuse(
-            {f"--examples {options.examples}: no such folder; give one folder a label": not options.examples.is_dir()}
-        )
-        if options.head is not None:
-            check_out("--head", options.head, (".safetensors",))
+    kept, examples = options.head if options.examples else None, options.examples
+    if examples is not None:
+        refuse({f"--examples {examples}: no such folder; give one folder a label": not examples.is_dir()})
+    if kept is not None:
+        check_out("--head", kept, (".safetensors",))
     check_source(options.source, options.model)
-    if options.labels is not None:
-        _labels(options.labels, _label_options(options))
+    from cloob.search.classify import NONE, TEMPLATES, LabelOptions, is_head, label_by_head
 
-
-def run(options: Options) -> int:
-    """Sorts; 1 where a picture could not be read or copied."""
-    from cloob.search.classify import NONE, is_head, label_by_head
-
-    kept = options.head if options.examples else None
+    templates = options.templates or TEMPLATES
+    how = LabelOptions(templates, options.multi, options.none, options.cutoff, options.inv_tau)
+    names = () if options.labels is None else _labels(options.labels, how)
     refuse({f"--head {kept}: is a file of another kind; name another": kept and kept.exists() and not is_head(kept)})
-    how = _label_options(options)
     with opened(options.source, options.model, options.machine) as (index, unread):
-        if options.labels is not None:
+        if names:
             index.encoder(device=options.machine.device)
-            labels = index.classify(_labels(options.labels, how), how, where=options.where)
+            labels = index.classify(names, how, where=options.where)
         else:
             labels = label_by_head(index, _head(options, index), where=options.where)
         best = _print(index, labels, options)
@@ -99,13 +85,6 @@ def run(options: Options) -> int:
     return 1 if unread or failed else 0
 
 
-def _label_options(options: Options) -> LabelOptions:
-    from cloob.search.classify import TEMPLATES, LabelOptions
-
-    templates = options.templates or TEMPLATES
-    return LabelOptions(templates, options.multi, options.none, options.cutoff, options.inv_tau)
-
-
 def _labels(text: str, how: LabelOptions) -> tuple[str, ...]:
     """The labels: separated by commas; or one per line of a file, which ends in .txt or is written with a slash."""
     from cloob.search.classify import check_labels
@@ -114,9 +93,8 @@ def _labels(text: str, how: LabelOptions) -> tuple[str, ...]:
         return check_labels(text.split(","), how)
     try:
         lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else f"no text file ({type(error).__name__})"
-        raise InputError(f"--labels {text}: {why}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--labels {text}: is no text in UTF-8") from None
     return check_labels([line for line in lines if line.strip() and not line.startswith("#")], how)
 
 
@@ -146,8 +124,6 @@ def _head(options: Options, index: cloob.Index) -> Head:
 
 def _print(index: cloob.Index, labels: Labels, options: Options) -> dict[int, str]:
     """Prints the labels of each picture, in pages; returns the best one of each id."""
-    import csv
-
     from cloob.search.classify import NONE
     from cloob.search.records import valid
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import cloob
 from cloob.commands.options import DecodeOptions, check_there, refuse
-from cloob.commands.terminal import Progress, say
+from cloob.commands.terminal import progress, say
 from cloob.errors import InputError, message, printable
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def opened(
         return
     options = UpdateOptions(model, device=machine.device, precision=precision, workers=machine.threads())
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, cloob.Index.create(Path(folder) / "index") as index:
-        with Progress() as progress:
-            done = index.update([source], options, progress=partial(progress.update, "pictures"))
+        with progress() as update:
+            done = index.update([source], options, progress=partial(update, "pictures"))
         report_left_out(done)
         if model is not None and not isinstance(model, str):
             index.use(index.model().name, model)
@@ -100,7 +100,7 @@ def copy(
     for item in items:
         placed: list[tuple[Path, Path]] = []
         try:
-            placed.extend((_move if move else _copy)(index, item, root / below.get(item.id, "")))
+            placed.extend(_place(index, item, (root / below.get(item.id, "")).absolute(), move))
             done, there = done + bool(placed), there + (not placed)
         except (OSError, InputError) as error:
             say(f"{printable(item.path)} is not {past}: {message(error).removeprefix(f'{item.path}: ')}")
@@ -114,55 +114,39 @@ def copy(
     return 1 if failed else 0
 
 
-def _copy(index: cloob.Index, item: Item, folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Copies a picture as it was indexed, to ``a.jpg``, ``a-2.jpg`` and so on, unless the folder has it already."""
-    from cloob.files import write_whole
+def _place(index: cloob.Index, item: Item, folder: Path, move: bool) -> Iterator[tuple[Path, Path]]:
+    """Copies or moves a picture to ``a.jpg``, ``a-2.jpg`` and so on, unless it is there; yields old and new paths.
 
-    content = index.picture(item.id)  # an InputError where it has changed
-    target = next(path for path in _names(folder, item) if not os.path.lexists(path) or _holds(path, content))
-    if os.path.lexists(target):
-        return
-    write_whole(target, content)
-    if Path(item.path).is_file():
-        shutil.copystat(item.path, target)
-    yield Path(item.path), target
-
-
-def _move(index: cloob.Index, item: Item, folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Moves a picture and the files of its name that belong to it, unless it is in the folder already.
-
-    What also belongs to another picture of this name (a.jpg, a.png, a.txt) is copied.
+    With a picture move the files of its name that belong to it. Where another picture has that name, they are copied.
     """
     from cloob.data.source import IMAGE_SUFFIXES
+    from cloob.files import write_whole
 
-    index.picture(item.id)  # an InputError where it has changed
-    source, folder = Path(item.path).absolute(), folder.absolute()
-    if source.is_symlink() or not source.is_file():
+    content, source = index.picture(item.id), Path(item.path).absolute()  # an InputError where it has changed
+    if move and (source.is_symlink() or not source.is_file()):
         raise InputError("it is no file of its own (in a container, or a link)")
-    if source.is_relative_to(folder):
+    if move and source.is_relative_to(folder):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    named = list(source.parent.glob(f"{glob.escape(source.stem)}.*"))
-    beside = [path for path in named if path.suffix.lower() in _BELONGING]
+    named = list(source.parent.glob(f"{glob.escape(source.stem)}.*")) if move else []
+    belonging = [path for path in named if path.suffix.lower() in _BELONGING]
     shared = any(path != source and path.suffix.lower() in IMAGE_SUFFIXES for path in named)
-    for target in _names(folder, item):
-        moves = [(source, target), *((path, target.with_suffix(path.suffix)) for path in beside)]
-        if not any(os.path.lexists(new) for _, new in moves):
-            break
-    for old, new in moves:
-        (shutil.copy2 if shared and old != source else shutil.move)(old, new)
-        yield old, new
-
-
-def _names(folder: Path, item: Item) -> Iterator[Path]:
     name = Path(folder_name(re.split(r"/|\\|::", item.path)[-1][-200:]))  # of a file, or a member of a container
-    yield folder / name
-    for number in itertools.count(2):
-        yield folder / f"{name.stem}-{number}{name.suffix}"
-
-
-def _holds(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() == content
+    marks = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    for target in (folder / f"{name.stem}{mark}{name.suffix}" for mark in marks):
+        if not move and target.is_file() and target.read_bytes() == content:
+            return
+        pairs = [(source, target), *((path, target.with_suffix(path.suffix)) for path in belonging)]
+        if not any(os.path.lexists(new) for _, new in pairs):
+            break
+    folder.mkdir(parents=True, exist_ok=True)
+    for old, new in pairs:
+        if move:
+            (shutil.copy2 if shared and old != source else shutil.move)(old, new)
+        else:
+            write_whole(new, content)
+            if old.is_file():  # of a container there is none
+                shutil.copystat(old, new)
+        yield old, new
 
 
 def folder_name(label: str) -> str:

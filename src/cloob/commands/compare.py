@@ -8,24 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob.commands.options import ColumnOptions, DecodeOptions
-from cloob.commands.terminal import Progress, say
-from cloob.errors import InputError
+from cloob.commands.options import ColumnOptions, DecodeOptions, refuse
+from cloob.commands.terminal import progress, say
 
 if TYPE_CHECKING:
-    from cloob.data.content import Reader
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.embeddings import Embeddings
-    from cloob.evaluation.report import ExampleQuery
-    from cloob.evaluation.sets.labelled import LabelledSet
+    from cloob.evaluation.sets.suites import SuiteSets
 
 
 @dataclass(frozen=True)
 class MeasureOptions(ColumnOptions, DecodeOptions):
     """How pairs are read, where the model runs, and what is kept."""
 
-    batch_size: int = 256
-    """Images or texts a forward pass."""
+    batch_size: int = 256  # Images or texts a forward pass.
 
     def embedding(self) -> EmbedOptions:
         from cloob.cache import Cache
@@ -36,8 +32,7 @@ class MeasureOptions(ColumnOptions, DecodeOptions):
 
 
 def check_models(models: Sequence[str]) -> None:
-    if not models:
-        raise InputError("no model given: name a run folder, or NAME/TAG of open_clip (--help says more)")
+    refuse({"no model given: name a run folder, or NAME/TAG of open_clip (--help says more)": not models})
 
 
 def begin(models: Sequence[str], out: Path) -> dict[str, str]:
@@ -45,8 +40,7 @@ def begin(models: Sequence[str], out: Path) -> dict[str, str]:
     from cloob.models.runs import checkpoint_step, chosen_checkpoint, with_checkpoint
 
     place = next(path for path in (out, *out.parents) if path.exists())  # a folder made here would outlive an error
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise InputError(f"{out}: results cannot be written here")
+    refuse({f"{out}: results cannot be written here": not (place.is_dir() and os.access(place, os.W_OK))})
     for model in models:
         if with_checkpoint(model) == f"{model}:best":
             step = checkpoint_step(chosen_checkpoint(Path(model)))
@@ -60,55 +54,37 @@ def distinct(names: Sequence[str], places: Sequence[str]) -> list[str]:
 
 
 def compare(
-    models: Mapping[str, str | Path],
-    zeroshot: Sequence[LabelledSet],
-    retrieval: Sequence[Reader],
-    options: EmbedOptions,
-    out: Path,
-    *,
-    missing: Mapping[str, str] | None = None,
-    **more: Any,
+    models: Mapping[str, str | Path], sets: SuiteSets, options: EmbedOptions, out: Path, **more: Any
 ) -> tuple[Embeddings, dict[str, Any]]:
-    """Measures models and writes results.json; sets that are ``missing``, with the reason, are failures of no model."""
+    """Measures models and writes results.json; sets that are missing, with the reason, are failures of no model."""
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.suite import evaluate, write_results
 
-    with Progress() as progress:
-        embeddings = Embeddings(models, options, progress=progress.update, tower=bool(more.get("training")))
-        results = evaluate(embeddings, zeroshot, retrieval, **more)
+    with progress() as update:
+        embeddings = Embeddings(models, options, progress=update, tower=bool(sets.training))
+        results = evaluate(embeddings, sets.sets, sets.pairs, training=sets.training, **more)
     for what, (taken, asked) in embeddings.reused().items():
         say(f"features of {taken:,} of {asked:,} {what} are those that `train align` kept")
-    if missing:
-        absent = [{"model": None, "set": name, "error": error} for name, error in missing.items()]
+    if sets.missing:
+        absent = [{"model": None, "set": name, "error": error} for name, error in sets.missing.items()]
         results["failures"] = [*absent, *results.get("failures", ())]
     write_results(out / "results.json", results)
     return embeddings, results
 
 
-def write_page(
-    path: Path,
-    embeddings: Embeddings,
-    results: Mapping[str, Any],
-    zeroshot: Sequence[LabelledSet],
-    retrieval: Sequence[Reader],
-    *,
-    title: str,
-    notes: Sequence[str] = (),
-    searches: Sequence[ExampleQuery] = (),
-) -> None:
-    """Writes the report: searches, the numbers, curves of the runs and example queries."""
+def write_page(path: Path, embeddings: Embeddings, results: Mapping[str, Any], sets: SuiteSets, **more: Any) -> None:
+    """Writes the report: the numbers, curves of the runs, example queries, and what ``write_report`` takes besides."""
     from cloob.evaluation.examples import example_queries
     from cloob.evaluation.report import write_report
     from cloob.models.runs import curve
 
-    rows = results["rows"]
+    rows, queries = results["rows"], []
     models = [row["model"] for row in rows]
-    labelled = [data for data in zeroshot if all(data.name in row["zeroshot"] for row in rows)]
-    captioned = [data for data in retrieval if all(data.name in row["retrieval"] for row in rows)]
-    queries = example_queries(embeddings, labelled[0], n=8, models=models) if labelled else []
-    queries += example_queries(embeddings, captioned[0], n=4, models=models) if captioned else []
+    for some, key, n in ((sets.sets, "zeroshot", 8), (sets.pairs, "retrieval", 4)):
+        measured = [data for data in some if all(data.name in row[key] for row in rows)]
+        queries += example_queries(embeddings, measured[0], n=n, models=models) if measured else []
     curves = {model: lines for model in models if (lines := curve(str(embeddings.models[model])))}
-    write_report(path, results, title=title, notes=notes, curves=curves, queries=queries, searches=searches)
+    write_report(path, results, curves=curves, queries=queries, **more)
 
 
 def report_problems(results: Mapping[str, Any]) -> int:
@@ -135,9 +111,7 @@ def print_results(rows: Sequence[Mapping[str, Any]], *, all_geometry: bool = Fal
     for section in ("zeroshot", "probe", "retrieval", "geometry", "vectors"):
         for name in dict.fromkeys(name for row in rows for name in row.get(section, ())):
             numbers = [row.get(section, {}).get(name, {}) for row in rows]
-            keys = dict.fromkeys(
-                key for each in numbers for key, value in each.items() if isinstance(value, int | float)
-            )
+            keys = dict.fromkeys(key for each in numbers for key in each if isinstance(each[key], int | float))
             if section == "geometry" and not all_geometry:
                 keys = dict.fromkeys(("effective_eigenvalues_image", "effective_eigenvalues_text"))
             what = f"{name}  probe" if section == "probe" else f"{name} "

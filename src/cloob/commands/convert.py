@@ -16,32 +16,24 @@ class Options:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
     """File, folder or name of a model: whatever --init and `cloob eval` take."""
-    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
-    """The folder that is made."""
-    overwrite: bool = False
-    """Replace DEST where it is a model folder already."""
-
-
-def check(options: Options) -> None:
-    from cloob.export.exported import check_target
-    from cloob.models.runs import ALIGNED_FILE, CONFIG_FILE, TOWERS_FILE
-
-    def is_model(folder: Path) -> bool:
-        return any((folder / name).is_file() for name in (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE))
-
-    check_target(options.source, options.target, "model folder", is_model, overwrite=options.overwrite)
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]  # The folder that is made.
+    overwrite: bool = False  # Replace DEST where it is a model folder already.
 
 
 def run(options: Options) -> int:
+    from cloob.export.exported import check_target
     from cloob.files import whole_folder
+    from cloob.models.runs import config_file
+
+    source, target = options.source, options.target
+    check_target(source, target, "model folder", lambda it: config_file(it).is_file(), overwrite=options.overwrite)
     from cloob.models.folder import save_model
     from cloob.models.load import load_model
 
-    encoder = load_model(options.source, device="cpu")
-    with whole_folder(options.target) as folder:
+    encoder = load_model(source, device="cpu")
+    with whole_folder(target) as folder:
         save_model(folder, encoder, encoder.objective_config)
     reader = "open_clip reads it as local-dir:{}" if encoder.config.kind == "open_clip" else "cloob alone reads it"
-    kind = reader.format(options.target)
-    print(f"{options.target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {kind}")
-    say_next(["eval", options.target, "--zeroshot", "demo:noto-emoji"])
+    print(f"{target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {reader.format(target)}")
+    say_next(["eval", target, "--zeroshot", "demo:noto-emoji"])
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cloob.commands.options import HTML, CacheOptions, ColumnOptions, as_words, check_out, tyro, within
-from cloob.commands.terminal import Progress, say_next, shell
+from cloob.commands.terminal import progress, say_next, shell
 
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
 
@@ -20,48 +20,45 @@ class Options:
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
     """Whatever `cloob train --data` reads; with --count a folder or pattern of shards."""
-    most: int = 10_000
-    """Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at all."""
+    most: int = 10_000  # Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at all.
     out: Path | None = None
     """Write a contact sheet, one HTML file; with --count the list of counts, by default a local folder's sizes.json."""
-    pictures: int = 60
-    """Pictures on the contact sheet."""
-    json: bool = False
-    """Print one JSON object instead of the table."""
+    pictures: int = 60  # Pictures on the contact sheet.
+    json: bool = False  # Print one JSON object instead of the table.
     count: bool = False
     """Count the samples in each shard, and nothing else; what streamed shards need before they can be read."""
-    workers: int = 2
-    """Decoding threads."""
+    workers: int = 2  # Decoding threads.
     table: ColumnOptions = field(default_factory=ColumnOptions)
     machine: CacheOptions = field(default_factory=CacheOptions)
 
 
-def check(options: Options) -> None:
+def run(options: Options) -> int:
     within(options, most=(0, 10**9), pictures=(1, 10_000), workers=(1, 1024))
     if options.out is not None:
         check_out("--out", options.out, (".json",) if options.count else HTML)
-
-
-def run(options: Options) -> int:
     if options.count:
-        return _count(options)
+        from cloob.data.shards.remote import write_counts
+
+        path, sizes = write_counts(options.data, options.out)
+        where = path or f"{shell(['train', '--data', options.data, *as_words(options, 'cache_dir')])} can be used"
+        print(json.dumps(sizes) if options.json else f"{where}: {len(sizes):,} shards, {sum(sizes.values()):,} samples")
+        return 0
     from cloob.data.open import open_source
 
-    table = options.table
-    source = open_source(options.data, image_column=table.image_column, caption_column=table.caption_column)
+    source = open_source(options.data, **options.table.columns)
     from cloob.data.survey import survey, write_sheet  # what is heavier, once there are data
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
 
     tokenizer = ClipTokenizer.of(open_clip().get_tokenizer("RN50"))
-    with Progress() as progress:
+    with progress() as update:
         facts, usable = survey(
             source,
             lambda caption: len(tokenizer.encode(caption)) + 2,
             tokenizer.context_length,
             most=options.most,
             workers=options.workers,
-            progress=partial(progress.update, "pairs"),
+            progress=partial(update, "pairs"),
         )
     lines = _lines(facts)
     if options.out is not None:
@@ -75,15 +72,6 @@ def run(options: Options) -> int:
         print(options.out)
     if facts["rows"] * len(usable) >= 4 * facts["looked_at"]:
         say_next(_training(options, few=facts["rows"] <= _FEW))
-    return 0
-
-
-def _count(options: Options) -> int:
-    from cloob.data.shards.remote import write_counts
-
-    path, sizes = write_counts(options.data, options.out)
-    where = path or f"{shell(['train', '--data', options.data, *as_words(options, 'cache_dir')])} can be used"
-    print(json.dumps(sizes) if options.json else f"{where}: {len(sizes):,} shards, {sum(sizes.values()):,} samples")
     return 0
 
 

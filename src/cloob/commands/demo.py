@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import cloob
 from cloob.commands import compare
+from cloob.commands.options import refuse
 from cloob.commands.terminal import say, say_next
-from cloob.errors import InputError
 
 if TYPE_CHECKING:
     from cloob.data.content import Reader
@@ -25,8 +27,6 @@ _NOTES = (
     " was trained on. The texts were picked by hand from 32 that were tried; abstract ones, such as “something to"
     " eat”, find little. One short run on a CPU shows how things work; it does not settle which objective is better."
 )
-
-
 Objective = Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"]
 
 
@@ -38,27 +38,30 @@ class Options:
     """Members of the family to train; left out, clip, infoloob and cloob, from scratch clip and cloob."""
     from_scratch: bool = False
     """Train both towers from random weights, in place of heads on two frozen encoders (the extra align)."""
-    seed: int = 0
-    """Seed of weights, order and augmentation."""
-    epochs: int | None = None
-    """Passes over the 6,110 pairs; the recipe's when left out."""
+    seed: int = 0  # Seed of weights, order and augmentation.
+    epochs: int | None = None  # Passes over the 6,110 pairs; the recipe's when left out.
     out: Path | None = None
     """Folder of the runs, the index and the report, replaced if there; left out, runs/demo or runs/demo-scratch."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-
-
-def check(options: Options) -> None:
-    from cloob.models.source import check_packages
-    from cloob.training.config.checks import preflight
-
-    for config in _configs(options).values():
-        check_packages(config.align.encoders(), ", and cloob demo --from-scratch needs none")
-        preflight(config)
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps.
 
 
 def run(options: Options) -> int:
-    configs = _configs(options)
+    from cloob.models.source import check_packages
+    from cloob.recipes import get_recipe
+    from cloob.training.config.checks import preflight
+
+    recipe = "demo-scratch" if options.from_scratch else "demo"
+    usual: tuple[Objective, ...] = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
+    out, objectives = options.out or Path("runs", recipe), usual if options.objectives is None else options.objectives
+    wanted = f"--objectives is {' '.join(objectives) or 'empty'}; one or several different ones are wanted"
+    refuse({wanted: not objectives or len(set(objectives)) < len(objectives)})
+    more: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
+    more |= {"seed": options.seed, "device": options.device, "overwrite": True}
+    starts = ((name, get_recipe(recipe, objective=name)) for name in objectives)
+    configs: dict[str, TrainConfig] = {name: start.override(**more, out=out / name) for name, start in starts}
+    for config in configs.values():
+        check_packages(config.align.encoders(), ", and cloob demo --from-scratch needs none")
+        preflight(config)
     say(f"{', '.join(configs)} on 6,110 pictures with captions; loading …")
     from cloob.evaluation.sets.captioned import open_captioned
     from cloob.evaluation.sets.labelled import open_labelled
@@ -66,26 +69,12 @@ def run(options: Options) -> int:
     return present(configs, options.device, open_labelled("demo:noto-emoji"), open_captioned("demo:val"))
 
 
-def _configs(options: Options) -> dict[str, TrainConfig]:
-    from cloob.recipes import get_recipe
-
-    recipe = "demo-scratch" if options.from_scratch else "demo"
-    usual: tuple[Objective, ...] = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
-    out, objectives = options.out or Path("runs", recipe), usual if options.objectives is None else options.objectives
-    if not objectives or len(set(objectives)) < len(objectives):
-        raise InputError(f"--objectives is {' '.join(objectives) or 'empty'}; one or several different ones are wanted")
-    more: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
-    more |= {"seed": options.seed, "device": options.device, "overwrite": True}
-    return {name: get_recipe(recipe, objective=name).override(**more, out=out / name) for name in objectives}
-
-
 def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, held_out: Reader) -> int:
     """Trains runs by their names; classifies and searches ``noto``; retrieves among the pairs ``held_out``."""
-    import logging
-
     from cloob.distributed import resolve_device
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.examples import searches
+    from cloob.evaluation.sets.suites import SuiteSets
     from cloob.training.log import ProgressDisplay
     from cloob.training.loop import train
 
@@ -94,19 +83,21 @@ def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, 
     compare.begin((), out)
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the frozen encoders are
-    runs = {}
+    runs, settings = {}, {}
     for name, config in configs.items():
         runs[name] = train(config, callbacks=[ProgressDisplay(title=name)])
         if runs[name].stopped:  # what is asked to end does not begin the next training
             say(f"{name} was stopped by {runs[name].stopped}; nothing is compared")
             return 1
+        run, align = config.run, config.align
+        dropout = align.head_dropout if align.image_encoder else None
+        facts = {"epochs": run.epochs, "batch_size": run.batch_size, "lr": config.optim.lr, "head_dropout": dropout}
+        settings[name] = {"steps": runs[name].steps, **facts, "seed": run.seed}
     say("embedding the test pictures and the words for them …")
-    settings = {name: {"steps": runs[name].steps, **_settings(config)} for name, config in configs.items()}
     seconds = {name: result.seconds for name, result in runs.items()}
     folders = {name: result.run for name, result in runs.items()}
-    embeddings, results = compare.compare(
-        folders, [noto], [held_out], embedding, out, train_seconds=seconds, settings=settings
-    )
+    sets = SuiteSets([noto], pairs=[held_out])
+    embeddings, results = compare.compare(folders, sets, embedding, out, train_seconds=seconds, settings=settings)
     # The model that classifies most pictures right: its finds are shown first, and the index is built with it.
     best = max(results["rows"], key=lambda row: max((of_set["acc1"] for of_set in row["zeroshot"].values()), default=0))
     finder = str(best["model"])
@@ -115,7 +106,7 @@ def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, 
     notes = (_NOTES, _SAME.format(what="frozen encoders" if frozen else "towers"))
     title = f"Five searches among {len(noto):,} pictures that no model here was trained on"
     page = out / "report.html"
-    compare.write_page(page, embeddings, results, [noto], [held_out], title=title, notes=notes, searches=found)
+    compare.write_page(page, embeddings, results, sets, title=title, notes=notes, searches=found)
     compare.print_results(results["rows"])
     print(f"\nfound by {finder}:")
     for query in found:
@@ -127,17 +118,8 @@ def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, 
     return compare.report_problems(results)
 
 
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    run, align = config.run, config.align
-    dropout = align.head_dropout if align.image_encoder else None
-    facts = {"epochs": run.epochs, "batch_size": run.batch_size, "lr": config.optim.lr, "head_dropout": dropout}
-    return facts | {"seed": run.seed}
-
-
 def _build_index(model: Path, data: LabelledSet, out: Path, device: str) -> Path:
     """Writes the searched pictures as files, named by what they show, and an index of them for ``cloob serve``."""
-    import shutil
-
     from cloob.search.update import UpdateOptions
 
     pictures, index = out / "pictures", out / "index"

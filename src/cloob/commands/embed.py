@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,33 +22,24 @@ class Options:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
     """Whatever `cloob index` takes: a folder, one picture, a table, shards; or an index. With --a or --b a run."""
-    out: Path
-    """FILE.npz, FILE.safetensors or FILE.parquet; with --a or --b FILE.npy, FILE.npz or FILE.safetensors."""
-    a: str | None = None
-    """Rows for the run's head a, as --a of `cloob train vectors`."""
-    b: str | None = None
-    """Rows for the run's head b."""
-    model: str | None = None
-    """What `cloob eval` takes; for an index the name of one of its models."""
-    overwrite: bool = False
-    """Replace the file where it is there."""
+    out: Path  # FILE.npz, FILE.safetensors or FILE.parquet; with --a or --b FILE.npy, FILE.npz or FILE.safetensors.
+    a: str | None = None  # Rows for the run's head a, as --a of `cloob train vectors`.
+    b: str | None = None  # Rows for the run's head b.
+    model: str | None = None  # What `cloob eval` takes; for an index the name of one of its models.
+    overwrite: bool = False  # Replace the file where it is there.
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def check(options: Options) -> None:
+def run(options: Options) -> int:
+    """Embeds; 1 where a picture could not be read."""
     rows = [spec for spec in (options.a, options.b) if spec is not None]
     kinds = (".npy", ".npz", ".safetensors") if rows else (".npz", ".safetensors", ".parquet")
     check_out("--out", options.out, kinds, [*rows, options.source])
     refuse({f"{options.out}: exists; --overwrite replaces it": options.out.exists() and not options.overwrite})
     exclusive(options, "a b model")
-    if not rows:
-        check_source(options.source, options.model)
-
-
-def run(options: Options) -> int:
-    """Embeds; 1 where a picture could not be read."""
-    if options.a is not None or options.b is not None:
+    if rows:
         return _embed_rows(options)
+    check_source(options.source, options.model)
     with opened(options.source, options.model, options.machine) as (index, unread):
         count = index.export(options.out) if options.out.suffix == ".parquet" else _write_vectors(index, options.out)
     left = f", {unread:,} could not be read" if unread else ""
@@ -67,7 +60,7 @@ def _embed_rows(options: Options) -> int:
         raise InputError(f"{options.source}: is no model of vectors; --a and --b are for runs of `cloob train vectors`")
     spec, encode = (options.a, encoder.encode_a) if options.a is not None else (options.b, encoder.encode_b)
     vectors = encode(read_matrix(str(spec))).cpu().numpy()
-    _write(options.out, vectors, {}, {})
+    _write(options.out, vectors)
     bad = int((~np.isfinite(vectors).all(1)).sum())
     left = f", {bad:,} of them NaN, as their numbers are not finite" if bad else ""
     say(f"{options.out}: {len(vectors):,} rows{left}")
@@ -76,8 +69,6 @@ def _embed_rows(options: Options) -> int:
 
 def _write_vectors(index: cloob.Index, out: Path) -> int:
     """Writes the vectors of an index's default model in the order of ids, with paths and captions; returns how many."""
-    import json
-
     import numpy as np
 
     from cloob.search.records import Item, valid
@@ -89,8 +80,7 @@ def _write_vectors(index: cloob.Index, out: Path) -> int:
         there = index.items(ids.tolist())
         items += there
         parts.append(rows[np.isin(ids, [item.id for item in there])])  # others were removed meanwhile
-    if not items:
-        raise InputError("no picture has a vector; there is nothing to write")
+    refuse({"no picture has a vector; there is nothing to write": not items})
     paths = [valid(item.path) for item in items]
     captions = json.dumps([valid(item.caption or "") for item in items])
     # Captions are one array of texts: numpy pads each text to the longest.
@@ -100,10 +90,8 @@ def _write_vectors(index: cloob.Index, out: Path) -> int:
     return len(items)
 
 
-def _write(out: Path, vectors: Any, more: Mapping[str, Any], facts: Mapping[str, str]) -> None:
+def _write(out: Path, vectors: Any, more: Mapping[str, Any] = {}, facts: dict[str, str] | None = None) -> None:
     """Writes a matrix, with ``more`` arrays into an .npz file, with ``facts`` into a .safetensors file."""
-    import io
-
     import numpy as np
     from safetensors.numpy import save
 
@@ -115,5 +103,5 @@ def _write(out: Path, vectors: Any, more: Mapping[str, Any], facts: Mapping[str,
     elif out.suffix == ".npz":
         np.savez(stream, vectors=vectors, **more)
     else:
-        stream.write(save({"vectors": vectors}, dict(facts) or None))
+        stream.write(save({"vectors": vectors}, facts))
     write_whole(out, stream.getvalue())

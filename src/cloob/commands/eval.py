@@ -33,34 +33,24 @@ class Options:
     """Labelled sets: folders of CLIP_benchmark, folders with one sub-folder a class, or demo:noto-emoji."""
     suite: tuple[str, ...] = ()
     """Many labelled sets: paper, pictograms or vtab+, each followed by its folder unless --root is given."""
-    root: Path | None = None
-    """Folder of the suites that have no folder of their own."""
+    root: Path | None = None  # Folder of the suites that have no folder of their own.
     retrieval: tuple[str, ...] = ()
     """Pictures and captions, one or several each: what `cloob train --data` reads, or folders of CLIP_benchmark."""
-    held_out: bool = False
-    """Judge by the pairs that a run held out of its training, as by --retrieval."""
-    a: str | None = None
-    """Vectors, for runs of `cloob train vectors`: as --a there."""
-    b: str | None = None
-    """Vectors that belong to those of --a."""
-    ids: str | None = None
-    """An id for each pair of --a and --b; the rows of an id are one sample."""
-    a_ids: str | None = None
-    """In place of --ids: an id for each row of --a, by which it finds its row of --b."""
-    b_ids: str | None = None
-    """An id for each row of --b."""
-    probe: bool = False
-    """Also fit a linear probe for each labelled set that has training images (train/ beside test/)."""
-    shots: int | None = None
-    """Training images a class of a probe; all when left out."""
-    probe_seeds: tuple[int, ...] = (0,)
-    """One probe a seed, which draws its shots and its validation images."""
-    out: Path = Path("runs/eval")
-    """Folder of results.json, report.html, clip_benchmark/ and per_class/."""
+    held_out: bool = False  # Judge by the pairs that a run held out of its training, as by --retrieval.
+    a: str | None = None  # Vectors, for runs of `cloob train vectors`: as --a there.
+    b: str | None = None  # Vectors that belong to those of --a.
+    ids: str | None = None  # An id for each pair of --a and --b; the rows of an id are one sample.
+    a_ids: str | None = None  # In place of --ids: an id for each row of --a, by which it finds its row of --b.
+    b_ids: str | None = None  # An id for each row of --b.
+    probe: bool = False  # Also fit a linear probe for each labelled set that has training images (train/ beside test/).
+    shots: int | None = None  # Training images a class of a probe; all when left out.
+    probe_seeds: tuple[int, ...] = (0,)  # One probe a seed, which draws its shots and its validation images.
+    out: Path = Path("runs/eval")  # Folder of results.json, report.html, clip_benchmark/ and per_class/.
     machine: MeasureOptions = field(default_factory=MeasureOptions)
 
 
-def check(options: Options) -> None:
+def run(options: Options) -> int:
+    """Evaluates; 1 when a part could not be evaluated, with what there is written."""
     compare.check_models(options.models)
     goes_with(options, root="suite", shots="probe", probe_seeds="probe")
     goes_with(options, image_column="retrieval", caption_column="retrieval")
@@ -70,10 +60,7 @@ def check(options: Options) -> None:
     on = options.zeroshot or options.retrieval or options.suite or options.held_out or options.a
     asked = "--zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of vectors --a and --b"
     refuse({f"nothing to evaluate on: give {asked}": not on})
-
-
-def run(options: Options) -> int:
-    """Evaluates; 1 when a part could not be evaluated, with what there is written."""
+    from cloob.evaluation.sets.captioned import Renamed, open_captioned
     from cloob.evaluation.sets.labelled import open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 
@@ -85,55 +72,43 @@ def run(options: Options) -> int:
     _say_trained_on(options)
     if not isinstance(held_out, list):
         return _judge_vectors(options, held_out)
-    sets = open_suites(options.suite, options.root, probe=options.probe)
+    sets, out = open_suites(options.suite, options.root, probe=options.probe), options.out
     labelled = [open_labelled(path) for path in options.zeroshot]
     names = compare.distinct([data.name for data in labelled], options.zeroshot)
     for path, data, name in zip(options.zeroshot, labelled, names, strict=True):
         sets.sets.append(dataclasses.replace(data, name=name))
         if options.probe and (train := training_split(path)) is not None:
             sets.training[name] = train
-
-    from cloob.evaluation.sets.captioned import Renamed, open_captioned
-
     captioned = [open_captioned(path, **options.machine.columns) for path in options.retrieval]
     names = compare.distinct([data.name for data in captioned], options.retrieval)
-    pairs = [*sets.pairs, *map(Renamed, captioned, names), *held_out]
+    sets.pairs += [*map(Renamed, captioned, names), *held_out]
     for line in sets.missing.values():
         say(line)
     untrained = options.probe and not sets.training and not sets.training_failed
     refuse(
         {
-            f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used": not sets.sets and not pairs,
+            f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used": not sets.sets + sets.pairs,
             "--probe: none of the sets has training images (a folder train/ beside test/)": untrained,
         }
     )
-    models = compare.begin(options.models, options.out)
+    models = compare.begin(options.models, out)
 
     from cloob.evaluation.measures.probe import ProbeOptions
     from cloob.evaluation.tables import write_set_files
 
-    embeddings, results = compare.compare(
-        models,
-        sets.sets,
-        pairs,
-        options.machine.embedding(),
-        options.out,
-        missing=sets.missing,
-        training=sets.training,
-        probe=ProbeOptions(shots=options.shots, seeds=options.probe_seeds),
-    )
-    folders = write_set_files(options.out, results, embeddings, sets.sets)
+    probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
+    embeddings, results = compare.compare(models, sets, options.machine.embedding(), out, probe=probe)
+    folders = write_set_files(out, results, embeddings, sets.sets)
     per_class = "Recall of each class, and what it is mostly taken for: per_class/*.csv beside this page."
-    notes = [per_class] if options.out / "per_class" in folders else []
-    page = options.out / "report.html"
-    compare.write_page(page, embeddings, results, sets.sets, pairs, title="Evaluation", notes=notes)
+    notes = [per_class] if out / "per_class" in folders else []
+    compare.write_page(out / "report.html", embeddings, results, sets, title="Evaluation", notes=notes)
     compare.print_results(results["rows"])
-    print(f"{options.out / 'results.json'}\n{options.out / 'report.html'}")
+    print(f"{out / 'results.json'}\n{out / 'report.html'}")
     code = compare.report_problems(results)
     if code == 0:
         columns = as_words(options, "image_column", "caption_column")
         of_pairs = ["--pairs", options.retrieval[0], *columns] if options.retrieval else []
-        say_next(["analyze", *options.models, *of_pairs, "--out", options.out / "analyze"])
+        say_next(["analyze", *options.models, *of_pairs, "--out", out / "analyze"])
     return code
 
 
@@ -201,8 +176,8 @@ def _open_held_out(models: Sequence[str]) -> VectorPairs | list[Reader]:
 def _split(config: TrainConfig) -> tuple[object, ...]:
     """What decides over the held-out pairs."""
     pairs = config.pairs
-    split = (pairs.val_data,) if pairs.val_data else (pairs.data, pairs.val_split)
-    return (*split, config.vectors, pairs.image_column, pairs.caption_column)
+    split = pairs.val_data or (pairs.data, pairs.val_split)
+    return split, config.vectors, pairs.image_column, pairs.caption_column
 
 
 def _say_trained_on(options: Options) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cloob.commands.options import as_words, goes_with, refuse, tyro
 from cloob.commands.terminal import say_next
-from cloob.errors import InputError
-
-if TYPE_CHECKING:
-    from cloob.export.exported import Exported
-    from cloob.models.encoder import DualEncoder
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -24,46 +20,42 @@ class Options:
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
-    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
-    """The folder that is made."""
-    to: Literal["transformers", "onnx"]
-    """transformers: read by sentence-transformers too. onnx: both towers as graphs."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]  # The folder that is made.
+    to: Literal["transformers", "onnx"]  # transformers: read by sentence-transformers too. onnx: both towers as graphs.
     int8: bool = False
     """With --to onnx: weights as 8-bit integers; the card says what that costs on the sets of --eval."""
-    eval: tuple[str, ...] = ()
-    """With --int8: labelled sets, as of `cloob eval --zeroshot`."""
-    license: str | None = None
-    """The weights' licence for the card, as the hub spells it: mit, apache-2.0, cc-by-4.0, …"""
+    eval: tuple[str, ...] = ()  # With --int8: labelled sets, as of `cloob eval --zeroshot`.
+    license: str | None = None  # The weights' licence for the card, as the hub spells it: mit, apache-2.0, cc-by-4.0, …
     results: Path | None = None
     """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
-    overwrite: bool = False
-    """Replace DEST where it is an earlier export."""
+    overwrite: bool = False  # Replace DEST where it is an earlier export.
 
 
-def check(options: Options) -> None:
+def run(options: Options) -> int:
     from cloob.export.exported import check_packages, check_target, is_export
 
     refuse({f"--int8 needs --to onnx, not --to {options.to}": options.int8 and options.to != "onnx"})
     goes_with(options, eval="int8")
-    spell_licence(options.license)
+    licence = spell_licence(options.license)
     check_target(options.source, options.target, "export", is_export, overwrite=options.overwrite)
     check_packages(options.to)
-
-
-def run(options: Options) -> int:
-    import json
-
     from cloob.export.card import gather_facts, write_card
     from cloob.files import whole_folder
     from cloob.models.load import load_model
     from cloob.models.runs import OBJECTIVE_FILE
 
-    licence = spell_licence(options.license)
     encoder = load_model(options.source, device="cpu")
     facts = gather_facts(options.source, encoder, options.results)
     name = options.target.resolve().name
     with whole_folder(options.target) as folder:
-        exported = _export(encoder, folder, options)
+        if options.to == "transformers":
+            from cloob.export.transformers import export_transformers
+
+            exported = export_transformers(encoder, folder)
+        else:
+            from cloob.export.onnx import export_onnx
+
+            exported = export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
         settings = json.dumps(encoder.objective_config, indent=2, allow_nan=False)
         (folder / OBJECTIVE_FILE).write_text(settings, encoding="utf-8")
         write_card(
@@ -88,22 +80,11 @@ def run(options: Options) -> int:
     return 0
 
 
-def _export(encoder: DualEncoder, folder: Path, options: Options) -> Exported:
-    """Imports the one exporter that is asked for, and with it what that needs."""
-    if options.to == "transformers":
-        from cloob.export.transformers import export_transformers
-
-        return export_transformers(encoder, folder)
-    from cloob.export.onnx import export_onnx
-
-    return export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
-
-
 def spell_licence(licence: str | None) -> str | None:
     """A licence as the hub spells it: one word in small letters; the hub knows which there are."""
     word = None if licence is None else licence.strip().lower()
-    if word is not None and not re.fullmatch(r"[a-z0-9.+-]+", word):
-        raise InputError(f"--license {licence}: one word of the hub's is wanted, such as mit, apache-2.0 or other")
+    one = f"--license {licence}: one word of the hub's is wanted, such as mit, apache-2.0 or other"
+    refuse({one: word is not None and not re.fullmatch(r"[a-z0-9.+-]+", word)})
     return word
 
 

@@ -37,27 +37,25 @@ def read(words: Sequence[str]) -> Options:
     return search.read(words, Options, "find FOLDER")
 
 
-def check(options: Options) -> None:
-    from cloob.models.photos import PHOTOS
-
-    folder = Path(options.index)
-    refuse({f"{folder}: is an index; cloob search takes it": (folder / INDEX_FILE).exists()})
-    refuse({f"{folder}: no such folder": not folder.is_dir()})
-    search.check_query(options)
-    index.check(index.Options((str(folder),), str(_place(folder)), options.model or PHOTOS[0].name))
-
-
 def run(options: Options) -> int:
     """Indexes and searches; 1 where some of it could not be read or copied."""
+    from cloob.cache import cache_root
     from cloob.models.photos import PHOTOS
+
+    folder, model, name = Path(options.index), options.model, None
+    refuse({f"{folder}: is an index; cloob search takes it": (folder / INDEX_FILE).exists()})
+    refuse({f"{folder}: no such folder": not folder.is_dir()})
+    search.check(options)
+    place = folder / ".cloob"
+    if not os.access(place if place.exists() else folder, os.W_OK):
+        digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+        place = cache_root() / "photos" / f"{folder_name(folder.resolve().name)}-{digest}"
     from cloob.search.index import is_there
     from cloob.search.query import Query
     from cloob.search.scan.collection import Folder
 
     Query.parse(options.query)  # a mistake in it is told before pictures are indexed
-    folder, model, name = Path(options.index), options.model, None
     refuse({f"{folder}: no pictures in it": next(Folder(folder).scan(), None) is None})
-    place = _place(folder)
     if model is None and is_there(place):
         with cloob.Index.open(place) as there:
             name = next((each.name for each in there.models), None)
@@ -70,14 +68,3 @@ def run(options: Options) -> int:
     if code == 130:
         return code
     return search.run(dataclasses.replace(options, index=str(place), model=model or name)) or code
-
-
-def _place(folder: Path) -> Path:
-    """Where the index of a folder is: in it, or in the cache."""
-    from cloob.cache import cache_root
-
-    place = folder / ".cloob"
-    if os.access(place if place.exists() else folder, os.W_OK):
-        return place
-    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    return cache_root() / "photos" / f"{folder_name(folder.resolve().name)}-{digest}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import cloob
 from cloob.commands.collection import INDEX_FILE, report_left_out
 from cloob.commands.options import DecodeOptions, check_there, refuse, tyro, within
-from cloob.commands.terminal import Progress, say, say_next, shell
+from cloob.commands.terminal import progress, say, say_next, shell
 from cloob.errors import InputError, printable, require
 
 if TYPE_CHECKING:
@@ -30,32 +30,24 @@ class Options:
     """The index: a folder, made where it is missing, or a PostgreSQL database with pgvector."""
     model: str | None = None
     """Run or model folder, open_clip NAME/TAG, hf-hub:… or local-dir:…; left out, the only one of the index."""
-    name: str | None = None
-    """What the index calls the model; its file name or tag when left out."""
+    name: str | None = None  # What the index calls the model; its file name or tag when left out.
     replace_model: bool = False
     """Make all vectors anew where the model of this name has other weights or another --precision than it had."""
     exclude: tuple[str, ...] = ()
     """Globs of files and folders to leave out; the index remembers them, and --exclude '' clears them."""
-    max_megapixels: float | None = None
-    """Leave larger pictures out; left out, those above 179 (of JPEG 2,048)."""
-    remove_all: bool = False
-    """Remove all pictures of a source of which nothing is there any more."""
-    merge: str | None = None
-    """Another index, to be taken into this one."""
-    faults: bool = False
-    """List the files that could not be read, and why; index nothing."""
-    image_column: str | None = None
-    """Column of a table with the picture or its path."""
-    caption_column: str | None = None
-    """Column of a table with the caption."""
+    max_megapixels: float | None = None  # Leave larger pictures out; left out, those above 179 (of JPEG 2,048).
+    remove_all: bool = False  # Remove all pictures of a source of which nothing is there any more.
+    merge: str | None = None  # Another index, to be taken into this one.
+    faults: bool = False  # List the files that could not be read, and why; index nothing.
+    image_column: str | None = None  # Column of a table with the picture or its path.
+    caption_column: str | None = None  # Column of a table with the caption.
     precision: Literal["fp32", "bf16"] | None = None
     """Of the image tower; bf16 is for GPUs and processors with AMX. Left out, as the index has it, else fp32."""
-    batch_size: int = 64
-    """Pictures a forward pass, and a transaction."""
+    batch_size: int = 64  # Pictures a forward pass, and a transaction.
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def check(options: Options) -> None:
+def _check(options: Options) -> None:
     from cloob.data.shards.spec import is_remote
     from cloob.models.source import check_source
 
@@ -83,6 +75,7 @@ def check(options: Options) -> None:
 
 def run(options: Options, *, then: bool = True) -> int:
     """Indexes and merges, and says what to do ``then``; 1 when a source could not be read, with the rest written."""
+    _check(options)
     if options.faults:
         with cloob.Index.open(options.out) as index:
             for state in (state for source in index.store.sources() for state in index.store.states(source)):
@@ -117,16 +110,13 @@ def _opened(address: str) -> Iterator[cloob.Index]:
     """The index, made where it is missing, and held; one that nothing came into is removed."""
     from cloob.search.index import is_database, is_there
 
-    if is_database(address):
-        with cloob.Index.create(address) as index:
-            yield index
-        return
-    folder, new = Path(address), not is_there(address)
-    opened = cloob.Index.create(address) if new else cloob.Index.open(address, writable=True)
+    folder, database, new = Path(address), is_database(address), not is_there(address)
+    opened = cloob.Index.create(address) if database or new else cloob.Index.open(address, writable=True)
     locks = require("filelock", "train")
     with opened as index, contextlib.ExitStack() as held:
         try:
-            held.enter_context(locks.FileLock(folder / f"{INDEX_FILE}.lock").acquire(0))  # until the process ends
+            if not database:
+                held.enter_context(locks.FileLock(folder / f"{INDEX_FILE}.lock").acquire(0))
         except locks.Timeout:
             raise InputError(f"another `cloob index` is at work on {folder}; wait until it is done") from None
         except OSError:
@@ -156,8 +146,8 @@ def _update(index: cloob.Index, options: Options) -> Summary:
         max_megapixels=options.max_megapixels,
         remove_all=options.remove_all,
     )
-    with Progress() as progress:
-        return index.update(options.sources, settings, progress=functools.partial(progress.update, "pictures"))
+    with progress() as update:
+        return index.update(options.sources, settings, progress=functools.partial(update, "pictures"))
 
 
 def _report(summary: Summary, address: str) -> bool:

@@ -6,25 +6,21 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from cloob.commands.options import refuse, tyro
-from cloob.errors import InputError, nearest
+from cloob.commands.terminal import say_next
+from cloob.errors import nearest
 
 
 @dataclass(frozen=True)
 class Options:
     """List the towers by name; ours first, then open_clip's."""
 
-    contains: str = ""
-    """Only names with this in them, in any case."""
+    contains: str = ""  # Only names with this in them, in any case.
     purpose: Annotated[Literal["photos"] | None, tyro.conf.arg(name="for")] = None
     """photos: a few trained models for `cloob find`, with size, licence and languages."""
 
 
-def check(options: Options) -> None:
-    refuse({"--contains and --for exclude each other": options.contains and options.purpose})
-
-
 def run(options: Options) -> int:
-    from cloob.commands.terminal import say_next
+    refuse({"--contains and --for exclude each other": options.contains and options.purpose})
     from cloob.models.photos import PHOTOS
     from cloob.models.source import known_models
 
@@ -35,8 +31,7 @@ def run(options: Options) -> int:
         return 0
     known = known_models()
     names = [name for name in known if options.contains.lower() in name.lower()]
-    if not names:
-        raise InputError(f"no model has {options.contains!r} in its name; {nearest(options.contains, known)}")
+    refuse({f"no model has {options.contains!r} in its name; {nearest(options.contains, known)}": not names})
     print("\n".join(names))
     say_next(["train", "--data", "demo", "--model", names[0]])
     return 0

@@ -1,4 +1,4 @@
-"""Options of commands: dataclasses with a sentence of help under each field, parsed by tyro and checked by tables."""
+"""Options of commands: dataclasses, parsed by tyro and checked by tables; a comment or text at a field is its help."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ _PLAIN = (  # what tyro says, and how we do
     (r"invalid literal for int\(\) with base 10:", "a whole number is wanted, not"),
     (r"could not convert string to float:", "a number is wanted, not"),
     (r"'None', |, 'None'", ""),  # a default that says: left out
-    (r"^(--\S+): .*<class 'pathlib.Path'>: (?=is an |is empty)", r"\1 "),
     (r"\. Got errors: .*", ""),
 )
 
@@ -39,8 +38,7 @@ class CacheOptions:
 
     cache_dir: Path | None = None
     """Cache of embeddings, streamed shards and weights; left out, $CLOOB_CACHE or the user's cache folder."""
-    cache_gb: float | None = None
-    """Size of the cache in GiB, weights not counted; left out, $CLOOB_CACHE_BYTES or 50."""
+    cache_gb: float | None = None  # Size of the cache in GiB, weights not counted; left out, $CLOOB_CACHE_BYTES or 50.
 
     def use(self) -> None:
         from cloob.cache import use_cache
@@ -55,16 +53,14 @@ class CacheOptions:
 class DeviceOptions(CacheOptions):
     """Where the model runs, and what is kept."""
 
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    device: str = "auto"  # auto, cpu, cuda, cuda:N or mps.
 
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions(DeviceOptions):
     """How pictures are read, where the model runs, and what is kept."""
 
-    workers: int | None = None
-    """Decoding threads; left out, one per processor."""
+    workers: int | None = None  # Decoding threads; left out, one per processor.
 
     def threads(self) -> int:
         from cloob.machine import decoders
@@ -76,13 +72,11 @@ class DecodeOptions(DeviceOptions):
 class ColumnOptions:
     """The columns of a table."""
 
-    image_column: str = "filepath"
-    """Column of a table with the path of the picture."""
-    caption_column: str = "title"
-    """Column of a table with the caption."""
+    image_column: str = "filepath"  # Column of a table with the path of the picture.
+    caption_column: str = "title"  # Column of a table with the caption.
 
     @property
-    def columns(self) -> dict[str, str]:
+    def columns(self) -> dict[str, Any]:
         return {"image_column": self.image_column, "caption_column": self.caption_column}
 
 
@@ -91,18 +85,19 @@ def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", de
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(
-                kind,
-                args=list(words),
-                prog=f"{prog} {usage}".rstrip(),
-                description=description,
-                config=(tyro.conf.OmitArgPrefixes,),
-                registry=_local_paths(),
-            )
+            config, named = (tyro.conf.OmitArgPrefixes,), f"{prog} {usage}".rstrip()
+            options = tyro.cli(kind, args=list(words), prog=named, description=description, config=config)
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
         raise InputError(f"{_complaint(box.getvalue())} ({prog} --help)") from None
+    for value, _, spelled in _leaves(options).values():
+        if isinstance(value, Path):
+            empty = value == Path() and bool({"", f"{spelled}="} & set(words))
+            address = _ADDRESS.match(str(value))  # it would make folders called `https:`
+            wrong = f"{spelled} is {'empty' if empty else 'an address'}; the path of a file or folder is wanted"
+            refuse({wrong: empty or address})
+    return options
 
 
 def refuse(mistakes: Mapping[str, object]) -> None:
@@ -174,29 +169,10 @@ def _leaves(options: object) -> dict[str, tuple[Any, bool, str]]:
         if dataclasses.is_dataclass(value):
             leaves |= _leaves(value)
         else:
-            spelled = name.upper() if "Positional" in str(field.type) else f"--{name.replace('_', '-')}"
+            positional = re.search(r"Positional.*metavar='(\S+?)[ ']", str(field.type))
+            spelled = positional[1] if positional else f"--{name.replace('_', '-')}"
             leaves[name] = value, value != field.default, spelled
     return leaves
-
-
-def _local_paths() -> tyro.constructors.ConstructorRegistry:
-    """Paths that are neither empty nor addresses, which would make folders called ``https:``."""
-
-    def read(words: list[str]) -> Path:
-        if not words[0] or _ADDRESS.match(words[0]):
-            raise ValueError(f"is {'an address' if words[0] else 'empty'}; the path of a file or folder is wanted")
-        return Path(words[0])
-
-    paths = tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, Path),
-        str_from_instance=lambda path: [str(path)],
-    )
-    registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(lambda info: paths if info.type is Path else None)
-    return registry
 
 
 def _complaint(box: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,33 +23,25 @@ class Options:
     """The repository on the hub; it is made if it is not there."""
     license: str | None = None
     """The weights' licence, as the hub spells it: mit, apache-2.0, cc-by-4.0, … It has to be given."""
-    private: bool = False
-    """Let nobody but you or your organisation see a repository that is made."""
+    private: bool = False  # Let nobody but you or your organisation see a repository that is made.
     results: Path | None = None
     """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
-    dry_run: bool = False
-    """List the files and their sizes, and send nothing."""
-
-
-def check(options: Options) -> None:
-    from cloob.export.exported import check_packages
-
-    name = f"{options.repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
-    licence = "--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows"
-    refuse({name: not is_repository(options.repository), licence: spell_licence(options.license) is None})
-    check_packages("transformers")
+    dry_run: bool = False  # List the files and their sizes, and send nothing.
 
 
 def run(options: Options) -> int:
     """Writes the repository's files, lists them, and sends them; 1 when the hub does not take them."""
-    import tempfile
+    from cloob.export.exported import check_packages
 
+    repository, licence = options.repository, spell_licence(options.license) or ""
+    name = f"{repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
+    missing = "--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows"
+    refuse({name: not is_repository(repository), missing: not licence})
+    check_packages("transformers")
     from cloob.export.card import gather_facts
     from cloob.export.push import PushFailed, check_online, list_files, send, write_repository
     from cloob.models.load import load_model
 
-    repository, licence = options.repository, spell_licence(options.license)
-    assert licence is not None
     if not options.dry_run:
         check_online(repository)
     encoder = load_model(options.source, device="cpu")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cloob.commands.terminal import say_next
+
 
 @dataclass(frozen=True)
 class Options:
@@ -11,7 +13,6 @@ class Options:
 
 
 def run(options: Options) -> int:
-    from cloob.commands.terminal import say_next
     from cloob.recipes import RECIPES, describe
 
     width = max(map(len, RECIPES))

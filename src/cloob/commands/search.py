@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -11,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -23,8 +23,9 @@ from cloob.errors import InputError, counted, printable
 
 if TYPE_CHECKING:
     from cloob.search.query import Query
-    from cloob.search.records import Hit, Item, Results
+    from cloob.search.records import Hit, Item
 
+    Row = tuple[Item, float | None, float | None]  # with its score and margin
 T = TypeVar("T")
 _NUMBER = re.compile(r"-[\d.]+(e[+-]?\d+)?").fullmatch  # the value of an option
 
@@ -44,30 +45,23 @@ class Options:
     """Words, pictures and addresses; none with --like or --duplicates, or to list by --where alone."""
     where: str | None = None
     """Only among these: "date >= 2024 and caption like '%dog%'" (docs/find.md); without a query, newest first."""
-    top: int = 20
-    """How many at most."""
+    top: int = 20  # How many at most.
     cutoff: float | Literal["auto", "none"] = "auto"
     """Standard deviations by which a hit must beat unrelated queries; auto: 3, 2 for pictures, none for --like."""
-    like: str | None = None
-    """More like this picture of the index: its id or its path."""
+    like: str | None = None  # More like this picture of the index: its id or its path.
     duplicates: bool = False
     """Groups of pictures that look alike, the best of each first: most pixels, most bytes, oldest date."""
-    threshold: float = 0.97
-    """Of --duplicates: the least cosine of any two pictures of a group."""
-    exact: bool = False
-    """Of --duplicates: files of equal bytes alone."""
+    threshold: float = 0.97  # Of --duplicates: the least cosine of any two pictures of a group.
+    exact: bool = False  # Of --duplicates: files of equal bytes alone.
     explain: bool = False
     """What the query retrieves from the pictures as a Hopfield memory: the associated pictures with their weights."""
     beta: float | None = None
     """Of --explain: small averages over all pictures, large takes the nearest; left out, the model's own, else 8."""
-    json: bool = False
-    """Print one JSON object."""
+    json: bool = False  # Print one JSON object.
     paths: bool = False
     """Print the paths alone, for pipes; of --duplicates all of each group, an empty line between groups."""
-    null: bool = False
-    """End each path with a NUL instead of a line feed; also -0."""
-    copy_to: Path | None = None
-    """Copy what is found into this folder; nothing there is overwritten."""
+    null: bool = False  # End each path with a NUL instead of a line feed; also -0.
+    copy_to: Path | None = None  # Copy what is found into this folder; nothing there is overwritten.
     model: str | None = None
     """Which of the index's models, by its name or by what it is loaded from; the first when left out."""
     machine: DeviceOptions = field(default_factory=DeviceOptions)
@@ -77,7 +71,7 @@ def read(words: Sequence[str], kind: type[T] = Options, command: str = "search I
     """The options of a command, and the terms after the first ``--``, whatever these begin with."""
     place = list(words).index("--") if "--" in words else len(words)
     before = ["--null" if word == "-0" else word for word in words[:place]]
-    for previous, word in pairwise(["", *before]):
+    for previous, word in itertools.pairwise(["", *before]):
         is_value = previous.startswith("--") and _NUMBER(word)
         if word[:1] == "-" and word[1:2].isalnum() and word != "-h" and not is_value:
             raise InputError(f"{word}: put terms to subtract after --, as in: cloob {command} beach -- {word}")
@@ -87,11 +81,6 @@ def read(words: Sequence[str], kind: type[T] = Options, command: str = "search I
 
 
 def check(options: Options) -> None:
-    check_query(options)
-    check_index(options.index)
-
-
-def check_query(options: Options) -> None:
     alone = [f"duplicates {other}" for other in ("query", "like", "explain", "top", "cutoff")]
     alone += [f"explain {other}" for other in ("paths", "copy_to", "cutoff")]
     exclusive(options, "paths json", "exact threshold", *alone)
@@ -104,6 +93,8 @@ def check_query(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Searches; 1 where something found could not be copied."""
+    check(options)
+    check_index(options.index)
     from cloob.search.query import Query, Term
     from cloob.search.where import equals
     from cloob.search.where import parse as parse_filter
@@ -130,56 +121,52 @@ def run(options: Options) -> int:
             index.embedder(device=device)
         if options.explain:
             return _explain(index, options, query)
-        cutoff = None if options.cutoff == "none" else options.cutoff
-        if cutoff == "auto" and not query.needs_model:
-            cutoff = None  # what is like a picture of the index is asked for in order
-        return _show(index, options, index.search(query, top=options.top, where=options.where, cutoff=cutoff))
+        return _search(index, options, query)
 
 
-def _show(index: cloob.Index, options: Options, results: Results) -> int:
-    items, to_person = [hit.item for hit in results.hits], sys.stdout.isatty()
-    if options.json:
-        facts = {name: getattr(results, name) for name in ("model", "searched", "cut")}
-        print(json.dumps({"query": options.query, **facts, "hits": list(map(_hit_dict, results.hits))}))
-    elif options.paths:
-        _print_paths([items], null=options.null)
-    else:
-        for hit in results.hits:
-            margin, item = "" if hit.margin is None else f"{hit.margin:.1f}", hit.item
-            if to_person:
-                print(_aligned(f"{hit.score:6.3f}  {margin:>5}", item))
-            else:
-                print(f"{hit.score:.4f}", margin, item.id, printable(item.path), _first_line(item), sep="\t")
-    if not results.searched:
-        say(f"no picture to search: {index.view(options.where, results.model).why_none()}")
-    elif not results.hits and not results.cut:
+def _search(index: cloob.Index, options: Options, query: Query) -> int:
+    cutoff = None if options.cutoff == "none" else options.cutoff
+    if cutoff == "auto" and not query.needs_model:
+        cutoff = None  # what is like a picture of the index is asked for in order
+    found = index.search(query, top=options.top, where=options.where, cutoff=cutoff)
+    rows = [(hit.item, hit.score, hit.margin) for hit in found.hits]
+    _print(options, rows, model=found.model, searched=found.searched, cut=found.cut)
+    if not found.searched:
+        say(f"no picture to search: {index.view(options.where, found.model).why_none()}")
+    elif not rows and not found.cut:
         say("there is no other picture to search")
-    elif not results.hits:
-        say(f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same")
-    elif results.cut and to_person:
-        say(f"{results.cut} more are below the cutoff (--cutoff none shows them)")
-    return copy(index, items, options.copy_to)
+    elif not rows:
+        say(f"nothing fits among {found.searched:,} pictures; --cutoff none shows the nearest all the same")
+    elif found.cut and sys.stdout.isatty():
+        say(f"{found.cut} more are below the cutoff (--cutoff none shows them)")
+    return copy(index, [item for item, *_ in rows], options.copy_to)
 
 
 def _list(index: cloob.Index, options: Options) -> int:
     """What the filter lets through, newest first."""
     where = index.view(options.where).where
     items, count = index.store.newest(options.top, where), index.store.count(where)
-    if options.json:
-        hits = [{"score": None, "margin": None, **_item_dict(item)} for item in items]
-        print(json.dumps({"query": [], "model": None, "searched": count, "cut": 0, "hits": hits}))
-    elif options.paths:
-        _print_paths([items], null=options.null)
-    for item in [] if options.json or options.paths else items:
-        if sys.stdout.isatty():
-            print(_aligned(f"{item.date or '':19}", item))
-        else:
-            print(item.date or "", "", item.id, printable(item.path), _first_line(item), sep="\t")
+    _print(options, [(item, None, None) for item in items], model=None, searched=count, cut=0)
     if count > len(items):
         say(f"{len(items):,} of {count:,} pictures, the newest; --top shows more")
     elif not count:
         say("no picture: the filter lets none through")
     return copy(index, items, options.copy_to)
+
+
+def _print(options: Options, rows: Sequence[Row], **facts: object) -> None:
+    """Prints items with their scores and margins; where there is no score, the date stands in its place."""
+    if options.json:
+        print(json.dumps({"query": options.query, **facts, "hits": list(itertools.starmap(_row_dict, rows))}))
+    elif options.paths:
+        _print_paths([[item for item, *_ in rows]], null=options.null)
+    for item, score, margin in [] if options.json or options.paths else rows:
+        above = "" if margin is None else f"{margin:.1f}"
+        if sys.stdout.isatty():
+            print(_aligned(f"{item.date or '':19}" if score is None else f"{score:6.3f}  {above:>5}", item))
+        else:
+            first = item.date or "" if score is None else f"{score:.4f}"
+            print(first, above, item.id, printable(item.path), _first_line(item), sep="\t")
 
 
 def _duplicates(index: cloob.Index, options: Options) -> int:
@@ -225,7 +212,7 @@ def _explain(index: cloob.Index, options: Options, query: Query) -> int:
     if options.json:
         facts = ("beta", "memory", "collection", "effective", "agreement", "model")
         pictures = [{"weight": p.weight, "score": p.score, **_item_dict(p.item)} for p in found.pictures]
-        nearest = list(map(_hit_dict, found.nearest))
+        nearest = [_row_dict(hit.item, hit.score, hit.margin) for hit in found.nearest]
         print(json.dumps({name: getattr(found, name) for name in facts} | {"pictures": pictures, "nearest": nearest}))
         return 0
     part = "" if found.memory == found.collection else f" (the nearest of {found.collection:,})"
@@ -239,9 +226,9 @@ def _explain(index: cloob.Index, options: Options, query: Query) -> int:
     return 0
 
 
-def _hit_dict(hit: Hit) -> dict[str, Any]:
-    margin = None if hit.margin is None else round(hit.margin, 4)
-    return {"score": round(hit.score, 6), "margin": margin, **_item_dict(hit.item)}
+def _row_dict(item: Item, score: float | None, margin: float | None) -> dict[str, Any]:
+    score, margin = (None if score is None else round(score, 6)), (None if margin is None else round(margin, 4))
+    return {"score": score, "margin": margin, **_item_dict(item)}
 
 
 def _item_dict(item: Item) -> dict[str, Any]:

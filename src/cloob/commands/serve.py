@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import webbrowser
 from dataclasses import dataclass
 from typing import Annotated
 
 import cloob
 from cloob.commands.collection import check_index
-from cloob.commands.options import tyro, within
+from cloob.commands.options import refuse, tyro, within
 from cloob.commands.terminal import say, say_next
-from cloob.errors import InputError, printable, require
+from cloob.errors import printable, require
 
 
 @dataclass(frozen=True)
@@ -25,29 +27,25 @@ class Options:
     """What `cloob index` made: a folder, or postgresql://…."""
     host: str = "127.0.0.1"
     """Where to listen. Beyond this machine (0.0.0.0: everywhere) every request must show a token."""
-    port: int = 8017
-    """0 takes any that is free."""
+    port: int = 8017  # 0 takes any that is free.
     token: str | None = None
     """What requests must show as bearer or cookie; left out, one is made where the host is not loopback."""
-    model: str | None = None
-    """The model of the index that is asked first; the index's first when left out."""
-    open: bool = False
-    """Open the page in the browser."""
-
-
-def check(options: Options) -> None:
-    check_index(options.index)
-    within(options, port=(0, 65535))
-    if options.token is not None and not re.fullmatch(r"[A-Za-z0-9._~-]{16,256}", options.token):
-        raise InputError("--token: 16 letters, digits, . _ ~ or - at least are wanted")
+    model: str | None = None  # The model of the index that is asked first; the index's first when left out.
+    open: bool = False  # Open the page in the browser.
 
 
 def run(options: Options) -> int:
     """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
-    _share_cores()
-    import sys
-    import webbrowser
-
+    check_index(options.index)
+    within(options, port=(0, 65535))
+    token = r"[A-Za-z0-9._~-]{16,256}"
+    wanted = "--token: 16 letters, digits, . _ ~ or - at least are wanted"
+    refuse({wanted: options.token is not None and not re.fullmatch(token, options.token)})
+    # Threads of numpy and of torch are not to wait for each other; what is set already stays. Two searches run at a
+    # time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin. docs/serve.md has the figures.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // 2)))
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
     from cloob.serve.app import address, bind, serve, settings  # FastAPI, after a word on how to install it
@@ -71,14 +69,3 @@ def run(options: Options) -> int:
             say_next(["index", "--out", index.store.address])  # brings it up to date
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)  # a thread may be at a map that takes minutes; nothing is lost with it
-
-
-def _share_cores() -> None:
-    """Keeps the threads of numpy and of torch from waiting for each other; before either is imported.
-
-    Two searches run at a time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin. What is set
-    already stays. docs/serve.md has the figures.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // 2)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +28,25 @@ def shell(words: Sequence[str | Path]) -> str:
     return shlex.join(["cloob", *map(str, words)])
 
 
-class Progress:
-    """How far the work is, on stderr: bars on a terminal, else a line each minute."""
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how far the work is, on stderr: bars on a terminal, else a line each minute."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    to_person, tasks, last = sys.stderr.isatty(), dict[str, Any](), time.monotonic()
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._tasks: dict[str, Any] = {}
-        self._last = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._tasks:
-            self._bars.stop()
-
-    def update(self, what: str, done: int, total: int) -> None:
-        from rich.markup import escape
-
-        if sys.stderr.isatty():
-            self._bars.start()
-            if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(escape(what), total=total)
-            self._bars.update(self._tasks[what], completed=done, total=total, visible=done < total)
-        elif done < total and time.monotonic() - self._last >= _LINE_SECONDS:
-            self._last = time.monotonic()
+    def update(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if to_person:
+            if what not in tasks:
+                tasks[what] = bars.add_task(escape(what), total=total)
+            bars.update(tasks[what], completed=done, total=total, visible=done < total)
+        elif done < total and time.monotonic() - last >= _LINE_SECONDS:
+            last = time.monotonic()
             say(f"{what}: {done:,} of {total:,}")
+
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not to_person) as bars:
+        yield update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,19 +68,14 @@ def _take(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def check(config: TrainConfig) -> None:
+def run(config: TrainConfig) -> int:
+    """Trains; 0 when the run reached its end or was asked to stop by SIGTERM."""
     from cloob.training.config.checks import preflight
 
     preflight(config)
-
-
-def run(config: TrainConfig) -> int:
-    """Trains; 0 when the run reached its end or was asked to stop by SIGTERM."""
     first = os.environ.get("RANK", "0") == "0"  # torchrun's other processes have nothing to say
     if first:
         say("opening data …")  # the imports alone take seconds
-    import logging
-
     from cloob.cache import use_cache
     from cloob.training.log import ProgressDisplay
     from cloob.training.loop import train

@@ -17,8 +17,7 @@ from cloob.data.open import spread_rows
 from cloob.data.source import Source
 from cloob.errors import require
 from cloob.files import write_whole
-from cloob.pictures import Encoded, Unreadable
-from cloob.pictures.thumbnails import data_uri
+from cloob.pictures import Encoded, Unreadable, data_uri
 
 _SMALL_SIDE = 224  # pictures with a shorter side are enlarged by most towers
 _EXAMPLES = 3

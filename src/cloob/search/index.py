@@ -222,10 +222,10 @@ class Index:
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
         """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata."""
-        from cloob.pictures import Unreadable, thumbnails  # Pillow
+        from cloob.pictures import Unreadable, thumbnail  # Pillow
 
         try:
-            return thumbnails.thumbnail(self.picture(id), size)
+            return thumbnail(self.picture(id), size)
         except Unreadable as error:
             raise InputError(f"picture {id}: {error.reason} ({error.detail})") from None
 

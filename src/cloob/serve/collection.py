@@ -19,8 +19,7 @@ from starlette.exceptions import HTTPException
 
 from cloob.errors import InputError, nearest, one_line
 from cloob.models.encoder import evaluating
-from cloob.pictures import MAX_PIXELS, Encoded, Unreadable
-from cloob.pictures.thumbnails import thumbnail
+from cloob.pictures import MAX_PIXELS, Encoded, Unreadable, thumbnail
 from cloob.search.query import Query, Term, Vector, weighted_row
 from cloob.search.records import IndexedModel, Item
 from cloob.search.where import Filter, parse

@@ -87,7 +87,7 @@ class FolderSource:
         try:
             return RawSample(key, image, clean_caption(read_at_most(file, MAX_CAPTION_BYTES), key))
         except TooLarge as error:
-            raise BadSample("caption too long", key, f"{file}: {error.size:,} bytes") from None
+            raise BadSample("caption too long", key, f"{file}: {error}") from None
         except OSError as error:
             raise BadSample("missing caption", key, f"{file}: {error.strerror}") from None
 

@@ -14,8 +14,7 @@ from cloob.evaluation.report import charts, headline
 from cloob.evaluation.report.numbers import METRICS, MISSING, Row, count, decimal, duration, percent, problems
 from cloob.evaluation.report.tables import result_tables
 from cloob.files import write_whole
-from cloob.pictures import Unreadable
-from cloob.pictures.thumbnails import data_uri
+from cloob.pictures import Unreadable, data_uri
 
 _FOLDER = Path(__file__).parent
 _SIDE = 320  # pixels: a picture is at most 160 wide on the page, twice that on a dense screen

@@ -1,7 +1,22 @@
-"""The header of an image file first, then its pixels: what is refused, what is decoded, and how small."""
+"""From the bytes of an image file to upright RGB pixels: the one decoder of training, evaluation and ``encode_image``.
+
+What the pixels are, whatever the file holds:
+
+- Turned as the EXIF orientation says (1 to 8), as browsers and phones show the picture.
+- Transparency is composited on white.
+- Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point says not what white is: the narrowest of the
+  ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds the brightest pixel counts.
+- Of an animation the first frame. A CMYK JPEG holds its inks inverted, as Adobe writes them and browsers take them.
+- Colour profiles (ICC) are not applied: open_clip's models were trained on pixels without.
+- A JPEG above ``WHOLE_PIXELS`` is decoded at a half, a quarter or an eighth of its width and height. Of one that lacks
+  its end, what is missing is grey: up to ``MAX_MISSING`` of its rows, else it is corrupt.
+
+Needs Pillow and NumPy (the extra ``train``).
+"""
 
 from __future__ import annotations
 
+import base64
 import io
 import warnings
 from collections.abc import Iterator
@@ -10,10 +25,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL.ExifTags import Base
 
 from cloob.files import TooLarge, read_at_most
-from cloob.pictures.rgb import exif_of, orientation_of, to_rgb, turned
 
 # What is larger is refused by its header: MAX_PIXELS is Pillow's own bound, 0.7 GB at 4 bytes a pixel. Of a JPEG a
 # decoder needs to give an eighth of the sides only. A file of more bytes is refused before it is read.
@@ -27,17 +43,23 @@ MAX_MISSING = 0.1  # of the rows of a JPEG that lacks its end
 Fault = Literal["corrupt image", "image too large", "no decoder"]
 
 # Asking Pillow for the one format that the first bytes announce spares it the attempts at all others (a fifth of the
-# time of a small image). Anything else is tried as one of these: a format that Pillow hands to another program (EPS) is
-# not among them.
+# time of a small image). Anything else is tried as one of these, TGA last, which has no magic. A format that Pillow
+# hands to another program (EPS) is not among them.
 _FORMATS = ((b"\xff\xd8\xff", ("JPEG",)), (b"\x89PNG", ("PNG",)), (b"RIFF", ("WEBP",)))
-_OTHERS = (
-    *("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG"),
-    "TGA",  # last: it has no magic
-)
+_OTHERS = ("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG", "TGA")
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _REDUCTIONS = (1, 2, 4, 8)  # what a JPEG decoder can do
-_END = b"\xff\xd9"  # of a JPEG
+_MAX_RATIO = 64  # of a picture's sides, up to which all of it is resized for a model that looks at its middle
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the program
@@ -52,22 +74,17 @@ class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the progr
 class Encoded:
     """An image file of which the header has been read, and nothing decoded yet.
 
-    Of a PNG with EXIF all is decoded when its orientation, ``size``, ``whole`` or ``exif`` is asked for: that chunk may
-    come last. What cannot be decoded is ``Unreadable`` here and in each of these.
+    Of a PNG with EXIF all is decoded when its orientation, ``size``, ``whole`` or ``exif`` is asked for. What cannot be
+    decoded is ``Unreadable`` here and in each of these.
 
     Attributes:
         in_file: Width and height as the file has them, pixels.
-        stored: Width and height as the decoder gives them, pixels; of a JPEG above ``WHOLE_PIXELS`` those it is decoded
-            at.
+        stored: Width and height as the decoder gives them, pixels: less of a JPEG above ``WHOLE_PIXELS``.
         truncated: Whether ``rgb()`` found a JPEG without its end, and took it: what is missing is grey.
     """
 
     def __init__(self, data: bytes, max_pixels: int | None = None) -> None:
-        """Reads the header of a file.
-
-        A larger image than ``max_pixels`` is refused; None: than ``MAX_PIXELS`` or ``MAX_JPEG_PIXELS``, which this may
-        also raise.
-        """
+        """Reads the header of a file; ``max_pixels`` takes the place of ``MAX_PIXELS`` and ``MAX_JPEG_PIXELS``."""
         self._data, self._max_pixels = data, max_pixels
         if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:  # Pillow's bound is one for all threads
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
@@ -80,19 +97,17 @@ class Encoded:
                 scans = data.count(b"\xff\xda")
                 if scans * width * height > MAX_SCANS * max(MAX_PIXELS, max_pixels or 0):
                     raise Unreadable("image too large", f"{scans:,} scans of {width}×{height} pixels")
-        self._exif_may_come_last = self._image.format == "PNG" and b"eXIf" in data
         self.in_file = width, height = self._image.size
-        self._reducible = self._image.format in ("JPEG", "MPO")
-        enough = (r for r in _REDUCTIONS if width * height <= WHOLE_PIXELS * r**2)
-        self._least = next(enough, _REDUCTIONS[-1]) if self._reducible else 1
+        self._reducible, self._least = self._image.format in ("JPEG", "MPO"), 1
+        if self._reducible:
+            self._least = next((r for r in _REDUCTIONS if width * height <= WHOLE_PIXELS * r**2), _REDUCTIONS[-1])
         self.stored: tuple[int, int] = (-(-width // self._least), -(-height // self._least))
 
     @cached_property
     def orientation(self) -> int:
         """EXIF's, 1 to 8: how the stored picture is turned to be upright."""
-        self._load_exif()
         # Pillow turns a TIFF itself while it loads it.
-        return 1 if self._image.format == "TIFF" else orientation_of(self._image)
+        return 1 if self._image.format == "TIFF" else _orientation_of(self.exif)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -104,19 +119,20 @@ class Encoded:
         """Width and height of the upright picture in the file, of which ``rgb()`` may give less."""
         return self.in_file[::-1] if self.orientation >= 5 else self.in_file
 
-    @property
+    @cached_property
     def exif(self) -> Image.Exif | None:
         """What the camera wrote; before the image is decoded."""
-        self._load_exif()
-        return exif_of(self._image)
+        if self._image.format == "PNG" and b"eXIf" in self._data:  # that chunk may come last
+            with _decoding(len(self._data)):
+                self._image.load()
+        return _exif_of(self._image)
 
     def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
         """Decodes the image, once, to RGB without metadata.
 
-        A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8: width and height divided by it and rounded up. That
-        costs less, as the decoder then computes fewer pixels from the same coefficients, each about the mean of those
-        it stands for. Other formats always come out whole, and a JPEG never at less than an eighth of what its file
-        holds. Without ``upright`` it lies as it is stored.
+        A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8, its sides rounded up, but never at less than an
+        eighth of what its file holds: the decoder then computes fewer pixels, each about the mean of those it stands
+        for. Other formats come out whole. Without ``upright`` the image lies as it is stored.
         """
         orientation = self.orientation  # which goes with the metadata
         factor = min(_REDUCTIONS[-1], self._least * reduction)
@@ -126,17 +142,16 @@ class Encoded:
             except OSError:
                 if not self._reducible:
                     raise
-                self._image = _open(self._data + _END)
+                self._image = _open(self._data + b"\xff\xd9")  # with an end
                 self._load(factor)
-                missing = _missing(self._image)
-                if missing > MAX_MISSING:
+                if (missing := _missing(self._image)) > MAX_MISSING:
                     said = f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
                     raise Unreadable("corrupt image", said) from None
                 self.truncated = True
             _check_pixels(self._image, self._max_pixels)
-            image = to_rgb(self._image)
+            image = _to_rgb(self._image)
             image.info.clear()
-        return turned(image, orientation) if upright else image
+        return _turned(image, orientation) if upright else image
 
     def _load(self, factor: int) -> None:
         if factor > 1 and self._reducible:
@@ -144,12 +159,6 @@ class Encoded:
             # Pillow takes the largest factor that leaves at least this much, which is `factor` itself.
             self._image.draft("RGB", (max(1, width // factor), max(1, height // factor)))
         self._image.load()
-
-    def _load_exif(self) -> None:
-        if self._exif_may_come_last:
-            with _decoding(len(self._data)):
-                self._image.load()
-            self._exif_may_come_last = False
 
 
 def decode(data: bytes) -> Image.Image:
@@ -162,7 +171,7 @@ def upright(image: Image.Image) -> Image.Image:
     with _decoding():
         _check_pixels(image)
         image.load()  # before the orientation is asked for: a TIFF is turned while it is loaded
-        return turned(to_rgb(image), orientation_of(image))
+        return _turned(_to_rgb(image), _orientation_of(_exif_of(image)))
 
 
 def read_file(path: Path | str) -> bytes:
@@ -170,7 +179,98 @@ def read_file(path: Path | str) -> bytes:
     try:
         return read_at_most(path, MAX_IMAGE_BYTES)
     except TooLarge as error:
-        raise Unreadable("image too large", f"{error.size:,} bytes, the limit is {MAX_IMAGE_BYTES:,}") from None
+        raise Unreadable("image too large", str(error)) from None
+
+
+def thumbnail(picture: bytes | Image.Image, side: int, kind: Literal["JPEG", "PNG"] = "JPEG") -> bytes:
+    """The file of a picture (of an image file, or upright RGB) that fits into a square of ``side`` pixels."""
+    if isinstance(picture, bytes):
+        encoded = Encoded(picture)
+        longer = max(encoded.size)
+        small = encoded.rgb(next((r for r in (8, 4, 2) if longer >= 2 * r * side), 1))  # twice the side is left
+    else:
+        small = picture.copy()
+    small.thumbnail((side, side))
+    stream = io.BytesIO()
+    small.save(stream, kind, quality=85)
+    return stream.getvalue()
+
+
+def data_uri(picture: bytes | Image.Image, side: int) -> str:
+    """A thumbnail as a ``data:`` address, for a page without other files."""
+    return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(picture, side)).decode()}"
+
+
+def axes(orientation: int) -> tuple[bool, bool, bool]:
+    """How a stored picture becomes upright: swap rows and columns, then reverse the rows, then the columns."""
+    return orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """The middle of a picture that is more than ``_MAX_RATIO`` times as long as wide; any other as it is.
+
+    For a transform that resizes the shorter side and cuts the middle out: a line of 500,000 pixels would fill the
+    memory on the way.
+    """
+    most = _MAX_RATIO * min(image.size)
+    width, height = (min(side, most) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
+
+
+def _exif_of(image: Image.Image) -> Image.Exif | None:
+    """What the camera wrote; None where nothing can be read, which is no fault of the pixels.
+
+    Not ``getexif()``, which in later Pillows also looks into XMP; browsers do not.
+    """
+    exif = Image.Exif()
+    try:
+        exif.load(image.info["exif"])
+    except Exception:  # Pillow raises nearly anything on damaged EXIF
+        return None
+    return exif
+
+
+def _orientation_of(exif: Image.Exif | None) -> int:
+    """1 where there is none, and where it is not one of eight."""
+    try:
+        orientation = 1 if exif is None else exif.get(Base.Orientation, 1)
+    except Exception:
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The image upright, without metadata; the same image where it lies upright already."""
+    if orientation not in _TURNS:
+        return image
+    upright = image.transpose(_TURNS[orientation])
+    upright.info.clear()  # it would still ask to be turned
+    return upright
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image as RGB: grey scaled to 8 bits, transparency on white."""
+    if image.mode.startswith(("I", "F")):
+        image = _grey(image)
+    if image.has_transparency_data:
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")  # a conversion to itself would be a copy
+        paper = Image.new("RGB", image.size, "white")
+        paper.paste(layer, mask=layer)
+        return paper
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits or floating point as 8 bits."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((values >> 8).astype(np.uint8))  # as Pillow reads colours of 16 bits
+    brightest = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
+    ranges = (1.0, 2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)[image.mode != "F" :]
+    white = next((white for white in ranges if brightest <= white), brightest)
+    scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
 
 
 @contextmanager
@@ -202,22 +302,21 @@ def _formats_of(data: bytes) -> tuple[str, ...]:
     """Pillow's names of the formats that the first bytes leave possible."""
     if data.startswith(_JPEG_2000):  # OpenJPEG makes gigabytes of a few hundred bytes that ask for small precincts
         raise Unreadable("no decoder", "JPEG 2000: convert it to PNG or JPEG")
-    if data[4:8] == b"ftyp":
-        box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
-        brands = {box[i : i + 4] for i in range(0, len(box), 4)}
-        if brands & {b"avif", b"avis"}:
-            Image.init()
-            if "AVIF" not in Image.OPEN:
-                raise Unreadable("no decoder", "AVIF: pip install 'pillow>=11.3'")
-            return ("AVIF",)
-        if brands & _HEIF_BRANDS:
-            if "HEIF" not in Image.OPEN:
-                try:
-                    from pillow_heif import register_heif_opener  # may be missing
-                except ModuleNotFoundError:
-                    raise Unreadable("no decoder", "HEIC: pip install pillow-heif") from None
-                register_heif_opener()
-            return ("HEIF",)
+    box = data[8 : min(int.from_bytes(data[:4], "big"), 256)] if data[4:8] == b"ftyp" else b""
+    brands = {box[i : i + 4] for i in range(0, len(box), 4)}
+    if brands & {b"avif", b"avis"}:
+        Image.init()
+        if "AVIF" not in Image.OPEN:
+            raise Unreadable("no decoder", "AVIF: pip install 'pillow>=11.3'")
+        return ("AVIF",)
+    if brands & _HEIF_BRANDS:
+        if "HEIF" not in Image.OPEN:
+            try:
+                from pillow_heif import register_heif_opener  # may be missing
+            except ModuleNotFoundError:
+                raise Unreadable("no decoder", "HEIC: pip install pillow-heif") from None
+            register_heif_opener()
+        return ("HEIF",)
     return next((formats for magic, formats in _FORMATS if data.startswith(magic)), _OTHERS)
 
 
