@@ -38,7 +38,7 @@ def read(words: Sequence[str]) -> Options:
 
 
 def check(options: Options) -> None:
-    from cloob.models.photos import PHOTOS
+    from cloob.models.source import PHOTOS
 
     folder = Path(options.index)
     refuse({f"{folder}: is an index; cloob search takes it": (folder / INDEX_FILE).exists()})
@@ -49,7 +49,7 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Indexes and searches; 1 where some of it could not be read or copied."""
-    from cloob.models.photos import PHOTOS
+    from cloob.models.source import PHOTOS
     from cloob.search.index import is_there
     from cloob.search.query import Query
     from cloob.search.scan.collection import Folder

@@ -25,8 +25,7 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     from cloob.commands.terminal import say_next
-    from cloob.models.photos import PHOTOS
-    from cloob.models.source import known_models
+    from cloob.models.source import PHOTOS, known_models
 
     if options.purpose:
         for name, megabytes, pixels, licence, languages in PHOTOS:

@@ -14,23 +14,22 @@ from torch import Tensor, nn
 from cloob.errors import InputError
 from cloob.files import flush
 from cloob.models import runs
-from cloob.models.aligned.model import aligned_files, load_aligned
+from cloob.models.aligned.model import ModelFiles, aligned_files, load_aligned
 from cloob.models.aligned.opening import LoadModel
 from cloob.models.aligned.vectors import load_vectors, vector_files
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model
 from cloob.models.importing import translated
-from cloob.models.onnx.plain import Graph, PlainEncoder
+from cloob.models.onnx import Graph, PlainEncoder
+from cloob.models.tokens import RinnaTokenizer, stored_tokenizer
 from cloob.models.towers import filled_towers, load_tokenizer
 from cloob.models.untrusted import check_folder, check_model_cfg, read_json
 from cloob.models.weights import crowsonkb, rinna
 from cloob.models.weights.blocks import Towers
 from cloob.models.weights.containers import read_safetensors, write_safetensors
 from cloob.models.weights.keymap import fill
-from cloob.models.weights.tokens import RinnaTokenizer, stored_tokenizer
 
 _PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
-Files = dict[str, bytes | dict[str, Tensor]]
 
 
 def save_model(
@@ -44,7 +43,6 @@ def save_model(
     """
     encoder.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
-    files: Files
     if encoder.config.kind == "aligned":  # heads on frozen encoders: the encoders by name alone
         files = aligned_files(encoder)
     elif encoder.config.kind == "vectors":
@@ -55,24 +53,21 @@ def save_model(
         if "inv_tau" in objective:
             state["logit_scale"] = torch.full_like(state["logit_scale"].cpu(), math.log(objective["inv_tau"]))
         files = _towers_files(encoder, state, objective)
-    for name, content in files.items():
-        if isinstance(content, bytes):
-            (folder / name).write_bytes(content)
-        else:
-            write_safetensors(folder / name, content)
-    (folder / runs.OBJECTIVE_FILE).write_bytes(_json(objective))
+    config_name, config, weights_name, tensors = files
+    for name, content in ((config_name, config), (runs.OBJECTIVE_FILE, objective)):
+        (folder / name).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+    write_safetensors(folder / weights_name, tensors)
+    if encoder.config.kind == "towers" and isinstance(encoder.tokenizer, RinnaTokenizer):
+        (folder / RinnaTokenizer.FILE).write_bytes(encoder.tokenizer.content)
     if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     flush(folder)
 
 
-def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]) -> Files:
+def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]) -> ModelFiles:
     settings = encoder.config.settings
     if encoder.config.kind == "towers":
-        files: Files = {runs.TOWERS_FILE: _json({"name": encoder.name, **settings}), runs.TOWERS_WEIGHTS_FILE: state}
-        if isinstance(encoder.tokenizer, RinnaTokenizer):
-            files[RinnaTokenizer.FILE] = encoder.tokenizer.content
-        return files
+        return runs.TOWERS_FILE, {"name": encoder.name, **settings}, runs.TOWERS_WEIGHTS_FILE, state
     if "bias" in objective:
         bias = float(objective["bias"])
         settings = settings | {"init_logit_bias": bias}
@@ -81,11 +76,7 @@ def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Map
     tokenizer = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
     if tokenizer is not None:
         config["tokenizer"] = tokenizer
-    return {runs.CONFIG_FILE: _json(config), runs.WEIGHTS_FILE: state}
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=2, allow_nan=False).encode()
+    return runs.CONFIG_FILE, config, runs.WEIGHTS_FILE, state
 
 
 def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEncoder:

@@ -61,8 +61,9 @@ def open_image(image: Image | str | Path, name: str = "") -> Image:
     try:
         return decode(read_file(image)) if isinstance(image, str | Path) else upright(image)
     except Unreadable as error:
-        raise InputError(f"{name}: {error.reason} ({error.detail})") from None
+        what = f"{error.reason} ({error.detail})"
     except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
+        what = "no such file"
     except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a readable image ({one_line(error)})") from None
+        what = f"not a readable image ({one_line(error)})"
+    raise InputError(f"{name}: {what}")

@@ -7,7 +7,6 @@ loads in a plain open_clip. How their sizes were chosen: ``benchmarks/towers.py`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +72,10 @@ def create_model(
         config["quick_gelu"] = bool(tag["quick_gelu"])
     where, options = f"{name}/{pretrained}" if tag else f"model {name!r}", {"force_image_size": image_size}
     trained: dict[str, Any] = {}
-    generator = torch.random.fork_rng(devices=[]) if seed is not None else nullcontext()
-    with generator, translated(where):
+    with torch.random.fork_rng(devices=[], enabled=seed is not None), translated(where):
         if pretrained is not None and not tag:
             config.pop("init_logit_bias", None)
-            weights = _weights_file(name, pretrained)
-            model, trained = filled_towers(config, {}, weights, name, where, **options)
+            model, trained = filled_towers(config, {}, _weights_file(name, pretrained), name, where, **options)
         else:
             if seed is not None:
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well

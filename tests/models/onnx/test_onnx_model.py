@@ -14,7 +14,7 @@ from cloob import load_model
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
-from cloob.models.onnx.plain import graphs_digest
+from cloob.models.onnx import graphs_digest
 from cloob.models.runs import ONNX_FILE
 from support import refused, run_script
 

@@ -57,26 +57,23 @@ class TextEncoder(nn.Module):
         return [self.pooling, config.to_json_string(), self.tokenizer.description()]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        lengths = self._lengths(tokens)
+        lengths = self._mask(tokens).sum(1)
         order = lengths.argsort()
         parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TEXT_BATCH)]
         return torch.cat(parts)[order.argsort()]
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """(n, L') tokens to (n, F), all in one pass as they are."""
-        mask = (self._positions(tokens) <= self._lengths(tokens).unsqueeze(1)).long()
+        mask = self._mask(tokens).long()
         hidden: Tensor = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
             return hidden[:, 0]
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
 
-    def _positions(self, tokens: Tensor) -> Tensor:
-        return torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-
-    def _lengths(self, tokens: Tensor) -> Tensor:
-        """(n,) tokens up to the last that is no padding: a text may hold the padding's word."""
-        return ((tokens != self.pad) * self._positions(tokens)).amax(1)
+    def _mask(self, tokens: Tensor) -> Tensor:
+        """Whether a token stands before the last that is no padding: a text may hold the padding's word."""
+        return (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
 
 
 class PaddedTokenizer:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,8 @@ from cloob.models.weights.blocks import Towers
 from cloob.models.weights.containers import read_safetensors
 from cloob.models.weights.keymap import fill
 
+ModelFiles = tuple[str, dict[str, Any], str, dict[str, Tensor]]
+"""The names and contents of a model folder's configuration and weights."""
 _SIDES = ("image", "text")
 _PROBE_TEXT, _PROBE_WIDTH = "A photo of 2 Dogs & a cat.", 64
 _SAME = 0.01
@@ -125,7 +126,7 @@ def aligned_encoder(
     return AlignedEncoder(name, AlignedTowers(image, text, image_head, text_head), text.tokenizer, config, objective)
 
 
-def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
+def aligned_files(encoder: DualEncoder) -> ModelFiles:
     towers: AlignedTowers = encoder.model
     heads = {"image": towers.image_head, "text": towers.text_head}
     content = {
@@ -135,7 +136,7 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
         "probe": {side: [round(value, 6) for value in row.tolist()] for side, row in _probe(encoder).items()},
         "heads": {side: head.options for side, head in heads.items()},
     }
-    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: nn.ModuleDict(heads).state_dict()}
+    return ALIGNED_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
 
 
 def fill_heads(folder: Path, heads: Mapping[str, Head]) -> None:
@@ -149,21 +150,17 @@ def load_aligned(
     file, names = folder / ALIGNED_FILE, {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
     with torch.device("meta"):  # no memory before the file of weights has it
         heads = {side: Head(**config["heads"][side]) for side in _SIDES}
-    try:
-        image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
-        text = open_text_encoder(names["text_encoder"], load_model)
-    except InputError as error:
-        raise InputError(f"{file}: one of {', '.join(names.values())} cannot be opened; {error}") from error
+    image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
+    text = open_text_encoder(names["text_encoder"], load_model)
     weights = {side: digest(opened) for side, opened in zip(_SIDES, (image, text), strict=True)}
     fill_heads(folder, heads)
     encoder = aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
     rows = _probe(encoder)
     for side in _SIDES:
+        changed = "has the same weights, but gives other features (tokenizer, pooling, layers or pixels changed)"
         if weights[side] != config[f"{side}_fingerprint"]:
             changed = "is another one now"
-        elif not torch.linalg.vector_norm(rows[side] - torch.tensor(config["probe"][side])) <= _SAME:
-            changed = "has the same weights, but gives other features (tokenizer, pooling, layers or pixels changed)"
-        else:
+        elif torch.linalg.vector_norm(rows[side] - torch.tensor(config["probe"][side])) <= _SAME:
             continue
         raise InputError(f"{file}: its {side} head was trained on {names[f'{side}_encoder']!r}, which {changed}")
     return encoder

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError, one_line
+from cloob.errors import InputError
 from cloob.models.aligned.heads import Head
-from cloob.models.aligned.model import AlignedEncoder, fill_heads
+from cloob.models.aligned.model import AlignedEncoder, ModelFiles, fill_heads
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import HEADS_FILE, VECTORS_FILE
 
@@ -96,9 +95,8 @@ class VectorEncoder(AlignedEncoder):
 
         width = head.options["features"]
         if rows.ndim != 2 or rows.shape[1] != width:
-            raise InputError(
-                f"{side}: an array {tuple(rows.shape)} found; (n, {width}) is what its head was trained on"
-            )
+            what = f"(n, {width}) is what its head was trained on"
+            raise InputError(f"{side}: an array {tuple(rows.shape)} found; {what}")
         parts = [torch.zeros(0, self.embed_dim, device=self.device)]
         for start in range(0, len(rows), batch_size):
             some = as_floats(rows[start : start + batch_size]).to(self.device)
@@ -116,22 +114,18 @@ def embed_pairs(encoder: VectorEncoder, pairs: VectorPairs) -> tuple[Tensor, Ten
     return a, b
 
 
-def vector_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
-    """The files of a model folder by their names; ``save_model`` writes them."""
+def vector_files(encoder: DualEncoder) -> ModelFiles:
     heads = {"a": encoder.model.image_head, "b": encoder.model.text_head}
     content = {**encoder.config.settings, **{side: head.options for side, head in heads.items()}}
-    return {VECTORS_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: nn.ModuleDict(heads).state_dict()}
+    return VECTORS_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
 
 
 def load_vectors(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> VectorEncoder:
     """The heads of a model folder; ``config`` is what ``vectors.json`` says."""
-    file = folder / VECTORS_FILE
     if config.get("format") != _FORMAT:
-        raise InputError(f"{file}: has format {config.get('format')!r}; this version reads format {_FORMAT}")
-    try:
-        with torch.device("meta"):  # no memory before the file of weights has it
-            heads = {side: Head(**config[side]) for side in ("a", "b")}
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{file}: not what `cloob train vectors` writes ({one_line(error)})") from None
+        what = f"has format {config.get('format')!r}; this version reads format {_FORMAT}"
+        raise InputError(f"{folder / VECTORS_FILE}: {what}")
+    with torch.device("meta"):  # no memory before the file of weights has it
+        heads = {side: Head(**config[side]) for side in ("a", "b")}
     fill_heads(folder, heads)
     return VectorEncoder(heads["a"], heads["b"], objective)

@@ -28,13 +28,7 @@ from cloob.models.untrusted import read_json
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
-_STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-}
+_STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "LongStorage": torch.int64}
 
 
 def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:

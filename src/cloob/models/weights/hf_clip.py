@@ -8,11 +8,11 @@ from typing import Any
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import check_objective
+from cloob.models.tokens import hub_tokenizer
 from cloob.models.untrusted import read_json
 from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD
 from cloob.models.weights.containers import folder_weights
 from cloob.models.weights.keymap import Part, build, fill
-from cloob.models.weights.tokens import hub_tokenizer
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 """Patterns of the files of weights on a hub: of the first that is there; an index of several is a configuration."""

@@ -20,10 +20,10 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.tokenizer import SPECIALS, Ending
+from cloob.models.tokens import clip_tokenizer
 from cloob.models.untrusted import read_json
 from cloob.models.weights.containers import check_tensors, read_torch
 from cloob.models.weights.keymap import Part, build, fill
-from cloob.models.weights.tokens import clip_tokenizer
 from cloob.objective import ContrastiveObjective
 
 logger = logging.getLogger(__name__)
@@ -34,26 +34,34 @@ _SIZES = ("input_resolution", "context_length", "vocab_size")
 
 def load(path: Path) -> DualEncoder:
     content, scripted = read_torch(path)
-    if not scripted and isinstance(content, dict) and "state_dict" in content:
-        return _ml_jku(path, content)
-    if scripted or (isinstance(content, dict) and "text_projection" in content):
-        return _openai(path, content, scripted)
-    raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
-
-
-def _ml_jku(path: Path, content: dict[str, Any]) -> DualEncoder:
-    """open_clip's towers under other names, and the scales of CLOOB. A text that is too long loses its end token."""
-    tensors = content["state_dict"]
+    mljku = not scripted and isinstance(content, dict) and "state_dict" in content
+    tensors = content["state_dict"] if mljku else content
+    if not mljku and not (scripted or (isinstance(content, dict) and "text_projection" in content)):
+        raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
     check_tensors(path, tensors)
     names = {key.removeprefix("module."): key for key in tensors}  # of training over several GPUs
-    if "logit_scale" in names and "logit_inv_tau" not in names:
-        raise _of_open_clip(path)
+    if mljku and ("logit_inv_tau" in names or "logit_scale" not in names):
+        return _ml_jku(path, tensors, names, content.get("model_config_file"))
+    sizes = scripted or bool(tensors.keys() & set(_SIZES))
+    if mljku or (not sizes and path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}):
+        right = (
+            f"give the folder with open_clip_config.json, or NAME/FILE from within its folder (ViT-B-32/{path.name})"
+        )
+        raise InputError(f"{path}: open_clip's weights, which do not say their towers; {right}")
+    if not sizes and {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
+        said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
+        logger.warning("%s: %s (such as ViT-B-32/%s)", path, said, path.name)
+    return _openai(path, tensors)
+
+
+def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], config_file: str | None) -> DualEncoder:
+    """open_clip's towers under other names, and the scales of CLOOB. A text that is too long loses its end token."""
     stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
     beta = None if stored is None else float(stored.double().exp())
     ours = {"logit_inv_tau": "logit_scale"}
     plan = {ours.get(name, name.removeprefix("transformer.")): Part((key,)) for name, key in names.items()}
     config = _config({key: tensors[part.names[0]] for key, part in plan.items()})
-    config["text_cfg"]["heads"] = _text_heads(path, content.get("model_config_file")) or config["text_cfg"]["heads"]
+    config["text_cfg"]["heads"] = _text_heads(path, config_file) or config["text_cfg"]["heads"]
     encoder = _encoder(path, config, SPECIALS, "cut")
     fill(encoder.model, path, tensors, plan)
     encoder.objective_config = cloob_objective(_inv_tau(encoder), beta, "paper")
@@ -68,10 +76,7 @@ def _text_heads(path: Path, named: str | None) -> int | None:
     return int(read_json(file).get("transformer_heads", 0)) or None
 
 
-def _openai(path: Path, tensors: dict[str, Tensor], scripted: bool) -> DualEncoder:
-    check_tensors(path, tensors)
-    if not scripted and not tensors.keys() & set(_SIZES):
-        _check_whose(path, tensors)
+def _openai(path: Path, tensors: dict[str, Tensor]) -> DualEncoder:
     for key in _SIZES:
         tensors.pop(key, None)
     encoder = _encoder(path, _config(tensors), ("<|startoftext|>", "<|endoftext|>"), "kept")
@@ -82,22 +87,6 @@ def _openai(path: Path, tensors: dict[str, Tensor], scripted: bool) -> DualEncod
 
 def _inv_tau(encoder: DualEncoder) -> float:
     return float(encoder.model.logit_scale.double().exp())
-
-
-def _check_whose(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Refuses open_clip's weights, which have the same keys, by their name; warns where none are float16."""
-    if path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}:
-        raise _of_open_clip(path)
-    if {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
-        said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
-        logger.warning("%s: %s (such as ViT-B-32/%s)", path, said, path.name)
-
-
-def _of_open_clip(path: Path) -> InputError:
-    said = (
-        "open_clip's weights, which do not say their towers; give the folder with open_clip_config.json, or NAME/FILE"
-    )
-    return InputError(f"{path}: {said} from within its folder (such as ViT-B-32/{path.name})")
 
 
 def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
