@@ -271,10 +271,9 @@ def sigmoid_objective(model: Any) -> dict[str, Any]:
 
 
 def causal_tower(model: nn.Module, context_length: int) -> str | None:
-    """The name of the module in an open_clip model that holds the text tower's positions and mask.
+    """The name (``"text"`` or ``""``) of an open_clip model's module with the text tower's positions and causal mask.
 
-    ``""`` for the model itself, ``"text"`` for its text tower; None where padding may have a part in the result: for
-    towers without a causal mask, with a class token, or with another pooling than by the token of highest number.
+    None where padding may have a part in the result: without that mask, with a class token, or with another pooling.
     """
     text = getattr(model, "text", None)
     tower: Any = text if isinstance(text, nn.Module) else model
@@ -289,11 +288,7 @@ def causal_tower(model: nn.Module, context_length: int) -> str | None:
 
 
 def trimmed(tokens: Tensor) -> Tensor:
-    """(n, L) tokens on the CPU without the columns that are padding in every row, up to a multiple of 8.
-
-    Where attention is causal and the embedding is the end token's, nothing after it has a part in the result, and a
-    caption is much shorter than the context length.
-    """
+    """(n, L) tokens on the CPU without the columns that are padding in every row, up to a multiple of 8."""
     longest = int(tokens.argmax(1).max()) + 1 if len(tokens) else 1
     length = -(-longest // _STEP) * _STEP
     return tokens if length >= tokens.shape[1] else tokens[:, :length].contiguous()

@@ -85,7 +85,8 @@ def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEnc
     with translated(str(file)):
         check_folder(folder)
         config = read_json(file)
-        objective = runs.read_objective(folder)
+        written = folder / runs.OBJECTIVE_FILE
+        objective = runs.check_objective(read_json(written) if written.is_file() else {}, str(written))
         if file.name == runs.ALIGNED_FILE:
             return load_aligned(folder, config, objective, load_model)
         if file.name == runs.VECTORS_FILE:
@@ -93,7 +94,7 @@ def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEnc
         if file.name == runs.TOWERS_FILE:
             return _other_towers(file, config, objective)
         if file.name == runs.ONNX_FILE:
-            return _graphs(folder, objective)
+            return OnnxEncoder(PlainEncoder(folder), objective)
         return _open_clip_towers(file, config, objective, of_hub)
 
 
@@ -130,6 +131,12 @@ def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, A
 class OnnxEncoder(DualEncoder):
     """A ``DualEncoder`` whose towers are graphs on onnxruntime: it embeds and does not train."""
 
+    def __init__(self, plain: PlainEncoder, objective: dict[str, Any]) -> None:
+        images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
+        towers = Towers(images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale)
+        config = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
+        super().__init__(plain.name, towers, plain.tokenizer, config, objective)
+
     def check_weights(self) -> None:
         raise InputError(f"{self.name}: an ONNX export embeds and does no more; give the model that it was made of")
 
@@ -147,11 +154,3 @@ class _GraphTower(nn.Module):
     def forward(self, items: Tensor) -> Tensor:
         array = items.detach().to("cpu", self.dtype).contiguous().numpy()
         return torch.from_numpy(self.graph(array)).to(items.device)
-
-
-def _graphs(folder: Path, objective: dict[str, Any]) -> OnnxEncoder:
-    plain = PlainEncoder(folder)
-    images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
-    towers = Towers(images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale)
-    config = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
-    return OnnxEncoder(plain.name, towers, plain.tokenizer, config, objective)

@@ -65,7 +65,11 @@ def find_model_folder(source: str | Path) -> Path | None:
     """
     parsed = Source.parse(source)
     folder = parsed.path
-    if parsed.kind != "folder" or folder is None or _is_foreign(folder):
+    if parsed.kind != "folder" or folder is None:
+        return None
+    ours = (runs.config_file(folder), folder / runs.CHECKPOINTS_FOLDER, folder / runs.MODEL_FOLDER)
+    theirs = ["config.json", *WEIGHTS_FILES, *(f"{name}{INDEX}" for name in WEIGHTS_FILES)]
+    if not any(path.exists() for path in ours) and any((folder / name).is_file() for name in theirs):
         return None
     if parsed.variant or ((folder / runs.CHECKPOINTS_FOLDER).is_dir() and not runs.config_file(folder).is_file()):
         return runs.chosen_checkpoint(folder, parsed.variant) / runs.MODEL_FOLDER
@@ -117,13 +121,6 @@ def _load_hub(source: Source) -> DualEncoder:
         return encoder
 
 
-def _is_foreign(folder: Path) -> bool:
-    parts = (runs.CHECKPOINTS_FOLDER, runs.MODEL_FOLDER)
-    ours = runs.config_file(folder).exists() or any((folder / name).exists() for name in parts)
-    names = ["config.json", *WEIGHTS_FILES, *(f"{name}{INDEX}" for name in WEIGHTS_FILES)]
-    return not ours and any((folder / name).is_file() for name in names)
-
-
 def _meant_file(folder: Path) -> str:
     """A clause that names a file of weights in a folder which is no model; empty where there is none."""
     files = sorted(path for path in folder.glob("*") if path.suffix in WEIGHTS_ENDINGS[:3] and path.is_file())
@@ -152,7 +149,7 @@ def fingerprint(encoder: Any) -> str:
 
 
 def _facts(encoder: nn.Module) -> dict[str, Any]:
-    """What decides over embeddings of pictures, of which an index has vectors, beside the weights."""
+    """What decides over embeddings of pictures beside the weights."""
     config = getattr(encoder, "config", None)
     return {"config": getattr(config, "settings", None), "preprocess": getattr(encoder, "preprocess_cfg", None)}
 
@@ -178,8 +175,4 @@ def _stamp(source: str | Path) -> list[tuple[str | int, ...]] | None:
 
 def package_versions(packages: Iterable[str]) -> list[str]:
     """The versions of what decides over pixels and towers, without importing it; empty for what is not installed."""
-    installed = dict.fromkeys(packages, "")
-    for name in installed:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
-    return list(installed.values())
+    return [next((found.version for found in metadata.distributions(name=name)), "") for name in packages]

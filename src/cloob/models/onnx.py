@@ -55,10 +55,7 @@ _STEP = 8
 
 
 class Graph:
-    """A graph with one input and one output; onnxruntime opens and checks it when it is first used.
-
-    ``pad`` is the padding of a text tower that takes texts without it.
-    """
+    """A graph with one input and one output, opened when first used; ``pad``: what texts may come without."""
 
     def __init__(self, path: Path, embed_dim: int, pad: int | None = None) -> None:
         self.path, self.embed_dim, self.pad = path, embed_dim, pad
@@ -103,11 +100,7 @@ def _open_session(path: Path) -> Any:
 
 
 class PlainEncoder:
-    """Pictures and texts to (n, D) unit rows of NumPy: the rows of ``cloob.load_model`` without torch.
-
-    Its graphs are opened when they are first used. ``settings`` are ``precision``, ``pad`` and ``fingerprint`` of
-    ``onnx.json``; ``logit_scale`` is ln τ⁻¹.
-    """
+    """Pictures and texts to (n, D) unit rows of NumPy: the rows of ``cloob.load_model`` without torch."""
 
     def __init__(self, folder: Path) -> None:
         check_folder(folder)

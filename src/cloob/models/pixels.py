@@ -19,10 +19,7 @@ _RESAMPLING = {"bicubic": "BICUBIC", "random": "BICUBIC", "bilinear": "BILINEAR"
 
 
 class EvalTransform:
-    """PIL image -> uint8 (3, H, W): open_clip's evaluation transform without its normalisation, by Pillow and NumPy.
-
-    ``interpolation`` in the ``preprocess_cfg`` may be ``"lanczos"`` as well, and ``resize_mode`` not ``"longest"``.
-    """
+    """PIL image -> uint8 (3, H, W): open_clip's evaluation transform without its normalisation; also by lanczos."""
 
     def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
         self._size = int(preprocess_cfg["size"])

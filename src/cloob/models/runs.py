@@ -91,12 +91,6 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def read_objective(folder: Path) -> dict[str, Any]:
-    """The settings in a model folder's ``objective.json``, empty if it has none; InputError if they are damaged."""
-    file = folder / OBJECTIVE_FILE
-    return check_objective(read_json(file) if file.is_file() else {}, str(file))
-
-
 def check_objective(settings: Any, where: str) -> dict[str, Any]:
     for key, value in settings.items():
         number = type(value) in (int, float) and math.isfinite(value)

@@ -62,10 +62,9 @@ class NoTokenizer(Tokenizer):
 
 
 class FileTokenizer(Tokenizer):
-    """The tokens of a ``tokenizer.json``, in rows of L; InputError where the file makes none.
+    """The tokens of a ``tokenizer.json``, in rows of L, filled up with ``pad``, or as the file says.
 
-    Rows are filled up with ``pad``, or as the file says. ``clean`` is one of open_clip's cleanings, which goes first;
-    zeros take the place of the token ``strip``.
+    ``clean`` is one of open_clip's cleanings, which goes first; zeros take the place of the token ``strip``.
     """
 
     def __init__(

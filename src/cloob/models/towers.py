@@ -23,6 +23,7 @@ from cloob.models.weights.containers import trained_file
 from cloob.models.weights.keymap import build, fill
 
 __all__ = ["TINY_MODELS", "TOKENIZER_FILES", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
+Config = Mapping[str, Any]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 
 
@@ -74,8 +75,11 @@ def create_model(
     trained: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[], enabled=seed is not None), translated(where):
         if pretrained is not None and not tag:
+            if not Path(pretrained).is_file():
+                known = ", ".join(library.list_pretrained_tags_by_model(name)) or "none"
+                raise InputError(f"unknown pretrained tag {pretrained!r} of {name} (nor a file); its tags: {known}")
             config.pop("init_logit_bias", None)
-            model, trained = filled_towers(config, {}, _weights_file(name, pretrained), name, where, **options)
+            model, trained = filled_towers(config, {}, Path(pretrained), name, where, **options)
         else:
             if seed is not None:
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
@@ -95,12 +99,7 @@ def create_model(
 
 
 def filled_towers(
-    model_cfg: Mapping[str, Any],
-    preprocess_cfg: Mapping[str, Any],
-    weights: Path,
-    source: str,
-    where: str,
-    **options: Any,
+    model_cfg: Config, preprocess_cfg: Config, weights: Path, source: str, where: str, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
     """open_clip's towers with the weights of a file, and the objective that these tell.
 
@@ -168,11 +167,3 @@ def _tag_weights(where: str, tag: str, known: dict[str, Any]) -> str:
     file = file or "open_clip_pytorch_model.bin"
     safe = "open_clip_model" if file == "open_clip_pytorch_model.bin" else Path(file).stem
     return str(fetch_file(name, where, f"{safe}.safetensors", file))
-
-
-def _weights_file(name: str, pretrained: str) -> Path:
-    if Path(pretrained).is_file():
-        return Path(pretrained)
-    tags = open_clip().list_pretrained_tags_by_model(name)
-    known = f"its tags: {', '.join(tags)}" if tags else "open_clip has no weights for it"
-    raise InputError(f"unknown pretrained tag {pretrained!r} of {name} (nor a file); {known}")

@@ -1,7 +1,6 @@
-"""Encoders and heads as one ``DualEncoder``, and the folder it is stored in: the heads, and the encoders' names.
+"""Encoders and heads as one ``DualEncoder``, and the folder it is stored in.
 
-``aligned.json`` names both encoders with a fingerprint of their weights and what they give for a picture and a text,
-``heads.safetensors`` holds the heads. open_clip does not read such a folder: its encoders may come from anywhere.
+``aligned.json`` names both encoders with a fingerprint of their weights and what they give for a picture and a text.
 """
 
 from __future__ import annotations
@@ -49,10 +48,9 @@ class AlignedTowers(Towers):
 
 
 class AlignedEncoder(DualEncoder):
-    """A ``DualEncoder`` whose encoders are frozen, so that training goes over their features.
+    """A ``DualEncoder`` with frozen encoders; ``on_features``: ``forward`` takes their features for pixels and tokens.
 
-    ``on_features``: ``forward`` takes the features of both encoders in the place of pixels and tokens. ``memories``:
-    features of the image and the text encoder that need not be computed again.
+    ``memories``: features of the image and the text encoder that need not be computed again.
     """
 
     on_features = False
@@ -167,10 +165,7 @@ def load_aligned(
 
 
 def _probe(encoder: DualEncoder) -> dict[str, Tensor]:
-    """The first of the features of a picture and a text that are always the same; of unit length.
-
-    They tell what a digest of weights does not: another tokenizer, pooling, activation or normalisation of pixels.
-    """
+    """Unit features of one picture and one text: they tell another tokenizer, pooling, activation or pixels."""
     assert isinstance(encoder, AlignedEncoder)
     size = encoder.image_size
     picture = (torch.arange(3 * size * size) % 251).to(torch.uint8).view(1, 3, size, size)

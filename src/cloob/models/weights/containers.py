@@ -1,7 +1,7 @@
-"""Tensors out of files that anyone may have written. Libraries read the containers, and none of them runs code.
+"""Tensors out of files that anyone may have written: none runs code.
 
-safetensors and ``torch.load(weights_only=True)`` read their own files. Two kinds are left, pickles of numpy and jax
-arrays and TorchScript archives: Python's unpickler reads those, with a list of exact names.
+safetensors and ``torch.load(weights_only=True)`` read their own files. Python's unpickler with a list of exact names
+reads pickles of numpy and jax arrays, and TorchScript archives.
 """
 
 from __future__ import annotations

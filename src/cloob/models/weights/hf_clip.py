@@ -84,8 +84,6 @@ def _preprocess(folder: Path, side: int) -> dict[str, Any]:
         ("do_resize", True),
         ("do_rescale", True),
         ("do_normalize", True),
-        ("do_pad", False, None),  # transformers 4 writes null
-        ("rescale_factor", 1 / 255),
         ("resample", 3, 2),
         *([("size", side, {"shortest_edge": side}, square), ("crop_size", side, square)] if crops else []),
         *([] if crops else [("size", square)]),

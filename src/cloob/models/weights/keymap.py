@@ -84,9 +84,8 @@ class Part:
 def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mapping[str, Part] | None = None) -> None:
     """Loads a file's tensors, as float32, into a module that may be on the meta device.
 
-    The plan says for each of the module's keys where it comes from (without one: from its own name); what it leaves out
-    stays as it is. Tensors are copied, since the file may be mapped and change later. InputError lists what is unknown,
-    missing, of another shape or dtype, NaN or infinite.
+    The plan says for each of the module's keys where it comes from (without one: from its own name). Tensors are
+    copied: the file may be mapped and change later. InputError lists what is unknown, missing, misshapen or not finite.
     """
     state: dict[str, Tensor] = dict(module.state_dict())
     plan = plan or {key: Part((key,)) for key in state}

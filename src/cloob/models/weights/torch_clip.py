@@ -19,8 +19,10 @@ from torch import Tensor
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.runs import HUB_WEIGHTS_FILES
+from cloob.models.source import known_models
 from cloob.models.tokenizer import SPECIALS, Ending
 from cloob.models.tokens import clip_tokenizer
+from cloob.models.towers import create_model
 from cloob.models.untrusted import read_json
 from cloob.models.weights.containers import check_tensors, read_torch
 from cloob.models.weights.keymap import Part, build, fill
@@ -44,36 +46,41 @@ def load(path: Path) -> DualEncoder:
         return _ml_jku(path, tensors, names, content.get("model_config_file"))
     sizes = scripted or bool(tensors.keys() & set(_SIZES))
     if mljku or (not sizes and path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}):
-        right = (
-            f"give the folder with open_clip_config.json, or NAME/FILE from within its folder (ViT-B-32/{path.name})"
-        )
-        raise InputError(f"{path}: open_clip's weights, which do not say their towers; {right}")
+        if name := _towers(path.absolute()):
+            return create_model(name, pretrained=str(path), seed=0)
+        right = "give the folder with open_clip_config.json, or from within its folder NAME/FILE"
+        raise InputError(f"{path}: open_clip's weights, which do not say their towers; {right} (ViT-B-32/{path.name})")
     if not sizes and {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
         said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
         logger.warning("%s: %s (such as ViT-B-32/%s)", path, said, path.name)
     return _openai(path, tensors)
 
 
-def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], config_file: str | None) -> DualEncoder:
-    """open_clip's towers under other names, and the scales of CLOOB. A text that is too long loses its end token."""
+def _towers(checkpoint: Path) -> str:
+    """The towers of a checkpoint of open_clip_train by its ``../params.txt``, else by its folder's name; or ""."""
+    params = checkpoint.parents[1] / "params.txt"
+    said = re.search(r"^model: (.+)$", params.read_text(encoding="utf-8"), re.MULTILINE) if params.is_file() else None
+    name = (said[1] if said else checkpoint.parent.name).replace("/", "-")
+    return name if name in known_models() else ""
+
+
+def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], named: str | None) -> DualEncoder:
+    """open_clip's towers under other names, and the scales of CLOOB. A text that is too long loses its end token.
+
+    The heads of the text tower are in the JSON file that a checkpoint names, or that has its name.
+    """
     stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
     beta = None if stored is None else float(stored.double().exp())
     ours = {"logit_inv_tau": "logit_scale"}
     plan = {ours.get(name, name.removeprefix("transformer.")): Part((key,)) for name, key in names.items()}
     config = _config({key: tensors[part.names[0]] for key, part in plan.items()})
-    config["text_cfg"]["heads"] = _text_heads(path, config_file) or config["text_cfg"]["heads"]
+    file = path.parent / Path(named or f"{path.stem}.json").name
+    if named not in _PUBLISHED and (named is not None or file.is_file()):
+        config["text_cfg"]["heads"] = int(read_json(file).get("transformer_heads", 0)) or config["text_cfg"]["heads"]
     encoder = _encoder(path, config, SPECIALS, "cut")
     fill(encoder.model, path, tensors, plan)
     encoder.objective_config = cloob_objective(_inv_tau(encoder), beta, "paper")
     return encoder
-
-
-def _text_heads(path: Path, named: str | None) -> int | None:
-    """The heads of the text tower by the JSON file that a checkpoint names, or that has its name."""
-    file = path.parent / Path(named or f"{path.stem}.json").name
-    if named in _PUBLISHED or (named is None and not file.is_file()):
-        return None
-    return int(read_json(file).get("transformer_heads", 0)) or None
 
 
 def _openai(path: Path, tensors: dict[str, Tensor]) -> DualEncoder:
