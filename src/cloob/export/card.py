@@ -125,8 +125,9 @@ def _results_table(facts: Facts) -> str:
         kind, labels = _SECTIONS[section]
         ends = numbers.get(f"{key}_interval")
         around = f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
-        count = _cell(numbers.get("n", "–"))
-        rows.append([f"{kind}, {_cell(set_name)}", labels[key], f"{100 * value:.1f}{around}", count])
+        rows.append(
+            [f"{kind}, {_cell(set_name)}", labels[key], f"{100 * value:.1f}{around}", f"{numbers.get('n', '–')}"]
+        )
     if not rows:
         return "Not measured: `cloob eval` measures, and writes a results.json that a card takes up."
     table = _table(["", "", f"({facts.level:.0%} interval)", "n"], rows)

@@ -23,9 +23,7 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.onnx import Graph, graph_file, write_config
 from cloob.models.tokens import tokenizer_note
 
-OPSET = 20
-"""Of the standard's versions the first with GELU as one operator; onnxruntime runs it since 1.17."""
-DEFAULT_SET = "demo:noto-emoji"  # comes with the package
+OPSET = 20  # the first with GELU as one operator; onnxruntime runs it since 1.17
 _USAGE = """```python
 import cloob
 
@@ -86,7 +84,7 @@ print(images @ run("onnx/text_model.onnx", np.array(tokens)).T)
 @torch.no_grad()
 def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets: Sequence[str] = ()) -> Exported:
     """Writes the graphs of both towers into a folder, with the tokenizer and ``onnx.json``."""
-    opened = [open_labelled(name) for name in sets or (DEFAULT_SET,)] if int8 else []
+    opened = [open_labelled(name) for name in sets or ("demo:noto-emoji",)] if int8 else []
     towers = towers_of(encoder)
     pad = towers[1].pad
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-onnx-") as plain:
@@ -221,6 +219,5 @@ def _costs(plain: Path, quantised: Path, sets: Sequence[LabelledSet]) -> Iterato
 
 
 def _runner(path: Path, encoder: DualEncoder) -> Callable[[Tensor], Tensor]:
-    """A graph as a function of torch's tensors."""
     graph = Graph(path, encoder.embed_dim)
     return lambda items: torch.from_numpy(graph(items.numpy()))

@@ -29,6 +29,7 @@ from cloob.objective import ContrastiveObjective
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Tokenize = Callable[[list[str]], Tensor]
 _SWAPPING = threading.Lock()
 """Held while ``encode_short`` replaces a causal tower's positions: threads may share a model."""
 _STEP = 8
@@ -73,12 +74,7 @@ class DualEncoder(nn.Module):
     _std: Tensor
 
     def __init__(
-        self,
-        name: str,
-        model: Any,
-        tokenizer: Callable[[list[str]], Tensor],
-        config: EncoderConfig,
-        objective_config: dict[str, Any] | None = None,
+        self, name: str, model: Any, tokenizer: Tokenize, config: EncoderConfig, objective: dict[str, Any] | None = None
     ) -> None:
         """Wraps what ``open_clip.create_model`` and ``open_clip.get_tokenizer`` return, or modules like these."""
         super().__init__()
@@ -86,7 +82,7 @@ class DualEncoder(nn.Module):
         self.model: Any = model
         self.tokenizer = ClipTokenizer.of(tokenizer) if is_open_clips(tokenizer) else tokenizer
         self.config = config
-        self.objective_config = objective_config or {}
+        self.objective_config = objective or {}
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
         size = self.preprocess_cfg["size"]
         sides = {size} if isinstance(size, int) else {int(side) for side in size}  # (H, W) in some of open_clip's
@@ -294,7 +290,7 @@ def trimmed(tokens: Tensor) -> Tensor:
     return tokens if length >= tokens.shape[1] else tokens[:, :length].contiguous()
 
 
-def trimmed_tokens(tokenizer: Callable[[list[str]], Tensor], texts: Sequence[str]) -> Tensor:
+def trimmed_tokens(tokenizer: Tokenize, texts: Sequence[str]) -> Tensor:
     """The tokens of a batch without the padding that all rows share; with a tokenizer it goes to a loader's workers."""
     return trimmed(tokenizer(list(texts)))
 

@@ -84,7 +84,7 @@ def fetch_model(name: str) -> Path:
     """The folder of a public model in the cache, or its file where the model is one; fetched if it is not there yet."""
     model, folder = PUBLIC[name], cache_root() / "weights" / name.replace("/", "--")
     paths = [fetch_public(file, folder) for file in model.files]
-    return folder if model.folder else paths[0]
+    return folder if len(paths) > 1 else paths[0]
 
 
 def fetch_public(file: PublicFile, folder: Path) -> Path:

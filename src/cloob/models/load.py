@@ -95,7 +95,7 @@ def _load(source: str | Path) -> DualEncoder:
     if parsed.kind == "public":
         path, config = fetch_model(parsed.name), PUBLIC[parsed.name].config
     if path is None or parsed.library or path.suffix == ".safetensors":
-        raise parsed.refusal()
+        raise InputError(parsed.refusal())
     with translated(str(path)):
         if path.is_dir():
             return _load_folder(path)

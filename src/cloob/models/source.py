@@ -41,10 +41,9 @@ class PublicFile(NamedTuple):
 
 
 class PublicModel(NamedTuple):
-    """A checkpoint that anyone may fetch: a folder of files, or one file; ``config`` is of a crowsonkb file."""
+    """A checkpoint that anyone may fetch: one file, or a folder of several; ``config`` is of a crowsonkb file."""
 
     files: tuple[PublicFile, ...]
-    folder: bool = False
     config: dict[str, Any] | None = None
 
 
@@ -150,11 +149,8 @@ class Source:
             places = [folder / "refs", folder / "snapshots"]
         return [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
 
-    def refusal(self) -> InputError:
-        """The error of a source that is no model: what it is, or what may be meant."""
-        return InputError(self._no_model())
-
-    def _no_model(self) -> str:
+    def refusal(self) -> str:
+        """Of a source that is no model: what it is, or what may be meant."""
         source, publisher = self.text, self.text.partition("/")[0]
         if self.library:
             ours = f"pypi:{LITE0} or timm:NAME, timm:local-dir:FOLDER, timm:hf-hub:OWNER/NAME"
@@ -188,7 +184,7 @@ def check_source(source: str) -> None:
     """Refuses what ``load_model`` can load in no case: no file or folder, and no name that is known. Loads nothing."""
     parsed = Source.parse(source)
     if parsed.kind == "unknown" or parsed.library or (parsed.path is not None and not parsed.path.exists()):
-        raise parsed.refusal()
+        raise InputError(parsed.refusal())
 
 
 def check_not_source(source: str, target: Path) -> None:

@@ -175,5 +175,5 @@ def _probe(encoder: DualEncoder) -> dict[str, Tensor]:
 
 def encoders_here(settings: Mapping[str, Any]) -> list[str]:
     """The names of frozen encoders that lie on this machine, of those in ``aligned.json``."""
-    names = [str(settings[key]) for key in ("image_encoder", "text_encoder") if settings.get(key)]
-    return [name for name in names if Source.parse(name).path is not None]
+    names = (str(settings.get(f"{side}_encoder") or "") for side in _SIDES)
+    return [name for name in names if name and Source.parse(name).path is not None]
