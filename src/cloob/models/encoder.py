@@ -308,8 +308,7 @@ class _Text(nn.Module):
 def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False) -> Tensor:
     """``model.encode_text`` with as many positions as the tokens have; differentiable; to be called with ``_SWAPPING``.
 
-    ``new_mask`` makes the mask anew instead of cutting it out: torch.export, which follows the length as a variable,
-    would ask whether what is cut out is all of it.
+    torch.export, which follows the length as a variable, needs a ``new_mask`` in place of a part of the old one.
     """
     holder, length = model.get_submodule(tower), tokens.shape[1]
     prefix = ".".join(filter(None, ("model", tower)))

@@ -37,9 +37,8 @@ def save_model(
 ) -> None:
     """Writes a model folder, synced to the disk; the caller makes it atomic by renaming the folder.
 
-    The ``inv_tau`` of ``objective``, a ``ContrastiveObjective.config()``, is stored as open_clip's ``logit_scale`` as
-    well, so that open_clip's logits have the trained temperature, and a ``bias`` as ``logit_bias``. ``weights``: the
-    encoder's ``state_dict`` where the encoder itself holds only shards of it.
+    The ``inv_tau`` and ``bias`` of ``objective``, a ``ContrastiveObjective.config()``, become open_clip's
+    ``logit_scale`` and ``logit_bias`` too. ``weights``: the ``state_dict`` where the encoder holds only shards of it.
     """
     encoder.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,9 +112,7 @@ def _other_towers(file: Path, content: dict[str, Any], objective: dict[str, Any]
 def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, Any], of_hub: str) -> DualEncoder:
     folder, model_cfg = file.parent, config["model_cfg"]
     check_model_cfg(model_cfg, str(file))
-    text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder)
-    if weights is None:
-        raise InputError(f"{folder}: no weights found beside {file.name}; {runs.WEIGHTS_FILE} would be right")
+    text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
     if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: looked at first
         check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
     preprocess = {key: value for key, value in config.get("preprocess_cfg", {}).items() if key in _PREPROCESS}

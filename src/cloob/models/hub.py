@@ -1,8 +1,7 @@
 """What is fetched: models of the Hugging Face hub by its own library, and public files into our cache.
 
 Of the hub the configurations come before all else; without a network what its cache has. A public file goes on where it
-broke off, is checked, and there only when it is whole. Two processes that want the same one wait for each other. With
-``CLOOB_OFFLINE=1`` or ``HF_HUB_OFFLINE=1`` nothing is fetched.
+broke off, and is there only when it is whole and checked. Two processes that want the same one wait for each other.
 """
 
 from __future__ import annotations
@@ -23,9 +22,6 @@ from cloob.models.importing import CLOSED, translated
 from cloob.models.source import PUBLIC, PublicFile
 from cloob.models.untrusted import CONFIG_FILES, check_folder
 
-_BLOCK = 1 << 20
-_TIMEOUT = 30.0
-
 
 @contextmanager
 def closed_hub(reason: str) -> Iterator[None]:
@@ -38,12 +34,9 @@ def closed_hub(reason: str) -> Iterator[None]:
 
 
 def check_hub_model(name: str, where: str, *more: str, revision: str | None = None) -> Path:
-    """The folder with the configurations of a model on the hub, and ``more`` files; refused where they ask for code.
-
-    A folder called ``name`` is looked at likewise: transformers would take it. ``where``: what asks for the model.
-    """
+    """The folder with the configurations of a model on the hub, and ``more`` files; refused where they ask for code."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not folder.is_dir():  # which transformers would take
         folder = _snapshot(name, where, [*CONFIG_FILES, *more], revision)
     check_folder(folder)
     return folder
@@ -115,11 +108,11 @@ def _continue(file: PublicFile, part: Path) -> None:
     done = part.stat().st_size if part.is_file() and file.sha256 is not None else 0
     headers = {"User-Agent": "cloob", "Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     opener = urllib.request.build_opener(_SafeRedirects)
-    with opener.open(urllib.request.Request(file.url, headers=headers), timeout=_TIMEOUT) as answer:
+    with opener.open(urllib.request.Request(file.url, headers=headers), timeout=30) as answer:
         done = done if answer.status == 206 else 0
         total = done + int(answer.headers.get("Content-Length", 0))
         with part.open("ab" if done else "wb") as out:
-            while block := answer.read(_BLOCK):
+            while block := answer.read(1 << 20):
                 done += out.write(block)
                 if sys.stderr.isatty():
                     end = "\n" if done == total else ""

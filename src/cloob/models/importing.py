@@ -1,8 +1,7 @@
 """open_clip, imported without torch.compile and sympy, which take as long as all the rest (``benchmarks/start.py``).
 
 torchvision takes one function of ``torch._dynamo.utils``, and timm tells the compiler to leave some methods alone. Both
-get the same from torch when they are called (torchvision 0.28, timm 1.0). Other threads would see what stands in for
-torch's own meanwhile: where there are any, the import is a plain one.
+get the same from torch when they are called (torchvision 0.28, timm 1.0). With other threads the import is a plain one.
 """
 
 from __future__ import annotations

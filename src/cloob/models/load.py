@@ -58,11 +58,7 @@ def load_model(source: str | Path, device: str | torch.device = "auto") -> DualE
 
 
 def find_model_folder(source: str | Path) -> Path | None:
-    """The model folder of ours, or of open_clip's, that a source of ``load_model`` leads to; None for others.
-
-    Raises:
-        InputError: A folder without a model, or ``local-dir:``, ``:best`` or ``:last`` of something that is no folder.
-    """
+    """The model folder of ours, or of open_clip's, that a source leads to; None for others, InputError for no model."""
     parsed = Source.parse(source)
     folder = parsed.path
     if parsed.kind != "folder" or folder is None:

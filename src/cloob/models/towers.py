@@ -101,10 +101,7 @@ def create_model(
 def filled_towers(
     model_cfg: Config, preprocess_cfg: Config, weights: Path, source: str, where: str, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """open_clip's towers with the weights of a file, and the objective that these tell.
-
-    Its own loader lets tensors be resized, broadcast or left out, and looks at no value.
-    """
+    """open_clip's towers with the weights of a file, which have to fit as they are; and the objective they tell."""
     tensors, trained = trained_file(weights)
     bias = {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}  # replaced by the file's
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]

@@ -1,7 +1,4 @@
-"""What a stranger's model folder may say: its files are data, none of its Python runs, no path leaves the folder.
-
-Looked at before anything else of a model is read: by ``load_model`` and by whatever opens a tokenizer or an encoder.
-"""
+"""What a stranger's model folder may say, looked at first: none of its Python runs, no path leaves the folder."""
 
 from __future__ import annotations
 

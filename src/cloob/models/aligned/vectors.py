@@ -19,7 +19,6 @@ from cloob.models.runs import HEADS_FILE, VECTORS_FILE
 if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs
 
-_FORMAT = 1
 _OF_PICTURES = ("preprocess", "tokenizer", "image_size", "context_length", "mean", "std")
 
 
@@ -34,7 +33,7 @@ class VectorEncoder(AlignedEncoder):
         self.model = nn.Module()
         self.model.image_head, self.model.text_head = a, b  # as an ``AlignedEncoder`` calls them: a stands first
         self.embed_dim: int = a.options["embed_dim"]
-        self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": _FORMAT})
+        self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": 1})
         self.objective_config = objective or {}
 
     def __getattr__(self, name: str) -> Any:
@@ -107,9 +106,6 @@ def vector_files(encoder: DualEncoder) -> ModelFiles:
 
 def load_vectors(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> VectorEncoder:
     """The heads of a model folder; ``config`` is what ``vectors.json`` says."""
-    if config.get("format") != _FORMAT:
-        what = f"has format {config.get('format')!r}; this version reads format {_FORMAT}"
-        raise InputError(f"{folder / VECTORS_FILE}: {what}")
     with torch.device("meta"):  # no memory before the file of weights has it
         heads = {side: Head(**config[side]) for side in ("a", "b")}
     fill_heads(folder, heads)

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError
 from cloob.models.importing import translated
 from cloob.models.runs import check_objective
 from cloob.models.untrusted import read_json
@@ -55,17 +54,10 @@ def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             with contextlib.suppress(KeyError, IndexError, TypeError):  # of other programs
                 objective = check_objective(tensors["optimizer"]["param_groups"][0]["cloob"], f"{path}: cloob")
             tensors = tensors["state_dict"]
-        check_tensors(path, tensors)
     prefix = "module."  # of training by several processes
     if all(key.startswith(prefix) for key in tensors):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return tensors, objective
-
-
-def check_tensors(path: Path, value: Any) -> None:
-    tensors = isinstance(value, dict) and all(isinstance(tensor, Tensor) for tensor in value.values())
-    if not tensors or not all(isinstance(key, str) for key in value):
-        raise InputError(f"{path}: its state_dict is no dictionary of tensors")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

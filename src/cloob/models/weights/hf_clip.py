@@ -68,12 +68,9 @@ def _tower(side: dict[str, Any], width: int, hidden: int, heads: int) -> dict[st
 
 
 def _preprocess(folder: Path, side: int) -> dict[str, Any]:
-    """What a folder's image processor makes of pictures, in open_clip's words; CLIP's own without one.
-
-    transformers 5 writes ``processor_config.json`` alone, and takes what is in it before ``preprocessor_config.json``.
-    """
+    """What a folder's image processor makes of pictures, in open_clip's words; CLIP's own without one."""
     path, older = folder / "processor_config.json", folder / "preprocessor_config.json"
-    processor = read_json(path).get("image_processor") if path.is_file() else None
+    processor = read_json(path).get("image_processor") if path.is_file() else None  # of transformers 5
     if processor is None and not older.is_file():
         return {}
     if processor is None:

@@ -62,17 +62,11 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: o
 
 @dataclass(frozen=True)
 class Part:
-    """Where a weight comes from.
+    """Where a weight comes from."""
 
-    Attributes:
-        names: Keys of the file; several are joined along their first dimension.
-        permute: Order of the file's dimensions in the weight; None: as they are.
-        lead: Dimensions of size 1 that the file has in front and the weight has not.
-    """
-
-    names: tuple[str, ...]
-    permute: tuple[int, ...] | None = None
-    lead: int = 0
+    names: tuple[str, ...]  # keys of the file; several are joined along their first dimension
+    permute: tuple[int, ...] | None = None  # the file's dimensions in the weight's order
+    lead: int = 0  # dimensions of size 1 that the file has in front and the weight has not
 
     def take(self, tensors: dict[str, Tensor]) -> Tensor:
         values = [tensors.pop(name) for name in self.names]

@@ -24,7 +24,7 @@ from cloob.models.tokenizer import SPECIALS, Ending
 from cloob.models.tokens import clip_tokenizer
 from cloob.models.towers import create_model
 from cloob.models.untrusted import read_json
-from cloob.models.weights.containers import check_tensors, read_torch
+from cloob.models.weights.containers import read_torch
 from cloob.models.weights.keymap import Part, build, fill
 from cloob.objective import ContrastiveObjective
 
@@ -38,18 +38,18 @@ def load(path: Path) -> DualEncoder:
     content, scripted = read_torch(path)
     mljku = not scripted and isinstance(content, dict) and "state_dict" in content
     tensors = content["state_dict"] if mljku else content
-    if not mljku and not (scripted or (isinstance(content, dict) and "text_projection" in content)):
-        raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
-    check_tensors(path, tensors)
     names = {key.removeprefix("module."): key for key in tensors}  # of training over several GPUs
     if mljku and ("logit_inv_tau" in names or "logit_scale" not in names):
         return _ml_jku(path, tensors, names, content.get("model_config_file"))
     sizes = scripted or bool(tensors.keys() & set(_SIZES))
+    why = "" if "text_projection" in tensors else "a torch file, but neither ml-jku's (state_dict) nor OpenAI's"
     if mljku or (not sizes and path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}):
         if name := _towers(path.absolute()):
             return create_model(name, pretrained=str(path), seed=0)
-        right = "give the folder with open_clip_config.json, or from within its folder NAME/FILE"
-        raise InputError(f"{path}: open_clip's weights, which do not say their towers; {right} (ViT-B-32/{path.name})")
+        right = f"open_clip_config.json, or from within its folder NAME/FILE (ViT-B-32/{path.name})"
+        why = f"open_clip's weights, which do not say their towers; give the folder with {right}"
+    if why:
+        raise InputError(f"{path}: {why}")
     if not sizes and {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
         said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
         logger.warning("%s: %s (such as ViT-B-32/%s)", path, said, path.name)
@@ -65,10 +65,7 @@ def _towers(checkpoint: Path) -> str:
 
 
 def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], named: str | None) -> DualEncoder:
-    """open_clip's towers under other names, and the scales of CLOOB. A text that is too long loses its end token.
-
-    The heads of the text tower are in the JSON file that a checkpoint names, or that has its name.
-    """
+    """open_clip's towers under other names; the text tower's heads are in the JSON file named in it, or of its name."""
     stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
     beta = None if stored is None else float(stored.double().exp())
     ours = {"logit_inv_tau": "logit_scale"}
