@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 from cloob import Index, cli, load_model, open_source
 from cloob.data.batch import BadSample
 from cloob.errors import InputError, message
-from cloob.models.onnx.plain import graphs_digest
+from cloob.models.onnx import graphs_digest
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
 from support import OPENING, fork

@@ -14,8 +14,8 @@ from cloob.evaluation.embed import EmbedOptions
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.suite import evaluate
 from cloob.models.folder import save_model
+from cloob.models.tokens import FileTokenizer
 from cloob.models.towers import create_model
-from cloob.models.weights.tokens import FileTokenizer
 from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 

@@ -16,6 +16,7 @@ from small_models import OBJECTIVE, write_model
 from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.export.card import data_name, gather_facts, model_name, write_card
+from cloob.export.exported import Exported
 from cloob.models.load import fingerprint
 from support import refused
 
@@ -51,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def card(run: Path | str, folder: Path, results: Path | None = None) -> tuple[dict[str, Any], str]:
     """Metadata and text of a run's card."""
     facts = gather_facts(str(run), load_model(run, device="cpu"), results)
-    write_card(folder, facts, name="me/small", library="open_clip", usage="`use`", tags=["clip", "clip"], license="mit")
+    write_card(folder, facts, Exported("open_clip", "", "`use`", (), ("clip", "clip")), "me/small", "mit")
     text = (folder / "README.md").read_text(encoding="utf-8")
     _, head, body = text.split("---\n", 2)
     return yaml.safe_load(head), body
@@ -63,7 +64,7 @@ def test_a_run_and_its_results(run: Path, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"level": 0.9, "rows": [other, own]}))
     metadata, body = card(run, tmp_path, tmp_path / "results.json")
     assert metadata["library_name"] == "open_clip" and metadata["license"] == "mit"
-    assert metadata["pipeline_tag"] == "zero-shot-image-classification" and metadata["tags"] == ["clip"]
+    assert metadata["pipeline_tag"] == "zero-shot-image-classification" and metadata["tags"] == ["cloob", "clip"]
     metrics = metadata["model-index"][0]["results"][0]["metrics"]
     assert [(metric["type"], metric["value"]) for metric in metrics] == [("accuracy", 12.3), ("accuracy", 50.0)]
     for line in (

@@ -11,6 +11,7 @@ import torch
 from small_models import write_model
 from torch import Tensor
 
+import tiny_bert
 from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.export.onnx import export_onnx
@@ -105,9 +106,8 @@ def test_other_programs_weights(folder: Path, name: str) -> None:
 
 @pytest.mark.nightly
 def test_heads_of_align_with_their_encoders(vit: Path, folder: Path, tmp_path: Path) -> None:
-    import tiny_bert_files
-
-    words = tiny_bert_files.write(tmp_path / "bert")
+    tiny_bert.build(tmp_path)
+    words = tmp_path / "parts"
     image, text = open_image_encoder(str(vit), load_any), open_text_encoder(f"hf:{words}", load_any)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -29,6 +29,18 @@ from cloob.interop.open_clip import OpenClipLoss, Options, installed, run
 for package in ("open_clip", "pandas", "webdataset"):
     pytest.importorskip(package, reason='open_clip_train needs pip install -e ".[open-clip-train]"')
 
+MAIN = os.environ.get("OPEN_CLIP_MAIN", "")
+versions = pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("", id="installed"),
+        pytest.param(
+            MAIN,
+            id="main",
+            marks=pytest.mark.skipif(not MAIN, reason="OPEN_CLIP_MAIN is to name src/ of a clone of open_clip's main"),
+        ),
+    ],
+)
 N, EPOCHS, LR = 8, 3, 0.3
 ANIMALS = ("cat", "dog", "horse", "snail")
 State = dict[str, Tensor]
@@ -200,7 +212,7 @@ def arguments(csv: Path, start: Path, logs: Path, *more: str) -> list[str]:
 def outcome(logs: Path, epochs: int = EPOCHS) -> tuple[list[float], State]:
     """The logged losses, and the parameters in the last checkpoint."""
     text = (logs / "run" / "out.log").read_text()
-    losses = [float(value) for value in re.findall(r"Contrastive_loss: (\S+) ", text)]
+    losses = [float(value) for value in re.findall(r"(?<!Avg )Contrastive_loss: (\S+) ", text)]
     checkpoint = torch.load(logs / "run" / "checkpoints" / f"epoch_{epochs}.pt")
     return losses, {name.removeprefix("module."): value for name, value in checkpoint["state_dict"].items()}
 
@@ -233,11 +245,7 @@ def own_logging() -> Iterator[None]:
 
 @pytest.mark.nightly
 def test_accumulation_equals_the_whole_batch(
-    csv: Path,
-    start: Path,
-    pixels_and_tokens: tuple[Tensor, Tensor],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     ours = ["--cloob-objective=cloob", "--cloob-inv-tau=25", "--cloob-beta=6", "--"]
     theirs = arguments(csv, start, tmp_path, "--accum-freq=2", f"--batch-size={N // 2}", f"--val-data={csv}")
@@ -249,9 +257,6 @@ def test_accumulation_equals_the_whole_batch(
     log = (tmp_path / "run" / "out.log").read_text()
     assert "Logit Scale: 25.000" in log and "clip_val_loss" in log
     assert "'beta': 6.0" in (tmp_path / "run" / "params.txt").read_text()
-    monkeypatch.chdir(tmp_path / "run" / "checkpoints")
-    trained = load_model(f"tiny-vit/epoch_{EPOCHS}.pt", device="cpu").make_objective()
-    assert (trained.name, float(trained.inv_tau), float(trained.beta)) == ("cloob", 25.0, 6.0)
 
 
 @pytest.mark.nightly
@@ -288,19 +293,39 @@ def test_clip_equals_open_clip_trains_own_loss(
     assert_same_training(found, plain_loop(start, pixels_and_tokens, clip_loss), start)
 
 
-def launch(ours: Sequence[str], theirs: Sequence[str]) -> None:
-    """Two processes under torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(Path(__file__).with_name("open_clip_worker.py")), *ours, "--", *theirs]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+def launch(ours: Sequence[str], theirs: Sequence[str], source: str, processes: int) -> None:
+    """One process, or several under torchrun, by open_clip_train of a folder or as it is installed."""
+    command = [sys.executable, "-m", "cloob.interop.open_clip"]
+    if processes > 1:
+        command[2:] = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += [str(Path(__file__).with_name("open_clip_worker.py"))]
+    command += [*ours, "--", *theirs, "--dist-backend=gloo"]
+    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1200)
+@versions
+def test_a_training_that_is_resumed_equals_one_that_is_not(
+    source: str, csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    for epochs, more in ((EPOCHS - 1, ["--save-frequency=1"]), (EPOCHS, ["--resume=latest"])):
+        theirs = arguments(csv, start, tmp_path, f"--batch-size={N}", f"--epochs={epochs}", *more)
+        launch(["--cloob-inv-tau=25", "--cloob-beta=6"], theirs, source, 1)
+    assert_same_training(outcome(tmp_path), plain_loop(start, pixels_and_tokens, cloob_loss), start)
+    trained = load_model(tmp_path / "run" / "checkpoints" / f"epoch_{EPOCHS}.pt", device="cpu").make_objective()
+    assert (trained.name, float(trained.inv_tau), float(trained.beta)) == ("cloob", 25.0, 6.0)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+@versions
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
 def test_two_processes_that_accumulate_equal_one(
-    learned: bool, csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path
+    learned: bool, source: str, csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     if learned:
         ours, loss = (
@@ -309,8 +334,7 @@ def test_two_processes_that_accumulate_equal_one(
         )
     else:
         ours, loss = ["--cloob-inv-tau=25", "--cloob-beta=6"], cloob_loss
-    theirs = arguments(csv, start, tmp_path, "--accum-freq=2", f"--batch-size={N // 4}", "--dist-backend=gloo")
-    launch(ours, theirs)
+    launch(ours, arguments(csv, start, tmp_path, "--accum-freq=2", f"--batch-size={N // 4}"), source, 2)
     found, expected = outcome(tmp_path), plain_loop(start, pixels_and_tokens, loss)
     assert_same_training(found, expected, start)
     if learned:

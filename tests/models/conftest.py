@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+import tiny_bert
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
@@ -44,12 +44,8 @@ def lively() -> Callable[..., DualEncoder]:
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny sentence-transformers folder of the interop tests; nobody writes into it."""
-    spec = importlib.util.spec_from_file_location("tiny_bert", Path(__file__).parents[1] / "interop" / "tiny_bert.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("bert")
-    module.build(folder)
+    tiny_bert.build(folder)
     return folder / "model"
 
 

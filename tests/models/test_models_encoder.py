@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from torch import Tensor, nn
 
+from cloob import cli
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
@@ -90,6 +94,16 @@ def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path: P
         encoder.objective_config = settings
         with pytest.raises(InputError, match=said):
             encoder.make_objective()
+
+
+def test_embed_takes_texts_from_lines_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(Path("model"), create_model("tiny-vit", seed=0), make_objective("cloob").config())
+    Path("texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    parquet.write_table(pa.table({"caption": TEXTS}), "texts.parquet")
+    for source, out in (("texts.txt", "lines.npy"), ("texts.parquet:caption", "column.npy")):
+        assert cli.main(["embed", "model", "--texts", source, "--out", out]) == 0
+        torch.testing.assert_close(torch.from_numpy(np.load(out)), load_model("model", "cpu").encode_text(TEXTS))
 
 
 def test_another_models_tokenizer_is_one_line() -> None:

@@ -41,7 +41,9 @@ def test_a_file_of_open_clips_training_with_siglip(tmp_path: Path) -> None:
     weights = trained.model.state_dict() | {"logit_bias": torch.tensor(-3.0)}
     weights["logit_scale"] = torch.tensor(10.0).log()
     state = {f"module.{key}": value.contiguous() for key, value in weights.items()}
-    file = tmp_path / "epoch_3.pt"
+    file = tmp_path / "run" / "checkpoints" / "epoch_3.pt"
+    file.parent.mkdir(parents=True)
+    (tmp_path / "run" / "params.txt").write_text("epochs: 3\nmodel: tiny-vit\n")
     optimizer = torch.optim.AdamW(trained.model.parameters()).state_dict()
     torch.save({"epoch": 3, "name": "x", "state_dict": state, "optimizer": optimizer}, file)
     encoder = create_model("tiny-vit", pretrained=str(file), seed=1)
@@ -51,6 +53,9 @@ def test_a_file_of_open_clips_training_with_siglip(tmp_path: Path) -> None:
     assert encoder.model.visual.proj.requires_grad
     for key, value in encoder.model.state_dict().items():
         assert torch.equal(value, weights[key]), key
+    by_its_path = load_model(file)  # ../params.txt names its towers
+    assert by_its_path.name == "tiny-vit" and by_its_path.objective_config == encoder.objective_config
+    assert torch.equal(by_its_path.model.visual.proj, weights["visual.proj"])
 
 
 def test_a_tag_brings_its_weights_activation_and_pixels(

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-import support
 from cloob.errors import InputError
 from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
-from support import write_pairs
 
 AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
 
@@ -61,25 +58,6 @@ def refused(load: Callable[[], object], *parts: str) -> None:
     assert "\n" not in str(caught.value)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
     assert "trust_remote_code=True" not in str(caught.value)
-
-
-def test_commands_refuse_it_in_one_line(
-    hostile: Path, marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pairs = write_pairs(tmp_path / "pairs", {f"{i}": ((60 * i, 0, 0), f"shade {i}") for i in range(4)})
-    run = ["--data", str(pairs), "--batch-size", "2", "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "o")]
-    encoders = ["--image-encoder", str(hostile), "--text-encoder", str(hostile)]
-    resumed = tmp_path / "run" / "checkpoints" / "step-00000001"
-    shutil.copytree(hostile, resumed / "model")
-    torch.save({}, resumed / "trainer.pt")
-    for words in (
-        ["eval", str(hostile), "--retrieval", str(pairs), "--out", str(tmp_path / "e"), "--workers", "0"],
-        ["train", "--init", str(hostile), *run],
-        ["train", *encoders, *run],
-        ["train", "--resume", str(resumed), *run],
-    ):
-        assert "asks for Python code of the model's own" in support.refused(capsys, *words)
-    assert not marker.exists()
 
 
 def cached(folder: Path, hub: Path, owner: str, name: str) -> None:

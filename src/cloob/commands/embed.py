@@ -1,4 +1,4 @@
-"""``cloob embed``: vectors of pictures in one file."""
+"""``cloob embed``: vectors of pictures or texts in one file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from cloob.errors import InputError
 
 @dataclass(frozen=True)
 class Options:
-    """Write the vectors of pictures into one file; for a run of `cloob train vectors`, those of its rows."""
+    """Write the vectors of pictures or texts into one file; for a run of `cloob train vectors`, those of its rows."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """Whatever `cloob index` takes: a folder, one picture, a table, shards; or an index. With --a or --b a run."""
-    out: Path  # FILE.npz, FILE.safetensors or FILE.parquet; with --a or --b FILE.npy, FILE.npz or FILE.safetensors.
+    """Whatever `cloob index` takes: a folder, one picture, a table, shards; or an index. With --a or --b a run,
+    with --texts a model."""
+    out: Path  # FILE.npz, .safetensors or .parquet; with --a, --b or --texts FILE.npy, .npz or .safetensors.
     a: str | None = None  # Rows for the run's head a, as --a of `cloob train vectors`.
     b: str | None = None  # Rows for the run's head b.
+    texts: str | None = None  # Texts for the model: a file of lines, or TABLE.parquet:COLUMN.
     model: str | None = None  # What `cloob eval` takes; for an index the name of one of its models.
     overwrite: bool = False  # Replace the file where it is there.
     machine: DecodeOptions = field(default_factory=DecodeOptions)
@@ -32,11 +34,11 @@ class Options:
 
 def run(options: Options) -> int:
     """Embeds; 1 where a picture could not be read."""
-    rows = [spec for spec in (options.a, options.b) if spec is not None]
+    rows = [spec for spec in (options.a, options.b, options.texts) if spec is not None]
     kinds = (".npy", ".npz", ".safetensors") if rows else (".npz", ".safetensors", ".parquet")
     check_out("--out", options.out, kinds, [*rows, options.source])
     refuse({f"{options.out}: exists; --overwrite replaces it": options.out.exists() and not options.overwrite})
-    exclusive(options, "a b model")
+    exclusive(options, "a b texts model")
     if rows:
         return _embed_rows(options)
     check_source(options.source, options.model)
@@ -48,18 +50,21 @@ def run(options: Options) -> int:
 
 
 def _embed_rows(options: Options) -> int:
-    """Writes a unit row for each row of --a or --b; one that is not finite gives NaN, and then the code is 1."""
+    """Writes a unit row for each text or row; one that is not finite gives NaN, and then the code is 1."""
     import numpy as np
 
-    from cloob.data.vectors import read_matrix
+    from cloob.data.vectors import read_ids, read_matrix
     from cloob.models.aligned.vectors import VectorEncoder
     from cloob.models.load import load_model
 
     encoder = load_model(options.source, options.machine.device)
-    if not isinstance(encoder, VectorEncoder):
+    if options.texts is not None:
+        vectors = encoder.encode_text(read_ids(options.texts)).cpu().numpy()
+    elif not isinstance(encoder, VectorEncoder):
         raise InputError(f"{options.source}: is no model of vectors; --a and --b are for runs of `cloob train vectors`")
-    spec, encode = (options.a, encoder.encode_a) if options.a is not None else (options.b, encoder.encode_b)
-    vectors = encode(read_matrix(str(spec))).cpu().numpy()
+    else:
+        spec, encode = (options.a, encoder.encode_a) if options.a is not None else (options.b, encoder.encode_b)
+        vectors = encode(read_matrix(str(spec))).cpu().numpy()
     _write(options.out, vectors)
     bad = int((~np.isfinite(vectors).all(1)).sum())
     left = f", {bad:,} of them NaN, as their numbers are not finite" if bad else ""

@@ -58,16 +58,7 @@ def run(options: Options) -> int:
             exported = export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
         settings = json.dumps(encoder.objective_config, indent=2, allow_nan=False)
         (folder / OBJECTIVE_FILE).write_text(settings, encoding="utf-8")
-        write_card(
-            folder,
-            facts,
-            name=name,
-            library=exported.library,
-            usage=exported.usage.replace("DIR", name),
-            notes=exported.notes,
-            tags=(*([facts.objective] if facts.objective else []), *exported.tags),
-            license=licence,
-        )
+        write_card(folder, facts, exported, name, licence)
     print(f"{options.target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {exported.summary}")
     steps: list[list[str | Path]] = [["eval", options.source, options.target, "--zeroshot", "demo:noto-emoji"]]
     if options.to == "onnx":

@@ -40,7 +40,7 @@ def read(words: Sequence[str]) -> Options:
 def run(options: Options) -> int:
     """Indexes and searches; 1 where some of it could not be read or copied."""
     from cloob.cache import cache_root
-    from cloob.models.photos import PHOTOS
+    from cloob.models.source import PHOTOS
 
     folder, model, name = Path(options.index), options.model, None
     refuse({f"{folder}: is an index; cloob search takes it": (folder / INDEX_FILE).exists()})

@@ -21,8 +21,7 @@ class Options:
 
 def run(options: Options) -> int:
     refuse({"--contains and --for exclude each other": options.contains and options.purpose})
-    from cloob.models.photos import PHOTOS
-    from cloob.models.source import known_models
+    from cloob.models.source import PHOTOS, known_models
 
     if options.purpose:
         for name, megabytes, pixels, licence, languages in PHOTOS:

@@ -11,7 +11,7 @@ from typing import Any
 
 from cloob.citation import BIBTEX
 from cloob.errors import InputError, require
-from cloob.export.exported import CARD_FILE
+from cloob.export.exported import CARD_FILE, Exported
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import find_model_folder, fingerprint
@@ -21,26 +21,14 @@ from cloob.objective.module import MEMBERS
 
 RESULTS_FILE = "results.json"
 PIPELINE = "zero-shot-image-classification"
+_WAYS = (("image_to_text", "image → text"), ("text_to_image", "text → image"))
 _SECTIONS = {
     "zeroshot": ("zero-shot", {"acc1": "top-1 %", "acc5": "top-5 %", "mean_per_class_recall": "mean per class %"}),
     "probe": ("linear probe", {"acc1": "top-1 %", "mean_per_class_recall": "mean per class %"}),
-    "retrieval": (
-        "retrieval",
-        {
-            f"{direction}@{k}": f"{arrow}, recall@{k} %"
-            for direction, arrow in (("image_to_text", "image → text"), ("text_to_image", "text → image"))
-            for k in (1, 5, 10)
-        },
-    ),
+    "retrieval": ("retrieval", {f"{way}@{k}": f"{arrow}, recall@{k} %" for way, arrow in _WAYS for k in (1, 5, 10)}),
 }
-_OBJECTIVES = {
-    "cloob": "CLOOB (InfoLOOB on embeddings retrieved from modern Hopfield networks, arXiv:2110.11316)",
-    "clip": "CLIP's objective (InfoNCE)",
-    "infoloob": "InfoLOOB (arXiv:2110.11316, without retrieval)",
-    "infonce-hopfield": "InfoNCE on embeddings retrieved from modern Hopfield networks",
-    "siglip": "SigLIP's sigmoid loss (arXiv:2303.15343)",
-    "siglip-hopfield": "SigLIP's sigmoid loss on embeddings retrieved from modern Hopfield networks",
-}
+_CONTRASTS = {"infoloob": "InfoLOOB, arXiv:2110.11316", "infonce": "InfoNCE", "sigmoid": "SigLIP's, arXiv:2303.15343"}
+_RETRIEVED = " on embeddings retrieved from modern Hopfield networks"
 _SCALES = {"τ⁻¹": "inv_tau", "β": "beta", "bias": "bias", "scale": "scale"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _HUB_MODEL = re.compile(r"hf-hub:[\w-][\w.-]*/[\w.-]+")
@@ -67,25 +55,18 @@ def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None)
     return Facts(encoder, objective, training, row, level)
 
 
-def write_card(
-    folder: Path,
-    facts: Facts,
-    *,
-    name: str,
-    library: str,
-    usage: str,
-    notes: Sequence[str] = (),
-    tags: Sequence[str] = (),
-    license: str | None = None,
-) -> None:
+def write_card(folder: Path, facts: Facts, exported: Exported, name: str, license: str | None = None) -> None:
+    """Writes the card of an export, called ``name`` where it will be."""
     short = name.rpartition("/")[2]
-    parts = [f"# {short}", _summary(facts), f"## How to use it\n\n{usage.strip()}"]
-    if notes:
-        parts.append("## What to know\n\n" + "\n".join(f"- {note}" for note in notes))
+    usage = exported.usage.replace("DIR", name).strip()
+    parts = [f"# {short}", _summary(facts), f"## How to use it\n\n{usage}"]
+    if exported.notes:
+        parts.append("## What to know\n\n" + "\n".join(f"- {note}" for note in exported.notes))
     parts += [f"## Training\n\n{_training_table(facts)}", f"## Results\n\n{_results_table(facts)}"]
     given = f"`{license}`." if license else "Not given; ask whoever published the model before you use it."
     parts += [f"## Licence\n\n{given}", f"## Citation\n\n```bibtex\n{BIBTEX}```"]
-    head = _metadata(facts, short, library, [*dict.fromkeys(tags)], license)
+    tags = [*dict.fromkeys(tag for tag in (facts.objective, *exported.tags) if tag)]
+    head = _metadata(facts, short, exported.library, tags, license)
     write_whole(folder / CARD_FILE, f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n")
 
 
@@ -109,8 +90,10 @@ def _metadata(facts: Facts, name: str, library: str, tags: list[str], license: s
 
 
 def _summary(facts: Facts) -> str:
-    objective = f", trained with {_OBJECTIVES.get(facts.objective, facts.objective)}" if facts.objective else ""
-    encoder = facts.encoder
+    encoder, objective = facts.encoder, ""
+    if facts.objective:
+        contrast, retrieves = MEMBERS[facts.objective]
+        objective = f", trained with {facts.objective} ({_CONTRASTS[contrast]}{_RETRIEVED if retrieves else ''})"
     millions = sum(value.numel() for value in encoder.model.parameters()) / 1e6
     return (
         f"An image tower and a text tower that share an embedding space ({encoder.name}, {millions:.1f} million "
@@ -142,8 +125,9 @@ def _results_table(facts: Facts) -> str:
         kind, labels = _SECTIONS[section]
         ends = numbers.get(f"{key}_interval")
         around = f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
-        count = _cell(numbers.get("n", "–"))
-        rows.append([f"{kind}, {_cell(set_name)}", labels[key], f"{100 * value:.1f}{around}", count])
+        rows.append(
+            [f"{kind}, {_cell(set_name)}", labels[key], f"{100 * value:.1f}{around}", f"{numbers.get('n', '–')}"]
+        )
     if not rows:
         return "Not measured: `cloob eval` measures, and writes a results.json that a card takes up."
     table = _table(["", "", f"({facts.level:.0%} interval)", "n"], rows)

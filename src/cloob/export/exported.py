@@ -18,8 +18,8 @@ from cloob.models.source import check_not_source
 
 CARD_FILE = "README.md"
 _PACKAGES = {
-    "transformers": ("export", ("transformers", "tokenizers", "huggingface_hub")),
-    "onnx": ("export", ("onnx", "onnxscript", "onnxruntime", "tokenizers")),
+    "transformers": ("transformers", "tokenizers", "huggingface_hub"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime", "tokenizers"),
 }
 
 
@@ -40,10 +40,9 @@ class Exported:
 
 def check_packages(to: str) -> None:
     """Raises InputError where a package that an export needs is not installed, before any is imported."""
-    extra, packages = _PACKAGES[to]
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"{package} is not installed; {install(extra)} brings it")
+    missing = next((package for package in _PACKAGES[to] if importlib.util.find_spec(package) is None), None)
+    if missing:
+        raise InputError(f"{missing} is not installed; {install('export')} brings it")
 
 
 def check_target(source: str, target: Path, kind: str, is_kind: Callable[[Path], bool], *, overwrite: bool) -> None:

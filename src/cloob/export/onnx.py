@@ -16,17 +16,14 @@ from torch import Tensor
 from cloob.errors import InputError, one_line, require
 from cloob.evaluation.sets.labelled import LabelledSet, open_labelled
 from cloob.evaluation.suite import evaluate
-from cloob.export.exported import Exported, Unsupported, quiet
+from cloob.export.exported import Exported, quiet
 from cloob.export.towers import Tower, towers_of, worst_difference
 from cloob.export.transformers import processor_config
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.plain import Graph, graph_file, write_config
-from cloob.models.onnx.tokens import tokenizer_note
+from cloob.models.onnx import Graph, graph_file, write_config
+from cloob.models.tokens import tokenizer_note
 
-OPSET = 20
-"""Of the standard's versions the first with GELU as one operator; onnxruntime runs it since 1.17."""
-DEFAULT_SET = "demo:noto-emoji"
-"""Measured on where no set is given: it comes with the package."""
+OPSET = 20  # the first with GELU as one operator; onnxruntime runs it since 1.17
 _USAGE = """```python
 import cloob
 
@@ -87,7 +84,7 @@ print(images @ run("onnx/text_model.onnx", np.array(tokens)).T)
 @torch.no_grad()
 def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets: Sequence[str] = ()) -> Exported:
     """Writes the graphs of both towers into a folder, with the tokenizer and ``onnx.json``."""
-    opened = [open_labelled(name) for name in sets or (DEFAULT_SET,)] if int8 else []
+    opened = [open_labelled(name) for name in sets or ("demo:noto-emoji",)] if int8 else []
     towers = towers_of(encoder)
     pad = towers[1].pad
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-onnx-") as plain:
@@ -108,12 +105,10 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets:
     precision = config["precision"]
     _join(folder, precision, math.exp(config["logit_scale"]))
     text = graph_file(folder, "text", precision).name
+    how = f"also takes rows without the padding that all of them share ({pad})"
     if pad is None:
-        notes.append(f'`{text}` takes {encoder.context_length} tokens, padding included (`padding: "max_length"`).')
-    else:
-        notes.append(f"`{text}` also takes rows without the padding that all of them share ({pad}).")
-    notes.append(_write_settings(encoder, folder, precision))
-    notes.append(tokenizer_note(config["tokenizer"]))
+        how = f'takes {encoder.context_length} tokens, padding included (`padding: "max_length"`)'
+    notes += [f"`{text}` {how}.", _write_settings(encoder, folder, precision), tokenizer_note(config["tokenizer"])]
     summary = "cloob.load_model, transformers.js and any ONNX runtime read it"
     usage = _USAGE.replace("fp32", "q8").replace("model.onnx", "model_quantized.onnx") if int8 else _USAGE
     return Exported("onnx", summary, usage, tuple(notes), ("onnx", "transformers.js"))
@@ -124,11 +119,10 @@ def _write_settings(encoder: DualEncoder, folder: Path, precision: str) -> str:
     beside = {"use_external_data_format": precision == "float32"}
     content = {"model_type": "clip", "architectures": ["CLIPModel"], "transformers.js_config": beside}
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    try:
-        content = processor_config(encoder)
-    except Unsupported:
+    processor = processor_config(encoder)
+    if processor is None:
         return "transformers.js cannot prepare this model's pictures: `preprocessor_config.json` is missing."
-    (folder / "preprocessor_config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
     return "transformers.js resizes pictures in its own way, turns none by its EXIF tag, and drops what is transparent."
 
 
@@ -164,18 +158,17 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
             opset_version=OPSET,
             verbose=False,
         )
-        _strip_metadata(program.model)
-        save = require("onnx_ir", "export").save
-        save(program.model, path, external_data=f"{path.name}_data")  # mapped: opened in a third of the time
+        # Source locations hold local paths. Weights beside the graph are mapped: it opens in a third of the time.
+        require("onnx_ir.passes.common", "export").ClearMetadataAndDocStringPass()(program.model)
+        require("onnx_ir", "export").save(program.model, path, external_data=f"{path.name}_data")
     return worst_difference(encoder.name, tower, _runner(path, encoder))
 
 
 def _quantise(encoder: DualEncoder, tower: Tower, source: Path, target: Path) -> float:
     """Writes a graph whose matrix products run in integers; returns how much an entry of its rows is off at most.
 
-    Weights are quantised a column at a time, activations as they come. Weights have 7 bits: on x86 processors without
-    VNNI a product of 8 bits with 8 bits would saturate, and figures that are measured on one machine would not hold on
-    another. Convolutions stay as they are: onnxruntime's integer convolution is slower on a CPU than that of floats.
+    Weights have 7 bits: on x86 processors without VNNI a product of 8 bits with 8 bits would saturate, and figures of
+    one machine would not hold on another. onnxruntime's integer convolution is slower on a CPU than that of floats.
     """
     quantization: Any = require("onnxruntime.quantization", "export")
     path = graph_file(target, tower.kind, "int8")
@@ -226,17 +219,5 @@ def _costs(plain: Path, quantised: Path, sets: Sequence[LabelledSet]) -> Iterato
 
 
 def _runner(path: Path, encoder: DualEncoder) -> Callable[[Tensor], Tensor]:
-    """A graph as a function of torch's tensors."""
     graph = Graph(path, encoder.embed_dim)
     return lambda items: torch.from_numpy(graph(items.numpy()))
-
-
-def _strip_metadata(model: Any) -> None:
-    """Removes source locations, which contain local paths."""
-    nodes = list(model.graph.all_nodes())
-    values = [value for node in nodes for value in node.outputs]
-    values += [*model.graph.inputs, *model.graph.initializers.values()]
-    for part in (model, model.graph, *nodes, *values):
-        part.metadata_props.clear()
-    for node in nodes:
-        node.doc_string = None

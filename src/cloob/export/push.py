@@ -6,15 +6,13 @@ import json
 import shutil
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, one_line, require
 from cloob.export.card import Facts, write_card
-from cloob.export.exported import Unsupported
+from cloob.export.exported import Exported, Unsupported, quiet
 from cloob.export.transformers import export_transformers
 from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder
@@ -64,20 +62,17 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
     if encoder.config.kind == "open_clip":
         _name_tokenizer(folder, name)
         usage, library = _USAGE_HERE + _USAGE_OPEN_CLIP, "open_clip"
-    notes: tuple[str, ...]
-    tags: tuple[str, ...] = (library, "clip", *([facts.objective] if facts.objective else []))
-    without = None
+    tags: tuple[str, ...] = (library, "clip")
     try:
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            exported = export_transformers(encoder, Path(place))
+            theirs = export_transformers(encoder, Path(place))
             shutil.copytree(place, folder, dirs_exist_ok=True)
-        usage += f"\nWith transformers:\n\n{exported.usage}"
-        notes, tags = exported.notes, (*tags, *exported.tags)
+        without, notes, tags = None, theirs.notes, (*tags, *theirs.tags)
+        usage += f"\nWith transformers:\n\n{theirs.usage}"
     except Unsupported as error:
         without = one_line(error).partition(": ")[2].rpartition("; ")[0]
         notes = (f"There are no files of transformers: {without}.",)
-    usage = usage.replace("DIR", name)
-    write_card(folder, facts, name=name, library=library, usage=usage, notes=notes, tags=tags, license=license)
+    write_card(folder, facts, Exported(library, "", usage, notes, tags), name, license)
     return without
 
 
@@ -108,7 +103,7 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     interface = hub.HfApi(endpoint=require("huggingface_hub.constants", "export").ENDPOINT)
     state = "nothing was sent"
     try:
-        with _quiet_hub(hub):
+        with nullcontext() if sys.stderr.isatty() else quiet():  # progress bars are for a terminal
             address = interface.create_repo(name, private=private, exist_ok=True)
             if private and not interface.repo_info(name).private:  # it was there already, and stays as it was
                 public = f"{name}: is there already and is public"
@@ -125,21 +120,6 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     except Exception as error:  # its errors, those of the library under it and xet's have no common class
         raise _failure(f"{name}: {interface.endpoint}", state, error) from error
     return str(address)
-
-
-@contextmanager
-def _quiet_hub(hub: Any) -> Iterator[None]:
-    """Shows the hub's progress bars in a terminal alone."""
-    hidden = hub.utils.are_progress_bars_disabled()
-    if not sys.stderr.isatty():
-        hub.utils.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        if not hidden:
-            hub.utils.enable_progress_bars()
 
 
 def _failure(where: str, state: str, error: BaseException) -> Exception:

@@ -92,17 +92,15 @@ def worst_difference(name: str, tower: Tower, run: Callable[[Tensor], Tensor], m
     """
     worst = 0.0
     for n in _BATCHES:
-        items, wanted = tower.samples[:n], tower.wanted[:n]
-        tried = [items]
+        items, tried = tower.samples[:n], [tower.samples[:n]]
         if tower.pad is not None:
             longest = int(((items != tower.pad) * torch.arange(1, items.shape[1] + 1)).max())
             tried.append(items[:, : max(longest, 2)].contiguous())
         for some in tried:
-            worst = max(worst, float((run(some) - wanted).abs().nan_to_num(torch.inf).max()))
+            worst = max(worst, float((run(some) - tower.wanted[:n]).abs().nan_to_num(torch.inf).max()))
     if worst > most:
-        raise InputError(
-            f"{name}: the exported {tower.kind} tower is off by {worst:.1g} (at most {most:.0e}); nothing is written"
-        )
+        what = f"the exported {tower.kind} tower is off by {worst:.1g} (at most {most:.0e})"
+        raise InputError(f"{name}: {what}; nothing is written")
     return worst
 
 

@@ -7,6 +7,7 @@ for is refused, and what was written is read by transformers and compared with t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from cloob.errors import require
 from cloob.export.exported import Exported, Unsupported, quiet
 from cloob.models.encoder import DualEncoder, causal_tower, evaluating
 from cloob.models.tokenizer import ClipTokenizer, clip_rules
+from cloob.models.tokens import FileTokenizer, NoTokenizer
 from cloob.models.towers import translated
 from cloob.models.weights.containers import write_safetensors
 from cloob.models.weights.hf_clip import key_map
-from cloob.models.weights.tokens import FileTokenizer, NoTokenizer
+from cloob.models.weights.keymap import Part
 
 TOLERANCE = 1e-5
 """Greatest difference of a feature, relative to the largest one where that is above 1."""
@@ -76,13 +78,15 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
 
     Unsupported where transformers has no such towers, or makes another model of the folder.
     """
-    text = _text_tower(encoder)
-    state = _state(encoder, text)
+    encoder.check_weights()
+    for why in _refusals(encoder):
+        raise Unsupported(f"{encoder.name}: {why}; --to onnx takes it")
     specials, notes = _write_tokenizer(encoder, folder)
-    _write_configs(encoder, text, specials, folder)
+    _write_configs(encoder, specials, folder)
     _write_sentence_transformers(folder)
-    write_safetensors(folder / "model.safetensors", state)
-    _check(encoder, folder)
+    write_safetensors(folder / "model.safetensors", _state(encoder))
+    for why in _differences(encoder, folder):
+        raise Unsupported(f"{encoder.name}: {why}; --to onnx takes it")
     if encoder.preprocess_cfg.get("resize_mode") != "squash":
         notes.append(_CROPPED.format(size=encoder.image_size))
     summary = "transformers and sentence-transformers read it"
@@ -90,39 +94,56 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
 
 
 def _text_tower(encoder: DualEncoder) -> Any:
-    """The module with the parts of the text tower; Unsupported for towers of a kind that ``CLIPModel`` has not."""
-    encoder.check_weights()
-    kind, visual = encoder.config.kind, getattr(encoder.model, "visual", None)
-    tower = None if kind == "aligned" else causal_tower(encoder.model, encoder.context_length)
-    image_tower = type(getattr(visual, "trunk", visual)).__name__
-    for refused, why in (
-        (kind == "aligned", "heads on frozen encoders, and transformers has no such model"),
-        (
-            kind != "open_clip" or type(visual).__name__ != "VisionTransformer",
-            f"its image tower is a {image_tower}, and CLIPModel has only CLIP's own ViT",
-        ),
-        (tower is None, "its text tower is not CLIP's causal one, as CLIPModel's is"),
-        (isinstance(encoder.tokenizer, NoTokenizer), "it takes tokens, not texts, as it has no tokenizer"),
-        (encoder.objective_config.get("contrast") == "sigmoid", "CLIPModel has no place for logit_bias"),
-    ):
-        if refused:
-            raise _unsupported(encoder, why)
-    return encoder.model.get_submodule(str(tower))
+    return encoder.model.get_submodule(causal_tower(encoder.model, encoder.context_length) or "")
 
 
-def _unsupported(encoder: DualEncoder, why: str) -> Unsupported:
-    return Unsupported(f"{encoder.name}: {why}; --to onnx takes it")
-
-
-def _state(encoder: DualEncoder, text: Any) -> dict[str, Tensor]:
-    """The weights by Hugging Face's names, float32; Unsupported where there are others than ``CLIPModel`` has."""
-    weights = {key.removeprefix("text."): value for key, value in encoder.model.state_dict().items()}
-    plan = key_map(*(len(tower.transformer.resblocks) for tower in (text, encoder.model.visual)))
+def _refusals(encoder: DualEncoder) -> Iterator[str]:
+    """Why ``CLIPModel`` cannot be this model, the plainest reason first."""
+    tokenizer: Any = encoder.tokenizer
+    model, kind = encoder.model, encoder.config.kind
+    visual = getattr(model, "visual", None)
+    if kind == "aligned":
+        yield "heads on frozen encoders, and transformers has no such model"
+    if kind != "open_clip" or type(visual).__name__ != "VisionTransformer":
+        image_tower = type(getattr(visual, "trunk", visual)).__name__
+        yield f"its image tower is a {image_tower}, and CLIPModel has only CLIP's own ViT"
+    if causal_tower(model, encoder.context_length) is None:
+        yield "its text tower is not CLIP's causal one, as CLIPModel's is"
+    if isinstance(tokenizer, NoTokenizer):
+        yield "it takes tokens, not texts, as it has no tokenizer"
+    theirs = hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained") and tokenizer.clean_fn is not None
+    if not theirs and not isinstance(tokenizer, ClipTokenizer | FileTokenizer):
+        yield f"transformers has no {type(tokenizer).__name__}"
+    if encoder.objective_config.get("contrast") == "sigmoid":
+        yield "CLIPModel has no place for logit_bias"
+    weights, plan = _weights(encoder), _plan(encoder)
     for differ, have in ((weights.keys() - plan.keys(), "has no place for"), (plan.keys() - weights.keys(), "needs")):
         if differ:
-            raise _unsupported(encoder, f"CLIPModel {have} {', '.join(sorted(differ)[:2])}")
-    state: dict[str, Tensor] = {}
-    for key, part in plan.items():  # as fill reads them, the other way round
+            yield f"CLIPModel {have} {', '.join(sorted(differ)[:2])}"
+    for tower in (_text_tower(encoder), visual):
+        if (activation := _activation(tower)) not in _ACTIVATIONS:
+            yield f"CLIPModel has no activation {activation}"
+    if processor_config(encoder) is None:
+        yield "CLIPImageProcessor cannot prepare pictures by its resize_mode and interpolation"
+
+
+def _activation(tower: Any) -> str:
+    gelu = tower.transformer.resblocks[0].mlp.gelu
+    return type(gelu).__name__ + (" tanh" if getattr(gelu, "approximate", "none") == "tanh" else "")
+
+
+def _plan(encoder: DualEncoder) -> dict[str, Part]:
+    return key_map(*(len(tower.transformer.resblocks) for tower in (_text_tower(encoder), encoder.model.visual)))
+
+
+def _weights(encoder: DualEncoder) -> dict[str, Tensor]:
+    return {key.removeprefix("text."): value for key, value in encoder.model.state_dict().items()}
+
+
+def _state(encoder: DualEncoder) -> dict[str, Tensor]:
+    """The weights by Hugging Face's names, float32: as ``fill`` reads them, the other way round."""
+    weights, state = _weights(encoder), dict[str, Tensor]()
+    for key, part in _plan(encoder).items():
         value = weights[key].detach().float().cpu()
         pieces = value.chunk(len(part.names)) if len(part.names) > 1 else (value,)
         for name, piece in zip(part.names, pieces, strict=True):
@@ -141,9 +162,7 @@ def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list
     if isinstance(tokenizer, FileTokenizer):
         tokenizer.save_pretrained(folder)
         return (int(tokenizer.ids(["a"])[0, 0]), int(tokenizer.end or 0), int(tokenizer.pad or 0)), [cut]
-    theirs: Any = getattr(tokenizer, "tokenizer", None)
-    if not hasattr(theirs, "save_pretrained") or getattr(tokenizer, "clean_fn", None) is None:
-        raise _unsupported(encoder, f"transformers has no {type(tokenizer).__name__}")
+    theirs = tokenizer.tokenizer
     theirs.save_pretrained(folder)
     numbers = (theirs.bos_token_id, theirs.cls_token_id, theirs.eos_token_id)
     start = next(number for number in numbers if number is not None)
@@ -167,81 +186,58 @@ def _write_clip(tokenizer: ClipTokenizer, folder: Path) -> Specials:
     return tokenizer.sot_token_id, tokenizer.eot_token_id, tokenizer.eot_token_id
 
 
-def _write_configs(encoder: DualEncoder, text: Any, specials: Specials, folder: Path) -> None:
-    start, end, pad = specials
-    if end != text.token_embedding.num_embeddings - 1:
-        raise _unsupported(encoder, "texts do not end with the highest token")
-    visual = encoder.model.visual
-    patch, size = visual.conv1.kernel_size, visual.image_size
-    if patch[0] != patch[1] or size[0] != size[1] or size[0] % patch[0]:
-        raise _unsupported(encoder, "CLIPModel wants square patches that fill a square")
+def _write_configs(encoder: DualEncoder, specials: Specials, folder: Path) -> None:
+    text, visual = _text_tower(encoder), encoder.model.visual
     text_config = {
         "model_type": "clip_text_model",
         "vocab_size": text.token_embedding.num_embeddings,
         "max_position_embeddings": encoder.context_length,
-        "bos_token_id": start,
-        "eos_token_id": end,  # the real one: at 2 transformers would pool where the highest token is
-        "pad_token_id": pad,
-        **_tower(encoder, text.transformer, text.ln_final),
+        # The end is the real one: at 2 transformers would pool where the highest token is.
+        **dict(zip(("bos_token_id", "eos_token_id", "pad_token_id"), specials, strict=True)),
+        **_tower(encoder, text, text.ln_final),
     }
     vision_config = {
         "model_type": "clip_vision_model",
-        "image_size": size[0],
-        "patch_size": patch[0],
+        "image_size": encoder.image_size,
+        "patch_size": visual.conv1.kernel_size[0],
         "num_channels": 3,
-        **_tower(encoder, visual.transformer, visual.ln_post),
+        **_tower(encoder, visual, visual.ln_post),
     }
-    config = {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": encoder.embed_dim,
-        "logit_scale_init_value": 2.6592,
-        "torch_dtype": "float32",
-        "text_config": text_config,
-        "vision_config": vision_config,
-        "cloob": encoder.objective_config,
-    }
-    _write_json(folder / "config.json", config)
+    config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": encoder.embed_dim}
+    config |= {"logit_scale_init_value": 2.6592, "torch_dtype": "float32", "cloob": encoder.objective_config}
+    _write_json(folder / "config.json", config | {"text_config": text_config, "vision_config": vision_config})
     _write_json(folder / "preprocessor_config.json", processor_config(encoder))
 
 
-def _tower(encoder: DualEncoder, transformer: Any, norm: nn.LayerNorm) -> dict[str, Any]:
-    block = transformer.resblocks[0]
-    gelu = block.mlp.gelu
-    kind = type(gelu).__name__ + (" tanh" if getattr(gelu, "approximate", "none") == "tanh" else "")
-    if kind not in _ACTIVATIONS:
-        raise _unsupported(encoder, f"CLIPModel has no activation {kind}")
+def _tower(encoder: DualEncoder, tower: Any, norm: nn.LayerNorm) -> dict[str, Any]:
+    block = tower.transformer.resblocks[0]
     return {
         "hidden_size": block.ln_1.normalized_shape[0],
         "intermediate_size": block.mlp.c_fc.out_features,
-        "num_hidden_layers": len(transformer.resblocks),
+        "num_hidden_layers": len(tower.transformer.resblocks),
         "num_attention_heads": block.attn.num_heads,
-        "hidden_act": _ACTIVATIONS[kind],
+        "hidden_act": _ACTIVATIONS[_activation(tower)],
         "layer_norm_eps": norm.eps,
         "projection_dim": encoder.embed_dim,
     }
 
 
-def processor_config(encoder: DualEncoder) -> dict[str, Any]:
-    """How ``CLIPImageProcessor`` prepares pictures; Unsupported where it cannot."""
+def processor_config(encoder: DualEncoder) -> dict[str, Any] | None:
+    """How ``CLIPImageProcessor`` prepares pictures; None where it cannot."""
     preprocess, side = encoder.preprocess_cfg, encoder.image_size
     mode, interpolation = preprocess.get("resize_mode") or "shortest", preprocess.get("interpolation") or "bicubic"
     if mode not in ("shortest", "squash") or interpolation not in _RESAMPLE:
-        how = f"resize_mode {mode!r}, interpolation {interpolation!r}"
-        raise _unsupported(encoder, f"CLIPImageProcessor cannot prepare pictures by {how}")
+        return None
     square = {"height": side, "width": side}
     return {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
+        **dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True),
         "size": {"shortest_edge": side} if mode == "shortest" else square,
         "resample": _RESAMPLE[interpolation],
         "do_center_crop": mode == "shortest",
         "crop_size": square,
-        "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "do_normalize": True,
         "image_mean": list(encoder.mean),
         "image_std": list(encoder.std),
     }
@@ -271,34 +267,29 @@ def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _check(encoder: DualEncoder, folder: Path) -> None:
-    """Reads the folder with transformers; Unsupported where it cannot, or features or tokens are not the model's."""
+@torch.no_grad()
+def _differences(encoder: DualEncoder, folder: Path) -> Iterator[str]:
+    """What transformers computes otherwise: features of the same pixels and tokens, not normalised, and tokens."""
     library: Any = require("transformers", "export")
     with quiet(), translated(f"{encoder.name}: transformers cannot read the export"):
         model = library.CLIPModel.from_pretrained(folder).eval()
         tokenizer = library.AutoTokenizer.from_pretrained(folder)
-    for what, own, theirs in _features(encoder, model):
-        apart = float((own - theirs).abs().max() / own.abs().max().clamp_min(1))
-        if not apart <= TOLERANCE:
-            raise _unsupported(encoder, f"CLIPModel computes another {what} feature ({apart:.1e} apart)")
-    for text in _PLAIN:
-        tokens = encoder.tokenizer([text])[0].tolist()
-        others = tokenizer(text, truncation=True, max_length=encoder.context_length)["input_ids"]
-        if tokens[: len(others)] != others:
-            raise _unsupported(encoder, f"transformers makes other tokens of {text!r}")
-
-
-@torch.no_grad()
-def _features(encoder: DualEncoder, model: Any) -> list[tuple[str, Tensor, Tensor]]:
-    """What the encoder and ``CLIPModel`` compute for the same pixels and tokens, not normalised."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(2, 3, encoder.image_size, encoder.image_size, generator=generator)
     end, length = model.config.text_config.eos_token_id, encoder.context_length
-    tokens = torch.randint(1, end, (4, length), generator=generator)
+    tokens = torch.randint(1, model.config.text_config.vocab_size - 1, (4, length), generator=generator)
     for row, last in enumerate((length - 1, length // 2, 2, 1)):
         tokens[row, min(last, length - 1) :] = end
     with evaluating(encoder):
-        own = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
-    theirs = [model.get_image_features(pixels), model.get_text_features(tokens)]
-    theirs = [getattr(value, "pooler_output", value) for value in theirs]  # of transformers 5
-    return list(zip(("image", "text"), own, theirs, strict=True))
+        features = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
+    others = model.get_image_features(pixels), model.get_text_features(tokens)
+    for what, own, other in zip(("image", "text"), features, others, strict=True):
+        other = getattr(other, "pooler_output", other)  # of transformers 5
+        apart = float((own - other).abs().max() / own.abs().max().clamp_min(1))
+        if not apart <= TOLERANCE:
+            yield f"CLIPModel computes another {what} feature ({apart:.1e} apart)"
+    for text in _PLAIN:
+        wanted = encoder.tokenizer([text])[0].tolist()
+        found = tokenizer(text, truncation=True, max_length=length)["input_ids"]
+        if wanted[: len(found)] != found:
+            yield f"transformers makes other tokens of {text!r}"

@@ -3,15 +3,11 @@
     import mteb, cloob.interop.mteb
     mteb.evaluate(mteb.get_model("cloob/runs/demo/cloob"), mteb.get_tasks(["CIFAR10ZeroShot"]))
 
-``python -m cloob.interop.mteb run -m cloob/runs/demo/cloob -t CIFAR10ZeroShot`` is MTEB's command line with these names
-known to it. A name is ``cloob/`` and whatever :func:`cloob.load_model` takes: a run, checkpoint or model folder (an
-absolute path gives ``cloob//…``), ``NAME/TAG`` of open_clip, ``hf-hub:…``, ``local-dir:…``.
+``python -m cloob.interop.mteb`` is MTEB's command line with these names known to it. A name is ``cloob/`` and whatever
+:func:`cloob.load_model` takes. MTEB keeps results by name and revision: the revision of a folder or file is a hash of
+its bytes, so that a run that goes on is another model to it; that of what is not on this machine is ``None``.
 
-MTEB keeps results by name and revision. The revision of a folder or file is a hash of its bytes, so that a run that
-goes on is another model to it; that of what is not on this machine is ``None``.
-
-Images and texts become unit rows. Of items with both (MTEB's multimodal queries and documents) the embedding is the
-unit row of the sum, as MTEB's own CLIP models do it; no training has made that sum meaningful. MTEB 2.26.
+Of items with an image and a text the embedding is the unit row of the sum, as MTEB's own CLIP models do it. MTEB 2.26.
 """
 
 from __future__ import annotations
@@ -20,7 +16,6 @@ import importlib
 import json
 from collections import UserDict
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,29 +35,21 @@ with command_line(__name__), needs("train"):
 
     require("mteb", "mteb")
 from mteb.models.abs_encoder import AbsEncoder  # type: ignore[import-not-found, unused-ignore]
-from mteb.models.model_meta import (  # type: ignore[import-not-found, unused-ignore]
-    ModelMeta,
-    ScoringFunction,
-)
+from mteb.models.model_meta import ModelMeta, ScoringFunction  # type: ignore[import-not-found, unused-ignore]
 
 PREFIX = "cloob/"
 
 
 class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped where mteb is not installed
-    """A model of ours under MTEB's ``EncoderProtocol``."""
+    """A model of ours under MTEB's ``EncoderProtocol``; ``revision`` has no effect."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
+    def __init__(self, model_name: str, revision: str | None = None, device: str | None = None, **_: Any) -> None:
+        self.encoder: Encoder = load_model(model_name.removeprefix(PREFIX), device=device or "auto")
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], **_: Any) -> Tensor:
-        """Embeds what a loader of MTEB hands out: batches with n texts (``text``), n PIL images (``image``), or both.
-
-        Returns:
-            (all items, D) unit rows, float32 on the CPU.
-        """
+        """Unit rows of what a loader of MTEB hands out: batches of texts (``text``), PIL images (``image``) or both."""
         with evaluating(self.encoder):
-            parts = [self._embed(batch) for batch in inputs]
-        return torch.cat(parts)
+            return torch.cat([self._embed(batch) for batch in inputs])
 
     def _embed(self, batch: Mapping[str, Any]) -> Tensor:
         embedded = []
@@ -72,11 +59,6 @@ class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped 
             pixels = torch.stack([self.encoder.preprocess(upright(image)) for image in batch["image"]])
             embedded.append(self.encoder.encode_image(pixels.to(getattr(self.encoder, "device", "cpu"))))
         return F.normalize(sum(embedded[1:], embedded[0]), dim=1).float().cpu()
-
-
-def load(model_name: str, revision: str | None = None, device: str | None = None, **_: Any) -> CloobEncoder:
-    """Loads a model by its name, as MTEB's registry calls it; ``revision`` has no effect."""
-    return CloobEncoder(load_model(model_name.removeprefix(PREFIX), device=device or "auto"))
 
 
 def meta(model_name: str) -> ModelMeta:
@@ -92,7 +74,7 @@ def meta(model_name: str) -> ModelMeta:
         ("release_date", "n_parameters", "memory_usage_mb", "license", "public_training_code", "public_training_data")
     )
     return ModelMeta(
-        loader=partial(load),
+        loader=CloobEncoder,
         name=model_name,
         revision=None if place is None else folder_key(place, "cpu"),
         languages=["eng-Latn"],
@@ -116,10 +98,8 @@ class _Registry(UserDict[str, Any]):
     def __contains__(self, name: object) -> bool:
         return name in self.data or (isinstance(name, str) and name.startswith(PREFIX))
 
-    def __missing__(self, name: str) -> ModelMeta:
-        if not name.startswith(PREFIX):
-            raise KeyError(name)
-        return meta(name)
+    def __getitem__(self, name: str) -> ModelMeta:
+        return meta(name) if name not in self.data and name.startswith(PREFIX) else self.data[name]
 
 
 _lookup: Any = importlib.import_module("mteb.models.get_model_meta")

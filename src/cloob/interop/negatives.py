@@ -24,19 +24,10 @@ from cloob.objective import ContrastiveObjective, check_finite
 def contrast_with_negatives(
     objective: ContrastiveObjective, anchors: Tensor, positives: Tensor, negatives: Tensor
 ) -> Tensor:
-    """The objective of N pairs with M further candidates for the anchors.
+    """The 0-d loss of (N, D) anchors and positives, unit rows, with (M, D) further candidates for the anchors.
 
-    Args:
-        objective: Any of the family but the sigmoid loss, which has no softmax that the candidates could join.
-        anchors: (N, D) unit rows.
-        positives: (N, D) unit rows.
-        negatives: (M, D) unit rows.
-
-    Returns:
-        0-d loss.
-
-    Raises:
-        ValueError: The sigmoid loss; shapes do not fit; N < 2 without gather; a row is not finite or zero.
+    Any member of the family but the sigmoid loss, which has no softmax that the candidates could join. ValueError for
+    shapes that do not fit, N < 2 without gather, and rows that are not finite or zero.
     """
     if objective.training:
         objective.clamp_()

@@ -3,11 +3,11 @@
     python -m cloob.interop.open_clip --cloob-inv-tau 30 -- --train-data pairs.csv --csv-separator , --model ViT-B-32 …
     torchrun --nproc-per-node 8 -m cloob.interop.open_clip --cloob-objective cloob -- --train-data …
 
-Options that begin with ``--cloob-`` are ours (``--help`` lists them), all others are open_clip_train's own (3.3). The
-launcher replaces four names of ``open_clip_train.main``: ``create_loss`` returns an :class:`OpenClipLoss`,
-``train_one_epoch`` sets the model's ``logit_scale`` around the epoch and writes the objective into the checkpoint,
-``parse_args`` writes it into ``params.txt``, and ``create_model_and_transforms`` takes the bias out of SigLIP's models:
-no objective here trains it. Our tiny models are known (``--model tiny-vit``).
+Options that begin with ``--cloob-`` are ours (``--help`` lists them), all others open_clip_train's own (3.3, or 4 as of
+its main branch). The launcher replaces four names of ``open_clip_train.main``: ``create_loss`` (in 4 ``create_task``)
+brings an :class:`OpenClipLoss`, ``train_one_epoch`` sets the model's ``logit_scale`` around the epoch and writes the
+objective into the checkpoint, ``parse_args`` writes it into ``params.txt``, and ``create_model_and_transforms`` takes
+the bias out of SigLIP's models: no objective here trains it. Our tiny models are known (``--model tiny-vit``).
 
 The temperature. open_clip hands a learnable ``logit_scale`` to every loss. With a fixed τ⁻¹, as in CLOOB, it has no
 influence on the loss, and the launcher sets it to ln τ⁻¹, so that checkpoints, logs and open_clip's evaluation hold the
@@ -19,9 +19,6 @@ Over ranks. The loss is exact by itself (see :mod:`cloob.distributed`): ``--loca
 no effect on it. With ``--accum-freq k`` open_clip_train evaluates the loss k times on all k batches, each time with the
 graph of one of them; the k gradients add up to the exact one, also that of a learned ``logit_scale``, of which each
 evaluation carries 1/k here (open_clip's own losses count it k times). ``clip_val_loss`` in its log is CLIP's loss.
-
-open_clip 4 (unreleased): ``CLIPTask(model, loss=OpenClipLoss(ContrastiveObjective.cloob(gather=…)))``. Its rule is to
-sum the keys that end in ``_loss``; ours is ``contrastive_loss``. Set ``logit_scale`` with :func:`set_inv_tau`.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -45,7 +42,12 @@ from cloob.objective import BACKENDS, MAX_INV_TAU, PAPER_OBJECTIVES, Contrastive
 from cloob.objective.module import MEMBERS
 
 with command_line(__name__), needs("train"):
-    from cloob.models.towers import open_clip
+    from cloob.models.importing import open_clip
+
+_RANDOM = (
+    "cloob: towers from random weights: in trials of some hundred steps retrieval from the start did not leave chance; "
+    "--cloob-retrieval-from 0.5 retrieves later, --cloob-objective infoloob never (docs/choose.md)"
+)
 
 
 class OpenClipLoss(nn.Module):
@@ -65,10 +67,8 @@ class OpenClipLoss(nn.Module):
     def __init__(self, objective: ContrastiveObjective, *, learn_inv_tau: bool = False, evaluations: int = 1) -> None:
         super().__init__()
         if next(objective.parameters(), None) is not None:
-            raise ValueError(
-                "open_clip's optimiser would not know the objective's learnable parameters: learn_inv_tau=True learns "
-                "the model's logit_scale, and the sigmoid loss is open_clip_train's own (--siglip)"
-            )
+            right = "learn_inv_tau=True learns the model's logit_scale, and the sigmoid loss is --siglip of their own"
+            raise ValueError(f"open_clip's optimiser would not know the objective's parameters: {right}")
         self.objective = objective
         self.learn_inv_tau = learn_inv_tau
         self.evaluations = evaluations
@@ -103,18 +103,22 @@ class OpenClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
 
+def _option(default: Any, help: str | None = None, **settings: Any) -> Any:
+    return field(default=default, metadata={"help": help, **settings})
+
+
 @dataclass(frozen=True)
 class Options:
     """The launcher's own options; ``backend`` and ``matmul`` as :class:`cloob.objective.ContrastiveObjective`."""
 
-    objective: str = "cloob"  # one of PAPER_OBJECTIVES; open_clip_train has SigLIP's as --siglip
-    inv_tau: float | None = None  # None: the objective's own (fixed), or the model's logit_scale (learned)
-    beta: float = 8.0
-    temperature: str | None = None  # "fixed" or "learned"; None learns for clip alone
-    scale: str | None = None  # "paper" or "unit"; None: the objective's own, and "unit" for a learned τ⁻¹
-    retrieval_from: float = 0.0  # share of the epochs before the first one that retrieves
-    backend: str = "auto"
-    matmul: str = "float32"
+    objective: str = _option("cloob", "default: cloob", choices=PAPER_OBJECTIVES)
+    inv_tau: float | None = _option(None, "1/temperature; default: 30 (clip: the model's)", type=float)
+    beta: float = _option(8.0, "of the Hopfield retrieval; default: 8", type=float)
+    temperature: str | None = _option(None, "default: fixed (clip: learned)", choices=("fixed", "learned"))
+    scale: str | None = _option(None, "tau * sum, or mean; default: paper (learned: unit)", choices=("paper", "unit"))
+    retrieval_from: float = _option(0.0, "share of the epochs, at the start, without retrieval; default: 0", type=float)
+    backend: str = _option("auto", choices=BACKENDS)
+    matmul: str = _option("float32", choices=("float32", "bfloat16"))
 
     @property
     def learned(self) -> bool:
@@ -128,18 +132,6 @@ class Options:
 
     def build(self, *, gather: bool) -> ContrastiveObjective:
         """The objective, without parameters; ValueError where a value is out of range."""
-        learns, inv_tau, starts = self.learned, self.inv_tau, self.retrieval_from
-        for wrong, why in (
-            (learns and self.scale == "paper", "a learned temperature needs scale 'unit'"),
-            (
-                learns and not 1 <= (inv_tau or 1) <= MAX_INV_TAU,
-                f"inv_tau is {inv_tau}; 1 to {MAX_INV_TAU:g} is learned",
-            ),
-            (not 0 <= starts < 1, f"retrieval_from is {starts:g}; a share of the epochs, from 0 to below 1"),
-            (starts and not self.retrieves, f"retrieval_from: {self.objective!r} does not retrieve"),
-        ):
-            if wrong:
-                raise ValueError(why)
         given: dict[str, Any] = {"inv_tau": self.inv_tau, "scale": "unit" if self.learned else self.scale}
         given |= {"beta": self.beta, "backend": self.backend, "matmul": self.matmul}
         chosen = {key: value for key, value in given.items() if value is not None}
@@ -161,11 +153,10 @@ def _inner(model: Any) -> Any:
 @contextlib.contextmanager
 def installed(main: Any, options: Options) -> Iterator[None]:
     """Has the module ``open_clip_train.main`` train with our objective for the time inside."""
-    theirs = main.create_loss, main.train_one_epoch, main.create_model_and_transforms, main.parse_args
     plain_epochs = 0.0
 
     def parse_args(argv: Sequence[str]) -> Any:
-        args = theirs[3](argv)  # their params.txt and loggers hold all of it
+        args = theirs["parse_args"](argv)  # their params.txt and loggers hold all of it
         args.cloob, args.cloob_retrieval_from = options.build(gather=False).config(), options.retrieval_from
         return args
 
@@ -175,14 +166,23 @@ def installed(main: Any, options: Options) -> Iterator[None]:
         objective = options.build(gather=distributed.is_initialized())
         return OpenClipLoss(objective, learn_inv_tau=options.learned, evaluations=args.accum_freq)
 
-    def train_one_epoch(
-        model: nn.Module, data: Any, loss: OpenClipLoss, epoch: int, optimizer: Any, *rest: Any, **named: Any
-    ) -> None:
+    def create_task(args: Any, *given: Any, **named: Any) -> Any:
+        task = theirs["create_task"](args, *given, **named)
+        if type(task).__name__ != "CLIPTask":
+            raise InputError(f"--model {args.model}: is trained by a {type(task).__name__}, which has another loss")
+        task.loss = create_loss(args)
+        return task
+
+    def train_one_epoch(first: Any, data: Any, *rest: Any, **named: Any) -> None:
+        if "create_task" in theirs:  # (state, data, args, …)
+            model, loss, epoch, optimizer = first.task.trainable_module, first.task.loss, first.epoch, first.optimizer
+        else:  # (model, data, loss, epoch, optimizer, …)
+            model, (loss, epoch, optimizer) = first, rest[:3]
         loss.retrieves = options.retrieves and epoch >= plain_epochs
         inv_tau = float(loss.objective.inv_tau)
         if not options.learned or (options.inv_tau is not None and epoch == 0):
             set_inv_tau(model, inv_tau)
-        theirs[1](model, data, loss, epoch, optimizer, *rest, **named)
+        theirs["train_one_epoch"](first, data, *rest, **named)
         if not options.learned:
             set_inv_tau(model, inv_tau)  # once more, since each step clamps it to [1, 100]
         # A checkpoint holds the optimiser's groups with whatever is in them: load_model reads the objective there.
@@ -190,17 +190,18 @@ def installed(main: Any, options: Options) -> Iterator[None]:
         optimizer.param_groups[0]["cloob"] = loss.objective.config() | {"inv_tau": inv_tau}
 
     def create_model_and_transforms(*given: Any, **named: Any) -> tuple[Any, Any, Any]:
-        model, *transforms = theirs[2](*given, **named)
+        model, *transforms = theirs["create_model_and_transforms"](*given, **named)
         if getattr(model, "logit_bias", None) is not None:
             model.logit_bias = None
         return model, *transforms
 
-    main.create_loss, main.train_one_epoch = create_loss, train_one_epoch
-    main.create_model_and_transforms, main.parse_args = create_model_and_transforms, parse_args
+    ours = (parse_args, create_loss, create_task, train_one_epoch, create_model_and_transforms)
+    theirs = {each.__name__: getattr(main, each.__name__) for each in ours if hasattr(main, each.__name__)}
+    vars(main).update({each.__name__: each for each in ours if each.__name__ in theirs})
     try:
         yield
     finally:
-        main.create_loss, main.train_one_epoch, main.create_model_and_transforms, main.parse_args = theirs
+        vars(main).update(theirs)
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
@@ -208,20 +209,9 @@ def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
     name, usage = "python -m cloob.interop.open_clip", "%(prog)s [--cloob-OPTION …] -- OPEN_CLIP_TRAIN_ARGUMENT …"
     purpose = "Runs open_clip_train with an objective of this package."
     parser = argparse.ArgumentParser(prog=name, usage=usage, description=purpose, allow_abbrev=False)
-
-    def add(name: str, **settings: Any) -> None:
-        parser.add_argument(f"--cloob-{name}", dest=name.replace("-", "_"), **settings)
-
-    add("objective", choices=PAPER_OBJECTIVES, default="cloob", help="default: cloob")
-    add("inv-tau", type=float, help="1/temperature; default: 30 (clip: the model's)")
-    add("beta", type=float, default=8.0, help="of the Hopfield retrieval; default: 8")
-    add("temperature", choices=("fixed", "learned"), help="default: fixed (clip: learned)")
-    scale = "tau * sum, or mean; default: paper (clip, learned temperature: unit)"
-    add("scale", choices=("paper", "unit"), help=scale)
-    share = "share of the epochs without retrieval, at the start; default: 0"
-    add("retrieval-from", type=float, default=0.0, metavar="SHARE", help=share)
-    add("backend", choices=BACKENDS, default="auto")
-    add("matmul", choices=("float32", "bfloat16"), default="float32")
+    for option in fields(Options):
+        flag = f"--cloob-{option.name.replace('_', '-')}"
+        parser.add_argument(flag, dest=option.name, default=option.default, **option.metadata)
     if "--" in argv:
         cut = list(argv).index("--")
         values, rest = parser.parse_args(argv[:cut]), list(argv[cut + 1 :])
@@ -245,27 +235,26 @@ def run(argv: Sequence[str]) -> int:
     open_clip()
     with needs("open-clip-train"):
         main = importlib.import_module("open_clip_train.main")
-        params = importlib.import_module("open_clip_train.params")
-    if not hasattr(main, "create_loss"):
-        raise InputError("this open_clip_train has no create_loss to replace: version 3.3 is expected")
-    args = params.parse_args(rest)
-    late = options.retrieval_from and math.ceil(options.retrieval_from * args.epochs) >= args.epochs
+        args = importlib.import_module("open_clip_train.params").parse_args(rest)
+    learns, inv_tau, starts, most = options.learned, options.inv_tau, options.retrieval_from, MAX_INV_TAU
+    late = 0 < starts < 1 and math.ceil(starts * args.epochs) >= args.epochs
     for refused, why in (
+        (learns and options.scale == "paper", "--cloob-scale paper: a learned temperature needs unit"),
+        (learns and not 1 <= (inv_tau or 1) <= most, f"--cloob-inv-tau {inv_tau}: 1 to {most:g} can be learned"),
+        (not 0 <= starts < 1, f"--cloob-retrieval-from {starts:g}: a share of the epochs, from 0 to below 1"),
+        (starts and not options.retrieves, f"--cloob-retrieval-from: {options.objective} does not retrieve"),
+        (late, f"--cloob-retrieval-from of --epochs {args.epochs} leaves no whole epoch that retrieves"),
         (args.siglip, "--siglip: asks for another loss than CLIP's"),
         (args.distill_model, "--distill-model: asks for another loss than CLIP's"),
         ("coca" in args.model.lower(), f"--model {args.model}: asks for another loss than CLIP's"),
-        (args.horovod, "--horovod: cloob gathers over torch.distributed; start with torchrun instead"),
-        (late, f"--cloob-retrieval-from of --epochs {args.epochs} leaves no whole epoch that retrieves"),
+        (getattr(args, "horovod", False), "--horovod: cloob gathers over torch.distributed; start with torchrun"),
+        (not {"create_loss", "create_task"} & vars(main).keys(), "open_clip_train: version 3.3 or 4 is expected"),
     ):
         if refused:
             raise InputError(why)
     first = os.environ.get("RANK", "0") == "0"
-    if first and options.retrieves and not (options.retrieval_from or args.pretrained or args.resume):
-        print(
-            "cloob: towers from random weights: in trials of some hundred steps retrieval from the start did not leave "
-            "chance; --cloob-retrieval-from 0.5 retrieves later, --cloob-objective infoloob never (docs/choose.md)",
-            file=sys.stderr,
-        )
+    if first and options.retrieves and not (starts or args.pretrained or args.resume):
+        print(_RANDOM, file=sys.stderr)
     with installed(main, options):
         return 1 if main.main(rest) else 0
 

@@ -76,38 +76,25 @@ class InfoLOOBLoss(nn.Module):
                 config.cloob = objective.config()
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
-        """The loss of a batch.
+        """The 0-d loss of a batch: for each column N tokenised texts; ``labels`` have no effect.
 
-        Args:
-            sentence_features: For each column the tokenised batch of N texts.
-            labels: Without effect.
-
-        Returns:
-            0-d loss, float32. A batch of one pair, which a sampler may leave at the end of an epoch, gives 0 and zero
-            gradients, hard negatives or not: its other direction and its memories have no second row.
+        A batch of one pair, which a sampler may leave at the end of an epoch, gives 0 and zero gradients, hard
+        negatives or not: its other direction and its memories have no second row.
 
         Raises:
-            ValueError: Fewer than two columns; an embedding that is not finite or zero.
+            ValueError: Fewer than two columns, not one positive an anchor, an embedding that is not finite or zero.
         """
         return self.calculate_loss([[rows] for rows in embed_columns(self.model, sentence_features)])
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        """The loss of embeddings, as sentence-transformers' gradient caching and ``MatryoshkaLoss`` call it.
+        """The loss of each column's embeddings, in parts of (n, D), as gradient caching and ``MatryoshkaLoss`` call it.
 
-        Args:
-            reps: For each column its embeddings, in parts of (n, D).
-            labels: Without effect.
-            with_backward: Also run the backward pass, and return the loss without graph.
-
-        Raises:
-            ValueError: Not one positive an anchor; an embedding that is not finite or zero.
+        ``with_backward`` also runs the backward pass, and returns the loss without graph.
         """
         anchors, positives, *negatives = (_unit_rows(torch.cat(parts)) for parts in reps)
         self.objective.gather = self.gather_across_devices and distributed.world_size() > 1
-        if len(anchors) != len(positives) and not self.objective.gather:  # over ranks all have to hear of it
-            raise ValueError(f"columns of {len(anchors)} and {len(positives)} texts: each anchor needs one positive")
         if len(anchors) == len(positives) < 2 and not self.objective.gather:
             further = {f"negative_{k}": rows for k, rows in enumerate(negatives, start=1)}
             check_finite(anchors=anchors, positives=positives, **further)
@@ -169,8 +156,7 @@ class _Cached(InfoLOOBLoss, gradcache.CachedLossMixin):
     ) -> None:
         if gradcache.has_static_embedding_input(model):
             raise ValueError("a StaticEmbedding's input has no batch dimension to cut; use the loss without cache")
-        if mini_batch_num_tokens is not None and mini_batch_num_tokens <= 0:
-            raise ValueError("mini_batch_num_tokens must be a positive integer or None.")
+        gradcache._validate_mini_batch_num_tokens(mini_batch_num_tokens)
         super().__init__(model, *args, **kwargs)
         self.mini_batch_size = mini_batch_size
         self.mini_batch_num_tokens = mini_batch_num_tokens

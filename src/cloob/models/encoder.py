@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -29,7 +29,9 @@ from cloob.objective import ContrastiveObjective
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Tokenize = Callable[[list[str]], Tensor]
 _SWAPPING = threading.Lock()
+"""Held while ``encode_short`` replaces a causal tower's positions: threads may share a model."""
 _STEP = 8
 """Lengths of trimmed texts are multiples of this, so that a run meets few shapes and the kernels even ones."""
 
@@ -72,12 +74,7 @@ class DualEncoder(nn.Module):
     _std: Tensor
 
     def __init__(
-        self,
-        name: str,
-        model: Any,
-        tokenizer: Callable[[list[str]], Tensor],
-        config: EncoderConfig,
-        objective_config: dict[str, Any] | None = None,
+        self, name: str, model: Any, tokenizer: Tokenize, config: EncoderConfig, objective: dict[str, Any] | None = None
     ) -> None:
         """Wraps what ``open_clip.create_model`` and ``open_clip.get_tokenizer`` return, or modules like these."""
         super().__init__()
@@ -85,7 +82,7 @@ class DualEncoder(nn.Module):
         self.model: Any = model
         self.tokenizer = ClipTokenizer.of(tokenizer) if is_open_clips(tokenizer) else tokenizer
         self.config = config
-        self.objective_config = objective_config or {}
+        self.objective_config = objective or {}
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
         size = self.preprocess_cfg["size"]
         sides = {size} if isinstance(size, int) else {int(side) for side in size}  # (H, W) in some of open_clip's
@@ -216,11 +213,10 @@ class DualEncoder(nn.Module):
             return torch.cat(parts or [_unit_rows(torch.zeros(0, self.embed_dim).to(self.device, self._dtype()))])
 
     def _image_features(self, images: Tensor) -> Tensor:
-        size = self.image_size
-        if images.shape[1:] != (3, size, size) or not (images.dtype == torch.uint8 or images.is_floating_point()):
-            wanted = f"uint8 or float (n, 3, {size}, {size}) wanted"
-            raise ValueError(f"images: {images.dtype} {tuple(images.shape)} found, {wanted}")
-        if images.dtype == torch.uint8:
+        size, pixels = self.image_size, images.dtype == torch.uint8
+        fits = images.shape[1:] == (3, size, size) and (pixels or images.is_floating_point())
+        _check("images", images, fits, f"uint8 or float (n, 3, {size}, {size})")
+        if pixels:
             images = images.float().div_(255).sub_(self._mean).div_(self._std)  # in place: half the time on a CPU
         images = images.to(self._dtype(), memory_format=self._layout)
         return _unit_rows(self.model.encode_image(images))
@@ -229,7 +225,7 @@ class DualEncoder(nn.Module):
         self._check_tokens(tokens)
         if self._causal_tower is None:
             return _unit_rows(self.model.encode_text(tokens))
-        with _alone():
+        with nullcontext() if torch.compiler.is_compiling() else _SWAPPING:
             if tokens.shape[1] < self.context_length:
                 return _unit_rows(encode_short(self.model, self._causal_tower, tokens))
             return _unit_rows(self.model.encode_text(tokens))
@@ -237,13 +233,17 @@ class DualEncoder(nn.Module):
     def _check_tokens(self, tokens: Tensor) -> None:
         length = tokens.shape[1] if tokens.ndim == 2 else 0
         fits = 0 < length <= self.context_length if self.trims_texts else length == self.context_length
-        if not fits or tokens.dtype not in (torch.int64, torch.int32):
-            wanted = f"int64 (n, {self.context_length}) wanted"
-            raise ValueError(f"tokens: {tokens.dtype} {tuple(tokens.shape)} found, {wanted}")
+        whole = tokens.dtype in (torch.int64, torch.int32)
+        _check("tokens", tokens, fits and whole, f"int64 (n, {self.context_length})")
 
     def _dtype(self) -> torch.dtype:
         first: Tensor = next(self.model.visual.parameters())
         return first.dtype
+
+
+def _check(name: str, given: Tensor, fits: bool, wanted: str) -> None:
+    if not fits:
+        raise ValueError(f"{name}: {given.dtype} {tuple(given.shape)} found, {wanted} wanted")
 
 
 def _unit_rows(features: Tensor) -> Tensor:
@@ -267,10 +267,9 @@ def sigmoid_objective(model: Any) -> dict[str, Any]:
 
 
 def causal_tower(model: nn.Module, context_length: int) -> str | None:
-    """The name of the module in an open_clip model that holds the text tower's positions and mask.
+    """The name (``"text"`` or ``""``) of an open_clip model's module with the text tower's positions and causal mask.
 
-    ``""`` for the model itself, ``"text"`` for its text tower; None where padding may have a part in the result: for
-    towers without a causal mask, with a class token, or with another pooling than by the token of highest number.
+    None where padding may have a part in the result: without that mask, with a class token, or with another pooling.
     """
     text = getattr(model, "text", None)
     tower: Any = text if isinstance(text, nn.Module) else model
@@ -285,29 +284,15 @@ def causal_tower(model: nn.Module, context_length: int) -> str | None:
 
 
 def trimmed(tokens: Tensor) -> Tensor:
-    """(n, L) tokens on the CPU without the columns that are padding in every row, up to a multiple of 8.
-
-    Where attention is causal and the embedding is the end token's, nothing after it has a part in the result, and a
-    caption is much shorter than the context length.
-    """
+    """(n, L) tokens on the CPU without the columns that are padding in every row, up to a multiple of 8."""
     longest = int(tokens.argmax(1).max()) + 1 if len(tokens) else 1
     length = -(-longest // _STEP) * _STEP
     return tokens if length >= tokens.shape[1] else tokens[:, :length].contiguous()
 
 
-class TrimmedTokenizer:
-    """A tokenizer whose batches come without the padding that all their rows share; goes to a loader's workers."""
-
-    def __init__(self, tokenizer: Callable[[list[str]], Tensor]) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        return trimmed(self._tokenizer(list(texts)))
-
-
-def _alone() -> AbstractContextManager[Any]:
-    """The lock for a causal tower's positions, which ``encode_short`` replaces: threads may share a model."""
-    return nullcontext() if torch.compiler.is_compiling() else _SWAPPING
+def trimmed_tokens(tokenizer: Tokenize, texts: Sequence[str]) -> Tensor:
+    """The tokens of a batch without the padding that all rows share; with a tokenizer it goes to a loader's workers."""
+    return trimmed(tokenizer(list(texts)))
 
 
 class _Text(nn.Module):
@@ -321,10 +306,9 @@ class _Text(nn.Module):
 
 
 def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False) -> Tensor:
-    """``model.encode_text`` with as many positions as the tokens have; differentiable; to be called with ``_alone``.
+    """``model.encode_text`` with as many positions as the tokens have; differentiable; to be called with ``_SWAPPING``.
 
-    ``new_mask`` makes the mask anew instead of cutting it out: torch.export, which follows the length as a variable,
-    would ask whether what is cut out is all of it.
+    torch.export, which follows the length as a variable, needs a ``new_mask`` in place of a part of the old one.
     """
     holder, length = model.get_submodule(tower), tokens.shape[1]
     prefix = ".".join(filter(None, ("model", tower)))

@@ -14,23 +14,22 @@ from torch import Tensor, nn
 from cloob.errors import InputError
 from cloob.files import flush
 from cloob.models import runs
-from cloob.models.aligned.model import aligned_files, load_aligned
+from cloob.models.aligned.model import ModelFiles, aligned_files, load_aligned
 from cloob.models.aligned.opening import LoadModel
 from cloob.models.aligned.vectors import load_vectors, vector_files
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model
 from cloob.models.importing import translated
-from cloob.models.onnx.plain import Graph, PlainEncoder
+from cloob.models.onnx import Graph, PlainEncoder
+from cloob.models.tokens import RinnaTokenizer, stored_tokenizer
 from cloob.models.towers import filled_towers, load_tokenizer
 from cloob.models.untrusted import check_folder, check_model_cfg, read_json
 from cloob.models.weights import crowsonkb, rinna
 from cloob.models.weights.blocks import Towers
 from cloob.models.weights.containers import read_safetensors, write_safetensors
 from cloob.models.weights.keymap import fill
-from cloob.models.weights.tokens import RinnaTokenizer, stored_tokenizer
 
 _PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
-Files = dict[str, bytes | dict[str, Tensor]]
 
 
 def save_model(
@@ -38,13 +37,11 @@ def save_model(
 ) -> None:
     """Writes a model folder, synced to the disk; the caller makes it atomic by renaming the folder.
 
-    The ``inv_tau`` of ``objective``, a ``ContrastiveObjective.config()``, is stored as open_clip's ``logit_scale`` as
-    well, so that open_clip's logits have the trained temperature, and a ``bias`` as ``logit_bias``. ``weights``: the
-    encoder's ``state_dict`` where the encoder itself holds only shards of it.
+    The ``inv_tau`` and ``bias`` of ``objective``, a ``ContrastiveObjective.config()``, become open_clip's
+    ``logit_scale`` and ``logit_bias`` too. ``weights``: the ``state_dict`` where the encoder holds only shards of it.
     """
     encoder.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
-    files: Files
     if encoder.config.kind == "aligned":  # heads on frozen encoders: the encoders by name alone
         files = aligned_files(encoder)
     elif encoder.config.kind == "vectors":
@@ -55,24 +52,21 @@ def save_model(
         if "inv_tau" in objective:
             state["logit_scale"] = torch.full_like(state["logit_scale"].cpu(), math.log(objective["inv_tau"]))
         files = _towers_files(encoder, state, objective)
-    for name, content in files.items():
-        if isinstance(content, bytes):
-            (folder / name).write_bytes(content)
-        else:
-            write_safetensors(folder / name, content)
-    (folder / runs.OBJECTIVE_FILE).write_bytes(_json(objective))
+    config_name, config, weights_name, tensors = files
+    for name, content in ((config_name, config), (runs.OBJECTIVE_FILE, objective)):
+        (folder / name).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+    write_safetensors(folder / weights_name, tensors)
+    if encoder.config.kind == "towers" and isinstance(encoder.tokenizer, RinnaTokenizer):
+        (folder / RinnaTokenizer.FILE).write_bytes(encoder.tokenizer.content)
     if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     flush(folder)
 
 
-def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]) -> Files:
+def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]) -> ModelFiles:
     settings = encoder.config.settings
     if encoder.config.kind == "towers":
-        files: Files = {runs.TOWERS_FILE: _json({"name": encoder.name, **settings}), runs.TOWERS_WEIGHTS_FILE: state}
-        if isinstance(encoder.tokenizer, RinnaTokenizer):
-            files[RinnaTokenizer.FILE] = encoder.tokenizer.content
-        return files
+        return runs.TOWERS_FILE, {"name": encoder.name, **settings}, runs.TOWERS_WEIGHTS_FILE, state
     if "bias" in objective:
         bias = float(objective["bias"])
         settings = settings | {"init_logit_bias": bias}
@@ -81,11 +75,7 @@ def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Map
     tokenizer = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
     if tokenizer is not None:
         config["tokenizer"] = tokenizer
-    return {runs.CONFIG_FILE: _json(config), runs.WEIGHTS_FILE: state}
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, indent=2, allow_nan=False).encode()
+    return runs.CONFIG_FILE, config, runs.WEIGHTS_FILE, state
 
 
 def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEncoder:
@@ -94,7 +84,8 @@ def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEnc
     with translated(str(file)):
         check_folder(folder)
         config = read_json(file)
-        objective = runs.read_objective(folder)
+        written = folder / runs.OBJECTIVE_FILE
+        objective = runs.check_objective(read_json(written) if written.is_file() else {}, str(written))
         if file.name == runs.ALIGNED_FILE:
             return load_aligned(folder, config, objective, load_model)
         if file.name == runs.VECTORS_FILE:
@@ -102,7 +93,7 @@ def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEnc
         if file.name == runs.TOWERS_FILE:
             return _other_towers(file, config, objective)
         if file.name == runs.ONNX_FILE:
-            return _graphs(folder, objective)
+            return OnnxEncoder(PlainEncoder(folder), objective)
         return _open_clip_towers(file, config, objective, of_hub)
 
 
@@ -121,9 +112,7 @@ def _other_towers(file: Path, content: dict[str, Any], objective: dict[str, Any]
 def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, Any], of_hub: str) -> DualEncoder:
     folder, model_cfg = file.parent, config["model_cfg"]
     check_model_cfg(model_cfg, str(file))
-    text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder)
-    if weights is None:
-        raise InputError(f"{folder}: no weights found beside {file.name}; {runs.WEIGHTS_FILE} would be right")
+    text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
     if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: looked at first
         check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
     preprocess = {key: value for key, value in config.get("preprocess_cfg", {}).items() if key in _PREPROCESS}
@@ -138,6 +127,12 @@ def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, A
 
 class OnnxEncoder(DualEncoder):
     """A ``DualEncoder`` whose towers are graphs on onnxruntime: it embeds and does not train."""
+
+    def __init__(self, plain: PlainEncoder, objective: dict[str, Any]) -> None:
+        images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
+        towers = Towers(images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale)
+        config = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
+        super().__init__(plain.name, towers, plain.tokenizer, config, objective)
 
     def check_weights(self) -> None:
         raise InputError(f"{self.name}: an ONNX export embeds and does no more; give the model that it was made of")
@@ -156,11 +151,3 @@ class _GraphTower(nn.Module):
     def forward(self, items: Tensor) -> Tensor:
         array = items.detach().to("cpu", self.dtype).contiguous().numpy()
         return torch.from_numpy(self.graph(array)).to(items.device)
-
-
-def _graphs(folder: Path, objective: dict[str, Any]) -> OnnxEncoder:
-    plain = PlainEncoder(folder)
-    images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
-    towers = Towers(images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale)
-    config = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
-    return OnnxEncoder(plain.name, towers, plain.tokenizer, config, objective)

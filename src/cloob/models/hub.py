@@ -1,37 +1,42 @@
-"""The Hugging Face hub by its own library: configurations before all else; without a network from its cache."""
+"""What is fetched: models of the Hugging Face hub by its own library, and public files into our cache.
+
+Of the hub the configurations come before all else; without a network what its cache has. A public file goes on where it
+broke off, and is there only when it is whole and checked. Two processes that want the same one wait for each other.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError, one_line, require
+from cloob.cache import cache_root, locked
+from cloob.errors import InputError, require
+from cloob.models.importing import CLOSED, translated
+from cloob.models.source import PUBLIC, PublicFile
 from cloob.models.untrusted import CONFIG_FILES, check_folder
-
-_CLOSED: ContextVar[str | None] = ContextVar("closed", default=None)
 
 
 @contextmanager
 def closed_hub(reason: str) -> Iterator[None]:
     """Inside, models come from the hub's cache alone; ``reason``: what the error says of one that is not there."""
-    before = _CLOSED.set(reason)
+    before = CLOSED.set(reason)
     try:
         yield
     finally:
-        _CLOSED.reset(before)
+        CLOSED.reset(before)
 
 
 def check_hub_model(name: str, where: str, *more: str, revision: str | None = None) -> Path:
-    """The folder with the configurations of a model on the hub, and ``more`` files; refused where they ask for code.
-
-    A folder called ``name`` is looked at likewise: transformers would take it. ``where``: what asks for the model.
-    """
+    """The folder with the configurations of a model on the hub, and ``more`` files; refused where they ask for code."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not folder.is_dir():  # which transformers would take
         folder = _snapshot(name, where, [*CONFIG_FILES, *more], revision)
     check_folder(folder)
     return folder
@@ -56,24 +61,67 @@ def fetch_file(name: str, where: str, *files: str) -> Path:
 def _snapshot(name: str, where: str, patterns: Sequence[str], revision: str | None) -> Path:
     """The folder of a model on the hub, with those of its files that fit the patterns; in sub-folders only if asked."""
     hub: Any = require("huggingface_hub", "train")
-    closed = _CLOSED.get()
     some = {"allow_patterns": list(patterns), "ignore_patterns": ["*/*"] if "/" not in "".join(patterns) else None}
-    try:
-        return Path(hub.snapshot_download(name, revision=revision, local_files_only=closed is not None, **some))
-    except Exception as error:  # of many kinds, as of its network library
-        reason = f"not on this machine, and {closed}" if closed else not_fetched(error) or one_line(error)
-        raise InputError(f"{where}: {reason}") from error
+    with translated(where):
+        return Path(hub.snapshot_download(name, revision=revision, local_files_only=bool(CLOSED.get()), **some))
 
 
-def not_fetched(error: BaseException) -> str | None:
-    """What to say of an error that comes from a hub which cannot be asked; None of another one."""
-    errors: Any = sys.modules.get("huggingface_hub.errors")
-    cause: BaseException | None = error if errors else None
-    while cause is not None and not isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        return None
-    constants: Any = require("huggingface_hub.constants", "train")
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
-    others = "a model folder on this disk, a model that was fetched before, `cloob demo` and training from scratch"
-    return f"not on this machine, and {reason}; {others} need no network"
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise InputError(f"{req.full_url}: redirected to {newurl.partition(':')[0]}, which is not encrypted")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def fetch_model(name: str) -> Path:
+    """The folder of a public model in the cache, or its file where the model is one; fetched if it is not there yet."""
+    model, folder = PUBLIC[name], cache_root() / "weights" / name.replace("/", "--")
+    paths = [fetch_public(file, folder) for file in model.files]
+    return folder if len(paths) > 1 else paths[0]
+
+
+def fetch_public(file: PublicFile, folder: Path) -> Path:
+    """One file in a folder of the cache; InputError where it cannot be had or is not the published one."""
+    target = folder / file.name
+    if target.is_file():
+        return target
+    offline = [key for key in ("CLOOB_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(key, "0") not in ("", "0")]
+    if offline:
+        right = f"not in the cache, and {offline[0]} is set; fetch it elsewhere and put it at {target}"
+        raise InputError(f"{file.url}: {right}")
+    with translated(f"{file.url}: not fetched to {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / f".{file.name}.lock"):
+            if not target.is_file():  # another process may have fetched it meanwhile
+                part = target.with_name(f"{target.name}.part")
+                try:
+                    _continue(file, part)
+                except urllib.error.HTTPError as error:
+                    error.close()
+                    raise
+                part.replace(target)
+    return target
+
+
+def _continue(file: PublicFile, part: Path) -> None:
+    """Fetches what is missing of a file, and checks it; all of one without a hash, which may be another by now."""
+    done = part.stat().st_size if part.is_file() and file.sha256 is not None else 0
+    headers = {"User-Agent": "cloob", "Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    opener = urllib.request.build_opener(_SafeRedirects)
+    with opener.open(urllib.request.Request(file.url, headers=headers), timeout=30) as answer:
+        done = done if answer.status == 206 else 0
+        total = done + int(answer.headers.get("Content-Length", 0))
+        with part.open("ab" if done else "wb") as out:
+            while block := answer.read(1 << 20):
+                done += out.write(block)
+                if sys.stderr.isatty():
+                    end = "\n" if done == total else ""
+                    print(f"\r{file.name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", end=end, file=sys.stderr)
+    wrong = f"broke off after {done:,} of {total:,} bytes; another try goes on from there" if done < total else ""
+    with part.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if not wrong and file.sha256 not in (None, digest):
+        part.unlink()
+        wrong = f"SHA-256 is {digest}, published is {file.sha256}; nothing was kept"
+    if wrong:
+        raise InputError(f"{file.url}: {wrong}")

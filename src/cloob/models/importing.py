@@ -1,8 +1,7 @@
 """open_clip, imported without torch.compile and sympy, which take as long as all the rest (``benchmarks/start.py``).
 
 torchvision takes one function of ``torch._dynamo.utils``, and timm tells the compiler to leave some methods alone. Both
-get the same from torch when they are called (torchvision 0.28, timm 1.0). Other threads would see what stands in for
-torch's own meanwhile: where there are any, the import is a plain one.
+get the same from torch when they are called (torchvision 0.28, timm 1.0). With other threads the import is a plain one.
 """
 
 from __future__ import annotations
@@ -16,16 +15,19 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
 from cloob.errors import InputError, one_line, require
-from cloob.models.hub import not_fetched
 from cloob.models.source import CONFIGS
 
 _ASKED = "torch._dynamo.utils"
 _ONE_AT_A_TIME = threading.RLock()
 """Threads that import open_clip together may be handed it half made."""
+_NOTHING = logging.Filter("no logger")
+CLOSED: ContextVar[str | None] = ContextVar("closed", default=None)
+"""Why nothing is fetched from the hub, for :func:`cloob.models.hub.closed_hub`."""
 
 
 def import_open_clip(part: str = "") -> ModuleType:
@@ -81,7 +83,7 @@ def translated(what: str) -> Iterator[None]:
     """
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
-    root.addFilter(_nothing)
+    root.addFilter(_NOTHING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -92,11 +94,23 @@ def translated(what: str) -> Iterator[None]:
         if isinstance(error, InputError) or not (isinstance(error, Exception) or of_rust):
             raise
         said = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
-        raise InputError(f"{what}: {not_fetched(error) or said}") from error
+        raise InputError(f"{what}: {_not_fetched(error) or said}") from error
     finally:
-        root.removeFilter(_nothing)
+        root.removeFilter(_NOTHING)
         root.removeHandler(handler)
 
 
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
+def _not_fetched(error: BaseException) -> str | None:
+    """What to say of an error that comes from a hub which cannot be asked; None of another one."""
+    errors: Any = sys.modules.get("huggingface_hub.errors")
+    cause: BaseException | None = error if errors else None
+    while cause is not None and not isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
+        return None
+    if closed := CLOSED.get():
+        return f"not on this machine, and {closed}"
+    constants: Any = require("huggingface_hub.constants", "train")
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+    others = "a model folder on this disk, a model that was fetched before, `cloob demo` and training from scratch"
+    return f"not on this machine, and {reason}; {others} need no network"

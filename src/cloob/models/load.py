@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import re
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,18 +18,15 @@ from cloob.models import runs
 from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder, digest
 from cloob.models.folder import read_model
-from cloob.models.hub import check_hub_model, fetch_first
-from cloob.models.importing import open_clip, translated
-from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source
+from cloob.models.hub import check_hub_model, fetch_first, fetch_model
+from cloob.models.importing import translated
+from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source, file_stamp, kept_digest
+from cloob.models.tokens import HUB_FILE, RinnaTokenizer
 from cloob.models.towers import create_model
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip
 from cloob.models.weights.containers import INDEX, WEIGHTS_FILES
-from cloob.models.weights.fetch import fetch_model
-from cloob.models.weights.tokens import HUB_FILE, RinnaTokenizer
 
-_YOUNG_SECONDS = 2.0
-_DIGEST = re.compile("[0-9a-f]{32}")
 _PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")  # they make modules of files
 
 
@@ -65,38 +58,46 @@ def load_model(source: str | Path, device: str | torch.device = "auto") -> DualE
 
 
 def find_model_folder(source: str | Path) -> Path | None:
-    """The model folder of ours, or of open_clip's, that a source of ``load_model`` leads to; None for others.
-
-    Raises:
-        InputError: A folder without a model, or ``local-dir:``, ``:best`` or ``:last`` of something that is no folder.
-    """
+    """The model folder of ours, or of open_clip's, that a source leads to; None for others, InputError for no model."""
     parsed = Source.parse(source)
     folder = parsed.path
-    if parsed.kind != "folder" or folder is None or _is_foreign(folder):
+    if parsed.kind != "folder" or folder is None:
+        return None
+    ours = (runs.config_file(folder), folder / runs.CHECKPOINTS_FOLDER, folder / runs.MODEL_FOLDER)
+    theirs = ["config.json", *WEIGHTS_FILES, *(f"{name}{INDEX}" for name in WEIGHTS_FILES)]
+    if not any(path.exists() for path in ours) and any((folder / name).is_file() for name in theirs):
         return None
     if parsed.variant or ((folder / runs.CHECKPOINTS_FOLDER).is_dir() and not runs.config_file(folder).is_file()):
         return runs.chosen_checkpoint(folder, parsed.variant) / runs.MODEL_FOLDER
     for place in (folder, folder / runs.MODEL_FOLDER):
         if runs.config_file(place).is_file():
             return place
-    if (folder / "adapter_config.json").is_file():
-        raise InputError(f"{folder}: a LoRA adapter; merge it (merge_and_unload) and save")
     what = f"no run (checkpoints/), no checkpoint (model/) and no model folder ({runs.CONFIG_FILE})"
+    if (folder / "adapter_config.json").is_file():
+        what = "a LoRA adapter; merge it (merge_and_unload) and save"
     raise InputError(f"{folder}: {what if folder.is_dir() else 'no such folder'}{_meant_file(folder)}")
 
 
 def _load(source: str | Path) -> DualEncoder:
     parsed = Source.parse(source)
-    folder = find_model_folder(source)
+    folder = None if parsed.library else find_model_folder(source)
     if folder is not None:
         return read_model(folder, _load)
-    if parsed.kind in ("folder", "file", "public"):
-        return _load_foreign(parsed)
     if parsed.kind == "hub" and not parsed.library:
         return _load_hub(parsed)
-    if parsed.kind == "towers":
-        return _load_towers(parsed)
-    raise parsed.unknown()
+    if parsed.kind == "towers" and parsed.variant:
+        return create_model(parsed.name, pretrained=parsed.variant, seed=0)
+    path, config = parsed.path, None
+    if parsed.kind == "public":
+        path, config = fetch_model(parsed.name), PUBLIC[parsed.name].config
+    if path is None or parsed.library or path.suffix == ".safetensors":
+        raise InputError(parsed.refusal())
+    with translated(str(path)):
+        if path.is_dir():
+            return _load_folder(path)
+        if path.suffix == ".pkl":
+            return crowsonkb.load(path, config, "exact" if parsed.port else "tanh")
+        return torch_clip.load(path)
 
 
 def _load_hub(source: Source) -> DualEncoder:
@@ -110,17 +111,10 @@ def _load_hub(source: Source) -> DualEncoder:
             return read_model(fetch_first(name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision), _load)
         if kind.is_file():
             return read_model(fetch_first(name, where, runs.HUB_WEIGHTS_FILES, revision), _load, of_hub=where)
-        _model_type(folder)
+        _family(folder)
         encoder = _load_folder(fetch_first(name, where, hf_clip.WEIGHTS, revision))
         encoder.name = where
         return encoder
-
-
-def _is_foreign(folder: Path) -> bool:
-    parts = (runs.CHECKPOINTS_FOLDER, runs.MODEL_FOLDER)
-    ours = runs.config_file(folder).exists() or any((folder / name).exists() for name in parts)
-    names = ["config.json", *WEIGHTS_FILES, *(f"{name}{INDEX}" for name in WEIGHTS_FILES)]
-    return not ours and any((folder / name).is_file() for name in names)
 
 
 def _meant_file(folder: Path) -> str:
@@ -129,44 +123,20 @@ def _meant_file(folder: Path) -> str:
     return f"; did you mean {files[0]}?" if files else ""
 
 
-def _load_foreign(source: Source) -> DualEncoder:
-    """The encoder of another program's file or folder, or of a public name."""
-    path, config = source.path, None
-    if path is None:
-        path, config = fetch_model(source.name), PUBLIC[source.name].config
-    with translated(str(path)):
-        if path.is_dir():
-            return _load_folder(path)
-        return _load_file(path, config, "exact" if source.port else "tanh")
-
-
-def _model_type(folder: Path) -> str:
-    """``"clip"`` (CLIPModel) or ``"cloob"`` (rinna), what the ``config.json`` of another program's folder says."""
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind not in ("clip", "cloob"):
-        wanted = "'clip' (CLIPModel) or 'cloob' (rinna) is wanted"
-        raise InputError(f"{folder / 'config.json'}: model_type is {str(kind)[:40]!r}; {wanted}{_meant_file(folder)}")
-    return str(kind)
-
-
 def _load_folder(folder: Path) -> DualEncoder:
+    """The encoder in another program's folder."""
     check_folder(folder)
-    load = rinna.load if _model_type(folder) == "cloob" else hf_clip.load
-    return load(folder, read_json(folder / "config.json"))
+    return _family(folder)(folder, read_json(folder / "config.json"))
 
 
-def _load_file(path: Path, config: dict[str, Any] | None, gelu: Any) -> DualEncoder:
-    if path.suffix == ".safetensors":
-        raise InputError(f"{path}: of safetensors give the folder that they lie in with their configuration")
-    return crowsonkb.load(path, config, gelu) if path.suffix == ".pkl" else torch_clip.load(path)
-
-
-def _load_towers(source: Source) -> DualEncoder:
-    if source.variant:
-        return create_model(source.name, pretrained=source.variant, seed=0)
-    tags = open_clip().list_pretrained_tags_by_model(source.name)
-    right = f"write {source.text}/TAG with one of {', '.join(tags)}" if tags else "give the folder it was trained into"
-    raise InputError(f"{source.text}: a model's name without its weights; {right}")
+def _family(folder: Path) -> Callable[[Path, dict[str, Any]], DualEncoder]:
+    """What loads another program's folder, by its ``config.json``."""
+    families = {"clip": hf_clip.load, "cloob": rinna.load}
+    kind = str(read_json(folder / "config.json").get("model_type"))
+    if kind not in families:
+        wanted = "'clip' (CLIPModel) or 'cloob' (rinna) is wanted"
+        raise InputError(f"{folder / 'config.json'}: model_type is {kind[:40]!r}; {wanted}{_meant_file(folder)}")
+    return families[kind]
 
 
 def fingerprint(encoder: Any) -> str:
@@ -175,7 +145,7 @@ def fingerprint(encoder: Any) -> str:
 
 
 def _facts(encoder: nn.Module) -> dict[str, Any]:
-    """What decides over embeddings of pictures, of which an index has vectors, beside the weights."""
+    """What decides over embeddings of pictures beside the weights."""
     config = getattr(encoder, "config", None)
     return {"config": getattr(config, "settings", None), "preprocess": getattr(encoder, "preprocess_cfg", None)}
 
@@ -183,44 +153,22 @@ def _facts(encoder: nn.Module) -> dict[str, Any]:
 def load_with_fingerprint(
     source: str | Path, device: str | torch.device = "auto", cache: Cache | None = None
 ) -> tuple[DualEncoder, str]:
-    """A model by :func:`cloob.load_model` and its fingerprint, which is computed once for the same files.
-
-    A digest of weights takes a second for each 0.7 GB, so it is kept in the cache by what the system says of the files.
-    """
+    """A model by :func:`cloob.load_model` and its fingerprint, which is computed once for the same files."""
     before = _stamp(source)
     encoder = load_model(source, device=device)
     if before is None or _stamp(source) != before:  # changed while it was read
         return encoder, fingerprint(encoder)
-    cache = cache or Cache()
-    facts = json.dumps([before, package_versions(_PACKAGES), _facts(encoder)], sort_keys=True, default=str)
-    name = f"{hashlib.sha256(facts.encode('utf-8', 'surrogatepass')).hexdigest()}.txt"
-    found = cache.find("digests", name)
-    known = found.read_text(encoding="ascii", errors="replace") if found is not None else ""
-    if not _DIGEST.fullmatch(known):
-        known = fingerprint(encoder)
-        with contextlib.suppress(InputError):  # a cache that cannot be written costs the second again
-            cache.put("digests", name, known.encode())
-    return encoder, known
+    facts = [before, package_versions(_PACKAGES), _facts(encoder)]
+    return encoder, kept_digest(facts, lambda: fingerprint(encoder), cache)
 
 
 def _stamp(source: str | Path) -> list[tuple[str | int, ...]] | None:
-    """Path, size, times and number of a source's files; None where they are not known.
-
-    Nor of a file that was changed a moment ago: the next change may leave all of that as it is.
-    """
+    """The stamp of a source's files, of a run those of its checkpoint; None where they are not known."""
     with contextlib.suppress(OSError, InputError):  # which loading it says in its own words
-        files = Source.parse(find_model_folder(source) or source).files()  # of a run the checkpoint alone
-        stats = [(str(path.absolute()), path.stat()) for path in sorted(files)]
-        newest = max((max(stat.st_mtime_ns, stat.st_ctime_ns) for _, stat in stats), default=time.time_ns())
-        if newest <= time.time_ns() - _YOUNG_SECONDS * 1e9:
-            return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats]
+        return file_stamp(Source.parse(find_model_folder(source) or source).files())
     return None
 
 
 def package_versions(packages: Iterable[str]) -> list[str]:
     """The versions of what decides over pixels and towers, without importing it; empty for what is not installed."""
-    installed = dict.fromkeys(packages, "")
-    for name in installed:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            installed[name] = metadata.version(name)
-    return list(installed.values())
+    return [next((found.version for found in metadata.distributions(name=name)), "") for name in packages]

@@ -19,10 +19,7 @@ _RESAMPLING = {"bicubic": "BICUBIC", "random": "BICUBIC", "bilinear": "BILINEAR"
 
 
 class EvalTransform:
-    """PIL image -> uint8 (3, H, W): open_clip's evaluation transform without its normalisation, by Pillow and NumPy.
-
-    ``interpolation`` in the ``preprocess_cfg`` may be ``"lanczos"`` as well, and ``resize_mode`` not ``"longest"``.
-    """
+    """PIL image -> uint8 (3, H, W): open_clip's evaluation transform without its normalisation; also by lanczos."""
 
     def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
         self._size = int(preprocess_cfg["size"])
@@ -61,8 +58,9 @@ def open_image(image: Image | str | Path, name: str = "") -> Image:
     try:
         return decode(read_file(image)) if isinstance(image, str | Path) else upright(image)
     except Unreadable as error:
-        raise InputError(f"{name}: {error.reason} ({error.detail})") from None
+        what = f"{error.reason} ({error.detail})"
     except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
+        what = "no such file"
     except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a readable image ({one_line(error)})") from None
+        what = f"not a readable image ({one_line(error)})"
+    raise InputError(f"{name}: {what}")

@@ -11,8 +11,6 @@
           vectors.json           heads.safetensors              heads for vectors
           onnx.json              onnx/*.onnx                    graphs that onnxruntime runs; tokenizer.json
     and in each  objective.json
-
-No torch is imported here.
 """
 
 from __future__ import annotations
@@ -89,12 +87,6 @@ def damage(folder: Path) -> str | None:
     except (safetensors.SafetensorError, OSError) as error:
         return f"{weights}: cut short or damaged ({one_line(error)})"
     return None
-
-
-def read_objective(folder: Path) -> dict[str, Any]:
-    """The settings in a model folder's ``objective.json``, empty if it has none; InputError if they are damaged."""
-    file = folder / OBJECTIVE_FILE
-    return check_objective(read_json(file) if file.is_file() else {}, str(file))
 
 
 def check_objective(settings: Any, where: str) -> dict[str, Any]:

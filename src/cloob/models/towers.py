@@ -7,7 +7,6 @@ loads in a plain open_clip. How their sizes were chosen: ``benchmarks/towers.py`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from cloob.models.weights.containers import trained_file
 from cloob.models.weights.keymap import build, fill
 
 __all__ = ["TINY_MODELS", "TOKENIZER_FILES", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
+Config = Mapping[str, Any]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 
 
@@ -73,12 +73,13 @@ def create_model(
         config["quick_gelu"] = bool(tag["quick_gelu"])
     where, options = f"{name}/{pretrained}" if tag else f"model {name!r}", {"force_image_size": image_size}
     trained: dict[str, Any] = {}
-    generator = torch.random.fork_rng(devices=[]) if seed is not None else nullcontext()
-    with generator, translated(where):
+    with torch.random.fork_rng(devices=[], enabled=seed is not None), translated(where):
         if pretrained is not None and not tag:
+            if not Path(pretrained).is_file():
+                known = ", ".join(library.list_pretrained_tags_by_model(name)) or "none"
+                raise InputError(f"unknown pretrained tag {pretrained!r} of {name} (nor a file); its tags: {known}")
             config.pop("init_logit_bias", None)
-            weights = _weights_file(name, pretrained)
-            model, trained = filled_towers(config, {}, weights, name, where, **options)
+            model, trained = filled_towers(config, {}, Path(pretrained), name, where, **options)
         else:
             if seed is not None:
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
@@ -98,17 +99,9 @@ def create_model(
 
 
 def filled_towers(
-    model_cfg: Mapping[str, Any],
-    preprocess_cfg: Mapping[str, Any],
-    weights: Path,
-    source: str,
-    where: str,
-    **options: Any,
+    model_cfg: Config, preprocess_cfg: Config, weights: Path, source: str, where: str, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """open_clip's towers with the weights of a file, and the objective that these tell.
-
-    Its own loader lets tensors be resized, broadcast or left out, and looks at no value.
-    """
+    """open_clip's towers with the weights of a file, which have to fit as they are; and the objective they tell."""
     tensors, trained = trained_file(weights)
     bias = {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}  # replaced by the file's
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
@@ -171,11 +164,3 @@ def _tag_weights(where: str, tag: str, known: dict[str, Any]) -> str:
     file = file or "open_clip_pytorch_model.bin"
     safe = "open_clip_model" if file == "open_clip_pytorch_model.bin" else Path(file).stem
     return str(fetch_file(name, where, f"{safe}.safetensors", file))
-
-
-def _weights_file(name: str, pretrained: str) -> Path:
-    if Path(pretrained).is_file():
-        return Path(pretrained)
-    tags = open_clip().list_pretrained_tags_by_model(name)
-    known = f"its tags: {', '.join(tags)}" if tags else "open_clip has no weights for it"
-    raise InputError(f"unknown pretrained tag {pretrained!r} of {name} (nor a file); {known}")

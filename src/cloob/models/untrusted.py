@@ -1,7 +1,4 @@
-"""What a stranger's model folder may say: its files are data, none of its Python runs, no path leaves the folder.
-
-Looked at before anything else of a model is read: by ``load_model`` and by whatever opens a tokenizer or an encoder.
-"""
+"""What a stranger's model folder may say, looked at first: none of its Python runs, no path leaves the folder."""
 
 from __future__ import annotations
 
@@ -32,11 +29,11 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """What a JSON file holds; InputError if it cannot be read or is not of a kind (``object`` for anything)."""
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
-        if not isinstance(content, kind):
-            raise ValueError(f"{kind.__name__} wanted, {type(content).__name__} found")
+        reason = "" if isinstance(content, kind) else f"{kind.__name__} wanted, {type(content).__name__} found"
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror or error if isinstance(error, OSError) else one_line(error)
-        raise InputError(f"{path}: not readable as JSON ({reason})") from None
+        reason = str(getattr(error, "strerror", "") or one_line(error))
+    if reason:
+        raise InputError(f"{path}: not readable as JSON ({reason})")
     return content
 
 

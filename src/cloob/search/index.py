@@ -181,7 +181,7 @@ class Index:
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
         """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
-        from cloob.models.onnx.plain import PlainEncoder  # only where something has to be embedded
+        from cloob.models.onnx import PlainEncoder  # only where something has to be embedded
 
         def load(model: IndexedModel) -> Embedder:
             plain = None if model.fingerprint in self._encoders else PlainEncoder.open(model.spec)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cloob.models.encoder import DualEncoder
-    from cloob.models.onnx.plain import PlainEncoder
+    from cloob.models.onnx import PlainEncoder
 
 Vector = npt.NDArray[np.float32]
 Kind = Literal["words", "picture", "address", "item", "image"]

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from cloob.functional.checks import float32_products
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.aligned.vectors import VectorEncoder
-from cloob.models.encoder import DualEncoder, TrimmedTokenizer
+from cloob.models.encoder import DualEncoder, trimmed_tokens
 from cloob.models.importing import import_open_clip
 from cloob.models.load import load_model
 from cloob.models.runs import RUN_CONFIG_FILE
@@ -247,7 +248,7 @@ def make_loader(
     return PairLoader(
         source,
         augmented if train else encoder.preprocess,
-        TrimmedTokenizer(encoder.tokenizer) if trims else encoder.tokenizer,
+        partial(trimmed_tokens, encoder.tokenizer) if trims else encoder.tokenizer,
         size,
         seed=config.run.seed,
         shuffle=train,

@@ -15,7 +15,7 @@ from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import fingerprint
-from cloob.models.onnx.plain import PlainEncoder
+from cloob.models.onnx import PlainEncoder
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from support import picture, run_script

@@ -12,10 +12,16 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cloob.models.onnx.tokens import CLIP_NOTE, read_tokenizer, store_tokenizer, tokenizer_note
 from cloob.models.tokenizer import ClipTokenizer
+from cloob.models.tokens import (
+    CLIP_NOTE,
+    CLIP_VOCABULARY,
+    clip_tokenizer,
+    read_tokenizer,
+    store_tokenizer,
+    tokenizer_note,
+)
 from cloob.models.towers import open_clip
-from cloob.models.weights.tokens import CLIP_VOCABULARY, clip_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 LENGTH = 24

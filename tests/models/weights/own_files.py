@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,13 @@ def write_transformers_clip(folder: Path, text_act: str, image_act: str, max_sha
     return model
 
 
-def open_clip_towers(seed: int = 0, **changes: Any) -> nn.Module:
+def open_clip_towers() -> nn.Module:
     """open_clip's own module of ``CLIP`` with random weights, biases and norms too."""
     from open_clip import CLIP as Clip  # slow to import
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = drawn(Clip(**(CLIP | changes)))
+        torch.manual_seed(0)
+        model = drawn(Clip(**CLIP))
     model.logit_scale.requires_grad_(False)
     return model.eval()
 
@@ -62,19 +61,3 @@ def mljku_state(model: nn.Module) -> dict[str, Tensor]:
         state[f"module.{'logit_inv_tau' if key == 'logit_scale' else own}"] = value
     state["module.logit_scale_hopfield"] = torch.tensor(8.0).log()
     return state
-
-
-def scripted(state: dict[str, Tensor], path: Path) -> None:
-    """A TorchScript archive whose modules form the tree that the keys describe."""
-    root = nn.Module()
-    for key, value in state.items():
-        module = root
-        *parts, name = key.split(".")
-        for part in parts:
-            if part not in module._modules:
-                module.add_module(part, nn.Module())
-            module = module.get_submodule(part)
-        module.register_parameter(name, nn.Parameter(value.clone()))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is on its way out
-        torch.jit.save(torch.jit.script(root), str(path))

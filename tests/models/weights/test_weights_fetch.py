@@ -18,8 +18,8 @@ import torch
 
 from cloob import load_model
 from cloob.errors import InputError
+from cloob.models import hub
 from cloob.models.source import PUBLIC, PublicFile, PublicModel
-from cloob.models.weights import fetch
 from support import originals, served
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -95,15 +95,15 @@ def test_a_file_arrives_whole(server: Server, tmp_path: Path, kind: str, known: 
     file = PublicFile(server.url(f"{kind}/x"), "x.bin", SHA256 if known else None)
     for _ in range(3 if kind == "breaks" else 0):
         with pytest.raises(InputError, match=r"broke off after .* goes on from there"):
-            fetch.fetch_file(file, tmp_path)
+            hub.fetch_public(file, tmp_path)
         assert names(tmp_path) == ["x.bin.part"]
-    path = fetch.fetch_file(file, tmp_path)
+    path = hub.fetch_public(file, tmp_path)
     assert path.read_bytes() == CONTENT and names(tmp_path) == ["x.bin"]
     if kind == "breaks":  # without a hash nothing could tell another version of the file
         later = ["bytes=300000-", "bytes=600000-", "bytes=900000-"]
         assert server.asked == [None, *(later if known else [None] * 3)]
     before = len(server.asked)
-    assert fetch.fetch_file(file, tmp_path) == path and len(server.asked) == before
+    assert hub.fetch_public(file, tmp_path) == path and len(server.asked) == before
 
 
 @pytest.mark.parametrize(
@@ -112,20 +112,20 @@ def test_a_file_arrives_whole(server: Server, tmp_path: Path, kind: str, known: 
 )
 def test_lies_are_refused_in_one_line(server: Server, tmp_path: Path, kind: str, sha256: str | None, said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
-        fetch.fetch_file(PublicFile(server.url(f"{kind}/x"), "x.bin", sha256), tmp_path)
+        hub.fetch_public(PublicFile(server.url(f"{kind}/x"), "x.bin", sha256), tmp_path)
     assert "\n" not in str(caught.value) and "x.bin" not in names(tmp_path)
 
 
 def test_no_redirect_leaves_encryption() -> None:
     request = urllib.request.Request("https://a.example/x")
     with pytest.raises(InputError, match="not encrypted"):
-        fetch._SafeRedirects().redirect_request(request, None, 302, "", {}, "http://a.example/x")
+        hub._SafeRedirects().redirect_request(request, None, 302, "", {}, "http://a.example/x")
 
 
 def test_two_processes_fetch_once(server: Server, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from cloob.models.weights.fetch import fetch_file, PublicFile\n"
-        "print(fetch_file(PublicFile(sys.argv[1], 'x.bin', sys.argv[2]), Path(sys.argv[3])).stat().st_size)"
+        "import sys; from pathlib import Path; from cloob.models.hub import PublicFile, fetch_public\n"
+        "print(fetch_public(PublicFile(sys.argv[1], 'x.bin', sys.argv[2]), Path(sys.argv[3])).stat().st_size)"
     )
     words = [sys.executable, "-c", code, server.url("plain/x"), SHA256, str(tmp_path)]
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -40,21 +40,6 @@ def test_convert_keeps_every_bit(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["converted"]
 
 
-def test_convert_replaces_no_folder_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "file").touch()
-    good = str(originals("crowsonkb/full_vocab/slim.pkl"))
-    assert cli.main(["convert", good, str(tmp_path / "other")]) == 2
-    assert "no model folder" in capsys.readouterr().err
-    assert cli.main(["convert", good, str(tmp_path / "m")]) == 0
-    assert cli.main(["convert", good, str(tmp_path / "m")]) == 2
-    assert cli.main(["convert", good, str(tmp_path / "m"), "--overwrite"]) == 0
-    for source in (tmp_path / "m", f"local-dir:{tmp_path / 'm'}"):
-        capsys.readouterr()
-        assert cli.main(["convert", str(source), str(tmp_path / "m"), "--overwrite"]) == 2
-        assert "is where the model comes from" in capsys.readouterr().err
-
-
 def test_a_converted_rinna_has_its_tokenizer(tmp_path: Path) -> None:
     pytest.importorskip("sentencepiece")
     shutil.copytree(originals("rinna/roberta"), tmp_path / "r")

@@ -1,8 +1,6 @@
 """Frozen encoders as modules, and the features that they gave before.
 
-An image encoder is a module, normalised pixels (n, 3, H, W) to (n, F), with ``preprocess_cfg`` (open_clip's keys) and
-``features`` (F). A text encoder is a module, tokens (n, L) int64 to (n, F), with ``tokenizer``, ``context_length`` (L)
-and ``features``. Both come in evaluation mode without gradients.
+Normalised pixels (n, 3, H, W) or tokens (n, L) go in, (n, F) features come out, in evaluation mode without gradients.
 """
 
 from __future__ import annotations
@@ -54,43 +52,35 @@ class TextEncoder(nn.Module):
 
     def options(self) -> list[str]:
         config: Any = self.network.config
-        return [self.pooling, config.to_json_string(), self.tokenizer.description()]
+        return [self.pooling, config.to_json_string(), describe(self.tokenizer)]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        lengths = self._lengths(tokens)
+        lengths = self._mask(tokens).sum(1)
         order = lengths.argsort()
         parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TEXT_BATCH)]
         return torch.cat(parts)[order.argsort()]
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """(n, L') tokens to (n, F), all in one pass as they are."""
-        mask = (self._positions(tokens) <= self._lengths(tokens).unsqueeze(1)).long()
+        mask = self._mask(tokens).long()
         hidden: Tensor = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
             return hidden[:, 0]
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
 
-    def _positions(self, tokens: Tensor) -> Tensor:
-        return torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-
-    def _lengths(self, tokens: Tensor) -> Tensor:
-        """(n,) tokens up to the last that is no padding: a text may hold the padding's word."""
-        return ((tokens != self.pad) * self._positions(tokens)).amax(1)
+    def _mask(self, tokens: Tensor) -> Tensor:
+        """Whether a token stands before the last that is no padding: a text may hold the padding's word."""
+        return (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
 
 
 class PaddedTokenizer:
     def __init__(self, tokenizer: Any, context_length: int) -> None:
-        self.original, self._length = tokenizer, context_length
-
-    def description(self) -> str:
-        backend = getattr(self.original, "backend_tokenizer", None)
-        words = backend.to_str() if backend is not None else json.dumps(self.original.get_vocab(), sort_keys=True)
-        return f"{type(self.original).__name__} {words}"
+        self.tokenizer, self._length = tokenizer, context_length
 
     def __call__(self, texts: list[str]) -> Tensor:
         options = {"padding": "max_length", "truncation": True, "max_length": self._length, "return_tensors": "pt"}
-        tokens: Tensor = self.original(texts, **options)["input_ids"]
+        tokens: Tensor = self.tokenizer(texts, **options)["input_ids"]
         return tokens
 
 

@@ -1,7 +1,4 @@
-"""The heads that are trained on the features of frozen encoders.
-
-Legend: n rows, F features of the encoder, D dimensions of the shared space.
-"""
+"""The heads that are trained on the features of frozen encoders."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ Standardise = Literal["column", "one", "none"]
 
 
 class Head(nn.Module):
-    """(n, F) features to (n, D) rows, not yet of unit length.
+    """(n, F) features of n items to (n, D) rows of the shared space, not yet of unit length.
 
     The features are standardised first, by the training set (``fit``). Pooled features of a network with ReLUs share a
     large mean, and rows that are all alike are what contrast and retrieval can do least with.

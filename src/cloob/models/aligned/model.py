@@ -1,12 +1,10 @@
-"""Encoders and heads as one ``DualEncoder``, and the folder it is stored in: the heads, and the encoders' names.
+"""Encoders and heads as one ``DualEncoder``, and the folder it is stored in.
 
-``aligned.json`` names both encoders with a fingerprint of their weights and what they give for a picture and a text,
-``heads.safetensors`` holds the heads. open_clip does not read such a folder: its encoders may come from anywhere.
+``aligned.json`` names both encoders with a fingerprint of their weights and what they give for a picture and a text.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +25,8 @@ from cloob.models.weights.blocks import Towers
 from cloob.models.weights.containers import read_safetensors
 from cloob.models.weights.keymap import fill
 
+ModelFiles = tuple[str, dict[str, Any], str, dict[str, Tensor]]
+"""The names and contents of a model folder's configuration and weights."""
 _SIDES = ("image", "text")
 _PROBE_TEXT, _PROBE_WIDTH = "A photo of 2 Dogs & a cat.", 64
 _SAME = 0.01
@@ -48,10 +48,9 @@ class AlignedTowers(Towers):
 
 
 class AlignedEncoder(DualEncoder):
-    """A ``DualEncoder`` whose encoders are frozen, so that training goes over their features.
+    """A ``DualEncoder`` with frozen encoders; ``on_features``: ``forward`` takes their features for pixels and tokens.
 
-    ``on_features``: ``forward`` takes the features of both encoders in the place of pixels and tokens. ``memories``:
-    features of the image and the text encoder that need not be computed again.
+    ``memories``: features of the image and the text encoder that need not be computed again.
     """
 
     on_features = False
@@ -125,7 +124,7 @@ def aligned_encoder(
     return AlignedEncoder(name, AlignedTowers(image, text, image_head, text_head), text.tokenizer, config, objective)
 
 
-def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
+def aligned_files(encoder: DualEncoder) -> ModelFiles:
     towers: AlignedTowers = encoder.model
     heads = {"image": towers.image_head, "text": towers.text_head}
     content = {
@@ -135,7 +134,7 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
         "probe": {side: [round(value, 6) for value in row.tolist()] for side, row in _probe(encoder).items()},
         "heads": {side: head.options for side, head in heads.items()},
     }
-    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: nn.ModuleDict(heads).state_dict()}
+    return ALIGNED_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
 
 
 def fill_heads(folder: Path, heads: Mapping[str, Head]) -> None:
@@ -149,31 +148,24 @@ def load_aligned(
     file, names = folder / ALIGNED_FILE, {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
     with torch.device("meta"):  # no memory before the file of weights has it
         heads = {side: Head(**config["heads"][side]) for side in _SIDES}
-    try:
-        image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
-        text = open_text_encoder(names["text_encoder"], load_model)
-    except InputError as error:
-        raise InputError(f"{file}: one of {', '.join(names.values())} cannot be opened; {error}") from error
+    image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
+    text = open_text_encoder(names["text_encoder"], load_model)
     weights = {side: digest(opened) for side, opened in zip(_SIDES, (image, text), strict=True)}
     fill_heads(folder, heads)
     encoder = aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
     rows = _probe(encoder)
     for side in _SIDES:
+        changed = "has the same weights, but gives other features (tokenizer, pooling, layers or pixels changed)"
         if weights[side] != config[f"{side}_fingerprint"]:
             changed = "is another one now"
-        elif not torch.linalg.vector_norm(rows[side] - torch.tensor(config["probe"][side])) <= _SAME:
-            changed = "has the same weights, but gives other features (tokenizer, pooling, layers or pixels changed)"
-        else:
+        elif torch.linalg.vector_norm(rows[side] - torch.tensor(config["probe"][side])) <= _SAME:
             continue
         raise InputError(f"{file}: its {side} head was trained on {names[f'{side}_encoder']!r}, which {changed}")
     return encoder
 
 
 def _probe(encoder: DualEncoder) -> dict[str, Tensor]:
-    """The first of the features of a picture and a text that are always the same; of unit length.
-
-    They tell what a digest of weights does not: another tokenizer, pooling, activation or normalisation of pixels.
-    """
+    """Unit features of one picture and one text: they tell another tokenizer, pooling, activation or pixels."""
     assert isinstance(encoder, AlignedEncoder)
     size = encoder.image_size
     picture = (torch.arange(3 * size * size) % 251).to(torch.uint8).view(1, 3, size, size)
@@ -183,5 +175,5 @@ def _probe(encoder: DualEncoder) -> dict[str, Tensor]:
 
 def encoders_here(settings: Mapping[str, Any]) -> list[str]:
     """The names of frozen encoders that lie on this machine, of those in ``aligned.json``."""
-    names = [str(settings[key]) for key in ("image_encoder", "text_encoder") if settings.get(key)]
-    return [name for name in names if Source.parse(name).path is not None]
+    names = (str(settings.get(f"{side}_encoder") or "") for side in _SIDES)
+    return [name for name in names if name and Source.parse(name).path is not None]

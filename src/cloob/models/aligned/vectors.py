@@ -1,11 +1,7 @@
-"""Two heads for vectors of any kind, a and b, as one encoder: what ``cloob train vectors`` makes.
-
-``vectors.json`` holds the heads' options, ``heads.safetensors`` their weights.
-"""
+"""Two heads for vectors of any kind, a and b, as one encoder: what ``cloob train vectors`` makes."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,42 +10,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError, one_line
+from cloob.errors import InputError
 from cloob.models.aligned.heads import Head
-from cloob.models.aligned.model import AlignedEncoder, fill_heads
+from cloob.models.aligned.model import AlignedEncoder, ModelFiles, fill_heads
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import HEADS_FILE, VECTORS_FILE
 
 if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs
 
-_FORMAT = 1
 _OF_PICTURES = ("preprocess", "tokenizer", "image_size", "context_length", "mean", "std")
 
 
-class VectorHeads(nn.Module):
-    """The two heads, by the names that an ``AlignedEncoder`` knows: a stands first, as pictures do."""
-
-    def __init__(self, a: Head, b: Head) -> None:
-        super().__init__()
-        self.image_head = a
-        self.text_head = b
-
-
 class VectorEncoder(AlignedEncoder):
-    """Two heads without encoders: rows of numbers in, unit rows out.
-
-    It trains and is stored as a ``DualEncoder``; what wants pictures or texts of it is refused with one line.
-    """
+    """Two heads without encoders: rows of numbers in, unit rows out; it trains and is stored as a ``DualEncoder``."""
 
     on_features = True
 
     def __init__(self, a: Head, b: Head, objective: dict[str, Any] | None = None) -> None:
         nn.Module.__init__(self)  # a DualEncoder's asks for towers
         self.name = "vectors"
-        self.model = VectorHeads(a, b)
+        self.model = nn.Module()
+        self.model.image_head, self.model.text_head = a, b  # as an ``AlignedEncoder`` calls them: a stands first
         self.embed_dim: int = a.options["embed_dim"]
-        self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": _FORMAT})
+        self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": 1})
         self.objective_config = objective or {}
 
     def __getattr__(self, name: str) -> Any:
@@ -60,8 +44,7 @@ class VectorEncoder(AlignedEncoder):
     @property
     def device(self) -> torch.device:
         """Where the heads are."""
-        heads: VectorHeads = self.model
-        return heads.image_head.mean.device
+        return next(self.parameters()).device
 
     def set_channels_last(self, enabled: bool) -> None:
         """Does nothing: there are no pictures."""
@@ -96,9 +79,8 @@ class VectorEncoder(AlignedEncoder):
 
         width = head.options["features"]
         if rows.ndim != 2 or rows.shape[1] != width:
-            raise InputError(
-                f"{side}: an array {tuple(rows.shape)} found; (n, {width}) is what its head was trained on"
-            )
+            what = f"(n, {width}) is what its head was trained on"
+            raise InputError(f"{side}: an array {tuple(rows.shape)} found; {what}")
         parts = [torch.zeros(0, self.embed_dim, device=self.device)]
         for start in range(0, len(rows), batch_size):
             some = as_floats(rows[start : start + batch_size]).to(self.device)
@@ -116,22 +98,15 @@ def embed_pairs(encoder: VectorEncoder, pairs: VectorPairs) -> tuple[Tensor, Ten
     return a, b
 
 
-def vector_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
-    """The files of a model folder by their names; ``save_model`` writes them."""
+def vector_files(encoder: DualEncoder) -> ModelFiles:
     heads = {"a": encoder.model.image_head, "b": encoder.model.text_head}
     content = {**encoder.config.settings, **{side: head.options for side, head in heads.items()}}
-    return {VECTORS_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: nn.ModuleDict(heads).state_dict()}
+    return VECTORS_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
 
 
 def load_vectors(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> VectorEncoder:
     """The heads of a model folder; ``config`` is what ``vectors.json`` says."""
-    file = folder / VECTORS_FILE
-    if config.get("format") != _FORMAT:
-        raise InputError(f"{file}: has format {config.get('format')!r}; this version reads format {_FORMAT}")
-    try:
-        with torch.device("meta"):  # no memory before the file of weights has it
-            heads = {side: Head(**config[side]) for side in ("a", "b")}
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{file}: not what `cloob train vectors` writes ({one_line(error)})") from None
+    with torch.device("meta"):  # no memory before the file of weights has it
+        heads = {side: Head(**config[side]) for side in ("a", "b")}
     fill_heads(folder, heads)
     return VectorEncoder(heads["a"], heads["b"], objective)

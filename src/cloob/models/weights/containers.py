@@ -1,7 +1,7 @@
-"""Tensors out of files that anyone may have written. Libraries read the containers, and none of them runs code.
+"""Tensors out of files that anyone may have written: none runs code.
 
-safetensors and ``torch.load(weights_only=True)`` read their own files. Two kinds are left, pickles of numpy and jax
-arrays and TorchScript archives: Python's unpickler reads those, with a list of exact names.
+safetensors and ``torch.load(weights_only=True)`` read their own files. Python's unpickler with a list of exact names
+reads pickles of numpy and jax arrays, and TorchScript archives.
 """
 
 from __future__ import annotations
@@ -21,20 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError
 from cloob.models.importing import translated
 from cloob.models.runs import check_objective
 from cloob.models.untrusted import read_json
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
-_STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-}
+_STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "LongStorage": torch.int64}
 
 
 def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
@@ -61,17 +54,10 @@ def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             with contextlib.suppress(KeyError, IndexError, TypeError):  # of other programs
                 objective = check_objective(tensors["optimizer"]["param_groups"][0]["cloob"], f"{path}: cloob")
             tensors = tensors["state_dict"]
-        check_tensors(path, tensors)
     prefix = "module."  # of training by several processes
     if all(key.startswith(prefix) for key in tensors):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     return tensors, objective
-
-
-def check_tensors(path: Path, value: Any) -> None:
-    tensors = isinstance(value, dict) and all(isinstance(tensor, Tensor) for tensor in value.values())
-    if not tensors or not all(isinstance(key, str) for key in value):
-        raise InputError(f"{path}: its state_dict is no dictionary of tensors")
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
+from cloob.models.tokens import clip_tokenizer
 from cloob.models.untrusted import read_json
 from cloob.models.weights.blocks import Block, Blocks, Gelu, Patches, Towers, preprocess
 from cloob.models.weights.containers import array, read_arrays
 from cloob.models.weights.keymap import Part, fill, without_memory
-from cloob.models.weights.tokens import clip_tokenizer
 
 FAMILY = "crowsonkb"
 

@@ -8,11 +8,11 @@ from typing import Any
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import check_objective
+from cloob.models.tokens import hub_tokenizer
 from cloob.models.untrusted import read_json
 from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD
 from cloob.models.weights.containers import folder_weights
 from cloob.models.weights.keymap import Part, build, fill
-from cloob.models.weights.tokens import hub_tokenizer
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 """Patterns of the files of weights on a hub: of the first that is there; an index of several is a configuration."""
@@ -68,12 +68,9 @@ def _tower(side: dict[str, Any], width: int, hidden: int, heads: int) -> dict[st
 
 
 def _preprocess(folder: Path, side: int) -> dict[str, Any]:
-    """What a folder's image processor makes of pictures, in open_clip's words; CLIP's own without one.
-
-    transformers 5 writes ``processor_config.json`` alone, and takes what is in it before ``preprocessor_config.json``.
-    """
+    """What a folder's image processor makes of pictures, in open_clip's words; CLIP's own without one."""
     path, older = folder / "processor_config.json", folder / "preprocessor_config.json"
-    processor = read_json(path).get("image_processor") if path.is_file() else None
+    processor = read_json(path).get("image_processor") if path.is_file() else None  # of transformers 5
     if processor is None and not older.is_file():
         return {}
     if processor is None:
@@ -84,8 +81,6 @@ def _preprocess(folder: Path, side: int) -> dict[str, Any]:
         ("do_resize", True),
         ("do_rescale", True),
         ("do_normalize", True),
-        ("do_pad", False, None),  # transformers 4 writes null
-        ("rescale_factor", 1 / 255),
         ("resample", 3, 2),
         *([("size", side, {"shortest_edge": side}, square), ("crop_size", side, square)] if crops else []),
         *([] if crops else [("size", square)]),

@@ -62,17 +62,11 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: o
 
 @dataclass(frozen=True)
 class Part:
-    """Where a weight comes from.
+    """Where a weight comes from."""
 
-    Attributes:
-        names: Keys of the file; several are joined along their first dimension.
-        permute: Order of the file's dimensions in the weight; None: as they are.
-        lead: Dimensions of size 1 that the file has in front and the weight has not.
-    """
-
-    names: tuple[str, ...]
-    permute: tuple[int, ...] | None = None
-    lead: int = 0
+    names: tuple[str, ...]  # keys of the file; several are joined along their first dimension
+    permute: tuple[int, ...] | None = None  # the file's dimensions in the weight's order
+    lead: int = 0  # dimensions of size 1 that the file has in front and the weight has not
 
     def take(self, tensors: dict[str, Tensor]) -> Tensor:
         values = [tensors.pop(name) for name in self.names]
@@ -84,9 +78,8 @@ class Part:
 def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mapping[str, Part] | None = None) -> None:
     """Loads a file's tensors, as float32, into a module that may be on the meta device.
 
-    The plan says for each of the module's keys where it comes from (without one: from its own name); what it leaves out
-    stays as it is. Tensors are copied, since the file may be mapped and change later. InputError lists what is unknown,
-    missing, of another shape or dtype, NaN or infinite.
+    The plan says for each of the module's keys where it comes from (without one: from its own name). Tensors are
+    copied: the file may be mapped and change later. InputError lists what is unknown, missing, misshapen or not finite.
     """
     state: dict[str, Tensor] = dict(module.state_dict())
     plan = plan or {key: Part((key,)) for key in state}

@@ -19,11 +19,13 @@ from torch import Tensor
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.runs import HUB_WEIGHTS_FILES
+from cloob.models.source import known_models
 from cloob.models.tokenizer import SPECIALS, Ending
+from cloob.models.tokens import clip_tokenizer
+from cloob.models.towers import create_model
 from cloob.models.untrusted import read_json
-from cloob.models.weights.containers import check_tensors, read_torch
+from cloob.models.weights.containers import read_torch
 from cloob.models.weights.keymap import Part, build, fill
-from cloob.models.weights.tokens import clip_tokenizer
 from cloob.objective import ContrastiveObjective
 
 logger = logging.getLogger(__name__)
@@ -34,44 +36,51 @@ _SIZES = ("input_resolution", "context_length", "vocab_size")
 
 def load(path: Path) -> DualEncoder:
     content, scripted = read_torch(path)
-    if not scripted and isinstance(content, dict) and "state_dict" in content:
-        return _ml_jku(path, content)
-    if scripted or (isinstance(content, dict) and "text_projection" in content):
-        return _openai(path, content, scripted)
-    raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
-
-
-def _ml_jku(path: Path, content: dict[str, Any]) -> DualEncoder:
-    """open_clip's towers under other names, and the scales of CLOOB. A text that is too long loses its end token."""
-    tensors = content["state_dict"]
-    check_tensors(path, tensors)
+    mljku = not scripted and isinstance(content, dict) and "state_dict" in content
+    tensors = content["state_dict"] if mljku else content
     names = {key.removeprefix("module."): key for key in tensors}  # of training over several GPUs
-    if "logit_scale" in names and "logit_inv_tau" not in names:
-        raise _of_open_clip(path)
+    if mljku and ("logit_inv_tau" in names or "logit_scale" not in names):
+        return _ml_jku(path, tensors, names, content.get("model_config_file"))
+    sizes = scripted or bool(tensors.keys() & set(_SIZES))
+    why = "" if "text_projection" in tensors else "a torch file, but neither ml-jku's (state_dict) nor OpenAI's"
+    if mljku or (not sizes and path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}):
+        if name := _towers(path.absolute()):
+            return create_model(name, pretrained=str(path), seed=0)
+        right = f"open_clip_config.json, or from within its folder NAME/FILE (ViT-B-32/{path.name})"
+        why = f"open_clip's weights, which do not say their towers; give the folder with {right}"
+    if why:
+        raise InputError(f"{path}: {why}")
+    if not sizes and {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
+        said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
+        logger.warning("%s: %s (such as ViT-B-32/%s)", path, said, path.name)
+    return _openai(path, tensors)
+
+
+def _towers(checkpoint: Path) -> str:
+    """The towers of a checkpoint of open_clip_train by its ``../params.txt``, else by its folder's name; or ""."""
+    params = checkpoint.parents[1] / "params.txt"
+    said = re.search(r"^model: (.+)$", params.read_text(encoding="utf-8"), re.MULTILINE) if params.is_file() else None
+    name = (said[1] if said else checkpoint.parent.name).replace("/", "-")
+    return name if name in known_models() else ""
+
+
+def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], named: str | None) -> DualEncoder:
+    """open_clip's towers under other names; the text tower's heads are in the JSON file named in it, or of its name."""
     stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
     beta = None if stored is None else float(stored.double().exp())
     ours = {"logit_inv_tau": "logit_scale"}
     plan = {ours.get(name, name.removeprefix("transformer.")): Part((key,)) for name, key in names.items()}
     config = _config({key: tensors[part.names[0]] for key, part in plan.items()})
-    config["text_cfg"]["heads"] = _text_heads(path, content.get("model_config_file")) or config["text_cfg"]["heads"]
+    file = path.parent / Path(named or f"{path.stem}.json").name
+    if named not in _PUBLISHED and (named is not None or file.is_file()):
+        config["text_cfg"]["heads"] = int(read_json(file).get("transformer_heads", 0)) or config["text_cfg"]["heads"]
     encoder = _encoder(path, config, SPECIALS, "cut")
     fill(encoder.model, path, tensors, plan)
     encoder.objective_config = cloob_objective(_inv_tau(encoder), beta, "paper")
     return encoder
 
 
-def _text_heads(path: Path, named: str | None) -> int | None:
-    """The heads of the text tower by the JSON file that a checkpoint names, or that has its name."""
-    file = path.parent / Path(named or f"{path.stem}.json").name
-    if named in _PUBLISHED or (named is None and not file.is_file()):
-        return None
-    return int(read_json(file).get("transformer_heads", 0)) or None
-
-
-def _openai(path: Path, tensors: dict[str, Tensor], scripted: bool) -> DualEncoder:
-    check_tensors(path, tensors)
-    if not scripted and not tensors.keys() & set(_SIZES):
-        _check_whose(path, tensors)
+def _openai(path: Path, tensors: dict[str, Tensor]) -> DualEncoder:
     for key in _SIZES:
         tensors.pop(key, None)
     encoder = _encoder(path, _config(tensors), ("<|startoftext|>", "<|endoftext|>"), "kept")
@@ -82,22 +91,6 @@ def _openai(path: Path, tensors: dict[str, Tensor], scripted: bool) -> DualEncod
 
 def _inv_tau(encoder: DualEncoder) -> float:
     return float(encoder.model.logit_scale.double().exp())
-
-
-def _check_whose(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Refuses open_clip's weights, which have the same keys, by their name; warns where none are float16."""
-    if path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}:
-        raise _of_open_clip(path)
-    if {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
-        said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
-        logger.warning("%s: %s (such as ViT-B-32/%s)", path, said, path.name)
-
-
-def _of_open_clip(path: Path) -> InputError:
-    said = (
-        "open_clip's weights, which do not say their towers; give the folder with open_clip_config.json, or NAME/FILE"
-    )
-    return InputError(f"{path}: {said} from within its folder (such as ViT-B-32/{path.name})")
 
 
 def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -17,13 +17,11 @@ Shapes: n items, L tokens, D = embed_dim.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -31,14 +29,14 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from cloob.cache import Cache
 from cloob.data.content import add_part
-from cloob.errors import InputError, require
+from cloob.errors import require
 from cloob.machine import processors
 from cloob.models.importing import translated
-from cloob.models.onnx.tokens import read_tokenizer, store_tokenizer
 from cloob.models.pixels import EvalTransform
 from cloob.models.runs import ONNX_FILE, config_file
+from cloob.models.source import file_stamp, kept_digest
+from cloob.models.tokens import read_tokenizer, store_tokenizer
 from cloob.models.untrusted import check_folder, read_json
 
 if TYPE_CHECKING:
@@ -54,14 +52,10 @@ _BATCH = 32
 """Items a run: more are not faster on a CPU, and take memory."""
 _STEP = 8
 """Lengths of texts are multiples of this, so that a session meets few shapes."""
-_YOUNG_SECONDS = 2.0
 
 
 class Graph:
-    """A graph with one input and one output; onnxruntime opens and checks it when it is first used.
-
-    ``pad`` is the padding of a text tower that takes texts without it.
-    """
+    """A graph with one input and one output, opened when first used; ``pad``: what texts may come without."""
 
     def __init__(self, path: Path, embed_dim: int, pad: int | None = None) -> None:
         self.path, self.embed_dim, self.pad = path, embed_dim, pad
@@ -106,11 +100,7 @@ def _open_session(path: Path) -> Any:
 
 
 class PlainEncoder:
-    """Pictures and texts to (n, D) unit rows of NumPy: the rows of ``cloob.load_model`` without torch.
-
-    Its graphs are opened when they are first used. ``settings`` are ``precision``, ``pad`` and ``fingerprint`` of
-    ``onnx.json``; ``logit_scale`` is ln τ⁻¹.
-    """
+    """Pictures and texts to (n, D) unit rows of NumPy: the rows of ``cloob.load_model`` without torch."""
 
     def __init__(self, folder: Path) -> None:
         check_folder(folder)
@@ -170,18 +160,16 @@ def graphs_digest(folder: Path, precision: str = "float32") -> str:
     """SHA-256 of both towers' graphs with their weights, kept in the cache."""
     files = [graph_file(folder, kind, precision) for kind in ("image", "text")]
     files += [path for path in (file.with_name(f"{file.name}_data") for file in files) if path.is_file()]
-    stats = [path.stat() for path in files]
-    stamp = [(str(p.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in zip(files, stats, strict=True)]
-    if (known := Cache().find("digests", f"onnx {stamp}")) is not None:
-        return known.read_text(encoding="ascii")
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    if max(s.st_ctime for s in stats) < time.time() - _YOUNG_SECONDS:  # else a change may leave the same stamp
-        with contextlib.suppress(InputError):  # a cache that cannot be written
-            Cache().put("digests", f"onnx {stamp}", digest.hexdigest().encode())
-    return digest.hexdigest()
+
+    def compute() -> str:
+        state = hashlib.sha256()
+        for path in files:
+            with path.open("rb") as opened:
+                state.update(hashlib.file_digest(opened, "sha256").digest())
+        return state.hexdigest()
+
+    stamp = file_stamp(files)
+    return compute() if stamp is None else kept_digest(stamp, compute)
 
 
 def write_config(folder: Path, encoder: DualEncoder, *, precision: str, pad: int | None) -> dict[str, Any]:
