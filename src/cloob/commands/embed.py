@@ -19,7 +19,8 @@ class Options:
     """Write the vectors of pictures into one file; for a run of `cloob train vectors`, those of its rows."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """Whatever `cloob index` takes: a folder, one picture, a table, shards; or an index. With --a or --b a run."""
+    """Whatever `cloob index` takes: a folder, one picture, a table, shards; or an index. With --a or --b a run, or what
+    ContrastiveHeads.save wrote."""
     out: Path
     """FILE.npz, FILE.safetensors or FILE.parquet; with --a or --b FILE.npy, FILE.npz or FILE.safetensors."""
     a: str | None = None

@@ -238,7 +238,7 @@ def make_loader(
     least = 2 * world_size()
     refuse([(train and size < least, f"batch_size is {size} for {world_size()} processes; it must be {least} or more")])
     if isinstance(source, VectorPairs):
-        return vectors.vector_loader(source, config, train=train)
+        return align.FeatureLoader(source, source.name, batch_size=size, seed=config.run.seed, train=train)
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(source, encoder, config, device, make_cache(config), train=train)
     augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)

@@ -124,8 +124,6 @@ def cached_backward(
 
 @dataclass(frozen=True)
 class _RandomState:
-    """The state of torch's generators on the CPU and on every device in use."""
-
     cpu: Tensor
     cuda: list[Tensor]
     mps: Tensor | None

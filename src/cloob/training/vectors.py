@@ -10,7 +10,7 @@ from torch import Tensor
 from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.models.aligned.heads import Standardise
 from cloob.models.aligned.vectors import VectorEncoder
-from cloob.training.align import FeatureLoader, new_heads
+from cloob.training.align import new_heads
 from cloob.training.config import TrainConfig
 from cloob.training.faults import check_fraction
 
@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 
 def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
-    """The training pairs, and the held-out pairs if there are any."""
     files, share = config.vectors, config.pairs.val_split
     assert files.a is not None and files.b is not None
     pairs = open_pairs(files.a, files.b, files.ids, files.a_ids, files.b_ids)
@@ -43,11 +42,6 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
     encoder = VectorEncoder(of_a, of_b)
     encoder.fit(a, b)
     return encoder
-
-
-def vector_loader(pairs: VectorPairs, config: TrainConfig, *, train: bool) -> FeatureLoader:
-    """The pairs in batches, read from their files as they are wanted."""
-    return FeatureLoader(pairs, pairs.name, batch_size=config.run.batch_size, seed=config.run.seed, train=train)
 
 
 def _way(rows: Tensor) -> Standardise:
