@@ -327,10 +327,8 @@ class ContrastiveObjective(ScaledModule):
         """The scales of a call, after a look at them and at the rows; tells once of what is odd."""
         learns = isinstance(logit_scale, Tensor) and logit_scale.requires_grad and torch.is_grad_enabled()
         if learns and self.scale == "paper":
-            raise ValueError(
-                "logit_scale learns, which needs scale='unit': τ · loss falls with τ⁻¹ for all embeddings; "
-                "detach it to use its value alone"
-            )
+            falls = "τ · loss falls with τ⁻¹ for all embeddings; detach it to use its value alone"
+            raise ValueError(f"logit_scale learns, which needs scale='unit': {falls}")
         inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
         learned = self.learns("inv_tau") and torch.is_grad_enabled() if logit_scale is None else learns
         if learned and self.contrast == "infoloob" and self.training:

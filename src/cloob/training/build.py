@@ -216,9 +216,8 @@ def make_encoder(config: TrainConfig, source: Source | VectorPairs | None = None
         found |= align.head_settings(encoder)
     for key, held in found.items():
         asked = (vars(towers) | vars(config.align))[key]
-        refuse(
-            [(asked not in (None, held), f"{key} is {asked!r}, but {holds} {held!r}; leave it out, also of --config")]
-        )
+        error = f"{key} is {asked!r}, but {holds} {held!r}; leave it out, also of --config"
+        refuse([(asked not in (None, held), error)])
     return encoder
 
 

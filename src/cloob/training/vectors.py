@@ -35,9 +35,8 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
     ways = [_way(side) if asked == "auto" else asked for side in (a, b)]
     if asked == "auto" and "column" in ways:
         sides = " and ".join(f"--{side}" for side, way in zip("ab", ways, strict=True) if way == "column")
-        logger.info(
-            "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)", sides
-        )
+        said = "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)"
+        logger.info(said, sides)
     of_a, of_b = new_heads(config, (a.shape[1], b.shape[1]), ways)
     encoder = VectorEncoder(of_a, of_b)
     encoder.fit(a, b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,35 +49,34 @@ class _Contrast(torch.autograd.Function):
             positive += constant
         losses = torch.empty_like(positive)
         d_anchors, d_candidates = (torch.zeros_like(t) if differentiable else None for t in (anchors, candidates))
-        by_candidate = candidates.new_zeros(len(candidates), 1)
-        d_bias = None if bias is None else torch.zeros_like(bias)
+        weigh = partial(to_softmax, leave_out=leave_out) if bias is None else to_sigmoid
+        by_anchor, by_candidate = torch.zeros_like(positive), candidates.new_zeros(len(candidates), 1)
         for rows in strips(anchors):
             p = product(a[rows], c.T, anchors)
-            if constant is None:
-                exclude(p, rows, offset, ids)
-                losses[rows], pull = to_softmax(p, positive[rows], leave_out)
-            else:
-                exclude(p.add_(constant[rows]), rows, offset, ids)
-                losses[rows], pull = to_sigmoid(p, positive[rows])
+            if constant is not None:
+                p += constant[rows]
+            exclude(p, rows, offset, ids)
+            losses[rows], pull = weigh(p, positive[rows])
             if d_anchors is None or d_candidates is None:
                 continue
             positives = slice(rows.start + offset, rows.stop + offset)
             by_candidate += p.sum(dim=0)[:, None]
             by_candidate[positives] += pull
-            by_anchor = None if d_bias is None else p.sum(dim=1, keepdim=True) + pull  # of a softmax it is 0
+            if bias is not None:  # of a softmax this sum is 0
+                by_anchor[rows] = p.sum(dim=1, keepdim=True) + pull
             p = p.to(matmul)
             accumulate(d_anchors[rows], p, c)
             accumulate(d_candidates, p.T, a_own[rows])
             d_anchors[rows].addcmul_(pull, centred[positives])
             d_candidates[positives].addcmul_(pull, own_part[rows])
-            if by_anchor is not None:
-                d_anchors[rows].addcmul_(by_anchor, mean)
-                d_bias += by_anchor.sum()
         if d_anchors is not None and d_candidates is not None:
             d_candidates.addcmul_(by_candidate, common)
+            d_bias = None
+            if bias is not None:
+                d_anchors.addcmul_(by_anchor, mean)
+                d_bias = by_anchor.sum().div_(n)
             # The logits are τ⁻¹ a·c + b: what a gains along itself, τ⁻¹ gains.
             d_inv_tau = (d_anchors * anchors).sum().div_(n) if ctx.needs_input_grad[2] else torch.zeros_like(inv_tau)
-            d_bias = None if d_bias is None else d_bias.div_(n)
             ctx.save_for_backward(d_anchors.mul_(inv_tau / n), d_candidates.div_(n), d_inv_tau, d_bias)
         return losses.mean()
 
