@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from cloob import distributed
 from cloob.functional import reference, streamed
-from cloob.functional.checks import NonFiniteFeaturesError as NonFiniteFeaturesError
-from cloob.functional.checks import check_number, in_transform, is_exporting, one_of, readable
+from cloob.functional.checks import NonFiniteFeaturesError, check_number, in_transform, is_exporting, one_of, readable
 from cloob.functional.reference import Contrast, Parts, Scale, check_member, check_pairs, of_parts
 from cloob.objective.ranks import local_rows, loss_over_ranks
-from cloob.objective.values import Scales, check_scales, check_values, logarithm_notice
-from cloob.objective.values import check_finite as check_finite
+from cloob.objective.values import Scales, check_finite, check_scales, check_values, logarithm_notice
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
+
+__all__ = ["ContrastiveObjective", "NonFiniteFeaturesError", "check_finite", "make_objective"]
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
@@ -361,9 +361,9 @@ class ContrastiveObjective(ScaledModule):
     def without_waiting(self, layout: distributed.Layout | None = None) -> Iterator[None]:
         """Inside, a call reads nothing from a device: values are not looked at, rows are taken to be unit rows.
 
-        :func:`cloob.objective.values.acceptable` says on the device what the look would have said. Much longer rows
-        may overflow to a loss that is not finite. ``layout`` says how many rows each rank brings to an objective that
-        gathers: ranks then tell each other nothing, and one with wrong arguments leaves the others waiting.
+        ``acceptable`` says on the device what the look would have said. Much longer rows may overflow to a loss that is
+        not finite. ``layout`` says how many rows each rank brings to an objective that gathers: ranks then tell each
+        other nothing, and one with wrong arguments leaves the others waiting.
         """
         before = self.check, self._waits, self._layout
         self.check, self._waits, self._layout = False, False, layout
