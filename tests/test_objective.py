@@ -408,7 +408,7 @@ def test_what_needs_a_process_group_or_a_softmax() -> None:
     x, y = pairs(4, 3)
     with pytest.raises(RuntimeError, match="gather=True needs a process group: start with torchrun"):
         ContrastiveObjective(gather=True)(x, y)
-    with pytest.raises(ValueError, match="contrast is 'sigmoid'; 'infoloob' or 'infonce' is expected"):
+    with pytest.raises(ValueError, match="contrast is 'sigmoid'; one of 'infoloob', 'infonce' is expected"):
         contrast_with_negatives(make_objective("siglip"), x, y, x)
 
 

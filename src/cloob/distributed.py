@@ -86,9 +86,8 @@ def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
     try:
         store, own_rank, ranks = next(rendezvous("env://"))
     except ValueError as error:  # a variable is missing, or is no number
-        raise InputError(
-            f"WORLD_SIZE is set, but not by torchrun ({one_line(error)}); start by torchrun, or unset it"
-        ) from None
+        said = f"WORLD_SIZE is set, but not by torchrun ({one_line(error)}); start by torchrun, or unset it"
+        raise InputError(said) from None
     return store, own_rank, ranks
 
 

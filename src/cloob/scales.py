@@ -32,7 +32,7 @@ class ScaledModule(nn.Module):
         self._fixed: dict[str, float] = {}
 
     def add_scale(self, name: str, value: float, *, learnable: bool) -> None:
-        """Adds a scalar, fixed or a parameter that starts from the value; ValueError if not positive and finite."""
+        """Adds a positive scalar, fixed or a parameter that starts from the value."""
         number = float(value)
         check_number(name, number, torch.float64)
         if learnable:
@@ -53,10 +53,7 @@ class ScaledModule(nn.Module):
         return logarithm.exp()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the scalars with the module, but casts the fixed ones only where float64 does not exist (MPS).
-
-        Learned ones, and their gradients, are cast to float32 and float64 alone.
-        """
+        """Moves the scalars: fixed ones stay float64 where that exists (not on MPS), learned ones float32 or better."""
         for name in self._fixed:
             key = f"fixed_{name}"
             self._buffers[key] = torch.empty((), device=self.get_buffer(key).device)
@@ -76,37 +73,21 @@ class ScaledModule(nn.Module):
             self._buffers[key] = torch.full((), number, dtype=dtype, device=device)
         return self
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """Takes the fixed scalars of the state and tells where they are others."""
         for name, number in self._fixed.items():
             key = f"{prefix}fixed_{name}"
-            if key not in state_dict:
-                continue
-            loaded = float(state_dict[key])
+            loaded = float(state_dict.get(key, number))
             try:
                 check_number(key, loaded, torch.float64)
             except ValueError as error:
-                error_msgs.append(str(error))
+                others[-1].append(str(error))  # torch's list of errors
                 continue
             if not math.isclose(loaded, number, rel_tol=1e-6):  # a state from MPS is in float32
-                warnings.warn(
-                    f"{name} was {number:g} and is {loaded:g} now, as in the state that was loaded",
-                    FixedScaleWarning,
-                    stacklevel=callers_level(),
-                )
+                said = f"{name} was {number:g} and is {loaded:g} now, as in the state that was loaded"
+                warnings.warn(said, FixedScaleWarning, stacklevel=callers_level())
             self._fixed[name] = loaded
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 def scalar_parameter(value: float) -> nn.Parameter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cloob.evaluation.embed import EmbedOptions, embed_images, embed_pairs, embed_texts
+from cloob.evaluation.embed import EmbedOptions, embed_images, embed_pairs
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 NAMES = list(COLOURS)
@@ -33,11 +33,3 @@ def test_pairs_are_read_once_and_unreadable_ones_are_nan(monkeypatch: pytest.Mon
     assert pairs.captions == ("red", "green", "", "yellow", "cyan", "magenta")
     assert pairs.image_of_text.tolist() == list(range(6))
     assert pairs.unreadable == {"corrupt image": 1, "missing image": 1}
-
-
-def test_equal_texts_go_through_the_tower_once() -> None:
-    model, texts = ColourModel(), ["red", "blue", "red", "green", "blue"]
-    features = embed_texts(model, texts, batch_size=2)
-    assert model.text_batches == [["red", "blue"], ["green"]]
-    with torch.no_grad():
-        assert torch.equal(features, torch.cat([ColourModel().encode_text([text]) for text in texts]))

@@ -38,7 +38,7 @@ def test_results_have_the_documented_form(models: dict[str, ColourModel]) -> Non
     assert (good["model"], good["objective"], good["train_seconds"]) == ("good", "cloob", 12.5)
     assert bad["settings"]["seed"] == 3 and good["settings"]["beta"] == 8.0
     solid = good["zeroshot"]["solid"]
-    assert solid["acc1"] == pytest.approx(23 / 24) and solid["n"] == 24
+    assert solid["acc1"] == solid["acc5"] == pytest.approx(23 / 24) and solid["n"] == 24
     assert solid["per_class"]["green"] == 0.75 and solid["unreadable"] == {"corrupt image": 1}
     assert bad["zeroshot"]["two"]["acc1"] == 0.0 and "unreadable" not in bad["zeroshot"]["two"]
     assert good["retrieval"]["pairs"]["text_to_image@1"] == 1.0

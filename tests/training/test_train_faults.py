@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_helpers import Trained, Trouble, exact, lines
+from train_helpers import At, Poison, Trained, exact, lines
 
 from cloob.distributed import process_group
 from cloob.errors import InputError
@@ -28,7 +28,7 @@ def test_sigterm_to_the_whole_process_group(trained: Trained, tmp_path: Path) ->
 
     def slowly() -> None:
         os.setsid()
-        result = train(config, callbacks=[Trouble(slow=0.25)])
+        result = train(config, callbacks=[At(None, lambda: time.sleep(0.25))])
         print(f"stopped={result.stopped} steps={result.steps}")
 
     ranks = fork(tmp_path, 1, slowly)
@@ -54,13 +54,15 @@ def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
     """The numbers of one process; one rank that is told to end; bad numbers on one rank."""
     same = learned(trained).override(model="nano-vit", epochs=2, save_every=0)  # 4 steps an epoch
     plain, poisoned, stopped = (tmp_path / name for name in ("plain", "poisoned", "stopped"))
-    runs: list[tuple[Path, dict[str, Any]]] = [(plain, {}), (poisoned, {"poison": (5, 6)})]
-    runs += [(stopped, {"stop_at": 5}), (stopped, {})]
+
+    def stop() -> None:
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def all_runs() -> None:
         with process_group(torch.device("cpu")):
-            for out, trouble in runs:
-                result = train(same.override(out=out), callbacks=[Trouble(**trouble)])
+            for out, trouble in ((plain, []), (poisoned, [Poison(5, 6)]), (stopped, [At(5, stop)]), (stopped, [])):
+                result = train(same.override(out=out), callbacks=trouble)
                 print(f"stopped={result.stopped} steps={result.steps}")
 
     ranks = fork(tmp_path / "ranks", 2, all_runs)

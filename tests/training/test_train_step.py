@@ -13,10 +13,8 @@ import torch
 from device_reads import reads
 from torch import Tensor, nn
 from torch.nn import functional as F
-from train_helpers import Recorder, lines
+from train_helpers import Recorder, assert_same_run, lines
 
-from cloob.models.load import load_model
-from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import record
 from cloob.training.callbacks import Callback, RunInfo
@@ -228,18 +226,6 @@ class Spoils(Callback):
         info.encoder.model.text_projection.register_hook(hook)
 
 
-def assert_same_runs(one: Path, other: Path) -> None:
-    times = ("images_per_second", "data_wait", "device_wait")
-    found = [[{k: v for k, v in x.items() if k not in times} for x in lines(r / "metrics.jsonl")] for r in (one, other)]
-    assert found[0] == found[1]
-    assert [p.name for p in list_checkpoints(one)] == [p.name for p in list_checkpoints(other)]
-    here, there = (load_model(run).state_dict() for run in (one, other))
-    assert all(torch.equal(value, there[key]) for key, value in here.items())
-    states = [torch.load(latest_checkpoint(run) / "trainer.pt", weights_only=True) for run in (one, other)]
-    for index, moments in states[0]["optimizer"]["state"].items():
-        assert all(torch.equal(value, states[1]["optimizer"]["state"][index][key]) for key, value in moments.items())
-
-
 def test_a_late_run_is_the_run(base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines, faults and checkpoints; log lines are due each 4 steps, epochs have 5."""
     settings = base.override(learnable_beta=True, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0)
@@ -248,7 +234,7 @@ def test_a_late_run_is_the_run(base: TrainConfig, tmp_path: Path, monkeypatch: p
     train(settings.override(out=one), callbacks=[recorders[0], Spoils(2, 6, 7)])
     monkeypatch.setattr(record, "is_async", lambda device: True)
     train(settings.override(out=other), callbacks=[recorders[1], Spoils(2, 6, 7)])
-    assert_same_runs(one, other)
+    assert_same_run(one, other)
     found = lines(other / "metrics.jsonl")
     assert [line["step"] for line in found if "skipped" in line] == [2, 6, 7]
     assert all(0 <= line["device_wait"] <= 1 for line in found) and "effective_eigenvalues_text" in found[3]

@@ -184,6 +184,16 @@ def test_columns_of_unlike_units_are_scaled_apart(config: TrainConfig, tmp_path:
         assert middle.std(0)[1] < 0.1
 
 
+def test_rows_in_a_cone_are_told_of_once_if_they_are_retrieved(
+    config: TrainConfig, files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    np.save(tmp_path / "a.npy", np.load(files / "a.npy") + 30)
+    config = config.override(a=f"{tmp_path}/a.npy", steps=3, standardise="none", overwrite=True)
+    for change in ({"objective": "cloob"}, {"objective": "clip"}, {"objective": "cloob", "standardise": "one"}):
+        cloob.train(config.override(**change))
+        assert sum("step 1: rows have a mean cosine of 0.9" in message for message in caplog.messages) == 1
+
+
 def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, tmp_path: Path) -> None:
     from cloob.data.vectors import open_pairs
 

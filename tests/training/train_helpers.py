@@ -7,13 +7,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cloob.models.load import load_model
+from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.training.callbacks import Callback, RunInfo, RunResult
 from cloob.training.config import TrainConfig
 from cloob.training.log import ProgressDisplay
@@ -115,33 +117,56 @@ def command_until(
     return fork(folder, processes, action)
 
 
-class Trouble(Callback):
-    """Slows a run down; kills the last rank or sends it SIGTERM at a step, or makes its weights NaN for some steps."""
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
-    def __init__(
-        self,
-        slow: float = 0.0,
-        kill_at: int | None = None,
-        stop_at: int | None = None,
-        poison: tuple[int, int] | None = None,
-    ) -> None:
-        self.slow, self.poison = slow, poison
-        self.signals = {kill_at: signal.SIGKILL, stop_at: signal.SIGTERM}
-        self.first_attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+
+def assert_same_run(run: Path, other: Path, extra: Collection[str] = ()) -> None:
+    """All that a run folder holds but for times, and the weights that are loaded from it."""
+    assert exact(run) == exact(other)
+    for log in ("epochs.jsonl", "skipped.jsonl"):
+        found, wanted = ([{**line, "seconds": 0} for line in lines(folder / log)] for folder in (run, other))
+        assert found == wanted, log
+    names = [{path.name for path in list_checkpoints(folder)} for folder in (run, other)]
+    assert names[0] == names[1] | set(extra)
+    states = [torch.load(latest_checkpoint(folder) / "trainer.pt", weights_only=True) for folder in (run, other)]
+    for state in states:
+        state["progress"]["seconds"] = 0.0
+        for group in state["optimizer"]["param_groups"]:
+            group["lr"] = 0.0  # set before each step
+    for part in states[1]:
+        assert equal(states[0][part], states[1][part]), part
+    assert equal(load_model(run).state_dict(), load_model(other).state_dict())
+
+
+class At(Callback):
+    """Does something after a step, or after each."""
+
+    def __init__(self, step: int | None, action: Callable[[], object]) -> None:
+        self.step, self.action = step, action
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        if self.step in (None, metrics["step"]):
+            self.action()
+
+
+class Poison(Callback):
+    """Makes a weight NaN after one step and gives it back after another; on the last rank only."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
 
     def on_start(self, info: RunInfo) -> None:
-        self.info = info
+        self.weight = info.encoder.model.token_embedding.weight
         self.last_rank = info.rank == int(os.environ.get("WORLD_SIZE", "1")) - 1
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
-        time.sleep(self.slow)
-        if metrics["step"] in self.signals and self.first_attempt and self.last_rank:
-            os.kill(os.getpid(), self.signals[metrics["step"]])
-        if self.poison and self.last_rank:
-            weight = self.info.encoder.model.token_embedding.weight
-            with torch.no_grad():
-                if metrics["step"] == self.poison[0]:
-                    self.kept = weight.clone()
-                    weight.fill_(float("nan"))
-                elif metrics["step"] == self.poison[1]:
-                    weight.copy_(self.kept)
+        if self.last_rank and metrics["step"] == self.first:
+            self.kept = self.weight.detach().clone()
+            self.weight.data.fill_(float("nan"))
+        elif self.last_rank and metrics["step"] == self.last:
+            self.weight.data.copy_(self.kept)

@@ -21,8 +21,8 @@ class Options:
     """Write the vectors of pictures or texts into one file; for a run of `cloob train vectors`, those of its rows."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """Whatever `cloob index` takes: a folder, one picture, a table, shards; or an index. With --a or --b a run,
-    with --texts a model."""
+    """Whatever `cloob index` takes: a folder, one picture, a table, shards; or an index. With --a or --b a run, or
+    what ContrastiveHeads.save wrote; with --texts a model."""
     out: Path  # FILE.npz, .safetensors or .parquet; with --a, --b or --texts FILE.npy, .npz or .safetensors.
     a: str | None = None  # Rows for the run's head a, as --a of `cloob train vectors`.
     b: str | None = None  # Rows for the run's head b.

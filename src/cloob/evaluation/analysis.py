@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, message, require
+from cloob.errors import message, require
 from cloob.evaluation.embed import EmbedOptions, PairEmbeddings, Reader
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.measures.geometry import DEFAULT_LIMIT, geometry
-from cloob.evaluation.suite import all_failed
+from cloob.evaluation.suite import refuse_if_all_failed
 from cloob.models.runs import checkpoint_step, epoch_of, find_best, list_checkpoints
 
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
@@ -66,8 +66,7 @@ def analyze(
         if shown is not None:
             pictures = _pictures(shown[0], similar, duplicate)
             runs.append({"model": name, "geometry": shown[1], "checkpoints": checkpoints, **pictures})
-    if not runs:
-        raise InputError(all_failed(failures, "measured"))
+    refuse_if_all_failed(runs, failures, "measured")
     result: dict[str, Any] = {"pairs": source.name, "runs": runs}
     return {**result, "failures": failures} if failures else result
 

@@ -38,7 +38,7 @@ from cloob.models.aligned.encoders import FeatureMemory
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.load import find_model_folder, fingerprint, load_model, package_versions
 from cloob.models.tokenizer import describe
-from cloob.objective.module import MEMBERS
+from cloob.objective import MEMBERS
 
 T = TypeVar("T")
 

@@ -78,12 +78,13 @@ def evaluate(
     """
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
-    names = [Counter(data.name for data in sets).most_common(1) for sets in (zeroshot, retrieval)]
-    for name, uses in (first[0] for first in names if first):
-        if uses > 1:
-            raise InputError(f"{uses} sets are called {name!r}, and results are kept by name; rename a folder")
-    if not any(names):
-        raise InputError("nothing to evaluate: no labelled set and no pairs were given")
+    twice = [name for sets in (zeroshot, retrieval) for name, n in Counter(d.name for d in sets).items() if n > 1]
+    for wrong, error in (
+        (not zeroshot and not retrieval, "nothing to evaluate: no labelled set and no pairs were given"),
+        (twice, f"several sets are called {', '.join(map(repr, twice))}; results are kept by name, so rename a folder"),
+    ):
+        if wrong:
+            raise InputError(error)
     measuring = _Measuring(embeddings, probe or ProbeOptions(), geometry_limit, {"level": level, "seed": seed})
     tasks: list[tuple[Any, Callable[[Any, dict[str, Any]], None]]] = [
         *((data, measuring.classify) for data in zeroshot),
@@ -108,8 +109,7 @@ def evaluate(
                 what = str(error) if str(error).startswith(data.name) else f"{data.name}: {error}"
                 failures.append({"model": model, "set": data.name, "error": what})
         rows.append(row | {"train_seconds": (train_seconds or {}).get(model)})
-    if not rows:
-        raise InputError(all_failed(failures, "loaded"))
+    refuse_if_all_failed(rows, failures, "loaded")
     compared = differences(measuring.hits, level=level, seed=seed)
     results = {"rows": rows, "differences": compared, "level": level}
     return {**results, "failures": failures} if failures else results
@@ -163,11 +163,13 @@ class _Measuring:
         self.hits.setdefault((metric, data.name), {})[row["model"]] = right
 
 
-def all_failed(failures: Sequence[Mapping[str, Any]], what: str) -> str:
-    """One line for models of which not one could be ``what`` ("loaded"); each failure has ``model`` and ``error``."""
+def refuse_if_all_failed(done: Sequence[Any], failures: Sequence[Mapping[str, Any]], what: str) -> None:
+    """InputError, one line, where not one model could be ``what`` ("loaded")."""
     named = [(failure["model"], failure["error"]) for failure in failures]
     lines = [error if error.startswith(model) else f"{model}: {error}" for model, error in named]
-    return lines[0] if len(lines) == 1 else f"none of {len(lines)} models can be {what}; {'; '.join(lines)}"
+    every = f"none of {len(lines)} models can be {what}; {'; '.join(lines)}"
+    if not done:
+        raise InputError(lines[0] if len(lines) == 1 else every)
 
 
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:

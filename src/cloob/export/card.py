@@ -17,7 +17,7 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.load import find_model_folder, fingerprint
 from cloob.models.runs import EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines, run_of, split_checkpoint
 from cloob.models.untrusted import read_json
-from cloob.objective.module import MEMBERS
+from cloob.objective import MEMBERS
 
 RESULTS_FILE = "results.json"
 PIPELINE = "zero-shot-image-classification"

@@ -1,4 +1,9 @@
-"""Pure maths on tensors: retrieval, contrast, the objective, geometry and ranking. Imports torch only."""
+"""Pure maths on tensors, torch alone: the objective, and what embeddings are judged by.
+
+Read in this order: ``contrast`` and ``hopfield``, one equation each; ``reference``, which joins them to the objective
+and is the oracle of all other paths; ``streamed``, the same without N×N matrices. Then ``geometry``, ``ranking`` and
+``bootstrap``. ``checks`` is what all of them ask of their tensors.
+"""
 
 from cloob.functional.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.hopfield import hopfield_retrieval

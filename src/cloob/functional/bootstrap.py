@@ -9,8 +9,6 @@ from torch import Tensor
 
 from cloob.functional.checks import as_vector
 
-__all__ = ["bootstrap_interval", "group_means", "grouped_bootstrap", "paired_bootstrap"]
-
 
 def bootstrap_interval(
     values: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0, *, groups: Tensor | None = None
@@ -44,37 +42,19 @@ def bootstrap_interval(
 def paired_bootstrap(
     a: Tensor, b: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0, *, groups: Tensor | None = None
 ) -> tuple[float, float, float]:
-    """Difference of two means over the same samples, with its bootstrap interval.
+    """Difference of two means over the same samples, with its bootstrap interval: (mean a − mean b, low, high).
 
-    Pairing removes what the samples have in common, which two separate intervals do not.
-
-    ``a`` and ``b`` are (N,) per-sample values of two models, in the same order; the rest as
-    :func:`bootstrap_interval`.
-
-    Returns:
-        (mean a − mean b, low, high).
-
-    Raises:
-        ValueError: Shapes that differ, or what :func:`bootstrap_interval` raises.
+    Pairing removes what the samples have in common, which two separate intervals do not. ``a`` and ``b`` are (N,)
+    per-sample values of two models, in the same order; the rest as :func:`bootstrap_interval`.
     """
-    if a.shape != b.shape:
-        raise ValueError(f"paired values differ in shape: {tuple(a.shape)}, {tuple(b.shape)}")
+    _check_alike(a, b)
     values = a.cpu().double() - b.cpu().double()
     return grouped_bootstrap([values if groups is None else group_means(values, groups)], n, level, seed)
 
 
 def group_means(values: Tensor, groups: Tensor) -> Tensor:
-    """The mean of each group's values.
-
-    Args:
-        values: (N,) numbers.
-        groups: (N,) integer ids.
-
-    Returns:
-        (G,) float64 on the CPU, in the order of the distinct ids.
-    """
-    if values.shape != groups.shape or values.ndim != 1:
-        raise ValueError(f"values and groups differ in shape: {tuple(values.shape)}, {tuple(groups.shape)}")
+    """(G,) means of the (N,) values of each of the (N,) integer ids, float64 on the CPU, by ascending id."""
+    _check_alike(values, groups)
     _, place, counts = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
     means: Tensor = torch.bincount(place, values.cpu().double()) / counts
     return means
@@ -83,17 +63,10 @@ def group_means(values: Tensor, groups: Tensor) -> Tensor:
 def grouped_bootstrap(
     groups: Sequence[Tensor], n: int = 2000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of the groups' means, each group weighing the same, with its bootstrap interval.
+    """Mean of the groups' means, each group weighing the same, with its bootstrap interval: (mean, low, high).
 
-    The groups are resampled apart: they are test sets, of which there are no others to be drawn.
-
-    ``groups`` are (N_g,) per-sample values, e.g. of each test set; the rest as :func:`bootstrap_interval`.
-
-    Returns:
-        (mean, low, high).
-
-    Raises:
-        ValueError: No groups, or what :func:`bootstrap_interval` raises.
+    ``groups`` are (N_g,) per-sample values, e.g. of each test set; the rest as :func:`bootstrap_interval`. They are
+    resampled apart: there are no other test sets to be drawn.
     """
     if not 0 < level < 1 or n < 1 or not groups:
         raise ValueError(f"expected groups, n ≥ 1 and a level in (0, 1), got {len(groups)}, n={n}, level={level}")
@@ -102,6 +75,11 @@ def grouped_bootstrap(
     means = torch.stack([_resampled_means(sample, n, generator) for sample in samples]).mean(0)
     ends = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype))
     return float(torch.stack([sample.mean() for sample in samples]).mean()), float(ends[0]), float(ends[1])
+
+
+def _check_alike(values: Tensor, others: Tensor) -> None:
+    if values.shape != others.shape:
+        raise ValueError(f"values of one sample differ in shape: {tuple(values.shape)}, {tuple(others.shape)}")
 
 
 def _resampled_means(sample: Tensor, n: int, generator: torch.Generator) -> Tensor:

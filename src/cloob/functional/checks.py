@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -25,8 +24,8 @@ class NonFiniteFeaturesError(ValueError):
 def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
     """Keeps ``function`` out of the graphs of ``torch.compile``: it breaks the graph, and runs eagerly."""
     # torch's own modules use the former: unlike the latter it does not import the compiler, which takes a second.
-    disable = getattr(torch, "_disable_dynamo", torch.compiler.disable)
-    return cast(Callable[P, R], cast(Any, disable)(function))
+    disable: Any = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+    return cast(Callable[P, R], disable(function))
 
 
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
@@ -78,10 +77,9 @@ def differentiable_once(refusal: str) -> Callable[[Callable[P, R]], Callable[P, 
 def as_rows(**named: Tensor) -> list[Tensor]:
     """The tensors as matrices of one device and width, in float64 where they were and in float32 otherwise.
 
-    float64 goes with float64 alone: beside float32 it would promise digits that the other side does not have. A
-    TypeError or ValueError says which name, as the caller knows it, is no such matrix.
+    float64 goes with float64 alone: beside float32 it would promise digits that the other side does not have.
     """
-    first_name, first = next(iter(named.items()))
+    (first_name, first), *_ = named.items()
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}; a tensor of shape (N, D) is expected")
@@ -146,9 +144,9 @@ def check_number(name: str, number: float, dtype: torch.dtype, *, positive: bool
 
 
 def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
-    """The least and the greatest length of each matrix' rows, and each 0-d tensor's value; waits for the device once.
+    """The least and greatest length of each matrix' rows (NaN if one is), and each 0-d tensor's value.
 
-    A matrix that holds a NaN gives NaN.
+    Waits for the device once.
     """
     ends = [(t.norm(dim=1) if t.ndim else t).aminmax() for t in (tensor.detach() for tensor in named.values())]
     flat = [end for pair in ends for end in pair]
@@ -156,16 +154,20 @@ def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
     return dict(zip(named, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
 
-def check_lengths(lengths: Mapping[str, tuple[float, float]], **named: Tensor) -> None:
-    """Refuses matrices with rows that are NaN, infinite or zero, by what :func:`extremes` says of them."""
-    for name, rows in named.items():
-        least, greatest = lengths[name]
-        if not 0 < least <= greatest < math.inf:
-            norms = rows.detach().norm(dim=1)
-            bad = ~(norms.isfinite() & (norms > 0))
-            first = int(bad.nonzero()[0])
-            what = "zero" if norms[first] == 0 else "not finite"
-            raise NonFiniteFeaturesError(f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is {what}")
+def check_rows(name: str, rows: Tensor, *, zeros: bool = False) -> None:
+    """Refuses a matrix with rows that are NaN or infinite, or zero unless ``zeros`` may be."""
+    norms = rows.detach().norm(dim=1)
+    bad = ~norms.isfinite() if zeros else ~(norms.isfinite() & (norms > 0))
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        what = "zero" if norms[first] == 0 else "not finite"
+        raise NonFiniteFeaturesError(f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is {what}")
+
+
+def one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    """Refuses a setting that is none of its options."""
+    if value not in options:
+        raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected")
 
 
 def check_ids(

@@ -1,9 +1,9 @@
 """How embeddings lie on the sphere: the measures by which the CLOOB paper explains itself, and their kin.
 
-Legend: N rows (samples), D columns (dimensions). Every function takes (N, D) rows, computes in float64, and
-returns a tensor in the input's dtype (float32 for a lower precision). Nothing of size N × N is kept: pairs are visited
-in blocks of ``chunk`` rows, which does not change the value. A TypeError is raised for what is no tensor, a ValueError
-for rows that are not finite, too few or of another shape, and for options out of range.
+Every function takes (N, D) rows, N ≥ 2 for what is of pairs, computes in float64, and returns a 0-d tensor, if nothing
+else is said, in the input's dtype (float32 for a lower precision). Nothing of size N × N is kept: pairs are visited in
+blocks of ``chunk`` rows, which does not change the value. A TypeError is raised for what is no tensor, a ValueError for
+rows that are not finite, too few or of another shape, and for options out of range.
 """
 
 from __future__ import annotations
@@ -13,29 +13,13 @@ import math
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, scalar
-
-__all__ = [
-    "ajne",
-    "alignment",
-    "covariance_spectrum",
-    "effective_eigenvalues",
-    "modality_gap",
-    "saturation",
-    "uniformity",
-]
+from cloob.functional.checks import as_rows, check_rows, scalar
 
 
 def covariance_spectrum(embeddings: Tensor) -> Tensor:
-    """Eigenvalues of the covariance of the embeddings, largest first.
+    """(D,) eigenvalues of the covariance of the embeddings, largest first.
 
     The covariance is the centred one, divided by N. Rows that are all equal have a spectrum of exact zeros.
-
-    Args:
-        embeddings: (N, D) rows, N ≥ 2.
-
-    Returns:
-        (D,) eigenvalues, non-negative, descending.
     """
     return _like(_spectrum(_rows(2, embeddings=embeddings)[0]), embeddings)
 
@@ -43,19 +27,12 @@ def covariance_spectrum(embeddings: Tensor) -> Tensor:
 def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor:
     """How many eigenvalues of the covariance hold ``threshold`` of their sum (Fürst et al. 2022, section 5).
 
-    The smallest k with λ₁ + … + λ_k ≥ threshold · Σ λ. Few mean that the embeddings fill a thin slice of
-    their space only; the paper sees the number rise most for InfoLOOB with Hopfield retrieval.
-
-    Args:
-        embeddings: (N, D) rows, N ≥ 2.
-        threshold: Share of the sum to be held, in (0, 1].
-
-    Returns:
-        0-d int64 tensor in [0, min(N − 1, D)]; 0 when all rows are equal.
+    The smallest k with λ₁ + … + λ_k ≥ threshold · Σ λ, int64 in [0, min(N − 1, D)]; 0 when all rows are equal. Few mean
+    that the embeddings fill a thin slice of their space only; the paper sees the number rise most for InfoLOOB with
+    Hopfield retrieval.
     """
     spectrum = _spectrum(_rows(2, embeddings=embeddings)[0])
-    # Eigenvalues below the rounding of the largest are zeros: without this a threshold of 1 would count
-    # noise.
+    # Eigenvalues below the rounding of the largest are zeros: without this a threshold of 1 would count noise.
     noise = spectrum[0] * max(embeddings.shape) * torch.finfo(torch.float64).eps
     held = torch.where(spectrum > noise, spectrum, 0).cumsum(0)
     return (held < threshold * held[-1]).sum() + (held[-1] > 0)
@@ -64,25 +41,14 @@ def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor
 def ajne(embeddings: Tensor, chunk: int = 1024) -> Tensor:
     """Ajne's statistic for uniformity of directions on the sphere; lower is more uniform.
 
-    A_N = N/4 − 1/(πN) Σ_{i<j} ψ_ij with the angle ψ_ij = arccos(x_i·x_j) in [0, π]. It is the average over
-    all hemispheres of (points inside − N/2)² / N: 0 for antipodal pairs, 1/4 in expectation for uniform
-    points, N/4 when all points coincide. It grows with N, so only values of equal N compare. It sees the
-    points through hemispheres only and is blind to axial clustering. Source: Ajne 1968 (Biometrika 55) on the
-    circle, Prentice 1978 (Annals of Statistics 6) on the sphere; Fürst et al. 2022 use it on the towers'
-    outputs.
-
-    Args:
-        embeddings: (N, D) rows, N ≥ 2. Only their directions count.
-        chunk: Rows a block; bounds memory.
-
-    Returns:
-        0-d tensor in [0, N/4].
+    A_N = N/4 − 1/(πN) Σ_{i<j} ψ_ij with the angle ψ_ij = arccos(x_i·x_j) in [0, π]; only directions count. It is the
+    average over all hemispheres of (points inside − N/2)² / N: 0 for antipodal pairs, 1/4 in expectation for uniform
+    points, N/4 when all points coincide. It grows with N, so only values of equal N compare. It is blind to axial
+    clustering. Source: Ajne 1968 (Biometrika 55) on the circle, Prentice 1978 (Annals of Statistics 6) on the sphere;
+    Fürst et al. 2022 use it on the towers' outputs.
     """
-    x = _rows(2, embeddings=embeddings)[0]
-    length = x.norm(dim=1, keepdim=True)
-    if not length.all():
-        raise ValueError(f"embeddings: row {int(length[:, 0].argmin())} is zero and has no direction")
-    x = x / length
+    x = _rows(2, embeddings=embeddings, zeros=False)[0]
+    x = x / x.norm(dim=1, keepdim=True)
     n, angles = len(x), x.new_zeros(())
     for start in range(0, n, chunk):
         cosines = _pairs_above_diagonal(x[start : start + chunk] @ x[start:].T)
@@ -93,13 +59,7 @@ def ajne(embeddings: Tensor, chunk: int = 1024) -> Tensor:
 def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
     """Mean distance of positive pairs, E ‖x − y‖^α; lower is closer (Wang & Isola 2020, arXiv:2005.10242).
 
-    Args:
-        x: (N, D) unit rows.
-        y: (N, D) unit rows, row i the positive of row i of ``x``.
-        alpha: Power of the distance.
-
-    Returns:
-        0-d tensor, in [0, 2^α] for unit rows.
+    Row i of ``y`` is the positive of row i of ``x``. For unit rows it lies in [0, 2^α].
     """
     a, b = _rows(1, x=x, y=y)
     return _like((a - b).norm(dim=1).pow(alpha).mean(), x)
@@ -108,15 +68,7 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
 def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1024) -> Tensor:
     """Logarithm of the mean Gaussian potential of all pairs; lower is more uniform (Wang & Isola 2020).
 
-    ln E_{i<j} exp(−t ‖x_i − x_j‖²).
-
-    Args:
-        x: (N, D) unit rows, N ≥ 2.
-        t: Inverse width of the potential.
-        chunk: Rows a block; bounds memory.
-
-    Returns:
-        0-d tensor in [−4t, 0] for unit rows; 0 when all rows are equal.
+    ln E_{i<j} exp(−t ‖x_i − x_j‖²), in [−4t, 0] for unit rows; 0 when all rows are equal.
     """
     rows = _rows(2, x=x)[0]
     rows = rows - rows[:1]  # distances do not depend on the origin, and equal rows get distances of exact zero
@@ -129,16 +81,9 @@ def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1024) -> Tensor:
 
 
 def modality_gap(x: Tensor, y: Tensor) -> Tensor:
-    """Distance between the centres of two modalities, ‖mean x − mean y‖.
+    """Distance between the centres of two modalities, ‖mean x − mean y‖ (Liang et al. 2022, arXiv:2203.02053).
 
-    Source: Liang et al. 2022 (arXiv:2203.02053).
-
-    Args:
-        x: (N, D) rows of one modality.
-        y: (M, D) rows of the other.
-
-    Returns:
-        0-d tensor in [0, 2] for unit rows.
+    In [0, 2] for unit rows, of which the modalities may have unequal numbers.
     """
     a, b = _rows(1, same_rows=False, x=x, y=y)
     return _like((a.mean(0) - b.mean(0)).norm(), x)
@@ -147,17 +92,8 @@ def modality_gap(x: Tensor, y: Tensor) -> Tensor:
 def saturation(anchors: Tensor, candidates: Tensor, inv_tau: float | Tensor, chunk: int = 1024) -> Tensor:
     """The factor 1 − p that InfoNCE's gradient carries, on average; near 0 the loss has saturated.
 
-    p_i = exp(τ⁻¹ a_i·c_i) / Σ_j exp(τ⁻¹ a_i·c_j), the softmax probability of the positive (Fürst et al. 2022,
-    section 3). The value rises with N; compare equal N only.
-
-    Args:
-        anchors: (N, D) unit rows, N ≥ 2.
-        candidates: (N, D) unit rows, row i the positive of anchor i.
-        inv_tau: Inverse temperature τ⁻¹, a number or a 0-d tensor.
-        chunk: Rows a block; bounds memory.
-
-    Returns:
-        0-d tensor in [0, 1].
+    p_i = exp(τ⁻¹ a_i·c_i) / Σ_j exp(τ⁻¹ a_i·c_j) is the softmax probability of the positive, candidate i of anchor i
+    (Fürst et al. 2022, section 3). The value, in [0, 1], rises with N; compare equal N only.
     """
     a, c = _rows(2, anchors=anchors, candidates=candidates)
     scale = scalar("inv_tau", inv_tau, a)
@@ -182,21 +118,17 @@ def _pairs_above_diagonal(block: Tensor) -> Tensor:
     return block[torch.ones_like(block, dtype=torch.bool).triu(1)]
 
 
-def _rows(at_least: int, same_rows: bool = True, **named: Tensor) -> list[Tensor]:
-    """Checks the matrices, see :func:`cloob.functional.checks.as_rows`, and lifts them to float64."""
-    matrices = as_rows(**named)
-    counts = [len(x) for x in matrices]
-    if min(counts) < at_least or (same_rows and len(set(counts)) > 1):
-        found = " and ".join(f"{name} {count}" for name, count in zip(named, counts, strict=True))
-        raise ValueError(
-            f"numbers of rows: {found}; at least {at_least}{', all alike,' if same_rows else ''} are expected"
-        )
+def _rows(at_least: int, same_rows: bool = True, zeros: bool = True, **named: Tensor) -> list[Tensor]:
+    """The matrices in float64, checked; MPS has none."""
+    matrices = [(x.cpu() if x.device.type == "mps" else x).double() for x in as_rows(**named)]
+    counts = {name: len(x) for name, x in zip(named, matrices, strict=True)}
+    if min(counts.values()) < at_least or (same_rows and len(set(counts.values())) > 1):
+        found = " and ".join(f"{name} {count}" for name, count in counts.items())
+        alike = ", all alike," if same_rows else ""
+        raise ValueError(f"numbers of rows: {found}; at least {at_least}{alike} are expected")
     for name, x in zip(named, matrices, strict=True):
-        finite = torch.isfinite(x).all(1)
-        if not finite.all():
-            raise ValueError(f"{name} is not finite in row {int((~finite).nonzero()[0])}")
-    # MPS has no float64.
-    return [(x.cpu() if x.device.type == "mps" else x).double() for x in matrices]
+        check_rows(name, x, zeros=zeros)
+    return matrices
 
 
 def _like(value: Tensor, given: Tensor) -> Tensor:

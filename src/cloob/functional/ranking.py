@@ -7,25 +7,12 @@ few of chunk². A ValueError is raised for shapes that do not fit, nothing to ra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from cloob.functional.checks import as_vector, float32_products, outside_autocast
-
-__all__ = [
-    "UNRANKED",
-    "mean_per_class_recall",
-    "median_rank",
-    "mutual_ranks",
-    "per_class_recall",
-    "ranks",
-    "ranks_of_ids",
-    "ranks_of_pairs",
-    "recall_at_k",
-    "topk_accuracy",
-]
 
 UNRANKED = torch.iinfo(torch.int64).max
 """The rank of a query that has no finite score with any of its positives: no k reaches it."""
@@ -110,9 +97,7 @@ def mutual_ranks(
     Returns:
         The (N,) ranks of x's positives among y, and the (M,) ranks of y's positives among x.
     """
-    forward, backward = _count_ahead(x, y, pairs, chunk, both=True, group=group)
-    assert backward is not None
-    return forward, backward
+    return _count_ahead(x, y, pairs, chunk, both=True, group=group)
 
 
 def topk_accuracy(ranks: Tensor, k: int = 1) -> float:
@@ -120,12 +105,8 @@ def topk_accuracy(ranks: Tensor, k: int = 1) -> float:
     return int((as_vector(ranks, "ranks") < k).sum()) / len(ranks)
 
 
-def recall_at_k(ranks: Tensor, k: int) -> float:
-    """Share of queries with a positive among the k nearest: retrieval's name for :func:`topk_accuracy`.
-
-    With several positives a query counts as found when any is (the convention of COCO and Flickr30k retrieval).
-    """
-    return topk_accuracy(ranks, k)
+recall_at_k = topk_accuracy
+"""Share of queries with a positive among the k nearest: one of several is enough, as for COCO and Flickr30k."""
 
 
 def median_rank(ranks: Tensor) -> float:
@@ -168,11 +149,12 @@ def mean_per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> fl
 @float32_products("highest")  # beside scores that are computed one by one nothing would tie in TF32
 def _count_ahead(
     query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool, group: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """The ranks of the queries' positives in the gallery, and if ``both`` of the gallery's among the queries."""
+) -> tuple[Tensor, Tensor]:
+    """The ranks of the queries' positives in the gallery, and of the gallery's among the queries (only if ``both``)."""
     group = torch.arange(len(query), device=query.device) if group is None else group.to(query.device)
     pairs = pairs.to(query.device)
-    _check_ranking(query, gallery, pairs, group, both)
+    for fault in _faults(query, gallery, pairs, group, both):
+        raise ValueError(fault)
     # Within the rounding of half precision whole neighbourhoods would tie.
     query, gallery = (_nan_unless_finite(t if t.dtype == torch.float64 else t.float()) for t in (query, gallery))
     positives = _Positives(pairs, group, chunk, -(-len(gallery) // chunk))
@@ -190,8 +172,7 @@ def _count_ahead(
         ahead[rows] += (scores >= least[rows, None]).sum(1)
         if both:
             ahead_back[columns] += (scores >= least_back[None, columns]).sum(0)
-    forward, backward = (torch.where(b > -torch.inf, a, UNRANKED) for a, b in ((ahead, best), (ahead_back, best_back)))
-    return forward, backward if both else None
+    return torch.where(best > -torch.inf, ahead, UNRANKED), torch.where(best_back > -torch.inf, ahead_back, UNRANKED)
 
 
 class _Positives:
@@ -247,16 +228,17 @@ def _nan_unless_finite(rows: Tensor) -> Tensor:
     return rows if finite.all() else rows.masked_fill(~finite[:, None], torch.nan)
 
 
-def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, both: bool) -> None:
-    shapes = f"{query.dtype} {tuple(query.shape)} and {gallery.dtype} {tuple(gallery.shape)}"
+def _faults(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, both: bool) -> Iterator[str]:
+    """What makes a ranking impossible, each looked at if there was nothing before it."""
     fit = query.ndim == gallery.ndim == 2 and query.shape[1] == gallery.shape[1] and query.dtype == gallery.dtype
     if not fit or len(query) == 0 or len(gallery) == 0:
-        raise ValueError(f"expected non-empty (Q, D) queries and a (G, D) gallery of one dtype, got {shapes}")
+        shapes = f"{query.dtype} {tuple(query.shape)} and {gallery.dtype} {tuple(gallery.shape)}"
+        yield f"expected non-empty (Q, D) queries and a (G, D) gallery of one dtype, got {shapes}"
     sides = ((pairs[:, 0], int(group.max()) + 1, "query"), (pairs[:, 1], len(gallery), "gallery row"))
     for index, size, what in sides:
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
-            raise ValueError(f"targets: {what} {int(index.min())} to {int(index.max())} is out of range for {size}")
-    answered = [torch.bincount(index, minlength=size) > 0 for index, size, _ in sides]
-    for has, (_, _, what) in list(zip((answered[0][group], answered[1]), sides, strict=True))[: 1 + both]:
-        if not has.all():
-            raise ValueError(f"{what} {int((~has).nonzero()[0])} has no positive")
+            yield f"targets: {what} {int(index.min())} to {int(index.max())} is out of range for {size}"
+    queries, rows = (torch.bincount(index, minlength=size) > 0 for index, size, _ in sides)
+    for has, what in (queries[group], "query"), (rows, "gallery row"):
+        if not has.all() and (both or what == "query"):
+            yield f"{what} {int((~has).nonzero()[0])} has no positive"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, outside_autocast, scalar
+from cloob.functional.checks import as_rows, one_of, outside_autocast, scalar
 from cloob.functional.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.hopfield import hopfield_retrieval
 
@@ -27,7 +27,7 @@ class Retrieved(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The functions that one way of computing the objective is made of, with the arguments of the reference's."""
+    """The functions that the objective is made of: the reference's, or others with the same arguments."""
 
     retrieve: Callable[..., Retrieved]
     hopfield_retrieval: Direction
@@ -35,10 +35,11 @@ class Parts(NamedTuple):
     info_nce: Direction
     sigmoid_loss: Direction
 
-    def direction(self, contrast: str, bias: float | Tensor) -> Direction:
-        """One direction of a contrast by its name; ``bias`` is the sigmoid loss's."""
-        sigmoid = partial(self.sigmoid_loss, bias=bias)
-        return by_name({"infoloob": self.info_loob, "infonce": self.info_nce, "sigmoid": sigmoid}, contrast)
+    def direction(self, contrast: Contrast, bias: float | Tensor) -> Direction:
+        """One direction of a contrast; ``bias`` is the sigmoid loss's."""
+        if contrast == "sigmoid":
+            return partial(self.sigmoid_loss, bias=bias)
+        return self.info_loob if contrast == "infoloob" else self.info_nce
 
 
 def cloob_reference(
@@ -75,8 +76,8 @@ def cloob_reference(
         TypeError: Not tensors.
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``, or two that do not fit.
     """
-    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale, "bias": bias}
-    return of_parts(PARTS, image_features, text_features, inv_tau, beta, ids=ids, **member)
+    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
+    return of_parts(PARTS, image_features, text_features, inv_tau, beta, bias=bias, ids=ids, **member)
 
 
 @outside_autocast
@@ -94,7 +95,7 @@ def of_parts(
     ids: Tensor | None,
 ) -> Tensor:
     """The objective by the functions of its parts; the rest is as in :func:`cloob_reference`."""
-    check_scale(contrast, scale)
+    check_member(contrast, scale)
     direction = parts.direction(contrast, bias)
     x, y = check_pairs(image_features, text_features)
     u_x, u_y, v_x, v_y = parts.retrieve(x, y, beta) if hopfield else Retrieved(x, y, x, y)
@@ -126,11 +127,15 @@ def check_pairs(image_features: Tensor, text_features: Tensor, at_least: int = 2
     return [x, y]
 
 
-def by_name(directions: dict[str, Direction], contrast: str) -> Direction:
-    """The function of one direction by its name; ValueError if there is none."""
-    if contrast not in directions:
-        raise ValueError(f"contrast is {contrast!r}; {' or '.join(map(repr, directions))} is expected")
-    return directions[contrast]
+def check_member(contrast: str, scale: str) -> None:
+    """Refuses what is no member of the family.
+
+    τ · sum is no scale for the sigmoid loss: τ takes the τ⁻¹ out of a logit, but here a bias stands beside it.
+    """
+    one_of("contrast", contrast, get_args(Contrast))
+    one_of("scale", scale, get_args(Scale))
+    if contrast == "sigmoid" and scale == "paper":
+        raise ValueError("scale='paper' is that of the softmax contrasts; contrast='sigmoid' needs scale='unit'")
 
 
 def is_symmetric(contrast: str, hopfield: bool) -> bool:
@@ -138,16 +143,8 @@ def is_symmetric(contrast: str, hopfield: bool) -> bool:
     return contrast == "sigmoid" and not hopfield
 
 
-def check_scale(contrast: str, scale: str) -> None:
-    """Refuses τ · sum for the sigmoid loss: τ takes the τ⁻¹ out of a logit, but here a bias stands beside it."""
-    if contrast == "sigmoid" and scale == "paper":
-        raise ValueError("scale='paper' is that of the softmax contrasts; contrast='sigmoid' needs scale='unit'")
-
-
 def combine(images: Tensor, texts: Tensor, inv_tau: float | Tensor, scale: Scale) -> Tensor:
     """Both directions as one loss: τ · sum (``"paper"``) or mean (``"unit"``)."""
     if scale == "paper":
         return (images + texts) / scalar("inv_tau", inv_tau, images)
-    if scale == "unit":
-        return (images + texts) / 2
-    raise ValueError(f"scale is {scale!r}; 'paper' or 'unit' is expected")
+    return (images + texts) / 2

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cloob import distributed
 from cloob.distributed import Layout
-from cloob.functional.reference import by_name, combine
+from cloob.functional.checks import one_of
+from cloob.functional.reference import combine
 from cloob.objective import ContrastiveObjective, check_finite
 
 
@@ -34,7 +35,8 @@ def contrast_with_negatives(
     x, y, z = anchors, positives, negatives
     pairs, extra = _layouts(x, y, z, objective)
     parts = objective.parts(pairs.total + extra.total, x.device)
-    direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, objective.contrast)  # no sigmoid
+    one_of("contrast", objective.contrast, ("infoloob", "infonce"))
+    direction = parts.direction(objective.contrast, bias=0.0)
     inv_tau, beta = objective.inv_tau, objective.beta
 
     everywhere = distributed.gather_rows if objective.gather else lambda rows, _: rows

@@ -38,8 +38,7 @@ from torch import Tensor, nn
 
 from cloob import distributed
 from cloob.errors import InputError, command_line, needs
-from cloob.objective import BACKENDS, MAX_INV_TAU, PAPER_OBJECTIVES, ContrastiveObjective, make_objective
-from cloob.objective.module import MEMBERS
+from cloob.objective import BACKENDS, MAX_INV_TAU, MEMBERS, PAPER_OBJECTIVES, ContrastiveObjective, make_objective
 
 with command_line(__name__), needs("train"):
     from cloob.models.importing import open_clip

@@ -1,25 +1,406 @@
-"""The objective as a module: scales, gather over ranks, choice of path, and the call that open_clip's trainers make."""
+"""The objective as a module: the members of the family, their scales, and the way of a call from rows to the loss."""
 
-from cloob.functional.checks import NonFiniteFeaturesError
-from cloob.objective.module import (
-    BACKENDS,
-    MAX_INV_TAU,
-    OBJECTIVES,
-    PAPER_OBJECTIVES,
-    Backend,
-    ContrastiveObjective,
-    make_objective,
-)
-from cloob.objective.values import check_finite
+from __future__ import annotations
 
-__all__ = [
-    "BACKENDS",
-    "MAX_INV_TAU",
-    "OBJECTIVES",
-    "PAPER_OBJECTIVES",
-    "Backend",
-    "ContrastiveObjective",
-    "NonFiniteFeaturesError",
-    "check_finite",
-    "make_objective",
-]
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal, Self, get_args, overload
+
+import torch
+from torch import Tensor, nn
+
+from cloob import distributed
+from cloob.functional import reference, streamed
+from cloob.functional.checks import NonFiniteFeaturesError, check_number, in_transform, is_exporting, one_of, readable
+from cloob.functional.reference import Contrast, Parts, Scale, check_member, check_pairs, of_parts
+from cloob.objective.ranks import local_rows, loss_over_ranks
+from cloob.objective.values import Scales, check_finite, check_scales, check_values, logarithm_notice
+from cloob.scales import ScaledModule, callers_level, scalar_parameter
+
+__all__ = ["ContrastiveObjective", "NonFiniteFeaturesError", "check_finite", "make_objective"]
+
+# CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
+MAX_INV_TAU = 100.0
+_BIAS = -10.0  # what SigLIP's starts from
+
+MEMBERS: dict[str, tuple[Contrast, bool]] = {  # contrast, hopfield
+    "clip": ("infonce", False),
+    "infoloob": ("infoloob", False),
+    "infonce-hopfield": ("infonce", True),
+    "cloob": ("infoloob", True),
+    "siglip": ("sigmoid", False),
+    "siglip-hopfield": ("sigmoid", True),
+}
+OBJECTIVES = tuple(MEMBERS)
+PAPER_OBJECTIVES = OBJECTIVES[:4]  # those that CLOOB's paper compares
+
+Backend = Literal["auto", "reference", "streamed"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+# At 64 to 256 pairs both paths take about equal time, above the streamed one is faster (benchmarks/objective.py --sizes
+# 64 128 256 512 1024; 2 CPU cores, D = 512). With Hopfield retrieval and rows in a narrow cone, where untrained towers
+# begin, the plain form loses the gradient to rounding (benchmarks/results/precision), so there it ends earlier.
+STREAM_FROM = 256
+STREAM_HOPFIELD_FROM = 64
+
+
+class ContrastiveObjective(ScaledModule):
+    """The family {InfoLOOB, InfoNCE, sigmoid} × {Hopfield retrieval, none}; CLOOB, CLIP and SigLIP are members.
+
+    The state holds τ⁻¹ and β, learnable (``log_inv_tau``) or fixed (``fixed_inv_tau``): a state with another fixed
+    value is taken up with a ``FixedScaleWarning``. That of the sigmoid loss also holds its ``bias``, a parameter.
+
+    Args:
+        contrast: ``"infoloob"``, ``"infonce"`` or ``"sigmoid"`` (SigLIP's, arXiv:2303.15343).
+        hopfield: Contrast embeddings retrieved from the batch (Eq. 4, 5) instead of the plain ones.
+        inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast; the start value if it is learnable.
+        beta: Inverse temperature β > 0 of the retrieval; likewise.
+        learnable_inv_tau: Learn ln τ⁻¹ (parameter ``log_inv_tau``), bounded by 100 as in CLIP (the sigmoid loss has no
+            bound, as in SigLIP); with ``"unit"`` only.
+        learnable_beta: Learn ln β (parameter ``log_beta``); with retrieval only.
+        scale: ``"paper"`` returns τ · (sum of both directions), ``"unit"`` their mean: paper = unit · 2τ. None is
+            ``"paper"``, but ``"unit"`` where τ⁻¹ is learned: the derivative of τ · loss by τ⁻¹ is −τ² H, H ≥ 0 the
+            entropy of the softmax over the denominator, so that τ⁻¹ would rise to its bound whatever the embeddings.
+            The sigmoid loss has ``"unit"`` alone: without retrieval the sum over all N² pairs, divided by N.
+        bias: Start of the sigmoid loss's learned bias, None for −10; with that contrast only.
+        backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` takes the faster of
+            both.
+        gather: Contrast over the batches of all ranks of the process group. The loss is the global one on every rank;
+            gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then). So a
+            learnable scale has to be inside what DDP wraps; FSDP takes no scalars: there average its gradient yourself.
+        matmul: ``"bfloat16"`` lets the streamed paths multiply in bfloat16 with float32 accumulation.
+        check: Look at the values: rows that are NaN, infinite or zero and learned scales that are no positive number
+            are refused, rows that are no unit vectors told of once. That waits once for the device; False spares it.
+            Nothing is looked at while ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
+
+    Raises:
+        ValueError: A value is not one of the above.
+
+    Example:
+        >>> import torch
+        >>> from cloob import ContrastiveObjective
+        >>> objective = ContrastiveObjective(inv_tau=30.0, beta=8.0)
+        >>> images = torch.eye(4, 8, requires_grad=True)  # four pairs, each embedding a unit vector
+        >>> loss = objective(images, torch.eye(4, 8))
+        >>> loss.backward()
+        >>> images.grad.shape
+        torch.Size([4, 8])
+    """
+
+    log_inv_tau: nn.Parameter
+    log_beta: nn.Parameter
+
+    def __init__(
+        self,
+        *,
+        contrast: Contrast = "infoloob",
+        hopfield: bool = True,
+        inv_tau: float = 30.0,
+        beta: float = 8.0,
+        learnable_inv_tau: bool = False,
+        learnable_beta: bool = False,
+        scale: Scale | None = None,
+        bias: float | None = None,
+        backend: Backend = "auto",
+        gather: bool = False,
+        matmul: Literal["float32", "bfloat16"] = "float32",
+        check: bool = True,
+    ) -> None:
+        super().__init__()
+        if scale is None:
+            scale = "unit" if learnable_inv_tau or contrast == "sigmoid" else "paper"
+        check_member(contrast, scale)
+        one_of("backend", backend, BACKENDS)
+        one_of("matmul", matmul, ("float32", "bfloat16"))
+        self._bounded = learnable_inv_tau and contrast != "sigmoid"
+        too_large = self._bounded and inv_tau > MAX_INV_TAU * (1 + 1e-5)  # exp(ln 100) in float32 is a little above 100
+        plain = matmul == "bfloat16" and backend == "reference"
+        for wrong, why in (
+            (plain, "matmul='bfloat16' needs backend='streamed' or 'auto'"),
+            (learnable_beta and not hopfield, "learnable_beta=True needs hopfield=True: without it β has no gradient"),
+            (bias is not None and contrast != "sigmoid", "bias needs contrast='sigmoid': it cancels in the others"),
+            (learnable_inv_tau and scale == "paper", "learnable_inv_tau=True needs scale='unit': τ · loss only falls"),
+            (too_large, f"inv_tau is {inv_tau:g}; a learnable one is kept at {MAX_INV_TAU:g} or below"),
+        ):
+            if wrong:
+                raise ValueError(why)
+        self.contrast: Contrast = contrast
+        self.hopfield = hopfield
+        self.scale: Scale = scale
+        self.backend: Backend = backend
+        self.gather = gather
+        self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
+        self.check = check
+        self._waits = True  # this and the layout: see without_waiting
+        self._layout: distributed.Layout | None = None
+        self._told: set[str] = set()  # what it has warned of
+        self._looked_for_cone = False
+        if not learnable_inv_tau:
+            self._tell("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
+        self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
+        self.add_scale("beta", beta, learnable=learnable_beta)
+        self.bias: nn.Parameter | None = None
+        if contrast == "sigmoid":
+            number = _BIAS if bias is None else float(bias)
+            check_number("bias", number, torch.float32, positive=False)
+            self.bias = scalar_parameter(number)
+
+    @classmethod
+    def cloob(cls, **overrides: Any) -> Self:
+        """The paper's objective: InfoLOOB on retrieved embeddings, τ⁻¹ = 30 and β = 8 fixed, τ · sum."""
+        return cls(**{"contrast": "infoloob", "hopfield": True, **overrides})
+
+    @classmethod
+    def clip(cls, **overrides: Any) -> Self:
+        """CLIP's objective: InfoNCE on the embeddings, mean of both directions, τ⁻¹ learnable from 1/0.07."""
+        clip = {"contrast": "infonce", "hopfield": False, "inv_tau": 1 / 0.07, "learnable_inv_tau": True}
+        return cls(**{**clip, "scale": "unit", **overrides})
+
+    @classmethod
+    def siglip(cls, **overrides: Any) -> Self:
+        """SigLIP's objective: sigmoid loss on the embeddings, τ⁻¹ learnable from 10 and the bias from −10."""
+        return cls(
+            **{"contrast": "sigmoid", "hopfield": False, "inv_tau": 10.0, "learnable_inv_tau": True, **overrides}
+        )
+
+    @property
+    def name(self) -> str:
+        """The member of the family, one of ``OBJECTIVES``."""
+        return next(name for name, member in MEMBERS.items() if member == (self.contrast, self.hopfield))
+
+    @property
+    def inv_tau(self) -> Tensor:
+        """0-d τ⁻¹: float32 with its graph if it is learnable, else float64 on the CPU."""
+        return _as_tensor(self.scale_value("inv_tau"))
+
+    @property
+    def beta(self) -> Tensor:
+        """0-d β, likewise."""
+        return _as_tensor(self.scale_value("beta"))
+
+    def scale_value(self, name: str) -> float | Tensor:
+        """As the base's; where a step took the parameter over its bound, value and gradient are those at the bound."""
+        if name == "inv_tau" and self._bounded:
+            excess = (self.log_inv_tau.detach() - math.log(MAX_INV_TAU)).clamp_min(0.0)
+            return (self.log_inv_tau - excess).exp()
+        return super().scale_value(name)
+
+    def scale_values(self) -> dict[str, float | Tensor]:
+        """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias``: fixed ones as numbers, others as tensors."""
+        scales: Scales = {name: self.scale_value(name) for name in ("inv_tau", "beta")}
+        if self.bias is not None:
+            scales["bias"] = self.bias
+        return scales
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, τ⁻¹, β and bias at their present values; serialisable as JSON."""
+        return {
+            "contrast": self.contrast,
+            "hopfield": self.hopfield,
+            "inv_tau": float(self.inv_tau.detach()),
+            "beta": float(self.beta.detach()),
+            "learnable_inv_tau": self.learns("inv_tau"),
+            "learnable_beta": self.learns("beta"),
+            "scale": self.scale,
+            **({} if self.bias is None else {"bias": float(self.bias.detach())}),
+            "backend": self.backend,
+            "gather": self.gather,
+            "matmul": "float32" if self.matmul is None else "bfloat16",
+            "check": self.check,
+        }
+
+    def extra_repr(self) -> str:
+        """The member and its settings, for ``print``; without values that are on no device."""
+        if any(scale.is_meta for scale in self.parameters()):
+            return f"contrast={self.contrast!r}, hopfield={self.hopfield!r}, scale={self.scale!r}"
+        return ", ".join(f"{key}={value!r}" for key, value in self.config().items())
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bounds the parameter of a learnable τ⁻¹ of a softmax, so that τ⁻¹ ≤ 100.
+
+        The forward pass in training mode does so too, but inside ``torch.func`` and while a graph is traced. Autograd
+        does not see it: a graph that holds the parameter stays good. A tensor that was computed and stands in for the
+        parameter (``functional_call``) is left alone.
+        """
+        if self._bounded and self.log_inv_tau.is_leaf and not self.log_inv_tau.is_inference():
+            self.log_inv_tau.data.clamp_(max=math.log(MAX_INV_TAU))
+
+    @overload
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        hopfield: bool | None = None,
+        output_dict: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        hopfield: bool | None = None,
+        output_dict: Literal[True],
+    ) -> dict[str, Tensor]: ...
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        hopfield: bool | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss of a batch of pairs.
+
+        Args:
+            image_features: (N, D) image embeddings, unit rows; float64 with float64, lower precisions as they come.
+            text_features: (N, D) text embeddings, unit rows; row i belongs to image i.
+            logit_scale: Takes the place of τ⁻¹ if given: that is how open_clip hands a learnable one over, which needs
+                ``scale="unit"`` (see above).
+            logit_bias: Takes the place of the sigmoid loss's bias if given. Without effect on InfoLOOB and InfoNCE, in
+                which a constant added to all logits cancels.
+            ids: (N,) integers, a tensor or of numpy; pairs of equal id are not each other's negatives (``cloob.ids``).
+            hopfield: Takes the place of the constructor's for this call, as a schedule over a run asks for; with
+                ``gather`` the same on all ranks.
+            output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
+
+        Returns:
+            0-d loss, float32 (float64 for float64 input), or the dictionary.
+
+        Raises:
+            NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names it. Not with ``check=False``.
+            ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length; a ``logit_scale`` that
+                learns with ``scale="paper"``. With ``gather`` every rank raises, and the message names the rank; also
+                where the ranks' τ⁻¹, β or bias have drifted apart, or their members differ.
+            RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` and the streamed
+                path, where ``backend="reference"`` is asked for.
+        """
+        if self.training and not (torch.compiler.is_compiling() or in_transform()):
+            self.clamp_()
+        if self.gather and not distributed.is_initialized():
+            raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group")
+        hopfield = self.hopfield if hopfield is None else hopfield
+        member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
+        prepare = partial(self._prepare, logit_scale, logit_bias, hopfield)
+        if self.gather and distributed.world_size() > 1:
+            if not torch.compiler.is_compiling() and in_transform():
+                raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
+            rows = local_rows(image_features, text_features, ids, prepare, member, self._layout)
+            loss = loss_over_ranks(*rows, self.parts(rows.layout.total, rows.x.device), **member)
+        else:
+            x, y = check_pairs(image_features, text_features)
+            loss = of_parts(self.parts(len(x), x.device), x, y, ids=ids, **(member | prepare(x, y)))
+        for parameter in self._without_part(hopfield, logit_scale, logit_bias):
+            loss = loss + 0.0 * parameter.to(loss)  # DDP stops at a parameter without any gradient
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _tell(self, key: str, notice: str | None) -> None:
+        """A warning, if there is one, once; none while a graph is traced."""
+        if notice is not None and key not in self._told and not torch.compiler.is_compiling():
+            self._told.add(key)
+            warnings.warn(notice, stacklevel=callers_level())
+
+    def _without_part(self, hopfield: bool, *given: float | Tensor | None) -> list[Tensor]:
+        """The parameters that a call has no use for: β without retrieval, τ⁻¹ and the bias where others are given."""
+        own = (*(getattr(self, f"log_{n}") if self.learns(n) else None for n in ("beta", "inv_tau")), self.bias)
+        used = (hopfield, *(other is None for other in given))
+        return [value for value, use in zip(own, used, strict=True) if value is not None and not use]
+
+    def _prepare(
+        self, logit_scale: float | Tensor | None, logit_bias: Tensor | None, hopfield: bool, x: Tensor, y: Tensor
+    ) -> Scales:
+        """The scales of a call, after a look at them and at the rows; tells once of what is odd."""
+        learns = isinstance(logit_scale, Tensor) and logit_scale.requires_grad and torch.is_grad_enabled()
+        if learns and self.scale == "paper":
+            falls = "τ · loss falls with τ⁻¹ for all embeddings; detach it to use its value alone"
+            raise ValueError(f"logit_scale learns, which needs scale='unit': {falls}")
+        inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
+        learned = self.learns("inv_tau") and torch.is_grad_enabled() if logit_scale is None else learns
+        if learned and self.contrast == "infoloob" and self.training:
+            self._tell("bound", "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its bound; fix it")
+        bias = 0.0 if self.bias is None else self.bias if logit_bias is None else logit_bias
+        scales = check_scales({"inv_tau": inv_tau, "beta": self.scale_value("beta"), "bias": bias}, like=x)
+        if self.check and readable():
+            cone = hopfield and self.training and not self._looked_for_cone
+            self._looked_for_cone |= cone
+            for key, notice in check_values(x, y, scales, cone=cone, given=logit_scale is not None).items():
+                self._tell(key, notice)
+        return scales
+
+    def parts(self, n_candidates: int, device: torch.device) -> Parts:
+        """The functions that compute the objective against so many candidates: those that keep N×N matrices, or stream.
+
+        Inside an autocast ``"auto"`` streams: a backward pass in there would multiply the reference's matrices in its
+        dtype, in which little is left of the gradient of retrieval.
+        """
+        compiling = torch.compiler.is_compiling()  # while it is, whether torch.func transforms the call is not known
+        plain = is_exporting() if compiling else in_transform()
+        lowered = torch.is_autocast_enabled(device.type) and not plain
+        enough = n_candidates >= (STREAM_HOPFIELD_FROM if self.hopfield else STREAM_FROM)
+        streams = lowered or enough or self.matmul is not None
+        if self.backend == "reference" or (self.backend == "auto" and not streams):
+            return reference.PARTS
+        return streamed.parts_with(self.matmul, unit_rows=not self._waits)
+
+    @contextlib.contextmanager
+    def without_waiting(self, layout: distributed.Layout | None = None) -> Iterator[None]:
+        """Inside, a call reads nothing from a device: values are not looked at, rows are taken to be unit rows.
+
+        ``acceptable`` says on the device what the look would have said. Much longer rows may overflow to a loss that is
+        not finite. ``layout`` says how many rows each rank brings to an objective that gathers: ranks then tell each
+        other nothing, and one with wrong arguments leaves the others waiting.
+        """
+        before = self.check, self._waits, self._layout
+        self.check, self._waits, self._layout = False, False, layout
+        try:
+            yield
+        finally:
+            self.check, self._waits, self._layout = before
+
+
+def _as_tensor(scalar: float | Tensor) -> Tensor:
+    return scalar if isinstance(scalar, Tensor) else torch.tensor(scalar, dtype=torch.float64)
+
+
+def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
+    """A member of the family by its name.
+
+    Args:
+        name: ``"clip"`` and ``"cloob"`` as published; ``"infoloob"`` and ``"infonce-hopfield"`` are the two between
+            them, with CLOOB's fixed τ⁻¹, β and scale. ``"siglip"`` as published, and ``"siglip-hopfield"``, the same
+            on retrieved embeddings with CLOOB's β.
+        **overrides: Arguments of :class:`ContrastiveObjective`.
+
+    Raises:
+        ValueError: Another name.
+
+    Example:
+        >>> from cloob import make_objective
+        >>> clip = make_objective("clip")
+        >>> clip.contrast, clip.hopfield, round(clip.inv_tau.item(), 2)
+        ('infonce', False, 14.29)
+        >>> make_objective("cloob", beta=14.3).name
+        'cloob'
+    """
+    one_of("objective", name, OBJECTIVES)
+    if name == "clip":
+        return ContrastiveObjective.clip(**overrides)
+    contrast, hopfield = MEMBERS[name]
+    if contrast == "sigmoid":
+        return ContrastiveObjective.siglip(**{"hopfield": hopfield, **overrides})
+    return ContrastiveObjective(**{"contrast": contrast, "hopfield": hopfield, **overrides})

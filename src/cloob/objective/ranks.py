@@ -25,51 +25,37 @@ class LocalRows(NamedTuple):
     layout: Layout
 
 
-@outside_autocast
-def known_rows(
-    image_features: Tensor,
-    text_features: Tensor,
-    ids: Tensor | None,
-    prepare: Callable[[Tensor, Tensor], Scales],
-    layout: Layout,
-) -> LocalRows:
-    """This rank's rows, where it is known how many each rank has; tells the other ranks nothing."""
-    x, y, ids = _checked(image_features, text_features, ids)
-    if len(x) != layout.sizes[distributed.rank()]:
-        raise ValueError(f"{len(x)} rows on this rank; the layout is {layout.sizes}")
-    return LocalRows(x, y, ids, prepare(x, y), layout)
-
-
-def _checked(image_features: Tensor, text_features: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """A rank's arguments, if they fit each other."""
-    x, y = check_pairs(image_features, text_features, at_least=1)
-    both = check_ids(ids, None, len(x), len(x), x.device)
-    return x, y, None if both is None else both[0].to(torch.int64)
-
-
 @outside_compiler
 @outside_autocast
-def agree_on_rows(
+def local_rows(
     image_features: Tensor,
     text_features: Tensor,
     ids: Tensor | None,
     prepare: Callable[[Tensor, Tensor], Scales],
     member: Mapping[str, str | bool],
+    layout: Layout | None,
 ) -> LocalRows:
     """This rank's rows, once every rank found its arguments in order; ``prepare`` looks at rows and gives the scales.
 
     The first rank's fault is raised on all ranks, as is ValueError where their widths, dtypes, scales or ``member``
-    (contrast, hopfield and scale) differ.
+    (contrast, hopfield and scale) differ. A ``layout`` that is known is trusted: ranks tell each other nothing.
     """
-    fault, x, y = None, image_features, text_features
+    fault: Exception | None = None
     facts: dict[str, Any] = dict(member)
     scales: Scales = {}
+    x, y = image_features, text_features
     try:
-        x, y, ids = _checked(image_features, text_features, ids)
+        x, y = check_pairs(x, y, at_least=1)
+        both = check_ids(ids, None, len(x), len(x), x.device)
+        ids = None if both is None else both[0].to(torch.int64)
         scales = prepare(x, y)
+        if layout is not None:
+            return LocalRows(x, y, ids, scales, layout)
         facts |= {name: float(scale.detach() if isinstance(scale, Tensor) else scale) for name, scale in scales.items()}
         facts |= {"rows": len(x), "embedding dimension": x.shape[1], "dtype": str(x.dtype), "ids": ids is not None}
     except Exception as error:
+        if layout is not None:
+            raise
         fault = error
     # The same on all ranks: also where this one was handed no tensor.
     somewhere = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,16 +79,16 @@ def agree_on_rows(
 def loss_over_ranks(
     x: Tensor,
     y: Tensor,
-    scales: Scales,
-    *,
     ids: Tensor | None,
+    scales: Scales,
     layout: Layout,
     parts: Parts,
+    *,
     contrast: Contrast,
     hopfield: bool,
     scale: Scale,
 ) -> Tensor:
-    """The global loss, with the gradient of this rank's rows; arguments as the functions of ``parts`` have them."""
+    """The global loss, with the gradient of this rank's rows."""
     inv_tau, beta = scales["inv_tau"], scales["beta"]
     all_x, all_y = _gather_both(x, y, layout)
     if hopfield:

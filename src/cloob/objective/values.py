@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloob.distributed import Layout, world_size
-from cloob.functional.checks import check_lengths, check_number, extremes, scalar
-
-if TYPE_CHECKING:
-    from cloob.objective.module import ContrastiveObjective
+from cloob.distributed import world_size
+from cloob.functional.checks import check_number, check_rows, extremes, scalar
 
 Scales = dict[str, float | Tensor]
 """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: numbers where they are fixed, else 0-d
@@ -28,62 +22,56 @@ _CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
 
 
 def check_scales(scales: Scales, like: Tensor) -> Scales:
-    """The scales of a call, tensors with the rows' dtype and device.
-
-    ValueError where one is not positive (the bias: any number) and finite, as far as that is seen without waiting for a
-    device.
-    """
-    checked: Scales = {}
+    """The scales of a call, checked as far as no device is waited for; tensors with the rows' dtype and device."""
+    checked = dict(scales)
     for name, value in scales.items():
-        positive = name != "bias"
         if isinstance(value, Tensor):
-            checked[name] = scalar(name, value, like, positive=positive)
+            checked[name] = scalar(name, value, like, positive=name != "bias")
         else:
-            check_number(name, value, like.dtype, positive=positive)
-            checked[name] = value
+            check_number(name, value, like.dtype, positive=name != "bias")
     return checked
-
-
-def one_of(name: str, value: str, options: tuple[str, ...]) -> None:
-    """Raises ValueError for a setting that is none of its options."""
-    if value not in options:
-        raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected")
 
 
 def check_values(x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: bool) -> dict[str, str | None]:
     """Looks at rows and learned scales; waits for the device once. Returns what is to be warned of, by its kind.
 
-    NonFiniteFeaturesError for a row that is NaN, infinite or zero; ValueError for a learned scale that is no positive,
-    finite number, or a learned bias that is not finite. ``cone``: look whether rows are too much alike for retrieval;
-    ``given``: τ⁻¹ is the call's own.
+    ``cone``: look whether rows are too much alike for retrieval; ``given``: τ⁻¹ is the call's own.
     """
     sides = {"image_features": x, "text_features": y}
     learned = {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
-    means = {f"mean of {name}": F.normalize(rows.detach(), dim=1).mean(0)[None] for name, rows in sides.items() if cone}
-    lengths = extremes(**sides, **learned, **means)
+    lengths = extremes(**sides, **learned, **({"cosine": mean_cosine(x, y)} if cone else {}))
     for name in learned:
         check_number(name, lengths[name][0], x.dtype, positive=name != "bias")
-    check_lengths(lengths, **sides)
     notices: dict[str, str | None] = {}
-    for name in sides:
+    for name, rows in sides.items():
         least, greatest = lengths[name]
+        if not 0 < least <= greatest < math.inf:
+            check_rows(name, rows)
         if max(1 - least, greatest - 1) > UNIT_TOLERANCE:
             notices.setdefault(
                 "lengths",
                 f"{name} has rows of length {least:.3g} to {greatest:.3g}, but the objective is one of unit rows: "
                 "torch.nn.functional.normalize makes them (said once; check=False says nothing)",
             )
-    n, longest = len(x), max((lengths[name][0] for name in means), default=0.0)
-    cosine = (n * longest**2 - 1) / max(n - 1, 1)  # of different rows
-    if cosine > _CONE:
-        notices["cone"] = (
-            f"rows have a mean cosine of {cosine:.2f}, and Hopfield retrieval averages what is alike: centre and scale "
-            "the inputs (cloob.Head does), or begin with infoloob (said once; check=False says nothing)"
-        )
+    if cone and (notice := cone_notice(lengths["cosine"][0])):
+        advice = "centre and scale the inputs (cloob.Head does), or begin with infoloob"
+        notices["cone"] = f"{notice}: {advice} (said once; check=False says nothing)"
     if given:
         inv_tau = lengths["inv_tau"][0] if "inv_tau" in learned else float(scales["inv_tau"])
         notices["logarithm"] = logarithm_notice("logit_scale", inv_tau)
     return notices
+
+
+def mean_cosine(x: Tensor, y: Tensor) -> Tensor:
+    """0-d mean cosine of different rows, on the side whose rows are more alike."""
+    n, means = len(x), torch.stack([F.normalize(rows.detach(), dim=1).mean(dim=0) for rows in (x, y)])
+    return (n * means.square().sum(dim=1).amax() - 1) / max(n - 1, 1)
+
+
+def cone_notice(cosine: float) -> str | None:
+    """A warning of rows that are too much alike for retrieval."""
+    alike = f"rows have a mean cosine of {cosine:.2f}, and Hopfield retrieval averages what is alike"
+    return alike if cosine > _CONE else None
 
 
 def logarithm_notice(name: str, number: float) -> str | None:
@@ -95,31 +83,9 @@ def logarithm_notice(name: str, number: float) -> str | None:
 
 
 def check_finite(**named: Tensor) -> None:
-    """NonFiniteFeaturesError for rows that are NaN, infinite or zero, which names them; waits once for the device."""
-    some = {name: rows for name, rows in named.items() if len(rows)}
-    if some:
-        check_lengths(extremes(**some), **some)
-
-
-@contextlib.contextmanager
-def without_waiting(objective: ContrastiveObjective, layout: Layout | None = None) -> Iterator[None]:
-    """Inside, a call reads nothing from a device: values are not looked at, rows taken to be unit rows.
-
-    :func:`acceptable` says on the device what the look would have said. Much longer rows than those of unit length may
-    overflow to a loss that is not finite.
-
-    Args:
-        objective: The objective.
-        layout: How many rows each rank will bring, for an objective that gathers; ranks then tell each other nothing
-            of their arguments, and one whose arguments are wrong leaves the others waiting. None: they do, which waits
-            for the device.
-    """
-    before = objective.check, objective.trusts_lengths, objective.layout
-    objective.check, objective.trusts_lengths, objective.layout = False, True, layout
-    try:
-        yield
-    finally:
-        objective.check, objective.trusts_lengths, objective.layout = before
+    """NonFiniteFeaturesError for rows that are NaN, infinite or zero, which names them; waits for the device."""
+    for name, rows in named.items():
+        check_rows(name, rows)
 
 
 @torch.no_grad()

@@ -50,7 +50,6 @@ class Features(NamedTuple):
     skipped: tuple[Skip, ...] = ()  # the pairs that cannot be used
 
     def take(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-        """Some pairs: images, texts, ids and keys."""
         index = torch.from_numpy(places)
         return self.images[index], self.texts[index], self.ids[index], tuple(self.keys[i] for i in places.tolist())
 

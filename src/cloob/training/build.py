@@ -217,9 +217,8 @@ def make_encoder(config: TrainConfig, source: Source | VectorPairs | None = None
         found |= align.head_settings(encoder)
     for key, held in found.items():
         asked = (vars(towers) | vars(config.align))[key]
-        refuse(
-            [(asked not in (None, held), f"{key} is {asked!r}, but {holds} {held!r}; leave it out, also of --config")]
-        )
+        error = f"{key} is {asked!r}, but {holds} {held!r}; leave it out, also of --config"
+        refuse([(asked not in (None, held), error)])
     return encoder
 
 
@@ -239,7 +238,7 @@ def make_loader(
     least = 2 * world_size()
     refuse([(train and size < least, f"batch_size is {size} for {world_size()} processes; it must be {least} or more")])
     if isinstance(source, VectorPairs):
-        return vectors.vector_loader(source, config, train=train)
+        return align.FeatureLoader(source, source.name, batch_size=size, seed=config.run.seed, train=train)
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(source, encoder, config, device, make_cache(config), train=train)
     augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)

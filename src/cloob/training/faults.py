@@ -169,13 +169,13 @@ def agree(
     if counts.fault:
         dead = _DEAD_WORKER.search(str(fault))
         last = (str(fault).strip().splitlines() or [""])[-1]  # torch wraps a worker's error in a traceback
-        said = (
-            f"data worker {dead[1]} died (most often killed for want of memory: fewer --workers help)" if dead else ""
-        )
-        told = gather_objects("" if fault is None else said or f"{type(fault).__name__}: {last}")
+        told = "" if fault is None else f"{type(fault).__name__}: {last}"
+        if dead:
+            told = f"data worker {dead[1]} died (most often killed for want of memory: fewer --workers help)"
+        of_ranks = gather_objects(told)
         if fault is not None and not dead:
             raise fault
-        where = "; ".join(f"rank {i}: {text}" for i, text in enumerate(told) if text)
+        where = "; ".join(f"rank {i}: {text}" for i, text in enumerate(of_ranks) if text)
         raise TrainingFailed(f"{where}; {kept(last_checkpoint)}; go on with --resume auto") from fault
     if counts.stop:
         raise StopRequested
@@ -198,7 +198,6 @@ def enough_memory(config: TrainConfig) -> Iterator[None]:
             raise
         local = -(-config.run.batch_size // world_size())
         pairs = min(local, config.run.micro_batch_size or local)
-        raise InputError(
-            f"{pairs} pairs at a time do not fit in memory; give --micro-batch-size {max(2, pairs // 2)} or less (the "
-            "loss stays that of the whole batch), a smaller --batch-size, or a smaller --model"
-        ) from error
+        less = f"--micro-batch-size {max(2, pairs // 2)} or less (the loss stays that of the whole batch)"
+        helps = f"{less}, a smaller --batch-size, or a smaller --model"
+        raise InputError(f"{pairs} pairs at a time do not fit in memory; give {helps}") from error

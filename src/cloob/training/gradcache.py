@@ -85,10 +85,7 @@ def cached_backward(
     static = any(getattr(module, "static_graph", False) for module in (towers, getattr(no_sync, "__self__", None)))
     for wrong, error in (
         (not micro_batches, "no micro-batches: gradient caching needs at least one"),
-        (
-            not torch.is_grad_enabled(),
-            "gradients are off (no_grad or inference_mode): gradient caching is there for them",
-        ),
+        (not torch.is_grad_enabled(), "gradients are off (no_grad, inference_mode): gradient caching is for them"),
         (static, "DDP has static_graph=True, but the passes of gradient caching differ: leave it out"),
     ):
         if wrong:
@@ -124,8 +121,6 @@ def cached_backward(
 
 @dataclass(frozen=True)
 class _RandomState:
-    """The state of torch's generators on the CPU and on every device in use."""
-
     cpu: Tensor
     cuda: list[Tensor]
     mps: Tensor | None

@@ -98,9 +98,8 @@ class ProgressDisplay(Callback):
         # A bar drawn into a log file is noise; so is one on a terminal that cannot move its cursor.
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._bar = _rich_bar()
-            self._task = self._bar.add_task(
-                self.title, total=info.total_steps, completed=info.start_step, loss="-", rate="-"
-            )
+            steps = {"total": info.total_steps, "completed": info.start_step}
+            self._task = self._bar.add_task(self.title, **steps, loss="-", rate="-")
             self._bar.start()
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:

@@ -94,8 +94,6 @@ def _held(run: Path) -> Iterator[Callable[[], None]]:
 
 
 class _Run:
-    """One run, from where its parts stand to its result."""
-
     def __init__(self, parts: Parts, callbacks: Sequence[Callback], check_lock: Callable[[], None]) -> None:
         self.parts = parts
         self.check_lock = check_lock

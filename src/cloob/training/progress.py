@@ -62,7 +62,6 @@ class Course:
         return progress.epoch * self._loader.steps_per_epoch + progress.position // size
 
     def retrieves(self, step: int) -> bool:
-        """Whether the objective retrieves at a step."""
         return step >= self._retrieves_from
 
     def retrieved(self) -> bool:
@@ -70,7 +69,6 @@ class Course:
         return self.retrieves(max(self.place() - 1, 0))
 
     def steps_left(self) -> int:
-        """Steps from here to the end of the run."""
         if self.epochs is None:
             return max(self._total_steps - self.place(), 0)
         later = self.epochs - self._progress.epoch - 1

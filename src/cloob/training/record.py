@@ -22,6 +22,7 @@ from cloob.errors import TrainingFailed
 from cloob.files import write_whole
 from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.objective import ContrastiveObjective
+from cloob.objective.values import cone_notice, mean_cosine
 from cloob.training.build import Parts
 from cloob.training.faults import kept
 from cloob.training.log import finite
@@ -54,12 +55,14 @@ class StepLog:
         self.parts = run
         self.notify = notify
         self.last_loss: float | None = None  # of the last step that was not skipped
-        self._late = is_async(run.stepper.device)
+        self._late = is_async(run.stepper.device)  # then the host waits where it reads a value
         self._pending: list[Step] = []
 
     def add(self, step: Step) -> None:
         """Records a step. Its numbers are read now, or later in one batch so as not to stall a GPU."""
         due = step.number % self.parts.config.log.log_every == 0
+        if step.number == 1 and step.hopfield and step.outcome is not None and step.outcome.features is not None:
+            _warn_of_cone(*step.outcome.features)
         if step.outcome is not None and not due:
             step.outcome.features = None  # the rows of one batch are looked at, those of many would fill the memory
         self._pending.append(step)
@@ -144,8 +147,14 @@ class StepLog:
 
 
 def is_async(device: torch.device) -> bool:
-    """Whether the host waits when it reads a value from this device (CUDA)."""
     return device.type == "cuda"
+
+
+def _warn_of_cone(images: Tensor, texts: Tensor) -> None:
+    """What the objective would say of its first batch if it looked at values."""
+    if rank() == 0 and (notice := cone_notice(float(mean_cosine(images, texts)))):
+        advice = "centre and scale what comes in, let it join later (--retrieval-from), or take --objective infoloob"
+        logger.warning("step 1: %s; %s", notice, advice)
 
 
 def _geometry(features: tuple[Tensor, Tensor], objective: ContrastiveObjective) -> dict[str, float]:

@@ -152,15 +152,11 @@ def progress_of(checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, 
     said = [f"another {key}: {change}" for key, change in changes]
     processes, size, held = len(state["rng"]), state["batch_size"], state["pairs"]
     if processes != world_size():
-        said.append(
-            f"{world_size()} processes instead of {processes}: the data go on where they were, sums may round "
-            "differently"
-        )
+        goes_on = "the data go on where they were, sums may round differently"
+        said.append(f"{world_size()} processes instead of {processes}: {goes_on}")
     if size != config.run.batch_size:
-        said.append(
-            f"batch size {config.run.batch_size} instead of {size}: the data go on where they were, the learning rate "
-            "where a run of that batch size would be"
-        )
+        goes_on = "the data go on where they were, the learning rate where a run of that batch size would be"
+        said.append(f"batch size {config.run.batch_size} instead of {size}: {goes_on}")
     if held != pairs:  # the order of the epoch is another
         said.append(f"{pairs:,} pairs an epoch instead of {held:,}: the epoch begins anew")
         progress.begin_epoch()
@@ -188,10 +184,8 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str,
                 continue
             key = f"{part}.{leaf}"
             if part in ("loss", "align") or leaf in ("model", "image_size"):
-                raise InputError(
-                    f"{checkpoint.path}: was trained with {key} = {then!r}, not {now!r}; "
-                    f"resume with the same, or start from the weights with --init {checkpoint.path}"
-                )
+                advice = f"resume with the same, or start from the weights with --init {checkpoint.path}"
+                raise InputError(f"{checkpoint.path}: was trained with {key} = {then!r}, not {now!r}; {advice}")
             yield key, then, now
 
 
@@ -235,6 +229,5 @@ def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, FixedScaleWarning) as error:
-        raise InputError(
-            f"{checkpoint.path}: was trained with other parameters, or is damaged ({one_line(error, 200)})"
-        ) from error
+        said = f"was trained with other parameters, or is damaged ({one_line(error, 200)})"
+        raise InputError(f"{checkpoint.path}: {said}") from error

@@ -75,9 +75,7 @@ def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
         advice = "go on with --resume auto, or give --overwrite or another --out"
         refuse([(other, f"{out}: already holds a run; {advice}")])
         return
-    started_again = (
-        int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    )  # a rank has died: this is the run itself
+    started_again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # a rank has died: it is the run itself
     itself = f"{out}: holds the run that torchrun has started again, which --overwrite would remove"
     folder = find_model_folder(init) if init is not None else None
     inside = folder is not None and folder.resolve().is_relative_to(out.resolve())

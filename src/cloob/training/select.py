@@ -51,9 +51,8 @@ class _Tried:
 
     def __str__(self) -> str:
         shown = {"inv_tau": "τ⁻¹", "beta": "β"}
-        return " ".join(
-            [self.objective, *(f"{shown[key]} {self.settings[key]:g}" for key in shown if key in self.settings)]
-        )
+        settings = [f"{shown[key]} {self.settings[key]:g}" for key in shown if key in self.settings]
+        return " ".join([self.objective, *settings])
 
 
 def choose(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> TrainConfig:

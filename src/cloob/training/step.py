@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cloob.distributed import Layout, world_size
 from cloob.objective import ContrastiveObjective
-from cloob.objective.values import acceptable, without_waiting
+from cloob.objective.values import acceptable
 from cloob.training import sharding
 from cloob.training.gradcache import Buffers, cached_backward
 from cloob.training.optim import set_learning_rate
@@ -71,8 +71,6 @@ class TowersWithLoss(nn.Module):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did."""
-
     loss: float  # over all ranks; may be NaN or infinite
     grad_norm: float  # before clipping, without the loss scale; NaN when there was no backward pass
     finite: bool  # loss and gradient; if not, the step changed no weight
@@ -152,7 +150,7 @@ class Stepper:
         buffers = Buffers(self.module)
         objective = self.module.objective
         positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss
-        with without_waiting(objective, layout):
+        with objective.without_waiting(layout):
             if self._sharded:
                 sharding.share_buffers(self.module)
             if self.micro_batch_size:

@@ -10,7 +10,7 @@ from torch import Tensor
 from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.models.aligned.heads import Standardise
 from cloob.models.aligned.vectors import VectorEncoder
-from cloob.training.align import FeatureLoader, new_heads
+from cloob.training.align import new_heads
 from cloob.training.config import TrainConfig
 from cloob.training.faults import check_fraction
 
@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 
 def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
-    """The training pairs, and the held-out pairs if there are any."""
     files, share = config.vectors, config.pairs.val_split
     assert files.a is not None and files.b is not None
     pairs = open_pairs(files.a, files.b, files.ids, files.a_ids, files.b_ids)
@@ -36,18 +35,12 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
     ways = [_way(side) if asked == "auto" else asked for side in (a, b)]
     if asked == "auto" and "column" in ways:
         sides = " and ".join(f"--{side}" for side, way in zip("ab", ways, strict=True) if way == "column")
-        logger.info(
-            "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)", sides
-        )
+        said = "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)"
+        logger.info(said, sides)
     of_a, of_b = new_heads(config, (a.shape[1], b.shape[1]), ways)
     encoder = VectorEncoder(of_a, of_b)
     encoder.fit(a, b)
     return encoder
-
-
-def vector_loader(pairs: VectorPairs, config: TrainConfig, *, train: bool) -> FeatureLoader:
-    """The pairs in batches, read from their files as they are wanted."""
-    return FeatureLoader(pairs, pairs.name, batch_size=config.run.batch_size, seed=config.run.seed, train=train)
 
 
 def _way(rows: Tensor) -> Standardise:

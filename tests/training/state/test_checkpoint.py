@@ -18,8 +18,6 @@ from cloob.models.runs import list_checkpoints
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def run(trained: Trained, tmp_path: Path) -> TrainConfig:
@@ -113,8 +111,8 @@ def test_a_state_that_no_run_writes_is_one_line(run: TrainConfig, part: str) -> 
 
 
 def test_the_options_of_the_optimiser_are_those_of_the_configuration(run: TrainConfig) -> None:
-    result = train(run.override(weight_decay=0.7, beta2=0.5, epochs=3, keep=1))
+    result = train(run.override(weight_decay=0.7, beta2=0.5, eps=1e-3, epochs=3, keep=1))
     assert result.checkpoint is not None
     groups = torch.load(result.checkpoint / "trainer.pt", weights_only=True)["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
-    assert all(tuple(group["betas"]) == (0.9, 0.5) for group in groups)
+    assert all((tuple(group["betas"]), group["eps"]) == ((0.9, 0.5), 1e-3) for group in groups)

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from test_train_loop import At
+from train_helpers import At
 
 from cloob.cli import main
 from cloob.training.config import TrainConfig

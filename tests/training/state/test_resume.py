@@ -8,21 +8,19 @@ from __future__ import annotations
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from train_helpers import KilledAfter, exact, lines
+from train_helpers import At, KilledAfter, Recorder, assert_same_run, lines
 
-from cloob import TrainConfig, get_recipe, load_model, train
+from cloob import TrainConfig, get_recipe, train
 from cloob.cli import main
 from cloob.models.folder import save_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.models.towers import create_model
-from cloob.training.callbacks import Callback, RunResult
 from support import Ranks, fork
 
 
@@ -72,32 +70,6 @@ FEATURES = {
     "sharded weights": Feature({"fsdp": True, "model": "nano-vit", "learnable_inv_tau": True}, "shards", 2),
 }
 CASES = [pytest.param(name, marks=[pytest.mark.nightly] * f.nightly, id=name) for name, f in FEATURES.items()]
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def assert_same_run(run: Path, other: Path, extra: Collection[str] = ()) -> None:
-    """All that a run folder holds but for times, and the weights that are loaded from it."""
-    assert exact(run) == exact(other)
-    for log in ("epochs.jsonl", "skipped.jsonl"):
-        found, wanted = ([{**line, "seconds": 0} for line in lines(folder / log)] for folder in (run, other))
-        assert found == wanted, log
-    names = [{path.name for path in list_checkpoints(folder)} for folder in (run, other)]
-    assert names[0] == names[1] | set(extra)
-    states = [torch.load(latest_checkpoint(folder) / "trainer.pt", weights_only=True) for folder in (run, other)]
-    for state in states:
-        state["progress"]["seconds"] = 0.0
-        for group in state["optimizer"]["param_groups"]:
-            group["lr"] = 0.0  # set before each step
-    for part in states[1]:
-        assert equal(states[0][part], states[1][part]), part
-    assert equal(load_model(run).state_dict(), load_model(other).state_dict())
 
 
 def killed(folder: Path, processes: int, config: TrainConfig, trouble: KilledAfter) -> None:
@@ -155,20 +127,6 @@ def test_killed_and_started_again(name: str, configured: Callable[[Feature], Tra
     assert steps >= 12 and chosen == 8 and (config.run.batch_size == 0) == (feature.data == "heads")
 
 
-class Signalled(Callback):
-    """A signal after a step."""
-
-    def __init__(self, step: int, number: int) -> None:
-        self.step, self.number, self.events = step, number, []
-
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
-        if metrics["step"] == self.step:
-            signal.raise_signal(self.number)
-
-    def on_end(self, result: RunResult | None) -> None:
-        self.events.append(result)
-
-
 @pytest.mark.parametrize(
     ("step", "number"),
     [
@@ -184,16 +142,17 @@ def test_told_to_end_and_started_again(
     """In an epoch, and at the end of one: it is told while it validates, which the next start makes good."""
     config = base.override(val_data=[pairs_as["folder"]], steps=13, save_every=0, keep=0, best="val_recall")
     train(config.override(out=tmp_path / "whole"))
-    config, told = config.override(out=tmp_path / "run"), Signalled(step, number)
+    config, told = config.override(out=tmp_path / "run"), Recorder()
+    callbacks = [told, At(step, lambda: signal.raise_signal(number))]
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         if number == signal.SIGINT:
             with pytest.raises(KeyboardInterrupt):
-                train(config, callbacks=[told])
-            assert told.events == [None]
+                train(config, callbacks=callbacks)
+            assert told.of("end") == [None]
         else:
-            result = train(config, callbacks=[told])
+            result = train(config, callbacks=callbacks)
             assert (result.stopped, result.steps, result.out_of_patience) == ("SIGTERM", step, False)
             assert result.checkpoint == latest_checkpoint(tmp_path / "run")
     finally:
@@ -201,7 +160,7 @@ def test_told_to_end_and_started_again(
     assert signal.getsignal(signal.SIGTERM) is before[0]
     assert len(lines(tmp_path / "run" / "epochs.jsonl")) == (step - 1) // 5
     assert train(config.override(resume="auto")).stopped is None
-    assert_same_run(tmp_path / "run", tmp_path / "whole", ["step-00000007"] if told.events[0] and step == 7 else [])
+    assert_same_run(tmp_path / "run", tmp_path / "whole", ["step-00000007"] if told.of("end")[0] and step == 7 else [])
     for run in ("run", "whole"):
         judged = [path.name for path in list_checkpoints(tmp_path / run) if (path / "validation.json").is_file()]
         assert judged == ["step-00000005", "step-00000010", "step-00000013"]

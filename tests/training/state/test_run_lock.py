@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from train_helpers import Trained, command_until, exact
+from train_helpers import At, Trained, command_until, exact
 
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.runs import list_checkpoints
@@ -85,8 +85,6 @@ def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(
 
 
 def test_a_run_that_was_taken_over_writes_no_more_checkpoints(trained: Trained, tmp_path: Path) -> None:
-    from test_train_loop import At
-
     marker = tmp_path / "run" / LOCK
 
     def take_over() -> None:

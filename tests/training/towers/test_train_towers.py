@@ -88,14 +88,31 @@ def test_recomputation_is_refused_where_a_tower_has_no_switch(nano_configs: Path
         ("nano-vit", {"grad_checkpointing": True}),
         ("nano-resnet", {}),
         ("nano-dropout", {"micro_batch_size": 2}),  # both passes must draw the same
-        ("nano-vit", {"precision": "bf16"}),
     ],
     ids=str,
 )
 def test_generated_code_takes_the_same_steps(nano_configs: Path, name: str, leaves: dict[str, Any]) -> None:
-    precision, micro = leaves.get("precision", "fp32"), leaves.get("micro_batch_size", 0)
-    found = steps(prepared(name, compile=True, **leaves), precision, micro)
-    assert_same(found, steps(towers(name), micro=micro), 1e-4 if precision == "fp32" else 5e-2)
+    micro = leaves.get("micro_batch_size", 0)
+    assert_same(steps(prepared(name, compile=True, **leaves), micro=micro), steps(towers(name), micro=micro), 1e-4)
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_generated_bf16_code_is_as_near_to_float32_as_eager_steps(nano_configs: Path) -> None:
+    """It rounds elsewhere, since it keeps float32 between operations that it fuses: equal steps are not to be had."""
+    exact = steps(towers("nano-vit"))
+    eager, generated = (
+        errors(steps(prepared("nano-vit", compile=compiled, precision="bf16"), "bf16"), exact)
+        for compiled in (False, True)
+    )
+    assert (eager > 0).all() and (generated < 2 * eager).all(), (eager, generated)
+
+
+def errors(found: list[Any], exact: list[Any]) -> Tensor:
+    """How far loss, gradient norm, features and weights are off."""
+    numbers = (torch.tensor(found[0]) - torch.tensor(exact[0])).abs().amax(0)
+    weights = torch.cat([(found[2][name] - value).flatten() for name, value in exact[2].items()])
+    return torch.stack([*numbers, (found[1] - exact[1]).norm(), weights.norm()])
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 from train_helpers import Trained, lines
@@ -16,84 +13,47 @@ from cloob.training.loop import train
 from support import fork
 
 
-class FakeRun:
-    def __init__(self, fails_at: int = -1) -> None:
-        self.logged: list[tuple[int, dict[str, Any]]] = []
-        self.finished: list[dict[str, Any]] = []
-        self.fails_at = fails_at
-
-    def log(self, data: dict[str, Any], step: int | None = None) -> None:
-        assert step is not None
-        if step == self.fails_at:
-            raise ConnectionError("the server is gone")
-        self.logged.append((step, data))
-
-    def finish(self, **arguments: Any) -> None:
-        self.finished.append(arguments)
-
-
-class FakeWandb(ModuleType):
-    """``init`` takes what is given to it; anything else would be a TypeError there and is one here."""
-
-    def __init__(self, name: str, fails_at: int = -1) -> None:
-        super().__init__(name)
-        self.inits: list[dict[str, Any]] = []
-        self.runs: list[FakeRun] = []
-        self.fails_at = fails_at
-
-    def init(self, *, project: str, config: dict[str, Any], resume: str, name: str, **more: Any) -> FakeRun:
-        assert set(more) == {"id", "dir"}
-        self.inits.append({"project": project, "config": config, "resume": resume, "name": name, **more})
-        self.runs.append(FakeRun(self.fails_at))
-        return self.runs[-1]
-
-
-def test_a_run_and_its_resumption(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeWandb("wandb")
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    fake = Mock()
     monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_a_run_and_its_resumption(trained: Trained, tmp_path: Path, wandb: Mock) -> None:
     config = trained.config.override(out=tmp_path / "run", epochs=1, keep=1, wandb="cloob-tests")
     train(config)
     train(config.override(epochs=2, resume="auto"))
-    first, second = fake.inits
-    assert first["project"] == "cloob-tests" and first["resume"] == "allow"
-    assert first["config"]["loss"]["inv_tau"] == pytest.approx(30)  # the resolved configuration
-    # The second goes on in the run of the first; a run begun anew would not.
-    assert first["id"] == second["id"] and first["name"] == "run"
+    run = wandb.init.return_value
+    sent = [(each.kwargs["step"], each.args[0]) for each in run.log.call_args_list]
+    assert run.finish.call_args_list == [call(exit_code=0)] * 2
     train(config.override(overwrite=True))
-    assert fake.inits[2]["id"] != first["id"]
+    first, second, anew = (each.kwargs for each in wandb.init.call_args_list)
+    assert first.keys() == {"project", "config", "resume", "name", "id", "dir"}
+    assert (first["project"], first["resume"], first["name"]) == ("cloob-tests", "allow", "run")
+    assert first["config"]["loss"]["inv_tau"] == pytest.approx(30)  # the resolved configuration
+    assert first["id"] == second["id"] != anew["id"]  # the second goes on in the run of the first
     # All numbers of metrics.jsonl and epochs.jsonl, and nothing else.
-    sent = [entry for run in fake.runs[:2] for entry in run.logged]
     steps = [(step, data) for step, data in sent if "train/loss" in data]
-    told = json.loads(json.dumps([data for _, data in steps]))
     assert [step for step, _ in steps] == list(range(1, 11))
-    expected = [
-        {f"train/{k}": v for k, v in line.items() if k != "step" and v is not None}
-        for line in json.loads(json.dumps(trained.recorder.of("step")[:5]))
-    ]
-    for here, there in zip(told[:5], expected, strict=True):
-        assert here.keys() == there.keys()
-        assert all(here[f"train/{k}"] == there[f"train/{k}"] for k in ("epoch", "samples_seen", "loss", "grad_norm"))
+    for (_, here), there in zip(steps[:5], trained.recorder.of("step")[:5], strict=True):
+        assert here.keys() == {f"train/{key}" for key, value in there.items() if key != "step" and value is not None}
+        assert all(here[f"train/{k}"] == there[k] for k in ("epoch", "samples_seen", "loss", "grad_norm"))
     assert [step for step, data in sent if "epoch/loss" in data] == [5, 10]
-    assert fake.runs[0].finished == [{"exit_code": 0}]
 
 
 def test_a_tracker_that_fails_does_not_end_the_training(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    trained: Trained, tmp_path: Path, wandb: Mock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fake = FakeWandb("wandb", fails_at=3)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    with caplog.at_level(logging.WARNING):
-        train(trained.config.override(out=tmp_path / "run", epochs=1, wandb="x"))
-    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5 and len(fake.runs[0].logged) == 2
+    log = wandb.init.return_value.log
+    log.side_effect = [None, None, ConnectionError("the server is gone")]
+    train(trained.config.override(out=tmp_path / "run", epochs=1, wandb="x"))
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5 and log.call_count == 3
     assert caplog.text.count("WandB failed (the server is gone) and is left out from here on") == 1
 
 
-def test_a_tracker_that_cannot_begin_ends_all_ranks_in_one_line(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = FakeWandb("wandb")
-    fake.init = lambda **_: (_ for _ in ()).throw(ValueError("no API key configured"))  # type: ignore[method-assign]
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+def test_a_tracker_that_cannot_begin_ends_all_ranks_in_one_line(trained: Trained, tmp_path: Path, wandb: Mock) -> None:
+    wandb.init.side_effect = ValueError("no API key configured")
     config = trained.config.override(out=tmp_path / "run", epochs=1, wandb="x")
     ranks = fork(tmp_path / "ranks", 2, lambda: train(config) and None)
     assert ranks.wait() == [1, 1]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cloob.errors import InputError
 from cloob.functional import geometry as measures
 from cloob.functional import hopfield_retrieval
 
@@ -28,13 +29,10 @@ def geometry(
         inv_tau: τ⁻¹ of the saturation of InfoNCE.
         beta: β of the retrievals: images from the memory of all images, texts from that of all texts.
         limit: Pairs measured at most, evenly spaced over the set (time is O(n²)).
-
-    Raises:
-        ValueError: Fewer than 2 finite pairs.
     """
     kept = (torch.isfinite(image_features).all(1) & torch.isfinite(text_features).all(1)).nonzero()[:, 0]
     if len(kept) < 2:
-        raise ValueError(f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}")
+        raise InputError(f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}")
     if len(kept) > limit:
         kept = kept[torch.arange(limit) * len(kept) // limit]
     image, text = image_features[kept], text_features[kept]

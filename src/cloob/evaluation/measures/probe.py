@@ -33,10 +33,6 @@ class ProbeOptions:
     shots: int | None = None  # training images a class; None takes all
     seeds: tuple[int, ...] = (0,)  # one fit each; a seed draws the validation split and the shots
 
-    def __post_init__(self) -> None:
-        if not self.seeds or (self.shots is not None and self.shots < 1):
-            raise InputError(f"shots is {self.shots}, seeds is {self.seeds}; a probe needs 1 shot and 1 seed or more")
-
 
 class Probe(NamedTuple):
     """A fitted probe."""

@@ -38,11 +38,8 @@ def retrieval_ranks(
     ``image_of_text`` is the image that each text describes, None if text i describes image i. Equal ``captions`` share
     their correct images; None takes every text as different. ``chunk`` is the rows of a block of scores.
     """
-    n_texts = len(text_features)
     image = torch.arange(len(image_features)) if image_of_text is None else torch.as_tensor(image_of_text)
-    if len(image) != n_texts or (captions is not None and len(captions) != n_texts):
-        raise ValueError(f"expected an image and a caption for each of the {n_texts} texts")
-    group = torch.arange(n_texts)  # of texts that are one caption
+    group = torch.arange(len(text_features))  # of texts that are one caption
     if captions is not None:
         # An empty caption could not be read and equals no other. Ids are positive; the negative ones cannot meet them.
         ids = torch.tensor([caption_id(c) if c.strip() else -1 - i for i, c in enumerate(captions)])

@@ -44,8 +44,6 @@ from cloob.functional.streamed.tiles import eager
 
 __all__ = ["cloob_streamed", "hopfield_retrieval", "info_loob", "info_nce", "retrieve", "sigmoid_loss"]
 
-PARTS = Parts(retrieve, hopfield_retrieval, info_loob, info_nce, sigmoid_loss)
-
 
 @eager
 @outside_autocast
@@ -72,14 +70,12 @@ def cloob_streamed(
     similarity 0.95 and more). That is while there is a gradient: where InfoNCE has saturated (below a loss of about
     1e-3) what is left of it is the rounding of the logits.
     """
-    parts = with_options(PARTS, matmul, unit_rows)
-    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale, "bias": bias}
-    return of_parts(parts, image_features, text_features, inv_tau, beta, ids=ids, **member)
+    parts = parts_with(matmul, unit_rows)
+    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
+    return of_parts(parts, image_features, text_features, inv_tau, beta, bias=bias, ids=ids, **member)
 
 
-def with_options(parts: Parts, matmul: torch.dtype | None, unit_rows: bool) -> Parts:
-    """The parts with the two arguments that the reference's have not, as :func:`cloob_streamed` has them."""
-    four_retrievals, *others = parts
-    return Parts(
-        partial(four_retrievals, matmul=matmul, unit_rows=unit_rows), *(partial(part, matmul=matmul) for part in others)
-    )
+def parts_with(matmul: torch.dtype | None, unit_rows: bool) -> Parts:
+    """The functions of this path, with the two arguments that the reference's have not."""
+    others = (partial(part, matmul=matmul) for part in (hopfield_retrieval, info_loob, info_nce, sigmoid_loss))
+    return Parts(partial(retrieve, matmul=matmul, unit_rows=unit_rows), *others)

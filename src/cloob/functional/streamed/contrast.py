@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from cloob.functional.streamed.tiles import accumulate, apply, eager, first_orde
 
 
 class _Contrast(torch.autograd.Function):
-    """One direction of InfoLOOB (``leave_out``) or InfoNCE, and its gradient up to the factor that comes back to it.
+    """One direction of a contrast, and its gradient up to the factor that comes back to it.
 
-    A strip of logits, some anchors against all candidates, has whole rows of the softmax in it: it gives the value and
-    the gradient at once, and no product is computed again in the backward pass.
+    A strip of logits, some anchors against all candidates, holds whole rows: it gives value and gradient at once, and
+    the backward pass computes no product again. With a ``bias`` it is the sigmoid loss, without InfoLOOB
+    (``leave_out``) or InfoNCE.
     """
 
     @staticmethod
@@ -26,6 +28,7 @@ class _Contrast(torch.autograd.Function):
         anchors: Tensor,
         candidates: Tensor,
         inv_tau: Tensor,
+        bias: Tensor | None,
         leave_out: bool,
         offset: int,
         ids: tuple[Tensor, Tensor] | None,
@@ -33,43 +36,56 @@ class _Contrast(torch.autograd.Function):
         matmul: torch.dtype,
     ) -> Tensor:
         n = len(anchors)
-        # A shift of all candidates moves whole rows of logits, which a softmax ignores: without their mean, close
-        # candidates differ in more of the digits that low precision keeps. In a candidate's gradient what the anchors
-        # have in common all but cancels, so it is kept apart too.
-        centred, scaled = candidates - candidates.mean(dim=0), inv_tau * anchors
-        common = scaled.mean(dim=0)
+        # Without their mean, close candidates differ in more of the digits that low precision keeps. A softmax ignores
+        # what the logits of a row share; the sigmoid loss gets it back with its bias, as a constant of the row. In a
+        # candidate's gradient what the anchors have in common all but cancels, so it is kept apart too.
+        mean, scaled = candidates.mean(dim=0), inv_tau * anchors
+        centred, common = candidates - mean, scaled.mean(dim=0)
         own_part = scaled - common
         c, a, a_own = centred.to(matmul), scaled.to(matmul), own_part.to(matmul)
         positive = (scaled * centred[offset : offset + n]).sum(dim=1, keepdim=True)
+        constant = None if bias is None else (scaled @ mean)[:, None] + bias
+        if constant is not None:
+            positive += constant
         losses = torch.empty_like(positive)
         d_anchors, d_candidates = (torch.zeros_like(t) if differentiable else None for t in (anchors, candidates))
-        share = candidates.new_zeros(len(candidates), 1)
+        weigh = partial(to_softmax, leave_out=leave_out) if bias is None else to_sigmoid
+        by_anchor, by_candidate = torch.zeros_like(positive), candidates.new_zeros(len(candidates), 1)
         for rows in strips(anchors):
             p = product(a[rows], c.T, anchors)
+            if constant is not None:
+                p += constant[rows]
             exclude(p, rows, offset, ids)
-            losses[rows], pull = to_softmax(p, positive[rows], leave_out)
+            losses[rows], pull = weigh(p, positive[rows])
             if d_anchors is None or d_candidates is None:
                 continue
             positives = slice(rows.start + offset, rows.stop + offset)
-            share += p.sum(dim=0)[:, None]
-            share[positives] += pull
+            by_candidate += p.sum(dim=0)[:, None]
+            by_candidate[positives] += pull
+            if bias is not None:  # of a softmax this sum is 0
+                by_anchor[rows] = p.sum(dim=1, keepdim=True) + pull
             p = p.to(matmul)
             accumulate(d_anchors[rows], p, c)
             accumulate(d_candidates, p.T, a_own[rows])
             d_anchors[rows].addcmul_(pull, centred[positives])
             d_candidates[positives].addcmul_(pull, own_part[rows])
         if d_anchors is not None and d_candidates is not None:
-            d_candidates.addcmul_(share, common)
-            # The logits are τ⁻¹ a·c: what a gains along itself, τ⁻¹ gains.
+            d_candidates.addcmul_(by_candidate, common)
+            d_bias = None
+            if bias is not None:
+                d_anchors.addcmul_(by_anchor, mean)
+                d_bias = by_anchor.sum().div_(n)
+            # The logits are τ⁻¹ a·c + b: what a gains along itself, τ⁻¹ gains.
             d_inv_tau = (d_anchors * anchors).sum().div_(n) if ctx.needs_input_grad[2] else torch.zeros_like(inv_tau)
-            ctx.save_for_backward(d_anchors.mul_(inv_tau / n), d_candidates.div_(n), d_inv_tau)
+            ctx.save_for_backward(d_anchors.mul_(inv_tau / n), d_candidates.div_(n), d_inv_tau, d_bias)
         return losses.mean()
 
     @staticmethod
     @first_order
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None, None
+        gradients = (None if gradient is None else grad * gradient for gradient in ctx.saved_tensors)
+        return *gradients, None, None, None, None, None
 
 
 def exclude(logits: Tensor, rows: slice, offset: int, ids: tuple[Tensor, Tensor] | None) -> None:
@@ -96,101 +112,50 @@ def to_softmax(logits: Tensor, positive: Tensor, leave_out: bool) -> tuple[Tenso
     return total.log() + highest - positive, p.div_(total) - 1
 
 
-class _Sigmoid(torch.autograd.Function):
-    """The loss and its gradient up to the factor that comes back to it, strip by strip, as the softmax contrasts."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchors: Tensor,
-        candidates: Tensor,
-        inv_tau: Tensor,
-        bias: Tensor,
-        offset: int,
-        ids: tuple[Tensor, Tensor] | None,
-        differentiable: bool,
-        matmul: torch.dtype,
-    ) -> Tensor:
-        n = len(anchors)
-        # What the candidates have in common, and the anchors, is kept apart from what low precision rounds. Unlike a
-        # softmax, a sigmoid does not ignore it: it comes back with the bias, as a constant of each row.
-        mean, scaled = candidates.mean(dim=0), inv_tau * anchors
-        centred, common = candidates - mean, scaled.mean(dim=0)
-        own_part, constant = scaled - common, (scaled @ mean)[:, None] + bias
-        c, a, a_own = centred.to(matmul), scaled.to(matmul), own_part.to(matmul)
-        positive = (scaled * centred[offset : offset + n]).sum(dim=1, keepdim=True) + constant
-        losses, pull = -F.logsigmoid(positive), -(-positive).sigmoid()  # the loss, and its derivative by the logit
-        d_anchors, d_candidates = (torch.zeros_like(t) if differentiable else None for t in (anchors, candidates))
-        by_column, d_bias = candidates.new_zeros(len(candidates), 1), torch.zeros_like(bias)
-        for rows in strips(anchors):
-            p = product(a[rows], c.T, anchors).add_(constant[rows])
-            exclude(p, rows, offset, ids)
-            losses[rows] -= F.logsigmoid(-p).sum(dim=1, keepdim=True)
-            if d_anchors is None or d_candidates is None:
-                continue
-            positives = slice(rows.start + offset, rows.stop + offset)
-            p.sigmoid_()
-            by_row = p.sum(dim=1, keepdim=True) + pull[rows]
-            by_column += p.sum(dim=0)[:, None]
-            by_column[positives] += pull[rows]
-            d_bias += by_row.sum()
-            p = p.to(matmul)
-            accumulate(d_anchors[rows], p, c)
-            accumulate(d_candidates, p.T, a_own[rows])
-            d_anchors[rows].addcmul_(pull[rows], centred[positives]).addcmul_(by_row, mean)
-            d_candidates[positives].addcmul_(pull[rows], own_part[rows])
-        if d_anchors is not None and d_candidates is not None:
-            d_candidates.addcmul_(by_column, common)
-            # The logits are τ⁻¹ a·c + b: what a gains along itself, τ⁻¹ gains.
-            d_inv_tau = (d_anchors * anchors).sum().div_(n) if ctx.needs_input_grad[2] else torch.zeros_like(inv_tau)
-            ctx.save_for_backward(d_anchors.mul_(inv_tau / n), d_candidates.div_(n), d_inv_tau, d_bias.div_(n))
-        return losses.mean()
-
-    @staticmethod
-    @first_order
-    @outside_autocast
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None
+def to_sigmoid(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for the sigmoid loss: each probability by itself, the derivative by the positive −σ(−s)."""
+    losses = -F.logsigmoid(positive) - F.logsigmoid(-logits).sum(dim=1, keepdim=True)
+    logits.sigmoid_()
+    return losses, -(-positive).sigmoid()
 
 
 @eager
 @outside_autocast
 def _direction(
-    function: type[torch.autograd.Function],
     anchors: Tensor,
     candidates: Tensor,
     inv_tau: float | Tensor,
-    fourth: bool | float | Tensor,
+    bias: float | Tensor | None = None,
+    leave_out: bool = False,
     *,
     positive_offset: int = 0,
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
     matmul: torch.dtype | None = None,
 ) -> Tensor:
-    """One direction by an autograd function; ``fourth``: whether to leave the positive out, or the sigmoid's bias."""
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
     both = check_ids(ids, candidate_ids, n, m, anchors.device)
-    if not isinstance(fourth, bool):
-        fourth = scalar("bias", fourth, anchors, positive=False)
-    given = (anchors, candidates, scalar("inv_tau", inv_tau, anchors), fourth)
-    differentiable = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in given)
-    loss: Tensor = apply(function, *given, positive_offset, both, differentiable, matmul_dtype(matmul, anchors))
+    b = None if bias is None else scalar("bias", bias, anchors, positive=False)
+    given = (anchors, candidates, scalar("inv_tau", inv_tau, anchors), b)
+    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    options = (leave_out, positive_offset, both, differentiable, matmul_dtype(matmul, anchors))
+    loss: Tensor = apply(_Contrast, *given, *options)
     return loss
 
 
 def info_loob(anchors: Tensor, candidates: Tensor, inv_tau: float | Tensor, **options: Any) -> Tensor:
     """:func:`cloob.functional.info_loob` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
-    return _direction(_Contrast, anchors, candidates, inv_tau, True, **options)
+    return _direction(anchors, candidates, inv_tau, leave_out=True, **options)
 
 
 def info_nce(anchors: Tensor, candidates: Tensor, inv_tau: float | Tensor, **options: Any) -> Tensor:
-    """:func:`cloob.functional.info_nce` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
-    return _direction(_Contrast, anchors, candidates, inv_tau, False, **options)
+    """:func:`cloob.functional.info_nce` likewise."""
+    return _direction(anchors, candidates, inv_tau, **options)
 
 
 def sigmoid_loss(
     anchors: Tensor, candidates: Tensor, inv_tau: float | Tensor, bias: float | Tensor = -10.0, **options: Any
 ) -> Tensor:
-    """:func:`cloob.functional.sigmoid_loss` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
-    return _direction(_Sigmoid, anchors, candidates, inv_tau, bias, **options)
+    """:func:`cloob.functional.sigmoid_loss` likewise."""
+    return _direction(anchors, candidates, inv_tau, bias, **options)

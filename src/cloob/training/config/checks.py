@@ -84,13 +84,7 @@ def _of_objective(config: TrainConfig) -> Iterator[Conflict]:
     learns = loss.retrieval_from and loss.learnable_beta
     yield learns, "learnable_beta is True; it must be left out with --retrieval-from: it would have no part"
     by_loss = loss.retrieval_from and config.pairs.holds_out and config.save.best == "val_loss"
-    yield (
-        by_loss,
-        (
-            "--retrieval-from changes the loss during the run, so --best val_loss cannot compare epochs; "
-            "use --best val_recall"
-        ),
-    )
+    yield by_loss, "--retrieval-from changes the loss, by which epochs cannot be compared then; use --best val_recall"
     paper = loss.scale == "paper"
     yield sigmoid and paper, f"scale is 'paper'; it must be left out with {name}"
     bias = f"bias is {loss.bias}; it must be left out with {name}, in which it would cancel"
