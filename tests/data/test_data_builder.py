@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from cloob.data.batch import RawSample
-from cloob.data.builder import BatchBuilder, Request
+from cloob.data.loader import BatchBuilder, Request
 from cloob.data.order import sample_generator
 from cloob.data.transforms import TrainTransform
 from cloob.pictures import Encoded, decode

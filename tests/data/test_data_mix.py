@@ -3,8 +3,8 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-from cloob.data.mix import mix
 from cloob.data.open import open_source
+from cloob.data.source import mix
 
 
 def test_sources_are_read_one_after_the_other(shards: Path) -> None:

@@ -6,12 +6,13 @@ Shapes: n pairs in the batch, H×W pixels, L tokens a caption.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cloob.files import TooLarge, read_at_most
 from cloob.pictures import Unreadable, read_file
 
 if TYPE_CHECKING:  # sources are opened, and refused, before torch is imported
@@ -93,13 +94,14 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        images, tokens, ids = (t.to(device, non_blocking=non_blocking) for t in (self.images, self.tokens, self.ids))
-        return replace(self, images=images, tokens=tokens, ids=ids)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from which ``to(..., non_blocking=True)`` overlaps."""
-        images, tokens, ids = (each.pin_memory() for each in (self.images, self.tokens, self.ids))
-        return replace(self, images=images, tokens=tokens, ids=ids)
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, moved: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(self, images=moved(self.images), tokens=moved(self.tokens), ids=moved(self.ids))
 
 
 def caption_id(caption: str) -> int:
@@ -114,31 +116,38 @@ def caption_id(caption: str) -> int:
 
 def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
     """Stored bytes as a caption; ``where`` is what the detail of a failure starts with, e.g. the row of a table."""
-    fault: tuple[Reason, str] | None = None
-    caption = ""
+    reason: Reason = "empty caption"
+    caption = detail = ""
     if raw is None:
-        fault = "missing caption", ""
+        reason = "missing caption"
     elif len(raw) > MAX_CAPTION_BYTES:
-        fault = "caption too long", f"{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}"
+        reason, detail = "caption too long", f"{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}"
     else:
         try:
             caption = raw.decode("utf-8-sig").strip()
-            fault = None if caption else ("empty caption", "")
         except UnicodeDecodeError as error:
-            fault = "caption not UTF-8", f"byte {error.start} of {len(raw)}"
-    if fault:
-        raise BadSample(fault[0], key, ": ".join(filter(None, (where, fault[1]))))
+            reason, detail = "caption not UTF-8", f"byte {error.start} of {len(raw)}"
+    if not caption:
+        raise BadSample(reason, key, ": ".join(filter(None, (where, detail))))
     return caption
 
 
+def read_caption_file(path: Path | str, key: str) -> bytes:
+    try:
+        return read_at_most(path, MAX_CAPTION_BYTES)
+    except (OSError, TooLarge) as error:
+        reason: Reason = "missing caption" if isinstance(error, OSError) else "caption too long"
+        detail = error.strerror if isinstance(error, OSError) else f"{error.size:,} bytes"
+        raise BadSample(reason, key, f"{path}: {detail}") from None
+
+
 def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
-    prefix = f"{where}: " if where else ""
     try:
         return read_file(path)
     except (Unreadable, OSError, ValueError) as error:
         reason: Reason = error.reason if isinstance(error, Unreadable) else "missing image"
         said = getattr(error, "detail", None) or getattr(error, "strerror", None) or error
-        raise BadSample(reason, key, f"{prefix}{path}: {said}") from None
+        raise BadSample(reason, key, ": ".join(filter(None, (where, f"{path}: {said}")))) from None
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from fsspec.callbacks import Callback
 from cloob.cache import Cache, cache_root
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import Fingerprint, digest
-from cloob.data.shards.local import ShardIndex, ShardSource
 from cloob.data.shards.spec import (
     SIZES,
     expand,
@@ -37,7 +36,7 @@ from cloob.data.shards.spec import (
     sibling,
     tars_in,
 )
-from cloob.data.shards.tar import TarReader
+from cloob.data.shards.tar import ShardIndex, ShardSource, TarReader, scan
 from cloob.data.sources.files import FileSource
 from cloob.errors import InputError, one_line, require
 from cloob.files import write_whole
@@ -80,10 +79,8 @@ def _download(url: str, target: Path) -> str | None:
     filesystem = _filesystem(url)
     try:
         filesystem.get_file(url, str(target), callback=progress)
-    except InputError:
-        raise
     except Exception as error:  # each kind of store has errors of its own, with no common base
-        if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
+        if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in _DISK_FAULTS):
             raise
         status = getattr(error, "status", None)
         said = f"HTTP {status} {getattr(error, 'message', '')}".rstrip() if status else one_line(error)
@@ -167,12 +164,10 @@ class RemoteShardSource(FileSource[ShardSource]):
     def load(self, shard: int, file: Path) -> ShardSource:
         url, listed = self._urls[shard], self.shard_sizes[shard]
         try:
-            source = ShardSource(url, [file], cache=self._cache, label=self.shard_names[shard])
+            source = ShardSource(url, [file], self._cache, self.shard_names[shard])
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
-            if not file.exists():
-                raise FileNotFoundError(str(file)) from None
-            file.unlink(missing_ok=True)
+            file.unlink()  # FileNotFoundError where the cache has dropped it
             raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
         odd = source.remark
         if (complete := source.index.complete[0]) > listed:
@@ -224,8 +219,7 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
         shards = expand(spec, escape=False)
     else:
         shards = [str(path) for path in (tars_in(folder) if folder.is_dir() else matching_files(str(folder)))]
-    if not remote and out is None and folder.is_dir():
-        out = folder / SIZES
+        out = folder / SIZES if out is None and folder.is_dir() else out
     files = [shard_name(shard) if remote else Path(shard).name for shard in shards]
     if not shards or (out is None and not remote) or (out is not None and len({*files}) < len(files)):
         raise InputError(f"{spec}: --out is missing, or names of shards come twice; count a folder of tars by itself")
@@ -238,13 +232,11 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
             path = Path(temporary) / "shard.tar" if remote else Path(shard)
             if remote:
                 fetch(shard, path)
-            index = ShardIndex.scan(TarReader((path,)))
+            index = ShardIndex(scan(TarReader((path,))))
             if index.left_out:
                 logger.warning("%s: not counted: %s", shard, index.left_out)
-            if index.cuts:
-                cut.append(f"{shard}: {index.cuts[0]}")
-                continue
-            sizes[shard] = index.complete[0]
+            cut += (f"{shard}: {why}" for why in index.cuts.values())
+            sizes |= {} if index.cuts else {shard: index.complete[0]}
             if remote:
                 write_whole(_memory(spec), json.dumps(sizes))
     if cut:

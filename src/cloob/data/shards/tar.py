@@ -1,5 +1,7 @@
-"""Random access into tar archives: headers are read once, a member is then one read.
+"""Pairs in WebDataset tars on this machine: ``key.jpg`` and ``key.txt`` are one sample.
 
+Headers are read once; a member is then one read. Where each sample lies stands in Arrow columns, mapped from a file in
+the cache that later runs and the other ranks of a host use: reading the headers of millions of members takes minutes.
 A compressed tar (gzip, bzip2 or xz by its first bytes, as WebDataset and GNU tar do) is unpacked into the cache.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import os
 import tarfile
@@ -17,13 +20,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+
 from cloob.cache import Cache
-from cloob.errors import InputError
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable
+from cloob.data.fingerprint import Fingerprint, digest, of_column
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from cloob.data.sources.files import reading
+from cloob.errors import InputError, counted
+from cloob.pictures import MAX_IMAGE_BYTES
 
 _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\x00": lzma.LZMAFile}
 _BLOCK = 512
 _CHUNK = 1 << 16
 _MAX_OPEN_FILES = 64
+
+_ABSENT = -1  # offset of a part that a sample does not have
+_CUT = -2  # offset of the image in the row that stands for what a truncated shard has lost
+_FORMAT = 6
+_MIN_SAVED_BYTES = 64 * 1024 * 1024  # smaller tars are scanned faster than it is worth a file
+_PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS)
+_COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
+_ODD = "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
 
 
 class Member(NamedTuple):
@@ -153,3 +172,132 @@ def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
     if not _goes_on(file, min(end, size)):
         cut = cut or f"no end-of-archive mark at byte {end:,} of {size:,}"
     return members, cut
+
+
+class ShardIndex:
+    """One row a sample over several tars; a truncated tar has one more, whose image offset is ``_CUT``."""
+
+    def __init__(self, table: pa.Table) -> None:
+        about = json.loads(table.schema.metadata[b"cloob"])
+        self.keys, *places = (column.combine_chunks() for column in table.columns)
+        self.places = tuple(column.to_numpy(zero_copy_only=False) for column in places)  # (N,) int64 each, bytes
+        self.sizes: tuple[int, ...] = tuple(about["sizes"])
+        self.cuts: dict[int, str] = {int(tar): cut for tar, cut in about["cuts"].items()}  # what truncated tars lack
+        self.complete = tuple(size - (tar in self.cuts) for tar, size in enumerate(self.sizes))
+        self.left_out: str = about["left_out"]  # what looks like a part of a sample and is none
+
+    @classmethod
+    def open(cls, reader: TarReader, cache: Cache, *, keep: bool = False) -> ShardIndex:
+        """The index of these very tars, which is kept for 64 MiB of tars, or if it is wanted."""
+        stats = [(str(path.resolve()), path.stat()) for path in reader.paths]
+        if not keep and sum(stat.st_size for _, stat in stats) < _MIN_SAVED_BYTES:
+            return cls(scan(reader))
+        facts = json.dumps([_FORMAT, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
+
+        def write(target: Path) -> None:
+            table = scan(reader)
+            with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+
+        file = cache.get("indices", f"{facts}.arrow", write)
+        with reading(file), pa.memory_map(str(file)) as source:
+            return cls(pa.ipc.open_file(source).read_all())
+
+
+def scan(reader: TarReader) -> pa.Table:
+    """The keys of all samples, and where their parts lie."""
+    keys: list[pa.Array] = []
+    places: list[np.ndarray] = []
+    cuts: dict[int, str] = {}
+    odd: list[str] = []
+    for number, path in enumerate(reader.paths):
+        members, cut = reader.listing(number)
+        odd += (printable(f"{path.name}/{name}") for name in _left_out(members))
+        samples = group_members(members, _PARTS)
+        if cut is not None:
+            cuts[number] = cut
+            if samples and None in samples[last := next(reversed(samples))]:
+                del samples[last]  # it may have lost its second file: no loss of its own
+        absent = Member("", _ABSENT, 0)
+        rows = [[*(image or absent)[1:], *(caption or absent)[1:]] for image, caption in samples.values()]
+        lost = [_CUT, 0, _CUT, 0]
+        places.append(np.array([*rows, *([] if cut is None else [lost])], np.int64).reshape(-1, len(_COLUMNS)))
+        keys.append(pa.array([*map(printable, samples), *([] if cut is None else [""])], pa.large_string()))
+    left_out = f"{counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}" if odd else ""
+    columns = dict(zip(_COLUMNS, map(pa.array, np.ascontiguousarray(np.concatenate(places).T)), strict=True))
+    about = json.dumps({"sizes": [*map(len, keys)], "cuts": cuts, "left_out": left_out})
+    return pa.table({"key": pa.concat_arrays(keys), **columns}, metadata={"cloob": about})
+
+
+def _left_out(members: list[Member]) -> list[str]:
+    """Names of what looks like a part of a sample and is none: its key has a dot, or the tar holds it before."""
+    parts = frozenset((*IMAGE_EXTENSIONS, *CAPTION_EXTENSIONS))
+    names = [split_name(member.name) for member in members]
+    seen: set[tuple[str, str]] = set()
+    keys = {key for key, extension in names if extension in parts}
+    left_out = []
+    for member, (key, extension) in zip(members, names, strict=True):
+        dotted = extension not in parts and extension.rpartition(".")[2] in parts
+        if (dotted and key not in keys) or (key, extension) in seen:  # a.seg.png beside a.jpg is meant so
+            left_out.append(member.name)
+        if extension in parts:
+            seen.add((key, extension))
+    return left_out
+
+
+class ShardSource:
+    """Samples in tars on local disks.
+
+    A sample without an image or a caption stays in the count and raises ``BadSample``. A truncated shard gives its
+    complete samples and one row ``"truncated shard"``. Other files of a sample (.json, …) are ignored.
+
+    ``label`` is what keys and errors call a single tar that lies in the cache; its index is kept too.
+    """
+
+    streamed = False
+
+    def __init__(self, name: str, paths: Sequence[Path], cache: Cache | None = None, label: str | None = None) -> None:
+        self.name = name
+        self._cache = cache or Cache()
+        self._label = label
+        self._labels = (label,) if label else tuple(path.name for path in paths)
+        self.reader = TarReader(tuple(paths), self._cache)
+        self.index = ShardIndex.open(self.reader, self._cache, keep=label is not None)
+        self.shard_sizes = self.index.sizes
+        self.remark = f"not read: {self.index.left_out}" if self.index.left_out else ""
+        self._ends = np.cumsum(self.shard_sizes)
+
+    def __len__(self) -> int:
+        return len(self.index.keys)
+
+    def __reduce__(self) -> Any:  # the names of the tars and not the index, which a spawned worker maps
+        return ShardSource, (self.name, self.reader.paths, self._cache, self._label)
+
+    def fingerprint(self) -> Fingerprint:
+        shards = zip(self._labels, self.shard_sizes, strict=True)
+        members = digest([of_column(pa.chunked_array([self.index.keys])), *self.index.places])
+        return {"samples": len(self), "shards": digest(f"{label} {n}" for label, n in shards), "members": members}
+
+    def read(self, index: int) -> RawSample:
+        """The pair at ``index``; its key is ``shard file/key in the shard``."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        path, label = self.reader.paths[shard], self._labels[shard]
+        key = f"{label}/{self.index.keys[index].as_py()}"
+        image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self.index.places)
+        faults: list[tuple[bool, Reason, str]] = [
+            (image_at == _ABSENT, "missing image", f"none of this name in {path}"),
+            (caption_at == _ABSENT, "missing caption", f"none of this name in {path}"),
+            (caption_size > MAX_CAPTION_BYTES, "caption too long", f"{caption_size:,} bytes in {path}"),
+            (image_size > MAX_IMAGE_BYTES, "image too large", f"{image_size:,} bytes in {path}"),
+        ]
+        if image_at == _CUT:
+            complete = f"{self.index.complete[shard]:,} samples are complete"
+            key, faults = label, [(True, "truncated shard", f"{path}: {self.index.cuts[shard]}; {complete}")]
+        for is_bad, reason, detail in faults:
+            if is_bad:
+                raise BadSample(reason, key, detail)
+        try:
+            caption = clean_caption(self.reader.read(shard, caption_at, caption_size), key)
+            return RawSample(key, self.reader.read(shard, image_at, image_size), caption)
+        except OSError as error:
+            raise BadSample("missing image", key, f"{path}: {error.strerror or error}") from None

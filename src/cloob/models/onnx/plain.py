@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloob.cache import Cache
-from cloob.data.content import add_part
+from cloob.data.fingerprint import add_part
 from cloob.errors import InputError, require
 from cloob.machine import processors
 from cloob.models.importing import translated

@@ -22,14 +22,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption, decoding
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption, decoding, read_caption_file
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES
-from cloob.data.sources.folder import captions_by_stem
+from cloob.data.sources.folder import captions_by_stem, walk
 from cloob.data.sources.table import as_text, check_name, column_names, json_rows, read_table
 from cloob.errors import InputError, one_line
-from cloob.files import TooLarge, read_at_most
 from cloob.pictures import read_file
 from cloob.search.records import Value, valid
 from cloob.search.where import NUMBERS, TEXTS
@@ -207,15 +206,15 @@ class Folder(Collection):
         self.left_out, self.unlisted = LeftOut(), []
         others: Counter[str] = Counter()
         seen: set[int] = set()
-        for folder, folders, names in os.walk(self.name, onerror=self._cannot_list):
+        for folder, folders, names in walk(self.name, self._cannot_list):
             if _INDEX in names:
                 folders.clear()
                 continue
-            folders[:] = sorted(name for name in folders if self._enters(folder, name))
+            folders[:] = (name for name in folders if self._enters(folder, name))
             captions = captions_by_stem(names)
-            for name in sorted(names):
+            for name in names:
                 path, lower = os.path.join(folder, name), name.lower()  # noqa: PTH118
-                if name.startswith(".") or lower.endswith(CAPTION_SUFFIXES):
+                if lower.endswith(CAPTION_SUFFIXES):
                     continue
                 if self._left_out(path):
                     self.left_out.add("excluded", path)
@@ -239,8 +238,8 @@ class Folder(Collection):
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         caption, columns = self._table.describe(self._table.of(found.path)) if self._table else (None, {})
         try:
-            beside = clean_caption(read_at_most(found.place, MAX_CAPTION_BYTES), found.path) if found.place else None
-        except (OSError, TooLarge, BadSample):
+            beside = clean_caption(read_caption_file(found.place, found.path), found.path) if found.place else None
+        except BadSample:
             beside = None
         return beside or caption, columns
 
@@ -252,14 +251,13 @@ class Folder(Collection):
         self.left_out.add("folder cannot be listed", f"{error.filename} ({error.strerror})")
 
     def _enters(self, folder: str, name: str) -> bool:
+        if name in _NEVER:
+            return False
         path = os.path.join(folder, name)  # noqa: PTH118
-        if name.startswith(".") or name in _NEVER:
-            return False
-        excluded = self._left_out(path)
-        if excluded or os.path.islink(path):  # noqa: PTH114
+        excluded, linked = self._left_out(path), os.path.islink(path)  # noqa: PTH114
+        if excluded or linked:
             self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
-            return False
-        return True
+        return not (excluded or linked)
 
     def _found(self, path: str, caption: str | None) -> Found | None:
         """A picture, whose time is also that of what describes it; None where it is no file of the folder."""
