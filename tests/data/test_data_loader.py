@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import multiprocessing
 import multiprocessing.reduction
 import os
@@ -21,9 +22,10 @@ from torch import Tensor
 from cloob.data.batch import BadSample, Batch, RawSample, caption_id
 from cloob.data.loader import PairLoader
 from cloob.data.open import open_source
-from cloob.data.order import epoch_order
+from cloob.data.order import epoch_order, sample_generator
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
+from cloob.pictures import Encoded, decode
 from support import noise
 
 _PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
@@ -90,14 +92,6 @@ def test_each_sample_exactly_once_over_all_ranks(
     assert everything == (sorted(order[: steps * batch]) if drop_last else list(range(n)))
 
 
-def test_batches_hold_what_belongs_together(tokenizer: Callable[[list[str]], Tensor]) -> None:
-    for batch in loader(Numbers(7), tokenizer, 3, drop_last=False).epoch(0):
-        assert batch.images.shape == (len(batch), 3, 2, 2) and batch.images.dtype == torch.uint8
-        assert batch.tokens.dtype == batch.ids.dtype == torch.int64
-        assert torch.equal(batch.tokens, tokenizer(list(batch.keys)))
-        assert batch.ids.tolist() == [caption_id(key) for key in batch.keys]
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(shards: Path, tokenizer: Callable[[list[str]], Tensor], workers: int) -> None:
     with (shards / "00001.tar").open("r+b") as file:
@@ -149,7 +143,7 @@ class Alike(Numbers):
     """One picture under many names: only its crops differ."""
 
     def read(self, index: int) -> RawSample:
-        return RawSample(str(index), noise(0, 64, 64), str(index))
+        return RawSample(str(index), noise(0, 240, 240), str(index))
 
 
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(tokenizer: Callable[[list[str]], Tensor]) -> None:
@@ -172,6 +166,37 @@ def test_bad_samples_leave_the_batch_smaller_and_are_listed(tokenizer: Callable[
     assert [(s.key, s.reason) for s in first.skipped] == [("0", "empty caption"), ("1", "corrupt image")]
     assert len(second) == 0 and second.images.shape == (0, 3, 2, 2) and second.tokens.shape == (0, 4)
     assert second.ids.shape == (0,) and len(second.skipped) == 5
+
+
+class Pictures(Numbers):
+    """Pair i is a picture of its own size: JPEG for even i, else PNG."""
+
+    def read(self, index: int) -> RawSample:
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        large = Image.fromarray(pixels).resize((90 + 17 * index, 70 + 11 * index), Image.Resampling.BICUBIC)
+        large.save(file, "PNG" if index % 2 else "JPEG")
+        return RawSample(str(index), file.getvalue(), f"caption {index}")
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+def test_a_batch_is_the_plain_loop(tokenizer: Callable[[list[str]], Tensor], reduce: bool) -> None:
+    source, transform = Pictures(8), TrainTransform(32, scale=(0.5, 0.9), flip=True, reduce=reduce)
+    (batch,) = loader(source, tokenizer, 8, transform=transform, seed=4).epoch(2)
+    assert batch.images.shape == (8, 3, 32, 32) and batch.images.dtype == torch.uint8
+    captions = [f"caption {key}" for key in batch.keys]
+    assert torch.equal(batch.tokens, tokenizer(captions)) and batch.tokens.dtype == batch.ids.dtype == torch.int64
+    assert batch.ids.tolist() == [caption_id(caption) for caption in captions]
+    reductions = []
+    for pixels, index in zip(batch.images, keys([batch]), strict=True):
+        encoded = Encoded(source.read(index).image)
+        crop = transform.draw(*encoded.size, sample_generator(4, 2, index))
+        assert torch.equal(pixels, transform.take(encoded.rgb(crop.reduction), crop))
+        reductions.append(crop.reduction)
+        # ... which is close to the transform of the whole picture with the sample's own generator, and equal for PNG.
+        whole = transform(decode(source.read(index).image), sample_generator(4, 2, index))
+        assert torch.equal(pixels, whole) if index % 2 or not reduce else (pixels.int() - whole).abs().max() < 12
+    assert (max(reductions) > 1) == reduce
 
 
 def test_a_batch_larger_than_the_data(tokenizer: Callable[[list[str]], Tensor]) -> None:

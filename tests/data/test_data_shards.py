@@ -45,12 +45,14 @@ def pairs(image: MakeImage, count: int, size: int = 4) -> dict[str, bytes]:
 )
 def test_every_way_to_name_shards(shards: Path, image: MakeImage, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shards.parent)
+    monkeypatch.setenv("HOME", str(shards.parent))
     source = open_source(spec)
     assert source.shard_sizes == (5, 4, 3) and len(source) == 12 and source.name == spec
     for i in (11, 0, 5):
         sample = source.read(i)
         assert sample.caption == f"pair {i}" and sample.image == image(i)
     assert source.read(5).key == "00001.tar/p005" and len(open_source("shards/00002.tar")) == 3
+    assert len(open_source("~/shards")) == len(open_source(f"file://{shards}/*.tar")) == 12
 
 
 def test_reads_what_webdataset_reads(shards: Path, image: MakeImage, write_tar: WriteTar) -> None:

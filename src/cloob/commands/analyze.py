@@ -12,7 +12,7 @@ from cloob.commands.options import as_words, tyro, within
 from cloob.commands.terminal import Progress, say, say_next
 
 if TYPE_CHECKING:
-    from cloob.data.source import Reader
+    from cloob.data.batch import Reader
 
 DEMO = "demo:val"
 

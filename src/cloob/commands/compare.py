@@ -13,7 +13,7 @@ from cloob.commands.terminal import Progress, say
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
-    from cloob.data.source import Reader
+    from cloob.data.batch import Reader
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.report import ExampleQuery

@@ -14,7 +14,7 @@ from cloob.commands.terminal import say, say_next
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
-    from cloob.data.source import Reader
+    from cloob.data.batch import Reader
     from cloob.evaluation.sets.labelled import LabelledSet
     from cloob.training.config import TrainConfig
 

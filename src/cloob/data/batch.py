@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cloob.files import TooLarge, read_at_most
 from cloob.pictures import Unreadable, read_file
@@ -80,6 +81,18 @@ class RawSample:
     caption: str
 
 
+class Reader(Protocol):
+    """Samples by number. ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, /) -> Any:
+        """The sample at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """The pairs of one step on one rank; with those left out it would be ``n + len(skipped)``."""
@@ -88,7 +101,7 @@ class Batch:
     tokens: Tensor  # (n, L) int64
     ids: Tensor  # (n,) int64, caption_id of each caption: equal captions have equal ids
     keys: tuple[str, ...]
-    skipped: tuple[Skip, ...] = field(default=())
+    skipped: tuple[Skip, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -133,21 +146,24 @@ def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
 
 
 def read_caption_file(path: Path | str, key: str) -> bytes:
-    try:
-        return read_at_most(path, MAX_CAPTION_BYTES)
-    except (OSError, TooLarge) as error:
-        reason: Reason = "missing caption" if isinstance(error, OSError) else "caption too long"
-        detail = error.strerror if isinstance(error, OSError) else f"{error.size:,} bytes"
-        raise BadSample(reason, key, f"{path}: {detail}") from None
+    return _read(path, key, "missing caption", partial(read_at_most, most=MAX_CAPTION_BYTES))
 
 
 def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
+    return _read(path, key, "missing image", read_file, where)
+
+
+def _read(path: Path | str, key: str, missing: Reason, read: Callable[[Path | str], bytes], where: str = "") -> bytes:
+    reason: Reason
     try:
-        return read_file(path)
-    except (Unreadable, OSError, ValueError) as error:
-        reason: Reason = error.reason if isinstance(error, Unreadable) else "missing image"
-        said = getattr(error, "detail", None) or getattr(error, "strerror", None) or error
-        raise BadSample(reason, key, ": ".join(filter(None, (where, f"{path}: {said}")))) from None
+        return read(path)
+    except TooLarge as error:
+        reason, said = "caption too long", f"{error.size:,} bytes"
+    except Unreadable as error:
+        reason, said = error.reason, error.detail
+    except (OSError, ValueError) as error:
+        reason, said = missing, getattr(error, "strerror", None) or str(error)
+    raise BadSample(reason, key, ": ".join(filter(None, (where, f"{path}: {said}"))))
 
 
 @contextmanager

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cloob.data.batch import BadSample
+from cloob.data.batch import BadSample, Reader
 
 if TYPE_CHECKING:  # models need a digest, and no pyarrow
     import pyarrow as pa
-
-    from cloob.data.source import Reader
 
 Fingerprint = dict[str, int | str]
 """Counts and digests, each by the name of what it is of."""

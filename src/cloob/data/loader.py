@@ -80,15 +80,9 @@ class PairLoader(Loader):
     (``local_part``), so a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used
     leave a batch smaller, even empty, and are listed in its ``skipped``.
 
-    Args:
-        transform: RGB image to ``(3, H, W)`` uint8, of one size; ``TrainTransform`` draws from the sample's generator.
-        tokenizer: List of n captions to ``(n, L)`` integers.
-        batch_size: Pairs per global batch, over all ranks.
-        drop_last: Leave out the last batch when it is smaller than ``batch_size``.
-        shuffle_buffer: Read shard by shard and shuffle within so many pairs of each lane, see ``EpochOrder``; 0: one
-            permutation of everything. None: 10,000 when a source is streamed, else 0.
-        workers: Processes that read and decode; 0: in this one. They live as long as the loader.
-        pin_memory: Hand out page-locked batches (needs CUDA; ignored without).
+    ``batch_size`` is over all ranks. ``transform`` gives ``(3, H, W)`` uint8 of one size, ``tokenizer`` ``(n, L)`` of n
+    captions. ``shuffle_buffer``: read shard by shard, shuffled within so many pairs of each lane; 0: one permutation of
+    everything; None: 10,000 when a source is streamed, else 0. ``workers`` live as long as the loader; 0: this process.
     """
 
     def __init__(

@@ -8,25 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cloob.data.batch import RawSample
+from cloob.data.batch import RawSample, Reader
 from cloob.data.fingerprint import Fingerprint, digest
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
 CAPTION_EXTENSIONS = ("txt", "caption")
 IMAGE_SUFFIXES = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
 CAPTION_SUFFIXES = tuple(f".{ext}" for ext in CAPTION_EXTENSIONS)
-
-
-class Reader(Protocol):
-    """Samples by number. ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes."""
-
-    @property
-    def name(self) -> str: ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int, /) -> Any:
-        """The sample at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
 
 
 class Source(Reader, Protocol):

@@ -15,8 +15,8 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -39,7 +39,6 @@ _MAX_OPEN_FILES = 64
 _ABSENT = -1  # offset of a part that a sample does not have
 _CUT = -2  # offset of the image in the row that stands for what a truncated shard has lost
 _FORMAT = 6
-_MIN_SAVED_BYTES = 64 * 1024 * 1024  # smaller tars are scanned faster than it is worth a file
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS)
 _COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
 _ODD = "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
@@ -85,16 +84,11 @@ class TarReader:
     def __init__(self, paths: tuple[Path, ...], cache: Cache | None = None) -> None:
         self.paths = paths
         self._cache = cache
-        self._files: OrderedDict[int, _File] = OrderedDict()
+        self._file = lru_cache(_MAX_OPEN_FILES)(lambda tar: _File(self._plain(paths[tar])))
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
         """The ``size`` bytes at ``offset`` of the (unpacked) archive; fewer where it ends. OSError if it is gone."""
-        # No lock, which a forked process could inherit locked: each of these calls is atomic.
-        file = self._files.pop(tar, None) or _File(self._plain(self.paths[tar]))
-        self._files[tar] = file
-        if len(self._files) > _MAX_OPEN_FILES:
-            self._files.popitem(last=False)
-        return os.pread(file.fileno(), size, offset)
+        return os.pread(self._file(tar).fileno(), size, offset)
 
     def listing(self, tar: int) -> tuple[list[Member], str | None]:
         """The complete members of an archive, and what is missing where it is cut; InputError if it is no tar."""
@@ -102,11 +96,14 @@ class TarReader:
             return _scan(self.paths[tar], file)
 
     def _plain(self, path: Path) -> Path:
-        if _decompressor(path) is None:
+        with path.open("rb") as file:
+            start = file.read(6)
+        opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
+        if opener is None:
             return path
         stat = path.stat()
         name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {path.name} unpacked.tar"
-        return (self._cache or Cache()).get("shards", name, lambda target: _unpack(path, target))
+        return (self._cache or Cache()).get("shards", name, partial(_unpack, opener, path))
 
     def __reduce__(self) -> Any:
         return TarReader, (self.paths, self._cache)
@@ -119,23 +116,15 @@ class _File(io.FileIO):
         self.close()
 
 
-def _decompressor(path: Path) -> Any:
-    with path.open("rb") as file:
-        start = file.read(6)
-    return next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
-
-
-def _unpack(path: Path, target: Path) -> None:
+def _unpack(opener: Any, path: Path, target: Path) -> None:
     """Writes what a compressed tar unpacks to; one that is cut becomes a plain tar that is cut."""
-    with _decompressor(path)(path) as packed, target.open("wb") as plain:
+    with opener(path) as packed, target.open("wb") as plain:
         try:
             while chunk := packed.read1(_CHUNK):  # read() would withhold what precedes a cut
                 plain.write(chunk)
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if getattr(error, "errno", None):  # of the disk
                 raise
-            if not plain.tell():
-                raise InputError(f"{path} cannot be unpacked: {error}") from None
 
 
 def _goes_on(file: IO[bytes], at: int) -> bool:
@@ -150,7 +139,7 @@ def _goes_on(file: IO[bytes], at: int) -> bool:
 def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
     """Lists an archive, or several in a row. After a damaged header it goes on with the next sound one."""
     if (size := os.fstat(file.fileno()).st_size) == 0:
-        return [], "the file is empty"
+        return [], "is empty, or nothing of it can be unpacked"
     members: list[Member] = []
     end, cut = 0, None
     try:
@@ -174,44 +163,15 @@ def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
     return members, cut
 
 
-class ShardIndex:
-    """One row a sample over several tars; a truncated tar has one more, whose image offset is ``_CUT``."""
-
-    def __init__(self, table: pa.Table) -> None:
-        about = json.loads(table.schema.metadata[b"cloob"])
-        self.keys, *places = (column.combine_chunks() for column in table.columns)
-        self.places = tuple(column.to_numpy(zero_copy_only=False) for column in places)  # (N,) int64 each, bytes
-        self.sizes: tuple[int, ...] = tuple(about["sizes"])
-        self.cuts: dict[int, str] = {int(tar): cut for tar, cut in about["cuts"].items()}  # what truncated tars lack
-        self.complete = tuple(size - (tar in self.cuts) for tar, size in enumerate(self.sizes))
-        self.left_out: str = about["left_out"]  # what looks like a part of a sample and is none
-
-    @classmethod
-    def open(cls, reader: TarReader, cache: Cache, *, keep: bool = False) -> ShardIndex:
-        """The index of these very tars, which is kept for 64 MiB of tars, or if it is wanted."""
-        stats = [(str(path.resolve()), path.stat()) for path in reader.paths]
-        if not keep and sum(stat.st_size for _, stat in stats) < _MIN_SAVED_BYTES:
-            return cls(scan(reader))
-        facts = json.dumps([_FORMAT, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
-
-        def write(target: Path) -> None:
-            table = scan(reader)
-            with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-
-        file = cache.get("indices", f"{facts}.arrow", write)
-        with reading(file), pa.memory_map(str(file)) as source:
-            return cls(pa.ipc.open_file(source).read_all())
-
-
 def scan(reader: TarReader) -> pa.Table:
-    """The keys of all samples, and where their parts lie."""
+    """One row a sample: its key, and where its parts lie. A truncated tar has one more, whose offset is ``_CUT``."""
     keys: list[pa.Array] = []
     places: list[np.ndarray] = []
     cuts: dict[int, str] = {}
     odd: list[str] = []
     for number, path in enumerate(reader.paths):
-        members, cut = reader.listing(number)
+        with reading(path):
+            members, cut = reader.listing(number)
         odd += (printable(f"{path.name}/{name}") for name in _left_out(members))
         samples = group_members(members, _PARTS)
         if cut is not None:
@@ -220,13 +180,28 @@ def scan(reader: TarReader) -> pa.Table:
                 del samples[last]  # it may have lost its second file: no loss of its own
         absent = Member("", _ABSENT, 0)
         rows = [[*(image or absent)[1:], *(caption or absent)[1:]] for image, caption in samples.values()]
-        lost = [_CUT, 0, _CUT, 0]
-        places.append(np.array([*rows, *([] if cut is None else [lost])], np.int64).reshape(-1, len(_COLUMNS)))
-        keys.append(pa.array([*map(printable, samples), *([] if cut is None else [""])], pa.large_string()))
+        rows += [] if cut is None else [[_CUT, 0, _CUT, 0]]
+        places.append(np.array(rows, np.int64).reshape(-1, len(_COLUMNS)))
+        keys.append(pa.array([*map(printable, samples), ""][: len(rows)], pa.large_string()))
     left_out = f"{counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}" if odd else ""
     columns = dict(zip(_COLUMNS, map(pa.array, np.ascontiguousarray(np.concatenate(places).T)), strict=True))
     about = json.dumps({"sizes": [*map(len, keys)], "cuts": cuts, "left_out": left_out})
     return pa.table({"key": pa.concat_arrays(keys), **columns}, metadata={"cloob": about})
+
+
+def _kept_index(reader: TarReader, cache: Cache) -> pa.Table:
+    """The index of these very tars, from the cache."""
+
+    def write(target: Path) -> None:
+        table = scan(reader)
+        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    stats = [(str(path.resolve()), path.stat()) for path in reader.paths]
+    facts = json.dumps([_FORMAT, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
+    file = cache.get("indices", f"{facts}.arrow", write)
+    with reading(file), pa.memory_map(str(file)) as source:
+        return pa.ipc.open_file(source).read_all()
 
 
 def _left_out(members: list[Member]) -> list[str]:
@@ -251,39 +226,43 @@ class ShardSource:
     A sample without an image or a caption stays in the count and raises ``BadSample``. A truncated shard gives its
     complete samples and one row ``"truncated shard"``. Other files of a sample (.json, …) are ignored.
 
-    ``label`` is what keys and errors call a single tar that lies in the cache; its index is kept too.
+    ``cache`` keeps the index; ``label`` is what keys and errors call a single tar that lies there itself.
     """
 
     streamed = False
 
     def __init__(self, name: str, paths: Sequence[Path], cache: Cache | None = None, label: str | None = None) -> None:
+        self._given = name, tuple(paths), cache, label
         self.name = name
-        self._cache = cache or Cache()
-        self._label = label
         self._labels = (label,) if label else tuple(path.name for path in paths)
-        self.reader = TarReader(tuple(paths), self._cache)
-        self.index = ShardIndex.open(self.reader, self._cache, keep=label is not None)
-        self.shard_sizes = self.index.sizes
-        self.remark = f"not read: {self.index.left_out}" if self.index.left_out else ""
+        self.reader = TarReader(tuple(paths), cache)
+        index = scan(self.reader) if cache is None else _kept_index(self.reader, cache)
+        about = json.loads(index.schema.metadata[b"cloob"])
+        self._keys, *places = (column.combine_chunks() for column in index.columns)
+        self._places = tuple(column.to_numpy(zero_copy_only=False) for column in places)  # (N,) int64 each, bytes
+        self.shard_sizes: tuple[int, ...] = tuple(about["sizes"])
+        self.cuts: dict[int, str] = {int(tar): cut for tar, cut in about["cuts"].items()}  # what truncated tars lack
+        self.complete = tuple(size - (tar in self.cuts) for tar, size in enumerate(self.shard_sizes))
+        self.remark = f"not read: {about['left_out']}" if about["left_out"] else ""
         self._ends = np.cumsum(self.shard_sizes)
 
     def __len__(self) -> int:
-        return len(self.index.keys)
+        return len(self._keys)
 
-    def __reduce__(self) -> Any:  # the names of the tars and not the index, which a spawned worker maps
-        return ShardSource, (self.name, self.reader.paths, self._cache, self._label)
+    def __reduce__(self) -> Any:  # a spawned worker maps the index
+        return ShardSource, self._given
 
     def fingerprint(self) -> Fingerprint:
         shards = zip(self._labels, self.shard_sizes, strict=True)
-        members = digest([of_column(pa.chunked_array([self.index.keys])), *self.index.places])
+        members = digest([of_column(pa.chunked_array([self._keys])), *self._places])
         return {"samples": len(self), "shards": digest(f"{label} {n}" for label, n in shards), "members": members}
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; its key is ``shard file/key in the shard``."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         path, label = self.reader.paths[shard], self._labels[shard]
-        key = f"{label}/{self.index.keys[index].as_py()}"
-        image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self.index.places)
+        key = f"{label}/{self._keys[index].as_py()}"
+        image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self._places)
         faults: list[tuple[bool, Reason, str]] = [
             (image_at == _ABSENT, "missing image", f"none of this name in {path}"),
             (caption_at == _ABSENT, "missing caption", f"none of this name in {path}"),
@@ -291,8 +270,8 @@ class ShardSource:
             (image_size > MAX_IMAGE_BYTES, "image too large", f"{image_size:,} bytes in {path}"),
         ]
         if image_at == _CUT:
-            complete = f"{self.index.complete[shard]:,} samples are complete"
-            key, faults = label, [(True, "truncated shard", f"{path}: {self.index.cuts[shard]}; {complete}")]
+            complete = f"{self.complete[shard]:,} samples are complete"
+            key, faults = label, [(True, "truncated shard", f"{path}: {self.cuts[shard]}; {complete}")]
         for is_bad, reason, detail in faults:
             if is_bad:
                 raise BadSample(reason, key, detail)

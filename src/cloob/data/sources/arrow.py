@@ -54,7 +54,7 @@ class ArrowSource(FileSource[pa.Table]):
     ) -> None:
         self.paths = tuple(paths)
         self._cache = cache or Cache()
-        self.schemas, sizes, self._states = zip(*map(_schema_rows_and_state, paths), strict=True)
+        self.schemas, sizes = zip(*map(_schema_and_rows, paths), strict=True)
         super().__init__(name, sizes, streamed=any(map(_is_parquet, paths)))
         self.image = _column(self.schemas[0], image_column, is_image)
         self._caption = caption_column and _column(self.schemas[0], caption_column, _AS_BYTES.__contains__)
@@ -101,10 +101,8 @@ class ArrowSource(FileSource[pa.Table]):
     def prepare(self, shard: int) -> Path:
         path = self.paths[shard]
         with reading(path):
-            state = _state(path)
-        if state != self._states[shard]:
-            raise InputError(f"{path}: has changed since the run began; start it again")
-        name = f"{path.resolve()} {state} {self._columns} {path.stem}.arrow"
+            stat = path.stat()
+        name = f"{path.resolve()} {(stat.st_size, stat.st_mtime_ns)} {self._columns} {path.stem}.arrow"
         return self._cache.get("tables", name, partial(self._convert, path)) if _is_parquet(path) else path
 
     def _convert(self, path: Path, target: Path) -> None:
@@ -203,7 +201,7 @@ def _map(path: Path) -> pa.Table:
     return pa.Table.from_batches(batches, reader.schema)
 
 
-def _schema_rows_and_state(path: Path) -> tuple[pa.Schema, int, tuple[int, int]]:
+def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
     with reading(path):
         if _is_parquet(path):
             metadata = parquet.read_metadata(path)
@@ -212,15 +210,11 @@ def _schema_rows_and_state(path: Path) -> tuple[pa.Schema, int, tuple[int, int]]
             table = _map(path)
             schema, rows = table.schema, table.num_rows
         _ = schema.names  # UnicodeDecodeError
-        return schema, rows, _state(path)
+        return schema, rows
 
 
 def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
-
-
-def _state(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
 
 
 def _parquet_end(path: Path) -> bytes:

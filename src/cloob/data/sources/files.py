@@ -26,12 +26,12 @@ _LOST = (errno.ENOENT, errno.ENOSPC, errno.EDQUOT)  # what the cache has removed
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
     """Inside, what is wrong with a file is one line for the user; what is wrong with the cache stays an OSError."""
     try:
         yield
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        if getattr(error, "errno", None) in _LOST and path.exists():
+    except (OSError, UnicodeDecodeError, pa.ArrowException, *more) as error:
+        if isinstance(error, InputError) or (getattr(error, "errno", None) in _LOST and path.exists()):
             raise
         hint = "; a quote that is not closed takes in the rows after it" if '"' in str(error) else ""
         raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {one_line(error)}{hint}") from error

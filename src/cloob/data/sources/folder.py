@@ -57,8 +57,7 @@ class FolderSource:
         first = f"{counted(len(linked), 'linked folders')} not followed, e.g. {printable(linked[0])}" if linked else ""
         self.remark = first and f"{first}: give each to --data by itself to read it too"
         self._paths = pa.array([os.fsencode(path) for path, _ in rows], pa.large_binary())
-        named = ((index, name, Path(path).with_suffix(".txt").name) for index, (path, name) in enumerate(rows))
-        self._captions = {index: name for index, name, usual in named if name not in ("", usual)}
+        self._captions = pa.array([os.fsencode(name) for _, name in rows], pa.large_binary())
         self.shard_sizes = (len(rows),)
 
     def __len__(self) -> int:
@@ -85,8 +84,9 @@ class FolderSource:
         return RawSample(key, image, clean_caption(words, key))
 
     def _files(self, index: int) -> tuple[Path, Path]:
-        path, name = self._folder / os.fsdecode(self._paths[index].as_py()), self._captions.get(index)
-        return path, path.with_name(name) if name else path.with_suffix(".txt")
+        name, caption = (os.fsdecode(column[index].as_py()) for column in (self._paths, self._captions))
+        path = self._folder / name
+        return path, path.with_name(caption) if caption else path.with_suffix(".txt")
 
 
 def walk(

@@ -141,15 +141,14 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a table of JSON that are not empty; bytes that are not UTF-8 are escaped."""
     with reading(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(iter(lambda: file.readline(_BLOCK_BYTES), ""), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                row.keys()
-            except (ValueError, RecursionError, AttributeError) as error:
-                raise InputError(f"{path}: line {number:,} is not JSON or no object: {error}") from None
-            yield row
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                    row.keys()
+                except (ValueError, RecursionError, AttributeError) as error:
+                    raise InputError(f"{path}: line {number:,} is not JSON or no object: {error}") from None
+                yield row
 
 
 def _stored(value: Any) -> bytes | None:

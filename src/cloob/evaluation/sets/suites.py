@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from cloob.data.batch import Reader
 from cloob.data.shards.spec import is_tar, local_folder
-from cloob.data.source import IMAGE_SUFFIXES, Reader
+from cloob.data.source import IMAGE_SUFFIXES
 from cloob.errors import InputError, nearest, one_line, require
 from cloob.evaluation.sets.captioned import check_type, open_captioned
 from cloob.evaluation.sets.labelled import LabelledSet, open_labelled, read_file, subfolders
