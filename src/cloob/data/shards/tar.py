@@ -88,7 +88,8 @@ class TarReader:
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
         """The ``size`` bytes at ``offset`` of the (unpacked) archive; fewer where it ends. OSError if it is gone."""
-        return os.pread(self._file(tar).fileno(), size, offset)
+        file = self._file(tar)  # held, so that it stays open when another thread's takes its place
+        return os.pread(file.fileno(), size, offset)
 
     def listing(self, tar: int) -> tuple[list[Member], str | None]:
         """The complete members of an archive, and what is missing where it is cut; InputError if it is no tar."""
