@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cloob import pictures
 from cloob.data.batch import RawSample
-from cloob.data.builder import BatchBuilder, Request
+from cloob.data.loader import BatchBuilder, Request
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images

@@ -116,17 +116,6 @@ def test_parquet_with_images_is_unpacked_once(
 
 
 @KINDS
-def test_a_file_that_changes_in_a_run_ends_it(tmp_path: Path, image: MakeImage, kind: str) -> None:
-    for number in range(2):
-        write_file(tmp_path / "set" / f"{number}.{kind}", table(image, range(9)))
-    source = open_source(tmp_path / "set")
-    write_file(tmp_path / "set" / f"1.{kind}", table(image, range(20, 24)))
-    with pytest.raises(InputError, match=rf"1\.{kind}: has changed since the run began; start it again"):
-        source.read(17)
-    assert source.read(8).caption == "pair 8"
-
-
-@KINDS
 def test_images_as_bytes_and_as_paths(tmp_path: Path, image: MakeImage, kind: str) -> None:
     struct = [{"bytes": None, "path": "a.png"}, {"bytes": image(2), "path": "gone.png"}]
     columns = {"s": pa.array(struct, IMAGE), "b": pa.array([image(1), image(2)]), "p": ["a.png", "a.png"]}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import multiprocessing
 import multiprocessing.reduction
 import os
@@ -21,9 +22,11 @@ from torch import Tensor
 from cloob.data.batch import BadSample, Batch, RawSample, caption_id
 from cloob.data.loader import PairLoader
 from cloob.data.open import open_source
-from cloob.data.order import epoch_order
+from cloob.data.order import epoch_order, sample_generator
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
+from cloob.pictures import Encoded, decode
+from support import noise
 
 _PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
 
@@ -49,11 +52,6 @@ class Numbers:
 
 def pixel(image: Image.Image) -> Tensor:
     return torch.tensor(np.asarray(image.resize((2, 2)))).permute(2, 0, 1)
-
-
-def noise(image: Image.Image, generator: torch.Generator) -> Tensor:
-    """An augmentation of which two draws never agree."""
-    return torch.randint(0, 256, (3, 2, 2), generator=generator).to(torch.uint8)
 
 
 def loader(source: Numbers, tokenizer: Callable[[list[str]], Tensor], batch_size: int, **options: object) -> PairLoader:
@@ -94,31 +92,23 @@ def test_each_sample_exactly_once_over_all_ranks(
     assert everything == (sorted(order[: steps * batch]) if drop_last else list(range(n)))
 
 
-def test_batches_hold_what_belongs_together(tokenizer: Callable[[list[str]], Tensor]) -> None:
-    for batch in loader(Numbers(7), tokenizer, 3, drop_last=False).epoch(0):
-        assert batch.images.shape == (len(batch), 3, 2, 2) and batch.images.dtype == torch.uint8
-        assert batch.tokens.dtype == batch.ids.dtype == torch.int64
-        assert torch.equal(batch.tokens, tokenizer(list(batch.keys)))
-        assert batch.ids.tolist() == [caption_id(key) for key in batch.keys]
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(shards: Path, tokenizer: Callable[[list[str]], Tensor], workers: int) -> None:
     with (shards / "00001.tar").open("r+b") as file:
         file.truncate(3000)
     source = open_source(shards)
-    for transform in (TrainTransform(6, scale=(0.3, 0.9)), noise):
-        here, there = (
-            PairLoader(source, transform, tokenizer, 4, seed=5, drop_last=False, workers=w) for w in (0, workers)
-        )
-        state = torch.get_rng_state()
-        for epoch in range(3):  # the same processes serve all epochs
-            expected = list(here.epoch(epoch))
-            assert any(batch.skipped for batch in expected)
-            assert_same(expected, list(there.epoch(epoch)))
-        assert_same(list(here.epoch(1))[2:], list(there.epoch(1, start_step=2)))
-        assert torch.equal(state, torch.get_rng_state())  # a loader never draws from the global generator
-        there.close()
+    transform = TrainTransform(6, scale=(0.3, 0.9), flip=True)
+    here, there = (
+        PairLoader(source, transform, tokenizer, 4, seed=5, drop_last=False, workers=w) for w in (0, workers)
+    )
+    state = torch.get_rng_state()
+    for epoch in range(3):  # the same processes serve all epochs
+        expected = list(here.epoch(epoch))
+        assert any(batch.skipped for batch in expected)
+        assert_same(expected, list(there.epoch(epoch)))
+    assert_same(list(here.epoch(1))[2:], list(there.epoch(1, start_step=2)))
+    assert torch.equal(state, torch.get_rng_state())  # a loader never draws from the global generator
+    there.close()
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -149,14 +139,19 @@ def test_an_epoch_goes_on_with_another_batch_size_and_other_ranks(
     assert epoch(now, world, start, offset) == [sorted(left[at : at + now]) for at in range(0, len(left), now)]
 
 
+class Alike(Numbers):
+    """One picture under many names: only its crops differ."""
+
+    def read(self, index: int) -> RawSample:
+        return RawSample(str(index), noise(0, 240, 240), str(index))
+
+
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(tokenizer: Callable[[list[str]], Tensor]) -> None:
-    def drawn(seed: int, epoch: int, **options: object) -> dict[str, tuple[int, ...]]:
-        batches = loader(
-            Numbers(12), tokenizer, options.pop("batch_size", 4), transform=noise, seed=seed, **options
-        ).epoch(epoch)
-        return {
-            key: tuple(image.ravel().tolist()) for b in batches for key, image in zip(b.keys, b.images, strict=True)
-        }
+    def drawn(seed: int, epoch: int, batch_size: int = 4, **options: object) -> dict[str, tuple[int, ...]]:
+        transform = TrainTransform(8, scale=(0.1, 0.9))
+        pairs = loader(Alike(12), tokenizer, batch_size, transform=transform, seed=seed, **options)
+        found = [each for batch in pairs.epoch(epoch) for each in zip(batch.keys, batch.images, strict=True)]
+        return {key: tuple(image.ravel().tolist()) for key, image in found}
 
     base = drawn(0, 0)
     assert base == drawn(0, 0, batch_size=6) == drawn(0, 0, shuffle=False)
@@ -173,13 +168,35 @@ def test_bad_samples_leave_the_batch_smaller_and_are_listed(tokenizer: Callable[
     assert second.ids.shape == (0,) and len(second.skipped) == 5
 
 
-def test_a_transform_that_changes_its_shape_is_an_error(shards: Path, tokenizer: Callable[[list[str]], Tensor]) -> None:
-    def unsized(image: Image.Image) -> Tensor:
-        return torch.tensor(np.asarray(image)).permute(2, 0, 1)
+class Pictures(Numbers):
+    """Pair i is a picture of its own size: JPEG for even i, else PNG."""
 
-    pairs = PairLoader(open_source(shards), unsized, tokenizer, 2)
-    with pytest.raises(ValueError, match=r"gave \(3, 8, 8\), \(3, 32, 32\) before"):
-        next(pairs.epoch(0))
+    def read(self, index: int) -> RawSample:
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        large = Image.fromarray(pixels).resize((90 + 17 * index, 70 + 11 * index), Image.Resampling.BICUBIC)
+        large.save(file, "PNG" if index % 2 else "JPEG")
+        return RawSample(str(index), file.getvalue(), f"caption {index}")
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+def test_a_batch_is_the_plain_loop(tokenizer: Callable[[list[str]], Tensor], reduce: bool) -> None:
+    source, transform = Pictures(8), TrainTransform(32, scale=(0.5, 0.9), flip=True, reduce=reduce)
+    (batch,) = loader(source, tokenizer, 8, transform=transform, seed=4).epoch(2)
+    assert batch.images.shape == (8, 3, 32, 32) and batch.images.dtype == torch.uint8
+    captions = [f"caption {key}" for key in batch.keys]
+    assert torch.equal(batch.tokens, tokenizer(captions)) and batch.tokens.dtype == batch.ids.dtype == torch.int64
+    assert batch.ids.tolist() == [caption_id(caption) for caption in captions]
+    reductions = []
+    for pixels, index in zip(batch.images, keys([batch]), strict=True):
+        encoded = Encoded(source.read(index).image)
+        crop = transform.draw(*encoded.size, sample_generator(4, 2, index))
+        assert torch.equal(pixels, transform.take(encoded.rgb(crop.reduction), crop))
+        reductions.append(crop.reduction)
+        # ... which is close to the transform of the whole picture with the sample's own generator, and equal for PNG.
+        whole = transform(decode(source.read(index).image), sample_generator(4, 2, index))
+        assert torch.equal(pixels, whole) if index % 2 or not reduce else (pixels.int() - whole).abs().max() < 12
+    assert (max(reductions) > 1) == reduce
 
 
 def test_a_batch_larger_than_the_data(tokenizer: Callable[[list[str]], Tensor]) -> None:
@@ -289,7 +306,7 @@ def test_workers_leave_ctrl_c_to_the_main_process(tokenizer: Callable[[list[str]
 def test_a_picture_that_takes_too_much_memory_is_one_bad_sample(
     tmp_path: Path, tokenizer: Callable[[list[str]], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloob.data.pool.MAX_MEMORY", 300 * 1024**2)
+    monkeypatch.setattr("cloob.data.loader.MAX_MEMORY", 300 * 1024**2)
     for name, side in (("a", 32), ("b", 12_000), ("c", 32)):
         Image.new("L", (side, side)).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(name)

@@ -1,21 +1,21 @@
-"""Shards that lie elsewhere: fetched by a command or from a server, counted, kept in the cache."""
+"""Shards that lie elsewhere: fetched by a command or from a server, counted, kept in the cache.
+
+Nothing that a list of counts or a server names is run, and nothing hangs.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import pickle
 import shutil
 import sys
 import tarfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler
-from multiprocessing.connection import Connection
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import fsspec
@@ -30,6 +30,7 @@ from cloob.cli import main
 from cloob.data.batch import BadSample
 from cloob.data.loader import PairLoader
 from cloob.data.shards import remote as opener
+from cloob.data.shards.remote import fetch
 from cloob.data.source import Source
 from cloob.errors import InputError
 from support import served, serving
@@ -55,16 +56,44 @@ def spec(shards: Path) -> str:
     return f"pipe:cat {shards}/{{00000..00002}}.tar"
 
 
+class Web:
+    """Answers by path: what ``pages`` holds, or what the function there writes itself."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.pages: dict[str, object] = {}
+        self.asked: list[dict[str, str]] = []
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                web.asked.append(dict(self.headers))
+                page = web.pages.get(self.path)
+                if callable(page):
+                    page(self)
+                else:
+                    self.answer(404 if page is None else 200, page or b"")
+
+            def answer(self, status: int, content: bytes, length: int | None = None, **headers: str) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Length": str(length or len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+                self.close_connection = True
+
+        self.url = stack.enter_context(served(serving(Handler)))
+
+    def redirect(self, path: str, to: str) -> None:
+        self.pages[path] = lambda request: request.answer(302, b"", Location=to)
+
+
 @pytest.fixture
-def server(shards: Path) -> Iterator[str]:
-    """The address of a web server over the shards, on loopback."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with served(serving(partial(Quiet, directory=str(shards)))) as address:
-        yield address
+def web() -> Iterator[Web]:
+    with ExitStack() as stack:
+        yield Web(stack)
 
 
 def test_streamed_shards_read_like_local_ones(spec: str, shards: Path, image: MakeImage) -> None:
@@ -86,11 +115,12 @@ def test_a_shard_is_fetched_once_and_kept(spec: str, shards: Path) -> None:
     assert asked.read_text().count("\n") == 5
 
 
-def test_http_and_what_else_fsspec_opens(spec: str, shards: Path, server: str) -> None:
-    source = open_source(f"{server}/{{00000..00002}}.tar")
+def test_http_and_what_else_fsspec_opens(spec: str, shards: Path, web: Web) -> None:
+    web.pages = {f"/{path.name}": path.read_bytes() for path in shards.iterdir()}
+    source = open_source(f"{web.url}/{{00000..00002}}.tar")
     assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
     with pytest.raises(InputError, match=r"absent/sizes\.json: no such file"):
-        open_source(f"{server}/absent/0.tar")
+        open_source(f"{web.url}/absent/0.tar")
     memory = fsspec.filesystem("memory")
     for path in shards.iterdir():
         memory.pipe_file(f"/pairs/{path.name}", path.read_bytes())
@@ -241,48 +271,6 @@ def loader(
     return PairLoader(source, pixel, tokenizer, 5, seed=1, drop_last=False, shuffle_buffer=shuffle_buffer, **share)
 
 
-def run_rank(spec: str, tokenizer: Callable[[list[str]], Tensor], rank: int, world: int, end: Connection) -> None:
-    """One process of several: three epochs; sends the keys of each batch."""
-    pairs = loader(open_source(spec), tokenizer, rank=rank, world_size=world, workers=2)
-    end.send([[list(batch.keys) for batch in pairs.epoch(epoch)] for epoch in range(3)])
-    pairs.close()
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_ranks_and_workers_share_shards_and_visit_each_pair_once(
-    shards: Path, image: MakeImage, write_tar: WriteTar, tokenizer: Callable[[list[str]], Tensor]
-) -> None:
-    world, counts = 2, {f"{number:05d}.tar": 4 + number % 4 for number in range(8)}
-    for name, count in counts.items():
-        files = {f"{name[:5]}-{i}.{ext}": data for i in range(count) for ext, data in (("png", image()), ("txt", b"x"))}
-        write_tar(shards / name, files)
-    (shards / "sizes.json").write_text(json.dumps(counts))
-    # Slow enough for all to want the same shard at once; what was asked for is written down.
-    spec = f"pipe:sleep 0.05; echo $$ >> {shards}/asked; cat {shards}/{{00000..00007}}.tar"
-    context = multiprocessing.get_context("fork")
-    ends = [context.Pipe(duplex=False) for _ in range(world)]
-    ranks = [
-        context.Process(target=run_rank, args=(spec, tokenizer, rank, world, end)) for rank, (_, end) in enumerate(ends)
-    ]
-    for process, (_, end) in zip(ranks, ends, strict=True):
-        process.start()
-        end.close()  # else the death of a rank would not end the wait
-    told = [end.recv() for end, _ in ends]
-    for process, (end, _) in zip(ranks, ends, strict=True):
-        process.join()
-        assert process.exitcode == 0
-        end.close()
-    for epoch in range(3):
-        every = Counter(key for rank in told for batch in rank[epoch] for key in batch)
-        assert len(every) == sum(counts.values()) and set(every.values()) == {1}
-    # One process without workers gives the same batches, if it keeps the number of lanes.
-    alone = loader(open_source(spec), tokenizer)
-    for step, batch in enumerate(alone.epoch(1, lanes=world)):
-        assert sorted(batch.keys) == sorted(key for rank in told for key in rank[1][step])
-    # sizes.json once for each rank and for the reader above, each shard once for all.
-    assert (shards / "asked").read_text().count("\n") == 8 + world + 1
-
-
 def test_shards_are_fetched_before_they_are_needed(
     spec: str, cache: Path, tokenizer: Callable[[list[str]], Tensor]
 ) -> None:
@@ -292,3 +280,51 @@ def test_shards_are_fetched_before_they_are_needed(
     while len(list((cache / "shards").glob("*.tar"))) < 3:
         assert time.monotonic() < limit
         time.sleep(0.02)
+
+
+def test_a_list_of_counts_runs_no_command(shards: Path, tmp_path: Path, web: Web) -> None:
+    marker = tmp_path / "executed"
+    content = json.dumps({f"pipe:touch {marker}; cat x.tar": 5, "../x.tar": 1, "/etc/x.tar": 1}).encode()
+    (shards / "sizes.json").write_bytes(content)
+    assert len(open_source(shards)) == 12
+    web.pages["/sizes.json"] = content
+    with pytest.raises(InputError, match=r"sizes\.json: has no count for 0\.tar"):
+        open_source(f"{web.url}/0.tar")
+    with pytest.raises(InputError, match="expected a folder, a table"):
+        open_source(shards / "sizes.json")
+    assert not marker.exists()
+
+
+def test_redirects(web: Web, tmp_path: Path) -> None:
+    target = tmp_path / "got"
+    web.pages["/there"] = b"here"
+    web.redirect("/moved", "/there")
+    fetch(f"{web.url}/moved", target)
+    assert target.read_bytes() == b"here"
+    for to in ("file:///etc/passwd", "ftp://127.0.0.1/x", "pipe:id"):
+        web.redirect("/away", to)
+        with pytest.raises(InputError, match="/away"):
+            fetch(f"{web.url}/away", target)
+    with ExitStack() as stack:
+        other = Web(stack)
+        other.pages["/there"] = b"here"
+        web.redirect("/moved", f"{other.url}/there")
+        web.asked.clear()
+        fetch(f"{web.url.replace('//', '//me:secret@')}/moved", target)
+    assert "Authorization" in web.asked[0] and "Authorization" not in other.asked[0]
+
+
+def test_a_body_that_ends_early_and_a_server_that_says_nothing(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opener, "_SILENT_SECONDS", 0.2)
+    target = tmp_path / "got"
+    cut: Callable[..., None] = lambda request: request.answer(200, b"x" * 10, length=1000)  # noqa: E731
+    web.pages["/cut"] = cut
+    web.pages["/once"] = lambda request: (web.pages.update({"/once": b"whole"}), cut(request))
+    web.pages["/silent"] = lambda request: request.rfile.read(1)  # until the client goes
+    for page in ("/cut", "/silent"):
+        with pytest.raises(InputError, match=rf"{page}: .*\(3 attempts\)"):
+            fetch(web.url + page, target)
+    fetch(f"{web.url}/once", target)
+    assert target.read_bytes() == b"whole"

@@ -12,7 +12,7 @@ from torch.distributions import Uniform
 from torchvision.transforms import RandomResizedCrop
 
 from cloob.data.transforms import TrainTransform, crop_box, resize, to_tensor
-from cloob.pictures import Encoded, decode
+from cloob.pictures import Encoded, Unreadable, decode
 
 unit = st.floats(0, 1, exclude_max=True)
 
@@ -106,9 +106,7 @@ def photograph(width: int, height: int, seed: int = 0) -> bytes:
         for c in range(3):
             layer = Image.fromarray(noise[..., c]).resize((width, height), Image.Resampling.BICUBIC)
             pixels[..., c] += np.asarray(layer)
-    file = io.BytesIO()
-    Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=88)
-    return file.getvalue()
+    return saved(Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)), "JPEG", quality=88)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +133,41 @@ def test_an_image_in_several_pieces_passes() -> None:
     """Pillow keeps more than 16 MB in blocks, which cannot be handed out as one."""
     image = Image.new("RGB", (2400, 2000), (9, 8, 7))
     assert TrainTransform(8)(image, seeded(0)).unique().tolist() == [7, 8, 9]
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_a_jpeg_of_several_pictures_is_its_first() -> None:
+    first, second = Image.new("RGB", (64, 48), (250, 0, 0)), Image.new("RGB", (64, 48), (0, 0, 250))
+    data = saved(first, "MPO", save_all=True, append_images=[second])
+    for reduction, size in ((1, (64, 48)), (4, (16, 12))):
+        image = Encoded(data).rgb(reduction)
+        assert image.size == size and image.getpixel((2, 2))[0] > 200
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("RGB", {}), ("RGB", {"subsampling": 0}), ("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})],
+)
+def test_a_jpeg_that_lacks_its_end_is_taken(mode: str, options: dict[str, object]) -> None:
+    """What is there is as it was; what is missing is grey, a tenth of the rows at most."""
+    data = saved(picture(640, 480).convert(mode), "JPEG", quality=90, **options)
+    whole = np.asarray(decode(data))
+    for end in (1, 2, 30, len(data) // 20):
+        encoded = Encoded(data[:-end])
+        found = np.asarray(encoded.rgb())
+        assert encoded.truncated or end <= 2
+        assert "progressive" in options or np.array_equal(found[:432], whole[:432])
+        assert end > 2 or np.array_equal(found, whole)
+        smaller = Encoded(data[:-end])
+        assert smaller.rgb(4).size == (160, 120) and (smaller.truncated or end <= 2)
+    if "progressive" not in options:
+        with pytest.raises(Unreadable, match=r"2\d% of its rows missing"):
+            decode(data[: len(data) * 3 // 4])
+    encoded = Encoded(data)
+    encoded.rgb()
+    assert not encoded.truncated

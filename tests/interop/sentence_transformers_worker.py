@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tiny_bert
 import torch
 
+import tiny_bert
 from cloob.distributed import rank
 from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss
 

@@ -13,7 +13,7 @@ from cloob.commands.options import as_words, tyro, within
 from cloob.commands.terminal import progress, say, say_next
 
 if TYPE_CHECKING:
-    from cloob.data.content import Reader
+    from cloob.data.batch import Reader
 
     Row = Mapping[str, Any]
 DEMO = "demo:val"

@@ -16,7 +16,7 @@ from cloob.commands.options import refuse
 from cloob.commands.terminal import say, say_next
 
 if TYPE_CHECKING:
-    from cloob.data.content import Reader
+    from cloob.data.batch import Reader
     from cloob.evaluation.sets.labelled import LabelledSet
     from cloob.training.config import TrainConfig
 

@@ -18,7 +18,7 @@ from cloob.commands.terminal import say, say_next
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
-    from cloob.data.content import Reader
+    from cloob.data.batch import Reader
     from cloob.data.vectors import VectorPairs
     from cloob.training.config import TrainConfig
 

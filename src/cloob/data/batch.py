@@ -6,12 +6,14 @@ Shapes: n pairs in the batch, H×W pixels, L tokens a caption.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from cloob.files import TooLarge, read_at_most
 from cloob.pictures import Unreadable, read_file
 
 if TYPE_CHECKING:  # sources are opened, and refused, before torch is imported
@@ -79,6 +81,18 @@ class RawSample:
     caption: str
 
 
+class Reader(Protocol):
+    """Samples by number. ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, /) -> Any:
+        """The sample at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """The pairs of one step on one rank; with those left out it would be ``n + len(skipped)``."""
@@ -87,19 +101,20 @@ class Batch:
     tokens: Tensor  # (n, L) int64
     ids: Tensor  # (n,) int64, caption_id of each caption: equal captions have equal ids
     keys: tuple[str, ...]
-    skipped: tuple[Skip, ...] = field(default=())
+    skipped: tuple[Skip, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        images, tokens, ids = (t.to(device, non_blocking=non_blocking) for t in (self.images, self.tokens, self.ids))
-        return replace(self, images=images, tokens=tokens, ids=ids)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from which ``to(..., non_blocking=True)`` overlaps."""
-        images, tokens, ids = (each.pin_memory() for each in (self.images, self.tokens, self.ids))
-        return replace(self, images=images, tokens=tokens, ids=ids)
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, moved: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(self, images=moved(self.images), tokens=moved(self.tokens), ids=moved(self.ids))
 
 
 def caption_id(caption: str) -> int:
@@ -114,31 +129,41 @@ def caption_id(caption: str) -> int:
 
 def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
     """Stored bytes as a caption; ``where`` is what the detail of a failure starts with, e.g. the row of a table."""
-    fault: tuple[Reason, str] | None = None
-    caption = ""
+    reason: Reason = "empty caption"
+    caption = detail = ""
     if raw is None:
-        fault = "missing caption", ""
+        reason = "missing caption"
     elif len(raw) > MAX_CAPTION_BYTES:
-        fault = "caption too long", f"{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}"
+        reason, detail = "caption too long", f"{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}"
     else:
         try:
             caption = raw.decode("utf-8-sig").strip()
-            fault = None if caption else ("empty caption", "")
         except UnicodeDecodeError as error:
-            fault = "caption not UTF-8", f"byte {error.start} of {len(raw)}"
-    if fault:
-        raise BadSample(fault[0], key, ": ".join(filter(None, (where, fault[1]))))
+            reason, detail = "caption not UTF-8", f"byte {error.start} of {len(raw)}"
+    if not caption:
+        raise BadSample(reason, key, ": ".join(filter(None, (where, detail))))
     return caption
 
 
+def read_caption_file(path: Path | str, key: str) -> bytes:
+    return _read(path, key, "missing caption", partial(read_at_most, most=MAX_CAPTION_BYTES))
+
+
 def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
-    prefix = f"{where}: " if where else ""
+    return _read(path, key, "missing image", read_file, where)
+
+
+def _read(path: Path | str, key: str, missing: Reason, read: Callable[[Path | str], bytes], where: str = "") -> bytes:
+    reason: Reason
     try:
-        return read_file(path)
-    except (Unreadable, OSError, ValueError) as error:
-        reason: Reason = error.reason if isinstance(error, Unreadable) else "missing image"
-        said = getattr(error, "detail", None) or getattr(error, "strerror", None) or error
-        raise BadSample(reason, key, f"{prefix}{path}: {said}") from None
+        return read(path)
+    except TooLarge as error:
+        reason, said = "caption too long", str(error)
+    except Unreadable as error:
+        reason, said = error.reason, error.detail
+    except (OSError, ValueError) as error:
+        reason, said = missing, getattr(error, "strerror", None) or str(error)
+    raise BadSample(reason, key, ": ".join(filter(None, (where, f"{path}: {said}"))))
 
 
 @contextmanager

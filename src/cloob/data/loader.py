@@ -6,20 +6,34 @@ and the number of lanes. A sample's augmentation depends on (seed, epoch, its in
 
 from __future__ import annotations
 
+import signal
+import sys
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from cloob.data.batch import Batch
-from cloob.data.builder import BatchBuilder, Request, Tokenizer, Transform
-from cloob.data.mix import MixedSource
-from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Order, Part, local_part
-from cloob.data.pool import WorkerPool
-from cloob.data.source import Source
-from cloob.errors import too_few_pairs
+from cloob.data.batch import BadSample, Batch, Skip, caption_id, decoding
+from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Order, Part, local_part, sample_generator
+from cloob.data.source import MixedSource, Source
+from cloob.data.transforms import TrainTransform
+from cloob.errors import InputError, too_few_pairs
+from cloob.pictures import Encoded
+
+Transform = TrainTransform | Callable[[Image.Image], Tensor]
+Tokenizer = Callable[[list[str]], Tensor]
+
+# Seconds that a process may take from its broken pipe to its end; one that held much memory takes a while.
+_DYING = 10
+MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins with
 
 
 class Loader(ABC):
@@ -66,16 +80,9 @@ class PairLoader(Loader):
     (``local_part``), so a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used
     leave a batch smaller, even empty, and are listed in its ``skipped``.
 
-    Args:
-        transform: RGB image to ``(3, H, W)`` uint8. With a second required parameter it is called as
-            ``transform(image, generator)`` with the sample's own generator (``TrainTransform``).
-        tokenizer: List of n captions to ``(n, L)`` integers.
-        batch_size: Pairs per global batch, over all ranks.
-        drop_last: Leave out the last batch when it is smaller than ``batch_size``.
-        shuffle_buffer: Read shard by shard and shuffle within so many pairs of each lane, see ``EpochOrder``; 0: one
-            permutation of everything. None: 10,000 when a source is streamed, else 0.
-        workers: Processes that read and decode; 0: in this one. They live as long as the loader.
-        pin_memory: Hand out page-locked batches (needs CUDA; ignored without).
+    ``batch_size`` is over all ranks. ``transform`` gives ``(3, H, W)`` uint8 of one size, ``tokenizer`` ``(n, L)`` of n
+    captions. ``shuffle_buffer``: read shard by shard, shuffled within so many pairs of each lane; 0: one permutation of
+    everything; None: 10,000 when a source is streamed, else 0. ``workers`` live as long as the loader; 0: this process.
     """
 
     def __init__(
@@ -136,6 +143,143 @@ class PairLoader(Loader):
     def _local(self, order: Order, start: int) -> np.ndarray:
         """This rank's part of the global batch that begins at ``start``."""
         return order[local_part(start, min(start + self.batch_size, len(order)), self._rank, self._world_size)]
+
+
+class Request(NamedTuple):
+    """One local batch."""
+
+    epoch: int
+    indices: np.ndarray
+
+
+class BatchBuilder(Dataset[Batch]):
+    """Reads, decodes, augments and tokenises the pairs of a batch; each worker has a copy."""
+
+    def __init__(self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int) -> None:
+        self._source = source
+        self._transform = transform
+        self._tokenizer = tokenizer
+        self._seed = seed
+        # What an empty batch looks like has to be known before the first good sample.
+        random = [torch.Generator()] if isinstance(transform, TrainTransform) else []
+        self._no_images = transform(Image.new("RGB", (32, 32)), *random)[None][:0]
+        self._no_tokens = tokenizer(["a"])[:0]
+
+    def __getitems__(self, request: Request) -> Batch:
+        images = self._no_images.new_empty((len(request.indices), *self._no_images.shape[1:]))
+        keys: list[str] = []
+        captions: list[str] = []
+        skipped: list[Skip] = []
+        for index in request.indices.tolist():
+            try:
+                sample = self._source.read(index)
+                with decoding(sample.key):
+                    images[len(keys)] = self._pixels(Encoded(sample.image), request.epoch, index)
+            except BadSample as bad:
+                skipped.append(bad.skip)
+            except MemoryError:  # after decoding; a worker's memory is bounded
+                skipped.append(Skip(sample.key, "image too large", "takes more memory than a data worker may"))
+            else:
+                keys.append(sample.key)
+                captions.append(sample.caption)
+        tokens = (self._tokenizer(captions) if captions else self._no_tokens).to(torch.int64)
+        ids = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
+        return Batch(images[: len(keys)], tokens, ids, tuple(keys), tuple(skipped))
+
+    def _pixels(self, encoded: Encoded, epoch: int, index: int) -> Tensor:
+        if not isinstance(self._transform, TrainTransform):
+            return self._transform(encoded.rgb())
+        # The crop comes first: then a JPEG need not be decoded in more detail than it takes.
+        generator = sample_generator(self._seed, epoch, index)
+        crop = self._transform.draw(*encoded.size, generator, encoded.orientation)
+        return self._transform.take(encoded.rgb(crop.reduction, upright=False), crop)
+
+
+class WorkerPool:
+    """Processes that live until ``close``, each with a copy of the builder."""
+
+    def __init__(self, builder: BatchBuilder, workers: int, *, pin_memory: bool) -> None:
+        self._requests: Iterable[Request] = ()
+        self._begun = 0
+        self._loader: DataLoader[Any] = DataLoader(
+            builder,
+            batch_sampler=self,  # type: ignore[arg-type] # any iterable of requests
+            num_workers=workers,
+            collate_fn=_as_is,
+            pin_memory=pin_memory,
+            worker_init_fn=_begin_worker,
+            persistent_workers=True,
+            # Its own generator: else the pool would draw from the global one, and runs would depend on `workers`.
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests)
+
+    def close(self) -> None:
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+    def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
+        """The batches of the requests in their order; of one call at a time.
+
+        RuntimeError: a worker died, in torch's words; or another call was begun.
+        """
+        self._begun += 1
+        mine = self._begun
+        self._requests = requests
+        with warnings.catch_warnings():
+            # Python 3.12+ warns of any fork with threads about; the workers only run our code, which takes no locks.
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            batches = iter(self._loader)
+        while mine == self._begun:
+            _raise_if_dead(batches)  # torch would wait for ever where a death left half a message in the pipe
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except InputError as error:  # a worker's comes with its traceback: the last line is the message
+                said = str(error).strip().rsplit("\n", 1)[-1]
+                raise InputError(said.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None
+            except (EOFError, OSError, RuntimeError) as error:
+                # torch asks who is dead when a pipe breaks; a killed process breaks its pipes before it is dead.
+                if "in DataLoader worker process" not in str(error):  # which is an error of the worker's own
+                    _raise_if_dead(batches, _DYING, error)
+                raise
+            yield batch
+        raise RuntimeError("another epoch of this loader was begun while this one was being read")
+
+
+def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = None) -> None:
+    """Waits so many seconds for a worker to end, and raises in torch's own words; all live as long as the loader."""
+    workers = {worker.sentinel: worker for worker in batches._workers}
+    dead = [workers[ended] for ended in wait(workers, timeout=seconds)]
+    for worker in dead:
+        worker.join(_DYING)  # its SIGCHLD is over then: torch's handler of it would raise wherever we are by that time
+    if dead:
+        pids = ", ".join(str(worker.pid) for worker in dead)
+        raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from cause
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _begin_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group: ending the workers is the main process's business. And a handler that the
+    # training loop has set for SIGTERM must not keep a forked worker alive.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":  # a picture that takes gigabytes costs one bad sample; mapped files do not count
+        import resource
+
+        lines = Path("/proc/self/status").read_text().splitlines()
+        held = next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        wanted = held * 1024 + MAX_MEMORY
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if most < 0 else min(wanted, most), most))
 
 
 class Copies:

@@ -11,7 +11,6 @@ from typing import Literal
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, decoding
-from cloob.data.shards.local import ShardSource
 from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import (
     TAR_SUFFIXES,
@@ -22,6 +21,7 @@ from cloob.data.shards.spec import (
     matching_files,
     tars_in,
 )
+from cloob.data.shards.tar import ShardSource
 from cloob.data.source import Source
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
 from cloob.data.sources.folder import open_folder
@@ -95,7 +95,7 @@ def open_unprobed(spec: str, image_column: str, caption_column: str, cache: Cach
         case "elsewhere":
             return open_remote(spec, cache)
         case "tars":
-            return ShardSource(name, files, cache=cache)
+            return ShardSource(name, files, cache)
         case "rows":
             return ArrowSource(name, files, image_column, caption_column, cache)
         case "table":
@@ -108,51 +108,51 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
     """What a source is that a user named, and its files."""
     if spec in DEMO_SPLITS:
         return "tars", tars_in(DEMO / DEMO_SPLITS[spec])
-    if spec.startswith("demo:"):
-        raise InputError(f"no demo set {spec!r}: {nearest(spec, DEMO_SPLITS)}")
     if is_remote(spec):
         return "elsewhere", []
     path = Path(local_path(spec))
     suffix = path.suffix.lower()
     if path.is_dir():
-        files = tars_in(path)
-        if not files and (rows := arrow_files(path)):
-            return "rows", rows
-        return ("tars", files) if files else ("folder", [path])
-    if not path.exists() and is_pattern(str(path)):
+        found: dict[Kind, list[Path]] = {"tars": tars_in(path)}
+        found["rows"] = [] if found["tars"] else arrow_files(path)
+        return next(((kind, files) for kind, files in found.items() if files), ("folder", [path]))
+    if path.exists():
+        if suffix == ".arrow" or (suffix == ".parquet" and holds_images(path, image_column)):
+            return "rows", [path]
+        if suffix in TABLE_SUFFIXES or is_tar(path):
+            return ("table" if suffix in TABLE_SUFFIXES else "tars"), [path]
+    elif is_pattern(str(path)):
         files = matching_files(str(path))
         return ("rows" if all(file.suffix.lower() in ARROW_SUFFIXES for file in files) else "tars"), files
-    if (path.exists() and suffix == ".arrow") or (suffix == ".parquet" and holds_images(path, image_column)):
-        return "rows", [path]
-    if path.exists() and (suffix in TABLE_SUFFIXES or is_tar(path)):
-        return ("table" if suffix in TABLE_SUFFIXES else "tars"), [path]
     # An empty folder is nothing to open, and may be the run's own, which its lock has just made.
     beside = [other.name for other in path.parent.glob("*") if other.is_file() or any(other.glob("[!.]*"))]
-    hint = f" ({nearest(path.name, beside)})" if beside else ""
-    kinds = f"expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
-    raise InputError(f"{path}: {kinds if path.exists() else f'no such file or folder{hint}'}")
+    wrong = f"{path}: no such file or folder{f' ({nearest(path.name, beside)})' if beside else ''}"
+    if path.exists():
+        tables, tars = ", ".join(TABLE_SUFFIXES), ", ".join(TAR_SUFFIXES)
+        wrong = f"{path}: expected a folder, a table ({tables}) or a tar ({tars})"
+    raise InputError(f"no demo set {spec!r}: {nearest(spec, DEMO_SPLITS)}" if spec.startswith("demo:") else wrong)
 
 
 def check_usable(source: Source) -> None:
     """Reads until two pairs are good, so that a wrong folder or an empty table fails here and not an hour later."""
-    good, rows = 0, list(spread_rows(source, _MAX_PROBES))
+    rows = list(spread_rows(source, _MAX_PROBES))
     bad: list[BadSample] = []
-    for index in rows:
+    for looked_at, index in enumerate(rows, 1):
         try:
             sample = source.read(index)
             with decoding(sample.key):
                 decode(sample.image)
-            good += 1
         except BadSample as error:
             bad.append(error)
-        if good == 2:
+        if looked_at - len(bad) == 2:
             return
     spread = f" looked at, spread over all {len(source):,}," if len(rows) < len(source) else ""
     reasons = Counter(error.reason for error in bad)
     by_reason = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
     hint = "; `cloob index` makes pictures without captions searchable" if {*reasons} == {"missing caption"} else ""
     why = f"; {by_reason}; first: {bad[0]}{hint}" if bad else ""
-    raise InputError(f"{source.name}: {good} of {len(rows):,} pairs{spread} usable, at least 2 are needed{why}")
+    usable = f"{len(rows) - len(bad)} of {len(rows):,} pairs{spread} usable"
+    raise InputError(f"{source.name}: {usable}, at least 2 are needed{why}")
 
 
 def spread_rows(source: Source, most: int) -> Iterator[int]:

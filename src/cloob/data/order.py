@@ -164,7 +164,7 @@ class _Lanes:
         self._streams = streams
         self._key = list(key)
         self._buffer = buffer
-        self._begins = [sum((n - lane + lanes - 1) // lanes for lane in range(before)) for before in range(lanes + 1)]
+        self._begins = [lane * (n // lanes) + min(lane, n % lanes) for lane in range(lanes + 1)]
         self._block = functools.lru_cache(maxsize=2 * lanes)(self._shuffled)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:

@@ -1,12 +1,15 @@
-"""What a source of pairs is, and by which endings of their names files are pictures or captions."""
+"""What a source of pairs is, several of them as one, and a part of one; the endings of pictures and captions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Protocol
 
-if TYPE_CHECKING:  # the endings alone need no pyarrow
-    from cloob.data.batch import RawSample
-    from cloob.data.fingerprint import Fingerprint
+import numpy as np
+
+from cloob.data.batch import RawSample, Reader
+from cloob.data.fingerprint import Fingerprint, digest
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
 CAPTION_EXTENSIONS = ("txt", "caption")
@@ -14,15 +17,12 @@ IMAGE_SUFFIXES = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
 CAPTION_SUFFIXES = tuple(f".{ext}" for ext in CAPTION_EXTENSIONS)
 
 
-class Source(Protocol):
+class Source(Reader, Protocol):
     """Pairs by number. Picklable, cheap to copy into a worker, and safe to read from several processes.
 
     ``shard_sizes`` are the numbers of consecutive rows that lie in one file; they add up to ``len``. A source may also
     have ``prefetch(indices)``: the loader calls it with the numbers of pairs that will be read soon.
     """
-
-    @property
-    def name(self) -> str: ...
 
     @property
     def shard_sizes(self) -> tuple[int, ...]: ...
@@ -31,10 +31,67 @@ class Source(Protocol):
     def streamed(self) -> bool:
         """Whether reading in random order is costly: the loader then reads file by file."""
 
-    def __len__(self) -> int: ...
-
     def fingerprint(self) -> Fingerprint:
         """What the source holds, in a few named digests and counts: equal for equal data, wherever they lie."""
 
+    def read(self, index: int) -> RawSample: ...
+
+
+class MixedSource:
+    """Several sources, one after the other."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self.parts = tuple(parts)
+        self.name = " + ".join(part.name for part in parts)
+        self.shard_sizes = tuple(size for part in parts for size in part.shard_sizes)
+        self.streamed = any(part.streamed for part in parts)
+        self._bounds = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
     def read(self, index: int) -> RawSample:
-        """The pair at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
+        part = int(self._owner(index))
+        return self.parts[part].read(index - int(self._bounds[part]))
+
+    def fingerprint(self) -> Fingerprint:
+        numbered = enumerate((part.fingerprint() for part in self.parts), 1)
+        return {f"{key} of source {i}": value for i, one in numbered for key, value in one.items()}
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        owners = self._owner(indices)
+        for i, part in enumerate(self.parts):
+            fetch = getattr(part, "prefetch", None)
+            if fetch is not None and (owners == i).any():
+                fetch(indices[owners == i] - self._bounds[i])
+
+    def _owner(self, rows: Any) -> Any:
+        return np.searchsorted(self._bounds[1:], rows, side="right")
+
+
+def mix(sources: Sequence[Source]) -> Source:
+    return sources[0] if len(sources) == 1 else MixedSource(sources)
+
+
+class Subset:
+    """Some rows of a source, ascending int64; ``part`` says which they are: ``training`` or ``held out``."""
+
+    def __init__(self, whole: Source, rows: np.ndarray, part: str) -> None:
+        self.whole, self.rows, self.part = whole, rows, part
+        self.name, self.streamed = f"{whole.name} ({part})", whole.streamed
+        # Rows that are left of each file; files of which nothing is left do not count.
+        ends = np.searchsorted(rows, np.cumsum(whole.shard_sizes))
+        self.shard_sizes = tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fingerprint(self) -> Fingerprint:
+        return {**self.whole.fingerprint(), "pairs": len(self), f"rows that are {self.part}": digest([self.rows])}
+
+    def read(self, index: int) -> RawSample:
+        return self.whole.read(int(self.rows[index]))
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        if (fetch := getattr(self.whole, "prefetch", None)) is not None:
+            fetch(self.rows[indices])

@@ -8,41 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
-from cloob.data.batch import BadSample, RawSample, caption_id
-from cloob.data.fingerprint import Fingerprint, digest
-from cloob.data.mix import mix
+from cloob.data.batch import BadSample, caption_id
 from cloob.data.shards.spec import is_remote
-from cloob.data.source import Source
+from cloob.data.source import Source, Subset, mix
 from cloob.errors import InputError
 from cloob.pictures import Encoded, Unreadable
-
-
-class Subset:
-    """Some rows of a source, ascending int64; ``part`` says which they are: ``training`` or ``held out``."""
-
-    def __init__(self, whole: Source, rows: np.ndarray, part: str) -> None:
-        self.whole, self.rows, self.part = whole, rows, part
-        self.name, self.streamed = f"{whole.name} ({part})", whole.streamed
-        # Rows that are left of each file; files of which nothing is left do not count.
-        ends = np.searchsorted(rows, np.cumsum(whole.shard_sizes))
-        self.shard_sizes = tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def fingerprint(self) -> Fingerprint:
-        return {**self.whole.fingerprint(), "pairs": len(self), f"rows that are {self.part}": digest([self.rows])}
-
-    def read(self, index: int) -> RawSample:
-        return self.whole.read(int(self.rows[index]))
-
-    def prefetch(self, indices: np.ndarray) -> None:
-        if (fetch := getattr(self.whole, "prefetch", None)) is not None:
-            fetch(self.rows[indices])
 
 
 def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:
@@ -53,12 +26,9 @@ def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]
     left to the training, and one with a picture that cannot be decoded. Pairs that cannot be read stay there too, where
     they are counted. The sources are looked at together, so that no pair is held out of one and trained on in another.
     """
-    for source in sources:
-        if is_remote(source.name):
-            raise InputError(
-                f"{source.name}: streamed pairs would all be fetched to hold some out; give --val-data in place of "
-                "--val-split"
-            )
+    if streamed := [source.name for source in sources if is_remote(source.name)]:
+        why = "streamed pairs would all be fetched to hold some out"
+        raise InputError(f"{streamed[0]}: {why}; give --val-data in place of --val-split")
     places, groups = _groups(sources)
 
     def decodes(pair: int) -> bool:
@@ -69,22 +39,19 @@ def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]
             return False
         return True
 
-    held: list[int] = []
-    left = min(max(2, round(share * len(places))), len(places) - 1)
+    held: list[list[int]] = [[] for _ in sources]
+    left = most = min(max(2, round(share * len(places))), len(places) - 1)
     for members in groups:
         if len(members) <= left and all(map(decodes, members)):
-            held += members
             left -= len(members)
-    held_out = [
-        np.array(sorted(row for source, row in map(places.__getitem__, held) if source == i), np.int64)
-        for i in range(len(sources))
-    ]
-    emptied = [source.name for source, rows in zip(sources, held_out, strict=True) if len(rows) == len(source)]
-    if len(held) < 2 or emptied:
-        of_all = f"val_split is {share:g}: of {len(places):,} usable pairs {len(held)} can be held out"
+            for source, row in map(places.__getitem__, members):
+                held[source].append(row)
+    emptied = [source.name for source, rows in zip(sources, held, strict=True) if len(rows) == len(source)]
+    if most - left < 2 or emptied:
+        of_all = f"val_split is {share:g}: of {len(places):,} usable pairs {most - left} can be held out"
         wrong = f"{emptied[0]}: all its pairs would be held out" if emptied else of_all
         raise InputError(f"{wrong} without a picture or caption that the others have too; give --val-data")
-    return held_out
+    return [np.array(sorted(rows), np.int64) for rows in held]
 
 
 def split(sources: Sequence[Source], held_out: Sequence[np.ndarray]) -> tuple[Source, Source]:

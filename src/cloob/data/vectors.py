@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyarrow import ArrowException, parquet
+from pyarrow import parquet
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cloob.data.batch import Skip
 from cloob.data.fingerprint import Fingerprint, digest, spread
-from cloob.errors import InputError, first_of, one_line
+from cloob.data.sources.files import reading
+from cloob.errors import InputError, first_of
 from cloob.functional.ids import id_digest
 
 FORMS = "FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME or FILE.parquet:COLUMN"
@@ -33,25 +34,17 @@ def read_matrix(spec: str) -> np.ndarray:
     Raises:
         InputError: The file cannot be read, has no such part, or holds something else.
     """
-    matrix = _read(spec)
-    if matrix.ndim != 2 or 0 in matrix.shape or matrix.dtype.kind not in "biuf":
-        found = f"{matrix.dtype} {matrix.shape}"
-        raise InputError(f"{spec}: holds {found}; a row of numbers for each item is wanted, as float32 (1000, 384)")
-    return matrix
+    return _read(spec, 2, "biuf", "a row of numbers for each item is wanted, as float32 (1000, 384)")
 
 
 def read_ids(spec: str) -> list[str]:
     """The ids in a file: lines of a text, or a column of texts or whole numbers in one of ``FORMS``."""
     if _split(spec)[0].suffix in _SUFFIXES:
-        column = _read(spec)
-        if column.ndim != 1 or column.dtype.kind not in "iuUO":
-            raise InputError(f"{spec}: holds {column.dtype} {column.shape}; one text or whole number a row is wanted")
-        ids = ["" if value is None else str(value) for value in column.tolist()]
+        column = _read(spec, 1, "iuUO", "one text or whole number a row is wanted").tolist()
+        ids = ["" if value is None else str(value) for value in column]
     else:
-        try:
+        with reading(Path(spec)):
             ids = Path(spec).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{spec}: cannot be read ({one_line(error)})") from None
     if "" in ids:
         raise InputError(f"{spec}: row {ids.index('')} has no id")
     return ids
@@ -63,32 +56,29 @@ def _split(spec: str) -> tuple[Path, str]:
     return (Path(place), name) if Path(place).suffix in _SUFFIXES[1:] else (Path(spec), "")
 
 
-def _read(spec: str) -> np.ndarray:
+def _read(spec: str, dimensions: int, kinds: str, wanted: str) -> np.ndarray:
     path, name = _split(spec)
-    if path.suffix not in _SUFFIXES or (path.suffix != ".npy" and not name):
-        raise InputError(f"{spec}: vectors come as {FORMS}")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
+    found: Any = None
+    with reading(path, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError):
         if path.suffix == ".npy":
-            found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        elif path.suffix == ".npz":
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        elif path.suffix == ".npz" and name:
             with np.load(path, allow_pickle=False) as archive:
                 found = archive[_known(name, archive.files, path)]
-        elif path.suffix == ".safetensors":
+        elif path.suffix == ".safetensors" and name:
             with safe_open(path, framework="pt") as file:
                 tensor = file.get_tensor(_known(name, file.keys(), path))
             found = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        else:
+        elif path.suffix == ".parquet" and name:
             _known(name, parquet.read_schema(path).names, path)
             found = _of_column(parquet.read_table(path, columns=[name])[name])
-    except InputError:
-        raise
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError, ArrowException) as error:
-        raise InputError(f"{spec}: cannot be read ({one_line(error)})") from None
     if not isinstance(found, np.ndarray):
-        raise InputError(f"{spec}: holds more than one array; vectors come as {FORMS}")
-    return found
+        wrong = f"vectors come as {FORMS}"
+    elif found.ndim != dimensions or 0 in found.shape or found.dtype.kind not in kinds:
+        wrong = f"holds {found.dtype} {found.shape}; {wanted}"
+    else:
+        return found
+    raise InputError(f"{spec}: {wrong}")
 
 
 def _known(name: str, names: Sequence[str], path: Path) -> str:
@@ -100,37 +90,26 @@ def _known(name: str, names: Sequence[str], path: Path) -> str:
 def _of_column(column: Any) -> np.ndarray:
     """A column as an array: (n, F) of lists of equal length without gaps, else (n,)."""
     whole = column.combine_chunks()
-    if not hasattr(whole, "flatten") or not str(whole.type).startswith(("list", "large_list", "fixed_size_list")):
-        array: np.ndarray = whole.to_numpy(zero_copy_only=False)
-        return array
-    numbers = whole.flatten()
-    if whole.null_count or numbers.null_count or len({len(row) for row in whole}) != 1:
-        raise ValueError("rows of equal length without gaps are wanted")
-    rows: np.ndarray = numbers.to_numpy(zero_copy_only=False).reshape(len(whole), -1)
-    return rows
+    if str(whole.type).startswith(("list", "large_list", "fixed_size_list")):
+        numbers = whole.flatten()
+        if not whole.null_count and not numbers.null_count and len({len(row) for row in whole}) == 1:
+            rows: np.ndarray = numbers.to_numpy(zero_copy_only=False).reshape(len(whole), -1)
+            return rows
+    array: np.ndarray = whole.to_numpy(zero_copy_only=False)
+    return array
 
 
 @dataclass(frozen=True)
 class VectorPairs:
-    """The usable pairs of two matrices; pairs of equal id belong together.
+    """The usable pairs of two matrices; pairs of equal id belong together."""
 
-    Attributes:
-        name: What reports call them.
-        a: (n, F) numbers of any type.
-        b: (n', F') numbers of any type.
-        rows: (N, 2) rows of a and of b that are pairs.
-        ids: (N,) digests of their ids.
-        labels: The ids of the rows of a; None where a row's number is its id.
-        skipped: What cannot be used: rows with NaN or infinite numbers, or without a partner.
-    """
-
-    name: str
-    a: np.ndarray
-    b: np.ndarray
-    rows: np.ndarray
-    ids: np.ndarray
-    labels: Sequence[str] | None = None
-    skipped: tuple[Skip, ...] = ()
+    name: str  # what reports call them
+    a: np.ndarray  # (n, F) numbers of any type
+    b: np.ndarray  # (n', F') numbers of any type
+    rows: np.ndarray  # (N, 2) rows of a and of b that are pairs
+    ids: np.ndarray  # (N,) digests of their ids
+    labels: Sequence[str] | None = None  # the ids of the rows of a; None where a row's number is its id
+    skipped: tuple[Skip, ...] = ()  # rows with NaN or infinite numbers, or without a partner
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -174,8 +153,7 @@ def open_pairs(
         labels, others = _ids_of(a_ids, len(left), a), _ids_of(b_ids, len(right), b)
         rows = _joined(labels, others, b_ids, skipped)
     else:
-        if len(left) != len(right):
-            raise InputError(f"{a} has {len(left):,} rows, {b} {len(right):,}; --a-ids and --b-ids would join them")
+        _check_length(f"{a} has {len(left):,} rows", len(left), len(right), b, "--a-ids and --b-ids would join them")
         labels = None if ids is None else _ids_of(ids, len(left), a)
         rows = np.arange(len(left)).repeat(2).reshape(-1, 2)
     for side, spec, place in ((left, a, 0), (right, b, 1)):
@@ -189,11 +167,15 @@ def open_pairs(
     return VectorPairs(name, left, right, rows, digests, labels, tuple(skipped))
 
 
-def _ids_of(spec: str, n: int, matrix: str) -> list[str]:
+def _ids_of(spec: str, rows: int, matrix: str) -> list[str]:
     ids = read_ids(spec)
-    if len(ids) != n:
-        raise InputError(f"{spec} has {len(ids):,} ids, {matrix} has {n:,} rows; one id a row is wanted")
+    _check_length(f"{spec} has {len(ids):,} ids", len(ids), rows, matrix, "one id a row is wanted")
     return ids
+
+
+def _check_length(said: str, found: int, rows: int, matrix: str, wanted: str) -> None:
+    if found != rows:
+        raise InputError(f"{said}, {matrix} has {rows:,} rows; {wanted}")
 
 
 def _joined(of_a: list[str], of_b: list[str], spec: str, skipped: list[Skip]) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, Skip, decoding
-from cloob.data.content import Reader as Reader
+from cloob.data.batch import Reader as Reader
 from cloob.errors import InputError
 from cloob.machine import in_threads
 from cloob.models.encoder import DualEncoder

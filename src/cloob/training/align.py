@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cloob.cache import Cache
 from cloob.data.batch import Batch, Skip
-from cloob.data.content import content_key
+from cloob.data.fingerprint import content_key
 from cloob.data.loader import Loader, PairLoader
 from cloob.data.order import epoch_order, local_part
 from cloob.data.source import Source

@@ -15,9 +15,8 @@ import torch
 from cloob.cache import Cache
 from cloob.data.fingerprint import Fingerprint
 from cloob.data.loader import Loader, PairLoader
-from cloob.data.mix import mix
 from cloob.data.open import open_source
-from cloob.data.source import Source
+from cloob.data.source import Source, mix
 from cloob.data.split import choose_held_out, split
 from cloob.data.transforms import TrainTransform
 from cloob.data.vectors import VectorPairs

@@ -24,7 +24,6 @@ from fsspec.callbacks import Callback
 from cloob.cache import Cache, cache_root
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import Fingerprint, digest
-from cloob.data.shards.local import ShardIndex, ShardSource
 from cloob.data.shards.spec import (
     SIZES,
     expand,
@@ -37,13 +36,12 @@ from cloob.data.shards.spec import (
     sibling,
     tars_in,
 )
-from cloob.data.shards.tar import TarReader
+from cloob.data.shards.tar import ShardSource
 from cloob.data.sources.files import FileSource
 from cloob.errors import InputError, one_line, require
 from cloob.files import write_whole
 
 _PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
-_NEEDS = {"http": ("aiohttp", "train"), "https": ("aiohttp", "train"), "s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs")}
 _SILENT_SECONDS = 60.0  # that a server may say nothing
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # here, not at the source
 _HOW = (
@@ -61,51 +59,48 @@ def fetch(url: str, target: Path) -> None:
     """
     for pause in (0.0, *_PAUSES):
         time.sleep(pause)
-        wrong = _run(url, target) if url.startswith("pipe:") else _download(url, target)
+        wrong, final = _run(url, target) if url.startswith("pipe:") else _download(url, target)
         if wrong is None:
             return
-    raise InputError(f"{url}: {wrong} ({len(_PAUSES) + 1} attempts)")
+        if final:
+            break
+    raise InputError(f"{url}: {wrong}{'' if final else f' ({len(_PAUSES) + 1} attempts)'}")
 
 
-def _run(url: str, target: Path) -> str | None:
+def _run(url: str, target: Path) -> tuple[str | None, bool]:
     with target.open("wb") as file:
         status = subprocess.run(url.removeprefix("pipe:"), shell=True, stdout=file, check=False).returncode
     hint = " (command not found)" if status == 127 else ""
-    return f"its command ended with exit status {status}{hint}" if status else None
+    return f"its command ended with exit status {status}{hint}" if status else None, False
 
 
-def _download(url: str, target: Path) -> str | None:
-    """Copies a file by fsspec; returns what went wrong where trying again may help, raises InputError elsewhere."""
+def _download(url: str, target: Path) -> tuple[str | None, bool]:
+    """Copies a file by fsspec; returns what went wrong, and whether trying again is of no use."""
     progress = Callback()
     filesystem = _filesystem(url)
     try:
         filesystem.get_file(url, str(target), callback=progress)
-    except InputError:
-        raise
     except Exception as error:  # each kind of store has errors of its own, with no common base
-        if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
+        if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in _DISK_FAULTS):
             raise
+        if isinstance(error, FileNotFoundError):
+            return "no such file", True
         status = getattr(error, "status", None)
         said = f"HTTP {status} {getattr(error, 'message', '')}".rstrip() if status else one_line(error)
         refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-        if refused or isinstance(error, PermissionError | FileNotFoundError):
-            said = "no such file" if isinstance(error, FileNotFoundError) else said
-            raise InputError(f"{url}: {said}") from None
-        return said
+        return said, refused or isinstance(error, PermissionError)
     size = target.stat().st_size
-    return None if progress.size in (None, size) else f"ended after {size:,} of {progress.size:,} bytes"
+    return None if progress.size in (None, size) else f"ended after {size:,} of {progress.size:,} bytes", False
 
 
 def _filesystem(url: str) -> Any:
     scheme = url.partition("://")[0].lower()
-    if scheme in _NEEDS:
-        require(*_NEEDS[scheme])
     if scheme in ("http", "https"):
         return _web(url)
     try:
         # By scheme alone: a complete URL would also be taken for a chain of file systems (``zip::…``).
         return fsspec.filesystem(scheme)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError) as error:  # which names the package that does it
         raise InputError(f"{url}: nothing here opens {scheme}:// ({error}); any command does as pipe:COMMAND") from None
 
 
@@ -150,9 +145,9 @@ class RemoteShardSource(FileSource[ShardSource]):
         """The pair at ``index``; InputError names a shard that cannot be fetched."""
         shard, row = self.place(index)
         source = self.opened(shard)
-        if row < (complete := source.index.complete[0]):
+        if row < (complete := source.complete[0]):
             return source.read(row)
-        cut = f": {source.index.cuts[0]}" if source.index.cuts else ""
+        cut = f": {source.cuts[0]}" if source.cuts else ""
         counts = f"holds {complete:,} samples, {SIZES} says {self.shard_sizes[shard]:,}"
         raise BadSample("truncated shard", f"{self.shard_names[shard]}/{row}", f"{self._urls[shard]} {counts}{cut}")
 
@@ -167,15 +162,13 @@ class RemoteShardSource(FileSource[ShardSource]):
     def load(self, shard: int, file: Path) -> ShardSource:
         url, listed = self._urls[shard], self.shard_sizes[shard]
         try:
-            source = ShardSource(url, [file], cache=self._cache, label=self.shard_names[shard])
+            source = ShardSource(url, [file], self._cache, self.shard_names[shard])
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
-            if not file.exists():
-                raise FileNotFoundError(str(file)) from None
-            file.unlink(missing_ok=True)
+            file.unlink()  # FileNotFoundError where the cache has dropped it
             raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
         odd = source.remark
-        if (complete := source.index.complete[0]) > listed:
+        if (complete := source.complete[0]) > listed:
             odd = f"holds {complete:,} samples, {SIZES} says {listed:,}: the others are left out"
         if odd and not self._warned:
             logger.warning("%s: %s (said once)", url, odd)
@@ -224,8 +217,7 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
         shards = expand(spec, escape=False)
     else:
         shards = [str(path) for path in (tars_in(folder) if folder.is_dir() else matching_files(str(folder)))]
-    if not remote and out is None and folder.is_dir():
-        out = folder / SIZES
+        out = folder / SIZES if out is None and folder.is_dir() else out
     files = [shard_name(shard) if remote else Path(shard).name for shard in shards]
     if not shards or (out is None and not remote) or (out is not None and len({*files}) < len(files)):
         raise InputError(f"{spec}: --out is missing, or names of shards come twice; count a folder of tars by itself")
@@ -238,13 +230,11 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
             path = Path(temporary) / "shard.tar" if remote else Path(shard)
             if remote:
                 fetch(shard, path)
-            index = ShardIndex.scan(TarReader((path,)))
-            if index.left_out:
-                logger.warning("%s: not counted: %s", shard, index.left_out)
-            if index.cuts:
-                cut.append(f"{shard}: {index.cuts[0]}")
-                continue
-            sizes[shard] = index.complete[0]
+            source = ShardSource(shard, [path])
+            if source.remark:
+                logger.warning("%s: %s", shard, source.remark.replace("read", "counted", 1))
+            cut += (f"{shard}: {why}" for why in source.cuts.values())
+            sizes |= {} if source.cuts else {shard: len(source)}
             if remote:
                 write_whole(_memory(spec), json.dumps(sizes))
     if cut:

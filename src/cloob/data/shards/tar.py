@@ -1,5 +1,7 @@
-"""Random access into tar archives: headers are read once, a member is then one read.
+"""Pairs in WebDataset tars on this machine: ``key.jpg`` and ``key.txt`` are one sample.
 
+Headers are read once; a member is then one read. Where each sample lies stands in Arrow columns, mapped from a file in
+the cache that later runs and the other ranks of a host use: reading the headers of millions of members takes minutes.
 A compressed tar (gzip, bzip2 or xz by its first bytes, as WebDataset and GNU tar do) is unpacked into the cache.
 """
 
@@ -8,22 +10,38 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import os
 import tarfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+
 from cloob.cache import Cache
-from cloob.errors import InputError
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable
+from cloob.data.fingerprint import Fingerprint, digest, of_column
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from cloob.data.sources.files import reading
+from cloob.errors import InputError, counted
+from cloob.pictures import MAX_IMAGE_BYTES
 
 _COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ\x00": lzma.LZMAFile}
 _BLOCK = 512
 _CHUNK = 1 << 16
 _MAX_OPEN_FILES = 64
+
+_ABSENT = -1  # offset of a part that a sample does not have
+_CUT = -2  # offset of the image in the row that stands for what a truncated shard has lost
+_FORMAT = 6
+_PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS)
+_COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
+_ODD = "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
 
 
 class Member(NamedTuple):
@@ -66,15 +84,11 @@ class TarReader:
     def __init__(self, paths: tuple[Path, ...], cache: Cache | None = None) -> None:
         self.paths = paths
         self._cache = cache
-        self._files: OrderedDict[int, _File] = OrderedDict()
+        self._file = lru_cache(_MAX_OPEN_FILES)(lambda tar: _File(self._plain(paths[tar])))
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
         """The ``size`` bytes at ``offset`` of the (unpacked) archive; fewer where it ends. OSError if it is gone."""
-        # No lock, which a forked process could inherit locked: each of these calls is atomic.
-        file = self._files.pop(tar, None) or _File(self._plain(self.paths[tar]))
-        self._files[tar] = file
-        if len(self._files) > _MAX_OPEN_FILES:
-            self._files.popitem(last=False)
+        file = self._file(tar)  # held, so that it stays open when another thread's takes its place
         return os.pread(file.fileno(), size, offset)
 
     def listing(self, tar: int) -> tuple[list[Member], str | None]:
@@ -83,11 +97,14 @@ class TarReader:
             return _scan(self.paths[tar], file)
 
     def _plain(self, path: Path) -> Path:
-        if _decompressor(path) is None:
+        with path.open("rb") as file:
+            start = file.read(6)
+        opener = next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
+        if opener is None:
             return path
         stat = path.stat()
         name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {path.name} unpacked.tar"
-        return (self._cache or Cache()).get("shards", name, lambda target: _unpack(path, target))
+        return (self._cache or Cache()).get("shards", name, partial(_unpack, opener, path))
 
     def __reduce__(self) -> Any:
         return TarReader, (self.paths, self._cache)
@@ -100,23 +117,15 @@ class _File(io.FileIO):
         self.close()
 
 
-def _decompressor(path: Path) -> Any:
-    with path.open("rb") as file:
-        start = file.read(6)
-    return next((opener for magic, opener in _COMPRESSED.items() if start.startswith(magic)), None)
-
-
-def _unpack(path: Path, target: Path) -> None:
+def _unpack(opener: Any, path: Path, target: Path) -> None:
     """Writes what a compressed tar unpacks to; one that is cut becomes a plain tar that is cut."""
-    with _decompressor(path)(path) as packed, target.open("wb") as plain:
+    with opener(path) as packed, target.open("wb") as plain:
         try:
             while chunk := packed.read1(_CHUNK):  # read() would withhold what precedes a cut
                 plain.write(chunk)
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if getattr(error, "errno", None):  # of the disk
                 raise
-            if not plain.tell():
-                raise InputError(f"{path} cannot be unpacked: {error}") from None
 
 
 def _goes_on(file: IO[bytes], at: int) -> bool:
@@ -131,7 +140,7 @@ def _goes_on(file: IO[bytes], at: int) -> bool:
 def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
     """Lists an archive, or several in a row. After a damaged header it goes on with the next sound one."""
     if (size := os.fstat(file.fileno()).st_size) == 0:
-        return [], "the file is empty"
+        return [], "is empty, or nothing of it can be unpacked"
     members: list[Member] = []
     end, cut = 0, None
     try:
@@ -153,3 +162,122 @@ def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
     if not _goes_on(file, min(end, size)):
         cut = cut or f"no end-of-archive mark at byte {end:,} of {size:,}"
     return members, cut
+
+
+def scan(reader: TarReader) -> pa.Table:
+    """One row a sample: its key, and where its parts lie. A truncated tar has one more, whose offset is ``_CUT``."""
+    keys: list[pa.Array] = []
+    places: list[np.ndarray] = []
+    cuts: dict[int, str] = {}
+    odd: list[str] = []
+    for number, path in enumerate(reader.paths):
+        with reading(path):
+            members, cut = reader.listing(number)
+        odd += (printable(f"{path.name}/{name}") for name in _left_out(members))
+        samples = group_members(members, _PARTS)
+        if cut is not None:
+            cuts[number] = cut
+            if samples and None in samples[last := next(reversed(samples))]:
+                del samples[last]  # it may have lost its second file: no loss of its own
+        absent = Member("", _ABSENT, 0)
+        rows = [[*(image or absent)[1:], *(caption or absent)[1:]] for image, caption in samples.values()]
+        rows += [] if cut is None else [[_CUT, 0, _CUT, 0]]
+        places.append(np.array(rows, np.int64).reshape(-1, len(_COLUMNS)))
+        keys.append(pa.array([*map(printable, samples), ""][: len(rows)], pa.large_string()))
+    left_out = f"{counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}" if odd else ""
+    columns = dict(zip(_COLUMNS, map(pa.array, np.ascontiguousarray(np.concatenate(places).T)), strict=True))
+    about = json.dumps({"sizes": [*map(len, keys)], "cuts": cuts, "left_out": left_out})
+    return pa.table({"key": pa.concat_arrays(keys), **columns}, metadata={"cloob": about})
+
+
+def _kept_index(reader: TarReader, cache: Cache) -> pa.Table:
+    """The index of these very tars, from the cache."""
+
+    def write(target: Path) -> None:
+        table = scan(reader)
+        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    stats = [(str(path.resolve()), path.stat()) for path in reader.paths]
+    facts = json.dumps([_FORMAT, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
+    file = cache.get("indices", f"{facts}.arrow", write)
+    with reading(file), pa.memory_map(str(file)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def _left_out(members: list[Member]) -> list[str]:
+    """Names of what looks like a part of a sample and is none: its key has a dot, or the tar holds it before."""
+    parts = frozenset((*IMAGE_EXTENSIONS, *CAPTION_EXTENSIONS))
+    names = [split_name(member.name) for member in members]
+    seen: set[tuple[str, str]] = set()
+    keys = {key for key, extension in names if extension in parts}
+    left_out = []
+    for member, (key, extension) in zip(members, names, strict=True):
+        dotted = extension not in parts and extension.rpartition(".")[2] in parts
+        if (dotted and key not in keys) or (key, extension) in seen:  # a.seg.png beside a.jpg is meant so
+            left_out.append(member.name)
+        if extension in parts:
+            seen.add((key, extension))
+    return left_out
+
+
+class ShardSource:
+    """Samples in tars on local disks.
+
+    A sample without an image or a caption stays in the count and raises ``BadSample``. A truncated shard gives its
+    complete samples and one row ``"truncated shard"``. Other files of a sample (.json, …) are ignored.
+
+    ``cache`` keeps the index; ``label`` is what keys and errors call a single tar that lies there itself.
+    """
+
+    streamed = False
+
+    def __init__(self, name: str, paths: Sequence[Path], cache: Cache | None = None, label: str | None = None) -> None:
+        self._given = name, tuple(paths), cache, label
+        self.name = name
+        self._labels = (label,) if label else tuple(path.name for path in paths)
+        self.reader = TarReader(tuple(paths), cache)
+        index = scan(self.reader) if cache is None else _kept_index(self.reader, cache)
+        about = json.loads(index.schema.metadata[b"cloob"])
+        self._keys, *places = (column.combine_chunks() for column in index.columns)
+        self._places = tuple(column.to_numpy(zero_copy_only=False) for column in places)  # (N,) int64 each, bytes
+        self.shard_sizes: tuple[int, ...] = tuple(about["sizes"])
+        self.cuts: dict[int, str] = {int(tar): cut for tar, cut in about["cuts"].items()}  # what truncated tars lack
+        self.complete = tuple(size - (tar in self.cuts) for tar, size in enumerate(self.shard_sizes))
+        self.remark = f"not read: {about['left_out']}" if about["left_out"] else ""
+        self._ends = np.cumsum(self.shard_sizes)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __reduce__(self) -> Any:  # a spawned worker maps the index
+        return ShardSource, self._given
+
+    def fingerprint(self) -> Fingerprint:
+        shards = zip(self._labels, self.shard_sizes, strict=True)
+        members = digest([of_column(pa.chunked_array([self._keys])), *self._places])
+        return {"samples": len(self), "shards": digest(f"{label} {n}" for label, n in shards), "members": members}
+
+    def read(self, index: int) -> RawSample:
+        """The pair at ``index``; its key is ``shard file/key in the shard``."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        path, label = self.reader.paths[shard], self._labels[shard]
+        key = f"{label}/{self._keys[index].as_py()}"
+        image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self._places)
+        faults: list[tuple[bool, Reason, str]] = [
+            (image_at == _ABSENT, "missing image", f"none of this name in {path}"),
+            (caption_at == _ABSENT, "missing caption", f"none of this name in {path}"),
+            (caption_size > MAX_CAPTION_BYTES, "caption too long", f"{caption_size:,} bytes in {path}"),
+            (image_size > MAX_IMAGE_BYTES, "image too large", f"{image_size:,} bytes in {path}"),
+        ]
+        if image_at == _CUT:
+            complete = f"{self.complete[shard]:,} samples are complete"
+            key, faults = label, [(True, "truncated shard", f"{path}: {self.cuts[shard]}; {complete}")]
+        for is_bad, reason, detail in faults:
+            if is_bad:
+                raise BadSample(reason, key, detail)
+        try:
+            caption = clean_caption(self.reader.read(shard, caption_at, caption_size), key)
+            return RawSample(key, self.reader.read(shard, image_at, image_size), caption)
+        except OSError as error:
+            raise BadSample("missing image", key, f"{path}: {error.strerror or error}") from None

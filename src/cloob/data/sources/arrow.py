@@ -7,10 +7,10 @@ turned into an Arrow file in the cache when it is first needed, and the source i
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from pyarrow import parquet
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, Reason, clean_caption, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
-from cloob.data.sources.files import FileSource
+from cloob.data.sources.files import FileSource, reading
 from cloob.data.sources.table import check_name
-from cloob.errors import InputError, one_line
+from cloob.errors import InputError
 from cloob.pictures import MAX_IMAGE_BYTES
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
@@ -54,10 +54,10 @@ class ArrowSource(FileSource[pa.Table]):
     ) -> None:
         self.paths = tuple(paths)
         self._cache = cache or Cache()
-        self.schemas, sizes, self._states = zip(*map(_schema_rows_and_state, paths), strict=True)
+        self.schemas, sizes = zip(*map(_schema_and_rows, paths), strict=True)
         super().__init__(name, sizes, streamed=any(map(_is_parquet, paths)))
         self.image = _column(self.schemas[0], image_column, is_image)
-        self._caption = caption_column and _column(self.schemas[0], caption_column, _is_text)
+        self._caption = caption_column and _column(self.schemas[0], caption_column, _AS_BYTES.__contains__)
         self._columns = list(dict.fromkeys((self.image, self._caption))) if self._caption else None  # one can be both
         for path, schema in zip(paths, self.schemas, strict=True):
             _check(path, schema, self.image, "image")
@@ -66,11 +66,9 @@ class ArrowSource(FileSource[pa.Table]):
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; its key is ``file/row``, rows counted from 0 in each file."""
-        shard, row = self.place(index)
-        path = self.paths[shard]
-        key = f"{path.name}/{row}"
-        caption = clean_caption(_bytes(self.opened(shard).column(self._caption)[row]), key, str(path))
-        return RawSample(key, self.picture(index), caption)
+        path, table, row = self.row(index)
+        caption = clean_caption(_bytes(table.column(self._caption)[row]), f"{path.name}/{row}", str(path))
+        return RawSample(f"{path.name}/{row}", self.picture(index), caption)
 
     def fingerprint(self) -> Fingerprint:
         files = [f"{path.name} {path.stat().st_size}" for path in self.paths]
@@ -80,16 +78,19 @@ class ArrowSource(FileSource[pa.Table]):
         ]
         return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
 
+    def row(self, index: int) -> tuple[Path, pa.Table, int]:
+        """The file that a row is in, its content, and the row's number in it."""
+        shard, row = self.place(index)
+        return self.paths[shard], self.opened(shard), row
+
     def picture(self, index: int) -> bytes:
         """The bytes of a row's picture: in the row, or in a file beside the table that the row names."""
-        shard, row = self.place(index)
-        path = self.paths[shard]
-        key = f"{path.name}/{row}"
-        cell = self.opened(shard).column(self.image)[row]
+        path, table, row = self.row(index)
+        key, cell = f"{path.name}/{row}", table.column(self.image)[row]
         if isinstance(cell, pa.StructScalar):
             data, stored = (_bytes(cell[name]) if name in cell.type.names else None for name in ("bytes", "path"))
         else:
-            data, stored = (None, _bytes(cell)) if _is_text(cell.type) else (_bytes(cell), None)
+            data, stored = (None, _bytes(cell)) if cell.type in _AS_BYTES else (_bytes(cell), None)
         if data is None and stored:
             return read_image_file(path.parent / os.fsdecode(stored), key)
         if data is None or len(data) > MAX_IMAGE_BYTES:
@@ -99,26 +100,23 @@ class ArrowSource(FileSource[pa.Table]):
 
     def prepare(self, shard: int) -> Path:
         path = self.paths[shard]
-        with _reading(path):
-            state = _state(path)
-        if state != self._states[shard]:
-            raise InputError(f"{path}: has changed since the run began; start it again")
-        if not _is_parquet(path):
-            return path
-        name = f"{path.resolve()} {state} {self._columns} {path.stem}.arrow"
-        return self._cache.get("tables", name, lambda target: self._convert(path, target))
+        with reading(path):
+            stat = path.stat()
+        name = f"{path.resolve()} {(stat.st_size, stat.st_mtime_ns)} {self._columns} {path.stem}.arrow"
+        return self._cache.get("tables", name, partial(self._convert, path)) if _is_parquet(path) else path
 
     def _convert(self, path: Path, target: Path) -> None:
         """Writes a Parquet file as an Arrow stream, whose dictionaries may differ from batch to batch."""
-        with _reading(path), parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
-            columns = self._columns or file.schema_arrow.names
-            schema = pa.schema([file.schema_arrow.field(name) for name in columns]) if self._columns else None
-            with pa.ipc.new_stream(sink, schema or file.schema_arrow) as writer:
+        with reading(path), parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
+            schema = file.schema_arrow
+            if self._columns:
+                schema = pa.schema([schema.field(name) for name in self._columns])
+            with pa.ipc.new_stream(sink, schema) as writer:
                 for batch in file.iter_batches(_ROWS, columns=self._columns):
-                    writer.write_batch(batch.select(columns) if self._columns else batch)
+                    writer.write_batch(batch.select(self._columns) if self._columns else batch)
 
     def load(self, shard: int, file: Path) -> pa.Table:
-        with _reading(self.paths[shard]):
+        with reading(self.paths[shard]):
             table = _map(file)
             table = table.select(self._columns) if self._columns else table
             for column in table.columns:  # its offsets lead into its own data; a text may be no UTF-8, as its row says
@@ -133,23 +131,23 @@ def arrow_files(folder: Path) -> list[Path]:
     """
     paths: list[Path] = []
     splits: set[str] = set()
+    wrong = ""
     if (folder / "dataset_dict.json").is_file():
         splits = {path.parent.name for path in folder.glob("*/state.json")}
     elif (state := folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        try:
-            names = [file["filename"] for file in json.loads(state.read_bytes())["_data_files"]]
-            paths = [path for path in map(folder.joinpath, names) if path.parent == folder]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            names = []
-        if not names or len(paths) < len(names):
-            raise InputError(f"{state}: does not list what lies beside it, as the package datasets writes it")
+        wrong = f"{state}: does not list what lies beside it, as the package datasets writes it"
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            paths = [folder / file["filename"] for file in json.loads(state.read_bytes())["_data_files"]]
+            wrong = "" if paths and {path.parent for path in paths} == {folder} else wrong
     else:
         places = (sorted(place.glob("*")) for place in (folder, folder / "data"))
         found = ([path for path in each if path.suffix.lower() in ARROW_SUFFIXES] for each in places)
         paths = next(filter(None, found), [])
         splits = {path.name.partition("-")[0] for path in paths if "-of-" in path.name}
     if len(splits) > 1 or (splits and not paths):
-        raise InputError(f"{folder} holds the splits {', '.join(sorted(splits))}; name one, or its files")
+        wrong = f"{folder} holds the splits {', '.join(sorted(splits))}; name one, or its files"
+    if wrong:
+        raise InputError(wrong)
     return paths
 
 
@@ -173,7 +171,7 @@ def _check(path: Path, schema: pa.Schema, column: str, kind: str) -> None:
     """Refuses a column that is not there once, or holds nothing of its kind; one that is empty has no type."""
     check_name(path, schema.names, column, kind)
     held = schema.field(column).type
-    if not (_is_text(held) or pa.types.is_null(held) or (kind == "image" and is_image(held))):
+    if not (held in _AS_BYTES or pa.types.is_null(held) or (kind == "image" and is_image(held))):
         wanted = "images ({bytes, path}, bytes or paths)" if kind == "image" else "text"
         raise InputError(f"{path}: column {column!r} holds {held}, not {wanted}")
 
@@ -181,10 +179,6 @@ def _check(path: Path, schema: pa.Schema, column: str, kind: str) -> None:
 def is_image(kind: pa.DataType) -> bool:
     """Whether a column of this kind holds encoded images: bytes, or {bytes, path}."""
     return kind in _BINARY or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return kind in _AS_BYTES
 
 
 def _bytes(value: Any) -> bytes | None:
@@ -207,35 +201,20 @@ def _map(path: Path) -> pa.Table:
     return pa.Table.from_batches(batches, reader.schema)
 
 
-def _schema_rows_and_state(path: Path) -> tuple[pa.Schema, int, tuple[int, int]]:
-    with _reading(path):
+def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
+    with reading(path):
         if _is_parquet(path):
-            with parquet.ParquetFile(path) as file:
-                schema, rows = file.schema_arrow, file.metadata.num_rows
+            metadata = parquet.read_metadata(path)
+            schema, rows = metadata.schema.to_arrow_schema(), metadata.num_rows
         else:
             table = _map(path)
             schema, rows = table.schema, table.num_rows
         _ = schema.names  # UnicodeDecodeError
-        return schema, rows, _state(path)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Inside, damage of a file is one line; what the cache has removed, or has no room for, stays an OSError."""
-    try:
-        yield
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        if getattr(error, "errno", None) in (errno.ENOENT, errno.ENOSPC, errno.EDQUOT) and path.exists():
-            raise
-        raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {one_line(error)}") from error
+        return schema, rows
 
 
 def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
-
-
-def _state(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
 
 
 def _parquet_end(path: Path) -> bytes:

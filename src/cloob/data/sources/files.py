@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
-from cloob.errors import InputError, message
+from cloob.errors import InputError, one_line
 
 T = TypeVar("T")
 
 _FAILED_SECONDS = 60.0  # for which a file that could not be opened is not tried again: each of its rows would wait
+_LOST = (errno.ENOENT, errno.ENOSPC, errno.EDQUOT)  # what the cache has removed, or has no room for
+
+
+@contextlib.contextmanager
+def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Inside, what is wrong with a file is one line for the user; what is wrong with the cache stays an OSError."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, pa.ArrowException, *more) as error:
+        if isinstance(error, InputError) or (getattr(error, "errno", None) in _LOST and path.exists()):
+            raise
+        hint = "; a quote that is not closed takes in the rows after it" if '"' in str(error) else ""
+        raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {one_line(error)}{hint}") from error
 
 
 class FileSource(ABC, Generic[T]):
@@ -34,13 +49,13 @@ class FileSource(ABC, Generic[T]):
         self.name = name
         self.shard_sizes = tuple(shard_sizes)
         self.streamed = streamed
+        self._ends = np.cumsum(self.shard_sizes)
         self._begin()
 
     def _begin(self) -> None:
         """What each process has for itself."""
-        self._ends = np.cumsum(self.shard_sizes)
         self._opened: OrderedDict[int, T] = OrderedDict()
-        self._failed: dict[int, tuple[float, str]] = {}
+        self._failed: dict[int, tuple[float, Exception]] = {}  # until when it is not tried again, and why
         self._lock = threading.Lock()
         self._prefetching = 0  # the process whose thread prepares files
         self._wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -64,24 +79,30 @@ class FileSource(ABC, Generic[T]):
     def opened(self, shard: int) -> T:
         with self._lock:
             if shard not in self._opened:
-                when, why = self._failed.get(shard, (0.0, ""))
-                if why and time.monotonic() - when < _FAILED_SECONDS:
-                    raise InputError(why)
-                try:
-                    self._opened[shard] = self._open(shard)
-                except (OSError, InputError) as error:
-                    self._failed[shard] = time.monotonic(), message(error)
-                    raise
+                until, error = self._failed.get(shard, (0.0, None))
+                if time.monotonic() > until:
+                    error = self._open(shard)
+                if error is not None:
+                    raise error
                 if self.streamed and len(self._opened) > self.max_open:
                     self._opened.popitem(last=False)
             self._opened.move_to_end(shard)
             return self._opened[shard]
 
-    def _open(self, shard: int) -> T:
-        for _ in range(2):
-            with contextlib.suppress(FileNotFoundError):  # another process has made room in between
-                return self.load(shard, self.prepare(shard))
-        return self.load(shard, self.prepare(shard))
+    def _open(self, shard: int) -> Exception | None:
+        """Opens a file; returns why it cannot be opened."""
+        error: Exception
+        for _ in range(3):
+            try:
+                self._opened[shard] = self.load(shard, self.prepare(shard))
+                return None
+            except FileNotFoundError as gone:  # another process has made room in between
+                error = gone
+            except (OSError, InputError) as wrong:
+                error = wrong
+                break
+        self._failed[shard] = time.monotonic() + _FAILED_SECONDS, error
+        return error
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the files of these rows prepared in the background; failures show when a row is read."""
@@ -100,7 +121,7 @@ class FileSource(ABC, Generic[T]):
                 self.prepare(self._wanted.get())
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_ends", "_opened", "_failed", "_lock", "_prefetching", "_wanted", "_asked")
+        own = ("_opened", "_failed", "_lock", "_prefetching", "_wanted", "_asked")
         return {key: value for key, value in vars(self).items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

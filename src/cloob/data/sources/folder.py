@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption, printable, read_image_file
+from cloob.data.batch import (
+    BadSample,
+    RawSample,
+    clean_caption,
+    printable,
+    read_caption_file,
+    read_image_file,
+)
 from cloob.data.fingerprint import Fingerprint, digest, of_column, spread
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.table import TableSource, column_names
 from cloob.errors import InputError, counted
-from cloob.files import TooLarge, read_at_most
 
 FILE_COLUMN = "file_name"
 """The column of pictures in an imagefolder's table; as the caption column of a folder, file names are captions."""
@@ -40,13 +46,10 @@ class FolderSource:
         linked: list[str] = []
         self.pairs = 0
         rows: list[tuple[str, str]] = []  # a picture, or a caption without one; and the name of the picture's caption
-        for root, folders, files in os.walk(folder, onerror=_refuse):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for root, folders, names in walk(folder, _refuse):
             linked += [path for name in folders if os.path.islink(path := os.path.join(root, name))]  # noqa: PTH114, PTH118
-            below = Path(root).relative_to(folder)
-            shown = [name for name in files if not name.startswith(".")]
-            captions = captions_by_stem(shown)
-            pictures = {name: name.rpartition(".")[0] for name in shown if name.lower().endswith(IMAGE_SUFFIXES)}
+            below, captions = Path(root).relative_to(folder), captions_by_stem(names)
+            pictures = {name: name.rpartition(".")[0] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
             rows += [((below / name).as_posix(), captions.get(stem, "")) for name, stem in pictures.items()]
             rows += [((below / captions[stem]).as_posix(), "") for stem in captions.keys() - pictures.values()]
             self.pairs += sum(by_name or stem in captions for stem in pictures.values())
@@ -54,8 +57,7 @@ class FolderSource:
         first = f"{counted(len(linked), 'linked folders')} not followed, e.g. {printable(linked[0])}" if linked else ""
         self.remark = first and f"{first}: give each to --data by itself to read it too"
         self._paths = pa.array([os.fsencode(path) for path, _ in rows], pa.large_binary())
-        named = ((index, name, Path(path).with_suffix(".txt").name) for index, (path, name) in enumerate(rows))
-        self._captions = {index: name for index, name, usual in named if name not in ("", usual)}
+        self._captions = pa.array([os.fsencode(name) for _, name in rows], pa.large_binary())
         self.shard_sizes = (len(rows),)
 
     def __len__(self) -> int:
@@ -63,18 +65,14 @@ class FolderSource:
 
     def fingerprint(self) -> Fingerprint:
         captions, sizes = [], []
-        for index in spread(len(self)):
-            path, caption = self._files(index)
-            with contextlib.suppress(OSError, TooLarge):
-                captions.append(read_at_most(caption, MAX_CAPTION_BYTES))
+        for path, caption in map(self._files, spread(len(self))):
+            with contextlib.suppress(BadSample):
+                captions.append(read_caption_file(caption, ""))
             with contextlib.suppress(OSError):
                 sizes.append(str(path.stat().st_size))
-        return {
-            "pairs": len(self),
-            "file names": of_column(pa.chunked_array([self._paths])),
-            "captions": digest(captions),
-            "sizes of pictures": digest(sizes),
-        }
+        names = of_column(pa.chunked_array([self._paths]))
+        digests = {"captions": digest(captions), "sizes of pictures": digest(sizes)}
+        return {"pairs": len(self), "file names": names, **digests}
 
     def read(self, index: int) -> RawSample:
         path, file = self._files(index)
@@ -82,18 +80,25 @@ class FolderSource:
         if path.suffix.lower() in CAPTION_SUFFIXES:
             raise BadSample("missing image", key, f"no image beside {path}")
         image = read_image_file(path, key)
-        if self._by_name:
-            return RawSample(key, image, clean_caption(os.fsencode(re.sub(r"[-_ ]+", " ", path.stem)), key))
-        try:
-            return RawSample(key, image, clean_caption(read_at_most(file, MAX_CAPTION_BYTES), key))
-        except TooLarge as error:
-            raise BadSample("caption too long", key, f"{file}: {error}") from None
-        except OSError as error:
-            raise BadSample("missing caption", key, f"{file}: {error.strerror}") from None
+        words = os.fsencode(re.sub(r"[-_ ]+", " ", path.stem)) if self._by_name else read_caption_file(file, key)
+        return RawSample(key, image, clean_caption(words, key))
 
     def _files(self, index: int) -> tuple[Path, Path]:
-        path, name = self._folder / os.fsdecode(self._paths[index].as_py()), self._captions.get(index)
-        return path, path.with_name(name) if name else path.with_suffix(".txt")
+        name, caption = (os.fsdecode(column[index].as_py()) for column in (self._paths, self._captions))
+        path = self._folder / name
+        return path, path.with_name(caption) if caption else path.with_suffix(".txt")
+
+
+def walk(
+    folder: Path | str, failed: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """A folder and those below it: path, folders and files, without hidden ones.
+
+    Links are not followed, nor folders that are removed from the list.
+    """
+    for root, folders, names in os.walk(folder, onerror=failed):
+        folders[:], names[:] = (sorted(name for name in each if not name.startswith(".")) for each in (folders, names))
+        yield root, folders, names
 
 
 def captions_by_stem(names: Iterable[str]) -> dict[str, str]:
@@ -119,15 +124,13 @@ def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource
     ``file_name`` holds the captions. ``file_name`` itself takes the names of the files.
     """
     source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
-    if source.pairs:
+    if source.pairs or (path := metadata_of(folder)) is None:
         return source
-    if path := metadata_of(folder):
+    if caption_column == "title":
         others = [column for column in column_names(path, (FILE_COLUMN,)) if column != FILE_COLUMN]
-        if caption_column == "title":
-            usual = [column for column in ("title", "text", "caption") if column in others]
-            caption_column = next(iter([*usual, *others[: len(others) == 1]]), caption_column)
-        return TableSource(path, FILE_COLUMN, caption_column)
-    return source
+        usual = [column for column in ("title", "text", "caption") if column in others]
+        caption_column = next(iter([*usual, *others[: len(others) == 1]]), caption_column)
+    return TableSource(path, FILE_COLUMN, caption_column)
 
 
 def _refuse(error: OSError) -> None:

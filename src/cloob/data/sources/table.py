@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import json
@@ -19,7 +18,8 @@ from pyarrow import parquet
 from cloob.data.batch import BadSample, RawSample, clean_caption, printable, read_image_file
 from cloob.data.fingerprint import Fingerprint, of_column
 from cloob.data.source import IMAGE_EXTENSIONS
-from cloob.errors import InputError, counted, first_of, one_line
+from cloob.data.sources.files import reading
+from cloob.errors import InputError, counted, first_of
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
@@ -43,8 +43,7 @@ class TableSource:
         check_name(path, there, image_column, "image")
         check_name(path, there, caption_column, "caption")
         table, self.stray = read_table(path, columns)
-        self._images = _as_bytes(table, image_column, path)
-        self._captions = _as_bytes(table, caption_column, path)
+        self._images, self._captions = (_as_bytes(table, name, path) for name in (image_column, caption_column))
         del table
         pa.default_memory_pool().release_unused()  # parsing takes about as much again as the columns
         self.shard_sizes = (len(self),)
@@ -62,8 +61,8 @@ class TableSource:
         """Path of the image and caption of row ``index`` (from 0) as the table has them; no image is opened."""
         return as_text(self._images[index].as_py()).strip(), self._captions[index].as_py()
 
-    def picture(self, stored: str) -> bytes:
-        return read_image_file(self._path.parent / stored, printable(stored))
+    def picture(self, stored: str, key: str = "", where: str = "") -> bytes:
+        return read_image_file(self._path.parent / stored, key or printable(stored), where)
 
     def read(self, index: int) -> RawSample:
         """The pair in row ``index`` (from 0); its key is the image path, and a ``BadSample`` counts rows from 1."""
@@ -74,7 +73,7 @@ class TableSource:
         stored, raw = self.row(index)
         key = printable(stored) or where
         caption = clean_caption(raw, key, where)
-        return RawSample(key, read_image_file(self._path.parent / stored, key, where), caption)
+        return RawSample(key, self.picture(stored, key, where), caption)
 
 
 def as_text(raw: Any) -> str:
@@ -86,8 +85,10 @@ def _as_bytes(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
     column = table.column(name)
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         return column
-    with _one_line(path, f"column {name!r} holds {column.type}, not text"):
+    try:
         return column.cast(pa.large_string()).cast(pa.large_binary())
+    except pa.ArrowException:
+        raise InputError(f"{path}: column {name!r} holds {column.type}, not text") from None
 
 
 def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None:
@@ -102,7 +103,7 @@ def column_names(path: Path, wanted: Sequence[str]) -> list[str]:
 
     ``wanted`` also tells which delimiter is meant.
     """
-    with _one_line(path):
+    with reading(path):
         match path.suffix.lower():
             case ".csv" | ".tsv":
                 return [name.strip() for name in _header(path, wanted)[1]]
@@ -121,7 +122,7 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
 
     Of several columns of one name the first is read. A list in a line of JSON stands for as many rows.
     """
-    with _one_line(path):
+    with reading(path):
         match path.suffix.lower():
             case ".csv" | ".tsv":
                 return _read_text(path, columns)
@@ -139,16 +140,15 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a table of JSON that are not empty; bytes that are not UTF-8 are escaped."""
-    with _one_line(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(iter(lambda: file.readline(_BLOCK_BYTES), ""), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                row.keys()
-            except (ValueError, RecursionError, AttributeError) as error:
-                raise InputError(f"{path}: line {number:,} is not JSON or no object: {error}") from None
-            yield row
+    with reading(path), path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                    row.keys()
+                except (ValueError, RecursionError, AttributeError) as error:
+                    raise InputError(f"{path}: line {number:,} is not JSON or no object: {error}") from None
+                yield row
 
 
 def _stored(value: Any) -> bytes | None:
@@ -205,13 +205,3 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
     splits = [(delimiter, next(csv.reader([header], delimiter=delimiter))) for delimiter in _DELIMITERS]
     complete = [split for split in splits if {*columns} <= {name.strip() for name in split[1]}]
     return complete[0] if complete else max(splits, key=lambda split: len(split[1]))
-
-
-@contextlib.contextmanager
-def _one_line(path: Path, why: str = "") -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        hint = "; a quote that is not closed takes in the rows after it" if '"' in str(error) else ""
-        said = f"cannot be read as a {path.suffix[1:].lower()} table: {why or one_line(error)}{hint}"
-        raise InputError(f"{path} {said}") from None

@@ -8,8 +8,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, clean_caption, printable
-from cloob.data.content import Reader
+from cloob.data.batch import BadSample, Reader, clean_caption, printable
 from cloob.data.open import check_usable, open_source, open_unprobed
 from cloob.data.shards.spec import is_pattern, is_remote, local_path
 from cloob.data.source import Source

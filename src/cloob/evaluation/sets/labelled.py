@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from cloob.data.open import DEMO
 from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.shards.tar import TarReader, group_members
 from cloob.data.source import IMAGE_EXTENSIONS, IMAGE_SUFFIXES
+from cloob.data.sources.folder import walk
 from cloob.errors import InputError, first_of
 
 _SPLITS = {"train", "val", "valid", "validation", "test"}
@@ -133,12 +133,8 @@ def _open_folders(folder: Path, root: Path, classnames: tuple[str, ...] | None) 
 
 
 def _images_below(root: Path, name: str) -> list[str]:
-    return sorted(
-        (Path(at).relative_to(root) / file).as_posix()
-        for at, _, files in os.walk(root / name)
-        for file in files
-        if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
-    )
+    files = ((Path(at).relative_to(root) / file).as_posix() for at, _, files in walk(root / name) for file in files)
+    return sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
 
 
 def _read_lines(path: Path, wanted: str = "") -> tuple[str, ...] | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cloob.data.content import Reader
+from cloob.data.batch import Reader
 from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.source import IMAGE_SUFFIXES
 from cloob.errors import InputError, nearest, one_line, require

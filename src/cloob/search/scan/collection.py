@@ -22,14 +22,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption, decoding
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption, decoding, read_caption_file
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES
-from cloob.data.sources.folder import captions_by_stem
+from cloob.data.sources.folder import captions_by_stem, walk
 from cloob.data.sources.table import as_text, check_name, column_names, json_rows, read_table
 from cloob.errors import InputError, one_line
-from cloob.files import TooLarge, read_at_most
 from cloob.pictures import read_file
 from cloob.search.records import Value, valid
 from cloob.search.where import NUMBERS, TEXTS
@@ -104,92 +103,80 @@ class Collection:
         return any(fnmatch(name, pattern) for pattern in self._exclude for name in names)
 
 
-class Rows:
-    """A table whose rows say something of pictures; several rows of one path are one picture.
+class Table(Collection):
+    """A table whose rows say something of pictures; several rows of one path are one picture."""
 
-    ``stored`` are the paths as the table has them, ``by_path`` the rows of each picture by its absolute path.
-    """
-
-    def __init__(self, path: Path, image_column: str, caption_column: str | None) -> None:
+    def __init__(
+        self, path: Path, image_column: str, caption_column: str | None, exclude: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100 - links in it stay
         self.state = path.stat()
-        self._path = path
         self._objects = [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
         there = column_names(path, (image_column, caption_column or image_column))
         self._names = list(filter(None, dict.fromkeys([*there, *(name for row in self._objects for name in row)])))
         check_name(path, self._names, image_column, "image")
         if caption_column is not None:
             check_name(path, self._names, caption_column, "caption")
-        self._image = image_column
         self._caption = caption_column or next((name for name in CAPTION_COLUMNS if name in self._names), None)
-        self._hidden = 0
-        images = [row.get(image_column) for row in self._objects] or self._read_columns()
-        self.stored = [_text(each).strip() for each in images]
-        self.by_path: dict[str, list[int]] = {}
-        folder = os.path.abspath(path.parent)  # noqa: PTH100
-        for row, stored in enumerate(self.stored):
+        self._others = [name for name in self._names if name not in (image_column, self._caption)]
+        self._hidden = 0  # rows
+        if self._objects:
+            images = [row.get(image_column) for row in self._objects]
+        else:
+            columns, stray = read_table(path, self._names)
+            self._hidden = sum(stray.values())
+            images = columns[image_column].to_pylist()
+            is_text = path.suffix.lower() != ".parquet"
+            typed = {
+                name: _typed(columns[name], is_text_table=is_text, is_caption=name == self._caption)
+                for name in self._names
+                if name != image_column
+            }
+            self._table = pa.table(typed)
+        self._stored = [_text(each).strip() for each in images]  # paths as the table has them
+        self.by_path: dict[str, list[int]] = {}  # the rows of each picture by its absolute path
+        folder = os.path.dirname(self.name)  # noqa: PTH120
+        for row, stored in enumerate(self._stored):
             if stored and "\0" not in stored:
                 self.by_path.setdefault(os.path.normpath(os.path.join(folder, stored)), []).append(row)  # noqa: PTH118
         self._composed = {unicodedata.normalize("NFC", each): rows for each, rows in self.by_path.items()}
-
-    def _read_columns(self) -> list[Any]:
-        table, stray = read_table(self._path, self._names)
-        self._hidden = sum(stray.values())
-        columns = dict(zip(self._names, table.columns, strict=True))
-        is_text_table = self._path.suffix.lower() != ".parquet"
-        for name in columns.keys() - {self._image}:
-            columns[name] = _typed(columns[name], is_text_table=is_text_table, is_caption=name == self._caption)
-        self._table = pa.table(columns)
-        images: list[Any] = columns[self._image].to_pylist()
-        return images
 
     def of(self, path: str) -> list[int]:
         """The rows that name a picture, letters with their accents in one character or in two."""
         return self.by_path.get(path) or self._composed.get(unicodedata.normalize("NFC", path), [])
 
-    def describe(self, rows: list[int]) -> tuple[str | None, dict[str, Value]]:
-        contents = [self._row(row) for row in rows]
-        captions = (valid(_text(content.get(self._caption or ""))).strip() for content in contents)
-        first = contents[0] if contents else {}
-        others = {name: raw for name, raw in first.items() if name not in (self._image, self._caption)}
+    def said(self, rows: list[int]) -> tuple[str | None, dict[str, Value]]:
+        """What rows say of a picture: all captions, and the columns of the first."""
+        captions = (valid(_text(self._cell(row, self._caption))).strip() for row in rows if self._caption)
+        others = {name: self._cell(rows[0], name) for name in self._others} if rows else {}
         return "\n".join(filter(None, dict.fromkeys(captions))) or None, values(others)
 
-    def tell(self, left_out: LeftOut) -> None:
-        if self._hidden:
-            left_out.add("row hidden by a stray quote", str(self._path), self._hidden)
-        for column in {*TEXTS, *NUMBERS}.intersection(self._names) - {self._image, self._caption, "date"}:
-            left_out.add("from filters, a column of a name that all pictures have", column)
-
-    def _row(self, row: int) -> dict[str, Any]:
-        if self._objects:
-            return self._objects[row]
-        return {name: plain(self._table.column(name)[row]) for name in self._names}
-
-
-class Table(Collection):
-    def __init__(self, path: Path, image_column: str, caption_column: str | None, exclude: tuple[str, ...]) -> None:
-        super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100 - links in it stay
-        self._rows = Rows(path, image_column, caption_column)
+    def _cell(self, row: int, column: str) -> Any:
+        return self._objects[row].get(column) if self._objects else plain(self._table.column(column)[row])
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         self.left_out = LeftOut()
-        self._rows.tell(self.left_out)
-        for row, stored in enumerate(self._rows.stored):
+        if self._hidden:
+            self.left_out.add("row hidden by a stray quote", self.name, self._hidden)
+        for column in {*TEXTS, *NUMBERS}.intersection(self._others) - {"date"}:
+            self.left_out.add("from filters, a column of a name that all pictures have", column)
+        for row, stored in enumerate(self._stored):
             if self.excluded(stored):
                 self.left_out.add("excluded", stored)
             elif not stored or "\0" in stored:
                 self.left_out.add("row without a path", f"row {row + 1:,}")
-        for path, rows in self._rows.by_path.items():
-            if self.excluded(self._rows.stored[rows[0]]):
+        for path, rows in self.by_path.items():
+            if self.excluded(self._stored[rows[0]]):
                 continue
             try:
                 state = _stated(path)
-                size, time = (0, None) if state is None else (state.st_size, _newest(state, self._rows.state))
+                size, time = (0, None) if state is None else (state.st_size, _newest(state, self.state))
             except OSError:  # reading it says why
                 size, time = None, None
             yield Found(path, size, time, rows)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
-        return self._rows.describe(found.place)
+        return self.said(found.place)
 
 
 class Folder(Collection):
@@ -199,7 +186,7 @@ class Folder(Collection):
     is followed where it leads to a picture below the folder.
     """
 
-    def __init__(self, folder: Path, exclude: tuple[str, ...] = (), table: Rows | None = None) -> None:
+    def __init__(self, folder: Path, exclude: tuple[str, ...] = (), table: Table | None = None) -> None:
         super().__init__(os.path.abspath(folder), exclude)  # noqa: PTH100 - links in it stay
         self._table = table
 
@@ -207,15 +194,15 @@ class Folder(Collection):
         self.left_out, self.unlisted = LeftOut(), []
         others: Counter[str] = Counter()
         seen: set[int] = set()
-        for folder, folders, names in os.walk(self.name, onerror=self._cannot_list):
+        for folder, folders, names in walk(self.name, self._cannot_list):
             if _INDEX in names:
                 folders.clear()
                 continue
-            folders[:] = sorted(name for name in folders if self._enters(folder, name))
+            folders[:] = (name for name in folders if self._enters(folder, name))
             captions = captions_by_stem(names)
-            for name in sorted(names):
+            for name in names:
                 path, lower = os.path.join(folder, name), name.lower()  # noqa: PTH118
-                if name.startswith(".") or lower.endswith(CAPTION_SUFFIXES):
+                if lower.endswith(CAPTION_SUFFIXES):
                     continue
                 if self._left_out(path):
                     self.left_out.add("excluded", path)
@@ -237,10 +224,10 @@ class Folder(Collection):
                 self.left_out.add("row of the folder's table that names no picture of it", path)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
-        caption, columns = self._table.describe(self._table.of(found.path)) if self._table else (None, {})
+        caption, columns = self._table.said(self._table.of(found.path)) if self._table else (None, {})
         try:
-            beside = clean_caption(read_at_most(found.place, MAX_CAPTION_BYTES), found.path) if found.place else None
-        except (OSError, TooLarge, BadSample):
+            beside = clean_caption(read_caption_file(found.place, found.path), found.path) if found.place else None
+        except BadSample:
             beside = None
         return beside or caption, columns
 
@@ -252,14 +239,13 @@ class Folder(Collection):
         self.left_out.add("folder cannot be listed", f"{error.filename} ({error.strerror})")
 
     def _enters(self, folder: str, name: str) -> bool:
+        if name in _NEVER:
+            return False
         path = os.path.join(folder, name)  # noqa: PTH118
-        if name.startswith(".") or name in _NEVER:
-            return False
-        excluded = self._left_out(path)
-        if excluded or os.path.islink(path):  # noqa: PTH114
+        excluded, linked = self._left_out(path), os.path.islink(path)  # noqa: PTH114
+        if excluded or linked:
             self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
-            return False
-        return True
+        return not (excluded or linked)
 
     def _found(self, path: str, caption: str | None) -> Found | None:
         """A picture, whose time is also that of what describes it; None where it is no file of the folder."""

@@ -36,7 +36,6 @@ from cloob.search.scan.collection import (
     Found,
     LeftOut,
     ReadFailed,
-    Rows,
     Single,
     Table,
     plain,
@@ -267,7 +266,7 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
         case "table":
             return Table(path, image, options.caption_column, exclude)
     metadata = metadata_of(path)
-    return Folder(path, exclude, Rows(metadata, FILE_COLUMN, options.caption_column) if metadata else None)
+    return Folder(path, exclude, Table(metadata, FILE_COLUMN, options.caption_column) if metadata else None)
 
 
 def open_named(name: str, options: ScanOptions | None = None) -> Collection:
