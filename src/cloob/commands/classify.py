@@ -78,10 +78,10 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Sorts; 1 where a picture could not be read or copied."""
-    from cloob.search.classify import NONE, is_head, label_by_head
+    from cloob.search.classify import NONE, label_by_head, read_head
 
     kept = options.head if options.examples else None
-    refuse({f"--head {kept}: is a file of another kind; name another": kept and kept.exists() and not is_head(kept)})
+    refuse({f"--head {kept}: is a file of another kind; name another": kept and kept.exists() and not read_head(kept)})
     how = _label_options(options)
     with opened(options.source, options.model, options.machine) as (index, unread):
         if options.labels is not None:

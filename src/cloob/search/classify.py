@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -226,20 +226,18 @@ def save_head(path: Path, head: Head) -> None:
     write_whole(path, require("safetensors.numpy", "train").save({"weight": head.weight}, {"head": json.dumps(facts)}))
 
 
-def is_head(path: Path) -> bool:
+def read_head(path: Path) -> Head | None:
+    """The head that a file holds; None for any other file."""
     try:
-        return bool(_read_head(path)[0]["format"] == _FORMAT)
+        with require("safetensors", "train").safe_open(path, framework="numpy") as file:
+            facts, weight = json.loads(file.metadata()["head"]), file.get_tensor("weight")
+        return Head(**facts, weight=weight) if facts.pop("format") == _FORMAT else None
     except Exception:  # whatever another file makes the readers raise
-        return False
+        return None
 
 
 def load_head(path: Path, fingerprint: str) -> Head:
-    facts, weight = _read_head(path) if is_head(path) else ({}, None)
-    if weight is None or facts["fingerprint"] != fingerprint:
+    head = read_head(path)
+    if head is None or head.fingerprint != fingerprint:
         raise InputError(f"{path}: no such head for this model (or damaged); --examples DIR makes one")
-    return Head(**{name: value for name, value in facts.items() if name != "format"} | {"weight": weight})
-
-
-def _read_head(path: Path) -> tuple[dict[str, Any], Vectors]:
-    with require("safetensors", "train").safe_open(path, framework="numpy") as file:
-        return json.loads(file.metadata()["head"]), file.get_tensor("weight")
+    return head

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cloob.errors import InputError
 from cloob.functional import hopfield_retrieval
 from cloob.search.find import View, search
 from cloob.search.query import AnyQuery, Vector
@@ -43,8 +42,6 @@ class Retrieved:
 
 
 def explain(view: View, query: AnyQuery, beta: float | None, top: int, row: Vector | None) -> Retrieved:
-    if beta is not None and not 0 < beta < 1e6:
-        raise InputError(f"β is {beta:g}; above 0 (an average) and below 1,000,000 (the nearest) is wanted")
     row = view.row(query, row)
     if beta is None:
         config = getattr(view.index.encoder(view.model), "objective_config", {})

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cloob.errors import InputError, require
+from cloob.errors import require
 from cloob.search.find import View
 from cloob.search.records import valid
 from cloob.search.store import Ids, Vectors
@@ -74,8 +74,6 @@ def export(view: View, path: Path) -> int:
                 count += len(items)
         view.check_some(count)
         temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -88,22 +88,16 @@ class View:
     def text_rows(self) -> Vectors:
         return background.background_rows(lambda: self.index.embedder(self.model), self.model.fingerprint)
 
+    def drawn_rows(self) -> Vectors:
+        """Vectors of pictures of the index, in the place of unrelated pictures."""
+        rows = self.vectors(np.random.default_rng(0).permutation(self.index.store.sample(background.DRAWN)))
+        return rows[np.isfinite(rows).all(1)]
+
     def unrelated_rows(self, query: Query) -> Vectors | None:
         """(B, D) unrelated queries of the query's shape; None where there is nothing to draw them from."""
         shape = tuple((term.kind == "words", term.weight) for term in query.terms)
-        words, shown = (any(is_words is wanted for is_words, _ in shape) for wanted in (True, False))
-
-        def draw() -> Vectors | None:
-            # Without words the number of rows matters alone.
-            texts = self.text_rows() if words else np.zeros((background.DRAWN, self.model.dim), np.float32)
-            pictures = np.empty((0, self.model.dim), np.float32)
-            if shown:
-                drawn = self.index.store.sample(background.DRAWN)
-                pictures = self.vectors(np.random.default_rng(0).permutation(drawn))
-            return background.unrelated(query, texts, pictures[np.isfinite(pictures).all(1)])
-
-        revision = self.index.revision() if shown else None
-        return self.index.memoize(("unrelated", self.model, revision, shape), draw)
+        key = ("unrelated", self.model, shape, None if all(words for words, _ in shape) else self.index.revision())
+        return self.index.memoize(key, lambda: background.unrelated(query, self.text_rows, self.drawn_rows))
 
 
 def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None) -> Results:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cloob.data.batch import BadSample
-from cloob.errors import InputError, nearest
+from cloob.errors import InputError
 from cloob.models.runs import split_checkpoint
 from cloob.search import find
 from cloob.search.find import Cutoff, View, Where
@@ -18,7 +18,7 @@ from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, V
 from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.sqlite import FILE, SqliteStore
 from cloob.search.store import Ids, Store, Vectors
-from cloob.search.trust import absolute, load_named, remember
+from cloob.search.trust import absolute, load_indexed, remember
 from cloob.search.where import parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
@@ -153,13 +153,7 @@ class Index:
 
     def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
         """A model by its name; the default one for None."""
-        models = {model.name: model for model in self.models}
-        wanted = name.name if isinstance(name, IndexedModel) else name or self._default or next(iter(models), "")
-        known = models.get(wanted)
-        if known is None or (isinstance(name, IndexedModel) and known.fingerprint != name.fingerprint):
-            why = f"has no vectors of a model {wanted!r} (any more); {nearest(wanted, models)}"
-            raise InputError(f"{self.store.address}: {why if models else 'is empty; `cloob index` fills it'}")
-        return known
+        return self.store.model(name or self._default)
 
     def view(self, where: Where = None, model: str | IndexedModel | None = None) -> View:
         """The pictures that a filter lets through, as a model sees them."""
@@ -172,12 +166,13 @@ class Index:
 
         model = self.model(name)
         with self._loading:
-            self._encoders[model.fingerprint] = self._checked(model, encoder, fingerprint(encoder))
+            model.check(fingerprint(encoder), self.store.address)
+            self._encoders[model.fingerprint] = encoder
             self._embedders.pop(model.fingerprint, None)
 
     def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> DualEncoder:
         """A model of the index, loaded once, and again if its name stands for other weights by now."""
-        return self._loaded(self._encoders, name, lambda model: self._checked(model, *load_named(model.spec, device)))
+        return self._loaded(self._encoders, name, lambda model: load_indexed(model, device, self.store.address))
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
         """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
@@ -187,7 +182,8 @@ class Index:
             plain = None if model.fingerprint in self._encoders else PlainEncoder.open(model.spec)
             if plain is None:
                 return TorchEmbedder(self.encoder(model, device))
-            return self._checked(model, plain, plain.fingerprint)
+            model.check(plain.fingerprint, self.store.address)
+            return plain
 
         return self._loaded(self._embedders, name, load)
 
@@ -198,36 +194,31 @@ class Index:
                 kept[model.fingerprint] = load(model)
             return kept[model.fingerprint]
 
-    def _checked(self, model: IndexedModel, encoder: T, weights: str) -> T:
-        if weights != model.weights:
-            raise model.changed(self.store.address)
-        return encoder
-
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for; ids that the index does not have are left out."""
         return self.store.items(ids)
 
     def picture(self, id: int) -> bytes:
         """The bytes of a picture's file, read from its source."""
-        from cloob.search.scan.open import Pictures  # pyarrow
-
-        items = self.items([id])
-        if not items:
-            raise InputError(f"{self.store.address}: has no item {id}")
-        self._pictures = self._pictures or Pictures()
-        try:
-            return self._pictures.read(items[0].source, items[0].path, items[0].content)
-        except BadSample as bad:
-            raise InputError(f"{items[0].path}: {bad.reason} ({bad.detail})") from None
+        return self._read(id, bytes)
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
         """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata."""
-        from cloob.pictures import Unreadable, thumbnails  # Pillow
+        from cloob.pictures.thumbnails import thumbnail  # Pillow
 
-        try:
-            return thumbnails.thumbnail(self.picture(id), size)
-        except Unreadable as error:
-            raise InputError(f"picture {id}: {error.reason} ({error.detail})") from None
+        return self._read(id, lambda data: thumbnail(data, size))
+
+    def _read(self, id: int, make: Callable[[bytes], bytes]) -> bytes:
+        from cloob.pictures import Unreadable  # Pillow
+        from cloob.search.scan.open import Pictures  # pyarrow
+
+        self._pictures = self._pictures or Pictures()
+        for item in self.items([id]):
+            try:
+                return make(self._pictures.read(item.source, item.path, item.content))
+            except (BadSample, Unreadable) as bad:
+                raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
+        raise InputError(f"{self.store.address}: has no item {id}")
 
     def search(
         self,

@@ -53,6 +53,7 @@ class PostgresStore(Store):
     _dialect = POSTGRESQL
     _each_column = "key, jsonb_typeof(value) FROM cloob_items, jsonb_each(columns)"
     _among = "= ANY(?)"
+    _listed = staticmethod(list)
 
     def __init__(self, address: str, *, writable: bool = False, create: bool = False) -> None:
         """Connects; ``create`` makes the tables, and the extension, where they are missing."""
@@ -80,7 +81,7 @@ class PostgresStore(Store):
 
     def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
         """As of any store: by HNSW where :meth:`optimise` made it, exactly ranked; else exact."""
-        number, _ = self._model(model)
+        number = self.model(model).number
         condition, values = self._condition(where)
         among = f"cloob_vectors WHERE model = {number}"
         if where is not None:
@@ -141,30 +142,19 @@ class PostgresStore(Store):
     def _drop_searches(self, model: int) -> None:
         self._rows(f"DROP INDEX IF EXISTS {_hnsw(model)}")
 
-    def _listed(self, values: list[Any]) -> list[Any]:
-        return values
-
-    def _encode(self, vector: Vectors) -> Vectors:
-        return vector
-
-    def _decode(self, cell: Any, dim: int) -> Vectors:
-        return np.asarray(cell.to_numpy() if hasattr(cell, "to_numpy") else cell, np.float32)
+    def _decode(self, cells: list[Any], dim: int) -> Vectors:
+        rows = [cell.to_numpy() if hasattr(cell, "to_numpy") else cell for cell in cells]
+        return np.array(rows, np.float32).reshape(-1, dim)
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock, self._one_line():
             cursor = self._connected().execute(_composed(statement), values, binary=True)
             return [] if cursor.description is None else cursor.fetchall()
 
-    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
         """As of any store, without waiting for one before the next is sent."""
-        found: list[Any] = []
         with self._lock, self._one_line(), self._connected().cursor() as cursor:
-            more = "RETURNING" in statement
-            cursor.executemany(_composed(statement), rows, returning=more)
-            while more and rows:
-                found += cursor.fetchall()
-                more = bool(cursor.nextset())
-        return found
+            cursor.executemany(_composed(statement), rows)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

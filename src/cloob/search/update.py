@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +24,12 @@ from cloob.search.records import FileState, IndexedModel, Precision
 from cloob.search.scan.collection import Collection
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
 from cloob.search.store import Store
-from cloob.search.trust import absolute, load_named, remember
+from cloob.search.trust import absolute, load_indexed, load_named, remember
 
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    model: str | Path | DualEncoder | None = (
-        None  # what `load_model` takes, or a loaded one; None: the index's only one
-    )
+    model: str | Path | DualEncoder | None = None  # as `load_model` takes it, or loaded; None: the index's only one
     name: str | None = None  # what the index calls the model; None: its file name or tag
     replace_model: bool = False  # vectors of a model of this name may go if its weights or precision differ now
     device: str | torch.device = "auto"
@@ -121,7 +118,7 @@ class _Model:
         self, store: Store, options: UpdateOptions, device: torch.device, collections: Sequence[Collection]
     ) -> None:
         """Compares a model that was named, or is to be replaced, with those of the index, and adds it."""
-        self._store, self._load, self._lock = store, partial(load_named, device=device), threading.Lock()
+        self._store, self._device, self._lock = store, device, threading.Lock()
         self._encoder: DualEncoder | None = None
         self.is_new = False
         known, precision, wanted = store.models(), options.precision, options.model
@@ -130,7 +127,7 @@ class _Model:
             if not options.replace_model and precision in (None, self.indexed.precision):
                 return
             name, spec, precision = self.indexed.name, self.indexed.spec, precision or self.indexed.precision
-            self._encoder, weights = self._load(spec)
+            self._encoder, weights = load_named(spec, device)
         elif isinstance(wanted, str | Path):
             name, spec = options.name or default_name(str(wanted)), absolute(str(wanted))
             remember(spec)
@@ -150,7 +147,7 @@ class _Model:
             new = replace(new, name=same.name)
         old = next((each for each in known if each.name == new.name and each.fingerprint != new.fingerprint), None)
         if old is not None and not options.replace_model:
-            raise old.changed(store.address)
+            old.check("", store.address)  # it is another one, at least in precision
         for each in collections if old is not None else ():  # which have to be there to make the vectors anew
             if refused := make_plan(store, each, new.name, remove_all=options.remove_all).summary.refused:
                 raise InputError(f"{each.name}: {refused[each.name]}")
@@ -170,10 +167,7 @@ class _Model:
     def encoder(self) -> DualEncoder:
         with self._lock:
             if self._encoder is None:
-                encoder, weights = self._load(self.indexed.spec)
-                if weights != self.indexed.weights:
-                    raise self.indexed.changed(self._store.address)
-                self._encoder = encoder
+                self._encoder = load_indexed(self.indexed, self._device, self._store.address)
             return self._encoder
 
 
