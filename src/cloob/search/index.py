@@ -23,6 +23,7 @@ from cloob.search.where import parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     from cloob.models.encoder import DualEncoder
+    from cloob.models.onnx.plain import PlainEncoder
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.explain import Retrieved
@@ -79,7 +80,7 @@ class Index:
         self.store = store
         self._default = None if model is None else self._typed(model)
         self._encoders: dict[str, DualEncoder] = {}  # by fingerprint, as a name may come to stand for other weights
-        self._embedders: dict[str, Embedder] = {}  # likewise
+        self._plain: dict[str, PlainEncoder] = {}  # likewise
         self._loading = threading.RLock()
         self._memoized: dict[Hashable, Any] = {}
         self._pictures: Pictures | None = None
@@ -117,7 +118,7 @@ class Index:
         """Closes the database and forgets the models."""
         self.store.close()
         self._encoders.clear()
-        self._embedders.clear()
+        self._plain.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -160,39 +161,35 @@ class Index:
         condition = parse(where, self.columns()) if isinstance(where, str) else where
         return View(self, self.model(model), condition)
 
-    def use(self, name: str, encoder: DualEncoder) -> None:
-        """Hands in a loaded model for :meth:`encoder`."""
+    def use(self, name: str | IndexedModel, encoder: DualEncoder, weights: str | None = None) -> None:
+        """Hands in a loaded model for :meth:`encoder`, and the fingerprint of its weights if that is known."""
         from cloob.models.load import fingerprint  # torch
 
         model = self.model(name)
-        with self._loading:
-            model.check(fingerprint(encoder), self.store.address)
-            self._encoders[model.fingerprint] = encoder
-            self._embedders.pop(model.fingerprint, None)
+        model.check(weights or fingerprint(encoder), self.store.address)
+        self._encoders[model.fingerprint] = encoder
 
     def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> DualEncoder:
         """A model of the index, loaded once, and again if its name stands for other weights by now."""
-        return self._loaded(self._encoders, name, lambda model: load_indexed(model, device, self.store.address))
+        model = self.model(name)
+        with self._loading:  # one at a time
+            if model.fingerprint not in self._encoders:
+                self._encoders[model.fingerprint] = load_indexed(model, device, self.store.address)
+            return self._encoders[model.fingerprint]
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
         """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
         from cloob.models.onnx.plain import PlainEncoder  # only where something has to be embedded
 
-        def load(model: IndexedModel) -> Embedder:
-            plain = None if model.fingerprint in self._encoders else PlainEncoder.open(model.spec)
-            if plain is None:
-                return TorchEmbedder(self.encoder(model, device))
-            model.check(plain.fingerprint, self.store.address)
-            return plain
-
-        return self._loaded(self._embedders, name, load)
-
-    def _loaded(self, kept: dict[str, T], name: str | IndexedModel | None, load: Callable[[IndexedModel], T]) -> T:
-        with self._loading:  # one at a time
-            model = self.model(name)
-            if model.fingerprint not in kept:
-                kept[model.fingerprint] = load(model)
-            return kept[model.fingerprint]
+        model = self.model(name)
+        with self._loading:
+            if model.fingerprint not in (*self._encoders, *self._plain):
+                plain = PlainEncoder.open(model.spec)
+                if plain is not None:
+                    model.check(plain.fingerprint, self.store.address)
+                    self._plain[model.fingerprint] = plain
+            loaded = None if model.fingerprint in self._encoders else self._plain.get(model.fingerprint)
+        return loaded or TorchEmbedder(self.encoder(model, device))
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for; ids that the index does not have are left out."""
@@ -328,6 +325,6 @@ class Index:
             options: Which model, and how; None: the index's only model.
             progress: Called with the number of pictures opened so far, and in all.
         """
-        from cloob.search.update import update  # torch
+        from cloob.search.update import UpdateOptions, update  # torch
 
-        return update(self.store, sources, options, progress)
+        return update(self, sources, options or UpdateOptions(), progress)

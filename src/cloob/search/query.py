@@ -100,9 +100,9 @@ def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Cal
     def row(term: Term) -> Vector:
         if isinstance(term.what, int):
             return row_of_item(term.what)
-        return (
-            embedder().texts([str(term.what)])[0] if term.kind == "words" else embedder().pictures([_picture(term)])[0]
-        )
+        if term.kind == "words":
+            return embedder().texts([str(term.what)])[0]
+        return embedder().pictures([_picture(term)])[0]
 
     return weighted_row([term.weight for term in query.terms], list(map(row, query.terms)))
 

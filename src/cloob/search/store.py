@@ -185,10 +185,13 @@ class Store(ABC):
         for values in self._by_source(rows):
             self._rows(f"DELETE FROM cloob_{table} WHERE source = ? AND path {self._among}", values)
 
-    def remove(self, ids: Sequence[int]) -> None:
-        if ids:
+    def remove(self, source: str, paths: Sequence[str]) -> None:
+        """Forgets files that are gone, those that could not be read as well."""
+        if paths:
+            rows = [(source, path) for path in paths]
             with self._writing():
-                self._rows(f"DELETE FROM cloob_items WHERE id {self._among}", (self._listed(list(map(int, ids))),))
+                self._forget(rows, "items")
+                self._forget(rows)
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
@@ -196,12 +199,6 @@ class Store(ABC):
             rows = [(source, each.path, each.bytes, each.mtime_ns, valid(each.fault or "")) for each in faults]
             self._forget(rows, "items")
             self._many(_REPLACE_FAULT, rows)
-
-    def clear_faults(self, source: str, paths: Sequence[str]) -> None:
-        """Forgets files that could not be read: they are gone."""
-        if paths:
-            with self._writing():
-                self._forget([(source, path) for path in paths])
 
     def sources(self) -> tuple[str, ...]:
         rows = self._rows("SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults")
@@ -280,9 +277,8 @@ WHERE model = ? AND content {self._among}"""
             wanted = list(map(int, ids[start : start + _PAGE]))
             cells = dict(self._rows(statement, (known.number, self._listed(wanted))))
             there = [place for place, id_ in enumerate(wanted) if id_ in cells]
-            result[start + np.array(there, np.int64)] = self._decode(
-                [cells[wanted[place]] for place in there], known.dim
-            )
+            rows = self._decode([cells[wanted[place]] for place in there], known.dim)
+            result[start + np.array(there, np.int64)] = rows
         return result
 
     def _condition(self, where: Filter | None) -> tuple[str, Sequence[Any]]:
