@@ -138,7 +138,8 @@ def _all_rows(view: View, n_labels: int = 1) -> tuple[Ids, Vectors]:
         raise InputError(f"{count:,} pictures by {n_labels:,} labels are too many at once; --where takes a part")
     blocks = list(view.blocks())
     view.check_some(len(blocks))
-    return np.concatenate([ids for ids, _ in blocks]), np.concatenate([rows for _, rows in blocks])
+    ids = np.array([item.id for items, _ in blocks for item in items], np.int64)
+    return ids, np.concatenate([rows for _, rows in blocks])
 
 
 def _label_rows(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:

@@ -13,7 +13,7 @@ from cloob.data.batch import BadSample
 from cloob.errors import InputError
 from cloob.models.runs import split_checkpoint
 from cloob.search import find
-from cloob.search.find import Cutoff, View, Where
+from cloob.search.find import Cutoff, Retrieved, View, Where
 from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, Vector
 from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.sqlite import FILE, SqliteStore
@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they a
     from cloob.models.onnx.plain import PlainEncoder
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
-    from cloob.search.explain import Retrieved
     from cloob.search.export import Method
     from cloob.search.scan.open import Pictures
     from cloob.search.update import Merged, UpdateOptions
@@ -279,13 +278,11 @@ class Index:
         model: str | IndexedModel | None = None,
         row: Vector | None = None,
     ) -> Retrieved:
-        """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.explain`.
+        """What a query retrieves from the pictures as a Hopfield memory, see :func:`cloob.search.find.explain`.
 
         ``beta`` is β; None: the model's own, else 8. ``query`` and ``row`` are as for :meth:`search`.
         """
-        from cloob.search.explain import explain  # torch
-
-        return explain(self.view(where, model), query, beta, top, row)
+        return find.explain(self.view(where, model), query, beta, top, row)
 
     def map(
         self, sample: int | None = None, method: Method = "pca", *, where: Where = None, model: str | None = None

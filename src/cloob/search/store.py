@@ -165,9 +165,9 @@ class Store(ABC):
             changed = [before[row[:2]][0] for row in rows if row[:2] in before and before[row[:2]][1] != row[2]]
             self._rows(f"DELETE FROM cloob_vectors WHERE item {self._among}", (self._listed(changed),))
             self._many(_REPLACE_ITEM, rows)
-            ids = [self._places(rows)[row[:2]][0] for row in rows]
-            cells = np.ascontiguousarray(vectors, np.float32)
-            self._many(_REPLACE_VECTOR, [(id_, number, revision, row) for id_, row in zip(ids, cells, strict=True)])
+            places, cells = self._places(rows), np.ascontiguousarray(vectors, np.float32)
+            given = [(places[row[:2]][0], number, revision, cell) for row, cell in zip(rows, cells, strict=True)]
+            self._many(_REPLACE_VECTOR, given)
             self._forget(rows)
 
     def _by_source(self, rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, Any]]:
