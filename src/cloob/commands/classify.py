@@ -151,9 +151,8 @@ def _print(index: cloob.Index, labels: Labels, options: Options) -> dict[int, st
     from cloob.search.classify import NONE
     from cloob.search.records import valid
 
-    tau = labels.temperature
-    if tau is not None and tau.origin == "default":
-        taken = f"{tau.inv_tau:g} is taken, and probabilities show an order alone (--inv-tau sets another)"
+    if labels.by_default:
+        taken = f"{labels.inv_tau:g} is taken, and probabilities show an order alone (--inv-tau sets another)"
         say(f"the model does not say its τ⁻¹: {taken}")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if options.csv:

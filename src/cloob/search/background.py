@@ -64,7 +64,7 @@ def unrelated(query: Query, texts: Callable[[], Vectors], pictures: Callable[[],
     if False in pools and len(pools[False]) < _MIN_PICTURES:
         return None
     generator, count = np.random.default_rng(0), len(pools[True]) if True in pools else DRAWN
-    total = np.float64(0)
+    total: npt.NDArray[np.float64] = np.zeros(1)
     for place, term in enumerate(query.terms):
         pool = pools[term.kind == "words"]
         each_once = place == 0 and term.kind == "words"

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -53,21 +53,14 @@ _FORMAT = "cloob-head-1"
 
 
 @dataclass(frozen=True)
-class Temperature:
-    """The τ⁻¹ of a softmax over labels; with the default one probabilities show an order alone."""
-
-    inv_tau: float
-    origin: Literal["objective", "weights", "default", "given"]
-
-
-@dataclass(frozen=True)
 class Labels:
     names: tuple[str, ...]  # C labels
     ids: Ids  # (n,)
     probabilities: Vectors  # (n, C); rows add up to 1
     margins: Vectors | None  # (n, C); None if they were not asked for
     chosen: tuple[tuple[int, ...], ...]  # places in ``names`` for each picture, best first; none where none fits
-    temperature: Temperature | None = None  # None for a head, which was fitted at its own
+    inv_tau: float | None = None  # None for a head, which was fitted at its own
+    by_default: bool = False  # the model does not say its τ⁻¹, so that probabilities show an order alone
 
     def counts(self) -> dict[str, int]:
         """How many pictures each label has, ``NONE`` last if it has some."""
@@ -119,10 +112,11 @@ def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Lab
     names = check_labels(labels, options)
     ids, rows = _all_rows(view, len(names))
     encoder = view.index.encoder(view.model)
-    tau = _temperature(encoder, options.inv_tau)
+    known = _inv_tau(encoder) if options.inv_tau is None else options.inv_tau
+    inv_tau = DEFAULT_INV_TAU if known is None else known
     scores = rows @ _label_rows(encoder, names, options.templates).T
     above = margins(scores, rows, view.text_rows()) if options.multi or options.none else None
-    return _choose(Labels(names, ids, _softmax(tau.inv_tau * scores), above, (), tau), options)
+    return _choose(Labels(names, ids, _softmax(inv_tau * scores), above, (), inv_tau, known is None), options)
 
 
 def label_by_head(index: Index, head: Head, *, where: Where = None) -> Labels:
@@ -164,16 +158,12 @@ def _softmax(logits: npt.NDArray[np.floating]) -> Vectors:
     return np.asarray(shifted / shifted.sum(1, keepdims=True), np.float32)
 
 
-def _temperature(encoder: object, given: float | None) -> Temperature:
-    """The given τ⁻¹, else that of the model's objective, else that in its weights, else a default."""
-    if given is not None:
-        return Temperature(given, "given")
+def _inv_tau(encoder: object) -> float | None:
+    """The τ⁻¹ of a model's objective, else that in its weights."""
     if inv_tau := getattr(encoder, "objective_config", {}).get("inv_tau"):
-        return Temperature(float(inv_tau), "objective")
+        return float(inv_tau)
     logarithm = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    if logarithm is not None:
-        return Temperature(math.exp(float(logarithm.detach())), "weights")
-    return Temperature(DEFAULT_INV_TAU, "default")
+    return None if logarithm is None else math.exp(float(logarithm.detach()))
 
 
 def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str], fingerprint: str) -> Head:

@@ -22,6 +22,8 @@ from cloob.search.trust import absolute, load_indexed, remember
 from cloob.search.where import parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
+    import torch
+
     from cloob.models.encoder import DualEncoder
     from cloob.models.onnx.plain import PlainEncoder
     from cloob.search.build import Summary
@@ -168,7 +170,7 @@ class Index:
         model.check(weights or fingerprint(encoder), self.store.address)
         self._encoders[model.fingerprint] = encoder
 
-    def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> DualEncoder:
+    def encoder(self, name: str | IndexedModel | None = None, device: str | torch.device = "auto") -> DualEncoder:
         """A model of the index, loaded once, and again if its name stands for other weights by now."""
         model = self.model(name)
         with self._loading:  # one at a time

@@ -53,14 +53,14 @@ class PostgresStore(Store):
     _dialect = POSTGRESQL
     _each_column = "key, jsonb_typeof(value) FROM cloob_items, jsonb_each(columns)"
     _among = "= ANY(?)"
-    _listed = staticmethod(list)
 
     def __init__(self, address: str, *, writable: bool = False, create: bool = False) -> None:
         """Connects; ``create`` makes the tables, and the extension, where they are missing."""
         self._psycopg = require("psycopg", "postgres")
         self._pgvector = require("pgvector.psycopg", "postgres")
         self._conninfo, self.writable = address, writable or create
-        self.address = re.sub(r"(?<=//)([^:/@]*):[^/]*@|(?<=[?&])password=[^&]*&?", _user, address)
+        password = r"(?<=//)([^:/@]*):[^/]*@|(?<=[?&])password=[^&]*&?"
+        self.address = re.sub(password, lambda found: f"{found[1]}@" if found[1] else "", address)
         self._lock = threading.RLock()
         self._open: Connection[Any] | None = None
         self._counts: dict[tuple[Any, ...], int] = {}
@@ -188,11 +188,6 @@ class PostgresStore(Store):
         except self._psycopg.Error as error:
             said = error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"{self.address}: {said}") from None
-
-
-def _user(password: re.Match[str]) -> str:
-    """What stays of an address where its password stood."""
-    return f"{password[1]}@" if password[1] else ""
 
 
 def _composed(statement: str) -> Any:

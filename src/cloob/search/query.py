@@ -100,9 +100,9 @@ def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Cal
     def row(term: Term) -> Vector:
         if isinstance(term.what, int):
             return row_of_item(term.what)
-        if term.kind == "words":
-            return embedder().texts([str(term.what)])[0]
-        return embedder().pictures([_picture(term)])[0]
+        is_words = term.kind == "words"
+        (vector,) = embedder().texts([str(term.what)]) if is_words else embedder().pictures([_picture(term)])
+        return np.asarray(vector, np.float32)
 
     return weighted_row([term.weight for term in query.terms], list(map(row, query.terms)))
 

@@ -51,7 +51,7 @@ class SqliteStore(Store):
     _dialect = SQLITE
     _each_column = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
     _among = "IN (SELECT value FROM json_each(?))"
-    _listed = staticmethod(json.dumps)
+    _listed = staticmethod(json.dumps)  # type: ignore[assignment]
 
     def __init__(self, folder: Path, *, writable: bool = False) -> None:
         self.address, self.writable = str(folder), writable

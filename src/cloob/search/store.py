@@ -10,7 +10,7 @@ import math
 import secrets
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -75,7 +75,6 @@ class Store(ABC):
     _dialect: ClassVar[Dialect]
     _each_column: ClassVar[str]  # selects the keys and types of all columns
     _among: ClassVar[str]  # what follows a column that has to have one of several values
-    _listed: ClassVar[Callable[[list[Any]], Any]]  # makes these values a parameter
 
     @abstractmethod
     def close(self) -> None: ...
@@ -97,6 +96,11 @@ class Store(ABC):
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[object]:
         """All of it or nothing; one writer at a time."""
+
+    @staticmethod
+    def _listed(values: list[Any]) -> Any:
+        """Values as the parameter of ``_among``."""
+        return values
 
     @abstractmethod
     def _decode(self, cells: list[Any], dim: int) -> Vectors: ...
