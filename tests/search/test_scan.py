@@ -328,7 +328,8 @@ def test_what_exif_and_the_name_say(tmp_path: Path) -> None:
     assert {name: item.date for name, item in items.items()} == {name: date for name, (_, date) in dates.items()}
     assert (items["turned.jpg"].width, items["turned.jpg"].height) == (10, 12)
     assert items["turned.jpg"].columns == {"camera": "Canon EOS", "latitude": -12.508333, "longitude": 9.0}
-    assert items["IMG-20240101-WA0007.jpg"].columns == {"camera": "Apple iPhone"}
+    assert items["IMG-20240101-WA0007.jpg"].columns == {"camera": "Apple iPhone", "date_from": "name"}
+    assert items["changed.jpg"].columns == {"date_from": "exif"}
 
 
 def test_one_source_inside_another(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cloob.errors import InputError
 from cloob.search import classify as heads
-from cloob.search.classify import NONE, LabelOptions, Temperature
+from cloob.search.classify import NONE, LabelOptions
 from cloob.search.index import Index
 from search_colours import ColourModel, make_index, open_index, write_pictures
 
@@ -25,7 +25,7 @@ def stems(index: Index, ids: np.ndarray) -> list[str]:
 def test_probabilities_are_the_softmax_at_the_models_temperature(index: Index) -> None:
     index.encoder().objective_config = {"inv_tau": 12.0}  # type: ignore[attr-defined]
     labels = index.classify(NAMES, LabelOptions(templates=("{c}", "a thing of colour {c}")))
-    assert labels.temperature == Temperature(12.0, "objective")
+    assert labels.inv_tau == 12.0 and not labels.by_default
     model = ColourModel()
     prompts = {name: model.encode_text([name, f"a thing of colour {name}"]).double().mean(0) for name in NAMES}
     rows = index.store.vectors("colours", labels.ids.tolist())

@@ -48,7 +48,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     (read,) = store.items([1])
     assert read == replace(whole, id=1)
     assert list(store.states("s")) == [FileState(1, "a/ü.jpg", 3, 5, "x" * 64, None, ("m",))]
-    assert store.find(["x" * 64, "y"]) == {"x" * 64: [1]}
+    assert list(store.known("m", ["x" * 64, "y"])) == ["x" * 64]
     assert store.columns() == {"b": "boolean", "k": "number", "n": "number", "t": "text"}
     assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("s",)
 
@@ -103,7 +103,7 @@ def test_a_search_gives_what_a_loop_gives(
                 store.write([item(str(number), str(seed))], "m", units(1, seed))
                 truth[ids.get(str(number), int(store.ids()[-1]))] = units(1, seed)[0]
             elif what == "remove" and str(number) in ids:
-                store.remove([ids[str(number)]])
+                store.remove("s", [str(number)])
                 del truth[ids[str(number)]]
             elif what == "reopen":
                 store.close()
@@ -181,11 +181,11 @@ def test_a_second_writer_waits_then_says_so(tmp_path: Path, monkeypatch: pytest.
     other.execute("BEGIN IMMEDIATE")
     second = SqliteStore(tmp_path / "i", writable=True)
     with pytest.raises(InputError, match="another process has been writing"):
-        second.remove([1])
+        second.remove("s", ["0"])
     assert second.count() == 5  # reading goes on
     other.execute("COMMIT")
     other.close()
-    second.remove([1])
+    second.remove("s", ["0"])
     assert store.count() == 4
 
 

@@ -63,12 +63,12 @@ def run(options: Options) -> int:
     if kept is not None:
         check_out("--head", kept, (".safetensors",))
     check_source(options.source, options.model)
-    from cloob.search.classify import NONE, TEMPLATES, LabelOptions, is_head, label_by_head
+    from cloob.search.classify import NONE, TEMPLATES, LabelOptions, label_by_head, read_head
 
     templates = options.templates or TEMPLATES
     how = LabelOptions(templates, options.multi, options.none, options.cutoff, options.inv_tau)
     names = () if options.labels is None else _labels(options.labels, how)
-    refuse({f"--head {kept}: is a file of another kind; name another": kept and kept.exists() and not is_head(kept)})
+    refuse({f"--head {kept}: is a file of another kind; name another": kept and kept.exists() and not read_head(kept)})
     with opened(options.source, options.model, options.machine) as (index, unread):
         if names:
             index.encoder(device=options.machine.device)
@@ -127,9 +127,8 @@ def _print(index: cloob.Index, labels: Labels, options: Options) -> dict[int, st
     from cloob.search.classify import NONE
     from cloob.search.records import valid
 
-    tau = labels.temperature
-    if tau is not None and tau.origin == "default":
-        taken = f"{tau.inv_tau:g} is taken, and probabilities show an order alone (--inv-tau sets another)"
+    if labels.by_default:
+        taken = f"{labels.inv_tau:g} is taken, and probabilities show an order alone (--inv-tau sets another)"
         say(f"the model does not say its τ⁻¹: {taken}")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if options.csv:

@@ -69,8 +69,6 @@ def opened(
         with progress() as update:
             done = index.update([source], options, progress=partial(update, "pictures"))
         report_left_out(done)
-        if model is not None and not isinstance(model, str):
-            index.use(index.model().name, model)
         yield index, sum(done.faults.values()) + done.unread
 
 

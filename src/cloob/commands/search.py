@@ -88,7 +88,7 @@ def check(options: Options) -> None:
     nothing = 'nothing to search for: give words ("a red bird"), a picture, --like ID or --where'
     refuse({nothing: not (options.duplicates or options.query or options.like or options.where)})
     refuse({"--explain needs a query": options.explain and not (options.query or options.like)})
-    within(options, top=(1, 100_000), threshold=(0.001, 1))
+    within(options, top=(1, 100_000), threshold=(0.001, 1), beta=(1e-6, 1e6))
 
 
 def run(options: Options) -> int:

@@ -53,21 +53,23 @@ def background_rows(embedder: Callable[[], Embedder], fingerprint: str) -> Vecto
     return rows
 
 
-def unrelated(query: Query, texts: Vectors, pictures: Vectors, seed: int = 0) -> Vectors | None:
+def unrelated(query: Query, texts: Callable[[], Vectors], pictures: Callable[[], Vectors]) -> Vectors | None:
     """(B, D) unit rows of unrelated queries of a query's shape.
 
-    ``texts`` are the (B, D) of the background, ``pictures`` (P, D) drawn from the index. None if a term is a picture,
-    and the index has too few to compare with.
+    They are made of the (B, D) rows of the background's texts and of (P, D) rows drawn from the index. None if a term
+    is a picture, and the index has too few to compare with.
     """
-    generator = np.random.default_rng(seed)
-    total = np.zeros((len(texts), texts.shape[1]))
+    kinds = {term.kind == "words" for term in query.terms}
+    pools = {is_words: (texts if is_words else pictures)() for is_words in kinds}
+    if False in pools and len(pools[False]) < _MIN_PICTURES:
+        return None
+    generator, count = np.random.default_rng(0), len(pools[True]) if True in pools else DRAWN
+    total: npt.NDArray[np.float64] = np.zeros(1)
     for place, term in enumerate(query.terms):
-        pool = texts if term.kind == "words" else pictures
-        if term.kind != "words" and len(pictures) < _MIN_PICTURES:
-            return None
+        pool = pools[term.kind == "words"]
         each_once = place == 0 and term.kind == "words"
-        drawn = np.arange(len(texts)) if each_once else generator.integers(len(pool), size=len(texts))
-        total += term.weight * pool[drawn]
+        drawn = np.arange(count) if each_once else generator.integers(len(pool), size=count)
+        total = total + term.weight * pool[drawn]
     lengths = np.linalg.norm(total, axis=1)
     kept = lengths > 1e-6 * max(abs(term.weight) for term in query.terms)
     return np.asarray(total[kept] / lengths[kept, None], np.float32)

@@ -136,11 +136,12 @@ def _refuse_losses(plan: Plan, pictures: Sequence[FileState], in_containers: set
         plan.summary.refused[name] = f"none of its {len(pictures):,} {why}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     work: Work
     item: Item | None  # None if the file cannot be read
-    pixels: Tensor | None = None  # None if the vector is known
+    pixels: Tensor | None = None
+    row: Vectors | None = None  # (D,), in the place of pixels: the vector that the index has of these bytes
     fault: str = ""  # why it cannot be read
     transient: bool = False  # the fault may be temporary, so what is known of the file stays
     truncated: bool = False  # a JPEG that lacks its end
@@ -176,15 +177,15 @@ class Builder:
         self._may_decode = threading.Event()
         self._may_decode.set()
 
-    def prepare(self, work: Work, *, decode: bool = False) -> Prepared:
-        """Opens one picture, in any thread; decodes it only if its vector is not known, unless ``decode``."""
+    def prepare(self, work: Work) -> Prepared:
+        """Opens one picture, in any thread; decodes it only if the vector of its bytes is not known."""
         self._may_decode.wait()
         try:
             data = work.collection.read(work.found)
             encoded = Encoded(data, self._max_pixels)
             item = _item(work, encoded, data)
-            if not decode and self._known_rows(self._model, [item.content]):
-                return Prepared(work, item)
+            if known := self._store.known(self._model, [item.content]):
+                return Prepared(work, item, row=known[item.content])
             pixels = self._encoder().preprocess(encoded.rgb())
             return Prepared(work, item, pixels, truncated=encoded.truncated)
         except (BadSample, Unreadable) as bad:
@@ -204,42 +205,31 @@ class Builder:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is waiting. All known vectors are read before one is written: files may exchange their bytes."""
-        waiting, self._waiting = self._waiting, []
-        own = self._known_rows(self._model, [each.content for each in waiting])
-        batch = [
-            self.prepare(each.work, decode=True)  # its vector was known, and is not any more
-            if each.item is not None and each.pixels is None and each.content not in own
-            else each
-            for each in waiting
-        ]
-        new = {each.content: each.pixels for each in batch if each.pixels is not None and each.content not in own}
+        """Writes what is waiting; bytes whose vector came to be known meanwhile are not embedded again."""
+        batch, self._waiting = self._waiting, []
+        pixels = {each.content: each.pixels for each in batch if each.pixels is not None}
+        rows = {each.content: each.row for each in batch if each.row is not None}
+        rows |= self._store.known(self._model, pixels.keys() - rows.keys())
+        new = [content for content in pixels if content not in rows]
         for start in range(0, len(new), self._batch_size):
-            contents = list(new)[start : start + self._batch_size]
-            own |= zip(contents, self._embed([new[content] for content in contents]), strict=True)
+            contents = new[start : start + self._batch_size]
+            rows |= zip(contents, self._embed([pixels[content] for content in contents]), strict=True)
         self.summary.embedded += len(new)
-        finite = {content for content, row in own.items() if np.isfinite(row).all()}
-        good = [each for each in batch if each.content in finite]
+        good = [each for each in batch if each.item is not None and np.isfinite(rows[each.content]).all()]
         arrived = [each for each in good if each.change(self._model) in ("added", "changed")]
         others = [model.name for model in self._store.models() if model.name != self._model]
-        copies = {model: self._known_rows(model, [each.content for each in arrived]) for model in others}
-        for model, rows in (*copies.items(), (self._model, own)):  # its own last: a file that has this vector is done
-            some = good if rows is own else [each for each in arrived if each.content in rows]
+        copies = {model: self._store.known(model, {each.content for each in arrived}) for model in others}
+        for model, vectors in (*copies.items(), (self._model, rows)):  # its own last: what has this vector is done
+            some = [each for each in (good if vectors is rows else arrived) if each.content in vectors]
             if some:
                 items = [each.item for each in some if each.item is not None]
-                self._store.write(items, model, np.stack([rows[each.content] for each in some]))
+                self._store.write(items, model, np.stack([vectors[each.content] for each in some]))
+        for each in batch:
+            if each not in good:
+                self._write_fault(each)
         for each in good:
             count = each.change(self._model)
             setattr(self.summary, count, getattr(self.summary, count) + 1)
-        for each in batch:
-            if each.content not in finite:
-                self._write_fault(each)
-
-    def _known_rows(self, model: str, contents: Sequence[str]) -> dict[str, Vectors]:
-        holders = self._store.find(list(set(contents))) if contents else {}
-        by_id = {id_: content for content, ids in holders.items() for id_ in ids}
-        rows = zip(by_id.values(), self._store.vectors(model, list(by_id)) if by_id else [], strict=True)
-        return {content: row for content, row in rows if np.isfinite(row).all()}
 
     def _embed(self, pixels: Sequence[Tensor]) -> Vectors:
         encoder = self._encoder()
@@ -266,7 +256,7 @@ class Builder:
 def _item(work: Work, encoded: Encoded, data: bytes) -> Item:
     caption, columns = work.collection.describe(work.found)
     exif, content = encoded.exif, hashlib.sha256(data).hexdigest()
-    taken = date_of(work.found.path, columns.get("date"), exif)
+    taken, origin = date_of(work.found.path, columns.get("date"), exif)
     place = (0, work.collection.name, work.found.path)
-    columns = camera_and_place(exif) | dict(columns)
+    columns = camera_and_place(exif) | ({"date_from": origin} if origin else {}) | dict(columns)
     return Item(*place, content, len(data), work.found.mtime_ns, *encoded.whole, taken, caption, columns)

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -53,21 +53,14 @@ _FORMAT = "cloob-head-1"
 
 
 @dataclass(frozen=True)
-class Temperature:
-    """The τ⁻¹ of a softmax over labels; with the default one probabilities show an order alone."""
-
-    inv_tau: float
-    origin: Literal["objective", "weights", "default", "given"]
-
-
-@dataclass(frozen=True)
 class Labels:
     names: tuple[str, ...]  # C labels
     ids: Ids  # (n,)
     probabilities: Vectors  # (n, C); rows add up to 1
     margins: Vectors | None  # (n, C); None if they were not asked for
     chosen: tuple[tuple[int, ...], ...]  # places in ``names`` for each picture, best first; none where none fits
-    temperature: Temperature | None = None  # None for a head, which was fitted at its own
+    inv_tau: float | None = None  # None for a head, which was fitted at its own
+    by_default: bool = False  # the model does not say its τ⁻¹, so that probabilities show an order alone
 
     def counts(self) -> dict[str, int]:
         """How many pictures each label has, ``NONE`` last if it has some."""
@@ -119,10 +112,11 @@ def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Lab
     names = check_labels(labels, options)
     ids, rows = _all_rows(view, len(names))
     encoder = view.index.encoder(view.model)
-    tau = _temperature(encoder, options.inv_tau)
+    known = _inv_tau(encoder) if options.inv_tau is None else options.inv_tau
+    inv_tau = DEFAULT_INV_TAU if known is None else known
     scores = rows @ _label_rows(encoder, names, options.templates).T
     above = margins(scores, rows, view.text_rows()) if options.multi or options.none else None
-    return _choose(Labels(names, ids, _softmax(tau.inv_tau * scores), above, (), tau), options)
+    return _choose(Labels(names, ids, _softmax(inv_tau * scores), above, (), inv_tau, known is None), options)
 
 
 def label_by_head(index: Index, head: Head, *, where: Where = None) -> Labels:
@@ -138,7 +132,8 @@ def _all_rows(view: View, n_labels: int = 1) -> tuple[Ids, Vectors]:
         raise InputError(f"{count:,} pictures by {n_labels:,} labels are too many at once; --where takes a part")
     blocks = list(view.blocks())
     view.check_some(len(blocks))
-    return np.concatenate([ids for ids, _ in blocks]), np.concatenate([rows for _, rows in blocks])
+    ids = np.array([item.id for items, _ in blocks for item in items], np.int64)
+    return ids, np.concatenate([rows for _, rows in blocks])
 
 
 def _label_rows(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
@@ -163,16 +158,12 @@ def _softmax(logits: npt.NDArray[np.floating]) -> Vectors:
     return np.asarray(shifted / shifted.sum(1, keepdims=True), np.float32)
 
 
-def _temperature(encoder: object, given: float | None) -> Temperature:
-    """The given τ⁻¹, else that of the model's objective, else that in its weights, else a default."""
-    if given is not None:
-        return Temperature(given, "given")
+def _inv_tau(encoder: object) -> float | None:
+    """The τ⁻¹ of a model's objective, else that in its weights."""
     if inv_tau := getattr(encoder, "objective_config", {}).get("inv_tau"):
-        return Temperature(float(inv_tau), "objective")
+        return float(inv_tau)
     logarithm = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    if logarithm is not None:
-        return Temperature(math.exp(float(logarithm.detach())), "weights")
-    return Temperature(DEFAULT_INV_TAU, "default")
+    return None if logarithm is None else math.exp(float(logarithm.detach()))
 
 
 def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str], fingerprint: str) -> Head:
@@ -226,20 +217,18 @@ def save_head(path: Path, head: Head) -> None:
     write_whole(path, require("safetensors.numpy", "train").save({"weight": head.weight}, {"head": json.dumps(facts)}))
 
 
-def is_head(path: Path) -> bool:
+def read_head(path: Path) -> Head | None:
+    """The head that a file holds; None for any other file."""
     try:
-        return bool(_read_head(path)[0]["format"] == _FORMAT)
+        with require("safetensors", "train").safe_open(path, framework="numpy") as file:
+            facts, weight = json.loads(file.metadata()["head"]), file.get_tensor("weight")
+        return Head(**facts, weight=weight) if facts.pop("format") == _FORMAT else None
     except Exception:  # whatever another file makes the readers raise
-        return False
+        return None
 
 
 def load_head(path: Path, fingerprint: str) -> Head:
-    facts, weight = _read_head(path) if is_head(path) else ({}, None)
-    if weight is None or facts["fingerprint"] != fingerprint:
+    head = read_head(path)
+    if head is None or head.fingerprint != fingerprint:
         raise InputError(f"{path}: no such head for this model (or damaged); --examples DIR makes one")
-    return Head(**{name: value for name, value in facts.items() if name != "format"} | {"weight": weight})
-
-
-def _read_head(path: Path) -> tuple[dict[str, Any], Vectors]:
-    with require("safetensors", "train").safe_open(path, framework="numpy") as file:
-        return json.loads(file.metadata()["head"]), file.get_tensor("weight")
+    return head

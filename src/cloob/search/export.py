@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cloob.errors import InputError, require
+from cloob.errors import require
 from cloob.search.find import View
 from cloob.search.records import valid
 from cloob.search.store import Ids, Vectors
@@ -41,8 +41,8 @@ def export(view: View, path: Path) -> int:
     fields = list(types)
     types |= {"vector": pa.list_(pa.float32(), model.dim)}
     found: dict[str, set[type]] = defaultdict(set)
-    for ids in view.index.store.pages(view.where):
-        for item in view.items(ids).values():
+    for items, _ in view.blocks():
+        for item in items:
             for name, value in item.columns.items():
                 found[name].add(type(value))
     own = {}
@@ -58,24 +58,17 @@ def export(view: View, path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with parquet.ParquetWriter(temporary, schema) as writer:
-            for ids in view.index.store.pages(view.where):
-                rows = dict(zip(ids, view.vectors(ids), strict=True))
-                items = [item for item in view.items(ids).values() if np.isfinite(rows[item.id]).all()]
-                if not items:
-                    continue
+            for items, rows in view.blocks():
                 table: dict[str, Any] = {name: [getattr(item, name) for item in items] for name in fields}
                 table |= {name: [None if text is None else valid(text) for text in table[name]] for name in _TEXTS}
                 for title, (name, convert) in own.items():
                     values = (item.columns.get(name) for item in items)
                     table[title] = [None if value is None else convert(value) for value in values]
-                vectors = pa.array(np.concatenate([rows[item.id] for item in items]))
-                table["vector"] = pa.FixedSizeListArray.from_arrays(vectors, model.dim)
+                table["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), model.dim)
                 writer.write_table(pa.Table.from_pydict(table, schema=schema))
                 count += len(items)
         view.check_some(count)
         temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

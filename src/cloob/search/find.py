@@ -1,7 +1,8 @@
-"""Searches: the nearest pictures above a cutoff, more like a picture, and look-alikes."""
+"""Searches: the nearest pictures above a cutoff, look-alikes, and what a Hopfield memory of the pictures retrieves."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ DUPLICATE = 0.97  # cosine from which two pictures look alike
 LOOKED_AT = 200
 """Nearest pictures that the cutoff looks at, at least: the nearest of all need not be the one that fits."""
 
+DEFAULT_BETA = 8.0  # the paper's, where the model does not say with which it was trained
+MEMORY = 100_000  # pictures of a Hopfield memory at most: the nearest ones of a larger collection
 _BLOCK = 256  # pictures that are compared at once
 
 
@@ -46,13 +49,13 @@ class View:
         """Items by id, in the order asked for; others were removed meanwhile."""
         return {item.id: item for item in self.index.store.items(ids)}
 
-    def blocks(self) -> Iterator[tuple[Ids, Vectors]]:
-        """Ids and vectors of all pictures that have one, some thousands at a time."""
+    def blocks(self) -> Iterator[tuple[list[Item], Vectors]]:
+        """All pictures that have a vector, with it, some thousands at a time."""
         for ids in self.index.store.pages(self.where):
-            rows = self.vectors(ids)
-            known = np.isfinite(rows).all(1)
+            rows, items = self.vectors(ids), self.items(ids)
+            known = np.isfinite(rows).all(1) & np.array([id_ in items for id_ in ids])
             if known.any():
-                yield np.array(ids)[known], rows[known]
+                yield [items[ids[place]] for place in np.flatnonzero(known)], rows[known]
 
     def why_none(self) -> str:
         store = self.index.store
@@ -88,22 +91,16 @@ class View:
     def text_rows(self) -> Vectors:
         return background.background_rows(lambda: self.index.embedder(self.model), self.model.fingerprint)
 
+    def drawn_rows(self) -> Vectors:
+        """Vectors of pictures of the index, in the place of unrelated pictures."""
+        rows = self.vectors(np.random.default_rng(0).permutation(self.index.store.sample(background.DRAWN)))
+        return rows[np.isfinite(rows).all(1)]
+
     def unrelated_rows(self, query: Query) -> Vectors | None:
         """(B, D) unrelated queries of the query's shape; None where there is nothing to draw them from."""
         shape = tuple((term.kind == "words", term.weight) for term in query.terms)
-        words, shown = (any(is_words is wanted for is_words, _ in shape) for wanted in (True, False))
-
-        def draw() -> Vectors | None:
-            # Without words the number of rows matters alone.
-            texts = self.text_rows() if words else np.zeros((background.DRAWN, self.model.dim), np.float32)
-            pictures = np.empty((0, self.model.dim), np.float32)
-            if shown:
-                drawn = self.index.store.sample(background.DRAWN)
-                pictures = self.vectors(np.random.default_rng(0).permutation(drawn))
-            return background.unrelated(query, texts, pictures[np.isfinite(pictures).all(1)])
-
-        revision = self.index.revision() if shown else None
-        return self.index.memoize(("unrelated", self.model, revision, shape), draw)
+        key = ("unrelated", self.model, shape, None if all(words for words, _ in shape) else self.index.revision())
+        return self.index.memoize(key, lambda: background.unrelated(query, self.text_rows, self.drawn_rows))
 
 
 def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None) -> Results:
@@ -185,3 +182,58 @@ def _files(items: Sequence[Item]) -> list[Item]:
         if path not in files or path == item.path:
             files[path] = item
     return list(files.values())
+
+
+@dataclass(frozen=True)
+class Associated:
+    item: Item
+    weight: float  # of the softmax; over the memory they add up to 1
+    score: float  # cosine with the query
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    beta: float
+    memory: int  # M, the number of stored patterns
+    collection: int  # pictures that match; more than M if only the nearest were taken
+    pictures: tuple[Associated, ...]  # those of largest weight, largest first
+    effective: float  # how many pictures take part: e to the entropy of the weights, in [1, M]
+    agreement: float  # cosine of the query with what it retrieves
+    nearest: tuple[Hit, ...]  # to what was retrieved
+    model: str
+
+
+def explain(view: View, query: AnyQuery, beta: float | None, top: int, row: Vector | None) -> Retrieved:
+    """The pictures are the stored patterns X, the query is the state q of a modern Hopfield network.
+
+    One update (Eq. 4 of arXiv:2110.11316) gives ``norm(Xᵀ softmax(β X q))``: an average of the pictures, weighted by
+    the softmax. A small β averages over the whole collection, a large one returns the nearest picture. Against M
+    pictures it has to be compared with ln M.
+    """
+    import torch
+
+    from cloob.functional import hopfield_retrieval
+
+    row = view.row(query, row)
+    if beta is None:
+        config = getattr(view.index.encoder(view.model), "objective_config", {})
+        beta = float(config.get("beta") or DEFAULT_BETA) if config.get("hopfield") else DEFAULT_BETA
+    near = view.index.store.nearest(view.model.name, row, MEMORY, view.where)
+    vectors = view.vectors(near.ids)
+    known = np.isfinite(vectors).all(1)  # others were removed meanwhile
+    ids, scores = near.ids[known], near.scores[known]
+    view.check_some(len(ids))
+    memory, state = torch.from_numpy(vectors[known]), torch.from_numpy(np.ascontiguousarray(row))
+    pattern = hopfield_retrieval(state[None], memory, beta)[0].numpy()
+    weights = (beta * (memory @ state).double()).softmax(0).numpy()
+    effective = math.exp(-float((weights * np.log(np.maximum(weights, 1e-300))).sum()))
+    best = np.argsort(-weights, kind="stable")[:top]
+    items = view.items(ids[best])
+    pictures = tuple(
+        Associated(items[int(ids[place])], float(weights[place]), float(scores[place]))
+        for place in best
+        if int(ids[place]) in items
+    )
+    after = search(view, pattern, top)
+    agreement = float(pattern @ row)
+    return Retrieved(beta, len(ids), near.searched, pictures, effective, agreement, after.hits, view.model.name)

@@ -10,22 +10,24 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cloob.data.batch import BadSample
-from cloob.errors import InputError, nearest
+from cloob.errors import InputError
 from cloob.models.runs import split_checkpoint
 from cloob.search import find
-from cloob.search.find import Cutoff, View, Where
+from cloob.search.find import Cutoff, Retrieved, View, Where
 from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, Vector
 from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.sqlite import FILE, SqliteStore
 from cloob.search.store import Ids, Store, Vectors
-from cloob.search.trust import absolute, load_named, remember
+from cloob.search.trust import absolute, load_indexed, remember
 from cloob.search.where import parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
+    import torch
+
     from cloob.models.encoder import DualEncoder
+    from cloob.models.onnx.plain import PlainEncoder
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
-    from cloob.search.explain import Retrieved
     from cloob.search.export import Method
     from cloob.search.scan.open import Pictures
     from cloob.search.update import Merged, UpdateOptions
@@ -79,7 +81,7 @@ class Index:
         self.store = store
         self._default = None if model is None else self._typed(model)
         self._encoders: dict[str, DualEncoder] = {}  # by fingerprint, as a name may come to stand for other weights
-        self._embedders: dict[str, Embedder] = {}  # likewise
+        self._plain: dict[str, PlainEncoder] = {}  # likewise
         self._loading = threading.RLock()
         self._memoized: dict[Hashable, Any] = {}
         self._pictures: Pictures | None = None
@@ -117,7 +119,7 @@ class Index:
         """Closes the database and forgets the models."""
         self.store.close()
         self._encoders.clear()
-        self._embedders.clear()
+        self._plain.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -153,55 +155,42 @@ class Index:
 
     def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
         """A model by its name; the default one for None."""
-        models = {model.name: model for model in self.models}
-        wanted = name.name if isinstance(name, IndexedModel) else name or self._default or next(iter(models), "")
-        known = models.get(wanted)
-        if known is None or (isinstance(name, IndexedModel) and known.fingerprint != name.fingerprint):
-            why = f"has no vectors of a model {wanted!r} (any more); {nearest(wanted, models)}"
-            raise InputError(f"{self.store.address}: {why if models else 'is empty; `cloob index` fills it'}")
-        return known
+        return self.store.model(name or self._default)
 
     def view(self, where: Where = None, model: str | IndexedModel | None = None) -> View:
         """The pictures that a filter lets through, as a model sees them."""
         condition = parse(where, self.columns()) if isinstance(where, str) else where
         return View(self, self.model(model), condition)
 
-    def use(self, name: str, encoder: DualEncoder) -> None:
-        """Hands in a loaded model for :meth:`encoder`."""
+    def use(self, name: str | IndexedModel, encoder: DualEncoder, weights: str | None = None) -> None:
+        """Hands in a loaded model for :meth:`encoder`, and the fingerprint of its weights if that is known."""
         from cloob.models.load import fingerprint  # torch
 
         model = self.model(name)
-        with self._loading:
-            self._encoders[model.fingerprint] = self._checked(model, encoder, fingerprint(encoder))
-            self._embedders.pop(model.fingerprint, None)
+        model.check(weights or fingerprint(encoder), self.store.address)
+        self._encoders[model.fingerprint] = encoder
 
-    def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> DualEncoder:
+    def encoder(self, name: str | IndexedModel | None = None, device: str | torch.device = "auto") -> DualEncoder:
         """A model of the index, loaded once, and again if its name stands for other weights by now."""
-        return self._loaded(self._encoders, name, lambda model: self._checked(model, *load_named(model.spec, device)))
+        model = self.model(name)
+        with self._loading:  # one at a time
+            if model.fingerprint not in self._encoders:
+                self._encoders[model.fingerprint] = load_indexed(model, device, self.store.address)
+            return self._encoders[model.fingerprint]
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
         """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
         from cloob.models.onnx import PlainEncoder  # only where something has to be embedded
 
-        def load(model: IndexedModel) -> Embedder:
-            plain = None if model.fingerprint in self._encoders else PlainEncoder.open(model.spec)
-            if plain is None:
-                return TorchEmbedder(self.encoder(model, device))
-            return self._checked(model, plain, plain.fingerprint)
-
-        return self._loaded(self._embedders, name, load)
-
-    def _loaded(self, kept: dict[str, T], name: str | IndexedModel | None, load: Callable[[IndexedModel], T]) -> T:
-        with self._loading:  # one at a time
-            model = self.model(name)
-            if model.fingerprint not in kept:
-                kept[model.fingerprint] = load(model)
-            return kept[model.fingerprint]
-
-    def _checked(self, model: IndexedModel, encoder: T, weights: str) -> T:
-        if weights != model.weights:
-            raise model.changed(self.store.address)
-        return encoder
+        model = self.model(name)
+        with self._loading:
+            if model.fingerprint not in (*self._encoders, *self._plain):
+                plain = PlainEncoder.open(model.spec)
+                if plain is not None:
+                    model.check(plain.fingerprint, self.store.address)
+                    self._plain[model.fingerprint] = plain
+            loaded = None if model.fingerprint in self._encoders else self._plain.get(model.fingerprint)
+        return loaded or TorchEmbedder(self.encoder(model, device))
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for; ids that the index does not have are left out."""
@@ -209,25 +198,25 @@ class Index:
 
     def picture(self, id: int) -> bytes:
         """The bytes of a picture's file, read from its source."""
-        from cloob.search.scan.open import Pictures  # pyarrow
-
-        items = self.items([id])
-        if not items:
-            raise InputError(f"{self.store.address}: has no item {id}")
-        self._pictures = self._pictures or Pictures()
-        try:
-            return self._pictures.read(items[0].source, items[0].path, items[0].content)
-        except BadSample as bad:
-            raise InputError(f"{items[0].path}: {bad.reason} ({bad.detail})") from None
+        return self._read(id, bytes)
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
         """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata."""
-        from cloob.pictures import Unreadable, thumbnail  # Pillow
+        from cloob.pictures import thumbnail  # Pillow
 
-        try:
-            return thumbnail(self.picture(id), size)
-        except Unreadable as error:
-            raise InputError(f"picture {id}: {error.reason} ({error.detail})") from None
+        return self._read(id, lambda data: thumbnail(data, size))
+
+    def _read(self, id: int, make: Callable[[bytes], bytes]) -> bytes:
+        from cloob.pictures import Unreadable  # Pillow
+        from cloob.search.scan.open import Pictures  # pyarrow
+
+        self._pictures = self._pictures or Pictures()
+        for item in self.items([id]):
+            try:
+                return make(self._pictures.read(item.source, item.path, item.content))
+            except (BadSample, Unreadable) as bad:
+                raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
+        raise InputError(f"{self.store.address}: has no item {id}")
 
     def search(
         self,
@@ -291,13 +280,11 @@ class Index:
         model: str | IndexedModel | None = None,
         row: Vector | None = None,
     ) -> Retrieved:
-        """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.explain`.
+        """What a query retrieves from the pictures as a Hopfield memory, see :func:`cloob.search.find.explain`.
 
         ``beta`` is β; None: the model's own, else 8. ``query`` and ``row`` are as for :meth:`search`.
         """
-        from cloob.search.explain import explain  # torch
-
-        return explain(self.view(where, model), query, beta, top, row)
+        return find.explain(self.view(where, model), query, beta, top, row)
 
     def map(
         self, sample: int | None = None, method: Method = "pca", *, where: Where = None, model: str | None = None
@@ -337,6 +324,6 @@ class Index:
             options: Which model, and how; None: the index's only model.
             progress: Called with the number of pictures opened so far, and in all.
         """
-        from cloob.search.update import update  # torch
+        from cloob.search.update import UpdateOptions, update  # torch
 
-        return update(self.store, sources, options, progress)
+        return update(self, sources, options or UpdateOptions(), progress)

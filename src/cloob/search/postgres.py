@@ -59,7 +59,8 @@ class PostgresStore(Store):
         self._psycopg = require("psycopg", "postgres")
         self._pgvector = require("pgvector.psycopg", "postgres")
         self._conninfo, self.writable = address, writable or create
-        self.address = re.sub(r"(?<=//)([^:/@]*):[^/]*@|(?<=[?&])password=[^&]*&?", _user, address)
+        password = r"(?<=//)([^:/@]*):[^/]*@|(?<=[?&])password=[^&]*&?"
+        self.address = re.sub(password, lambda found: f"{found[1]}@" if found[1] else "", address)
         self._lock = threading.RLock()
         self._open: Connection[Any] | None = None
         self._counts: dict[tuple[Any, ...], int] = {}
@@ -80,7 +81,7 @@ class PostgresStore(Store):
 
     def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
         """As of any store: by HNSW where :meth:`optimise` made it, exactly ranked; else exact."""
-        number, _ = self._model(model)
+        number = self.model(model).number
         condition, values = self._condition(where)
         among = f"cloob_vectors WHERE model = {number}"
         if where is not None:
@@ -141,30 +142,19 @@ class PostgresStore(Store):
     def _drop_searches(self, model: int) -> None:
         self._rows(f"DROP INDEX IF EXISTS {_hnsw(model)}")
 
-    def _listed(self, values: list[Any]) -> list[Any]:
-        return values
-
-    def _encode(self, vector: Vectors) -> Vectors:
-        return vector
-
-    def _decode(self, cell: Any, dim: int) -> Vectors:
-        return np.asarray(cell.to_numpy() if hasattr(cell, "to_numpy") else cell, np.float32)
+    def _decode(self, cells: list[Any], dim: int) -> Vectors:
+        rows = [cell.to_numpy() if hasattr(cell, "to_numpy") else cell for cell in cells]
+        return np.array(rows, np.float32).reshape(-1, dim)
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock, self._one_line():
             cursor = self._connected().execute(_composed(statement), values, binary=True)
             return [] if cursor.description is None else cursor.fetchall()
 
-    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
         """As of any store, without waiting for one before the next is sent."""
-        found: list[Any] = []
         with self._lock, self._one_line(), self._connected().cursor() as cursor:
-            more = "RETURNING" in statement
-            cursor.executemany(_composed(statement), rows, returning=more)
-            while more and rows:
-                found += cursor.fetchall()
-                more = bool(cursor.nextset())
-        return found
+            cursor.executemany(_composed(statement), rows)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -198,11 +188,6 @@ class PostgresStore(Store):
         except self._psycopg.Error as error:
             said = error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"{self.address}: {said}") from None
-
-
-def _user(password: re.Match[str]) -> str:
-    """What stays of an address where its password stood."""
-    return f"{password[1]}@" if password[1] else ""
 
 
 def _composed(statement: str) -> Any:

@@ -96,17 +96,15 @@ class TorchEmbedder:
 
 def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Callable[[int], Vector]) -> Vector:
     """The unit row (D,) of a query; ``embedder`` is called only if something has to be embedded."""
-    rows: dict[int, Vector] = {}
-    by_kind: dict[str, dict[int, Term]] = {"words": {}, "item": {}, "picture": {}}
-    for place, term in enumerate(query.terms):
-        by_kind[term.kind if term.kind in by_kind else "picture"][place] = term
-    words, items, pictures = by_kind.values()
-    if words:
-        rows |= zip(words, embedder().texts([str(term.what) for term in words.values()]), strict=True)
-    if pictures:
-        rows |= zip(pictures, embedder().pictures(list(map(_picture, pictures.values()))), strict=True)
-    rows |= {place: row_of_item(term.what) for place, term in items.items()}  # type: ignore[arg-type]
-    return weighted_row([term.weight for term in query.terms], [rows[place] for place in sorted(rows)])
+
+    def row(term: Term) -> Vector:
+        if isinstance(term.what, int):
+            return row_of_item(term.what)
+        is_words = term.kind == "words"
+        (vector,) = embedder().texts([str(term.what)]) if is_words else embedder().pictures([_picture(term)])
+        return np.asarray(vector, np.float32)
+
+    return weighted_row([term.weight for term in query.terms], list(map(row, query.terms)))
 
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
@@ -139,12 +137,11 @@ def _read_term(word: str) -> Term:
     if what.lower().startswith(("http://", "https://")):
         return Term(what, "address", weight)
     named = Path(what).suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS
-    if named or what.startswith(("/", "./", "../", "~/")):
-        path = Path(what).expanduser()
-        if not path.is_file():
-            raise InputError(f"{what}: no such picture; for the words as they stand write words:{what}")
-        return Term(path, "picture", weight)
-    return _words(what, weight)
+    if not named and not what.startswith(("/", "./", "../", "~/")):
+        return _words(what, weight)
+    if not Path(what).expanduser().is_file():
+        raise InputError(f"{what}: no such picture; for the words as they stand write words:{what}")
+    return Term(Path(what).expanduser(), "picture", weight)
 
 
 def _words(text: str, weight: float) -> Term:

@@ -42,6 +42,7 @@ class IndexedModel:
     spec: str  # what `cloob.load_model` takes
     fingerprint: str  # of its weights and preprocessing, hex, and +bf16: vectors of two fingerprints never mix
     dim: int  # D, the width of its unit rows
+    number: int = field(default=0, compare=False)  # in the index's tables
 
     @property
     def weights(self) -> str:
@@ -52,13 +53,14 @@ class IndexedModel:
     def precision(self) -> Precision:
         return "bf16" if self.fingerprint.endswith("+bf16") else "fp32"
 
-    def changed(self, address: str) -> InputError:
-        """Says that a loaded model is not the one that an index has vectors of."""
-        return InputError(
-            f"{self.name}: has other weights or another preprocessing or precision than when {address} was indexed "
-            f"({self.spec}); cloob index --model M --out {address} "
-            "with --replace-model makes its vectors anew, with --name NAME keeps both"
-        )
+    def check(self, fingerprint: str, address: str) -> None:
+        """Refuses a loaded model that is not the one that an index has vectors of."""
+        if fingerprint not in (self.weights, self.fingerprint):
+            raise InputError(
+                f"{self.name}: has other weights or another preprocessing or precision than when {address} was indexed "
+                f"({self.spec}); cloob index --model M --out {address} "
+                "with --replace-model makes its vectors anew, with --name NAME keeps both"
+            )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from cloob.errors import InputError, message
 from cloob.search.matrix import Matrix, decode
+from cloob.search.records import IndexedModel
 from cloob.search.store import TABLES, Neighbours, Store, Vectors
 from cloob.search.where import SQLITE, Filter
 
@@ -50,6 +51,7 @@ class SqliteStore(Store):
     _dialect = SQLITE
     _each_column = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
     _among = "IN (SELECT value FROM json_each(?))"
+    _listed = staticmethod(json.dumps)  # type: ignore[assignment]
 
     def __init__(self, folder: Path, *, writable: bool = False) -> None:
         self.address, self.writable = str(folder), writable
@@ -81,21 +83,20 @@ class SqliteStore(Store):
             self._matrices.clear()
 
     def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
-        number, dim = self._model(model)
         allowed = None if where is None else self.ids(where)
         with self._lock, _one_line(self._path):
-            matrix = self._matrix(number, dim)
+            matrix = self._matrix(self.model(model))
             parts = matrix.parts(self._current())
         return Neighbours(*matrix.nearest(parts, query, top, allowed))
 
     def optimise(self) -> None:
         """Writes anew the matrices that do not fit."""
-        for number, dim in self._rows("SELECT id, dim FROM cloob_models"):
+        for model in self.models():
             with self._lock, _one_line(self._path):
-                self._matrix(number, dim).parts(self._current(), few=0)
+                self._matrix(model).parts(self._current(), few=0)
 
-    def _matrix(self, model: int, dim: int) -> Matrix:
-        return self._matrices.setdefault(model, Matrix(self._path, model, dim))
+    def _matrix(self, model: IndexedModel) -> Matrix:
+        return self._matrices.setdefault(model.number, Matrix(self._path, model.number, model.dim))
 
     def _drop_searches(self, model: int) -> None:
         self._matrices.pop(model, None)
@@ -112,14 +113,9 @@ class SqliteStore(Store):
             if self.writable or not os.access(self._path, os.R_OK) or self._state()[2]:
                 raise
             self._connection = _connect(f"{address}&immutable=1")
-        try:
-            _check(self._connection, self._path)
-            if self.writable:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = NORMAL")
-        except BaseException:
-            self._connection.close()
-            raise
+        _check(self._connection, self._path)
+        for setting in ("journal_mode = WAL", "synchronous = NORMAL") if self.writable else ():
+            self._connection.execute(f"PRAGMA {setting}")
         self._seen = self._state()
 
     def _state(self) -> tuple[int, int, bool]:
@@ -138,10 +134,9 @@ class SqliteStore(Store):
         with self._lock, _one_line(self._path):
             return self._current().execute(statement, values).fetchall()
 
-    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
         with self._lock, _one_line(self._path):
-            execute = self._current().execute
-            return [row for values in rows for row in execute(statement, values)]
+            self._current().executemany(statement, rows)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -149,15 +144,8 @@ class SqliteStore(Store):
             connection.execute("BEGIN IMMEDIATE")
             yield
 
-    def _listed(self, values: list[Any]) -> str:
-        return json.dumps(values)
-
-    def _encode(self, vector: Vectors) -> bytes:
-        return vector.astype("<f4").tobytes()
-
-    def _decode(self, cell: Any, dim: int) -> Vectors:
-        row: Vectors = decode([cell], dim, self._path)[0]
-        return row
+    def _decode(self, cells: list[Any], dim: int) -> Vectors:
+        return decode(cells, dim, self._path)
 
 
 @contextmanager
@@ -175,12 +163,8 @@ def _connect(address: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         address, uri=True, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
     )
-    try:
-        for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
-            connection.execute(f"PRAGMA {setting}").fetchone()
-    except BaseException:
-        connection.close()
-        raise
+    for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
+        connection.execute(f"PRAGMA {setting}").fetchone()
     return connection
 
 

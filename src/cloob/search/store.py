@@ -10,11 +10,11 @@ import math
 import secrets
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +44,8 @@ CREATE TABLE cloob_excludes (source TEXT NOT NULL, glob TEXT NOT NULL) {strict}"
 
 _FIELDS = ("source", "path", "content", "bytes", "mtime_ns", "width", "height", "date", "caption", "columns")
 _REPLACE_ITEM = f"""INSERT INTO cloob_items ({", ".join(_FIELDS)}) VALUES ({", ".join("?" * len(_FIELDS))})
-ON CONFLICT (source, path) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _FIELDS)} RETURNING id"""
-_REPLACE_VECTOR = """INSERT INTO cloob_vectors VALUES (?, ?, (SELECT max(revision) FROM cloob_revisions), ?)
+ON CONFLICT (source, path) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _FIELDS)}"""
+_REPLACE_VECTOR = """INSERT INTO cloob_vectors VALUES (?, ?, ?, ?)
 ON CONFLICT (item, model) DO UPDATE SET revision = excluded.revision, vector = excluded.vector"""
 _REPLACE_FAULT = """INSERT INTO cloob_faults (source, path, bytes, mtime_ns, fault) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (source, path) DO UPDATE SET bytes = excluded.bytes, mtime_ns = excluded.mtime_ns, fault = excluded.fault"""
@@ -90,41 +90,48 @@ class Store(ABC):
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]: ...
 
     @abstractmethod
-    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        """Runs a statement for each of some rows of values; all that they return."""
+    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Runs a statement for each of some rows of values."""
 
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[object]:
         """All of it or nothing; one writer at a time."""
 
-    @abstractmethod
-    def _listed(self, values: list[Any]) -> Any: ...
+    @staticmethod
+    def _listed(values: list[Any]) -> Any:
+        """Values as the parameter of ``_among``."""
+        return values
 
     @abstractmethod
-    def _encode(self, vector: Vectors) -> Any: ...
-
-    @abstractmethod
-    def _decode(self, cell: Any, dim: int) -> Vectors: ...
+    def _decode(self, cells: list[Any], dim: int) -> Vectors: ...
 
     @abstractmethod
     def _drop_searches(self, model: int) -> None: ...
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Iterator[int]:
         """One transaction, which makes a new revision."""
+        new = "INSERT INTO cloob_revisions SELECT max(revision) + 1, ? FROM cloob_revisions RETURNING revision"
         with self._transaction():
-            self._rows(
-                "INSERT INTO cloob_revisions SELECT max(revision) + 1, ? FROM cloob_revisions", (secrets.randbits(62),)
-            )
-            yield
+            yield self._rows(new, (secrets.randbits(62),))[0][0]
 
     def revision(self) -> int:
         """Grows with each committed change: caches and servers look here whether to read again."""
         return int(self._rows("SELECT max(revision) FROM cloob_revisions")[0][0])
 
     def models(self) -> tuple[IndexedModel, ...]:
-        rows = self._rows("SELECT name, spec, fingerprint, dim FROM cloob_models ORDER BY id")
+        rows = self._rows("SELECT name, spec, fingerprint, dim, id FROM cloob_models ORDER BY id")
         return tuple(IndexedModel(*row) for row in rows)
+
+    def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
+        """A model by its name; one that has other weights by now is not there any more. None: the first."""
+        models = {model.name: model for model in self.models()}
+        wanted = name.name if isinstance(name, IndexedModel) else name or next(iter(models), "")
+        known = models.get(wanted)
+        if known is None or (isinstance(name, IndexedModel) and known.fingerprint != name.fingerprint):
+            why = f"has no vectors of a model {wanted!r} (any more); {nearest(wanted, models)}"
+            raise InputError(f"{self.address}: {why if models else 'is empty; `cloob index` fills it'}")
+        return known
 
     def add_model(self, model: IndexedModel) -> None:
         """Adds a model without vectors; one of the same weights gets the new place that it is loaded from."""
@@ -136,7 +143,7 @@ class Store(ABC):
                 )
 
     def remove_model(self, name: str) -> None:
-        number, _ = self._model(name)
+        number = self.model(name).number
         with self._writing():
             self._rows("DELETE FROM cloob_vectors WHERE model = ?", (number,))
             self._rows("DELETE FROM cloob_models WHERE id = ?", (number,))
@@ -156,37 +163,46 @@ class Store(ABC):
 
         A replaced item keeps its id, and loses other models' vectors where its content differs.
         """
-        number, _ = self._model(model)
-        rows = list(map(_values, items))
-        with self._writing():
-            self._many(
-                "DELETE FROM cloob_vectors WHERE item IN"
-                " (SELECT id FROM cloob_items WHERE source = ? AND path = ? AND content != ?)",
-                [row[:3] for row in rows],
-            )
-            ids = [row[0] for row in self._many(_REPLACE_ITEM, rows)]
-            self._many(
-                _REPLACE_VECTOR, [(id_, number, self._encode(row)) for id_, row in zip(ids, vectors, strict=True)]
-            )
-            self._many("DELETE FROM cloob_faults WHERE source = ? AND path = ?", [row[:2] for row in rows])
+        number, rows = self.model(model).number, list(map(_values, items))
+        with self._writing() as revision:
+            before = self._places(rows)
+            changed = [before[row[:2]][0] for row in rows if row[:2] in before and before[row[:2]][1] != row[2]]
+            self._rows(f"DELETE FROM cloob_vectors WHERE item {self._among}", (self._listed(changed),))
+            self._many(_REPLACE_ITEM, rows)
+            places, cells = self._places(rows), np.ascontiguousarray(vectors, np.float32)
+            given = [(places[row[:2]][0], number, revision, cell) for row, cell in zip(rows, cells, strict=True)]
+            self._many(_REPLACE_VECTOR, given)
+            self._forget(rows)
 
-    def remove(self, ids: Sequence[int]) -> None:
-        if ids:
+    def _by_source(self, rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, Any]]:
+        """Each source with its paths, of rows that begin with these two."""
+        for source in {row[0] for row in rows}:
+            yield source, self._listed([row[1] for row in rows if row[0] == source])
+
+    def _places(self, rows: Sequence[Sequence[Any]]) -> dict[tuple[str, str], tuple[int, str]]:
+        """Ids and contents of the items that are there, by source and path."""
+        statement = f"SELECT source, path, id, content FROM cloob_items WHERE source = ? AND path {self._among}"
+        found = (row for values in self._by_source(rows) for row in self._rows(statement, values))
+        return {(source, path): (id_, content) for source, path, id_, content in found}
+
+    def _forget(self, rows: Sequence[Sequence[Any]], table: Literal["faults", "items"] = "faults") -> None:
+        for values in self._by_source(rows):
+            self._rows(f"DELETE FROM cloob_{table} WHERE source = ? AND path {self._among}", values)
+
+    def remove(self, source: str, paths: Sequence[str]) -> None:
+        """Forgets files that are gone, those that could not be read as well."""
+        if paths:
+            rows = [(source, path) for path in paths]
             with self._writing():
-                self._rows(f"DELETE FROM cloob_items WHERE id {self._among}", (self._listed(list(map(int, ids))),))
+                self._forget(rows, "items")
+                self._forget(rows)
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
         with self._writing():
             rows = [(source, each.path, each.bytes, each.mtime_ns, valid(each.fault or "")) for each in faults]
-            self._many("DELETE FROM cloob_items WHERE source = ? AND path = ?", [row[:2] for row in rows])
+            self._forget(rows, "items")
             self._many(_REPLACE_FAULT, rows)
-
-    def clear_faults(self, source: str, paths: Sequence[str]) -> None:
-        """Forgets files that could not be read: they are gone."""
-        if paths:
-            with self._writing():
-                self._many("DELETE FROM cloob_faults WHERE source = ? AND path = ?", [(source, path) for path in paths])
 
     def sources(self) -> tuple[str, ...]:
         rows = self._rows("SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults")
@@ -209,12 +225,13 @@ class Store(ABC):
         known = {name: sorted(some & {"text", "number", "boolean"}) for name, some in sorted(kinds.items())}
         return {name: "mixed" if len(some) > 1 else (some or ["number"])[0] for name, some in known.items()}
 
-    def find(self, contents: Sequence[str]) -> dict[str, list[int]]:
-        ids: dict[str, list[int]] = {}
-        statement = f"SELECT content, id FROM cloob_items WHERE content {self._among} ORDER BY id"
-        for content, id_ in self._rows(statement, (self._listed(list(contents)),)):
-            ids.setdefault(content, []).append(id_)
-        return ids
+    def known(self, model: str, contents: Iterable[str]) -> dict[str, Vectors]:
+        """The vector (D,) of each content that has one."""
+        known = self.model(model)
+        statement = f"""SELECT content, vector FROM cloob_items JOIN cloob_vectors ON item = id
+WHERE model = ? AND content {self._among}"""
+        rows = dict(self._rows(statement, (known.number, self._listed(list(contents)))))
+        return dict(zip(rows, self._decode([*rows.values()], known.dim), strict=True))
 
     def count(self, where: Filter | None = None) -> int:
         condition, values = self._condition(where)
@@ -257,27 +274,19 @@ class Store(ABC):
 
     def vectors(self, model: str, ids: Sequence[int] | Ids) -> Vectors:
         """(n, D) in the order asked for; rows of NaN where there is no vector."""
-        number, dim = self._model(model)
-        result = np.full((len(ids), dim), np.nan, np.float32)
+        known = self.model(model)
+        result = np.full((len(ids), known.dim), np.nan, np.float32)
         statement = f"SELECT item, vector FROM cloob_vectors WHERE model = ? AND item {self._among}"
         for start in range(0, len(ids), _PAGE):
             wanted = list(map(int, ids[start : start + _PAGE]))
-            cells = dict(self._rows(statement, (number, self._listed(wanted))))
-            for place, id_ in enumerate(wanted, start):
-                if id_ in cells:
-                    result[place] = self._decode(cells[id_], dim)
+            cells = dict(self._rows(statement, (known.number, self._listed(wanted))))
+            there = [place for place, id_ in enumerate(wanted) if id_ in cells]
+            rows = self._decode([cells[wanted[place]] for place in there], known.dim)
+            result[start + np.array(there, np.int64)] = rows
         return result
 
     def _condition(self, where: Filter | None) -> tuple[str, Sequence[Any]]:
         return ("true", ()) if where is None else where.sql(self._dialect)
-
-    def _model(self, name: str) -> tuple[int, int]:
-        """A model's number and the width of its vectors."""
-        rows = self._rows("SELECT id, dim FROM cloob_models WHERE name = ?", (name,))
-        if not rows:
-            names = [model.name for model in self.models()]
-            raise InputError(f"{self.address}: has no vectors of a model {name!r}; {nearest(name, names)}")
-        return int(rows[0][0]), int(rows[0][1])
 
 
 def _values(item: Item) -> tuple[Any, ...]:

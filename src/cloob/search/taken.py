@@ -21,14 +21,21 @@ _NAMED = re.compile(  # IMG-20240101-WA0000, 20240101_120000, Screenshot 2024-01
 )
 
 
-def date_of(path: str, stated: Value, exif: Exif | None) -> str | None:
-    """ISO 8601, without a time zone: as stated in a column, or by EXIF, else by the file's name, else its time.
+def date_of(path: str, stated: Value, exif: Exif | None) -> tuple[str | None, Value]:
+    """ISO 8601 without a time zone: as stated in a column, or by EXIF, else by the file's name, else its time.
 
-    Where a date is stated that cannot be read, neither name nor time is taken for it.
+    Also ``exif`` or ``name``, if it is from there. Where a date is stated that cannot be read, neither name nor time is
+    taken for it.
     """
-    if stated not in (None, ""):
-        return iso_date(stated) or _by_exif(exif)
-    return _by_exif(exif) or _by_name(path) or _by_file(path)
+    is_stated = stated not in (None, "")
+    if is_stated and (found := iso_date(stated)):
+        return found, None
+    if found := _by_exif(exif):
+        return found, "exif"
+    if is_stated:
+        return None, None
+    found = _by_name(path)
+    return (found, "name") if found else (_by_file(path), None)
 
 
 def iso_date(stated: Value) -> str | None:

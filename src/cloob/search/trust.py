@@ -16,6 +16,7 @@ from cloob.cache import cache_root
 from cloob.errors import InputError
 from cloob.models.runs import split_checkpoint, with_checkpoint
 from cloob.models.source import Source
+from cloob.search.records import IndexedModel
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,13 @@ def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]
         f"the index alone asks for it, so it is not fetched; if you trust it, type it once: --model {spec}"
     ):
         return load_with_fingerprint(spec, device)
+
+
+def load_indexed(model: IndexedModel, device: str | torch.device, address: str) -> DualEncoder:
+    """Loads a model of an index, if its weights are still those of the vectors."""
+    encoder, weights = load_named(model.spec, device)
+    model.check(weights, address)
+    return encoder
 
 
 def _note(typed: str) -> Path:

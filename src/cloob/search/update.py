@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,12 +27,13 @@ from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_n
 from cloob.search.store import Store
 from cloob.search.trust import absolute, load_named, remember
 
+if TYPE_CHECKING:
+    from cloob.search.index import Index
+
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    model: str | Path | DualEncoder | None = (
-        None  # what `load_model` takes, or a loaded one; None: the index's only one
-    )
+    model: str | Path | DualEncoder | None = None  # as `load_model` takes it, or loaded; None: the index's only one
     name: str | None = None  # what the index calls the model; None: its file name or tag
     replace_model: bool = False  # vectors of a model of this name may go if its weights or precision differ now
     device: str | torch.device = "auto"
@@ -45,25 +46,20 @@ class UpdateOptions:
 
 
 def update(
-    store: Store,
-    sources: Sequence[str | Path],
-    options: UpdateOptions | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    index: Index, sources: Sequence[str | Path], options: UpdateOptions, progress: Callable[[int, int], None] | None
 ) -> Summary:
-    options = options or UpdateOptions()
-    device = resolve_device(options.device)
+    store, device = index.store, resolve_device(options.device)
     collections = _open_all(store, sources, options)
-    model = _Model(store, options, device, collections)
-    indexed = model.indexed
-    plans = [make_plan(store, each, indexed.name, remove_all=options.remove_all) for each in collections]
+    model, is_new = _model(index, options, device, collections)
+    plans = [make_plan(store, each, model.name, remove_all=options.remove_all) for each in collections]
     for each in collections if options.scan.exclude else ():
         store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
     start = time.monotonic()
     work = [each for plan in plans for each in plan.work]
-    if work and indexed.precision == "bf16" and device.type == "cpu":
+    if work and model.precision == "bf16" and device.type == "cpu":
         warn_of_emulated_bfloat16()
     most = None if options.max_megapixels is None else max(1, int(options.max_megapixels * 1e6))
-    builder = Builder(store, indexed, model.encoder, options.batch_size, most)
+    builder = Builder(store, model, cache(lambda: index.encoder(model, device)), options.batch_size, most)
     opened = in_threads(builder.prepare, work, options.workers, 2 * options.batch_size)
     for count, prepared in enumerate(opened, 1):
         builder.add(prepared)
@@ -72,15 +68,13 @@ def update(
     builder.flush()
     done = builder.summary
     for plan in plans:  # nothing goes before its vectors were copied
-        gone = [state.id for state in plan.gone if state.id is not None]
-        store.remove(gone)
-        store.clear_faults(plan.collection.name, [state.path for state in plan.gone if state.id is None])
-        done.removed += len(gone)
+        store.remove(plan.collection.name, [state.path for state in plan.gone])
+        done.removed += sum(state.id is not None for state in plan.gone)
         done.add(plan.summary)
     store.optimise()
     done.seconds = time.monotonic() - start
-    if model.is_new and not done.added + done.changed + done.completed:
-        store.remove_model(indexed.name)
+    if is_new and not done.added + done.changed + done.completed:
+        store.remove_model(model.name)
     return done
 
 
@@ -114,67 +108,55 @@ def _check_apart(names: Iterable[str], known: Sequence[str]) -> None:
                 raise InputError(f"{name}: lies in {other} or holds it, which is a source of this index")
 
 
-class _Model:
-    """The model of an update: loaded at once if it was named, else when the first picture needs it."""
-
-    def __init__(
-        self, store: Store, options: UpdateOptions, device: torch.device, collections: Sequence[Collection]
-    ) -> None:
-        """Compares a model that was named, or is to be replaced, with those of the index, and adds it."""
-        self._store, self._load, self._lock = store, partial(load_named, device=device), threading.Lock()
-        self._encoder: DualEncoder | None = None
-        self.is_new = False
-        known, precision, wanted = store.models(), options.precision, options.model
-        if wanted is None:
-            self.indexed = self._only(known, options.name)
-            if not options.replace_model and precision in (None, self.indexed.precision):
-                return
-            name, spec, precision = self.indexed.name, self.indexed.spec, precision or self.indexed.precision
-            self._encoder, weights = self._load(spec)
-        elif isinstance(wanted, str | Path):
-            name, spec = options.name or default_name(str(wanted)), absolute(str(wanted))
-            remember(spec)
-            self._encoder, weights = load_with_fingerprint(spec, device)
-        else:
-            name = spec = options.name or wanted.name
-            self._encoder, weights = wanted, fingerprint(wanted)
-        alike = sorted((model for model in known if model.weights == weights), key=lambda model: model.name != name)
-        if precision is None:
-            precision = alike[0].precision if alike and not options.replace_model else "fp32"
-        width = getattr(self._encoder, "embed_dim", None) or self._encoder.encode_text(["a"]).shape[1]
-        new = IndexedModel(name, spec, weights + "+bf16" * (precision == "bf16"), width)
-        same = next((model for model in alike if model.fingerprint == new.fingerprint), None)
-        if same is not None and same.name != name:
-            if options.name is not None:
-                raise InputError(f"{name}: {store.address} has vectors of these weights, as {same.name!r}")
-            new = replace(new, name=same.name)
-        old = next((each for each in known if each.name == new.name and each.fingerprint != new.fingerprint), None)
-        if old is not None and not options.replace_model:
-            raise old.changed(store.address)
-        for each in collections if old is not None else ():  # which have to be there to make the vectors anew
+def _model(
+    index: Index, options: UpdateOptions, device: torch.device, collections: Sequence[Collection]
+) -> tuple[IndexedModel, bool]:
+    """The model of an update, which the index has then, and whether it is new; loaded unless it goes on as it is."""
+    store, precision, wanted = index.store, options.precision, options.model
+    known = store.models()
+    if wanted is None:
+        old = _only(store, options.name)
+        if not options.replace_model and precision in (None, old.precision):
+            return old, False
+        name, spec, precision = old.name, old.spec, precision or old.precision
+        encoder, weights = load_named(spec, device)
+    elif isinstance(wanted, str | Path):
+        name, spec = options.name or default_name(str(wanted)), absolute(str(wanted))
+        remember(spec)
+        encoder, weights = load_with_fingerprint(spec, device)
+    else:
+        name = spec = options.name or wanted.name
+        encoder, weights = wanted, fingerprint(wanted)
+    alike = sorted((model for model in known if model.weights == weights), key=lambda model: model.name != name)
+    if precision is None:
+        precision = alike[0].precision if alike and not options.replace_model else "fp32"
+    width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
+    new = IndexedModel(name, spec, weights + "+bf16" * (precision == "bf16"), width)
+    same = next((model for model in alike if model.fingerprint == new.fingerprint), None)
+    if same is not None and same.name != name:
+        if options.name is not None:
+            raise InputError(f"{name}: {store.address} has vectors of these weights, as {same.name!r}")
+        new = replace(new, name=same.name)
+    for old in [model for model in known if model.name == new.name and model.fingerprint != new.fingerprint]:
+        if not options.replace_model:
+            old.check("", store.address)  # it is another one, at least in precision
+        for each in collections:  # which have to be there to make the vectors anew
             if refused := make_plan(store, each, new.name, remove_all=options.remove_all).summary.refused:
                 raise InputError(f"{each.name}: {refused[each.name]}")
-        self.indexed, self.is_new = new, same is None
-        if old is not None:
-            store.remove_model(old.name)
-        store.add_model(new)
+        store.remove_model(old.name)
+    store.add_model(new)
+    index.use(new, encoder, weights)
+    return new, same is None
 
-    def _only(self, known: Sequence[IndexedModel], name: str | None) -> IndexedModel:
-        named = [model for model in known if name in (None, model.name)]
-        if len(named) != 1:
-            names = ", ".join(model.name for model in known)
-            why = f"has vectors of {names}; --name says of which" if known else "is empty; --model says by which model"
-            raise InputError(f"{self._store.address}: {why}")
-        return named[0]
 
-    def encoder(self) -> DualEncoder:
-        with self._lock:
-            if self._encoder is None:
-                encoder, weights = self._load(self.indexed.spec)
-                if weights != self.indexed.weights:
-                    raise self.indexed.changed(self._store.address)
-                self._encoder = encoder
-            return self._encoder
+def _only(store: Store, name: str | None) -> IndexedModel:
+    models = store.models()
+    named = [model for model in models if name in (None, model.name)]
+    if len(named) != 1:
+        names = ", ".join(model.name for model in models)
+        why = f"has vectors of {names}; --name says of which" if models else "is empty; --model says by which model"
+        raise InputError(f"{store.address}: {why}")
+    return named[0]
 
 
 def default_name(spec: str) -> str:

@@ -20,7 +20,6 @@ Literal = str | int | float | bool
 
 TEXTS = ("path", "name", "source", "date", "caption")  # columns of every item; `name` is the last part of the path
 NUMBERS = ("id", "bytes", "width", "height")  # columns of every item
-MAX_LENGTH = 10_000  # characters of a filter
 _MAX_DEPTH = 50
 _TOKEN = re.compile(
     r"(?P<text>'(?:[^']|'')*')|(?P<quoted>\"(?:[^\"]|\"\")+\")|(?P<date>\d{4}-\d\d(?:-\d\d(?:T[\d:.]+)?)?)(?![\w.])"
@@ -114,8 +113,6 @@ class _Parser:
         self._tokens.append(_Token("end", "", len(text)))
         self._next = 0
         self.parameters: list[Literal] = []
-        if len(text) > MAX_LENGTH:
-            self._fail(f"{len(text):,} characters, at most {MAX_LENGTH:,} are read")
 
     def condition(self, depth: int = 0) -> str:
         if depth > _MAX_DEPTH:

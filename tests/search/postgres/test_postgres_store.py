@@ -81,25 +81,21 @@ _ITEMS = st.lists(
 _STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("write"), _ITEMS, st.sampled_from([MODEL, OTHER])),
-        st.tuples(st.just("remove"), st.sampled_from(["a.jpg", "b.jpg"])),
+        st.tuples(st.just("remove"), st.sampled_from(["a.jpg", "b.jpg", "z.jpg"])),
         st.tuples(st.just("fault"), st.sampled_from(["a.jpg", "z.jpg"])),
-        st.tuples(st.just("clear"), st.sampled_from(["a.jpg", "z.jpg"])),
     ),
     max_size=8,
 )
 
 
 def play(store: Store, steps: Sequence[tuple[Any, ...]]) -> None:
-    by_path = lambda path: [one for one in store.items(store.ids().tolist()) if one.path == path]  # noqa: E731
     for seed, (step, *what) in enumerate(steps):
         if step == "write":
             store.write(what[0], what[1].name, unit(len(what[0]), what[1].dim, seed))
         elif step == "remove":
-            store.remove([one.id for one in by_path(what[0])])
-        elif step == "fault":
-            store.write_faults("SRC", [FileState(None, what[0], 5, 2, "", "corrupt image", ())])
+            store.remove("SRC", [what[0]])
         else:
-            store.clear_faults("SRC", [what[0]])
+            store.write_faults("SRC", [FileState(None, what[0], 5, 2, "", "corrupt image", ())])
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
