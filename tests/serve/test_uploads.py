@@ -153,9 +153,9 @@ def test_what_is_not_the_askers_fault_is_one_fixed_line(
     [
         ("search", {"parts": [{"words": "red"}], "where": "width >"}, "filter"),
         ("search", {"parts": [{"words": "red"}], "model": "no"}, "no model 'no'"),
-        ("search", {"parts": [{"words": "red", "weight": 0}]}, "weight 0"),
+        ("search", {"parts": [{"words": "red", "weight": 0}]}, "weight"),
         ("search", {"parts": [{"words": "red"}, {"words": "red", "weight": -1}]}, "cancel"),
-        ("search", {"parts": [{"words": " "}]}, "without words"),
+        ("search", {"parts": [{"words": " "}]}, "empty query"),
         ("explain", {"parts": [{"words": "red"}], "where": "width > 99"}, "no picture"),
         ("classify", {"labels": ["red", "red"]}, "twice"),
     ],

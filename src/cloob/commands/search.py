@@ -164,7 +164,8 @@ def _show(index: cloob.Index, options: Options, results: Results) -> int:
 def _list(index: cloob.Index, options: Options) -> int:
     """What the filter lets through, newest first."""
     where = index.view(options.where).where
-    items, count = index.store.newest(options.top, where), index.store.count(where)
+    items = index.items(index.store.newest(where, limit=options.top).tolist())
+    count = index.store.count(where)
     if options.json:
         hits = [{"score": None, "margin": None, **_item_dict(item)} for item in items]
         print(json.dumps({"query": [], "model": None, "searched": count, "cut": 0, "hits": hits}))
