@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,8 +27,7 @@ from cloob import cli
 from cloob.models.folder import save_model
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
-from cloob.serve.app import address, bind, settings
-from support import fork, refused
+from support import fork
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(place: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(place: Path, *words: str, stdout: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running server and its address; it is killed at the end where it has not ended."""
     command = [sys.executable, "-m", "cloob", "serve", str(place), "--port", "0", *words]
     # A background job of a shell ignores Ctrl-C, and hands that on to what it starts.
@@ -51,6 +50,7 @@ def serving(place: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], s
     try:
         process = subprocess.Popen(
             command,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -84,14 +84,6 @@ def post(address: str, body: Any) -> Any:
         return json.load(answer)
 
 
-def test_a_taken_port_is_said_in_a_line(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        assert f"--port {port}" in refused(capsys, "serve", str(place), "--port", str(port))
-
-
 def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
     Index.create(tmp_path / "idx").close()
     with serving(tmp_path / "idx") as (process, root):
@@ -107,6 +99,19 @@ def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 130 and said.strip().endswith("the server has ended"), said
+
+
+def test_beyond_this_machine_it_prints_an_address_with_a_token_and_a_code_for_phones(tmp_path: Path) -> None:
+    Index.create(tmp_path / "idx").close()
+    controller, terminal = os.openpty()
+    with serving(tmp_path / "idx", "--host", "0.0.0.0", stdout=terminal) as (_, root):
+        root, token = root.split("?token=")
+        assert "0.0.0.0" not in root and len(token) >= 40 and get(f"{root}api/health", token)[0]["status"] == "ok"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            get(f"{root}api/health")
+        if importlib.util.find_spec("segno"):
+            assert "██" in os.read(controller, 4000).decode(errors="replace")
+    os.close(controller), os.close(terminal)
 
 
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -129,19 +134,3 @@ def test_its_end_does_not_wait_for_what_takes_minutes(told: signal.Signals, code
     ranks = fork(tmp_path / "out", 1, child)
     assert os.waitstatus_to_exitcode(os.waitpid(ranks.pids[0], 0)[1]) == code, ranks.told()
     assert time.monotonic() - before < 40
-
-
-def test_only_loopback_goes_without_a_token() -> None:
-    for host in ("127.0.0.1", "localhost"):
-        assert settings(host, None).local and settings(host, None).token is None
-    for host in ("0.0.0.0", "10.1.2.3", "::"):
-        made, again = settings(host, None), settings(host, None)
-        assert not made.local and made.token != again.token and len(made.token or "") >= 40
-        assert settings(host, "a-token-of-twenty-letters").token == "a-token-of-twenty-letters"
-
-
-def test_a_server_that_listens_everywhere_shows_an_address_that_answers() -> None:
-    with bind("0.0.0.0", 0) as opened:
-        shown = urllib.parse.urlsplit(address(opened, settings("0.0.0.0", "a-token-of-twenty-letters")))
-        assert shown.hostname != "0.0.0.0" and shown.query == "token=a-token-of-twenty-letters"
-        socket.create_connection((str(shown.hostname), shown.port or 0), 10).close()

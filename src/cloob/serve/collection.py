@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +24,6 @@ from cloob.pictures.thumbnails import thumbnail
 from cloob.search.query import Query, Term, Vector, weighted_row
 from cloob.search.records import IndexedModel, Item
 from cloob.search.where import Filter, parse
-from cloob.serve.batcher import Batcher
 from cloob.serve.guard import ServeConfig
 from cloob.serve.schemas import Part, Picture, picture
 
@@ -39,7 +38,7 @@ T = TypeVar("T")
 # Threads of each kind of work: queries are joined into one batch at a time; what takes long (maps, labels) runs one
 # after the other beside the searches; two uploads are decoded at a time, as 64 megapixels are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
-_KEPT_TEXTS, _KEPT = 4096, 8
+_MAX_BATCH, _KEPT_TEXTS, _KEPT = 64, 4096, 8
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,41 @@ def told() -> Iterator[None]:
         raise HTTPException(400, one_line(error)) from None
 
 
+class Batcher:
+    """Joins queries that arrive together: ``work``, in a thread of the limiter, gives an answer for each of a batch.
+
+    Nobody waits for a batch to fill: what has arrived while the last batch was worked on is the next one.
+    """
+
+    def __init__(self, work: Callable[[list[Any]], Sequence[Vector]], limiter: CapacityLimiter) -> None:
+        self._work, self._limiter = work, limiter
+        self._waiting: deque[tuple[Any, asyncio.Future[Vector]]] = deque()
+        self._running: asyncio.Task[None] | None = None
+
+    async def __call__(self, query: Any) -> Vector:
+        future: asyncio.Future[Vector] = asyncio.get_running_loop().create_future()
+        self._waiting.append((query, future))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(0)  # lets those in that arrived in the same turn
+            batch = [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
+            queries = [query for query, _ in batch]
+            try:
+                answers = await to_thread.run_sync(self._work, queries, abandon_on_cancel=True, limiter=self._limiter)
+            except Exception as error:
+                for _, future in batch:
+                    if not future.cancelled():
+                        future.set_exception(error)
+                continue
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.cancelled():
+                    future.set_result(answer)
+
+
 class Collection:
     """An open index with its encoders, and bounds for each kind of work."""
 
@@ -71,8 +105,8 @@ class Collection:
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._limiters = {kind: CapacityLimiter(threads) for kind, threads in _THREADS.items()}
         self._texts: OrderedDict[tuple[str, str], Vector] = OrderedDict()
-        self._computed: OrderedDict[Hashable, asyncio.Task[Any]] = OrderedDict()
-        self._batchers: dict[tuple[IndexedModel, str], Batcher[Any, Vector]] = {}
+        self._computed: OrderedDict[Hashable, Any] = OrderedDict()
+        self._batchers: dict[tuple[IndexedModel, str], Batcher] = {}
 
     async def run(self, work: Callable[[], T], kind: Literal["search", "slow", "files", "decode"] = "search") -> T:
         """Runs work of a kind in a thread."""
@@ -119,15 +153,16 @@ class Collection:
         """What takes long, computed once for each revision of the index, and that revision."""
         revision = await self.run(self.index.revision)
         whole, kept = (revision, key), self._computed
+
+        def compute() -> None:
+            if whole not in kept:  # who asked for the same before has computed it
+                kept[whole] = work()
+
         if whole not in kept:
-            kept[whole] = asyncio.create_task(self.run(work, "slow"))
-            kept[whole].add_done_callback(
-                lambda done: kept.pop(whole, None) if done.cancelled() or done.exception() else None
-            )
-            while len(kept) > _KEPT:
-                kept.popitem(last=False)
-        found: T = await asyncio.shield(kept[whole])  # who asks for the same meanwhile gets the same
-        return revision, found
+            await self.run(compute, "slow")
+        while len(kept) > _KEPT:
+            kept.popitem(last=False)
+        return revision, kept[whole]
 
     async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Vector]:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,)."""
@@ -190,10 +225,8 @@ class Collection:
             kept.popitem(last=False)
         return kept[added.id]
 
-    def _batcher(self, model: IndexedModel, kind: str) -> Batcher[Any, Vector]:
+    def _batcher(self, model: IndexedModel, kind: str) -> Batcher:
         if (model, kind) not in self._batchers:
-            for old in [key for key in self._batchers if key[0].name == model.name and key[0] != model]:
-                del self._batchers[old]
 
             def embed(batch: list[Any]) -> Sequence[Vector]:
                 encoder = self.index.encoder(model)
