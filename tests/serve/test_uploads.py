@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -89,42 +90,25 @@ def test_no_path_leaves_the_index(client: TestClient, path: str) -> None:
     assert "root:" not in answer.text and "import" not in answer.text
 
 
-class Faulty:
-    """An index of which some work fails."""
-
-    def __init__(self, index: Index, error: Exception, *names: str) -> None:
-        self.index, self.error, self.names = index, error, names
-
-    def __getattr__(self, name: str) -> object:
-        return self.fail if name in self.names else getattr(self.index, name)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def fail(self, *_: object, **__: object) -> None:
-        raise self.error
-
-
-def web_of(index: Index | Faulty, **config: bool) -> TestClient:
+def web_of(index: Index, **config: bool) -> TestClient:
     app = make_app(index, ServeConfig(**config))  # type: ignore[arg-type]
     return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
 
 
-def test_a_file_that_is_gone_is_said_without_its_path(index: Index) -> None:
-    gone = FileNotFoundError(2, "No such file", "/secret/a.png")
-    with web_of(Faulty(index, gone, "picture", "thumbnail")) as web:
-        for kind in ("picture", "thumbnail"):
-            answer = web.get(f"/api/items/1/{kind}")
-            assert answer.status_code == 404 and "secret" not in answer.text and "cloob index" in answer.text
+def test_a_file_that_is_gone_is_said_without_its_path(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Index, "picture", Mock(side_effect=FileNotFoundError(2, "No such file", "/secret/a.png")))
+    for kind in ("picture", "thumbnail"):
+        answer = client.get(f"/api/items/1/{kind}")
+        assert answer.status_code == 404 and "secret" not in answer.text and "cloob index" in answer.text
 
 
 @pytest.mark.parametrize("error", [RuntimeError, InputError, FileNotFoundError])
 def test_what_is_not_the_askers_fault_is_one_fixed_line(
-    index: Index, caplog: pytest.LogCaptureFixture, error: type[Exception]
+    client: TestClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     """So that no place on this machine is told: that of a model that is gone, for one."""
-    with web_of(Faulty(index, error("/secret/m: no such folder"), "search")) as web:
-        answer = web.post("/api/search", json={"parts": [{"words": "red"}]})
+    monkeypatch.setattr(Index, "search", Mock(side_effect=error("/secret/m: no such folder")))
+    answer = client.post("/api/search", json={"parts": [{"words": "red"}]})
     assert answer.status_code == 500 and answer.json()["detail"].startswith("the server failed at this")
     assert answer.headers["x-content-type-options"] == "nosniff" and "secret" in caplog.text
 
@@ -141,9 +125,10 @@ def test_what_is_not_the_askers_fault_is_one_fixed_line(
         ("classify", {"labels": ["red", "red"]}, "twice"),
     ],
 )
-def test_what_the_asker_did_wrong_is_told(index: Index, path: str, body: dict[str, object], said: str) -> None:
-    with web_of(index) as web:
-        answer = web.post(f"/api/{path}", json=body)
+def test_what_the_asker_did_wrong_is_told(
+    client: TestClient, index: Index, path: str, body: dict[str, object], said: str
+) -> None:
+    answer = client.post(f"/api/{path}", json=body)
     assert answer.status_code == 400 and said in answer.json()["detail"]
     assert str(index.store.address) not in answer.text
 
