@@ -102,6 +102,13 @@ def test_a_filter_narrows_every_way_of_asking(client: TestClient, index: Index) 
     assert {hit["id"] for hit in similar} == fits - {2}
     assert ask(client, "classify", labels=["red", "blue"], where=where)["classified"] == len(fits)
     assert set(client.get("/api/map", params={"where": where}).json()["ids"]) == fits
+    groups = client.get("/api/duplicates", params={"where": where, "threshold": 0.9}).json()["groups"]
+    assert [group["ids"] for group in groups] == [
+        [hit.item.id for hit in group] for group in index.duplicates(0.9, where=where)
+    ]
+    newest = client.get("/api/ids", params={"where": where, "order": "newest"}).json()["ids"]
+    by_date = sorted(index.items(list(fits)), key=lambda item: (str(item.date), item.id), reverse=True)
+    assert newest == [item.id for item in by_date]
 
 
 def test_pictures_come_by_id(client: TestClient, index: Index) -> None:

@@ -93,10 +93,6 @@ def test_the_token_opens_by_bearer_address_and_form() -> None:
     web.cookies.clear()
     wrong = web.post("/", content="token=nearly")
     assert wrong.status_code == 401 and "not right" in wrong.text and "set-cookie" not in wrong.headers
-
-
-@pytest.mark.parametrize("others", ['a={"b":1}', "a b", "über=1", "a=x=y", ""])
-def test_odd_cookies_of_other_programs_do_not_hide_the_token(others: str) -> None:
-    web = client("http://10.0.0.5:8017", local=False, token=TOKEN)
-    for cookie in (f"{others}; cloob-token={TOKEN}", f"cloob-token={TOKEN};{others}"):
-        assert web.get("/api/x", headers={"cookie": cookie.encode()}).status_code == 200
+    for others in ('a={"b":1}', "a b", "über=1", "a=x=y", ""):  # odd cookies of other programs
+        for cookie in (f"{others}; cloob-token={TOKEN}", f"cloob-token={TOKEN};{others}"):
+            assert web.get("/api/x", headers={"cookie": cookie.encode()}).status_code == 200

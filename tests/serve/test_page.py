@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
-from served_colours import COLOURS
+from served_colours import COLOURS, ColourEncoder, build, draw
 
 from cloob.search.index import Index
 from cloob.serve.app import make_app
@@ -23,8 +25,8 @@ pytest.importorskip("selenium", reason="selenium is not installed")
 N = 60
 
 
-@pytest.fixture(scope="module")
-def site(index: Index) -> Iterator[str]:
+@contextmanager
+def serving(index: Index) -> Iterator[str]:
     """The address of a server of an index, which runs in a thread."""
     with socket.create_server(("127.0.0.1", 0)) as opened:
         app = make_app(index, ServeConfig())
@@ -34,6 +36,12 @@ def site(index: Index) -> Iterator[str]:
         yield f"http://localhost:{opened.getsockname()[1]}/"
         server.should_exit = True
         thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def site(index: Index) -> Iterator[str]:
+    with serving(index) as address:
+        yield address
 
 
 class Page:
@@ -243,8 +251,46 @@ def test_the_filter_is_written_by_three_boxes_and_by_hand(page: Page) -> None:
     page.until(lambda: page.text("#found-note") == "4 pictures in all", "the red ones of these")
 
 
+def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page: Page, tmp_path: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    folder = draw(tmp_path / "pictures", [0, 1, 2, 3, 4, 6, 7, 8, 10])
+    for number in (3, 4):  # one without a look-alike, and one with
+        shutil.copy(folder / f"{number}.png", folder / f"copy-{number}.png")
+    downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    with build(tmp_path / "idx", folder, ColourEncoder()) as index, serving(index) as page.site:
+        grant = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "origin": page.site.rstrip("/")}
+        page.driver.execute_cdp_cmd("Browser.grantPermissions", grant)
+        page.driver.execute_cdp_cmd("Page.setDownloadBehavior", downloads)
+        page.go("?view=duplicates&threshold=0.99").says("#view-duplicates", "5 groups, 11 pictures")
+        heads = page.run("return [...document.querySelectorAll('.group-head')].map(head => head.textContent)")
+        assert [head.partition(" group")[0] for head in heads] == ["Equal byte by byte1", "Look alike4"]
+        page.says(".label:last-child", "same bytes as another")
+        page.one(".group-head button").send_keys(Keys.ENTER)
+        page.says("#marks", "1 marked")
+        page.one(".group .tile").send_keys(Keys.ARROW_RIGHT)
+        page.until(lambda: page.focused().startswith("copy-3.png, 1.000, 27 × 24, "), "cosine, size")
+        assert page.focused().endswith(", marked")
+        page.keys(Keys.SPACE)
+        assert not page.one("#marks").is_displayed() and not page.all("dialog[open]")
+        page.keys(Keys.SPACE)
+        page.one("#marks .button").send_keys(Keys.ENTER)
+        page.says("#marks", "1 copied")
+        copied = page.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+        assert copied == f"{folder / 'copy-3.png'}\n"
+        page.one("[data-view=find]").send_keys(Keys.ENTER)
+        page.says("#found-note", "11 pictures")
+        page.one("#mark-all").send_keys(Keys.ENTER)
+        page.until(lambda: len(page.all("#columns .marked")) == 11)
+        page.all("#marks .button")[1].send_keys(Keys.ENTER)
+        page.says("#marks", "11 in the list")
+        page.until(lambda: (tmp_path / "cloob-pictures.txt").is_file())
+        listed = (tmp_path / "cloob-pictures.txt").read_text(encoding="utf-8").splitlines()
+        assert sorted(listed) == sorted(map(str, folder.glob("*.png")))
+
+
 VIEWS = ["", "?q=red&q=-0.5~w~blue&explain=on", "?view=map&q=red", "?view=sort&label=red&label=" + "w" * 99]
-VIEWS += ["?q=red&model=colours&model=others", "?q=fog"]
+VIEWS += ["?q=red&model=colours&model=others", "?q=fog", "?view=duplicates"]
 
 
 def test_each_view_fits_a_phone_and_axe_finds_nothing(page: Page) -> None:
@@ -255,9 +301,13 @@ def test_each_view_fits_a_phone_and_axe_finds_nothing(page: Page) -> None:
     for address in VIEWS:
         page.go(address).until(lambda: page.all(".tile.ready, canvas, .empty-title"))
         assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [390, 390], address
-        page.run(axe)
-        found = page.driver.execute_async_script(
-            "axe.run({resultTypes: ['violations']}).then(r => arguments[0](r.violations.map(v =>"
-            " [v.id, v.nodes.map(n => n.html.slice(0, 160) + ' ' + n.failureSummary)])))"
-        )
-        assert found == [], f"{address}: {json.dumps(found, indent=1)}"
+        page.run(axe + "; document.querySelector('.tile-mark')?.click()")
+        for colours in ("light", "dark"):
+            wanted = {"prefers-color-scheme": colours, "prefers-reduced-motion": "reduce"}  # nothing fades meanwhile
+            media = {"features": [{"name": name, "value": value} for name, value in wanted.items()]}
+            page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+            found = page.driver.execute_async_script(
+                "axe.run({resultTypes: ['violations']}).then(r => arguments[0](r.violations.map(v =>"
+                " [v.id, v.nodes.map(n => n.html.slice(0, 160) + ' ' + n.failureSummary)])))"
+            )
+            assert found == [], f"{address}, {colours}: {json.dumps(found, indent=1)}"

@@ -1,112 +1,47 @@
-"""``cloob serve`` as a process: words, ports, Ctrl-C, kill -9 and a second start."""
+"""``cloob serve`` as a process: what it prints, and how it ends."""
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from served_colours import draw
 
-import cloob
 from cloob import cli
-from cloob.models.folder import save_model
 from cloob.search.index import Index
-from cloob.search.update import UpdateOptions
-from cloob.serve.app import address, bind, settings
-from support import fork, refused
+from support import fork
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An index by a tiny model that lies in a folder."""
-    root = tmp_path_factory.mktemp("serve")
-    model = cloob.create_model("tiny-vit", seed=0)
-    save_model(root / "model", model, {"contrast": "infonce", "inv_tau": 30.0})
-    with Index.create(root / "idx") as index:
-        index.update([draw(root / "pictures", range(8))], UpdateOptions(model=str(root / "model")))
-    return root / "idx"
-
-
-@contextmanager
-def serving(place: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running server and its address; it is killed at the end where it has not ended."""
-    command = [sys.executable, "-m", "cloob", "serve", str(place), "--port", "0", *words]
-    # A background job of a shell ignores Ctrl-C, and hands that on to what it starts.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            start_new_session=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if found := re.search(r"http://\S+", line):
-                yield process, found[0]
-                break
-        else:
-            pytest.fail("the server ended before it listened")
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def get(address: str, token: str | None = None) -> Any:
-    request = urllib.request.Request(address, headers={"authorization": f"Bearer {token}"} if token else {})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer), answer.headers
-
-
-def post(address: str, body: Any) -> Any:
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(address, data, headers={"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def test_a_taken_port_is_said_in_a_line(capsys: pytest.CaptureFixture[str], place: Path) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        assert f"--port {port}" in refused(capsys, "serve", str(place), "--port", str(port))
-
-
-def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
+def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path: Path) -> None:
     Index.create(tmp_path / "idx").close()
-    with serving(tmp_path / "idx") as (process, root):
-        assert get(f"{root}api/health")[0]["pictures"] == 0
-        assert get(f"{root}api/ids")[0]["ids"] == []
-        for path in ("", "api/health"):
-            with urllib.request.urlopen(urllib.request.Request(f"{root}{path}", method="HEAD")) as answer:
-                assert answer.status == 200 and int(answer.headers["content-length"]) > 0 and answer.read() == b""
-        with pytest.raises(urllib.error.HTTPError) as refusal:
-            post(f"{root}api/search", {"parts": [{"words": "red"}]})
-        assert refusal.value.code == 400
-        refusal.value.close()
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 130 and said.strip().endswith("the server has ended"), said
+    controller, terminal = os.openpty()
+    command = [sys.executable, "-m", "cloob", "serve", str(tmp_path / "idx"), "--port", "0", "--host", "0.0.0.0"]
+    with subprocess.Popen(command, stdout=terminal, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline() + process.stderr.readline()
+        found = re.search(r"(http://\S+)\?token=(\S{40,})", said)
+        assert found and "0.0.0.0" not in found[1], said
+        assert httpx.get(f"{found[1]}api/health").status_code == 401
+        with httpx.Client(base_url=found[1], headers={"authorization": f"Bearer {found[2]}"}, timeout=60) as web:
+            assert web.get("api/health").json()["pictures"] == 0 and web.get("api/ids").json()["ids"] == []
+            for path in ("", "api/health"):
+                answer = web.head(path)
+                assert answer.status_code == 200 and int(answer.headers["content-length"]) > 0 and not answer.content
+            assert web.post("api/search", json={"parts": [{"words": "red"}]}).status_code == 400
+        if importlib.util.find_spec("segno"):
+            assert "██" in os.read(controller, 4000).decode(errors="replace")
+        process.terminate()
+        assert process.communicate(timeout=60)[1].strip().endswith("the server has ended") and not process.returncode
+    os.close(controller), os.close(terminal)
 
 
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -129,19 +64,3 @@ def test_its_end_does_not_wait_for_what_takes_minutes(told: signal.Signals, code
     ranks = fork(tmp_path / "out", 1, child)
     assert os.waitstatus_to_exitcode(os.waitpid(ranks.pids[0], 0)[1]) == code, ranks.told()
     assert time.monotonic() - before < 40
-
-
-def test_only_loopback_goes_without_a_token() -> None:
-    for host in ("127.0.0.1", "localhost"):
-        assert settings(host, None).local and settings(host, None).token is None
-    for host in ("0.0.0.0", "10.1.2.3", "::"):
-        made, again = settings(host, None), settings(host, None)
-        assert not made.local and made.token != again.token and len(made.token or "") >= 40
-        assert settings(host, "a-token-of-twenty-letters").token == "a-token-of-twenty-letters"
-
-
-def test_a_server_that_listens_everywhere_shows_an_address_that_answers() -> None:
-    with bind("0.0.0.0", 0) as opened:
-        shown = urllib.parse.urlsplit(address(opened, settings("0.0.0.0", "a-token-of-twenty-letters")))
-        assert shown.hostname != "0.0.0.0" and shown.query == "token=a-token-of-twenty-letters"
-        socket.create_connection((str(shown.hostname), shown.port or 0), 10).close()

@@ -145,7 +145,8 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
 def _list(index: cloob.Index, options: Options) -> int:
     """What the filter lets through, newest first."""
     where = index.view(options.where).where
-    items, count = index.store.newest(options.top, where), index.store.count(where)
+    items = index.items(index.store.newest(where, limit=options.top).tolist())
+    count = index.store.count(where)
     _print(options, [(item, None, None) for item in items], model=None, searched=count, cut=0)
     if count > len(items):
         say(f"{len(items):,} of {count:,} pictures, the newest; --top shows more")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
 import sys
@@ -57,6 +59,9 @@ def run(options: Options) -> int:
         models = ", ".join(printable(each.name) for each in index.models)
         print(f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
+        if not config.local and sys.stdout.isatty():
+            with contextlib.suppress(ImportError, UnicodeError):  # an install from before, an old terminal
+                importlib.import_module("segno").make(shown).terminal(compact=True)  # for a phone's camera
         if options.open:
             webbrowser.open(shown)
         code = 0

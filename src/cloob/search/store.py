@@ -246,12 +246,13 @@ WHERE model = ? AND content {self._among}"""
         )
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
-    def newest(self, most: int, where: Filter | None = None) -> list[Item]:
-        """Items that match, by date; those without one come last."""
+    def newest(self, where: Filter | None = None, *, limit: int | None = None) -> Ids:
+        """Ids of the items that match, by date; those without one come last."""
         condition, values = self._condition(where)
         order = "ORDER BY coalesce(date, '') DESC, id DESC LIMIT ?"
+        most = 2**62 if limit is None else limit
         rows = self._rows(f"SELECT id FROM cloob_items WHERE {condition} {order}", (*values, most))
-        return self.items([row[0] for row in rows])
+        return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
     def pages(self, where: Filter | None = None) -> Iterator[list[int]]:
         """The ids of the items that match, ascending, some thousands at a time."""

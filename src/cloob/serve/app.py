@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 from cloob.errors import InputError, one_line
 from cloob.serve import routes
 from cloob.serve.collection import Collection
-from cloob.serve.guard import MULTIPART_ROOM, Guard, ServeConfig, is_loopback
+from cloob.serve.guard import Guard, ServeConfig, is_loopback
 from cloob.serve.schemas import Problem
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
-_EVERYWHERE = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}  # and an address for documentation alone
+_EVERYWHERE = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}  # and an address that nobody has
 _REFUSALS = (400, 401, 403, 404, 413, 415, 421, 422, 503)
 mimetypes.add_type("text/javascript", ".js")  # some Windows say text/plain, which no browser runs
 
@@ -64,8 +64,7 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
     )
     app.state.collection = collection
     app.include_router(routes.api)
-    room = config.max_upload_bytes + MULTIPART_ROOM
-    app.add_api_route("/api/uploads", routes.upload, methods=["POST"], max_body_size=room)
+    app.add_api_route("/api/uploads", routes.upload, methods=["POST"], max_body_size=config.max_upload_bytes)
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
     app.mount("/page", StaticFiles(packages=[("cloob.serve", "page")]))
     app.add_exception_handler(RequestValidationError, _undescribed)  # type: ignore[arg-type]
@@ -105,18 +104,13 @@ def settings(host: str, token: str | None) -> ServeConfig:
 def address(opened: socket.socket, config: ServeConfig) -> str:
     """The address to open; of a server that listens everywhere, one that other machines of the network reach."""
     host, port = opened.getsockname()[:2]
-    if host in _EVERYWHERE:
-        host = _own_address(opened.family, _EVERYWHERE[host])
+    if elsewhere := _EVERYWHERE.get(host):
+        host = "127.0.0.1"  # without a network
+        with contextlib.suppress(OSError), socket.socket(opened.family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # sends nothing
+            host = probe.getsockname()[0]
     name = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"?token={config.token}" if config.token else "")
-
-
-def _own_address(family: int, other: str) -> str:
-    """This machine's address on the way to another one, to which nothing is sent; without a network localhost."""
-    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((other, 9))
-        return str(probe.getsockname()[0])
-    return "localhost"
 
 
 def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections import OrderedDict
+import math
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
 from anyio import CapacityLimiter, to_thread
-from PIL import Image
 from starlette.exceptions import HTTPException
 
 from cloob.errors import InputError, nearest, one_line
 from cloob.models.encoder import evaluating
-from cloob.pictures import MAX_PIXELS, Encoded, Unreadable, thumbnail
+from cloob.pictures import MAX_PIXELS, Encoded, Unreadable, decode, thumbnail
 from cloob.search.query import Query, Term, Vector, weighted_row
 from cloob.search.records import IndexedModel, Item
 from cloob.search.where import Filter, parse
-from cloob.serve.batcher import Batcher
 from cloob.serve.guard import ServeConfig
 from cloob.serve.schemas import Part, Picture, picture
 
@@ -38,8 +37,7 @@ T = TypeVar("T")
 # Threads of each kind of work: queries are joined into one batch at a time; what takes long (maps, labels) runs one
 # after the other beside the searches; two uploads are decoded at a time, as 64 megapixels are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
-_KEPT_TEXTS, _KEPT_MAPS = 4096, 8
-_UPLOADS_WAITING = 32  # each with all its bytes, 20 MB at most
+_MAX_BATCH, _KEPT_TEXTS, _KEPT = 64, 4096, 8
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,41 @@ def told() -> Iterator[None]:
         raise HTTPException(400, one_line(error)) from None
 
 
+class Batcher:
+    """Joins queries that arrive together: ``work``, in a thread of the limiter, gives an answer for each of a batch.
+
+    Nobody waits for a batch to fill: what has arrived while the last batch was worked on is the next one.
+    """
+
+    def __init__(self, work: Callable[[list[Any]], Sequence[Vector]], limiter: CapacityLimiter) -> None:
+        self._work, self._limiter = work, limiter
+        self._waiting: deque[tuple[Any, asyncio.Future[Vector]]] = deque()
+        self._running: asyncio.Task[None] | None = None
+
+    async def __call__(self, query: Any) -> Vector:
+        future: asyncio.Future[Vector] = asyncio.get_running_loop().create_future()
+        self._waiting.append((query, future))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(0)  # lets those in that arrived in the same turn
+            batch = [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
+            queries = [query for query, _ in batch]
+            try:
+                answers = await to_thread.run_sync(self._work, queries, abandon_on_cancel=True, limiter=self._limiter)
+            except Exception as error:
+                for _, future in batch:
+                    if not future.cancelled():
+                        future.set_exception(error)
+                continue
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if not future.cancelled():
+                    future.set_result(answer)
+
+
 class Collection:
     """An open index with its encoders, and bounds for each kind of work."""
 
@@ -71,15 +104,12 @@ class Collection:
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._limiters = {kind: CapacityLimiter(threads) for kind, threads in _THREADS.items()}
         self._texts: OrderedDict[tuple[str, str], Vector] = OrderedDict()
-        self._maps: OrderedDict[Hashable, asyncio.Task[Any]] = OrderedDict()
-        self._batchers: dict[tuple[IndexedModel, str], Batcher[Any, Vector]] = {}
+        self._computed: OrderedDict[Hashable, Any] = OrderedDict()
+        self._batchers: dict[tuple[IndexedModel, str], Batcher] = {}
 
     async def run(self, work: Callable[[], T], kind: Literal["search", "slow", "files", "decode"] = "search") -> T:
-        """Runs work of a kind in a thread; uploads are refused while too many wait."""
-        limiter = self._limiters[kind]
-        if kind == "decode" and limiter.statistics().tasks_waiting >= _UPLOADS_WAITING:
-            raise HTTPException(503, f"{_UPLOADS_WAITING} uploads wait", {"retry-after": "1"})
-        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+        """Runs work of a kind in a thread."""
+        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiters[kind])
 
     async def warm(self) -> None:
         """Loads the first model and what the cutoff compares with, so that the first query has not to wait for it."""
@@ -118,25 +148,24 @@ class Collection:
             raise HTTPException(404, f"no picture {id_}")
         return found[0]
 
-    async def map(self, key: Hashable, work: Callable[[], T]) -> tuple[int, T]:
-        """A map, computed once for each revision of the index, and that revision."""
+    async def once(self, key: Hashable, work: Callable[[], T]) -> tuple[int, T]:
+        """What takes long, computed once for each revision of the index, and that revision."""
         revision = await self.run(self.index.revision)
-        whole = (revision, key)
-        if whole not in self._maps:
-            made = self._maps[whole] = asyncio.create_task(self.run(work, "slow"))
-            made.add_done_callback(
-                lambda done: self._maps.pop(whole, None) if done.cancelled() or done.exception() else None
-            )
-            while len(self._maps) > _KEPT_MAPS:
-                self._maps.popitem(last=False)
-        found: T = await asyncio.shield(self._maps[whole])  # who asks for the same meanwhile gets the same
-        return revision, found
+        whole, kept = (revision, key), self._computed
+
+        def compute() -> None:
+            if whole not in kept:  # who asked for the same before has computed it
+                kept[whole] = work()
+
+        if whole not in kept:
+            await self.run(compute, "slow")
+        while len(kept) > _KEPT:
+            kept.popitem(last=False)
+        return revision, kept[whole]
 
     async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Vector]:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,)."""
         weighing = [part for part in parts if part.weight != 0]
-        if not weighing:
-            raise HTTPException(400, "all parts of the query have the weight 0; give one of them more")
         rows = await asyncio.gather(*(self.row(part, model) for part in weighing))
         with told():
             row = weighted_row([part.weight for part in weighing], rows)
@@ -147,20 +176,20 @@ class Collection:
         if part.words is not None:
             return await self._text(part.words, model)
         if part.item is not None:
-            item = part.item
-            vectors = await self.run(lambda: self.index.store.vectors(model.name, [item]))
+            ids = [part.item]
+            vectors = await self.run(lambda: self.index.store.vectors(model.name, ids))
             if vectors.shape != (1, model.dim) or not np.isfinite(vectors).all():  # or the model is another by now
-                raise HTTPException(404, f"no picture {item} with a vector of {model.name}")
+                raise HTTPException(404, f"no picture {part.item} with a vector of {model.name}")
             return np.asarray(vectors[0], dtype=np.float32)
         upload = self.upload(part.upload or "")
         if model.fingerprint not in upload.rows:
-            pixels = await self.run(lambda: self.index.encoder(model).preprocess(self._decode(upload.data)), "decode")
+            pixels = await self.run(lambda: self.index.encoder(model).preprocess(decode(upload.data)), "decode")
             upload.rows[model.fingerprint] = await self._batcher(model, "picture")(pixels)
         return upload.rows[model.fingerprint]
 
     async def _text(self, words: str, model: IndexedModel) -> Vector:
-        if not words.strip():
-            raise HTTPException(400, "a text without words; give some")
+        with told():
+            Query.of(words)
         key = (model.fingerprint, words)
         if key not in self._texts:
             self._texts[key] = await self._batcher(model, "text")(words)
@@ -175,38 +204,28 @@ class Collection:
         self._uploads.move_to_end(id_)
         return self._uploads[id_]
 
-    async def add_upload(self, data: bytes) -> Upload:
-        """Checks and remembers a picture; a model embeds it when a query asks for that."""
-        id_ = hashlib.sha256(data).hexdigest()[:32]
-        if id_ not in self._uploads:
-            image = await self.run(lambda: self._decode(data), "decode")
-            self._uploads[id_] = Upload(id_, data, *image.size, await self.run(lambda: thumbnail(image, 256), "decode"))
-        kept = self._uploads
+    async def add_upload(self, file: BinaryIO) -> Upload:
+        """Remembers a picture, or raises Unreadable; a model embeds it when a query asks for that."""
+
+        def checked() -> Upload:
+            data = file.read()  # here, so that those that wait are not in memory
+            encoded = Encoded(data)
+            in_file, decoded = math.prod(encoded.in_file), math.prod(encoded.stored)  # `size` decodes a PNG with EXIF
+            if in_file > MAX_PIXELS or decoded > self.config.max_upload_pixels:
+                raise Unreadable("image too large", f"{in_file:,} pixels")
+            image = encoded.rgb()
+            id_ = hashlib.sha256(data).hexdigest()[:32]
+            return Upload(id_, data, *image.size, thumbnail(image, 256))
+
+        added, kept = await self.run(checked, "decode"), self._uploads
+        kept.setdefault(added.id, added)
+        kept.move_to_end(added.id)
         while len(kept) > MAX_UPLOADS or sum(len(each.data) for each in kept.values()) > MAX_UPLOADS_BYTES:
             kept.popitem(last=False)
-        return self.upload(id_)
+        return kept[added.id]
 
-    def _decode(self, data: bytes) -> Image.Image:
-        """The upright RGB picture of an upload; its header is looked at before a pixel is decoded."""
-        most, most_pixels = self.config.max_upload_bytes, self.config.max_upload_pixels
-        if len(data) > most:
-            raise HTTPException(413, f"{len(data):,} bytes; at most {most:,} are taken")
-        try:
-            encoded = Encoded(data)
-            (width, height), decoded = encoded.in_file, encoded.stored  # not `size`: a PNG with EXIF would be decoded
-            if width * height > MAX_PIXELS or decoded[0] * decoded[1] > most_pixels:
-                raise Unreadable("image too large", f"{width}×{height} pixels")
-            return encoded.rgb()
-        except Unreadable as error:
-            if error.reason == "image too large":
-                raise HTTPException(413, f"image too large; at most {most_pixels:,} pixels are taken") from None
-            why = f" ({error.detail})" if error.reason == "no decoder" else ""
-            raise HTTPException(415, f"{error.reason}{why}; JPEG, PNG, WebP, GIF, AVIF and HEIC are taken") from None
-
-    def _batcher(self, model: IndexedModel, kind: str) -> Batcher[Any, Vector]:
+    def _batcher(self, model: IndexedModel, kind: str) -> Batcher:
         if (model, kind) not in self._batchers:
-            for old in [key for key in self._batchers if key[0].name == model.name and key[0] != model]:
-                del self._batchers[old]
 
             def embed(batch: list[Any]) -> Sequence[Vector]:
                 encoder = self.index.encoder(model)

@@ -7,16 +7,15 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "cloob-token"
-MULTIPART_ROOM = 4096  # what multipart/form-data writes around one file
 HEADERS: Mapping[str, str] = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -39,7 +38,7 @@ class ServeConfig:
 
     token: str | None = None  # what a request must show as bearer or cookie; None where whoever reaches us may ask
     local: bool = True  # only requests for a loopback name are answered, which stops DNS rebinding; paths are told
-    max_upload_bytes: int = 20_000_000
+    max_upload_bytes: int = 20_000_000  # of the form with a file
     max_upload_pixels: int = 64_000_000  # by its header, before anything is decoded
     max_body_bytes: int = 1_000_000  # of a request that uploads nothing
 
@@ -90,8 +89,7 @@ class Guard:
             if foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
                 return _refusal(403, "asked for by another site")
         most = self._config.max_upload_bytes if path == "/api/uploads" else self._config.max_body_bytes
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > most + MULTIPART_ROOM:  # FastAPI counts what comes
+        if int(headers.get("content-length", 0)) > most:  # FastAPI counts what comes
             return _refusal(413, f"a body of at most {most:,} bytes is taken")
         if self._config.token is None or (method == "GET" and path in _PUBLIC):
             return self._app
@@ -109,21 +107,15 @@ class Guard:
     async def _take_token(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Takes a token from the address or the form into a cookie."""
         request = Request(scope, receive)
-        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        offered = query.pop("token", [None])[0]
-        if scope["method"] == "POST":
-            try:
-                form = parse_qs((await request.body()).decode("latin-1"))
-            except ClientDisconnect:
-                return
-            offered = form.get("token", [""])[0]
-        answer: Response
+        offered = request.query_params.get("token")
+        if request.method == "POST":
+            offered = parse_qs((await request.body()).decode("latin-1")).get("token", [""])[0]
+        wrong = "" if offered is None else "That token is not right."
+        answer: Response = HTMLResponse(self._login_page.replace("<!--wrong-->", wrong), 401)
         if offered is not None and self._is_right(offered):
-            answer = RedirectResponse(f"/?{urlencode(query, doseq=True)}".rstrip("?"), 303)
+            query = request.url.remove_query_params("token").query
+            answer = RedirectResponse(f"/?{query}".rstrip("?"), 303)
             answer.set_cookie(COOKIE, offered.strip(), _COOKIE_SECONDS, httponly=True, samesite="strict")
-        else:
-            wrong = "" if offered is None else "That token is not right."
-            answer = HTMLResponse(self._login_page.replace("<!--wrong-->", wrong), 401)
         await answer(scope, receive, send)
 
 

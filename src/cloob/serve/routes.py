@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -13,8 +13,10 @@ import numpy as np
 from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Response, UploadFile
 
 from cloob.errors import InputError
+from cloob.pictures import Unreadable
 from cloob.search.classify import NONE, TEMPLATES, LabelOptions, check_labels
-from cloob.search.records import Results, valid
+from cloob.search.find import DUPLICATE
+from cloob.search.records import Hit, Results, valid
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import NUMBERS, TEXTS
 from cloob.serve import schemas
@@ -154,12 +156,37 @@ async def map_(
 ) -> schemas.MapPoints:
     """A sample of the collection on a plane; t-SNE takes its time, once for each state of the index."""
     asked, condition = await held.model(model), await held.filter(where)
-    revision, (ids, points) = await held.map(
+    revision, (ids, points) = await held.once(
         (asked, method, sample, where),
         lambda: held.index.map(sample=sample, method=method, where=condition, model=asked.name),
     )
     x, y = np.round(np.asarray(points, dtype=np.float64), 4).T.tolist()
     return {"model": asked.name, "revision": revision, "ids": np.asarray(ids).tolist(), "x": x, "y": y}
+
+
+@api.get("/duplicates")
+async def duplicates(
+    held: Held,
+    threshold: Annotated[float, Query(ge=0.001, le=1, description="The least cosine in a group.")] = DUPLICATE,
+    where: Where | None = None,
+    model: Name | None = None,
+) -> schemas.Duplicates:
+    """Groups of pictures that look alike, the largest first; all are compared, once for each state of the index."""
+    asked, condition = await held.model(model), await held.filter(where)
+    revision, groups = await held.once(
+        ("duplicates", asked, threshold, where),
+        lambda: list(map(_group, held.index.duplicates(threshold, where=condition, model=asked.name))),
+    )
+    return {"model": asked.name, "revision": revision, "groups": groups}
+
+
+def _group(hits: Sequence[Hit]) -> schemas.Group:
+    firsts: dict[str, int] = {}
+    return {
+        "ids": [hit.item.id for hit in hits],
+        "scores": [_cosine(hit.score) for hit in hits],
+        "equal": [firsts.setdefault(hit.item.content, hit.item.id) for hit in hits],
+    }
 
 
 @api.post("/embed")
@@ -179,10 +206,13 @@ async def items(held: Held, id: Annotated[list[Id], Query(min_length=1, max_leng
 
 
 @api.get("/ids")
-async def ids(held: Held, where: Where | None = None) -> dict[str, int | list[int]]:
+async def ids(
+    held: Held, where: Where | None = None, order: Literal["id", "newest"] = "id"
+) -> dict[str, int | list[int]]:
     """The ids of all pictures, or of those that a filter lets through."""
-    condition = await held.filter(where)
-    revision, found = await held.run(lambda: (held.index.revision(), held.index.store.ids(condition)))
+    condition, store = await held.filter(where), held.index.store
+    listed = store.ids if order == "id" else store.newest
+    revision, found = await held.run(lambda: (store.revision(), listed(condition)))
     return {"revision": revision, "ids": found.tolist()}
 
 
@@ -230,12 +260,14 @@ async def _file(request: Request, held: Collection, id: int, form: str, read: Ca
 
 async def upload(held: Held, file: Annotated[UploadFile, File(description="A picture.")]) -> dict[str, str | int]:
     """Takes a picture to search with; it is kept in memory for a while, and only its thumbnail is given back."""
-    data = await file.read(held.config.max_upload_bytes + 1)
     try:
-        added = await held.add_upload(data)
-    except HTTPException as error:
-        error.detail = f"{valid(PurePath(file.filename or '').name)[:100]}: {error.detail}"
-        raise
+        added = await held.add_upload(file.file)
+    except Unreadable as error:
+        code = 413 if error.reason == "image too large" else 415
+        why = f" ({error.detail})" if error.reason == "no decoder" else ""
+        taken = f"JPEG, PNG, WebP, GIF, AVIF and HEIC of at most {held.config.max_upload_pixels:,} pixels are taken"
+        name = valid(PurePath(file.filename or "").name)[:100]
+        raise HTTPException(code, f"{name}: {error.reason}{why}; {taken}") from None
     return {"upload": added.id, "width": added.width, "height": added.height}
 
 

@@ -155,6 +155,20 @@ class Classified(TypedDict):
     labels: list[LabelPictures]
 
 
+class Group(TypedDict):
+    """Pictures that look alike, the best first; ``equal``: the first of the group with the same bytes, or itself."""
+
+    ids: list[int]
+    scores: Annotated[list[float], Field(description="Cosines with the first.")]
+    equal: list[int]
+
+
+class Duplicates(TypedDict):
+    model: str
+    revision: int
+    groups: list[Group]
+
+
 class Embedded(TypedDict):
     model: str
     dim: int

@@ -43,7 +43,8 @@ export const columns = () => ask("columns");
 export const search = (body, signal) => post("search", body, signal);
 export const explain = (body, signal) => post("explain", body, signal);
 export const classify = (body, signal) => post("classify", body, signal);
-export const ids = (where, signal) => ask(`ids${query({ where })}`, { signal });
+export const ids = (where, signal) => ask(`ids${query({ where, order: "newest" })}`, { signal });
+export const duplicates = (values, signal) => ask(`duplicates${query(values)}`, { signal });
 export const items = (id) => ask(`items${query({ id })}`);
 export const map = (values, signal) => ask(`map${query(values)}`, { signal });
 

@@ -2,6 +2,7 @@
 import * as api from "./api.js";
 import { add, begin } from "./chips.js";
 import { $, announce, bytes, h, icon, number, score, title } from "./dom.js";
+import * as marks from "./marks.js";
 
 const dialog = $("detail");
 let grid = null;
@@ -42,8 +43,14 @@ function fill(item, value) {
     act("Add to query", "plus", () => add({ item: item.id, weight: 1 })),
     act("Keep away", "minus", () => add({ item: item.id, weight: -1 })),
   );
-  const original = h("a.button", { href: api.picture(item.id), target: "_blank", rel: "noopener" }, "Open the file");
-  actions.append(original);
+  const mark = h("button.button", { type: "button", "aria-pressed": marks.has(item.id) }, icon("check"), "Mark");
+  mark.addEventListener("click", () => {
+    marks.toggle(item.id);
+    mark.setAttribute("aria-pressed", marks.has(item.id));
+  });
+  const file = api.picture(item.id);
+  const original = h("a.button", { href: file, target: "_blank", rel: "noopener" }, "Open the file");
+  actions.append(mark, original, h("a.button", { href: file, download: item.name }, "Download"));
   dialog.replaceChildren(head(title(item)), h("div.detail-picture", {}, image), actions, facts(item, value));
   announce(title(item));
 }

@@ -4,6 +4,7 @@ import { query } from "./chips.js";
 import * as detail from "./detail.js";
 import { $, announce, h, pictures, number, score } from "./dom.js";
 import { Grid } from "./grid.js";
+import * as marks from "./marks.js";
 import * as state from "./state.js";
 
 const TOP = 500;
@@ -43,11 +44,13 @@ function heading(parts) {
 
 /** Fetches and shows what the state asks for. */
 export function draw({ force = false } = {}) {
-  const { where, cutoff, models: chosen } = state.get();
+  const { where, cutoff, models: chosen, order } = state.get();
   const parts = query();
   const models = chosen.length ? chosen : [""];
   if (JSON.stringify(columns.map((column) => column.model)) !== JSON.stringify(models)) build(models);
-  const words = JSON.stringify([parts, where, cutoff, models, api.round]);
+  $("order").hidden = !parts.length;
+  $("order").value = order;
+  const words = JSON.stringify([parts, where, cutoff, models, order, api.round]);
   if (words !== asked || force) shown = answer(words, parts, where, cutoff);
   return shown;
 }
@@ -58,6 +61,7 @@ async function answer(words, parts, where, cutoff) {
   asking = new AbortController();
   const { signal } = asking;
   $("found-title").textContent = heading(parts);
+  $("mark-all").disabled = true;
   const waiting = new Set(columns);
   const busy = setTimeout(() => waiting.forEach(wait), 150);
   const answered = (column) => {
@@ -100,6 +104,7 @@ async function browse(where, signal) {
 async function search(column, parts, where, cutoff, signal) {
   const body = { parts, top: TOP, cutoff, ...(where && { where }), ...(column.model && { model: column.model }) };
   const found = await api.search(body, signal);
+  if (state.get().order === "newest") found.hits.sort((one, other) => (other.date ?? "").localeCompare(one.date ?? ""));
   api.remember(found.hits);
   if (column === columns[0]) [lastHits, lastWord] = [found.hits.map((hit) => hit.id), "Nothing fits"];
   const note = noteFor(found, cutoff);
@@ -125,7 +130,11 @@ function show(column, ids, values = null, found = null, cutoff = true) {
   }
   column.body.replaceChildren(column.grid.element, ...end);
   column.grid.set(ids, values, score);
+  $("mark-all").disabled = false;
 }
+
+$("order").addEventListener("change", () => state.change({ order: $("order").value }));
+$("mark-all").addEventListener("click", () => marks.add(columns.flatMap((column) => column.grid.ids)));
 
 function empty(title, advice, ...more) {
   return h("div.empty", {}, h("p.empty-title", {}, title), h("p.quiet", {}, advice), ...more);

@@ -1,19 +1,24 @@
 // A grid of any number of pictures of which only those near the window are elements.
 import * as api from "./api.js";
-import { h, number, score, title } from "./dom.js";
+import { h, icon, number, score, title } from "./dom.js";
+import * as marks from "./marks.js";
 
 const GAP = 14;
 const BELOW = 30; // the line under a picture
+const LINE = 18; // each further one
 const LEAST = 148;
 const MARGIN_ROWS = 2;
 const FAST = 2400; // pixels a second: what flies by is not fetched
 
 export class Grid {
-  /** `open(place, grid)` is called for the picture that was chosen; `least` is the least width of a tile. */
-  constructor({ label, open, least = LEAST }) {
+  /**
+   * `open(place, grid)` is called for the picture that was chosen; `least` is the least width of a tile, `narrow` how
+   * many stand beside each other on a phone; `facts(item, place)` gives `lines` more lines to stand under a picture.
+   */
+  constructor({ label, open, least = LEAST, narrow = 3, lines = 0, facts = () => [] }) {
     this.element = h("ul.grid", { "aria-label": label, role: "list" });
     this.open = open;
-    this.least = least;
+    Object.assign(this, { least, narrow, facts, below: BELOW + lines * LINE });
     this.ids = [];
     this.values = null;
     this.tiles = new Map();
@@ -22,6 +27,9 @@ export class Grid {
     this.lastTime = 0;
     this.settle = 0;
     this.element.addEventListener("keydown", (event) => this.onKey(event));
+    this.element.addEventListener("keyup", (event) => event.key === " " && event.preventDefault()); // a click otherwise
+    this.onMarks = () => this.tiles.forEach((tile) => this.mark(tile));
+    addEventListener("marks", this.onMarks);
     this.onScroll = () => this.schedule();
     addEventListener("scroll", this.onScroll, { passive: true });
     this.sizes = new ResizeObserver(() => this.measure());
@@ -40,6 +48,7 @@ export class Grid {
   }
 
   close() {
+    removeEventListener("marks", this.onMarks);
     removeEventListener("scroll", this.onScroll);
     this.sizes.disconnect();
     this.element.remove();
@@ -48,11 +57,11 @@ export class Grid {
   measure() {
     const width = this.element.clientWidth;
     if (!width) return;
-    const least = width < 480 ? Math.min(this.least, (width - 2 * 8) / 3) : this.least;
+    const least = width < 480 ? Math.min(this.least, (width - (this.narrow - 1) * 8) / this.narrow) : this.least;
     this.gap = width < 480 ? 8 : GAP;
     this.columns = Math.max(1, Math.floor((width + this.gap) / (least + this.gap)));
     this.side = (width - this.gap * (this.columns - 1)) / this.columns;
-    this.step = this.side + BELOW + this.gap;
+    this.step = this.side + this.below + this.gap;
     this.element.style.height = `${Math.max(0, Math.ceil(this.ids.length / this.columns) * this.step - this.gap)}px`;
     for (const tile of this.tiles.values()) this.place(tile);
     this.draw();
@@ -97,12 +106,15 @@ export class Grid {
     const words = h("span.tile-words");
     const value = h("span.tile-value");
     const button = h("button.tile", { type: "button" }, image);
-    const element = h("li", {}, button, h("span.tile-line", { "aria-hidden": "true" }, words, value));
-    const tile = { element, button, image, words, value, place: -1, id: 0 };
+    const check = h("button.tile-mark", { type: "button", tabIndex: -1 }, icon("check"));
+    const facts = h("div.tile-facts", { "aria-hidden": "true" });
+    const element = h("li", {}, button, check, h("span.tile-line", { "aria-hidden": "true" }, words, value), facts);
+    const tile = { element, button, image, check, words, value, facts, place: -1, id: 0 };
     image.addEventListener("load", () => button.classList.add("ready"));
     image.addEventListener("error", () => tile.wanted && button.classList.add("lost"));
     button.addEventListener("click", () => this.open(tile.place, this));
-    button.addEventListener("focus", () => this.focusAt(tile.place, false));
+    for (const one of [button, check]) one.addEventListener("focus", () => this.focusAt(tile.place, false));
+    check.addEventListener("click", () => marks.toggle(tile.id));
     return tile;
   }
 
@@ -112,28 +124,41 @@ export class Grid {
     tile.button.classList.remove("ready", "lost");
     tile.image.removeAttribute("src");
     tile.words.textContent = "";
-    tile.value.textContent = this.values ? this.format(this.values[place]) : "";
+    tile.value.textContent = this.values ? this.format(this.values[place], place) : "";
+    tile.facts.replaceChildren();
+    tile.label = `Picture ${number(place + 1)} of ${number(this.ids.length)}`;
     tile.button.tabIndex = place === this.current ? 0 : -1;
-    tile.button.setAttribute("aria-label", `Picture ${number(place + 1)} of ${number(this.ids.length)}`);
     tile.element.setAttribute("aria-posinset", place + 1);
     tile.element.setAttribute("aria-setsize", this.ids.length);
     this.place(tile);
     if (tile.element.parentNode !== this.element) this.element.append(tile.element);
     const item = api.recall(id);
     if (item) this.name(tile, item);
+    else this.mark(tile);
+  }
+
+  /** Shows whether a picture is marked. */
+  mark(tile) {
+    const marked = marks.has(tile.id);
+    tile.element.classList.toggle("marked", marked);
+    tile.button.setAttribute("aria-label", `${tile.label}${marked ? ", marked" : ""}`);
+    tile.check.setAttribute("aria-label", `Mark ${tile.label}`);
+    tile.check.setAttribute("aria-pressed", marked);
   }
 
   place({ element, place }) {
     const [row, column] = [Math.floor(place / this.columns), place % this.columns];
     element.style.width = `${this.side}px`;
-    element.style.height = `${this.side + BELOW}px`;
+    element.style.height = `${this.side + this.below}px`;
     element.style.transform = `translate(${column * (this.side + this.gap)}px, ${row * this.step}px)`;
   }
 
   name(tile, item) {
     tile.words.textContent = title(item);
-    const value = this.values ? `, ${this.format(this.values[tile.place])}` : "";
-    tile.button.setAttribute("aria-label", `${title(item)}${value}`);
+    const facts = this.facts(item, tile.place);
+    tile.facts.replaceChildren(...facts.map((fact) => h("span", {}, fact)));
+    tile.label = [title(item), ...(this.values ? [tile.value.textContent] : []), ...facts].join(", ");
+    this.mark(tile);
   }
 
   /** Fetches pictures and words of the tiles that are there now. */
@@ -172,7 +197,12 @@ export class Grid {
     let place = this.current + (moves[event.key] ?? 0);
     if (event.key === "Home") place = 0;
     if (event.key === "End") place = this.ids.length - 1;
-    if (place === this.current || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.key === " ") {
+      event.preventDefault();
+      marks.toggle(this.ids[this.current]);
+    }
+    if (place === this.current) return;
     event.preventDefault();
     this.focusAt(Math.max(0, Math.min(this.ids.length - 1, place)));
   }

@@ -2,6 +2,7 @@
 import * as api from "./api.js";
 import * as chips from "./chips.js";
 import { $, pictures } from "./dom.js";
+import * as duplicates from "./duplicates.js";
 import * as explain from "./explain.js";
 import * as filters from "./filters.js";
 import * as find from "./find.js";
@@ -10,7 +11,7 @@ import * as sort from "./sort.js";
 import * as state from "./state.js";
 
 const POLL = 8000;
-const views = { find, sort, map };
+const views = { find, sort, map, duplicates };
 let revision = null;
 
 function draw(options) {

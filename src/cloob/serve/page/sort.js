@@ -3,6 +3,7 @@ import * as api from "./api.js";
 import * as detail from "./detail.js";
 import { $, announce, h, number, percent, pictures } from "./dom.js";
 import { Grid } from "./grid.js";
+import * as marks from "./marks.js";
 import * as state from "./state.js";
 
 const view = $("view-sort");
@@ -106,16 +107,18 @@ function section(label, all, most) {
     const n = open ? label.ids.length : some;
     grid.set(label.ids.slice(0, n), label.probabilities.slice(0, n), percent);
     more.hidden = label.ids.length <= some;
-    more.textContent = open ? "Fewer" : `Show ${label.ids.length < label.count ? `the surest ${number(label.ids.length)}` : "all"}`;
+    more.textContent = open ? "Fewer" : `Show ${surest}`;
     more.setAttribute("aria-expanded", open);
   };
   more.addEventListener("click", () => ((open = !open), show()));
+  const surest = label.ids.length < label.count ? `the surest ${number(label.ids.length)}` : "all";
+  const mark = h("button.quiet-button", { type: "button", disabled: !label.count, onclick: () => marks.add(label.ids) }, `Mark ${surest}`);
   show();
   const share = all ? percent(label.count / all) : "0 %";
   return h(
     "section.label",
     { "aria-label": label.label },
-    h("div.label-head", {}, h("h2", {}, label.label), h("p.quiet", {}, `${number(label.count)} · ${share}`), bar, more),
+    h("div.label-head", {}, h("h2", {}, label.label), h("p.quiet", {}, `${number(label.count)} · ${share}`), bar, h("span", {}, mark, more)),
     label.count ? grid.element : h("p.quiet", {}, "No picture fits this label best."),
   );
 }

@@ -1,6 +1,7 @@
 // What the page shows, as the address says it: a link, a reload and the back button bring it back.
 
 const PART = /^(-?[0-9]+(?:\.[0-9]+)?)~([wiu])~([^]+)$/;
+export const THRESHOLDS = [0.99, 0.97, 0.95, 0.9]; // cosines from which pictures look alike
 const KINDS = { w: "words", i: "item", u: "upload" };
 
 function readPart(text) {
@@ -24,7 +25,7 @@ export function read(address = location.search) {
   const words = new URLSearchParams(address);
   const view = words.get("view");
   return {
-    view: ["sort", "map"].includes(view) ? view : "find",
+    view: ["sort", "map", "duplicates"].includes(view) ? view : "find",
     parts: words.getAll("q").map(readPart).filter(Boolean).slice(0, 16),
     where: words.get("where") ?? "",
     models: words.getAll("model").filter(Boolean).slice(0, 2),
@@ -36,6 +37,8 @@ export function read(address = location.search) {
     none: words.get("none") === "on",
     template: words.get("template") ?? "",
     method: words.get("method") === "tsne" ? "tsne" : "pca",
+    order: words.get("order") === "newest" ? "newest" : "best",
+    threshold: THRESHOLDS.find((value) => value === Number(words.get("threshold"))) ?? 0.97,
   };
 }
 
@@ -54,6 +57,8 @@ export function write(state) {
   if (state.none) words.set("none", "on");
   set("template", state.template, "");
   set("method", state.method, "pca");
+  set("order", state.order, "best");
+  set("threshold", state.threshold, 0.97);
   return words.size ? `?${words}` : "/";
 }
 

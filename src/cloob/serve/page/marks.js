@@ -1,0 +1,67 @@
+// Pictures that the user has marked, and the list of their paths to take away. Nothing here changes a file.
+import * as api from "./api.js";
+import { $, announce, h, number } from "./dom.js";
+
+const bar = $("marks");
+const [note, copyButton, saveButton, clearButton] = bar.children;
+const marked = new Set();
+
+export const has = (id) => marked.has(id);
+
+export function toggle(id) {
+  if (!marked.delete(id)) marked.add(id);
+  changed();
+}
+
+export function add(ids) {
+  for (const id of ids) marked.add(id);
+  changed();
+}
+
+/** Says it; whoever shows marks listens to "marks". */
+function changed() {
+  bar.hidden = !marked.size;
+  say(`${number(marked.size)} marked`);
+  dispatchEvent(new Event("marks"));
+}
+
+function say(words) {
+  note.textContent = words;
+  announce(words);
+}
+
+/** Hands the paths, one a line, to `work`, and says what became of them. */
+async function take(work, done) {
+  try {
+    const items = await Promise.all([...marked].map(api.item));
+    if (items.includes(undefined)) throw new Error("The server does not answer");
+    const paths = items.filter(Boolean).map((item) => `${item.path}\n`);
+    await work(paths.join(""));
+    const gone = items.length - paths.length;
+    say(`${number(paths.length)} ${done}${gone ? `; ${number(gone)} gone` : ""}`);
+  } catch (problem) {
+    say(problem.message);
+  }
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    throw new Error("This browser does not let us copy here; download the list"); // plain http, beyond localhost
+  }
+}
+
+function save(text) {
+  const href = URL.createObjectURL(new Blob([text], { type: "text/plain" }));
+  h("a", { href, download: "cloob-pictures.txt" }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 10000);
+}
+
+copyButton.addEventListener("click", () => take(copy, "copied"));
+saveButton.addEventListener("click", () => take(save, "in the list"));
+clearButton.addEventListener("click", () => {
+  marked.clear();
+  changed();
+  $("main").focus({ preventScroll: true }); // the bar is gone
+});
