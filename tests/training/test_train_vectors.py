@@ -100,7 +100,7 @@ def test_runs_are_judged_side_by_side_and_embed(
     assert [entry["metric"] for entry in once["differences"]][:2] == ["a_to_b@1", "a_to_b@5"]
     capsys.readouterr()
     page = Path("report/report.html").read_text(encoding="utf-8")
-    for shown in ("a → b recall", f"{100 * row['b_to_a@1']:.1f}", "Chance, %", "Embeddings of a", "b → a recall@10"):
+    for shown in ("a → b recall", f"{100 * row['b_to_a@1']:.1f}", "Chance, %", "Embeddings of a", "recall@10, b → a"):
         assert shown in page
     assert cli.main(["eval", "infoloob", "clip", "--held-out", "--out", "held"]) == 0
     (numbers,) = json.loads(Path("held/results.json").read_text())["rows"][0]["vectors"].items()

@@ -49,7 +49,7 @@ class Measure:
 
 
 def measure(rows: Sequence[Row]) -> Measure | None:
-    """Zero-shot top-1 if it was measured, else text → image or a → b recall@1, else None."""
+    """Zero-shot top-1 if it was measured, else text → image recall@1 or that of a → b, else None."""
     for kind, key, choices in _KINDS:
         values: dict[str, dict[str, Estimate]] = {}
         guessing: dict[str, float] = {}

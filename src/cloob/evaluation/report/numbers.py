@@ -14,7 +14,7 @@ METRICS = {
     "probe_acc1": "linear probe top-1",
     "image_to_text@1": "image → text recall@1",
     "text_to_image@1": "text → image recall@1",
-    **{f"{one}_to_{other}@{k}": f"{one} → {other} recall@{k}" for one, other in ("ab", "ba") for k in (1, 5, 10)},
+    **{f"{one}_to_{other}@{k}": f"recall@{k}, {one} → {other}" for one, other in ("ab", "ba") for k in (1, 5, 10)},
 }
 
 

@@ -115,7 +115,7 @@ def _tile(row: Row, what: headline.Measure | None, colours: Mapping[str, int]) -
     model = row["model"]
     # By itself an objective's name would read like that of another model.
     facts = [f"objective: {row['objective']}"] if row.get("objective") not in (None, model) else []
-    geometry = next(iter(row.get("geometry", {}).values()), {})
+    geometry: Mapping[str, Any] = next(iter(row.get("geometry", {}).values()), {})
     facts += [
         f"{count(geometry[key])} effective eigenvalues ({side})"
         for side in ("image", "a")
