@@ -23,7 +23,7 @@ from cloob.models.runs import EPOCHS_FILE, read_lines
 from cloob.recipes import get_recipe
 from cloob.training.checkpoint import preserved_rng
 from cloob.training.loop import train
-from cloob.training.select import read_choice
+from cloob.training.select import TEMPORARY, read_choice
 
 _CPU = torch.device("cpu")
 # The configuration's leaves by the names of parameters.
@@ -142,7 +142,7 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
                 np.save(files[name], matrix.toarray() if hasattr(matrix, "toarray") else matrix)
             settings = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}
             config = get_recipe("vectors").override(**files, **settings, seed=int(seed), out=f"{folder}/run")
-            config = config.override(tensorboard=False, keep=1, max_bad_fraction=0.0, objective=self.objective)
+            config = config.override(**TEMPORARY, max_bad_fraction=0.0, objective=self.objective)
             scales = {"inv_tau": _plain(self.inv_tau), "beta": _plain(self.beta)}
             config = config.override(**{name: value for name, value in scales.items() if value is not None})
             config = config if self.validation_fraction else config.override(patience=0)

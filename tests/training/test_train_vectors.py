@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,9 @@ def test_runs_are_judged_side_by_side_and_embed(
     assert row["geometry"]["n"] == 80 and "ajne_a" in row["geometry"]
     assert [entry["metric"] for entry in once["differences"]][:2] == ["a_to_b@1", "a_to_b@5"]
     capsys.readouterr()
+    page = Path("report/report.html").read_text(encoding="utf-8")
+    for shown in ("a → b recall", f"{100 * row['b_to_a@1']:.1f}", "Chance, %", "Embeddings of a", "recall@10, b → a"):
+        assert shown in page
     assert cli.main(["eval", "infoloob", "clip", "--held-out", "--out", "held"]) == 0
     (numbers,) = json.loads(Path("held/results.json").read_text())["rows"][0]["vectors"].items()
     assert numbers[0] == "a.npy and b.npy (held out)" and (numbers[1]["n"], numbers[1]["n_ids"]) == (40, 10)
@@ -140,6 +144,60 @@ def test_every_form_gives_the_same_run_and_a_resumed_one_too(config: TrainConfig
     assert exact(again.run)[-14:] == whole[10:]
     with pytest.raises(InputError, match="other ids"):
         cloob.train(stopped.override(resume="auto", ids=None))
+
+
+def test_held_out_files_take_the_place_of_a_split(
+    config: TrainConfig, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a split would hold out, given as files, is judged alike."""
+    from cloob.training.vectors import open_vectors
+
+    monkeypatch.chdir(tmp_path)
+    split = cloob.train(config).run
+    parts = dict(zip(("", "val_"), open_vectors(config), strict=True))
+    own = {}
+    for prefix, part in parts.items():
+        a, b, ids, _ = part.take(np.arange(len(part)))  # type: ignore[union-attr]
+        for name, rows in (("a", a), ("b", b)):
+            np.save(f"{prefix}{name}.npy", rows.numpy())
+            own[prefix + name] = f"{prefix}{name}.npy"
+        own[f"{prefix}ids"] = f"{prefix}ids.txt"
+        Path(own[f"{prefix}ids"]).write_text("".join(f"{label}\n" for label in ids.tolist()))
+    both = config.override(**own, out="own")
+    assert both.pairs.val_split == 0
+    run = cloob.train(both).run
+    recalls = [[line["val_recall"] for line in lines(each / "epochs.jsonl")] for each in (split, run)]
+    assert recalls[0] == recalls[1]
+    assert cli.main(["eval", "own", "--held-out", "--out", "report"]) == 0
+    (numbers,) = json.loads(Path("report/results.json").read_text())["rows"][0]["vectors"].values()
+    assert numbers["n_ids"] == 10
+    with pytest.raises(InputError, match=r"val_split is 0\.2; it must be left out"):
+        cloob.train(config.override(**own, val_split=0.2))
+
+
+def test_hdf5_is_read_where_h5py_is(config: TrainConfig, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloob.data.vectors import open_pairs
+
+    monkeypatch.chdir(files)
+    Path("none.h5").write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "h5py", None)
+        with pytest.raises(InputError, match="pip install h5py"):
+            cloob.train(config.override(a="none.h5:a"))
+    h5py = pytest.importorskip("h5py")
+    arrays = np.load("ab.npz")
+    with h5py.File("ab.h5", "w") as file:
+        file["cells/a"] = arrays["a"].astype(np.float64)
+        file["b"] = arrays["b"]
+        file["id"] = [f"M{row // 4}" for row in range(N)]
+    found = open_pairs("ab.h5:cells/a", "ab.h5:b", "ab.h5:id")
+    wanted = open_pairs("a.npy", "b.npy", "ids.txt")
+    for one, other in zip(found.take(np.arange(N - 1)), wanted.take(np.arange(N - 1)), strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    assert [skip.key for skip in found.skipped] == ["ab.h5:cells/a row 7"]
+    for spec, error in (("ab.h5:c", "has no 'c'; it has b, cells/a, id"), ("none.h5:a", "cannot be read")):
+        with pytest.raises(InputError, match=error):
+            cloob.train(config.override(a=spec))
 
 
 def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -> None:
@@ -223,8 +281,10 @@ def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, 
         ({"a": "short.npy"}, "short.npy has 9 rows, "),
         ({"ids": "few.txt"}, "few.txt has 2 ids, "),
         ({"ids": None, "a_ids": "gap.txt", "b_ids": "few.txt"}, "gap.txt: row 1 has no id"),
-        ({"b": None}, "b is missing: vectors need both --a and --b"),
+        ({"b": None}, "b is missing: "),
         ({"a_ids": "few.txt"}, "b_ids is missing"),
+        ({"val_a": "a.npy"}, "val_b is missing"),
+        ({"val_a": "b.npy", "val_b": "b.npy"}, "val_a has 10 columns, a has 20"),
         ({"data": ["demo"]}, "data is ('demo',), but --a and --b give vectors"),
     ],
 )

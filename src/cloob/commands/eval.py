@@ -113,8 +113,10 @@ def run(options: Options) -> int:
 
 
 def _judge_vectors(options: Options, pairs: VectorPairs) -> int:
+    from cloob.evaluation.report import write_report
     from cloob.evaluation.suite import write_results
-    from cloob.evaluation.vectors import evaluate_vectors
+    from cloob.evaluation.vectors import evaluate_vectors, of_sides
+    from cloob.models.runs import curve
 
     models = compare.begin(options.models, options.out)
     for skip in pairs.skipped[:3]:
@@ -123,11 +125,15 @@ def _judge_vectors(options: Options, pairs: VectorPairs) -> int:
         say(f"{len(pairs.skipped) - 3:,} more cannot be used")
     results = evaluate_vectors(models, pairs, device=options.machine.device)
     write_results(options.out / "results.json", results)
+    page, rows = options.out / "report.html", results["rows"]
+    shown = [row | {"geometry": {name: found["geometry"] for name, found in row["vectors"].items()}} for row in rows]
+    curves = {name: [of_sides(line) for line in lines] for name, model in models.items() if (lines := curve(model))}
+    write_report(page, results | {"rows": shown}, title="Evaluation", curves=curves)
     compare.print_results(results["rows"])
     for entry in results["differences"]:
         mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
         print(f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
-    print(options.out / "results.json")
+    print(f"{options.out / 'results.json'}\n{page}")
     return 0
 
 
@@ -151,7 +157,7 @@ def _open_held_out(models: Sequence[str]) -> VectorPairs | list[Reader]:
     streamed = f"{model}: its held-out pairs are streamed; type them: --retrieval {' '.join(specs)}"
     refuse(
         {
-            f"{model}: held no pairs out of its training; name pairs by --retrieval": not pairs.holds_out,
+            f"{model}: held no pairs out of its training; name pairs by --retrieval": not config.holds_out,
             f"{model} and {other} held different pairs out; evaluate one at a time": other,
             streamed: any(map(is_remote, specs)),
         }
@@ -186,7 +192,7 @@ def _say_trained_on(options: Options) -> None:
     for model, _, config in _runs(options.models) if judged else ():
         trained = [spec for spec in (*config.pairs.data, config.vectors.a) if spec and os.path.realpath(spec) in judged]
         if trained:
-            advice = "; --held-out judges by pairs that were not" if config.pairs.holds_out else ""
+            advice = "; --held-out judges by pairs that were not" if config.holds_out else ""
             say(f"{model}: was trained on {', '.join(trained)}{advice}")
 
 

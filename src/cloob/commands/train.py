@@ -94,7 +94,7 @@ def run(config: TrainConfig) -> int:
 def _report(config: TrainConfig, result: RunResult) -> None:
     from cloob.models.runs import AVERAGED_FOLDER, find_best
 
-    run, metric, out, holds_out = result.run, config.save.best, config.save.out, config.pairs.holds_out
+    run, metric, out, holds_out = result.run, config.save.best, config.save.out, config.holds_out
     if result.already_finished:
         why = "the patience was used up, --patience 0 goes on" if result.out_of_patience else "a longer one goes on"
         print(f"{run}: already finished ({result.epochs} epochs, {result.steps:,} steps); {why}")

@@ -5,6 +5,7 @@ Legend: n rows of F numbers in a file, N pairs.
 
 from __future__ import annotations
 
+import importlib
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +24,9 @@ from cloob.data.sources.files import reading
 from cloob.errors import InputError, first_of
 from cloob.functional.ids import id_digest
 
-FORMS = "FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME or FILE.parquet:COLUMN"
-_SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
+FORMS = "FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME, FILE.h5:NAME or FILE.parquet:COLUMN"
+_HDF5 = (".h5", ".hdf5", ".h5ad")
+_SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet", *_HDF5)
 _BLOCK = 4096  # rows at a time
 
 
@@ -61,7 +63,7 @@ def _read(spec: str, dimensions: int, kinds: str, wanted: str) -> np.ndarray:
     found: Any = None
     with reading(path, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError):
         if path.suffix == ".npy":
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            found = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # rows of a memmap come slower
         elif path.suffix == ".npz" and name:
             with np.load(path, allow_pickle=False) as archive:
                 found = archive[_known(name, archive.files, path)]
@@ -69,6 +71,8 @@ def _read(spec: str, dimensions: int, kinds: str, wanted: str) -> np.ndarray:
             with safe_open(path, framework="pt") as file:
                 tensor = file.get_tensor(_known(name, file.keys(), path))
             found = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        elif path.suffix in _HDF5 and name:
+            found = _of_hdf5(name, path)
         elif path.suffix == ".parquet" and name:
             _known(name, parquet.read_schema(path).names, path)
             found = _of_column(parquet.read_table(path, columns=[name])[name])
@@ -79,6 +83,19 @@ def _read(spec: str, dimensions: int, kinds: str, wanted: str) -> np.ndarray:
     else:
         return found
     raise InputError(f"{spec}: {wrong}")
+
+
+def _of_hdf5(name: str, path: Path) -> np.ndarray:
+    try:
+        h5py = importlib.import_module("h5py")
+    except ImportError:
+        raise InputError(f"{path}: HDF5 needs h5py; pip install h5py") from None
+    with h5py.File(path) as file:
+        names: list[str] = []
+        file.visititems(lambda key, part: names.append(key) if isinstance(part, h5py.Dataset) else None)
+        part = file[_known(name.strip("/"), names, path)]
+        array: np.ndarray = (part.asstr() if h5py.check_string_dtype(part.dtype) else part)[()]
+        return array
 
 
 def _known(name: str, names: Sequence[str], path: Path) -> str:
@@ -124,8 +141,13 @@ class VectorPairs:
     def take(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
         """Some pairs: (n, F) and (n, F') float32, (n,) ids, and what to call each in a log."""
         of_a, of_b = self.rows[places].T
-        keys = tuple(str(row) if self.labels is None else self.labels[row] for row in of_a.tolist())
-        return as_floats(self.a[of_a]), as_floats(self.b[of_b]), torch.from_numpy(self.ids[places]), keys
+        keys = tuple(map(str if self.labels is None else self.labels.__getitem__, of_a.tolist()))
+        return (
+            as_floats(self.a.take(of_a, 0)),
+            as_floats(self.b.take(of_b, 0)),
+            torch.from_numpy(self.ids[places]),
+            keys,
+        )
 
     def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
         """The pairs without a share of the ids, and those with them: always the same, however the rows are ordered."""
@@ -155,14 +177,16 @@ def open_pairs(
     else:
         _check_length(f"{a} has {len(left):,} rows", len(left), len(right), b, "--a-ids and --b-ids would join them")
         labels = None if ids is None else _ids_of(ids, len(left), a)
-        rows = np.arange(len(left)).repeat(2).reshape(-1, 2)
+        rows = np.broadcast_to(np.arange(len(left))[:, None], (len(left), 2))
     for side, spec, place in ((left, a, 0), (right, b, 1)):
         bad = _not_finite(side)
         what = "holds NaN, infinity or a number that float32 cannot hold"
         skipped += [Skip(f"{spec} row {row}", "not finite", what) for row in np.flatnonzero(bad)]
-        rows = rows[~bad[rows[:, place]]]
-    texts = rows[:, 0].tolist() if labels is None else [labels[row] for row in rows[:, 0].tolist()]
-    digests = np.fromiter((id_digest(str(text)) for text in texts), np.int64, len(texts))
+        rows = rows[~bad[rows[:, place]]] if bad.any() else rows
+    if labels is None:
+        digests = _scattered(rows[:, 0])
+    else:
+        digests = np.fromiter((id_digest(labels[row]) for row in rows[:, 0].tolist()), np.int64, len(rows))
     name = f"{_split(a)[0].name} and {_split(b)[0].name}"
     return VectorPairs(name, left, right, rows, digests, labels, tuple(skipped))
 
@@ -197,15 +221,32 @@ def _blocks(side: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
         yield side[rows[start : start + _BLOCK]]
 
 
+def _scattered(numbers: np.ndarray) -> np.ndarray:
+    """(n,) digests of whole numbers, in no order (the finaliser of SplitMix64)."""
+    x = numbers.astype(np.uint64) + np.uint64(1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)
+    return (x >> np.uint64(1)).view(np.int64)
+
+
 def _not_finite(side: np.ndarray) -> np.ndarray:
     """(n,) whether a row cannot be used."""
-    parts = [side[start : start + _BLOCK] for start in range(0, len(side), _BLOCK)]
-    return np.concatenate([~as_floats(part).isfinite().all(1).numpy() for part in parts])
+    bad = np.zeros(len(side), bool)
+    for start in range(0, 0 if side.dtype.kind in "biu" else len(side), _BLOCK):
+        part = side[start : start + _BLOCK]
+        if part.dtype == np.float16:  # by its bits, which is twenty times as fast
+            finite = part.view(np.uint16) & 0x7C00 != 0x7C00
+        else:
+            finite = np.isfinite(as_floats(part).numpy())
+        bad[start : start + _BLOCK] = ~finite.all(1)
+    return bad
 
 
 def as_floats(rows: np.ndarray | Tensor) -> Tensor:
-    """Rows of any numbers as float32."""
+    """Rows of any numbers as float32; memory is shared where it can be."""
     if isinstance(rows, Tensor):
         return rows.float()
+    if rows.dtype == np.float16:  # a hundred times as fast as by numpy
+        return torch.from_numpy(np.require(rows, None, ["C", "W"])).float()
     with np.errstate(over="ignore"):  # what becomes infinite is counted
-        return torch.from_numpy(np.array(rows, np.float32))
+        return torch.from_numpy(np.require(rows, np.float32, ["C", "W"]))

@@ -67,9 +67,14 @@ def evaluate_vectors(
         numbers |= {f"chance@{k}": min(k / len(distinct), 1.0) for k in RECALLS}
         beta = float(settings["beta"]) if objective.hopfield else _BETA
         shape = geometry(a[first], b[first], float(settings["inv_tau"]), beta)
-        numbers["geometry"] = {key.replace("image", "a").replace("text", "b"): value for key, value in shape.items()}
+        numbers["geometry"] = of_sides(shape)
         if pairs.skipped:
             numbers["unreadable"] = dict(Counter(skip.reason for skip in pairs.skipped))
         row = {"model": name, "objective": objective.name, "settings": settings, "fingerprint": fingerprint(encoder)}
         rows.append({**row, "train_seconds": None, "vectors": {pairs.name: numbers}})
     return {"rows": rows, "differences": differences(hits, level=level, seed=seed), "level": level}
+
+
+def of_sides(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of pictures and texts, by the names of a and b."""
+    return {key.replace("image", "a").replace("text", "b"): value for key, value in measured.items()}

@@ -142,12 +142,12 @@ class _RandomState:
 
 
 class Buffers:
-    """A module's buffers as they are now (running statistics, power iterations), whether written or replaced later."""
+    """Buffers of modules as they are now (running statistics, power iterations), whether written or replaced later."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._held = [
             (owner._buffers, name, buffer, None if buffer is None else buffer.detach().clone())
-            for owner in module.modules()
+            for owner in modules
             for name, buffer in owner._buffers.items()
         ]
 
@@ -183,7 +183,7 @@ def _first_pass(
     encode: Callable[[T], tuple[Tensor, ...]], micro_batches: Sequence[T], towers: nn.Module, autocast: ContextFactory
 ) -> tuple[list[tuple[Tensor, ...]], list[_RandomState]]:
     """Each micro-batch's features, without a graph, and the random state before it."""
-    features, states, buffers = [], [], Buffers(towers)
+    features, states, buffers = [], [], Buffers(towers.modules())
     try:
         with torch.no_grad():
             for micro_batch in micro_batches:

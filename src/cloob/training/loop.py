@@ -152,6 +152,8 @@ class _Run:
             self._call("on_end", result)
 
     def _call(self, event: str, *arguments: object) -> None:
+        if not self.callbacks:
+            return
         modes = [module.training for module in self.modules]
         with preserved_rng(self.parts.stepper.device):
             for callback in self.callbacks:

@@ -32,7 +32,8 @@ from cloob.training.ranks import on_rank_zero
 logger = logging.getLogger(__name__)
 # Changing these between a run and its resumption changes no number of the training; batch_size has a line of its own.
 _FREE_PARTS = ("save", "log")
-_FREE = "workers val_data val_every cache_dir cache_gb device max_nonfinite patience average_with_start batch_size"
+_FREE = """workers val_data val_a val_b val_ids val_every cache_dir cache_gb device max_nonfinite patience
+average_with_start batch_size"""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ _TRIED: dict[str, list[dict[str, Any]]] = {
     ],
 }
 _FALLBACK = "infoloob"
+TEMPORARY = {"resume": "none", "tensorboard": False, "wandb": None, "keep": 1, "save_every": 2**31, "log_every": 2**31}
+"""Settings of a run whose folder goes: it writes no more than its result needs."""
 logger = logging.getLogger(__name__)
 
 
@@ -106,12 +108,13 @@ def _try(
     length = next(name for name in LENGTHS if getattr(config.run, name) is not None)
     part = {length: max(1, getattr(config.run, length) // share)}
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
-        fresh = {"out": f"{folder}/run", "resume": "none", "tensorboard": False, "wandb": None, "keep": 1}
         build = logging.getLogger("cloob.training.build")  # which has said what it has to say of these pairs
         level = build.level
         build.setLevel(logging.WARNING)
         try:
-            result = train(config.override(objective=objective).override(**settings, **part, **fresh))
+            result = train(
+                config.override(objective=objective, out=f"{folder}/run").override(**settings, **part, **TEMPORARY)
+            )
         finally:
             build.setLevel(level)
         if result.stopped:

@@ -116,6 +116,7 @@ class Stepper:
     ) -> None:
         self.module, self.optimizer = module, optimizer
         self.clip_grad_norm, self.micro_batch_size = clip_grad_norm, micro_batch_size
+        self._modules = list(module.modules())  # to walk over them takes longer than a small step
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.device = device = self._parameters[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=module.precision == "fp16")
@@ -147,7 +148,7 @@ class Stepper:
 
         ``layout`` says how many pairs each rank has; with several and without it they ask each other.
         """
-        buffers = Buffers(self.module)
+        buffers = Buffers(self._modules)
         objective = self.module.objective
         positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss
         with objective.without_waiting(layout):

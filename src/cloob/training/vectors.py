@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from cloob.data.vectors import VectorPairs, open_pairs
+from cloob.errors import InputError
 from cloob.models.aligned.heads import Standardise
 from cloob.models.aligned.vectors import VectorEncoder
 from cloob.training.align import new_heads
@@ -22,9 +23,16 @@ def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
     files, share = config.vectors, config.pairs.val_split
     assert files.a is not None and files.b is not None
     pairs = open_pairs(files.a, files.b, files.ids, files.a_ids, files.b_ids)
-    total = len(pairs) + len(pairs.skipped)
-    check_fraction(pairs.name, "pairs", pairs.skipped, total, config.pairs.max_bad_fraction)
-    return pairs.split(share) if share else (pairs, None)
+    held_out = None
+    if files.val_a is not None and files.val_b is not None:
+        held_out = open_pairs(files.val_a, files.val_b, files.val_ids)
+        for side, width, other in (("a", pairs.a, held_out.a), ("b", pairs.b, held_out.b)):
+            if width.shape[1] != other.shape[1]:
+                raise InputError(f"val_{side} has {other.shape[1]:,} columns, {side} has {width.shape[1]:,}")
+    for each in filter(None, (pairs, held_out)):
+        total = len(each) + len(each.skipped)
+        check_fraction(each.name, "pairs", each.skipped, total, config.pairs.max_bad_fraction)
+    return pairs.split(share) if share else (pairs, held_out)
 
 
 def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncoder:
@@ -45,5 +53,5 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
 
 def _way(rows: Tensor) -> Standardise:
     """By column where one scale would all but hide half of the columns; features of an encoder keep one scale."""
-    variance = rows.double().var(0, unbiased=False)
+    variance = rows[:: -(-len(rows) // 4096)].double().var(0, unbiased=False)
     return "column" if variance.median() < 0.01 * variance.mean() else "one"

@@ -19,7 +19,12 @@ Lines = Mapping[str, Sequence[Mapping[str, Any]]]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 446, 26, 224  # where the axes are, in a drawing of 460 × 264
 _MAX_POINTS = 160
 _SPECTRUM_POINTS = 200
-_SIDES = (("image", "Image embeddings"), ("text", "Text embeddings"))
+_SIDES = (
+    ("image", "Image embeddings"),
+    ("text", "Text embeddings"),
+    ("a", "Embeddings of a"),
+    ("b", "Embeddings of b"),
+)
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -69,8 +74,11 @@ def by_epoch(runs: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
     figures = []
     for side, heading in _SIDES:
         lines = []
+        key = f"effective_eigenvalues_{side}"
         for model, run in several.items():
-            points = sorted((point[unit], point[f"effective_eigenvalues_{side}"]) for point in run)
+            points = sorted((point[unit], point[key]) for point in run if key in point)
+            if not points:
+                continue
             remark = f"{count(points[0][1])} → {count(points[-1][1])}"
             lines.append(_Line(model, colours[model], points, remark, dots=True))
         figures += _eigenvalues(heading, lines, unit, unit)
@@ -84,7 +92,8 @@ def spectra(rows: Sequence[Row], colours: Mapping[str, int]) -> list[tuple[str, 
         measured = [row for row in rows if name in row.get("geometry", {})]
         figures = []
         for side, heading in _SIDES:
-            lines = [line for row in measured if (line := _spectrum(row, colours, name, side)).points]
+            with_side = [row for row in measured if f"spectrum_{side}" in row["geometry"][name]]
+            lines = [line for row in with_side if (line := _spectrum(row, colours, name, side)).points]
             label = f"Eigenvalue spectrum of the {side} embeddings on {name}, logarithmic"
             axes = "eigenvalue, by size", "share of the variance"
             figures += [_figure(heading, lines, label, *axes, log_y=True)] if lines else []

@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 from cloob.evaluation.report.charts import nice_ticks, tick_text
 from cloob.evaluation.report.numbers import METRICS, Row, count, percent, points
 
-_KINDS = (("zeroshot", "acc1", "n_classes"), ("retrieval", "text_to_image@1", "n_images"))
+_KINDS = (
+    ("zeroshot", "acc1", "n_classes"),
+    ("retrieval", "text_to_image@1", "n_images"),
+    ("vectors", "a_to_b@1", "n_ids"),
+)
 
 
 class Estimate(NamedTuple):
@@ -45,7 +49,7 @@ class Measure:
 
 
 def measure(rows: Sequence[Row]) -> Measure | None:
-    """Zero-shot top-1 if it was measured, else text → image recall@1, else None."""
+    """Zero-shot top-1 if it was measured, else text → image recall@1 or that of a → b, else None."""
     for kind, key, choices in _KINDS:
         values: dict[str, dict[str, Estimate]] = {}
         guessing: dict[str, float] = {}

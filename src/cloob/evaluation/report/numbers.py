@@ -14,6 +14,7 @@ METRICS = {
     "probe_acc1": "linear probe top-1",
     "image_to_text@1": "image → text recall@1",
     "text_to_image@1": "text → image recall@1",
+    **{f"{one}_to_{other}@{k}": f"recall@{k}, {one} → {other}" for one, other in ("ab", "ba") for k in (1, 5, 10)},
 }
 
 
@@ -67,6 +68,7 @@ _PARTS = {
     "zeroshot": ("images", ("n",), "they count as wrong"),
     "retrieval": ("images or captions", ("n_images", "n"), "they count as not found"),
     "geometry": ("images or captions", (), "they are in no measure"),
+    "vectors": ("rows", (), "they are in no measure"),
 }
 
 

@@ -114,8 +114,12 @@ def _tile(row: Row, what: headline.Measure | None, colours: Mapping[str, int]) -
     model = row["model"]
     # By itself an objective's name would read like that of another model.
     facts = [f"objective: {row['objective']}"] if row.get("objective") not in (None, model) else []
-    if geometry := next(iter(row.get("geometry", {}).values()), None):
-        facts.append(f"{count(geometry['effective_eigenvalues_image'])} effective eigenvalues (image)")
+    geometry: Mapping[str, Any] = next(iter(row.get("geometry", {}).values()), {})
+    facts += [
+        f"{count(geometry[key])} effective eigenvalues ({side})"
+        for side in ("image", "a")
+        if (key := f"effective_eigenvalues_{side}") in geometry
+    ]
     if row.get("train_seconds") is not None:
         facts.append(f"trained in {duration(row['train_seconds'])}")
     value = percent(what.mean(model)) if what and model in what.values else MISSING

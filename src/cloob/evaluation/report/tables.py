@@ -30,6 +30,7 @@ class _Column(NamedTuple):
     group: str = ""
 
 
+_SIDES = ("image", "text", "a", "b")
 _ACCURACIES = [
     _Column("acc1", "Top-1, %", percent, 1),
     _Column("acc5", "Top-5, %", percent, 1),
@@ -48,16 +49,30 @@ _COLUMNS = {
         _Column("text_to_image_median_rank", "text → image", count, -1, "Median rank"),
         *(_Column("n_images", "Images"), _Column("n", "Texts")),
     ],
+    "vectors": [
+        *(
+            _Column(f"{one}_to_{other}@{k}", f"@{k}", percent, 1, f"{one} → {other} recall, %")
+            for one, other in ("ab", "ba")
+            for k in (1, 5, 10)
+        ),
+        *(_Column(f"chance@{k}", f"@{k}", percent, 0, "Chance, %") for k in (1, 5, 10)),
+        _Column("a_to_b_median_rank", "a → b", count, -1, "Median rank"),
+        _Column("b_to_a_median_rank", "b → a", count, -1, "Median rank"),
+        *(_Column("n_ids", "Ids"), _Column("n", "Pairs")),
+    ],
     "geometry": [
         *(
-            _Column(f"effective_eigenvalues_{cloud}", cloud.replace("_", ", "), group="Effective eigenvalues")
-            for cloud in ("image", "text", "image_retrieved", "text_retrieved")
+            _Column(
+                f"effective_eigenvalues_{side}{also}", side + also.replace("_", ", "), group="Effective eigenvalues"
+            )
+            for also in ("", "_retrieved")
+            for side in _SIDES
         ),
-        *(_Column(f"ajne_{side}", side, decimal, group="Ajne") for side in ("image", "text")),
+        *(_Column(f"ajne_{side}", side, decimal, group="Ajne") for side in _SIDES),
         _Column("modality_gap", "Modality gap", decimal),
         _Column("train_seconds", "Training time", duration),
         _Column("alignment", "Alignment", decimal),
-        *(_Column(f"uniformity_{side}", side, decimal, group="Uniformity") for side in ("image", "text")),
+        *(_Column(f"uniformity_{side}", side, decimal, group="Uniformity") for side in _SIDES),
         *(_Column("saturation", "InfoNCE saturation", decimal), _Column("n", "Pairs")),
     ],
 }
@@ -65,6 +80,7 @@ _CAPTIONS = {
     "zeroshot": "Zero-shot classification",
     "probe": "Linear probe",
     "retrieval": "Retrieval",
+    "vectors": "Retrieval",
     "geometry": "Geometry of the embeddings, and cost",
 }
 
@@ -92,7 +108,7 @@ def _differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> dict
         of = Cell("mean of the sets" if entry["set"] is None else entry["set"]), *models, Cell(METRICS[entry["metric"]])
         body.append([*of, gap, Cell("yes" if clear else "no")])
     headers = ["Set", "Model", "Minus", "Measure", "Difference, points", "Clear of zero"]
-    table = {"id": "differences", "caption": "Differences, image by image", "groups": []}
+    table = {"id": "differences", "caption": "Differences, sample by sample", "groups": []}
     return {**table, "headers": headers, "numeric": [i == 4 for i in range(6)], "rows": body}
 
 

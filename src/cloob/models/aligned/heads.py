@@ -73,11 +73,11 @@ class Head(nn.Module):
         if self.standardise == "none":
             return
         self.mean.copy_(features.mean(0))
-        centred = features.cpu().double() - self.mean.cpu()  # MPS has no float64
+        centred = features.cpu() - self.mean.cpu().double()  # MPS has no float64
         if self.standardise == "one":
-            self.scale.copy_(centred.square().mean().sqrt().clamp_min(1e-12))
+            self.scale.copy_((torch.linalg.vector_norm(centred) / centred.numel() ** 0.5).clamp_min(1e-12))
             return
-        spread = centred.square().mean(0).sqrt()
+        spread = torch.linalg.vector_norm(centred, dim=0) / len(centred) ** 0.5
         constant = spread <= 1e-6 * self.mean.cpu().abs()  # what is left is rounding of the mean
         self.scale.copy_(spread.masked_fill(constant, 1.0))
 

@@ -56,12 +56,17 @@ class TrainConfig:
     align: AlignConfig = field(default_factory=AlignConfig)
     vectors: VectorsConfig = field(default_factory=VectorsConfig)
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out pairs."""
+        return bool(self.pairs.val_data or self.pairs.val_split or self.vectors.val_a)
+
     def override(self, **leaves: Any) -> TrainConfig:
         """A copy with some leaves changed, wherever they sit: ``config.override(lr=1e-4, epochs=3)``.
 
         Some leaves take the place of others, unless these are given, too: a length of the run (``epochs``, ``samples``
         or ``steps``) that of the length before; another objective begins with its own τ⁻¹, β and scale, another model
-        with its own picture size; ``val_data`` and ``val_split`` replace each other.
+        with its own picture size; held-out pairs (``val_data``, ``val_a``) and ``val_split`` replace each other.
 
         Raises:
             InputError: No part has such a leaf (the nearest is named), or the value is not right for it.
@@ -85,8 +90,8 @@ class TrainConfig:
         if self.towers.model is not None and leaves.get("model", self.towers.model) != self.towers.model:
             replaced["image_size"] = None
         if "val_split" in leaves:
-            replaced["val_data"] = ()
-        elif "val_data" in leaves:
+            replaced |= {"val_data": (), **dict.fromkeys(("val_a", "val_b", "val_ids"))}
+        elif "val_data" in leaves or leaves.get("val_a"):
             replaced["val_split"] = 0.0
         return replaced
 

@@ -10,6 +10,10 @@ from cloob.models.source import check_name, check_packages
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import HEADS, LENGTHS, RETRIEVING, AlignConfig, OptimConfig, PairsConfig
 
+_NEEDS = (
+    *("a needs b", "b needs a", "ids needs a", "a_ids needs b_ids", "b_ids needs a_ids", "a_ids needs a"),
+    *("val_a needs val_b", "val_b needs val_a", "val_ids needs val_a", "val_a needs a"),
+)
 Conflict = tuple[object, str]
 """Whether a combination is there, and the error that it is."""
 
@@ -83,7 +87,7 @@ def _of_objective(config: TrainConfig) -> Iterator[Conflict]:
     yield plain and loss.retrieval_from, later
     learns = loss.retrieval_from and loss.learnable_beta
     yield learns, "learnable_beta is True; it must be left out with --retrieval-from: it would have no part"
-    by_loss = loss.retrieval_from and config.pairs.holds_out and config.save.best == "val_loss"
+    by_loss = loss.retrieval_from and config.holds_out and config.save.best == "val_loss"
     yield by_loss, "--retrieval-from changes the loss, by which epochs cannot be compared then; use --best val_recall"
     paper = loss.scale == "paper"
     yield sigmoid and paper, f"scale is 'paper'; it must be left out with {name}"
@@ -97,8 +101,8 @@ def _of_pairs(config: TrainConfig) -> Iterator[Conflict]:
     pairs, run = config.pairs, config.run
     yield pairs.val_split and pairs.val_data, f"val_split is {pairs.val_split}; it must be left out with --val-data"
     none = "but there are no held-out pairs; give --val-data or --val-split"
-    yield run.patience and not pairs.holds_out, f"patience is {run.patience}, {none}, or --patience 0"
-    yield pairs.val_every > 1 and not pairs.holds_out, f"val_every is {pairs.val_every}, {none}"
+    yield run.patience and not config.holds_out, f"patience is {run.patience}, {none}, or --patience 0"
+    yield pairs.val_every > 1 and not config.holds_out, f"val_every is {pairs.val_every}, {none}"
     vectors = any(vars(config.vectors).values())
     auto = config.loss.objective == "auto" and not vectors
     yield auto, "objective is 'auto', which is for `cloob train vectors`; name one"
@@ -110,15 +114,15 @@ def _of_pairs(config: TrainConfig) -> Iterator[Conflict]:
 
 def _of_vectors(config: TrainConfig) -> Iterator[Conflict]:
     files = config.vectors
-    yield files.b is None, "b is missing: vectors need both --a and --b"
-    yield files.a is None, "a is missing: vectors need both --a and --b"
-    missing = "a_ids" if files.a_ids is None else "b_ids"
-    one = (files.a_ids is None) != (files.b_ids is None)
-    yield one, f"{missing} is missing: --a-ids and --b-ids join the rows together"
+    for one, other in (pair.split(" needs ") for pair in _NEEDS):
+        missing = getattr(files, one) and getattr(files, other) is None
+        yield missing, f"{other} is missing: --{one.replace('_', '-')} needs --{other.replace('_', '-')}"
     yield files.ids and files.a_ids, f"ids is {files.ids!r}; it must be left out with --a-ids and --b-ids"
+    share = config.pairs.val_split
+    yield share and files.val_a, f"val_split is {share}; it must be left out with --val-a"
     if config.loss.objective == "auto":
         blind = "objective is 'auto', but there are no held-out pairs to choose by; give --val-split"
-        yield not config.pairs.val_split, blind
+        yield not config.holds_out, blind
         several = "objective is 'auto', which needs one process; choose with one, then train with what it chose"
         yield _processes() > 1, several
         for key, value in config.loss.overrides().items():

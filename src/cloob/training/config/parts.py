@@ -128,11 +128,6 @@ class PairsConfig(Part):
     """Stop when more than this fraction of an epoch's samples cannot be used."""
 
     @property
-    def holds_out(self) -> bool:
-        """Whether there are held-out pairs."""
-        return bool(self.val_data or self.val_split)
-
-    @property
     def judged_by_demo(self) -> bool:
         """Whether the held-out pairs are the demo's and the training pairs are not."""
         kinds, val_kinds = ({spec.partition(":")[0] for spec in specs} for specs in (self.data, self.val_data))
@@ -330,7 +325,8 @@ class VectorsConfig(Part):
     """Two files of vectors, in the place of pictures and captions; nothing but a head on each is trained."""
 
     a: Annotated[str | None, NAMED] = None
-    """Vectors of the first kind, a row each: FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME or FILE.parquet:COLUMN."""
+    """Vectors of the first kind, a row each: FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME, FILE.h5:NAME or
+    FILE.parquet:COLUMN."""
     b: Annotated[str | None, NAMED] = None
     """Vectors of the second kind, in the same forms; row i belongs to row i of --a unless ids join them."""
     ids: Annotated[str | None, NAMED] = None
@@ -340,3 +336,9 @@ class VectorsConfig(Part):
     """In place of --ids: an id for each row of --a, by which it finds its row of --b."""
     b_ids: Annotated[str | None, NAMED] = None
     """An id for each row of --b, each but once."""
+    val_a: Annotated[str | None, NAMED] = None
+    """Held-out vectors of the first kind, in place of --val-split."""
+    val_b: Annotated[str | None, NAMED] = None
+    """Held-out vectors of the second kind; row i belongs to row i of --val-a."""
+    val_ids: Annotated[str | None, NAMED] = None
+    """An id for each held-out pair; the rows of an id are one answer."""
