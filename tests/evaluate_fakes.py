@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import support
+import make
 from cloob.data.batch import BadSample, RawSample
 
 COLOURS = {
@@ -24,7 +24,7 @@ COLOURS = {
 
 
 def picture(colour: str, size: int = 6) -> bytes:
-    return support.picture(COLOURS[colour], (size, size))
+    return make.picture(COLOURS[colour], (size, size))
 
 
 class ColourModel:

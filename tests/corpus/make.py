@@ -170,6 +170,8 @@ STATEMENTS = {
     "newer": "PRAGMA user_version = 99",
     "trigger": "CREATE TRIGGER t AFTER INSERT ON cloob_items BEGIN DELETE FROM cloob_items; END",
     "view": "CREATE VIEW v AS SELECT load_extension('/tmp/x')",
+    "generated_column": "ALTER TABLE cloob_items ADD COLUMN c TEXT AS (upper(path))",
+    "index_missing": "DROP INDEX cloob_items_content",
     "table_missing": "DROP TABLE cloob_vectors",
     "damaged": "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = 999 WHERE name = 'cloob_vectors'",
     "vectors_too_wide": "UPDATE cloob_vectors SET vector = zeroblob(4004)",

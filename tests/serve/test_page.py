@@ -17,7 +17,7 @@ from served_colours import COLOURS
 from cloob.search.index import Index
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
-from support import picture
+from make import picture
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 N = 60

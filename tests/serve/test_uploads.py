@@ -17,7 +17,7 @@ from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
-from support import picture
+from make import picture
 
 
 def png_header(width: int, height: int, between: bytes = b"") -> bytes:
