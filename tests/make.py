@@ -160,6 +160,11 @@ def served(server: ThreadingHTTPServer) -> Iterator[str]:
             thread.join()
 
 
+def serving(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    """A server on a free port of loopback."""
+    return ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+
 class Web:
     """A server on loopback that answers by path: what ``pages`` holds, or what the function there writes itself."""
 
@@ -194,7 +199,7 @@ class Web:
                 self.wfile.write(content if self.command == "GET" else b"")
                 self.close_connection = True
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = serving(Handler)
 
     def redirect(self, path: str, to: str) -> None:
         self.pages[path] = lambda request: request.answer(302, b"", Location=to)

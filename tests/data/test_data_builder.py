@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -13,7 +14,6 @@ from cloob.data.builder import BatchBuilder, Request
 from cloob.data.order import sample_generator
 from cloob.data.transforms import TrainTransform
 from cloob.pictures import Encoded, decode
-from make import encoded, noise_image
 
 
 class Pictures:
@@ -26,8 +26,11 @@ class Pictures:
         return 8
 
     def read(self, index: int) -> RawSample:
-        large = noise_image(index, 8, 8).resize((90 + 17 * index, 70 + 11 * index), Image.Resampling.BICUBIC)
-        data = encoded(large, "PNG" if index % 2 else "JPEG")
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        large = Image.fromarray(pixels).resize((90 + 17 * index, 70 + 11 * index), Image.Resampling.BICUBIC)
+        large.save(file, "PNG" if index % 2 else "JPEG")
+        data = file.getvalue()
         return RawSample(f"k{index}", data[: len(data) // 2] if index == 3 else data, f"caption {index}")
 
 

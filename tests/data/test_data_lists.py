@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-import make
 from cloob import open_source
 from cloob.cli import main
 from cloob.data.shards import remote as opener
 from cloob.data.shards.remote import fetch
 from cloob.errors import InputError
-from make import Web
-from support import OPENING
+from support import OPENING, served, serving
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="commands of a POSIX shell")
 
@@ -26,10 +26,44 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opener, "_PAUSES", (0.0, 0.0))
 
 
+class Web:
+    """Answers by path: what ``pages`` holds, or what the function there writes itself."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.pages: dict[str, object] = {}
+        self.asked: list[dict[str, str]] = []
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                web.asked.append(dict(self.headers))
+                page = web.pages.get(self.path)
+                if callable(page):
+                    page(self)
+                else:
+                    self.answer(404 if page is None else 200, page or b"")
+
+            def answer(self, status: int, content: bytes, length: int | None = None, **headers: str) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Length": str(length or len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content)
+                self.close_connection = True
+
+        self.url = stack.enter_context(served(serving(Handler)))
+
+    def redirect(self, path: str, to: str) -> None:
+        self.pages[path] = lambda request: request.answer(302, b"", Location=to)
+
+
 @pytest.fixture
 def web() -> Iterator[Web]:
-    with make.web() as opened:
-        yield opened
+    with ExitStack() as stack:
+        yield Web(stack)
 
 
 def test_a_list_of_counts_runs_no_command(shards: Path, tmp_path: Path, web: Web) -> None:
@@ -55,12 +89,13 @@ def test_redirects(web: Web, tmp_path: Path) -> None:
         web.redirect("/away", to)
         with pytest.raises(InputError, match="/away"):
             fetch(f"{web.url}/away", target)
-    with make.web() as other:
+    with ExitStack() as stack:
+        other = Web(stack)
         other.pages["/there"] = b"here"
         web.redirect("/moved", f"{other.url}/there")
-        web.headers.clear()
+        web.asked.clear()
         fetch(f"{web.url.replace('//', '//me:secret@')}/moved", target)
-    assert "Authorization" in web.headers[0] and "Authorization" not in other.headers[0]
+    assert "Authorization" in web.asked[0] and "Authorization" not in other.asked[0]
 
 
 def test_a_body_that_ends_early_and_a_server_that_says_nothing(

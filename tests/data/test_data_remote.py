@@ -12,7 +12,9 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from cloob.data.loader import PairLoader
 from cloob.data.shards import remote as opener
 from cloob.data.source import Source
 from cloob.errors import InputError
-from make import web
+from support import served, serving
 
 MakeImage = Callable[..., bytes]
 WriteTar = Callable[..., Path]
@@ -53,6 +55,18 @@ def spec(shards: Path) -> str:
     return f"pipe:cat {shards}/{{00000..00002}}.tar"
 
 
+@pytest.fixture
+def server(shards: Path) -> Iterator[str]:
+    """The address of a web server over the shards, on loopback."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with served(serving(partial(Quiet, directory=str(shards)))) as address:
+        yield address
+
+
 def test_streamed_shards_read_like_local_ones(spec: str, shards: Path, image: MakeImage) -> None:
     source, local = open_source(spec), open_source(shards)
     assert source.streamed and source.name == spec and source.shard_sizes == (5, 4, 3) and len(source) == 12
@@ -72,13 +86,11 @@ def test_a_shard_is_fetched_once_and_kept(spec: str, shards: Path) -> None:
     assert asked.read_text().count("\n") == 5
 
 
-def test_http_and_what_else_fsspec_opens(spec: str, shards: Path) -> None:
-    with web() as server:
-        server.pages |= {f"/{path.name}": path.read_bytes() for path in shards.iterdir()}
-        source = open_source(f"{server.url}/{{00000..00002}}.tar")
-        assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
-        with pytest.raises(InputError, match=r"absent/sizes\.json: no such file"):
-            open_source(f"{server.url}/absent/0.tar")
+def test_http_and_what_else_fsspec_opens(spec: str, shards: Path, server: str) -> None:
+    source = open_source(f"{server}/{{00000..00002}}.tar")
+    assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
+    with pytest.raises(InputError, match=r"absent/sizes\.json: no such file"):
+        open_source(f"{server}/absent/0.tar")
     memory = fsspec.filesystem("memory")
     for path in shards.iterdir():
         memory.pipe_file(f"/pairs/{path.name}", path.read_bytes())
