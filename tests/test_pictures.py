@@ -24,7 +24,6 @@ from cloob.evaluation.embed import embed_images
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.pictures import encoded as decoder
-from make import encoded, noise_image
 
 SIDE = 64
 ORIENTATION = 0x0112
@@ -61,7 +60,14 @@ def encoder() -> DualEncoder:
 
 def upright(width: int = SIDE, height: int = SIDE) -> Image.Image:
     """A smooth picture that no turn maps onto itself."""
-    return noise_image(7, 4, 3).resize((width, height), Image.Resampling.BICUBIC)
+    small = np.random.default_rng(7).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 def turned(image: Image.Image, orientation: int, kind: str, **options: object) -> bytes:
@@ -69,7 +75,7 @@ def turned(image: Image.Image, orientation: int, kind: str, **options: object) -
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     method = STORED[orientation]
-    return encoded(image if method is None else image.transpose(method), kind, exif=exif.tobytes(), **options)
+    return saved(image if method is None else image.transpose(method), kind, exif=exif.tobytes(), **options)
 
 
 def png(values: np.ndarray, colour: int) -> bytes:
@@ -106,37 +112,37 @@ def zoo() -> dict[str, tuple[bytes, np.ndarray, float]]:
     shown = np.asarray(palette.convert("RGB"))
     hole = shown.copy()
     hole[np.asarray(palette) == 5] = 255
-    cmyk = encoded(rgb.convert("CMYK"), "JPEG", quality=100, subsampling=0)
+    cmyk = saved(rgb.convert("CMYK"), "JPEG", quality=100, subsampling=0)
     other = Image.new("RGB", rgb.size, "blue")
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     found: dict[str, tuple[bytes, np.ndarray, float]] = {
-        "8-bit grey": (encoded(rgb.convert("L"), "PNG"), greys, 0),
-        "16-bit grey PNG": (encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), greys, 0),
-        "16-bit grey TIFF": (encoded(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"), greys, 0),
+        "8-bit grey": (saved(rgb.convert("L"), "PNG"), greys, 0),
+        "16-bit grey PNG": (saved(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), greys, 0),
+        "16-bit grey TIFF": (saved(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"), greys, 0),
         "16-bit colour PNG": (png(colours.astype(np.uint16) * 257, 2), colours, 0),
-        "32-bit grey": (encoded(Image.fromarray(grey.astype(np.int32) * 2**23), "TIFF"), greys / 2, 1),
-        "32-bit grey of 16": (encoded(Image.fromarray(grey.astype(np.int32) * 257), "TIFF"), greys, 0),
-        "floating-point grey": (encoded(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"), greys, 0),
-        "1 bit": (encoded(rgb.convert("L").point(lambda v: 255 * (v > 127)).convert("1"), "PNG"), bits, 0),
-        "palette": (encoded(palette, "PNG"), shown, 0),
-        "palette with a clear colour": (encoded(palette, "PNG", transparency=5), hole, 0),
+        "32-bit grey": (saved(Image.fromarray(grey.astype(np.int32) * 2**23), "TIFF"), greys / 2, 1),
+        "32-bit grey of 16": (saved(Image.fromarray(grey.astype(np.int32) * 257), "TIFF"), greys, 0),
+        "floating-point grey": (saved(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"), greys, 0),
+        "1 bit": (saved(rgb.convert("L").point(lambda v: 255 * (v > 127)).convert("1"), "PNG"), bits, 0),
+        "palette": (saved(palette, "PNG"), shown, 0),
+        "palette with a clear colour": (saved(palette, "PNG", transparency=5), hole, 0),
         "palette with an alpha each": (
-            encoded(palette, "PNG", transparency=bytes([255] * 5 + [0] + [255] * 26)),
+            saved(palette, "PNG", transparency=bytes([255] * 5 + [0] + [255] * 26)),
             hole,
             0,
         ),
-        "alpha": (encoded(layer, "PNG"), clear, 0),
-        "grey with alpha": (encoded(grey_layer, "PNG"), np.where(np.asarray(see_through)[..., None], greys, 255), 0),
-        "alpha WebP": (encoded(layer, "WEBP", lossless=True), clear, 0),
-        "CMYK TIFF": (encoded(rgb.convert("CMYK"), "TIFF"), colours, 2),
+        "alpha": (saved(layer, "PNG"), clear, 0),
+        "grey with alpha": (saved(grey_layer, "PNG"), np.where(np.asarray(see_through)[..., None], greys, 255), 0),
+        "alpha WebP": (saved(layer, "WEBP", lossless=True), clear, 0),
+        "CMYK TIFF": (saved(rgb.convert("CMYK"), "TIFF"), colours, 2),
         "CMYK by Adobe": (cmyk, colours, 12),
         "CMYK without its marker": (without_adobe(cmyk), colours, 12),
-        "GIF that moves": (encoded(palette, "GIF", save_all=True, append_images=[other]), shown, 0),
-        "WebP that moves": (encoded(rgb, "WEBP", lossless=True, save_all=True, append_images=[other]), colours, 0),
-        "PNG that moves": (encoded(rgb, "PNG", save_all=True, append_images=[other]), colours, 0),
-        "colour profile": (encoded(rgb, "PNG", icc_profile=profile), colours, 0),
-        "damaged EXIF": (encoded(rgb, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x12"), colours, 0),
-        "orientation 9": (encoded(rgb, "WEBP", lossless=True, exif=_exif(9)), colours, 0),
+        "GIF that moves": (saved(palette, "GIF", save_all=True, append_images=[other]), shown, 0),
+        "WebP that moves": (saved(rgb, "WEBP", lossless=True, save_all=True, append_images=[other]), colours, 0),
+        "PNG that moves": (saved(rgb, "PNG", save_all=True, append_images=[other]), colours, 0),
+        "colour profile": (saved(rgb, "PNG", icc_profile=profile), colours, 0),
+        "damaged EXIF": (saved(rgb, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x12"), colours, 0),
+        "orientation 9": (saved(rgb, "WEBP", lossless=True, exif=_exif(9)), colours, 0),
     }
     for orientation in STORED:
         found[f"JPEG turned {orientation}"] = (turned(rgb, orientation, "JPEG", quality=98, subsampling=0), colours, 8)
@@ -144,7 +150,7 @@ def zoo() -> dict[str, tuple[bytes, np.ndarray, float]]:
         found[f"TIFF turned {orientation}"] = (turned(rgb, orientation, "TIFF"), colours, 0)
         found[f"WebP turned {orientation}"] = (turned(rgb, orientation, "WEBP", lossless=True), colours, 0)
     xmp = b"http://ns.adobe.com/xap/1.0/\0<rdf:RDF><tiff:Orientation>6</tiff:Orientation></rdf:RDF>"
-    stored = encoded(rgb, "JPEG", quality=98, subsampling=0)
+    stored = saved(rgb, "JPEG", quality=98, subsampling=0)
     marked = stored[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + stored[2:]
     found["JPEG turned by XMP alone"] = (marked, colours, 8)
     if "avif" in features.modules and features.check("avif"):
@@ -230,7 +236,7 @@ def test_of_grey_of_16_bits_the_high_byte_counts() -> None:
 def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, tmp_path: Path) -> None:
     """A bomb is refused by its header, whoever reads it."""
     image = upright()
-    data = encoded(image, "PNG")
+    data = saved(image, "PNG")
     (tmp_path / "bomb.png").write_bytes(data)
     monkeypatch.setattr(decoder, "MAX_PIXELS", SIDE * SIDE - 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
@@ -249,7 +255,7 @@ def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEnco
 
 def test_no_other_program_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow hands PostScript to Ghostscript."""
-    eps = encoded(upright(), "EPS")
+    eps = saved(upright(), "EPS")
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -286,7 +292,7 @@ def test_heic(encoder: DualEncoder) -> None:
 
 
 def test_a_progressive_jpeg_has_no_larger_limit_than_others() -> None:
-    data = encoded(Image.new("RGB", (99, 77)), "JPEG", progressive=True)
+    data = saved(Image.new("RGB", (99, 77)), "JPEG", progressive=True)
     large = data.replace(struct.pack(">HH", 77, 99), struct.pack(">HH", 12_500, 16_000), 1)
     with pytest.raises(pictures.Unreadable, match="too large"):
         pictures.Encoded(large)

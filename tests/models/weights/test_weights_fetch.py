@@ -20,8 +20,7 @@ from cloob import load_model
 from cloob.errors import InputError
 from cloob.models.source import PUBLIC, PublicFile, PublicModel
 from cloob.models.weights import fetch
-from make import served
-from support import originals
+from support import originals, served
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
