@@ -16,6 +16,14 @@ import numpy as np
 from PIL import Image
 
 Colour = tuple[int, int, int] | str
+PURE: dict[str, tuple[int, int, int]] = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "cyan": (0, 255, 255),
+    "magenta": (255, 0, 255),
+}
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
 THINGS = ("disc", "bar", "frame", "cross", "noise", "corner", "stripe", "field", "dot", "edge")
 WORDS = ("red", "green", "blue", "round", "flat", "old", "new", "car", "tree", "house", "a", "the", "of", "there", "is")

@@ -18,16 +18,7 @@ import make
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 
-COLOURS = {
-    "red": (255, 0, 0),
-    "green": (0, 255, 0),
-    "blue": (0, 0, 255),
-    "yellow": (255, 255, 0),
-    "cyan": (0, 255, 255),
-    "magenta": (255, 0, 255),
-    "white": (255, 255, 255),
-    "black": (0, 0, 0),
-}
+COLOURS = make.PURE | {"white": (255, 255, 255), "black": (0, 0, 0)}
 DIM = 24
 
 
