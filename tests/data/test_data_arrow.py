@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from torch import Tensor
 
 from cloob import open_source
@@ -17,7 +18,6 @@ from cloob.data.batch import BadSample
 from cloob.data.loader import PairLoader
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
-from make import write_arrow
 
 MakeImage = Callable[..., bytes]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -30,11 +30,26 @@ def table(image: MakeImage, rows: range, caption: str = "caption") -> pa.Table:
     return pa.table({"image": pictures, caption: [f"pair {i}" for i in rows]})
 
 
+def write_file(path: Path, content: pa.Table, kind: str = "file", **options: object) -> Path:
+    """One file, of the kind that its name says."""
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet.write_table(content, path, row_group_size=2)
+        return path
+    new = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        new(sink, content.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer,
+    ):
+        writer.write_table(content, max_chunksize=2)
+    return path
+
+
 def write_saved(folder: Path, tables: list[pa.Table]) -> Path:
     """What ``Dataset.save_to_disk`` writes."""
     names = [f"data-{i:05d}-of-{len(tables):05d}.arrow" for i in range(len(tables))]
     for name, content in zip(names, tables, strict=True):
-        write_arrow(folder / name, content, "stream")
+        write_file(folder / name, content, "stream")
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
     (folder / "dataset_info.json").write_text("{}")
     return folder
@@ -84,7 +99,7 @@ def test_parquet_with_images_is_unpacked_once(
     tmp_path: Path, image: MakeImage, tokenizer: Callable[[list[str]], Tensor]
 ) -> None:
     for number, rows in enumerate((range(70), range(70, 73))):  # more rows than are unpacked at once
-        write_arrow(tmp_path / "set" / f"train-0000{number}-of-00002.parquet", table(image, rows))
+        write_file(tmp_path / "set" / f"train-0000{number}-of-00002.parquet", table(image, rows))
     source = open_source(tmp_path / "set")
     assert source.streamed and source.shard_sizes == (70, 3)
     assert [source.read(i).image for i in (72, 0, 69)] == [image(i) for i in (72, 0, 69)]
@@ -96,16 +111,16 @@ def test_parquet_with_images_is_unpacked_once(
         pairs.close()
     assert found[0] == found[1] and all(f"0000{n}" in found[0] for n in (0, 1))
     # A changed file is unpacked anew.
-    write_arrow(tmp_path / "set" / "train-00001-of-00002.parquet", table(image, range(20, 24)))
+    write_file(tmp_path / "set" / "train-00001-of-00002.parquet", table(image, range(20, 24)))
     assert open_source(tmp_path / "set").read(70).image == image(20)
 
 
 @KINDS
 def test_a_file_that_changes_in_a_run_ends_it(tmp_path: Path, image: MakeImage, kind: str) -> None:
     for number in range(2):
-        write_arrow(tmp_path / "set" / f"{number}.{kind}", table(image, range(9)))
+        write_file(tmp_path / "set" / f"{number}.{kind}", table(image, range(9)))
     source = open_source(tmp_path / "set")
-    write_arrow(tmp_path / "set" / f"1.{kind}", table(image, range(20, 24)))
+    write_file(tmp_path / "set" / f"1.{kind}", table(image, range(20, 24)))
     with pytest.raises(InputError, match=rf"1\.{kind}: has changed since the run began; start it again"):
         source.read(17)
     assert source.read(8).caption == "pair 8"
@@ -115,7 +130,7 @@ def test_a_file_that_changes_in_a_run_ends_it(tmp_path: Path, image: MakeImage, 
 def test_images_as_bytes_and_as_paths(tmp_path: Path, image: MakeImage, kind: str) -> None:
     struct = [{"bytes": None, "path": "a.png"}, {"bytes": image(2), "path": "gone.png"}]
     columns = {"s": pa.array(struct, IMAGE), "b": pa.array([image(1), image(2)]), "p": ["a.png", "a.png"]}
-    path = write_arrow(
+    path = write_file(
         tmp_path / f"a.{kind}", pa.table({**columns, "text": pa.array(["one", "two"], pa.large_string())})
     )
     (tmp_path / "a.png").write_bytes(image(1))
@@ -165,15 +180,15 @@ def test_columns_are_found_or_asked_for(tmp_path: Path, image: MakeImage) -> Non
 @KINDS
 def test_a_later_file_of_another_form_is_named(tmp_path: Path, image: MakeImage, kind: str) -> None:
     first = table(image, range(3))
-    write_arrow(tmp_path / "set" / f"0.{kind}", first)
+    write_file(tmp_path / "set" / f"0.{kind}", first)
     for content, said in (
         (first.set_column(1, "caption", pa.array([1, 2, 3])), "holds int64, not text"),
         (table(image, range(3), "other"), "has no column 'caption'"),
     ):
-        write_arrow(tmp_path / "set" / f"1.{kind}", content)
+        write_file(tmp_path / "set" / f"1.{kind}", content)
         with pytest.raises(InputError, match=rf"1\.{kind}.* {said}"):
             open_source(tmp_path / "set")
-    write_arrow(tmp_path / "set" / f"1.{kind}", first.set_column(1, "caption", pa.nulls(3)))
+    write_file(tmp_path / "set" / f"1.{kind}", first.set_column(1, "caption", pa.nulls(3)))
     with pytest.raises(BadSample, match="missing caption"):
         open_source(tmp_path / "set").read(3)
     (tmp_path / "set" / f"1.{kind}").write_bytes(b"junk")
@@ -184,7 +199,7 @@ def test_a_later_file_of_another_form_is_named(tmp_path: Path, image: MakeImage,
 @pytest.mark.parametrize("kind", ["file", "stream"])
 def test_arrow_of_either_kind_is_mapped_unless_compressed(tmp_path: Path, image: MakeImage, kind: str) -> None:
     content = table(image, range(300)).append_column("kind", pa.array(["a", "b", "a"] * 100).dictionary_encode())
-    path = write_arrow(tmp_path / "a.arrow", content, kind)
+    path = write_file(tmp_path / "a.arrow", content, kind)
     now = pa.total_allocated_bytes()
     source = open_source(path, caption_column="caption")
     assert [(source.read(i).image, source.read(i).caption) for i in (0, 299)] == [
@@ -192,6 +207,6 @@ def test_arrow_of_either_kind_is_mapped_unless_compressed(tmp_path: Path, image:
         (image(299), "pair 299"),
     ]
     assert pa.total_allocated_bytes() - now < path.stat().st_size / 4
-    write_arrow(path, content, kind, compression="lz4")
+    write_file(path, content, kind, compression="lz4")
     with pytest.raises(InputError, match=r"a\.arrow: is compressed; save it as Arrow without compression"):
         open_source(path)
