@@ -162,7 +162,7 @@ def test_a_picture_opens_and_leads_on(page: Page) -> None:
     page.until(lambda: "square" in page.focused(), "the tile has its name")
     first = page.focused()
     page.keys(Keys.ENTER)
-    page.says("#detail-title", "square")
+    page.says("#detail-title", "square <i>here</i>")
     assert page.text(".facts").count("pixels") == 1
     before = page.text(".facts")
     page.keys(Keys.ARROW_RIGHT)
