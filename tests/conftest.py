@@ -56,15 +56,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def image() -> Callable[..., bytes]:
-    """``image(i)``: see ``support.noise``."""
-    from support import noise
+    """``image(i)``: see ``make.noise``."""
+    from make import noise
 
     return noise
 
 
 @pytest.fixture(scope="session")
 def write_tar() -> Callable[..., Path]:
-    """``write_tar(path, {name: bytes})``: see ``support.write_archive``."""
-    from support import write_archive
+    """``write_tar(path, {name: bytes})``: see ``make.write_tar``."""
+    import make
 
-    return write_archive
+    return make.write_tar

@@ -10,21 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import support
+import make
 from cloob.data.batch import BadSample, RawSample
-
-COLOURS = {
-    "red": (255, 0, 0),
-    "green": (0, 255, 0),
-    "blue": (0, 0, 255),
-    "yellow": (255, 255, 0),
-    "cyan": (0, 255, 255),
-    "magenta": (255, 0, 255),
-}
+from make import PURE as COLOURS
 
 
 def picture(colour: str, size: int = 6) -> bytes:
-    return support.picture(COLOURS[colour], (size, size))
+    return make.picture(COLOURS[colour], (size, size))
 
 
 class ColourModel:

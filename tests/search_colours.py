@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-import support
+import make
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 
-COLOURS = {
-    "red": (255, 0, 0),
-    "green": (0, 255, 0),
-    "blue": (0, 0, 255),
-    "yellow": (255, 255, 0),
-    "cyan": (0, 255, 255),
-    "magenta": (255, 0, 255),
-    "white": (255, 255, 255),
-    "black": (0, 0, 0),
-}
+COLOURS = make.PURE | {"white": (255, 255, 255), "black": (0, 0, 0)}
 DIM = 24
 
 
@@ -67,13 +60,19 @@ class ColourModel:
         return row / row.norm()
 
 
+def loads(patch: pytest.MonkeyPatch, load: Callable[..., Any] = lambda *_, **__: ColourModel()) -> None:
+    """Whatever model a command is given is what ``load`` makes of it; each name is one of a model."""
+    patch.setattr("cloob.models.source.check_source", lambda _: None)
+    patch.setattr("cloob.models.load.load_model", load)
+
+
 def write_pictures(folder: Path, n: int = 4) -> Path:
     """``n`` shades of each colour, ``red-0.png`` … with a caption beside."""
     folder.mkdir(parents=True)
     for name, colour in COLOURS.items():
         for i in range(n):
             shade = tuple(min(255, c + 5 * i) if c == 0 else c - 5 * i for c in colour)
-            (folder / f"{name}-{i}.png").write_bytes(support.picture(shade, (20 + i, 20)))
+            (folder / f"{name}-{i}.png").write_bytes(make.picture(shade, (20 + i, 20)))
             (folder / f"{name}-{i}.txt").write_text(f"{name} number {i}")
     return folder
 

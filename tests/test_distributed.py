@@ -322,7 +322,6 @@ def test_a_world_that_torchrun_has_not_set_up_is_said(rank: str | None, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
-    distributed._meet.cache_clear()  # type: ignore[attr-defined]
     with (
         pytest.raises(InputError, match=r"^WORLD_SIZE is set, but not by torchrun \(.*\); start by torchrun"),
         distributed.process_group(torch.device("cpu")),

@@ -20,8 +20,9 @@ from cloob import cli
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
+from make import write_classes, write_pairs, write_tar
 from search_colours import make_index, write_pictures
-from support import OPENING, made_once, write_archive, write_classes, write_pairs
+from support import OPENING, made_once
 
 BEFORE_TORCH, LATER = (
     [[cell.strip() for cell in line.split(" | ")] for line in part.splitlines() if line.startswith("cloob ")]
@@ -95,7 +96,7 @@ def make(folder: Path) -> None:
     parquet.write_table(pa.table({"filepath": ["a.png"], "text": ["x"]}), folder / "table.parquet")
     for name in ("empty", "folder.csv"):
         (folder / name).mkdir()
-    write_archive(folder / "shards" / "3.tar", {})
+    write_tar(folder / "shards" / "3.tar", {})
     write_pairs(folder / "pairs", {stem: (COLOURS["red"], f"pair {stem}") for stem in "abcd"})
     save_model(folder / "model", create_model("tiny-convnext", seed=0), make_objective("cloob").config())
     shutil.copytree(folder / "model", folder / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))

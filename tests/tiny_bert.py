@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-WORDS = ("red", "green", "blue", "round", "flat", "old", "new", "car", "tree", "house", "a", "the", "of", "there", "is")
-THINGS = [f"{colour} {age} {thing}" for colour in WORDS[:3] for age in ("old", "new") for thing in ("car", "tree")]
+COLOURS, AGES, KINDS = ("red", "green", "blue"), ("old", "new"), ("car", "tree")
+THINGS = [f"{colour} {age} {kind}" for colour in COLOURS for age in AGES for kind in KINDS]
 PAIRS = {
     "anchor": [f"a {thing}" for thing in THINGS[:8]],
     "positive": [f"there is the {thing}" for thing in THINGS[:8]],
@@ -16,28 +16,13 @@ PAIRS = {
 
 def build(folder: Path) -> None:
     """Writes the model, without dropout, as a sentence-transformers folder."""
-    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizer
 
-    parts = folder / "parts"
-    parts.mkdir(parents=True)
-    (parts / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    BertTokenizer(str(parts / "vocab.txt")).save_pretrained(parts)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS) + 5,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=16,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    BertModel(config, add_pooling_layer=False).save_pretrained(parts)
-    model = SentenceTransformer(modules=[Transformer(str(parts)), Pooling(16)], device="cpu")
+    from make import write_bert
+
+    parts = str(write_bert(folder / "parts", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+    model = SentenceTransformer(modules=[Transformer(parts), Pooling(16)], device="cpu")
     model.save_pretrained(str(folder / "model"), create_model_card=False)
 
 

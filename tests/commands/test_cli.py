@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloob import __version__, cli, commands
+from cloob.commands.terminal import Progress
 from support import run_script
 
 
@@ -80,6 +81,14 @@ def test_ctrl_c_ends_with_130_and_a_sentence(
         monkeypatch.setattr(f"cloob.commands.{where}", interrupted)
         assert cli.main([where.partition(".")[0]]) == 130
         assert capsys.readouterr().err == f"cloob: interrupted{said}\n"
+
+
+def test_brackets_in_a_name_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bars of a terminal would take them for markup, and end the command."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress() as progress:
+        progress.update("runs/[/x]: demo", 1, 2)
+    assert "runs/[/x]: demo" in capsys.readouterr().err
 
 
 def test_a_name_that_is_not_utf_8_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from cloob.cli import main
+from make import encoded, noise_image
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+def camera(seed: int, width: int = 40, height: int = 30) -> bytes:
     exif = Image.Exif()
     exif[0x010F] = "SECRET-CAMERA"
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", exif=exif)
-    return stream.getvalue()
+    return encoded(noise_image(seed, width, height), "JPEG", exif=exif)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +32,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("d", 3, "a dog"),
         ("e", 4, " ".join(["word"] * 100)),
     ):
-        (path / f"{name}.jpg").write_bytes(picture(seed, (300, 240) if name == "d" else (40, 30)))
+        (path / f"{name}.jpg").write_bytes(camera(seed, *((300, 240) if name == "d" else ())))
         (path / f"{name}.txt").write_text(caption)
-    (path / "f.jpg").write_bytes(picture(5)[:200])
+    (path / "f.jpg").write_bytes(camera(5)[:200])
     (path / "f.txt").write_text("cut")
-    (path / "g.jpg").write_bytes(picture(6))
+    (path / "g.jpg").write_bytes(camera(6))
     return path
 
 
@@ -68,7 +64,7 @@ def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
-    for name, data in (("a.jpg", picture(1)), ("b.jpg", picture(2)), ("c.jpg", picture(3)[:-3]), ("d.heic", heic)):
+    for name, data in (("a.jpg", camera(1)), ("b.jpg", camera(2)), ("c.jpg", camera(3)[:-3]), ("d.heic", heic)):
         (tmp_path / name).write_bytes(data)
         (tmp_path / name).with_suffix(".txt").write_text(name)
     assert main(["data", str(tmp_path)]) == 0

@@ -20,7 +20,7 @@ from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.search.index import Index
 from cloob.training.config import TrainConfig
-from support import write_classes, write_pairs
+from make import write_classes, write_pairs
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 

@@ -14,7 +14,7 @@ from cloob.models.load import fingerprint
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from support import write_classes
+from make import write_classes
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 

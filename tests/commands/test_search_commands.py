@@ -16,8 +16,8 @@ import pytest
 from cloob.cli import main
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
-from search_colours import ColourModel, make_index, write_pictures
-from support import picture
+from make import picture
+from search_colours import ColourModel, loads, make_index, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def colour_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever model is asked for knows colours, and each name is one of a model."""
-    monkeypatch.setattr("cloob.models.source.check_source", lambda _: None)
-    monkeypatch.setattr("cloob.models.load.load_model", lambda *_, **__: ColourModel())
+    loads(monkeypatch)
     for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
         monkeypatch.setenv(variable, os.environ.get(variable, ""))  # put back at the end
 
@@ -216,7 +215,7 @@ def test_embed_writes_the_same_rows_in_three_forms(
     table = parquet.read_table(tmp_path / "vectors.parquet").to_pydict()
     np.testing.assert_allclose(np.array(table["vector"]), vectors, atol=1e-6)
     assert table["path"] == paths
-    monkeypatch.setattr("cloob.models.load.load_model", no_model)
+    loads(monkeypatch, no_model)
     assert main(["embed", str(place / "index"), "--out", str(tmp_path / "of-index.npz")]) == 0
     assert "32 pictures" in capsys.readouterr().err
 

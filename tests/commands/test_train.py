@@ -14,7 +14,7 @@ from cloob.commands import train
 from cloob.recipes import RECIPES
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
-from support import write_pairs
+from make import write_pairs
 
 TINY = ["train", "--model", "tiny-vit", "--image-size", "32", "--workers", "0", "--device", "cpu"]
 

@@ -1,4 +1,4 @@
-"""Writes the made files of this folder anew: ``python tests/corpus/make.py``. README.md says where the others are from.
+"""Writes the binary files that we made anew: ``python tests/corpus/make.py``. Text files are written by hand.
 
 A marker that must never be there is /tmp/cloob-was-here-NAME.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import struct
 import sys
 import tarfile
@@ -27,11 +26,10 @@ EVIL = "import os\nos.system('touch /tmp/cloob-was-here-{}')\nfrom transformers 
 DIM, SIZE, LENGTH = 4, 8, 16
 
 
-def write(name: str, content: bytes | str | dict[str, Any]) -> None:
+def write(name: str, content: bytes) -> None:
     path = HERE / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content) if isinstance(content, dict) else content
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    path.write_bytes(content)
 
 
 def saved(kind: str, mode: str = "RGB", **options: Any) -> bytes:
@@ -104,19 +102,6 @@ def tables() -> None:
     write("tables/paths.parquet", packed(paths))
     good, lies = struct.pack("<4i", 0, 5, 10, 15), struct.pack("<4i", 0, 5, 10**9, 15)
     write("tables/bad_offsets.arrow", arrow(rows).replace(good, lies))
-    write("tables/good.csv", "filepath,title\na.png,a red car\na.png,a cat\n")
-    write("tables/latin.csv", b"filepath,title\na.png,caf\xe9\na.png,a cat\na.png,a dog\n")
-    write("tables/nul.csv", b"filepath,title\na.png,a\0b\na.png,a cat\n")
-    write("tables/gone.csv", "filepath,title\ngone.png,a red car\n")
-    write("tables/no_column.csv", "a,b\na.png,c\n")
-    write("tables/empty.csv", "")
-    write("tables/commands.csv", f"filepath,title\npipe:{TOUCH}csv,a\n|{TOUCH}csv,b\n$({TOUCH}csv),c\n")
-    write("tables/fetched.csv", "filepath,title\nhttp://127.0.0.1:9/a.png,a\ns3://bucket/a.png,b\n")
-    write("tables/cut.jsonl", '{"filepath": "a.png", "title": "a"}\n{"filepath": "a.p')
-    write("tables/saved_outside/state.json", {"_data_files": [{"filename": "../good.arrow"}]})
-    write("tables/saved_outside/dataset_info.json", "{}")
-    write("tables/saved_nothing/state.json", '{"_data_files": "x"}')
-    write("tables/saved_nothing/dataset_info.json", "{}")
 
 
 def tar(*members: tuple[str, bytes], **links: Any) -> bytes:
@@ -164,104 +149,6 @@ def tars() -> None:
         write(f"tars/{name}", content)
 
 
-STATEMENTS = {
-    "good": "SELECT 1",
-    "another_program": "PRAGMA application_id = 7",
-    "newer": "PRAGMA user_version = 99",
-    "trigger": "CREATE TRIGGER t AFTER INSERT ON cloob_items BEGIN DELETE FROM cloob_items; END",
-    "view": "CREATE VIEW v AS SELECT load_extension('/tmp/x')",
-    "table_missing": "DROP TABLE cloob_vectors",
-    "damaged": "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = 999 WHERE name = 'cloob_vectors'",
-    "vectors_too_wide": "UPDATE cloob_vectors SET vector = zeroblob(4004)",
-    "vectors_too_narrow": "UPDATE cloob_vectors SET vector = x'00'",
-    "model_wide": "UPDATE cloob_models SET dim = 1099511627776",
-    "model_not_utf8": "UPDATE cloob_models SET name = CAST(x'ff41' AS TEXT)",
-    "model_of_a_hub": "UPDATE cloob_models SET spec = 'hf-hub:evil/tracker'",
-    "model_fetched": "UPDATE cloob_models SET spec = 'https://127.0.0.1:9/model.pt'",
-    "source_pipe": f"UPDATE cloob_items SET source = 'pipe:{TOUCH}index; cat a.tar',"
-    " path = 'a.tar::a.png' WHERE id = 1",
-    "source_address": "UPDATE cloob_items SET source = 'http://127.0.0.1:9/a.tar', path = 'a.tar::a.png' WHERE id = 1",
-    "source_bucket": "UPDATE cloob_items SET source = 's3://bucket/{0..9}.tar', path = '0.tar::a.png' WHERE id = 1",
-    "source_pattern": "UPDATE cloob_items SET source = '/tmp/{0..9}/*.tar', path = '/tmp/x.tar::a.png' WHERE id = 1",
-    "date_not_utf8": "UPDATE cloob_items SET date = CAST(x'32303234ff' AS TEXT)",
-    "columns_no_json": "UPDATE cloob_items SET columns = '{'",
-    "id_huge": "UPDATE cloob_vectors SET item = 1152921504606846976 WHERE item = 1;"
-    "UPDATE cloob_items SET id = 1152921504606846976 WHERE id = 1",
-}
-
-
-def indices() -> None:
-    for name, statement in STATEMENTS.items():
-        write(f"indices/{name}.sql", f"{statement};\n")
-    write("indices/no_database.sqlite", b"SQLite nothing" * 40)
-    write("indices/empty.sqlite", b"")
-
-
-def changed(config: dict[str, Any], way: str, value: Any) -> dict[str, Any]:
-    """A copy of a configuration with another value under ``a.b.c``."""
-    copy = json.loads(json.dumps(config))
-    *parts, last = way.split(".")
-    inner = copy
-    for part in parts:
-        inner = inner.setdefault(part, {})
-    inner[last] = value
-    return copy
-
-
-def models() -> None:
-    name = "open_clip_config.json"
-    config = json.loads((HERE / "hostile" / "base" / name).read_text())
-    text, vision = "model_cfg.text_cfg", "model_cfg.vision_cfg"
-    cases = {
-        "good": ("model_cfg.embed_dim", 8),
-        "trust_remote_code": (f"{text}.tokenizer_kwargs", {"trust_remote_code": True}),
-        "file_of_words": (f"{text}.tokenizer_kwargs", {"bpe_path": "/tmp/words.gz"}),
-        "tokenizer_outside": (f"{text}.hf_tokenizer_name", "../words"),
-        "tokenizer_absolute": (f"{text}.hf_tokenizer_name", "/etc"),
-        "tower_at_home": (f"{text}.hf_model_name", "~/model"),
-        "tower_outside": (f"{text}.hf_model_name", "..\\model"),
-        "tower_of_the_hub": (f"{text}.hf_model_name", "evil/tracker"),
-        "timm_folder": (f"{vision}.timm_model_name", "local-dir:/tmp/x"),
-        "timm_hub": (f"{vision}.timm_model_name", "hf-hub:evil/tracker"),
-        "no_width": (f"{text}.width", None),
-        "width_is_a_list": (f"{text}.width", [8]),
-        "heads_zero": (f"{text}.heads", 0),
-        "patch_is_none": (f"{vision}.patch_size", None),
-        "size_is_words": (f"{vision}.image_size", ["a", "b"]),
-        "std_zero": ("preprocess_cfg.std", [0, 1, 1]),
-    }
-    for case, (way, value) in cases.items():
-        write(f"models/open_clip/{case}/{name}", changed(config, way, value))
-    texts = {"twice": '{"model_cfg": {}, "model_cfg": {"embed_dim": 1}}', "nan": '{"model_cfg": NaN}', "list": "[1]",
-             "cut": '{"a": 1', "empty": ""}  # fmt: skip
-    for case, content in texts.items():
-        write(f"models/open_clip/{case}/{name}", content)
-    for case, value in {"nan": "NaN", "negative": "-1", "word": '"x"'}.items():
-        objective = f'{{"contrast": "infoloob", "hopfield": true, "inv_tau": {value}, "beta": 8.0}}'
-        write(f"models/open_clip/objective_{case}/objective.json", objective)
-    evil = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
-    write("models/open_clip/words_are_code/tokenizer_config.json", {"auto_map": evil})
-    write("models/open_clip/words_are_code/evil.py", EVIL.format("words"))
-    bert = {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 20, "hidden_size": 16,
-            "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
-    words = {"tokenizer_class": "BertTokenizer"}
-    encoders = {
-        "config_is_code": (bert | {"auto_map": evil}, words),
-        "words_are_code": (bert, words | {"auto_map": evil}),
-        "kernel_of_a_hub": (bert | {"attn_implementation": "evil/kernel"}, words),
-        "words_outside": (bert, words | {"vocab_file": "/etc/passwd"}),
-    }
-    for case, (first, second) in encoders.items():
-        write(f"models/text/{case}/config.json", first)
-        write(f"models/text/{case}/tokenizer_config.json", second)
-        write(f"models/text/{case}/evil.py", EVIL.format("text"))
-    for file in ("pytorch_model.bin.index.json", "model.safetensors.index.json"):
-        case = f"models/text/shards_outside_{file.split('.')[0]}"
-        write(f"{case}/config.json", bert)
-        write(f"{case}/tokenizer_config.json", words)
-        write(f"{case}/{file}", {"weight_map": {"a": "../../weights.bin"}})
-
-
 def graph(source: tuple[str, int, list[Any]], result: str, axes: list[int], nodes: Any = (), given: Any = ()) -> bytes:
     """Means of what comes in, beside a constant: ``nodes`` and tensors are added to it."""
     helper = onnx.helper
@@ -292,14 +179,8 @@ def far(location: str) -> Any:
 def graphs() -> None:
     port = ("pixel_values", 1, ["n", 3, SIZE, SIZE])
     good = graph(port, "image_embeds", [1, 2, 3])
-    config = {
-        "format": 1, "name": "by hand", "embed_dim": DIM, "context_length": LENGTH, "logit_scale": 3.0,
-        "precision": "float32", "pad": None, "tokenizer": {"kind": "none", "why": "made by hand"},
-        "preprocess_cfg": {"size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"},
-    }  # fmt: skip
     write("models/onnx/good/onnx/vision_model.onnx", good)
     write("models/onnx/good/onnx/text_model.onnx", graph(("input_ids", 7, ["n", LENGTH]), "text_embeds", [1]))
-    write("models/onnx/good/onnx.json", config)
     for case, location in {"absolute": "/etc/passwd", "outside": "../../secret", "gone": "gone.onnx_data"}.items():
         write(
             f"models/onnx/weights_{case}/onnx/vision_model.onnx",
@@ -309,17 +190,9 @@ def graphs() -> None:
     write("models/onnx/another_domain/onnx/vision_model.onnx", graph(port, "image_embeds", [1, 2, 3], [run]))
     for case, content in {"cut": good[:-50], "empty": b"", "no_graph": b"{}" * 50, "zip": b"PK\x03\x04"}.items():
         write(f"models/onnx/{case}/onnx/vision_model.onnx", content)
-    for case, way, value in (
-        ("words_are_code", "tokenizer", {"kind": "os.system"}),
-        ("words_outside", "tokenizer", {"kind": "json", "clean": "../x"}),
-        ("another_width", "embed_dim", 8),
-        ("std_zero", "preprocess_cfg.std", [0, 1, 1]),
-        ("newer", "format", 99),
-    ):
-        write(f"models/onnx/{case}/onnx.json", changed(config, way, value))
 
 
 if __name__ == "__main__":
-    for work in (pictures, tables, tars, indices, models, graphs):
+    for work in (pictures, tables, tars, graphs):
         work()
     sys.exit(0)

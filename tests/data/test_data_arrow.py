@@ -98,21 +98,21 @@ def test_what_datasets_itself_writes(tmp_path: Path, image: MakeImage) -> None:
 def test_parquet_with_images_is_unpacked_once(
     tmp_path: Path, image: MakeImage, tokenizer: Callable[[list[str]], Tensor]
 ) -> None:
-    for number, rows in enumerate((range(7), range(7, 10))):
+    for number, rows in enumerate((range(70), range(70, 73))):  # more rows than are unpacked at once
         write_file(tmp_path / "set" / f"train-0000{number}-of-00002.parquet", table(image, rows))
     source = open_source(tmp_path / "set")
-    assert source.streamed and source.shard_sizes == (7, 3)
-    assert [source.read(i).image for i in (9, 0, 6)] == [image(i) for i in (9, 0, 6)]
+    assert source.streamed and source.shard_sizes == (70, 3)
+    assert [source.read(i).image for i in (72, 0, 69)] == [image(i) for i in (72, 0, 69)]
     assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
     found: list[str] = []
     for workers in (0, 1):
-        pairs = PairLoader(source, TrainTransform(4), tokenizer, 3, drop_last=False, workers=workers)
+        pairs = PairLoader(source, TrainTransform(4), tokenizer, 20, drop_last=False, workers=workers)
         found.append(str([batch.keys for batch in pairs.epoch(0)]))
         pairs.close()
     assert found[0] == found[1] and all(f"0000{n}" in found[0] for n in (0, 1))
     # A changed file is unpacked anew.
     write_file(tmp_path / "set" / "train-00001-of-00002.parquet", table(image, range(20, 24)))
-    assert open_source(tmp_path / "set").read(7).image == image(20)
+    assert open_source(tmp_path / "set").read(70).image == image(20)
 
 
 @KINDS

@@ -159,9 +159,22 @@ def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(
     for path in (first, tmp_path / "1.tar.gz"):
         caplog.clear()
         source = open_source(path)
-        assert outcomes(source) == ["c0", "c1", "nine"] and source.read(2).image == image(9)
+        assert outcomes(source) == ["c0", "c1", "nine"]
+        assert [source.read(i).image for i in (1, 2)] == [image(1, 4, 4), image(9)]
         assert len(caplog.records) == 1
         assert f"{path}: 3 rows; not read: 3 files" in caplog.text and f"{path.name}/photo.0.png" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "sized"), [(tarfile.GNU_FORMAT, False), (tarfile.PAX_FORMAT, True)])
+def test_names_and_sizes_that_a_header_has_no_room_for(
+    tmp_path: Path, image: MakeImage, write_tar: WriteTar, kind: int, sized: bool
+) -> None:
+    """A name of 140 letters; a size in a record of its own, as a file of 8 GB has it."""
+    place = "folder/" * 20
+    files = {f"{place}{name}": data for name, data in pairs(image, 2).items()}
+    source = open_source(write_tar(tmp_path / "0.tar", files, kind, sized=sized))
+    assert outcomes(source) == ["c0", "c1"] and source.read(1).image == files[f"{place}1.png"]
+    assert source.read(1).key == f"0.tar/{place}1"
 
 
 def test_threads_read_more_tars_than_are_open(tmp_path: Path, image: MakeImage, write_tar: WriteTar) -> None:

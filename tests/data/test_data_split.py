@@ -26,7 +26,7 @@ from cloob.data.source import Source
 from cloob.data.split import choose_held_out
 from cloob.data.split import split as part
 from cloob.errors import InputError
-from support import noise
+from make import noise
 
 Pair = tuple[bytes, str]
 

@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from cloob import open_source
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
 from cloob.errors import InputError
+from make import write_table
 
 ROWS = [{"title": f"caption {i}", "filepath": f"img/{i}.png", "n": i} for i in range(4)]
 FORMATS = ("t.csv", "t.tsv", "t.parquet", "t.jsonl")
@@ -29,22 +28,9 @@ def folder(tmp_path: Path, image: Callable[..., bytes]) -> Path:
     return tmp_path
 
 
-def write(path: Path, rows: list[dict]) -> Path:
-    """The rows in the format that the ending says; without pyarrow's writers where a person would not use them."""
-    if path.suffix == ".parquet":
-        parquet.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        tab = {".csv": ",", ".tsv": "\t"}[path.suffix]
-        lines = [rows[0].keys(), *(row.values() for row in rows)]
-        path.write_text("\n".join(tab.join(map(str, line)) for line in lines) + "\n")
-    return path
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_pairs(folder: Path, image: Callable[..., bytes], name: str) -> None:
-    path = write(folder / name, [*ROWS, {**ROWS[0], "filepath": str(folder / "img" / "0.png")}])
+    path = write_table(folder / name, [*ROWS, {**ROWS[0], "filepath": str(folder / "img" / "0.png")}])
     source = open_source(path)
     assert len(source) == 5 and source.shard_sizes == (5,) and source.name.endswith(name)
     for i in (3, 0):
@@ -84,7 +70,7 @@ def test_bad_rows_are_counted_by_reason(folder: Path, name: str) -> None:
         ("b" * 1_000_000, "img/0.png", "caption too long"),
     ]
     rows = [*ROWS, *({"title": title, "filepath": path, "n": 0} for title, path, _ in bad)]
-    source = open_source(write(folder / name, rows))
+    source = open_source(write_table(folder / name, rows))
     for i, (_, _, reason) in enumerate(bad, 4):
         with pytest.raises(BadSample, match=f"row {i + 1} of {name}") as caught:
             source.read(i)
@@ -96,7 +82,7 @@ def test_bad_rows_are_counted_by_reason(folder: Path, name: str) -> None:
 def test_what_is_not_utf8(folder: Path, image: Callable[..., bytes], name: str) -> None:
     """A caption spoils its own row; a path is read, and its key is UTF-8."""
     (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(image(7))
-    path = write(folder / name, [*ROWS, *({**ROWS[0], "filepath": path} for path in ("CAFE.png", "no-CAFE"))])
+    path = write_table(folder / name, [*ROWS, *({**ROWS[0], "filepath": path} for path in ("CAFE.png", "no-CAFE"))])
     path.write_bytes(path.read_bytes().replace(b"CAFE", b"caf\xe9").replace(b"caption 2", b"caf\xe9"))
     source = open_source(path)
     with pytest.raises(BadSample, match="caption not UTF-8"):
@@ -111,16 +97,16 @@ def test_what_is_not_utf8(folder: Path, image: Callable[..., bytes], name: str) 
 def test_captions_that_are_no_text(folder: Path) -> None:
     captions = [7, "caf\xe9", 1.5, True, None]
     rows = [{"filepath": "img/0.png"}, *({**ROWS[0], "title": caption} for caption in captions)]
-    source = open_source(write(folder / "t.jsonl", rows))
+    source = open_source(write_table(folder / "t.jsonl", rows))
     assert [source.read(i).caption for i in range(1, 5)] == ["7", "caf\xe9", "1.5", "true"]
-    missing = open_source(write(folder / "t.parquet", [*ROWS, {"title": None, "filepath": "img/0.png", "n": 0}]))
+    missing = open_source(write_table(folder / "t.parquet", [*ROWS, {"title": None, "filepath": "img/0.png", "n": 0}]))
     for each, row in ((source, 0), (source, 5), (missing, 4)):
         with pytest.raises(BadSample, match="missing caption"):
             each.read(row)
     rows = [{"title": [1, 2], "filepath": "img/0.png"}]
     with pytest.raises(InputError, match=r"column 'title' holds list<.*>, not text"):
-        open_source(write(folder / "t.parquet", rows))
-    source = open_source(write(folder / "t.jsonl", rows))  # a list of captions is as many rows
+        open_source(write_table(folder / "t.parquet", rows))
+    source = open_source(write_table(folder / "t.jsonl", rows))  # a list of captions is as many rows
     assert [source.read(i).caption for i in range(2)] == ["1", "2"]
 
 

@@ -17,13 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cloob import cli
+from make import COLOURS, THINGS, write_forty
 
 MODEL = Path(__file__).with_name("model")
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
-THINGS = ("disc", "bar", "frame", "cross", "noise", "corner", "stripe", "field", "dot", "edge")
 
 
 @dataclass(frozen=True)
@@ -55,18 +53,12 @@ class World:
 
 def make_world(root: Path) -> World:
     world = World(root)
-    world.pairs.mkdir()
-    rng = np.random.default_rng(0)
-    for c, (colour, rgb) in enumerate(COLOURS.items()):
-        for t, thing in enumerate(THINGS):
-            pixels = np.clip(np.array(rgb) + rng.integers(-30, 30, (40, 40, 3)), 0, 255)
-            pixels[t * 4 : t * 4 + 4] = 255 - 20 * t
-            Image.fromarray(pixels.astype(np.uint8)).save(world.pairs / f"{c}{t}.png")
-            (world.pairs / f"{c}{t}.txt").write_text(f"a {colour} {thing}")
-            for part, kept in (("train", t < 5), ("test", t >= 5)):
-                if kept:
-                    (world.classes / part / colour).mkdir(parents=True, exist_ok=True)
-                    shutil.copy(world.pairs / f"{c}{t}.png", world.classes / part / colour)
+    write_forty(world.pairs)
+    for c, colour in enumerate(COLOURS):
+        for t in range(len(THINGS)):
+            place = world.classes / ("train" if t < 5 else "test") / colour
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(world.pairs / f"{c}{t}.png", place)
     (world.classes / "classnames.txt").write_text("\n".join(sorted(COLOURS)) + "\n")
     (world.classes / "templates.txt").write_text("a {c}\na {c} thing\n")
     write_dirty(world)

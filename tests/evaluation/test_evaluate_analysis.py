@@ -17,7 +17,7 @@ from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, Pairs
-from support import write_pairs
+from make import write_pairs
 
 NAMES = list(COLOURS)
 WEIGHTS = "open_clip_model.safetensors"

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-from support import served
+from make import served
 
 TOKEN = "hf_" + "a" * 34
 LICENSES_WITHOUT_NAME = {"mit", "apache-2.0", "cc-by-4.0"}

@@ -11,7 +11,6 @@ import torch
 from small_models import write_model
 from torch import Tensor
 
-import tiny_bert
 from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.export.onnx import export_onnx
@@ -22,7 +21,8 @@ from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model as load_any
 from cloob.models.towers import create_model
-from support import originals, run_script, write_classes
+from make import write_bert, write_classes
+from support import originals, run_script
 
 pytest.importorskip("onnxscript")
 TINY_TEXT = {"width": 16, "heads": 2, "layers": 1}
@@ -106,8 +106,7 @@ def test_other_programs_weights(folder: Path, name: str) -> None:
 
 @pytest.mark.nightly
 def test_heads_of_align_with_their_encoders(vit: Path, folder: Path, tmp_path: Path) -> None:
-    tiny_bert.build(tmp_path)
-    words = tmp_path / "parts"
+    words = write_bert(tmp_path / "bert")
     image, text = open_image_encoder(str(vit), load_any), open_text_encoder(f"hf:{words}", load_any)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

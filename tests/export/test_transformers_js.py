@@ -9,13 +9,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from small_models import write_model
 
 from cloob import cli, load_model
+from make import noise_image
 
 pytest.importorskip("onnxscript")
 SCRIPT = Path(__file__).with_name("transformers_js.cjs")
@@ -40,7 +39,7 @@ def test_rows_and_scores_are_the_models(tmp_path: Path, dtype: str) -> None:
     words = ["export", str(source), str(folder), "--to", "onnx", *(["--int8"] if dtype == "q8" else [])]
     assert cli.main(words) == 0
     picture = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(picture)
+    noise_image(0, 32, 32).save(picture)
     own_texts, own_pictures, scores = node(str(SCRIPT), str(folder), dtype, str(picture), json.dumps(TEXTS))
     model = load_model(folder, device="cpu")
     texts, pictures = model.encode_text(TEXTS), model.encode_image([picture])

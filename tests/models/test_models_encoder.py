@@ -20,6 +20,7 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import TINY_MODELS, create_model
 from cloob.objective import make_objective
+from make import noise_image
 
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
 
@@ -30,8 +31,7 @@ def encoder(request: pytest.FixtureRequest, lively: Callable[..., DualEncoder]) 
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
-    pixels = torch.randint(0, 256, (6, 8, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    return Image.fromarray(pixels.numpy()).resize((width, height))
+    return noise_image(seed, 8, 6).resize((width, height))
 
 
 def normalised(encoder: DualEncoder, images: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,31 +15,16 @@ from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.source import TINY_MODELS, Source, known_models
 from cloob.models.towers import open_clip
-from support import free_port, served, serving, use_hub
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Has nothing, and says so."""
-
-    asked: list[str]
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        self.send_error(404)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        """Silent."""
+from make import web
+from support import free_port, use_hub
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """A hub with nothing; what it is asked for."""
-    monkeypatch.setattr(Hub, "asked", [], raising=False)
-    with served(serving(Hub)) as address:
-        use_hub(monkeypatch, address, tmp_path / "hub")
-        yield Hub.asked
+    with web() as server:
+        use_hub(monkeypatch, server.url, tmp_path / "hub")
+        yield server.asked
 
 
 def test_what_is_of_a_fixed_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

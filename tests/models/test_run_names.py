@@ -16,7 +16,8 @@ from cloob import cli
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from support import refused, write_classes
+from make import write_classes
+from support import refused
 
 BEST, LAST = 60, 160
 

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
+from make import noise_image
 
 SIDE = 8
 
@@ -51,15 +52,9 @@ def options(encoder: FakeEncoder, **how: Any) -> UpdateOptions:
     return UpdateOptions(**{"model": encoder, "workers": 0, "batch_size": 4} | how)
 
 
-def noise(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
-    """A picture that no other seed gives."""
-    width, height = size
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
 def write_noise(path: Path, seed: int, **saving: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise(seed).save(path, **saving)
+    noise_image(seed).save(path, **saving)
     return path
 
 

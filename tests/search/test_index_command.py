@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cloob import cli
 from cloob.search.index import Index
+from search_colours import loads
 from support import fork, refused
 
 
@@ -25,11 +26,7 @@ def write_model(folder: Path, seed: int) -> None:
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two model folders, ``one`` and ``two``; with a model that costs nothing."""
-    monkeypatch.setattr("cloob.models.source.check_source", lambda _: None)
-    monkeypatch.setattr(
-        "cloob.models.load.load_model",
-        lambda spec, **_: FakeEncoder(seed=int((Path(spec) / "seed").read_text())),
-    )
+    loads(monkeypatch, lambda spec, **_: FakeEncoder(seed=int((Path(spec) / "seed").read_text())))
     for seed, name in enumerate(("one", "two")):
         write_model(tmp_path / "models" / name, seed)
     return tmp_path / "models"
@@ -120,7 +117,7 @@ def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited
         time.sleep(120)
 
     with monkeypatch.context() as patch:
-        patch.setattr("cloob.models.load.load_model", lambda *_, **__: Slow(0, stop))
+        loads(patch, lambda *_, **__: Slow(0, stop))
         first = fork(tmp_path / "ranks", 1, lambda: cli.main(words))
     try:
         while not begun.exists():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import tarfile
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,21 +12,18 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from index_fakes import FakeEncoder, noise, options, write_noise
+from index_fakes import FakeEncoder, options, write_noise
 from PIL import Image
-from pyarrow import parquet
 
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.scan.open import ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
-from support import served, serving
+from make import encoded, noise_image, web, write_arrow, write_table, write_tar
 
 
 def png(seed: int) -> bytes:
-    stream = io.BytesIO()
-    noise(seed).save(stream, "PNG")
-    return stream.getvalue()
+    return encoded(noise_image(seed))
 
 
 def scanned(source: Path | str, **how: object) -> dict[str, tuple[str | None, Mapping[str, object]]]:
@@ -41,15 +36,6 @@ def left_out(source: Path | str, **how: object) -> dict[str, int]:
     collection = open_collection(source, ScanOptions(**how))  # type: ignore[arg-type]
     list(collection.scan(()))
     return collection.left_out.counts
-
-
-def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -121,15 +107,7 @@ def test_a_table(tmp_path: Path, kind: str) -> None:
         {"filepath": "a.png", "title": "an animal", "year": 1, "score": 1.0, "place": "x"},
         {"filepath": "gone.png", "title": "", "year": 2021, "score": 1.5, "place": ""},
     ]
-    path = tmp_path / f"t.{kind}"
-    if kind == "parquet":
-        parquet.write_table(pa.Table.from_pylist(rows), path)
-    elif kind == "jsonl":
-        path.write_text("\n".join(json.dumps(row) for row in rows))
-    else:
-        comma = "," if kind == "csv" else "\t"
-        path.write_text("\n".join(comma.join(map(str, row)) for row in [list(rows[0]), *(r.values() for r in rows)]))
-    found = scanned(path)
+    found = scanned(path := write_table(tmp_path / f"t.{kind}", rows))
     assert found["a.png"] == ("a dog\nan animal", {"year": 2020, "score": 0.5, "place": "Linz"})
     assert found["gone.png"][0] is None and found["gone.png"][1]["year"] == 2021
     with Index.create(tmp_path / "i") as index:
@@ -208,22 +186,11 @@ def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(tmp_path: Path, 
 
 
 def test_streamed_shards_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from http.server import SimpleHTTPRequestHandler
-
-    write_tar(tmp_path / "0.tar", {"a.png": png(1), "a.txt": b"a dog", "b.png": png(2), "b.txt": b"a cat"})
-    (tmp_path / "sizes.json").write_text('{"0.tar": 2}')
-    asked: list[str] = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def __init__(self, *given: object) -> None:
-            super().__init__(*given, directory=str(tmp_path))  # type: ignore[arg-type]
-
-        def log_message(self, *said: object) -> None:
-            asked.append(self.path)
-
+    tar = write_tar(tmp_path / "0.tar", {"a.png": png(1), "a.txt": b"a dog", "b.png": png(2), "b.txt": b"a cat"})
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    with served(serving(Handler)) as address, Index.create(tmp_path / "i") as index:
-        source = f"{address}/{{0..0}}.tar"
+    with web() as server, Index.create(tmp_path / "i") as index:
+        server.pages |= {"/0.tar": tar.read_bytes(), "/sizes.json": b'{"0.tar": 2}'}
+        source, asked = f"{server.url}/{{0..0}}.tar", server.asked
         assert index.update([source], options(FakeEncoder())).added == 2
         assert asked.count("/0.tar") == 1
         monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "another"))
@@ -231,12 +198,12 @@ def test_streamed_shards_are_not_fetched_again(tmp_path: Path, monkeypatch: pyte
         assert asked.count("/0.tar") == 1
         assert [item.path for item in index.items([1, 2])] == ["0.tar::a.png", "0.tar::b.png"]
         assert index.picture(1) == png(1) and asked.count("/0.tar") == 2
-        (tmp_path / "0.tar").unlink()
+        del server.pages["/0.tar"]
         monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "third"))
         asked.clear()
         summary = index.update([source], options(FakeEncoder("second", seed=1)))
         assert summary.faults == {"missing image": 2} and len(index) == 2
-        assert asked.count("/0.tar") == 2  # a request, and its error: not one for each picture
+        assert asked.count("/0.tar") == 1  # not one for each picture
 
 
 @pytest.mark.parametrize("kind", ["arrow", "parquet"])
@@ -251,12 +218,7 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str) -> None:
             "label": list(range(7)),
         }
     )
-    path = tmp_path / "data" / f"train.{kind}"
-    if kind == "parquet":
-        parquet.write_table(table, path, row_group_size=2)
-    else:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+    path = write_arrow(tmp_path / "data" / f"train.{kind}", table)
     assert left_out(path, exclude=("train.*",)) == {"excluded": 1}
     found = scanned(path)
     assert found[f"train.{kind}::3"] == ("number 3", {"label": 3}) and len(found) == 7

@@ -55,7 +55,7 @@ class ColourEncoder:
 
 
 def draw(folder: Path, numbers: Sequence[int]) -> Path:
-    """Pictures NUMBER.png, each a little different, with captions beside them."""
+    """Pictures NUMBER.png, each a little different, with captions beside them, some of which look like HTML."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         name = list(COLOURS)[number % len(COLOURS)]
@@ -63,7 +63,8 @@ def draw(folder: Path, numbers: Sequence[int]) -> Path:
         image = Image.new("RGB", (24 + number % 5, 24), shade)
         image.putpixel((0, 0), (number % 256, number // 256 % 256, 7))  # no two files are equal
         image.save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a {name} square", encoding="utf-8")
+        markup = "" if name == "red" else " <i>here</i>"
+        (folder / f"{number}.txt").write_text(f"a {name} square{markup}", encoding="utf-8")
     return folder
 
 

@@ -20,7 +20,7 @@ from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
-from support import picture
+from make import picture
 
 N = 60
 

@@ -19,7 +19,7 @@ from served_colours import COLOURS, ColourEncoder, build, draw
 from cloob.search.index import Index
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
-from support import picture
+from make import picture
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 N = 60
@@ -170,7 +170,7 @@ def test_a_picture_opens_and_leads_on(page: Page) -> None:
     page.until(lambda: "square" in page.focused(), "the tile has its name")
     first = page.focused()
     page.keys(Keys.ENTER)
-    page.says("#detail-title", "square")
+    page.says("#detail-title", "square <i>here</i>")
     assert page.text(".facts").count("pixels") == 1
     before = page.text(".facts")
     page.keys(Keys.ARROW_RIGHT)

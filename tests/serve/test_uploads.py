@@ -15,7 +15,7 @@ from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
-from support import picture
+from make import picture
 
 
 @pytest.mark.parametrize("data", [bytes(201_000), picture("red", (1200, 1000))])

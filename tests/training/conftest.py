@@ -5,19 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import os
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from train_helpers import Recorder, Trained
 
 from cloob.training.config import TrainConfig
-
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
-THINGS = ("disc", "bar", "frame", "cross", "noise", "corner", "stripe", "field", "dot", "edge")
+from make import write_forty, write_tar
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,15 +32,7 @@ def quick() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 pairs of 40 pixels; one picture is no picture and one caption is empty."""
-    folder = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    for c, (colour, rgb) in enumerate(COLOURS.items()):
-        for t, thing in enumerate(THINGS):
-            pixels = np.clip(np.array(rgb) + rng.integers(-30, 30, (40, 40, 3)), 0, 255)
-            pixels[t * 4 : t * 4 + 4] = 255 - 20 * t
-            stem = folder / f"{c}{t}"
-            Image.fromarray(pixels.astype(np.uint8)).save(stem.with_suffix(".png"))
-            stem.with_suffix(".txt").write_text(f"a {colour} {thing}")
+    folder = write_forty(tmp_path_factory.mktemp("pairs"))
     (folder / "13.png").write_bytes(b"this is no picture")
     (folder / "27.txt").write_text("  ")
     return folder
@@ -56,14 +43,11 @@ def pairs_as(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     """The same pairs in three forms: a folder, two shards with sizes.json, a table as the CLOOB authors have it."""
     folder = tmp_path_factory.mktemp("forms")
     stems = sorted({path.stem for path in pairs_folder.iterdir()})
-    (folder / "shards").mkdir()
     sizes = {}
     for number, part in enumerate((stems[:23], stems[23:])):
         name = f"{number:05d}.tar"
-        with tarfile.open(folder / "shards" / name, "w") as tar:
-            for stem in part:
-                for ending in ("png", "txt"):
-                    tar.add(pairs_folder / f"{stem}.{ending}", f"{stem}.{ending}")
+        names = [f"{stem}.{ending}" for stem in part for ending in ("png", "txt")]
+        write_tar(folder / "shards" / name, {name: (pairs_folder / name).read_bytes() for name in names})
         sizes[name] = len(part)
     (folder / "shards" / "sizes.json").write_text(json.dumps(sizes))
     rows = [f"{pairs_folder / stem}.png\t{(pairs_folder / stem).with_suffix('.txt').read_text()}" for stem in stems]

@@ -19,7 +19,8 @@ from cloob.models.runs import list_checkpoints
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 from cloob.training.resume import find_checkpoint
-from support import fork, write_archive
+from make import write_tar
+from support import fork
 
 
 def test_sigterm_to_the_whole_process_group(trained: Trained, tmp_path: Path) -> None:
@@ -97,8 +98,8 @@ def test_bad_pairs_of_shards_are_left_out_and_named(
     bad = {"90.png": good["00"][:500], "90.txt": b"cut", "91.png": good["00"], "92.txt": b"no picture"}
     bad |= {"93.png": good["00"], "93.txt": b" \n "}
     names = sorted(files)
-    write_archive(tmp_path / "shards" / "00000.tar", {**{name: files[name] for name in names[:28]}, **bad})
-    shard = write_archive(tmp_path / "shards" / "00001.tar", {name: files[name] for name in names[28:]})
+    write_tar(tmp_path / "shards" / "00000.tar", {**{name: files[name] for name in names[:28]}, **bad})
+    shard = write_tar(tmp_path / "shards" / "00001.tar", {name: files[name] for name in names[28:]})
     os.truncate(shard, shard.stat().st_size // 2)
     expected = {"00000.tar/90": "corrupt image", "00000.tar/91": "missing caption", "00000.tar/92": "missing image"}
     expected |= {"00000.tar/93": "empty caption", "00001.tar": "truncated shard"}

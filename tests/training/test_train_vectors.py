@@ -90,7 +90,7 @@ def test_runs_are_judged_side_by_side_and_embed(
     often = evaluated(a.repeat(4, 0), b.repeat(4, 0), np.arange(80).repeat(4).tolist())
     assert [row["model"] for row in once["rows"]] == ["infoloob", "clip"]
     row, same = once["rows"][0]["vectors"]["ta.npy and tb.npy"], often["rows"][0]["vectors"]["ta.npy and tb.npy"]
-    assert (row["n"], same["n"], same["n_ids"], row["chance@10"]) == (80, 320, 80, 10 / 80)
+    assert (row["n"], same["n"], same["n_ids"], same["chance@10"]) == (80, 320, 80, 10 / 80)
     model = cloob.load_model("infoloob")
     za, zb = model.encode_a(a), model.encode_b(b)  # type: ignore[operator]
     ranks = cloob.functional.ranking.ranks(za, zb, torch.arange(80))

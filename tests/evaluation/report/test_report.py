@@ -14,7 +14,7 @@ import pytest
 from cloob import evaluate
 from cloob.evaluation.report import ExampleQuery, ShownPicture, write_report
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
-from support import picture
+from make import picture
 
 EVIL = "<script>alert(1)</script>\"'&"
 GOLDEN = Path(__file__).parent / "golden.txt"

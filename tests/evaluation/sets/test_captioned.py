@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 
 from cloob.data.batch import BadSample
 from cloob.evaluation.sets.captioned import open_captioned
-from support import picture
+from make import picture, write_table, write_tar
 
 EXPECTED = [
     ("a.png", ("red one", "red two")),
@@ -42,13 +40,8 @@ def json_lists(folder: Path) -> Path:
 
 
 def parquet(folder: Path) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pairs = [(key, text) for key, texts in EXPECTED for text in texts]
-    columns = {"filepath": [key for key, _ in pairs], "title": [text for _, text in pairs]}
-    pq.write_table(pa.table(columns), folder / "t.parquet")
-    return folder / "t.parquet"
+    rows = [{"filepath": key, "title": text} for key, texts in EXPECTED for text in texts]
+    return write_table(folder / "t.parquet", rows)
 
 
 def clip_benchmark(folder: Path) -> Path:
@@ -56,13 +49,9 @@ def clip_benchmark(folder: Path) -> Path:
     (home / "test").mkdir(parents=True)
     (home / "dataset_type.txt").write_text("retrieval\n")
     (home / "test" / "nshards.txt").write_text("1\n")
-    with tarfile.open(home / "test" / "0.tar", "w") as tar:
-        for key, texts in EXPECTED:
-            stem = key.removesuffix(".png")
-            for name, content in ((key, (folder / key).read_bytes()), (f"{stem}.txt", "\n".join(texts).encode())):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    files = {key: (folder / key).read_bytes() for key, _ in EXPECTED}
+    files |= {f"{key.removesuffix('.png')}.txt": "\n".join(texts).encode() for key, texts in EXPECTED}
+    write_tar(home / "test" / "0.tar", files)
     return home
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from cloob.errors import InputError
 from cloob.evaluation.sets.suites import LAYOUTS, open_paper_set, open_suites, prompts_of
 from cloob.pictures import decode
 from evaluate_fakes import picture
+from make import write_tar
 
 COUNTS = {  # classes (of the sets), templates (the paper's, section on zero-shot evaluation)
     "birdsnap": (500, 1),
@@ -195,12 +194,12 @@ def webdataset(folder: Path, parts: tuple[str, ...] = ("test",)) -> None:
     put(folder / "zeroshot_classification_templates.txt", "a {c} thing\n")
     for part in parts:
         put(folder / part / "nshards.txt", "1\n")
-        with tarfile.open(folder / part / "0.tar", "w") as tar:
-            for i, colour in enumerate(("red", "blue")):
-                for suffix, content in (("png", picture(colour)), ("cls", str(i).encode()), ("txt", b"one\ntwo")):
-                    member = tarfile.TarInfo(f"s{i:07d}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+        kinds = [
+            (f"s{i:07d}", {"png": picture(colour), "cls": str(i).encode(), "txt": b"one\ntwo"})
+            for i, colour in enumerate(("red", "blue"))
+        ]
+        files = {f"{key}.{suffix}": content for key, parts in kinds for suffix, content in parts.items()}
+        write_tar(folder / part / "0.tar", files)
 
 
 def test_folders_of_sets(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from cloob import cli, load_model
 from cloob.errors import InputError
@@ -18,7 +17,8 @@ from cloob.models.load import fingerprint
 from cloob.models.onnx import PlainEncoder
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
-from support import picture, run_script
+from make import noise_image, picture
+from support import run_script
 
 TEXTS = ["a dog", "two cats & a bird", "long " * 100, "Tom &amp; Jerry", "naïve ☃", *(f"number {i}" for i in range(40))]
 
@@ -32,11 +32,7 @@ def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded: DualEncoder,
     plain = PlainEncoder.open(f"local-dir:{exported}")
     assert plain is not None and plain.fingerprint == fingerprint(loaded)
     np.testing.assert_allclose(plain.texts(TEXTS), loaded.encode_text(TEXTS).numpy(), atol=1e-6)
-    generator = np.random.default_rng(0)
-    images = [
-        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
-        for size in ((64, 64), (90, 131), (9, 3))
-    ]
+    images = [noise_image(seed, *size) for seed, size in enumerate(((64, 64), (131, 90), (3, 9)))]
     np.testing.assert_allclose(plain.pictures(images), loaded.encode_image(images).numpy(), atol=1e-6)
     assert plain.texts(TEXTS).dtype == np.float32
 

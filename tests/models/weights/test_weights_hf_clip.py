@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from own_files import write_transformers_clip
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from cloob import load_model
 from cloob.errors import InputError
+from make import noise_image
 
 transformers = pytest.importorskip("transformers")
 
@@ -58,8 +58,7 @@ def without(*keys: str, **changes: Any) -> dict[str, Any]:
 
 def picture() -> Image.Image:
     """Twice as wide as high, so that squashed and cropped pictures are others."""
-    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((180, 90), Image.Resampling.BICUBIC)
+    return noise_image(0, 8, 8).resize((180, 90), Image.Resampling.BICUBIC)
 
 
 def theirs(folder: Path, model: Any) -> Tensor:

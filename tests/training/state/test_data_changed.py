@@ -13,7 +13,7 @@ from train_helpers import At
 from cloob.cli import main
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
-from support import write_archive
+from make import write_tar
 
 
 def test_edited_pairs_are_refused_on_resumption(
@@ -26,7 +26,7 @@ def test_edited_pairs_are_refused_on_resumption(
     assert train(config, callbacks=[At(3, lambda: signal.raise_signal(signal.SIGTERM))]).steps == 3
     with tarfile.open(data / "00000.tar") as tar:
         files = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
-    write_archive(data / "00000.tar", files | {"00.txt": b"a very red disc"})
+    write_tar(data / "00000.tar", files | {"00.txt": b"a very red disc"})
     changed = "other members"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     command = ["train", "--config", str(run / "config.json"), "--resume", "auto"]

@@ -216,11 +216,11 @@ def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
 
 def write_shards(pairs: Path, folder: Path, *, streamed: bool) -> str:
     """Two shards of pairs; with ``streamed`` as a command gives them."""
-    from support import write_archive
+    from make import write_tar
 
     stems = sorted({path.stem for path in pairs.iterdir()})
     for number, part in enumerate((stems[:23], stems[23:])):
         names = [f"{stem}.{ending}" for stem in part for ending in ("png", "txt")]
-        write_archive(folder / f"{number:05d}.tar", {name: (pairs / name).read_bytes() for name in names})
+        write_tar(folder / f"{number:05d}.tar", {name: (pairs / name).read_bytes() for name in names})
     (folder / "sizes.json").write_text('{"00000.tar": 23, "00001.tar": 17}')
     return f"pipe:cat {folder}/{{00000..00001}}.tar" if streamed else str(folder)

@@ -1,0 +1,1 @@
+ALTER TABLE cloob_items ADD COLUMN c TEXT AS (upper(path));

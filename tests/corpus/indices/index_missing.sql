@@ -1,0 +1,1 @@
+DROP INDEX cloob_items_content;

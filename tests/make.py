@@ -1,0 +1,221 @@
+"""What tests make: pictures, archives, tables, folders of pairs and of classes, a tiny BERT, servers of the web."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Colour = tuple[int, int, int] | str
+PURE: dict[str, tuple[int, int, int]] = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "cyan": (0, 255, 255),
+    "magenta": (255, 0, 255),
+}
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
+THINGS = ("disc", "bar", "frame", "cross", "noise", "corner", "stripe", "field", "dot", "edge")
+WORDS = ("red", "green", "blue", "round", "flat", "old", "new", "car", "tree", "house", "a", "the", "of", "there", "is")
+
+# Pictures
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """The file of a picture."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def picture(colour: Colour, size: tuple[int, int] = (16, 16), kind: str = "PNG") -> bytes:
+    """An encoded picture of one colour; ``size`` is width and height."""
+    return encoded(Image.new("RGB", size, colour), kind)
+
+
+def noise_image(seed: int, width: int = 12, height: int = 10) -> Image.Image:
+    """A picture that no other seed gives."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def noise(i: int = 0, width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
+    """An encoded picture of noise that differs for each i; the top left pixel is (i % 256, i // 256, 7)."""
+    image = noise_image(i, width, height)
+    image.putpixel((0, 0), (i % 256, i // 256, 7))
+    return encoded(image, kind)
+
+
+# Files of many
+
+
+def write_tar(path: Path, files: Mapping[str, bytes], kind: int = tarfile.PAX_FORMAT, *, sized: bool = False) -> Path:
+    """A tar, compressed as the path's ending says; ``sized``: a PAX record alone has a file's size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = path.suffix[1:]
+    with tarfile.open(path, f"w:{suffix if suffix in ('gz', 'xz', 'bz2') else ''}", format=kind) as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.pax_headers = {"size": str(len(data))} if sized else {}
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    """The rows in the format that the ending says; by pyarrow's writers where a person would use them."""
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        parquet.write_table(pa.Table.from_pylist([*rows]), path, row_group_size=2)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        comma = {".csv": ",", ".tsv": "\t"}[path.suffix]
+        lines = [rows[0].keys(), *(row.values() for row in rows)]
+        path.write_text("\n".join(comma.join(map(str, line)) for line in lines) + "\n")
+    return path
+
+
+def write_arrow(path: Path, table: Any, kind: str = "file", *, rows: int = 2, **options: object) -> Path:
+    """A table of Arrow's as a file of the kind that its name says, in batches or groups of some rows."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path, row_group_size=rows)
+        return path
+    new, how = {"file": pa.ipc.new_file, "stream": pa.ipc.new_stream}[kind], pa.ipc.IpcWriteOptions(**options)
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema, options=how) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return path
+
+
+def write_pairs(folder: Path, captions: Mapping[str, tuple[Colour, str]], size: tuple[int, int] = (64, 64)) -> Path:
+    """A folder with ``STEM.png`` and ``STEM.txt`` for each stem's colour and caption."""
+    folder.mkdir(parents=True)
+    for stem, (colour, caption) in captions.items():
+        (folder / f"{stem}.png").write_bytes(picture(colour, size))
+        (folder / f"{stem}.txt").write_text(caption, encoding="utf-8")
+    return folder
+
+
+def write_forty(folder: Path) -> Path:
+    """Pairs ``CT.png`` with ``CT.txt`` of the C-th colour and the T-th thing, 40 pixels a side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for c, (colour, rgb) in enumerate(COLOURS.items()):
+        for t, thing in enumerate(THINGS):
+            pixels = np.clip(np.array(rgb) + rng.integers(-30, 30, (40, 40, 3)), 0, 255)
+            pixels[t * 4 : t * 4 + 4] = 255 - 20 * t
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{c}{t}.png")
+            (folder / f"{c}{t}.txt").write_text(f"a {colour} {thing}")
+    return folder
+
+
+def write_classes(folder: Path, colours: Mapping[str, Colour], n: int) -> Path:
+    """A folder with a sub-folder a class, each with ``n`` pictures of its colour, no two of one size."""
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            (folder / name / f"{i}.png").write_bytes(picture(colour, (20 + i, 20)))
+    return folder
+
+
+# A model
+
+
+def write_bert(folder: Path, **settings: object) -> Path:
+    """A tiny BERT with random weights, the words ``WORDS`` and a word's width of 16, as a folder of transformers."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=len(WORDS) + 5, max_position_embeddings=16, **sizes, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+# Servers
+
+
+@contextmanager
+def served(server: ThreadingHTTPServer) -> Iterator[str]:
+    """The address of a server on loopback, which runs in a thread until the end of the block."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def serving(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
+    """A server on a free port of loopback."""
+    return ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+
+class Web:
+    """A server on loopback that answers by path: what ``pages`` holds, or what the function there writes itself."""
+
+    url: str
+
+    def __init__(self) -> None:
+        self.pages: dict[str, Any] = {}
+        self.asked: list[str] = []  # paths
+        self.headers: list[dict[str, str]] = []  # of the same requests
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                """Silent."""
+
+            def do_GET(self) -> None:
+                web.asked.append(self.path)
+                web.headers.append(dict(self.headers))
+                page = web.pages.get(self.path)
+                if callable(page):
+                    page(self)
+                else:
+                    self.answer(404 if page is None else 200, page or b"")
+
+            do_HEAD = do_GET
+
+            def answer(self, status: int, content: bytes, length: int | None = None, **headers: str) -> None:
+                self.send_response(status)
+                for name, value in {"Content-Length": str(length or len(content)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(content if self.command == "GET" else b"")
+                self.close_connection = True
+
+        self.server = serving(Handler)
+
+    def redirect(self, path: str, to: str) -> None:
+        self.pages[path] = lambda request: request.answer(302, b"", Location=to)
+
+
+@contextmanager
+def web() -> Iterator[Web]:
+    """A server without pages yet."""
+    made = Web()
+    with served(made.server) as made.url:
+        yield made
