@@ -26,9 +26,6 @@ from filelock import FileLock
 from PIL import Image
 
 from cloob import cli
-from make import noise, picture, served, serving, write_classes, write_pairs, write_tar  # noqa: F401 - for branches
-
-write_archive = write_tar  # likewise: its name before
 
 OPENING = "cloob: opening data …\n"
 """What `cloob train` and `cloob eval` say first."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloob import __version__, cli, commands
-from cloob.commands.terminal import Progress
+from cloob.commands.terminal import progress
 from support import run_script
 
 
@@ -86,8 +86,8 @@ def test_ctrl_c_ends_with_130_and_a_sentence(
 def test_brackets_in_a_name_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The bars of a terminal would take them for markup, and end the command."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress() as progress:
-        progress.update("runs/[/x]: demo", 1, 2)
+    with progress() as update:
+        update("runs/[/x]: demo", 1, 2)
     assert "runs/[/x]: demo" in capsys.readouterr().err
 
 

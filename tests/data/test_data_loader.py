@@ -26,7 +26,7 @@ from cloob.data.order import epoch_order, sample_generator
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.pictures import Encoded, decode
-from support import noise
+from make import noise
 
 _PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
 

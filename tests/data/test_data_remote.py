@@ -33,7 +33,7 @@ from cloob.data.shards import remote as opener
 from cloob.data.shards.remote import fetch
 from cloob.data.source import Source
 from cloob.errors import InputError
-from support import served, serving
+from make import served, serving
 
 MakeImage = Callable[..., bytes]
 WriteTar = Callable[..., Path]

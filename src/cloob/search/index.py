@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they a
     import torch
 
     from cloob.models.encoder import DualEncoder
-    from cloob.models.onnx.plain import PlainEncoder
+    from cloob.models.onnx import PlainEncoder
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.export import Method

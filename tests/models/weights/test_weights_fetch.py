@@ -20,7 +20,8 @@ from cloob import load_model
 from cloob.errors import InputError
 from cloob.models import hub
 from cloob.models.source import PUBLIC, PublicFile, PublicModel
-from support import originals, served
+from make import served
+from support import originals
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
