@@ -97,7 +97,7 @@ def _load(source: str | Path) -> DualEncoder:
             return _load_folder(path)
         if path.suffix == ".pkl":
             return crowsonkb.load(path, config, "exact" if parsed.port else "tanh")
-        return torch_clip.load(path)
+        return torch_clip.load(path, lambda name: create_model(name, pretrained=str(path), seed=0))
 
 
 def _load_hub(source: Source) -> DualEncoder:

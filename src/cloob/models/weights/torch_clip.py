@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.source import known_models
 from cloob.models.tokenizer import SPECIALS, Ending
 from cloob.models.tokens import clip_tokenizer
-from cloob.models.towers import create_model
 from cloob.models.untrusted import read_json
 from cloob.models.weights.containers import read_torch
 from cloob.models.weights.keymap import Part, build, fill
@@ -34,7 +33,8 @@ _PUBLISHED = ("RN50.json", "RN50x4.json", "RN101.json", "ViT-B-32.json", "ViT-B-
 _SIZES = ("input_resolution", "context_length", "vocab_size")
 
 
-def load(path: Path) -> DualEncoder:
+def load(path: Path, create: Callable[[str], DualEncoder]) -> DualEncoder:
+    """The encoder in a file; ``create`` makes open_clip's towers with it, where their name is known."""
     content, scripted = read_torch(path)
     mljku = not scripted and isinstance(content, dict) and "state_dict" in content
     tensors = content["state_dict"] if mljku else content
@@ -45,7 +45,7 @@ def load(path: Path) -> DualEncoder:
     why = "" if "text_projection" in tensors else "a torch file, but neither ml-jku's (state_dict) nor OpenAI's"
     if mljku or (not sizes and path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}):
         if name := _towers(path.absolute()):
-            return create_model(name, pretrained=str(path), seed=0)
+            return create(name)
         right = f"open_clip_config.json, or from within its folder NAME/FILE (ViT-B-32/{path.name})"
         why = f"open_clip's weights, which do not say their towers; give the folder with {right}"
     if why:
