@@ -226,14 +226,13 @@ class Store(ABC):
         known = {name: sorted(some & {"text", "number", "boolean"}) for name, some in sorted(kinds.items())}
         return {name: "mixed" if len(some) > 1 else (some or ["number"])[0] for name, some in known.items()}
 
-    def known(self, model: str, contents: Iterable[str]) -> dict[str, Vectors]:
+    def known(self, model: IndexedModel, contents: Iterable[str]) -> dict[str, Vectors]:
         """The vector (D,) of each content that has one."""
-        known = self.model(model)
         of_item = "SELECT vector FROM cloob_vectors WHERE item = id AND model = ?"  # a join would read all vectors
         statement = f"SELECT content, ({of_item}) FROM cloob_items WHERE content {self._among}"
-        found = self._rows(statement, (known.number, self._listed(list(contents))))
+        found = self._rows(statement, (model.number, self._listed(list(contents))))
         rows = {content: cell for content, cell in found if cell is not None}
-        return dict(zip(rows, self._decode([*rows.values()], known.dim), strict=True))
+        return dict(zip(rows, self._decode([*rows.values()], model.dim), strict=True))
 
     def count(self, where: Filter | None = None) -> int:
         condition, values = self._condition(where)
