@@ -48,7 +48,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     (read,) = store.items([1])
     assert read == replace(whole, id=1)
     assert list(store.states("s")) == [FileState(1, "a/ü.jpg", 3, 5, "x" * 64, None, ("m",))]
-    assert list(store.known("m", ["x" * 64, "y"])) == ["x" * 64]
+    assert list(store.known(store.model(), ["x" * 64, "y"])) == ["x" * 64]
     assert store.columns() == {"b": "boolean", "k": "number", "n": "number", "t": "text"}
     assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("s",)
 

@@ -171,9 +171,10 @@ class Builder:
         self, store: Store, model: IndexedModel, encoder: Callable[[], DualEncoder], batch_size: int, most: int | None
     ) -> None:
         self.summary = Summary()
-        self._store, self._model, self._encoder = store, model.name, encoder
+        self._store, self._model, self._encoder = store, model, encoder
         self._in_bf16, self._batch_size, self._max_pixels = model.precision == "bf16", batch_size, most
         self._waiting: list[Prepared] = []
+        self._decoded = 0  # of these
         self._may_decode = threading.Event()
         self._may_decode.set()
 
@@ -200,13 +201,13 @@ class Builder:
         if prepared.truncated:
             self.summary.left_out.add("truncated JPEG, taken", path)
         self._waiting.append(prepared)
-        decoded = sum(each.pixels is not None for each in self._waiting)
-        if decoded >= self._batch_size or len(self._waiting) >= 4 * self._batch_size:
+        self._decoded += prepared.pixels is not None
+        if self._decoded >= self._batch_size or len(self._waiting) >= 4 * self._batch_size:
             self.flush()
 
     def flush(self) -> None:
         """Writes what is waiting; bytes whose vector came to be known meanwhile are not embedded again."""
-        batch, self._waiting = self._waiting, []
+        batch, self._waiting, self._decoded = self._waiting, [], 0
         pixels = {each.content: each.pixels for each in batch if each.pixels is not None}
         rows = {each.content: each.row for each in batch if each.row is not None}
         rows |= self._store.known(self._model, pixels.keys() - rows.keys())
@@ -216,19 +217,19 @@ class Builder:
             rows |= zip(contents, self._embed([pixels[content] for content in contents]), strict=True)
         self.summary.embedded += len(new)
         good = [each for each in batch if each.item is not None and np.isfinite(rows[each.content]).all()]
-        arrived = [each for each in good if each.change(self._model) in ("added", "changed")]
-        others = [model.name for model in self._store.models() if model.name != self._model]
+        arrived = [each for each in good if each.change(self._model.name) in ("added", "changed")]
+        others = [model for model in self._store.models() if model.name != self._model.name]
         copies = {model: self._store.known(model, {each.content for each in arrived}) for model in others}
         for model, vectors in (*copies.items(), (self._model, rows)):  # its own last: what has this vector is done
             some = [each for each in (good if vectors is rows else arrived) if each.content in vectors]
             if some:
                 items = [each.item for each in some if each.item is not None]
-                self._store.write(items, model, np.stack([vectors[each.content] for each in some]))
+                self._store.write(items, model.name, np.stack([vectors[each.content] for each in some]))
         for each in batch:
             if each not in good:
                 self._write_fault(each)
         for each in good:
-            count = each.change(self._model)
+            count = each.change(self._model.name)
             setattr(self.summary, count, getattr(self.summary, count) + 1)
 
     def _embed(self, pixels: Sequence[Tensor]) -> Vectors:

@@ -167,7 +167,8 @@ class Store(ABC):
         with self._writing() as revision:
             before = self._places(rows)
             changed = [before[row[:2]][0] for row in rows if row[:2] in before and before[row[:2]][1] != row[2]]
-            self._rows(f"DELETE FROM cloob_vectors WHERE item {self._among}", (self._listed(changed),))
+            if changed:
+                self._rows(f"DELETE FROM cloob_vectors WHERE item {self._among}", (self._listed(changed),))
             self._many(_REPLACE_ITEM, rows)
             places, cells = self._places(rows), np.ascontiguousarray(vectors, np.float32)
             given = [(places[row[:2]][0], number, revision, cell) for row, cell in zip(rows, cells, strict=True)]
@@ -225,13 +226,13 @@ class Store(ABC):
         known = {name: sorted(some & {"text", "number", "boolean"}) for name, some in sorted(kinds.items())}
         return {name: "mixed" if len(some) > 1 else (some or ["number"])[0] for name, some in known.items()}
 
-    def known(self, model: str, contents: Iterable[str]) -> dict[str, Vectors]:
+    def known(self, model: IndexedModel, contents: Iterable[str]) -> dict[str, Vectors]:
         """The vector (D,) of each content that has one."""
-        known = self.model(model)
-        statement = f"""SELECT content, vector FROM cloob_items JOIN cloob_vectors ON item = id
-WHERE model = ? AND content {self._among}"""
-        rows = dict(self._rows(statement, (known.number, self._listed(list(contents)))))
-        return dict(zip(rows, self._decode([*rows.values()], known.dim), strict=True))
+        of_item = "SELECT vector FROM cloob_vectors WHERE item = id AND model = ?"  # a join would read all vectors
+        statement = f"SELECT content, ({of_item}) FROM cloob_items WHERE content {self._among}"
+        found = self._rows(statement, (model.number, self._listed(list(contents))))
+        rows = {content: cell for content, cell in found if cell is not None}
+        return dict(zip(rows, self._decode([*rows.values()], model.dim), strict=True))
 
     def count(self, where: Filter | None = None) -> int:
         condition, values = self._condition(where)

@@ -146,7 +146,7 @@ def _model(
         store.remove_model(old.name)
     store.add_model(new)
     index.use(new, encoder, weights)
-    return new, same is None
+    return store.model(new), same is None
 
 
 def _only(store: Store, name: str | None) -> IndexedModel:
