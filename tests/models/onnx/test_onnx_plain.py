@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -35,6 +36,23 @@ def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded: DualEncoder,
     images = [noise_image(seed, *size) for seed, size in enumerate(((64, 64), (131, 90), (3, 9)))]
     np.testing.assert_allclose(plain.pictures(images), loaded.encode_image(images).numpy(), atol=1e-6)
     assert plain.texts(TEXTS).dtype == np.float32
+
+
+def test_the_graph_of_both_towers_gives_logits_by_name(loaded: DualEncoder, exported: Path) -> None:
+    """As transformers.js asks ``model.onnx``: a row a picture, a column a text."""
+    session = onnxruntime.InferenceSession(exported / "onnx" / "model.onnx")
+    raw, tokens = np.stack([np.asarray(noise_image(seed, 64, 64)) for seed in (1, 2)]), loaded.tokenizer(TEXTS[:3])
+    pixels = ((raw / 255 - loaded.mean) / loaded.std).astype(np.float32).transpose(0, 3, 1, 2)
+    found = session.run(None, {"pixel_values": pixels, "input_ids": tokens.numpy()})
+    named = dict(zip([output.name for output in session.get_outputs()], found, strict=True))
+    images = loaded.encode_image(torch.from_numpy(raw).permute(0, 3, 1, 2)).numpy()
+    texts, scale = loaded.encode_text(tokens).numpy(), float(loaded.model.logit_scale.exp())
+    for name, rows in (
+        ("image_embeds", images),
+        ("text_embeds", texts),
+        ("logits_per_image", scale * images @ texts.T),
+    ):
+        np.testing.assert_allclose(named[name], rows, atol=1e-5 * scale)
 
 
 def test_a_search_by_words_and_pictures_imports_no_torch(exported: Path, tmp_path: Path) -> None:
