@@ -113,9 +113,10 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
     path = Path(local_path(spec))
     suffix = path.suffix.lower()
     if path.is_dir():
-        found: dict[Kind, list[Path]] = {"tars": tars_in(path)}
-        found["rows"] = [] if found["tars"] else arrow_files(path)
-        return next(((kind, files) for kind, files in found.items() if files), ("folder", [path]))
+        if tars := tars_in(path):
+            return "tars", tars
+        rows = arrow_files(path)
+        return ("rows", rows) if rows else ("folder", [path])
     if path.exists():
         if suffix == ".arrow" or (suffix == ".parquet" and holds_images(path, image_column)):
             return "rows", [path]
@@ -128,8 +129,8 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
     beside = [other.name for other in path.parent.glob("*") if other.is_file() or any(other.glob("[!.]*"))]
     wrong = f"{path}: no such file or folder{f' ({nearest(path.name, beside)})' if beside else ''}"
     if path.exists():
-        tables, tars = ", ".join(TABLE_SUFFIXES), ", ".join(TAR_SUFFIXES)
-        wrong = f"{path}: expected a folder, a table ({tables}) or a tar ({tars})"
+        tables, shards = ", ".join(TABLE_SUFFIXES), ", ".join(TAR_SUFFIXES)
+        wrong = f"{path}: expected a folder, a table ({tables}) or a tar ({shards})"
     raise InputError(f"no demo set {spec!r}: {nearest(spec, DEMO_SPLITS)}" if spec.startswith("demo:") else wrong)
 
 
