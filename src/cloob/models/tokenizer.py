@@ -181,5 +181,5 @@ def describe(tokenizer: Any) -> str:
     tokens = None
     with contextlib.suppress(Exception):  # there is no tokenizer, or it is anybody's
         tokens = np.asarray(tokenizer([_SENTENCE])).tolist()
-    vocabulary = getattr(getattr(tokenizer, "tokenizer", None), "get_vocab", dict)()  # of transformers
+    vocabulary: dict[str, int] = getattr(getattr(tokenizer, "tokenizer", None), "get_vocab", dict)()  # of transformers
     return f"{getattr(tokenizer, 'settings', None)} {tokens} {sorted(vocabulary.items())}"
