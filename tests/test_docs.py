@@ -145,7 +145,8 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     shutil.copy("pictures/red-0.png", "pictures/red.png")
     for name in ("photo.jpg", "cat.jpg"):
         Path(name).write_bytes(picture("red", kind="JPEG"))
-    Path("labels.txt").write_text("red\nblue\n")
+    for name in ("labels.txt", "captions.txt"):
+        Path(name).write_text("red\nblue\n")
     for name in ("red", "blue"):
         Path("examples", name).mkdir(parents=True)
         for path in Path("pictures").glob(f"{name}-*.png"):

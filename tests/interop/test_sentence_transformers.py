@@ -92,6 +92,7 @@ def test_what_a_user_of_theirs_would_type(model: Any, tmp_path: Path) -> None:
     for bad in (0, -1):
         with pytest.raises(ValueError, match="positive integer or None"):
             CachedCLOOBLoss(model, mini_batch_num_tokens=bad)
+    assert CachedCLOOBLoss(model, mini_batch_num_tokens=20).get_config_dict()["mini_batch_num_tokens"] == 20
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="merge_and_unload"):
         load_model(tmp_path)
