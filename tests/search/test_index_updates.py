@@ -162,6 +162,9 @@ def test_a_renamed_file_and_a_renamed_source_are_copies_of_their_vectors(folder:
         for item, row in zip(index.items(index.store.ids().tolist()), rows, strict=True):
             with Image.open(item.path) as image:
                 np.testing.assert_allclose(row, model.copy().rows([image])[0], atol=1e-3)
+    write_noise(new / "sub" / "b.png", 50)
+    assert index.update([], options(first)).changed == 1
+    assert np.isnan(index.store.vectors("second", [by_name(index)["b.png"]])).all()  # it was of other bytes
 
 
 @pytest.mark.parametrize("kind", ["folder", "table"])
@@ -198,6 +201,12 @@ def test_pictures_that_are_too_large_or_have_no_finite_vector_are_faults(folder:
         assert index.update([folder], options(Broken(), max_megapixels=1e-4)).faults == {"image too large": 3}
     summary = index.update([folder], options(Broken(), max_megapixels=1))
     assert summary.faults == {"embedding not finite": 1} and summary.added == 2
+
+
+def test_equal_files_are_embedded_once(folder: Path, index: Index) -> None:
+    for number in range(6):  # more than are decoded ahead
+        write_noise(folder / f"{number}.png", 50)
+    assert index.update([folder], options(FakeEncoder(), workers=2, batch_size=1)).embedded == 4
 
 
 def test_an_index_goes_on_as_it_was_begun(folder: Path, index: Index) -> None:
