@@ -78,10 +78,11 @@ def evaluate(
     """
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
-    twice = [name for sets in (zeroshot, retrieval) for name, n in Counter(d.name for d in sets).items() if n > 1]
+    uses = [use for sets in (zeroshot, retrieval) for use in Counter(data.name for data in sets).items()]
+    twice = "; ".join(f"{n} sets are called {name!r}" for name, n in uses if n > 1)
     for wrong, error in (
-        (not zeroshot and not retrieval, "nothing to evaluate: no labelled set and no pairs were given"),
-        (twice, f"several sets are called {', '.join(map(repr, twice))}; results are kept by name, so rename a folder"),
+        (not uses, "nothing to evaluate: no labelled set and no pairs were given"),
+        (twice, f"{twice}, and results are kept by name; rename a folder"),
     ):
         if wrong:
             raise InputError(error)
