@@ -16,7 +16,7 @@ from cloob.errors import InputError
 from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
-from make import write_pairs
+from support import write_pairs
 
 AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
 
