@@ -55,7 +55,17 @@ def noise(i: int = 0, width: int = 8, height: int = 8, kind: str = "PNG") -> byt
     return encoded(image, kind)
 
 
-# Files of many
+# Files
+
+
+class Code:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return Path.mkdir, (self.folder,)
 
 
 def write_tar(path: Path, files: Mapping[str, bytes], kind: int = tarfile.PAX_FORMAT, *, sized: bool = False) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cloob.models.tokens import FileTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
+from make import Code
 
 NAMES = list(COLOURS)
 
@@ -47,9 +49,10 @@ def test_what_is_in_the_cache_is_not_embedded_again(models: list[Path], tmp_path
     assert first["zeroshot"]["solid"]["unreadable"] == {"corrupt image": 1}
     assert run() == first and not embedded
     assert run(probe=False)["zeroshot"] == first["zeroshot"] and not embedded
-    for path in (tmp_path / "embeddings").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
-    assert run() == first and len(set(embedded)) == 3
+    ran = tmp_path / "ran"
+    for number, path in enumerate((tmp_path / "embeddings").iterdir()):
+        path.write_bytes(pickle.dumps(Code(ran)) if number % 2 else path.read_bytes()[:100])
+    assert run() == first and len(set(embedded)) == 3 and not ran.exists()
     other = run(models[1], probe=False)
     assert other["retrieval"] != first["retrieval"] and other["fingerprint"] != first["fingerprint"] and embedded
     run(data=Labels(NAMES[::-1]), probe=False)

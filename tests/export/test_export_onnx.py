@@ -21,8 +21,7 @@ from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model as load_any
 from cloob.models.towers import create_model
-from make import write_bert, write_classes
-from support import originals, run_script
+from support import originals, run_script, write_classes
 
 pytest.importorskip("onnxscript")
 TINY_TEXT = {"width": 16, "heads": 2, "layers": 1}
@@ -106,7 +105,9 @@ def test_other_programs_weights(folder: Path, name: str) -> None:
 
 @pytest.mark.nightly
 def test_heads_of_align_with_their_encoders(vit: Path, folder: Path, tmp_path: Path) -> None:
-    words = write_bert(tmp_path / "bert")
+    import tiny_bert_files
+
+    words = tiny_bert_files.write(tmp_path / "bert")
     image, text = open_image_encoder(str(vit), load_any), open_text_encoder(f"hf:{words}", load_any)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -17,6 +17,7 @@ from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
+from make import Code
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_an_interrupted_write_leaves_the_one_before(
 
 @pytest.mark.parametrize("damaged", ["trainer.pt", "model/open_clip_model.safetensors"])
 def test_auto_passes_over_a_checkpoint_cut_short(
-    trained: Trained, run: TrainConfig, damaged: str, caplog: pytest.LogCaptureFixture
+    trained: Trained, run: TrainConfig, tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, last = list_checkpoints(run.save.out)
     file = last / damaged
@@ -75,9 +76,10 @@ def test_auto_passes_over_a_checkpoint_cut_short(
     assert exact(run.save.out) == exact(trained.run)
     assert (last.parent / f"unreadable-{last.name}").is_dir()
     (kept,) = list_checkpoints(run.save.out)
-    (kept / damaged).write_bytes(b"")
+    torch.save(Code(tmp_path / "ran"), kept / damaged)
     with pytest.raises(InputError, match=f"holds no whole checkpoint .the newest: .*{file.name}.*--out"):
         train(run)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_where_to_resume_from(trained: Trained, run: TrainConfig, tmp_path: Path) -> None:
