@@ -21,7 +21,8 @@ from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model as load_any
 from cloob.models.towers import create_model
-from support import originals, run_script, write_classes
+from make import write_classes
+from support import originals, run_script
 
 pytest.importorskip("onnxscript")
 TINY_TEXT = {"width": 16, "heads": 2, "layers": 1}
