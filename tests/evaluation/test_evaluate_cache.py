@@ -51,7 +51,7 @@ def test_what_is_in_the_cache_is_not_embedded_again(models: list[Path], tmp_path
     assert run(probe=False)["zeroshot"] == first["zeroshot"] and not embedded
     ran = tmp_path / "ran"
     for number, path in enumerate((tmp_path / "embeddings").iterdir()):
-        path.write_bytes(pickle.dumps(Code(ran)) if number % 2 else path.read_bytes()[:100])
+        path.write_bytes(pickle.dumps(Code(ran), 2) if number % 2 else path.read_bytes()[:100])
     assert run() == first and len(set(embedded)) == 3 and not ran.exists()
     other = run(models[1], probe=False)
     assert other["retrieval"] != first["retrieval"] and other["fingerprint"] != first["fingerprint"] and embedded

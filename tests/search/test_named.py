@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,19 @@ from index_fakes import FakeEncoder, options, write_noise
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
-from support import free_port, use_hub
+from make import Web, web
+from support import use_hub
 
 TRACKER = "hf-hub:evil/tracker"
 
 
 @pytest.fixture(autouse=True)
-def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that does not answer, and nothing was typed or fetched."""
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A hub that has nothing; nothing was typed or fetched."""
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    use_hub(monkeypatch, f"http://127.0.0.1:{free_port()}", tmp_path / "hub")
+    with web() as server:
+        use_hub(monkeypatch, server.url, tmp_path / "hub")
+        yield server
 
 
 def theirs(folder: Path, spec: str) -> Path:
@@ -35,17 +39,20 @@ def theirs(folder: Path, spec: str) -> Path:
     return folder / "index"
 
 
-def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path) -> None:
+def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path, hub: Web) -> None:
     said, replace = f"so it is not fetched; .* type it once: --model {TRACKER}$", UpdateOptions(replace_model=True)
     with Index.open(theirs(tmp_path, TRACKER), writable=True) as index, pytest.raises(InputError, match=said):
         index.update([], replace)
+    assert not hub.asked
     for typed in (TRACKER, None):  # which is remembered
         index = Index.open(tmp_path / "index", model=typed, writable=True)
-        with index, pytest.raises(InputError, match="does not answer"):
+        with index, pytest.raises(InputError, match="tracker"):
             index.update([], replace)
+        assert hub.asked
+        hub.asked.clear()
 
 
-def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(tmp_path: Path) -> None:
+def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(tmp_path: Path, hub: Web) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     head = {"features": 2, "embed_dim": 2, "kind": "linear", "dropout": 0.0}
@@ -55,5 +62,7 @@ def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone
     (folder / "aligned.json").write_text(json.dumps(said | marks))
     with Index.open(theirs(tmp_path, str(folder))) as index, pytest.raises(InputError, match="so it is not fetched"):
         index.encoder()
-    with Index.open(tmp_path / "index", model=str(folder)) as index, pytest.raises(InputError, match="does not answer"):
+    assert not hub.asked
+    with Index.open(tmp_path / "index", model=str(folder)) as index, pytest.raises(InputError, match="tracker"):
         index.encoder()
+    assert hub.asked

@@ -77,7 +77,7 @@ def test_auto_passes_over_a_checkpoint_cut_short(
     assert (last.parent / f"unreadable-{last.name}").is_dir()
     (kept,) = list_checkpoints(run.save.out)
     torch.save(Code(tmp_path / "ran"), kept / damaged)
-    with pytest.raises(InputError, match=f"holds no whole checkpoint .the newest: .*{file.name}.*--out"):
+    with pytest.raises(InputError, match=f"holds no whole checkpoint .the newest: .*{kept.name}.*--out"):
         train(run)
     assert not (tmp_path / "ran").exists()
 
