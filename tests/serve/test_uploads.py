@@ -96,8 +96,8 @@ def web_of(index: Index, **config: bool) -> TestClient:
 
 
 def test_a_file_that_is_gone_is_said_without_its_path(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Index, "picture", Mock(side_effect=FileNotFoundError(2, "No such file", "/secret/a.png")))
     for kind in ("picture", "thumbnail"):
+        monkeypatch.setattr(Index, kind, Mock(side_effect=FileNotFoundError(2, "No such file", "/secret/a.png")))
         answer = client.get(f"/api/items/1/{kind}")
         assert answer.status_code == 404 and "secret" not in answer.text and "cloob index" in answer.text
 

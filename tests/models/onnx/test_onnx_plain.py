@@ -105,6 +105,7 @@ def test_a_model_that_is_handed_in_goes_before_the_folder(exported: Path, loaded
     (tmp_path / "pictures" / "red.png").write_bytes(picture("red"))
     with Index.create(tmp_path / "idx") as index:
         index.update([tmp_path / "pictures"], UpdateOptions(model=exported))
+    with Index.open(tmp_path / "idx") as index:
         assert isinstance(index.embedder(), PlainEncoder)
         index.use(index.models[0].name, loaded)
         assert not isinstance(index.embedder(), PlainEncoder)
