@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import re
 import sys
@@ -48,7 +47,7 @@ def run(options: Options) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // 2)))
-    for module in ("fastapi", "uvicorn", "python_multipart"):
+    for module in ("fastapi", "uvicorn", "python_multipart", "segno"):
         require(module, "serve")
     from cloob.serve.app import address, bind, serve, settings  # FastAPI, after a word on how to install it
 
@@ -60,8 +59,8 @@ def run(options: Options) -> int:
         print(f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         if not config.local and sys.stdout.isatty():
-            with contextlib.suppress(ImportError, UnicodeError):  # an install from before, an old terminal
-                importlib.import_module("segno").make(shown).terminal(compact=True)  # for a phone's camera
+            with contextlib.suppress(UnicodeError):  # an old terminal
+                require("segno", "serve").make(shown).terminal(compact=True)  # for a phone's camera
         if options.open:
             webbrowser.open(shown)
         code = 0
