@@ -111,7 +111,7 @@ _OTHERS = (
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_OTHERS.split())})\..*"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Parts|Precision|Scale|Reason|Backend|\w+Name|LoadModel|ContextFactory)"),
-    (r"py:.*", r"(cloob\.[\w.]+\.)?(Merged|[A-Z])"),
+    (r"py:.*", r"(cloob\.[\w.]+\.)?(Merged|PlainEncoder|Tokenize|[A-Z])"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?_\w+|cuda|callable|optional|(u?int|float|bool)\d*"),
     (r"py:.*", r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged"),
     (r"py:.*", r"(all|math.isfinite|at_least|DECAY|NAMED|POSITIVE|SHARE|Annotated|Rule|_DEVICE)\b.*"),  # of fields
