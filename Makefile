@@ -84,7 +84,7 @@ BENCH := build/bench
 DEVICE ?= cpu
 PAIRS := $(DATA)/pictograms/train
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/objective.py --device $(DEVICE) --sizes 512 2048 --repeats 3 --out $(BENCH)/objective
+	$(BIN)/python benchmarks/objective.py --device $(DEVICE) --sizes 512 2048 --repeats 1 --out $(BENCH)/objective
 	$(BIN)/python -m benchmarks.search index --quick --repeats 1 --out $(BENCH)/search
 	$(BIN)/python benchmarks/start.py --repeats 3 --out $(BENCH)/start
 	@test -d $(PAIRS) || echo "no folder $(PAIRS): data and train_step are left out; make bench DATA=…"
