@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 LIMIT = 25 * 2**20  # bytes
 FIRST_OF_PAGE = re.compile(r"^```python\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 # What each has to hold, and what may not get into either.
-IN_WHEEL = ("cloob/py.typed", "cloob/objective/module.py", "cloob/data/demo/NOTICE")
+IN_WHEEL = ("cloob/py.typed", "cloob/objective/__init__.py", "cloob/data/demo/NOTICE")
 IN_WHEEL += ("cloob/evaluation/sets/prompts/NOTICE.md",)
 IN_SDIST = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "src/cloob/py.typed")
 IN_SDIST += ("tests/conftest.py", "docs/index.md", "docs/conf.py", "Makefile", "CONTRIBUTING.md", "SECURITY.md")
