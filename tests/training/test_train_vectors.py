@@ -270,7 +270,7 @@ def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, 
 @pytest.mark.parametrize(
     ("leaves", "error"),
     [
-        ({"a": "nothing.npy"}, "nothing.npy cannot be read as npy"),
+        ({"a": "nothing.npy"}, "nothing.npy: no such file"),
         ({"a": "ab.npz"}, "ab.npz: vectors come as FILE.npy, "),
         ({"a": "ab.npz:c"}, "ab.npz: has no 'c'; it has a, b"),
         ({"a": "ab.parquet:c"}, "ab.parquet: has no 'c'; it has a, b, id"),

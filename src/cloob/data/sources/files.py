@@ -33,6 +33,8 @@ def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
     except (OSError, UnicodeDecodeError, pa.ArrowException, *more) as error:
         if isinstance(error, InputError) or (getattr(error, "errno", None) in _LOST and path.exists()):
             raise
+        if not path.exists():
+            raise InputError(f"{path}: no such file") from None
         hint = "; a quote that is not closed takes in the rows after it" if '"' in str(error) else ""
         raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {one_line(error)}{hint}") from error
 
