@@ -79,7 +79,7 @@ extras: $(VENV)/.dev
 
 install: $(VENV)/.dev
 
-# Five small measurements, some ten minutes; twelve figures of them become a line of benchmarks/results.jsonl.
+# Five small measurements, some ten minutes; their main figures become a line of benchmarks/results.jsonl.
 BENCH := build/bench
 DEVICE ?= cpu
 PAIRS := $(DATA)/pictograms/train

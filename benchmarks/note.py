@@ -1,6 +1,6 @@
 """What ``make bench`` keeps: ``python -m benchmarks.note build/bench`` appends a line to results.jsonl.
 
-It holds twelve figures, date, commit and machine. ``python -m benchmarks.figures`` puts the newest into docs/speed.md.
+It holds main figures, date, commit and machine. ``python -m benchmarks.figures`` puts the newest into docs/speed.md.
 """
 
 from __future__ import annotations
