@@ -3,8 +3,9 @@
     python benchmarks/vectors.py [--pairs N] [--epochs N] [--threads N] [--rows N] [--out FOLDER]
 
 Each measurement is a process of its own. The plain loop has the same heads, objective, batches, optimiser and schedule;
-neither holds pairs out, and each has done a small run before, which imports what it needs. The two are timed in turn, so that a busy machine slows both: read the ratios, first those of
-CPU seconds. Memory is the most that a run holds that is no page of a file (RssAnon), with two lengths of file.
+neither holds pairs out, and each has done a small run before, which imports what it needs. The two are timed in turn,
+so that a busy machine slows both: read the ratios, first those of CPU seconds. Memory is the most that a run holds that
+is no page of a file (RssAnon), with two lengths of file.
 """
 
 from __future__ import annotations
