@@ -58,7 +58,6 @@ def run(options: Options) -> int:
     on = options.zeroshot or options.retrieval or options.suite or options.held_out or options.a
     asked = "--zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of vectors --a and --b"
     refuse({f"nothing to evaluate on: give {asked}": not on})
-    from cloob.data.vectors import open_pairs
     from cloob.evaluation.sets.captioned import open_captioned
     from cloob.evaluation.sets.labelled import open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
@@ -74,6 +73,8 @@ def run(options: Options) -> int:
     names = compare.distinct([data.name for data in captioned], options.retrieval)
     sets.pairs += [dataclasses.replace(data, name=name) for data, name in zip(captioned, names, strict=True)]
     if options.a is not None and options.b is not None:
+        from cloob.data.vectors import open_pairs  # torch
+
         sets.vectors.append(open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids))
     if options.held_out:
         _add_held_out(sets, options.models)

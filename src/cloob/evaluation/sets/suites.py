@@ -12,17 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.source import IMAGE_SUFFIXES
-from cloob.data.vectors import VectorPairs
 from cloob.errors import InputError, nearest, one_line, require
 from cloob.evaluation.sets.captioned import CaptionedSet, check_type, open_captioned
 from cloob.evaluation.sets.labelled import LabelledSet, open_labelled, read_file, subfolders
 from cloob.models.importing import import_open_clip
+
+if TYPE_CHECKING:  # it brings torch
+    from cloob.data.vectors import VectorPairs
 
 PROMPTS = Path(__file__).parent / "prompts"
 """Class names and templates; see NOTICE.md there."""
