@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.data.order import epoch_order
-from cloob.models.aligned.encoders import ImageEncoder
+from cloob.models.aligned.encoders import ImageEncoder, open_image_encoder
 from cloob.models.aligned.heads import Head
-from cloob.models.aligned.opening import open_image_encoder
 from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective

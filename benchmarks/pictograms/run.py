@@ -22,10 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cloob.data.order import epoch_order
 from cloob.evaluation.embed import embed_texts, evaluating
-from cloob.evaluation.measures.geometry import geometry
-from cloob.evaluation.measures.probe import fit_probe, probe_ranks
-from cloob.evaluation.measures.retrieval import RECALLS, retrieval_ranks
-from cloob.evaluation.measures.zeroshot import class_embeddings, zeroshot_ranks
+from cloob.evaluation.measures import RECALLS, class_embeddings, geometry, retrieval_ranks, zeroshot_ranks
+from cloob.evaluation.probe import fit_probe, probe_ranks
 from cloob.functional import info_loob, info_nce, ranking
 from cloob.functional.geometry import saturation
 from cloob.models.encoder import DualEncoder

@@ -92,7 +92,7 @@ def _run(name: str, words: list[str]) -> int:
     if name not in COMMANDS:
         raise InputError(f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)")
     with needs("train"):
-        from cloob.commands.options import parse  # tyro
+        from cloob.commands.console import parse  # tyro
 
         command = importlib.import_module(f"cloob.commands.{name}")
         options = command.read(words) if hasattr(command, "read") else parse(command.Options, words, f"cloob {name}")

@@ -50,19 +50,22 @@ def resolve_device(name: str | torch.device) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    device, wrong = torch.device("cpu"), ""
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps") from None
+        wrong = "; it must be auto, cpu, cuda, cuda:N or mps"
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if index >= count:
             found = f"{count} CUDA devices (cuda:0 … cuda:{count - 1})" if count else "no CUDA device; use cpu or auto"
-            raise InputError(f"device is {name!r}, but torch {torch.__version__} sees {found}")
-        return torch.device("cuda", index)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device is 'mps', but this machine has no Metal device; use cpu or auto")
+            wrong = f", but torch {torch.__version__} sees {found}"
+        device = torch.device("cuda", index)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        wrong = ", but this machine has no Metal device; use cpu or auto"
+    if wrong:
+        raise InputError(f"device is {name!r}{wrong}")
     return device
 
 

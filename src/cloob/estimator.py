@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ _LEAVES = {
 }
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """A head for each of two matrices, so that rows which belong together lie close: ``cloob train vectors`` in memory.
 
@@ -81,42 +83,23 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         ((300, 8), (300, 8))
     """
 
-    def __init__(
-        self,
-        objective: str = "infoloob",
-        *,
-        inv_tau: float | None = None,
-        beta: float | None = None,
-        head: Literal["linear", "mlp"] = "mlp",
-        n_components: int = 256,
-        dropout: float = 0.1,
-        standardise: Literal["auto", "column", "one", "none"] = "auto",
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.1,
-        epochs: int = 20,
-        batch_size: int = 0,
-        validation_fraction: float = 0.1,
-        patience: int = 5,
-        device: str = "auto",
-        precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32",
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.objective = objective
-        self.inv_tau = inv_tau
-        self.beta = beta
-        self.head = head
-        self.n_components = n_components
-        self.dropout = dropout
-        self.standardise = standardise
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.device = device
-        self.precision = precision
-        self.random_state = random_state
+    objective: str = "infoloob"
+    _: dataclasses.KW_ONLY
+    inv_tau: float | None = None
+    beta: float | None = None
+    head: Literal["linear", "mlp"] = "mlp"
+    n_components: int = 256
+    dropout: float = 0.1
+    standardise: Literal["auto", "column", "one", "none"] = "auto"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    epochs: int = 20
+    batch_size: int = 0
+    validation_fraction: float = 0.1
+    patience: int = 5
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    random_state: int | np.random.RandomState | None = None
 
     def fit(self, X: Any, y: Any, groups: Any = None) -> Self:
         """Trains the heads.

@@ -49,12 +49,13 @@ def read_at_most(path: Path | str, most: int) -> bytes:
 
 def check_replaceable(target: Path) -> None:
     """Refuses a folder whose place no other can take: a mounted one, or the current one."""
-    place = target.resolve()
-    if os.path.ismount(place):
-        raise InputError(f"{target}: a file system is mounted here, which cannot be replaced; give a folder in it")
+    place, fixed = target.resolve(), "a file system is mounted here"
+    here = os.path.ismount(place)
     with contextlib.suppress(FileNotFoundError):  # the current folder may be gone
-        if Path.cwd().is_relative_to(place):
-            raise InputError(f"{target}: is where you are, which cannot be replaced; give another place")
+        if not here and Path.cwd().is_relative_to(place):
+            here, fixed = True, "is where you are"
+    if here:
+        raise InputError(f"{target}: {fixed}, which cannot be replaced; give another place")
 
 
 @contextlib.contextmanager

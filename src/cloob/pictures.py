@@ -36,7 +36,6 @@ from cloob.files import TooLarge, read_at_most
 MAX_PIXELS = 178_956_970
 MAX_JPEG_PIXELS = 2_048_000_000
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
-MAX_SCANS = 24  # a progressive JPEG goes over no more pixels than so many scans of the largest picture
 WHOLE_PIXELS = 32_000_000  # a JPEG with more is decoded smaller, which bounds what its pixels take to 128 MB
 MAX_MISSING = 0.1  # of the rows of a JPEG that lacks its end
 
@@ -92,11 +91,6 @@ class Encoded:
         with _decoding(len(data)):
             self._image = _open(data)
             _check_pixels(self._image, max_pixels)
-            if "progressive" in self._image.info:
-                width, height = self._image.size
-                scans = data.count(b"\xff\xda")
-                if scans * width * height > MAX_SCANS * max(MAX_PIXELS, max_pixels or 0):
-                    raise Unreadable("image too large", f"{scans:,} scans of {width}×{height} pixels")
         self.in_file = width, height = self._image.size
         self._reducible, self._least = self._image.format in ("JPEG", "MPO"), 1
         if self._reducible:
@@ -182,8 +176,8 @@ def read_file(path: Path | str) -> bytes:
         raise Unreadable("image too large", str(error)) from None
 
 
-def thumbnail(picture: bytes | Image.Image, side: int, kind: Literal["JPEG", "PNG"] = "JPEG") -> bytes:
-    """The file of a picture (of an image file, or upright RGB) that fits into a square of ``side`` pixels."""
+def thumbnail(picture: bytes | Image.Image, side: int) -> bytes:
+    """The JPEG of a picture (of an image file, or upright RGB) that fits into a square of ``side`` pixels."""
     if isinstance(picture, bytes):
         encoded = Encoded(picture)
         longer = max(encoded.size)
@@ -192,11 +186,11 @@ def thumbnail(picture: bytes | Image.Image, side: int, kind: Literal["JPEG", "PN
         small = picture.copy()
     small.thumbnail((side, side))
     stream = io.BytesIO()
-    small.save(stream, kind, quality=85)
+    small.save(stream, "JPEG", quality=85)
     return stream.getvalue()
 
 
-def data_uri(picture: bytes | Image.Image, side: int) -> str:
+def data_uri(picture: bytes, side: int) -> str:
     """A thumbnail as a ``data:`` address, for a page without other files."""
     return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(picture, side)).decode()}"
 
@@ -285,10 +279,10 @@ def _decoding(n_bytes: int | None = None) -> Iterator[None]:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
         raise Unreadable("image too large", str(error) or "it takes more memory than there is") from None
-    except (UnidentifiedImageError, SyntaxError):  # its message holds an address of memory, which differs per run
-        raise Unreadable("corrupt image", f"{size}not an image file") from None
-    except Exception as error:
-        raise Unreadable("corrupt image", f"{size}{type(error).__name__}: {error}") from None
+    except Exception as error:  # the message of the first two holds an address of memory, which differs per run
+        unknown = isinstance(error, UnidentifiedImageError | SyntaxError)
+        said = "not an image file" if unknown else f"{type(error).__name__}: {error}"
+        raise Unreadable("corrupt image", f"{size}{said}") from None
 
 
 def _open(data: bytes) -> Image.Image:

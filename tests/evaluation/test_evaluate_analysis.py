@@ -12,7 +12,7 @@ import torch
 from cloob import cli
 from cloob.evaluation.analysis import analyze, duplicate_groups, similar_pairs
 from cloob.evaluation.embed import embed_pairs
-from cloob.evaluation.measures.geometry import geometry
+from cloob.evaluation.measures import geometry
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective

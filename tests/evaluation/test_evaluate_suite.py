@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import torch
 from cloob.errors import InputError
 from cloob.evaluation.embed import EmbedOptions
 from cloob.evaluation.embeddings import Embeddings
-from cloob.evaluation.examples import example_queries, searches
+from cloob.evaluation.examples import example_queries
 from cloob.evaluation.sets.captioned import open_captioned
-from cloob.evaluation.suite import differences, evaluate, write_results
+from cloob.evaluation.suite import differences, evaluate, write_per_class, write_results
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
@@ -112,7 +113,7 @@ def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
 def test_a_search_finds_what_a_loop_over_the_pictures_finds() -> None:
     model, texts = ColourModel(), ["something blue", "red heart"]
     data = Labels(["red", "blue", "green", "red", "cyan", "yellow", "magenta", "blue"], broken=[3])
-    found = searches(Embeddings({"m": model}), data, texts, k=3)
+    found = example_queries(Embeddings({"m": model}), data, texts, k=3)
     with torch.no_grad():
         rows = model.encode_text(texts)
         pictures = [model._embed(torch.tensor([COLOURS[name]], dtype=torch.float32))[0] for name in data.colours]
@@ -138,3 +139,28 @@ def test_a_loaded_model_is_the_model_that_was_saved(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(results)
     queries = example_queries(embeddings, data, k=5)
     assert {query.query for query in queries} == set(NAMES) - {"green"}
+
+
+def test_recalls_and_confusions(tmp_path: Path) -> None:
+    models = {"good": ColourModel(), "runs/bad": ColourModel(confused=[("red", "blue")])}
+    data = Labels(NAMES * 2, broken=[1], name="lid")
+    embeddings = Embeddings(models)
+    (tmp_path / "earlier.csv").write_text("")
+    (file,) = write_per_class(tmp_path, evaluate(embeddings, [data]), embeddings, [data])
+    assert [file] == list(tmp_path.iterdir())
+    text = file.read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["class"] for row in rows] == NAMES and {row["images"] for row in rows} == {"2"}
+    assert [row["good: recall"] for row in rows] == ["1", "0.5", "1", "1", "1", "1"]
+    assert rows[1]["good: mostly taken for"] == "(unreadable)" and rows[0]["good: mostly taken for"] == ""
+    assert rows[0]["runs/bad: recall"] == "0" and rows[0]["runs/bad: mostly taken for"] == "blue"
+
+
+def test_names_that_are_alike_as_file_names_keep_their_files(tmp_path: Path) -> None:
+    """Also on systems that do not tell ``A`` from ``a``."""
+    sets = [Labels(NAMES, name="my set"), Labels(NAMES[:1], name="my-set", classnames=NAMES[:2])]
+    embeddings = Embeddings({"a": ColourModel(), "b": ColourModel()})
+    files = write_per_class(tmp_path, evaluate(embeddings, sets), embeddings, sets)
+    lengths = {path.name: len(path.read_text().splitlines()) for path in files}
+    assert lengths == {"my-set.csv": 7, "my-set-2.csv": 3}
+    assert "1,green,0,,,," in (tmp_path / "my-set-2.csv").read_text()  # without images no recall

@@ -18,9 +18,9 @@ from small_models import OBJECTIVE, RESNET, write_model
 
 from cloob import cli, load_model
 from cloob.errors import InputError
+from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import aligned_encoder
-from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.folder import save_model
 from cloob.models.towers import open_clip
 from support import originals, refused, use_hub

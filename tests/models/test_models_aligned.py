@@ -12,10 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from cloob.errors import InputError
-from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
+from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText, open_image_encoder, open_text_encoder
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
-from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cloob.errors import InputError
-from cloob.models.aligned.opening import open_image_encoder, open_text_encoder
+from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
 

@@ -215,11 +215,7 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
 
 
 def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(
-    heads: TrainConfig,
-    pairs_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of several models on equal encoders each row goes through them once, and none that training kept features of."""
     from cloob import cli
@@ -252,10 +248,7 @@ def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(
 
     alone, seen = evaluate(*runs, cache=tmp_path / "empty")
     assert seen == [40, 41] and alone[0]["retrieval"] != alone[1]["retrieval"]
-    assert "kept" not in capsys.readouterr().err
     rows, seen = evaluate(*runs, cache=cache)  # type: ignore[arg-type]
     assert seen == [2, 3]
-    said = capsys.readouterr().err
-    assert "features of 38 of 40 images" in said and "features of 38 of 41 texts" in said
     for row, expected in zip(rows, alone, strict=True):
         assert row["retrieval"] == expected["retrieval"]

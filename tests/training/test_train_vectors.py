@@ -96,7 +96,8 @@ def test_runs_are_judged_side_by_side_and_embed(
     ranks = cloob.functional.ranking.ranks(za, zb, torch.arange(80))
     assert row["a_to_b@1"] == same["a_to_b@1"] == pytest.approx(float((ranks < 1).double().mean()))
     assert row["b_to_a@5_interval"] == pytest.approx(same["b_to_a@5_interval"], abs=0.03)
-    assert row["geometry"]["n"] == 80 and "ajne_a" in row["geometry"]
+    geometry = once["rows"][0]["geometry"]["ta.npy and tb.npy"]
+    assert geometry["n"] == 80 and "ajne_a" in geometry
     assert [entry["metric"] for entry in once["differences"]][:2] == ["a_to_b@1", "a_to_b@5"]
     capsys.readouterr()
     page = Path("report/report.html").read_text(encoding="utf-8")
@@ -109,7 +110,7 @@ def test_runs_are_judged_side_by_side_and_embed(
     errors = capsys.readouterr().err
     assert "infoloob: was trained on" in errors and "a.npy row 7: holds NaN" in errors
     assert cli.main(["eval", "infoloob", "--a", "tb.npy", "--b", "ta.npy", "--out", "x"]) == 2
-    assert "infoloob: a: an array (320, 10) found; (n, 20)" in capsys.readouterr().err
+    assert "a: an array (320, 10) found; (n, 20)" in capsys.readouterr().err
     for out, part in (("v.npz", "vectors"), ("v.npy", None)):
         assert cli.main(["embed", "infoloob", "--b", "tb.npy", "--out", out]) == 0
         found = np.load(out) if part is None else np.load(out)[part]

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cloob.commands.compare import MeasureOptions, begin, check_models, print_results
-from cloob.commands.options import as_words, tyro, within
-from cloob.commands.terminal import progress, say, say_next
+from cloob.commands.console import as_words, progress, say, say_next, tyro, within
 
 if TYPE_CHECKING:
     from cloob.data.batch import Reader

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import cloob
 from cloob.commands.collection import check_source, copy, folder_name, opened
-from cloob.commands.options import DecodeOptions, check_out, exclusive, goes_with, refuse, tyro
-from cloob.commands.terminal import say
+from cloob.commands.console import DecodeOptions, check_out, exclusive, goes_with, refuse, say, tyro
 from cloob.errors import InputError, printable
 
 if TYPE_CHECKING:

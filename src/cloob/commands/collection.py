@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cloob
-from cloob.commands.options import DecodeOptions, check_there, refuse
-from cloob.commands.terminal import progress, say
+from cloob.commands.console import DecodeOptions, check_there, progress, refuse, say
 from cloob.errors import InputError, message, printable
 
 if TYPE_CHECKING:
@@ -148,6 +147,5 @@ def _place(index: cloob.Index, item: Item, folder: Path, move: bool) -> Iterator
 
 
 def folder_name(label: str) -> str:
-    """A label as the name of a folder."""
     name = re.sub(r"[/\\]", "_", printable(label)).strip()
     return "_" if name in ("", ".", "..") else name[:200]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob.commands.options import ColumnOptions, DecodeOptions, refuse
-from cloob.commands.terminal import progress, say
+from cloob.commands.console import ColumnOptions, DecodeOptions, progress, refuse, say
 
 if TYPE_CHECKING:
     from cloob.evaluation.embed import EmbedOptions
@@ -62,9 +62,7 @@ def compare(
 
     with progress() as update:
         embeddings = Embeddings(models, options, progress=update, tower=bool(sets.training))
-        results = evaluate(embeddings, sets.sets, sets.pairs, training=sets.training, **more)
-    for what, (taken, asked) in embeddings.reused().items():
-        say(f"features of {taken:,} of {asked:,} {what} are those that `train align` kept")
+        results = evaluate(embeddings, sets.sets, sets.pairs, vectors=sets.vectors, training=sets.training, **more)
     if sets.missing:
         absent = [{"model": None, "set": name, "error": error} for name, error in sets.missing.items()]
         results["failures"] = [*absent, *results.get("failures", ())]
@@ -76,6 +74,7 @@ def write_page(path: Path, embeddings: Embeddings, results: Mapping[str, Any], s
     """Writes the report: the numbers, curves of the runs, example queries, and what ``write_report`` takes besides."""
     from cloob.evaluation.examples import example_queries
     from cloob.evaluation.report import write_report
+    from cloob.evaluation.suite import of_sides
     from cloob.models.runs import curve
 
     rows, queries = results["rows"], []
@@ -84,12 +83,14 @@ def write_page(path: Path, embeddings: Embeddings, results: Mapping[str, Any], s
         measured = [data for data in some if all(data.name in row[key] for row in rows)]
         queries += example_queries(embeddings, measured[0], n=n, models=models) if measured else []
     curves = {model: lines for model in models if (lines := curve(str(embeddings.models[model])))}
+    if sets.vectors:
+        curves = {model: list(map(of_sides, lines)) for model, lines in curves.items()}
     write_report(path, results, curves=curves, queries=queries, **more)
 
 
 def report_problems(results: Mapping[str, Any]) -> int:
     """Says what could not be read, loaded or measured, missing sets apart; returns the exit code."""
-    from cloob.evaluation.report.numbers import problems
+    from cloob.evaluation.report.tables import problems
 
     found = problems(results)
     said = {"unreadable": "{0.set}", "unloaded": "{0.model} could not be loaded", "failed": "{0.model} on {0.set}"}
@@ -113,7 +114,7 @@ def print_results(rows: Sequence[Mapping[str, Any]], *, all_geometry: bool = Fal
             numbers = [row.get(section, {}).get(name, {}) for row in rows]
             keys = dict.fromkeys(key for each in numbers for key in each if isinstance(each[key], int | float))
             if section == "geometry" and not all_geometry:
-                keys = dict.fromkeys(("effective_eigenvalues_image", "effective_eigenvalues_text"))
+                keys = dict.fromkeys(key for key in keys if re.fullmatch("effective_eigenvalues_[a-z]+", key))
             what = f"{name}  probe" if section == "probe" else f"{name} "
             table.add_section()
             for key in keys:

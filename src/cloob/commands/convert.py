@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cloob.commands.options import tyro
-from cloob.commands.terminal import say_next
+from cloob.commands.console import say_next, tyro
 
 
 @dataclass(frozen=True)

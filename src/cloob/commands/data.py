@@ -8,8 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from cloob.commands.options import HTML, CacheOptions, ColumnOptions, as_words, check_out, tyro, within
-from cloob.commands.terminal import progress, say_next, shell
+from cloob.commands.console import (
+    CacheOptions,
+    ColumnOptions,
+    as_words,
+    check_out,
+    progress,
+    say_next,
+    shell,
+    tyro,
+    within,
+)
 
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
 
@@ -35,7 +44,7 @@ class Options:
 def run(options: Options) -> int:
     within(options, most=(0, 10**9), pictures=(1, 10_000), workers=(1, 1024))
     if options.out is not None:
-        check_out("--out", options.out, (".json",) if options.count else HTML)
+        check_out("--out", options.out, (".json",) if options.count else (".html", ".htm"))
     if options.count:
         from cloob.data.shards.remote import write_counts
 
@@ -76,7 +85,6 @@ def run(options: Options) -> int:
 
 
 def _training(options: Options, *, few: bool) -> list[str]:
-    """How to train on these pairs: heads on frozen encoders if they are few."""
     from cloob.data.shards.spec import is_remote
 
     more = as_words(options, "image_column", "caption_column", "cache_dir")

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import cloob
 from cloob.commands import compare
-from cloob.commands.options import refuse
-from cloob.commands.terminal import say, say_next
+from cloob.commands.console import refuse, say, say_next
 
 if TYPE_CHECKING:
-    from cloob.data.batch import Reader
+    from cloob.evaluation.sets.captioned import CaptionedSet
     from cloob.evaluation.sets.labelled import LabelledSet
     from cloob.training.config import TrainConfig
 
@@ -69,11 +68,11 @@ def run(options: Options) -> int:
     return present(configs, options.device, open_labelled("demo:noto-emoji"), open_captioned("demo:val"))
 
 
-def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, held_out: Reader) -> int:
+def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, held_out: CaptionedSet) -> int:
     """Trains runs by their names; classifies and searches ``noto``; retrieves among the pairs ``held_out``."""
     from cloob.distributed import resolve_device
     from cloob.evaluation.embed import EmbedOptions
-    from cloob.evaluation.examples import searches
+    from cloob.evaluation.examples import example_queries
     from cloob.evaluation.sets.suites import SuiteSets
     from cloob.training.log import ProgressDisplay
     from cloob.training.loop import train
@@ -101,7 +100,8 @@ def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, 
     # The model that classifies most pictures right: its finds are shown first, and the index is built with it.
     best = max(results["rows"], key=lambda row: max((of_set["acc1"] for of_set in row["zeroshot"].values()), default=0))
     finder = str(best["model"])
-    found = searches(embeddings, noto, TEXTS, models=[finder, *(name for name in runs if name != finder)])
+    order = [finder, *(name for name in runs if name != finder)]
+    found = example_queries(embeddings, noto, TEXTS, k=8, models=order)
     frozen = all(config.align.image_encoder for config in configs.values())
     notes = (_NOTES, _SAME.format(what="frozen encoders" if frozen else "towers"))
     title = f"Five searches among {len(noto):,} pictures that no model here was trained on"
@@ -119,7 +119,6 @@ def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, 
 
 
 def _build_index(model: Path, data: LabelledSet, out: Path, device: str) -> Path:
-    """Writes the searched pictures as files, named by what they show, and an index of them for ``cloob serve``."""
     from cloob.search.update import UpdateOptions
 
     pictures, index = out / "pictures", out / "index"

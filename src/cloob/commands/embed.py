@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 import cloob
 from cloob.commands.collection import check_source, opened
-from cloob.commands.options import DecodeOptions, check_out, exclusive, refuse, tyro
-from cloob.commands.terminal import say
+from cloob.commands.console import DecodeOptions, check_out, exclusive, refuse, say, tyro
 from cloob.errors import InputError
 
 

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cloob.commands import compare
 from cloob.commands.compare import MeasureOptions
-from cloob.commands.options import as_words, exclusive, goes_with, refuse, tyro, within
-from cloob.commands.terminal import say, say_next
+from cloob.commands.console import as_words, exclusive, goes_with, refuse, say, say_next, tyro, within
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
-    from cloob.data.batch import Reader
-    from cloob.data.vectors import VectorPairs
+    from cloob.evaluation.sets.suites import SuiteSets
     from cloob.training.config import TrainConfig
 
 
@@ -45,7 +43,7 @@ class Options:
     probe: bool = False  # Also fit a linear probe for each labelled set that has training images (train/ beside test/).
     shots: int | None = None  # Training images a class of a probe; all when left out.
     probe_seeds: tuple[int, ...] = (0,)  # One probe a seed, which draws its shots and its validation images.
-    out: Path = Path("runs/eval")  # Folder of results.json, report.html, clip_benchmark/ and per_class/.
+    out: Path = Path("runs/eval")  # Folder of results.json, report.html and per_class/.
     machine: MeasureOptions = field(default_factory=MeasureOptions)
 
 
@@ -60,18 +58,10 @@ def run(options: Options) -> int:
     on = options.zeroshot or options.retrieval or options.suite or options.held_out or options.a
     asked = "--zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of vectors --a and --b"
     refuse({f"nothing to evaluate on: give {asked}": not on})
-    from cloob.evaluation.sets.captioned import Renamed, open_captioned
+    from cloob.evaluation.sets.captioned import open_captioned
     from cloob.evaluation.sets.labelled import open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 
-    held_out = _open_held_out(options.models) if options.held_out else []
-    if options.a is not None and options.b is not None:
-        from cloob.data.vectors import open_pairs
-
-        held_out = open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids)
-    _say_trained_on(options)
-    if not isinstance(held_out, list):
-        return _judge_vectors(options, held_out)
     sets, out = open_suites(options.suite, options.root, probe=options.probe), options.out
     labelled = [open_labelled(path) for path in options.zeroshot]
     names = compare.distinct([data.name for data in labelled], options.zeroshot)
@@ -81,67 +71,55 @@ def run(options: Options) -> int:
             sets.training[name] = train
     captioned = [open_captioned(path, **options.machine.columns) for path in options.retrieval]
     names = compare.distinct([data.name for data in captioned], options.retrieval)
-    sets.pairs += [*map(Renamed, captioned, names), *held_out]
+    sets.pairs += [dataclasses.replace(data, name=name) for data, name in zip(captioned, names, strict=True)]
+    if options.a is not None and options.b is not None:
+        from cloob.data.vectors import open_pairs  # torch
+
+        sets.vectors.append(open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids))
+    if options.held_out:
+        _add_held_out(sets, options.models)
+    _say_trained_on(options)
+    for skip in (skip for pairs in sets.vectors for skip in pairs.skipped[:3]):
+        say(f"{skip.key}: {skip.detail}")
     for line in sets.missing.values():
         say(line)
+    given = sets.pairs or sets.vectors
     untrained = options.probe and not sets.training and not sets.training_failed
     refuse(
         {
-            f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used": not sets.sets + sets.pairs,
+            f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used": not sets.sets and not given,
             "--probe: none of the sets has training images (a folder train/ beside test/)": untrained,
         }
     )
     models = compare.begin(options.models, out)
 
-    from cloob.evaluation.measures.probe import ProbeOptions
-    from cloob.evaluation.tables import write_set_files
+    from cloob.evaluation.probe import ProbeOptions
+    from cloob.evaluation.suite import write_per_class
 
     probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
     embeddings, results = compare.compare(models, sets, options.machine.embedding(), out, probe=probe)
-    folders = write_set_files(out, results, embeddings, sets.sets)
+    tables = write_per_class(out / "per_class", results, embeddings, sets.sets)
     per_class = "Recall of each class, and what it is mostly taken for: per_class/*.csv beside this page."
-    notes = [per_class] if out / "per_class" in folders else []
+    notes = [per_class] if tables else []
     compare.write_page(out / "report.html", embeddings, results, sets, title="Evaluation", notes=notes)
     compare.print_results(results["rows"])
+    for entry in results["differences"] if sets.vectors else ():
+        mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
+        print(f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
     print(f"{out / 'results.json'}\n{out / 'report.html'}")
     code = compare.report_problems(results)
-    if code == 0:
+    if code == 0 and not sets.vectors:
         columns = as_words(options, "image_column", "caption_column")
         of_pairs = ["--pairs", options.retrieval[0], *columns] if options.retrieval else []
         say_next(["analyze", *options.models, *of_pairs, "--out", out / "analyze"])
     return code
 
 
-def _judge_vectors(options: Options, pairs: VectorPairs) -> int:
-    from cloob.evaluation.report import write_report
-    from cloob.evaluation.suite import write_results
-    from cloob.evaluation.vectors import evaluate_vectors, of_sides
-    from cloob.models.runs import curve
-
-    models = compare.begin(options.models, options.out)
-    for skip in pairs.skipped[:3]:
-        say(f"{skip.key}: {skip.detail}")
-    if len(pairs.skipped) > 3:
-        say(f"{len(pairs.skipped) - 3:,} more cannot be used")
-    results = evaluate_vectors(models, pairs, device=options.machine.device)
-    write_results(options.out / "results.json", results)
-    page, rows = options.out / "report.html", results["rows"]
-    shown = [row | {"geometry": {name: found["geometry"] for name, found in row["vectors"].items()}} for row in rows]
-    curves = {name: [of_sides(line) for line in lines] for name, model in models.items() if (lines := curve(model))}
-    write_report(page, results | {"rows": shown}, title="Evaluation", curves=curves)
-    compare.print_results(results["rows"])
-    for entry in results["differences"]:
-        mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
-        print(f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
-    print(f"{options.out / 'results.json'}\n{page}")
-    return 0
-
-
-def _open_held_out(models: Sequence[str]) -> VectorPairs | list[Reader]:
-    """The pairs that the runs among the models held out, which must be the same for all of them."""
+def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
+    """Adds the pairs that the runs among the models held out, which must be the same for all of them."""
     from cloob.data.fingerprint import digest
     from cloob.data.shards.spec import is_remote
-    from cloob.evaluation.sets.captioned import ByPicture, Renamed, open_captioned
+    from cloob.evaluation.sets.captioned import by_picture, open_captioned
     from cloob.models.runs import read_validation
     from cloob.training.build import open_both
     from cloob.training.config import TrainConfig
@@ -167,7 +145,8 @@ def _open_held_out(models: Sequence[str]) -> VectorPairs | list[Reader]:
     try:
         if pairs.val_data:
             opened = [open_captioned(spec, **columns) for spec in pairs.val_data]
-            return [Renamed(each, f"{each.name} (held out)") for each in opened]
+            sets.pairs += [dataclasses.replace(each, name=f"{each.name} (held out)") for each in opened]
+            return
         held_out = open_vectors(config)[1] if config.vectors.a else open_both(TrainConfig(pairs))[1]
     except InputError as error:
         raise InputError(f"{model}: its held-out pairs cannot be read; {error}") from None
@@ -175,8 +154,11 @@ def _open_held_out(models: Sequence[str]) -> VectorPairs | list[Reader]:
     found = digest([json.dumps(held_out.fingerprint(), sort_keys=True)])
     changed = f"{model}: its pairs have changed since the training, so nobody knows which were held out"
     refuse({changed: known not in (None, found)})
+    if config.vectors.a:
+        sets.vectors.append(held_out)
+        return
     name = f"{', '.join(Path(spec).name for spec in pairs.data)} (held out)"
-    return held_out if config.vectors.a else [ByPicture(name, held_out)]
+    sets.pairs.append(by_picture(name, held_out))
 
 
 def _split(config: TrainConfig) -> tuple[object, ...]:
@@ -187,7 +169,6 @@ def _split(config: TrainConfig) -> tuple[object, ...]:
 
 
 def _say_trained_on(options: Options) -> None:
-    """Says which models were trained on pairs that they are to be judged by."""
     judged = {os.path.realpath(spec) for spec in (*options.retrieval, *filter(None, [options.a]))}
     for model, _, config in _runs(options.models) if judged else ():
         trained = [spec for spec in (*config.pairs.data, config.vectors.a) if spec and os.path.realpath(spec) in judged]

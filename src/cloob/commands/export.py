@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cloob.commands.options import as_words, goes_with, refuse, tyro
-from cloob.commands.terminal import say_next
+from cloob.commands.console import as_words, refuse, say_next, tyro
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -22,9 +21,7 @@ class Options:
     """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]  # The folder that is made.
     to: Literal["transformers", "onnx"]  # transformers: read by sentence-transformers too. onnx: both towers as graphs.
-    int8: bool = False
-    """With --to onnx: weights as 8-bit integers; the card says what that costs on the sets of --eval."""
-    eval: tuple[str, ...] = ()  # With --int8: labelled sets, as of `cloob eval --zeroshot`.
+    int8: bool = False  # With --to onnx: weights as 8-bit integers.
     license: str | None = None  # The weights' licence for the card, as the hub spells it: mit, apache-2.0, cc-by-4.0, …
     results: Path | None = None
     """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
@@ -35,7 +32,6 @@ def run(options: Options) -> int:
     from cloob.export.exported import check_packages, check_target, is_export
 
     refuse({f"--int8 needs --to onnx, not --to {options.to}": options.int8 and options.to != "onnx"})
-    goes_with(options, eval="int8")
     licence = spell_licence(options.license)
     check_target(options.source, options.target, "export", is_export, overwrite=options.overwrite)
     check_packages(options.to)
@@ -55,7 +51,7 @@ def run(options: Options) -> int:
         else:
             from cloob.export.onnx import export_onnx
 
-            exported = export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
+            exported = export_onnx(encoder, folder, int8=options.int8)
         settings = json.dumps(encoder.objective_config, indent=2, allow_nan=False)
         (folder / OBJECTIVE_FILE).write_text(settings, encoding="utf-8")
         write_card(folder, facts, exported, name, licence)
@@ -80,5 +76,4 @@ def spell_licence(licence: str | None) -> str | None:
 
 
 def is_repository(name: str) -> bool:
-    """Whether the hub takes a name as ``ORG/NAME``."""
     return not re.search(r"\.\.|--|(\.git|\.|-)$", name) and _REPOSITORY.fullmatch(name) is not None

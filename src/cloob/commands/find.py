@@ -15,8 +15,7 @@ from typing import Annotated
 import cloob
 from cloob.commands import index, search
 from cloob.commands.collection import INDEX_FILE, folder_name
-from cloob.commands.options import DecodeOptions, refuse, tyro
-from cloob.commands.terminal import say
+from cloob.commands.console import DecodeOptions, refuse, say, tyro
 
 
 @dataclass(frozen=True)

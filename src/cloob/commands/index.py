@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import cloob
 from cloob.commands.collection import INDEX_FILE, report_left_out
-from cloob.commands.options import DecodeOptions, check_there, refuse, tyro, within
-from cloob.commands.terminal import progress, say, say_next, shell
+from cloob.commands.console import DecodeOptions, check_there, progress, refuse, say, say_next, shell, tyro, within
 from cloob.errors import InputError, printable, require
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from cloob.commands.options import refuse, tyro
-from cloob.commands.terminal import say_next
+from cloob.commands.console import refuse, say_next, tyro
 from cloob.errors import nearest
 
 
@@ -25,7 +24,7 @@ def run(options: Options) -> int:
 
     if options.purpose:
         for name, megabytes, pixels, licence, languages in PHOTOS:
-            print(f"{name:<44}  {megabytes:5,} MB  {pixels} px  {languages:<7}  {licence}")
+            print(f"{name:<44}  {megabytes:5,} MB  {pixels} px  {licence:<20}  {languages}")
         say_next(["find", "PHOTOS", "a red bird", "--model", PHOTOS[0].name])
         return 0
     known = known_models()

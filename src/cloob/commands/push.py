@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from cloob.commands.console import as_words, refuse, say, say_next, tyro
 from cloob.commands.export import is_repository, spell_licence
-from cloob.commands.options import as_words, refuse, tyro
-from cloob.commands.terminal import say, say_next
 from cloob.errors import InputError
 
 

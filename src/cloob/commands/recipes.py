@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cloob.commands.terminal import say_next
+from cloob.commands.console import say_next
 
 
 @dataclass(frozen=True)

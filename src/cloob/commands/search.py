@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import cloob
 from cloob.commands.collection import check_index, copy
-from cloob.commands.options import DeviceOptions, exclusive, goes_with, parse, refuse, tyro, within
-from cloob.commands.terminal import say
+from cloob.commands.console import DeviceOptions, exclusive, goes_with, parse, refuse, say, tyro, within
 from cloob.errors import InputError, counted, printable
 
 if TYPE_CHECKING:
@@ -143,7 +142,6 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
 
 
 def _list(index: cloob.Index, options: Options) -> int:
-    """What the filter lets through, newest first."""
     where = index.view(options.where).where
     items = index.items(index.store.newest(where, limit=options.top).tolist())
     count = index.store.count(where)

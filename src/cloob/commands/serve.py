@@ -12,8 +12,7 @@ from typing import Annotated
 
 import cloob
 from cloob.commands.collection import check_index
-from cloob.commands.options import refuse, tyro, within
-from cloob.commands.terminal import say, say_next
+from cloob.commands.console import refuse, say, say_next, tyro, within
 from cloob.errors import printable, require
 
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloob.commands.options import parse
-from cloob.commands.terminal import say, say_next
+from cloob.commands.console import parse, say, say_next
 from cloob.errors import InputError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from torch import Tensor
 from cloob.errors import message, require
 from cloob.evaluation.embed import EmbedOptions, PairEmbeddings, Reader
 from cloob.evaluation.embeddings import Embeddings
-from cloob.evaluation.measures.geometry import DEFAULT_LIMIT, geometry
+from cloob.evaluation.measures import DEFAULT_LIMIT, geometry
 from cloob.evaluation.suite import refuse_if_all_failed
 from cloob.models.runs import checkpoint_step, epoch_of, find_best, list_checkpoints
 
@@ -66,7 +66,7 @@ def analyze(
         if shown is not None:
             pictures = _pictures(shown[0], similar, duplicate)
             runs.append({"model": name, "geometry": shown[1], "checkpoints": checkpoints, **pictures})
-    refuse_if_all_failed(runs, failures, "measured")
+    refuse_if_all_failed(runs, failures)
     result: dict[str, Any] = {"pairs": source.name, "runs": runs}
     return {**result, "failures": failures} if failures else result
 

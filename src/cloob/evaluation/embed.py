@@ -42,8 +42,6 @@ class EmbedOptions:
 
 
 class ImageEmbeddings(NamedTuple):
-    """The images of a set."""
-
     features: Tensor  # (n, D)
     keys: tuple[str, ...]  # of the n samples
     bad: list[Skip]  # one for each row of NaN, in order

@@ -31,8 +31,8 @@ from cloob.evaluation.embed import (
     embed_images,
     embed_pairs,
 )
-from cloob.evaluation.measures.probe import Probe, ProbeOptions, fit_probe
-from cloob.evaluation.measures.zeroshot import class_embeddings
+from cloob.evaluation.measures import class_embeddings
+from cloob.evaluation.probe import Probe, ProbeOptions, fit_probe
 from cloob.models.aligned.encoders import FeatureMemory
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.load import find_model_folder, fingerprint, load_model, package_versions
@@ -68,8 +68,6 @@ class LabelledEmbeddings(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What evaluation reports of a model besides its numbers."""
-
     objective: str | None  # the member of the family that it was trained with, if known
     settings: Mapping[str, Any]  # its ``objective.json``
     inv_tau: float  # of its objective, else of its ``logit_scale``, else CLIP's initial 1/0.07
@@ -109,20 +107,18 @@ class Embeddings:
         self._known: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
     def encoder(self, model: str) -> Encoder:
-        """The model, loaded."""
         source = self.models[model]
         if not isinstance(source, str | Path):
             return source
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None  # let go of the other one first
             encoder = load_model(self._folder(model) or source, device=self._options.device)
-            if isinstance(encoder, AlignedEncoder):
+            if isinstance(encoder, AlignedEncoder) and not encoder.on_features:
                 self._remember(encoder)
             self._loaded = (model, encoder)
         return self._loaded[1]
 
     def facts(self, model: str) -> ModelFacts:
-        """Objective, τ⁻¹, β and fingerprint of a model."""
         return self._once("facts", model, None, lambda: _model_facts(self.encoder(model)), lambda: "model")
 
     def labelled(self, model: str, data: Labelled) -> LabelledEmbeddings:
@@ -143,7 +139,6 @@ class Embeddings:
         return features, _labels(data)
 
     def probe(self, model: str, train: Labelled, n_classes: int, options: ProbeOptions, seed: int) -> Probe:
-        """A probe fitted on the tower's features of a set."""
         how = json.dumps([n_classes, seed, options.shots, _labels(train).tolist()])
 
         def fit() -> Probe:
@@ -152,21 +147,11 @@ class Embeddings:
         return self._once(f"probe-{digest([how])}", model, train, fit, lambda: self._content_key(train))
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:
-        """The images and captions of a source through a model."""
-
         def embed() -> PairEmbeddings:
             reports = self._report(model, source.name), self._report(model, f"{source.name}, texts")
             return embed_pairs(self.encoder(model), source, self._options, *reports)
 
         return self._once("captioned", model, source, embed, lambda: self._content_key(source))
-
-    def reused(self) -> dict[str, tuple[int, int]]:
-        """``images`` and ``texts`` -> how many features ``train align`` had kept, of how many that were asked for."""
-        counts: dict[str, tuple[int, int]] = {}
-        for memory in self._memories.values():
-            taken, asked = counts.get(memory.kept, (0, 0))
-            counts[memory.kept] = taken + len(memory.asked & memory.stored), asked + len(memory.asked)
-        return {kept: found for kept, found in counts.items() if found[0]}
 
     def _remember(self, encoder: AlignedEncoder) -> None:
         """Gives a model what training kept of its frozen encoders, and what other models computed with equal ones."""

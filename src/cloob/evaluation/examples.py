@@ -26,40 +26,31 @@ class _Gallery(NamedTuple):
 
 
 def example_queries(
-    embeddings: Embeddings, data: Labelled | Reader, *, n: int = 8, k: int = 5, models: Sequence[str] | None = None
-) -> list[ExampleQuery]:
-    """What each model finds for ``n`` class names or captions of a set that have an image, the same for all models."""
-    galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
-    first = next(iter(galleries.values()))
-    queries = []
-    for row in _draw(first, n):
-        answers = {
-            model: _nearest(data, seen, seen.texts[row], k, seen.group_of_text[row])
-            for model, seen in galleries.items()
-        }
-        queries.append(ExampleQuery(first.words[row], answers))
-    return queries
-
-
-def searches(
     embeddings: Embeddings,
     data: Labelled | Reader,
-    texts: Sequence[str],
+    texts: Sequence[str] = (),
     *,
+    n: int = 8,
+    k: int = 5,
     models: Sequence[str] | None = None,
-    k: int = 8,
 ) -> list[ExampleQuery]:
-    """What each model finds for any words among the pictures of a set; nobody says what is right."""
-    found = {}
-    for model in models or embeddings.models:
-        seen = _gallery(embeddings, model, data)
-        found[model] = [_nearest(data, seen, row, k) for row in embed_texts(embeddings.encoder(model), texts)]
-    return [ExampleQuery(text, {model: rows[i] for model, rows in found.items()}) for i, text in enumerate(texts)]
+    """What each model finds for texts among the pictures of a set; nobody says what is right.
+
+    Without texts, for ``n`` class names or captions of the set that a picture answers, the same for all models.
+    """
+    galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
+    first = next(iter(galleries.values()))
+    drawn = [] if texts else _draw(first, n)
+    answers = {}
+    for model, seen in galleries.items():
+        rows = embed_texts(embeddings.encoder(model), texts) if texts else seen.texts[drawn]
+        groups: list[int | None] = [seen.group_of_text[row] for row in drawn] or [None for _ in texts]
+        answers[model] = [_nearest(data, seen, row, k, group) for row, group in zip(rows, groups, strict=True)]
+    words = texts or [first.words[row] for row in drawn]
+    return [ExampleQuery(text, {model: found[i] for model, found in answers.items()}) for i, text in enumerate(words)]
 
 
-def _nearest(
-    data: Labelled | Reader, seen: _Gallery, text: Tensor, k: int, group: int | None = None
-) -> list[ShownPicture]:
+def _nearest(data: Labelled | Reader, seen: _Gallery, text: Tensor, k: int, group: int | None) -> list[ShownPicture]:
     """The ``k`` images of largest cosine, best first; of equal ones the earlier in the set."""
     cosines = (seen.images @ text).nan_to_num(nan=-torch.inf)
     best = cosines.sort(descending=True, stable=True)

@@ -1,29 +1,34 @@
-"""The whole evaluation: several models on several sets, side by side, into one results.json."""
+"""The whole evaluation: several models on several sets, side by side, into results.json and per_class/."""
 
 from __future__ import annotations
 
+import csv
+import io
+import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import combinations, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cloob.errors import InputError, message
+from cloob.evaluation import measures
 from cloob.evaluation.embed import Encoder, Reader
 from cloob.evaluation.embeddings import Embeddings, Labelled
-from cloob.evaluation.measures import probe as probing
-from cloob.evaluation.measures import retrieval as retrieving
-from cloob.evaluation.measures import zeroshot as classifying
-from cloob.evaluation.measures.geometry import DEFAULT_LIMIT, geometry
-from cloob.evaluation.measures.probe import ProbeOptions
+from cloob.evaluation.probe import ProbeOptions, probe_numbers, probe_ranks
 from cloob.files import write_whole
 from cloob.functional.bootstrap import grouped_bootstrap
+from cloob.models.aligned.vectors import VectorEncoder, embed_pairs
+
+if TYPE_CHECKING:  # it brings pyarrow
+    from cloob.data.vectors import VectorPairs
 
 Hits = dict[tuple[str, str], dict[str, Tensor]]
 """(metric, set) -> model -> (n,) whether each sample is right: its mean over seeds of a probe, texts by picture."""
@@ -34,11 +39,12 @@ def evaluate(
     zeroshot: Sequence[Labelled] = (),
     retrieval: Sequence[Reader] = (),
     *,
+    vectors: Sequence[VectorPairs] = (),
     training: Mapping[str, Labelled] | None = None,
     probe: ProbeOptions | None = None,
     train_seconds: Mapping[str, float] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
-    geometry_limit: int = DEFAULT_LIMIT,
+    geometry_limit: int = measures.DEFAULT_LIMIT,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -49,6 +55,7 @@ def evaluate(
             progress, and to use the embeddings again).
         zeroshot: Labelled sets.
         retrieval: Sources of pairs; pairs of equal caption count as correct for each other.
+        vectors: Pairs of vectors, for models of vectors.
         training: Name of a labelled set -> its training images; these sets get a linear probe as well.
         probe: How probes are fitted; None takes the defaults.
         train_seconds: Model name -> seconds that its training took.
@@ -60,13 +67,13 @@ def evaluate(
     Returns:
         ``{"rows": [...], "differences": [...], "level": level}`` in the form of results.json. A row has ``model``,
         ``objective`` (None if unknown), ``settings``, ``fingerprint``, ``train_seconds`` (None if not given) and, by
-        set, ``zeroshot``, ``retrieval``, ``geometry`` and, with ``training``, ``probe``; ``unreadable`` in them counts
-        images that could not be read, by reason. ``differences`` holds the paired bootstrap of every two models, see
-        :func:`differences`. ``failures``, if any, lists ``model``, ``set`` and ``error`` of what went wrong;
-        a model that cannot be loaded has no row, and its failure no ``set`` (None).
+        set, ``zeroshot``, ``retrieval``, ``geometry``, and with ``training`` or ``vectors`` also ``probe`` or
+        ``vectors``; ``unreadable`` in them counts samples that could not be read, by reason. ``differences`` holds the
+        paired bootstrap of every two models, see :func:`differences`. ``failures``, if any, lists ``model``, ``set``
+        and ``error`` of what went wrong; a model that cannot be loaded has no row, and its failure no ``set`` (None).
 
     Raises:
-        InputError: Nothing to evaluate, two sets of one name, or no model that can be loaded.
+        InputError: Nothing to evaluate, two sets of one name, or nothing that could be measured.
 
     Example:
         >>> import cloob
@@ -78,7 +85,7 @@ def evaluate(
     """
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
-    uses = [use for sets in (zeroshot, retrieval) for use in Counter(data.name for data in sets).items()]
+    uses = [use for sets in (zeroshot, retrieval, vectors) for use in Counter(data.name for data in sets).items()]
     twice = "; ".join(f"{n} sets are called {name!r}" for name, n in uses if n > 1)
     for wrong, error in (
         (not uses, "nothing to evaluate: no labelled set and no pairs were given"),
@@ -91,7 +98,9 @@ def evaluate(
         *((data, measuring.classify) for data in zeroshot),
         *((data, partial(measuring.probe, training[data.name])) for data in zeroshot if data.name in training),
         *((source, measuring.retrieve) for source in retrieval),
+        *((pairs, measuring.match) for pairs in vectors),
     ]
+    kinds = {"zeroshot": True, "retrieval": True, "geometry": True, "probe": training, "vectors": vectors}
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     for model in embeddings.models:
@@ -102,7 +111,7 @@ def evaluate(
             continue
         row: dict[str, Any] = {"model": model, "objective": facts.objective}
         row |= {"settings": {**facts.settings, **(settings or {}).get(model, {})}, "fingerprint": facts.fingerprint}
-        row |= {"zeroshot": {}, "retrieval": {}, "geometry": {}} | ({"probe": {}} if training else {})
+        row |= {kind: {} for kind, asked in kinds.items() if asked}
         for data, measure in tasks:
             try:
                 measure(data, row)
@@ -110,7 +119,7 @@ def evaluate(
                 what = str(error) if str(error).startswith(data.name) else f"{data.name}: {error}"
                 failures.append({"model": model, "set": data.name, "error": what})
         rows.append(row | {"train_seconds": (train_seconds or {}).get(model)})
-    refuse_if_all_failed(rows, failures, "loaded")
+    refuse_if_all_failed([row for row in rows if any(row.get(kind) for kind in kinds)], failures)
     compared = differences(measuring.hits, level=level, seed=seed)
     results = {"rows": rows, "differences": compared, "level": level}
     return {**results, "failures": failures} if failures else results
@@ -128,14 +137,14 @@ class _Measuring:
 
     def classify(self, data: Labelled, row: dict[str, Any]) -> None:
         images, labels, classes = self.embeddings.labelled(row["model"], data)
-        ranks = classifying.zeroshot_ranks(images.features, labels, classes)
-        numbers = classifying.summarise(ranks, labels, data.classnames, **self.bootstrap)
+        ranks = measures.zeroshot_ranks(images.features, labels, classes)
+        numbers = measures.zeroshot_numbers(ranks, labels, data.classnames, **self.bootstrap)
         bad = dict(sorted(Counter(skip.reason for skip in images.bad).items()))
         row["zeroshot"][data.name] = numbers | ({"unreadable": bad} if bad else {})
         self._keep("acc1", data, row, ranks < 1)
 
     def probe(self, train: Labelled, data: Labelled, row: dict[str, Any]) -> None:
-        for label, (tested, trained) in enumerate(zip_longest(data.classnames, train.classnames)):
+        for label, (tested, trained) in enumerate(itertools.zip_longest(data.classnames, train.classnames)):
             if tested != trained:  # which no number would show
                 raise InputError(f"label {label} is {tested!r} to test, but {trained!r} to train")
         features, labels = self.embeddings.tower(row["model"], data)
@@ -143,34 +152,52 @@ class _Measuring:
         fits = []
         for seed in self.how.seeds:
             fit = self.embeddings.probe(row["model"], train, n_classes, self.how, seed)
-            fits.append((probing.probe_ranks(fit.weight, features, labels), fit))
-        row["probe"][data.name] = probing.summarise(fits, labels, n_classes, self.how, **self.bootstrap)
+            fits.append((probe_ranks(fit.weight, features, labels), fit))
+        row["probe"][data.name] = probe_numbers(fits, labels, n_classes, self.how, **self.bootstrap)
         self._keep("probe_acc1", data, row, torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0))
 
     def retrieve(self, source: Reader, row: dict[str, Any]) -> None:
         name, model = source.name, row["model"]
         pairs = self.embeddings.pairs(model, source)
         images = pairs.images.features
-        ranks = retrieving.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
-        numbers = retrieving.summarise(ranks, pairs.image_of_text, **self.bootstrap)
+        ranks = measures.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
+        numbers = measures.retrieval_numbers(ranks, pairs.image_of_text, **self.bootstrap)
         row["retrieval"][name] = numbers | ({"unreadable": pairs.unreadable} if pairs.unreadable else {})
         self._keep("image_to_text@1", source, row, ranks.image_to_text < 1)
-        by_text = retrieving.by_picture(ranks.text_to_image < 1, pairs.image_of_text)
+        by_text = measures.by_picture(ranks.text_to_image < 1, pairs.image_of_text)
         self._keep("text_to_image@1", source, row, by_text)
         facts, texts = self.embeddings.facts(model), pairs.texts[pairs.first_texts]
-        row["geometry"][name] = geometry(images, texts, facts.inv_tau, facts.beta, self.geometry_limit)
+        row["geometry"][name] = measures.geometry(images, texts, facts.inv_tau, facts.beta, self.geometry_limit)
 
-    def _keep(self, metric: str, data: Reader, row: Mapping[str, Any], right: Tensor) -> None:
+    def match(self, pairs: VectorPairs, row: dict[str, Any]) -> None:
+        encoder, facts = self.embeddings.encoder(row["model"]), self.embeddings.facts(row["model"])
+        if not isinstance(encoder, VectorEncoder):
+            raise InputError("the model is none of vectors; `cloob train vectors` makes them")
+        a, b = embed_pairs(encoder, pairs)
+        numbers, hits = measures.vector_numbers(a, b, torch.from_numpy(pairs.ids), **self.bootstrap)
+        first = np.unique(pairs.ids, return_index=True)[1]
+        bad = dict(Counter(skip.reason for skip in pairs.skipped))
+        row["vectors"][pairs.name] = numbers | ({"unreadable": bad} if bad else {})
+        measured = measures.geometry(a[first], b[first], facts.inv_tau, facts.beta, self.geometry_limit)
+        row["geometry"][pairs.name] = of_sides(measured)
+        for metric, right in hits.items():
+            self._keep(metric, pairs, row, right)
+
+    def _keep(self, metric: str, data: Reader | VectorPairs, row: Mapping[str, Any], right: Tensor) -> None:
         self.hits.setdefault((metric, data.name), {})[row["model"]] = right
 
 
-def refuse_if_all_failed(done: Sequence[Any], failures: Sequence[Mapping[str, Any]], what: str) -> None:
-    """InputError, one line, where not one model could be ``what`` ("loaded")."""
+def of_sides(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of pictures and texts, by the names of a and b."""
+    return {key.replace("image", "a").replace("text", "b"): value for key, value in measured.items()}
+
+
+def refuse_if_all_failed(done: Sequence[Any], failures: Sequence[Mapping[str, Any]]) -> None:
+    """InputError, one line, where nothing could be measured."""
     named = [(failure["model"], failure["error"]) for failure in failures]
-    lines = [error if error.startswith(model) else f"{model}: {error}" for model, error in named]
-    every = f"none of {len(lines)} models can be {what}; {'; '.join(lines)}"
+    lines = list(dict.fromkeys(error if error.startswith(model) else f"{model}: {error}" for model, error in named))
     if not done:
-        raise InputError(lines[0] if len(lines) == 1 else every)
+        raise InputError(lines[0] if len(lines) == 1 else f"nothing could be measured; {'; '.join(lines)}")
 
 
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
@@ -188,7 +215,7 @@ def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[
         if len(shared) > 1:
             of_sets[None] = shared
         for name, groups in of_sets.items():
-            for baseline, model in combinations(groups[0], 2):
+            for baseline, model in itertools.combinations(groups[0], 2):
                 values = [by_model[model].double() - by_model[baseline].double() for by_model in groups]
                 mean, low, high = grouped_bootstrap(values, level=level, seed=seed)
                 what = {"metric": metric, "set": name, "model": model, "baseline": baseline}
@@ -201,3 +228,47 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     plain = json.loads(json.dumps(results), parse_constant=lambda _: None)
     text = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
     write_whole(Path(path), text, f"{path}: results cannot be written here")
+
+
+def write_per_class(
+    folder: Path, results: Mapping[str, Any], embeddings: Embeddings, zeroshot: Sequence[Labelled]
+) -> list[Path]:
+    """Writes a CSV a labelled set, in place of an earlier evaluation's; returns the files.
+
+    A line is a class: ``label``, ``class``, ``images``, and a model each its recall and worst confusion.
+    """
+    for earlier in folder.glob("*.csv"):
+        earlier.unlink()
+    files: dict[str, Path] = {}  # by name, whatever its case
+    for data in zeroshot:
+        matrices = {}
+        for model in (row["model"] for row in results["rows"] if data.name in row["zeroshot"]):
+            images, labels, classes = embeddings.labelled(model, data)
+            matrices[model] = measures.confusion_matrix(images.features, labels, classes)
+        if not matrices:
+            continue
+        stem = re.sub(r"[^\w.+-]+", "-", data.name).strip("-.") or "set"
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        free = next(name for name in names if name.casefold() not in files)
+        files[free.casefold()] = folder / f"{free}.csv"
+        write_whole(files[free.casefold()], _per_class(data.classnames, matrices))
+    return list(files.values())
+
+
+def _per_class(classnames: Sequence[str], matrices: Mapping[str, Tensor]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [f"{model}: {what}" for model in matrices for what in ("recall", "mostly taken for")]
+    writer.writerow(["label", "class", "images", *columns])
+    for label, name in enumerate(classnames):
+        images = int(next(iter(matrices.values()))[label].sum())
+        cells: list[str] = []
+        for matrix in matrices.values():
+            row = matrix[label].clone()
+            right = int(row[label])
+            row[label] = 0
+            worst = int(row.argmax())
+            recall = f"{right / images:.6g}" if images else ""
+            cells += [recall, [*classnames, "(unreadable)"][worst] if int(row[worst]) else ""]
+        writer.writerow([label, name, images, *cells])
+    return text.getvalue()

@@ -36,8 +36,6 @@ _HUB_MODEL = re.compile(r"hf-hub:[\w-][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says of a model."""
-
     encoder: DualEncoder
     objective: str | None  # the member of the family that it was trained with; None if unknown
     training: Mapping[str, str]  # what its run says of the training, label to text; empty without a run

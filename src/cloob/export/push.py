@@ -91,7 +91,6 @@ def check_online(name: str) -> None:
 
 
 def list_files(folder: Path) -> list[tuple[str, int]]:
-    """Names and sizes in bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from cloob.errors import require
 from cloob.export.exported import Exported, Unsupported, quiet
 from cloob.models.encoder import DualEncoder, causal_tower, evaluating
-from cloob.models.tokenizer import ClipTokenizer, clip_rules
-from cloob.models.tokens import FileTokenizer, NoTokenizer
+from cloob.models.tokenizer import ClipTokenizer, FileTokenizer, NoTokenizer, clip_rules
 from cloob.models.towers import translated
 from cloob.models.weights.containers import write_safetensors
 from cloob.models.weights.hf_clip import key_map

@@ -9,16 +9,11 @@ brings an :class:`OpenClipLoss`, ``train_one_epoch`` sets the model's ``logit_sc
 objective into the checkpoint, ``parse_args`` writes it into ``params.txt``, and ``create_model_and_transforms`` takes
 the bias out of SigLIP's models: no objective here trains it. Our tiny models are known (``--model tiny-vit``).
 
-The temperature. open_clip hands a learnable ``logit_scale`` to every loss. With a fixed τ⁻¹, as in CLOOB, it has no
-influence on the loss, and the launcher sets it to ln τ⁻¹, so that checkpoints, logs and open_clip's evaluation hold the
-temperature of the training. With ``--cloob-temperature learned`` (the default for ``clip``) τ⁻¹ is exp(logit_scale),
-learned from where the model has it or from ``--cloob-inv-tau``, and open_clip_train clamps it to [1, 100]. β is fixed:
-open_clip's optimiser knows the model's parameters only.
-
-Over ranks. The loss is exact by itself (see :mod:`cloob.distributed`): ``--local-loss`` and ``--gather-with-grad`` have
-no effect on it. With ``--accum-freq k`` open_clip_train evaluates the loss k times on all k batches, each time with the
-graph of one of them; the k gradients add up to the exact one, also that of a learned ``logit_scale``, of which each
-evaluation carries 1/k here (open_clip's own losses count it k times). ``clip_val_loss`` in its log is CLIP's loss.
+With a fixed τ⁻¹ the model's ``logit_scale`` has no influence on the loss, and is set to ln τ⁻¹ for checkpoints, logs
+and open_clip's evaluation. A learned one is exp(logit_scale), which open_clip_train clamps to [1, 100]. docs/interop.md
+has the rest. With ``--accum-freq k`` open_clip_train evaluates the loss k times on all k batches, each time with the
+graph of one of them; each evaluation carries 1/k of the gradient of ``logit_scale`` here (open_clip's own losses count
+it k times).
 """
 
 from __future__ import annotations

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from cloob.errors import InputError
 from cloob.files import flush
 from cloob.models import runs
+from cloob.models.aligned.encoders import LoadModel
 from cloob.models.aligned.model import ModelFiles, aligned_files, load_aligned
-from cloob.models.aligned.opening import LoadModel
 from cloob.models.aligned.vectors import load_vectors, vector_files
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model
 from cloob.models.importing import translated
 from cloob.models.onnx import Graph, PlainEncoder
-from cloob.models.tokens import RinnaTokenizer, stored_tokenizer
+from cloob.models.tokenizer import RinnaTokenizer, stored_tokenizer
 from cloob.models.towers import filled_towers, load_tokenizer
 from cloob.models.untrusted import check_folder, check_model_cfg, read_json
 from cloob.models.weights import crowsonkb, rinna

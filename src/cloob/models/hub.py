@@ -1,7 +1,7 @@
 """What is fetched: models of the Hugging Face hub by its own library, and public files into our cache.
 
-Of the hub the configurations come before all else; without a network what its cache has. A public file goes on where it
-broke off, and is there only when it is whole and checked. Two processes that want the same one wait for each other.
+Of the hub the configurations come before all else; without a network what its cache has. A public file is there only
+when it is whole and checked. Two processes that want the same one wait for each other.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,13 +64,6 @@ def _snapshot(name: str, where: str, patterns: Sequence[str], revision: str | No
         return Path(hub.snapshot_download(name, revision=revision, local_files_only=bool(CLOSED.get()), **some))
 
 
-class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise InputError(f"{req.full_url}: redirected to {newurl.partition(':')[0]}, which is not encrypted")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def fetch_model(name: str) -> Path:
     """The folder of a public model in the cache, or its file where the model is one; fetched if it is not there yet."""
     model, folder = PUBLIC[name], cache_root() / "weights" / name.replace("/", "--")
@@ -89,39 +80,22 @@ def fetch_public(file: PublicFile, folder: Path) -> Path:
     if offline:
         right = f"not in the cache, and {offline[0]} is set; fetch it elsewhere and put it at {target}"
         raise InputError(f"{file.url}: {right}")
+    from cloob.data.shards.remote import fetch  # fsspec
+
     with translated(f"{file.url}: not fetched to {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f".{file.name}.lock"):
             if not target.is_file():  # another process may have fetched it meanwhile
                 part = target.with_name(f"{target.name}.part")
-                try:
-                    _continue(file, part)
-                except urllib.error.HTTPError as error:
-                    error.close()
-                    raise
-                part.replace(target)
-    return target
-
-
-def _continue(file: PublicFile, part: Path) -> None:
-    """Fetches what is missing of a file, and checks it; all of one without a hash, which may be another by now."""
-    done = part.stat().st_size if part.is_file() and file.sha256 is not None else 0
-    headers = {"User-Agent": "cloob", "Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
-    opener = urllib.request.build_opener(_SafeRedirects)
-    with opener.open(urllib.request.Request(file.url, headers=headers), timeout=30) as answer:
-        done = done if answer.status == 206 else 0
-        total = done + int(answer.headers.get("Content-Length", 0))
-        with part.open("ab" if done else "wb") as out:
-            while block := answer.read(1 << 20):
-                done += out.write(block)
                 if sys.stderr.isatty():
-                    end = "\n" if done == total else ""
-                    print(f"\r{file.name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", end=end, file=sys.stderr)
-    wrong = f"broke off after {done:,} of {total:,} bytes; another try goes on from there" if done < total else ""
-    with part.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    if not wrong and file.sha256 not in (None, digest):
-        part.unlink()
-        wrong = f"SHA-256 is {digest}, published is {file.sha256}; nothing was kept"
-    if wrong:
-        raise InputError(f"{file.url}: {wrong}")
+                    print(f"fetching {file.name} …", file=sys.stderr)
+                try:
+                    fetch(file.url, part)
+                    with part.open("rb") as content:
+                        digest = hashlib.file_digest(content, "sha256").hexdigest()
+                    if file.sha256 not in (None, digest):
+                        raise InputError(f"{file.url}: SHA-256 is {digest}, published is {file.sha256}")
+                    part.replace(target)
+                finally:
+                    part.unlink(missing_ok=True)
+    return target

@@ -21,7 +21,7 @@ from cloob.models.folder import read_model
 from cloob.models.hub import check_hub_model, fetch_first, fetch_model
 from cloob.models.importing import translated
 from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source, file_stamp, kept_digest
-from cloob.models.tokens import HUB_FILE, RinnaTokenizer
+from cloob.models.tokenizer import HUB_FILE, RinnaTokenizer
 from cloob.models.towers import create_model
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip

@@ -36,7 +36,7 @@ from cloob.models.importing import translated
 from cloob.models.pixels import EvalTransform
 from cloob.models.runs import ONNX_FILE, config_file
 from cloob.models.source import file_stamp, kept_digest
-from cloob.models.tokens import read_tokenizer, store_tokenizer
+from cloob.models.tokenizer import read_tokenizer, store_tokenizer
 from cloob.models.untrusted import check_folder, read_json
 
 if TYPE_CHECKING:

@@ -138,7 +138,6 @@ class Source:
         return [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
 
     def refusal(self) -> str:
-        """Of a source that is no model: what it is, or what may be meant."""
         source, publisher = self.text, self.text.partition("/")[0]
         if self.library:
             ours = f"pypi:{LITE0} or timm:NAME, timm:local-dir:FOLDER, timm:hf-hub:OWNER/NAME"

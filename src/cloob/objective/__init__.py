@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal, Self, get_args, overload
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -227,32 +227,6 @@ class ContrastiveObjective(ScaledModule):
         """
         if self._bounded and self.log_inv_tau.is_leaf and not self.log_inv_tau.is_inference():
             self.log_inv_tau.data.clamp_(max=math.log(MAX_INV_TAU))
-
-    @overload
-    def forward(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: float | Tensor | None = None,
-        logit_bias: Tensor | None = None,
-        *,
-        ids: Tensor | None = None,
-        hopfield: bool | None = None,
-        output_dict: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: float | Tensor | None = None,
-        logit_bias: Tensor | None = None,
-        *,
-        ids: Tensor | None = None,
-        hopfield: bool | None = None,
-        output_dict: Literal[True],
-    ) -> dict[str, Tensor]: ...
 
     def forward(
         self,

@@ -25,11 +25,10 @@ from cloob.data.source import Source
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import rank, world_size
 from cloob.errors import require, too_few_pairs
-from cloob.models.aligned.encoders import row_keys
+from cloob.models.aligned.encoders import open_image_encoder, row_keys
+from cloob.models.aligned.encoders import open_text_encoder as open_text
 from cloob.models.aligned.heads import Head, Standardise
 from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
-from cloob.models.aligned.opening import open_image_encoder
-from cloob.models.aligned.opening import open_text_encoder as open_text
 from cloob.models.load import load_model
 from cloob.training.config import TrainConfig
 from cloob.training.faults import check_fraction

@@ -98,7 +98,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_of_an_evaluation(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """``--update-golden`` writes it anew; the numbers in it follow from the colours (tests/evaluation/measures)."""
+    """``--update-golden`` writes it anew; the numbers in it follow from the colours."""
     page = written(tmp_path, results(), title="A title", notes=["A note."], **extras())
     found = "\n".join(Page(page).lines) + "\n"
     if request.config.getoption("--update-golden"):

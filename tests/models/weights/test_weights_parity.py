@@ -92,7 +92,7 @@ def test_tokens_are_the_originals(open_both: Open, folder: str, file: str) -> No
 
 
 def test_tokens_of_openai() -> None:
-    from cloob.models.tokens import CLIP_VOCABULARY, clip_tokenizer
+    from cloob.models.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 
     inputs, _ = read(originals("openai/vit"), "vit-jit.pt")
     tokenizer = clip_tokenizer(Path(), CLIP_VOCABULARY, 77, ("<|startoftext|>", "<|endoftext|>"), "kept")

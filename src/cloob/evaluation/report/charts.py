@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cloob.evaluation.report.numbers import Row, count, decimal, set_names
+from cloob.evaluation.report.tables import Row, count, decimal, set_names
 
 Point = tuple[float, float]
 Lines = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -40,7 +40,6 @@ class _Line:
 
 
 def losses(curves: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The training loss of each model, on its own scale."""
     figures = []
     for model, metrics in curves.items():
         points, band = _thin(_curve(metrics, "loss"))
@@ -53,7 +52,6 @@ def losses(curves: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def training_geometry(curves: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Effective eigenvalues by step, all models on one scale."""
     figures = []
     for side, heading in _SIDES:
         lines = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cloob.evaluation.report.charts import nice_ticks, tick_text
-from cloob.evaluation.report.numbers import METRICS, Row, count, percent, points
+from cloob.evaluation.report.tables import METRICS, Row, count, percent, points
 
 _KINDS = (
     ("zeroshot", "acc1", "n_classes"),
@@ -31,8 +31,6 @@ Gaps = Mapping[tuple[str, str, str | None], Estimate]
 
 @dataclass(frozen=True)
 class Measure:
-    """The number that the headline compares."""
-
     key: str
     values: Mapping[str, Mapping[str, Estimate]]  # model -> set -> estimate
     guessing: Mapping[str, float]  # set -> what guessing gives
@@ -126,7 +124,6 @@ def verdict(results: Mapping[str, Any], what: Measure | None, gaps: Gaps) -> Ver
 
 
 def _elsewhere(results: Mapping[str, Any], key: str, leader: str, most: int = 3) -> list[str]:
-    """Other measures by which the leader differs clearly from another model."""
     sentences = []
     for entry in results["differences"]:
         models = [entry["model"], entry["baseline"]]
@@ -193,7 +190,6 @@ def _ceiling(ends: Sequence[float]) -> float:
 def _span(
     model: str, colour: int, found: Estimate, start: float, end: float, form: Callable[[float], str]
 ) -> dict[str, Any]:
-    """A dot with its interval on a horizontal track."""
     at, low, high = (round(min(max(100 * (x - start) / (end - start), 0.0), 100.0), 2) for x in found)
     shown = {"model": model, "colour": colour, "at": at, "low": low, "width": round(high - low, 2)}
     return {**shown, "text": form(found.value), "interval": f"{form(found.low)} to {form(found.high)}"}

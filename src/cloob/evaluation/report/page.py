@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import require
-from cloob.evaluation.report import charts, headline
-from cloob.evaluation.report.numbers import METRICS, MISSING, Row, count, decimal, duration, percent, problems
-from cloob.evaluation.report.tables import result_tables
+from cloob.evaluation.report import charts, headline, tables
+from cloob.evaluation.report.tables import METRICS, MISSING, Row, count, decimal, duration, percent
 from cloob.files import write_whole
 from cloob.pictures import Unreadable, data_uri
 
@@ -68,7 +67,7 @@ def write_report(
     what = headline.measure(rows)
     gaps = headline.differences(results, what.key) if what else {}
     verdict = headline.verdict(results, what, gaps)
-    found = {kind: some for kind, some in problems(results).items() if some}
+    found = {kind: some for kind, some in tables.problems(results).items() if some}
     jinja2 = require("jinja2", "train")
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), **options)
@@ -89,7 +88,7 @@ def write_report(
         forest=headline.forest(what, gaps, colours, verdict) if what else None,
         problems=[(_PROBLEMS[kind][0], some) for kind, some in found.items()],
         summary="; ".join(f"{len(some)} {_PROBLEMS[kind][1 if len(some) == 1 else 2]}" for kind, some in found.items()),
-        tables=result_tables(results, colours),
+        tables=tables.result_tables(results, colours),
         queries=queries,
         searches=searches,
         similar={model: pairs for model, pairs in similar.items() if pairs},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, Reader, clean_caption, printable
+from cloob.data.batch import BadSample, clean_caption, printable
 from cloob.data.open import check_usable, open_source, open_unprobed
 from cloob.data.shards.spec import is_pattern, is_remote, local_path
 from cloob.data.source import Source
@@ -29,7 +30,22 @@ class CaptionedSample:
         return "\0".join(self.captions)
 
 
-def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> Reader:
+@dataclass(frozen=True)
+class CaptionedSet:
+    """Pictures in order, and the sample of each."""
+
+    name: str
+    pictures: Sequence[Any]
+    sample: Callable[[Any], CaptionedSample]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, index: int) -> CaptionedSample:
+        return self.sample(self.pictures[index])
+
+
+def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> CaptionedSet:
     """Opens pictures and captions for retrieval: what :func:`cloob.open_source` takes.
 
     A picture has several captions in a table whose rows name the same picture, and in CLIP_benchmark's folder of a
@@ -43,14 +59,14 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     path = Path(spec)
     if (path / "test" / "nshards.txt").is_file():
         check_type(path, "retrieval")
-        return ByPicture(path.name, open_source(path / "test"), together=False, by_line=True)
+        return by_picture(path.name, open_source(path / "test"), together=False, by_line=True)
     source = open_unprobed(spec, image_column, caption_column, Cache())
     if isinstance(source, TableSource):  # a picture that is lost keeps its captions as queries
-        return _Rows(source)
+        return _of_table(source)
     check_usable(source)
     pure = PurePath(spec)
     name = "/".join(pure.parts[-2:]) if is_pattern(pure.name) else pure.name
-    return ByPicture(name, source, together=False)
+    return by_picture(name, source, together=False)
 
 
 def check_type(folder: Path, *wanted: str) -> str:
@@ -62,82 +78,56 @@ def check_type(folder: Path, *wanted: str) -> str:
     return kind
 
 
-@dataclass(frozen=True)
-class Renamed:
-    reader: Reader
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def read(self, index: int) -> Any:
-        return self.reader.read(index)
-
-
-class ByPicture:
+def by_picture(name: str, source: Source, *, together: bool = True, by_line: bool = False) -> CaptionedSet:
     """Pairs of a source, equal pictures together with all their captions; ``name`` is what results call them.
 
     With ``together`` False each row is a picture; ``by_line``: each line of its text is a caption.
     """
+    rows: dict[bytes | int, list[int]] = {}
+    for row in range(len(source)):
+        try:
+            same = hashlib.blake2b(source.read(row).image, digest_size=16).digest() if together else row
+        except BadSample:
+            same = row
+        rows.setdefault(same, []).append(row)
 
-    def __init__(self, name: str, source: Source, *, together: bool = True, by_line: bool = False) -> None:
-        self.name = name
-        self._source = source
-        self._by_line = by_line
-        rows: dict[bytes | int, list[int]] = {}
-        for row in range(len(source)):
-            try:
-                same = hashlib.blake2b(source.read(row).image, digest_size=16).digest() if together else row
-            except BadSample:
-                same = row
-            rows.setdefault(same, []).append(row)
-        self._rows = list(rows.values())
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, index: int) -> CaptionedSample:
-        samples = [self._source.read(row) for row in self._rows[index]]
-        texts = samples[0].caption.splitlines() if self._by_line else [sample.caption for sample in samples]
+    def sample(rows: Sequence[int]) -> CaptionedSample:
+        samples = [source.read(row) for row in rows]
+        texts = samples[0].caption.splitlines() if by_line else [sample.caption for sample in samples]
         captions = tuple(" ".join(text.split()) for text in texts if text.strip())
         return CaptionedSample(samples[0].key, samples[0].image, captions)
 
+    return CaptionedSet(name, list(rows.values()), sample)
 
-class _Rows:
+
+def _of_table(table: TableSource) -> CaptionedSet:
     """Pictures of a table, each with the captions of all rows that name it."""
-
-    def __init__(self, table: TableSource) -> None:
-        self.name = Path(table.name).name
-        self._table = table
-        self._captions: dict[str, list[str]] = {}
-        self._faults: dict[str, BadSample] = {}  # the first of each picture
-        wrong = ""  # a test set must be whole
-        for number in range(len(table)):
-            stored, caption = table.row(number)
-            if not stored or number in table.stray:
-                why = "a stray quote takes in rows; close it, or double it" if stored else "there is no path"
-                wrong = wrong or f"row {number + 1:,}: {why}"
-            try:
-                usable = " ".join(clean_caption(caption, printable(stored), f"row {number + 1:,}").split())
-            except BadSample as bad:
-                self._faults.setdefault(stored, bad)
-                usable = ""
-            self._captions.setdefault(stored, []).append(usable)
-        self._stored = list(self._captions)
-        if wrong or len(self) < 2:
-            few = f"{counted(len(self), 'pictures')}, at least 2 are needed"
-            raise InputError(f"{table.name}: {wrong or few}")
-
-    def __len__(self) -> int:
-        return len(self._stored)
-
-    def read(self, index: int) -> CaptionedSample:
-        stored = self._stored[index]
-        captions = tuple(self._captions[stored])
-        if not any(captions):
-            raise self._faults[stored]
+    captions: dict[str, list[str]] = {}
+    faults: dict[str, BadSample] = {}  # the first of each picture
+    wrong = ""  # a test set must be whole
+    for number in range(len(table)):
+        stored, caption = table.row(number)
+        if not stored or number in table.stray:
+            why = "a stray quote takes in rows; close it, or double it" if stored else "there is no path"
+            wrong = wrong or f"row {number + 1:,}: {why}"
         try:
-            return CaptionedSample(stored, self._table.picture(stored), captions)
+            usable = " ".join(clean_caption(caption, printable(stored), f"row {number + 1:,}").split())
         except BadSample as bad:
-            bad.captions = captions
+            faults.setdefault(stored, bad)
+            usable = ""
+        captions.setdefault(stored, []).append(usable)
+    if wrong or len(captions) < 2:
+        few = f"{counted(len(captions), 'pictures')}, at least 2 are needed"
+        raise InputError(f"{table.name}: {wrong or few}")
+
+    def sample(stored: str) -> CaptionedSample:
+        texts = tuple(captions[stored])
+        if not any(texts):
+            raise faults[stored]
+        try:
+            return CaptionedSample(stored, table.picture(stored), texts)
+        except BadSample as bad:
+            bad.captions = texts
             raise
+
+    return CaptionedSet(Path(table.name).name, list(captions), sample)

@@ -76,11 +76,6 @@ def read_file(root: Path, paths: Sequence[str], index: int) -> tuple[str, bytes]
     return key, read_image_file(root / paths[index], key)
 
 
-def _read_member(reader: TarReader, places: Sequence[tuple[str, int, int, int]], index: int) -> tuple[str, bytes]:
-    key, *place = places[index]
-    return key, reader.read(*place)
-
-
 _Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]
 """Names of classes, labels and pictures."""
 
@@ -110,7 +105,7 @@ def _open_shards(folder: Path, part: Path, classnames: tuple[str, ...] | None) -
                 wrong.append(f"{path}: sample {key!r}: {wanted} is expected")
     if wrong or not labels:
         raise InputError(wrong[0] if wrong else f"{part} holds no samples (an image and a .cls each)")
-    return classnames, labels, partial(_read_member, reader, places)
+    return classnames, labels, lambda index: (places[index][0], reader.read(*places[index][1:]))
 
 
 def _open_folders(folder: Path, root: Path, classnames: tuple[str, ...] | None) -> _Opened:

@@ -12,17 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cloob.data.batch import Reader
 from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.source import IMAGE_SUFFIXES
 from cloob.errors import InputError, nearest, one_line, require
-from cloob.evaluation.sets.captioned import check_type, open_captioned
+from cloob.evaluation.sets.captioned import CaptionedSet, check_type, open_captioned
 from cloob.evaluation.sets.labelled import LabelledSet, open_labelled, read_file, subfolders
 from cloob.models.importing import import_open_clip
+
+if TYPE_CHECKING:  # it brings torch
+    from cloob.data.vectors import VectorPairs
 
 PROMPTS = Path(__file__).parent / "prompts"
 """Class names and templates; see NOTICE.md there."""
@@ -162,11 +164,8 @@ def _letters(text: str) -> str:
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
-SUITES = {
-    "paper": "the paper's eight sets, under one root",
-    "pictograms": "every labelled set in a folder, each in a folder of its own",
-    "vtab+": "every CLIP_benchmark WebDataset folder in a folder, up to three deep",
-}
+SUITES = ("paper", "pictograms", "vtab+")
+"""The paper's eight sets under one root; every labelled set in a folder; every CLIP_benchmark folder, three deep."""
 
 _TRAINING = " (training)"
 _MAX_DEPTH = 3
@@ -178,7 +177,8 @@ class SuiteSets:
 
     sets: list[LabelledSet] = field(default_factory=list)
     training: dict[str, LabelledSet] = field(default_factory=dict)  # where it was asked for
-    pairs: list[Reader] = field(default_factory=list)  # for retrieval
+    pairs: list[CaptionedSet] = field(default_factory=list)  # for retrieval
+    vectors: list[VectorPairs] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
     @property

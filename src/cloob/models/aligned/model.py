@@ -15,9 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError
-from cloob.models.aligned.encoders import FeatureMemory, ImageEncoder, TextEncoder, TowerText, encoder_key
+from cloob.models.aligned.encoders import (
+    FeatureMemory,
+    ImageEncoder,
+    LoadModel,
+    TextEncoder,
+    TowerText,
+    encoder_key,
+    open_image_encoder,
+    open_text_encoder,
+)
 from cloob.models.aligned.heads import Head
-from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder, EncoderConfig, digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 from cloob.models.source import Source

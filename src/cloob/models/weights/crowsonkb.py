@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
-from cloob.models.tokens import clip_tokenizer
+from cloob.models.tokenizer import clip_tokenizer
 from cloob.models.untrusted import read_json
 from cloob.models.weights.blocks import Block, Blocks, Gelu, Patches, Towers, preprocess
 from cloob.models.weights.containers import array, read_arrays

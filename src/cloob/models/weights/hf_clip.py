@@ -8,7 +8,7 @@ from typing import Any
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import check_objective
-from cloob.models.tokens import hub_tokenizer
+from cloob.models.tokenizer import hub_tokenizer
 from cloob.models.untrusted import read_json
 from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD
 from cloob.models.weights.containers import folder_weights

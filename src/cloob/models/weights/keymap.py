@@ -62,8 +62,6 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: o
 
 @dataclass(frozen=True)
 class Part:
-    """Where a weight comes from."""
-
     names: tuple[str, ...]  # keys of the file; several are joined along their first dimension
     permute: tuple[int, ...] | None = None  # the file's dimensions in the weight's order
     lead: int = 0  # dimensions of size 1 that the file has in front and the weight has not

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
-from cloob.models.tokens import NoTokenizer, RinnaTokenizer
+from cloob.models.tokenizer import NoTokenizer, RinnaTokenizer
 from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, Block, Blocks, Patches, Towers, preprocess
 from cloob.models.weights.containers import folder_weights
 from cloob.models.weights.keymap import Part, fill, without_memory

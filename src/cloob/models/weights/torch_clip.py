@@ -20,8 +20,7 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.source import known_models
-from cloob.models.tokenizer import SPECIALS, Ending
-from cloob.models.tokens import clip_tokenizer
+from cloob.models.tokenizer import SPECIALS, Ending, clip_tokenizer
 from cloob.models.untrusted import read_json
 from cloob.models.weights.containers import read_torch
 from cloob.models.weights.keymap import Part, build, fill

@@ -98,8 +98,8 @@ class PairsConfig(Part):
     by pipe:…, s3://, https://), a Hugging Face datasets folder, a folder of images with .txt files beside them, or
     "demo"; several are read as one. See docs/data.md."""
     val_data: Annotated[tuple[str, ...], Rule("sources without empty names", all)] = ()
-    """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data. A recipe's demo:val judges
-    the demo alone: of other data a tenth is held out where neither this nor --val-split is given."""
+    """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data. Of a recipe, demo:val
+    goes with --data demo alone: of other data a tenth is held out, unless this or --val-split is given."""
     val_split: Annotated[float, Rule("a share of the pairs below 1, or 0 for none", DECAY.holds)] = 0.0
     """Hold this share of --data out in place of --val-data, say 0.1: always the same pairs, none with a picture or
     caption that is trained on. All pairs are read once for it."""

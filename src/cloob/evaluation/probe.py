@@ -86,7 +86,7 @@ def probe_ranks(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     return ranking.ranks(x, weight, labels)
 
 
-def summarise(
+def probe_numbers(
     fits: Sequence[tuple[Tensor, Probe]],
     labels: Tensor,
     n_classes: int,

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from cloob.evaluation.embed import EmbedOptions, embed_images
-from cloob.evaluation.measures.probe import ProbeOptions, fit_probe, probe_ranks
+from cloob.evaluation.probe import ProbeOptions, fit_probe, probe_ranks
 from cloob.evaluation.suite import evaluate
 from cloob.models.towers import create_model
 from evaluate_fakes import COLOURS, ColourModel, Labels

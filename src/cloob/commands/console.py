@@ -1,4 +1,7 @@
-"""Options of commands: dataclasses, parsed by tyro and checked by tables; a comment or text at a field is its help."""
+"""What commands share: their options, and what they print.
+
+Options are dataclasses, parsed by tyro and checked by tables; a comment or text at a field is its help.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import dataclasses
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +25,7 @@ else:
     tyro = require("tyro", "train")
 
 T = TypeVar("T")
-HTML = (".html", ".htm")
+_LINE_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -81,7 +87,6 @@ class ColumnOptions:
 
 
 def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", description: str | None = None) -> T:
-    """The dataclass that the words describe."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -125,7 +130,6 @@ def exclusive(options: object, *groups: str) -> None:
 
 
 def within(options: object, **table: tuple[float, float]) -> None:
-    """Refuses numbers that are too small or too large."""
     for name, (value, _, spelled) in _leaves(options).items():
         if name in table and value is not None:
             low, high = table[name]
@@ -185,3 +189,41 @@ def _complaint(box: str) -> str:
         said = re.sub(jargon, plain, said)
     meant = dict.fromkeys(line.split()[0] for line in text[rule:] if re.match(r"--\w", line))
     return f"{said}; did you mean {', '.join(meant)}?" if meant and said.startswith("Unrecognized") else said
+
+
+def say(text: str) -> None:
+    """Prints a line on stderr, at once, as what follows may take minutes."""
+    print(f"cloob: {text}", file=sys.stderr, flush=True)
+
+
+def say_next(*commands: Sequence[str | Path]) -> None:
+    for i, words in enumerate(commands):
+        print(f"{'next:' if i == 0 else '  or:'} {shell(words)}", file=sys.stderr)
+
+
+def shell(words: Sequence[str | Path]) -> str:
+    return shlex.join(["cloob", *map(str, words)])
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows how far the work is, on stderr: bars on a terminal, else a line each minute."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    to_person, tasks, last = sys.stderr.isatty(), dict[str, Any](), time.monotonic()
+
+    def update(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if to_person:
+            if what not in tasks:
+                tasks[what] = bars.add_task(escape(what), total=total)
+            bars.update(tasks[what], completed=done, total=total, visible=done < total)
+        elif done < total and time.monotonic() - last >= _LINE_SECONDS:
+            last = time.monotonic()
+            say(f"{what}: {done:,} of {total:,}")
+
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not to_person) as bars:
+        yield update

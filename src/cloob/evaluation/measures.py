@@ -1,0 +1,219 @@
+"""The numbers of a model on a set: zero-shot classification, retrieval, and how its embeddings lie on the sphere.
+
+Legend: n images or pairs, T texts, C classes, D the embedding dimension; rows are unit rows, NaN where unreadable.
+
+Zero-shot by the protocol of CLIP and CLOOB: normalise the embedding of each prompt, average over the templates,
+normalise again, take the class of largest cosine. Retrieval goes both ways, with several captions an image and captions
+that occur more than once. Most measures of geometry depend on the number of pairs: compare them at equal n only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cloob.data.batch import caption_id
+from cloob.errors import InputError
+from cloob.evaluation.embed import Encoder, embed_texts
+from cloob.functional import geometry as shape
+from cloob.functional import hopfield_retrieval, ranking
+from cloob.functional.bootstrap import bootstrap_interval, group_means
+
+RECALLS = (1, 5, 10)
+DEFAULT_LIMIT = 10_000  # pairs whose geometry is measured
+_CHUNK = 1024
+
+
+def class_embeddings(
+    encoder: Encoder, classnames: Sequence[str], templates: Sequence[str], batch_size: int = 256
+) -> Tensor:
+    """(C, D) unit rows on the CPU: the mean over the templates, with each class name in the place of ``{c}``."""
+    if not classnames or not templates or not all("{c}" in template for template in templates):
+        raise InputError(f"expected class names and templates with {{c}} in the place of one; got {list(templates)}")
+    prompts = [template.replace("{c}", name) for name in classnames for template in templates]
+    features = F.normalize(embed_texts(encoder, prompts, batch_size), dim=1)
+    return F.normalize(features.view(len(classnames), len(templates), -1).mean(1), dim=1)
+
+
+def zeroshot_ranks(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:
+    """(n,) 0-based rank of the right class of each image, after those of equal score. NaN rows are never right."""
+    # In float64 a tie is a tie of the embeddings and not of rounding.
+    return ranking.ranks(image_features.double(), class_embeddings.double(), labels)
+
+
+def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:
+    """(C, C + 1) counts: a row a label, a column a class that images were taken for, the last one for NaN rows.
+
+    It agrees with :func:`zeroshot_ranks`: of classes with equal scores the right one comes last.
+    """
+    n_classes = len(class_embeddings)
+    scores = image_features.double() @ class_embeddings.double().T
+    scores[torch.arange(len(labels)), labels] = -torch.inf
+    right = zeroshot_ranks(image_features, labels, class_embeddings) < 1
+    predicted = torch.where(right, labels, scores.argmax(1))
+    predicted[~torch.isfinite(image_features).all(1)] = n_classes
+    cells = labels * (n_classes + 1) + predicted
+    return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(n_classes, n_classes + 1)
+
+
+def zeroshot_numbers(
+    ranks: Tensor, labels: Tensor, classnames: Sequence[str], *, level: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
+    """The numbers of one set, with bootstrap intervals.
+
+    ``per_class`` has the classes with images; a name that several classes share is followed by the label in brackets.
+    """
+    recalls = ranking.per_class_recall(ranks < 1, labels, len(classnames))
+    uses = Counter(classnames)
+    names = [f"{name} [{i}]" if uses[name] > 1 else name for i, name in enumerate(classnames)]
+    per_class = zip(names, recalls.tolist(), strict=True)
+    return {
+        "acc1": ranking.topk_accuracy(ranks, 1),
+        "acc5": ranking.topk_accuracy(ranks, 5),
+        "mean_per_class_recall": float(recalls.nanmean()),
+        "n": len(ranks),
+        "n_classes": len(classnames),
+        "acc1_interval": list(bootstrap_interval(ranks < 1, level=level, seed=seed)),
+        "acc5_interval": list(bootstrap_interval(ranks < 5, level=level, seed=seed)),
+        "per_class": {name: recall for name, recall in per_class if recall == recall},  # not NaN
+    }
+
+
+class RetrievalRanks(NamedTuple):
+    """0-based rank of the best correct text of each image (n,), and of the best correct image of each text (T,)."""
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+
+def retrieval_ranks(
+    image_features: Tensor,
+    text_features: Tensor,
+    image_of_text: Tensor | Sequence[int] | None = None,
+    captions: Sequence[str] | None = None,
+    *,
+    chunk: int = 4096,
+) -> RetrievalRanks:
+    """The ranks of all images and texts; NaN rows are never found.
+
+    ``image_of_text`` is the image that each text describes, None if text i describes image i. Equal ``captions`` share
+    their correct images; None takes every text as different. ``chunk`` is the rows of a block of scores.
+    """
+    image = torch.arange(len(image_features)) if image_of_text is None else torch.as_tensor(image_of_text)
+    group = torch.arange(len(text_features))  # of texts that are one caption
+    if captions is not None:
+        # An empty caption could not be read and equals no other. Ids are positive; the negative ones cannot meet them.
+        ids = torch.tensor([caption_id(c) if c.strip() else -1 - i for i, c in enumerate(captions)])
+        group = torch.unique(ids, return_inverse=True)[1]
+    pairs = torch.unique(torch.stack([group, image], 1), dim=0)  # a caption is correct for all that it describes
+    text_to_image, image_to_text = ranking.mutual_ranks(text_features, image_features, pairs, chunk, group)
+    return RetrievalRanks(image_to_text, text_to_image)
+
+
+def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
+    """(n,) values, one a picture, whose mean is the mean of its captions' hits (T,), for intervals over pictures.
+
+    A picture's captions stand or fall together, so pictures are resampled. With c captions a picture, s of them hits,
+    and the recall R = Σs/Σc, they are the linearised ratio R + (s − R c) / mean(c); s / c if all have c captions.
+    """
+    hits, image = hits.double(), torch.as_tensor(image_of_text)
+    captions = torch.bincount(image).double()
+    right = torch.zeros_like(captions).index_add_(0, image, hits)
+    if bool((captions == captions[0]).all()):
+        return right / captions
+    recall = hits.mean()
+    return recall + (right - recall * captions) / captions.mean()
+
+
+def retrieval_numbers(
+    ranks: RetrievalRanks, image_of_text: Tensor | Sequence[int] | None = None, *, level: float = 0.95, seed: int = 0
+) -> dict[str, Any]:
+    """The numbers of one set, with bootstrap intervals; ``image_of_text`` is None if each image has one text.
+
+    Median ranks are 1-based, and infinite if half is unreadable.
+    """
+    result: dict[str, Any] = {}
+    for direction, values in ranks._asdict().items():
+        for k in RECALLS:
+            result[f"{direction}@{k}"] = ranking.recall_at_k(values, k)
+        result[f"{direction}_median_rank"] = ranking.median_rank(values)
+    for direction, values in ranks._asdict().items():
+        for k in RECALLS:
+            hits = values < k
+            if direction == "text_to_image" and image_of_text is not None:
+                hits = by_picture(hits, image_of_text)
+            low, high = bootstrap_interval(hits, level=level, seed=seed)
+            result[f"{direction}@{k}_interval"] = [max(low, 0.0), min(high, 1.0)]
+    return {**result, "n": len(ranks.text_to_image), "n_images": len(ranks.image_to_text)}
+
+
+def vector_numbers(
+    a: Tensor, b: Tensor, ids: Tensor, *, level: float = 0.95, seed: int = 0
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The numbers of n pairs of vectors, and by metric how often the rows of each id are right.
+
+    An id is one sample: its rows stand or fall together. The gallery has one row an id, its first.
+    """
+    n_ids = len(torch.unique(ids))
+    numbers: dict[str, Any] = {"n": len(ids), "n_ids": n_ids}
+    hits = {}
+    for way, query, gallery in (("a_to_b", a, b), ("b_to_a", b, a)):
+        ranks = ranking.ranks_of_ids(query, gallery, ids)
+        numbers[f"{way}_median_rank"] = ranking.median_rank(ranks)
+        for k in RECALLS:
+            hits[f"{way}@{k}"] = right = group_means(ranks < k, ids)
+            numbers[f"{way}@{k}"] = float(right.mean())
+            numbers[f"{way}@{k}_interval"] = list(bootstrap_interval(right, level=level, seed=seed))
+    return numbers | {f"chance@{k}": min(k / n_ids, 1.0) for k in RECALLS}, hits
+
+
+def geometry(
+    image_features: Tensor, text_features: Tensor, inv_tau: float, beta: float, limit: int = DEFAULT_LIMIT
+) -> dict[str, Any]:
+    """Measures the embeddings of n pairs and of their Hopfield retrievals, the anchors of the CLOOB objective.
+
+    Args:
+        image_features: (n, D) unit rows.
+        text_features: (n, D) unit rows; pairs with a NaN row in either are left out.
+        inv_tau: τ⁻¹ of the saturation of InfoNCE.
+        beta: β of the retrievals: images from the memory of all images, texts from that of all texts.
+        limit: Pairs measured at most, evenly spaced over the set (time is O(n²)).
+    """
+    kept = (torch.isfinite(image_features).all(1) & torch.isfinite(text_features).all(1)).nonzero()[:, 0]
+    if len(kept) < 2:
+        raise InputError(f"geometry needs at least 2 pairs with finite embeddings, got {len(kept)}")
+    if len(kept) > limit:
+        kept = kept[torch.arange(limit) * len(kept) // limit]
+    image, text = image_features[kept], text_features[kept]
+    clouds = {
+        "image": image,
+        "text": text,
+        "image_retrieved": _retrieve(image, beta),
+        "text_retrieved": _retrieve(text, beta),
+    }
+    saturation = shape.saturation(image, text, inv_tau) + shape.saturation(text, image, inv_tau)
+    return {
+        "n": len(kept),
+        **{f"effective_eigenvalues_{k}": int(shape.effective_eigenvalues(x)) for k, x in clouds.items()},
+        "ajne_image": float(shape.ajne(image)),
+        "ajne_text": float(shape.ajne(text)),
+        "alignment": float(shape.alignment(image, text)),
+        "uniformity_image": float(shape.uniformity(image)),
+        "uniformity_text": float(shape.uniformity(text)),
+        "modality_gap": float(shape.modality_gap(image, text)),
+        "saturation": float(saturation) / 2,
+        **{f"spectrum_{k}": _digits(shape.covariance_spectrum(x)) for k, x in clouds.items()},
+    }
+
+
+def _retrieve(x: Tensor, beta: float) -> Tensor:
+    return torch.cat([hopfield_retrieval(part, x, beta) for part in torch.split(x, _CHUNK)])
+
+
+def _digits(spectrum: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in spectrum.tolist()]

@@ -1,1 +1,0 @@
-"""One file a measure: zero-shot, linear probe, retrieval, geometry."""
