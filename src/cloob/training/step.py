@@ -144,10 +144,7 @@ class Stepper:
         hopfield: bool | None = None,
         layout: Layout | None = None,
     ) -> Launched:
-        """Takes one step without waiting for the device; most arguments are those of ``TowersWithLoss.forward``.
-
-        ``layout`` says how many pairs each rank has; with several and without it they ask each other.
-        """
+        """Takes one step without waiting for the device; ranks without a ``layout`` ask each other for their sizes."""
         buffers = Buffers(self._modules)
         objective = self.module.objective
         positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss

@@ -92,10 +92,7 @@ class FolderSource:
 def walk(
     folder: Path | str, failed: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """A folder and those below it: path, folders and files, without hidden ones.
-
-    Links are not followed, nor folders that are removed from the list.
-    """
+    """A folder and those below it, as ``os.walk``: without hidden files and folders, sorted; links are not followed."""
     for root, folders, names in os.walk(folder, onerror=failed):
         folders[:], names[:] = (sorted(name for name in each if not name.startswith(".")) for each in (folders, names))
         yield root, folders, names
