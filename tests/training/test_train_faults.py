@@ -13,9 +13,13 @@ import pytest
 import torch
 from train_helpers import At, Poison, Trained, exact, lines
 
+from cloob.data.open import open_source
 from cloob.distributed import process_group
 from cloob.errors import InputError
+from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
+from cloob.objective import make_objective
+from cloob.training.build import make_loader
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 from cloob.training.resume import find_checkpoint
@@ -85,6 +89,23 @@ def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
     keys = json.loads((poisoned / "nonfinite-step-6.json").read_text())["keys"]
     assert len(set(keys)) == len(keys) == exact(plain)[5]["samples_seen"] - exact(plain)[4]["samples_seen"]
     assert exact(poisoned)[-1]["loss"] is not None
+
+
+def test_two_ranks_judge_one_model(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:
+    """Running statistics are each rank's own in training; held-out pairs are judged by those that are exported."""
+    own = {"model": "nano-resnet", "epochs": 2, "batch_size": 12, "micro_batch_size": 3, "save_every": 0, "keep": 0}
+    config = trained.config.override(**own, val_data=[str(pairs_folder)], out=tmp_path / "run")
+    ranks = fork(tmp_path / "ranks", 2, lambda: train(config) and None)
+    assert ranks.wait() == [0, 0], ranks.told()
+    for line, checkpoint in zip(
+        lines(config.save.out / "epochs.jsonl"), list_checkpoints(config.save.out), strict=True
+    ):
+        model = load_model(checkpoint)
+        loader = make_loader(open_source(str(pairs_folder)), model, config, torch.device("cpu"), train=False)
+        objective = make_objective("cloob")
+        with torch.no_grad():
+            losses = [len(batch) * objective(*model(batch.images, batch.tokens)) for batch in loader.epoch(0)]
+        assert line["val_loss"] == pytest.approx(float(sum(losses)) / 38, rel=1e-5)  # 2 of the 40 pairs are bad
 
 
 def test_ranks_that_find_other_pairs_are_refused(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:

@@ -12,15 +12,7 @@ from cloob.cache import Cache
 from cloob.data.batch import BadSample, decoding
 from cloob.data.fingerprint import spread
 from cloob.data.shards.remote import open_remote
-from cloob.data.shards.spec import (
-    TAR_SUFFIXES,
-    is_pattern,
-    is_remote,
-    is_tar,
-    local_path,
-    matching_files,
-    tars_in,
-)
+from cloob.data.shards.spec import TAR_SUFFIXES, is_pattern, is_remote, is_tar, local_path, matching_files, tars_in
 from cloob.data.shards.tar import ShardSource
 from cloob.data.source import Source
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
@@ -42,11 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def open_source(
-    spec: str | Path,
-    *,
-    image_column: str = "filepath",
-    caption_column: str = "title",
-    cache: Cache | None = None,
+    spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title", cache: Cache | None = None
 ) -> Source:
     """Opens image-caption pairs.
 

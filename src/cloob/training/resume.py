@@ -26,6 +26,7 @@ from cloob.training import sharding
 from cloob.training.callbacks import RunResult
 from cloob.training.checkpoint import TRAINING, measured
 from cloob.training.config import TrainConfig
+from cloob.training.config.checks import refuse
 from cloob.training.progress import Progress, is_whole
 from cloob.training.ranks import on_rank_zero
 from cloob.training.step import Stepper
@@ -112,11 +113,9 @@ def progress_of(
     InputError for other training pairs, another objective or model; AlreadyFinished where nothing is left to do.
     """
     state, progress = checkpoint.state, checkpoint.progress
-    if changed := differences(state["data"][TRAINING], data[TRAINING]):
-        raise InputError(
-            f"{checkpoint.path}: the training pairs are not those of this checkpoint's run ({'; '.join(changed)}); "
-            f"start from its weights with --init {checkpoint.path}"
-        )
+    changed = differences(state["data"][TRAINING], data[TRAINING])
+    others = f"the training pairs are not those of this checkpoint's run ({'; '.join(changed)})"
+    refuse([(changed, f"{checkpoint.path}: {others}; start from its weights with --init {checkpoint.path}")])
     said = list(_changes(checkpoint, config))
     # A validation that later ones can be compared with: by the same pairs in the same batches.
     has_best = progress.stale and find_best(config.save.out, config.save.best, measured(config, data)) is not None
@@ -167,9 +166,9 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[str]:
             same = math.isclose(then, now, rel_tol=1e-6) if floats else then == now
             if part in _FREE_PARTS or leaf in _FREE.split() or same:
                 continue
-            if part in ("loss", "align") or leaf in ("model", "image_size"):
-                advice = f"resume with the same, or start from the weights with --init {checkpoint.path}"
-                raise InputError(f"{checkpoint.path}: was trained with {part}.{leaf} = {then!r}, not {now!r}; {advice}")
+            other = part in ("loss", "align") or leaf in ("model", "image_size")
+            advice = f"resume with the same, or start from the weights with --init {checkpoint.path}"
+            refuse([(other, f"{checkpoint.path}: was trained with {part}.{leaf} = {then!r}, not {now!r}; {advice}")])
             yield f"another {part}.{leaf}: {now!r} instead of {then!r}"
 
 

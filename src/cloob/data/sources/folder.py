@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cloob.data.batch import (
-    BadSample,
-    RawSample,
-    clean_caption,
-    printable,
-    read_caption_file,
-    read_image_file,
-)
+from cloob.data.batch import BadSample, RawSample, clean_caption, printable, read_caption_file, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column, spread
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.table import TableSource, column_names
