@@ -216,14 +216,6 @@ def test_an_abandoned_epoch_does_not_leak_into_the_next(tokenizer: Callable[[lis
     pool.close()
 
 
-class InAWorker(Numbers):
-    """A source that knows whether a worker reads from it, however the worker was started."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__(n)
-        self.parent = os.getpid()
-
-
 @pytest.fixture
 def deaf() -> Iterator[None]:
     """torch's own handler of a worker's death is off, as in the training loop after the first batch."""
@@ -241,8 +233,12 @@ def begun(pool: PairLoader) -> tuple[Iterator[Batch], multiprocessing.Process]:
     return batches, worker
 
 
-class Breaking(InAWorker):
+class Breaking(Numbers):
     """Its worker breaks off while the main process fetches a tensor from it, and is dead only half a second later."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.parent = os.getpid()
 
     def read(self, index: int) -> RawSample:
         if index == 4 and os.getpid() != self.parent:

@@ -104,7 +104,7 @@ def cached_backward(
     with torch.autocast(rows[0].device.type, enabled=False):  # the caller's would reach the products of the gradient
         gradients = torch.autograd.grad(scaled, leaves, allow_unused=True)
     sizes = [len(features[0]) for features in embedded]
-    sides = ([None] * len(sizes) if side is None else side.split(sizes) for side in gradients[: len(rows)])
+    sides = ([None] * len(sizes) if side is None else torch.split(side, sizes) for side in gradients[: len(rows)])
     incoming = list(zip(*sides, strict=True))
     for i, (micro_batch, replay) in enumerate(zip(micro_batches, states, strict=True)):
         last = i == len(micro_batches) - 1
