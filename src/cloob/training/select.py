@@ -21,7 +21,7 @@ from cloob.models.load import load_model
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
 from cloob.training.config.parts import LENGTHS
-from cloob.training.validate import recall_of_ids
+from cloob.training.validate import recalls_of_ids
 from cloob.training.vectors import open_vectors
 
 OBJECTIVES_FILE = "objectives.json"
@@ -117,7 +117,7 @@ def _try(
         encoder = load_model(result.run, config.run.device).eval()
     assert isinstance(encoder, VectorEncoder)
     a, b = embed_pairs(encoder, held_out)
-    return _Tried(objective, settings, recall_of_ids(a, b, torch.from_numpy(held_out.ids)))
+    return _Tried(objective, settings, recalls_of_ids(a, b, torch.from_numpy(held_out.ids)).mean(0))
 
 
 def _chosen(finals: list[_Tried]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _recall(features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device,
             return None
         images, texts, ids = (torch.cat(side).to(device) for side in zip(*parts, strict=True))
         if by_id:
-            return float(recall_of_ids(images, texts, ids).mean())
+            return float(recalls_of_ids(images, texts, ids).mean(1).mean())
         pairs = torch.arange(len(images), device=device).repeat(2, 1).T
         both = mutual_ranks(images, texts, pairs)
         return float(sum(recall_at_k(ranks, k) for ranks in both for k in RECALLS) / (2 * len(RECALLS)))
@@ -113,7 +113,7 @@ def _recall(features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device,
     return on_rank_zero(mean)
 
 
-def recall_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
-    """Of each distinct id the mean recall at 1, 5 and 10 in both directions."""
+def recalls_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+    """(6, distinct ids) recall at 1, 5 and 10 in both directions."""
     both = ranks_of_ids(a, b, ids), ranks_of_ids(b, a, ids)
-    return torch.stack([group_means(ranks < k, ids) for ranks in both for k in RECALLS]).mean(0)
+    return torch.stack([group_means(ranks < k, ids) for ranks in both for k in RECALLS])
