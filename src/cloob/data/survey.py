@@ -26,6 +26,7 @@ _MOST_REPEATED = 10
 _EXCERPT = 100  # characters of a caption's first line
 _CHUNK = 64  # pairs in memory at a time
 _THUMBNAIL = 320  # pixels of a side
+Shown = Callable[[int, int], None]  # is told how many of how many pairs are done
 
 
 class _Repeats(dict[Any, dict[str, Any]]):
@@ -41,13 +42,7 @@ class _Repeats(dict[Any, dict[str, Any]]):
 
 
 def survey(
-    source: Source,
-    count_tokens: Callable[[str], int],
-    context_length: int,
-    *,
-    most: int,
-    workers: int,
-    progress: Callable[[int, int], None],
+    source: Source, count_tokens: Callable[[str], int], context_length: int, *, most: int, workers: int, progress: Shown
 ) -> tuple[dict[str, Any], list[int]]:
     """Reads and decodes ``most`` pairs, spread over the source, 0: all; returns facts for JSON, and the usable rows."""
     rows = spread_rows(source, most) if most else range(len(source))

@@ -33,6 +33,7 @@ _TRIED: dict[str, list[dict[str, Any]]] = {
     ],
 }
 _FALLBACK = "infoloob"
+Train = Callable[[TrainConfig], Any]  # as ``loop.train``
 TEMPORARY = {"resume": "none", "tensorboard": False, "wandb": None, "keep": 1, "save_every": 2**31, "log_every": 2**31}
 """Settings of a run whose folder goes: it writes no more than its result needs."""
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class _Tried:
         return " ".join([self.objective, *settings])
 
 
-def choose(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> TrainConfig:
+def choose(config: TrainConfig, train: Train) -> TrainConfig:
     """The configuration with the objective that held-out pairs choose; OUT/objectives.json keeps what was tried.
 
     Four settings of CLIP, InfoLOOB and CLOOB each train for a quarter of the run, the better two for half of it, the
@@ -94,12 +95,7 @@ def read_choice(run: Path) -> dict[str, Any] | None:
 
 
 def _try(
-    config: TrainConfig,
-    objective: str,
-    settings: dict[str, Any],
-    share: int,
-    train: Callable[[TrainConfig], Any],
-    held_out: VectorPairs,
+    config: TrainConfig, objective: str, settings: dict[str, Any], share: int, train: Train, held_out: VectorPairs
 ) -> _Tried:
     """Trains for a part of the run, in a folder that goes, and judges its best epoch."""
     length = next(name for name in LENGTHS if getattr(config.run, name) is not None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cloob.distributed import Layout, world_size
 from cloob.objective import ContrastiveObjective
@@ -108,11 +109,7 @@ class Stepper:
     """
 
     def __init__(
-        self,
-        module: TowersWithLoss,
-        optimizer: torch.optim.Optimizer,
-        clip_grad_norm: float = 0.0,
-        micro_batch_size: int = 0,
+        self, module: TowersWithLoss, optimizer: Optimizer, clip_grad_norm: float = 0.0, micro_batch_size: int = 0
     ) -> None:
         self.module, self.optimizer = module, optimizer
         self.clip_grad_norm, self.micro_batch_size = clip_grad_norm, micro_batch_size
@@ -218,7 +215,7 @@ class Stepper:
         return loss, image_features, text_features
 
 
-def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def _step_unless(bad: Tensor, optimizer: Optimizer) -> None:
     """A step that changes neither weights nor moments nor their count if the 0-d ``bad`` is true.
 
     By the attribute through which ``torch.amp.GradScaler`` tells a fused optimiser the same; others are waited for.
