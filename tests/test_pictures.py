@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cloob import pictures
 from cloob.data.batch import RawSample
-from cloob.data.loader import BatchBuilder, Request
+from cloob.data.loader import BatchBuilder
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images
@@ -169,7 +169,7 @@ ZOO = zoo()
 def trained_on(data: bytes) -> Tensor:
     """The pixels that training takes with a crop of everything, (H, W, 3)."""
     builder = BatchBuilder(One(data), TrainTransform(SIDE, scale=(1, 1)), lambda texts: torch.zeros(len(texts), 3), 0)
-    batch = builder.__getitems__(Request(0, np.array([0])))
+    batch = builder[0, np.array([0])]
     assert not batch.skipped
     return batch.images[0].permute(1, 2, 0)
 
@@ -248,7 +248,7 @@ def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEnco
     monkeypatch.undo()
     builder = BatchBuilder(One(data), TrainTransform(SIDE), lambda texts: torch.zeros(len(texts), 3), 0)
     monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
-    (skip,) = builder.__getitems__(Request(0, np.array([0]))).skipped
+    (skip,) = builder[0, np.array([0])].skipped
     assert (skip.key, skip.reason) == ("k", "image too large")
 
 

@@ -26,14 +26,6 @@ def counted(number: int, things: str) -> str:
     return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
 
 
-def too_few_pairs(source: str, pairs: int, batch_size: int, kind: str = "pairs") -> InputError:
-    """The error of training pairs that are fewer than one batch."""
-    holds = f"{source} holds {counted(pairs, kind)}"
-    if pairs < 2:
-        return InputError(f"{holds}; at least 2 training pairs are needed")
-    return InputError(f"{holds}, fewer than one batch of {batch_size:,}; give --batch-size {pairs:,} or less")
-
-
 def printable(text: str) -> str:
     """Text on one line, without what a terminal would obey or turn around (U+202E …)."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
@@ -71,7 +63,7 @@ def first_of(names: Sequence[str], most: int = 30) -> str:
 
 def install(extra: str) -> str:
     """The command that brings an extra of this package, in a clone or after a wheel; or a package that no extra has."""
-    if extra in ("mteb", "wandb"):
+    if extra in ("h5py", "mteb", "wandb"):
         return f"pip install {extra}"
     import json  # these two would cost each start 50 ms
     from importlib import metadata

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import shutil
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-import cloob.data
 from cloob.data.batch import caption_id
 from cloob.data.open import DEMO, open_source
 from cloob.evaluation.sets.labelled import open_labelled
@@ -59,13 +55,3 @@ def test_the_notice_counts_what_is_there() -> None:
     shared = sum(n for n in counts.values() if n > 1)
     assert f"{shared:,} of the {len(source):,} training pairs ({shared / len(source):.1%})" in text
     assert "Apache License" in (DEMO / "LICENSE-Apache-2.0").read_text()
-
-
-def test_it_is_found_in_another_place(tmp_path: Path) -> None:
-    """What a wheel does: the package's files lie elsewhere, and no checkout around them."""
-    shutil.copytree(Path(cloob.data.__file__).parent, tmp_path / "data")
-    spec = importlib.util.spec_from_file_location("moved_open", tmp_path / "data" / "open.py")
-    moved = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(moved)
-    assert tmp_path / "data" / "demo" == moved.DEMO
-    assert len(moved.open_source("demo:val")) == 500

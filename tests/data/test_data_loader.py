@@ -211,20 +211,9 @@ def test_a_batch_larger_than_the_data(tokenizer: Callable[[list[str]], Tensor]) 
 
 def test_an_abandoned_epoch_does_not_leak_into_the_next(tokenizer: Callable[[list[str]], Tensor]) -> None:
     pool = loader(Numbers(40), tokenizer, 4, workers=2)
-    abandoned = pool.epoch(0)
-    next(abandoned)
+    next(pool.epoch(0))
     assert_same(list(pool.epoch(1)), list(loader(Numbers(40), tokenizer, 4).epoch(1)))
-    with pytest.raises(RuntimeError, match="another epoch"):
-        next(abandoned)
     pool.close()
-
-
-class InAWorker(Numbers):
-    """A source that knows whether a worker reads from it, however the worker was started."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__(n)
-        self.parent = os.getpid()
 
 
 @pytest.fixture
@@ -244,8 +233,12 @@ def begun(pool: PairLoader) -> tuple[Iterator[Batch], multiprocessing.Process]:
     return batches, worker
 
 
-class Breaking(InAWorker):
+class Breaking(Numbers):
     """Its worker breaks off while the main process fetches a tensor from it, and is dead only half a second later."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.parent = os.getpid()
 
     def read(self, index: int) -> RawSample:
         if index == 4 and os.getpid() != self.parent:

@@ -136,8 +136,6 @@ def test_what_cannot_be_split_is_refused_in_one_line() -> None:
     same = Listed(tuple((as_png(bytes([n])), "a photo") for n in range(20)))
     with pytest.raises(InputError, match=r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data"):
         split([same], 0.1)
-    with pytest.raises(InputError, match="streamed pairs would all be fetched"):
-        split([Listed(same.pairs, name="s3://bucket/{00..07}.tar", streamed=True)], 0.1)
     alone = [Listed(((as_png(bytes([n])), f"c{n}"),), name="one pair") for n in range(4)]
     with pytest.raises(InputError, match="one pair: all its pairs would be held out"):
         split(alone, 0.5)

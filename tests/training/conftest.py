@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from train_helpers import Recorder, Trained
+from train_helpers import Recorder, Trained, write_shards
 
 from cloob.training.config import TrainConfig
-from make import write_forty, write_tar
+from make import write_forty
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,17 +42,10 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pairs_as(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The same pairs in three forms: a folder, two shards with sizes.json, a table as the CLOOB authors have it."""
     folder = tmp_path_factory.mktemp("forms")
-    stems = sorted({path.stem for path in pairs_folder.iterdir()})
-    sizes = {}
-    for number, part in enumerate((stems[:23], stems[23:])):
-        name = f"{number:05d}.tar"
-        names = [f"{stem}.{ending}" for stem in part for ending in ("png", "txt")]
-        write_tar(folder / "shards" / name, {name: (pairs_folder / name).read_bytes() for name in names})
-        sizes[name] = len(part)
-    (folder / "shards" / "sizes.json").write_text(json.dumps(sizes))
-    rows = [f"{pairs_folder / stem}.png\t{(pairs_folder / stem).with_suffix('.txt').read_text()}" for stem in stems]
+    shards = write_shards(pairs_folder, folder / "shards")
+    rows = [f"{path.with_suffix('.png')}\t{path.read_text()}" for path in sorted(pairs_folder.glob("*.txt"))]
     (folder / "train.csv").write_text("\n".join(["filepath\ttitle", *rows]) + "\n")
-    return {"folder": str(pairs_folder), "shards": str(folder / "shards"), "table": str(folder / "train.csv")}
+    return {"folder": str(pairs_folder), "shards": shards, "table": str(folder / "train.csv")}
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from train_helpers import Poison, Trained, exact, lines
 from cloob.cli import main
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.load import load_model
-from cloob.models.runs import list_checkpoints
+from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.training.callbacks import Callback, RunInfo
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import AlignConfig
@@ -257,3 +258,23 @@ def test_retrieval_joins_where_it_is_told_to(base: TrainConfig, trained: Trained
         for c in list_checkpoints(tmp_path / "warm")
     ]
     assert saved == [False] * 4 + [True] * 4  # after 2, 4, 6, 8 and 10, 12, 14, 15 steps
+
+
+def test_siglip_s_bias_goes_into_log_folder_and_another_run(base: TrainConfig, tmp_path: Path) -> None:
+    train(base.override(objective="siglip", out=tmp_path / "run", epochs=1))
+    found = lines(tmp_path / "run" / "metrics.jsonl")
+    assert all(line["beta"] is None and "saturation" not in line for line in found)  # that is of a softmax
+    assert "effective_eigenvalues_text" in found[3]
+    last = found[-1]
+    config = TrainConfig.from_json(tmp_path / "run" / "config.json")
+    assert (config.loss.bias, config.loss.inv_tau, config.loss.scale) == (-10.0, 10.0, "unit")
+    trained = load_model(tmp_path / "run").make_objective()
+    assert trained.name == "siglip" and trained.bias is not None
+    assert trained.bias.item() == pytest.approx(last["bias"], rel=1e-6) and trained.bias.item() != -10.0
+    theirs = open_clip.create_model(f"local-dir:{latest_checkpoint(tmp_path / 'run') / 'model'}")
+    assert theirs.logit_bias.item() == pytest.approx(last["bias"], rel=1e-6)
+    assert theirs.logit_scale.exp().item() == pytest.approx(last["inv_tau"], rel=1e-6)
+
+    clip = base.override(objective="clip", model=None, init=str(tmp_path / "run"), steps=1, out=tmp_path / "clip")
+    left = open_clip.create_model(f"local-dir:{train(clip).checkpoint}/model")
+    assert left.logit_bias is None  # in a softmax it cancels

@@ -19,6 +19,7 @@ from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.training.callbacks import Callback, RunInfo, RunResult
 from cloob.training.config import TrainConfig
 from cloob.training.log import ProgressDisplay
+from make import write_tar
 from support import Ranks, fork
 
 # Compared between runs that must be the same; the other keys of a line are times.
@@ -82,6 +83,16 @@ class KilledAfter(Callback):
             threading.Timer(self.seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
         if metrics["step"] >= self.step:
             time.sleep(0.02)
+
+
+def write_shards(pairs: Path, folder: Path) -> str:
+    """Two shards of the pairs in a folder, and their sizes.json."""
+    stems = sorted({path.stem for path in pairs.iterdir()})
+    for number, part in enumerate((stems[:23], stems[23:])):
+        names = [f"{stem}.{ending}" for stem in part for ending in ("png", "txt")]
+        write_tar(folder / f"{number:05d}.tar", {name: (pairs / name).read_bytes() for name in names})
+    (folder / "sizes.json").write_text('{"00000.tar": 23, "00001.tar": 17}')
+    return str(folder)
 
 
 def wait_until(done: Callable[[], bool], process: Any, limit: float = 120) -> None:

@@ -35,8 +35,7 @@ Reason = Literal[
     "not finite",
     "no partner",
 ]
-MAX_CAPTION_BYTES = 64 * 1024
-"""Above this many UTF-8 bytes a caption is a file in the wrong place."""
+MAX_CAPTION_BYTES = 64 * 1024  # above this many UTF-8 bytes a caption is a file in the wrong place
 
 
 def printable(name: str) -> str:
@@ -53,16 +52,14 @@ class Skip:
     detail: str
 
 
+@dataclass(eq=False)
 class BadSample(Exception):  # noqa: N818 - a sample is bad, the program is not in error
     """A sample cannot be used; carries what becomes a ``Skip``. ``captions`` of a lost picture stay queries."""
 
+    reason: Reason
+    key: str
+    detail: str = ""
     captions: tuple[str, ...] = ()
-
-    def __init__(self, reason: Reason, key: str, detail: str = "") -> None:
-        super().__init__(reason, key, detail)
-        self.reason: Reason = reason
-        self.key = key
-        self.detail = detail
 
     def __str__(self) -> str:
         return f"{self.key}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
@@ -118,10 +115,7 @@ class Batch:
 
 
 def caption_id(caption: str) -> int:
-    """A stable id of a caption in [0, 2**63), for finding pairs that say the same up to case and white space.
-
-    Two different captions among a million share an id with a probability of about 5e-8.
-    """
+    """A stable id of a caption in [0, 2**63), for finding pairs that say the same up to case and white space."""
     normalised = " ".join(caption.casefold().split())
     digest = hashlib.blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

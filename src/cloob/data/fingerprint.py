@@ -17,11 +17,9 @@ from cloob.data.batch import BadSample, Reader
 if TYPE_CHECKING:  # models need a digest, and no pyarrow
     import pyarrow as pa
 
-Fingerprint = dict[str, int | str]
-"""Counts and digests, each by the name of what it is of."""
+Fingerprint = dict[str, int | str]  # counts and digests, each by the name of what it is of
 
-MAX_FILES = 100_000
-"""So many files of a folder are looked into at most: each costs a call, on a network a journey."""
+MAX_FILES = 100_000  # so many files of a folder are looked into at most: each costs a call, on a network a journey
 
 
 def add_part(state: Any, part: str | bytes | np.ndarray) -> None:
@@ -83,6 +81,7 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     return changes
 
 
-def spread(n: int) -> list[int]:
-    """All of range(n), or ``MAX_FILES`` of it, evenly spread."""
-    return list(range(n)) if n <= MAX_FILES else np.linspace(0, n - 1, MAX_FILES).astype(np.int64).tolist()
+def spread(n: int, most: int = MAX_FILES) -> list[int]:
+    """All of range(n), or ``most`` of it, evenly spread."""
+    count = min(n, most)
+    return [i * (n - 1) // max(1, count - 1) for i in range(count)]

@@ -11,9 +11,10 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,32 +22,43 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cloob.data.batch import BadSample, Batch, Skip, caption_id, decoding
-from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Order, Part, local_part, sample_generator
-from cloob.data.source import MixedSource, Source
+from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id, decoding
+from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Part, local_part, sample_generator
+from cloob.data.source import MixedSource, Source, prefetch
 from cloob.data.transforms import TrainTransform
-from cloob.errors import InputError, too_few_pairs
+from cloob.errors import InputError, counted
 from cloob.pictures import Encoded
 
 Transform = TrainTransform | Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
+Request = tuple[int, np.ndarray]  # the epoch, and the rows of one local batch
 
 # Seconds that a process may take from its broken pipe to its end; one that held much memory takes a while.
 _DYING = 10
+_TOGETHER = 16  # pairs that are read before they are decoded: 3 to 10 % faster, as decoding empties the caches
 MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins with
 
 
 class Loader(ABC):
-    """Batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before.
+    """This rank's batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before.
 
-    ``pairs_per_epoch`` is before ``drop_last``; an epoch is made of ``lanes`` sequences of shards.
+    Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of an ``EpochOrder``; ``batch_size`` B is over all ranks.
+    Each rank takes every W-th pair of it (``local_part``), so a batch that the ranks cannot share equally gives unequal
+    parts. An epoch is made of ``lanes`` sequences of shards.
     """
 
-    def __init__(self, batch_size: int, pairs_per_epoch: int, *, drop_last: bool, lanes: int = 1) -> None:
-        self.batch_size = batch_size
-        self.pairs_per_epoch = pairs_per_epoch
-        self.lanes = lanes
-        self._drop_last = drop_last
+    def __init__(
+        self, name: str, order: EpochOrder, batch_size: int, *, drop_last: bool, rank: int = 0, world_size: int = 1
+    ) -> None:
+        n = len(order)
+        if n < (batch_size if drop_last else 1):
+            larger = f", fewer than one batch of {batch_size:,}; give --batch-size {n:,} or less"
+            wrong = larger if n > 1 else "; at least 2 training pairs are needed"
+            raise InputError(f"{name} holds {counted(n, 'pairs')}{wrong}")
+        self.name, self.batch_size, self.lanes = name, batch_size, world_size
+        self.pairs_per_epoch = n  # before ``drop_last``
+        self._order, self._drop_last = order, drop_last
+        self._rank, self._world_size = rank, world_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -58,31 +70,33 @@ class Loader(ABC):
         return full + (rest > 0 and not self._drop_last)
 
     def epoch(self, epoch: int, start_step: int = 0, lanes: int | None = None, *, offset: int = 0) -> Iterator[Batch]:
-        """This rank's batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
+        """The batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
 
         With workers, beginning another epoch ends the one before. ``lanes``: the number the epoch was begun with, when
         it goes on with another number of ranks. ``offset``: pairs to leave out before the first batch, where an epoch
         goes on with another batch size.
         """
-        return self._batches(epoch, range(start_step, self.steps(offset)), lanes or self.lanes, offset)
+        order, size = self._order.epoch(epoch, lanes or self.lanes), self.batch_size
+
+        def rows(start: int) -> np.ndarray:
+            return order[local_part(start, min(start + size, len(order)), self._rank, self._world_size)]
+
+        return self._batches(epoch, range(offset + start_step * size, offset + self.steps(offset) * size, size), rows)
 
     @abstractmethod
-    def _batches(self, epoch: int, steps: range, lanes: int, offset: int) -> Iterator[Batch]: ...
+    def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
+        """``rows`` are this rank's of the global batch that begins at a position of the epoch."""
 
     def close(self) -> None:  # noqa: B027 - for most there is nothing to end
         """Ends worker processes; the loader cannot be used afterwards."""
 
 
 class PairLoader(Loader):
-    """Batches of a source, epoch by epoch.
+    """Batches of a source. Samples that cannot be used leave a batch smaller, even empty, and are in its ``skipped``.
 
-    Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of ``EpochOrder``. Each rank takes every W-th pair of it
-    (``local_part``), so a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used
-    leave a batch smaller, even empty, and are listed in its ``skipped``.
-
-    ``batch_size`` is over all ranks. ``transform`` gives ``(3, H, W)`` uint8 of one size, ``tokenizer`` ``(n, L)`` of n
-    captions. ``shuffle_buffer``: read shard by shard, shuffled within so many pairs of each lane; 0: one permutation of
-    everything; None: 10,000 when a source is streamed, else 0. ``workers`` live as long as the loader; 0: this process.
+    ``transform`` gives ``(3, H, W)`` uint8 of one size, ``tokenizer`` ``(n, L)`` of n captions. ``shuffle_buffer``:
+    read shard by shard, shuffled within so many pairs of each lane; 0: one permutation of everything; None: 10,000 when
+    a source is streamed, else 0. ``workers`` live as long as the loader; 0: this process.
     """
 
     def __init__(
@@ -105,23 +119,19 @@ class PairLoader(Loader):
             shuffle_buffer = DEFAULT_BUFFER if source.streamed else 0
         sources = source.parts if isinstance(source, MixedSource) else (source,)
         parts = [Part(tuple(part.shard_sizes), part.streamed) for part in sources]
-        self._order = EpochOrder(parts, seed=seed, shuffle=shuffle, buffer=shuffle_buffer)
-        if len(self._order) < (batch_size if drop_last else 1):
-            raise too_few_pairs(source.name, len(self._order), batch_size)
-        super().__init__(batch_size, len(self._order), drop_last=drop_last, lanes=world_size)
+        order = EpochOrder(parts, seed=seed, shuffle=shuffle, buffer=shuffle_buffer)
+        super().__init__(source.name, order, batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
         self.source = source
         self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))
-        self._rank = rank
-        self._world_size = world_size
         self._builder = BatchBuilder(source, transform, tokenizer, seed)
         self._pin = pin_memory and torch.cuda.is_available()
         self._pool = WorkerPool(self._builder, workers, pin_memory=self._pin) if workers else None
 
-    def _batches(self, epoch: int, steps: range, lanes: int, offset: int) -> Iterator[Batch]:
-        requests = self._requests(epoch, self._order.epoch(epoch, lanes), steps, offset)
+    def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
+        requests = self._requests(epoch, starts, rows)
         if self._pool is not None:
             return self._pool.batches(requests)
-        batches = map(self._builder.__getitems__, requests)
+        batches = map(self._builder.__getitem__, requests)
         return map(Batch.pin_memory, batches) if self._pin else batches
 
     def close(self) -> None:
@@ -129,62 +139,57 @@ class PairLoader(Loader):
             self._pool.close()
             self._pool = None
 
-    def _requests(self, epoch: int, order: Order, steps: range, offset: int) -> Iterator[Request]:
-        prefetch = getattr(self.source, "prefetch", None) if self.source.streamed else None
-        asked = steps.start
-        for step in steps:
-            if prefetch is not None:  # fetch the shards that this rank will soon read
-                until = min(step + 1 + self._ahead, steps.stop)
-                for later in range(asked, until):
-                    prefetch(self._local(order, offset + later * self.batch_size))
-                asked = until
-            yield Request(epoch, self._local(order, offset + step * self.batch_size))
-
-    def _local(self, order: Order, start: int) -> np.ndarray:
-        """This rank's part of the global batch that begins at ``start``."""
-        return order[local_part(start, min(start + self.batch_size, len(order)), self._rank, self._world_size)]
-
-
-class Request(NamedTuple):
-    """One local batch."""
-
-    epoch: int
-    indices: np.ndarray
+    def _requests(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Request]:
+        soon = iter(starts if self.source.streamed else ())
+        for i, start in enumerate(starts):
+            for later in islice(soon, 1 if i else 1 + self._ahead):  # this rank's shards of the batches to come
+                prefetch(self.source, rows(later))
+            yield epoch, rows(start)
 
 
 class BatchBuilder(Dataset[Batch]):
     """Reads, decodes, augments and tokenises the pairs of a batch; each worker has a copy."""
 
     def __init__(self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int) -> None:
-        self._source = source
-        self._transform = transform
-        self._tokenizer = tokenizer
-        self._seed = seed
+        self._source, self._transform, self._tokenizer, self._seed = source, transform, tokenizer, seed
         # What an empty batch looks like has to be known before the first good sample.
         random = [torch.Generator()] if isinstance(transform, TrainTransform) else []
         self._no_images = transform(Image.new("RGB", (32, 32)), *random)[None][:0]
         self._no_tokens = tokenizer(["a"])[:0]
 
-    def __getitems__(self, request: Request) -> Batch:
-        images = self._no_images.new_empty((len(request.indices), *self._no_images.shape[1:]))
+    def __getitem__(self, request: Request) -> Batch:
+        epoch, indices = request
+        images = self._no_images.new_empty((len(indices), *self._no_images.shape[1:]))
         keys: list[str] = []
         captions: list[str] = []
         skipped: list[Skip] = []
-        for index in request.indices.tolist():
-            try:
-                sample = self._source.read(index)
-                with decoding(sample.key):
-                    images[len(keys)] = self._pixels(Encoded(sample.image), request.epoch, index)
-            except BadSample as bad:
-                skipped.append(bad.skip)
-            except MemoryError:  # after decoding; a worker's memory is bounded
-                skipped.append(Skip(sample.key, "image too large", "takes more memory than a data worker may"))
-            else:
-                keys.append(sample.key)
-                captions.append(sample.caption)
+        for start in range(0, len(indices), _TOGETHER):
+            for index, sample, encoded in self._open(indices[start : start + _TOGETHER], skipped):
+                try:
+                    with decoding(sample.key):
+                        images[len(keys)] = self._pixels(encoded, epoch, index)
+                except BadSample as bad:
+                    skipped.append(bad.skip)
+                except MemoryError:  # after decoding; a worker's memory is bounded
+                    skipped.append(Skip(sample.key, "image too large", "takes more memory than a data worker may"))
+                else:
+                    keys.append(sample.key)
+                    captions.append(sample.caption)
         tokens = (self._tokenizer(captions) if captions else self._no_tokens).to(torch.int64)
         ids = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
         return Batch(images[: len(keys)], tokens, ids, tuple(keys), tuple(skipped))
+
+    def _open(self, indices: np.ndarray, skipped: list[Skip]) -> list[tuple[int, RawSample, Encoded]]:
+        """Reads pairs, and the headers of their pictures; adds those that cannot be used to ``skipped``."""
+        opened = []
+        for index in indices.tolist():
+            try:
+                sample = self._source.read(index)
+                with decoding(sample.key):
+                    opened.append((index, sample, Encoded(sample.image)))
+            except BadSample as bad:
+                skipped.append(bad.skip)
+        return opened
 
     def _pixels(self, encoded: Encoded, epoch: int, index: int) -> Tensor:
         if not isinstance(self._transform, TrainTransform):
@@ -200,12 +205,11 @@ class WorkerPool:
 
     def __init__(self, builder: BatchBuilder, workers: int, *, pin_memory: bool) -> None:
         self._requests: Iterable[Request] = ()
-        self._begun = 0
         self._loader: DataLoader[Any] = DataLoader(
             builder,
-            batch_sampler=self,  # type: ignore[arg-type] # any iterable of requests
+            batch_size=None,  # the builder makes whole batches
+            sampler=self,
             num_workers=workers,
-            collate_fn=_as_is,
             pin_memory=pin_memory,
             worker_init_fn=_begin_worker,
             persistent_workers=True,
@@ -217,23 +221,17 @@ class WorkerPool:
         return iter(self._requests)
 
     def close(self) -> None:
-        iterator = getattr(self._loader, "_iterator", None)
-        if iterator is not None:
-            iterator._shutdown_workers()
+        if self._loader._iterator is not None:
+            self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
-        """The batches of the requests in their order; of one call at a time.
-
-        RuntimeError: a worker died, in torch's words; or another call was begun.
-        """
-        self._begun += 1
-        mine = self._begun
+        """The batches of the requests in their order, of one call at a time; RuntimeError when a worker dies."""
         self._requests = requests
         with warnings.catch_warnings():
             # Python 3.12+ warns of any fork with threads about; the workers only run our code, which takes no locks.
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             batches = iter(self._loader)
-        while mine == self._begun:
+        while True:
             _raise_if_dead(batches)  # torch would wait for ever where a death left half a message in the pipe
             try:
                 batch = next(batches)
@@ -248,7 +246,6 @@ class WorkerPool:
                     _raise_if_dead(batches, _DYING, error)
                 raise
             yield batch
-        raise RuntimeError("another epoch of this loader was begun while this one was being read")
 
 
 def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = None) -> None:
@@ -260,10 +257,6 @@ def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = N
     if dead:
         pids = ", ".join(str(worker.pid) for worker in dead)
         raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from cause
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
 
 
 def _begin_worker(_: int) -> None:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, decoding
+from cloob.data.fingerprint import spread
 from cloob.data.shards.remote import open_remote
-from cloob.data.shards.spec import (
-    TAR_SUFFIXES,
-    is_pattern,
-    is_remote,
-    is_tar,
-    local_path,
-    matching_files,
-    tars_in,
-)
+from cloob.data.shards.spec import TAR_SUFFIXES, is_pattern, is_remote, is_tar, local_path, matching_files, tars_in
 from cloob.data.shards.tar import ShardSource
 from cloob.data.source import Source
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
@@ -29,8 +21,7 @@ from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
 from cloob.errors import InputError, counted, nearest
 from cloob.pictures import decode
 
-DEMO = Path(__file__).parent / "demo"
-"""The demo set that comes with the package; see NOTICE there."""
+DEMO = Path(__file__).parent / "demo"  # the demo set that comes with the package; see NOTICE there
 
 DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
 _MAX_PROBES = 1000
@@ -43,11 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def open_source(
-    spec: str | Path,
-    *,
-    image_column: str = "filepath",
-    caption_column: str = "title",
-    cache: Cache | None = None,
+    spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title", cache: Cache | None = None
 ) -> Source:
     """Opens image-caption pairs.
 
@@ -136,7 +123,7 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
 
 def check_usable(source: Source) -> None:
     """Reads until two pairs are good, so that a wrong folder or an empty table fails here and not an hour later."""
-    rows = list(spread_rows(source, _MAX_PROBES))
+    rows = spread_rows(source, _MAX_PROBES)
     bad: list[BadSample] = []
     for looked_at, index in enumerate(rows, 1):
         try:
@@ -147,26 +134,19 @@ def check_usable(source: Source) -> None:
             bad.append(error)
         if looked_at - len(bad) == 2:
             return
-    spread = f" looked at, spread over all {len(source):,}," if len(rows) < len(source) else ""
+    over = f" looked at, spread over all {len(source):,}," if len(rows) < len(source) else ""
     reasons = Counter(error.reason for error in bad)
     by_reason = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
     hint = "; `cloob index` makes pictures without captions searchable" if {*reasons} == {"missing caption"} else ""
     why = f"; {by_reason}; first: {bad[0]}{hint}" if bad else ""
-    usable = f"{len(rows) - len(bad)} of {len(rows):,} pairs{spread} usable"
+    usable = f"{len(rows) - len(bad)} of {len(rows):,} pairs{over} usable"
     raise InputError(f"{source.name}: {usable}, at least 2 are needed{why}")
 
 
-def spread_rows(source: Source, most: int) -> Iterator[int]:
+def spread_rows(source: Source, most: int) -> list[int]:
     """Rows to look at: at most so many, spread evenly over the source; of a streamed one in a few of its files only."""
     if not source.streamed:
-        yield from _spread(0, len(source), most)
-        return
-    ends = list(accumulate(source.shard_sizes))
-    shards = list(_spread(0, len(ends), _MAX_PROBED_FILES))
-    for shard in shards:
-        yield from _spread(ends[shard] - source.shard_sizes[shard], ends[shard], -(-most // len(shards)))
-
-
-def _spread(start: int, stop: int, most: int) -> Iterator[int]:
-    count = min(stop - start, most)
-    return (start + i * (stop - start - 1) // max(1, count - 1) for i in range(count))
+        return spread(len(source), most)
+    sizes, starts = source.shard_sizes, [0, *accumulate(source.shard_sizes)]
+    shards = spread(len(sizes), _MAX_PROBED_FILES)
+    return [starts[shard] + row for shard in shards for row in spread(sizes[shard], -(-most // len(shards)))]

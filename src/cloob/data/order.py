@@ -11,6 +11,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -84,6 +85,21 @@ class Part(NamedTuple):
     streamed: bool = False  # costly to read in random order
 
 
+@dataclass(frozen=True)
+class Order:
+    """The pairs of an epoch; a slice of it is computed when it is asked for."""
+
+    n: int
+    rows: Rows
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, positions: slice) -> np.ndarray:
+        return self.rows(np.arange(*positions.indices(self.n)))
+
+
+@dataclass(frozen=True)
 class EpochOrder:
     """The order of the pairs in each epoch; rows are numbered over all parts, one part after the other.
 
@@ -99,103 +115,78 @@ class EpochOrder:
     From ``long`` pairs on a permutation is computed place by place.
     """
 
-    def __init__(
-        self, parts: Sequence[Part], *, seed: int, shuffle: bool = True, buffer: int = 0, long: int = LONG
-    ) -> None:
-        self._parts = tuple(parts)
-        self._seed = seed & _U64
-        self._shuffle = shuffle
-        self._buffer = buffer
-        self._long = long
+    parts: Sequence[Part]
+    seed: int
+    shuffle: bool = True
+    buffer: int = 0
+    long: int = LONG
 
     def __len__(self) -> int:
-        return sum(sum(part.shard_sizes) for part in self._parts)
+        return sum(sum(part.shard_sizes) for part in self.parts)
 
     def epoch(self, epoch: int, lanes: int = 1) -> Order:
         """The pairs of an epoch, from 0; global batch b is ``[b·batch_size : (b+1)·batch_size]``."""
-        n = len(self)
-        if not self._shuffle or n == 0:
+        n, seed = len(self), self.seed & _U64
+        if not self.shuffle or n == 0:
             return Order(n, lambda positions: positions)
-        if not self._buffer:
-            return Order(n, _permutation(n, [self._seed, epoch], self._long))
-        firsts = np.cumsum([0, *(sum(part.shard_sizes) for part in self._parts)]).tolist()
-        streams = [self._stream(i, epoch, firsts[i]) for i, part in enumerate(self._parts) if sum(part.shard_sizes)]
-        return Order(n, _Lanes(n, streams, lanes, self._buffer, [self._seed, _STREAM, epoch]))
+        if not self.buffer:
+            return Order(n, _permutation(n, [seed, epoch], self.long))
+        firsts = np.cumsum([0, *(sum(part.shard_sizes) for part in self.parts)]).tolist()
+        keys = [[seed, _STREAM, epoch, 1 + i] for i in range(len(self.parts))]
+        streams = [_stream(*each) for each in zip(self.parts, keys, firsts, strict=False) if sum(each[0].shard_sizes)]
+        begins = [lane * (n // lanes) + min(lane, n % lanes) for lane in range(lanes + 1)]
 
-    def _stream(self, i: int, epoch: int, first: int) -> tuple[int, Rows]:
-        """How many rows a part gives, and the rows: shard after shard, or shuffled."""
-        sizes, streamed = self._parts[i]
-        n, ends = sum(sizes), np.cumsum(sizes)
-        generator = np.random.Generator(np.random.PCG64([self._seed, _STREAM, epoch, 1 + i]))
-        if not streamed and len(sizes) == 1:
-            shuffle = _permutation(n, generator.integers(2**32, size=4))
-            return n, lambda places: first + shuffle(places)
-        starts, stops = first + generator.permutation(np.stack([ends - sizes, ends], axis=1)).T
-        after = np.cumsum(stops - starts)
+        @functools.lru_cache(maxsize=2 * lanes)
+        def shuffled(lane: int, block: int) -> np.ndarray:
+            start = begins[lane] + block * self.buffer
+            generator = np.random.Generator(np.random.PCG64([seed, _STREAM, epoch, 0, lane, block]))
+            return generator.permutation(_spread(n, streams, start, min(start + self.buffer, begins[lane + 1])))
 
-        def rows_of_shards(places: np.ndarray) -> np.ndarray:
-            piece = np.searchsorted(after, places, side="right")
-            return np.asarray(stops[piece] - after[piece] + places)
+        def rows(positions: np.ndarray) -> np.ndarray:
+            found = np.empty(len(positions), np.int64)
+            places, lane_of = np.divmod(positions, lanes)
+            block_of, places = np.divmod(places, self.buffer)
+            for lane, block in sorted(set(zip(lane_of.tolist(), block_of.tolist(), strict=True))):
+                mine = (lane_of == lane) & (block_of == block)
+                found[mine] = shuffled(lane, block)[places[mine]]
+            return found
 
-        return n, rows_of_shards
-
-
-class Order:
-    """The pairs of an epoch; a slice of it is computed when it is asked for."""
-
-    def __init__(self, n: int, rows: Rows) -> None:
-        self._n = n
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return self._n
-
-    def __getitem__(self, positions: slice) -> np.ndarray:
-        return self._rows(np.arange(*positions.indices(self._n)))
+        return Order(n, rows)
 
 
-class _Lanes:
-    """The rows of several streams spread through each other, cut into lanes and shuffled in blocks."""
+def _stream(part: Part, key: list[int], first: int) -> tuple[int, Rows]:
+    """How many rows a part gives, and the rows: shard after shard, or shuffled."""
+    sizes, streamed = part
+    n, ends = sum(sizes), np.cumsum(sizes)
+    generator = np.random.Generator(np.random.PCG64(key))
+    if not streamed and len(sizes) == 1:
+        shuffle = _permutation(n, generator.integers(2**32, size=4))
+        return n, lambda places: first + shuffle(places)
+    starts, stops = first + generator.permutation(np.stack([ends - sizes, ends], axis=1)).T
+    after = np.cumsum(stops - starts)
 
-    def __init__(
-        self, n: int, streams: Sequence[tuple[int, Rows]], lanes: int, buffer: int, key: Sequence[int]
-    ) -> None:
-        self._n = n
-        self._streams = streams
-        self._key = list(key)
-        self._buffer = buffer
-        self._begins = [lane * (n // lanes) + min(lane, n % lanes) for lane in range(lanes + 1)]
-        self._block = functools.lru_cache(maxsize=2 * lanes)(self._shuffled)
+    def rows_of_shards(places: np.ndarray) -> np.ndarray:
+        piece = np.searchsorted(after, places, side="right")
+        return np.asarray(stops[piece] - after[piece] + places)
 
-    def __call__(self, positions: np.ndarray) -> np.ndarray:
-        rows = np.empty(len(positions), np.int64)
-        places, lanes = np.divmod(positions, len(self._begins) - 1)
-        blocks, places = np.divmod(places, self._buffer)
-        for lane, block in sorted(set(zip(lanes.tolist(), blocks.tolist(), strict=True))):
-            mine = (lanes == lane) & (blocks == block)
-            rows[mine] = self._block(lane, block)[places[mine]]
-        return rows
+    return n, rows_of_shards
 
-    def _shuffled(self, lane: int, block: int) -> np.ndarray:
-        start = self._begins[lane] + block * self._buffer
-        generator = np.random.Generator(np.random.PCG64([*self._key, 0, lane, block]))
-        return generator.permutation(self._sequence(start, min(start + self._buffer, self._begins[lane + 1])))
 
-    def _sequence(self, start: int, stop: int) -> np.ndarray:
-        """The rows at ``start:stop`` before they are shuffled.
+def _spread(n: int, streams: Sequence[tuple[int, Rows]], start: int, stop: int) -> np.ndarray:
+    """The rows at ``start:stop`` of streams with n rows in all, spread through each other and not yet shuffled.
 
-        Row j of a stream of n rows stands at (j + ½)/n of the epoch: so each stretch holds every stream in proportion.
-        """
-        slack = len(self._streams)
-        rows, shares, before = [], [], 0
-        for n, rows_at in self._streams:
-            first = _rows_before((start - slack) / self._n, n)
-            places = np.arange(first, _rows_before((stop + slack) / self._n, n))
-            rows.append(rows_at(places))
-            shares.append((places + 0.5) / n)
-            before += first
-        together = np.concatenate(rows)[np.argsort(np.concatenate(shares), kind="stable")]
-        return together[start - before : stop - before]
+    Row j of a stream of m rows stands at (j + ½)/m of the epoch: so each stretch holds every stream in proportion.
+    """
+    slack = len(streams)
+    rows, shares, before = [], [], 0
+    for m, rows_at in streams:
+        first, last = (min(m, max(0, math.ceil(place / n * m - 0.5))) for place in (start - slack, stop + slack))
+        places = np.arange(first, last)
+        rows.append(rows_at(places))
+        shares.append((places + 0.5) / m)
+        before += first
+    together = np.concatenate(rows)[np.argsort(np.concatenate(shares), kind="stable")]
+    return together[start - before : stop - before]
 
 
 def _permutation(n: int, key: Sequence[int] | np.ndarray, long: int = LONG) -> Rows:
@@ -204,8 +195,3 @@ def _permutation(n: int, key: Sequence[int] | np.ndarray, long: int = LONG) -> R
         return KeyedPermutation(n, key)
     numbers = np.random.Generator(np.random.PCG64(key)).permutation(n)
     return lambda places: np.asarray(numbers[places])
-
-
-def _rows_before(fraction: float, n: int) -> int:
-    """How many of a stream's n rows come in the first ``fraction`` of the epoch."""
-    return min(n, max(0, math.ceil(fraction * n - 0.5)))

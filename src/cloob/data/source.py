@@ -37,6 +37,12 @@ class Source(Reader, Protocol):
     def read(self, index: int) -> RawSample: ...
 
 
+def prefetch(source: Source, indices: np.ndarray) -> None:
+    """Asks for the files of some pairs, where a source prepares them in the background."""
+    if hasattr(source, "prefetch"):
+        source.prefetch(indices)
+
+
 class MixedSource:
     """Several sources, one after the other."""
 
@@ -61,9 +67,7 @@ class MixedSource:
     def prefetch(self, indices: np.ndarray) -> None:
         owners = self._owner(indices)
         for i, part in enumerate(self.parts):
-            fetch = getattr(part, "prefetch", None)
-            if fetch is not None and (owners == i).any():
-                fetch(indices[owners == i] - self._bounds[i])
+            prefetch(part, indices[owners == i] - self._bounds[i])
 
     def _owner(self, rows: Any) -> Any:
         return np.searchsorted(self._bounds[1:], rows, side="right")
@@ -93,5 +97,4 @@ class Subset:
         return self.whole.read(int(self.rows[index]))
 
     def prefetch(self, indices: np.ndarray) -> None:
-        if (fetch := getattr(self.whole, "prefetch", None)) is not None:
-            fetch(self.rows[indices])
+        prefetch(self.whole, self.rows[indices])

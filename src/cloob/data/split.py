@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cloob.data.batch import BadSample, caption_id
-from cloob.data.shards.spec import is_remote
 from cloob.data.source import Source, Subset, mix
-from cloob.errors import InputError
+from cloob.errors import InputError, require
 from cloob.pictures import Encoded, Unreadable
 
 
@@ -26,9 +25,6 @@ def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]
     left to the training, and one with a picture that cannot be decoded. Pairs that cannot be read stay there too, where
     they are counted. The sources are looked at together, so that no pair is held out of one and trained on in another.
     """
-    if streamed := [source.name for source in sources if is_remote(source.name)]:
-        why = "streamed pairs would all be fetched to hold some out"
-        raise InputError(f"{streamed[0]}: {why}; give --val-data in place of --val-split")
     places, groups = _groups(sources)
 
     def decodes(pair: int) -> bool:
@@ -64,17 +60,11 @@ def split(sources: Sequence[Source], held_out: Sequence[np.ndarray]) -> tuple[So
 
 def _groups(sources: Sequence[Source]) -> tuple[list[tuple[int, int]], list[list[int]]]:
     """The readable pairs, each by source and row; and the groups of their numbers, in the order of a hash."""
-    parent: list[int] = []
+    sparse, csgraph = require("scipy.sparse", "train"), require("scipy.sparse.csgraph", "train")
     first: dict[bytes | int, int] = {}  # the first pair with a picture or caption
     places: list[tuple[int, int]] = []
     hashes: list[bytes] = []
-
-    def root(pair: int) -> int:
-        while parent[pair] != pair:
-            parent[pair] = parent[parent[pair]]
-            pair = parent[pair]
-        return pair
-
+    links: list[int] = []  # from each pair to the first with its picture, and to the first with its caption
     for i, source in enumerate(sources):
         for row in range(len(source)):
             try:
@@ -82,13 +72,12 @@ def _groups(sources: Sequence[Source]) -> tuple[list[tuple[int, int]], list[list
             except BadSample:
                 continue
             picture, caption = hashlib.blake2b(sample.image, digest_size=16).digest(), caption_id(sample.caption)
-            pair = len(parent)
-            parent.append(pair)
+            links += (first.setdefault(key, len(places)) for key in (picture, caption))
             places.append((i, row))
             hashes.append(hashlib.blake2b(picture + caption.to_bytes(8, "little"), digest_size=16).digest())
-            for key in (picture, caption):
-                parent[root(pair)] = root(first.setdefault(key, pair))
+    edges = np.ones(len(links), bool), (np.repeat(np.arange(len(places)), 2), links)
+    graph = sparse.coo_array(edges, shape=(len(places), len(places)))
     groups: dict[int, list[int]] = {}
-    for pair in range(len(parent)):
-        groups.setdefault(root(pair), []).append(pair)
+    for pair, group in enumerate(csgraph.connected_components(graph, directed=False)[1].tolist()):
+        groups.setdefault(group, []).append(pair)
     return places, sorted(groups.values(), key=lambda members: min(hashes[pair] for pair in members))

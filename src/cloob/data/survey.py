@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cloob.data.batch import BadSample, RawSample, Skip, caption_id, decoding
+from cloob.data.fingerprint import spread
 from cloob.data.open import spread_rows
 from cloob.data.source import Source
 from cloob.errors import require
@@ -25,6 +26,7 @@ _MOST_REPEATED = 10
 _EXCERPT = 100  # characters of a caption's first line
 _CHUNK = 64  # pairs in memory at a time
 _THUMBNAIL = 320  # pixels of a side
+Shown = Callable[[int, int], None]  # is told how many of how many pairs are done
 
 
 class _Repeats(dict[Any, dict[str, Any]]):
@@ -40,20 +42,10 @@ class _Repeats(dict[Any, dict[str, Any]]):
 
 
 def survey(
-    source: Source,
-    count_tokens: Callable[[str], int],
-    context_length: int,
-    *,
-    most: int,
-    workers: int,
-    progress: Callable[[int, int], None],
+    source: Source, count_tokens: Callable[[str], int], context_length: int, *, most: int, workers: int, progress: Shown
 ) -> tuple[dict[str, Any], list[int]]:
-    """Reads and decodes pairs; returns JSON-able facts, and the rows that are usable.
-
-    ``most`` rows are spread evenly over the source (a streamed one: over four of its files); 0: all.
-    ``count_tokens`` counts start and end in.
-    """
-    rows = list(spread_rows(source, most)) if most else range(len(source))
+    """Reads and decodes ``most`` pairs, spread over the source, 0: all; returns facts for JSON, and the usable rows."""
+    rows = spread_rows(source, most) if most else range(len(source))
     usable: list[int] = []
     bad: dict[str, dict[str, Any]] = {}
     truncated: list[str] = []  # keys of usable pairs with a JPEG that lacks its end
@@ -138,8 +130,7 @@ def write_sheet(
                 found.append({"uri": uri, "caption": pair.caption[:160], "lines": [*more, pair.key]})
         return found
 
-    count = min(most, len(usable))
-    shown = cards(usable[i * (len(usable) - 1) // max(1, count - 1)] for i in range(count))
+    shown = cards(usable[i] for i in spread(len(usable), most))
     pictures, captions = (facts["duplicates"][kind]["most"] for kind in ("pictures", "captions"))
     copies = [each for repeat in pictures for each in cards([repeat["row"]], f"{repeat['count']:,} times")]
     repeats = [(f"{repeat['count']:,} times", repeat["text"]) for repeat in captions]

@@ -35,7 +35,7 @@ def _view(image: Image.Image) -> Tensor:
     if image.width * image.height < _WORTH_SHARING:
         return to_tensor(image)
     try:
-        stored = torch.from_dlpack(pa.array(image).flatten())  # type: ignore[attr-defined]
+        stored = torch.from_dlpack(pa.array(image).values)  # type: ignore[attr-defined]
     except (ValueError, TypeError, pa.ArrowException):  # above 16 MB it lies in several pieces
         return to_tensor(image)
     return stored.view(image.height, image.width, 4).permute(2, 0, 1)

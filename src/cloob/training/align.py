@@ -6,25 +6,29 @@ where the others hold pixels and tokens.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from cloob.cache import Cache
 from cloob.data.batch import Batch, Skip
 from cloob.data.fingerprint import content_key
 from cloob.data.loader import Loader, PairLoader
-from cloob.data.order import epoch_order, local_part
+from cloob.data.order import EpochOrder, Part
 from cloob.data.source import Source
+from cloob.data.sources.files import reading
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import rank, world_size
-from cloob.errors import require, too_few_pairs
 from cloob.models.aligned.encoders import open_image_encoder, row_keys
 from cloob.models.aligned.encoders import open_text_encoder as open_text
 from cloob.models.aligned.heads import Head, Standardise
@@ -38,7 +42,8 @@ logger = logging.getLogger(__name__)
 _BATCH = 128
 
 
-class Features(NamedTuple):
+@dataclass(frozen=True)
+class Features:
     """The usable pairs of a source as the frozen encoders see them."""
 
     images: Tensor  # (N, F) float32
@@ -47,6 +52,9 @@ class Features(NamedTuple):
     keys: tuple[str, ...]
     rows: tuple[Tensor, Tensor]  # (N, 16) uint8 keys of pictures and texts, by which `cloob eval` finds their features
     skipped: tuple[Skip, ...] = ()  # the pairs that cannot be used
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
     def take(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
         index = torch.from_numpy(places)
@@ -73,9 +81,7 @@ def new_heads(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
         kind, embed_dim, dropout = config.align.heads().values()
-        return [
-            Head(features, embed_dim, kind, dropout, how) for features, how in zip(widths, standardise, strict=True)
-        ]
+        return [Head(width, embed_dim, kind, dropout, how) for width, how in zip(widths, standardise, strict=True)]
 
 
 def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:
@@ -91,23 +97,14 @@ class FeatureLoader(Loader):
     """
 
     def __init__(self, features: Features | VectorPairs, name: str, *, batch_size: int, seed: int, train: bool) -> None:
-        n = len(features) if isinstance(features, VectorPairs) else len(features.keys)
-        if train and n < batch_size:
-            raise too_few_pairs(name, n, batch_size, "usable pairs")
-        super().__init__(batch_size, n, drop_last=train, lanes=world_size())
+        order = EpochOrder([Part((len(features),))], seed=seed, shuffle=train)
+        super().__init__(name, order, batch_size, drop_last=train, rank=rank(), world_size=world_size())
         self.features = features
-        self._seed = seed
-        self._train = train
 
-    def _batches(self, epoch: int, steps: range, lanes: int, offset: int) -> Iterator[Batch]:
-        """The order is the same for any ``lanes``."""
-        order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)
-        for step in steps:
-            start = offset + step * self.batch_size
-            stop = min(start + self.batch_size, len(order))
-            images, texts, ids, keys = self.features.take(order[local_part(start, stop, rank(), world_size())])
-            skipped = self.features.skipped if epoch == offset == step == rank() == 0 else ()
-            yield Batch(images, texts, ids, keys, skipped)
+    def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
+        for start in starts:
+            images, texts, ids, keys = self.features.take(rows(start))
+            yield Batch(images, texts, ids, keys, self.features.skipped if epoch == start == rank() == 0 else ())
 
 
 def feature_loader(
@@ -120,7 +117,7 @@ def feature_loader(
     key = on_rank_zero(lambda: "-".join((*encoder.encoder_keys(), content_key(source)[:20])), slow=True)
 
     def check(features: Features) -> Features:
-        kind, total = "samples" if train else "held-out pairs", len(features.keys) + len(features.skipped)
+        kind, total = "samples" if train else "held-out pairs", len(features) + len(features.skipped)
         check_fraction(source.name, kind, features.skipped, total, limit)
         return features
 
@@ -128,13 +125,7 @@ def feature_loader(
         _write(target, check(_compute(source, encoder, config.pairs.workers, target.touch)))
 
     def get() -> Features:
-        path = cache.get("features", f"{key}.safetensors", make)
-        features = _read(path)
-        if features is None:
-            path.unlink(missing_ok=True)
-            features = _read(cache.get("features", f"{key}.safetensors", make))
-        assert features is not None
-        return check(features)
+        return check(_read(cache.get("features", f"{key}.safetensors", make)))
 
     # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
     held: list[Features] = []
@@ -148,28 +139,24 @@ def feature_loader(
 
 def _compute(source: Source, encoder: AlignedEncoder, workers: int, gets_on: Callable[[], object]) -> Features:
     """Every pair through both encoders, in order and without augmentation; ``gets_on`` tells those who wait."""
-    loader = PairLoader(
-        source, encoder.preprocess, encoder.tokenizer, _BATCH, shuffle=False, drop_last=False, workers=workers
-    )
+    preprocess, tokenizer = encoder.preprocess, encoder.tokenizer
+    loader = PairLoader(source, preprocess, tokenizer, _BATCH, shuffle=False, drop_last=False, workers=workers)
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []
     skipped: list[Skip] = []
-    place, said = 0, -1
-    try:
+    said = -1
+    with contextlib.closing(loader):
         for batch in loader.epoch(0):
             gets_on()
             skipped += batch.skipped
-            place += len(batch) + len(batch.skipped)
+            keys += batch.keys
             if len(batch):
                 images, texts = encoder.features(batch.images, batch.tokens)
-                keys_of_rows = row_keys(batch.images), row_keys(batch.tokens)
-                parts.append((images.cpu(), texts.cpu(), batch.ids, *keys_of_rows))
-                keys += batch.keys
+                parts.append((images.cpu(), texts.cpu(), batch.ids, row_keys(batch.images), row_keys(batch.tokens)))
+            place = len(keys) + len(skipped)
             if place * 10 // len(source) > said:
                 said = place * 10 // len(source)
                 logger.info("%s: features of %d of %d pairs", source.name, place, len(source))
-    finally:
-        loader.close()
     columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else [torch.empty(0)] * 5
     images, texts, ids, *rows = columns
     return Features(images, texts, ids, tuple(keys), (rows[0], rows[1]), tuple(skipped))
@@ -180,18 +167,12 @@ def _write(path: Path, features: Features) -> None:
     tensors |= {"images_rows": features.rows[0], "texts_rows": features.rows[1]}
     skipped = [(skip.key, skip.reason, skip.detail) for skip in features.skipped]
     metadata = {"keys": json.dumps(features.keys), "skipped": json.dumps(skipped)}
-    path.write_bytes(require("safetensors.torch", "train").save(tensors, metadata=metadata))
+    path.write_bytes(save(tensors, metadata=metadata))
 
 
-def _read(path: Path) -> Features | None:
-    """The features in a file; None if it is not whole."""
-    library = require("safetensors", "train")
-    try:
-        with library.safe_open(path, framework="pt") as file:
-            images, texts, ids = (file.get_tensor(name) for name in ("images", "texts", "ids"))
-            rows = file.get_tensor("images_rows"), file.get_tensor("texts_rows")
-            keys, skipped = (json.loads(file.metadata()[name]) for name in ("keys", "skipped"))
-            return Features(images, texts, ids, tuple(keys), rows, tuple(Skip(*skip) for skip in skipped))
-    except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:  # as if there were none
-        logger.warning("%s: not readable (%s); the features are computed anew", path, error)
-        return None
+def _read(path: Path) -> Features:
+    with reading(path, SafetensorError), safe_open(path, framework="pt") as file:
+        images, texts, ids = (file.get_tensor(name) for name in ("images", "texts", "ids"))
+        rows = file.get_tensor("images_rows"), file.get_tensor("texts_rows")
+        keys, skipped = (json.loads(file.metadata()[name]) for name in ("keys", "skipped"))
+        return Features(images, texts, ids, tuple(keys), rows, tuple(Skip(*skip) for skip in skipped))

@@ -59,7 +59,6 @@ class Parts:
     objective: ContrastiveObjective
     loader: Loader
     val_loader: Loader | None
-    held_out: str  # the name of the held-out pairs
     towers: TowersWithLoss
     stepper: Stepper
     progress: Progress
@@ -92,31 +91,24 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     config = resolved(config, encoder, objective, device)
     sources = {TRAINING: source} | ({} if held_out is None else {HELD_OUT: held_out})
     data = {name: _same_on_every_rank(pairs) for name, pairs in sources.items()}
-    if checkpoint is not None:  # before all pairs go through frozen encoders, which may take hours
-        resume.check_same_data(checkpoint, data)
-        resume.stop_if_finished(checkpoint, config, data, objective)
+    # Before all pairs go through frozen encoders, which may take hours.
+    progress = resume.progress_of(checkpoint, config, data, objective) if checkpoint else Progress()
     loader = make_loader(source, encoder, config, device)
     val_loader = make_loader(held_out, encoder, config, device, train=False) if held_out is not None else None
     encoder.to(device)
     objective.to(device)
     prepare_towers(encoder, config.run, device)
     optimizer = make_optimizer(encoder, objective, config.optim, device)
-    progress = Progress()
-    if checkpoint is not None:
-        progress = resume.progress_of(checkpoint, config, data, loader.pairs_per_epoch)
-        resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer)
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
     micro, share = config.run.micro_batch_size, -(-config.run.batch_size // world_size())
     stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro if micro < share else 0)
-    if checkpoint is not None and stepper.scaler.is_enabled() and checkpoint.state["scaler"]:
-        stepper.scaler.load_state_dict(checkpoint.state["scaler"])  # precision may have changed
-    towers.train()
-    finetune.keep_frozen(encoder, config.towers.freeze)
+    if checkpoint is not None:
+        resume.restore(checkpoint, stepper)
     on_rank_zero(lambda: prepare_run_folder(config, resumed))
     seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
 
-    saver = Saver(config, stepper, loader.pairs_per_epoch, data, resumed)
+    saver = Saver(config, stepper, data, resumed)
     if rank() == 0:
         remove_leftovers(config.save.out)
         write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
@@ -129,13 +121,12 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         objective=objective,
         loader=loader,
         val_loader=val_loader,
-        held_out=held_out.name if held_out is not None else "",
         towers=towers,
         stepper=stepper,
         progress=progress,
         saver=saver,
         log=log,
-        bad=BadSamples(progress, source.name, limit, loader.pairs_per_epoch, log),
+        bad=BadSamples(progress, loader, limit, log),
     )
 
 
@@ -144,9 +135,9 @@ def _same_on_every_rank(pairs: Source | VectorPairs) -> Fingerprint:
     looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on each host: it may look into a hundred thousand files
     first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
     for number, (size, found) in enumerate(others, 1):
-        if size != first[0] or (found and found != first[1]):
-            other = f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or with other contents)"
-            raise InputError(f"{pairs.name}: rank {number} {other}; give all the same")
+        other = f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or with other contents)"
+        differs = size != first[0] or (found and found != first[1])
+        refuse([(differs, f"{pairs.name}: rank {number} {other}; give all the same")])
     return first[1]
 
 
@@ -158,10 +149,9 @@ def make_cache(config: TrainConfig) -> Cache:
 def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
     """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs."""
     pairs = config.pairs
-    if not pairs.val_split:
-        source = mix(_open(pairs.data, config))
-        return source, mix(_open(pairs.val_data, config)) if pairs.val_data else None
     sources = _open(pairs.data, config)
+    if not pairs.val_split:
+        return mix(sources), mix(_open(pairs.val_data, config)) if pairs.val_data else None
     if rank() == 0:
         logger.info("reading all pairs once, to hold some out (--val-split) …")
     rows = on_rank_zero(lambda: choose_held_out(sources, pairs.val_split), slow=True)
@@ -272,7 +262,9 @@ def resolved(
     if config.towers.init is None and not isinstance(encoder, AlignedEncoder):
         leaves |= {"model": config.towers.model or encoder.name, "image_size": encoder.image_size}
     if config.run.precision == "auto":
-        leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16(device))) else "fp32"
+        # A CPU that computes in bfloat16 by itself cannot be told from those that emulate it.
+        has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16)) else "fp32"
     if config.run.tf32 is None:
         leaves["tf32"] = config.run.precision == "auto" and device.type == "cuda"
     if config.run.precision == "bf16" and device.type == "cpu" and rank() == 0:
@@ -283,14 +275,6 @@ def resolved(
 def products(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Inside, float32 matrix products on CUDA are as the configuration says; a GPU without TF32 takes no notice."""
     return float32_products("high") if config.run.tf32 and device.type == "cuda" else contextlib.nullcontext()
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a GPU computes in bfloat16 by itself; a CPU that does cannot be told from those that emulate it."""
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -> None:

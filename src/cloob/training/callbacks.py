@@ -17,64 +17,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run as its callbacks see it.
+    """A run as its callbacks see it."""
 
-    Attributes:
-        run: The run folder.
-        config: The resolved configuration.
-        encoder: The towers being trained; a callback may switch them to eval mode, the loop switches back.
-        objective: The objective being trained with.
-        device: Where the towers are.
-        total_steps: Steps of the whole run.
-        steps_per_epoch: Steps of an epoch.
-        start_step: Steps done before this process took over; 0 unless resumed.
-        rank: This process's rank; callbacks are called on every rank.
-        resumed_from: The checkpoint, or None.
-        pairs_per_epoch: Pairs that an epoch visits, usable or not.
-    """
-
-    run: Path
-    config: TrainConfig
-    encoder: DualEncoder
+    run: Path  # its folder
+    config: TrainConfig  # with every default filled in
+    encoder: DualEncoder  # a callback may switch it to eval mode, the loop switches back
     objective: ContrastiveObjective
     device: torch.device
-    total_steps: int
+    total_steps: int  # of the whole run
     steps_per_epoch: int
-    start_step: int = 0
-    rank: int = 0
-    resumed_from: Path | None = None
-    pairs_per_epoch: int = 0
+    start_step: int = 0  # steps done before this process took over; 0 unless resumed
+    rank: int = 0  # this process's
+    resumed_from: Path | None = None  # the checkpoint
+    pairs_per_epoch: int = 0  # usable or not
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to.
+    """What a run came to."""
 
-    Attributes:
-        run: The run folder.
-        steps: Optimiser steps done.
-        epochs: Epochs ended, the last one perhaps early by the run's length.
-        samples_seen: Usable samples trained on.
-        seconds: Training time, checkpoints and validation included, over all resumptions.
-        loss: Loss of the last step that was not skipped; None if there was none in this process.
-        checkpoint: The newest checkpoint; None if the run wrote none.
-        stopped: None when the run reached its end, else ``"SIGTERM"``.
-        skipped: Samples of the last epoch that could not be used, by reason.
-        already_finished: The run that was to go on had reached its end before; nothing was written.
-        out_of_patience: The end was not its length, but ``patience`` validations without a better one.
-    """
-
-    run: Path
-    steps: int
-    epochs: int
-    samples_seen: int
-    seconds: float
-    loss: float | None
-    checkpoint: Path | None
-    stopped: str | None = None
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    already_finished: bool = False
-    out_of_patience: bool = False
+    run: Path  # its folder
+    steps: int  # optimiser steps done
+    epochs: int  # ended, the last one perhaps early by the run's length
+    samples_seen: int  # usable samples trained on
+    seconds: float  # training time, checkpoints and validation included, over all resumptions
+    loss: float | None  # of the last step that was not skipped; None if there was none in this process
+    checkpoint: Path | None  # the newest; None if the run wrote none
+    stopped: str | None = None  # None when the run reached its end, else ``"SIGTERM"``
+    skipped: Mapping[str, int] = field(default_factory=dict)  # samples of the last epoch without use, by reason
+    already_finished: bool = False  # the run that was to go on had reached its end before; nothing was written
+    out_of_patience: bool = False  # the end was not its length, but ``patience`` validations without a better one
 
 
 class Callback:

@@ -58,29 +58,20 @@ class Saver:
     """Writes the checkpoints of one run, and knows the last (or the one it was resumed from) and the best."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        stepper: Stepper,
-        pairs: int,
-        data: Mapping[str, Fingerprint],
-        resumed: Path | None,
+        self, config: TrainConfig, stepper: Stepper, data: Mapping[str, Fingerprint], resumed: Path | None
     ) -> None:
-        self.config, self.stepper, self.pairs, self.data = config, stepper, pairs, data
+        self.config, self.stepper, self.data = config, stepper, data
         self.last = resumed
         self._saved: tuple[int, int] | None = None
         self._measured = measured(config, data)
-        best = on_rank_zero(lambda: find_best(config.save.out, config.save.best, self._measured))
-        self._best: float | None = best[1] if best else None
         self._validation: tuple[int, dict[str, float | None]] | None = None
 
     def judged(self, step: int, metrics: dict[str, float | None]) -> bool:
-        """Whether the weights after ``step`` are the best so far."""
+        """Whether the weights after ``step`` are better than those of every checkpoint."""
         self._validation = step, metrics
-        value = metrics[self.config.save.best]
-        if value is None or (self._best is not None and not is_better(self.config.save.best, value, self._best)):
-            return False
-        self._best = value
-        return True
+        run, metric = self.config.save.out, self.config.save.best
+        best, value = on_rank_zero(lambda: find_best(run, metric, self._measured)), metrics[metric]
+        return value is not None and (best is None or is_better(metric, value, best[1]))
 
     def save(self, progress: Progress, *, hopfield: bool) -> Path | None:
         """Writes a checkpoint of this step, unless there is one or the loss is not finite just now.
@@ -101,7 +92,6 @@ class Saver:
             "progress": dict(vars(progress)),
             "rng": gather_objects(rng_state(self.stepper.device)),  # of every rank
             "batch_size": self.config.run.batch_size,
-            "pairs": self.pairs,  # of an epoch: with another number the position in it means nothing
             "data": dict(self.data),
         }
         validation: dict[str, Any] | None = None
@@ -123,10 +113,7 @@ class Saver:
 
 
 def _write(run: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep`` and the best.
-
-    InputError where the disk is full or not writable: earlier checkpoints are as they were.
-    """
+    """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep`` and the best."""
     folder = run / CHECKPOINTS_FOLDER
     final = folder / checkpoint_name(step)
     temporary = folder / f".tmp-{final.name}-{os.getpid()}"

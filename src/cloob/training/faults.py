@@ -6,7 +6,7 @@ import contextlib
 import re
 import signal
 import threading
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from cloob.data.batch import Batch, Skip
+from cloob.data.loader import Loader
 from cloob.distributed import world_size
 from cloob.errors import InputError, TrainingFailed
 from cloob.training.config import TrainConfig
@@ -22,25 +23,20 @@ from cloob.training.log import RunLog
 from cloob.training.progress import Progress
 from cloob.training.ranks import Tally, gather_objects, tally
 
-MIN_BAD = 20
-"""Fewer bad samples say nothing yet about the fraction."""
+MIN_BAD = 20  # fewer bad samples say nothing yet about the fraction
 MAX_BAD_IN_A_ROW = 1000
 """So many without a usable one in between: a mount that has died, not one of many files that is bad."""
 MAX_NAMED = 1000
 """Bad samples that are named in an epoch: in a set of millions a fraction that is allowed would be a large file."""
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
-Read = tuple[int, Skip]
-"""A sample that could not be used, with the rank that read it."""
+Read = tuple[int, Skip]  # a sample that could not be used, with the rank that read it
 
 
 class BadSamples:
-    """Counts the samples of an epoch that could not be used, by reason; ends the run once there are too many.
+    """Counts the samples of an epoch that could not be used, by reason; ends a run of more than the share ``limit``."""
 
-    ``progress`` keeps the counts over a resumption; ``limit`` is a fraction, ``pairs`` the samples of a whole epoch.
-    """
-
-    def __init__(self, progress: Progress, source: str, limit: float, pairs: int, log: RunLog) -> None:
-        self.progress, self.source, self.limit, self.pairs, self.log = progress, source, limit, pairs, log
+    def __init__(self, progress: Progress, loader: Loader, limit: float, log: RunLog) -> None:
+        self.progress, self.loader, self.limit, self.log = progress, loader, limit, log
         self._in_a_row = 0
         self._examples: dict[str, str] = {}
 
@@ -65,14 +61,12 @@ class BadSamples:
         a row were bad, of the epoch so far. At its end one sample at least must have been usable, whatever the limit.
         """
         good, bad = self.progress.epoch_good, self.progress.epoch_bad
-        total = good + bad if ended or self._in_a_row >= MAX_BAD_IN_A_ROW else max(good + bad, self.pairs)
+        so_far = ended or self._in_a_row >= MAX_BAD_IN_A_ROW
+        total = good + bad if so_far else max(good + bad, self.loader.pairs_per_epoch)
         nothing = ended and bad > 0 and good == 0
         if bad > self.limit * total or nothing:
-            examples: dict[str, str] = {}
-            for part in gather_objects(self._examples):
-                examples = part | examples
-            what = f"{self.source}: {bad} of {good + bad} samples"
-            _refuse(what, nothing, self.limit, self.reasons(), examples)
+            what = f"{self.loader.name}: {bad} of {good + bad} samples"
+            _refuse(what, nothing, self.limit, self.reasons(), ChainMap(*gather_objects(self._examples)))
 
     def reasons(self) -> dict[str, int]:
         return dict(sum(map(Counter, gather_objects(self.progress.reasons)), Counter[str]()).most_common())
@@ -138,10 +132,7 @@ class StopSignal:
         self.ignore_children()
 
     def ignore_children(self) -> None:
-        """From here on the death of a data worker is found where its batch is waited for.
-
-        torch's own handler would raise in the middle of a checkpoint, or of a step that the other ranks wait for.
-        """
+        """From here on a data worker's death is found where its batch is waited for, not in the middle of a step."""
         if self._before and hasattr(signal, "SIGCHLD") and signal.SIGCHLD not in self._before:
             self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
 

@@ -26,7 +26,8 @@ Tower = Literal["image", "text"]
 _BLOCK = re.compile(
     r"(?:^|\.)(?:resblocks|blocks|layers?|stages?|h)\.?(\d+)(?![^.])(?:\.(?:blocks\.|layers\.)?(\d+)(?![^.]))?"
 )
-_TOP = re.compile(r"head|attn_?pool|pooler|(.*_)?proj(ection)?")
+_TOP = re.compile(r"head|attn_?pool|pooler")
+_PROJECTION = re.compile(r"(.*_)?proj(ection)?")
 _BOTTOM = re.compile(r".*embed.*|stem|conv_stem|(cls|dist|reg|mask)_token|cls_emb")
 
 
@@ -70,23 +71,15 @@ def _block(name: str) -> tuple[int, ...] | None:
 
 def _is_input(name: str, begun: bool) -> bool:
     """Whether a parameter outside of all blocks comes before them."""
-    parts = name.split(".")
-    if any(part in ("head", "attnpool", "attn_pool", "pooler") for part in parts):
-        return False
-    if any(_BOTTOM.fullmatch(part) for part in parts):
-        return True
-    return not begun and not any(_TOP.fullmatch(part) for part in parts)
+    top, bottom, projection = (any(map(kind.fullmatch, name.split("."))) for kind in (_TOP, _BOTTOM, _PROJECTION))
+    return not top and (bottom or not (begun or projection))
 
 
 def freeze(encoder: DualEncoder, tower: str) -> None:
-    """Takes a tower out of the training: no gradients, no optimiser state; ``keep_frozen`` does the rest."""
+    """Takes a tower out of the training: no gradients, no dropout, and batch norms use and keep their statistics."""
     for name, parameter in encoder.named_parameters():
         if tower_of(name) == tower:
             parameter.requires_grad_(False)
-
-
-def keep_frozen(encoder: DualEncoder, tower: str) -> None:
-    """Puts a frozen tower back into evaluation mode: no dropout, and batch norms use and keep their statistics."""
     for name, child in encoder.model.named_children():
         if tower_of(name) == tower:
             child.eval()

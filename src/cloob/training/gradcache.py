@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -105,40 +104,37 @@ def cached_backward(
     with torch.autocast(rows[0].device.type, enabled=False):  # the caller's would reach the products of the gradient
         gradients = torch.autograd.grad(scaled, leaves, allow_unused=True)
     sizes = [len(features[0]) for features in embedded]
-    incoming = list(zip(*(_split(gradient, sizes) for gradient in gradients[: len(rows)]), strict=True))
-    for i, (micro_batch, state) in enumerate(zip(micro_batches, states, strict=True)):
+    sides = ([None] * len(sizes) if side is None else torch.split(side, sizes) for side in gradients[: len(rows)])
+    incoming = list(zip(*sides, strict=True))
+    for i, (micro_batch, replay) in enumerate(zip(micro_batches, states, strict=True)):
         last = i == len(micro_batches) - 1
         with nullcontext() if last else no_sync():
-            state.restore()
+            replay()
             with autocast():
                 features = encode(micro_batch)
             pairs = list(zip(features, incoming[i], strict=True))
             if last:
                 pairs += zip([*scales, *learned.values()], gradients[len(rows) :], strict=True)
-            _backward(pairs)
+            # Roots that lead anywhere: a frozen tower's features do not.
+            live = [(root, gradient) for root, gradient in pairs if root.requires_grad and gradient is not None]
+            if live:
+                torch.autograd.backward([root for root, _ in live], [gradient for _, gradient in live])
     return loss.detach()
 
 
-@dataclass(frozen=True)
-class _RandomState:
-    cpu: Tensor
-    cuda: list[Tensor]
-    mps: Tensor | None
+def _random_state() -> Callable[[], None]:
+    """The state of the random generators, as what puts it back."""
+    states: list[tuple[Callable[[Any], None], Any]] = [(torch.set_rng_state, torch.get_rng_state())]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # asking a CUDA that nobody uses would start it
+        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    if torch.backends.mps.is_available():
+        states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
 
-    @classmethod
-    def now(cls) -> _RandomState:
-        # Asking a CUDA that nobody uses would start it.
-        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        cuda = torch.cuda.get_rng_state_all() if in_use else []
-        mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-        return cls(torch.get_rng_state(), cuda, mps)
+    def restore() -> None:
+        for put, state in states:
+            put(state)
 
-    def restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
-        if self.mps is not None:
-            torch.mps.set_rng_state(self.mps)
+    return restore
 
 
 class Buffers:
@@ -181,13 +177,13 @@ def _share_buffers(towers: nn.Module, wrapped: object) -> None:
 
 def _first_pass(
     encode: Callable[[T], tuple[Tensor, ...]], micro_batches: Sequence[T], towers: nn.Module, autocast: ContextFactory
-) -> tuple[list[tuple[Tensor, ...]], list[_RandomState]]:
-    """Each micro-batch's features, without a graph, and the random state before it."""
+) -> tuple[list[tuple[Tensor, ...]], list[Callable[[], None]]]:
+    """Each micro-batch's features, without a graph, and what brings back the random state before it."""
     features, states, buffers = [], [], Buffers(towers.modules())
     try:
         with torch.no_grad():
             for micro_batch in micro_batches:
-                states.append(_RandomState.now())
+                states.append(_random_state())
                 with autocast():
                     features.append(_checked(encode(micro_batch)))
     finally:
@@ -204,15 +200,3 @@ def _checked(features: Any) -> tuple[Tensor, ...]:
     if [len(shape) for shape in found] != [2, 2] or found[0][0] != found[1][0]:
         raise TypeError(f"encode returned {found}; two tensors (n, D) of the same n are expected")
     return tuple(sides)
-
-
-def _split(gradient: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
-    """The gradient of all rows as one part for each micro-batch; None where the rows have no influence."""
-    return [None] * len(sizes) if gradient is None else torch.split(gradient, sizes)
-
-
-def _backward(pairs: list[tuple[Tensor, Tensor | None]]) -> None:
-    """One backward pass from all roots that lead anywhere (a frozen tower's features do not), given their gradients."""
-    live = [(root, gradient) for root, gradient in pairs if root.requires_grad and gradient is not None]
-    if live:
-        torch.autograd.backward([root for root, _ in live], [gradient for _, gradient in live])

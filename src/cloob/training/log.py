@@ -10,7 +10,9 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,8 +23,7 @@ from cloob.training.callbacks import Callback, RunInfo, RunResult
 from cloob.training.ranks import on_rank_zero
 
 logger = logging.getLogger(__name__)
-MIN_WAIT = 0.3
-"""The share of an epoch's time from which waiting for data or for the device is worth a word."""
+MIN_WAIT = 0.3  # the share of an epoch's time from which waiting for data or for the device is worth a word
 
 
 def finite(value: float) -> float | None:
@@ -65,15 +66,12 @@ class RunLog:
 def _lines_to(path: Path, step: int | None) -> list[str]:
     """The whole lines of a log whose step is at most ``step``; none without one."""
     kept: list[str] = []
-    if step is None or not path.is_file():
-        return kept
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except (ValueError, TypeError, KeyError):
-            break
-        kept.append(line + "\n")
+    if step is not None and path.is_file():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                if json.loads(line)["step"] > step:
+                    break
+                kept.append(line + "\n")
     return kept
 
 
@@ -85,6 +83,7 @@ class ProgressDisplay(Callback):
         self.every_seconds = every_seconds  # between plain lines
         self._info: RunInfo | None = None
         self._bar: Any = None
+        self._say: Callable[[str], object] = partial(print, file=sys.stderr, flush=True)
         self._rate = 0.0
         self._began = self._last = 0.0
         self._done = 0
@@ -98,6 +97,7 @@ class ProgressDisplay(Callback):
         # A bar drawn into a log file is noise; so is one on a terminal that cannot move its cursor.
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._bar = _rich_bar()
+            self._say = partial(self._bar.console.print, highlight=False, markup=False, soft_wrap=True)
             steps = {"total": info.total_steps, "completed": info.start_step}
             self._task = self._bar.add_task(self.title, **steps, loss="-", rate="-")
             self._bar.start()
@@ -108,55 +108,47 @@ class ProgressDisplay(Callback):
         self._done += 1
         for name, shares in self._waits.items():
             shares.append(metrics.get(f"{name}_wait", 0.0))
-        speed = metrics["images_per_second"]
+        step, total, speed = metrics["step"], self._info.total_steps, metrics["images_per_second"]
         self._rate = speed if self._rate == 0 else 0.9 * self._rate + 0.1 * speed
-        loss = "skipped" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+        loss, rate = _loss(metrics, "skipped"), f"{self._rate:.0f}"
         now = time.perf_counter()
         if self._bar is not None:
-            self._bar.update(self._task, completed=metrics["step"], loss=loss, rate=f"{self._rate:.0f}")
+            self._bar.update(self._task, completed=step, loss=loss, rate=rate)
         elif self._done == 1 or now - self._last >= self.every_seconds:
             self._last = now
-            left = (now - self._began) / self._done * (self._info.total_steps - metrics["step"])
-            self._print(
-                f"{self.title}: step {metrics['step']}/{self._info.total_steps}, epoch {metrics['epoch']}, "
-                f"loss {loss}, {self._rate:.0f} images/s, {_clock(left)} left"
-            )
+            left = timedelta(seconds=round((now - self._began) / self._done * (total - step)))
+            epoch = metrics["epoch"]
+            self._say(f"{self.title}: step {step}/{total}, epoch {epoch}, loss {loss}, {rate} images/s, {left} left")
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
         if self._info is None:
             return
-        said = "-" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+        said = f"{self.title}: epoch {metrics['epoch']} done, mean loss {_loss(metrics, '-')}"
         if metrics.get("val_loss") is not None:
             said += f", validation loss {metrics['val_loss']:.4f}"
         if metrics.get("val_recall") is not None:
             said += f", mean recall {100 * metrics['val_recall']:.1f} %"
         if lost := sum(metrics.get("val_skipped", {}).values()):
             said += f" (without {lost} held-out pairs, named in skipped.jsonl)"
-        said += self._waiting()
+        data, device = (sum(shares) / max(1, len(shares)) for shares in self._waits.values())
+        self._waits = {name: [] for name in self._waits}
+        if device > max(data, MIN_WAIT):
+            said += f", {device:.0%} of the time waiting for the device (data keep up)"
+        elif data >= MIN_WAIT:
+            advice = "more --workers, a faster disk or smaller pictures help"
+            said += f", {data:.0%} of the time waiting for data ({advice})"
         if metrics["skipped"]:
             skipped = ", ".join(f"{count} {reason}" for reason, count in metrics["skipped"].items())
             said += f"; skipped samples (named in skipped.jsonl): {skipped}"
-        self._print(f"{self.title}: epoch {metrics['epoch']} done, mean loss {said}")
-
-    def _waiting(self) -> str:
-        """What the steps of the epoch waited for, where that is worth a word; begins to count anew."""
-        data, device = (sum(shares) / max(1, len(shares)) for shares in self._waits.values())
-        self._waits = {name: [] for name in self._waits}
-        if max(data, device) < MIN_WAIT:
-            return ""
-        if data < device:
-            return f", {device:.0%} of the time waiting for the device (data keep up)"
-        return f", {data:.0%} of the time waiting for data (more --workers, a faster disk or smaller pictures help)"
+        self._say(said)
 
     def on_end(self, result: RunResult | None) -> None:
         if self._bar is not None:
             self._bar.stop()
 
-    def _print(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+
+def _loss(metrics: Mapping[str, Any], without: str) -> str:
+    return without if metrics["loss"] is None else f"{metrics['loss']:.4f}"
 
 
 def _rich_bar() -> Any:
@@ -168,21 +160,14 @@ def _rich_bar() -> Any:
     return Progress(*columns, TextColumn("left"), console=Console(stderr=True))
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 class Tracker(Callback):
     """Hands the numbers of rank 0 on: steps as ``train/…``, epochs as ``epoch/…``; dropped with a warning if it fails.
 
     In ``on_start`` it sets ``sink``, which takes numbers and their step, and ``finish``, told whether the run failed.
     """
 
-    def __init__(self) -> None:
-        self.sink: Any = None
-        self.finish: Any = None
+    sink: Any = None
+    finish: Any = None
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         self._log("train", metrics)
@@ -192,16 +177,16 @@ class Tracker(Callback):
 
     def _log(self, group: str, metrics: Mapping[str, Any]) -> None:
         numbers = {f"{group}/{name}": v for name, v in metrics.items() if name != "step" and isinstance(v, int | float)}
-        if self.sink is not None:
-            self._try(self.sink, numbers, metrics["step"])
+        self._try("sink", numbers, metrics["step"])
 
     def on_end(self, result: RunResult | None) -> None:
-        if self.sink is not None:  # an error here would hide the one that ended the training
-            self._try(self.finish, result is None)
+        self._try("finish", result is None)  # an error here would hide the one that ended the training
 
-    def _try(self, action: Any, *arguments: object) -> None:
+    def _try(self, action: str, *arguments: object) -> None:
+        if self.sink is None:
+            return
         try:
-            action(*arguments)
+            getattr(self, action)(*arguments)
         except Exception as error:  # whatever a client raises when its server or disk is gone
             said = "%s failed (%s) and is left out from here on; metrics.jsonl goes on"
             logger.warning(said, type(self).__name__, error)
@@ -226,14 +211,12 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """Weights & Biases.
+    """Weights & Biases. A resumed run goes on in the same run there, by an id in the run folder.
 
-    A resumed run goes on in the same run there, by an id in the run folder. wandb takes a step only once: steps between
-    the checkpoint and the kill keep what was logged first.
+    wandb takes a step only once: steps between the checkpoint and the kill keep what was logged first.
     """
 
     def __init__(self, project: str) -> None:
-        super().__init__()
         self.project = project
         self._module: Any = require("wandb", "wandb")  # on every rank: an error on one alone would leave the others
 
@@ -244,15 +227,9 @@ class WandB(Tracker):
         file = info.run / "wandb.json"
         if info.start_step == 0 or not file.is_file():
             write_whole(file, json.dumps({"id": secrets.token_hex(4)}) + "\n")
+        known = {"id": json.loads(file.read_text(encoding="utf-8"))["id"], "resume": "allow", "name": info.run.name}
         try:
-            run = self._module.init(
-                project=self.project,
-                config=info.config.to_dict(),
-                resume="allow",
-                id=json.loads(file.read_text(encoding="utf-8"))["id"],
-                name=info.run.name,
-                dir=str(info.run),
-            )
+            run = self._module.init(project=self.project, config=info.config.to_dict(), dir=str(info.run), **known)
         except Exception as error:  # whatever a client raises without a login or a server
             raise InputError(f"wandb: {one_line(error)}; log in there, or leave --wandb out") from error
         self.sink = lambda numbers, step: run.log(numbers, step=step)

@@ -15,10 +15,9 @@ import torch
 
 from cloob.data.batch import Batch
 from cloob.data.loader import Copies
-from cloob.distributed import Layout, process_group, rank, resolve_device, world_size
+from cloob.distributed import Layout, process_group, rank, resolve_device
 from cloob.errors import InputError, TrainingFailed
-from cloob.models.runs import SKIPPED_FILE, read_lines
-from cloob.training import build, faults, finetune, run_folder, sharding
+from cloob.training import build, faults, finetune, run_folder
 from cloob.training.build import Parts
 from cloob.training.callbacks import Callback, RunInfo, RunResult
 from cloob.training.checkpoint import preserved_rng
@@ -171,7 +170,7 @@ class _Run:
         batches = parts.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
         steps = min(parts.loader.steps(offset), start + self.course.steps_left())
         parts.towers.train()
-        finetune.keep_frozen(parts.encoder, parts.config.towers.freeze)
+        finetune.freeze(parts.encoder, parts.config.towers.freeze)
         try:
             for index in range(start, steps):
                 began = time.perf_counter()
@@ -219,7 +218,8 @@ class _Run:
         epoch = progress.epoch + 1
         due = epoch % parts.config.pairs.val_every == 0 or self.course.steps_left() == 0
         try:
-            validation = self._validate(stop) if due else None
+            judged = due and parts.val_loader is not None
+            validation = validate(parts, stop, hopfield=self.course.retrieved()) if judged else None
         except (InputError, TrainingFailed):
             self._save()  # the epoch's work; a resumed run begins with this validation
             raise
@@ -243,32 +243,6 @@ class _Run:
         parts.log.write("epochs", line)
         self._call("on_epoch_end", line)
         return best
-
-    def _validate(self, stop: StopSignal) -> Validation | None:
-        parts, progress = self.parts, self.parts.progress
-        if parts.val_loader is None:
-            return None
-        if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics
-            sharding.share_buffers(parts.towers)
-        with preserved_rng(parts.stepper.device):
-            validation = validate(
-                parts.towers,
-                parts.val_loader,
-                parts.stepper.device,
-                mask_duplicates=parts.config.loss.mask_duplicates,
-                micro_batch_size=parts.stepper.micro_batch_size,
-                by_id=parts.config.vectors.a is not None,
-                hopfield=self.course.retrieved(),
-                stop=stop,
-                last_checkpoint=parts.saver.last,
-            )
-        skipped = validation.skipped
-        if rank() == 0 and not any(line.get("held_out") for line in read_lines(parts.config.save.out / SKIPPED_FILE)):
-            place = {"step": progress.step, "epoch": progress.epoch + 1, "held_out": True}
-            faults.name_skips(parts.log, place, skipped)  # once: they are the same at each validation
-        limit = parts.config.pairs.max_bad_fraction
-        faults.check_fraction(parts.held_out, "held-out pairs", [skip for _, skip in skipped], validation.pairs, limit)
-        return validation
 
     def _save(self) -> None:
         self.steps.flush()

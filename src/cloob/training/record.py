@@ -61,10 +61,11 @@ class StepLog:
     def add(self, step: Step) -> None:
         """Records a step. Its numbers are read now, or later in one batch so as not to stall a GPU."""
         due = step.number % self.parts.config.log.log_every == 0
-        if step.number == 1 and step.hopfield and step.outcome is not None and step.outcome.features is not None:
-            _warn_of_cone(*step.outcome.features)
-        if step.outcome is not None and not due:
-            step.outcome.features = None  # the rows of one batch are looked at, those of many would fill the memory
+        if step.outcome is not None and step.outcome.features is not None:
+            if step.number == 1 and step.hopfield and rank() == 0:
+                _warn_of_cone(*step.outcome.features)
+            if not due:  # the rows of one batch are looked at, those of many would fill the memory
+                step.outcome.features = None
         self._pending.append(step)
         if due or not self._late:
             self.flush()
@@ -152,7 +153,7 @@ def is_async(device: torch.device) -> bool:
 
 def _warn_of_cone(images: Tensor, texts: Tensor) -> None:
     """What the objective would say of its first batch if it looked at values."""
-    if rank() == 0 and (notice := cone_notice(float(mean_cosine(images, texts)))):
+    if notice := cone_notice(float(mean_cosine(images, texts))):
         advice = "centre and scale what comes in, let it join later (--retrieval-from), or take --objective infoloob"
         logger.warning("step 1: %s; %s", notice, advice)
 

@@ -26,8 +26,10 @@ from cloob.training import sharding
 from cloob.training.callbacks import RunResult
 from cloob.training.checkpoint import TRAINING, measured
 from cloob.training.config import TrainConfig
+from cloob.training.config.checks import refuse
 from cloob.training.progress import Progress, is_whole
 from cloob.training.ranks import on_rank_zero
+from cloob.training.step import Stepper
 
 logger = logging.getLogger(__name__)
 # Changing these between a run and its resumption changes no number of the training; batch_size has a line of its own.
@@ -103,77 +105,55 @@ def _newest(run: Path, resume: str) -> Checkpoint | None:
     return None
 
 
-def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint]) -> None:
-    """Refuses other training pairs than those of the checkpoint's run."""
-    changed = differences(checkpoint.state["data"][TRAINING], data[TRAINING])
-    if changed:
-        raise InputError(
-            f"{checkpoint.path}: the training pairs are not those of this checkpoint's run ({'; '.join(changed)}); "
-            f"start from its weights with --init {checkpoint.path}"
-        )
+def progress_of(
+    checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, Fingerprint], objective: nn.Module
+) -> Progress:
+    """Where a run goes on; rank 0 warns of what changes the course of the training.
 
-
-def stop_if_finished(
-    checkpoint: Checkpoint,
-    config: TrainConfig,
-    data: Mapping[str, Fingerprint],
-    objective: nn.Module,
-) -> None:
-    """Raises AlreadyFinished where a checkpoint leaves nothing to do, by its length or by the patience."""
-    progress = checkpoint.progress
+    InputError for other training pairs, another objective or model; AlreadyFinished where nothing is left to do.
+    """
+    state, progress = checkpoint.state, checkpoint.progress
+    changed = differences(state["data"][TRAINING], data[TRAINING])
+    others = f"the training pairs are not those of this checkpoint's run ({'; '.join(changed)})"
+    refuse([(changed, f"{checkpoint.path}: {others}; start from its weights with --init {checkpoint.path}")])
+    said = list(_changes(checkpoint, config))
+    # A validation that later ones can be compared with: by the same pairs in the same batches.
+    has_best = progress.stale and find_best(config.save.out, config.save.best, measured(config, data)) is not None
     whole = is_whole(config.run, progress)
-    if not whole and not (0 < config.run.patience <= progress.stale and _has_best(config, data)):
-        return
-    list(_changes(checkpoint, config))
-    _load_objective(checkpoint, objective)
-    raise AlreadyFinished(
-        RunResult(
-            run=checkpoint.path.parent.parent,
-            steps=progress.step,
-            epochs=progress.epoch,
-            samples_seen=progress.samples_seen,
-            seconds=progress.seconds,
-            loss=None,
-            checkpoint=checkpoint.path,
-            already_finished=True,
-            out_of_patience=not whole,
+    if whole or (has_best and 0 < config.run.patience <= progress.stale):
+        _load_objective(checkpoint, objective)
+        raise AlreadyFinished(
+            RunResult(
+                run=checkpoint.path.parent.parent,
+                steps=progress.step,
+                epochs=progress.epoch,
+                samples_seen=progress.samples_seen,
+                seconds=progress.seconds,
+                loss=None,
+                checkpoint=checkpoint.path,
+                already_finished=True,
+                out_of_patience=not whole,
+            )
         )
-    )
-
-
-def _has_best(config: TrainConfig, data: Mapping[str, Fingerprint]) -> bool:
-    """Whether the run has a validation that later ones can be compared with: by the same pairs in the same batches."""
-    return find_best(config.save.out, config.save.best, measured(config, data)) is not None
-
-
-def progress_of(checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, Fingerprint], pairs: int) -> Progress:
-    """Where a run of ``pairs`` an epoch goes on; rank 0 warns of what changes the course of the training."""
-    progress, state = replace(checkpoint.progress), checkpoint.state
-    changes = [(key, f"{now!r} instead of {then!r}") for key, then, now in _changes(checkpoint, config)]
-    said = [f"another {key}: {change}" for key, change in changes]
-    processes, size, held = len(state["rng"]), state["batch_size"], state["pairs"]
+    processes, size = len(state["rng"]), state["batch_size"]
     if processes != world_size():
         goes_on = "the data go on where they were, sums may round differently"
         said.append(f"{world_size()} processes instead of {processes}: {goes_on}")
     if size != config.run.batch_size:
         goes_on = "the data go on where they were, the learning rate where a run of that batch size would be"
         said.append(f"batch size {config.run.batch_size} instead of {size}: {goes_on}")
-    if held != pairs:  # the order of the epoch is another
-        said.append(f"{pairs:,} pairs an epoch instead of {held:,}: the epoch begins anew")
-        progress.begin_epoch()
-    if progress.stale and not _has_best(config, data):
+    if progress.stale and not has_best:
         said.append("held-out pairs that none of its validations was made with: --patience begins anew")
-        progress.stale = 0
+        progress = replace(progress, stale=0)
     if rank() != 0:  # the counts of bad samples are summed over ranks, so one rank keeps them
-        progress.reasons = {}
-        return progress
+        return replace(progress, reasons={})
     for line in said:
         logger.warning("resumed with %s", line)
     return progress
 
 
-def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
-    """What differs from the checkpoint's run and changes the course of the training: key, its value, the one now."""
+def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[str]:
+    """What differs from the checkpoint's run and changes the course of the training."""
     file = checkpoint.path.parent.parent / RUN_CONFIG_FILE
     if not file.is_file():
         return
@@ -181,41 +161,29 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str,
     for part, leaves in config.to_dict().items():
         for leaf, now in leaves.items():
             then = before[part][leaf]
-            if part in _FREE_PARTS or leaf in _FREE.split() or _same(then, now):
+            # A temperature is kept as its logarithm: read back, it may differ in the last digit.
+            floats = isinstance(then, float) and isinstance(now, float)
+            same = math.isclose(then, now, rel_tol=1e-6) if floats else then == now
+            if part in _FREE_PARTS or leaf in _FREE.split() or same:
                 continue
-            key = f"{part}.{leaf}"
-            if part in ("loss", "align") or leaf in ("model", "image_size"):
-                advice = f"resume with the same, or start from the weights with --init {checkpoint.path}"
-                raise InputError(f"{checkpoint.path}: was trained with {key} = {then!r}, not {now!r}; {advice}")
-            yield key, then, now
+            other = part in ("loss", "align") or leaf in ("model", "image_size")
+            advice = f"resume with the same, or start from the weights with --init {checkpoint.path}"
+            refuse([(other, f"{checkpoint.path}: was trained with {part}.{leaf} = {then!r}, not {now!r}; {advice}")])
+            yield f"another {part}.{leaf}: {now!r} instead of {then!r}"
 
 
-def _same(a: object, b: object) -> bool:
-    # A temperature is kept as its logarithm: read back, it may differ in the last digit.
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-6)
-    return a == b
-
-
-def restore(
-    checkpoint: Checkpoint,
-    *,
-    encoder: nn.Module,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Loads weights, optimiser and objective of a checkpoint into freshly built ones."""
+def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
+    """Loads weights, objective, optimiser and loss scale of a checkpoint into a freshly built stepper."""
+    encoder, optimizer, scaler = stepper.module.encoder, stepper.optimizer, stepper.scaler
     options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    _load_objective(checkpoint, objective)
+    _load_objective(checkpoint, stepper.module.objective)
     with _other_parameters(checkpoint):
         sharding.load_whole(encoder, checkpoint.encoder.state_dict())
         sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
-        for parameter, entry in optimizer.state.items():  # torch does not compare shapes, and reads memory beyond
-            shapes = {name: getattr(value, "shape", None) for name, value in entry.items()}
-            if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
-                raise ValueError(f"moments {shapes}, parameter {tuple(parameter.shape)}")
     for group, configured in zip(optimizer.param_groups, options, strict=True):
         group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's
+    if scaler.is_enabled() and checkpoint.state["scaler"]:  # precision may have changed
+        scaler.load_state_dict(checkpoint.state["scaler"])
 
 
 def _load_objective(checkpoint: Checkpoint, objective: nn.Module) -> None:
@@ -229,6 +197,6 @@ def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
     """The error of a state that does not go into what was built."""
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, FixedScaleWarning) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, FixedScaleWarning) as error:
         said = f"was trained with other parameters, or is damaged ({one_line(error, 200)})"
         raise InputError(f"{checkpoint.path}: {said}") from error

@@ -47,12 +47,11 @@ def hold(run: Path) -> Iterator[Callable[[], None]]:
         run.mkdir(parents=True, exist_ok=True)
         before = beat()
         lock.acquire(timeout=LEASE_SECONDS + 5, cancel_check=lambda: beat() not in (before, None))
-    except library.Timeout:
-        raise InputError(
-            f"{run}: {_name(lock.owner)} is writing this run; wait for it, stop it, or give another --out"
-        ) from None
     except OSError as error:
-        raise InputError(f"{run}: the run folder cannot be written ({error.strerror})") from None
+        why = f"the run folder cannot be written ({error.strerror})"
+        if isinstance(error, library.Timeout):
+            why = f"{_name(lock.owner)} is writing this run; wait for it, stop it, or give another --out"
+        raise InputError(f"{run}: {why}") from None
     try:
         yield check
     finally:

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from cloob.data.vectors import VectorPairs
 from cloob.files import write_whole
-from cloob.functional.bootstrap import bootstrap_interval, group_means, paired_bootstrap
-from cloob.functional.ranking import ranks_of_ids
+from cloob.functional.bootstrap import bootstrap_interval, paired_bootstrap
 from cloob.models.aligned.vectors import VectorEncoder, embed_pairs
 from cloob.models.load import load_model
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
 from cloob.training.config.parts import LENGTHS
-from cloob.training.validate import RECALLS
+from cloob.training.validate import recalls_of_ids
 from cloob.training.vectors import open_vectors
 
 OBJECTIVES_FILE = "objectives.json"
@@ -34,6 +33,7 @@ _TRIED: dict[str, list[dict[str, Any]]] = {
     ],
 }
 _FALLBACK = "infoloob"
+Train = Callable[[TrainConfig], Any]  # as ``loop.train``
 TEMPORARY = {"resume": "none", "tensorboard": False, "wandb": None, "keep": 1, "save_every": 2**31, "log_every": 2**31}
 """Settings of a run whose folder goes: it writes no more than its result needs."""
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class _Tried:
         return " ".join([self.objective, *settings])
 
 
-def choose(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> TrainConfig:
+def choose(config: TrainConfig, train: Train) -> TrainConfig:
     """The configuration with the objective that held-out pairs choose; OUT/objectives.json keeps what was tried.
 
     Four settings of CLIP, InfoLOOB and CLOOB each train for a quarter of the run, the better two for half of it, the
@@ -65,7 +65,7 @@ def choose(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> TrainCon
     """
     check_combination(config)
     if config.save.resume != "none" and (kept := read_choice(config.save.out)) is not None:
-        return config.override(objective=kept["chosen"]).override(**kept["settings"])
+        return config.override(objective=kept["chosen"], **kept["settings"])
     held_out = open_vectors(config)[1]
     assert held_out is not None
     logger.info("trying %s, four settings each, on %s held-out pairs …", ", ".join(_TRIED), f"{len(held_out):,}")
@@ -74,9 +74,7 @@ def choose(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> TrainCon
     for objective, settings in _TRIED.items():
         for share in (4, 2, 1):
             tried = [_try(config, objective, setting, share, train, held_out) for setting in settings]
-            runs += [
-                {"objective": objective, **one.settings, "share": 1 / share, "recall": one.recall} for one in tried
-            ]
+            runs += ({"objective": objective, **x.settings, "share": 1 / share, "recall": x.recall} for x in tried)
             tried.sort(key=lambda one: -one.recall)
             settings = [one.settings for one in tried[: max(1, len(tried) // 2)]]
         finals.append(tried[0])
@@ -86,7 +84,7 @@ def choose(config: TrainConfig, train: Callable[[TrainConfig], Any]) -> TrainCon
     logger.info("%s", choice["says"])
     config.save.out.mkdir(parents=True, exist_ok=True)
     write_whole(config.save.out / OBJECTIVES_FILE, json.dumps({**choice, "runs": runs}, indent=2))
-    return config.override(objective=choice["chosen"]).override(**choice["settings"])
+    return config.override(objective=choice["chosen"], **choice["settings"])
 
 
 def read_choice(run: Path) -> dict[str, Any] | None:
@@ -97,34 +95,25 @@ def read_choice(run: Path) -> dict[str, Any] | None:
 
 
 def _try(
-    config: TrainConfig,
-    objective: str,
-    settings: dict[str, Any],
-    share: int,
-    train: Callable[[TrainConfig], Any],
-    held_out: VectorPairs,
+    config: TrainConfig, objective: str, settings: dict[str, Any], share: int, train: Train, held_out: VectorPairs
 ) -> _Tried:
     """Trains for a part of the run, in a folder that goes, and judges its best epoch."""
     length = next(name for name in LENGTHS if getattr(config.run, name) is not None)
     part = {length: max(1, getattr(config.run, length) // share)}
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
-        build = logging.getLogger("cloob.training.build")  # which has said what it has to say of these pairs
-        level = build.level
-        build.setLevel(logging.WARNING)
+        tried = config.override(objective=objective, out=f"{folder}/run", **settings, **part, **TEMPORARY)
+        disabled = logging.root.manager.disable
+        logging.disable(logging.INFO)  # what there is to say of these pairs is said when all of the run begins
         try:
-            result = train(
-                config.override(objective=objective, out=f"{folder}/run").override(**settings, **part, **TEMPORARY)
-            )
+            result = train(tried)
         finally:
-            build.setLevel(level)
+            logging.disable(disabled)
         if result.stopped:
             raise SystemExit(1)
         encoder = load_model(result.run, config.run.device).eval()
     assert isinstance(encoder, VectorEncoder)
     a, b = embed_pairs(encoder, held_out)
-    ids = torch.from_numpy(held_out.ids)
-    ways = ranks_of_ids(a, b, ids), ranks_of_ids(b, a, ids)
-    return _Tried(objective, settings, torch.stack([group_means(r < k, ids) for r in ways for k in RECALLS]).mean(0))
+    return _Tried(objective, settings, recalls_of_ids(a, b, torch.from_numpy(held_out.ids)).mean(0))
 
 
 def _chosen(finals: list[_Tried]) -> dict[str, Any]:

@@ -126,19 +126,16 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     entries = {}
     for index, entry in state["state"].items():
-        parameter = parameters[index] if index < len(parameters) else None
         entries[index] = {
-            key: _like(value, parameter) if isinstance(value, Tensor) and value.ndim else value
+            key: _like(value, parameters[index]) if isinstance(value, Tensor) and value.ndim else value
             for key, value in entry.items()
         }
     optimizer.load_state_dict({**state, "state": entries})
 
 
-def _like(value: Tensor, like: Tensor | None) -> Tensor:
-    """A whole tensor laid out as ``like``: in its memory format, or this rank's shard."""
+def _like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor in the memory format of ``like``, or this rank's shard of it; RuntimeError for other sizes."""
     if isinstance(like, DTensor):
         contiguous = value.to(like.device).contiguous()
         return distribute_tensor(contiguous, like.device_mesh, like.placements, src_data_rank=None)
-    if like is None or like.shape != value.shape:
-        return value
     return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cloob.distributed import Layout, world_size
 from cloob.objective import ContrastiveObjective
@@ -108,11 +109,7 @@ class Stepper:
     """
 
     def __init__(
-        self,
-        module: TowersWithLoss,
-        optimizer: torch.optim.Optimizer,
-        clip_grad_norm: float = 0.0,
-        micro_batch_size: int = 0,
+        self, module: TowersWithLoss, optimizer: Optimizer, clip_grad_norm: float = 0.0, micro_batch_size: int = 0
     ) -> None:
         self.module, self.optimizer = module, optimizer
         self.clip_grad_norm, self.micro_batch_size = clip_grad_norm, micro_batch_size
@@ -144,10 +141,7 @@ class Stepper:
         hopfield: bool | None = None,
         layout: Layout | None = None,
     ) -> Launched:
-        """Takes one step without waiting for the device; most arguments are those of ``TowersWithLoss.forward``.
-
-        ``layout`` says how many pairs each rank has; with several and without it they ask each other.
-        """
+        """Takes one step without waiting for the device; ranks without a ``layout`` ask each other for their sizes."""
         buffers = Buffers(self._modules)
         objective = self.module.objective
         positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss
@@ -221,7 +215,7 @@ class Stepper:
         return loss, image_features, text_features
 
 
-def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def _step_unless(bad: Tensor, optimizer: Optimizer) -> None:
     """A step that changes neither weights nor moments nor their count if the 0-d ``bad`` is true.
 
     By the attribute through which ``torch.amp.GradScaler`` tells a fused optimiser the same; others are waited for.

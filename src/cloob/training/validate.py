@@ -6,18 +6,20 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cloob.data.batch import Batch, Skip
-from cloob.data.loader import Loader
-from cloob.distributed import rank
+from cloob.distributed import rank, world_size
 from cloob.functional.bootstrap import group_means
 from cloob.functional.ranking import mutual_ranks, ranks_of_ids, recall_at_k
+from cloob.models.runs import SKIPPED_FILE, read_lines
 from cloob.objective import NonFiniteFeaturesError
-from cloob.training.faults import Read, StopSignal, agree, fetch, with_readers
+from cloob.training import sharding
+from cloob.training.build import Parts
+from cloob.training.checkpoint import preserved_rng
+from cloob.training.faults import Read, StopSignal, agree, check_fraction, fetch, name_skips, with_readers
 from cloob.training.log import finite
 from cloob.training.ranks import collect_objects, on_rank_zero
 from cloob.training.step import TowersWithLoss
@@ -36,7 +38,6 @@ class Validation:
 
     loss: float | None  # None without a batch, when not finite, or when an embedding was NaN, infinite or zero
     recall: float | None  # None when nothing could be embedded
-    pairs: int = 0  # over all ranks, usable or not
     skipped: Sequence[Read] = ()
 
     def metrics(self) -> dict[str, float | None]:
@@ -44,50 +45,48 @@ class Validation:
         return {"val_loss": self.loss, "val_recall": self.recall}
 
 
-def validate(
-    towers: TowersWithLoss,
-    loader: Loader,
-    device: torch.device,
-    *,
-    mask_duplicates: bool,
-    micro_batch_size: int = 0,
-    by_id: bool = False,
-    hopfield: bool | None = None,
-    stop: StopSignal | None = None,
-    last_checkpoint: Path | None = None,
-) -> Validation:
+def validate(parts: Parts, stop: StopSignal, *, hopfield: bool) -> Validation:
     """Embeds the held-out pairs once, all ranks together; the same numbers on every rank.
 
-    A batch of one pair counts for the recall alone, one that leaves a rank without any for neither.
-    ``by_id``: the recall is one of distinct ids, each of which weighs the same.
+    A batch of one pair counts for the recall alone, one that leaves a rank without any for neither. InputError where
+    too many of the pairs cannot be used.
     """
-    stop = stop or StopSignal()
+    towers, loader, device, config = parts.towers, parts.val_loader, parts.stepper.device, parts.config
+    assert loader is not None
+    if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics
+        sharding.share_buffers(towers)
     towers.eval()
     total, samples, pairs = 0.0, 0, 0
     refused: NonFiniteFeaturesError | None = None
     features: list[tuple[Tensor, Tensor, Tensor]] = []
-    skipped: list[Skip] = []
+    left_out: list[Skip] = []
     batches = loader.epoch(0)
-    with torch.no_grad():
+    with preserved_rng(device), torch.no_grad():
         while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
-            batch, counts = agree(*fetched, stop, device, last_checkpoint)
+            batch, counts = agree(*fetched, stop, device, parts.saver.last)
             pairs += counts.samples + counts.bad
-            skipped += batch.skipped
+            left_out += batch.skipped
             if counts.smallest < 1:
                 continue
-            images, texts = _embedded(towers, batch.to(device), micro_batch_size)
+            images, texts = _embedded(towers, batch.to(device), parts.stepper.micro_batch_size)
             features.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
             if counts.samples > 1:
                 samples += counts.samples
-                ids = batch.ids.to(device) if mask_duplicates else None
+                ids = batch.ids.to(device) if config.loss.mask_duplicates else None
                 try:
                     total += counts.samples * float(towers.loss_of(images, texts, ids, hopfield))
                 except NonFiniteFeaturesError as error:  # of one rank, on all
                     total, refused = math.nan, refused or error
     if refused is not None and rank() == 0:
         logger.warning("held-out pairs have no loss, and bad rows count as not found: %s", refused)
+    skipped = with_readers(left_out)
+    if rank() == 0 and not any(line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE)):
+        place = {"step": parts.progress.step, "epoch": parts.progress.epoch + 1, "held_out": True}
+        name_skips(parts.log, place, skipped)  # once: they are the same at each validation
+    limit = config.pairs.max_bad_fraction
+    check_fraction(loader.name, "held-out pairs", [skip for _, skip in skipped], pairs, limit)
     loss = finite(total / samples) if samples else None
-    return Validation(loss, _recall(features, device, by_id), pairs, with_readers(skipped))
+    return Validation(loss, _recall(features, device, config.vectors.a is not None), skipped)
 
 
 def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tuple[Tensor, Tensor]:
@@ -106,10 +105,15 @@ def _recall(features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device,
             return None
         images, texts, ids = (torch.cat(side).to(device) for side in zip(*parts, strict=True))
         if by_id:
-            both = ranks_of_ids(images, texts, ids), ranks_of_ids(texts, images, ids)
-            return float(torch.stack([group_means(ranks < k, ids).mean() for ranks in both for k in RECALLS]).mean())
+            return float(recalls_of_ids(images, texts, ids).mean(1).mean())
         pairs = torch.arange(len(images), device=device).repeat(2, 1).T
         both = mutual_ranks(images, texts, pairs)
         return float(sum(recall_at_k(ranks, k) for ranks in both for k in RECALLS) / (2 * len(RECALLS)))
 
     return on_rank_zero(mean)
+
+
+def recalls_of_ids(a: Tensor, b: Tensor, ids: Tensor) -> Tensor:
+    """(6, distinct ids) recall at 1, 5 and 10 in both directions."""
+    both = ranks_of_ids(a, b, ids), ranks_of_ids(b, a, ids)
+    return torch.stack([group_means(ranks < k, ids) for ranks in both for k in RECALLS])

@@ -7,12 +7,13 @@ import logging
 import numpy as np
 from torch import Tensor
 
+from cloob.data.fingerprint import spread
 from cloob.data.vectors import VectorPairs, open_pairs
-from cloob.errors import InputError
 from cloob.models.aligned.heads import Standardise
 from cloob.models.aligned.vectors import VectorEncoder
 from cloob.training.align import new_heads
 from cloob.training.config import TrainConfig
+from cloob.training.config.checks import refuse
 from cloob.training.faults import check_fraction
 
 _FITTED = 32_768
@@ -26,9 +27,9 @@ def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
     held_out = None
     if files.val_a is not None and files.val_b is not None:
         held_out = open_pairs(files.val_a, files.val_b, files.val_ids)
-        for side, width, other in (("a", pairs.a, held_out.a), ("b", pairs.b, held_out.b)):
-            if width.shape[1] != other.shape[1]:
-                raise InputError(f"val_{side} has {other.shape[1]:,} columns, {side} has {width.shape[1]:,}")
+        for side in ("a", "b"):
+            width, other = (getattr(each, side).shape[1] for each in (pairs, held_out))
+            refuse([(width != other, f"val_{side} has {other:,} columns, {side} has {width:,}")])
     for each in filter(None, (pairs, held_out)):
         total = len(each) + len(each.skipped)
         check_fraction(each.name, "pairs", each.skipped, total, config.pairs.max_bad_fraction)
@@ -37,8 +38,7 @@ def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
 
 def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncoder:
     """Fresh heads, standardised by the training pairs: by all, or by 32,768 evenly spread ones."""
-    some = np.linspace(0, len(pairs) - 1, min(len(pairs), _FITTED)).astype(np.int64)
-    a, b, *_ = pairs.take(some)
+    a, b, *_ = pairs.take(np.array(spread(len(pairs), _FITTED)))
     asked = config.align.standardise or "auto"
     ways = [_way(side) if asked == "auto" else asked for side in (a, b)]
     if asked == "auto" and "column" in ways:

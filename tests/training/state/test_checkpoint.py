@@ -6,18 +6,21 @@ import errno
 import logging
 import os
 import shutil
+import signal
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from train_helpers import Trained, exact
+from train_helpers import At, Trained, exact
 
+from cloob.cli import main
 from cloob.errors import InputError
 from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
-from make import Code
+from make import Code, write_tar
 
 
 @pytest.fixture
@@ -118,3 +121,25 @@ def test_the_options_of_the_optimiser_are_those_of_the_configuration(run: TrainC
     groups = torch.load(result.checkpoint / "trainer.pt", weights_only=True)["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.7, 0.0]
     assert all((tuple(group["betas"]), group["eps"]) == ((0.9, 0.5), 1e-3) for group in groups)
+
+
+def test_edited_pairs_are_refused_on_resumption(
+    base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first shard again, with a longer caption."""
+    data, run = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(pairs_as["shards"], data)
+    config = base.override(data=[str(data)], out=run, epochs=1, save_every=0)
+    assert train(config, callbacks=[At(3, lambda: signal.raise_signal(signal.SIGTERM))]).steps == 3
+    with tarfile.open(data / "00000.tar") as tar:
+        files = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
+    write_tar(data / "00000.tar", files | {"00.txt": b"a very red disc"})
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    command = ["train", "--config", str(run / "config.json"), "--resume", "auto"]
+    capfd.readouterr()
+    assert main(command) == 2
+    *_, said = capfd.readouterr().err.splitlines()
+    newest = run / "checkpoints" / "step-00000003"
+    others = "the training pairs are not those of this checkpoint's run (other members)"
+    assert said == f"cloob: {newest}: {others}; start from its weights with --init {newest}"
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import At, KilledAfter, Recorder, assert_same_run, lines
+from train_helpers import At, KilledAfter, Recorder, assert_same_run, lines, write_shards
 
 from cloob import TrainConfig, get_recipe, train
 from cloob.cli import main
@@ -187,7 +187,8 @@ def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
     bad = {f"{c}{t}" for c in range(4) for t in (0, 3, 8)} | {"13", "27"}
     data = str(tmp_path / "pairs")
     if form != "folder":
-        data = write_shards(tmp_path / "pairs", tmp_path / "shards", streamed=form == "streamed")
+        data = write_shards(tmp_path / "pairs", tmp_path / "shards")
+        data = f"pipe:cat {data}/{{00000..00001}}.tar" if form == "streamed" else data
     config = base.override(data=[data], out=tmp_path / "run", max_bad_fraction=1.0, epochs=2)
     config = config.override(shuffle_buffer=0 if form == "folder" else 7, cache_dir=tmp_path / "cache")
     killed(tmp_path / "a", processes[0], config, KilledAfter(3, 0.0))
@@ -212,15 +213,3 @@ def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
         command(tmp_path / "c", 1, again.override(out=tmp_path / "alone"))
         rates = [line["lr"] for line in lines(tmp_path / "alone" / "metrics.jsonl")]
         assert [line["lr"] for line in found[2:]] == rates[16 // size : 40 // size] + rates[40 // size :]
-
-
-def write_shards(pairs: Path, folder: Path, *, streamed: bool) -> str:
-    """Two shards of pairs; with ``streamed`` as a command gives them."""
-    from make import write_tar
-
-    stems = sorted({path.stem for path in pairs.iterdir()})
-    for number, part in enumerate((stems[:23], stems[23:])):
-        names = [f"{stem}.{ending}" for stem in part for ending in ("png", "txt")]
-        write_tar(folder / f"{number:05d}.tar", {name: (pairs / name).read_bytes() for name in names})
-    (folder / "sizes.json").write_text('{"00000.tar": 23, "00001.tar": 17}')
-    return f"pipe:cat {folder}/{{00000..00001}}.tar" if streamed else str(folder)

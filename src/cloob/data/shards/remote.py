@@ -30,7 +30,6 @@ from cloob.data.shards.spec import (
     is_remote,
     local_path,
     matching_files,
-    parse_sizes,
     read_sizes,
     shard_name,
     sibling,
@@ -53,10 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 def fetch(url: str, target: Path) -> None:
-    """Writes what a URL gives into a file; tries three times, unless the source says that there is nothing to get.
-
-    InputError where nothing or not all can be had, OSError where the file cannot be written.
-    """
+    """Writes what a URL gives into a file; tries three times, unless the source says that there is nothing to get."""
     for pause in (0.0, *_PAUSES):
         time.sleep(pause)
         wrong, final = _run(url, target) if url.startswith("pipe:") else _download(url, target)
@@ -128,11 +124,7 @@ def _web(url: str) -> Any:
 
 
 class RemoteShardSource(FileSource[ShardSource]):
-    """Samples in tars behind commands or URLs.
-
-    A row that a shard turns out not to hold raises ``"truncated shard"``; samples beyond the number that is known are
-    left out, with one warning.
-    """
+    """Samples in tars behind commands or URLs; those beyond the number that is known are left out, with one warning."""
 
     def __init__(self, name: str, counts: dict[str, int], cache: Cache) -> None:
         super().__init__(name, tuple(counts.values()), streamed=True)
@@ -194,7 +186,7 @@ def _counts_beside(spec: str, urls: list[str]) -> dict[str, int]:
             if place is not None and place not in listed:
                 with tempfile.TemporaryDirectory() as folder:
                     fetch(place, path := Path(folder) / SIZES)
-                    listed[place] = parse_sizes(place, path.read_bytes())
+                    listed[place] = read_sizes(path, place)
             counts[url] = listed[place][shard_name(url)]
         except (InputError, KeyError) as error:
             why = error if isinstance(error, InputError) else f"{place or url}: has no count for {shard_name(url)}"

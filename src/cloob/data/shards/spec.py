@@ -90,15 +90,12 @@ def matching_files(pattern: str) -> list[Path]:
     return paths
 
 
-def parse_sizes(where: str, content: bytes) -> dict[str, int]:
+def read_sizes(path: Path, where: str = "") -> dict[str, int]:
+    """The counts in a file, none without it; ``where`` is what an error calls it."""
     try:
-        counts = json.loads(content.decode("utf-8-sig"))
+        counts = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
     except (ValueError, RecursionError):
         counts = None
     if not isinstance(counts, dict) or not all(type(count) is int and count >= 0 for count in counts.values()):
-        raise InputError(f'{where}: is not {{"shard.tar": count, …}}')
+        raise InputError(f'{where or path}: is not {{"shard.tar": count, …}}')
     return counts
-
-
-def read_sizes(path: Path) -> dict[str, int]:
-    return parse_sizes(str(path), path.read_bytes()) if path.is_file() else {}

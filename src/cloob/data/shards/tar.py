@@ -60,10 +60,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def group_members(members: Sequence[Member], extensions: Sequence[Sequence[str]]) -> dict[str, list[Member | None]]:
-    """The samples of one tar by key, in order of appearance: the member of each part, or None.
-
-    ``extensions`` are those that each part may have, the preferred one first.
-    """
+    """The samples of one tar by key: the member of each part, which has one of its ``extensions``, or None."""
     place = {ext: (part, rank) for part, group in enumerate(extensions) for rank, ext in enumerate(group)}
     samples: dict[str, list[Member | None]] = {}
     ranks: dict[tuple[str, int], int] = {}

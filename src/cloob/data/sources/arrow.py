@@ -26,8 +26,7 @@ from cloob.errors import InputError
 from cloob.pictures import MAX_IMAGE_BYTES
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
-NO_PICTURE = "neither bytes nor a path"
-"""What a row says that holds no picture and never will."""
+NO_PICTURE = "neither bytes nor a path"  # what a row says that holds no picture and never will
 
 _DEFAULTS = ("filepath", "title")  # of open_source: what nobody has asked for by name
 _BINARY = (pa.binary(), pa.large_binary())
@@ -73,7 +72,9 @@ class ArrowSource(FileSource[pa.Table]):
     def fingerprint(self) -> Fingerprint:
         files = [f"{path.name} {path.stat().st_size}" for path in self.paths]
         captions = [
-            _parquet_end(path) if _is_parquet(path) else of_column(self.opened(shard).column(self._caption)).encode()
+            repr(parquet.read_metadata(path).to_dict())
+            if _is_parquet(path)
+            else of_column(self.opened(shard).column(self._caption))
             for shard, path in enumerate(self.paths)
         ]
         return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
@@ -125,10 +126,7 @@ class ArrowSource(FileSource[pa.Table]):
 
 
 def arrow_files(folder: Path) -> list[Path]:
-    """The data files of a Hugging Face ``datasets`` folder or of a folder of Arrow or Parquet files; [] if it is none.
-
-    Several splits are refused.
-    """
+    """The data files of a Hugging Face ``datasets`` folder, or of one of Arrow or Parquet files; [] if it is none."""
     paths: list[Path] = []
     splits: set[str] = set()
     wrong = ""
@@ -215,11 +213,3 @@ def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
 
 def _is_parquet(path: Path) -> bool:
     return path.suffix.lower() == ".parquet"
-
-
-def _parquet_end(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-8, os.SEEK_END)
-        size = int.from_bytes(file.read(4), "little")
-        file.seek(-8 - size, os.SEEK_END)
-        return file.read(size)

@@ -40,10 +40,7 @@ def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
 
 
 class FileSource(ABC, Generic[T]):
-    """Rows in files, each of which is prepared when its first row is read, and stays open for a while.
-
-    A subclass says how a file is prepared and opened; ``streamed`` is whether that is costly.
-    """
+    """Rows in files. Each is prepared when its first row is read; ``streamed`` is whether that is costly."""
 
     max_open = 32  # of a streamed source
 

@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cloob.data.batch import (
-    BadSample,
-    RawSample,
-    clean_caption,
-    printable,
-    read_caption_file,
-    read_image_file,
-)
+from cloob.data.batch import BadSample, RawSample, clean_caption, printable, read_caption_file, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column, spread
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.table import TableSource, column_names
@@ -92,10 +85,7 @@ class FolderSource:
 def walk(
     folder: Path | str, failed: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """A folder and those below it: path, folders and files, without hidden ones.
-
-    Links are not followed, nor folders that are removed from the list.
-    """
+    """A folder and those below it, as ``os.walk``: without hidden files and folders, sorted; links are not followed."""
     for root, folders, names in os.walk(folder, onerror=failed):
         folders[:], names[:] = (sorted(name for name in each if not name.startswith(".")) for each in (folders, names))
         yield root, folders, names

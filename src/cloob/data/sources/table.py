@@ -28,10 +28,7 @@ _BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a
 
 
 class TableSource:
-    """Rows of a table; the two columns stay arrow arrays, which cost no Python objects.
-
-    ``stray`` are rows with a field that holds rows, see ``_stray_quotes``.
-    """
+    """Rows of a table, as two Arrow columns; ``stray`` are rows with a field that holds rows, see ``_stray_quotes``."""
 
     streamed = False
 
@@ -99,14 +96,11 @@ def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None
 
 
 def column_names(path: Path, wanted: Sequence[str]) -> list[str]:
-    """A table's columns, from its header, or from its lines of JSON until all of ``wanted`` are there.
-
-    ``wanted`` also tells which delimiter is meant.
-    """
+    """A table's columns, of JSON up to the line where all of ``wanted`` are there; they also tell the delimiter."""
     with reading(path):
         match path.suffix.lower():
             case ".csv" | ".tsv":
-                return [name.strip() for name in _header(path, wanted)[1]]
+                return _header(path, wanted)[1]
             case ".parquet":
                 return list(parquet.read_schema(path).names)
     names: dict[str, None] = {}
@@ -163,18 +157,16 @@ def _stored(value: Any) -> bytes | None:
 
 
 def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, int]]:
-    delimiter, written = _header(path, columns)
-    names = [name.strip() for name in written]
-    as_written = [written[names.index(column)] for column in columns]
+    delimiter, names = _header(path, columns)
     table = arrow_csv.read_csv(
         path,
-        read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
+        read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK_BYTES),
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=arrow_csv.ConvertOptions(
-            include_columns=as_written, column_types=dict.fromkeys(as_written, pa.binary()), check_utf8=False
+            include_columns=columns, column_types=dict.fromkeys(columns, pa.binary()), check_utf8=False
         ),
     )
-    return table.rename_columns([name.strip() for name in table.column_names]), _stray_quotes(table, delimiter)
+    return table, _stray_quotes(table, delimiter)
 
 
 def _stray_quotes(table: pa.Table, delimiter: str) -> dict[int, int]:
@@ -195,13 +187,13 @@ def _stray_quotes(table: pa.Table, delimiter: str) -> dict[int, int]:
 
 
 def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
-    """The delimiter and the column names as written: the first that yields all columns, else that of most fields."""
+    """The delimiter and the column names: the first that yields all columns, else that of most fields."""
     with path.open("rb") as file:
         line = file.readline(csv.field_size_limit())
     header = re.split(r"[\r\n]", line.decode("utf-8-sig", "replace"), maxsplit=1)[0]
     if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")) or not header.strip():
         wrong = "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8" if line.strip() else "is empty"
         raise InputError(f"{path} {wrong}; the first line must name the columns")
-    splits = [(delimiter, next(csv.reader([header], delimiter=delimiter))) for delimiter in _DELIMITERS]
-    complete = [split for split in splits if {*columns} <= {name.strip() for name in split[1]}]
-    return complete[0] if complete else max(splits, key=lambda split: len(split[1]))
+    written = {delimiter: next(csv.reader([header], delimiter=delimiter)) for delimiter in _DELIMITERS}
+    splits = [(delimiter, [name.strip() for name in names]) for delimiter, names in written.items()]
+    return max(splits, key=lambda split: ({*columns} <= {*split[1]}, len(split[1])))

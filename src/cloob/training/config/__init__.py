@@ -97,8 +97,11 @@ class TrainConfig:
 
     def merge(self, values: Mapping[str, Any], *, source: str = "config") -> TrainConfig:
         """As ``override``, of nested values as ``to_dict`` gives them; ``source`` is what errors call them."""
+        leaves: dict[str, Any] = {}
+        for name, value in values.items():  # names of leaves are unique, so it does not matter in which part they stand
+            leaves |= value if isinstance(value, Mapping) else {name: value}
         try:
-            return self.override(**_leaves(values))
+            return self.override(**leaves)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
 
@@ -106,10 +109,10 @@ class TrainConfig:
         """As ``merge``, of a JSON or TOML file, such as the ``config.json`` of a run."""
         path = Path(path)
         try:
-            toml = tomllib.loads(path.read_text(encoding="utf-8")) if path.suffix == ".toml" else None
+            values = tomllib.loads(path.read_text("utf-8")) if path.suffix == ".toml" else read_json(path)
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"{path}: is not TOML, or cannot be read ({one_line(error)})") from None
-        return self.merge(read_json(path) if toml is None else toml, source=str(path))
+        return self.merge(values, source=str(path))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain nested values, ready for JSON: ``{"optim": {"lr": 0.001, …}, …}``."""
@@ -141,11 +144,3 @@ def hints(part: Any) -> dict[str, Any]:
 def leaf_homes() -> dict[str, str]:
     """The part in which each leaf sits: ``{"lr": "optim", …}``."""
     return {leaf: part for part, kind in hints(TrainConfig).items() for leaf in hints(kind)}
-
-
-def _leaves(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of nested values; their names are unique, so it does not matter in which part they stand."""
-    leaves: dict[str, Any] = {}
-    for name, value in values.items():
-        leaves |= value if isinstance(value, Mapping) else {name: value}
-    return leaves

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 
+from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.models.source import check_name, check_packages
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import HEADS, LENGTHS, RETRIEVING, AlignConfig, OptimConfig, PairsConfig
+from cloob.training.config.parts import HEADS, LENGTHS, RETRIEVING, AlignConfig, OptimConfig
 
 _NEEDS = (
     *("a needs b", "b needs a", "ids needs a", "a_ids needs b_ids", "b_ids needs a_ids", "a_ids needs a"),
     *("val_a needs val_b", "val_b needs val_a", "val_ids needs val_a", "val_a needs a"),
 )
-Conflict = tuple[object, str]
-"""Whether a combination is there, and the error that it is."""
+Conflict = tuple[object, str]  # whether a combination is there, and the error that it is
 
 
 def preflight(config: TrainConfig) -> None:
@@ -30,17 +31,14 @@ def preflight(config: TrainConfig) -> None:
 
 def check_combination(config: TrainConfig) -> None:
     """Refuses values that exclude each other, or need others that are missing; InputError names the first."""
-    align, vectors = config.align, any(vars(config.vectors).values())
-    conflicts = [*_of_running(config), *_of_objective(config), *_of_pairs(config)]
-    if vectors:
-        conflicts += _of_vectors(config)
-    elif align.encoders():
-        conflicts += _of_encoders(config)
+    conflicts = [_of_running(config), _of_objective(config), _of_pairs(config)]
+    if any(vars(config.vectors).values()):
+        conflicts += [_of_vectors(config), _beside_heads(config)]
+    elif config.align.encoders():
+        conflicts += [_of_encoders(config), _beside_heads(config)]
     elif config.towers.init is None:  # which may hold heads
-        conflicts += _without_heads(align)
-    if vectors or align.encoders():
-        conflicts += _beside_heads(config)
-    refuse(conflicts)
+        conflicts.append(_without_heads(config.align))
+    refuse(itertools.chain.from_iterable(conflicts))
 
 
 def check_start(config: TrainConfig, *, aligned: bool) -> None:
@@ -55,21 +53,22 @@ def refuse(conflicts: Iterable[Conflict]) -> None:
             raise InputError(error)
 
 
+def _excluded(part: object, key: str, there: object, beside: str) -> Conflict:
+    return there, f"{key} is {getattr(part, key)!r}; it must be left out with {beside}"
+
+
 def _of_running(config: TrainConfig) -> Iterator[Conflict]:
     run, save, optim, towers = config.run, config.save, config.optim, config.towers
     given = [f"{name} is {value}" for name in LENGTHS if (value := getattr(run, name)) is not None]
     yield len(given) > 1, f"{' and '.join(given)}; give one of them, each is the length of the run"
-    replaces = save.overwrite and save.resume != "none"
-    yield replaces, f"overwrite is True; it must be left out with --resume {save.resume}"
+    yield _excluded(save, "overwrite", save.overwrite and save.resume != "none", f"--resume {save.resume}")
     # A rank whose batch lost samples has fewer micro-batches, and both of these communicate in each forward pass: the
     # other ranks would wait for it.
     for key in ("sync_bn", "fsdp"):
-        both = getattr(run, key) and run.micro_batch_size
-        yield both, f"{key} is True; it must be left out with --micro-batch-size"
+        yield _excluded(run, key, getattr(run, key) and run.micro_batch_size, "--micro-batch-size")
     # GradScaler looks for overflow in one rank's shard and would scale each rank by another factor.
-    fp16 = run.fsdp and run.precision == "fp16"
-    yield fp16, "fsdp is True; it must be left out with --precision fp16 (take bf16)"
-    yield run.fsdp and run.compile, "fsdp is True; it must be left out with --compile"
+    yield _excluded(run, "fsdp", run.fsdp and run.precision == "fp16", "--precision fp16 (take bf16)")
+    yield _excluded(run, "fsdp", run.fsdp and run.compile, "--compile")
     alone = run.fsdp and _processes() == 1
     yield alone, "fsdp is True, but there is one process; start several with torchrun, or leave it out"
     restarts, schedule = optim.restarts, optim.schedule
@@ -81,53 +80,49 @@ def _of_running(config: TrainConfig) -> Iterator[Conflict]:
 
 def _of_objective(config: TrainConfig) -> Iterator[Conflict]:
     loss, name = config.loss, config.loss.objective
-    sigmoid, plain = name.startswith("siglip"), name not in RETRIEVING
-    yield plain and loss.beta, f"beta is {loss.beta}; it must be left out with {name}, which has no retrieval"
-    later = f"retrieval_from is {loss.retrieval_from}; it must be left out with {name}: it has no retrieval"
-    yield plain and loss.retrieval_from, later
-    learns = loss.retrieval_from and loss.learnable_beta
-    yield learns, "learnable_beta is True; it must be left out with --retrieval-from: it would have no part"
+    sigmoid, plain, paper = name.startswith("siglip"), name not in RETRIEVING, loss.scale == "paper"
+    yield _excluded(loss, "beta", plain and loss.beta, f"{name}, which has no retrieval")
+    yield _excluded(loss, "retrieval_from", plain and loss.retrieval_from, f"{name}: it has no retrieval")
+    no_part = "--retrieval-from: it would have no part"
+    yield _excluded(loss, "learnable_beta", loss.retrieval_from and loss.learnable_beta, no_part)
     by_loss = loss.retrieval_from and config.holds_out and config.save.best == "val_loss"
     yield by_loss, "--retrieval-from changes the loss, by which epochs cannot be compared then; use --best val_recall"
-    paper = loss.scale == "paper"
-    yield sigmoid and paper, f"scale is 'paper'; it must be left out with {name}"
-    bias = f"bias is {loss.bias}; it must be left out with {name}, in which it would cancel"
-    yield loss.bias is not None and not sigmoid, bias
-    rises = "learnable_inv_tau is True; it must be left out with the scale paper: it would rise to its bound"
-    yield loss.learnable_inv_tau and paper, rises
+    yield _excluded(loss, "scale", sigmoid and paper, name)
+    yield _excluded(loss, "bias", loss.bias is not None and not sigmoid, f"{name}, in which it would cancel")
+    rises = "the scale paper: it would rise to its bound"
+    yield _excluded(loss, "learnable_inv_tau", loss.learnable_inv_tau and paper, rises)
 
 
 def _of_pairs(config: TrainConfig) -> Iterator[Conflict]:
-    pairs, run = config.pairs, config.run
-    yield pairs.val_split and pairs.val_data, f"val_split is {pairs.val_split}; it must be left out with --val-data"
+    pairs, run, vectors = config.pairs, config.run, any(vars(config.vectors).values())
+    yield _excluded(pairs, "val_split", pairs.val_split and pairs.val_data, "--val-data")
+    fetched = "but streamed pairs would all be fetched to hold some out; give --val-data in its place"
+    yield pairs.val_split and any(map(is_remote, pairs.data)), f"val_split is {pairs.val_split}, {fetched}"
     none = "but there are no held-out pairs; give --val-data or --val-split"
     yield run.patience and not config.holds_out, f"patience is {run.patience}, {none}, or --patience 0"
     yield pairs.val_every > 1 and not config.holds_out, f"val_every is {pairs.val_every}, {none}"
-    vectors = any(vars(config.vectors).values())
     auto = config.loss.objective == "auto" and not vectors
     yield auto, "objective is 'auto', which is for `cloob train vectors`; name one"
-    missing = not pairs.data and not vectors
     forms = "a table such as pairs.csv, shards, or a folder of images with .txt files beside them"
     others = "--data demo for the set that comes along, or of `cloob train vectors` --a and --b"
-    yield missing, f"data is missing; give --data with your pairs ({forms}), or {others}"
+    yield not pairs.data and not vectors, f"data is missing; give --data with your pairs ({forms}), or {others}"
 
 
 def _of_vectors(config: TrainConfig) -> Iterator[Conflict]:
-    files = config.vectors
+    files, pairs = config.vectors, config.pairs
     for one, other in (pair.split(" needs ") for pair in _NEEDS):
         missing = getattr(files, one) and getattr(files, other) is None
         yield missing, f"{other} is missing: --{one.replace('_', '-')} needs --{other.replace('_', '-')}"
-    yield files.ids and files.a_ids, f"ids is {files.ids!r}; it must be left out with --a-ids and --b-ids"
-    share = config.pairs.val_split
-    yield share and files.val_a, f"val_split is {share}; it must be left out with --val-a"
+    yield _excluded(files, "ids", files.ids and files.a_ids, "--a-ids and --b-ids")
+    yield _excluded(pairs, "val_split", pairs.val_split and files.val_a, "--val-a")
     if config.loss.objective == "auto":
         blind = "objective is 'auto', but there are no held-out pairs to choose by; give --val-split"
         yield not config.holds_out, blind
         several = "objective is 'auto', which needs one process; choose with one, then train with what it chose"
         yield _processes() > 1, several
-        for key, value in config.loss.overrides().items():
-            yield True, f"{key} is {value}; it must be left out with the objective auto, which tries several"
-    others = {"data": config.pairs.data, "val_data": config.pairs.val_data, **vars(config.towers), **vars(config.align)}
+        for key in config.loss.overrides():
+            yield _excluded(config.loss, key, True, "the objective auto, which tries several")
+    others = {"data": pairs.data, "val_data": pairs.val_data, **vars(config.towers), **vars(config.align)}
     for key in ("data", "val_data", "model", "init", "image_size", "image_encoder", "text_encoder"):
         yield others[key], f"{key} is {others[key]!r}, but --a and --b give vectors; leave it out"
 
@@ -140,26 +135,25 @@ def _of_encoders(config: TrainConfig) -> Iterator[Conflict]:
         yield value, f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder"
 
 
-def _beside_heads(config: TrainConfig) -> list[Conflict]:
+def _beside_heads(config: TrainConfig) -> Iterator[Conflict]:
     """What makes no sense where nothing but heads is trained."""
-    conflicts: list[Conflict] = []
     for key in ("fsdp", "compile", "grad_checkpointing"):
         too_small = f"{key} is True, but heads on frozen encoders are too small for it; leave it out"
-        conflicts.append((getattr(config.run, key), too_small))
-    unused = [(config.pairs, PairsConfig, key) for key in ("shuffle_buffer", "flip", "crop_scale")]
-    for part, kind, key in (*unused, (config.optim, OptimConfig, "layer_decay")):
+        yield getattr(config.run, key), too_small
+    pairs, optim = config.pairs, config.optim
+    for part, key in ((pairs, "shuffle_buffer"), (pairs, "flip"), (pairs, "crop_scale"), (optim, "layer_decay")):
         value = getattr(part, key)
-        error = f"{key} is {value}, but heads train on features made once; leave it out"
-        conflicts.append((value != getattr(kind, key), error))
+        unused = f"{key} is {value}, but heads train on features made once; leave it out"
+        yield value != getattr(type(part), key), unused
     freeze = config.towers.freeze
-    conflicts.append((freeze != "none", f"freeze is {freeze!r}, but both encoders are frozen anyway; leave it out"))
-    return conflicts
+    yield freeze != "none", f"freeze is {freeze!r}, but both encoders are frozen anyway; leave it out"
 
 
-def _without_heads(align: AlignConfig) -> list[Conflict]:
+def _without_heads(align: AlignConfig) -> Iterator[Conflict]:
     """Settings of heads where there are none, but for those that an earlier run's config.json has filled in."""
-    advice = "but there are no heads; give --image-encoder and --text-encoder, or leave it out"
-    return [(value not in (None, HEADS.get(key)), f"{key} is {value}, {advice}") for key, value in vars(align).items()]
+    for key, value in vars(align).items():
+        advice = "but there are no heads; give --image-encoder and --text-encoder, or leave it out"
+        yield value not in (None, HEADS.get(key)), f"{key} is {value}, {advice}"
 
 
 def _processes() -> int:

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from cloob.errors import InputError, require
@@ -24,10 +24,17 @@ VECTORS = ("a", "b", "ids", "a_ids", "b_ids", "val_a", "val_b", "val_ids", "stan
 
 def options(start: TrainConfig, words: Sequence[str], *, vectors: bool = False) -> Any:
     """A dataclass for tyro of groups of options, whose defaults are the values of ``start``."""
+    tyro, groups = require("tyro", "train"), []
     helps = _helps() if {"--help", "-h"} & set(words) else {}
-    named = {**({"vectors": VECTORS} if vectors else {}), "usual": USUAL, "other": OTHER}
-    groups = [_group(name, leaves, start, helps) for name, leaves in named.items()]
-    return dataclasses.make_dataclass("Options", [(group.__name__, group) for group in groups], frozen=True)
+    for name, leaves in (*([("vectors", VECTORS)] if vectors else []), ("usual", USUAL), ("other", OTHER)):
+        fields = []
+        for leaf in leaves:
+            part = getattr(start, leaf_homes()[leaf])
+            home: Any = type(part)
+            kind: Any = Annotated[hints(home)[leaf], tyro.conf.arg(help=helps.get(leaf))]
+            fields.append((leaf, kind, dataclasses.field(default=getattr(part, leaf))))
+        groups.append((name, dataclasses.make_dataclass(name, fields, frozen=True)))
+    return dataclasses.make_dataclass("Options", groups, frozen=True)
 
 
 def typed_leaves(words: Sequence[str]) -> list[str]:
@@ -36,10 +43,8 @@ def typed_leaves(words: Sequence[str]) -> list[str]:
     typed = [leaf for leaf in leaf_homes() if given & {_option(leaf), _option(f"no-{leaf}")}]
     for leaf in typed:
         if leaf not in USUAL + OTHER + VECTORS:
-            raise InputError(
-                f"{_option(leaf)} is set in a file: --config more.toml, with the lines [{leaf_homes()[leaf]}] and "
-                f"{leaf} = …"
-            )
+            lines = f"[{leaf_homes()[leaf]}] and {leaf} = …"
+            raise InputError(f"{_option(leaf)} is set in a file: --config more.toml, with the lines {lines}")
     return typed
 
 
@@ -51,16 +56,6 @@ def changed(start: TrainConfig, parsed: Any, typed: Sequence[str]) -> TrainConfi
 
 def _option(leaf: str) -> str:
     return f"--{leaf.replace('_', '-')}"
-
-
-def _group(name: str, leaves: Sequence[str], start: TrainConfig, helps: Mapping[str, str]) -> type:
-    tyro, fields = require("tyro", "train"), []
-    for leaf in leaves:
-        part = getattr(start, leaf_homes()[leaf])
-        home: Any = type(part)
-        kind: Any = Annotated[hints(home)[leaf], tyro.conf.arg(help=helps.get(leaf))]
-        fields.append((leaf, kind, dataclasses.field(default=getattr(part, leaf))))
-    return dataclasses.make_dataclass(name, fields, frozen=True)
 
 
 def _helps() -> dict[str, str]:

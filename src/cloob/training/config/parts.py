@@ -18,16 +18,13 @@ from cloob.errors import InputError
 
 ObjectiveName = Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"]
 OBJECTIVES: tuple[ObjectiveName, ...] = typing.get_args(ObjectiveName)
-RETRIEVING = ("cloob", "infonce-hopfield", "siglip-hopfield")
-"""The objectives with Hopfield retrieval."""
+RETRIEVING = ("cloob", "infonce-hopfield", "siglip-hopfield")  # the objectives with Hopfield retrieval
 SCALES = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "scale")
 """Settings of an objective that suit it alone."""
-LENGTHS = ("epochs", "samples", "steps")
-"""The three ways to give the length of a run; exactly one of them has a value."""
+LENGTHS = ("epochs", "samples", "steps")  # the three ways to give the length of a run; exactly one of them has a value
 HEADS: dict[str, Any] = {"head": "linear", "embed_dim": 256, "head_dropout": 0.1}
 """New heads, unless the configuration says otherwise."""
-VAL_SPLIT = 0.1
-"""The share of the pairs that is held out by default."""
+VAL_SPLIT = 0.1  # the share of the pairs that is held out by default
 DEFAULT_EPOCHS = 30
 
 
@@ -44,6 +41,7 @@ def at_least(least: float, wanted: str | None = None) -> Rule:
 
 POSITIVE = Rule("a positive number", lambda value: math.isfinite(value) and value > 0)
 SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
+RANGE = Rule("low <= high in (0, 1]", lambda ends: 0 < ends[0] <= ends[1] <= 1)
 NAMED = Rule("a name, not empty", bool)
 DECAY = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -115,10 +113,7 @@ class PairsConfig(Part):
     """Where fetched shards, features and the like are kept; left out, $CLOOB_CACHE or the user's cache folder."""
     cache_gb: Annotated[float | None, POSITIVE] = None
     """Room for it in GiB; what was used longest ago goes first. Left out, $CLOOB_CACHE_BYTES or 50."""
-    crop_scale: Annotated[tuple[float, float], Rule("low <= high in (0, 1]", lambda s: 0 < s[0] <= s[1] <= 1)] = (
-        0.9,
-        1.0,
-    )
+    crop_scale: Annotated[tuple[float, float], RANGE] = (0.9, 1.0)
     """Range of the area kept by the random crop of the training images."""
     flip: bool = False
     """Mirror training images at random (not for captions that say left or right)."""
