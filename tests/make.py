@@ -85,9 +85,8 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     """The rows in the format that the ending says; by pyarrow's writers where a person would use them."""
     if path.suffix == ".parquet":
         import pyarrow as pa
-        from pyarrow import parquet
 
-        parquet.write_table(pa.Table.from_pylist([*rows]), path, row_group_size=2)
+        write_arrow(path, pa.Table.from_pylist([*rows]))
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
@@ -97,18 +96,17 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     return path
 
 
-def write_arrow(path: Path, table: Any, kind: str = "file", *, rows: int = 2, **options: object) -> Path:
-    """A table of Arrow's as a file of the kind that its name says, in batches or groups of some rows."""
+def write_arrow(path: Path, table: Any) -> Path:
+    """A table of Arrow's as a file of the kind that its name says, in batches or groups of two rows."""
     import pyarrow as pa
     from pyarrow import parquet
 
     path.parent.mkdir(exist_ok=True)
     if path.suffix == ".parquet":
-        parquet.write_table(table, path, row_group_size=rows)
+        parquet.write_table(table, path, row_group_size=2)
         return path
-    new, how = {"file": pa.ipc.new_file, "stream": pa.ipc.new_stream}[kind], pa.ipc.IpcWriteOptions(**options)
-    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema, options=how) as writer:
-        writer.write_table(table, max_chunksize=rows)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
     return path
 
 
@@ -178,11 +176,6 @@ def served(server: ThreadingHTTPServer) -> Iterator[str]:
             thread.join()
 
 
-def serving(handler: type[BaseHTTPRequestHandler]) -> ThreadingHTTPServer:
-    """A server on a free port of loopback."""
-    return ThreadingHTTPServer(("127.0.0.1", 0), handler)
-
-
 class Web:
     """A server on loopback that answers by path: what ``pages`` holds, or what the function there writes itself."""
 
@@ -217,7 +210,7 @@ class Web:
                 self.wfile.write(content if self.command == "GET" else b"")
                 self.close_connection = True
 
-        self.server = serving(Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 
     def redirect(self, path: str, to: str) -> None:
         self.pages[path] = lambda request: request.answer(302, b"", Location=to)

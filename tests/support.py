@@ -74,6 +74,15 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
+def fill_hub_cache(cache: Path, name: str, folder: Path) -> Path:
+    """Puts a folder into a cache of the hub, as if it had been fetched before; where it lies there."""
+    place = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    return place
+
+
 def run_script(script: str, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """``python -c SCRIPT WORDS`` in a process of its own."""
     return subprocess.run(

@@ -67,13 +67,13 @@ class Child:
         self.folder, self.empty, self.given = folder, folder / "empty", folder / "given"
         self.empty.mkdir()
 
-    def run(self, work: Callable[[], object], gigabytes: float = 1.5) -> tuple[int, str]:
+    def run(self, work: Callable[[], object]) -> tuple[int, str]:
         """The exit code and the output; InputErrors end as the command line's do."""
 
         def limited() -> int:
             os.chdir(self.empty)
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + int(gigabytes * 2**30),) * 2)
+            resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**29,) * 2)
             resource.setrlimit(resource.RLIMIT_CPU, (20, 25))
             socket.socket.connect = socket.getaddrinfo = no_network  # type: ignore[method-assign, assignment]
             try:

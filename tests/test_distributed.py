@@ -36,13 +36,14 @@ SIZES = {
     2: {"equal": (3, 3), "unequal": (2, 5)},
     3: {"unequal": (1, 4, 2)},
 }
-# Each member on equal parts without ids and on unequal ones with ids; CLOOB in the two other ways as well.
+# Each member inside DDP, on equal parts without ids and on unequal ones with ids; CLOOB in the two other ways
+# too, and after DDP.
 STEP_CASES = [
     (name, backend, split, with_ids)
     for name, backend, split, with_ids in itertools.product(
-        OBJECTIVES, ("reference", "streamed"), ("equal", "unequal"), (False, True)
+        (*OBJECTIVES, "outside"), ("reference", "streamed"), ("equal", "unequal"), (False, True)
     )
-    if name == "cloob" or with_ids == (split == "unequal")
+    if name == "cloob" or with_ids == (split == "unequal" or name == "outside")
 ]
 COMPILED = 2  # ranks around which a compiled module is tried: tracing is what takes the time
 
@@ -72,33 +73,19 @@ def learnable(name: str, backend: str, gather: bool) -> ContrastiveObjective:
     return make_objective(name, backend=backend, gather=gather, inv_tau=10.0, **options)
 
 
-def sgd_step(
-    towers: nn.Module, loss_of: Callable[..., Tensor], parameters: Any, rows: tuple[Tensor, ...]
-) -> dict[str, Any]:
-    """Two steps of SGD: the second loss depends on the first gradient."""
-    optimizer = torch.optim.SGD(parameters, lr=0.5)
-    losses = []
+def two_steps(name: str, backend: str, rows: tuple[Tensor, ...], gather: bool) -> dict[str, Any]:
+    """Of SGD: the second loss depends on the first gradient. DDP averages learnable τ and β as it does the weights."""
+    outside = make_objective("cloob", backend=backend, gather=gather) if name == "outside" else None
+    towers = Towers(None if outside else learnable(name, backend, gather))
+    wrapped = nn.parallel.DistributedDataParallel(towers) if gather else towers
+    optimizer, losses = torch.optim.SGD(towers.parameters(), lr=0.5), []
     for _ in range(2):
         optimizer.zero_grad()
-        loss = loss_of(*rows)
+        loss = outside(*wrapped(*rows), ids=rows[2]) if outside else wrapped(*rows)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     return {"losses": losses, "parameters": {k: v.detach().clone() for k, v in towers.named_parameters()}}
-
-
-def objective_inside(name: str, backend: str, rows: tuple[Tensor, ...], gather: bool) -> dict[str, Any]:
-    """Towers and objective in one module: learnable τ and β are averaged by DDP as the weights are."""
-    towers = Towers(learnable(name, backend, gather))
-    wrapped = nn.parallel.DistributedDataParallel(towers) if gather else towers
-    return sgd_step(towers, wrapped, towers.parameters(), rows)
-
-
-def objective_outside(backend: str, rows: tuple[Tensor, ...], gather: bool) -> dict[str, Any]:
-    """DDP around the towers alone, as in open_clip: the objective comes after, its scales are fixed."""
-    towers, objective = Towers(None), make_objective("cloob", backend=backend, gather=gather)
-    wrapped = nn.parallel.DistributedDataParallel(towers) if gather else towers
-    return sgd_step(towers, lambda x, y, ids: objective(*wrapped(x, y), ids=ids), towers.parameters(), rows)
 
 
 def steps(own: Callable[[str], slice], sizes: dict[str, tuple[int, ...]], gather: bool) -> dict[Any, Any]:
@@ -106,12 +93,8 @@ def steps(own: Callable[[str], slice], sizes: dict[str, tuple[int, ...]], gather
     results: dict[Any, Any] = {}
     for name, backend, split, with_ids in STEP_CASES:
         if split in sizes:
-            images, texts, ids = (t[own(split)] for t in batch(sum(sizes[split])))
-            rows = (images, texts, ids) if with_ids else (images, texts)
-            results[name, backend, split, with_ids] = objective_inside(name, backend, rows, gather)
-    for backend, split in itertools.product(("reference", "streamed"), sizes):
-        rows = tuple(t[own(split)] for t in batch(sum(sizes[split])))
-        results["outside", backend, split, True] = objective_outside(backend, rows, gather)
+            rows = tuple(t[own(split)] for t in batch(sum(sizes[split])))
+            results[name, backend, split, with_ids] = two_steps(name, backend, rows[: 2 + with_ids], gather)
     return results
 
 
@@ -129,6 +112,24 @@ def flops_and_values() -> dict[str, Any]:
             found[f"{backend} plain"] = objective(*rows, hopfield=False).item()
             half = [r.bfloat16() for r in rows]
             found[f"{backend} bfloat16"] = (objective(*half).item(), objective(*(h.float() for h in half)).item())
+    return found
+
+
+def under_autocast() -> dict[str, float]:
+    """How far loss and gradients of a call under autocast are from those without it; streamed, also backward in it."""
+    found, sides = {}, pairs(6, 8, seed=dist.get_rank(), dtype=torch.float32)
+    for name, backend, inside in itertools.product(OBJECTIVES, ("reference", "streamed"), (False, True)):
+        results = []
+        for lowered in (False, True):
+            objective, rows = learnable(name, backend, gather=True), [side.clone().requires_grad_() for side in sides]
+            with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+                loss = objective(*rows)
+                if inside and backend == "streamed":
+                    loss.backward()
+            if not (inside and backend == "streamed"):
+                loss.backward()
+            results.append(torch.cat([t.grad.flatten() for t in (*rows, *objective.parameters())] + [loss[None]]))
+        found[f"{name} {backend} {inside}"] = float((results[0] - results[1]).abs().max())
     return found
 
 
@@ -225,7 +226,7 @@ def worker(rank: int, world: int, folder: str) -> None:
         primitives()
         sizes = SIZES[world]
         found = {"steps": steps(lambda split: Layout(sizes[split]).local, sizes, gather=True)}
-        found |= {"flops": flops_and_values(), "faults": faults()}
+        found |= {"flops": flops_and_values(), "faults": faults(), "autocast": under_autocast()}
         if world == COMPILED:
             found["compiled"] = compiled()
         torch.save(found, path / f"rank-{rank}.pt")
@@ -290,6 +291,11 @@ def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, 
             assert found[f"{backend} plain"] == pytest.approx(plain, rel=1e-5)
             low, lifted = found[f"{backend} bfloat16"]
             assert low == lifted
+
+
+def test_autocast_around_it_changes_nothing(ranks: list[dict[str, Any]]) -> None:
+    for found in ranks:
+        assert found["autocast"] == dict.fromkeys(found["autocast"], 0.0)
 
 
 @pytest.mark.parametrize("ranks", [COMPILED], indirect=True, ids="{}-ranks".format)

@@ -43,8 +43,8 @@ def test_members_by_name() -> None:
     for name in OBJECTIVES:
         assert make_objective(name).name == name
     config = ContrastiveObjective().config()
-    assert (config["contrast"], config["hopfield"], config["scale"]) == ("infoloob", True, "paper")
-    assert (config["inv_tau"], config["beta"]) == (30.0, 8.0)
+    paper = {"contrast": "infoloob", "hopfield": True, "scale": "paper", "inv_tau": 30.0, "beta": 8.0}
+    assert config == config | paper
     assert make_objective("clip").config() == ContrastiveObjective.clip().config()
     assert make_objective("cloob").config() == ContrastiveObjective.cloob().config() == config
     between = make_objective("infonce-hopfield", inv_tau=5.0).config()
@@ -246,15 +246,6 @@ def test_number_and_buffer_stay_together(change: Callable[[Any], Any]) -> None:
     torch.testing.assert_close(objective.state_dict(), saved, rtol=0, atol=0)
 
 
-def test_fixed_scales_are_read_without_their_device() -> None:
-    objective = ContrastiveObjective().to("meta")  # from which nothing can be read
-    assert objective.fixed_inv_tau.is_meta and objective.inv_tau.item() == 30.0
-    assert objective.config() == ContrastiveObjective().config()
-    x, y = pairs(6, 5)
-    assert objective(x, y) == ContrastiveObjective()(x, y)
-    assert "infoloob" in repr(ContrastiveObjective(learnable_inv_tau=True).to("meta"))
-
-
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
 def test_learned_scales_are_cast_to_no_lower_precision(cast: str) -> None:
     objective = make_objective("siglip-hopfield", learnable_beta=True)
@@ -273,10 +264,8 @@ def test_learned_scales_are_cast_to_no_lower_precision(cast: str) -> None:
 
 
 def test_the_bias_is_in_the_state_and_has_to_be_there() -> None:
-    objective, fresh = (
-        ContrastiveObjective.siglip(inv_tau=200.0),
-        ContrastiveObjective.siglip(),
-    )  # no bound, as SigLIP's
+    objective = ContrastiveObjective.siglip(inv_tau=200.0)  # no bound, as SigLIP's
+    fresh = ContrastiveObjective.siglip()
     with torch.no_grad():
         objective.bias -= 2.5
     objective.train().clamp_()
@@ -321,12 +310,6 @@ def test_a_backward_pass_inside_autocast_is_as_outside(name: str) -> None:
     assert relative_error(*gradients) < 1e-5
 
 
-def test_repeats_bit_for_bit() -> None:
-    x, y = pairs(40, 8)
-    first, second = (value_and_gradients(ContrastiveObjective(backend="streamed"), x, y) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
 @both_backends
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
 def test_sides_of_other_precisions_are_lifted(backend: str, low: torch.dtype) -> None:
@@ -343,10 +326,7 @@ def test_sides_of_other_precisions_are_lifted(backend: str, low: torch.dtype) ->
 
 def spoil(rows: Tensor, row: int, value: float) -> Tensor:
     rows = rows.clone()
-    if value == 0:
-        rows[row] = 0
-    else:
-        rows[row, 1] = value
+    rows[row, 1 if value else slice(None)] = value
     return rows
 
 
@@ -365,11 +345,9 @@ def test_bad_rows_are_named(value: float, what: str) -> None:
     ("options", "message"),
     [
         ({"contrast": "infonoc"}, "contrast is 'infonoc'; one of 'infoloob', 'infonce', 'sigmoid' is expected"),
-        ({"scale": "sum"}, "scale is 'sum'; one of 'paper', 'unit'"),
         ({"backend": "cuda"}, "backend is 'cuda'; one of 'auto', 'reference', 'streamed'"),
         ({"matmul": "float16"}, "matmul is 'float16'; one of 'float32', 'bfloat16'"),
         ({"matmul": "bfloat16", "backend": "reference"}, "matmul='bfloat16' needs backend='streamed'"),
-        ({"inv_tau": 0.0}, r"inv_tau is 0\.0; a positive"),
         ({"inv_tau": 1e-320}, r"inv_tau is 1e-320; a positive"),
         ({"inv_tau": -1.0, "learnable_inv_tau": True}, r"inv_tau is -1\.0"),
         ({"beta": math.inf, "learnable_beta": True}, "beta is inf"),
@@ -447,9 +425,9 @@ class _Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def reads(monkeypatch: pytest.MonkeyPatch, objective: ContrastiveObjective, n: int) -> int:
+def reads(monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
     """How often a call waits for the device."""
-    x, y = pairs(n, 8, dtype=torch.float32)
+    objective, (x, y) = ContrastiveObjective(**options), pairs(6, 8, dtype=torch.float32)
     counted, lists = _Reads(), []
     tolist = Tensor.tolist
     with monkeypatch.context() as patch, counted:
@@ -490,8 +468,6 @@ def test_ids_come_as_texts_and_from_numpy() -> None:
 
 
 def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reads(monkeypatch, ContrastiveObjective(), 6) == 1
-    assert reads(monkeypatch, ContrastiveObjective(check=False), 6) == 0
+    assert [reads(monkeypatch, check=check) for check in (True, False)] == [1, 0]
     # The streamed path looks once more, whether exponentials stay in range.
-    assert reads(monkeypatch, ContrastiveObjective(backend="streamed"), 6) == 2
-    assert reads(monkeypatch, ContrastiveObjective(backend="streamed", check=False), 6) == 1
+    assert [reads(monkeypatch, check=check, backend="streamed") for check in (True, False)] == [2, 1]

@@ -21,22 +21,21 @@ from PIL import Image
 from pyarrow import parquet
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from make import encoded, noise_image  # noqa: E402
+
 TOUCH = "touch /tmp/cloob-was-here-"
 EVIL = "import os\nos.system('touch /tmp/cloob-was-here-{}')\nfrom transformers import BertConfig as Config\n"
 DIM, SIZE, LENGTH = 4, 8, 16
 
 
 def write(name: str, content: bytes) -> None:
-    path = HERE / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    (HERE / name).parent.mkdir(parents=True, exist_ok=True)
+    (HERE / name).write_bytes(content)
 
 
 def saved(kind: str, mode: str = "RGB", **options: Any) -> bytes:
-    small = np.random.default_rng(7).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(small).resize((40, 24)).convert(mode).save(stream, kind, **options)
-    return stream.getvalue()
+    return encoded(noise_image(7, 4, 3).resize((40, 24)).convert(mode), kind, **options)
 
 
 PNG = saved("PNG")
@@ -74,10 +73,10 @@ def pictures() -> None:
 
 
 def arrow(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as file:
+    stream = io.BytesIO()
+    with pa.ipc.new_file(stream, table.schema) as file:
         file.write_table(table)
-    return sink.getvalue().to_pybytes()
+    return stream.getvalue()
 
 
 def packed(table: pa.Table) -> bytes:
@@ -182,10 +181,8 @@ def graphs() -> None:
     write("models/onnx/good/onnx/vision_model.onnx", good)
     write("models/onnx/good/onnx/text_model.onnx", graph(("input_ids", 7, ["n", LENGTH]), "text_embeds", [1]))
     for case, location in {"absolute": "/etc/passwd", "outside": "../../secret", "gone": "gone.onnx_data"}.items():
-        write(
-            f"models/onnx/weights_{case}/onnx/vision_model.onnx",
-            graph(port, "image_embeds", [1, 2, 3], given=[far(location)]),
-        )
+        content = graph(port, "image_embeds", [1, 2, 3], given=[far(location)])
+        write(f"models/onnx/weights_{case}/onnx/vision_model.onnx", content)
     run = onnx.helper.make_node("Run", ["pixel_values"], ["x"], domain="evil")
     write("models/onnx/another_domain/onnx/vision_model.onnx", graph(port, "image_embeds", [1, 2, 3], [run]))
     for case, content in {"cut": good[:-50], "empty": b"", "no_graph": b"{}" * 50, "zip": b"PK\x03\x04"}.items():
@@ -195,4 +192,3 @@ def graphs() -> None:
 if __name__ == "__main__":
     for work in (pictures, tables, tars, graphs):
         work()
-    sys.exit(0)

@@ -6,7 +6,6 @@ import gzip
 import os
 import pickle
 import tarfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,9 +16,7 @@ from cloob import open_source
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
 from cloob.data.source import Source
 from cloob.errors import InputError
-
-WriteTar = Callable[..., Path]
-MakeImage = Callable[..., bytes]
+from make import noise, write_tar
 
 
 def outcomes(source: Source) -> list[str]:
@@ -33,31 +30,32 @@ def outcomes(source: Source) -> list[str]:
     return found
 
 
-def pairs(image: MakeImage, count: int, size: int = 4) -> dict[str, bytes]:
+def pairs(count: int, size: int = 4) -> dict[str, bytes]:
     """The members of pairs ``0`` to ``count - 1``, whose captions are ``c0``, ``c1``, …"""
-    return {
-        f"{i}.{ext}": data for i in range(count) for ext, data in (("png", image(i, size, size)), ("txt", b"c%d" % i))
-    }
+    files = {}
+    for i in range(count):
+        files |= {f"{i}.png": noise(i, size, size), f"{i}.txt": b"c%d" % i}
+    return files
 
 
 @pytest.mark.parametrize(
     "spec", ["shards", "shards/*.tar", "shards/{00000..00002}.tar", "shards/0000[0-2].tar", "./shards/0000{0,1,2}.tar"]
 )
-def test_every_way_to_name_shards(shards: Path, image: MakeImage, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_to_name_shards(shards: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(shards.parent)
     monkeypatch.setenv("HOME", str(shards.parent))
     source = open_source(spec)
     assert source.shard_sizes == (5, 4, 3) and len(source) == 12 and source.name == spec
     for i in (11, 0, 5):
         sample = source.read(i)
-        assert sample.caption == f"pair {i}" and sample.image == image(i)
+        assert sample.caption == f"pair {i}" and sample.image == noise(i)
     assert source.read(5).key == "00001.tar/p005" and len(open_source("shards/00002.tar")) == 3
     assert len(open_source("~/shards")) == len(open_source(f"file://{shards}/*.tar")) == 12
 
 
-def test_reads_what_webdataset_reads(shards: Path, image: MakeImage, write_tar: WriteTar) -> None:
+def test_reads_what_webdataset_reads(shards: Path) -> None:
     names = ("a/b.png", "a/b.seg.PNG", "a/b.txt", "a.b/c.png", "a.b/c.txt", "README", "a/.hidden")
-    write_tar(shards / "00003.tar", {name: image() if name.lower().endswith("png") else b"x" for name in names})
+    write_tar(shards / "00003.tar", {name: noise() if name.lower().endswith("png") else b"x" for name in names})
     theirs = []
     for path in sorted(shards.glob("*.tar")):
         with path.open("rb") as file:
@@ -69,40 +67,37 @@ def test_reads_what_webdataset_reads(shards: Path, image: MakeImage, write_tar: 
 
 
 @pytest.mark.parametrize("suffix", ["gz", "xz", "bz2"])
-def test_compressed_shards(tmp_path: Path, image: MakeImage, write_tar: WriteTar, suffix: str) -> None:
-    path = write_tar(tmp_path / f"0.tar.{suffix}", pairs(image, 3))
+def test_compressed_shards(tmp_path: Path, suffix: str) -> None:
+    path = write_tar(tmp_path / f"0.tar.{suffix}", pairs(3))
     source = open_source(path)
-    assert [source.read(i).image for i in (2, 0)] == [image(2, 4, 4), image(0, 4, 4)]
+    assert [source.read(i).image for i in (2, 0)] == [noise(2, 4, 4), noise(0, 4, 4)]
     path.rename(tmp_path / "0.tar")  # the first bytes tell, not the name
     assert pickle.loads(pickle.dumps(open_source(tmp_path))).read(1).caption == "c1"
 
 
-def test_a_compressed_shard_cut_short(tmp_path: Path, image: MakeImage, write_tar: WriteTar) -> None:
-    path = write_tar(tmp_path / "0.tar.gz", pairs(image, 40, 32))
+def test_a_compressed_shard_cut_short(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "0.tar.gz", pairs(40, 32))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     found = outcomes(open_source(path))
     assert 5 < len(found) < 35 and found[-1] == "truncated shard"
     assert found[:-1] == [f"c{i}" for i in range(len(found) - 1)]
-    path.write_bytes(gzip.compress(b""))
-    with pytest.raises(InputError, match="0 of 1 pairs usable"):
-        open_source(path)
 
 
-def test_bad_samples_are_counted_by_reason(tmp_path: Path, image: MakeImage, write_tar: WriteTar) -> None:
+def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:
     files = {
-        "good.png": image(),
-        "b/nocaption.jpg": image(),
+        "good.png": noise(),
+        "b/nocaption.jpg": noise(),
         "noimage.txt": b"x",
         "good.txt": b"good\n",  # not beside its image
         "good.json": b"{}",
         "README.md": b"not a sample",
-        "empty.png": image(),
+        "empty.png": noise(),
         "empty.txt": b" ",
-        "latin.png": image(),
+        "latin.png": noise(),
         "latin.txt": b"caf\xe9",
-        "long.png": image(),
+        "long.png": noise(),
         "long.txt": b"a" * 1_000_000,
-        "limit.HEIC": image(),
+        "limit.HEIC": noise(),
         "limit.TXT": b"a" * MAX_CAPTION_BYTES,
     }
     source = open_source(write_tar(tmp_path / "0.tar", files))
@@ -127,15 +122,9 @@ def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(
 ) -> None:
     with tarfile.open(shards / "00001.tar") as tar:
         third, caption, last = tar.getmember("p007.png"), tar.getmember("p007.txt"), tar.getmembers()[-1]
-    length = {
-        "data": third.offset_data + 10,
-        "caption": caption.offset_data + 2,  # half a sample is part of the loss
-        "header": third.offset + 100,
-        "between": third.offset,
-        "end": last.offset_data + 512,
-        "nothing": 0,
-    }[place]
-    os.truncate(shards / "00001.tar", length)
+    length = {"data": third.offset_data + 10, "header": third.offset + 100, "between": third.offset, "nothing": 0}
+    length |= {"caption": caption.offset_data + 2, "end": last.offset_data + 512}  # half a sample is part of the loss
+    os.truncate(shards / "00001.tar", length[place])
     source = open_source(shards)
     first = [*range(5), *range(5, 5 + complete)]
     expected = [f"pair {i}" for i in first] + ["truncated shard"] + [f"pair {i}" for i in (9, 10, 11)]
@@ -146,12 +135,12 @@ def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(
 
 
 def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(
-    tmp_path: Path, image: MakeImage, write_tar: WriteTar, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A dot in a key, and a name that comes twice; a second archive after the end of the first is read."""
-    dotted = {"photo.0.png": image(), "photo.0.txt": b"c", "photo.0.json": b"{}", "0.seg.png": b""}
-    first = write_tar(tmp_path / "0.tar", pairs(image, 2) | dotted)
-    second = write_tar(tmp_path / "more", {"9.png": image(9), "9.txt": b"nine"})
+    dotted = {"photo.0.png": noise(), "photo.0.txt": b"c", "photo.0.json": b"{}", "0.seg.png": b""}
+    first = write_tar(tmp_path / "0.tar", pairs(2) | dotted)
+    second = write_tar(tmp_path / "more", {"9.png": noise(9), "9.txt": b"nine"})
     with tarfile.open(first, "a") as tar:
         tar.add(second, "1.png")
     first.write_bytes(first.read_bytes() + second.read_bytes())
@@ -160,26 +149,24 @@ def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(
         caplog.clear()
         source = open_source(path)
         assert outcomes(source) == ["c0", "c1", "nine"]
-        assert [source.read(i).image for i in (1, 2)] == [image(1, 4, 4), image(9)]
+        assert [source.read(i).image for i in (1, 2)] == [noise(1, 4, 4), noise(9)]
         assert len(caplog.records) == 1
         assert f"{path}: 3 rows; not read: 3 files" in caplog.text and f"{path.name}/photo.0.png" in caplog.text
 
 
 @pytest.mark.parametrize(("kind", "sized"), [(tarfile.GNU_FORMAT, False), (tarfile.PAX_FORMAT, True)])
-def test_names_and_sizes_that_a_header_has_no_room_for(
-    tmp_path: Path, image: MakeImage, write_tar: WriteTar, kind: int, sized: bool
-) -> None:
+def test_names_and_sizes_that_a_header_has_no_room_for(tmp_path: Path, kind: int, sized: bool) -> None:
     """A name of 140 letters; a size in a record of its own, as a file of 8 GB has it."""
     place = "folder/" * 20
-    files = {f"{place}{name}": data for name, data in pairs(image, 2).items()}
+    files = {f"{place}{name}": data for name, data in pairs(2).items()}
     source = open_source(write_tar(tmp_path / "0.tar", files, kind, sized=sized))
     assert outcomes(source) == ["c0", "c1"] and source.read(1).image == files[f"{place}1.png"]
     assert source.read(1).key == f"0.tar/{place}1"
 
 
-def test_threads_read_more_tars_than_are_open(tmp_path: Path, image: MakeImage, write_tar: WriteTar) -> None:
+def test_threads_read_more_tars_than_are_open(tmp_path: Path) -> None:
     """Each gets the bytes of its own tar while files are let go of under its hands; few stay open."""
-    picture = image()
+    picture = noise()
     for i in range(90):
         write_tar(tmp_path / f"{i:02}.tar", {"a.png": picture, "a.txt": b"caption %d" % i})
     source = open_source(tmp_path)
@@ -190,32 +177,26 @@ def test_threads_read_more_tars_than_are_open(tmp_path: Path, image: MakeImage, 
         assert sum(link.startswith(str(tmp_path)) for link in linked) == 64
 
 
-@pytest.fixture
-def large(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The shards, with so many bytes that their index is kept; they are a hole."""
+def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With so many bytes that it is kept; they are a hole."""
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    info = tarfile.TarInfo("hole.bin")
+    indices, info = tmp_path / "cache" / "indices", tarfile.TarInfo("hole.bin")
     info.size = 64 * 1024 * 1024
     (shards / "00003.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT))
     os.truncate(shards / "00003.tar", 512 + info.size + 1024)
-    return shards
-
-
-def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
-    large: Path, tmp_path: Path, image: MakeImage, write_tar: WriteTar
-) -> None:
-    indices = tmp_path / "cache" / "indices"
-    os.truncate(large / "00001.tar", 3000)
-    expected = outcomes(open_source(large))
+    os.truncate(shards / "00001.tar", 3000)
+    expected = outcomes(open_source(shards))
     (file,) = indices.glob("*.arrow")
     written = file.stat().st_mtime_ns
-    again = open_source(large)
+    again = open_source(shards)
     assert outcomes(again) == expected and file.stat().st_mtime_ns == written
     packed = pickle.dumps(again)
     assert len(packed) < 2000 and outcomes(pickle.loads(packed)) == expected  # the file's name, not its content
     file.write_bytes(b"junk")
     with pytest.raises(InputError, match=file.name):
-        open_source(large)
-    write_tar(large / "00002.tar", {"n.png": image(), "n.txt": b"new"})
-    assert outcomes(open_source(large))[-1] == "new"
+        open_source(shards)
+    write_tar(shards / "00002.tar", {"n.png": noise(), "n.txt": b"new"})
+    assert outcomes(open_source(shards))[-1] == "new"
     assert len(list(indices.glob("*.arrow"))) == 2 and not list(indices.glob(".tmp-*"))

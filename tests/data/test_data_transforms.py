@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -13,12 +11,13 @@ from torchvision.transforms import RandomResizedCrop
 
 from cloob.data.transforms import TrainTransform, crop_box, resize, to_tensor
 from cloob.pictures import Encoded, Unreadable, decode
+from make import encoded, noise_image
 
 unit = st.floats(0, 1, exclude_max=True)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.lists(unit, min_size=22, max_size=22), st.floats(0.01, 1))
@@ -54,7 +53,7 @@ def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
 
 @pytest.mark.parametrize(("width", "height", "size"), [(64, 64, 64), (500, 375, 224), (20, 30, 64)])
 def test_resize_is_pillows_bicubic_within_one_level(width: int, height: int, size: int) -> None:
-    image = picture(width, height)
+    image = noise_image(0, width, height)
     expected = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     ours = resize(to_tensor(image), size)
     assert ours.dtype == torch.uint8 and ours.shape == (3, size, size)
@@ -62,18 +61,14 @@ def test_resize_is_pillows_bicubic_within_one_level(width: int, height: int, siz
 
 
 def test_flip_is_off_by_default_and_mirrors_half_of_the_time() -> None:
-    image = picture(16, 16)
+    image = noise_image(0, 16, 16)
     plain, flipping = TrainTransform(16, scale=(1.0, 1.0)), TrainTransform(16, scale=(1.0, 1.0), flip=True)
     flips = 0
     for seed in range(200):
-        a, b = (t(image, torch.Generator().manual_seed(seed)) for t in (plain, flipping))
+        a, b = (t(image, seeded(seed)) for t in (plain, flipping))
         assert torch.equal(a, b) or torch.equal(a.flip(-1), b)
         flips += not torch.equal(a, b)
     assert 70 <= flips <= 130
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.floats(0.01, 1), st.integers(0, 9))
@@ -106,7 +101,7 @@ def photograph(width: int, height: int, seed: int = 0) -> bytes:
         for c in range(3):
             layer = Image.fromarray(noise[..., c]).resize((width, height), Image.Resampling.BICUBIC)
             pixels[..., c] += np.asarray(layer)
-    return saved(Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)), "JPEG", quality=88)
+    return encoded(Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)), "JPEG", quality=88)
 
 
 @pytest.mark.parametrize(
@@ -135,15 +130,9 @@ def test_an_image_in_several_pieces_passes() -> None:
     assert TrainTransform(8)(image, seeded(0)).unique().tolist() == [7, 8, 9]
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def test_a_jpeg_of_several_pictures_is_its_first() -> None:
     first, second = Image.new("RGB", (64, 48), (250, 0, 0)), Image.new("RGB", (64, 48), (0, 0, 250))
-    data = saved(first, "MPO", save_all=True, append_images=[second])
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
     for reduction, size in ((1, (64, 48)), (4, (16, 12))):
         image = Encoded(data).rgb(reduction)
         assert image.size == size and image.getpixel((2, 2))[0] > 200
@@ -155,19 +144,18 @@ def test_a_jpeg_of_several_pictures_is_its_first() -> None:
 )
 def test_a_jpeg_that_lacks_its_end_is_taken(mode: str, options: dict[str, object]) -> None:
     """What is there is as it was; what is missing is grey, a tenth of the rows at most."""
-    data = saved(picture(640, 480).convert(mode), "JPEG", quality=90, **options)
+    data = encoded(noise_image(0, 640, 480).convert(mode), "JPEG", quality=90, **options)
     whole = np.asarray(decode(data))
     for end in (1, 2, 30, len(data) // 20):
-        encoded = Encoded(data[:-end])
-        found = np.asarray(encoded.rgb())
-        assert encoded.truncated or end <= 2
+        file, smaller = Encoded(data[:-end]), Encoded(data[:-end])
+        found = np.asarray(file.rgb())
+        assert file.truncated or end <= 2
         assert "progressive" in options or np.array_equal(found[:432], whole[:432])
         assert end > 2 or np.array_equal(found, whole)
-        smaller = Encoded(data[:-end])
         assert smaller.rgb(4).size == (160, 120) and (smaller.truncated or end <= 2)
     if "progressive" not in options:
         with pytest.raises(Unreadable, match=r"2\d% of its rows missing"):
             decode(data[: len(data) * 3 // 4])
-    encoded = Encoded(data)
-    encoded.rgb()
-    assert not encoded.truncated
+    file = Encoded(data)
+    file.rgb()
+    assert not file.truncated

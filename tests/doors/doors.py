@@ -11,7 +11,6 @@ import io
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +23,12 @@ from make import COLOURS, THINGS, write_forty
 MODEL = Path(__file__).with_name("model")
 
 
-@dataclass(frozen=True)
 class World:
     """The folders that the doors are asked about."""
 
-    root: Path
-
-    @property
-    def pairs(self) -> Path:
-        return self.root / "pairs"
-
-    @property
-    def classes(self) -> Path:
-        return self.root / "classes"
-
-    @property
-    def dirty(self) -> Path:
-        return self.root / "dirty.csv"
-
-    @property
-    def index(self) -> Path:
-        return self.root / "pairs.idx"
-
-    @property
-    def model(self) -> Path:
-        return self.root / "model"
+    def __init__(self, root: Path) -> None:
+        self.root, self.pairs, self.classes = root, root / "pairs", root / "classes"
+        self.dirty, self.index, self.model = root / "dirty.csv", root / "pairs.idx", root / "model"
 
 
 def make_world(root: Path) -> World:

@@ -43,9 +43,8 @@ def test_train(world: World, recorded: Check, tmp_path: Path, objective: str) ->
     words += ["--workers", 0, "--max-bad-fraction", 0.5, "--device", "cpu", "--out", run]
     cloob("train", *words)
     skipped = Counter(json.loads(line)["reason"] for line in (run / "skipped.jsonl").read_text().splitlines())
-    assert sorted(path.name for path in run.iterdir()) == sorted(
-        ["config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"]
-    )
+    files = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == files
     recorded(f"train {objective}", {"losses": losses(run), "skipped": dict(skipped)})
 
 
@@ -61,9 +60,8 @@ def test_eval(world: World, recorded: Check, tmp_path: Path) -> None:
     words = ["--zeroshot", world.classes, "--retrieval", world.pairs, "--probe"]
     cloob("eval", world.model, *words, "--device", "cpu", "--out", tmp_path / "eval")
     (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]
-    recorded(
-        "eval", {key: row[key] for key in ("objective", "zeroshot", "retrieval", "geometry", "probe") if key in row}
-    )
+    kept = ("objective", "zeroshot", "retrieval", "geometry", "probe")
+    recorded("eval", {key: row[key] for key in kept if key in row})
     assert (tmp_path / "eval" / "report.html").is_file()
 
 
@@ -110,12 +108,10 @@ def test_embed(world: World, recorded: Check, tmp_path: Path) -> None:
     for ending in ("npz", "safetensors", "parquet"):
         cloob("embed", world.index, "--out", tmp_path / f"rows.{ending}")
         assert (tmp_path / f"rows.{ending}").stat().st_size > 40 * 16 * 4
-    with np.load(tmp_path / "rows.npz", allow_pickle=False) as found:
-        arrays = {name: found[name] for name in found.files}
-    recorded(
-        "embed",
-        {name: [list(value.shape), np.atleast_1d(value)[:4]] for name, value in arrays.items() if name != "date"},
-    )
+    with np.load(tmp_path / "rows.npz", allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    found = {name: [list(value.shape), np.atleast_1d(value)[:4]] for name, value in arrays.items() if name != "date"}
+    recorded("embed", found)
 
 
 def test_data(world: World, recorded: Check, tmp_path: Path) -> None:
@@ -228,6 +224,7 @@ def serve(world: World, folder: Path, *more: str) -> Iterator[Browser]:
     ranks.wait()
 
 
+PARTS = [{"words": "a red bar"}, {"item": 25, "weight": -0.5}]
 ROUTES: list[tuple[str, str, Any]] = [
     ("GET", "/", None),
     ("GET", "/page/base.css", None),
@@ -242,11 +239,7 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("GET", "/api/items/3/picture", None),
     ("GET", "/api/items/3/similar?top=2", None),
     ("GET", "/api/map?sample=20", None),
-    (
-        "POST",
-        "/api/search",
-        {"parts": [{"words": "a red bar"}, {"item": 25, "weight": -0.5}], "top": 3, "cutoff": False},
-    ),
+    ("POST", "/api/search", {"parts": PARTS, "top": 3, "cutoff": False}),
     ("POST", "/api/classify", {"labels": ["red", "green"], "top": 2}),
     ("POST", "/api/explain", {"parts": [{"words": "a red bar"}], "top": 2}),
     ("POST", "/api/embed", {"texts": ["a red bar"]}),

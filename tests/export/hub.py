@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on loopback: repositories in memory, uploads by LFS, commits, downloads.
+"""A stand-in for the Hugging Face hub on loopback: repositories in memory, commits, downloads.
 
 What it answers is what huggingface_hub asks for when a folder is uploaded and when a snapshot is fetched.
 """
@@ -9,16 +9,12 @@ import base64
 import hashlib
 import json
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
-
-from make import served
 
 TOKEN = "hf_" + "a" * 34
 LICENSES_WITHOUT_NAME = {"mit", "apache-2.0", "cc-by-4.0"}
@@ -42,22 +38,14 @@ class StandIn(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.address = f"http://127.0.0.1:{self.server_port}"
         self.repositories: dict[str, Repository] = {}  # by ORG/NAME
-        self.blobs: dict[str, bytes] = {}  # what was uploaded, by SHA-256
         self.requests: list[str] = []  # method and path of each, in order
         # Start of "METHOD PATH" -> status to answer with, or "break" to break off in the middle.
         self.failures: dict[str, int | str] = {}
 
     def handle_error(self, *_: object) -> None:
         """A peer that breaks off is what some tests are about."""
-
-
-@contextmanager
-def stand_in() -> Iterator[tuple[StandIn, str]]:
-    """The hub and its address."""
-    server = StandIn()
-    with served(server) as address:
-        yield server, address
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -91,19 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._validate(json.loads(body)["content"])
             case "POST", ["api", "models", org, name, "preupload", "main"]:
                 paths = [file["path"] for file in json.loads(body)["files"]]
-                modes = ["lfs" if path.endswith(".safetensors") else "regular" for path in paths]
-                files = zip(paths, modes, strict=True)
-                return self._json(
-                    {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in files]}
-                )
-            case "POST", [org, name, "info", "lfs", "objects", "batch"]:
-                return self._batch(json.loads(body))
-            case "PUT", ["lfs", oid]:
-                self.server.blobs[oid] = body
-                assert hashlib.sha256(body).hexdigest() == oid
-                return self._json({})
-            case "POST", ["lfs", oid, "verify"]:
-                return self._json({}, 200 if oid in self.server.blobs else 404)
+                how = {"uploadMode": "regular", "shouldIgnore": False}
+                return self._json({"files": [{"path": path, **how} for path in paths]})
             case "POST", ["api", "models", org, name, "commit", "main"]:
                 return self._commit(f"{org}/{name}", body)
             case "GET", ["api", "models", org, name, *rest] if f"{org}/{name}" in self.server.repositories:
@@ -116,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Error-Code", "RepoNotFound")
         return self._end(b"{}")
 
-    do_GET = do_HEAD = do_POST = do_PUT = _serve
+    do_GET = do_HEAD = do_POST = _serve
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -132,16 +109,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    @property
-    def _address(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
     def _create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization']}/{asked['name']}"
         private = bool(asked.get("private") or asked.get("visibility") == "private")
         known = name in self.server.repositories
         self.server.repositories.setdefault(name, Repository(private))
-        self._json({"url": f"{self._address}/{name}", "name": name, "id": "1"}, 409 if known else 200)
+        self._json({"url": f"{self.server.address}/{name}", "name": name, "id": "1"}, 409 if known else 200)
 
     def _validate(self, card: str) -> None:
         """As the hub does: metadata that are YAML, with values that it knows."""
@@ -150,14 +123,6 @@ class _Handler(BaseHTTPRequestHandler):
         good = good and metadata.get("pipeline_tag") == "zero-shot-image-classification"
         errors = [] if good else [{"message": "a value that the hub does not know"}]
         self._json({"errors": errors, "warnings": []}, 200 if good else 400)
-
-    def _batch(self, asked: dict[str, Any]) -> None:
-        objects = []
-        for wanted in asked["objects"]:
-            place = f"{self._address}/lfs/{wanted['oid']}"
-            actions = {"upload": {"href": place}, "verify": {"href": f"{place}/verify"}}
-            objects.append({"oid": wanted["oid"], "size": wanted["size"], "actions": actions})
-        self._json({"transfer": "basic", "objects": objects})
 
     def _commit(self, name: str, body: bytes) -> None:
         repository = self.server.repositories[name]
@@ -169,11 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
                     repository.commits.append(value["summary"])
                 case "file":
                     repository.files[value["path"]] = base64.b64decode(value["content"])
-                case "lfsFile":
-                    repository.files[value["path"]] = self.server.blobs[value["oid"]]
                 case "deletedFile":
                     del repository.files[value["path"]]
-        url = f"{self._address}/{name}/commit/{repository.sha}"
+        url = f"{self.server.address}/{name}/commit/{repository.sha}"
         self._json({"success": True, "commitOid": repository.sha, "commitUrl": url})
 
     def _about(self, name: str, rest: list[str]) -> None:

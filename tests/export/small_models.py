@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 25.0, "beta": 9.0, "scale": "paper"}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
@@ -35,3 +36,11 @@ def write_model(folder: Path, *, text: dict[str, Any] | None = None, **changes: 
     if "init_logit_bias" not in config:  # a model of SigLIP's says with it what it was trained with
         (folder / "objective.json").write_text(json.dumps(OBJECTIVE))
     return folder
+
+
+def same_rows(one: Any, other: Any) -> None:
+    """Two models give the same rows of texts and of a picture."""
+    texts = ["a dog", "", "Two  RED hearts!", "it's 3 o'clock", "naïve 日本語", "long " * 40]
+    picture = [Image.effect_noise((90, 44), 80).convert("RGB")]
+    torch.testing.assert_close(one.encode_text(texts), other.encode_text(texts), atol=1e-6, rtol=0)
+    torch.testing.assert_close(one.encode_image(picture), other.encode_image(picture), atol=1e-6, rtol=0)

@@ -8,13 +8,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hub import TOKEN, Repository, StandIn, stand_in
-from PIL import Image
-from small_models import OBJECTIVE, RESNET, write_model
+from hub import TOKEN, Repository, StandIn
+from small_models import OBJECTIVE, RESNET, same_rows, write_model
 
 from cloob import cli, load_model
 from cloob.errors import InputError
@@ -23,6 +21,7 @@ from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import aligned_encoder
 from cloob.models.folder import save_model
 from cloob.models.towers import open_clip
+from make import served
 from support import originals, refused, use_hub
 
 NAME = "me/small"
@@ -33,8 +32,8 @@ OPEN_CLIP = {"open_clip_config.json", "open_clip_model.safetensors", "objective.
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """A hub that this process uses, with a token that it knows and an empty cache."""
-    with stand_in() as (server, address):
-        use_hub(monkeypatch, address, tmp_path / "hub-cache")
+    with served(server := StandIn()):
+        use_hub(monkeypatch, server.address, tmp_path / "hub-cache")
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True, raising=False)  # older ones have none
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its attempts
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -51,12 +50,6 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def push(source: Path, *words: str, name: str = NAME) -> int:
     return cli.main(["push", str(source), name, "--license", "mit", *words])
-
-
-def same_model(one: Any, other: Any) -> None:
-    texts, pictures = ["a dog", "two hearts " * 30], [Image.effect_noise((40, 33), 80).convert("RGB")]
-    torch.testing.assert_close(one.encode_text(texts), other.encode_text(texts), atol=1e-6, rtol=0)
-    torch.testing.assert_close(one.encode_image(pictures), other.encode_image(pictures), atol=1e-6, rtol=0)
 
 
 def test_nothing_private_goes_to_a_public_repository(
@@ -76,7 +69,7 @@ def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(
     assert push(small, "--private") == 0
     out, err = capsys.readouterr()
     assert err == f"next: cloob eval hf-hub:{NAME} --zeroshot demo:noto-emoji\n"
-    assert out.splitlines()[-2:] == [f"{_address(hub)}/{NAME}", f'cloob.load_model("hf-hub:{NAME}") loads it']
+    assert out.splitlines()[-2:] == [f"{hub.address}/{NAME}", f'cloob.load_model("hf-hub:{NAME}") loads it']
     repository = hub.repositories[NAME]
     assert repository.private and repository.commits == ["Add the model"]
     assert repository.files.keys() >= HUGGING_FACE | OPEN_CLIP
@@ -84,7 +77,7 @@ def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(
     assert "library_name: open_clip" in card and 'load_model("hf-hub:me/small")' in card and "DIR" not in card
     here, encoder = load_model(f"hf-hub:{NAME}", device="cpu"), load_model(small, device="cpu")
     assert here.objective_config == OBJECTIVE
-    same_model(here, encoder)
+    same_rows(here, encoder)
     folder = tmp_path / "clone"
     for path, content in hub.repositories[NAME].files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +93,7 @@ def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(
         torch.testing.assert_close(model.encode_image(pixels), own[1], atol=1e-6, rtol=0)
         theirs = CLIPModel.from_pretrained(folder).get_image_features(pixels)
         torch.testing.assert_close(getattr(theirs, "pooler_output", theirs), own[1], atol=1e-5, rtol=0)
-    same_model(load_model(folder, device="cpu"), encoder)
+    same_rows(load_model(folder, device="cpu"), encoder)
     with_hub = library.create_model(f"hf-hub:{NAME}")
     torch.testing.assert_close(with_hub.encode_text(tokens), own[0], atol=1e-6, rtol=0)
 
@@ -124,9 +117,9 @@ def test_a_repository_of_transformers_files_alone_is_read_as_its_folder(
     assert "open_clip_config.json" not in offer(hub, folder)
     original, here = load_model(small, device="cpu"), load_model(f"hf-hub:{NAME}", device="cpu")
     assert here.name == f"hf-hub:{NAME}" and here.objective_config == OBJECTIVE
-    same_model(here, original)
+    same_rows(here, original)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    same_model(load_model(f"hf-hub:{NAME}", device="cpu"), original)
+    same_rows(load_model(f"hf-hub:{NAME}", device="cpu"), original)
 
 
 def test_a_repository_that_asks_for_code_is_refused_before_any_weight_is_fetched(hub: StandIn, exported: Path) -> None:
@@ -147,7 +140,7 @@ def test_a_model_that_transformers_has_not_goes_without_its_files(
     files = hub.repositories[NAME].files  # what the earlier push left would be another model
     assert files.keys() == OPEN_CLIP | {"notes.txt", ".gitattributes"}
     assert "There are no files of transformers: its image tower is a ModifiedResNet" in files["README.md"].decode()
-    same_model(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(resnet, device="cpu"))
+    same_rows(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(resnet, device="cpu"))
 
 
 def test_towers_that_open_clip_has_not(hub: StandIn) -> None:
@@ -156,7 +149,7 @@ def test_towers_that_open_clip_has_not(hub: StandIn) -> None:
     files = hub.repositories[NAME].files
     assert files.keys() == {"towers.json", "model.safetensors", "objective.json", "README.md"}
     assert "library_name: cloob" in files["README.md"].decode() and "open_clip" not in files["README.md"].decode()
-    same_model(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(source, device="cpu"))
+    same_rows(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(source, device="cpu"))
 
 
 def test_heads_on_encoders_of_this_machine_are_refused(
@@ -173,8 +166,7 @@ def test_heads_on_encoders_of_this_machine_are_refused(
 
 def test_a_dry_run_lists_and_asks_nobody(hub: StandIn, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert push(small, "--dry-run") == 0
-    out, err = capsys.readouterr()
-    assert err.endswith(f"next: cloob push {small} {NAME} --license mit\n")
+    out, _ = capsys.readouterr()
     sizes = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in out.splitlines()[:-2]}
     assert sizes.keys() >= HUGGING_FACE | OPEN_CLIP and sizes["model.safetensors"] > 49408 * 16 * 4
     assert out.splitlines()[-2].split()[0] == f"{sum(sizes.values()):,}"
@@ -182,33 +174,23 @@ def test_a_dry_run_lists_and_asks_nobody(hub: StandIn, small: Path, capsys: pyte
 
 
 @pytest.mark.parametrize(
-    ("request_", "failure", "code", "said"),
+    ("asked", "failure", "code", "said"),
     [
         ("POST /api/repos/create", 401, 2, "does not know you; log in with `hf auth login`, or set HF_TOKEN"),
         ("POST /api/repos/create", 403, 2, "does not let you write there; is ORG yours"),
         ("POST /api/repos/create", 500, 1, "answers 500 (the stand-in fails); nothing was sent"),
-        ("POST /me/small.git/info/lfs", 500, 1, "answers 500 (the stand-in fails); the repository has nothing of this"),
+        ("POST /api/models/me/small/commit", 500, 1, "(the stand-in fails); the repository has nothing of this"),
         ("POST /api/models/me/small/commit", "break", 1, "cannot be reached"),
         ("POST /api/validate-yaml", 400, 1, "answers 400"),
     ],
 )
 def test_failures_are_one_line(
-    hub: StandIn,
-    resnet: Path,
-    capsys: pytest.CaptureFixture[str],
-    request_: str,
-    failure: int | str,
-    code: int,
-    said: str,
+    hub: StandIn, resnet: Path, capsys: pytest.CaptureFixture[str], asked: str, failure: int | str, code: int, said: str
 ) -> None:
-    hub.failures[request_] = failure
+    hub.failures[asked] = failure
     assert push(resnet) == code
     err = capsys.readouterr().err
-    assert err.startswith(f"cloob: {NAME}: {_address(hub)} ") and err.count("\n") == 1 and said in err, err
+    assert err.startswith(f"cloob: {NAME}: {hub.address} ") and err.count("\n") == 1 and said in err, err
     assert all(repository.files == {} for repository in hub.repositories.values())
     hub.failures.clear()
     assert push(resnet) == 0 and hub.repositories[NAME].files.keys() >= OPEN_CLIP
-
-
-def _address(hub: StandIn) -> str:
-    return f"http://127.0.0.1:{hub.server_port}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,12 +15,6 @@ def test_bootstrap_agrees_with_drawing_indices() -> None:
     index = torch.randint(0, 100, (20_000, 100), generator=torch.Generator().manual_seed(1))
     expected = torch.quantile(values[index].mean(1), torch.tensor([0.05, 0.95])).tolist()
     assert bootstrap_interval(values, n=20_000, level=0.9) == pytest.approx(expected, abs=0.02)
-
-
-def test_bootstrap_of_a_share_is_close_to_the_normal_interval() -> None:
-    values = (torch.arange(1000) < 300).double()
-    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
-    assert bootstrap_interval(values) == pytest.approx((0.3 - half, 0.3 + half), abs=0.004)
 
 
 def test_bootstrap_is_a_function_of_its_seed() -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,63 +79,30 @@ def by_autograd(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, l
 # --- the objective --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Case:
-    """A batch, and what is asked of it."""
-
-    contrast: str
-    hopfield: bool
-    scale: str
-    n: int
-    d: int
-    ids: tuple[int, ...] | None
-    beta: float
-    inv_tau: float
-    bias: float
-    dtype: torch.dtype
-    contiguous: bool
-    twice: bool
-    autocast: bool
-    seed: int
-    parts: list[int] = field(hash=False)
-
-    @property
-    def member(self) -> dict[str, Any]:
-        return {"contrast": self.contrast, "hopfield": self.hopfield, "scale": self.scale}
-
-    @property
-    def given_ids(self) -> Tensor | None:
-        return None if self.ids is None else torch.tensor(self.ids)
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        """x, y, τ⁻¹, β and the bias."""
-        sides = [rows(self.n, self.d, self.seed + k, self.dtype, self.contiguous, self.twice) for k in (0, 1)]
-        return [*sides, *(torch.tensor(s, dtype=torch.float64) for s in (self.inv_tau, self.beta, self.bias))]
-
-
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    (contrast, hopfield), n = draw(st.sampled_from(MEMBERS)), draw(st.integers(2, 11))
-    cuts = sorted(draw(st.sets(st.integers(1, n - 1), max_size=3)))
-    return Case(
-        contrast,
-        hopfield,
-        "unit" if contrast == "sigmoid" else draw(st.sampled_from(["paper", "unit"])),
-        n,
-        draw(st.integers(2, 6)),
-        draw(st.none() | st.lists(st.integers(-2, 2), min_size=n, max_size=n).map(tuple)),
-        draw(st.sampled_from([8.0, 1e-3, 0.5, 70.0, 1e3])),
-        draw(st.sampled_from([30.0, 1e-3, 1.0, 99.0, 1e3])),
-        draw(st.sampled_from([-10.0, 0.0, 3.5])),
-        draw(st.sampled_from(DTYPES)),
-        *(draw(st.booleans()) for _ in range(3)),
-        draw(st.integers(0, 10**6)),
-        [b - a for a, b in zip([0, *cuts], [*cuts, n], strict=True)],
+def cases(draw: st.DrawFn) -> SimpleNamespace:
+    """A batch as x, y, τ⁻¹, β and the bias; the member, the ids, and what else is asked of it."""
+    (contrast, hopfield), n, d = draw(st.sampled_from(MEMBERS)), draw(st.integers(2, 11)), draw(st.integers(2, 6))
+    scale = "unit" if contrast == "sigmoid" else draw(st.sampled_from(["paper", "unit"]))
+    case = SimpleNamespace(
+        n=n,
+        member={"contrast": contrast, "hopfield": hopfield, "scale": scale},
+        ids=draw(st.none() | st.lists(st.integers(-2, 2), min_size=n, max_size=n)),
+        beta=draw(st.sampled_from([8.0, 1e-3, 0.5, 70.0, 1e3])),
+        inv_tau=draw(st.sampled_from([30.0, 1e-3, 1.0, 99.0, 1e3])),
+        bias=draw(st.sampled_from([-10.0, 0.0, 3.5])),
+        autocast=draw(st.booleans()),
+        cuts=sorted(draw(st.sets(st.integers(1, n - 1), max_size=3))),
     )
+    seed, dtype = draw(st.integers(0, 10**6)), draw(st.sampled_from(DTYPES))
+    contiguous, twice = draw(st.booleans()), draw(st.booleans())
+    sides = [rows(n, d, seed + k, dtype, contiguous, twice) for k in (0, 1)]
+    case.inputs = [*sides, *(torch.tensor(s, dtype=torch.float64) for s in (case.inv_tau, case.beta, case.bias))]
+    case.given_ids = None if case.ids is None else torch.tensor(case.ids)
+    return case
 
 
-def plainly(function: Callable[..., Tensor], case: Case) -> tuple[Tensor, list[Tensor]]:
+def plainly(function: Callable[..., Tensor], case: SimpleNamespace) -> tuple[Tensor, list[Tensor]]:
     def loss(x: Tensor, y: Tensor, inv_tau: Tensor, beta: Tensor, bias: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
             return function(x, y, inv_tau, beta, bias=bias, ids=case.given_ids, **case.member)
@@ -151,19 +118,20 @@ class Rows(nn.Module):
         self.x, self.y = nn.Parameter(x), nn.Parameter(y)
 
 
-def by_module(case: Case, *, backend: str = "auto", cached: bool = False) -> tuple[Tensor, list[Tensor]]:
+def by_module(case: SimpleNamespace, *, backend: str = "auto", cached: bool = False) -> tuple[Tensor, list[Tensor]]:
     """By ``ContrastiveObjective``; its scales learn where they can, and fixed ones get the gradient of the loop."""
     x, y, *scalars = case.inputs
-    learns = case.scale == "unit" and (case.inv_tau <= 100 or case.contrast == "sigmoid")
-    bias = {"bias": case.bias} if case.contrast == "sigmoid" else {}
-    scales = {"inv_tau": case.inv_tau, "beta": case.beta, "learnable_inv_tau": learns, "learnable_beta": case.hopfield}
+    sigmoid, hopfield = case.member["contrast"] == "sigmoid", case.member["hopfield"]
+    learns = case.member["scale"] == "unit" and (case.inv_tau <= 100 or sigmoid)
+    bias = {"bias": case.bias} if sigmoid else {}
+    scales = {"inv_tau": case.inv_tau, "beta": case.beta, "learnable_inv_tau": learns, "learnable_beta": hopfield}
     objective = ContrastiveObjective(backend=backend, **case.member, **scales, **bias).double()
     for name, number in (("log_inv_tau", case.inv_tau), ("log_beta", case.beta)):
         if name in dict(objective.named_parameters()):
             objective.get_parameter(name).data.fill_(math.log(number))
     towers = Rows(x, y)
     if cached:
-        parts = list(torch.arange(case.n).split(case.parts))
+        parts = list(torch.arange(case.n).tensor_split(case.cuts))
         encode = lambda part: (towers.x[part], towers.y[part])  # noqa: E731
         value = cached_backward(encode, objective, parts, towers=towers, ids=case.given_ids)
     else:
@@ -173,12 +141,12 @@ def by_module(case: Case, *, backend: str = "auto", cached: bool = False) -> tup
     found = {name: p.grad for name, p in (*towers.named_parameters(), *objective.named_parameters())}
     inv_tau, beta, slope = *scalars[:2], [torch.zeros((), dtype=torch.float64)] * 3
     slope[0] = found["log_inv_tau"] / inv_tau if learns else plainly(cloob_reference, case)[1][2]
-    slope[1] = found["log_beta"] / beta if case.hopfield else slope[1]
+    slope[1] = found["log_beta"] / beta if hopfield else slope[1]
     slope[2] = found.get("bias", slope[2])
     return value.detach(), [found["x"], found["y"], *slope]
 
 
-PATHS: dict[str, Callable[[Case], tuple[Tensor, list[Tensor]]]] = {
+PATHS: dict[str, Callable[[SimpleNamespace], tuple[Tensor, list[Tensor]]]] = {
     "reference": partial(plainly, cloob_reference),
     "streamed": partial(plainly, cloob_streamed),
     "module": by_module,
@@ -193,20 +161,20 @@ PATHS: dict[str, Callable[[Case], tuple[Tensor, list[Tensor]]]] = {
 @pytest.mark.parametrize("path", PATHS)
 @given(case=cases())
 @settings(max_examples=60)
-def test_the_objective_is_the_loop(path: str, case: Case) -> None:
+def test_the_objective_is_the_loop(path: str, case: SimpleNamespace) -> None:
     def loop(x: Any, y: Any, inv_tau: Any, beta: Any, bias: Any) -> Any:
         return objective_loop(x, y, inv_tau, beta, bias=bias, ids=case.ids, **case.member)
 
-    steepness = case.inv_tau * (1 + case.beta * case.hopfield) + abs(case.bias)
-    size = case.n if case.contrast == "sigmoid" else 2 / case.inv_tau if case.scale == "paper" else 1
-    assert_equals(loop, lambda *_: PATHS[path](case), case.inputs, steepness, size, (path, case))
+    steepness = case.inv_tau * (1 + case.beta * case.member["hopfield"]) + abs(case.bias)
+    size = {"paper": 2 / case.inv_tau, "unit": case.n if case.member["contrast"] == "sigmoid" else 1}
+    assert_equals(loop, lambda *_: PATHS[path](case), case.inputs, steepness, size[case.member["scale"]], (path, case))
 
 
 # --- its parts, with other candidates than the anchors --------------------------------------------------------------
 
 
-@BACKENDS
-@given(
+DIRECTIONS = st.builds(
+    SimpleNamespace,
     name=st.sampled_from(["info_loob", "info_nce", "sigmoid_loss"]),
     n=st.integers(1, 7),
     before=st.integers(0, 5),
@@ -219,27 +187,19 @@ def test_the_objective_is_the_loop(path: str, case: Case) -> None:
     contiguous=st.booleans(),
     seed=st.integers(0, 10**6),
 )
+
+
+@BACKENDS
+@given(case=DIRECTIONS)
 @settings(max_examples=100)
-def test_one_direction_is_the_loop(
-    path: Any,
-    name: str,
-    n: int,
-    before: int,
-    after: int,
-    ids: list[int] | None,
-    id_dtype: torch.dtype,
-    inv_tau: float,
-    bias: float,
-    dtype: torch.dtype,
-    contiguous: bool,
-    seed: int,
-) -> None:
+def test_one_direction_is_the_loop(path: Any, case: SimpleNamespace) -> None:
     """The positives of n anchors stand in the middle of the candidates, as those of a rank do."""
-    m, given_ids = before + n + after, {}
-    if ids is not None:
-        given_ids = {"ids": ids[before : before + n], "candidate_ids": ids[:m]}
-    inputs = [rows(k, 5, seed + k, dtype, contiguous, False) for k in (n, m)]
-    inputs += [torch.tensor(value, dtype=torch.float64) for value in (inv_tau, bias)]
+    name, n, before, given_ids = case.name, case.n, case.before, {}
+    m = before + n + case.after
+    if case.ids is not None:
+        given_ids = {"ids": case.ids[before : before + n], "candidate_ids": case.ids[:m]}
+    inputs = [rows(k, 5, case.seed + k, case.dtype, case.contiguous, False) for k in (n, m)]
+    inputs += [torch.tensor(value, dtype=torch.float64) for value in (case.inv_tau, case.bias)]
 
     def loop(a: Any, c: Any, t: Any, b: Any) -> Any:
         if name == "sigmoid_loss":
@@ -247,12 +207,12 @@ def test_one_direction_is_the_loop(
         return contrast_loop(name.replace("_", ""), a, c, t, before, **given_ids)
 
     def loss(a: Tensor, c: Tensor, t: Tensor, b: Tensor) -> Tensor:
-        tensors = {key: torch.tensor(value, dtype=id_dtype) for key, value in given_ids.items()}
+        tensors = {key: torch.tensor(value, dtype=case.id_dtype) for key, value in given_ids.items()}
         scalars = (t, b) if name == "sigmoid_loss" else (t,)
         return getattr(path, name)(a, c, *scalars, positive_offset=before, **tensors)
 
     size = m if name == "sigmoid_loss" else 1
-    assert_equals(loop, partial(by_autograd, loss), inputs, inv_tau + abs(bias), size)
+    assert_equals(loop, partial(by_autograd, loss), inputs, case.inv_tau + abs(case.bias), size)
 
 
 @BACKENDS

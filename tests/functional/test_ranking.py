@@ -72,31 +72,22 @@ def test_rows_that_are_not_finite() -> None:
     assert r.median_rank(ranks) == float("inf")
 
 
-@settings(max_examples=40)
-@given(data=st.data(), n=st.integers(1, 7), m=st.integers(1, 7), seed=st.integers(0, 999), chunk=st.integers(1, 9))
-def test_mutual_ranks_are_both_directions(data: st.DataObject, n: int, m: int, seed: int, chunk: int) -> None:
+@settings(max_examples=60)
+@given(data=st.data(), n=st.integers(1, 12), m=st.integers(1, 12), seed=st.integers(0, 999), chunk=st.integers(1, 12))
+def test_mutual_ranks_are_both_directions_and_groups_their_pairs_spelt_out(
+    data: st.DataObject, n: int, m: int, seed: int, chunk: int
+) -> None:
     x, y = rows(n, 3, seed), rows(m, 3, seed + 1)
     if data.draw(st.booleans()):
         x[0] = y[0]
         y[-1] = float("nan")
-    more = data.draw(st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, m - 1)), max_size=5))
-    pairs = torch.tensor([(i % n, i % m) for i in range(max(n, m))] + more)
-    forward, backward = r.mutual_ranks(x, y, pairs, chunk)
-    assert forward.tolist() == r.ranks_of_pairs(x, y, pairs).tolist()
-    assert backward.tolist() == r.ranks_of_pairs(y, x, pairs.flip(1)).tolist()
-
-
-@settings(max_examples=40)
-@given(data=st.data(), n=st.integers(1, 12), m=st.integers(1, 12), seed=st.integers(0, 999), chunk=st.integers(1, 12))
-def test_groups_are_their_pairs_spelt_out(data: st.DataObject, n: int, m: int, seed: int, chunk: int) -> None:
-    x, y = rows(n, 3, seed), rows(m, 3, seed + 1)
     group = torch.tensor(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
     more = data.draw(st.lists(st.tuples(st.integers(0, int(group.max())), st.integers(0, m - 1)), max_size=5))
     pairs = torch.tensor([(int(group[i % n]), i % m) for i in range(max(n, m))] + more)
     spelt = torch.tensor([(i, j) for i in range(n) for of, j in pairs.tolist() if of == group[i]])
-    found = r.mutual_ranks(x, y, pairs, chunk, group)
-    assert [f.tolist() for f in found] == [f.tolist() for f in r.mutual_ranks(x, y, spelt, chunk)]
-    assert found[0].tolist() == rank_loop(x, y, [[j for i, j in spelt.tolist() if i == q] for q in range(n)])
+    expected = [r.ranks_of_pairs(x, y, spelt).tolist(), r.ranks_of_pairs(y, x, spelt.flip(1)).tolist()]
+    assert [found.tolist() for found in r.mutual_ranks(x, y, spelt, chunk)] == expected
+    assert [found.tolist() for found in r.mutual_ranks(x, y, pairs, chunk, group)] == expected
 
 
 def test_mutual_ranks_need_a_positive_on_both_sides() -> None:

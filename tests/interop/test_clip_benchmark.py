@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,6 @@ from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -24,18 +22,12 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.fixture(scope="module")
-def python() -> str:
-    """An environment with CLIP_benchmark in it, from PyPI."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        from benchmarks.overlay import CLIP_BENCHMARK, overlay
-    finally:
-        sys.path.remove(str(ROOT))
-    try:
-        return overlay(CLIP_BENCHMARK)
-    except RuntimeError as error:
-        pytest.skip(f"CLIP_benchmark cannot be installed here: {error}")
+@pytest.fixture
+def python(overlaid: Callable[[Sequence[str]], str]) -> str:
+    """An environment with CLIP_benchmark in it."""
+    from benchmarks.overlay import CLIP_BENCHMARK
+
+    return overlaid(CLIP_BENCHMARK)
 
 
 @pytest.mark.nightly

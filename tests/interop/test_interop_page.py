@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,7 @@ from PIL import Image
 from cloob import cli, create_model, make_objective
 from cloob.models.folder import save_model
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "interop.md"
+PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
 RUN = """
 import json, sys
 names, found = {}, []
@@ -30,18 +29,12 @@ print(json.dumps(found))
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not PAGE.is_file(), reason="docs/interop.md is not beside the tests")
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_runs(
+    overlaid: Callable[[Sequence[str]], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in ("datasets", "faiss", "sentence_transformers"):
         pytest.importorskip(package)
-    sys.path.insert(0, str(ROOT))
-    try:
-        from benchmarks.overlay import overlay
-    finally:
-        sys.path.remove(str(ROOT))
-    try:
-        python = overlay(("lancedb", "qdrant-client"))
-    except RuntimeError as error:
-        pytest.skip(f"the databases cannot be installed here: {error}")
+    python = overlaid(["lancedb", "qdrant-client"])
     monkeypatch.chdir(tmp_path)
     save_model(Path("runs/mine"), create_model("tiny-vit", seed=0), make_objective("cloob").config())
     Path("pictures").mkdir()

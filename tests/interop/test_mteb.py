@@ -1,11 +1,13 @@
-"""MTEB evaluates our checkpoints: in this environment where it is installed, else in one of its own (nightly)."""
+"""MTEB evaluates our checkpoints: in this environment where it is installed, else in one of its own."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,19 +15,19 @@ import torch
 
 from cloob.evaluation.embed import embed_images, embed_texts
 from cloob.evaluation.embeddings import folder_key
+from cloob.evaluation.sets.labelled import open_labelled
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 
-ROOT = Path(__file__).parents[2]
 
-
-def check(python: str, tmp_path: Path, data: Path) -> None:
-    """A set through MTEB, against the embeddings that we make of it."""
-    from cloob.evaluation.sets.labelled import open_labelled
-
-    model = tmp_path / "model"
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_a_set_through_mteb(overlaid: Callable[[Sequence[str]], str], tmp_path: Path, shared_data: Path) -> None:
+    """Against the embeddings that we make of it."""
+    python = sys.executable if importlib.util.find_spec("mteb") else overlaid(["mteb>=2.26,<3"])
+    data, model = shared_data / "zeroshot" / "tuxpaint-photos", tmp_path / "model"
     save_model(model, create_model("tiny-vit", seed=0), make_objective("cloob").config())
     out = tmp_path / "found.json"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "MTEB_CACHE": str(tmp_path)}
@@ -43,23 +45,3 @@ def check(python: str, tmp_path: Path, data: Path) -> None:
     assert found["model_name"] == f"cloob/{model}" and found["revision"] == folder_key(model, "cpu")
     assert found["embed_dim"] == encoder.embed_dim and found["known"] == [True, True]
     assert found["norms"] == pytest.approx([1.0], abs=1e-6)
-
-
-def test_a_set_through_the_installed_mteb(tmp_path: Path, shared_data: Path) -> None:
-    pytest.importorskip("mteb", reason="mteb is not installed here; the nightly test has it in its own environment")
-    check(sys.executable, tmp_path, shared_data / "zeroshot" / "tuxpaint-photos")
-
-
-@pytest.mark.nightly
-@pytest.mark.timeout(1200)
-def test_a_set_through_mteb_in_its_own_environment(tmp_path: Path, shared_data: Path) -> None:
-    sys.path.insert(0, str(ROOT))
-    try:
-        from benchmarks.overlay import overlay
-    finally:
-        sys.path.remove(str(ROOT))
-    try:
-        python = overlay(("mteb>=2.26,<3",))
-    except RuntimeError as error:
-        pytest.skip(f"mteb cannot be installed here: {error}")
-    check(python, tmp_path, shared_data / "zeroshot" / "tuxpaint-photos")

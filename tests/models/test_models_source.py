@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,6 @@ from cloob.models.source import TINY_MODELS, Source, known_models
 from cloob.models.towers import open_clip
 from make import web
 from support import free_port, use_hub
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A hub with nothing; what it is asked for."""
-    with web() as server:
-        use_hub(monkeypatch, server.url, tmp_path / "hub")
-        yield server.asked
 
 
 def test_what_is_of_a_fixed_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,15 +37,19 @@ def test_what_is_not_there_and_cannot_be_fetched_is_one_line(tmp_path: Path, mon
             assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_in_the_folder_asks_nobody(tower: Path, bert: Path, tmp_path: Path, hub: list[str]) -> None:
+def test_a_tokenizer_in_the_folder_asks_nobody(
+    tower: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = shutil.copytree(tower, tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bert / name, folder / name)
     config = json.loads((folder / CONFIG_FILE).read_text())
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "local"
     (folder / CONFIG_FILE).write_text(json.dumps(config))
-    assert load_model(folder).encode_text(["a red car"]).shape == (1, 256)
-    assert hub == []
+    with web() as hub:
+        use_hub(monkeypatch, hub.url, tmp_path / "hub")
+        assert load_model(folder).encode_text(["a red car"]).shape == (1, 256)
+    assert hub.asked == []
 
 
 def test_names_from_files_are_those_that_open_clip_lists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from cloob.models.encoder import DualEncoder, EncoderConfig, trimmed
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.towers import create_model, open_clip
 
 TEXTS = ["a", "a photo of a cat.", "a picture of " + "very " * 12 + "small bird", "", "word " * 200]
@@ -37,18 +38,17 @@ def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(which: str, r
     encoder: DualEncoder = request.getfixturevalue(which)
     for texts in (TEXTS[:4], TEXTS):
         with torch.no_grad():
-            short, padded = encoder.encode_text(texts), encoder._text_features(encoder.tokenizer(texts))
-        torch.testing.assert_close(short, padded, rtol=0, atol=2e-6)
-    tokens = encoder.tokenizer(TEXTS[:2])
-    assert trimmed(tokens).shape == (2, 8)
+            short, padded = encoder.encode_text(texts), encoder.model.encode_text(encoder.tokenizer(texts))
+        torch.testing.assert_close(short, F.normalize(padded, dim=1), rtol=0, atol=2e-6)
     weights = torch.randn(2, encoder.embed_dim, generator=torch.Generator().manual_seed(0))
 
-    def gradients(tokens: Tensor) -> dict[str, Tensor]:
+    def gradients(rows: Tensor) -> dict[str, Tensor]:
         encoder.zero_grad()
-        (encoder._text_features(tokens) * weights).sum().backward()
+        (rows * weights).sum().backward()
         return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
 
-    cut, whole = gradients(trimmed(tokens)), gradients(tokens)
+    padded = encoder.model.encode_text(encoder.tokenizer(TEXTS[:2]))
+    cut, whole = gradients(encoder.encode_text(TEXTS[:2], grad=True)), gradients(F.normalize(padded, dim=1))
     encoder.zero_grad()
     assert cut.keys() == whole.keys() and any("positional" in name for name in cut)
     for name, gradient in whole.items():

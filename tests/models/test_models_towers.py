@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from cloob.models.load import load_model
 from cloob.models.towers import TINY_MODELS, create_model, open_clip
-from support import free_port, use_hub
+from support import fill_hub_cache, free_port, use_hub
 
 
 def test_an_open_clip_config_by_name_and_by_its_slash_name() -> None:
@@ -62,10 +61,7 @@ def test_a_tag_brings_its_weights_activation_and_pixels(
     tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the hub's cache. OpenAI's weights were trained with QuickGELU; ViT-B-32's configuration alone says GELU."""
-    snapshot = tmp_path / "models--some--tiny" / "snapshots" / ("0" * 40)
-    shutil.copytree(tower, snapshot)
-    (tmp_path / "models--some--tiny" / "refs").mkdir()
-    (tmp_path / "models--some--tiny" / "refs" / "main").write_text("0" * 40)
+    fill_hub_cache(tmp_path, "some/tiny", tower)
     use_hub(monkeypatch, f"http://127.0.0.1:{free_port()}", tmp_path)
     tag = {"hf_hub": "some/tiny/", "quick_gelu": True, "mean": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
     monkeypatch.setitem(open_clip().pretrained._PRETRAINED, "tiny-vit", {"mine": tag})

@@ -14,13 +14,9 @@ from cloob.errors import InputError
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
+from support import fill_hub_cache
 
 AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
-
-
-@pytest.fixture
-def marker(tmp_path: Path) -> Path:
-    return tmp_path / "evil was here"
 
 
 def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -41,17 +37,6 @@ def plant(folder: Path, marker: Path, name: str) -> Path:
     return folder
 
 
-@pytest.fixture
-def hostile(tower: Path, bert: Path, tmp_path: Path, marker: Path) -> Path:
-    """A model folder of open_clip whose tokeniser is Python of its own."""
-    folder = shutil.copytree(tower, tmp_path / "hostile")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(bert / name, folder / name)
-    text = {"hf_tokenizer_name": "local", "tokenizer_kwargs": {"trust_remote_code": True}}
-    change(folder / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].update(text))
-    return plant(folder, marker, "tokenizer_config.json")
-
-
 def refused(load: Callable[[], object], *parts: str) -> None:
     with pytest.raises(InputError) as caught:
         load()
@@ -60,47 +45,33 @@ def refused(load: Callable[[], object], *parts: str) -> None:
     assert "trust_remote_code=True" not in str(caught.value)
 
 
-def cached(folder: Path, hub: Path, owner: str, name: str) -> None:
-    """Puts a folder into a hub cache, as what was fetched before."""
-    place = hub / f"models--{owner}--{name}"
-    shutil.copytree(folder, place / "snapshots" / ("0" * 40))
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("0" * 40)
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "hub"
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(folder))
-    return folder
-
-
 def test_a_model_of_the_hub_runs_none_of_its_python(
-    hostile: Path,
-    tower: Path,
-    bert: Path,
-    tmp_path: Path,
-    marker: Path,
-    hub_cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tower: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr("builtins.input")  # nobody is asked whether to run it
-    cached(tower, hub_cache, "some", "good")
+    hub, marker = tmp_path / "hub", tmp_path / "evil was here"
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(hub))
+    good = fill_hub_cache(hub, "some/good", tower)
     assert load_model("hf-hub:some/good").embed_dim == 256
-    cached(hostile, hub_cache, "some", "hostile")
+    hostile = shutil.copytree(tower, tmp_path / "hostile")  # whose tokeniser is Python of its own
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bert / name, hostile / name)
+    text = {"hf_tokenizer_name": "local", "tokenizer_kwargs": {"trust_remote_code": True}}
+    change(hostile / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].update(text))
+    fill_hub_cache(hub, "some/hostile", plant(hostile, marker, "tokenizer_config.json"))
     refused(lambda: load_model("hf-hub:some/hostile"), "Python code of the model's own")
-    cached(plant(shutil.copytree(bert, tmp_path / "bert"), marker, "config.json"), hub_cache, "some", "bert")
+    fill_hub_cache(hub, "some/bert", plant(shutil.copytree(bert, tmp_path / "bert"), marker, "config.json"))
     refused(lambda: open_text_encoder("hf:some/bert", load_model), "some--bert", "auto_map")
     refused(lambda: open_image_encoder("timm:hf-hub:some/bert", load_model), "auto_map")
-    good = hub_cache / "models--some--good"  # whose main is, and whose older revision is not
+    # Of the good one the main is, and an older revision is not.
     shutil.copytree(tmp_path / "bert", good / "snapshots" / ("1" * 40))
     (good / "refs" / "old").write_text("1" * 40)
     refused(lambda: open_image_encoder("timm:hf-hub:some/good@old", load_model), "auto_map")
     for key in ("hf_tokenizer_name", "hf_model_name"):  # a good model that names a bad one
         other = shutil.copytree(tower, tmp_path / key)
         change(other / CONFIG_FILE, lambda c, key=key: c["model_cfg"]["text_cfg"].update({key: "some/bert"}))
-        cached(other, hub_cache, "by", key)
+        fill_hub_cache(hub, f"by/{key}", other)
         refused(lambda key=key: load_model(f"hf-hub:by/{key}"), "auto_map")
     refused(lambda: load_model(tmp_path / "hf_model_name"), "auto_map")
     assert not marker.exists()

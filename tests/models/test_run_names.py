@@ -106,22 +106,11 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs: Path, capsys: pytes
     assert "mine: has other weights" in said and f"({runs}/mine:best)" in said and said.count("\n") == 2
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
+def test_a_name_that_means_nothing(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, said in (
         ("runs/mine:worst", "runs/mine has no ':worst'; ':best' and ':last' are there"),
         ("runs/nosuch", "runs/nosuch: no such folder; in runs/: mine, plain"),
         ("nowhere/nosuch", "nowhere/nosuch: no such folder, and no NAME/TAG of open_clip (such as RN50/openai)"),
-    ],
-)
-def test_a_name_that_means_nothing(runs: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = [
-        ["index", "pictures", "--out", "i", "--model", name],
-        ["embed", "pictures", "--out", "v.npz", "--model", name],
-        ["convert", name, "converted"],
-    ]
-    for words in commands:
-        assert refused(capsys, *words) == f"cloob: {said}\n"
-    assert cli.main(["eval", name, "--zeroshot", "pictures", "--out", "reports/e"]) == 2
-    assert capsys.readouterr().err.endswith(f"{said}\n")
-    assert not Path("reports").exists()  # no empty folder stays behind
+    ):
+        for words in (["index", "pictures", "--out", "i", "--model", name], ["convert", name, "converted"]):
+            assert refused(capsys, *words) == f"cloob: {said}\n"

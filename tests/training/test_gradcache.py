@@ -10,7 +10,6 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,53 +36,56 @@ Pair = tuple[Tensor, Tensor]
 class Towers(nn.Module):
     """Two towers of different input widths, unit rows."""
 
-    def __init__(self, *middle: nn.Module, hidden: int = 10) -> None:
+    def __init__(self, *middle: nn.Module) -> None:
         super().__init__()
-        generator = torch.random.get_rng_state()
-        torch.manual_seed(3)
-        self.image = nn.Sequential(nn.Linear(5, hidden), nn.GELU(), *middle, nn.Linear(hidden, D))
-        self.text = nn.Sequential(nn.Linear(7, hidden), nn.Tanh(), nn.Linear(hidden, D))
-        torch.random.set_rng_state(generator)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.image = nn.Sequential(nn.Linear(5, 10), nn.GELU(), *middle, nn.Linear(10, D))
+            self.text = nn.Sequential(nn.Linear(7, 10), nn.Tanh(), nn.Linear(10, D))
 
     def forward(self, images: Tensor, texts: Tensor) -> Pair:
         return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
 
 
 class Whole(nn.Module):
-    """Towers and objective under one roof, as DDP has to see them."""
+    """Towers and objective as DDP has to see them; "logit_scale": a parameter that is handed over as an option."""
 
-    def __init__(self, towers: Towers, objective: ContrastiveObjective) -> None:
+    def __init__(self, name: str, gather: bool) -> None:
         super().__init__()
-        self.towers, self.objective = towers, objective
+        learns = name != "logit_scale"
+        self.towers = Towers()
+        self.objective = make_objective(name if learns else "clip", gather=gather, learnable_inv_tau=learns)
+        self.logit_scale = None if learns else nn.Parameter(torch.tensor(2.0))
+
+    def options(self) -> dict[str, Tensor]:
+        return {} if self.logit_scale is None else {"logit_scale": self.logit_scale.exp()}
 
     def forward(self, images: Tensor, texts: Tensor) -> Pair:
         return self.towers(images, texts)
 
+    def fit(self, step: Callable[[], Tensor]) -> list[Tensor]:
+        """The losses of three steps of SGD, which shows a factor that Adam would hide."""
+        optimizer, losses = torch.optim.SGD(self.parameters(), lr=0.1), []
+        for _ in range(3):
+            optimizer.zero_grad()
+            losses.append(step())
+            optimizer.step()
+        return losses
 
-def batch(n: int = N, dtype: torch.dtype = torch.float32) -> Pair:
+
+def batch() -> Pair:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(n, 5, generator=generator, dtype=dtype), torch.randn(n, 7, generator=generator, dtype=dtype)
+    return torch.randn(N, 5, generator=generator), torch.randn(N, 7, generator=generator)
 
 
 def cut(pairs: Pair, sizes: Sequence[int]) -> list[Pair]:
     return list(zip(pairs[0].split(list(sizes)), pairs[1].split(list(sizes)), strict=True))
 
 
-def chunks(n: int, size: int) -> list[int]:
-    return [min(size, n - start) for start in range(0, n, size)]
-
-
-def one_pass(
-    towers: nn.Module,
-    objective: Callable[..., Tensor],
-    micro_batches: Sequence[Pair],
-    ids: Tensor | None = None,
-    autocast: Any = nullcontext,
-) -> Tensor:
+def one_pass(towers: nn.Module, objective: Callable[..., Tensor], micro_batches: Sequence[Pair]) -> Tensor:
     """The oracle: the same micro-batches, all graphs kept, one backward pass."""
-    with autocast():
-        parts = [towers(*micro_batch) for micro_batch in micro_batches]
-    loss: Tensor = objective(*(torch.cat(side) for side in zip(*parts, strict=True)), ids=ids)
+    parts = [towers(*micro_batch) for micro_batch in micro_batches]
+    loss = objective(*(torch.cat(side) for side in zip(*parts, strict=True)))
     loss.backward()
     return loss.detach()
 
@@ -134,7 +136,7 @@ class Jitter(nn.Module):
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=WITH_CUDA)])
 def test_random_state_is_replayed(device: str) -> None:
-    micro_batches = cut(tuple(side.to(device) for side in batch()), chunks(N, 5))
+    micro_batches = cut(tuple(side.to(device) for side in batch()), [5, 5, 2])
     full, cached = (Towers(nn.Dropout(0.5), Jitter()).to(device) for _ in range(2))
     torch.manual_seed(11)
     expected = one_pass(full, ContrastiveObjective.cloob(), micro_batches)
@@ -148,15 +150,12 @@ def test_random_state_is_replayed(device: str) -> None:
 
 def test_the_objective_is_in_float32_within_the_callers_autocast() -> None:
     """Rows in a narrow cone: in bfloat16 little would be left of the gradient of retrieval."""
-    axis = F.normalize(torch.randn(D, generator=torch.Generator().manual_seed(1)), dim=0)
-    rows = [
-        F.normalize(0.95 * axis + 0.1 * torch.randn(64, D, generator=torch.Generator().manual_seed(s)), dim=1)
-        for s in (2, 3)
-    ]
-    tables = [nn.Embedding.from_pretrained(side, freeze=False) for side in rows]
+    drawn = torch.Generator().manual_seed(1)
+    axis = F.normalize(torch.randn(D, generator=drawn), dim=0)
+    rows = [F.normalize(0.95 * axis + 0.1 * torch.randn(64, D, generator=drawn), dim=1) for _ in "xy"]
 
     def run(autocast: bool) -> dict[str, Tensor]:
-        towers = copy.deepcopy(nn.ModuleList(tables))
+        towers = nn.ModuleList(nn.Embedding.from_pretrained(side.clone(), freeze=False) for side in rows)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             cached_backward(
                 lambda part: (towers[0](part), towers[1](part)),
@@ -213,23 +212,18 @@ def test_bad_rows_raise_before_anything_changed() -> None:
     assert_same(dict(towers.named_buffers()), before)
 
 
-@pytest.mark.parametrize(
-    ("encode", "message"),
-    [
-        (lambda part: (*part, None), r"NoneType.*; two tensors"),
-        (lambda part: (part[0][: len(part[0]) // 8], part[1]), r"encode returned \[\(0, 5\), \(4, 7\)\]"),
-    ],
-)
-def test_an_encoder_of_anything_but_pairs_is_refused(encode: Any, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        cached_backward(encode, ContrastiveObjective.cloob(), cut(batch(), [4, 8]), towers=Towers())
-
-
-def test_what_is_no_batch_and_no_loss_is_refused() -> None:
+def test_what_is_no_batch_no_pair_and_no_loss_is_refused() -> None:
     towers, objective, parts = Towers(), ContrastiveObjective.cloob(), cut(batch(), [4, 8])
-    step = partial(cached_backward, lambda part: towers(*part), towers=towers)
+
+    def step(objective: Callable[..., Any], parts: list[Pair], encode: Any = towers, **options: Any) -> Tensor:
+        return cached_backward(lambda part: encode(*part), objective, parts, towers=towers, **options)
+
     with pytest.raises(ValueError, match="no micro-batches"):
         step(objective, [])
+    with pytest.raises(TypeError, match=r"NoneType.*; two tensors"):
+        step(objective, parts, lambda *part: (*part, None))
+    with pytest.raises(TypeError, match=r"encode returned \[\(0, 5\), \(4, 7\)\]"):
+        step(objective, parts, lambda images, texts: (images[: len(images) // 8], texts))
     with pytest.raises(TypeError, match="the objective returned a dict; a 0-d tensor is expected"):
         step(objective, parts, output_dict=True)
     with pytest.raises(TypeError, match=r"the objective returned shape \(12,\); a 0-d tensor is expected"):
@@ -251,7 +245,7 @@ def test_activations_of_one_micro_batch_are_alive_at_a_time() -> None:
     assert len(hidden) == 6
 
 
-NAMES = ("clip", "cloob", "logit_scale")  # the last is a parameter of the towers, handed over as an option
+NAMES = ("clip", "cloob", "logit_scale")
 LOCAL = ([2, 3, 1], [4, 2])  # micro-batches of the two ranks
 
 
@@ -272,30 +266,16 @@ def _ddp_buffers(rank: int) -> list[Tensor]:
     """Running statistics after a step with equal data, from others on each rank."""
     norm = nn.BatchNorm1d(4, affine=False)
     norm.running_mean.fill_(rank + 1.0)  # type: ignore[union-attr]
-    towers = Whole(nn.Linear(4, 4), make_objective("cloob", check=False))
-    ddp = DistributedDataParallel(nn.Sequential(norm, towers.towers))
+    ddp = DistributedDataParallel(nn.Sequential(norm, nn.Linear(4, 4)))
     norm.running_mean.fill_(rank + 1.0)  # type: ignore[union-attr]  # DDP has shared them as it was made
     rows = torch.arange(24.0).reshape(6, 4).sin()
-    cached_backward(lambda part: (ddp(part), part), towers.objective, rows.split(3), towers=ddp, no_sync=ddp.no_sync)
+    objective = make_objective("cloob", check=False)
+    cached_backward(lambda part: (ddp(part), part), objective, rows.split(3), towers=ddp, no_sync=ddp.no_sync)
     return [buffer.clone() for buffer in norm.buffers()]
 
 
-def _whole(name: str, *, gather: bool) -> Whole:
-    by_option = name == "logit_scale"
-    whole = Whole(
-        Towers(), make_objective("clip" if by_option else name, gather=gather, learnable_inv_tau=not by_option)
-    )
-    if by_option:
-        whole.logit_scale = nn.Parameter(torch.tensor(2.0))
-    return whole
-
-
-def _options(whole: Whole) -> dict[str, Tensor]:
-    return {"logit_scale": whole.logit_scale.exp()} if hasattr(whole, "logit_scale") else {}
-
-
 def _ddp_steps(name: str, micro_batches: Sequence[Pair]) -> dict[str, Any]:
-    whole = _whole(name, gather=True)
+    whole = Whole(name, gather=True)
     ddp = DistributedDataParallel(whole)
     syncs = []
 
@@ -304,38 +284,20 @@ def _ddp_steps(name: str, micro_batches: Sequence[Pair]) -> dict[str, Any]:
         return allreduce_hook(None, bucket)
 
     ddp.register_comm_hook(None, counted)
-    optimizer = torch.optim.SGD(whole.parameters(), lr=0.1)
-    losses = []
-    for _ in range(3):
-        optimizer.zero_grad()
-        losses.append(
-            cached_backward(
-                lambda part: ddp(*part),
-                whole.objective,
-                micro_batches,
-                towers=ddp,
-                no_sync=ddp.no_sync,
-                **_options(whole),
-            )
-        )
-        optimizer.step()
+    step = partial(cached_backward, lambda part: ddp(*part), whole.objective, micro_batches)
+    losses = whole.fit(lambda: step(towers=ddp, no_sync=ddp.no_sync, **whole.options()))
     return {"losses": losses, "syncs": syncs, "state": whole.state_dict()}
 
 
 def test_two_ddp_processes_equal_one(tmp_path: Path) -> None:
-    """Different data, different numbers of micro-batches; SGD shows a factor that Adam would hide."""
+    """Different data, different numbers of micro-batches."""
     forked = fork(tmp_path, 2, lambda: _worker(int(os.environ["RANK"]), str(tmp_path)))
     assert set(forked.wait()) == {0}, forked.told()
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     torch.testing.assert_close(*(rank["buffers"] for rank in ranks))
     for name in NAMES:
-        alone = _whole(name, gather=False)
-        optimizer = torch.optim.SGD(alone.parameters(), lr=0.1)
-        expected = []
-        for _ in range(3):
-            optimizer.zero_grad()
-            expected.append(one_pass(alone, partial(alone.objective, **_options(alone)), [batch()]))
-            optimizer.step()
+        alone = Whole(name, gather=False)
+        expected = alone.fit(lambda: one_pass(alone, partial(alone.objective, **alone.options()), [batch()]))  # noqa: B023
         for found in (rank[name] for rank in ranks):
             torch.testing.assert_close(found["losses"], expected, rtol=1e-5, atol=1e-6)
             assert_same(found["state"], alone.state_dict(), 2e-6)

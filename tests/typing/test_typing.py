@@ -17,10 +17,6 @@ PACKAGE = Path(cloob.__file__).parent
 CACHE = Path(__file__).parents[2] / ".mypy_cache" / "outside"
 
 
-def test_the_package_says_that_it_is_typed() -> None:
-    assert (PACKAGE / "py.typed").is_file()
-
-
 def test_the_project_uses_each_public_name() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in PROJECT.glob("*.py"))
     assert not [name for name in cloob.__all__ if not re.search(rf"\b{name}\b", text)]

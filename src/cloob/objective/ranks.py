@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cloob import distributed
 from cloob.distributed import Layout
-from cloob.functional.checks import check_ids, outside_autocast, outside_compiler
+from cloob.functional.checks import check_ids, outside_compiler
 from cloob.functional.reference import Contrast, Parts, Scale, check_pairs, combine, is_symmetric
 from cloob.objective.values import Scales
 
@@ -26,7 +26,6 @@ class LocalRows(NamedTuple):
 
 
 @outside_compiler
-@outside_autocast
 def local_rows(
     image_features: Tensor,
     text_features: Tensor,
@@ -75,7 +74,6 @@ def local_rows(
     return LocalRows(x, y, ids, scales, Layout(by_name["rows"]))
 
 
-@outside_autocast
 def loss_over_ranks(
     x: Tensor,
     y: Tensor,

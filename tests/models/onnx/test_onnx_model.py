@@ -13,7 +13,6 @@ import torch
 from cloob import load_model
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx import graphs_digest
 from cloob.models.runs import ONNX_FILE
 from support import refused, run_script
 
@@ -54,29 +53,13 @@ def test_a_copy_runs(loaded: DualEncoder) -> None:
     assert torch.equal(copy.encode_text(TEXTS[:3]), loaded.encode_text(TEXTS[:3]))
 
 
-def claim(folder: Path, **changes: object) -> Path:
-    """Writes what ``onnx.json`` says anew, for the graphs that are there now."""
-    content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
-    content |= {"fingerprint": graphs_digest(folder)} | changes
-    (folder / ONNX_FILE).write_text(json.dumps(content), encoding="utf-8")
-    return folder
-
-
-@pytest.mark.parametrize("changes", [{"format": 2}, {"embed_dim": "wide"}, {"fingerprint": "0" * 64}])
-def test_a_damaged_configuration_is_one_line(exported: Path, tmp_path: Path, changes: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=r"onnx\.json: damaged"):
-        load_model(claim(shutil.copytree(exported, tmp_path / "m"), **changes))
-
-
-def test_graphs_that_are_damaged_or_of_another_width_are_one_line(exported: Path, tmp_path: Path) -> None:
+def test_graphs_that_are_not_there_or_are_others_are_one_line(exported: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(exported, tmp_path / "m")
-    graph = folder / "onnx" / "text_model.onnx"
-    graph.write_bytes(graph.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"text_model\.onnx: onnxruntime cannot run it"):
-        load_model(claim(folder), device="cpu").encode_text(["a"])
-    with pytest.raises(InputError, match=r"vision_model\.onnx: onnxruntime cannot run it.*8"):
-        load_model(claim(folder, embed_dim=8), device="cpu").encode_image(torch.zeros(1, 3, 64, 64))
-    graph.unlink()
+    content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
+    (folder / ONNX_FILE).write_text(json.dumps(content | {"fingerprint": "0" * 64}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"onnx\.json: damaged"):
+        load_model(folder)
+    (folder / "onnx" / "text_model.onnx").unlink()
     with pytest.raises(InputError, match=r"text_model\.onnx"):
         load_model(folder)
 

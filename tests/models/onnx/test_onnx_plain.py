@@ -29,6 +29,16 @@ def loaded(exported: Path) -> DualEncoder:
     return load_model(exported, device="cpu")
 
 
+def indexed(tmp_path: Path, model: Path) -> Path:
+    """An index of a red and a blue picture by a model."""
+    for name in ("red", "blue"):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        (tmp_path / "pictures" / f"{name}.png").write_bytes(picture(name))
+    with Index.create(tmp_path / "idx") as index:
+        index.update([tmp_path / "pictures"], UpdateOptions(model=model))
+    return tmp_path / "idx"
+
+
 def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded: DualEncoder, exported: Path) -> None:
     plain = PlainEncoder.open(f"local-dir:{exported}")
     assert plain is not None and plain.fingerprint == fingerprint(loaded)
@@ -56,11 +66,7 @@ def test_the_graph_of_both_towers_gives_logits_by_name(loaded: DualEncoder, expo
 
 
 def test_a_search_by_words_and_pictures_imports_no_torch(exported: Path, tmp_path: Path) -> None:
-    for name in ("red", "blue"):
-        (tmp_path / "pictures").mkdir(exist_ok=True)
-        (tmp_path / "pictures" / f"{name}.png").write_bytes(picture(name))
-    with Index.create(tmp_path / "idx") as index:
-        index.update([tmp_path / "pictures"], UpdateOptions(model=exported))
+    with Index.open(indexed(tmp_path, exported)) as index:
         wanted = index.search("a dog", cutoff=None)
     script = """
 import json, sys
@@ -82,11 +88,7 @@ print([name for name in heavy if name in sys.modules])
 def test_another_model_at_the_same_place_is_refused(
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(exported, place := tmp_path / "model")
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "red.png").write_bytes(picture("red"))
-    with Index.create(tmp_path / "idx") as index:
-        index.update([tmp_path / "pictures"], UpdateOptions(model=place))
+    indexed(tmp_path, place := shutil.copytree(exported, tmp_path / "model"))
     content = json.loads((place / "onnx.json").read_text())
     (place / "onnx.json").write_text(json.dumps(content | {"logit_scale": 1.0}))
     with Index.open(tmp_path / "idx") as index, pytest.raises(InputError, match="other weights"):
@@ -101,11 +103,7 @@ def test_another_model_at_the_same_place_is_refused(
 
 
 def test_a_model_that_is_handed_in_goes_before_the_folder(exported: Path, loaded: DualEncoder, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "red.png").write_bytes(picture("red"))
-    with Index.create(tmp_path / "idx") as index:
-        index.update([tmp_path / "pictures"], UpdateOptions(model=exported))
-    with Index.open(tmp_path / "idx") as index:
+    with Index.open(indexed(tmp_path, exported)) as index:
         assert isinstance(index.embedder(), PlainEncoder)
         index.use(index.models[0].name, loaded)
         assert not isinstance(index.embedder(), PlainEncoder)

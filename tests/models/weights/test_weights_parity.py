@@ -76,7 +76,8 @@ def test_features_are_the_originals(open_both: Open, folder: str, file: str) -> 
 def test_pixels_are_the_originals(open_both: Open, folder: str, file: str) -> None:
     encoder, inputs, _ = open_both(folder, file)
     pixels = torch.stack([encoder.preprocess(Image.fromarray(picture)) for picture in inputs["pictures"]])
-    normalised = (pixels.float() / 255 - encoder._mean) / encoder._std
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (encoder.mean, encoder.std))
+    normalised = (pixels / 255 - mean) / std
     torch.testing.assert_close(normalised, torch.from_numpy(inputs["images"]), rtol=0, atol=1e-6)
 
 
@@ -121,11 +122,7 @@ def test_the_objective_comes_along(open_both: Open, folder: str, file: str) -> N
     encoder, _, expected = open_both(folder, file)
     known = "beta" in encoder.objective_config
     assert known == (file not in UNNAMED)  # these do not hold it
-    settings = (
-        encoder.objective_config | {}
-        if known
-        else encoder.objective_config | {"beta": float(expected["scale_hopfield"])}
-    )
+    settings = encoder.objective_config | ({} if known else {"beta": float(expected["scale_hopfield"])})
     image, text = (torch.from_numpy(expected[f"{side}_unit"]) for side in ("image", "text"))
     loss = ContrastiveObjective(**settings)(image, text)
     torch.testing.assert_close(loss, torch.tensor(float(expected["loss"])), rtol=0, atol=1e-5)
