@@ -8,8 +8,8 @@ import json
 import os
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Paths
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +74,7 @@ class Tars(Collection, FileSource[_Tar]):
 
     def __init__(self, name: str, shards: Sequence[Path] | RemoteShardSource, exclude: tuple[str, ...] = ()) -> None:
         Collection.__init__(self, name, exclude)
+        self._prepare: Callable[[int], Path]
         if isinstance(shards, RemoteShardSource):
             self._names, sizes, self._prepare = [*shards.shard_names], shards.shard_sizes, shards.prepare
         else:
