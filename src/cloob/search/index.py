@@ -83,7 +83,7 @@ class Index:
         self._encoders: dict[str, DualEncoder] = {}  # by fingerprint, as a name may come to stand for other weights
         self._plain: dict[str, PlainEncoder | None] = {}  # likewise
         self._loading = threading.RLock()
-        self._memoized: dict[Hashable, Any] = {}
+        self.memoized: dict[Hashable, Any] = {}  # by ``memoize``
         self._pictures: Pictures | None = None
 
     @classmethod
@@ -138,12 +138,12 @@ class Index:
 
     def memoize(self, key: Hashable, compute: Callable[[], T]) -> T:
         """A small cache; two threads may compute the same value at once."""
-        value: T | None = self._memoized.get(key)
+        value: T | None = self.memoized.get(key)
         if value is None:
             value = compute()
-            if len(self._memoized) >= _MEMOIZED:
-                self._memoized.clear()
-            self._memoized[key] = value
+            if len(self.memoized) >= _MEMOIZED:
+                self.memoized.clear()
+            self.memoized[key] = value
         return value
 
     @property

@@ -36,7 +36,7 @@ T = TypeVar("T")
 # long (maps, labels) goes one after the other beside the searches; 64 megapixels that are decoded are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
 Kind = Literal["encode", "search", "slow", "files", "decode"]
-_MAX_BATCH, _KEPT_TEXTS, _KEPT = 64, 4096, 8
+_MAX_BATCH, _KEPT_TEXTS = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,6 @@ class Collection:
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._threads = {kind: ThreadPoolExecutor(count, kind) for kind, count in _THREADS.items()}
         self._texts: OrderedDict[tuple[str, str], Vector] = OrderedDict()
-        self._computed: OrderedDict[Hashable, Any] = OrderedDict()
         self._batchers: dict[tuple[IndexedModel, str], Batcher] = {}
         self._turn = asyncio.Lock()  # to embed a batch
 
@@ -160,17 +159,8 @@ class Collection:
     async def once(self, key: Hashable, work: Callable[[], T]) -> tuple[int, T]:
         """What takes long, computed once for each revision of the index, and that revision."""
         revision = await self.run(self.index.revision)
-        whole, kept = (revision, key), self._computed
-
-        def compute() -> None:
-            if whole not in kept:  # who asked for the same before has computed it
-                kept[whole] = work()
-
-        if whole not in kept:
-            await self.run(compute, "slow")
-        while len(kept) > _KEPT:
-            kept.popitem(last=False)
-        return revision, kept[whole]
+        known: T | None = self.index.memoized.get((revision, key))  # which does not wait for others
+        return revision, known or await self.run(lambda: self.index.memoize((revision, key), work), "slow")
 
     async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Vector]:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,)."""
