@@ -159,8 +159,10 @@ class Collection:
     async def once(self, key: Hashable, work: Callable[[], T]) -> tuple[int, T]:
         """What takes long, computed once for each revision of the index, and that revision."""
         revision = await self.run(self.index.revision)
-        known: T | None = self.index.memoized.get((revision, key))  # which does not wait for others
-        return revision, known or await self.run(lambda: self.index.memoize((revision, key), work), "slow")
+        known: Any = self.index.memoized.get((revision, key))  # which does not wait for others
+        if known is None:
+            known = await self.run(lambda: self.index.memoize((revision, key), work), "slow")
+        return revision, known
 
     async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Vector]:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,)."""
