@@ -23,20 +23,24 @@ DIM = 24
 
 
 class ColourModel:
-    """A picture is the row of the colour nearest to its mean, a text that of the colour it names."""
+    """A picture is the row of the colour nearest to its mean, a text that of the colour it names.
 
-    name = "colours"
-    fingerprint = "c" * 32
+    Another ``name`` gives other rows. ``batches`` counts what goes through it at once.
+    """
+
     embed_dim = DIM
 
-    def __init__(self, **config: object) -> None:
-        self.objective_config = config
+    def __init__(self, name: str = "colours", **config: object) -> None:
+        self.name, self.objective_config = name, config
+        self.fingerprint = hashlib.sha256(name.encode()).hexdigest()[:32]
         self.texts: list[str] = []
+        self.batches: list[int] = []
 
     def preprocess(self, image: Image.Image) -> Tensor:
         return torch.from_numpy(np.array(image.convert("RGB").resize((4, 4)))).permute(2, 0, 1)
 
     def encode_image(self, images: Tensor) -> Tensor:
+        self.batches.append(len(images))
         means = images.float().mean((2, 3))
         palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
         nearest = torch.cdist(means, palette).argmin(1).tolist()
@@ -47,13 +51,14 @@ class ColourModel:
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         self.texts += texts
+        self.batches.append(len(texts))
         return torch.stack(
             [self._row(next((w for w in re.findall("[a-z]+", text) if w in COLOURS), text)) for text in texts]
         )
 
-    @staticmethod
-    def _row(name: str, shade: float | None = None) -> Tensor:
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    def _row(self, name: str, shade: float | None = None) -> Tensor:
+        salted = self.name.removeprefix("colours") + name
+        seed = int.from_bytes(hashlib.sha256(salted.encode()).digest()[:4], "big")
         row = torch.randn(DIM, generator=torch.Generator().manual_seed(seed))
         if shade is not None:
             row = row + 0.1 * torch.randn(DIM, generator=torch.Generator().manual_seed(int(shade)))

@@ -60,13 +60,8 @@ def test_pictures_rows_and_mistakes(index: Index, coloured: Path) -> None:
     assert {stem[:4] for stem in stems(found.hits)} == {"cyan"} and found.hits[0].margin is None
     with pytest.raises(InputError, match="picture 999 is not in this index"):
         index.similar(999)
-    for bad, said in (
-        ({"where": "nothing = 1"}, "no column 'nothing'"),
-        ({"model": "x"}, "no vectors"),
-        ({"query": np.zeros(DIM, np.float32)}, "query of shape"),
-    ):
-        with pytest.raises(InputError, match=said):
-            index.search(**{"query": "red"} | bad)
+    with pytest.raises(InputError, match="query of shape"):
+        index.search(np.zeros(DIM, np.float32))
 
 
 def test_a_query_is_compared_with_queries_of_its_shape(index: Index, tmp_path: Path) -> None:
@@ -125,9 +120,8 @@ def test_explain_is_the_softmax_over_the_pictures(index: Index, coloured: Path) 
         assert found.agreement == pytest.approx(float(average @ row / np.linalg.norm(average)), abs=1e-5)
         assert found.memory == found.collection == 32
     assert stems(found.nearest)[0].startswith("red")
-    for bad, said in (({"where": "width > 1000"}, "no picture: the filter"),):
-        with pytest.raises(InputError, match=said):
-            index.explain("red", **bad)
+    with pytest.raises(InputError, match="no picture: the filter"):
+        index.explain("red", where="width > 1000")
     for model, beta in ((ColourModel(hopfield=True, beta=14.0, inv_tau=30.0), 14.0), (ColourModel(), 8.0)):
         with open_index(coloured, model) as opened:
             assert opened.explain("red").beta == beta

@@ -75,7 +75,8 @@ def test_it_says_what_it_did_and_what_comes_next(
     second = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx"]
     assert cli.main(second) == 0
     assert "7 known, with a vector of this model now; 7 embedded" in capsys.readouterr().out
-    assert "has vectors of these weights, as 'two'" in refused(capsys, *second, "--name", "three")
+    assert cli.main([*second, "--name", "three"]) == 0
+    assert "7 as they were; 0 embedded" in capsys.readouterr().out
     assert "has vectors of one, two; --name says of which" in refused(capsys, "index", "--out", "my idx")
     write_model(tmp_path / "one", 2)
     words = ["index", "pictures", "--model", "one", "--out", "my idx"]

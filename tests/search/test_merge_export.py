@@ -12,42 +12,32 @@ from cloob.errors import InputError
 from cloob.search.index import Index
 
 
-def make(folder: Path, pictures: dict[str, int], *encoders: FakeEncoder, name: str = "p") -> Index:
+def make(folder: Path, pictures: dict[str, int], *encoders: FakeEncoder) -> Index:
     for path, seed in pictures.items():
-        write_noise(folder / name / path, seed)
+        write_noise(folder / "p" / path, seed)
     index = Index.create(folder / "index")
     for encoder in encoders:
-        index.update([folder / name], options(encoder))
+        index.update([folder / "p"], options(encoder))
     return index
 
 
-def test_a_merge_adds_what_is_not_there(tmp_path: Path) -> None:
+def test_a_merge_adds_what_is_not_there_and_keeps_what_is_said_here(tmp_path: Path) -> None:
     first, second = FakeEncoder(), FakeEncoder("second", seed=1, dim=5)
     here = make(tmp_path / "a", {"x.png": 1, "y.png": 2}, first)
     there = make(tmp_path / "b", {"u.png": 2, "v.png": 3}, FakeEncoder("other name"), second)
-    done = here.merge(there)
-    assert (done.added, done.vectors, done.present, done.other) == (2, 4, 0, 0)
-    assert len(here) == 4 and [model.name for model in here.models] == ["fake", "second"]
-    ids = here.store.ids().tolist()
+    (tmp_path / "a" / "p" / "x.txt").write_text("said later")
+    write_noise(tmp_path / "a" / "p" / "y.png", 5)
+    there.update([tmp_path / "a" / "p"], options(second))
+    for added, vectors in ((2, 5), (0, 0)):  # the other y.png stays as it is here
+        done = here.merge(there)
+        assert (done.added, done.vectors, done.present, done.other) == (added, vectors, 3 - added, 1)
+    assert [model.name for model in here.models] == ["fake", "second"]
+    items = {Path(item.path).name: item for item in here.items(here.store.ids())}
+    ids = [items[name].id for name in ("x.png", "y.png", "u.png", "v.png")]
+    assert items["x.png"].caption is None and len(items) == 4
     assert np.isfinite(here.store.vectors("fake", ids)).all()
-    assert np.isfinite(here.store.vectors("second", ids)).all(1).tolist() == [False, False, True, True]
-    assert here.store.nearest("fake", here.store.vectors("fake", [4])[0], 1).ids.tolist() == [4]
-    again = here.merge(there)
-    assert (again.added, again.vectors, again.present) == (0, 0, 2)
-
-
-def test_a_merge_of_one_source_completes_models_and_keeps_what_is_said_here(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    here = make(folder, {"x.png": 1, "y.png": 2}, FakeEncoder())
-    there = Index.create(tmp_path / "there")
-    (folder / "p" / "x.txt").write_text("said later")
-    write_noise(folder / "p" / "y.png", 5)
-    there.update([folder / "p"], options(FakeEncoder("second", seed=1)))
-    done = here.merge(there)
-    assert (done.added, done.vectors, done.present, done.other) == (0, 1, 1, 1)
-    item = here.items([1])[0]
-    assert item.path.endswith("x.png") and item.caption is None
-    assert np.isfinite(here.store.vectors("second", [1, 2])).all(1).tolist() == [True, False]
+    assert np.isfinite(here.store.vectors("second", ids)).all(1).tolist() == [True, False, True, True]
+    assert here.store.nearest("fake", here.store.vectors("fake", ids[-1:])[0], 1).ids.tolist() == ids[-1:]
 
 
 def test_vectors_of_two_models_never_mix_and_no_picture_is_there_twice(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -287,6 +288,8 @@ def test_what_exif_and_the_name_say(tmp_path: Path) -> None:
     with Index.create(tmp_path / "i") as index:
         index.update([tmp_path / "p"], options(FakeEncoder()))
         items = {Path(item.path).name: item for item in index.items(index.store.ids().tolist())}
+        small = Image.open(io.BytesIO(index.thumbnail(items["turned.jpg"].id)))
+    assert small.size == (10, 12) and not small.getexif()
     assert {name: item.date for name, item in items.items()} == {name: date for name, (_, date) in dates.items()}
     assert (items["turned.jpg"].width, items["turned.jpg"].height) == (10, 12)
     assert items["turned.jpg"].columns == {"camera": "Canon EOS", "latitude": -12.508333, "longitude": 9.0}

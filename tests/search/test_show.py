@@ -1,8 +1,7 @@
-"""Maps, thumbnails, contact sheets and exports."""
+"""Maps and exports."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -13,31 +12,6 @@ from pyarrow import parquet
 
 from cloob.search.index import Index
 from cloob.search.records import IndexedModel, Item
-
-
-def photo(path: Path, orientation: int = 6) -> Path:
-    """A JPEG with a place, a device and a direction; the left half is red."""
-    image = Image.new("RGB", (900, 600), "blue")
-    image.paste("red", (0, 0, 450, 600))
-    exif = Image.Exif()
-    exif[0x010F], exif[0x0112] = "SECRET-CAMERA", orientation
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, "JPEG", exif=exif, comment=b"SECRET-PLACE")
-    return path
-
-
-def test_a_thumbnail_is_small_upright_and_says_nothing_else(tmp_path: Path) -> None:
-    photo(tmp_path / "pictures" / "a.jpg")
-    Image.new("RGB", (7, 5), "red").save(tmp_path / "pictures" / "b.png")
-    with Index.create(tmp_path / "index") as index:
-        index.update([tmp_path / "pictures"], options(FakeEncoder()))
-        data = index.thumbnail(1, 100)
-        assert b"SECRET" not in data and data.startswith(b"\xff\xd8\xff")
-        image = Image.open(io.BytesIO(data))
-        assert image.size == (67, 100) and not image.getexif()  # turned by a quarter
-        top, bottom = image.getpixel((30, 10)), image.getpixel((30, 90))
-        assert top[0] > 200 > 100 > top[2] and bottom[2] > 200 > 100 > bottom[0]
-        assert Image.open(io.BytesIO(index.thumbnail(2, 100))).size == (7, 5)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

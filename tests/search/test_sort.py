@@ -11,7 +11,7 @@ import pytest
 
 from cloob.errors import InputError
 from cloob.search import classify as heads
-from cloob.search.classify import NONE, LabelOptions
+from cloob.search.classify import LabelOptions
 from cloob.search.index import Index
 from search_colours import ColourModel, make_index, open_index, write_pictures
 
@@ -34,16 +34,6 @@ def test_probabilities_are_the_softmax_at_the_models_temperature(index: Index) -
         assert labels.probabilities[place].tolist() == pytest.approx([p / sum(powers) for p in powers], abs=1e-5)
     for name, chosen in zip(stems(index, labels.ids), labels.chosen, strict=True):
         assert len(chosen) == 1 and (name not in NAMES or NAMES[chosen[0]] == name)
-
-
-def test_none_and_multi_go_by_the_margin(index: Index) -> None:
-    labels = index.classify(NAMES, LabelOptions(none=True, cutoff=3.0, templates=("{c}",)))
-    for name, chosen in zip(stems(index, labels.ids), labels.chosen, strict=True):
-        assert [labels.names[label] for label in chosen] == ([name] if name in NAMES else [])
-    assert labels.counts() == {"red": 4, "green": 4, "blue": 4, NONE: 20}
-    several = index.classify((*NAMES, "red and hot"), LabelOptions(multi=True, cutoff=3.0, templates=("{c}",)))
-    of_red = [c for name, c in zip(stems(index, several.ids), several.chosen, strict=True) if name == "red"]
-    assert all(sorted(chosen) == [0, 3] for chosen in of_red)
 
 
 def clouds(n: int) -> tuple[np.ndarray, np.ndarray]:

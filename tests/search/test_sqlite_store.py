@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from cloob.errors import InputError
 from cloob.search import matrix, sqlite
-from cloob.search.records import FileState, IndexedModel, Item
-from cloob.search.sqlite import FILE, SqliteStore
+from cloob.search.records import INDEX_FILE, FileState, IndexedModel, Item
+from cloob.search.sqlite import SqliteStore
 from cloob.search.where import parse
 
 DIM = 8
@@ -139,7 +139,7 @@ def test_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
 def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None:
     """Its revisions have the numbers of those that the cache knows, and other vectors."""
     filled(tmp_path / "i", 3).close()
-    database = tmp_path / "i" / FILE
+    database = tmp_path / "i" / INDEX_FILE
     backup = database.read_bytes()
     for seed in (7, 8):
         database.write_bytes(backup)
@@ -153,7 +153,7 @@ def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None
 def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect, log = sqlite3.connect, tmp_path / "i" / f"{FILE}-wal"
+    connect, log = sqlite3.connect, tmp_path / "i" / f"{INDEX_FILE}-wal"
 
     def refused(address: object, *given: object, **options: object) -> sqlite3.Connection:
         """SQLite has to make its log to read; that is refused unless a writer has made it."""
@@ -178,7 +178,7 @@ def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(
 def test_a_second_writer_waits_then_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0.05)
     store = filled(tmp_path / "i")
-    other = sqlite3.connect(tmp_path / "i" / FILE, isolation_level=None)
+    other = sqlite3.connect(tmp_path / "i" / INDEX_FILE, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     second = SqliteStore(tmp_path / "i", writable=True)
     with pytest.raises(InputError, match="another process has been writing"):
@@ -194,7 +194,7 @@ def test_a_journal_or_a_link_beside_it_is_refused(tmp_path: Path) -> None:
     """SQLite deletes the file that a journal names, and writes where a link leads."""
     filled(tmp_path / "i").close()
     for suffix, said in (("-journal", "journal"), ("-wal", "link")):
-        beside = tmp_path / "i" / f"{FILE}{suffix}"
+        beside = tmp_path / "i" / f"{INDEX_FILE}{suffix}"
         (tmp_path / "victim").write_text("mine")
         if said == "link":
             beside.symlink_to(tmp_path / "victim")

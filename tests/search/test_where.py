@@ -31,24 +31,6 @@ def test_what_is_found(store: SqliteStore, text: str) -> None:
     assert store.ids(parse(text, COLUMNS)).tolist() == CASES[text]
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("camra = 1", "character 1: no column 'camra'; did you mean camera"),
-        ("iso = dog", "'text' in quotes"),
-        ("iso = 'dog", "is wanted, not 'dog"),
-        ("width = 'a'", "compared with a number"),
-        ("caption = null", "or `is null`"),
-        ("date = 'May'", "is no date"),
-        ("(" * 60, "more than 50 brackets"),
-    ],
-)
-def test_what_is_wrong_is_said_in_one_line(text: str, said: str) -> None:
-    with pytest.raises(InputError, match=re.escape(said)) as caught:
-        parse(text, COLUMNS)
-    assert "\n" not in str(caught.value)
-
-
 KNOWN = re.compile(
     r"""(AND|OR|NOT|SELECT|FROM|WHERE|IS|NULL|LIKE|ILIKE|ESCAPE|IN|COLLATE|false|json_each|jsonb_each|jsonb_typeof
     |coalesce|substr|replace|length|rtrim|columns|key|type|value|1|\d+|"C"|::(numeric|boolean)|\#>>

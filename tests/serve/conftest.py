@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served_colours import ColourEncoder, build, draw
+from served_colours import build, draw
 from starlette.testclient import TestClient
 
 from cloob.search.index import Index
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
+from search_colours import ColourModel
 
 N = 60
 
 
 @pytest.fixture(scope="session")
-def encoders() -> tuple[ColourEncoder, ColourEncoder]:
-    return ColourEncoder("colours"), ColourEncoder("others", 12)
+def encoders() -> tuple[ColourModel, ColourModel]:
+    return ColourModel(), ColourModel("others")
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def index(
-    pictures: Path, encoders: tuple[ColourEncoder, ColourEncoder], tmp_path_factory: pytest.TempPathFactory
+    pictures: Path, encoders: tuple[ColourModel, ColourModel], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Index]:
     with build(tmp_path_factory.mktemp("index") / "idx", pictures, *encoders) as opened:
         yield opened

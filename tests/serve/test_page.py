@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import uvicorn
-from served_colours import COLOURS, ColourEncoder, build, draw
+from served_colours import build, draw
 
 from cloob.search.index import Index
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
 from make import picture
+from search_colours import COLOURS, ColourModel
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 N = 60
@@ -258,11 +259,11 @@ def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page: Page, tm
     for number in (3, 4):  # one without a look-alike, and one with
         shutil.copy(folder / f"{number}.png", folder / f"copy-{number}.png")
     downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
-    with build(tmp_path / "idx", folder, ColourEncoder()) as index, serving(index) as page.site:
+    with build(tmp_path / "idx", folder, ColourModel()) as index, serving(index) as page.site:
         grant = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "origin": page.site.rstrip("/")}
         page.driver.execute_cdp_cmd("Browser.grantPermissions", grant)
         page.driver.execute_cdp_cmd("Page.setDownloadBehavior", downloads)
-        page.go("?view=duplicates&threshold=0.99").says("#view-duplicates", "5 groups, 11 pictures")
+        page.go("?view=duplicates&threshold=0.9").says("#view-duplicates", "5 groups, 11 pictures")
         heads = page.run("return [...document.querySelectorAll('.group-head')].map(head => head.textContent)")
         assert [head.partition(" group")[0] for head in heads] == ["Equal byte by byte1", "Look alike4"]
         page.says(".label:last-child", "same bytes as another")

@@ -27,13 +27,17 @@ def test_what_is_too_large_is_refused(client: TestClient, data: bytes) -> None:
 def test_only_a_clean_thumbnail_is_given_back(client: TestClient) -> None:
     stream = io.BytesIO()
     exif = Image.Exif()
-    exif[0x010E] = "a secret place"
-    Image.new("RGB", (500, 300), "red").save(stream, "JPEG", exif=exif, comment=b"a secret word")
+    exif[0x010E], exif[0x0112] = "a secret place", 6
+    drawn = Image.new("RGB", (500, 300), "blue")
+    drawn.paste("red", (0, 0, 250, 300))
+    drawn.save(stream, "JPEG", exif=exif, comment=b"a secret word")
     answer = client.post("/api/uploads", files={"file": ("a.jpg", stream.getvalue())}).json()
-    assert (answer["width"], answer["height"]) == (500, 300)
+    assert (answer["width"], answer["height"]) == (300, 500)  # turned by a quarter
     small = client.get(f"/api/uploads/{answer['upload']}/thumbnail")
     assert small.headers["content-type"] == "image/jpeg" and b"secret" not in small.content
-    assert max(Image.open(io.BytesIO(small.content)).size) == 256
+    image = Image.open(io.BytesIO(small.content))
+    assert image.size == (154, 256) and not image.getexif()
+    assert image.getpixel((80, 20))[0] > 200 and image.getpixel((80, 230))[2] > 200
 
 
 def test_a_form_without_a_file_and_several_files(client: TestClient) -> None:
@@ -117,6 +121,7 @@ def test_what_is_not_the_askers_fault_is_one_fixed_line(
     ("path", "body", "said"),
     [
         ("search", {"parts": [{"words": "red"}], "where": "width >"}, "filter"),
+        ("search", {"parts": [{"words": "red"}], "where": "(" * 2000}, "more than 50 brackets"),
         ("search", {"parts": [{"words": "red"}], "model": "no"}, "no model 'no'"),
         ("search", {"parts": [{"words": "red", "weight": 0}]}, "weight"),
         ("search", {"parts": [{"words": "red"}, {"words": "red", "weight": -1}]}, "cancel"),

@@ -124,7 +124,6 @@ def _head(options: Options, index: cloob.Index) -> Head:
 def _print(index: cloob.Index, labels: Labels, options: Options) -> dict[int, str]:
     """Prints the labels of each picture, in pages; returns the best one of each id."""
     from cloob.search.classify import NONE
-    from cloob.search.records import valid
 
     if labels.by_default:
         taken = f"{labels.inv_tau:g} is taken, and probabilities show an order alone (--inv-tau sets another)"
@@ -142,7 +141,7 @@ def _print(index: cloob.Index, labels: Labels, options: Options) -> dict[int, st
                 print(json.dumps({"id": item.id, "path": item.path, "labels": chosen}))
             elif options.csv:
                 cells = [list(entry.values()) for entry in chosen] or [["", "", ""]]
-                writer.writerows((valid(item.path), *row) for row in cells)
+                writer.writerows((item.path, *row) for row in cells)
             else:
                 shown = ", ".join(f"{printable(str(entry['label']))} {entry['probability']:.2f}" for entry in chosen)
                 print(f"{printable(item.path)}\t{shown or NONE}")

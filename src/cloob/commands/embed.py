@@ -75,14 +75,12 @@ def _write_vectors(index: cloob.Index, out: Path) -> int:
     """Writes the vectors of an index's default model in the order of ids, with paths and captions; returns how many."""
     import numpy as np
 
-    from cloob.search.records import valid
-
     asked = index.model()
     blocks = list(index.view(model=asked).blocks())
     items = [item for some, _ in blocks for item in some]
     refuse({"no picture has a vector; there is nothing to write": not items})
-    paths = [valid(item.path) for item in items]
-    captions = json.dumps([valid(item.caption or "") for item in items])
+    paths = [item.path for item in items]
+    captions = json.dumps([item.caption or "" for item in items])
     # Captions are one array of texts: numpy pads each text to the longest.
     more = {"paths": paths, "captions": np.array(captions.encode()), "model": asked.name}
     facts = {"paths": json.dumps(paths), "captions": captions, "model": asked.name}

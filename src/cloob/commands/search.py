@@ -143,7 +143,7 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
 
 def _list(index: cloob.Index, options: Options) -> int:
     where = index.view(options.where).where
-    items = index.items(index.store.newest(where, limit=options.top).tolist())
+    items = index.items(index.store.ids(where, limit=options.top, order="newest").tolist())
     count = index.store.count(where)
     _print(options, [(item, None, None) for item in items], model=None, searched=count, cut=0)
     if count > len(items):

@@ -18,19 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from cloob.cache import Cache
 from cloob.errors import InputError
 from cloob.search.query import Embedder, Query
+from cloob.search.store import Vectors
 
 CUTOFF = 3.0  # of a query with words
 PICTURE_CUTOFF = 2.0  # of a query of pictures alone, whose scores spread more
 DRAWN = 256  # pictures of the index that stand for unrelated pictures
 _MIN_PICTURES = 20
 _MIN_DEVIATION = 1e-3  # of cosines
-
-Vectors = npt.NDArray[np.float32]
 
 
 def background_texts() -> tuple[str, ...]:
@@ -64,7 +62,7 @@ def unrelated(query: Query, texts: Callable[[], Vectors], pictures: Callable[[],
     if False in pools and len(pools[False]) < _MIN_PICTURES:
         return None
     generator, count = np.random.default_rng(0), len(pools[True]) if True in pools else DRAWN
-    total: npt.NDArray[np.float64] = np.zeros(1)
+    total = np.zeros(1)
     for place, term in enumerate(query.terms):
         pool = pools[term.kind == "words"]
         each_once = place == 0 and term.kind == "words"

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,6 @@ from cloob.search.store import Store, Vectors
 from cloob.search.taken import camera_and_place, date_of, iso_date
 
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
-_COUNTS = ("added", "changed", "described", "completed", "removed", "unchanged", "embedded")
 
 
 @dataclass
@@ -46,46 +45,35 @@ class Summary:
 
     @property
     def faults(self) -> Counter[str]:
-        return Counter(self.unreadable.counts)
+        return self.unreadable.counts
 
     @property
     def unread(self) -> int:
-        return sum(self.left_out.counts.get(reason, 0) for reason in _UNREAD)
+        return sum(self.left_out.counts[reason] for reason in _UNREAD)
 
     def add_fault(self, fault: str, path: str) -> None:
         """Counts a file that cannot be read, without the details; those of a decoder say what to install."""
         self.unreadable.add(fault if fault.startswith("no decoder") else re.split(r" \(|:", fault)[0], path)
 
-    def add(self, other: Summary) -> None:
-        for name in _COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for mine, theirs in ((self.unreadable, other.unreadable), (self.left_out, other.left_out)):
-            for reason, count in theirs.counts.items():
-                for place, example in enumerate(theirs.examples[reason]):
-                    mine.add(reason, example, 0 if place else count)
-        self.refused.update(other.refused)
 
-
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     found: Found
     state: FileState | None  # what the index knows of the file
     collection: Collection
 
 
-@dataclass
-class Plan:
+class Plan(NamedTuple):
     collection: Collection
     work: list[Work]
     gone: list[FileState]  # known files that the source does not have any more
-    summary: Summary
 
 
-def make_plan(store: Store, collection: Collection, model: str, *, remove_all: bool = False) -> Plan:
+def make_plan(store: Store, collection: Collection, model: str, summary: Summary, *, remove_all: bool = False) -> Plan:
     """Compares a source with what the index knows of it; opens no file."""
     known = {state.path: state for state in store.states(collection.name)}
     pictures = [state for state in known.values() if state.id is not None]
-    plan = Plan(collection, [], [], Summary())
+    collection.left_out = summary.left_out
+    work: list[Work] = []
     seen: set[str] = set()
     in_containers: set[bool] = set()  # of the pictures that are there
     for found in collection.scan(known.keys()):
@@ -95,25 +83,26 @@ def make_plan(store: Store, collection: Collection, model: str, *, remove_all: b
             continue
         seen.add(found.path)
         if valid(found.path) != found.path:
-            collection.left_out.add("name that is not UTF-8, to be renamed", found.path)
+            summary.left_out.add("name that is not UTF-8, to be renamed", found.path)
             continue
         state = known.pop(found.path, None)
         if state is None or state.mtime_ns != found.mtime_ns or found.bytes not in (None, state.bytes):
-            plan.work.append(Work(found, state, collection))
+            work.append(Work(found, state, collection))
         elif state.fault is not None and (found.missing or _is_final(state.fault)):
-            plan.summary.add_fault(state.fault, state.path)
+            summary.add_fault(state.fault, state.path)
         elif state.fault is None and model in state.models:
-            plan.summary.unchanged += 1
+            summary.unchanged += 1
         else:
-            plan.work.append(Work(found, state, collection))
+            work.append(Work(found, state, collection))
     unlisted = tuple(f"{folder}{end}" for folder in collection.unlisted for end in ("/", SEPARATOR))
-    plan.gone = [state for path, state in known.items() if not path.startswith(unlisted)]
-    plan.summary.left_out = collection.left_out
+    gone = [state for path, state in known.items() if not path.startswith(unlisted)]
+    why = "" if remove_all or (unlisted and not in_containers) else _loss(pictures, in_containers)
+    if why:
+        summary.refused[collection.name] = f"{why}, so nothing was removed; --remove-all removes them"
+        return Plan(collection, [], [])
     if not seen and not pictures and not unlisted:
-        plan.summary.refused[collection.name] = "no pictures in it"
-    elif pictures and not remove_all:
-        _refuse_losses(plan, pictures, in_containers)
-    return plan
+        summary.refused[collection.name] = "no pictures in it"
+    return Plan(collection, work, gone)
 
 
 def _is_final(fault: str) -> bool:
@@ -121,19 +110,14 @@ def _is_final(fault: str) -> bool:
     return fault.startswith(("corrupt image", "embedding not finite")) or NO_PICTURE in fault
 
 
-def _refuse_losses(plan: Plan, pictures: Sequence[FileState], in_containers: set[bool]) -> None:
-    """Keeps the pictures of a source that looks unmounted, or was replaced by one of another kind."""
-    were, name = {SEPARATOR in state.path for state in pictures}, plan.collection.name
-    if in_containers and not were & in_containers:
-        plan.gone, plan.work = [], []
-        before, now = ("in tars or Arrow files", "files") if True in were else ("files", "in tars or Arrow files")
-        why = f"pictures were {before} and now are {now}, so nothing was done; --remove-all takes these for those"
-        plan.summary.refused[name] = f"its {len(pictures):,} {why}"
-    elif not in_containers and not plan.collection.unlisted:
-        plan.gone = []
-        plan.work = [work for work in plan.work if work.state is None or work.state.id is None]
-        why = "pictures is there any more (not mounted?), so nothing was removed; --remove-all removes them"
-        plan.summary.refused[name] = f"none of its {len(pictures):,} {why}"
+def _loss(pictures: Sequence[FileState], in_containers: set[bool]) -> str:
+    """Why a source's known pictures look unmounted, or replaced by pictures of another kind."""
+    were, kinds = {SEPARATOR in state.path for state in pictures}, {False: "files", True: "in tars or Arrow files"}
+    if not pictures or were & in_containers:
+        return ""
+    if not in_containers:
+        return f"none of its {len(pictures):,} pictures is there any more (not mounted?)"
+    return f"its {len(pictures):,} pictures were {kinds[True in were]} and now are {kinds[True in in_containers]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,11 +152,16 @@ class Builder:
     """
 
     def __init__(
-        self, store: Store, model: IndexedModel, encoder: Callable[[], DualEncoder], batch_size: int, most: int | None
+        self,
+        store: Store,
+        model: IndexedModel,
+        encoder: Callable[[], DualEncoder],
+        summary: Summary,
+        batch_size: int,
+        max_pixels: int | None,
     ) -> None:
-        self.summary = Summary()
-        self._store, self._model, self._encoder = store, model, encoder
-        self._in_bf16, self._batch_size, self._max_pixels = model.precision == "bf16", batch_size, most
+        self._store, self._model, self._encoder, self._summary = store, model, encoder, summary
+        self._batch_size, self._max_pixels = batch_size, max_pixels
         self._waiting: list[Prepared] = []
         self._decoded = 0  # of these
         self._may_decode = threading.Event()
@@ -197,9 +186,9 @@ class Builder:
         path = prepared.work.found.path
         stated = None if prepared.item is None else prepared.item.columns.get("date")
         if stated not in (None, "") and iso_date(stated) is None:
-            self.summary.left_out.add("date that cannot be read", f"{path} ({stated})")
+            self._summary.left_out.add("date that cannot be read", f"{path} ({stated})")
         if prepared.truncated:
-            self.summary.left_out.add("truncated JPEG, taken", path)
+            self._summary.left_out.add("truncated JPEG, taken", path)
         self._waiting.append(prepared)
         self._decoded += prepared.pixels is not None
         if self._decoded >= self._batch_size or len(self._waiting) >= 4 * self._batch_size:
@@ -215,7 +204,7 @@ class Builder:
         for start in range(0, len(new), self._batch_size):
             contents = new[start : start + self._batch_size]
             rows |= zip(contents, self._embed([pixels[content] for content in contents]), strict=True)
-        self.summary.embedded += len(new)
+        self._summary.embedded += len(new)
         good = [each for each in batch if each.item is not None and np.isfinite(rows[each.content]).all()]
         arrived = [each for each in good if each.change(self._model.name) in ("added", "changed")]
         others = [model for model in self._store.models() if model.name != self._model.name]
@@ -230,15 +219,15 @@ class Builder:
                 self._write_fault(each)
         for each in good:
             count = each.change(self._model.name)
-            setattr(self.summary, count, getattr(self.summary, count) + 1)
+            setattr(self._summary, count, getattr(self._summary, count) + 1)
 
     def _embed(self, pixels: Sequence[Tensor]) -> Vectors:
         encoder = self._encoder()
-        device = torch.device(getattr(encoder, "device", "cpu"))
+        device, in_bf16 = torch.device(getattr(encoder, "device", "cpu")), self._model.precision == "bf16"
         if device.type == "cpu":
             self._may_decode.clear()
         try:
-            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=self._in_bf16):
+            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
                 rows: Vectors = encoder.encode_image(torch.stack(list(pixels)).to(device)).float().cpu().numpy()
         finally:
             self._may_decode.set()
@@ -251,7 +240,7 @@ class Builder:
         stays = prepared.transient and known is not None and known.id is not None
         if not stays and state != known:
             self._store.write_faults(prepared.work.collection.name, [state])
-        self.summary.add_fault(fault, found.path)
+        self._summary.add_fault(fault, found.path)
 
 
 def _item(work: Work, encoded: Encoded, data: bytes) -> Item:

@@ -40,13 +40,8 @@ TEMPLATES = ("a photo of a {c}.", "{c}")  # prompts of a label when no templates
 NONE = "none of these"
 LABEL_CUTOFF = 1.75  # margin below which a label does not fit a picture, with `none` or `multi`
 DEFAULT_INV_TAU = 100.0  # CLIP's bound, where neither the model's objective nor its weights have τ⁻¹
-
-MAX_NUMBERS = 200_000_000
-"""Pictures times labels. The work on them takes up to 8.5 times the 0.8 GB of so many probabilities."""
-
-STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
-"""C of scikit-learn to choose from: on unit rows much larger ones than on standardised features."""
-
+MAX_NUMBERS = 200_000_000  # pictures times labels: the work on them takes up to 8.5 times their 0.8 GB
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C to choose from: unit rows take large ones
 _DEFAULT_STRENGTH = 100.0  # with too few examples to choose
 _FOLDS, _INNER_FOLDS = 5, 3
 _FORMAT = "cloob-head-1"

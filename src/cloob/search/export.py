@@ -15,14 +15,12 @@ import numpy as np
 
 from cloob.errors import require
 from cloob.search.find import View
-from cloob.search.records import valid
 from cloob.search.store import Ids, Vectors
 
 Method = Literal["pca", "tsne"]
 SAMPLE = 5000  # pictures on a map by default; t-SNE takes some ten seconds for so many on one core
 _COMPONENTS = 50  # principal components that t-SNE starts from, as its authors advise
 _PERPLEXITY = 30.0
-_TEXTS = ("path", "source", "caption", "date")
 _KINDS: dict[str, tuple[set[type], Callable[[Any], Any]]] = {
     "bool": ({bool}, bool),
     "int64": ({int}, int),
@@ -36,7 +34,7 @@ def export(view: View, path: Path) -> int:
     from pyarrow import parquet
 
     model = view.model
-    types = {"id": pa.int64()} | dict.fromkeys(_TEXTS, pa.string())
+    types = {"id": pa.int64()} | dict.fromkeys(("path", "source", "caption", "date"), pa.string())
     types |= {"width": pa.int32(), "height": pa.int32(), "bytes": pa.int64()}
     fields = list(types)
     types |= {"vector": pa.list_(pa.float32(), model.dim)}
@@ -60,7 +58,6 @@ def export(view: View, path: Path) -> int:
         with parquet.ParquetWriter(temporary, schema) as writer:
             for items, rows in view.blocks():
                 table: dict[str, Any] = {name: [getattr(item, name) for item in items] for name in fields}
-                table |= {name: [None if text is None else valid(text) for text in table[name]] for name in _TEXTS}
                 for title, (name, convert) in own.items():
                     values = (item.columns.get(name) for item in items)
                     table[title] = [None if value is None else convert(value) for value in values]

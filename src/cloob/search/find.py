@@ -24,10 +24,7 @@ Cutoff = float | Literal["auto"] | None
 Where = str | Filter | None
 
 DUPLICATE = 0.97  # cosine from which two pictures look alike
-
-LOOKED_AT = 200
-"""Nearest pictures that the cutoff looks at, at least: the nearest of all need not be the one that fits."""
-
+LOOKED_AT = 200  # nearest pictures that the cutoff looks at, at least: the nearest of all need not be the one that fits
 DEFAULT_BETA = 8.0  # the paper's, where the model does not say with which it was trained
 MEMORY = 100_000  # pictures of a Hopfield memory at most: the nearest ones of a larger collection
 _BLOCK = 256  # pictures that are compared at once

@@ -15,10 +15,10 @@ from cloob.models.runs import split_checkpoint
 from cloob.search import find
 from cloob.search.find import Cutoff, Retrieved, View, Where
 from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, Vector
-from cloob.search.records import Hit, IndexedModel, Item, Results
-from cloob.search.sqlite import FILE, SqliteStore
+from cloob.search.records import INDEX_FILE, Hit, IndexedModel, Item, Results
+from cloob.search.sqlite import SqliteStore
 from cloob.search.store import Ids, Store, Vectors
-from cloob.search.trust import absolute, load_indexed, remember
+from cloob.search.trust import absolute, load_named, remember
 from cloob.search.where import parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
@@ -42,7 +42,7 @@ def is_database(address: str | Path) -> bool:
 
 def is_there(address: str | Path) -> bool:
     """Whether an address names an index; of a database only that it is one."""
-    return is_database(address) or (Path(address) / FILE).is_file()
+    return is_database(address) or (Path(address) / INDEX_FILE).is_file()
 
 
 def _open_store(address: str | Path, *, writable: bool = False, create: bool = False) -> Store:
@@ -79,14 +79,12 @@ class Index:
     def __init__(self, store: Store, model: str | None = None) -> None:
         """Wraps a store; see :meth:`open` and :meth:`create`."""
         self.store = store
-        self._default = None if model is None else self._typed(model)
+        self._default = None if model is None else self.store.model(self._typed(model)).name
         self._encoders: dict[str, DualEncoder] = {}  # by fingerprint, as a name may come to stand for other weights
-        self._plain: dict[str, PlainEncoder] = {}  # likewise
+        self._plain: dict[str, PlainEncoder | None] = {}  # likewise
         self._loading = threading.RLock()
-        self._memoized: dict[Hashable, Any] = {}
+        self.memoized: dict[Hashable, Any] = {}  # by ``memoize``
         self._pictures: Pictures | None = None
-        if self._default is not None:
-            self.model(self._default)
 
     @classmethod
     def open(cls, address: str | Path, *, model: str | None = None, writable: bool = False) -> Self:
@@ -140,12 +138,12 @@ class Index:
 
     def memoize(self, key: Hashable, compute: Callable[[], T]) -> T:
         """A small cache; two threads may compute the same value at once."""
-        value: T | None = self._memoized.get(key)
+        value: T | None = self.memoized.get(key)
         if value is None:
             value = compute()
-            if len(self._memoized) >= _MEMOIZED:
-                self._memoized.clear()
-            self._memoized[key] = value
+            if len(self.memoized) >= _MEMOIZED:
+                self.memoized.clear()
+            self.memoized[key] = value
         return value
 
     @property
@@ -175,7 +173,9 @@ class Index:
         model = self.model(name)
         with self._loading:  # one at a time
             if model.fingerprint not in self._encoders:
-                self._encoders[model.fingerprint] = load_indexed(model, device, self.store.address)
+                encoder, weights = load_named(model.spec, device)
+                model.check(weights, self.store.address)
+                self._encoders[model.fingerprint] = encoder
             return self._encoders[model.fingerprint]
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
@@ -188,9 +188,8 @@ class Index:
                 plain = PlainEncoder.open(model.spec)
                 if plain is not None:
                     model.check(plain.fingerprint, self.store.address)
-                    self._plain[model.fingerprint] = plain
-            loaded = None if model.fingerprint in self._encoders else self._plain.get(model.fingerprint)
-        return loaded or TorchEmbedder(self.encoder(model, device))
+                self._plain[model.fingerprint] = plain
+            return self._plain.get(model.fingerprint) or TorchEmbedder(self.encoder(model, device))
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for; ids that the index does not have are left out."""

@@ -22,14 +22,12 @@ from cloob.search.where import POSTGRESQL, Filter
 if TYPE_CHECKING:
     from psycopg import Connection
 
-HNSW_ROWS = 10_000
-"""A model with more vectors gets an HNSW index; below, every search scans. Not tuned: at 10,000 a scan took
-0.3 to 0.9 s while vectors were still stored outside their rows, and was not measured since."""
-
+HNSW_ROWS = 10_000  # a model with more vectors gets an HNSW index; below, every search scans; not tuned
 _VERSION = 4  # of the tables
 _CONNECT_SECONDS = 10
 _LOCK = 0xC100B  # held while tables are made
 _HNSW_DIM = 4_000  # halfvec's limit for an index
+_ROWS = 1000  # of a statement, which takes 65,535 values
 _CANDIDATES = 4  # times as many as asked for are ranked again
 _EF_SEARCH = (200, 1000)  # the least (100 gave recall@10 0.938 at 100,000 vectors), and pgvector's most
 
@@ -152,9 +150,12 @@ class PostgresStore(Store):
             return [] if cursor.description is None else cursor.fetchall()
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """As of any store, without waiting for one before the next is sent."""
-        with self._lock, self._one_line(), self._connected().cursor() as cursor:
-            cursor.executemany(_composed(statement), rows)
+        """As of any store, many rows a statement: the server plans each of them anew."""
+        for start in range(0, len(rows), _ROWS):
+            some = rows[start : start + _ROWS]
+            one = f"({', '.join('?' * len(some[0]))})"
+            several = statement.replace(f"VALUES {one}", f"VALUES {', '.join([one] * len(some))}")
+            self._rows(several, [value for row in some for value in row])
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -9,9 +9,8 @@ from typing import Literal
 
 from cloob.errors import InputError
 
-Value = str | int | float | bool | None
-"""What a metadata column holds."""
-
+INDEX_FILE = "index.sqlite"  # of an index, in its folder
+Value = str | int | float | bool | None  # what a metadata column holds
 Precision = Literal["fp32", "bf16"]
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 

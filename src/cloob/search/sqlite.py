@@ -19,16 +19,11 @@ from urllib.parse import quote
 
 from cloob.errors import InputError, message
 from cloob.search.matrix import Matrix, decode
-from cloob.search.records import IndexedModel
+from cloob.search.records import INDEX_FILE, IndexedModel
 from cloob.search.store import TABLES, Neighbours, Store, Vectors
 from cloob.search.where import SQLITE, Filter
 
-FILE = "index.sqlite"
-"""Of an index, in its folder."""
-
-PATIENCE_SECONDS = 60.0
-"""So long a writer waits for another one; a batch takes a fraction of a second."""
-
+PATIENCE_SECONDS = 60.0  # for which a writer waits for another one; a batch takes a fraction of a second
 _APPLICATION = 0x434C4F42  # "CLOB"
 _VERSION = 5  # of the tables
 _PAGE_BYTES = 16_384  # seven vectors of width 512; of SQLite's own 4,096 each would fill one, half of it empty
@@ -51,11 +46,10 @@ class SqliteStore(Store):
     _dialect = SQLITE
     _each_column = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
     _among = "IN (SELECT value FROM json_each(?))"
-    _listed = staticmethod(json.dumps)  # type: ignore[assignment]
 
     def __init__(self, folder: Path, *, writable: bool = False) -> None:
         self.address, self.writable = str(folder), writable
-        self._path = folder / FILE
+        self._path = folder / INDEX_FILE
         self._lock = threading.RLock()
         self._matrices: dict[int, Matrix] = {}
         with _one_line(self._path):
@@ -64,17 +58,16 @@ class SqliteStore(Store):
     @classmethod
     def create(cls, folder: Path) -> SqliteStore:
         """Opens the index of a folder; a missing one is made, whole or not at all."""
-        path, temporary = folder / FILE, folder / f".tmp-{secrets.token_hex(8)}"
+        path, temporary = folder / INDEX_FILE, folder / f".tmp-{secrets.token_hex(8)}"
         with _one_line(path):
             folder.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-                connection.executescript(
-                    f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {_APPLICATION};"
-                    f"PRAGMA user_version = {_VERSION}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
-                )
             if not path.exists():
+                with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+                    connection.executescript(
+                        f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {_APPLICATION};"
+                        f"PRAGMA user_version = {_VERSION}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
+                    )
                 temporary.rename(path)
-            temporary.unlink(missing_ok=True)
         return cls(folder, writable=True)
 
     def close(self) -> None:
@@ -107,30 +100,31 @@ class SqliteStore(Store):
         """Connects; where the folder cannot be written and nobody writes, without locks."""
         _check_beside(self._path.resolve())
         address = f"file:{quote(str(self._path.absolute()))}?mode={'rw' if self.writable else 'ro'}"
+        self._unlocked: tuple[int, int, bool] | None = None
         try:
             self._connection = _connect(address)
         except sqlite3.OperationalError:
             if self.writable or not os.access(self._path, os.R_OK) or self._state()[2]:
                 raise
-            self._connection = _connect(f"{address}&immutable=1")
+            self._connection, self._unlocked = _connect(f"{address}&immutable=1"), self._state()
         _check(self._connection, self._path)
         for setting in ("journal_mode = WAL", "synchronous = NORMAL") if self.writable else ():
             self._connection.execute(f"PRAGMA {setting}")
-        self._seen = self._state()
 
     def _state(self) -> tuple[int, int, bool]:
         """What is another one once the file was written to, and while it is."""
         file = self._path.stat()
-        return file.st_mtime_ns, file.st_size, self._path.with_name(f"{FILE}-wal").exists()
+        return file.st_mtime_ns, file.st_size, self._path.with_name(f"{INDEX_FILE}-wal").exists()
 
     def _current(self) -> sqlite3.Connection:
-        """The connection; a reader who may not write the folder is not told of changes, and opens it anew."""
-        if not self.writable and self._seen != self._state():
+        """The connection; a reader without locks is not told of changes, and opens it anew."""
+        if self._unlocked is not None and self._unlocked != self._state():
             self._connection.close()
             self._open()
         return self._connection
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        values = [json.dumps(value) if isinstance(value, list) else value for value in values]
         with self._lock, _one_line(self._path):
             return self._current().execute(statement, values).fetchall()
 

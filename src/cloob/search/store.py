@@ -87,7 +87,8 @@ class Store(ABC):
         """The ``top`` items nearest to a query (D,), equal ones by id."""
 
     @abstractmethod
-    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]: ...
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Runs a statement; a value may be a list, for ``_among``."""
 
     @abstractmethod
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
@@ -96,11 +97,6 @@ class Store(ABC):
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[object]:
         """All of it or nothing; one writer at a time."""
-
-    @staticmethod
-    def _listed(values: list[Any]) -> Any:
-        """Values as the parameter of ``_among``."""
-        return values
 
     @abstractmethod
     def _decode(self, cells: list[Any], dim: int) -> Vectors: ...
@@ -168,7 +164,7 @@ class Store(ABC):
             before = self._places(rows)
             changed = [before[row[:2]][0] for row in rows if row[:2] in before and before[row[:2]][1] != row[2]]
             if changed:
-                self._rows(f"DELETE FROM cloob_vectors WHERE item {self._among}", (self._listed(changed),))
+                self._rows(f"DELETE FROM cloob_vectors WHERE item {self._among}", (changed,))
             self._many(_REPLACE_ITEM, rows)
             places, cells = self._places(rows), np.ascontiguousarray(vectors, np.float32)
             given = [(places[row[:2]][0], number, revision, cell) for row, cell in zip(rows, cells, strict=True)]
@@ -178,7 +174,7 @@ class Store(ABC):
     def _by_source(self, rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, Any]]:
         """Each source with its paths, of rows that begin with these two."""
         for source in {row[0] for row in rows}:
-            yield source, self._listed([row[1] for row in rows if row[0] == source])
+            yield source, [row[1] for row in rows if row[0] == source]
 
     def _places(self, rows: Sequence[Sequence[Any]]) -> dict[tuple[str, str], tuple[int, str]]:
         """Ids and contents of the items that are there, by source and path."""
@@ -230,7 +226,7 @@ class Store(ABC):
         """The vector (D,) of each content that has one."""
         of_item = "SELECT vector FROM cloob_vectors WHERE item = id AND model = ?"  # a join would read all vectors
         statement = f"SELECT content, ({of_item}) FROM cloob_items WHERE content {self._among}"
-        found = self._rows(statement, (model.number, self._listed(list(contents))))
+        found = self._rows(statement, (model.number, list(contents)))
         rows = {content: cell for content, cell in found if cell is not None}
         return dict(zip(rows, self._decode([*rows.values()], model.dim), strict=True))
 
@@ -238,21 +234,14 @@ class Store(ABC):
         condition, values = self._condition(where)
         return int(self._rows(f"SELECT count(*) FROM cloob_items WHERE {condition}", values)[0][0])
 
-    def ids(self, where: Filter | None = None, *, after: int = 0, limit: int | None = None) -> Ids:
-        """Ids of the items that match, ascending, above ``after``."""
+    def ids(
+        self, where: Filter | None = None, *, after: int = 0, limit: int = 2**62, order: Literal["id", "newest"] = "id"
+    ) -> Ids:
+        """Ids of the items that match, above ``after``: ascending, or by date, those without one last."""
         condition, values = self._condition(where)
-        rows = self._rows(
-            f"SELECT id FROM cloob_items WHERE {condition} AND id > ? ORDER BY id LIMIT ?",
-            (*values, after, 2**62 if limit is None else limit),
-        )
-        return np.fromiter((row[0] for row in rows), np.int64, len(rows))
-
-    def newest(self, where: Filter | None = None, *, limit: int | None = None) -> Ids:
-        """Ids of the items that match, by date; those without one come last."""
-        condition, values = self._condition(where)
-        order = "ORDER BY coalesce(date, '') DESC, id DESC LIMIT ?"
-        most = 2**62 if limit is None else limit
-        rows = self._rows(f"SELECT id FROM cloob_items WHERE {condition} {order}", (*values, most))
+        by = "id" if order == "id" else "coalesce(date, '') DESC, id DESC"
+        statement = f"SELECT id FROM cloob_items WHERE {condition} AND id > ? ORDER BY {by} LIMIT ?"
+        rows = self._rows(statement, (*values, after, limit))
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
     def pages(self, where: Filter | None = None) -> Iterator[list[int]]:
@@ -271,7 +260,7 @@ class Store(ABC):
         """Items in the order asked for; ids that are not there are left out."""
         wanted = list(map(int, ids))
         statement = f"SELECT id, {', '.join(_FIELDS)} FROM cloob_items WHERE id {self._among}"
-        items = {row[0]: _item(row) for row in self._rows(statement, (self._listed(wanted),))}
+        items = {row[0]: _item(row) for row in self._rows(statement, (wanted,))}
         return [items[id_] for id_ in wanted if id_ in items]
 
     def vectors(self, model: str, ids: Sequence[int] | Ids) -> Vectors:
@@ -281,7 +270,7 @@ class Store(ABC):
         statement = f"SELECT item, vector FROM cloob_vectors WHERE model = ? AND item {self._among}"
         for start in range(0, len(ids), _PAGE):
             wanted = list(map(int, ids[start : start + _PAGE]))
-            cells = dict(self._rows(statement, (known.number, self._listed(wanted))))
+            cells = dict(self._rows(statement, (known.number, wanted)))
             there = [place for place, id_ in enumerate(wanted) if id_ in cells]
             rows = self._decode([cells[wanted[place]] for place in there], known.dim)
             result[start + np.array(there, np.int64)] = rows

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob.cache import cache_root
-from cloob.errors import InputError
 from cloob.models.runs import split_checkpoint, with_checkpoint
 from cloob.models.source import Source
-from cloob.search.records import IndexedModel
 
 if TYPE_CHECKING:
     import torch
@@ -33,15 +31,6 @@ def remember(typed: str) -> None:
 
 def was_typed(named: str) -> bool:
     return _note(named).exists()
-
-
-def check_typed(address: str) -> None:
-    """Raises InputError for an address or a pattern that was not typed on this machine."""
-    if not was_typed(address):
-        raise InputError(
-            f"{address}: stands in the index and was never typed on this machine, so nothing is fetched or looked for; "
-            "if it is yours, type it once: cloob index 'ADDRESS' --out INDEX"
-        )
 
 
 def absolute(spec: str) -> str:
@@ -64,13 +53,6 @@ def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]
         f"the index alone asks for it, so it is not fetched; if you trust it, type it once: --model {spec}"
     ):
         return load_with_fingerprint(spec, device)
-
-
-def load_indexed(model: IndexedModel, device: str | torch.device, address: str) -> DualEncoder:
-    """Loads a model of an index, if its weights are still those of the vectors."""
-    encoder, weights = load_named(model.spec, device)
-    model.check(weights, address)
-    return encoder
 
 
 def _note(typed: str) -> Path:

@@ -51,7 +51,8 @@ def update(
     store, device = index.store, resolve_device(options.device)
     collections = _open_all(store, sources, options)
     model, is_new = _model(index, options, device, collections)
-    plans = [make_plan(store, each, model.name, remove_all=options.remove_all) for each in collections]
+    done = Summary()
+    plans = [make_plan(store, each, model.name, done, remove_all=options.remove_all) for each in collections]
     for each in collections if options.scan.exclude else ():
         store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
     start = time.monotonic()
@@ -59,18 +60,16 @@ def update(
     if work and model.precision == "bf16" and device.type == "cpu":
         warn_of_emulated_bfloat16()
     most = None if options.max_megapixels is None else max(1, int(options.max_megapixels * 1e6))
-    builder = Builder(store, model, cache(lambda: index.encoder(model, device)), options.batch_size, most)
+    builder = Builder(store, model, cache(lambda: index.encoder(model, device)), done, options.batch_size, most)
     opened = in_threads(builder.prepare, work, options.workers, 2 * options.batch_size)
     for count, prepared in enumerate(opened, 1):
         builder.add(prepared)
         if progress is not None:
             progress(count, len(work))
     builder.flush()
-    done = builder.summary
     for plan in plans:  # nothing goes before its vectors were copied
         store.remove(plan.collection.name, [state.path for state in plan.gone])
         done.removed += sum(state.id is not None for state in plan.gone)
-        done.add(plan.summary)
     store.optimise()
     done.seconds = time.monotonic() - start
     if is_new and not done.added + done.changed + done.completed:
@@ -133,16 +132,15 @@ def _model(
     width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
     new = IndexedModel(name, spec, weights + "+bf16" * (precision == "bf16"), width)
     same = next((model for model in alike if model.fingerprint == new.fingerprint), None)
-    if same is not None and same.name != name:
-        if options.name is not None:
-            raise InputError(f"{name}: {store.address} has vectors of these weights, as {same.name!r}")
+    if same is not None:
         new = replace(new, name=same.name)
     for old in [model for model in known if model.name == new.name and model.fingerprint != new.fingerprint]:
         if not options.replace_model:
             old.check("", store.address)  # it is another one, at least in precision
         for each in collections:  # which have to be there to make the vectors anew
-            if refused := make_plan(store, each, new.name, remove_all=options.remove_all).summary.refused:
-                raise InputError(f"{each.name}: {refused[each.name]}")
+            make_plan(store, each, new.name, probe := Summary(), remove_all=options.remove_all)
+            if probe.refused:
+                raise InputError(f"{each.name}: {probe.refused[each.name]}")
         store.remove_model(old.name)
     store.add_model(new)
     index.use(new, encoder, weights)
@@ -178,9 +176,9 @@ def merge(store: Store, other: Store) -> Merged:
     """Adds what ``other`` has to ``store``; vectors go with their model's weights, whatever it is called there."""
     _check_apart(other.sources(), store.sources())
     here = {model.fingerprint: model.name for model in store.models()}
-    new = [model for model in other.models() if model.fingerprint not in here]
-    for model in new:
-        store.add_model(model)
+    for model in other.models():
+        if model.fingerprint not in here:
+            store.add_model(model)
     for source in {*other.sources()} - {*store.sources()}:
         store.set_exclude(source, other.exclude(source))
     states = ((source, state) for source in store.sources() for state in store.states(source))
@@ -190,18 +188,16 @@ def merge(store: Store, other: Store) -> Merged:
     for ids in other.pages():
         pairs = [(item, known.get((item.source, item.path), nothing)) for item in other.items(ids)]
         same = [(item, state) for item, state in pairs if state.content in ("", item.content)]
+        own = {item.id: item for item in store.items([state.id for _, state in same if state.id])}
+        items = [own.get(state.id or 0, item) for item, state in same]
         done.other += len(pairs) - len(same)
-        done.present += sum(state.id is not None for _, state in same)
-        added: set[int] = set()
+        done.present += len(own)
+        done.added += len(same) - len(own)
         for model in other.models():
             name = here.get(model.fingerprint, model.name)
             vectors = other.vectors(model.name, [item.id for item, _ in same])
             wanted = np.isfinite(vectors).all(1) & np.array([name not in state.models for _, state in same], bool)
-            chosen = [pair for pair, is_wanted in zip(same, wanted, strict=True) if is_wanted]
-            held = {item.id: item for item in store.items([state.id or 0 for _, state in chosen])}
-            store.write([held.get(state.id or 0, replace(item, id=0)) for item, state in chosen], name, vectors[wanted])
-            done.vectors += len(chosen)
-            added |= {item.id for item, state in chosen if state.id is None}
-        done.added += len(added)
+            store.write([items[place] for place in np.flatnonzero(wanted)], name, vectors[wanted])
+            done.vectors += int(wanted.sum())
     store.optimise()
     return done

@@ -24,7 +24,7 @@ _MAX_DEPTH = 50
 _TOKEN = re.compile(
     r"(?P<text>'(?:[^']|'')*')|(?P<quoted>\"(?:[^\"]|\"\")+\")|(?P<date>\d{4}-\d\d(?:-\d\d(?:T[\d:.]+)?)?)(?![\w.])"
     r"|(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])|(?P<word>[^\W\d]\w*)"
-    r"|(?P<sign><=|>=|<>|!=|==|[=<>(),])|(?P<other>\S+)"
+    r"|(?P<sign><=|>=|<>|!=|==|[=<>(),])|(?P<other>\S+)|(?P<end>\Z)"
 )
 _DATE = re.compile(r"\d{4}(-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?)?)?")
 _KEYWORDS = frozenset(("and", "or", "not", "in", "like", "is", "null", "true", "false"))
@@ -93,24 +93,12 @@ def equals(column: str, text: str) -> Filter:
     return parse(f"{column} = '{text.replace(chr(39), 2 * chr(39))}'")
 
 
-class _Token(NamedTuple):
-    kind: str
-    text: str
-    place: int
-
-    @property
-    def value(self) -> str:
-        quote = self.text[:1]
-        return self.text[1:-1].replace(2 * quote, quote) if self.kind in ("text", "quoted") else self.text
-
-
 class _Parser:
     """Writes SQL token by token: ``not``, ``and`` and ``or`` bind in SQL as they do here."""
 
     def __init__(self, text: str, columns: Collection[str] | None, dialect: Dialect) -> None:
-        self._text, self._columns, self._dialect = valid(text), columns, dialect
-        self._tokens = [_Token(str(m.lastgroup), m[0], m.start()) for m in _TOKEN.finditer(self._text)]
-        self._tokens.append(_Token("end", "", len(text)))
+        self._whole, self._columns, self._dialect = valid(text), columns, dialect
+        self._tokens = [*_TOKEN.finditer(self._whole)]
         self._next = 0
         self.parameters: list[Literal] = []
 
@@ -119,20 +107,18 @@ class _Parser:
             self._fail(f"more than {_MAX_DEPTH} brackets inside each other")
         written = ""
         while True:
-            negated = False
             while self._take("not"):
-                negated = not negated
+                written += "NOT "
             if self._take("("):
-                part = f"({self.condition(depth + 1)})"
+                written += f"({self.condition(depth + 1)})"
                 self._want(")")
             else:
-                part = self._comparison()
-            written += f"NOT {part}" if negated else part
+                written += self._comparison()
             joint = next((word for word in ("and", "or") if self._take(word)), None)
             if joint is None:
                 break
             written += f" {joint.upper()} "
-        if depth == 0 and self._token.kind != "end":
+        if depth == 0 and self._kind != "end":
             self._expected("'and', 'or' or the end")
         return written
 
@@ -152,7 +138,7 @@ class _Parser:
                 values.append(self._literal(column))
             self._want(")")
         else:
-            sign = _OPERATORS.get(self._token.text)
+            sign = _OPERATORS.get(self._text)
             if negated or sign is None:
                 self._expected("'like' or 'in'" if negated else "=, !=, <, <=, >, >=, like, in or is null")
             self._next += 1
@@ -167,7 +153,7 @@ class _Parser:
         groups: dict[tuple[str, int], list[Literal]] = {}
         for value in values:
             cut = column == "date" and operator != self._dialect.like
-            groups.setdefault((_kind(value), len(str(value)) if cut else 0), []).append(value)
+            groups.setdefault((_kind_of(value), len(str(value)) if cut else 0), []).append(value)
         parts = []
         for (kind, length), some in groups.items():
             left = f"substr(date, 1, {length})" if length else self._value(column, kind)
@@ -185,48 +171,56 @@ class _Parser:
         return self._dialect.json.format(*self._dialect.kinds[kind])
 
     def _column(self) -> str:
-        token = self._token
-        if token.kind != "quoted" and (token.kind != "word" or token.text.lower() in _KEYWORDS):
+        name = self._unquoted
+        if self._kind != "quoted" and (self._kind != "word" or name.lower() in _KEYWORDS):
             self._expected("a column's name")
         known = (*TEXTS, *NUMBERS, *(self._columns or ()))
-        if self._columns is not None and token.value not in known:
-            self._fail(f"no column {token.value!r}; {nearest(token.value, known)}")
+        if self._columns is not None and name not in known:
+            self._fail(f"no column {name!r}; {nearest(name, known)}")
         self._next += 1
-        return token.value
+        return name
 
     def _pattern(self, column: str) -> Literal:
-        token = self._token
         if column in NUMBERS:
             self._fail(f"{column} is a number, and 'like' is for text")
-        if token.kind != "text":
+        if self._kind != "text":
             self._expected("a pattern in quotes, such as '%dog%'")
-        self._next += 1
-        return token.value
+        pattern, self._next = self._unquoted, self._next + 1
+        return pattern
 
     def _literal(self, column: str) -> Literal:
-        token, word = self._token, self._token.text.lower()
-        if token.kind not in ("text", "number", "date") and word not in ("true", "false"):
+        kind, text, value = self._kind, self._text, self._unquoted
+        if kind not in ("text", "number", "date") and text.lower() not in ("true", "false"):
             self._expected("a value ('text' in quotes, a number, a date, true or false; or `is null`)")
-        if column == "date" and not _DATE.fullmatch(token.value):
-            self._fail(f"{token.text} is no date; write 2024, 2024-05, 2024-05-31 or '2024-05-31T18:30'")
-        if column in NUMBERS and token.kind != "number":
-            self._fail(f"{column} is compared with a number, not with {token.text}")
+        if column == "date" and not _DATE.fullmatch(value):
+            self._fail(f"{text} is no date; write 2024, 2024-05, 2024-05-31 or '2024-05-31T18:30'")
+        if column in NUMBERS and kind != "number":
+            self._fail(f"{column} is compared with a number, not with {text}")
         self._next += 1
         if column in TEXTS:
-            return token.value.replace(" ", "T") if column == "date" else token.value
-        if token.kind == "word":
-            return word == "true"
-        if token.kind != "number":
-            return token.value
-        return int(token.text) if re.fullmatch(r"[+-]?\d{1,18}", token.text) else float(token.text)
+            return value.replace(" ", "T") if column == "date" else value
+        if kind == "word":
+            return text.lower() == "true"
+        if kind != "number":
+            return value
+        return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else float(text)
 
     @property
-    def _token(self) -> _Token:
-        return self._tokens[self._next]
+    def _kind(self) -> str:
+        return str(self._tokens[self._next].lastgroup)
+
+    @property
+    def _text(self) -> str:
+        return self._tokens[self._next][0]
+
+    @property
+    def _unquoted(self) -> str:
+        quote = self._text[:1]
+        return self._text[1:-1].replace(2 * quote, quote) if self._kind in ("text", "quoted") else self._text
 
     def _take(self, wanted: str) -> bool:
         """Goes on if the next token is this keyword or sign."""
-        found = self._token.kind in ("word", "sign") and self._token.text.lower() == wanted
+        found = self._kind in ("word", "sign") and self._text.lower() == wanted
         self._next += found
         return found
 
@@ -235,14 +229,13 @@ class _Parser:
             self._expected(f"'{wanted}'")
 
     def _expected(self, wanted: str) -> NoReturn:
-        found = f"not {self._token.text[:40]}" if self._token.text else "and the filter ends"
-        self._fail(f"{wanted} is wanted, {found}")
+        self._fail(f"{wanted} is wanted, {f'not {self._text[:40]}' if self._text else 'and the filter ends'}")
 
     def _fail(self, said: str) -> NoReturn:
-        place = self._token.place
-        around = self._text if len(self._text) <= 80 else self._text[max(0, place - 40) : place + 40]
+        place, whole = self._tokens[self._next].start(), self._whole
+        around = whole if len(whole) <= 80 else whole[max(0, place - 40) : place + 40]
         raise InputError(" ".join(f"filter, at character {place + 1}: {said} (in: {around.strip()})".split()))
 
 
-def _kind(value: Literal) -> str:
+def _kind_of(value: Literal) -> str:
     return "bool" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"

@@ -5,39 +5,38 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import math
-from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import torch
-from anyio import CapacityLimiter, to_thread
 from starlette.exceptions import HTTPException
 
 from cloob.errors import InputError, nearest, one_line
 from cloob.models.encoder import evaluating
-from cloob.pictures import MAX_PIXELS, Encoded, Unreadable, decode, thumbnail
+from cloob.pictures import Encoded, decode, thumbnail
 from cloob.search.query import Query, Term, Vector, weighted_row
 from cloob.search.records import IndexedModel, Item
 from cloob.search.where import Filter, parse
 from cloob.serve.guard import ServeConfig
-from cloob.serve.schemas import Part, Picture, picture
+from cloob.serve.schemas import Part, Picture
 
 if TYPE_CHECKING:
     from cloob.search.index import Index
 
-MAX_UPLOADS, MAX_UPLOADS_BYTES = 256, 256_000_000
-"""Uploads that are kept, and their bytes together; those used longest ago go first."""
-
+MAX_UPLOADS, MAX_UPLOADS_BYTES = 256, 256_000_000  # that are kept; those used longest ago go first
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-# Threads of each kind of work: queries are joined into one batch at a time; what takes long (maps, labels) runs one
-# after the other beside the searches; two uploads are decoded at a time, as 64 megapixels are 192 MB.
+# Threads of each kind of work: one runs the models, as each one that does has a team of torch's threads; what takes
+# long (maps, labels) goes one after the other beside the searches; 64 megapixels that are decoded are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
-_MAX_BATCH, _KEPT_TEXTS, _KEPT = 64, 4096, 8
+Kind = Literal["encode", "search", "slow", "files", "decode"]
+_MAX_BATCH, _KEPT_TEXTS = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -62,38 +61,29 @@ def told() -> Iterator[None]:
 
 
 class Batcher:
-    """Joins queries that arrive together: ``work``, in a thread of the limiter, gives an answer for each of a batch.
+    """Joins queries that arrive together: ``work`` gives an answer for each of a batch.
 
-    Nobody waits for a batch to fill: what has arrived while the last batch was worked on is the next one.
+    Nobody waits for a batch to fill: what arrives before its turn comes is part of it.
     """
 
-    def __init__(self, work: Callable[[list[Any]], Sequence[Vector]], limiter: CapacityLimiter) -> None:
-        self._work, self._limiter = work, limiter
-        self._waiting: deque[tuple[Any, asyncio.Future[Vector]]] = deque()
-        self._running: asyncio.Task[None] | None = None
+    def __init__(self, work: Callable[[list[Any]], Awaitable[Sequence[Vector]]], turn: asyncio.Lock) -> None:
+        self._work, self._turn = work, turn
+        self._queries: list[Any] = []  # of the batch that waits for its turn
+        self._batch: asyncio.Task[Sequence[Vector]] | None = None
 
     async def __call__(self, query: Any) -> Vector:
-        future: asyncio.Future[Vector] = asyncio.get_running_loop().create_future()
-        self._waiting.append((query, future))
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        return await future
+        if self._batch is None or len(self._queries) == _MAX_BATCH:
+            self._queries = []
+            self._batch = asyncio.create_task(self._run(self._queries))
+        batch, place = self._batch, len(self._queries)
+        self._queries.append(query)
+        return (await asyncio.shield(batch))[place]
 
-    async def _run(self) -> None:
-        while self._waiting:
-            await asyncio.sleep(0)  # lets those in that arrived in the same turn
-            batch = [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
-            queries = [query for query, _ in batch]
-            try:
-                answers = await to_thread.run_sync(self._work, queries, abandon_on_cancel=True, limiter=self._limiter)
-            except Exception as error:
-                for _, future in batch:
-                    if not future.cancelled():
-                        future.set_exception(error)
-                continue
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.cancelled():
-                    future.set_result(answer)
+    async def _run(self, queries: list[Any]) -> Sequence[Vector]:
+        async with self._turn:
+            if queries is self._queries:
+                self._batch = None
+            return await self._work(queries)
 
 
 class Collection:
@@ -102,14 +92,14 @@ class Collection:
     def __init__(self, index: Index, config: ServeConfig) -> None:
         self.index, self.config = index, config
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
-        self._limiters = {kind: CapacityLimiter(threads) for kind, threads in _THREADS.items()}
+        self._threads = {kind: ThreadPoolExecutor(count, kind) for kind, count in _THREADS.items()}
         self._texts: OrderedDict[tuple[str, str], Vector] = OrderedDict()
-        self._computed: OrderedDict[Hashable, Any] = OrderedDict()
         self._batchers: dict[tuple[IndexedModel, str], Batcher] = {}
+        self._turn = asyncio.Lock()  # to embed a batch
 
-    async def run(self, work: Callable[[], T], kind: Literal["search", "slow", "files", "decode"] = "search") -> T:
+    async def run(self, work: Callable[[], T], kind: Kind = "search") -> T:
         """Runs work of a kind in a thread."""
-        return await to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._limiters[kind])
+        return await asyncio.get_running_loop().run_in_executor(self._threads[kind], work)
 
     async def warm(self) -> None:
         """Loads the first model and what the cutoff compares with, so that the first query has not to wait for it."""
@@ -122,11 +112,12 @@ class Collection:
 
     async def model(self, name: str | None) -> IndexedModel:
         """The model that is meant; the first by default."""
-        names = [model.name for model in await self.run(lambda: self.index.models)]
-        if not names or name not in (None, *names):
+        try:
+            return await self.run(lambda: self.index.model(name))
+        except InputError:  # which names the index's place
+            names = [model.name for model in await self.run(lambda: self.index.models)]
             why = f"no model {name!r}; {nearest(name or '', names)}" if names else "the index is empty"
-            raise HTTPException(400, why)
-        return await self.run(lambda: self.index.model(name))
+            raise HTTPException(400, why) from None
 
     async def filter(self, where: str | None, *, some: bool = False) -> Filter | None:
         """A filter as the index takes it; with ``some`` it must let a picture through."""
@@ -140,7 +131,24 @@ class Collection:
         return found
 
     def picture(self, item: Item) -> Picture:
-        return picture(item, whole_path=self.config.local)
+        """A picture as it is told; beyond this machine, of its path what lies below the source."""
+        name = item.path.replace("\\", "/").rpartition("/")[2].rpartition("::")[2]
+        below = item.path.removeprefix(item.source).lstrip("/\\:") if item.path.startswith(item.source) else name
+        exact = {
+            column: str(value) if isinstance(value, int) and abs(value) > 2**53 else value
+            for column, value in item.columns.items()
+        }
+        return {
+            "id": item.id,
+            "name": name,
+            "path": item.path if self.config.local else below,
+            "caption": item.caption,
+            "date": item.date,
+            "width": item.width,
+            "height": item.height,
+            "bytes": item.bytes,
+            "columns": exact,
+        }
 
     async def item(self, id_: int) -> Item:
         found = await self.run(lambda: self.index.items([id_]))
@@ -151,17 +159,10 @@ class Collection:
     async def once(self, key: Hashable, work: Callable[[], T]) -> tuple[int, T]:
         """What takes long, computed once for each revision of the index, and that revision."""
         revision = await self.run(self.index.revision)
-        whole, kept = (revision, key), self._computed
-
-        def compute() -> None:
-            if whole not in kept:  # who asked for the same before has computed it
-                kept[whole] = work()
-
-        if whole not in kept:
-            await self.run(compute, "slow")
-        while len(kept) > _KEPT:
-            kept.popitem(last=False)
-        return revision, kept[whole]
+        known: Any = self.index.memoized.get((revision, key))  # which does not wait for others
+        if known is None:
+            known = await self.run(lambda: self.index.memoize((revision, key), work), "slow")
+        return revision, known
 
     async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Vector]:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,)."""
@@ -209,11 +210,7 @@ class Collection:
 
         def checked() -> Upload:
             data = file.read()  # here, so that those that wait are not in memory
-            encoded = Encoded(data)
-            in_file, decoded = math.prod(encoded.in_file), math.prod(encoded.stored)  # `size` decodes a PNG with EXIF
-            if in_file > MAX_PIXELS or decoded > self.config.max_upload_pixels:
-                raise Unreadable("image too large", f"{in_file:,} pixels")
-            image = encoded.rgb()
+            image = Encoded(data, self.config.max_upload_pixels).rgb()
             id_ = hashlib.sha256(data).hexdigest()[:32]
             return Upload(id_, data, *image.size, thumbnail(image, 256))
 
@@ -234,7 +231,7 @@ class Collection:
                     features = encoder.encode_text(batch) if texts else encoder.encode_image(torch.stack(batch))
                 return list(features.detach().float().cpu().numpy())
 
-            self._batchers[model, kind] = Batcher(embed, self._limiters["encode"])
+            self._batchers[model, kind] = Batcher(lambda batch: self.run(partial(embed, batch), "encode"), self._turn)
         return self._batchers[model, kind]
 
 

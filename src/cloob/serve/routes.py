@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
@@ -24,8 +23,8 @@ from cloob.serve.collection import Collection, told
 from cloob.serve.schemas import Id, Name, Part, Top, Where
 
 
-def collection(request: Request) -> Collection:
-    """The collection that the server was started with."""
+async def collection(request: Request) -> Collection:
+    """The collection that the server was started with; async, as FastAPI runs others in a thread for each request."""
     held: Collection = request.app.state.collection
     return held
 
@@ -84,10 +83,9 @@ async def _found(
         return revision, index.search(query, row=row, top=top, where=condition, model=model, cutoff=cutoff)
 
     revision, found = await held.run(work)
-    hits: list[schemas.FoundPicture] = []
-    for hit in found.hits:
-        margin = None if hit.margin is None or not math.isfinite(hit.margin) else float(hit.margin)
-        hits.append({**held.picture(hit.item), "score": _cosine(hit.score), "margin": margin})
+    hits: list[schemas.FoundPicture] = [
+        {**held.picture(hit.item), "score": _cosine(hit.score), "margin": hit.margin} for hit in found.hits
+    ]
     return {"model": found.model, "revision": revision, "searched": found.searched, "cut": found.cut, "hits": hits}
 
 
@@ -211,8 +209,7 @@ async def ids(
 ) -> dict[str, int | list[int]]:
     """The ids of all pictures, or of those that a filter lets through."""
     condition, store = await held.filter(where), held.index.store
-    listed = store.ids if order == "id" else store.newest
-    revision, found = await held.run(lambda: (store.revision(), listed(condition)))
+    revision, found = await held.run(lambda: (store.revision(), store.ids(condition, order=order)))
     return {"revision": revision, "ids": found.tolist()}
 
 

@@ -11,8 +11,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
-from cloob.search.records import Item, Value, valid
-
 # JSON has one kind of number: 3.0 is an integer. After `Field`, or the description of the API loses the bounds.
 Whole = BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
 Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17]), Whole]
@@ -184,26 +182,3 @@ class MapPoints(TypedDict):
     ids: list[int]
     x: list[float]
     y: list[float]
-
-
-def picture(item: Item, *, whole_path: bool) -> Picture:
-    """A picture as it is told; of its path what lies below the source, unless all of it may be told."""
-    name = item.path.replace("\\", "/").rpartition("/")[2].rpartition("::")[2]
-    below = item.path.removeprefix(item.source).lstrip("/\\:") if item.path.startswith(item.source) else name
-    return {
-        "id": item.id,
-        "name": valid(name),
-        "path": valid(item.path if whole_path else below),
-        "caption": None if item.caption is None else valid(item.caption),
-        "date": None if item.date is None else valid(item.date),
-        "width": item.width,
-        "height": item.height,
-        "bytes": item.bytes,
-        "columns": {valid(name): _exact(value) for name, value in item.columns.items()},
-    }
-
-
-def _exact(value: Value) -> Value:
-    if isinstance(value, int) and abs(value) > 2**53:  # which JavaScript would round
-        return str(value)
-    return valid(value) if isinstance(value, str) else value

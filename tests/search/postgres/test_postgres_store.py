@@ -57,7 +57,7 @@ def seen(store: Store) -> dict[str, Any]:
         "states": sorted((s.path, s.content, s.fault, s.models, s.id is None) for s in states),
         "vectors": {(name, one.path): str(vectors[name][place]) for name in names for place, one in enumerate(items)},
         "columns": store.columns(),
-        "newest": [one.date for one in store.items(store.newest(limit=3))],
+        "newest": [one.date for one in store.items(store.ids(limit=3, order="newest"))],
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption, decoding, read_caption_file
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption, read_caption_file
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES
@@ -30,16 +29,15 @@ from cloob.data.sources.folder import captions_by_stem, walk
 from cloob.data.sources.table import as_text, check_name, column_names, json_rows, read_table
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
-from cloob.search.records import Value, valid
+from cloob.search.records import INDEX_FILE, Value
 from cloob.search.where import NUMBERS, TEXTS
 
 SEPARATOR = "::"  # between a container and a picture in it
 EXAMPLES = 3  # that are named of what was left out, and of the files that cannot be read
 CAPTION_COLUMNS = ("title", "caption", "text")  # where captions are sought when nobody has named their column
 
-_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+_NOT_THERE = (FileNotFoundError, NotADirectoryError)
 _CODE = r"^[+-]?(0\d|\d{19})"
-_INDEX = "index.sqlite"
 _NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")  # made by file servers, Windows and npm
 _KINDS = 3
 
@@ -61,14 +59,12 @@ class Found(NamedTuple):
 class LeftOut:
     """What a source holds and an index does not: how much for each reason, and the first few."""
 
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
-        self.counts[reason] = self.counts.get(reason, 0) + count
-        shown = self.examples.setdefault(reason, [])
-        if len(shown) < EXAMPLES:
-            shown.append(example)
+        self.counts[reason] += count
+        self.examples[reason] = [*self.examples.get(reason, ()), example][:EXAMPLES]
 
 
 class ReadFailed(BadSample):
@@ -80,15 +76,16 @@ class Collection:
 
     def __init__(self, name: str, exclude: tuple[str, ...] = ()) -> None:
         self.name = name  # what the index calls it: an absolute path, or the address as it was given
-        self.left_out = LeftOut()  # by the last scan
+        self.left_out = LeftOut()  # of its scans
         self.unlisted: list[str] = []  # beginnings of paths that it could not list: what is known below them stays
         self._exclude = exclude
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         return iter(())
 
-    def find(self, path: str) -> Found | None:
-        return None
+    def find(self, path: str) -> Found:
+        """A picture by its path; ``BadSample`` where there is none."""
+        raise BadSample("missing image", path, f"not in {self.name} any more")
 
     def read(self, found: Found) -> bytes:
         """The bytes of a picture's file; ``ReadFailed`` if they cannot be read now, ``BadSample`` if there are none."""
@@ -147,7 +144,7 @@ class Table(Collection):
 
     def said(self, rows: list[int]) -> tuple[str | None, dict[str, Value]]:
         """What rows say of a picture: all captions, and the columns of the first."""
-        captions = (valid(_text(self._cell(row, self._caption))).strip() for row in rows if self._caption)
+        captions = (_text(self._cell(row, self._caption)).strip() for row in rows if self._caption)
         others = {name: self._cell(rows[0], name) for name in self._others} if rows else {}
         return "\n".join(filter(None, dict.fromkeys(captions))) or None, values(others)
 
@@ -155,7 +152,6 @@ class Table(Collection):
         return self._objects[row].get(column) if self._objects else plain(self._table.column(column)[row])
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        self.left_out = LeftOut()
         if self._hidden:
             self.left_out.add("row hidden by a stray quote", self.name, self._hidden)
         for column in {*TEXTS, *NUMBERS}.intersection(self._others) - {"date"}:
@@ -191,11 +187,10 @@ class Folder(Collection):
         self._table = table
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        self.left_out, self.unlisted = LeftOut(), []
         others: Counter[str] = Counter()
         seen: set[int] = set()
         for folder, folders, names in walk(self.name, self._cannot_list):
-            if _INDEX in names:
+            if INDEX_FILE in names:
                 folders.clear()
                 continue
             folders[:] = (name for name in folders if self._enters(folder, name))
@@ -293,11 +288,11 @@ def value(raw: Any) -> Value:
             raw = json.dumps(raw, default=str)
         except (TypeError, ValueError, RecursionError):
             return None
-    return valid(str(raw))[:MAX_CAPTION_BYTES]
+    return str(raw)[:MAX_CAPTION_BYTES]
 
 
 def values(row: Mapping[Any, Any]) -> dict[str, Value]:
-    held = {valid(str(name)): value(raw) for name, raw in row.items()}
+    held = {str(name): value(raw) for name, raw in row.items()}
     return {name: each for name, each in held.items() if each is not None}
 
 
@@ -315,16 +310,14 @@ def _stated(path: str) -> os.stat_result | None:
     """The state of a regular file, None where there is none; OSError where nothing says whether there is one."""
     try:
         state = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call
-    except OSError as error:
-        if error.errno in _NOT_THERE:
-            return None
-        raise
+    except _NOT_THERE:
+        return None
     return state if stat.S_ISREG(state.st_mode) else None
 
 
 def read_regular(path: str) -> bytes:
-    """The bytes of a picture file, which is no pipe and no device."""
-    with reading(path), decoding(path):
+    """The bytes of a picture file, which is no pipe and no device; ``Unreadable`` if there are too many."""
+    with reading(path):
         return read_file(path)
 
 
@@ -336,7 +329,7 @@ def reading(path: str) -> Iterator[None]:
     except (OSError, InputError) as error:
         said = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         reason: Reason = "no permission to read" if isinstance(error, PermissionError) else "missing image"
-        kind = BadSample if getattr(error, "errno", None) in _NOT_THERE else ReadFailed
+        kind = BadSample if isinstance(error, _NOT_THERE) else ReadFailed
         raise kind(reason, path, said) from None
 
 

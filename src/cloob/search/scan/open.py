@@ -8,8 +8,8 @@ import json
 import os
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Paths
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +34,6 @@ from cloob.search.scan.collection import (
     Collection,
     Folder,
     Found,
-    LeftOut,
     ReadFailed,
     Single,
     Table,
@@ -43,7 +42,7 @@ from cloob.search.scan.collection import (
     reading,
     values,
 )
-from cloob.search.trust import check_typed, was_typed
+from cloob.search.trust import was_typed
 
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
 
@@ -59,7 +58,6 @@ class ScanOptions:
     exclude: tuple[str, ...] = ()
     image_column: str | None = None  # ``filepath``, or the only one of pictures
     caption_column: str | None = None  # ``title``, ``caption`` or ``text``
-    cache: Cache | None = None
 
 
 class _Tar(NamedTuple):
@@ -70,30 +68,28 @@ class _Tar(NamedTuple):
 
 
 class Tars(Collection, FileSource[_Tar]):
-    """The pictures in tars. A sample's ``.json`` gives its columns.
-
-    A shard that lies elsewhere and of which all samples are known is not fetched again. ``exclude`` also takes names of
-    tars.
-    """
+    """The pictures in tars. A shard that lies elsewhere and of which all samples are known is not fetched again."""
 
     max_open = 8  # with the places of all their pictures
 
     def __init__(self, name: str, shards: Sequence[Path] | RemoteShardSource, exclude: tuple[str, ...] = ()) -> None:
         Collection.__init__(self, name, exclude)
-        self._remote = shards if isinstance(shards, RemoteShardSource) else None
-        self._files = [] if isinstance(shards, RemoteShardSource) else shards
-        self._names = [*(self._remote.shard_names if self._remote else map(str, self._files))]
-        FileSource.__init__(self, name, self._remote.shard_sizes if self._remote else [0] * len(shards), streamed=True)
+        self._prepare: Callable[[int], Path]
+        if isinstance(shards, RemoteShardSource):
+            self._names, sizes, self._prepare = [*shards.shard_names], shards.shard_sizes, shards.prepare
+        else:
+            self._names, sizes, self._prepare = [*map(str, shards)], (0,) * len(shards), shards.__getitem__
+        FileSource.__init__(self, name, sizes, streamed=True)
 
     def prepare(self, shard: int) -> Path:
-        return self._remote.prepare(shard) if self._remote else self._files[shard]
+        return self._prepare(shard)
 
     def load(self, shard: int, file: Path) -> _Tar:
         reader = TarReader((file,))
         members, cut = reader.listing(0)
         reader.read(0, 0, 0)  # stays open when the cache drops it
         tar = _Tar(reader, {}, cut, [])
-        mtime = None if self._remote else file.stat().st_mtime_ns
+        mtime = None if is_remote(self.name) else file.stat().st_mtime_ns
         for key, (image, caption, about) in group_members(members, _PARTS).items():
             path = f"{self._names[shard]}{SEPARATOR}{image.name if image else key}"
             if image is None or self.excluded(image.name):
@@ -103,7 +99,6 @@ class Tars(Collection, FileSource[_Tar]):
         return tar
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        self.left_out, self.unlisted = LeftOut(), []
         held: dict[str, list[str]] = {}
         for path in known:
             held.setdefault(path.partition(SEPARATOR)[0], []).append(path)
@@ -129,10 +124,11 @@ class Tars(Collection, FileSource[_Tar]):
             self.left_out.add(reason, example)
         yield from tar.pictures.values()
 
-    def find(self, path: str) -> Found | None:
+    def find(self, path: str) -> Found:
         name = path.partition(SEPARATOR)[0]
         with reading(path):
-            return self.opened(self._names.index(name)).pictures.get(path) if name in self._names else None
+            pictures = self.opened(self._names.index(name)).pictures if name in self._names else {}
+        return pictures[path] if path in pictures else super().find(path)
 
     def read(self, found: Found) -> bytes:
         shard, image, _, _ = self._place(found)
@@ -158,10 +154,7 @@ class Tars(Collection, FileSource[_Tar]):
 
     def _place(self, found: Found) -> tuple[int, Member, Member | None, Member | None]:
         """Where a picture lies; of one that was taken for known, by looking."""
-        again = found if found.place else self.find(found.path)
-        if again is None:
-            raise BadSample("missing image", found.path, "not in the shard any more")
-        place: tuple[int, Member, Member | None, Member | None] = again.place
+        place: tuple[int, Member, Member | None, Member | None] = found.place or self.find(found.path).place
         return place
 
     def _bytes(self, shard: int, member: Member) -> bytes:
@@ -174,7 +167,7 @@ class Inside(Collection):
 
     def __init__(self, name: str, files: Sequence[Path], options: ScanOptions) -> None:
         super().__init__(name, options.exclude)
-        self._files = ArrowSource(name, files, options.image_column or "filepath", None, options.cache)
+        self._files = ArrowSource(name, files, options.image_column or "filepath", None)
         self._paths = [os.path.abspath(file) for file in files]  # noqa: PTH100
         names = self._files.schemas[0].names
         self._caption = options.caption_column or next((name for name in CAPTION_COLUMNS if name in names), None)
@@ -182,7 +175,6 @@ class Inside(Collection):
             check_name(files[0], names, self._caption, "caption")
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        self.left_out = LeftOut()
         start = 0
         for path, size in zip(self._paths, self._files.shard_sizes, strict=True):
             if self.excluded(os.path.basename(path)):  # noqa: PTH119
@@ -192,13 +184,13 @@ class Inside(Collection):
                 yield from (Found(f"{path}{SEPARATOR}{row}", None, time, start + row) for row in range(size))
             start += size
 
-    def find(self, path: str) -> Found | None:
+    def find(self, path: str) -> Found:
         container, _, number = path.rpartition(SEPARATOR)
         if container in self._paths and number.isdecimal():
             shard = self._paths.index(container)
             if int(number) < self._files.shard_sizes[shard]:
                 return Found(path, None, None, sum(self._files.shard_sizes[:shard]) + int(number))
-        return None
+        return super().find(path)
 
     def read(self, found: Found) -> bytes:
         with reading(found.path):
@@ -254,7 +246,7 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
     kind, files = ("folder", [path]) if has_pictures else look_up(name, image)
     match kind:
         case "elsewhere":
-            remote = open_remote(name, options.cache or Cache())
+            remote = open_remote(name, Cache())
             twice, count = Counter(remote.shard_names).most_common(1)[0]
             if count > 1:  # pictures are called by these names
                 raise InputError(f"{name}: {count:,} shards are called {twice}; index each folder by itself")
@@ -271,8 +263,9 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
 
 def open_named(name: str, options: ScanOptions | None = None) -> Collection:
     """Opens a source that an index names; InputError for an address or a pattern never typed on this machine."""
-    if is_remote(name) or (is_pattern(name) and not Path(name).exists()):
-        check_typed(name)
+    if (is_remote(name) or (is_pattern(name) and not Path(name).exists())) and not was_typed(name):
+        why = "stands in the index and was never typed on this machine, so nothing is fetched or looked for"
+        raise InputError(f"{name}: {why}; if it is yours, type it once: cloob index 'ADDRESS' --out INDEX")
     return open_collection(name, options)
 
 
@@ -292,24 +285,18 @@ class Pictures:
             return _as_indexed(read_regular(path), path, content)
         collection = self._opened(source)
         try:
-            return _read(collection, path, content)
+            return _as_indexed(collection.read(collection.find(path)), path, content)
         except ReadFailed:  # nothing says that it has changed
             raise
         except (BadSample, InputError):
-            return _read(self._opened(source, stale=collection), path, content)
+            collection = self._opened(source, stale=collection)
+            return _as_indexed(collection.read(collection.find(path)), path, content)
 
     def _opened(self, source: str, stale: Collection | None = None) -> Collection:
         with self._lock:
             if self._open.get(source) is stale:
                 self._open[source] = open_named(source)
             return self._open[source]
-
-
-def _read(collection: Collection, path: str, content: str) -> bytes:
-    found = collection.find(path)
-    if found is None:
-        raise BadSample("missing image", path, f"not in {collection.name} any more")
-    return _as_indexed(collection.read(found), path, content)
 
 
 def _as_indexed(data: bytes, path: str, content: str) -> bytes:
