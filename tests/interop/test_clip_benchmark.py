@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,7 @@ from cloob.evaluation.tables import write_clip_benchmark
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-
-ROOT = Path(__file__).parents[2]
+from support import overlaid
 
 
 @pytest.fixture
@@ -30,15 +28,9 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def python() -> str:
     """An environment with CLIP_benchmark in it, from PyPI."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        from benchmarks.overlay import CLIP_BENCHMARK, overlay
-    finally:
-        sys.path.remove(str(ROOT))
-    try:
-        return overlay(CLIP_BENCHMARK)
-    except RuntimeError as error:
-        pytest.skip(f"CLIP_benchmark cannot be installed here: {error}")
+    from benchmarks.overlay import CLIP_BENCHMARK
+
+    return overlaid(*CLIP_BENCHMARK)
 
 
 @pytest.mark.nightly

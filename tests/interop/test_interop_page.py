@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from PIL import Image
 
 from cloob import cli, create_model, make_objective
 from cloob.models.folder import save_model
+from support import overlaid
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "interop.md"
+PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
 RUN = """
 import json, sys
 names, found = {}, []
@@ -33,15 +32,7 @@ print(json.dumps(found))
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("datasets", "faiss", "sentence_transformers"):
         pytest.importorskip(package)
-    sys.path.insert(0, str(ROOT))
-    try:
-        from benchmarks.overlay import overlay
-    finally:
-        sys.path.remove(str(ROOT))
-    try:
-        python = overlay(("lancedb", "qdrant-client"))
-    except RuntimeError as error:
-        pytest.skip(f"the databases cannot be installed here: {error}")
+    python = overlaid("lancedb", "qdrant-client")
     monkeypatch.chdir(tmp_path)
     save_model(Path("runs/mine"), create_model("tiny-vit", seed=0), make_objective("cloob").config())
     Path("pictures").mkdir()

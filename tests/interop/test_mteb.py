@@ -17,8 +17,7 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-
-ROOT = Path(__file__).parents[2]
+from support import overlaid
 
 
 def check(python: str, tmp_path: Path, data: Path) -> None:
@@ -53,13 +52,4 @@ def test_a_set_through_the_installed_mteb(tmp_path: Path, shared_data: Path) -> 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_a_set_through_mteb_in_its_own_environment(tmp_path: Path, shared_data: Path) -> None:
-    sys.path.insert(0, str(ROOT))
-    try:
-        from benchmarks.overlay import overlay
-    finally:
-        sys.path.remove(str(ROOT))
-    try:
-        python = overlay(("mteb>=2.26,<3",))
-    except RuntimeError as error:
-        pytest.skip(f"mteb cannot be installed here: {error}")
-    check(python, tmp_path, shared_data / "zeroshot" / "tuxpaint-photos")
+    check(overlaid("mteb>=2.26,<3"), tmp_path, shared_data / "zeroshot" / "tuxpaint-photos")

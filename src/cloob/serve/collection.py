@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from cloob.errors import InputError, nearest, one_line
 from cloob.models.encoder import evaluating
-from cloob.pictures import MAX_PIXELS, Encoded, Unreadable, decode, thumbnail
+from cloob.pictures import MAX_PIXELS, Encoded, Unreadable, decode, is_unbounded, thumbnail
 from cloob.search.query import Query, Term, Vector, weighted_row
 from cloob.search.records import IndexedModel, Item
 from cloob.search.where import Filter, parse
@@ -209,6 +209,8 @@ class Collection:
 
         def checked() -> Upload:
             data = file.read()  # here, so that those that wait are not in memory
+            if is_unbounded(data):
+                raise Unreadable("no decoder", "RAW and JPEG XL are not taken")
             encoded = Encoded(data)
             in_file, decoded = math.prod(encoded.in_file), math.prod(encoded.stored)  # `size` decodes a PNG with EXIF
             if in_file > MAX_PIXELS or decoded > self.config.max_upload_pixels:

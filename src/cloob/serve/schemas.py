@@ -100,6 +100,7 @@ class Picture(TypedDict):
     path: str
     caption: str | None
     date: str | None
+    date_from: str
     width: int
     height: int
     bytes: int
@@ -196,6 +197,7 @@ def picture(item: Item, *, whole_path: bool) -> Picture:
         "path": valid(item.path if whole_path else below),
         "caption": None if item.caption is None else valid(item.caption),
         "date": None if item.date is None else valid(item.date),
+        "date_from": valid(item.date_from),
         "width": item.width,
         "height": item.height,
         "bytes": item.bytes,
