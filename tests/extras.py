@@ -69,6 +69,7 @@ USES: dict[str, list[list[str] | str]] = {
         ["train", "vectors", "--a", "a.npy", "--b", "b.npy", "--epochs", "2", "--out", "run"],
         ["train", "--data", "pairs.csv", "--init", MODEL, "--steps", "2", "--batch-size", "4", "--out", "towers"],
         ["eval", MODEL, "--retrieval", "pairs.csv", "--out", "results"],
+        ["index", ".", "--model", MODEL, "--out", "idx"],
     ],
     "align": [["train", "align", "--data", "pairs.csv", "--val-split", "0.25", "--steps", "4", "--out", "run"]],
     "export": [["export", MODEL, to, "--to", to] for to in ("onnx", "transformers")],
