@@ -31,6 +31,16 @@ OPENING = "cloob: opening data …\n"
 """What `cloob train` and `cloob eval` say first."""
 
 
+def overlaid(*packages: str) -> str:
+    """The python of an environment with these packages in front of ours; skips where pip cannot install them."""
+    from benchmarks.overlay import overlay
+
+    try:
+        return overlay(packages)
+    except RuntimeError as error:
+        pytest.skip(f"cannot be installed here: {error}")
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, work: Callable[[Path], None]) -> Path:
     """A folder that ``work`` has filled, once for all workers of pytest-xdist; the others wait for it."""
     base = factory.getbasetemp()

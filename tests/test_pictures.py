@@ -21,10 +21,11 @@ from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
-from make import encoded
+from make import encoded, raw_file
 
 SIDE = 64
 ORIENTATION = 0x0112
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 STORED = {  # the transposition that makes the stored picture of the upright one: the inverse of what EXIF asks for
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -242,17 +243,43 @@ def test_no_other_program_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_format_without_its_package_names_what_to_install(
     monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
-    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
-    (tmp_path / "IMG_1.HEIC").write_bytes(heic)
+    for package in ("pillow_heif.HeifImagePlugin", "pillow_jxl", "rawpy"):
+        monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
     with pytest.raises(InputError) as caught:
         encoder.encode_image([tmp_path / "IMG_1.HEIC"])
     assert "IMG_1.HEIC: " in str(caught.value) and "pip install pillow-heif" in str(caught.value)
     Image.init()
     monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
     with pytest.raises(pictures.Unreadable, match=r"AVIF: pip install 'pillow>=11\.3'"):
-        pictures.decode(heic.replace(b"heic", b"avif"))
+        pictures.decode(HEIC.replace(b"heic", b"avif"))
+    for data, brings in ((b"\xff\x0a" + bytes(9), "pillow-jxl-plugin"), (raw_file(b""), "rawpy")):
+        with pytest.raises(pictures.Unreadable, match=f"pip install {brings}"):
+            pictures.decode(data)
+        assert pictures.is_unbounded(data)
+
+
+def test_jpeg_xl(encoder: DualEncoder, tmp_path: Path) -> None:
+    pytest.importorskip("pillow_jxl", reason="pillow-jxl-plugin is not installed")
+    lossless = saved(upright(), "JXL", lossless=True, exif=_exif(6))  # which a decoder has to ignore
+    assert np.array_equal(np.asarray(pictures.decode(lossless)), np.asarray(upright()))
+    assert np.array_equal(trained_on(lossless).numpy(), np.asarray(upright()))
+    upright().transpose(STORED[6]).save(tmp_path / "a.jpg", quality=95, exif=_exif(6))
+    with Image.open(tmp_path / "a.jpg") as image:
+        repacked = saved(image, "JXL", lossless_jpeg=True)
+    expected = pictures.decode((tmp_path / "a.jpg").read_bytes())
+    assert np.array_equal(np.asarray(pictures.decode(repacked)), np.asarray(expected))
+
+
+def test_raw_is_the_jpeg_inside() -> None:
+    pytest.importorskip("rawpy", reason="rawpy is not installed")
+    stored, turned = upright(48, 64).transpose(STORED[6]), _exif(6)
+    encoded = pictures.Encoded(raw_file(saved(stored, "JPEG", quality=95)))
+    assert encoded.size == (48, 64) and encoded.exif is not None and encoded.exif[0x010F] == "Canon"
+    expected = pictures.decode(saved(stored, "JPEG", quality=95, exif=turned))
+    assert np.array_equal(np.asarray(encoded.rgb()), np.asarray(expected))
+    with pytest.raises(pictures.Unreadable, match="corrupt image"):
+        pictures.decode(raw_file(b""))
 
 
 def test_heic(encoder: DualEncoder) -> None:

@@ -8,6 +8,7 @@ What the pixels are, whatever the file holds:
   ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds the brightest pixel counts.
 - Of an animation the first frame. A CMYK JPEG holds its inks inverted, as Adobe writes them and browsers take them.
 - Colour profiles (ICC) are not applied: open_clip's models were trained on pixels without.
+- Of a camera's RAW file the JPEG inside counts (``rawpy``). JPEG XL needs ``pillow-jxl-plugin``.
 - A JPEG above ``WHOLE_PIXELS`` is decoded at a half, a quarter or an eighth of its width and height. Of one that lacks
   its end, what is missing is grey: up to ``MAX_MISSING`` of its rows, else it is corrupt.
 
@@ -17,13 +18,15 @@ Needs Pillow and NumPy (the extra ``train``).
 from __future__ import annotations
 
 import base64
+import importlib
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
@@ -47,6 +50,8 @@ Fault = Literal["corrupt image", "image too large", "no decoder"]
 _FORMATS = ((b"\xff\xd8\xff", ("JPEG",)), (b"\x89PNG", ("PNG",)), (b"RIFF", ("WEBP",)))
 _OTHERS = ("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG", "TGA")
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_RAW = re.compile(rb"....ftypcrx |FUJIFILMCCD-RAW|II\*\0....CR|II(?:RO|RS|U\0)|MMOR", re.DOTALL)
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _REDUCTIONS = (1, 2, 4, 8)  # what a JPEG decoder can do
 _MAX_RATIO = 64  # of a picture's sides, up to which all of it is resized for a model that looks at its middle
@@ -84,12 +89,13 @@ class Encoded:
 
     def __init__(self, data: bytes, max_pixels: int | None = None) -> None:
         """Reads the header of a file; ``max_pixels`` takes the place of ``MAX_PIXELS`` and ``MAX_JPEG_PIXELS``."""
-        self._data, self._max_pixels = data, max_pixels
+        self._max_pixels = max_pixels
         if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:  # Pillow's bound is one for all threads
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
         self.truncated = False
         with _decoding(len(data)):
-            self._image = _open(data)
+            self._data = _preview(data) if _is_raw(data) else data
+            self._image = _open(self._data)
             _check_pixels(self._image, max_pixels)
         self.in_file = width, height = self._image.size
         self._reducible, self._least = self._image.format in ("JPEG", "MPO"), 1
@@ -100,8 +106,7 @@ class Encoded:
     @cached_property
     def orientation(self) -> int:
         """EXIF's, 1 to 8: how the stored picture is turned to be upright."""
-        # Pillow turns a TIFF itself while it loads it.
-        return 1 if self._image.format == "TIFF" else _orientation_of(self.exif)
+        return _orientation_of(self._image, self.exif)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -165,7 +170,7 @@ def upright(image: Image.Image) -> Image.Image:
     with _decoding():
         _check_pixels(image)
         image.load()  # before the orientation is asked for: a TIFF is turned while it is loaded
-        return _turned(_to_rgb(image), _orientation_of(_exif_of(image)))
+        return _turned(_to_rgb(image), _orientation_of(image, _exif_of(image)))
 
 
 def read_file(path: Path | str) -> bytes:
@@ -174,6 +179,16 @@ def read_file(path: Path | str) -> bytes:
         return read_at_most(path, MAX_IMAGE_BYTES)
     except TooLarge as error:
         raise Unreadable("image too large", str(error)) from None
+
+
+def raw_reader() -> Any:
+    """``rawpy``; Unreadable where it is missing."""
+    return _package("rawpy", "RAW: pip install rawpy")
+
+
+def is_unbounded(data: bytes) -> bool:
+    """Whether the decoder of an image file may take any memory before its size is known: RAW and JPEG XL."""
+    return _is_raw(data) or data.startswith(_JPEG_XL)
 
 
 def thumbnail(picture: bytes | Image.Image, side: int) -> bytes:
@@ -225,8 +240,10 @@ def _exif_of(image: Image.Image) -> Image.Exif | None:
     return exif
 
 
-def _orientation_of(exif: Image.Exif | None) -> int:
-    """1 where there is none, and where it is not one of eight."""
+def _orientation_of(image: Image.Image, exif: Image.Exif | None) -> int:
+    """1 where there is none, where it is not one of eight, and where the decoder turns: a TIFF, and a JPEG XL's own."""
+    if image.format == "TIFF" or (image.format == "JXL" and not getattr(image, "jpeg", False)):
+        return 1
     try:
         orientation = 1 if exif is None else exif.get(Base.Orientation, 1)
     except Exception:
@@ -304,14 +321,38 @@ def _formats_of(data: bytes) -> tuple[str, ...]:
             raise Unreadable("no decoder", "AVIF: pip install 'pillow>=11.3'")
         return ("AVIF",)
     if brands & _HEIF_BRANDS:
-        if "HEIF" not in Image.OPEN:
-            try:
-                from pillow_heif import register_heif_opener  # may be missing
-            except ModuleNotFoundError:
-                raise Unreadable("no decoder", "HEIC: pip install pillow-heif") from None
-            register_heif_opener()
+        _package("pillow_heif.HeifImagePlugin", "HEIC: pip install pillow-heif")
         return ("HEIF",)
+    if data.startswith(_JPEG_XL):
+        _package("pillow_jxl", "JPEG XL: pip install pillow-jxl-plugin")
+        return ("JXL",)
     return next((formats for magic, formats in _FORMATS if data.startswith(magic)), _OTHERS)
+
+
+def _package(module: str, missing: str) -> Any:
+    """A package that reads one format; a plug-in of Pillow registers itself."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise Unreadable("no decoder", missing) from None
+
+
+def _is_raw(data: bytes) -> bool:
+    """Whether it is a RAW file: by its first bytes, or a TIFF that begins with a preview (DNG, NEF, ARW)."""
+    order: Literal["big", "little"] = "big" if data[:1] == b"M" else "little"
+    first = int.from_bytes(data[4:8], order) + 2  # entry of its first directory
+    tag, value = (int.from_bytes(data[first + i : first + j], order) for i, j in ((0, 2), (8, 12)))
+    is_preview = data[:4] in (b"II*\0", b"MM\0*") and (tag, value) == (254, 1)
+    return is_preview or _RAW.match(data) is not None
+
+
+def _preview(data: bytes) -> bytes:
+    """The JPEG inside a RAW file; LibRaw gives it the EXIF of the camera, if it has none."""
+    with raw_reader().imread(io.BytesIO(data)) as raw:
+        found = raw.extract_thumb().data
+    if not isinstance(found, bytes):
+        raise Unreadable("no decoder", "RAW without a JPEG inside")
+    return found
 
 
 def _check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:

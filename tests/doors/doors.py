@@ -74,7 +74,7 @@ def jsons(text: str) -> list[Any]:
 
 def steady(value: Any, world: World) -> Any:
     """A value as JSON has it, without what differs from one machine, day or release to the next."""
-    gone = ("fingerprint", "train_seconds", "version", "revision", "date", "bytes", "detail")
+    gone = ("fingerprint", "train_seconds", "version", "revision", "date", "date_from", "bytes", "detail")
     if isinstance(value, Mapping):
         return {str(key): steady(entry, world) for key, entry in value.items() if key not in gone}
     if isinstance(value, (list, tuple)):

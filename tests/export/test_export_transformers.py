@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_models import OBJECTIVE, RESNET, VISION, same_rows, write_model
 
 from cloob import cli, load_model
 from cloob.errors import InputError
-from support import refused
+from make import noise_image
+from support import overlaid, refused
 
 TEXTS = ["a dog", "", "Two  RED hearts!", "it's 3 o'clock", "naïve 日本語", "long " * 40]
 
@@ -91,6 +93,29 @@ def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported: Path, s
     words = [str(worker), str(exported), str(small), json.dumps(snippets)]
     done = subprocess.run([sys.executable, "-W", "error", *words], cwd=tmp_path, timeout=200, check=False)
     assert done.returncode == 0
+
+
+ROWS = """
+import sys, numpy
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1], device="cpu")
+numpy.savez(sys.argv[2], texts=model.encode(["a dog"]), pictures=model.encode([Image.open(sys.argv[3])]))
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("version", ["5.1.2", "5.4.1"])
+def test_older_sentence_transformers_read_it(version: str, exported: Path, small: Path, tmp_path: Path) -> None:
+    python = overlaid(f"sentence-transformers=={version}", "transformers<5")
+    noise_image(0, 32, 32).save(tmp_path / "picture.png")
+    words = [str(exported), str(tmp_path / "rows.npz"), str(tmp_path / "picture.png")]
+    done = subprocess.run([python, "-c", ROWS, *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows, model = np.load(tmp_path / "rows.npz"), load_model(small, device="cpu")
+    assert np.abs(rows["texts"] - model.encode_text(["a dog"]).numpy()).max() < 1e-5
+    assert np.abs(rows["pictures"] - model.encode_image([tmp_path / "picture.png"]).numpy()).max() < 1e-5
 
 
 @pytest.mark.parametrize(

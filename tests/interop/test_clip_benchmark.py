@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from cloob.evaluation.suite import evaluate
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
+from support import overlaid
 
 
 @pytest.fixture
@@ -22,12 +22,12 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.fixture
-def python(overlaid: Callable[[Sequence[str]], str]) -> str:
-    """An environment with CLIP_benchmark in it."""
+@pytest.fixture(scope="module")
+def python() -> str:
+    """An environment with CLIP_benchmark in it, from PyPI."""
     from benchmarks.overlay import CLIP_BENCHMARK
 
-    return overlaid(CLIP_BENCHMARK)
+    return overlaid(*CLIP_BENCHMARK)
 
 
 @pytest.mark.nightly

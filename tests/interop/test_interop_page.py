@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image
 
 from cloob import cli, create_model, make_objective
 from cloob.models.folder import save_model
+from support import overlaid
 
 PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
 RUN = """
@@ -29,12 +29,10 @@ print(json.dumps(found))
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not PAGE.is_file(), reason="docs/interop.md is not beside the tests")
-def test_the_page_runs(
-    overlaid: Callable[[Sequence[str]], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("datasets", "faiss", "sentence_transformers"):
         pytest.importorskip(package)
-    python = overlaid(["lancedb", "qdrant-client"])
+    python = overlaid("lancedb", "qdrant-client")
     monkeypatch.chdir(tmp_path)
     save_model(Path("runs/mine"), create_model("tiny-vit", seed=0), make_objective("cloob").config())
     Path("pictures").mkdir()

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,14 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
+from support import overlaid
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-def test_a_set_through_mteb(overlaid: Callable[[Sequence[str]], str], tmp_path: Path, shared_data: Path) -> None:
+def test_a_set_through_mteb(tmp_path: Path, shared_data: Path) -> None:
     """Against the embeddings that we make of it."""
-    python = sys.executable if importlib.util.find_spec("mteb") else overlaid(["mteb>=2.26,<3"])
+    python = sys.executable if importlib.util.find_spec("mteb") else overlaid("mteb>=2.26,<3")
     data, model = shared_data / "zeroshot" / "tuxpaint-photos", tmp_path / "model"
     save_model(model, create_model("tiny-vit", seed=0), make_objective("cloob").config())
     out = tmp_path / "found.json"

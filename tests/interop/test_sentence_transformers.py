@@ -25,6 +25,7 @@ from cloob.functional import cloob_reference  # noqa: E402
 from cloob.interop.negatives import contrast_with_negatives  # noqa: E402
 from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss, InfoLOOBLoss  # noqa: E402
 from cloob.models.folder import save_model  # noqa: E402
+from support import overlaid  # noqa: E402
 
 TWO = {key: tiny_bert.PAIRS[key] for key in ("anchor", "positive")}
 
@@ -157,6 +158,58 @@ def test_matryoshka(model: Any, cached: bool) -> None:
         for d, weight in ((16, 1.0), (4, 0.5))
     )
     assert_same(model, loss(tokens(model, TWO), None), expected, 1e-4)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("loss", [CLOOBLoss, CachedCLOOBLoss])
+def test_a_router_of_two_encoders(loss: Any, bert: Path, clip: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Router
+
+    texts, images = tiny_bert.load(bert), tiny_bert.load(clip)
+    routes = {
+        "image": list(images.children()),
+        "text": [*texts.children(), Dense(16, images[0].get_embedding_dimension())],
+    }
+    model = SentenceTransformer(modules=[Router(routes)], device="cpu")
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    losses = tiny_bert.fit(
+        model, loss(model), tiny_bert.pictures(), tmp_path, router_mapping={"image": "image", "caption": "text"}
+    )
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, start[name])}
+    assert losses[-1] < losses[0]
+    assert {name.partition("sub_modules.")[2].partition(".")[0] for name in moved} == {"image", "text"}
+    model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    again, image = SentenceTransformer(str(tmp_path / "saved"), device="cpu"), tiny_bert.pictures()["image"][:1]
+    assert (again.encode(image, task="image") == model.encode(image, task="image")).all()
+
+
+LORA = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import tiny_bert
+from peft import LoraConfig
+from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss
+for loss in (CLOOBLoss, CachedCLOOBLoss):
+    model = tiny_bert.load(Path(sys.argv[1]))
+    model.add_adapter(LoraConfig(r=4, target_modules=["query", "value"], init_lora_weights="gaussian"))
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    losses = tiny_bert.fit(model, loss(model), tiny_bert.PAIRS, Path(sys.argv[1]) / "out", learning_rate=1.0)
+    moved = {name for name, p in model.named_parameters() if not p.equal(start[name])}
+    assert moved and all("lora_" in name for name in moved) and losses[-1] < losses[0], (losses, moved)
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_lora(bert: Path) -> None:
+    """In an environment of its own: the newest transformers wants a later peft than there is."""
+    python = overlaid("peft==0.21.2", "transformers==5.19.*")
+    done = subprocess.run(
+        [python, "-c", LORA, str(bert), str(Path(__file__).parents[1])], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.nightly

@@ -65,6 +65,9 @@ def test_it_says_what_it_did_and_what_comes_next(
     assert out.endswith("my idx: 6 pictures, one\n")
     assert err.endswith("next: cloob search 'my idx' 'something red'\n  or: cloob serve 'my idx' --open\n")
     assert err.startswith("cloob: 1 × corrupt image: ") and "\x1b" not in err
+    assert cli.main(["index", "--out", "my idx", "--faults"]) == 0
+    (listed,) = capsys.readouterr().out.splitlines()
+    assert "2J.png: corrupt image (4 bytes, not an image file)" in listed and "\x1b" not in listed
 
     # Neither source nor model need be named again; what is there already is not embedded.
     write_noise(pictures / "new.png", 50)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
@@ -20,7 +21,7 @@ from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.scan.open import ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
-from make import encoded, noise_image, web, write_arrow, write_table, write_tar
+from make import encoded, noise_image, raw_file, web, write_arrow, write_table, write_tar
 
 
 def png(seed: int) -> bytes:
@@ -295,6 +296,22 @@ def test_what_exif_and_the_name_say(tmp_path: Path) -> None:
     assert items["turned.jpg"].columns == {"camera": "Canon EOS", "latitude": -12.508333, "longitude": 9.0}
     assert items["IMG-20240101-WA0007.jpg"].columns == {"camera": "Apple iPhone", "date_from": "name"}
     assert items["changed.jpg"].columns == {"date_from": "exif"}
+    assert [items[name].date_from for name in ("taken.jpg", "20240230_1234.jpg")] == ["exif", "file"]
+
+
+def test_a_raw_file_is_taken_by_the_jpeg_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "IMG_1.DNG").write_bytes(raw_file(encoded(noise_image(0, 64, 48), "JPEG")))
+    with Index.create(tmp_path / "i") as index:
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "rawpy", None)
+            found = index.update([tmp_path / "p"], options(FakeEncoder()))
+        assert found.faults == {"no decoder (RAW: pip install rawpy)": 1}
+        pytest.importorskip("rawpy", reason="rawpy is not installed")
+        assert index.update([tmp_path / "p"], options(FakeEncoder())).added == 1
+        (item,) = index.items([1])
+    assert (item.width, item.height, item.date) == (48, 64, "2021-03-04T05:06:07")
+    assert item.columns == {"camera": "Canon EOS", "date_from": "exif"}
 
 
 def test_one_source_inside_another(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -174,6 +176,7 @@ def test_a_picture_opens_and_leads_on(page: Page) -> None:
     page.says("#detail-title", "square <i>here</i>")
     assert page.text(".facts").count("pixels") == 1
     before = page.text(".facts")
+    assert "(file)" in before, "what says the date"
     page.keys(Keys.ARROW_RIGHT)
     page.until(lambda: page.text(".facts") not in ("", before))
     page.keys(Keys.ARROW_LEFT)
@@ -288,6 +291,12 @@ def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page: Page, tm
         page.until(lambda: (tmp_path / "cloob-pictures.txt").is_file())
         listed = (tmp_path / "cloob-pictures.txt").read_text(encoding="utf-8").splitlines()
         assert sorted(listed) == sorted(map(str, folder.glob("*.png")))
+    docs = Path(__file__).parents[2] / "docs" / "serve.md"
+    move, undo = re.findall(r"^\$ (while .* mv .* cloob-pictures.txt)", docs.read_text(encoding="utf-8"), re.MULTILINE)
+    (tmp_path / "beaches").mkdir()
+    for line, moved in ((move, 11), (undo, 0)):
+        subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
+        assert len(list((tmp_path / "beaches").iterdir())) == moved == 11 - len(list(folder.glob("*.png")))
 
 
 VIEWS = ["", "?q=red&q=-0.5~w~blue&explain=on", "?view=map&q=red", "?view=sort&label=red&label=" + "w" * 99]

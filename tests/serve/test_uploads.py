@@ -15,7 +15,7 @@ from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
-from make import picture
+from make import picture, raw_file
 
 
 @pytest.mark.parametrize("data", [bytes(201_000), picture("red", (1200, 1000))])
@@ -38,6 +38,12 @@ def test_only_a_clean_thumbnail_is_given_back(client: TestClient) -> None:
     image = Image.open(io.BytesIO(small.content))
     assert image.size == (154, 256) and not image.getexif()
     assert image.getpixel((80, 20))[0] > 200 and image.getpixel((80, 230))[2] > 200
+
+
+@pytest.mark.parametrize("data", [raw_file(picture("red", kind="JPEG")), b"\xff\x0a" + bytes(90)])
+def test_what_has_no_bound_before_it_is_decoded_is_refused(client: TestClient, data: bytes) -> None:
+    answer = client.post("/api/uploads", files={"file": ("a", data)})
+    assert answer.status_code == 415 and "RAW and JPEG XL are not taken" in answer.json()["detail"]
 
 
 def test_a_form_without_a_file_and_several_files(client: TestClient) -> None:

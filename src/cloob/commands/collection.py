@@ -116,7 +116,7 @@ def _place(index: cloob.Index, item: Item, folder: Path, move: bool) -> Iterator
 
     With a picture move the files of its name that belong to it. Where another picture has that name, they are copied.
     """
-    from cloob.data.source import IMAGE_SUFFIXES
+    from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
     from cloob.files import write_whole
 
     content, source = index.picture(item.id), Path(item.path).absolute()  # an InputError where it has changed
@@ -126,7 +126,7 @@ def _place(index: cloob.Index, item: Item, folder: Path, move: bool) -> Iterator
         return
     named = list(source.parent.glob(f"{glob.escape(source.stem)}.*")) if move else []
     belonging = [path for path in named if path.suffix.lower() in _BELONGING]
-    shared = any(path != source and path.suffix.lower() in IMAGE_SUFFIXES for path in named)
+    shared = any(path != source and path.suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES) for path in named)
     name = Path(folder_name(re.split(r"/|\\|::", item.path)[-1][-200:]))  # of a file, or a member of a container
     marks = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     for target in (folder / f"{name.stem}{mark}{name.suffix}" for mark in marks):

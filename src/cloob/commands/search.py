@@ -154,18 +154,19 @@ def _list(index: cloob.Index, options: Options) -> int:
 
 
 def _print(options: Options, rows: Sequence[Row], **facts: object) -> None:
-    """Prints items with their scores and margins; where there is no score, the date stands in its place."""
+    """Prints items with their scores and margins; where there is no score, the date and what says it."""
     if options.json:
         print(json.dumps({"query": options.query, **facts, "hits": list(itertools.starmap(_row_dict, rows))}))
     elif options.paths:
         _print_paths([[item for item, *_ in rows]], null=options.null)
     for item, score, margin in [] if options.json or options.paths else rows:
         above = "" if margin is None else f"{margin:.1f}"
+        dated, origin = item.date or "", printable(item.date_from)
         if sys.stdout.isatty():
-            print(_aligned(f"{item.date or '':19}" if score is None else f"{score:6.3f}  {above:>5}", item))
+            print(_aligned(f"{dated:19}  {origin:6}" if score is None else f"{score:6.3f}  {above:>5}", item))
         else:
-            first = item.date or "" if score is None else f"{score:.4f}"
-            print(first, above, item.id, printable(item.path), _first_line(item), sep="\t")
+            numbers = (dated, origin) if score is None else (f"{score:.4f}", above)
+            print(*numbers, item.id, printable(item.path), _first_line(item), sep="\t")
 
 
 def _duplicates(index: cloob.Index, options: Options) -> int:
@@ -231,7 +232,7 @@ def _row_dict(item: Item, score: float | None, margin: float | None) -> dict[str
 
 
 def _item_dict(item: Item) -> dict[str, Any]:
-    facts = ("id", "path", "source", "caption", "date", "width", "height", "bytes")
+    facts = ("id", "path", "source", "caption", "date", "date_from", "width", "height", "bytes")
     return {name: getattr(item, name) for name in facts} | {"columns": dict(item.columns)}
 
 

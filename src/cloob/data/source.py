@@ -11,9 +11,11 @@ import numpy as np
 from cloob.data.batch import RawSample, Reader
 from cloob.data.fingerprint import Fingerprint, digest
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl")
 CAPTION_EXTENSIONS = ("txt", "caption")
 IMAGE_SUFFIXES = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
+RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
+"""Of cameras' files, which are indexed by the JPEG inside; nobody trains on them."""
 CAPTION_SUFFIXES = tuple(f".{ext}" for ext in CAPTION_EXTENSIONS)
 
 

@@ -70,7 +70,10 @@ PHOTOS = (
     PhotoModel("ViT-B-32-SigLIP2-256/webli", 1507, 256, "Apache 2.0", "many"),
     PhotoModel("xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", 1464, 224, "MIT", "many"),
 )
-"""What ``cloob find`` takes, the first by default, and what ``cloob models --for photos`` lists."""
+"""What ``cloob find`` takes, the first by default, and what ``cloob models --for photos`` lists.
+
+Licences are those of the models' cards; of SigLIP 2 only the cards of its sisters were found.
+"""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import BadSample
+from cloob.data.source import RAW_SUFFIXES
 from cloob.data.sources.arrow import NO_PICTURE
 from cloob.models.encoder import DualEncoder, evaluating
-from cloob.pictures import Encoded, Unreadable
+from cloob.pictures import Encoded, Unreadable, raw_reader
 from cloob.search.records import FileState, IndexedModel, Item, valid
 from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut, ReadFailed
 from cloob.search.store import Store, Vectors
@@ -171,6 +172,8 @@ class Builder:
         """Opens one picture, in any thread; decodes it only if the vector of its bytes is not known."""
         self._may_decode.wait()
         try:
+            if work.found.path.lower().endswith(RAW_SUFFIXES):
+                raw_reader()  # files of tens of megabytes are not read for nothing
             data = work.collection.read(work.found)
             encoded = Encoded(data, self._max_pixels)
             item = _item(work, encoded, data)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cloob.data.source import IMAGE_EXTENSIONS
+from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _read_term(word: str) -> Term:
         return _words(what.removeprefix("words:"), weight)
     if what.lower().startswith(("http://", "https://")):
         return Term(what, "address", weight)
-    named = Path(what).suffix.lower().removeprefix(".") in IMAGE_EXTENSIONS
+    named = Path(what).suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES)
     if not named and not what.startswith(("/", "./", "../", "~/")):
         return _words(what, weight)
     if not Path(what).expanduser().is_file():

@@ -34,6 +34,12 @@ class Item:
     caption: str | None = None
     columns: Mapping[str, Value] = field(default_factory=dict)  # what else the source says of it
 
+    @property
+    def date_from(self) -> str:
+        """What says its date: ``exif``, ``name``, a ``column``, or the ``file``; empty without a date."""
+        stated = self.columns.get("date_from") or ("column" if self.columns.get("date") else "file")
+        return str(stated) if self.date else ""
+
 
 @dataclass(frozen=True)
 class IndexedModel:

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from cloob.errors import InputError, nearest, one_line
 from cloob.models.encoder import evaluating
-from cloob.pictures import Encoded, decode, thumbnail
+from cloob.pictures import Encoded, Unreadable, decode, is_unbounded, thumbnail
 from cloob.search.query import Query, Term, Vector, weighted_row
 from cloob.search.records import IndexedModel, Item
 from cloob.search.where import Filter, parse
@@ -144,6 +144,7 @@ class Collection:
             "path": item.path if self.config.local else below,
             "caption": item.caption,
             "date": item.date,
+            "date_from": item.date_from,
             "width": item.width,
             "height": item.height,
             "bytes": item.bytes,
@@ -210,6 +211,8 @@ class Collection:
 
         def checked() -> Upload:
             data = file.read()  # here, so that those that wait are not in memory
+            if is_unbounded(data):
+                raise Unreadable("no decoder", "RAW and JPEG XL are not taken")
             image = Encoded(data, self.config.max_upload_pixels).rgb()
             id_ = hashlib.sha256(data).hexdigest()[:32]
             return Upload(id_, data, *image.size, thumbnail(image, 256))

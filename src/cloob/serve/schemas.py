@@ -98,6 +98,7 @@ class Picture(TypedDict):
     path: str
     caption: str | None
     date: str | None
+    date_from: str
     width: int
     height: int
     bytes: int

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption, read_caption_file
 from cloob.data.shards.spec import TAR_SUFFIXES
-from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES
+from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES, RAW_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES
 from cloob.data.sources.folder import captions_by_stem, walk
 from cloob.data.sources.table import as_text, check_name, column_names, json_rows, read_table
@@ -201,7 +201,7 @@ class Folder(Collection):
                     continue
                 if self._left_out(path):
                     self.left_out.add("excluded", path)
-                elif lower.endswith(IMAGE_SUFFIXES):
+                elif lower.endswith((*IMAGE_SUFFIXES, *RAW_SUFFIXES)):
                     caption = captions.get(name.rpartition(".")[0])
                     found = self._found(path, caption and os.path.join(folder, caption))  # noqa: PTH118
                     if found is not None:

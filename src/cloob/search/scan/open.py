@@ -20,7 +20,7 @@ from cloob.data.open import DEMO_SPLITS, look_up
 from cloob.data.shards.remote import RemoteShardSource, open_remote
 from cloob.data.shards.spec import expand, is_pattern, is_remote, local_path
 from cloob.data.shards.tar import Member, TarReader, group_members
-from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, IMAGE_SUFFIXES
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, IMAGE_SUFFIXES, RAW_SUFFIXES
 from cloob.data.sources.arrow import ArrowSource, is_image
 from cloob.data.sources.files import FileSource
 from cloob.data.sources.folder import FILE_COLUMN, metadata_of
@@ -240,7 +240,7 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
     options = options or ScanOptions()
     name, exclude = source_name(spec), options.exclude
     path, image = Path(name), options.image_column or "filepath"
-    if path.is_file() and name.lower().endswith(IMAGE_SUFFIXES):
+    if path.is_file() and name.lower().endswith((*IMAGE_SUFFIXES, *RAW_SUFFIXES)):
         return Single(path, exclude)
     has_pictures = path.is_dir() and next(Folder(path, exclude).scan(), None) is not None
     kind, files = ("folder", [path]) if has_pictures else look_up(name, image)

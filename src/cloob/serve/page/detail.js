@@ -90,9 +90,9 @@ function facts(item, value) {
   if (typeof value === "number") say("Score", score(value));
   if (item.caption) say("File", item.name);
   if (item.caption?.trim().includes("\n")) say("Caption", item.caption);
-  say("Date", item.date?.replace("T", " "));
+  say("Date", item.date && `${item.date.replace("T", " ")} (${item.date_from})`);
   say("Size", `${number(item.width)} × ${number(item.height)} pixels, ${bytes(item.bytes)}`);
-  for (const [name, words] of Object.entries(item.columns)) say(name, String(words ?? ""));
+  for (const [name, words] of Object.entries(item.columns)) if (name !== "date_from") say(name, String(words ?? ""));
   const copy = h("button.link", { type: "button" }, "copy");
   copy.addEventListener("click", async () => {
     try {
