@@ -261,23 +261,23 @@ def test_a_format_without_its_package_names_what_to_install(
 
 def test_jpeg_xl(encoder: DualEncoder, tmp_path: Path) -> None:
     pytest.importorskip("pillow_jxl", reason="pillow-jxl-plugin is not installed")
-    lossless = saved(upright(), "JXL", lossless=True, exif=_exif(6))  # which a decoder has to ignore
+    lossless = encoded(upright(), "JXL", lossless=True, exif=exif_of(6))  # which a decoder has to ignore
     assert np.array_equal(np.asarray(pictures.decode(lossless)), np.asarray(upright()))
     assert np.array_equal(trained_on(lossless).numpy(), np.asarray(upright()))
-    upright().transpose(STORED[6]).save(tmp_path / "a.jpg", quality=95, exif=_exif(6))
+    upright().transpose(STORED[6]).save(tmp_path / "a.jpg", quality=95, exif=exif_of(6))
     with Image.open(tmp_path / "a.jpg") as image:
-        repacked = saved(image, "JXL", lossless_jpeg=True)
+        repacked = encoded(image, "JXL", lossless_jpeg=True)
     expected = pictures.decode((tmp_path / "a.jpg").read_bytes())
     assert np.array_equal(np.asarray(pictures.decode(repacked)), np.asarray(expected))
 
 
 def test_raw_is_the_jpeg_inside() -> None:
     pytest.importorskip("rawpy", reason="rawpy is not installed")
-    stored, turned = upright(48, 64).transpose(STORED[6]), _exif(6)
-    encoded = pictures.Encoded(raw_file(saved(stored, "JPEG", quality=95)))
-    assert encoded.size == (48, 64) and encoded.exif is not None and encoded.exif[0x010F] == "Canon"
-    expected = pictures.decode(saved(stored, "JPEG", quality=95, exif=turned))
-    assert np.array_equal(np.asarray(encoded.rgb()), np.asarray(expected))
+    stored, turned = upright(48, 64).transpose(STORED[6]), exif_of(6)
+    raw = pictures.Encoded(raw_file(encoded(stored, "JPEG", quality=95)))
+    assert raw.size == (48, 64) and raw.exif is not None and raw.exif[0x010F] == "Canon"
+    expected = pictures.decode(encoded(stored, "JPEG", quality=95, exif=turned))
+    assert np.array_equal(np.asarray(raw.rgb()), np.asarray(expected))
     with pytest.raises(pictures.Unreadable, match="corrupt image"):
         pictures.decode(raw_file(b""))
 
