@@ -5,6 +5,7 @@ Nothing that a list of counts or a server names is run, and nothing hangs.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -14,7 +15,9 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -258,6 +261,15 @@ def test_redirects(web: Web, tmp_path: Path) -> None:
         web.headers.clear()
         fetch(f"{web.url.replace('//', '//me:secret@')}/moved", target)
     assert "Authorization" in web.headers[0] and "Authorization" not in other.headers[0]
+
+
+def test_no_redirect_leaves_encryption() -> None:
+    (traces,) = opener._web("https://a.example/x").client_kwargs["trace_configs"]
+    for to, refused in (("http://a.example/x", True), ("https://b.example/x", False), ("/x", False)):
+        answer = SimpleNamespace(headers={"Location": to})
+        asked = SimpleNamespace(url=SimpleNamespace(scheme="https"), response=answer)
+        with pytest.raises(InputError, match="refused") if refused else nullcontext():
+            asyncio.run(traces.on_request_redirect[0](None, None, asked))
 
 
 def test_a_body_that_ends_early_and_a_server_that_says_nothing(

@@ -158,9 +158,9 @@ def test_recalls_and_confusions(tmp_path: Path) -> None:
 
 def test_names_that_are_alike_as_file_names_keep_their_files(tmp_path: Path) -> None:
     """Also on systems that do not tell ``A`` from ``a``."""
-    sets = [Labels(NAMES, name="my set"), Labels(NAMES[:1], name="my-set", classnames=NAMES[:2])]
+    sets = [Labels(NAMES, name="my set"), Labels(NAMES[:1], name="My-Set", classnames=NAMES[:2])]
     embeddings = Embeddings({"a": ColourModel(), "b": ColourModel()})
     files = write_per_class(tmp_path, evaluate(embeddings, sets), embeddings, sets)
     lengths = {path.name: len(path.read_text().splitlines()) for path in files}
-    assert lengths == {"my-set.csv": 7, "my-set-2.csv": 3}
-    assert "1,green,0,,,," in (tmp_path / "my-set-2.csv").read_text()  # without images no recall
+    assert lengths == {"my-set.csv": 7, "My-Set-2.csv": 3}
+    assert "1,green,0,,,," in (tmp_path / "My-Set-2.csv").read_text()  # without images no recall

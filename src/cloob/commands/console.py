@@ -15,14 +15,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from cloob.errors import InputError, require
+import tyro as tyro  # for all commands: annotations of their options are read when words are parsed
 
-if TYPE_CHECKING:
-    import tyro as tyro  # for all commands: annotations of their options are read when words are parsed
-else:
-    tyro = require("tyro", "train")
+from cloob.errors import InputError
 
 T = TypeVar("T")
 _LINE_SECONDS = 60.0  # between two lines of progress where there is no terminal

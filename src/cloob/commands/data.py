@@ -8,17 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from cloob.commands.console import (
-    CacheOptions,
-    ColumnOptions,
-    as_words,
-    check_out,
-    progress,
-    say_next,
-    shell,
-    tyro,
-    within,
-)
+from cloob.commands.console import CacheOptions, ColumnOptions, as_words, check_out, progress, say_next, tyro, within
 
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
 
@@ -49,8 +39,10 @@ def run(options: Options) -> int:
         from cloob.data.shards.remote import write_counts
 
         path, sizes = write_counts(options.data, options.out)
-        where = path or f"{shell(['train', '--data', options.data, *as_words(options, 'cache_dir')])} can be used"
-        print(json.dumps(sizes) if options.json else f"{where}: {len(sizes):,} shards, {sum(sizes.values()):,} samples")
+        counted = f"{path or options.data}: {len(sizes):,} shards, {sum(sizes.values()):,} samples"
+        print(json.dumps(sizes) if options.json else counted)
+        if path is None:  # the counts are remembered
+            say_next(["train", "--data", options.data, *as_words(options, "cache_dir")])
         return 0
     from cloob.data.open import open_source
 
