@@ -14,10 +14,9 @@ from typing import Annotated
 
 import cloob
 from cloob.commands import index, search
-from cloob.commands.collection import folder_name
+from cloob.commands.collection import INDEX_FILE, folder_name
 from cloob.commands.options import DecodeOptions, refuse, tyro
 from cloob.commands.terminal import say
-from cloob.search.records import INDEX_FILE
 
 
 @dataclass(frozen=True)
