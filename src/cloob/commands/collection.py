@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 import cloob
 from cloob.commands.console import DecodeOptions, check_there, progress, refuse, say
 from cloob.errors import InputError, message, printable
-from cloob.search.records import INDEX_FILE
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder
     from cloob.search.build import Summary
     from cloob.search.records import Item, Precision
 
+INDEX_FILE = "index.sqlite"
 _BELONGING = (".txt", ".caption", ".xmp", ".aae", ".mov")  # captions, edits, and the film of a live photo
 
 

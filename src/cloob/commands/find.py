@@ -14,9 +14,8 @@ from typing import Annotated
 
 import cloob
 from cloob.commands import index, search
-from cloob.commands.collection import folder_name
+from cloob.commands.collection import INDEX_FILE, folder_name
 from cloob.commands.console import DecodeOptions, refuse, say, tyro
-from cloob.search.records import INDEX_FILE
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import cloob
-from cloob.commands.collection import report_left_out
+from cloob.commands.collection import INDEX_FILE, report_left_out
 from cloob.commands.console import DecodeOptions, check_there, progress, refuse, say, say_next, shell, tyro, within
 from cloob.errors import InputError, printable, require
-from cloob.search.records import INDEX_FILE
 
 if TYPE_CHECKING:
     from cloob.search.build import Summary

@@ -27,6 +27,7 @@ from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut, 
 from cloob.search.store import Store, Vectors
 from cloob.search.taken import camera_and_place, date_of, iso_date
 
+_FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")  # not worth another try
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
 
 
@@ -89,7 +90,7 @@ def make_plan(store: Store, collection: Collection, model: str, summary: Summary
         state = known.pop(found.path, None)
         if state is None or state.mtime_ns != found.mtime_ns or found.bytes not in (None, state.bytes):
             work.append(Work(found, state, collection))
-        elif state.fault is not None and (found.missing or _is_final(state.fault)):
+        elif state.fault is not None and (found.missing or _FINAL.search(state.fault)):
             summary.add_fault(state.fault, state.path)
         elif state.fault is None and model in state.models:
             summary.unchanged += 1
@@ -104,11 +105,6 @@ def make_plan(store: Store, collection: Collection, model: str, summary: Summary
     if not seen and not pictures and not unlisted:
         summary.refused[collection.name] = "no pictures in it"
     return Plan(collection, work, gone)
-
-
-def _is_final(fault: str) -> bool:
-    """Whether a file that could not be read, and has not changed, is not worth another try."""
-    return fault.startswith(("corrupt image", "embedding not finite")) or NO_PICTURE in fault
 
 
 def _loss(pictures: Sequence[FileState], in_containers: set[bool]) -> str:

@@ -166,7 +166,7 @@ class Index:
 
         model = self.model(name)
         model.check(weights or fingerprint(encoder), self.store.address)
-        self._encoders[model.fingerprint] = encoder
+        self._encoders[model.fingerprint], self._plain[model.fingerprint] = encoder, None
 
     def encoder(self, name: str | IndexedModel | None = None, device: str | torch.device = "auto") -> DualEncoder:
         """A model of the index, loaded once, and again if its name stands for other weights by now."""

@@ -152,8 +152,9 @@ class _Parser:
         """False where the column has nothing; of ``in`` a part for each kind of value."""
         groups: dict[tuple[str, int], list[Literal]] = {}
         for value in values:
+            kind = {bool: "bool", str: "text"}.get(type(value), "number")
             cut = column == "date" and operator != self._dialect.like
-            groups.setdefault((_kind_of(value), len(str(value)) if cut else 0), []).append(value)
+            groups.setdefault((kind, len(str(value)) if cut else 0), []).append(value)
         parts = []
         for (kind, length), some in groups.items():
             left = f"substr(date, 1, {length})" if length else self._value(column, kind)
@@ -235,7 +236,3 @@ class _Parser:
         place, whole = self._tokens[self._next].start(), self._whole
         around = whole if len(whole) <= 80 else whole[max(0, place - 40) : place + 40]
         raise InputError(" ".join(f"filter, at character {place + 1}: {said} (in: {around.strip()})".split()))
-
-
-def _kind_of(value: Literal) -> str:
-    return "bool" if isinstance(value, bool) else "text" if isinstance(value, str) else "number"

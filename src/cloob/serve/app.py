@@ -109,7 +109,7 @@ def address(opened: socket.socket, config: ServeConfig) -> str:
         with contextlib.suppress(OSError), socket.socket(opened.family, socket.SOCK_DGRAM) as probe:
             probe.connect((elsewhere, 9))  # sends nothing
             host = probe.getsockname()[0]
-    name = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
+    name = {"127.0.0.1": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{name}:{port}/" + (f"?token={config.token}" if config.token else "")
 
 
