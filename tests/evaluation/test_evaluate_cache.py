@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 
 from cloob.cache import Cache
+from cloob.data.fingerprint import content_key
 from cloob.evaluation.embed import EmbedOptions, embed_images, embed_pairs
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.suite import evaluate
 from cloob.models.folder import save_model
+from cloob.models.load import load_model
 from cloob.models.tokenizer import FileTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
@@ -71,6 +74,31 @@ def test_texts_of_another_tokenizer_are_other_embeddings(tmp_path: Path) -> None
 
     first = classes({})
     assert torch.equal(classes({}), first) and not torch.equal(classes({NAMES[0]: 40}), first)
+
+
+def test_what_decides_over_a_result_is_in_its_name(models: list[Path], tmp_path: Path) -> None:
+    """Of a folder the preprocessing, of a loaded model weights and objective, of a set prompts, captions, pictures."""
+
+    def found(model: Any, **changes: Any) -> list[Any]:
+        embeddings = Embeddings({"m": model}, EmbedOptions(cache=Cache(tmp_path)))
+        labelled = embeddings.labelled("m", Labels(NAMES, **changes))
+        return [labelled.images.features.tolist(), labelled.classes.tolist(), embeddings.facts("m").settings]
+
+    other, loaded = shutil.copytree(models[0], tmp_path / "other"), load_model(models[0], device="cpu")
+    config = json.loads((other / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    (other / "open_clip_config.json").write_text(json.dumps(config))
+    first = found(models[0])
+    assert found(other)[0] != first[0] and found(models[0], templates=["a {c} thing"])[1] != first[1]
+    assert found(models[0], classnames=NAMES[::-1])[1] == first[1][::-1]
+    assert found(loaded) == first
+    loaded.objective_config = {"beta": 1.0}
+    assert found(loaded)[2] == {"beta": 1.0}
+    with torch.no_grad():
+        loaded.model.visual.proj += 1
+    assert found(loaded)[0] != first[0]
+    one, *others = Pairs(NAMES), Pairs(NAMES, captions=NAMES[::-1]), Pairs(NAMES[::-1], captions=NAMES)
+    assert len({content_key(pairs) for pairs in (one, *others)}) == 3 and content_key(Pairs(NAMES)) == content_key(one)
 
 
 def test_two_sets_of_one_name_are_two() -> None:

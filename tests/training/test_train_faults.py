@@ -76,6 +76,9 @@ def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
     ranks = fork(tmp_path / "ranks", 2, all_runs)
     assert ranks.wait(200) == [0, 0], ranks.told()
     assert lines(plain / "epochs.jsonl")[0]["skipped"] == {"corrupt image": 1, "empty caption": 1}
+    told = sum(sum(line["skipped"].values()) for line in lines(plain / "epochs.jsonl"))
+    readers = [line["rank"] for line in lines(plain / "skipped.jsonl")]
+    assert len(readers) == told and set(readers) == {0, 1}  # each is named, whichever rank read it
     assert ranks.told().count("stopped=SIGTERM steps=5") == 2 and exact(stopped) == exact(plain)
 
     # Two ranks with half a batch each are one process with the whole batch, gradients and τ⁻¹ included.
