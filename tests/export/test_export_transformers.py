@@ -106,9 +106,13 @@ numpy.savez(sys.argv[2], texts=model.encode(["a dog"]), pictures=model.encode([I
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("version", ["5.1.2", "5.4.1"])
-def test_older_sentence_transformers_read_it(version: str, exported: Path, small: Path, tmp_path: Path) -> None:
-    python = overlaid(f"sentence-transformers=={version}", "transformers<5")
+@pytest.mark.parametrize(
+    "packages", [("==5.4.1",), ("==5.1.2", "transformers<5", "datasets<4")], ids=lambda found: found[0]
+)
+def test_older_sentence_transformers_read_it(
+    packages: tuple[str, ...], exported: Path, small: Path, tmp_path: Path
+) -> None:
+    python = overlaid(f"sentence-transformers{packages[0]}", *packages[1:])
     noise_image(0, 32, 32).save(tmp_path / "picture.png")
     words = [str(exported), str(tmp_path / "rows.npz"), str(tmp_path / "picture.png")]
     done = subprocess.run([python, "-c", ROWS, *words], capture_output=True, text=True, timeout=300)
