@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from cloob.cache import Cache
@@ -14,10 +15,13 @@ from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.towers import create_model
 
 
-def test_it_is_computed_once_for_the_same_files_and_anew_for_others(tmp_path: Path) -> None:
+def test_it_is_computed_once_for_the_same_files_and_anew_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, cache = tmp_path / "model", Cache(tmp_path / "cache")
     save_model(folder, create_model("tiny-vit", seed=0), {})
-    time.sleep(2.1)  # a younger file may change again without another time
+    # Three seconds later: a younger file may change again without another time.
+    monkeypatch.setattr(time, "time_ns", lambda: int((time.time() + 3) * 1e9))
     encoder, first = load_with_fingerprint(folder, "cpu", cache)
     assert first == fingerprint(encoder)
     (kept,) = (tmp_path / "cache" / "digests").glob("*.txt")

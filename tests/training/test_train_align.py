@@ -95,7 +95,7 @@ def test_features_are_those_of_the_bytes_that_are_there(
     shutil.copytree(pairs_folder, folder)
     config = heads.override(data=[str(folder)])
 
-    def features() -> torch.Tensor:
+    def features(config: TrainConfig = config) -> torch.Tensor:
         loader = build.make_loader(open_source(folder), build.make_encoder(config), config, torch.device("cpu"))
         return loader.features.images  # type: ignore[union-attr]
 
@@ -110,6 +110,9 @@ def test_features_are_those_of_the_bytes_that_are_there(
     captions = features()
     (folder / "02.txt").write_text("another caption")
     assert torch.equal(features(), captions) and len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 3
+    others = {"image_encoder": config.align.text_encoder}, {"text_encoder": config.align.image_encoder}
+    assert [torch.equal(features(config.override(**other)), captions) for other in others] == [False, True]
+    assert len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 5
     shutil.move(folder, tmp_path / "elsewhere")
     folder = tmp_path / "elsewhere"
     monkeypatch.setattr(AlignedEncoder, "features", _never)
