@@ -122,8 +122,8 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     check_hub_model(source, spec, _MODULES_FILE, *TOKENIZER_FILES)
     fetch_first(source, spec, (_POOLING_FILE, "config.json"))
     folder = fetch_first(source, spec, _HUB_WEIGHTS)
-    network = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    network = transformers.AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     check_words(tokenizer)
     tokenizer.padding_side = "right"
     positions = getattr(network.config, "max_position_embeddings", 0)
