@@ -8,7 +8,7 @@ pairs, a tenth of them held out and as wrong as the rest, and at most 1,000 test
 and CLOOB each have the four settings that `auto` tries, of which the held-out pairs choose one by its own halving.
 Judged by recall@1, the mean of both directions: `auto` shall be within 0.5 points of the best single objective, and no
 further below CLIP. A record is a line of a file, so the study may be stopped at any time. Molecules need `chemicals`
-and `rdkit`.
+and `rdkit`, texts and pictograms the extra `align`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from benchmarks.studies import records
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.data.order import epoch_order
+from cloob.data.order import EpochOrder, Part
 from cloob.models.aligned.encoders import ImageEncoder, open_image_encoder
 from cloob.models.aligned.heads import Head
 from cloob.models.load import load_model
@@ -182,7 +182,7 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
     curve: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     for epoch in range(cell.epochs):
-        order, losses = epoch_order(n, cell.seed, epoch), []
+        order, losses = EpochOrder([Part((n,))], cell.seed).epoch(epoch)[:], []
         heads.train()
         for place in range(steps):
             step = epoch * steps + place

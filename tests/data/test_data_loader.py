@@ -22,7 +22,7 @@ from torch import Tensor
 from cloob.data.batch import BadSample, Batch, RawSample, caption_id
 from cloob.data.loader import PairLoader
 from cloob.data.open import open_source
-from cloob.data.order import epoch_order, sample_generator
+from cloob.data.order import EpochOrder, Part, sample_generator
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.pictures import Encoded, decode
@@ -83,7 +83,7 @@ def test_each_sample_exactly_once_over_all_ranks(
     epochs = [list(r.epoch(epoch)) for r in ranks]
     steps = n // batch if drop_last else -(-n // batch)
     assert {len(e) for e in epochs} == {steps} == {r.steps_per_epoch for r in ranks}
-    order = epoch_order(n, 9, epoch, shuffle).tolist()
+    order = EpochOrder([Part((n,))], 9, shuffle).epoch(epoch)[:].tolist()
     for step in range(steps):  # the plain loop
         places = range(step * batch, min((step + 1) * batch, n))
         for rank, batches in enumerate(epochs):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloob.data.order import LONG, EpochOrder, KeyedPermutation, Part, epoch_order, local_part
+from cloob.data.order import LONG, EpochOrder, KeyedPermutation, Part, local_part
 
 SHARDS = st.lists(st.integers(0, 40), min_size=1, max_size=12)
 either_length = pytest.mark.parametrize("long", [LONG, 1])
@@ -51,7 +51,6 @@ def test_any_two_places_hold_any_two_numbers_equally_often(n: int) -> None:
 
 def test_a_local_order_is_numpys_permutation() -> None:
     expected = np.random.Generator(np.random.PCG64([5, 2])).permutation(42)
-    assert np.array_equal(epoch_order(42, 5, 2), expected)
     for lanes in (1, 4):
         assert np.array_equal(EpochOrder([Part((30, 12))], seed=5).epoch(2, lanes)[:], expected)
     straight = EpochOrder([Part((5,), True), Part((3,))], seed=5, shuffle=False, buffer=9)

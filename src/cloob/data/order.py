@@ -26,11 +26,6 @@ _ROUNDS = 8
 Rows = Callable[[np.ndarray], np.ndarray]  # gives the rows at some places
 
 
-def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
-    """The order in which an epoch visits n pairs: ``(n,)`` int64, a permutation drawn from (seed, epoch)."""
-    return _permutation(n, [seed & _U64, epoch])(np.arange(n)) if shuffle else np.arange(n)
-
-
 def local_part(start: int, stop: int, rank: int, world_size: int) -> slice:
     """The positions that a rank takes of ``start:stop``: those that are ``rank`` modulo ``world_size``."""
     return slice(start + (rank - start) % world_size, stop, world_size)

@@ -67,7 +67,9 @@ class SqliteStore(Store):
                         f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {_APPLICATION};"
                         f"PRAGMA user_version = {_VERSION}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
                     )
-                temporary.rename(path)
+                if not path.exists():  # another process may have made it meanwhile
+                    temporary.rename(path)
+                temporary.unlink(missing_ok=True)
         return cls(folder, writable=True)
 
     def close(self) -> None:
