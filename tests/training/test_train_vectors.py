@@ -18,6 +18,7 @@ from train_helpers import exact, lines
 
 import cloob
 from cloob import cli
+from cloob.data.vectors import open_pairs
 from cloob.errors import InputError
 from cloob.training.config import TrainConfig
 
@@ -302,3 +303,13 @@ def test_a_mistake_is_named_in_one_line(
     with pytest.raises(InputError) as caught:
         cloob.train(config.override(**leaves))
     assert str(caught.value).startswith(error) and "\n" not in str(caught.value)
+
+
+def test_bad_rows_are_told_from_large_ones(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(700, 4))
+    rows[300] = 3e38  # their sum overflows
+    rows[255, 3], rows[256, 0], rows[699] = np.nan, 1e39, (np.inf, -np.inf, 0, 0)
+    np.save(tmp_path / "a.npy", rows)
+    np.save(tmp_path / "b.npy", np.ones((700, 2), np.int8))
+    pairs = open_pairs(str(tmp_path / "a.npy"), str(tmp_path / "b.npy"))
+    assert [skip.key.rpartition(" ")[2] for skip in pairs.skipped] == ["255", "256", "699"] and len(pairs) == 697
