@@ -305,10 +305,11 @@ def test_a_mistake_is_named_in_one_line(
     assert str(caught.value).startswith(error) and "\n" not in str(caught.value)
 
 
-def test_bad_rows_are_told_from_large_ones(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).normal(size=(700, 4))
-    rows[300] = 3e38  # their sum overflows
-    rows[255, 3], rows[256, 0], rows[699] = np.nan, 1e39, (np.inf, -np.inf, 0, 0)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_bad_rows_are_told_from_large_ones(tmp_path: Path, dtype: type) -> None:
+    rows = np.random.default_rng(0).normal(size=(700, 4)).astype(dtype)
+    rows[300] = min(np.finfo(dtype).max, np.finfo(np.float32).max)  # their sum overflows
+    rows[255, 3], rows[256, 0], rows[699] = np.nan, 1e39 if dtype is np.float64 else np.inf, (np.inf, -np.inf, 0, 0)
     np.save(tmp_path / "a.npy", rows)
     np.save(tmp_path / "b.npy", np.ones((700, 2), np.int8))
     pairs = open_pairs(str(tmp_path / "a.npy"), str(tmp_path / "b.npy"))

@@ -223,9 +223,13 @@ def _not_finite(side: np.ndarray) -> np.ndarray:
     """(n,) whether a row cannot be used."""
     bad = np.zeros(len(side), bool)
     for start in range(0, 0 if side.dtype.kind in "biu" else len(side), _IN_CACHE):
-        rows = as_floats(side[start : start + _IN_CACHE])
-        if not rows.sum(1).isfinite().all():  # a sum is a tenth of the work; one of large numbers may overflow
-            bad[start : start + _IN_CACHE] = ~rows.isfinite().all(1).numpy()
+        rows = side[start : start + _IN_CACHE]
+        if rows.dtype == np.float16:  # by its bits five times as fast as np.isfinite
+            numbers = rows.view(np.uint16) & 0x7C00 == 0x7C00
+        else:
+            with np.errstate(over="ignore"):
+                numbers = ~np.isfinite(rows.astype(np.float32))
+        bad[start : start + _IN_CACHE] = numbers.any(1)
     return bad
 
 
