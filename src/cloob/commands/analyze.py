@@ -46,16 +46,9 @@ def run(options: Options) -> int:
     from cloob.evaluation.analysis import analyze
     from cloob.evaluation.suite import write_results
 
+    how: Row = {"similar": options.similar, "duplicate": options.duplicate, "limit": options.limit}
     with progress() as update:
-        analysis = analyze(
-            models,
-            source,
-            options.machine.embedding(),
-            similar=options.similar,
-            duplicate=options.duplicate,
-            limit=options.limit,
-            progress=update,
-        )
+        analysis = analyze(models, source, options.machine.embedding(), progress=update, **how)
     rows = []  # as those of results.json
     for run in analysis["runs"]:
         more = {"groups_of_duplicates": len(run["duplicates"]), "unreadable": run.get("unreadable")}
