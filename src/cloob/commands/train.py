@@ -69,8 +69,7 @@ def run(config: cloob.TrainConfig) -> int:
     from cloob.training.log import ProgressDisplay
 
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
-    for part in ("align", "build", "select", "vectors"):  # progress of encoders, held-out pairs, what was tried
-        logging.getLogger(f"cloob.training.{part}").setLevel(logging.INFO)
+    logging.getLogger("cloob.training").setLevel(logging.INFO)  # progress of encoders, held-out pairs, what was tried
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     result = cloob.train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
     if first:
