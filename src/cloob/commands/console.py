@@ -138,10 +138,10 @@ def as_words(options: object, *names: str) -> list[str]:
 
 
 def check_there(source: str) -> None:
-    from cloob.data.shards.spec import is_remote, local_path
+    from cloob.data.shards.spec import is_pattern, is_remote, local_path
 
     path = local_path(source)
-    patterned = is_remote(source) or source.partition(":")[0] == "demo" or any(mark in path for mark in "{*?[")
+    patterned = is_remote(source) or source.partition(":")[0] == "demo" or is_pattern(path)
     refuse({f"{source}: no such file or folder": not patterned and not Path(path).exists()})
 
 
