@@ -10,6 +10,7 @@ import atexit
 import gc
 import importlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -96,6 +97,7 @@ def _run(name: str, words: list[str]) -> int:
 
         command = importlib.import_module(f"cloob.commands.{name}")
         options = command.read(words) if hasattr(command, "read") else parse(command.Options, words, f"cloob {name}")
+        logging.basicConfig(format="cloob: %(message)s")
         if hasattr(options, "machine"):
             options.machine.use()
         code: int = command.run(options)

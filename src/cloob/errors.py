@@ -7,7 +7,7 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -19,6 +19,13 @@ class InputError(ValueError):
 
 class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
     """Training cannot go on: one line that says at which step and with which samples. Exit code 1."""
+
+
+def refuse(mistakes: Mapping[str, object]) -> None:
+    """Refuses with the first sentence that applies."""
+    for said, applies in mistakes.items():
+        if applies:
+            raise InputError(said)
 
 
 def counted(number: int, things: str) -> str:

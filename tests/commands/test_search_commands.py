@@ -154,7 +154,7 @@ def test_what_belongs_to_a_picture_moves_along_and_can_be_put_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures, target = write_pictures(tmp_path / "pictures", n=1), tmp_path / "pictures" / "sorted"
-    for name in ("red-0.MOV", "red-0.mp3"):
+    for name in ("red-0.MOV", "red-0.mp3", "red-0.xmp", "red-0.png.xmp", "red-0.edit.txt"):
         (pictures / name).write_text(name)
     shutil.copy(pictures / "white-0.png", pictures / "blue-0.webp")  # which has blue-0.txt, too
     (target / "red").mkdir(parents=True)
@@ -165,9 +165,11 @@ def test_what_belongs_to_a_picture_moves_along_and_can_be_put_back(
     assert err.endswith(f"cloob: 2 moved to {target}\n")
     assert {path.name for path in (target / "red").iterdir()} == {
         "red-0.MOV",
-        *(f"red-0-2.{e}" for e in ("png", "txt", "MOV")),
+        *(f"red-0-2.{ending}" for ending in ("png", "txt", "MOV", "xmp", "png.xmp")),
     }
     assert (target / "red" / "red-0.MOV").read_text() == "of another picture" and (pictures / "red-0.mp3").is_file()
+    assert (target / "red" / "red-0-2.png.xmp").read_text() == "red-0.png.xmp"
+    assert (pictures / "red-0.edit.txt").is_file()
     assert (pictures / "blue-0.txt").is_file() and (target / "blue" / "blue-0.txt").is_file()
     there = sorted(target.rglob("*"))
     assert run(capsys, "classify", str(pictures), *words)[1].endswith(f"cloob: 0 moved to {target}, 2 were there\n")

@@ -88,6 +88,7 @@ def test_the_command_writes_its_page_and_json(run: Path, tmp_path: Path, capsys:
     printed = capsys.readouterr()
     assert "effective eigenvalues image" in printed.out and "report.html" in printed.out
     assert f"next: cloob eval {run} --retrieval" in printed.err
+    assert "cloob: pairs: 1 images or captions could not be read" in printed.err
     found = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
     assert len(found["runs"][0]["checkpoints"]) == 2 and found["runs"][0]["geometry"]["n"] == 6
     assert found["runs"][0]["unreadable"] == {"corrupt image": 1}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cloob.commands.compare import MeasureOptions, begin, check_models, print_results
+from cloob.commands.compare import MeasureOptions, begin, check_models, print_results, report_problems
 from cloob.commands.console import as_words, progress, say, say_next, tyro, within
 
 if TYPE_CHECKING:
@@ -46,41 +46,33 @@ def run(options: Options) -> int:
     from cloob.evaluation.analysis import analyze
     from cloob.evaluation.suite import write_results
 
+    how: Row = {"similar": options.similar, "duplicate": options.duplicate, "limit": options.limit}
     with progress() as update:
-        analysis = analyze(
-            models,
-            source,
-            options.machine.embedding(),
-            similar=options.similar,
-            duplicate=options.duplicate,
-            limit=options.limit,
-            progress=update,
-        )
-    rows = []  # as those of results.json
+        analysis = analyze(models, source, options.machine.embedding(), progress=update, **how)
+    rows, pairs = [], analysis["pairs"]
     for run in analysis["runs"]:
         more = {"groups_of_duplicates": len(run["duplicates"]), "unreadable": run.get("unreadable")}
-        rows.append({"model": run["model"], "geometry": {analysis["pairs"]: {**run["geometry"], **more}}})
+        rows.append({"model": run["model"], "geometry": {pairs: {**run["geometry"], **more}}})
+    failures = [{**failure, "set": pairs} for failure in analysis.get("failures", ())]
+    results = {"rows": rows, "failures": failures}  # as in results.json
     write_results(options.out / "analysis.json", analysis)
-    _write_page(options.out / "report.html", analysis, rows, models, source)
+    _write_page(options.out / "report.html", results, analysis["runs"], models, source)
     print(f"{options.out / 'analysis.json'}\n{options.out / 'report.html'}")
     print_results(rows, all_geometry=True)
-    for failure in analysis.get("failures", ()):
-        model, error = failure["model"], failure["error"]
-        say(error if error.startswith((model, models.get(model, model))) else f"{model}: {error}")
+    code = report_problems(results)
     if options.pairs == DEMO:
         say(f"measured on {len(source):,} pairs of the demo, {DEMO}; --pairs names others")
     measured = [models[run["model"]] for run in analysis["runs"]]
     columns = as_words(options, "image_column", "caption_column")
     say_next(["eval", *measured, "--retrieval", options.pairs, *columns, "--out", options.out / "eval"])
-    return 1 if analysis.get("failures") else 0
+    return code
 
 
-def _write_page(path: Path, analysis: Row, rows: Sequence[Row], models: Mapping[str, str], source: Reader) -> None:
+def _write_page(path: Path, results: Row, runs: Sequence[Row], models: Mapping[str, str], source: Reader) -> None:
     from cloob.data.batch import BadSample
     from cloob.evaluation.report import ShownPicture, write_report
     from cloob.models.runs import curve
 
-    runs, pairs = analysis["runs"], analysis["pairs"]
     wanted = {key for run in runs for pair in run["similar"] for key in pair["keys"]}
     images: dict[str, bytes] = {}
     for index in range(len(source) if wanted else 0):
@@ -92,10 +84,9 @@ def _write_page(path: Path, analysis: Row, rows: Sequence[Row], models: Mapping[
         of_pair = zip(pair["keys"], pair["captions"], strict=True)
         return tuple(ShownPicture(images[key], caption, False, pair["cosine"]) for key, caption in of_pair)
 
-    failures = [{**failure, "set": pairs} for failure in analysis.get("failures", ())]
     write_report(
         path,
-        {"rows": rows, "failures": failures},
+        results,
         title="Geometry of the embeddings",
         curves={name: lines for name, model in models.items() if (lines := curve(model))},
         checkpoints={run["model"]: run["checkpoints"] for run in runs},

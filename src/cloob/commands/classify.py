@@ -57,8 +57,7 @@ def run(options: Options) -> int:
     goes_with(options, cutoff="multi or none", multi="labels", none="labels", templates="labels", inv_tau="labels")
     exclusive(options, "json csv", "copy_to multi", "copy_to move_to", "move_to multi")
     kept, examples = options.head if options.examples else None, options.examples
-    if examples is not None:
-        refuse({f"--examples {examples}: no such folder; give one folder a label": not examples.is_dir()})
+    refuse({f"--examples {examples}: no such folder; give one folder a label": examples and not examples.is_dir()})
     if kept is not None:
         check_out("--head", kept, (".safetensors",))
     check_source(options.source, options.model)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import glob
 import itertools
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,12 +74,11 @@ def report_left_out(summary: Summary) -> None:
     """Names what could not be read, and what else of the sources is not in the index."""
     from cloob.search.scan.collection import EXAMPLES
 
-    left_out = summary.left_out
-    reasons = [(fault, count, summary.unreadable.examples[fault]) for fault, count in summary.faults.most_common()]
-    reasons += [(reason, count, left_out.examples[reason]) for reason, count in left_out.counts.items()]
-    for reason, count, examples in reasons:
-        more = ", …" if count > len(examples) >= EXAMPLES else ""
-        say(f"{count:,} × {reason}: {', '.join(map(printable, examples))}{more}")
+    for kind in (summary.unreadable, summary.left_out):
+        for reason, count in kind.counts.most_common():
+            examples = kind.examples[reason]
+            more = ", …" if count > len(examples) >= EXAMPLES else ""
+            say(f"{count:,} × {reason}: {', '.join(map(printable, examples))}{more}")
 
 
 def copy(
@@ -93,11 +91,11 @@ def copy(
     if root is None:
         return 0
     done = failed = there = 0
-    past = "moved" if move else "copied"
+    past, listed = "moved" if move else "copied", cache(_by_stem)
     for item in items:
         placed: list[tuple[Path, Path]] = []
         try:
-            placed.extend(_place(index, item, (root / below.get(item.id, "")).absolute(), move))
+            placed.extend(_place(index, item, (root / below.get(item.id, "")).absolute(), listed if move else None))
             done, there = done + bool(placed), there + (not placed)
         except (OSError, InputError) as error:
             say(f"{printable(item.path)} is not {past}: {message(error).removeprefix(f'{item.path}: ')}")
@@ -111,33 +109,46 @@ def copy(
     return 1 if failed else 0
 
 
-def _place(index: cloob.Index, item: Item, folder: Path, move: bool) -> Iterator[tuple[Path, Path]]:
-    """Copies or moves a picture to ``a.jpg``, ``a-2.jpg`` and so on, unless it is there; yields old and new paths.
+def _by_stem(folder: Path) -> dict[str, list[Path]]:
+    """The files of a folder by their names without the last suffix."""
+    files: dict[str, list[Path]] = {}
+    for path in folder.iterdir():
+        files.setdefault(path.stem, []).append(path)
+    return files
 
-    With a picture move the files of its name that belong to it. Where another picture has that name, they are copied.
+
+def _place(
+    index: cloob.Index, item: Item, folder: Path, listed: Callable[[Path], dict[str, list[Path]]] | None
+) -> Iterator[tuple[Path, Path]]:
+    """Copies a picture to ``a.jpg``, ``a-2.jpg`` and so on, unless it is there; yields old and new paths.
+
+    With ``listed``, which gives the files of a folder by stem, it is moved, and the files of its name that belong to
+    it move along. Where another picture has that name, they are copied.
     """
     from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
     from cloob.files import write_whole
 
     content, source = index.picture(item.id), Path(item.path).absolute()  # an InputError where it has changed
-    if move and (source.is_symlink() or not source.is_file()):
+    if listed and (source.is_symlink() or not source.is_file()):
         raise InputError("it is no file of its own (in a container, or a link)")
-    if move and source.is_relative_to(folder):
+    if listed and source.is_relative_to(folder):
         return
-    named = list(source.parent.glob(f"{glob.escape(source.stem)}.*")) if move else []
+    alike, stems = listed(source.parent) if listed else {}, {source.stem, source.name}
+    named = [path for stem in stems for path in alike.get(stem, ()) if path.exists()]
     belonging = [path for path in named if path.suffix.lower() in _BELONGING]
     shared = any(path != source and path.suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES) for path in named)
     name = Path(folder_name(re.split(r"/|\\|::", item.path)[-1][-200:]))  # of a file, or a member of a container
     marks = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     for target in (folder / f"{name.stem}{mark}{name.suffix}" for mark in marks):
-        if not move and target.is_file() and target.read_bytes() == content:
+        if not listed and target.is_file() and target.read_bytes() == content:
             return
-        pairs = [(source, target), *((path, target.with_suffix(path.suffix)) for path in belonging)]
+        renamed = {source.stem: target.stem, source.name: target.name}  # a.xmp and a.jpg.xmp belong to a.jpg
+        pairs = [(source, target), *((path, folder / f"{renamed[path.stem]}{path.suffix}") for path in belonging)]
         if not any(os.path.lexists(new) for _, new in pairs):
             break
     folder.mkdir(parents=True, exist_ok=True)
     for old, new in pairs:
-        if move:
+        if listed:
             (shutil.copy2 if shared and old != source else shutil.move)(old, new)
         else:
             write_whole(new, content)

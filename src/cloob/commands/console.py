@@ -13,13 +13,14 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro as tyro  # for all commands: annotations of their options are read when words are parsed
 
 from cloob.errors import InputError
+from cloob.errors import refuse as refuse
 
 T = TypeVar("T")
 _LINE_SECONDS = 60.0  # between two lines of progress where there is no terminal
@@ -102,13 +103,6 @@ def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", de
     return options
 
 
-def refuse(mistakes: Mapping[str, object]) -> None:
-    """Refuses with the first sentence that applies."""
-    for said, applies in mistakes.items():
-        if applies:
-            raise InputError(said)
-
-
 def goes_with(options: object, **table: str) -> None:
     """Refuses options without the option that they need, or one of several (``"this or that"``)."""
     leaves = _leaves(options)
@@ -144,10 +138,10 @@ def as_words(options: object, *names: str) -> list[str]:
 
 
 def check_there(source: str) -> None:
-    from cloob.data.shards.spec import is_remote, local_path
+    from cloob.data.shards.spec import is_pattern, is_remote, local_path
 
     path = local_path(source)
-    patterned = is_remote(source) or source.partition(":")[0] == "demo" or any(mark in path for mark in "{*?[")
+    patterned = is_remote(source) or source.partition(":")[0] == "demo" or is_pattern(path)
     refuse({f"{source}: no such file or folder": not patterned and not Path(path).exists()})
 
 
@@ -177,8 +171,8 @@ def _leaves(options: object) -> dict[str, tuple[Any, bool, str]]:
 
 
 def _complaint(box: str) -> str:
-    """Tyro's sentence: between the title of its box and the first rule; then come hints."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
+    """Tyro's sentence, without the help of what is missing: from its box's title to the first rule; hints follow."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:] if not line.startswith(f"│{'':9}")]
     text = [line for line in lines if line]
     rule = next((i for i, line in enumerate(text) if i and not line.strip("─-")), len(text))
     said = " ".join(line for line in text[:rule] if line.strip("─-"))

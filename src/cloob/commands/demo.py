@@ -17,7 +17,6 @@ from cloob.commands.console import refuse, say, say_next
 if TYPE_CHECKING:
     from cloob.evaluation.sets.captioned import CaptionedSet
     from cloob.evaluation.sets.labelled import LabelledSet
-    from cloob.training.config import TrainConfig
 
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
 _SAME = "The same {what}, data, seed and number of steps; the objective and its tuned settings differ."
@@ -46,7 +45,6 @@ class Options:
 
 def run(options: Options) -> int:
     from cloob.models.source import check_packages
-    from cloob.recipes import get_recipe
     from cloob.training.config.checks import preflight
 
     recipe = "demo-scratch" if options.from_scratch else "demo"
@@ -56,8 +54,8 @@ def run(options: Options) -> int:
     refuse({wanted: not objectives or len(set(objectives)) < len(objectives)})
     more: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     more |= {"seed": options.seed, "device": options.device, "overwrite": True}
-    starts = ((name, get_recipe(recipe, objective=name)) for name in objectives)
-    configs: dict[str, TrainConfig] = {name: start.override(**more, out=out / name) for name, start in starts}
+    starts = ((name, cloob.get_recipe(recipe, objective=name)) for name in objectives)
+    configs: dict[str, cloob.TrainConfig] = {name: start.override(**more, out=out / name) for name, start in starts}
     for config in configs.values():
         check_packages(config.align.encoders(), ", and cloob demo --from-scratch needs none")
         preflight(config)
@@ -68,23 +66,21 @@ def run(options: Options) -> int:
     return present(configs, options.device, open_labelled("demo:noto-emoji"), open_captioned("demo:val"))
 
 
-def present(configs: Mapping[str, TrainConfig], device: str, noto: LabelledSet, held_out: CaptionedSet) -> int:
+def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: LabelledSet, held_out: CaptionedSet) -> int:
     """Trains runs by their names; classifies and searches ``noto``; retrieves among the pairs ``held_out``."""
     from cloob.distributed import resolve_device
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.examples import example_queries
     from cloob.evaluation.sets.suites import SuiteSets
     from cloob.training.log import ProgressDisplay
-    from cloob.training.loop import train
 
     out = next(iter(configs.values())).save.out.parent
     embedding = EmbedOptions(resolve_device(device), workers=2)
     compare.begin((), out)
-    logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the frozen encoders are
     runs, settings = {}, {}
     for name, config in configs.items():
-        runs[name] = train(config, callbacks=[ProgressDisplay(title=name)])
+        runs[name] = cloob.train(config, callbacks=[ProgressDisplay(title=name)])
         if runs[name].stopped:  # what is asked to end does not begin the next training
             say(f"{name} was stopped by {runs[name].stopped}; nothing is compared")
             return 1

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import cloob
 from cloob.commands import compare
 from cloob.commands.compare import MeasureOptions
 from cloob.commands.console import as_words, exclusive, goes_with, refuse, say, say_next, tyro, within
@@ -18,7 +19,6 @@ from cloob.errors import InputError
 
 if TYPE_CHECKING:
     from cloob.evaluation.sets.suites import SuiteSets
-    from cloob.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,6 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
     from cloob.evaluation.sets.captioned import by_picture, open_captioned
     from cloob.models.runs import read_validation
     from cloob.training.build import open_both
-    from cloob.training.config import TrainConfig
     from cloob.training.vectors import open_vectors
 
     runs = list(_runs(models))
@@ -147,7 +146,7 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
             opened = [open_captioned(spec, **columns) for spec in pairs.val_data]
             sets.pairs += [dataclasses.replace(each, name=f"{each.name} (held out)") for each in opened]
             return
-        held_out = open_vectors(config)[1] if config.vectors.a else open_both(TrainConfig(pairs))[1]
+        held_out = open_vectors(config)[1] if config.vectors.a else open_both(cloob.TrainConfig(pairs))[1]
     except InputError as error:
         raise InputError(f"{model}: its held-out pairs cannot be read; {error}") from None
     known = (read_validation(folder.parent) or {}).get("held_out")
@@ -161,7 +160,7 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
     sets.pairs.append(by_picture(name, held_out))
 
 
-def _split(config: TrainConfig) -> tuple[object, ...]:
+def _split(config: cloob.TrainConfig) -> tuple[object, ...]:
     """What decides over the held-out pairs."""
     pairs = config.pairs
     split = pairs.val_data or (pairs.data, pairs.val_split)
@@ -177,14 +176,13 @@ def _say_trained_on(options: Options) -> None:
             say(f"{model}: was trained on {', '.join(trained)}{advice}")
 
 
-def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, TrainConfig]]:
+def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, cloob.TrainConfig]]:
     """The models that are of a run: each with its model folder and the configuration of the run."""
     from cloob.models.load import find_model_folder
     from cloob.models.runs import RUN_CONFIG_FILE, run_of
-    from cloob.training.config import TrainConfig
 
     for model in models:
         with contextlib.suppress(InputError):  # which loading it says
             folder = find_model_folder(model)
             if folder is not None and (run := run_of(folder)) is not None:
-                yield model, folder, TrainConfig.from_json(run / RUN_CONFIG_FILE)
+                yield model, folder, cloob.TrainConfig.from_json(run / RUN_CONFIG_FILE)

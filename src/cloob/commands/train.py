@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloob.commands.console import parse, say, say_next
-from cloob.errors import InputError
+import cloob
+from cloob.commands.console import parse, refuse, say, say_next
 
 if TYPE_CHECKING:
     from cloob.training.callbacks import RunResult
-    from cloob.training.config import TrainConfig
     from cloob.training.config.parts import ObjectiveName
 
 _USAGE = "[RECIPE] [--config FILE]"
@@ -24,26 +24,29 @@ _DESCRIPTION = (
 )
 
 
-def read(words: Sequence[str]) -> TrainConfig:
+def read(words: Sequence[str]) -> cloob.TrainConfig:
     """The configuration that the words describe: a recipe, a file over it, and options over both."""
     from cloob.data.shards.spec import is_remote
     from cloob.models.runs import CHECKPOINTS_FOLDER
-    from cloob.recipes import get_recipe
-    from cloob.training.config import TrainConfig
     from cloob.training.config.options import changed, options, typed_leaves
     from cloob.training.config.parts import OBJECTIVES, VAL_SPLIT
 
     rest = list(words)
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    file, rest = _take(rest, "--config")
-    start = TrainConfig()
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", nargs="?", const="")
+    asked, rest = early.parse_known_args(rest)
+    refuse({"--config needs a value": asked.config == ""})
+    start = cloob.TrainConfig()
     if recipe is not None:
-        typed_objective = _take(rest, "--objective")[0]  # an unknown one is refused when the words are parsed
-        objective: ObjectiveName | None = next((name for name in OBJECTIVES if name == typed_objective), None)
-        start = get_recipe(recipe, objective=objective, model=_take(rest, "--model")[0] or None)
-    if file is not None:  # perhaps of a run: this one may not overwrite, and does not go on
-        start = start.merge_file(file).override(overwrite=False)
-        start = start.override(resume="none") if (Path(file).parent / CHECKPOINTS_FOLDER).is_dir() else start
+        early.add_argument("--objective", nargs="?")  # an unknown one is refused when the words are parsed
+        early.add_argument("--model", nargs="?")
+        asked, _ = early.parse_known_args(rest, asked)
+        objective: ObjectiveName | None = next((name for name in OBJECTIVES if name == asked.objective), None)
+        start = cloob.get_recipe(recipe, objective=objective, model=asked.model or None)
+    if asked.config is not None:  # perhaps of a run: this one may not overwrite, and does not go on
+        start = start.merge_file(asked.config).override(overwrite=False)
+        start = start.override(resume="none") if (Path(asked.config).parent / CHECKPOINTS_FOLDER).is_dir() else start
     typed = typed_leaves(rest)
     vectors = recipe == "vectors" or start.vectors.a is not None
     parsed = parse(options(start, rest, vectors=vectors), rest, "cloob train", usage=_USAGE, description=_DESCRIPTION)
@@ -54,20 +57,7 @@ def read(words: Sequence[str]) -> TrainConfig:
     return config
 
 
-def _take(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:
-    """The value of an option, the last one if it stands there twice, and the other words."""
-    rest, value = list(words), None
-    for i in range(len(words) - 1, -1, -1):
-        name, equals, after = words[i].partition("=")
-        if name.replace("_", "-") == option:
-            if not equals and i + 1 == len(words):
-                raise InputError(f"{option} needs a value")
-            value = value or (after if equals else words[i + 1])
-            del rest[i : i + (1 if equals else 2)]
-    return value, rest
-
-
-def run(config: TrainConfig) -> int:
+def run(config: cloob.TrainConfig) -> int:
     """Trains; 0 when the run reached its end or was asked to stop by SIGTERM."""
     from cloob.training.config.checks import preflight
 
@@ -77,20 +67,17 @@ def run(config: TrainConfig) -> int:
         say("opening data …")  # the imports alone take seconds
     from cloob.cache import use_cache
     from cloob.training.log import ProgressDisplay
-    from cloob.training.loop import train
 
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
-    logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
-    for part in ("align", "build", "select", "vectors"):  # progress of encoders, held-out pairs, what was tried
-        logging.getLogger(f"cloob.training.{part}").setLevel(logging.INFO)
+    logging.getLogger("cloob.training").setLevel(logging.INFO)  # progress of encoders, held-out pairs, what was tried
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
-    result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
+    result = cloob.train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
     if first:
         _report(config, result)
     return 0 if result.checkpoint is not None else 1
 
 
-def _report(config: TrainConfig, result: RunResult) -> None:
+def _report(config: cloob.TrainConfig, result: RunResult) -> None:
     from cloob.models.runs import AVERAGED_FOLDER, find_best
 
     run, metric, out, holds_out = result.run, config.save.best, config.save.out, config.holds_out

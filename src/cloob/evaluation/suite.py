@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, message
+from cloob.errors import InputError, message, refuse
 from cloob.evaluation import measures
 from cloob.evaluation.embed import Encoder, Reader
 from cloob.evaluation.embeddings import Embeddings, Labelled
@@ -87,12 +87,8 @@ def evaluate(
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
     uses = [use for sets in (zeroshot, retrieval, vectors) for use in Counter(data.name for data in sets).items()]
     twice = "; ".join(f"{n} sets are called {name!r}" for name, n in uses if n > 1)
-    for wrong, error in (
-        (not uses, "nothing to evaluate: no labelled set and no pairs were given"),
-        (twice, f"{twice}, and results are kept by name; rename a folder"),
-    ):
-        if wrong:
-            raise InputError(error)
+    refuse({"nothing to evaluate: no labelled set and no pairs were given": not uses})
+    refuse({f"{twice}, and results are kept by name; rename a folder": twice})
     measuring = _Measuring(embeddings, probe or ProbeOptions(), geometry_limit, {"level": level, "seed": seed})
     tasks: list[tuple[Any, Callable[[Any, dict[str, Any]], None]]] = [
         *((data, measuring.classify) for data in zeroshot),

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError, refuse, require
 from cloob.files import write_whole
 from cloob.search.background import margins
 from cloob.search.find import View, Where
@@ -92,14 +92,10 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     twice = [label for label, count in Counter(labels).items() if count > 1]
     without = [template for template in options.templates if "{c}" not in template]
     alone = len(labels) == 1 and not (options.none or options.multi)
-    for wrong, said in (
-        (not labels or not all(labels), "no labels, or an empty one; write them as cat,dog, or name a file"),
-        (twice, f"the label {twice[:1]} is there twice"),
-        (without or not options.templates, f"template {without[:1]} has no {{c}} where the label belongs"),
-        (alone, "with one label every picture gets it; give more labels, or add --none"),
-    ):
-        if wrong:
-            raise InputError(said)
+    empty = "no labels, or an empty one; write them as cat,dog, or name a file"
+    refuse({empty: not labels or not all(labels), f"the label {twice[:1]} is there twice": twice})
+    refuse({f"template {without[:1]} has no {{c}} where the label belongs": without or not options.templates})
+    refuse({"with one label every picture gets it; give more labels, or add --none": alone})
     return labels
 
 

@@ -80,7 +80,8 @@ def problems(results: Mapping[str, Any]) -> dict[str, list[Problem]]:
     for entry in results.get("failures", ()):
         name, model = entry["set"], entry["model"]
         kind = "missing" if model is None else "unloaded" if name is None else "failed"
-        found[kind].append(Problem(name, model, entry["error"].removeprefix(f"{name or model}: ")))
+        error = entry["error"].removeprefix(f"{name}: ").removeprefix(f"{model}: ")
+        found[kind].append(Problem(name, model, error))
     return {**found, "unreadable": _unreadable(results["rows"])}
 
 
