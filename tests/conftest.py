@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,3 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from support import chromium
 
     yield from chromium(tmp_path_factory.mktemp("chromium"))
-
-
-@pytest.fixture(scope="session")
-def image() -> Callable[..., bytes]:
-    """``image(i)``: see ``make.noise``."""
-    from make import noise
-
-    return noise
-
-
-@pytest.fixture(scope="session")
-def write_tar() -> Callable[..., Path]:
-    """``write_tar(path, {name: bytes})``: see ``make.write_tar``."""
-    import make
-
-    return make.write_tar

@@ -10,6 +10,7 @@ from PIL import Image
 from cloob.objective import OBJECTIVES, make_objective
 from cloob.recipes import RECIPES, describe, get_recipe
 from cloob.training.config import TrainConfig
+from make import tiny_model
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -79,14 +80,11 @@ def write_table(folder: Path) -> str:
 )
 def test_recipes_train(recipe: str, changes: dict[str, object], tmp_path: Path) -> None:
     """Two steps of each kind, on tiny towers."""
-    from cloob.models.folder import save_model
     from cloob.models.load import load_model
-    from cloob.models.towers import create_model
     from cloob.training.loop import train
 
     if "init" in changes:
-        save_model(tmp_path / "init", create_model("tiny-vit", seed=1), make_objective("clip").config())
-        changes = {**changes, "init": str(tmp_path / "init")}
+        changes = {**changes, "init": str(tiny_model(tmp_path / "init", seed=1, objective="clip"))}
     config = get_recipe(recipe).override(
         data=[write_table(tmp_path)], batch_size=4, epochs=1, workers=0, device="cpu", out=tmp_path / "run", **changes
     )
