@@ -60,7 +60,6 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cd tests/typing/project && MYPYPATH=$(CURDIR)/src $(abspath $(BIN))/mypy --cache-dir $(CURDIR)/.mypy_cache/outside .
 	$(BIN)/lint-imports
 
 # The site, in build/docs. EXECUTE=force also runs the tutorials, which takes minutes.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +37,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if method := config.getoption("--start-method"):
         multiprocessing.set_start_method(method, force=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick() -> Iterator[None]:
+    """Half of the time of a tiny model: CLIP's tables, read once if open_clip is imported, and waiting for the disk."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: None)  # a process is killed here, no machine
+        if factory := sys.modules.get("open_clip.factory"):
+            from cloob.models.tokenizer import ClipTokenizer
+
+            patched.setattr(factory, "SimpleTokenizer", functools.cache(factory.SimpleTokenizer))
+            patched.setattr(ClipTokenizer, "of", functools.cache(ClipTokenizer.of))
+        yield
 
 
 @pytest.fixture(scope="session")
