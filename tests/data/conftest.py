@@ -5,21 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from make import noise, write_tar
-
-
-class FakeTokenizer:
-    """Four tokens a caption: its length, and the first three code points. Picklable."""
-
-    def __call__(self, captions: list[str]) -> torch.Tensor:
-        return torch.tensor([[len(c), *(ord(x) for x in c.ljust(3)[:3])] for c in captions])
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> FakeTokenizer:
-    return FakeTokenizer()
 
 
 @pytest.fixture

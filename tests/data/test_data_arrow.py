@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from torch import Tensor
 
 from cloob import open_source
 from cloob.cache import Cache
@@ -17,7 +15,7 @@ from cloob.data.batch import BadSample
 from cloob.data.loader import PairLoader
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
-from make import noise, write_arrow
+from make import code_points, noise, write_arrow
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 KINDS = pytest.mark.parametrize("kind", ["parquet", "arrow"])
@@ -79,7 +77,7 @@ def test_what_datasets_itself_writes(tmp_path: Path) -> None:
         open_source(tmp_path / "splits")
 
 
-def test_parquet_with_images_is_unpacked_once(tmp_path: Path, tokenizer: Callable[[list[str]], Tensor]) -> None:
+def test_parquet_with_images_is_unpacked_once(tmp_path: Path) -> None:
     for number, rows in enumerate((range(70), range(70, 73))):  # more rows than are unpacked at once
         write_arrow(tmp_path / "set" / f"train-0000{number}-of-00002.parquet", table(rows))
     source = open_source(tmp_path / "set")
@@ -88,7 +86,7 @@ def test_parquet_with_images_is_unpacked_once(tmp_path: Path, tokenizer: Callabl
     assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
     found: list[str] = []
     for workers in (0, 1):
-        pairs = PairLoader(source, TrainTransform(4), tokenizer, 20, drop_last=False, workers=workers)
+        pairs = PairLoader(source, TrainTransform(4), code_points, 20, drop_last=False, workers=workers)
         found.append(str([batch.keys for batch in pairs.epoch(0)]))
         pairs.close()
     assert found[0] == found[1] and all(f"0000{n}" in found[0] for n in (0, 1))
