@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test torch-alone floor nightly lowest newest lint docs package extras install bench clean
+.PHONY: demo test test-others torch-alone floor nightly lowest newest lint docs package extras install bench clean
 
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
@@ -18,11 +18,15 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) -m "not nightly" $(ARGS)
 
 # The objective, ranks included, where nothing but torch is installed.
+ALONE := tests/functional tests/test_objective_tracing.py tests/test_distributed.py
 torch-alone: $(VENV)/.dev
 	$(BIN)/python tests/torch_alone.py $(VENV)/torch-alone
 	PYTHONPATH=src OMP_NUM_THREADS=1 $(VENV)/torch-alone/bin/python -m pytest -p no:cacheprovider -m "not nightly" \
-	  -W "ignore:Failed to initialize NumPy:UserWarning" tests/functional tests/test_objective.py \
-	  tests/test_objective_tracing.py tests/test_distributed.py $(ARGS)
+	  -W "ignore:Failed to initialize NumPy:UserWarning" $(ALONE) tests/test_objective.py $(ARGS)
+
+# What torch-alone does not run; both together are all default tests.
+test-others: $(VENV)/.dev
+	$(MAKE) test ARGS="$(ALONE:%=--ignore %) $(ARGS)"
 
 # The objective, ranks included, with the lowest torch; tracing (compile, export) needs a later one.
 floor: $(VENV)/.dev
@@ -60,7 +64,6 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cd tests/typing/project && MYPYPATH=$(CURDIR)/src $(abspath $(BIN))/mypy --cache-dir $(CURDIR)/.mypy_cache/outside .
 	$(BIN)/lint-imports
 
 # The site, in build/docs. EXECUTE=force also runs the tutorials, which takes minutes.
@@ -104,7 +107,7 @@ $(VENV)/.align: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[all]" --group dev
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[all]" --group dev  # a third of it is ever imported
 	@touch $@ $(VENV)/.align
 
 clean:

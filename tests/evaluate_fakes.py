@@ -22,11 +22,9 @@ def picture(colour: str, size: int = 6) -> bytes:
 class ColourModel:
     """Embeds a picture as its mean colour and a text as the colour that it names; ``confused`` swaps two names."""
 
-    def __init__(self, name: str = "colours", confused: Sequence[tuple[str, str]] = (), noise: float = 0.0) -> None:
+    def __init__(self, name: str = "colours", confused: Sequence[tuple[str, str]] = ()) -> None:
         self.name = name
         self.swap = {a: b for pair in confused for a, b in (pair, pair[::-1])}
-        self.noise = noise
-        self.image_batches: list[int] = []
         self.text_batches: list[list[str]] = []
 
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -35,7 +33,6 @@ class ColourModel:
     def encode_image(self, images: Tensor) -> Tensor:
         assert images.dtype == torch.uint8 and images.shape[1:] == (3, 4, 4)
         assert not torch.is_grad_enabled()
-        self.image_batches.append(len(images))
         return self._embed(images.float().mean((2, 3)))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:

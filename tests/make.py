@@ -114,8 +114,8 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     return path
 
 
-def write_arrow(path: Path, table: Any) -> Path:
-    """A table of Arrow's as a file of the kind that its name says, in batches or groups of two rows."""
+def write_arrow(path: Path, table: Any, kind: str = "file", **options: object) -> Path:
+    """A table of Arrow's, in batches or groups of two rows: Parquet by its name, else Arrow's file or stream."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -123,7 +123,8 @@ def write_arrow(path: Path, table: Any) -> Path:
     if path.suffix == ".parquet":
         parquet.write_table(table, path, row_group_size=2)
         return path
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    new, options = getattr(pa.ipc, f"new_{kind}"), {"options": pa.ipc.IpcWriteOptions(**options)}
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema, **options) as writer:
         writer.write_table(table, max_chunksize=2)
     return path
 
@@ -159,7 +160,17 @@ def write_classes(folder: Path, colours: Mapping[str, Colour], n: int) -> Path:
     return folder
 
 
-# A model
+# Models
+
+
+def tiny_model(folder: Path, name: str = "tiny-vit", seed: int = 0, objective: str = "cloob", **options: Any) -> Path:
+    """The folder of a model with fresh weights."""
+    from cloob.models.folder import save_model
+    from cloob.models.towers import create_model
+    from cloob.objective import make_objective
+
+    save_model(folder, create_model(name, seed=seed), make_objective(objective, **options).config())
+    return folder
 
 
 def write_bert(folder: Path, **settings: object) -> Path:
@@ -176,6 +187,13 @@ def write_bert(folder: Path, **settings: object) -> Path:
         torch.manual_seed(0)
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
+
+
+def code_points(captions: Sequence[str]) -> Any:
+    """Four tokens a caption, for a model that has no tokenizer: its length, and the first three code points."""
+    import torch
+
+    return torch.tensor([[len(c), *(ord(x) for x in c.ljust(3)[:3])] for c in captions])
 
 
 # Servers

@@ -140,6 +140,13 @@ class Ranks:
             time.sleep(0.01)
         return [self.codes[i] for i in range(len(self.pids))]
 
+    def until(self, done: Callable[[], object], limit: float = 120) -> None:
+        """Waits for what the ranks bring about."""
+        end = time.monotonic() + limit
+        while not done():
+            assert not self.poll() and time.monotonic() < end, self.told()
+            time.sleep(0.01)
+
     def told(self) -> str:
         return "\n".join(path.read_text() for path in self.outputs)
 
@@ -176,6 +183,24 @@ def fork(folder: Path, processes: int, action: Callable[[], int | None]) -> Rank
             os._exit(code)
         ranks.pids.append(pid)
     return ranks
+
+
+def on_ranks(folder: Path, processes: int, work: Callable[[int], Any], limit: float = 120) -> list[Any]:
+    """What ``work`` returns on each rank of a gloo group."""
+    import torch
+    import torch.distributed as dist
+
+    def action() -> None:
+        rank = int(os.environ["RANK"])
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
+        torch.save(work(rank), folder / f"{rank}.pt")
+        gc.collect()  # a group that DDP still holds when it is destroyed could abort the process
+        dist.destroy_process_group()
+
+    ranks = fork(folder, processes, action)
+    assert set(ranks.wait(limit)) == {0}, ranks.told()
+    return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
 
 
 def chromium(profile: Path) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ def test_dir_shows_the_public_names() -> None:
     assert dir(cloob) == sorted(cloob.__all__)
     for name in cloob.__all__:
         assert getattr(cloob, name) is not None
+
+
+def test_the_program_that_mypy_checks_uses_each_public_name() -> None:
+    program = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).with_name("typing").rglob("*.py"))
+    assert not [name for name in cloob.__all__ if not re.search(rf"\b{name}\b", program)]
 
 
 def test_importing_costs_nothing() -> None:

@@ -17,10 +17,7 @@ import pytest
 from pyarrow import parquet
 
 from cloob import cli
-from cloob.models.folder import save_model
-from cloob.models.towers import create_model
-from cloob.objective import make_objective
-from make import write_classes, write_pairs, write_tar
+from make import tiny_model, write_classes, write_pairs, write_tar
 from search_colours import make_index, write_pictures
 from support import OPENING, made_once
 
@@ -98,7 +95,7 @@ def make(folder: Path) -> None:
         (folder / name).mkdir()
     write_tar(folder / "shards" / "3.tar", {})
     write_pairs(folder / "pairs", {stem: (COLOURS["red"], f"pair {stem}") for stem in "abcd"})
-    save_model(folder / "model", create_model("tiny-convnext", seed=0), make_objective("cloob").config())
+    tiny_model(folder / "model", "tiny-convnext")
     shutil.copytree(folder / "model", folder / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
     make_index(folder / "index", write_pictures(folder / "pictures", n=1))
 

@@ -97,7 +97,7 @@ def test_a_name_that_is_not_utf_8_is_one_line(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_missing_package_is_named_with_the_install_that_brings_it(tmp_path: Path) -> None:
-    for package, call in (("tyro", "cloob.cli.main(['eval', 'runs/none'])"), ("numpy", "cloob.load_model")):
+    for package, call in (("tyro", "cloob.cli.main(['eval', 'runs/none'])"), ("numpy", "cloob.Index")):
         code = f"import sys; sys.modules[{package!r}] = None; import cloob.cli; {call}"
         brings = f'{package} is not installed; pip install -e ".[train]" in a clone of cloob brings it\n'
         assert run_script(code, cwd=tmp_path).stderr.endswith(brings)

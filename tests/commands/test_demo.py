@@ -15,12 +15,9 @@ import pytest
 from cloob.commands import demo
 from cloob.evaluation.sets.captioned import open_captioned
 from cloob.evaluation.sets.labelled import open_labelled
-from cloob.models.folder import save_model
-from cloob.models.towers import create_model
-from cloob.objective import make_objective
 from cloob.search.index import Index
 from cloob.training.config import TrainConfig
-from make import write_classes, write_pairs
+from make import tiny_model, write_classes, write_pairs
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
@@ -53,7 +50,7 @@ def test_small_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs", {name: (colour, f"{name} picture") for name, colour in COLOURS.items()})
     write_classes(tmp_path / "emoji", COLOURS, 2)
-    save_model(tmp_path / "tower", create_model("tiny-vit", seed=0), make_objective("clip").config())
+    tiny_model(tmp_path / "tower", objective="clip")
     base = TrainConfig().override(data=["pairs"], epochs=1, batch_size=4, workers=0, device="cpu", tensorboard=False)
     base = base.override(image_encoder="tower", text_encoder="tower", cache_dir=tmp_path / "cache")
     out, objectives = tmp_path / "demo", ["clip", "infoloob"]

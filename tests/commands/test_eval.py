@@ -14,7 +14,7 @@ from cloob.models.load import fingerprint
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from make import write_classes
+from make import tiny_model, write_classes
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
@@ -22,7 +22,7 @@ COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
-    save_model(folder / "model", create_model("tiny-convnext", seed=0), make_objective("cloob").config())
+    tiny_model(folder / "model", "tiny-convnext")
     write_classes(folder / "sets" / "one" / "test", COLOURS, 3)
     write_classes(folder / "sets" / "one" / "train", COLOURS, 6)
     write_classes(folder / "sets" / "two", COLOURS, 2)

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-
-class FakeTokenizer:
-    """Four tokens a caption: its length, and the first three code points. Picklable."""
-
-    def __call__(self, captions: list[str]) -> torch.Tensor:
-        return torch.tensor([[len(c), *(ord(x) for x in c.ljust(3)[:3])] for c in captions])
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> FakeTokenizer:
-    return FakeTokenizer()
+from make import noise, write_tar
 
 
 @pytest.fixture
-def shards(tmp_path: Path, image: Callable[..., bytes], write_tar: Callable[..., Path]) -> Path:
+def shards(tmp_path: Path) -> Path:
     """A folder with three shards of 5, 4 and 3 pairs; pair i has the caption ``"pair i"``."""
     i = 0
     for number, size in enumerate((5, 4, 3)):
         files = {}
         for _ in range(size):
-            files[f"p{i:03d}.png"], files[f"p{i:03d}.txt"] = image(i), f"pair {i}".encode()
+            files[f"p{i:03d}.png"], files[f"p{i:03d}.txt"] = noise(i), f"pair {i}".encode()
             i += 1
         write_tar(tmp_path / "shards" / f"{number:05d}.tar", files)
     return tmp_path / "shards"

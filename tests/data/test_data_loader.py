@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from cloob.data.order import EpochOrder, Part, sample_generator
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.pictures import Encoded, decode
-from make import noise
+from make import code_points, noise
 
 _PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
 
@@ -54,8 +54,8 @@ def pixel(image: Image.Image) -> Tensor:
     return torch.tensor(np.asarray(image.resize((2, 2)))).permute(2, 0, 1)
 
 
-def loader(source: Numbers, tokenizer: Callable[[list[str]], Tensor], batch_size: int, **options: object) -> PairLoader:
-    return PairLoader(source, options.pop("transform", pixel), tokenizer, batch_size, **options)
+def loader(source: Numbers, batch_size: int, **options: object) -> PairLoader:
+    return PairLoader(source, options.pop("transform", pixel), code_points, batch_size, **options)
 
 
 def keys(batches: Sequence[Batch]) -> list[int]:
@@ -74,12 +74,9 @@ def assert_same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
 def test_each_sample_exactly_once_over_all_ranks(
     n: int, world: int, batch: int, drop_last: bool, shuffle: bool, epoch: int
 ) -> None:
-    def tokens(captions: list[str]) -> Tensor:
-        return torch.tensor([[int(c) if c.isdigit() else 0] for c in captions])
-
     batch = min(batch, n)
     options = {"drop_last": drop_last, "shuffle": shuffle, "world_size": world, "seed": 9}
-    ranks = [loader(Numbers(n), tokens, batch, rank=rank, **options) for rank in range(world)]
+    ranks = [loader(Numbers(n), batch, rank=rank, **options) for rank in range(world)]
     epochs = [list(r.epoch(epoch)) for r in ranks]
     steps = n // batch if drop_last else -(-n // batch)
     assert {len(e) for e in epochs} == {steps} == {r.steps_per_epoch for r in ranks}
@@ -93,13 +90,13 @@ def test_each_sample_exactly_once_over_all_ranks(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(shards: Path, tokenizer: Callable[[list[str]], Tensor], workers: int) -> None:
+def test_workers_change_nothing(shards: Path, workers: int) -> None:
     with (shards / "00001.tar").open("r+b") as file:
         file.truncate(3000)
     source = open_source(shards)
     transform = TrainTransform(6, scale=(0.3, 0.9), flip=True)
     here, there = (
-        PairLoader(source, transform, tokenizer, 4, seed=5, drop_last=False, workers=w) for w in (0, workers)
+        PairLoader(source, transform, code_points, 4, seed=5, drop_last=False, workers=w) for w in (0, workers)
     )
     state = torch.get_rng_state()
     for epoch in range(3):  # the same processes serve all epochs
@@ -123,8 +120,7 @@ def test_an_epoch_goes_on_with_another_batch_size_and_other_ranks(
 
     def epoch(batch: int, world: int, start: int = 0, offset: int = 0) -> list[list[int]]:
         options = {"shuffle_buffer": 5 if streamed else 0, "drop_last": False, "world_size": world}
-        tokens = lambda captions: torch.tensor([[len(c)] for c in captions])  # noqa: E731
-        loaders = [loader(Numbers(n), tokens, batch, rank=rank, **options) for rank in range(world)]
+        loaders = [loader(Numbers(n), batch, rank=rank, **options) for rank in range(world)]
         ranks = [list(each.epoch(1, start, lanes, offset=offset)) for each in loaders]
         assert {len(batches) for batches in ranks} == {loaders[0].steps(offset) - start}
         return [sorted(key for rank in ranks for key in keys([rank[step]])) for step in range(len(ranks[0]))]
@@ -146,10 +142,10 @@ class Alike(Numbers):
         return RawSample(str(index), noise(0, 240, 240), str(index))
 
 
-def test_augmentation_depends_on_seed_epoch_and_sample_alone(tokenizer: Callable[[list[str]], Tensor]) -> None:
+def test_augmentation_depends_on_seed_epoch_and_sample_alone() -> None:
     def drawn(seed: int, epoch: int, batch_size: int = 4, **options: object) -> dict[str, tuple[int, ...]]:
         transform = TrainTransform(8, scale=(0.1, 0.9))
-        pairs = loader(Alike(12), tokenizer, batch_size, transform=transform, seed=seed, **options)
+        pairs = loader(Alike(12), batch_size, transform=transform, seed=seed, **options)
         found = [each for batch in pairs.epoch(epoch) for each in zip(batch.keys, batch.images, strict=True)]
         return {key: tuple(image.ravel().tolist()) for key, image in found}
 
@@ -159,9 +155,9 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(tokenizer: Callable
     assert len({*base.values(), *drawn(0, 1).values(), *drawn(1, 0).values()}) == 36
 
 
-def test_bad_samples_leave_the_batch_smaller_and_are_listed(tokenizer: Callable[[list[str]], Tensor]) -> None:
+def test_bad_samples_leave_the_batch_smaller_and_are_listed() -> None:
     source = Numbers(10, bad=[0, 5], corrupt=[1, 6, 7, 8, 9])
-    first, second = loader(source, tokenizer, 5, shuffle=False).epoch(0)
+    first, second = loader(source, 5, shuffle=False).epoch(0)
     assert first.keys == ("2", "3", "4") and len(first.images) == len(first.tokens) == len(first.ids) == 3
     assert [(s.key, s.reason) for s in first.skipped] == [("0", "empty caption"), ("1", "corrupt image")]
     assert len(second) == 0 and second.images.shape == (0, 3, 2, 2) and second.tokens.shape == (0, 4)
@@ -180,12 +176,12 @@ class Pictures(Numbers):
 
 
 @pytest.mark.parametrize("reduce", [True, False])
-def test_a_batch_is_the_plain_loop(tokenizer: Callable[[list[str]], Tensor], reduce: bool) -> None:
+def test_a_batch_is_the_plain_loop(reduce: bool) -> None:
     source, transform = Pictures(8), TrainTransform(32, scale=(0.5, 0.9), flip=True, reduce=reduce)
-    (batch,) = loader(source, tokenizer, 8, transform=transform, seed=4).epoch(2)
+    (batch,) = loader(source, 8, transform=transform, seed=4).epoch(2)
     assert batch.images.shape == (8, 3, 32, 32) and batch.images.dtype == torch.uint8
     captions = [f"caption {key}" for key in batch.keys]
-    assert torch.equal(batch.tokens, tokenizer(captions)) and batch.tokens.dtype == batch.ids.dtype == torch.int64
+    assert torch.equal(batch.tokens, code_points(captions)) and batch.tokens.dtype == batch.ids.dtype == torch.int64
     assert batch.ids.tolist() == [caption_id(caption) for caption in captions]
     reductions = []
     for pixels, index in zip(batch.images, keys([batch]), strict=True):
@@ -199,20 +195,20 @@ def test_a_batch_is_the_plain_loop(tokenizer: Callable[[list[str]], Tensor], red
     assert (max(reductions) > 1) == reduce
 
 
-def test_a_batch_larger_than_the_data(tokenizer: Callable[[list[str]], Tensor]) -> None:
+def test_a_batch_larger_than_the_data() -> None:
     with pytest.raises(InputError, match="fewer than one batch of 5; give --batch-size 4 or less"):
-        loader(Numbers(4), tokenizer, 5)
+        loader(Numbers(4), 5)
     with pytest.raises(InputError, match=r"^numbers holds 1 pair; at least 2 training pairs are needed$"):
-        loader(Numbers(1), tokenizer, 5)
-    assert loader(Numbers(4), tokenizer, 5, drop_last=False).steps_per_epoch == 1
+        loader(Numbers(1), 5)
+    assert loader(Numbers(4), 5, drop_last=False).steps_per_epoch == 1
     with pytest.raises(InputError, match="numbers holds 0 pairs"):
-        loader(Numbers(0), tokenizer, 1, drop_last=False)
+        loader(Numbers(0), 1, drop_last=False)
 
 
-def test_an_abandoned_epoch_does_not_leak_into_the_next(tokenizer: Callable[[list[str]], Tensor]) -> None:
-    pool = loader(Numbers(40), tokenizer, 4, workers=2)
+def test_an_abandoned_epoch_does_not_leak_into_the_next() -> None:
+    pool = loader(Numbers(40), 4, workers=2)
     next(pool.epoch(0))
-    assert_same(list(pool.epoch(1)), list(loader(Numbers(40), tokenizer, 4).epoch(1)))
+    assert_same(list(pool.epoch(1)), list(loader(Numbers(40), 4).epoch(1)))
     pool.close()
 
 
@@ -253,9 +249,9 @@ class Breaking(Numbers):
 
 
 @pytest.mark.usefixtures("deaf")
-def test_a_worker_that_breaks_off_before_it_dies_is_named(tokenizer: Callable[[list[str]], Tensor]) -> None:
+def test_a_worker_that_breaks_off_before_it_dies_is_named() -> None:
     """As a kill between the announcement of a batch and its tensors; torch itself lets the broken pipe's error pass."""
-    pool = loader(Breaking(8), tokenizer, 2, workers=1, shuffle=False)
+    pool = loader(Breaking(8), 2, workers=1, shuffle=False)
     batches, worker = begun(pool)
     with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(s\) {worker.pid}\) exited unexpectedly"):
         list(batches)
@@ -271,9 +267,9 @@ class Wordy(Numbers):
 
 
 @pytest.mark.usefixtures("deaf")
-def test_a_worker_killed_in_the_middle_of_a_message_is_named(tokenizer: Callable[[list[str]], Tensor]) -> None:
+def test_a_worker_killed_in_the_middle_of_a_message_is_named() -> None:
     """The rest of the message never comes: to begin reading it would be to wait for ever."""
-    pool = loader(Wordy(8), tokenizer, 2, workers=1, shuffle=False)
+    pool = loader(Wordy(8), 2, workers=1, shuffle=False)
     batches, worker = begun(pool)
     time.sleep(0.5)  # the next batch waits for its place in the pipe
     os.kill(worker.pid, signal.SIGKILL)
@@ -283,8 +279,8 @@ def test_a_worker_killed_in_the_middle_of_a_message_is_named(tokenizer: Callable
     pool.close()
 
 
-def test_workers_leave_ctrl_c_to_the_main_process(tokenizer: Callable[[list[str]], Tensor]) -> None:
-    pool = loader(Numbers(8), tokenizer, 2, workers=1, shuffle=False)
+def test_workers_leave_ctrl_c_to_the_main_process() -> None:
+    pool = loader(Numbers(8), 2, workers=1, shuffle=False)
     batches = pool.epoch(0)
     first = next(batches)
     for child in multiprocessing.active_children():
@@ -297,13 +293,13 @@ def test_workers_leave_ctrl_c_to_the_main_process(tokenizer: Callable[[list[str]
     sys.platform != "linux" or multiprocessing.get_start_method() != "fork", reason="a limit that a fork inherits"
 )
 def test_a_picture_that_takes_too_much_memory_is_one_bad_sample(
-    tmp_path: Path, tokenizer: Callable[[list[str]], Tensor], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloob.data.loader.MAX_MEMORY", 300 * 1024**2)
-    for name, side in (("a", 32), ("b", 12_000), ("c", 32)):
-        Image.new("L", (side, side)).save(tmp_path / f"{name}.png")
+    monkeypatch.setattr("cloob.data.loader.MAX_MEMORY", 200 * 1024**2)
+    for name, side in (("a", 32), ("b", 9_000), ("c", 32)):
+        Image.new("L", (side, side)).save(tmp_path / f"{name}.png", compress_level=1)
         (tmp_path / f"{name}.txt").write_text(name)
-    pairs = PairLoader(open_source(tmp_path), TrainTransform(8), tokenizer, 3, workers=1)
+    pairs = PairLoader(open_source(tmp_path), TrainTransform(8), code_points, 3, workers=1)
     (batch,) = pairs.epoch(0)
     pairs.close()
     assert len(batch) == 2 and [(skip.key, skip.reason) for skip in batch.skipped] == [("b.png", "image too large")]

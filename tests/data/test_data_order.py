@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloob.data.order import LONG, EpochOrder, KeyedPermutation, Part, local_part
+from cloob.data.order import LONG, EpochOrder, KeyedPermutation, Part
 
 SHARDS = st.lists(st.integers(0, 40), min_size=1, max_size=12)
 either_length = pytest.mark.parametrize("long", [LONG, 1])
@@ -55,13 +55,6 @@ def test_a_local_order_is_numpys_permutation() -> None:
         assert np.array_equal(EpochOrder([Part((30, 12))], seed=5).epoch(2, lanes)[:], expected)
     straight = EpochOrder([Part((5,), True), Part((3,))], seed=5, shuffle=False, buffer=9)
     assert np.array_equal(straight.epoch(1)[:], np.arange(8))
-
-
-@given(st.integers(0, 99), st.integers(0, 200), st.integers(1, 17))
-def test_the_ranks_share_a_batch(start: int, n: int, world: int) -> None:
-    parts = [np.arange(start + n)[local_part(start, start + n, rank, world)] for rank in range(world)]
-    assert all((part % world == rank).all() for rank, part in enumerate(parts))
-    assert sorted(np.concatenate(parts).tolist()) == list(range(start, start + n))
 
 
 @either_length

@@ -35,7 +35,7 @@ from cloob.data.shards import remote as opener
 from cloob.data.shards.remote import fetch
 from cloob.data.source import Source
 from cloob.errors import InputError
-from make import Web, noise, write_tar
+from make import Web, code_points, noise, write_tar
 
 SIZES = {"00000.tar": 5, "00001.tar": 4, "00002.tar": 3}
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="commands of a POSIX shell")
@@ -96,15 +96,13 @@ def test_http_and_what_else_fsspec_opens(spec: str, shards: Path, web: Web) -> N
         memory.rm("/pairs", recursive=True)
 
 
-def test_a_failed_fetch_names_shard_status_and_attempts(
-    spec: str, shards: Path, cache: Path, tokenizer: Callable[[list[str]], Tensor]
-) -> None:
+def test_a_failed_fetch_names_shard_status_and_attempts(spec: str, shards: Path, cache: Path) -> None:
     source = open_source(spec)
     (shards / "00001.tar").unlink()
     said = r"^pipe:cat \S*00001\.tar: its command ended with exit status 1 \(3 attempts\)$"
     with pytest.raises(InputError, match=said):
         source.read(5)
-    pairs = loader(source, tokenizer, workers=1)
+    pairs = loader(source, workers=1)
     with pytest.raises(InputError, match=said):  # in a worker too
         list(pairs.epoch(0))
     pairs.close()
@@ -215,16 +213,12 @@ def pixel(image: Image.Image) -> Tensor:
     return torch.zeros((3, 2, 2), dtype=torch.uint8)
 
 
-def loader(
-    source: Source, tokenizer: Callable[[list[str]], Tensor], shuffle_buffer: int = 4, **share: int
-) -> PairLoader:
-    return PairLoader(source, pixel, tokenizer, 5, seed=1, drop_last=False, shuffle_buffer=shuffle_buffer, **share)
+def loader(source: Source, shuffle_buffer: int = 4, **share: int) -> PairLoader:
+    return PairLoader(source, pixel, code_points, 5, seed=1, drop_last=False, shuffle_buffer=shuffle_buffer, **share)
 
 
-def test_shards_are_fetched_before_they_are_needed(
-    spec: str, cache: Path, tokenizer: Callable[[list[str]], Tensor]
-) -> None:
-    batches = loader(open_source(spec), tokenizer, shuffle_buffer=100).epoch(0)
+def test_shards_are_fetched_before_they_are_needed(spec: str, cache: Path) -> None:
+    batches = loader(open_source(spec), shuffle_buffer=100).epoch(0)
     next(batches)
     limit = time.monotonic() + 20
     while len(list((cache / "shards").glob("*.tar"))) < 3:

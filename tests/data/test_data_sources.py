@@ -7,26 +7,26 @@ import pickle
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cloob import open_source
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, caption_id
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, caption_id
 from cloob.data.open import DEMO
 from cloob.data.source import Source, mix
 from cloob.errors import InputError
 from cloob.evaluation.sets.captioned import open_captioned
 from cloob.evaluation.sets.labelled import open_labelled
 from cloob.pictures import decode
+from make import noise
 
 
 @pytest.fixture
-def folder(tmp_path: Path, image: Callable[..., bytes]) -> Path:
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "sub").mkdir()
     for i, name in enumerate(("b.png", "sub/a.JPG", "c.d.webp")):
-        (tmp_path / name).write_bytes(image(i))
+        (tmp_path / name).write_bytes(noise(i))
         (tmp_path / name).with_suffix(".txt").write_text(f"caption of {name}\n")
     return tmp_path
 
@@ -42,32 +42,32 @@ def outcomes(source: Source) -> dict[str, str]:
     return found
 
 
-def test_a_folder_is_read_with_its_sub_folders_in_order(folder: Path, image: Callable[..., bytes]) -> None:
+def test_a_folder_is_read_with_its_sub_folders_in_order(folder: Path) -> None:
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "x.png").write_bytes(b"")
     (folder / "._b.png").write_bytes(b"")
     (folder / "notes.md").write_text("no pair")
     source = open_source(folder)
     assert [source.read(i).key for i in range(len(source))] == ["b.png", "c.d.webp", "sub/a.JPG"]
-    assert source.read(2).image == image(1) and source.read(1).caption == "caption of c.d.webp"
+    assert source.read(2).image == noise(1) and source.read(1).caption == "caption of c.d.webp"
     assert source.shard_sizes == (3,) and pickle.loads(pickle.dumps(source)).read(0) == source.read(0)
 
 
-def test_the_names_of_files_are_captions_where_they_are_asked_for(tmp_path: Path, image: Callable[..., bytes]) -> None:
+def test_the_names_of_files_are_captions_where_they_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("red-apple_ripe.png", "sub/blue sky.jpg"):
-        (tmp_path / name).write_bytes(image())
+        (tmp_path / name).write_bytes(noise())
     captions = {"red-apple_ripe.png": "red apple ripe", "sub/blue sky.jpg": "blue sky"}
     assert outcomes(open_source(tmp_path, caption_column="file_name")) == captions
     with pytest.raises(InputError, match="missing caption"):
         open_source(tmp_path)
 
 
-def test_a_folders_bad_samples(folder: Path, image: Callable[..., bytes]) -> None:
+def test_a_folders_bad_samples(folder: Path) -> None:
     for name, caption in (("alone", b"no image"), ("huge", b"a" * (MAX_CAPTION_BYTES + 1)), ("raw", b"a caption")):
         (folder / f"{name}.txt").write_bytes(caption)
     for name in ("bare.png", "huge.png", "raw.CR2"):
-        (folder / name).write_bytes(image())
+        (folder / name).write_bytes(noise())
     bad = {key: said for key, said in outcomes(open_source(folder)).items() if not said.startswith("caption of")}
     assert bad == {
         "alone.txt": "missing image",
@@ -98,34 +98,34 @@ IMAGEFOLDERS = {
 
 
 @pytest.mark.parametrize("name", IMAGEFOLDERS)
-def test_an_imagefolder_is_read_by_its_table(tmp_path: Path, image: Callable[..., bytes], name: str) -> None:
+def test_an_imagefolder_is_read_by_its_table(tmp_path: Path, name: str) -> None:
     for split in ("train", "val"):
         (tmp_path / split / "sub").mkdir(parents=True)
         for i, path in enumerate(("sub/0.png", "1.png")):
-            (tmp_path / split / path).write_bytes(image(i))
+            (tmp_path / split / path).write_bytes(noise(i))
         (tmp_path / split / name).write_text(IMAGEFOLDERS[name])
     source = open_source(tmp_path / "train")
-    assert outcomes(source) == {"sub/0.png": "zero, and", "1.png": "one"} and source.read(1).image == image(1)
+    assert outcomes(source) == {"sub/0.png": "zero, and", "1.png": "one"} and source.read(1).image == noise(1)
     assert open_captioned(tmp_path / "train").read(0).captions == ("zero, and",)
 
 
-def test_one_pair_is_not_enough(tmp_path: Path, image: Callable[..., bytes], caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "a.png").write_bytes(image())
+def test_one_pair_is_not_enough(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.png").write_bytes(noise())
     (tmp_path / "a.txt").write_text("a")
     with caplog.at_level(logging.INFO), pytest.raises(InputError, match="1 of 1 pairs usable, at least 2 are needed"):
         open_source(tmp_path)
     assert caplog.messages == [f"{tmp_path}: 1 row"]
-    (tmp_path / "b.png").write_bytes(image())
+    (tmp_path / "b.png").write_bytes(noise())
     with pytest.raises(
         InputError, match=r"1 of 2 pairs usable, at least 2 are needed; 1 × missing caption; first: b\.png"
     ):
         open_source(tmp_path)
 
 
-def test_probes_are_spread_over_the_whole_source(tmp_path: Path, image: Callable[..., bytes]) -> None:
+def test_probes_are_spread_over_the_whole_source(tmp_path: Path) -> None:
     """A table whose first rows are bad is opened; one of bad rows, or of pictures that do not decode, is refused."""
-    (tmp_path / "good.png").write_bytes(image())
-    (tmp_path / "cut.png").write_bytes(image()[:40])
+    (tmp_path / "good.png").write_bytes(noise())
+    (tmp_path / "cut.png").write_bytes(noise()[:40])
     path = tmp_path / "t.csv"
     for bad, good, said in (
         ("gone.png", 50, ""),
@@ -155,43 +155,37 @@ def test_sources_are_read_one_after_the_other(shards: Path) -> None:
 PERMISSIVE = {"public domain", "MIT", "Apache-2.0"}
 
 
-def test_sizes() -> None:
-    train, val, noto = open_source("demo"), open_source("demo:val"), open_labelled("demo:noto-emoji")
-    assert 5_500 <= len(train) <= 6_500 and len(train.shard_sizes) > 1
-    assert len(val) == 500 and len(noto) == 1540
+@pytest.fixture(scope="module")
+def demo() -> dict[str, list[RawSample]]:
+    """All pairs of the set inside the package."""
+    sources = {spec: open_source(spec) for spec in ("demo", "demo:val")}
+    assert len(sources["demo"].shard_sizes) > 1
+    return {spec: [source.read(i) for i in range(len(source))] for spec, source in sources.items()}
+
+
+def test_every_pair_is_good_and_held_out_captions_are_not_trained_on(demo: dict[str, list[RawSample]]) -> None:
+    train, val = demo.values()
+    assert 5_500 <= len(train) <= 6_500 and len(val) == 500 and len(open_labelled("demo:noto-emoji")) == 1540
     assert sum(path.stat().st_size for path in DEMO.rglob("*")) <= 10_000_000
+    for samples in (train, val):
+        assert len({sample.key for sample in samples}) == len(samples)
+        for sample in samples[::10]:
+            assert decode(sample.image).size == (64, 64) and sample.image[8:12] == b"WEBP"
+    held_out = {caption_id(sample.caption) for sample in val}
+    assert len(held_out) == 500 and not held_out & {caption_id(sample.caption) for sample in train}
 
 
-@pytest.mark.parametrize("spec", ["demo", "demo:val"])
-def test_every_pair_is_good(spec: str) -> None:
-    source = open_source(spec)
-    samples = [source.read(i) for i in range(len(source))]
-    assert len({sample.key for sample in samples}) == len(samples)
-    for sample in samples[::10]:
-        assert decode(sample.image).size == (64, 64) and sample.image[8:12] == b"WEBP"
-
-
-def test_held_out_captions_are_unique_and_not_trained_on() -> None:
-    train, val = open_source("demo"), open_source("demo:val")
-    trained = {caption_id(train.read(i).caption) for i in range(len(train))}
-    held_out = [caption_id(val.read(i).caption) for i in range(len(val))]
-    assert len(set(held_out)) == 500 and not trained & set(held_out)
-
-
-def test_the_notice_counts_what_is_there() -> None:
+def test_the_notice_counts_what_is_there(demo: dict[str, list[RawSample]]) -> None:
     text = (DEMO / "NOTICE").read_text(encoding="utf-8")
     table = {
         m[1]: (m[2], int(m[3]), int(m[4]))
         for m in re.finditer(r"^(\S+) +(public domain|MIT|Apache-2\.0|\S+) +(\d+) +(\d+)  \S", text, re.MULTILINE)
     }
-    for spec, column in (("demo", 1), ("demo:val", 2)):
-        source = open_source(spec)
-        keys = [source.read(i).key for i in range(len(source))]
-        found = Counter(key.rpartition("/")[2].rpartition("-")[0] for key in keys)
+    for samples, column in zip(demo.values(), (1, 2), strict=True):
+        found = Counter(sample.key.rpartition("/")[2].rpartition("-")[0] for sample in samples)
         assert found == Counter({name: row[column] for name, row in table.items()})
     assert {row[0] for row in table.values()} == PERMISSIVE
-    source = open_source("demo")
-    counts = Counter(caption_id(source.read(i).caption) for i in range(len(source)))
-    shared = sum(n for n in counts.values() if n > 1)
-    assert f"{shared:,} of the {len(source):,} training pairs ({shared / len(source):.1%})" in text
+    pairs = len(demo["demo"])
+    shared = sum(n for n in Counter(caption_id(sample.caption) for sample in demo["demo"]).values() if n > 1)
+    assert f"{shared:,} of the {pairs:,} training pairs ({shared / pairs:.1%})" in text
     assert "Apache License" in (DEMO / "LICENSE-Apache-2.0").read_text()

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,29 +13,29 @@ import pytest
 from cloob import open_source
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
 from cloob.errors import InputError
-from make import write_table
+from make import noise, write_table
 
 ROWS = [{"title": f"caption {i}", "filepath": f"img/{i}.png", "n": i} for i in range(4)]
 FORMATS = ("t.csv", "t.tsv", "t.parquet", "t.jsonl")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, image: Callable[..., bytes]) -> Path:
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "img").mkdir()
     for i in range(64):
-        (tmp_path / "img" / f"{i}.png").write_bytes(image(i))
+        (tmp_path / "img" / f"{i}.png").write_bytes(noise(i))
     return tmp_path
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_the_same_pairs(folder: Path, image: Callable[..., bytes], name: str) -> None:
+def test_every_format_gives_the_same_pairs(folder: Path, name: str) -> None:
     path = write_table(folder / name, [*ROWS, {**ROWS[0], "filepath": str(folder / "img" / "0.png")}])
     source = open_source(path)
     assert len(source) == 5 and source.shard_sizes == (5,) and source.name.endswith(name)
     for i in (3, 0):
         sample = source.read(i)
-        assert (sample.key, sample.caption, sample.image) == (f"img/{i}.png", f"caption {i}", image(i))
-    assert source.read(4).image == image(0)  # an absolute path is taken as it is
+        assert (sample.key, sample.caption, sample.image) == (f"img/{i}.png", f"caption {i}", noise(i))
+    assert source.read(4).image == noise(0)  # an absolute path is taken as it is
     assert pickle.loads(pickle.dumps(source)).read(2) == source.read(2)
     assert open_source(path, caption_column="filepath").read(1).caption == "img/1.png"  # one column can be both
 
@@ -79,16 +78,16 @@ def test_bad_rows_are_counted_by_reason(folder: Path, name: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are text here")
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
-def test_what_is_not_utf8(folder: Path, image: Callable[..., bytes], name: str) -> None:
+def test_what_is_not_utf8(folder: Path, name: str) -> None:
     """A caption spoils its own row; a path is read, and its key is UTF-8."""
-    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(image(7))
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(noise(7))
     path = write_table(folder / name, [*ROWS, *({**ROWS[0], "filepath": path} for path in ("CAFE.png", "no-CAFE"))])
     path.write_bytes(path.read_bytes().replace(b"CAFE", b"caf\xe9").replace(b"caption 2", b"caf\xe9"))
     source = open_source(path)
     with pytest.raises(BadSample, match="caption not UTF-8"):
         source.read(2)
     assert source.read(3).caption == "caption 3"
-    assert (source.read(4).key, source.read(4).image) == ("caf\N{REPLACEMENT CHARACTER}.png", image(7))
+    assert (source.read(4).key, source.read(4).image) == ("caf\N{REPLACEMENT CHARACTER}.png", noise(7))
     with pytest.raises(BadSample) as caught:
         source.read(5)
     assert caught.value.key == "no-caf\N{REPLACEMENT CHARACTER}"

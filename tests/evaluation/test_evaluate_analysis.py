@@ -13,11 +13,9 @@ from cloob import cli
 from cloob.evaluation.analysis import analyze, duplicate_groups, similar_pairs
 from cloob.evaluation.embed import embed_pairs
 from cloob.evaluation.measures import geometry
-from cloob.models.folder import save_model
 from cloob.models.towers import create_model
-from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, Pairs
-from make import write_pairs
+from make import tiny_model, write_pairs
 
 NAMES = list(COLOURS)
 WEIGHTS = "open_clip_model.safetensors"
@@ -32,8 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs of 5 steps with a checkpoint each: two untrained models, and a file that was cut."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     for seed, step in enumerate((10, 15)):
-        model = create_model("tiny-vit", seed=seed)
-        save_model(checkpoint(folder, step), model, make_objective("cloob", beta=6.0).config())
+        tiny_model(checkpoint(folder, step), seed=seed, beta=6.0)
     cut = shutil.copytree(checkpoint(folder, 10), checkpoint(folder, 5)) / WEIGHTS
     cut.write_bytes(cut.read_bytes()[:1000])
     lines = [json.dumps({"epoch": epoch, "step": 5 * epoch, "samples": 10}) for epoch in (1, 2, 3)]

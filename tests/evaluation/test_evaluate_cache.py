@@ -16,23 +16,18 @@ from cloob.data.fingerprint import content_key
 from cloob.evaluation.embed import EmbedOptions, embed_images, embed_pairs
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.suite import evaluate
-from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.tokenizer import FileTokenizer
 from cloob.models.towers import create_model
-from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
-from make import Code
+from make import Code, tiny_model
 
 NAMES = list(COLOURS)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folders = [tmp_path_factory.mktemp("models") / f"{seed}" for seed in (0, 1)]
-    for seed, folder in enumerate(folders):
-        save_model(folder, create_model("tiny-vit", seed=seed), make_objective("cloob").config())
-    return folders
+    return [tiny_model(tmp_path_factory.mktemp("models") / "m", seed=seed) for seed in (0, 1)]
 
 
 def test_what_is_in_the_cache_is_not_embedded_again(models: list[Path], tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def _saved_and_largest(path: Callable[..., Tensor], n: int, d: int, **options: A
 @pytest.mark.parametrize(("contrast", "hopfield"), [("infoloob", True), ("infonce", False), ("sigmoid", False)])
 def test_memory_is_linear_in_the_batch(contrast: str, hopfield: bool) -> None:
     d, options = 4, member(contrast, hopfield)
-    n = 20 * d
+    n = 12 * d
     saved, largest = _saved_and_largest(cloob_streamed, n, d, **options)
     # Kept: X, Y, four retrievals with their norms, two gradients of either contrast; made: no more than a strip.
     assert saved <= (10 if hopfield else 4) * n * d + 4 * n + 16

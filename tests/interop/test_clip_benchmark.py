@@ -10,30 +10,17 @@ import pytest
 
 from cloob.evaluation.sets.labelled import open_labelled
 from cloob.evaluation.suite import evaluate
-from cloob.models.folder import save_model
-from cloob.models.towers import create_model
-from cloob.objective import make_objective
+from make import tiny_model
 from support import overlaid
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    save_model(tmp_path / "model", create_model("tiny-vit", seed=0), make_objective("cloob").config())
-    return tmp_path / "model"
-
-
-@pytest.fixture(scope="module")
-def python() -> str:
-    """An environment with CLIP_benchmark in it, from PyPI."""
-    from benchmarks.overlay import CLIP_BENCHMARK
-
-    return overlaid(*CLIP_BENCHMARK)
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-def test_parity_to_the_last_image(python: str, model: Path, shared_data: Path) -> None:
-    data = shared_data / "zeroshot" / "road-signs"
+def test_parity_to_the_last_image(tmp_path: Path, shared_data: Path) -> None:
+    from benchmarks.overlay import CLIP_BENCHMARK
+
+    python = overlaid(*CLIP_BENCHMARK)
+    model, data = tiny_model(tmp_path / "model"), shared_data / "zeroshot" / "road-signs"
     worker = Path(__file__).with_name("clip_benchmark_worker.py")
     done = subprocess.run([python, str(worker), str(model), str(data)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

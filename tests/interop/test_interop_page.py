@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cloob import cli, create_model, make_objective
-from cloob.models.folder import save_model
+from cloob import cli
+from make import tiny_model
 from support import overlaid
 
 PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
@@ -34,7 +34,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip(package)
     python = overlaid("lancedb", "qdrant-client")
     monkeypatch.chdir(tmp_path)
-    save_model(Path("runs/mine"), create_model("tiny-vit", seed=0), make_objective("cloob").config())
+    tiny_model(Path("runs/mine"))
     Path("pictures").mkdir()
     for name in ("red", "green", "blue", "white"):
         Image.new("RGB", (64, 48), name).save(f"pictures/{name}.png")

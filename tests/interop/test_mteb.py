@@ -15,10 +15,8 @@ import torch
 from cloob.evaluation.embed import embed_images, embed_texts
 from cloob.evaluation.embeddings import folder_key
 from cloob.evaluation.sets.labelled import open_labelled
-from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.towers import create_model
-from cloob.objective import make_objective
+from make import tiny_model
 from support import overlaid
 
 
@@ -27,8 +25,7 @@ from support import overlaid
 def test_a_set_through_mteb(tmp_path: Path, shared_data: Path) -> None:
     """Against the embeddings that we make of it."""
     python = sys.executable if importlib.util.find_spec("mteb") else overlaid("mteb>=2.26,<3")
-    data, model = shared_data / "zeroshot" / "tuxpaint-photos", tmp_path / "model"
-    save_model(model, create_model("tiny-vit", seed=0), make_objective("cloob").config())
+    data, model = shared_data / "zeroshot" / "tuxpaint-photos", tiny_model(tmp_path / "model")
     out = tmp_path / "found.json"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "MTEB_CACHE": str(tmp_path)}
     worker = Path(__file__).with_name("mteb_worker.py")

@@ -19,12 +19,12 @@ import tiny_bert
 for package in ("sentence_transformers", "datasets", "accelerate"):
     pytest.importorskip(package, reason='pip install -e ".[sentence-transformers]" brings what is missing')
 
-from cloob import ContrastiveObjective, cli, create_model, load_model, make_objective  # noqa: E402
+from cloob import ContrastiveObjective, cli, load_model  # noqa: E402
 from cloob.errors import InputError  # noqa: E402
 from cloob.functional import cloob_reference  # noqa: E402
 from cloob.interop.negatives import contrast_with_negatives  # noqa: E402
 from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss, InfoLOOBLoss  # noqa: E402
-from cloob.models.folder import save_model  # noqa: E402
+from make import tiny_model  # noqa: E402
 from support import overlaid  # noqa: E402
 
 TWO = {key: tiny_bert.PAIRS[key] for key in ("anchor", "positive")}
@@ -41,7 +41,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an exported ``CLIPModel``."""
     path = tmp_path_factory.mktemp("clip")
-    save_model(path / "run", create_model("tiny-vit", seed=0), make_objective("clip").config())
+    tiny_model(path / "run", objective="clip")
     assert cli.main(["export", str(path / "run"), str(path / "model"), "--to", "transformers"]) == 0
     return path
 

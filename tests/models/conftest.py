@@ -10,9 +10,8 @@ import torch
 
 import tiny_bert
 from cloob.models.encoder import DualEncoder
-from cloob.models.folder import save_model
 from cloob.models.towers import create_model
-from cloob.objective import make_objective
+from make import tiny_model
 
 
 def _lively(name: str, **arguments: int) -> DualEncoder:
@@ -52,6 +51,4 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with fresh tiny towers; nobody writes into it."""
-    folder = tmp_path_factory.mktemp("tower") / "model"
-    save_model(folder, create_model("tiny-vit", seed=3), make_objective("cloob").config())
-    return folder
+    return tiny_model(tmp_path_factory.mktemp("tower") / "model", seed=3)

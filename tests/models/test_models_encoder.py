@@ -19,7 +19,7 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import TINY_MODELS, create_model
 from cloob.objective import make_objective
-from make import noise_image
+from make import noise_image, tiny_model
 
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
 
@@ -90,7 +90,7 @@ def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path: P
 
 def test_embed_takes_texts_from_lines_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_model(Path("model"), create_model("tiny-vit", seed=0), make_objective("cloob").config())
+    tiny_model(Path("model"))
     Path("texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     parquet.write_table(pa.table({"caption": TEXTS}), "texts.parquet")
     for source, out in (("texts.txt", "lines.npy"), ("texts.parquet:caption", "column.npy")):

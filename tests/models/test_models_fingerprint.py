@@ -10,16 +10,14 @@ import pytest
 import torch
 
 from cloob.cache import Cache
-from cloob.models.folder import save_model
 from cloob.models.load import fingerprint, load_with_fingerprint
-from cloob.models.towers import create_model
+from make import tiny_model
 
 
 def test_it_is_computed_once_for_the_same_files_and_anew_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, cache = tmp_path / "model", Cache(tmp_path / "cache")
-    save_model(folder, create_model("tiny-vit", seed=0), {})
+    folder, cache = tiny_model(tmp_path / "model"), Cache(tmp_path / "cache")
     # Three seconds later: a younger file may change again without another time.
     monkeypatch.setattr(time, "time_ns", lambda: int((time.time() + 3) * 1e9))
     encoder, first = load_with_fingerprint(folder, "cpu", cache)

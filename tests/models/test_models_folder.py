@@ -9,8 +9,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from cloob.cli import main
 from cloob.errors import InputError
@@ -20,28 +23,10 @@ from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from support import run_script
+from make import noise_image
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
-PLAIN_OPEN_CLIP = """
-import sys, torch, open_clip
-out = {}
-for folder in sys.argv[1:]:
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-    model.eval()
-    from PIL import Image
-    image = transform(Image.open(f"{folder}/../picture.png"))[None]
-    with torch.no_grad():
-        out[folder] = (
-            model.encode_image(image, normalize=True),
-            model.encode_text(tokenizer(["a red apple", "bus", "two dogs in the rain"]), normalize=True),
-            model.logit_scale,
-        )
-assert "cloob" not in sys.modules
-torch.save(out, f"{sys.argv[1]}/../out.pt")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,43 +43,35 @@ def make_run(saved: Path, run: Path, steps: tuple[int, ...]) -> Path:
     return run
 
 
-def test_a_plain_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(
-    tmp_path: Path, lively: Callable[..., DualEncoder]
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit"])
+def test_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(
+    name: str, tmp_path: Path, lively: Callable[..., DualEncoder]
 ) -> None:
-    from PIL import Image
-
-    pixels = torch.randint(0, 256, (90, 70, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    Image.fromarray(pixels.numpy()).save(tmp_path / "picture.png")
-    encoders = {name: lively(name) for name in ("tiny-resnet", "tiny-vit")}
-    for name, encoder in encoders.items():
-        save_model(tmp_path / name, encoder, OBJECTIVE)
-        assert encoder.model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))  # saving changes nothing here
-        assert {path.name for path in (tmp_path / name).iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "objective.json"}
-    done = run_script(PLAIN_OPEN_CLIP, *(str(tmp_path / name) for name in ("tiny-resnet", "tiny-vit")))
-    assert done.returncode == 0, done.stderr
-    plain = torch.load(tmp_path / "out.pt")
-    for name, encoder in encoders.items():
-        image_features, text_features, logit_scale = plain[str(tmp_path / name)]
-        ours = encoder.encode_image([tmp_path / "picture.png"]), encoder.encode_text(TEXTS)
-        other = encoder.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-        assert (ours[0] - other).abs().max() > 1e-2  # the picture matters, so that agreement means something
-        torch.testing.assert_close(image_features, ours[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(text_features, ours[1], atol=1e-5, rtol=0)
-        assert logit_scale.item() == pytest.approx(math.log(30.0))
-        before = torch.get_rng_state()
-        loaded = load_model(tmp_path / name)
-        assert torch.equal(torch.get_rng_state(), before)
-        assert not loaded.training and (loaded.name, loaded.objective_config) == (name, OBJECTIVE)
-        assert loaded.config == encoder.config
-        assert torch.equal(loaded.encode_image([tmp_path / "picture.png"]), ours[0])
-        assert torch.equal(loaded.encode_text(TEXTS), ours[1])
+    noise_image(0, 70, 90).save(tmp_path / "picture.png")
+    encoder, folder = lively(name), tmp_path / name
+    save_model(folder, encoder, OBJECTIVE)
+    assert encoder.model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))  # saving changes nothing here
+    assert {path.name for path in folder.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "objective.json"}
+    ours = encoder.encode_image([tmp_path / "picture.png"]), encoder.encode_text(TEXTS)
+    other = encoder.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert (ours[0] - other).abs().max() > 1e-2  # the picture matters, so that agreement means something
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS)
+    with torch.no_grad(), Image.open(tmp_path / "picture.png") as picture:
+        plain = model.eval().encode_image(transform(picture)[None], normalize=True), model.encode_text(tokens, True)
+    torch.testing.assert_close(plain, ours, atol=1e-5, rtol=0)
+    assert model.logit_scale.item() == pytest.approx(math.log(30.0))
+    before = torch.get_rng_state()
+    loaded = load_model(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not loaded.training and (loaded.name, loaded.objective_config) == (name, OBJECTIVE)
+    assert loaded.config == encoder.config
+    assert torch.equal(loaded.encode_image([tmp_path / "picture.png"]), ours[0])
+    assert torch.equal(loaded.encode_text(TEXTS), ours[1])
 
 
 def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(tmp_path: Path) -> None:
     """Of a folder as open_clip writes it: no file of ours, the bias among the weights."""
-    import open_clip
-    from safetensors.torch import save_file
-
     cfg = create_model("tiny-vit", seed=0).config.settings | {"init_logit_bias": -10.0, "init_logit_scale": 2.3}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -13,11 +13,11 @@ from support import fill_hub_cache, free_port, use_hub
 
 
 def test_an_open_clip_config_by_name_and_by_its_slash_name() -> None:
-    encoder = create_model("RN50", seed=0, image_size=32)
+    encoder = create_model("ViT-S-32-alt", seed=0, image_size=32)
     assert encoder.image_size == 32 and encoder.config.settings["vision_cfg"]["image_size"] == 32
-    assert encoder.context_length == 77 and encoder.embed_dim == 1024
+    assert encoder.context_length == 77 and encoder.embed_dim == 256
     # the override stays in this model
-    assert open_clip().get_model_config("RN50")["vision_cfg"]["image_size"] == 224
+    assert open_clip().get_model_config("ViT-S-32-alt")["vision_cfg"]["image_size"] == 224
     assert create_model("tiny/vit", seed=0).name == "tiny-vit"
 
 

@@ -13,10 +13,8 @@ import torch
 
 import cloob
 from cloob import cli
-from cloob.models.folder import save_model
 from cloob.models.towers import create_model
-from cloob.objective import make_objective
-from make import write_classes
+from make import tiny_model, write_classes
 from support import refused
 
 BEST, LAST = 60, 160
@@ -26,7 +24,7 @@ BEST, LAST = 60, 160
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for step in (BEST, LAST):
-        save_model(folder / str(step), create_model("tiny-vit", seed=step), make_objective("cloob").config())
+        tiny_model(folder / str(step), seed=step)
     return folder
 
 
@@ -97,7 +95,7 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs: Path, capsys: pytes
         assert [each.name for each in index.models] == ["mine", "mine:last"]
     # The run goes on and gets better: the index has vectors of the checkpoint that was the best.
     better = runs / "mine" / "checkpoints" / "step-00000200"
-    save_model(better / "model", create_model("tiny-vit", seed=3), make_objective("cloob").config())
+    tiny_model(better / "model", seed=3)
     values = {"metric": "val_recall", "val_loss": 1.0, "val_recall": 0.5}
     (better / "validation.json").write_text(json.dumps(values))
     capsys.readouterr()

@@ -5,11 +5,11 @@ import math
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from cloob.objective import OBJECTIVES, make_objective
 from cloob.recipes import RECIPES, describe, get_recipe
 from cloob.training.config import TrainConfig
+from make import tiny_model, write_pairs
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -57,16 +57,6 @@ def test_the_papers_hyper_parameters() -> None:
     assert get_recipe("yfcc", model="RN101").optim == optim
 
 
-def write_table(folder: Path) -> str:
-    """The authors' form: tab-separated under the name .csv."""
-    rows = ["filepath\ttitle"]
-    for n in range(8):
-        Image.new("RGB", (80, 64), (30 * n, 255 - 30 * n, 128)).save(folder / f"{n}.jpg")
-        rows.append(f"{folder / f'{n}.jpg'}\ta picture, number {n}")
-    (folder / "train.csv").write_text("\n".join(rows) + "\n")
-    return str(folder / "train.csv")
-
-
 @pytest.mark.parametrize(
     ("recipe", "changes"),
     [
@@ -79,17 +69,14 @@ def write_table(folder: Path) -> str:
 )
 def test_recipes_train(recipe: str, changes: dict[str, object], tmp_path: Path) -> None:
     """Two steps of each kind, on tiny towers."""
-    from cloob.models.folder import save_model
     from cloob.models.load import load_model
-    from cloob.models.towers import create_model
     from cloob.training.loop import train
 
     if "init" in changes:
-        save_model(tmp_path / "init", create_model("tiny-vit", seed=1), make_objective("clip").config())
-        changes = {**changes, "init": str(tmp_path / "init")}
-    config = get_recipe(recipe).override(
-        data=[write_table(tmp_path)], batch_size=4, epochs=1, workers=0, device="cpu", out=tmp_path / "run", **changes
-    )
+        changes = changes | {"init": str(tiny_model(tmp_path / "init", seed=1, objective="clip"))}
+    colours = {f"{n}": ((30 * n, 255 - 30 * n, 128), f"a picture, number {n}") for n in range(8)}
+    changes = changes | {"data": [str(write_pairs(tmp_path / "pairs", colours))], "out": tmp_path / "run"}
+    config = get_recipe(recipe).override(batch_size=4, epochs=1, workers=0, device="cpu", **changes)
     result = train(config)
     assert (result.steps, result.samples_seen) == (2, 8)
     assert load_model(result.run).image_size == 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cloob.search.index import Index
+from cloob.search.records import Item
 from cloob.search.update import UpdateOptions
 from make import noise_image
 
@@ -46,6 +48,16 @@ class FakeEncoder(nn.Module):
     def encode_text(self, texts: Sequence[str], /) -> Tensor:
         rows = [torch.randn(self.embed_dim, generator=torch.Generator().manual_seed(len(text))) for text in texts]
         return normalize(torch.stack(rows), dim=1)
+
+
+def units(n: int, dim: int = 8, seed: int = 0) -> np.ndarray:
+    """Random unit rows."""
+    rows = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def item(path: str, content: str = "c", **more: Any) -> Item:
+    return replace(Item(0, "SRC", path, content, 3, 5, 7, 9), **more)
 
 
 def options(encoder: FakeEncoder, **how: Any) -> UpdateOptions:

@@ -124,9 +124,7 @@ def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited
         loads(patch, lambda *_, **__: Slow(0, stop))
         first = fork(tmp_path / "ranks", 1, lambda: cli.main(words))
     try:
-        while not begun.exists():
-            assert not first.poll(), first.told()
-            time.sleep(0.02)
+        first.until(begun.exists)
         said = f"cloob: another `cloob index` is at work on {tmp_path / 'idx'}; wait until it is done\n"
         assert refused(capsys, *words) == said
         with Index.open(tmp_path / "idx") as index:  # it may be read

@@ -10,24 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from index_fakes import item, units
 
 from cloob.errors import InputError
 from cloob.search import matrix, sqlite
-from cloob.search.records import INDEX_FILE, FileState, IndexedModel, Item
+from cloob.search.records import INDEX_FILE, FileState, IndexedModel
 from cloob.search.sqlite import SqliteStore
 from cloob.search.where import parse
 
-DIM = 8
-MODEL = IndexedModel("m", "somewhere", "f" * 32, DIM)
-
-
-def item(path: str, content: str = "c", **more: object) -> Item:
-    return replace(Item(0, "s", path, content, 3, 5, 7, 9), **more)  # type: ignore[arg-type]
-
-
-def units(n: int, seed: int = 0) -> np.ndarray:
-    rows = np.random.default_rng(seed).standard_normal((n, DIM))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+MODEL = IndexedModel("m", "somewhere", "f" * 32, 8)
 
 
 def filled(folder: Path, n: int = 5) -> SqliteStore:
@@ -47,10 +38,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     store.write([whole], "m", units(1))
     (read,) = store.items([1])
     assert read == replace(whole, id=1)
-    assert list(store.states("s")) == [FileState(1, "a/ü.jpg", 3, 5, "x" * 64, None, ("m",))]
+    assert list(store.states("SRC")) == [FileState(1, "a/ü.jpg", 3, 5, "x" * 64, None, ("m",))]
     assert list(store.known(store.model(), ["x" * 64, "y"])) == ["x" * 64]
     assert store.columns() == {"b": "boolean", "k": "number", "n": "number", "t": "text"}
-    assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("s",)
+    assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("SRC",)
 
 
 def test_all_of_a_call_or_nothing_and_a_name_is_one_model(tmp_path: Path) -> None:
@@ -101,17 +92,17 @@ def test_a_search_gives_what_a_loop_gives(
         for what, number, seed in changes:
             ids = {each.path: each.id for each in store.items(store.ids().tolist())}
             if what == "write":
-                store.write([item(str(number), str(seed % 2))], "m", units(1, seed))
-                truth[ids.get(str(number), int(store.ids()[-1]))] = units(1, seed)[0]
+                store.write([item(str(number), str(seed % 2))], "m", units(1, seed=seed))
+                truth[ids.get(str(number), int(store.ids()[-1]))] = units(1, seed=seed)[0]
             elif what == "remove" and str(number) in ids:
-                store.remove("s", [str(number)])
+                store.remove("SRC", [str(number)])
                 del truth[ids[str(number)]]
             elif what == "reopen":
                 store.close()
                 store = SqliteStore(folder, writable=True)
             elif what == "optimise":
                 store.optimise()
-            query = units(1, seed)[0]
+            query = units(1, seed=seed)[0]
             some = {id_: row for id_, row in truth.items() if id_ % 3 or id_ > 6}
             for view in (store, other):
                 for where, wanted in ((None, truth), (parse("id not in (3, 6)"), some)):
@@ -144,9 +135,9 @@ def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None
     for seed in (7, 8):
         database.write_bytes(backup)
         store = SqliteStore(tmp_path / "i", writable=True)
-        store.write([item("0", "new")], "m", units(1, seed))
+        store.write([item("0", "new")], "m", units(1, seed=seed))
         store.optimise()
-        assert store.nearest("m", units(1, seed)[0], 1).scores[0] == pytest.approx(1)
+        assert store.nearest("m", units(1, seed=seed)[0], 1).scores[0] == pytest.approx(1)
         store.close()
 
 
@@ -167,10 +158,10 @@ def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(
     assert reader.count() == 5 and reader.nearest("m", units(1)[0], 1).searched == 5
     for number in (6, 7):
         owner = SqliteStore(tmp_path / "i", writable=True)
-        owner.write([item(f"new {number}")], "m", units(1, number))
+        owner.write([item(f"new {number}")], "m", units(1, seed=number))
         assert reader.count() == number  # while the owner still writes
         owner.close()
-        found = reader.nearest("m", units(1, number)[0], 1)
+        found = reader.nearest("m", units(1, seed=number)[0], 1)
         assert found.ids.tolist() == [number] and found.searched == reader.count() == number
     reader.close()
 
@@ -182,11 +173,11 @@ def test_a_second_writer_waits_then_says_so(tmp_path: Path, monkeypatch: pytest.
     other.execute("BEGIN IMMEDIATE")
     second = SqliteStore(tmp_path / "i", writable=True)
     with pytest.raises(InputError, match="another process has been writing"):
-        second.remove("s", ["0"])
+        second.remove("SRC", ["0"])
     assert second.count() == 5  # reading goes on
     other.execute("COMMIT")
     other.close()
-    second.remove("s", ["0"])
+    second.remove("SRC", ["0"])
     assert store.count() == 4
 
 

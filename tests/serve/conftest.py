@@ -6,15 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served_colours import build, draw
+from served_colours import N, build, draw, web_of
 from starlette.testclient import TestClient
 
 from cloob.search.index import Index
-from cloob.serve.app import make_app
-from cloob.serve.guard import ServeConfig
 from search_colours import ColourModel
-
-N = 60
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +33,5 @@ def index(
 
 @pytest.fixture(scope="session")
 def client(index: Index) -> Iterator[TestClient]:
-    config = ServeConfig(max_upload_bytes=200_000, max_upload_pixels=1_000_000)
-    with TestClient(make_app(index, config), base_url="http://localhost", raise_server_exceptions=False) as opened:
+    with web_of(index, max_upload_bytes=200_000, max_upload_pixels=1_000_000) as opened:
         yield opened

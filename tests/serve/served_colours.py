@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+from starlette.testclient import TestClient
 
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
+from cloob.serve.app import make_app
+from cloob.serve.guard import ServeConfig
 from search_colours import COLOURS, ColourModel
 
+N = 60
 NAMES = ("red", "green", "blue", "yellow", "black", "white")
 
 
@@ -26,6 +31,11 @@ def draw(folder: Path, numbers: Sequence[int]) -> Path:
         markup = "" if name == "red" else " <i>here</i>"
         (folder / f"{number}.txt").write_text(f"a {name} square{markup}", encoding="utf-8")
     return folder
+
+
+def web_of(index: Index, **config: Any) -> TestClient:
+    app = make_app(index, ServeConfig(**config))
+    return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
 
 
 def build(place: Path, folder: Path, *models: ColourModel) -> Index:

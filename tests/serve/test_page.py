@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from served_colours import build, draw
+from served_colours import N, build, draw
 
 from cloob.search.index import Index
 from cloob.serve.app import make_app
@@ -25,7 +25,6 @@ from make import picture
 from search_colours import COLOURS, ColourModel
 
 pytest.importorskip("selenium", reason="selenium is not installed")
-N = 60
 
 
 @contextmanager

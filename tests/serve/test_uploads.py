@@ -9,12 +9,11 @@ from unittest.mock import Mock
 
 import pytest
 from PIL import Image
+from served_colours import web_of
 from starlette.testclient import TestClient
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.serve.app import make_app
-from cloob.serve.guard import ServeConfig
 from make import picture, raw_file
 
 
@@ -98,11 +97,6 @@ def test_no_path_leaves_the_index(client: TestClient, path: str) -> None:
     answer = client.get(f"/{path}")
     assert answer.status_code in (404, 422), path
     assert "root:" not in answer.text and "import" not in answer.text
-
-
-def web_of(index: Index, **config: bool) -> TestClient:
-    app = make_app(index, ServeConfig(**config))  # type: ignore[arg-type]
-    return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
 
 
 def test_a_file_that_is_gone_is_said_without_its_path(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
+import open_clip.factory  # noqa: F401  # for the fixture quick
 import pytest
 from train_helpers import Recorder, Trained, write_shards
 
 from cloob.training.config import TrainConfig
 from make import write_forty
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick() -> Iterator[None]:
-    """Half of the time of a tiny training: CLIP's tables, read once for all models, and waiting for the disk."""
-    import open_clip.factory
-
-    from cloob.models.tokenizer import ClipTokenizer
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(open_clip.factory, "SimpleTokenizer", functools.cache(open_clip.factory.SimpleTokenizer))
-        patched.setattr(ClipTokenizer, "of", functools.cache(ClipTokenizer.of))
-        patched.setattr(os, "fsync", lambda _: None)  # a process is killed here, no machine
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Golden loss curves: 30 steps of each objective in float32 on one thread, which every refactoring must reproduce.
+"""Golden loss curves: 30 steps of each objective in float32, which every refactoring must reproduce.
 
 A change that is meant to alter the numbers writes them anew with ``pytest tests/training/test_golden_curves.py
 --update-golden`` and says in its commit why.
@@ -10,7 +10,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from train_helpers import lines
 
 from cloob.objective import OBJECTIVES
@@ -22,13 +21,8 @@ GOLDEN = Path(__file__).with_name("golden_curves.json")
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_golden_curve(objective: str, base: TrainConfig, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        out = tmp_path / objective
-        train(base.override(model="nano-vit", objective=objective, epochs=6, save_every=0, out=str(out)))
-    finally:
-        torch.set_num_threads(threads)
+    out = tmp_path / objective
+    train(base.override(model="nano-vit", objective=objective, epochs=6, save_every=0, out=str(out)))
     losses = [line["loss"] for line in lines(out / "metrics.jsonl")]
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if request.config.getoption("--update-golden"):

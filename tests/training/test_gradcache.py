@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
@@ -26,7 +24,7 @@ from cloob import ContrastiveObjective
 from cloob.interop.open_clip import OpenClipLoss
 from cloob.objective import NonFiniteFeaturesError, make_objective
 from cloob.training.gradcache import cached_backward
-from support import fork
+from support import on_ranks
 
 N, D = 12, 6
 WITH_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -249,17 +247,13 @@ NAMES = ("clip", "cloob", "logit_scale")
 LOCAL = ([2, 3, 1], [4, 2])  # micro-batches of the two ranks
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def _worker(rank: int) -> dict[str, Any]:
     own = slice(0, sum(LOCAL[0])) if rank == 0 else slice(sum(LOCAL[0]), N)
     micro_batches = cut(tuple(side[own] for side in batch()), LOCAL[rank])
     static = DistributedDataParallel(Towers(), static_graph=True)
     with pytest.raises(ValueError, match="DDP has static_graph=True"):
         cached_backward(lambda part: static(*part), ContrastiveObjective(gather=True), micro_batches, towers=static)
-    found = {name: _ddp_steps(name, micro_batches) for name in NAMES}
-    torch.save(found | {"buffers": _ddp_buffers(rank)}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return {name: _ddp_steps(name, micro_batches) for name in NAMES} | {"buffers": _ddp_buffers(rank)}
 
 
 def _ddp_buffers(rank: int) -> list[Tensor]:
@@ -291,9 +285,7 @@ def _ddp_steps(name: str, micro_batches: Sequence[Pair]) -> dict[str, Any]:
 
 def test_two_ddp_processes_equal_one(tmp_path: Path) -> None:
     """Different data, different numbers of micro-batches."""
-    forked = fork(tmp_path, 2, lambda: _worker(int(os.environ["RANK"]), str(tmp_path)))
-    assert set(forked.wait()) == {0}, forked.told()
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    ranks = on_ranks(tmp_path, 2, _worker)
     torch.testing.assert_close(*(rank["buffers"] for rank in ranks))
     for name in NAMES:
         alone = Whole(name, gather=False)

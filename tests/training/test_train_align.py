@@ -15,28 +15,24 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from train_helpers import exact
+from train_helpers import exact, lines
 
 from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.aligned.encoders import ImageEncoder, TowerText
 from cloob.models.aligned.model import AlignedEncoder
-from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.towers import create_model
-from cloob.objective import make_objective
 from cloob.training import build
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
+from make import tiny_model
 
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[str]:
     """Two encoders: the image tower of one model, the text tower of another."""
     folder = tmp_path_factory.mktemp("towers")
-    for seed in (7, 8):
-        save_model(folder / str(seed), create_model("nano-vit", seed=seed), make_objective("clip").config())
-    return [str(folder / "7"), str(folder / "8")]
+    return [str(tiny_model(folder / str(seed), "nano-vit", seed, "clip")) for seed in (7, 8)]
 
 
 @pytest.fixture
@@ -135,13 +131,13 @@ def test_pairs_that_cannot_be_used_are_named_counted_and_limited(
     with pytest.raises(InputError, match=said.format(r"0\.5") + examples):
         train(config.override(max_bad_fraction=0.5))
     train(config.override(max_bad_fraction=0.6, batch_size=4))
-    named = [json.loads(line) for line in (heads.save.out / "skipped.jsonl").read_text().splitlines()]
+    named = lines(heads.save.out / "skipped.jsonl")
     gone = {f"{i:02}.txt": "missing image" for i in range(18, 40)} | {"13.png": "corrupt image"}
     for held_out in (False, True):
         part = [line for line in named if line.get("held_out", False) == held_out]
         assert {line["key"]: line["reason"] for line in part} == gone and len(part) == 23
         assert {(line["epoch"], line["rank"]) for line in part} == {(1, 0)} and all(line["detail"] for line in part)
-    epochs = [json.loads(line) for line in (heads.save.out / "epochs.jsonl").read_text().splitlines()]
+    epochs = lines(heads.save.out / "epochs.jsonl")
     counts = {"missing image": 22, "corrupt image": 1}
     assert [line["skipped"] for line in epochs] == [counts, {}]
     assert [line["val_skipped"] for line in epochs] == [counts, counts]
@@ -170,7 +166,7 @@ def test_only_the_heads_learn_and_the_run_is_a_model(head: str, heads: TrainConf
     assert config["towers"]["model"] is None and config["align"]["image_encoder"] == towers[0]
     assert TrainConfig.from_json(result.run / "config.json").align == heads.override(head=head).align
     assert model.encode_text(["a red disc"]).shape == (1, 12)
-    last = [json.loads(line) for line in (result.run / "epochs.jsonl").read_text().splitlines()][-1]
+    last = lines(result.run / "epochs.jsonl")[-1]
     assert 0 < last["val_recall"] <= 1 and last["val_loss"] is not None
 
 

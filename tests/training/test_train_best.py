@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from cloob.models.load import find_model_folder
 from cloob.models.runs import chosen_checkpoint, list_checkpoints
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
+from make import write_table
 from support import refused
 
 
@@ -76,8 +76,9 @@ def test_held_out_pairs_judge(
     trained: Trained, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`cloob eval RUN --held-out` has the recall that the training saw."""
-    table, rows = tmp_path / "pairs.csv", readable_pairs(pairs_folder)
-    write_table(table, rows)
+    good = sorted(path for path in pairs_folder.glob("*.txt") if path.stem not in ("13", "27"))
+    rows = [{"filepath": path.with_suffix(".png"), "title": path.read_text()} for path in good]
+    table = write_table(tmp_path / "pairs.csv", rows)
     config = trained.config.override(data=[str(table)], val_split=0.3, out=tmp_path / "run", epochs=1, keep=1)
     train(config)
     words = ["eval", str(tmp_path / "run"), "--device", "cpu", "--out", str(tmp_path / "out")]
@@ -95,15 +96,6 @@ def test_held_out_pairs_judge(
     write_table(table, rows[3:])
     said = "its pairs have changed since the training, so nobody knows which were held out"
     assert refused(capsys, *words, "--held-out") == f"cloob: {tmp_path}/run: {said}\n"
-
-
-def write_table(path: Path, rows: Sequence[tuple[Path, str]]) -> None:
-    path.write_text("\n".join(["filepath,title", *(f"{picture},{caption}" for picture, caption in rows)]) + "\n")
-
-
-def readable_pairs(folder: Path) -> list[tuple[Path, str]]:
-    stems = sorted(path.stem for path in folder.glob("*.txt") if path.stem not in ("13", "27"))
-    return [(folder / f"{stem}.png", (folder / f"{stem}.txt").read_text()) for stem in stems]
 
 
 def test_held_out_pairs_of_their_own_judge(

@@ -1,4 +1,4 @@
-"""The Slurm script and the Kubernetes job in examples/ start real runs here, with stand-ins for the cluster."""
+"""The Slurm script in examples/ starts real runs here, with stand-ins for the cluster."""
 
 from __future__ import annotations
 

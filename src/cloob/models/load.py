@@ -48,7 +48,7 @@ def load_model(source: str | Path, device: str | torch.device = "auto") -> DualE
 
     Example:
         >>> import cloob
-        >>> config = cloob.get_recipe("demo-scratch").override(steps=2, device="cpu", out="runs/example")
+        >>> config = cloob.get_recipe("demo-scratch").override(steps=2, batch_size=8, device="cpu", out="runs/example")
         >>> model = cloob.load_model(cloob.train(config).run)
         >>> model.encode_text(["a red heart", "an elephant"]).shape
         torch.Size([2, 256])

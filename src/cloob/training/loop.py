@@ -58,10 +58,10 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
 
     Example:
         >>> import cloob
-        >>> config = cloob.get_recipe("demo-scratch").override(steps=2, device="cpu", out="runs/example")
+        >>> config = cloob.get_recipe("demo-scratch").override(steps=2, batch_size=8, device="cpu", out="runs/example")
         >>> result = cloob.train(config)
         >>> result.steps, result.samples_seen
-        (2, 256)
+        (2, 16)
     """
     if config.loss.objective == "auto":
         config = choose(config, train)

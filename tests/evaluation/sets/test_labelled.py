@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +8,11 @@ import pytest
 from cloob.data.batch import BadSample
 from cloob.errors import InputError
 from cloob.evaluation.sets.labelled import open_labelled
-
-MakeImage = Callable[..., bytes]
-WriteTar = Callable[..., Path]
+from make import noise, write_tar
 
 
 @pytest.fixture
-def wds(tmp_path: Path, image: MakeImage, write_tar: WriteTar) -> Path:
+def wds(tmp_path: Path) -> Path:
     """Three classes; shard 0 holds labels 2, 0 and shard 1 holds 1, 2, 2."""
     folder = tmp_path / "pets"
     folder.mkdir()
@@ -25,43 +22,43 @@ def wds(tmp_path: Path, image: MakeImage, write_tar: WriteTar) -> Path:
         files = {}
         for i, label in enumerate(labels):
             files[f"s{i}.cls"] = f"{label}\n".encode()
-            files[f"s{i}.{('webp', 'jpg', 'png')[i]}"] = image(10 * shard + i)
+            files[f"s{i}.{('webp', 'jpg', 'png')[i]}"] = noise(10 * shard + i)
         write_tar(folder / "test" / f"{shard}.tar", files)
     (folder / "test" / "nshards.txt").write_text("2")
     return folder
 
 
 @pytest.fixture
-def folders(tmp_path: Path, image: MakeImage) -> Path:
+def folders(tmp_path: Path) -> Path:
     for i, name in enumerate(("polar_bear/1.png", "polar_bear/x/2.jpg", "ant/1.png")):
         path = tmp_path / "zoo" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image(i))
+        path.write_bytes(noise(i))
     return tmp_path / "zoo"
 
 
-def test_clip_benchmark_folder(wds: Path, image: MakeImage) -> None:
+def test_clip_benchmark_folder(wds: Path) -> None:
     labelled = open_labelled(wds)
     assert labelled.name == "pets" and len(labelled) == 5
     assert labelled.classnames == ("cat", "dog {big}", "bird") and labelled.templates == ("a {c}.", "{c}")
     assert labelled.labels.dtype == np.int64 and labelled.labels.tolist() == [2, 0, 1, 2, 2]
-    assert labelled.read(3) == ("1.tar/s1", image(11))
+    assert labelled.read(3) == ("1.tar/s1", noise(11))
 
 
-def test_image_folder(folders: Path, image: MakeImage) -> None:
+def test_image_folder(folders: Path) -> None:
     (folders / ".git").mkdir()
     labelled = open_labelled(folders)
     assert labelled.name == "zoo" and labelled.classnames == ("ant", "polar bear") and labelled.templates == ("{c}",)
     assert labelled.labels.tolist() == [0, 1, 1]
-    assert labelled.read(2) == ("polar_bear/x/2.jpg", image(1))
+    assert labelled.read(2) == ("polar_bear/x/2.jpg", noise(1))
 
 
 @pytest.mark.parametrize("names", [True, False])
-def test_numbered_folders_are_sorted_by_number(tmp_path: Path, image: MakeImage, names: bool) -> None:
+def test_numbered_folders_are_sorted_by_number(tmp_path: Path, names: bool) -> None:
     words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
     for i in range(12):
         (tmp_path / "set" / "test" / f"{i}").mkdir(parents=True)
-        (tmp_path / "set" / "test" / f"{i}" / "a.png").write_bytes(image(i))
+        (tmp_path / "set" / "test" / f"{i}" / "a.png").write_bytes(noise(i))
     if names:
         (tmp_path / "set" / "classnames.txt").write_text("\n".join(words))
     labelled = open_labelled(tmp_path / "set")

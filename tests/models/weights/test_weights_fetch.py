@@ -7,9 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,45 +16,17 @@ from cloob import load_model
 from cloob.errors import InputError
 from cloob.models import hub
 from cloob.models.source import PUBLIC, PublicFile, PublicModel
-from make import served
+from make import Web, web
 from support import originals
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server(ThreadingHTTPServer):
-    """Serves ``content`` at every path but ``/missing``."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.asked = CONTENT, 0
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{path}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
-
-    def do_GET(self) -> None:
-        self.server.asked += 1
-        if self.path == "/missing":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.content)))
-        self.end_headers()
-        self.wfile.write(self.server.content)
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    with served(running):
+def server() -> Iterator[Web]:
+    with web() as running:
+        running.pages["/x"] = CONTENT
         yield running
 
 
@@ -68,29 +38,29 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("path", "sha256", "said"), [("x", "0" * 64, "published is 0000"), ("missing", None, "no such file")]
 )
-def test_lies_are_refused_in_one_line(server: Server, tmp_path: Path, path: str, sha256: str | None, said: str) -> None:
+def test_lies_are_refused_in_one_line(server: Web, tmp_path: Path, path: str, sha256: str | None, said: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
-        hub.fetch_public(PublicFile(server.url(path), "x.bin", sha256), tmp_path)
+        hub.fetch_public(PublicFile(f"{server.url}/{path}", "x.bin", sha256), tmp_path)
     assert "\n" not in str(caught.value) and not list(tmp_path.glob("x.bin*"))
 
 
-def test_two_processes_fetch_once(server: Server, tmp_path: Path) -> None:
+def test_two_processes_fetch_once(server: Web, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from cloob.models.hub import PublicFile, fetch_public\n"
         "print(fetch_public(PublicFile(sys.argv[1], 'x.bin', sys.argv[2]), Path(sys.argv[3])).stat().st_size)"
     )
-    words = [sys.executable, "-c", code, server.url("plain/x"), SHA256, str(tmp_path)]
+    words = [sys.executable, "-c", code, f"{server.url}/x", SHA256, str(tmp_path)]
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in both] == [str(len(CONTENT))] * 2
-    assert server.asked == 1
+    assert server.asked == ["/x"]
 
 
-def test_a_model_by_name(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_by_name(server: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = originals("crowsonkb/full_vocab/slim.pkl")
-    server.content = source.read_bytes()
-    digest = hashlib.sha256(server.content).hexdigest()
+    server.pages["/slim.pkl"] = source.read_bytes()
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
     config = json.loads((source.parent / "config.json").read_text())
-    model = PublicModel((PublicFile(server.url("plain/slim.pkl"), "slim.pkl", digest),), config=config)
+    model = PublicModel((PublicFile(f"{server.url}/slim.pkl", "slim.pkl", digest),), config=config)
     monkeypatch.setitem(PUBLIC, "crowsonkb/tiny", model)
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path))
     images = torch.zeros(1, 3, 32, 32)

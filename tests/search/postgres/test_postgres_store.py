@@ -16,27 +16,19 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from index_fakes import item, units
 from where_cases import CASES, ITEMS
 
 from cloob.errors import InputError
 from cloob.search import postgres as postgres_module
 from cloob.search.postgres import PostgresStore
-from cloob.search.records import FileState, IndexedModel, Item
+from cloob.search.records import FileState, IndexedModel
 from cloob.search.sqlite import SqliteStore
 from cloob.search.store import Store, Vectors
 from cloob.search.where import parse
 
 MODEL = IndexedModel("small", "runs/small", "f" * 64, 8)
 OTHER = IndexedModel("other", "runs/other", "0" * 64, 3)
-
-
-def item(path: str, content: str = "c", number: int = 0, **more: Any) -> Item:
-    return Item(number, "SRC", path, content, 10, 1, 4, 3, **more)
-
-
-def unit(n: int, dim: int, seed: int = 0) -> Vectors:
-    rows = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 @pytest.fixture
@@ -91,7 +83,7 @@ _STEPS = st.lists(
 def play(store: Store, steps: Sequence[tuple[Any, ...]]) -> None:
     for seed, (step, *what) in enumerate(steps):
         if step == "write":
-            store.write(what[0], what[1].name, unit(len(what[0]), what[1].dim, seed))
+            store.write(what[0], what[1].name, units(len(what[0]), what[1].dim, seed))
         elif step == "remove":
             store.remove("SRC", [what[0]])
         else:
@@ -113,7 +105,7 @@ def test_it_does_what_sqlite_does(address: str, tmp_path_factory: pytest.TempPat
     assert seen(stores[0]) == seen(stores[1])
     for top, text in ((2, ""), (9, ""), (2, "id > 0"), (9, "not date is null")):  # 9 are more than there are
         filter_ = parse(text) if text else None
-        found = [store.nearest(MODEL.name, unit(1, MODEL.dim, 99)[0], top, filter_) for store in stores]
+        found = [store.nearest(MODEL.name, units(1, MODEL.dim, 99)[0], top, filter_) for store in stores]
         assert found[0].searched == found[1].searched
         np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-6)
     for store in stores:
@@ -123,7 +115,7 @@ def test_it_does_what_sqlite_does(address: str, tmp_path_factory: pytest.TempPat
 
 
 def test_filters_find_what_they_find_in_sqlite(store: PostgresStore) -> None:
-    store.write(ITEMS, MODEL.name, unit(len(ITEMS), MODEL.dim))
+    store.write(ITEMS, MODEL.name, units(len(ITEMS), MODEL.dim))
     ids = {one.path: one.id for one in store.items(store.ids().tolist())}
     numbers = {ids[one.path]: one.id for one in ITEMS}
     found = {
@@ -133,7 +125,7 @@ def test_filters_find_what_they_find_in_sqlite(store: PostgresStore) -> None:
 
 
 def fill(store: PostgresStore, n: int) -> Vectors:
-    vectors = unit(n, MODEL.dim, 7)
+    vectors = units(n, MODEL.dim, 7)
     vectors[n // 2] = vectors[0]  # a tie, which the smaller id wins
     items = [item(f"{i:06}.jpg", str(i), columns={"i": i}) for i in range(n)]
     store.write(items, MODEL.name, vectors)
@@ -152,7 +144,7 @@ def test_hnsw_finds_what_is_near_and_fills_up_behind_a_narrow_filter(
     vectors = fill(store, 1500)
     store.optimise()
     ids = store.ids()
-    queries = unit(20, MODEL.dim, 3)
+    queries = units(20, MODEL.dim, 3)
     found = [store.nearest(MODEL.name, query, 10) for query in queries]
     best = [[int(ids[i]) for i in loop(vectors, query, 10, range(1500))] for query in queries]
     hits = [len(set(each.ids.tolist()) & set(wanted)) for each, wanted in zip(found, best, strict=True)]
@@ -186,7 +178,7 @@ def test_two_writers_and_a_reader(address: str, store: PostgresStore) -> None:
         assert store.count() % 20 == 0  # whole batches only
     assert [writer.communicate()[1] for writer in writers] == [b"", b""]
     assert revisions == sorted(revisions)
-    assert store.count() == 120 and store.nearest("small", unit(1, 8)[0], 1).searched == 120
+    assert store.count() == 120 and store.nearest("small", units(1, 8)[0], 1).searched == 120
     assert store.revision() == revisions[0] + 12
 
 
@@ -217,7 +209,7 @@ def test_the_block_of_the_page_finds_the_nearest(address: str) -> None:
         pytest.skip("docs/interop.md is not beside the tests")
     text = page.read_text(encoding="utf-8").replace("postgresql://me@db/pictures", address)
     (block,) = re.findall(r"^```python\n(import psycopg.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    vectors = unit(20, 8)
+    vectors = units(20, 8)
     rows = pa.table({"path": [f"{i}.png" for i in range(20)], "vector": vectors.tolist()})
     names: dict[str, Any] = {"rows": rows, "query": vectors[3].tolist()}
     exec(block, names)

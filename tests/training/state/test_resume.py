@@ -18,9 +18,8 @@ from train_helpers import At, KilledAfter, Recorder, assert_same_run, lines, wri
 
 from cloob import TrainConfig, get_recipe, train
 from cloob.cli import main
-from cloob.models.folder import save_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
-from cloob.models.towers import create_model
+from make import tiny_model
 from support import Ranks, fork
 
 
@@ -102,7 +101,7 @@ def configured(
             return config.override(data=[pairs_as[feature.data]])
         towers = [tmp_path / "image", tmp_path / "text"]
         for seed, tower in enumerate(towers):
-            save_model(tower, create_model("nano-vit", seed=seed), {})
+            tiny_model(tower, "nano-vit", seed)
         encoders = {"image_encoder": str(towers[0]), "text_encoder": str(towers[1]), "cache_dir": tmp_path / "cache"}
         heads = get_recipe("align").override(data=[pairs_as["table"]], val_data=[pairs_as["folder"]], patience=0)
         plain = {key: getattr(base.run, key) for key in ("device",)} | {"workers": 0, "max_bad_fraction": 0.2}

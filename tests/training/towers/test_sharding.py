@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from cloob.distributed import Layout
-from cloob.models.towers import create_model, open_clip
+from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.training import sharding
 from cloob.training.build import prepare_towers
 from cloob.training.config import TrainConfig
 from cloob.training.optim import make_optimizer
 from cloob.training.step import Stepper, StepResult, TowersWithLoss
-from support import fork, made_once
+from support import on_ranks
 
 CPU = torch.device("cpu")
 RANKS = 2
@@ -89,29 +87,11 @@ def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
     }
 
 
-def worker(rank: int, folder: str, configs: str, names: Sequence[str]) -> None:
-    torch.set_num_threads(1)
-    open_clip().add_model_config(Path(configs))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    found = {name: [run(name, fsdp) for fsdp in (False, True)] for name in names}
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-def by_rank(factory: pytest.TempPathFactory, configs: Path, *names: str) -> list[dict[str, Any]]:
-    """What each rank has found in these settings, by DDP and by FSDP."""
-
-    def work(folder: Path) -> None:
-        forked = fork(folder, RANKS, lambda: worker(int(os.environ["RANK"]), str(folder), str(configs), names))
-        assert set(forked.wait(400)) == {0}, forked.told()
-
-    folder = made_once(factory, f"sharding-{names[0]}", work)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[dict[str, Any]]:
-    return by_rank(tmp_path_factory, nano_configs, *SETTINGS)
+    """What each rank has found in each setting, by DDP and by FSDP."""
+    work = lambda _: {name: [run(name, fsdp) for fsdp in (False, True)] for name in SETTINGS}  # noqa: E731
+    return on_ranks(tmp_path_factory.mktemp("sharding"), RANKS, work, 400)
 
 
 @pytest.mark.nightly
