@@ -305,6 +305,25 @@ def test_a_mistake_is_named_in_one_line(
     assert str(caught.value).startswith(error) and "\n" not in str(caught.value)
 
 
+def test_of_many_held_out_pairs_every_other_batch_is_in_the_recall(config: TrainConfig, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(N, 6)), rng.normal(size=(6, 20)), rng.normal(size=(6, 10))
+    cause = rng.normal(size=(12_000, 6))
+    a, b = cause @ weights[1] + 3, np.tanh(cause @ weights[2] / 2)
+    for name, side in (("a", a), ("b", b)):
+        np.save(tmp_path / f"val_{name}.npy", side.astype(np.float32))
+    files = {f"val_{name}": str(tmp_path / f"val_{name}.npy") for name in "ab"}
+    run = cloob.train(config.override(**files, ids=None, val_split=0.0, batch_size=100, epochs=6, lr=1e-2))
+    model = cloob.load_model(run.run)
+    rows = np.arange(12_000) // 100 % 2 == 0
+    scores = model.encode_a(a[rows]) @ model.encode_b(b[rows]).T
+    right = scores.diagonal()
+    ahead = torch.stack([(scores > right[:, None]).sum(1), (scores > right).sum(0)])
+    recall = np.mean([(ahead < k).float().mean().item() for k in (1, 5, 10)])
+    assert recall > 0.01
+    assert lines(tmp_path / "run" / "epochs.jsonl")[-1]["val_recall"] == pytest.approx(recall, abs=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_bad_rows_are_told_from_large_ones(tmp_path: Path, dtype: type) -> None:
     rows = np.random.default_rng(0).normal(size=(700, 4)).astype(dtype)

@@ -25,6 +25,7 @@ from cloob.training.ranks import collect_objects, on_rank_zero
 from cloob.training.step import TowersWithLoss
 
 RECALLS = (1, 5, 10)
+_GALLERY = 10_000  # pairs of the recall, about: its time grows with their square
 logger = logging.getLogger(__name__)
 
 
@@ -32,8 +33,9 @@ logger = logging.getLogger(__name__)
 class Validation:
     """What the held-out pairs say: the mean loss in batches of the training's size, and the mean recall.
 
-    That is the mean of recall at 1, 5 and 10 in both directions among all held-out pairs. An image's only right answer
-    is its own caption, a vector's the first row of its id. An embedding with NaN finds and is found by none.
+    That is the mean of recall at 1, 5 and 10 in both directions among all held-out pairs, or among some 10,000 of more,
+    by whole batches. An image's only right answer is its own caption, a vector's the first row of its id. An embedding
+    with NaN finds and is found by none.
     """
 
     loss: float | None  # None without a batch, when not finite, or when an embedding was NaN, infinite or zero
@@ -60,16 +62,18 @@ def validate(parts: Parts, stop: StopSignal, *, hopfield: bool) -> Validation:
     refused: NonFiniteFeaturesError | None = None
     features: list[tuple[Tensor, Tensor, Tensor]] = []
     left_out: list[Skip] = []
-    batches = loader.epoch(0)
+    batches, every = loader.epoch(0), -(-loader.pairs_per_epoch // _GALLERY)
     with preserved_rng(device), torch.no_grad():
         while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
             batch, counts = agree(*fetched, stop, device, parts.saver.last)
+            in_recall = pairs // loader.batch_size % every == 0
             pairs += counts.samples + counts.bad
             left_out += batch.skipped
             if counts.smallest < 1:
                 continue
             images, texts = _embedded(towers, batch.to(device), parts.stepper.micro_batch_size)
-            features.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
+            if in_recall:
+                features.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
             if counts.samples > 1:
                 samples += counts.samples
                 ids = batch.ids.to(device) if config.loss.mask_duplicates else None
