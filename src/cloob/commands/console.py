@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro as tyro  # for all commands: annotations of their options are read when words are parsed
 
@@ -69,6 +69,20 @@ class DecodeOptions(DeviceOptions):
         from cloob.machine import decoders
 
         return decoders() if self.workers is None else self.workers
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOptions:
+    """Rows for a run of `cloob train vectors`, or for what ContrastiveHeads.save wrote."""
+
+    a: str | None = None  # Rows for head a, as --a of `cloob train vectors`.
+    b: str | None = None  # Rows for head b.
+
+    @property
+    def given(self) -> tuple[Literal["a", "b"], str] | None:
+        """The head and its file."""
+        refuse({"--a and --b exclude each other; give one of them": self.a and self.b})
+        return ("a", self.a) if self.a else ("b", self.b) if self.b else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
 from cloob.search.records import FileState, IndexedModel, Item, valid
 from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut, ReadFailed
+from cloob.search.scan.rows import Rows
 from cloob.search.store import Store, Vectors
 from cloob.search.taken import camera_and_place, date_of, iso_date
 
@@ -88,7 +89,8 @@ def make_plan(store: Store, collection: Collection, model: str, summary: Summary
             summary.left_out.add("name that is not UTF-8, to be renamed", found.path)
             continue
         state = known.pop(found.path, None)
-        if state is None or state.mtime_ns != found.mtime_ns or found.bytes not in (None, state.bytes):
+        same = state and found.bytes in (None, state.bytes) and found.content in ("", state.content)
+        if state is None or not same or state.mtime_ns != found.mtime_ns:
             work.append(Work(found, state, collection))
         elif state.fault is not None and (found.missing or _FINAL.search(state.fault)):
             summary.add_fault(state.fault, state.path)
@@ -167,6 +169,10 @@ class Builder:
     def prepare(self, work: Work) -> Prepared:
         """Opens one picture, in any thread; decodes it only if the vector of its bytes is not known."""
         self._may_decode.wait()
+        if isinstance(work.collection, Rows):
+            path, size, _, row, content = work.found
+            item = Item(0, work.collection.name, path, content, size or 0, None, 0, 0)
+            return Prepared(work, item, work.collection.row(row))
         try:
             if work.found.path.lower().endswith(RAW_SUFFIXES):
                 raw_reader()  # files of tens of megabytes are not read for nothing
@@ -202,9 +208,11 @@ class Builder:
         new = [content for content in pixels if content not in rows]
         for start in range(0, len(new), self._batch_size):
             contents = new[start : start + self._batch_size]
-            rows |= zip(contents, self._embed([pixels[content] for content in contents]), strict=True)
+            stack = torch.stack([pixels[content] for content in contents])
+            rows |= zip(contents, self._embed(batch[0].work.collection, stack), strict=True)
         self._summary.embedded += len(new)
         good = [each for each in batch if each.item is not None and np.isfinite(rows[each.content]).all()]
+        kept = set(good)
         arrived = [each for each in good if each.change(self._model.name) in ("added", "changed")]
         others = [model for model in self._store.models() if model.name != self._model.name]
         copies = {model: self._store.known(model, {each.content for each in arrived}) for model in others}
@@ -214,20 +222,20 @@ class Builder:
                 items = [each.item for each in some if each.item is not None]
                 self._store.write(items, model.name, np.stack([vectors[each.content] for each in some]))
         for each in batch:
-            if each not in good:
+            if each not in kept:
                 self._write_fault(each)
         for each in good:
             count = each.change(self._model.name)
             setattr(self._summary, count, getattr(self._summary, count) + 1)
 
-    def _embed(self, pixels: Sequence[Tensor]) -> Vectors:
+    def _embed(self, collection: Collection, batch: Tensor) -> Vectors:
         encoder = self._encoder()
         device, in_bf16 = torch.device(getattr(encoder, "device", "cpu")), self._model.precision == "bf16"
         if device.type == "cpu":
             self._may_decode.clear()
         try:
             with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
-                rows: Vectors = encoder.encode_image(torch.stack(list(pixels)).to(device)).float().cpu().numpy()
+                rows: Vectors = collection.embed(encoder, batch.to(device)).float().cpu().numpy()
         finally:
             self._may_decode.set()
         return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from cloob.models.runs import HEADS_FILE, VECTORS_FILE
 if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs
 
+Side = Literal["a", "b"]
 _OF_PICTURES = ("preprocess", "tokenizer", "image_size", "context_length", "mean", "std")
 
 
@@ -38,7 +39,7 @@ class VectorEncoder(AlignedEncoder):
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_PICTURES:
-            raise InputError("a model of vectors takes no pictures and texts; encode_a and encode_b take its rows")
+            raise InputError("a model of vectors takes no pictures and texts, but rows: --a, --b, encode_a, encode_b")
         return super().__getattr__(name)
 
     @property
@@ -86,6 +87,13 @@ class VectorEncoder(AlignedEncoder):
             some = as_floats(rows[start : start + batch_size]).to(self.device)
             parts.append(F.normalize(head(some), dim=1))
         return torch.cat(parts)
+
+
+def embed_rows(encoder: DualEncoder, side: Side, rows: np.ndarray | Tensor) -> Tensor:
+    """The (n, D) unit rows of vectors of one side, on the CPU."""
+    if not isinstance(encoder, VectorEncoder):
+        raise InputError(f"{encoder.name}: is no model of vectors; --a and --b are for runs of `cloob train vectors`")
+    return (encoder.encode_a if side == "a" else encoder.encode_b)(rows).cpu()
 
 
 def embed_pairs(encoder: VectorEncoder, pairs: VectorPairs) -> tuple[Tensor, Tensor]:

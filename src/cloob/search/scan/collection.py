@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,6 +31,11 @@ from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
 from cloob.search.records import INDEX_FILE, Value
 from cloob.search.where import NUMBERS, TEXTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cloob.models.encoder import DualEncoder
 
 SEPARATOR = "::"  # between a container and a picture in it
 EXAMPLES = 3  # that are named of what was left out, and of the files that cannot be read
@@ -49,6 +54,7 @@ class Found(NamedTuple):
     bytes: int | None  # size of the file; None where only reading it tells
     mtime_ns: int | None  # when it, or what is said of it, was changed last; None where nothing says so
     place: Any = None  # what its source finds it by
+    content: str = ""  # as of :class:`cloob.search.records.Item`, where looking for it tells
 
     @property
     def missing(self) -> bool:
@@ -93,6 +99,13 @@ class Collection:
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         return None, {}
+
+    def check(self, encoder: DualEncoder) -> None:
+        """Raises InputError for a model that does not take what is here."""
+        assert encoder.preprocess
+
+    def embed(self, encoder: DualEncoder, batch: Tensor) -> Tensor:
+        return encoder.encode_image(batch)
 
     def excluded(self, path: str) -> bool:
         """Whether a path below the source, or a part of it, is one of the globs that leave pictures out."""
