@@ -12,11 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from cloob import cli
+from cloob import ContrastiveHeads, cli
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
@@ -50,6 +51,8 @@ FILES = {
     "broken.parquet": "PAR1 and no more",
     "own.parquet": "PAR1",
     "broken.tar": "<html>",
+    "six.txt": "a\nb\nc\nd\ne\nf\n",
+    "twice.txt": "a\nb\nc\nd\nc\nf\n",
     "file": "",
     "file.pt": "none",
     "notes.md": "x",
@@ -100,6 +103,10 @@ def make(folder: Path) -> None:
     write_pairs(folder / "pairs", {stem: (COLOURS["red"], f"pair {stem}") for stem in "abcd"})
     save_model(folder / "model", create_model("tiny-convnext", seed=0), make_objective("cloob").config())
     shutil.copytree(folder / "model", folder / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
+    rows = np.random.default_rng(0).normal(size=(6, 6))
+    np.save(folder / "rows.npy", rows)
+    np.save(folder / "wide.npy", np.ones((6, 9)))
+    ContrastiveHeads(n_components=4, epochs=1, validation_fraction=0).fit(rows, rows).save(folder / "heads")
     make_index(folder / "index", write_pictures(folder / "pictures", n=1))
 
 
