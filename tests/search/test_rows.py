@@ -154,7 +154,7 @@ def test_what_else_takes_an_index_takes_one_of_rows(place: Path, capsys: pytest.
     for words, said in (
         (
             ["search", "rows.idx", "red"],
-            "heads …\ncloob: a model of vectors takes no pictures and texts, but rows: --a",
+            "a model of vectors takes no pictures and texts, but rows: --a",
         ),
         (["search", "rows.idx", "--b", "wide.npy"], "b: an array (60, 11) found"),
         (["search", "rows.idx", "--a", "a.npy", "--where", "path = 'z'"], "the filter lets none through"),

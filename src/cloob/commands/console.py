@@ -80,9 +80,10 @@ class RowOptions:
 
     @property
     def given(self) -> tuple[Literal["a", "b"], str] | None:
-        """The head and its file."""
         refuse({"--a and --b exclude each other; give one of them": self.a and self.b})
-        return ("a", self.a) if self.a else ("b", self.b) if self.b else None
+        if self.a:
+            return "a", self.a
+        return ("b", self.b) if self.b else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,11 +210,7 @@ def say(text: str) -> None:
 
 def say_next(*commands: Sequence[str | Path]) -> None:
     for i, words in enumerate(commands):
-        print(f"{'next:' if i == 0 else '  or:'} {shell(words)}", file=sys.stderr)
-
-
-def shell(words: Sequence[str | Path]) -> str:
-    return shlex.join(["cloob", *map(str, words)])
+        print(f"{'next:' if i == 0 else '  or:'} {shlex.join(['cloob', *map(str, words)])}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -99,12 +99,10 @@ def run(options: Options) -> int:
     check_index(options.index)
     from cloob.search.query import Query, Term
     from cloob.search.where import equals
-    from cloob.search.where import parse as parse_filter
 
     query, like, device = Query.parse(options.query), options.like, options.machine.device
     with cloob.Index.open(options.index, model=options.model) as index:
-        if options.where is not None:
-            parse_filter(options.where, index.columns())
+        index.view(options.where)  # a mistake in it is named before a model is loaded
         if options.duplicates:
             return _duplicates(index, options)
         if options.rows.given:
@@ -147,29 +145,25 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
 
 
 def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], file: str) -> int:
-    """Prints what is nearest to each row of a file; 1 where a row is not finite."""
-    import numpy as np
-
+    """Prints what is nearest to each row of a file; 1 where one is not finite."""
     from cloob.data.vectors import read_matrix
     from cloob.models.aligned.vectors import embed_rows
+    from cloob.search.find import search
 
-    model, view = index.model(), index.view(options.where)
+    view, found = index.view(options.where), []
     view.check_some(index.store.count(view.where))
-    queries = embed_rows(index.encoder(model, options.machine.device), side, read_matrix(file)).numpy()
-    bad = ~np.isfinite(queries).all(1)
-    found = [
-        () if not_finite else index.search(query, top=options.top, where=view.where, model=model).hits
-        for query, not_finite in zip(queries, bad, strict=True)
-    ]
-    if options.json:
-        rows = [[_row_dict(hit.item, hit.score, hit.margin) for hit in hits] for hits in found]
-        print(json.dumps({"query": [file], "model": model.name, "rows": rows}))
-    for row, hits in enumerate([] if options.json else found):
-        for hit in hits:
+    queries = embed_rows(index.encoder(view.model, options.machine.device), side, read_matrix(file))
+    bad = [row for row, finite in enumerate(queries.isfinite().all(1).tolist()) if not finite]
+    for row, query in enumerate(queries.numpy()):
+        hits = () if row in bad else search(view, query, options.top).hits
+        found.append([_row_dict(hit.item, hit.score, hit.margin) for hit in hits])
+        for hit in () if options.json else hits:
             print(row, f"{hit.score:.4f}", printable(hit.item.path), sep="\t")
-    if bad.any():
-        say(f"{file}: {counted(int(bad.sum()), 'rows')} left out, as not finite: row {np.flatnonzero(bad)[0]} …")
-    return 1 if bad.any() else 0
+    if options.json:
+        print(json.dumps({"query": [file], "model": view.model.name, "rows": found}))
+    if bad:
+        say(f"{file}: {counted(len(bad), 'rows')} left out, as not finite: row {bad[0]} …")
+    return 1 if bad else 0
 
 
 def _list(index: cloob.Index, options: Options) -> int:

@@ -143,6 +143,7 @@ class Prepared:
         return "described" if model in state.models else "completed"
 
 
+@dataclass
 class Builder:
     """Reads, embeds and writes pictures. Each batch is a transaction: the next update goes on after the last one.
 
@@ -150,20 +151,17 @@ class Builder:
     matrix product wait for each other, so that one picture beside it holds up all of them.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        model: IndexedModel,
-        encoder: Callable[[], DualEncoder],
-        summary: Summary,
-        batch_size: int,
-        max_pixels: int | None,
-    ) -> None:
-        self._store, self._model, self._encoder, self._summary = store, model, encoder, summary
-        self._batch_size, self._max_pixels = batch_size, max_pixels
-        self._waiting: list[Prepared] = []
-        self._decoded = 0  # of these
-        self._may_decode = threading.Event()
+    _store: Store
+    _model: IndexedModel
+    _encoder: Callable[[], DualEncoder]
+    _summary: Summary
+    _batch_size: int
+    _max_pixels: int | None
+    _waiting: list[Prepared] = field(default_factory=list)
+    _decoded: int = 0  # of these
+    _may_decode: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
         self._may_decode.set()
 
     def prepare(self, work: Work) -> Prepared:

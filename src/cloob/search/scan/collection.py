@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,11 +31,6 @@ from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
 from cloob.search.records import INDEX_FILE, Value
 from cloob.search.where import NUMBERS, TEXTS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cloob.models.encoder import DualEncoder
 
 SEPARATOR = "::"  # between a container and a picture in it
 EXAMPLES = 3  # that are named of what was left out, and of the files that cannot be read
@@ -100,11 +95,11 @@ class Collection:
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         return None, {}
 
-    def check(self, encoder: DualEncoder) -> None:
+    def check(self, encoder: Any) -> None:
         """Raises InputError for a model that does not take what is here."""
         assert encoder.preprocess
 
-    def embed(self, encoder: DualEncoder, batch: Tensor) -> Tensor:
+    def embed(self, encoder: Any, batch: Any) -> Any:
         return encoder.encode_image(batch)
 
     def excluded(self, path: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection as Paths
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -24,7 +23,7 @@ class Rows(Collection):
         self._side, self._matrix = side, read_matrix(file)
         self._labels = rows_of(read_ids_of(labels, len(self._matrix), file), labels)
 
-    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+    def scan(self, known: object = ()) -> Iterator[Found]:
         kind = f"{self._side} {self._matrix.dtype} ".encode()
         for label, row in self._labels.items():
             data = self._matrix[row].tobytes()
