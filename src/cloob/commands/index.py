@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Index pictures, or bring an index up to date: new, changed and removed files."""
+    """Index pictures, or vectors with labels; or bring an index up to date: new, changed and removed files."""
 
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC …")] = ()
     """Folders of pictures, or what `cloob train --data` reads, captions or not; none: all that the index knows."""

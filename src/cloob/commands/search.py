@@ -98,7 +98,7 @@ def run(options: Options) -> int:
     check(options)
     check_index(options.index)
     from cloob.search.query import Query, Term
-    from cloob.search.where import equals
+    from cloob.search.where import Filter, equals
 
     query, like, device = Query.parse(options.query), options.like, options.machine.device
     with cloob.Index.open(options.index, model=options.model) as index:
@@ -110,11 +110,10 @@ def run(options: Options) -> int:
         if not options.query and like is None:
             return _list(index, options)
         if like is not None:
-            paths = (like, os.path.abspath(like))  # noqa: PTH100 - links stay as the index has them
-            found = [index.store.ids(equals("path", path), limit=1).tolist() for path in paths]
+            filters = [equals("path", path) for path in (like, os.path.abspath(like))]  # noqa: PTH100 - links stay
+            filters += [Filter(f"id = {like[:18]}")] if like.isascii() and like.isdigit() else []
+            found = [index.store.ids(each, limit=1).tolist() for each in filters]
             item = next((ids[0] for ids in found if ids), 0)
-            if not item and like.isascii() and like.isdigit():
-                item = next((each.id for each in index.items([int(like[:18])])), 0)
             refuse({f"--like {like}: no picture of {index.store.address} has this id or path": not item})
             query = Query((Term(item, "item"), *query.terms))
         if query.needs_model or (options.explain and options.beta is None):  # β is the model's own

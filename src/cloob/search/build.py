@@ -5,6 +5,7 @@ A file is unchanged if its size and time are. Of the others, files whose bytes a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import threading
@@ -159,14 +160,12 @@ class Builder:
     _max_pixels: int | None
     _waiting: list[Prepared] = field(default_factory=list)
     _decoded: int = 0  # of these
-    _may_decode: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self._may_decode.set()
+    _running: threading.Lock = field(default_factory=threading.Lock)  # held while the model runs on a CPU
 
     def prepare(self, work: Work) -> Prepared:
         """Opens one picture, in any thread; decodes it only if the vector of its bytes is not known."""
-        self._may_decode.wait()
+        with self._running:  # waits for it
+            pass
         if isinstance(work.collection, Rows):
             path, size, _, row, content = work.found
             item = Item(0, work.collection.name, path, content, size or 0, None, 0, 0)
@@ -229,13 +228,9 @@ class Builder:
     def _embed(self, collection: Collection, batch: Tensor) -> Vectors:
         encoder = self._encoder()
         device, in_bf16 = torch.device(getattr(encoder, "device", "cpu")), self._model.precision == "bf16"
-        if device.type == "cpu":
-            self._may_decode.clear()
-        try:
-            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
-                rows: Vectors = collection.embed(encoder, batch.to(device)).float().cpu().numpy()
-        finally:
-            self._may_decode.set()
+        alone = self._running if device.type == "cpu" else contextlib.nullcontext()
+        with alone, evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+            rows: Vectors = collection.embed(encoder, batch.to(device)).float().cpu().numpy()
         return rows
 
     def _write_fault(self, prepared: Prepared) -> None:
