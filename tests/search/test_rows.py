@@ -83,7 +83,7 @@ def test_only_what_changed_is_embedded(place: Path, capsys: pytest.CaptureFixtur
     Path("names.txt").write_text("\n".join(["new", *NAMES[1:50]]))
     for said in ("1 added, 1 changed, 11 removed, 47 as they were; 2 embedded", "49 as they were; 1 embedded"):
         out, err = run(capsys, again)
-        assert out == [pytest.approx(out[0]), "rows.idx: 49 rows, heads"] and out[0].startswith(f"rows: {said}")
+        assert out[1:] == ["rows.idx: 49 rows, heads"] and out[0].startswith(f"rows: {said}")
         assert err == f"cloob: 1 × embedding not finite: {NAMES[4]}\n"
     assert run(capsys, "index --out rows.idx --faults")[0] == [f"{NAMES[4]}: embedding not finite"]
     with cloob.Index.open("rows.idx") as index:
