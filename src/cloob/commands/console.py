@@ -80,10 +80,10 @@ class RowOptions:
 
     @property
     def given(self) -> tuple[Literal["a", "b"], str] | None:
-        refuse({"--a and --b exclude each other; give one of them": self.a and self.b})
-        if self.a:
+        refuse({"--a and --b exclude each other; give one of them": None not in (self.a, self.b)})
+        if self.a is not None:
             return "a", self.a
-        return ("b", self.b) if self.b else None
+        return None if self.b is None else ("b", self.b)
 
 
 @dataclasses.dataclass(frozen=True)
