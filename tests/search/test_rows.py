@@ -14,10 +14,13 @@ import pyarrow as pa
 import pytest
 from index_fakes import NAMES, write_heads
 from pyarrow import parquet
+from starlette.testclient import TestClient
 
 import cloob
 from cloob import cli
 from cloob.models.aligned.vectors import VectorEncoder
+from cloob.serve.app import make_app
+from cloob.serve.guard import ServeConfig
 from support import fork
 
 
@@ -163,3 +166,10 @@ def test_what_else_takes_an_index_takes_one_of_rows(place: Path, capsys: pytest.
     ):
         assert cli.main(words) == 2
         assert said in capsys.readouterr().err
+    with (
+        cloob.Index.open("rows.idx") as index,
+        TestClient(make_app(index, ServeConfig()), "http://localhost") as client,
+    ):
+        answer = client.post("/api/search", json={"parts": [{"words": "red"}]})
+        assert answer.status_code == 400 and "takes no pictures and texts" in answer.json()["detail"]
+        assert client.get("/api/items/18/similar?top=1").json()["hits"][0]["path"] == NAMES[order[0]]

@@ -164,7 +164,9 @@ def open_pairs(
         labels, others = read_ids_of(a_ids, len(left), a), read_ids_of(b_ids, len(right), b)
         rows = _joined(labels, others, b_ids, skipped)
     else:
-        _check_length(f"{a} has {len(left):,} rows", len(left), len(right), b, "--a-ids and --b-ids would join them")
+        if len(left) != len(right):
+            both = f"{a} has {len(left):,} rows, {b} has {len(right):,} rows"
+            raise InputError(f"{both}; --a-ids and --b-ids would join them")
         labels = None if ids is None else read_ids_of(ids, len(left), a)
         rows = np.broadcast_to(np.arange(len(left))[:, None], (len(left), 2))
     for side, spec, place in ((left, a, 0), (right, b, 1)):
@@ -183,13 +185,9 @@ def open_pairs(
 def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:
     """The ids in a file, one for each row of a matrix."""
     ids = read_ids(spec)
-    _check_length(f"{spec} has {len(ids):,} ids", len(ids), rows, matrix, "one id a row is wanted")
+    if len(ids) != rows:
+        raise InputError(f"{spec} has {len(ids):,} ids, {matrix} has {rows:,} rows; one id a row is wanted")
     return ids
-
-
-def _check_length(said: str, found: int, rows: int, matrix: str, wanted: str) -> None:
-    if found != rows:
-        raise InputError(f"{said}, {matrix} has {rows:,} rows; {wanted}")
 
 
 def _joined(of_a: list[str], of_b: list[str], spec: str, skipped: list[Skip]) -> np.ndarray:

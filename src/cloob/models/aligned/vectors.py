@@ -23,6 +23,10 @@ Side = Literal["a", "b"]
 _OF_PICTURES = ("preprocess", "tokenizer", "image_size", "context_length", "mean", "std")
 
 
+class RowsError(InputError):
+    """A model of vectors is asked for a picture or a text."""
+
+
 class VectorEncoder(AlignedEncoder):
     """Two heads without encoders: rows of numbers in, unit rows out; it trains and is stored as a ``DualEncoder``."""
 
@@ -39,7 +43,7 @@ class VectorEncoder(AlignedEncoder):
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_PICTURES:
-            raise InputError("a model of vectors takes no pictures and texts, but rows: --a, --b, encode_a, encode_b")
+            raise RowsError("a model of vectors takes no pictures and texts, but rows: --a, --b, encode_a, encode_b")
         return super().__getattr__(name)
 
     @property
