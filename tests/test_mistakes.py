@@ -12,11 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from cloob import cli
+from cloob import ContrastiveHeads, cli
 from make import tiny_model, write_classes, write_pairs, write_tar
 from search_colours import make_index, write_pictures
 from support import OPENING, made_once
@@ -47,6 +48,8 @@ FILES = {
     "broken.parquet": "PAR1 and no more",
     "own.parquet": "PAR1",
     "broken.tar": "<html>",
+    "six.txt": "a\nb\nc\nd\ne\nf\n",
+    "twice.txt": "a\nb\nc\nd\nc\nf\n",
     "file": "",
     "file.pt": "none",
     "notes.md": "x",
@@ -97,6 +100,10 @@ def make(folder: Path) -> None:
     write_pairs(folder / "pairs", {stem: (COLOURS["red"], f"pair {stem}") for stem in "abcd"})
     tiny_model(folder / "model", "tiny-convnext")
     shutil.copytree(folder / "model", folder / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
+    rows = np.random.default_rng(0).normal(size=(6, 6))
+    np.save(folder / "rows.npy", rows)
+    np.save(folder / "wide.npy", np.ones((6, 9)))
+    ContrastiveHeads(n_components=4, epochs=1, validation_fraction=0).fit(rows, rows).save(folder / "heads")
     make_index(folder / "index", write_pictures(folder / "pictures", n=1))
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from cloob import ContrastiveHeads
 from cloob.search.index import Index
 from cloob.search.records import Item
 from cloob.search.update import UpdateOptions
@@ -83,3 +84,17 @@ def content(index: Index, model: str | None = "fake") -> dict[str, tuple[Any, ..
 def faults(index: Index) -> dict[str, str]:
     known = (state for source in index.store.sources() for state in index.store.states(source))
     return {state.path: state.fault for state in known if state.fault is not None}
+
+
+NAMES = [f"m{row:02}" for row in range(60)]  # the labels of the rows of ``write_heads``
+
+
+def write_heads(folder: Path) -> None:
+    """Two kinds of rows, ``a.npy`` and ``b.npy``, ``names.txt``, and a model of vectors, ``heads``."""
+    cause = np.random.default_rng(0).normal(size=(len(NAMES), 4))
+    a, b = cause @ np.ones((4, 6)) + cause[:, :1], np.tanh(cause @ np.arange(40).reshape(4, 10) / 40)
+    np.save(folder / "a.npy", np.concatenate([a, cause], axis=1).astype(np.float16))
+    np.save(folder / "b.npy", b)
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    heads = ContrastiveHeads(n_components=8, epochs=2, validation_fraction=0, random_state=0, device="cpu")
+    heads.fit(np.load(folder / "a.npy"), b).save(folder / "heads")

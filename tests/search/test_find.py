@@ -30,7 +30,8 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index: Index) -> None:
     ids, rows = all_rows(index)
     model = ColourModel()
     (row,) = model.encode_text(["blue"]).numpy()
-    texts = model.encode_text(background.background_texts()).double().numpy()
+    lines = Path(background.__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines()
+    texts = model.encode_text(lines).double().numpy()
     scores = {id_: float(r @ row) for id_, r in zip(ids, rows, strict=True)}
     found = index.search("blue", top=7, cutoff=None)
     assert [hit.item.id for hit in found.hits] == sorted(ids, key=lambda id_: -scores[id_])[:7]

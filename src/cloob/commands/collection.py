@@ -67,7 +67,7 @@ def opened(
         with progress() as update:
             done = index.update([source], options, progress=partial(update, "pictures"))
         report_left_out(done)
-        yield index, sum(done.faults.values()) + done.unread
+        yield index, done.faults.total() + done.unread
 
 
 def report_left_out(summary: Summary) -> None:

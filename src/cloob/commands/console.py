@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro as tyro  # for all commands: annotations of their options are read when words are parsed
 
@@ -70,6 +70,21 @@ class DecodeOptions(DeviceOptions):
         from cloob.machine import decoders
 
         return decoders() if self.workers is None else self.workers
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOptions:
+    """Rows for a run of `cloob train vectors`, or for what ContrastiveHeads.save wrote."""
+
+    a: str | None = None  # Rows for head a, as --a of `cloob train vectors`.
+    b: str | None = None  # Rows for head b.
+
+    @property
+    def given(self) -> tuple[Literal["a", "b"], str] | None:
+        refuse({"--a and --b exclude each other; give one of them": None not in (self.a, self.b)})
+        if self.a is not None:
+            return "a", self.a
+        return None if self.b is None else ("b", self.b)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +204,7 @@ def say(text: str) -> None:
 
 def say_next(*commands: Sequence[str | Path]) -> None:
     for i, words in enumerate(commands):
-        print(f"{'next:' if i == 0 else '  or:'} {shell(words)}", file=sys.stderr)
-
-
-def shell(words: Sequence[str | Path]) -> str:
-    return shlex.join(["cloob", *map(str, words)])
+        print(f"{'next:' if i == 0 else '  or:'} {shlex.join(['cloob', *map(str, words)])}", file=sys.stderr)
 
 
 @contextlib.contextmanager

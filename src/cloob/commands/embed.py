@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 import cloob
 from cloob.commands.collection import check_source, opened
-from cloob.commands.console import DecodeOptions, check_out, exclusive, refuse, say, tyro
-from cloob.errors import InputError
+from cloob.commands.console import DecodeOptions, RowOptions, check_out, exclusive, refuse, say, tyro
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,16 @@ class Options:
     """Whatever `cloob index` takes: a folder, one picture, a table, shards; or an index. With --a or --b a run, or
     what ContrastiveHeads.save wrote; with --texts a model."""
     out: Path  # FILE.npz, .safetensors or .parquet; with --a, --b or --texts FILE.npy, .npz or .safetensors.
-    a: str | None = None  # Rows for the run's head a, as --a of `cloob train vectors`.
-    b: str | None = None  # Rows for the run's head b.
     texts: str | None = None  # Texts for the model: a file of lines, or TABLE.parquet:COLUMN.
     model: str | None = None  # What `cloob eval` takes; for an index the name of one of its models.
     overwrite: bool = False  # Replace the file where it is there.
+    rows: RowOptions = field(default_factory=RowOptions)
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
 def run(options: Options) -> int:
     """Embeds; 1 where a picture could not be read."""
-    rows = [spec for spec in (options.a, options.b, options.texts) if spec is not None]
+    rows = [spec for spec in (options.rows.a, options.rows.b, options.texts) if spec is not None]
     kinds = (".npy", ".npz", ".safetensors") if rows else (".npz", ".safetensors", ".parquet")
     check_out("--out", options.out, kinds, [*rows, options.source])
     refuse({f"{options.out}: exists; --overwrite replaces it": options.out.exists() and not options.overwrite})
@@ -53,17 +51,15 @@ def _embed_rows(options: Options) -> int:
     import numpy as np
 
     from cloob.data.vectors import read_ids, read_matrix
-    from cloob.models.aligned.vectors import VectorEncoder
+    from cloob.models.aligned.vectors import embed_rows
     from cloob.models.load import load_model
 
     encoder = load_model(options.source, options.machine.device)
-    if options.texts is not None:
-        vectors = encoder.encode_text(read_ids(options.texts)).cpu().numpy()
-    elif not isinstance(encoder, VectorEncoder):
-        raise InputError(f"{options.source}: is no model of vectors; --a and --b are for runs of `cloob train vectors`")
+    if options.rows.given:
+        side, file = options.rows.given
+        vectors = embed_rows(encoder, side, read_matrix(file)).numpy()
     else:
-        spec, encode = (options.a, encoder.encode_a) if options.a is not None else (options.b, encoder.encode_b)
-        vectors = encode(read_matrix(str(spec))).cpu().numpy()
+        vectors = encoder.encode_text(read_ids(str(options.texts))).cpu().numpy()
     _write(options.out, vectors)
     bad = int((~np.isfinite(vectors).all(1)).sum())
     left = f", {bad:,} of them NaN, as their numbers are not finite" if bad else ""

@@ -15,7 +15,7 @@ from typing import Annotated
 import cloob
 from cloob.commands import index, search
 from cloob.commands.collection import INDEX_FILE, folder_name
-from cloob.commands.console import DecodeOptions, refuse, say, tyro
+from cloob.commands.console import DecodeOptions, RowOptions, refuse, say, tyro
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Options(search.Options):
     """A folder of pictures, with its sub-folders."""
     model: str | None = None
     """As of `cloob index`; left out, the index's first, and for a new one the first of `cloob models --for photos`."""
+    rows: tyro.conf.Suppress[RowOptions] = field(default_factory=RowOptions)
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 

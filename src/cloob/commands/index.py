@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import cloob
 from cloob.commands.collection import INDEX_FILE, report_left_out
-from cloob.commands.console import DecodeOptions, check_there, progress, refuse, say, say_next, shell, tyro, within
+from cloob.commands.console import DecodeOptions, RowOptions, check_there, progress, refuse, say, say_next, tyro, within
 from cloob.errors import InputError, printable, require
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Index pictures, or bring an index up to date: new, changed and removed files."""
+    """Index pictures, or vectors with labels; or bring an index up to date: new, changed and removed files."""
 
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC …")] = ()
     """Folders of pictures, or what `cloob train --data` reads, captions or not; none: all that the index knows."""
@@ -38,11 +38,13 @@ class Options:
     remove_all: bool = False  # Remove all pictures of a source of which nothing is there any more.
     merge: str | None = None  # Another index, to be taken into this one.
     faults: bool = False  # List the files that could not be read, and why; index nothing.
+    labels: str | None = None  # Names for the rows of --a or --b: as --ids of `cloob train vectors`.
     image_column: str | None = None  # Column of a table with the picture or its path.
     caption_column: str | None = None  # Column of a table with the caption.
     precision: Literal["fp32", "bf16"] | None = None
     """Of the image tower; bf16 is for GPUs and processors with AMX. Left out, as the index has it, else fp32."""
     batch_size: int = 64  # Pictures a forward pass, and a transaction.
+    rows: RowOptions = field(default_factory=RowOptions)
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
@@ -51,6 +53,9 @@ def _check(options: Options) -> None:
     from cloob.models.source import check_source
 
     within(options, max_megapixels=(0.001, 100_000), batch_size=(1, 2**20))
+    rows, other = options.rows.given, options.sources or options.merge or options.precision
+    pair = "--a and --b need --labels, and stand without SRC, --merge and --precision"
+    refuse({pair: (not options.labels or other) if rows else options.labels})
     refuse({"--out is missing; it says where the index is to be (cloob index --help)": not options.out})
     if options.model is not None:
         check_source(options.model)
@@ -64,8 +69,8 @@ def _check(options: Options) -> None:
         {
             f"{folder}: is a file; --out is the folder of the index": folder.exists() and not folder.is_dir(),
             f"{folder}: is a folder with other files in it; --out names a new one, or an index": filled,
-            modelless: options.sources and options.model is None,
-            unnamed: not options.sources and not options.merge,
+            modelless: (options.sources or rows) and options.model is None,
+            unnamed: not options.sources and not rows and not options.merge,
         }
     )
     for source in options.sources:
@@ -82,14 +87,14 @@ def run(options: Options, *, then: bool = True) -> int:
                     print(f"{printable(state.path)}: {printable(state.fault)}")
         return 0
     with _opened(options.out) as index:
-        address, failed = index.store.address, False
+        address, failed, things = index.store.address, False, "rows" if options.rows.given else "pictures"
         if options.sources or not options.merge:
             try:
-                summary = _update(index, options)
+                summary = _update(index, options, things)
             except KeyboardInterrupt:
-                say(f"interrupted; {len(index):,} pictures are in {address}, the same command goes on")
+                say(f"interrupted; {len(index):,} {things} are in {address}, the same command goes on")
                 return 130
-            failed = _report(summary, address)
+            failed = _report(summary, address, things)
         if options.merge is not None:
             with cloob.Index.open(options.merge) as other:
                 done = index.merge(other)
@@ -98,8 +103,8 @@ def run(options: Options, *, then: bool = True) -> int:
             if done.other:
                 say(f"{done.other:,} pictures are other ones here; they stay as they are")
         models = "".join(f", {printable(model.name)}" for model in index.models)
-        print(f"{address}: {len(index):,} pictures{models}", flush=True)
-        if then and len(index) and models and not failed:
+        print(f"{address}: {len(index):,} {things}{models}", flush=True)
+        if then and len(index) and models and not failed and things == "pictures":
             say_next(["search", address, "something red"], ["serve", address, "--open"])
     return 1 if failed else 0
 
@@ -129,8 +134,9 @@ def _opened(address: str) -> Iterator[cloob.Index]:
             raise
 
 
-def _update(index: cloob.Index, options: Options) -> Summary:
+def _update(index: cloob.Index, options: Options, things: str) -> Summary:
     from cloob.search.scan.open import ScanOptions
+    from cloob.search.scan.rows import Rows
     from cloob.search.update import UpdateOptions
 
     settings = UpdateOptions(
@@ -145,11 +151,12 @@ def _update(index: cloob.Index, options: Options) -> Summary:
         max_megapixels=options.max_megapixels,
         remove_all=options.remove_all,
     )
+    rows = options.rows.given and Rows(*options.rows.given, str(options.labels))
     with progress() as update:
-        return index.update(options.sources, settings, progress=functools.partial(update, "pictures"))
+        return index.update(rows or options.sources, settings, progress=functools.partial(update, things))
 
 
-def _report(summary: Summary, address: str) -> bool:
+def _report(summary: Summary, address: str, things: str) -> bool:
     """Says what was done and what was not; whether a source could not be read, or nothing of it."""
     from cloob.search.scan.collection import EXAMPLES
 
@@ -163,10 +170,10 @@ def _report(summary: Summary, address: str) -> bool:
     }
     done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     speed = f" ({summary.embedded / summary.seconds:,.0f} a second)" if summary.embedded > 1 else ""
-    print(f"pictures: {done or 'none'}; {summary.embedded:,} embedded in {summary.seconds:,.1f} s{speed}")
+    print(f"{things}: {done or 'none'}; {summary.embedded:,} embedded in {summary.seconds:,.1f} s{speed}")
     report_left_out(summary)
     if any(count > EXAMPLES for count in summary.faults.values()):
-        say(f"all of them: {shell(['index', '--out', address, '--faults'])}")
+        say_next(["index", "--out", address, "--faults"])
     for source, why in summary.refused.items():
         say(f"{printable(source)}: {printable(why)}")
     return bool(summary.refused or summary.unread or not done)

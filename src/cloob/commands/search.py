@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import cloob
 from cloob.commands.collection import check_index, copy
-from cloob.commands.console import DeviceOptions, exclusive, goes_with, parse, refuse, say, tyro, within
+from cloob.commands.console import DeviceOptions, RowOptions, exclusive, goes_with, parse, refuse, say, tyro, within
 from cloob.errors import InputError, counted, printable
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Options:
     copy_to: Path | None = None  # Copy what is found into this folder; nothing there is overwritten.
     model: str | None = None
     """Which of the index's models, by its name or by what it is loaded from; the first when left out."""
+    rows: RowOptions = field(default_factory=RowOptions)
     machine: DeviceOptions = field(default_factory=DeviceOptions)
 
 
@@ -81,11 +82,13 @@ def read(words: Sequence[str], kind: type[T] = Options, command: str = "search I
 
 def check(options: Options) -> None:
     alone = [f"duplicates {other}" for other in ("query", "like", "explain", "top", "cutoff")]
+    no_rows = ("query", "like", "duplicates", "explain", "cutoff", "paths", "copy_to")
+    alone += [f"{side} {other}" for side in "ab" for other in no_rows]
     alone += [f"explain {other}" for other in ("paths", "copy_to", "cutoff")]
     exclusive(options, "paths json", "exact threshold", *alone)
     goes_with(options, threshold="duplicates", exact="duplicates", null="paths", beta="explain")
     nothing = 'nothing to search for: give words ("a red bird"), a picture, --like ID or --where'
-    refuse({nothing: not (options.duplicates or options.query or options.like or options.where)})
+    refuse({nothing: not (options.duplicates or options.query or options.like or options.where or options.rows.given)})
     refuse({"--explain needs a query": options.explain and not (options.query or options.like)})
     within(options, top=(1, 100_000), threshold=(0.001, 1), beta=(1e-6, 1e6))
 
@@ -95,23 +98,22 @@ def run(options: Options) -> int:
     check(options)
     check_index(options.index)
     from cloob.search.query import Query, Term
-    from cloob.search.where import equals
-    from cloob.search.where import parse as parse_filter
+    from cloob.search.where import Filter, equals
 
     query, like, device = Query.parse(options.query), options.like, options.machine.device
     with cloob.Index.open(options.index, model=options.model) as index:
-        if options.where is not None:
-            parse_filter(options.where, index.columns())
+        index.view(options.where)  # a mistake in it is named before a model is loaded
         if options.duplicates:
             return _duplicates(index, options)
+        if options.rows.given:
+            return _search_rows(index, options, *options.rows.given)
         if not options.query and like is None:
             return _list(index, options)
         if like is not None:
-            item = int(like[:18]) if like.isascii() and like.isdigit() else 0
-            if not index.items([item]):  # it is a path; links stay as the index has them
-                paths = (like, os.path.abspath(like))  # noqa: PTH100
-                found = [index.store.ids(equals("path", path), limit=1).tolist() for path in paths]
-                item = next((ids[0] for ids in found if ids), 0)
+            filters = [equals("path", path) for path in (like, os.path.abspath(like))]  # noqa: PTH100 - links stay
+            filters += [Filter(f"id = {like[:18]}")] if like.isascii() and like.isdigit() else []
+            found = [index.store.ids(each, limit=1).tolist() for each in filters]
+            item = next((ids[0] for ids in found if ids), 0)
             refuse({f"--like {like}: no picture of {index.store.address} has this id or path": not item})
             query = Query((Term(item, "item"), *query.terms))
         if query.needs_model or (options.explain and options.beta is None):  # β is the model's own
@@ -139,6 +141,28 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
     elif found.cut and sys.stdout.isatty():
         say(f"{found.cut} more are below the cutoff (--cutoff none shows them)")
     return copy(index, [item for item, *_ in rows], options.copy_to)
+
+
+def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], file: str) -> int:
+    """Prints what is nearest to each row of a file; 1 where one is not finite."""
+    from cloob.data.vectors import read_matrix
+    from cloob.models.aligned.vectors import embed_rows
+    from cloob.search.find import search
+
+    view, found = index.view(options.where), []
+    view.check_some(index.store.count(view.where))
+    queries = embed_rows(index.encoder(view.model, options.machine.device), side, read_matrix(file))
+    bad = [row for row, finite in enumerate(queries.isfinite().all(1).tolist()) if not finite]
+    for row, query in enumerate(queries.numpy()):
+        hits = () if row in bad else search(view, query, options.top).hits
+        found.append([_row_dict(hit.item, hit.score, hit.margin) for hit in hits])
+        for hit in () if options.json else hits:
+            print(row, f"{hit.score:.4f}", printable(hit.item.path), sep="\t")
+    if options.json:
+        print(json.dumps({"query": [file], "model": view.model.name, "rows": found}))
+    if bad:
+        say(f"{file}: {counted(len(bad), 'rows')} left out, as not finite: row {bad[0]} …")
+    return 1 if bad else 0
 
 
 def _list(index: cloob.Index, options: Options) -> int:

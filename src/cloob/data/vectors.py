@@ -162,11 +162,13 @@ def open_pairs(
     skipped: list[Skip] = []
     labels = None
     if a_ids is not None and b_ids is not None:
-        labels, others = _ids_of(a_ids, len(left), a), _ids_of(b_ids, len(right), b)
+        labels, others = read_ids_of(a_ids, len(left), a), read_ids_of(b_ids, len(right), b)
         rows = _joined(labels, others, b_ids, skipped)
     else:
-        _check_length(f"{a} has {len(left):,} rows", len(left), len(right), b, "--a-ids and --b-ids would join them")
-        labels = None if ids is None else _ids_of(ids, len(left), a)
+        if len(left) != len(right):
+            both = f"{a} has {len(left):,} rows, {b} has {len(right):,} rows"
+            raise InputError(f"{both}; --a-ids and --b-ids would join them")
+        labels = None if ids is None else read_ids_of(ids, len(left), a)
         rows = np.broadcast_to(np.arange(len(left))[:, None], (len(left), 2))
     for side, spec, place in ((left, a, 0), (right, b, 1)):
         bad = _not_finite(side)
@@ -181,29 +183,31 @@ def open_pairs(
     return VectorPairs(name, left, right, rows, digests, labels, tuple(skipped))
 
 
-def _ids_of(spec: str, rows: int, matrix: str) -> list[str]:
+def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:
+    """The ids in a file, one for each row of a matrix."""
     ids = read_ids(spec)
-    _check_length(f"{spec} has {len(ids):,} ids", len(ids), rows, matrix, "one id a row is wanted")
+    if len(ids) != rows:
+        raise InputError(f"{spec} has {len(ids):,} ids, {matrix} has {rows:,} rows; one id a row is wanted")
     return ids
-
-
-def _check_length(said: str, found: int, rows: int, matrix: str, wanted: str) -> None:
-    if found != rows:
-        raise InputError(f"{said}, {matrix} has {rows:,} rows; {wanted}")
 
 
 def _joined(of_a: list[str], of_b: list[str], spec: str, skipped: list[Skip]) -> np.ndarray:
     """(N, 2) rows of equal id; those without a partner are skipped."""
-    places: dict[str, int] = {}
-    for row, label in enumerate(of_b):
-        if places.setdefault(label, row) != row:
-            raise InputError(f"{spec}: {label!r} stands at rows {places[label]} and {row}; once is right")
-    known = set(of_a)
+    places, known = rows_of(of_b, spec), set(of_a)
     for labels, others, side in ((of_a, places.keys(), "a"), (of_b, known, "b")):
         alone = dict.fromkeys(label for label in labels if label not in others)
         skipped += [Skip(label, "no partner", f"an id of {side} alone") for label in alone]
     pairs = [(row, places[label]) for row, label in enumerate(of_a) if label in places]
     return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def rows_of(labels: Sequence[str], spec: str) -> dict[str, int]:
+    """The row of each label, none of which may stand twice."""
+    places: dict[str, int] = {}
+    for row, label in enumerate(labels):
+        if places.setdefault(label, row) != row:
+            raise InputError(f"{spec}: {label!r} stands at rows {places[label]} and {row}; once is right")
+    return places
 
 
 def _blocks(side: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:

@@ -25,7 +25,7 @@ from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.probe import ProbeOptions, probe_numbers, probe_ranks
 from cloob.files import write_whole
 from cloob.functional.bootstrap import grouped_bootstrap
-from cloob.models.aligned.vectors import VectorEncoder, embed_pairs
+from cloob.models.aligned.vectors import embed_pairs
 
 if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs
@@ -167,8 +167,6 @@ class _Measuring:
 
     def match(self, pairs: VectorPairs, row: dict[str, Any]) -> None:
         encoder, facts = self.embeddings.encoder(row["model"]), self.embeddings.facts(row["model"])
-        if not isinstance(encoder, VectorEncoder):
-            raise InputError("the model is none of vectors; `cloob train vectors` makes them")
         a, b = embed_pairs(encoder, pairs)
         numbers, hits = measures.vector_numbers(a, b, torch.from_numpy(pairs.ids), **self.bootstrap)
         first = np.unique(pairs.ids, return_index=True)[1]

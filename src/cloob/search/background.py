@@ -31,13 +31,9 @@ _MIN_PICTURES = 20
 _MIN_DEVIATION = 1e-3  # of cosines
 
 
-def background_texts() -> tuple[str, ...]:
-    return tuple(Path(__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines())
-
-
 def background_rows(embedder: Callable[[], Embedder], fingerprint: str) -> Vectors:
     """(B, D) unit rows of the background's texts, by the model of a fingerprint; cached on disk."""
-    cache, texts = Cache(), background_texts()
+    cache, texts = Cache(), Path(__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines()
     name = hashlib.sha256("\n".join((fingerprint, *texts)).encode()).hexdigest() + ".npy"
     rows: Vectors
     with contextlib.suppress(ValueError, EOFError, OSError):  # a damaged file is made again

@@ -5,6 +5,7 @@ A file is unchanged if its size and time are. Of the others, files whose bytes a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import threading
@@ -24,6 +25,7 @@ from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
 from cloob.search.records import FileState, IndexedModel, Item, valid
 from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut, ReadFailed
+from cloob.search.scan.rows import Rows
 from cloob.search.store import Store, Vectors
 from cloob.search.taken import camera_and_place, date_of, iso_date
 
@@ -88,7 +90,8 @@ def make_plan(store: Store, collection: Collection, model: str, summary: Summary
             summary.left_out.add("name that is not UTF-8, to be renamed", found.path)
             continue
         state = known.pop(found.path, None)
-        if state is None or state.mtime_ns != found.mtime_ns or found.bytes not in (None, state.bytes):
+        same = state and found.bytes in (None, state.bytes) and found.content in ("", state.content)
+        if state is None or not same or state.mtime_ns != found.mtime_ns:
             work.append(Work(found, state, collection))
         elif state.fault is not None and (found.missing or _FINAL.search(state.fault)):
             summary.add_fault(state.fault, state.path)
@@ -141,6 +144,7 @@ class Prepared:
         return "described" if model in state.models else "completed"
 
 
+@dataclass
 class Builder:
     """Reads, embeds and writes pictures. Each batch is a transaction: the next update goes on after the last one.
 
@@ -148,25 +152,24 @@ class Builder:
     matrix product wait for each other, so that one picture beside it holds up all of them.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        model: IndexedModel,
-        encoder: Callable[[], DualEncoder],
-        summary: Summary,
-        batch_size: int,
-        max_pixels: int | None,
-    ) -> None:
-        self._store, self._model, self._encoder, self._summary = store, model, encoder, summary
-        self._batch_size, self._max_pixels = batch_size, max_pixels
-        self._waiting: list[Prepared] = []
-        self._decoded = 0  # of these
-        self._may_decode = threading.Event()
-        self._may_decode.set()
+    _store: Store
+    _model: IndexedModel
+    _encoder: Callable[[], DualEncoder]
+    _summary: Summary
+    _batch_size: int
+    _max_pixels: int | None
+    _waiting: list[Prepared] = field(default_factory=list)
+    _decoded: int = 0  # of these
+    _running: threading.Lock = field(default_factory=threading.Lock)  # held while the model runs on a CPU
 
     def prepare(self, work: Work) -> Prepared:
         """Opens one picture, in any thread; decodes it only if the vector of its bytes is not known."""
-        self._may_decode.wait()
+        with self._running:  # waits for it
+            pass
+        if isinstance(work.collection, Rows):
+            path, size, _, row, content = work.found
+            item = Item(0, work.collection.name, path, content, size or 0, None, 0, 0)
+            return Prepared(work, item, work.collection.row(row))
         try:
             if work.found.path.lower().endswith(RAW_SUFFIXES):
                 raw_reader()  # files of tens of megabytes are not read for nothing
@@ -202,9 +205,11 @@ class Builder:
         new = [content for content in pixels if content not in rows]
         for start in range(0, len(new), self._batch_size):
             contents = new[start : start + self._batch_size]
-            rows |= zip(contents, self._embed([pixels[content] for content in contents]), strict=True)
+            stack = torch.stack([pixels[content] for content in contents])
+            rows |= zip(contents, self._embed(batch[0].work.collection, stack), strict=True)
         self._summary.embedded += len(new)
         good = [each for each in batch if each.item is not None and np.isfinite(rows[each.content]).all()]
+        kept = set(good)
         arrived = [each for each in good if each.change(self._model.name) in ("added", "changed")]
         others = [model for model in self._store.models() if model.name != self._model.name]
         copies = {model: self._store.known(model, {each.content for each in arrived}) for model in others}
@@ -214,22 +219,18 @@ class Builder:
                 items = [each.item for each in some if each.item is not None]
                 self._store.write(items, model.name, np.stack([vectors[each.content] for each in some]))
         for each in batch:
-            if each not in good:
+            if each not in kept:
                 self._write_fault(each)
         for each in good:
             count = each.change(self._model.name)
             setattr(self._summary, count, getattr(self._summary, count) + 1)
 
-    def _embed(self, pixels: Sequence[Tensor]) -> Vectors:
+    def _embed(self, collection: Collection, batch: Tensor) -> Vectors:
         encoder = self._encoder()
         device, in_bf16 = torch.device(getattr(encoder, "device", "cpu")), self._model.precision == "bf16"
-        if device.type == "cpu":
-            self._may_decode.clear()
-        try:
-            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
-                rows: Vectors = encoder.encode_image(torch.stack(list(pixels)).to(device)).float().cpu().numpy()
-        finally:
-            self._may_decode.set()
+        alone = self._running if device.type == "cpu" else contextlib.nullcontext()
+        with alone, evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+            rows: Vectors = collection.embed(encoder, batch.to(device)).float().cpu().numpy()
         return rows
 
     def _write_fault(self, prepared: Prepared) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they a
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.export import Method
     from cloob.search.scan.open import Pictures
+    from cloob.search.scan.rows import Rows
     from cloob.search.update import Merged, UpdateOptions
 
 T = TypeVar("T")
@@ -311,7 +312,7 @@ class Index:
 
     def update(
         self,
-        sources: Sequence[str | Path] = (),
+        sources: Sequence[str | Path] | Rows = (),
         options: UpdateOptions | None = None,
         *,
         progress: Callable[[int, int], None] | None = None,
@@ -319,7 +320,8 @@ class Index:
         """Adds what sources have, and removes what they do not have any more.
 
         Args:
-            sources: Folders of pictures, tables, shards, data sets; none: all that the index knows.
+            sources: Folders of pictures, tables, shards, data sets; none: all that the index knows. Or one
+                :class:`cloob.search.scan.rows.Rows`: vectors with labels.
             options: Which model, and how; None: the index's only model.
             progress: Called with the number of pictures opened so far, and in all.
         """

@@ -146,7 +146,8 @@ class PostgresStore(Store):
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock, self._one_line():
-            cursor = self._connected().execute(_composed(statement), values, binary=True)
+            composed: Any = statement.replace("?", "%s")
+            cursor = self._connected().execute(composed, values, binary=True)
             return [] if cursor.description is None else cursor.fetchall()
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
@@ -189,10 +190,6 @@ class PostgresStore(Store):
         except self._psycopg.Error as error:
             said = error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"{self.address}: {said}") from None
-
-
-def _composed(statement: str) -> Any:
-    return statement.replace("?", "%s")
 
 
 def _hnsw(model: int) -> str:

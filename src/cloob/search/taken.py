@@ -22,7 +22,7 @@ _NAMED = re.compile(  # IMG-20240101-WA0000, 20240101_120000, Screenshot 2024-01
 
 
 def date_of(path: str, stated: Value, exif: Exif | None) -> tuple[str | None, Value]:
-    """ISO 8601 without a time zone: as stated in a column, or by EXIF, else by the file's name, else its time.
+    """ISO 8601 without a time zone: as stated in a column, or by EXIF, else by the file's name, else its time here.
 
     Also ``exif`` or ``name``, if it is from there. Where a date is stated that cannot be read, neither name nor time is
     taken for it.
@@ -34,8 +34,11 @@ def date_of(path: str, stated: Value, exif: Exif | None) -> tuple[str | None, Va
         return found, "exif"
     if is_stated:
         return None, None
-    found = _by_name(path)
-    return (found, "name") if found else (_by_file(path), None)
+    if found := _by_name(path):
+        return found, "name"
+    with contextlib.suppress(OSError, ValueError, OverflowError):  # a member of a container has none
+        return datetime.fromtimestamp(os.stat(path).st_mtime).isoformat(timespec="seconds"), None  # noqa: PTH116
+    return None, None
 
 
 def iso_date(stated: Value) -> str | None:
@@ -67,13 +70,6 @@ def _by_name(path: str) -> str | None:
         year, _, month, day, *time = match.groups()
         if found := iso_date(f"{year}-{month}-{day}"):
             return f"{found}T{':'.join(time)}" if time[0] else found
-    return None
-
-
-def _by_file(path: str) -> str | None:
-    """The file's time, in that of this machine; None for a member of a container."""
-    with contextlib.suppress(OSError, ValueError, OverflowError):
-        return datetime.fromtimestamp(os.stat(path).st_mtime).isoformat(timespec="seconds")  # noqa: PTH116
     return None
 
 

@@ -24,11 +24,15 @@ from cloob.search.build import Builder, Summary, make_plan
 from cloob.search.records import FileState, IndexedModel, Precision
 from cloob.search.scan.collection import Collection
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
+from cloob.search.scan.rows import Rows
 from cloob.search.store import Store
 from cloob.search.trust import absolute, load_named, remember
 
 if TYPE_CHECKING:
     from cloob.search.index import Index
+
+Progress = Callable[[int, int], None] | None
+_ROWS = 4096  # vectors of a transaction
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,11 @@ class UpdateOptions:
     remove_all: bool = False  # all items of a source may go if nothing of it is there any more
 
 
-def update(
-    index: Index, sources: Sequence[str | Path], options: UpdateOptions, progress: Callable[[int, int], None] | None
-) -> Summary:
+def update(index: Index, sources: Sequence[str | Path] | Rows, options: UpdateOptions, progress: Progress) -> Summary:
     store, device = index.store, resolve_device(options.device)
-    collections = _open_all(store, sources, options)
+    if isinstance(sources, Rows):
+        options = replace(options, batch_size=_ROWS, workers=0)
+    collections = [sources] if isinstance(sources, Rows) else _open_all(store, sources, options)
     model, is_new = _model(index, options, device, collections)
     done = Summary()
     plans = [make_plan(store, each, model.name, done, remove_all=options.remove_all) for each in collections]
@@ -126,6 +130,8 @@ def _model(
     else:
         name = spec = options.name or wanted.name
         encoder, weights = wanted, fingerprint(wanted)
+    for each in collections:
+        each.check(encoder)
     alike = sorted((model for model in known if model.weights == weights), key=lambda model: model.name != name)
     if precision is None:
         precision = alike[0].precision if alike and not options.replace_model else "fp32"

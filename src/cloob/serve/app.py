@@ -23,6 +23,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from cloob.errors import InputError, one_line
+from cloob.models.aligned.vectors import RowsError
 from cloob.serve import routes
 from cloob.serve.collection import Collection
 from cloob.serve.guard import Guard, ServeConfig, is_loopback
@@ -68,6 +69,7 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
     app.mount("/page", StaticFiles(packages=[("cloob.serve", "page")]))
     app.add_exception_handler(RequestValidationError, _undescribed)  # type: ignore[arg-type]
+    app.add_exception_handler(RowsError, lambda _, error: JSONResponse({"detail": one_line(error)}, 400))
     app.add_exception_handler(Exception, _failed)
     return Guard(app, config, (PAGE / "login.html").read_text(encoding="utf-8"))
 

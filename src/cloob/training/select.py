@@ -16,7 +16,7 @@ from torch import Tensor
 from cloob.data.vectors import VectorPairs
 from cloob.files import write_whole
 from cloob.functional.bootstrap import bootstrap_interval, paired_bootstrap
-from cloob.models.aligned.vectors import VectorEncoder, embed_pairs
+from cloob.models.aligned.vectors import embed_pairs
 from cloob.models.load import load_model
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
@@ -111,7 +111,6 @@ def _try(
         if result.stopped:
             raise SystemExit(1)
         encoder = load_model(result.run, config.run.device).eval()
-    assert isinstance(encoder, VectorEncoder)
     a, b = embed_pairs(encoder, held_out)
     return _Tried(objective, settings, recalls_of_ids(a, b, torch.from_numpy(held_out.ids)).mean(0))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,12 @@ from cloob.models.runs import HEADS_FILE, VECTORS_FILE
 if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs
 
+Side = Literal["a", "b"]
 _OF_PICTURES = ("preprocess", "tokenizer", "image_size", "context_length", "mean", "std")
+
+
+class RowsError(InputError):
+    """A model of vectors is asked for a picture or a text."""
 
 
 class VectorEncoder(AlignedEncoder):
@@ -38,7 +43,7 @@ class VectorEncoder(AlignedEncoder):
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_PICTURES:
-            raise InputError("a model of vectors takes no pictures and texts; encode_a and encode_b take its rows")
+            raise RowsError("a model of vectors takes no pictures and texts, but rows: --a, --b, encode_a, encode_b")
         return super().__getattr__(name)
 
     @property
@@ -51,8 +56,7 @@ class VectorEncoder(AlignedEncoder):
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``."""
-        nn.Module.train(self, mode)
-        return self
+        return nn.Module.train(self, mode)
 
     def encode_a(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
         """Embeds vectors of the first kind, without a gradient. Mode (train, eval) is the caller's.
@@ -88,12 +92,19 @@ class VectorEncoder(AlignedEncoder):
         return torch.cat(parts)
 
 
-def embed_pairs(encoder: VectorEncoder, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
+def embed_rows(encoder: Any, side: Side, rows: np.ndarray | Tensor) -> Tensor:
+    """The (n, D) unit rows of vectors of one side, on the CPU."""
+    if not isinstance(encoder, VectorEncoder):
+        raise InputError(f"{encoder.name}: is no model of vectors; --a and --b are for runs of `cloob train vectors`")
+    return (encoder.encode_a if side == "a" else encoder.encode_b)(rows).cpu()
+
+
+def embed_pairs(encoder: Any, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
     """The (N, D) unit rows of both sides of all pairs, on the CPU."""
     parts = []
     for places in np.array_split(np.arange(len(pairs)), -(-len(pairs) // 4096)):
         a, b, *_ = pairs.take(places)
-        parts.append((encoder.encode_a(a).cpu(), encoder.encode_b(b).cpu()))
+        parts.append((embed_rows(encoder, "a", a), embed_rows(encoder, "b", b)))
     a, b = (torch.cat(side) for side in zip(*parts, strict=True))
     return a, b
 

@@ -49,6 +49,7 @@ class Found(NamedTuple):
     bytes: int | None  # size of the file; None where only reading it tells
     mtime_ns: int | None  # when it, or what is said of it, was changed last; None where nothing says so
     place: Any = None  # what its source finds it by
+    content: str = ""  # as of :class:`cloob.search.records.Item`, where looking for it tells
 
     @property
     def missing(self) -> bool:
@@ -93,6 +94,13 @@ class Collection:
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         return None, {}
+
+    def check(self, encoder: Any) -> None:
+        """Raises InputError for a model that does not take what is here."""
+        assert encoder.preprocess
+
+    def embed(self, encoder: Any, batch: Any) -> Any:
+        return encoder.encode_image(batch)
 
     def excluded(self, path: str) -> bool:
         """Whether a path below the source, or a part of it, is one of the globs that leave pictures out."""
