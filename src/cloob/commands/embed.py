@@ -42,7 +42,7 @@ def run(options: Options) -> int:
     if rows:
         return _embed_rows(options)
     run = f"{options.source}: is a run; --texts names texts for it, --a or --b rows for its heads"
-    refuse({run: (Path(options.source) / RUN_CONFIG_FILE).is_file()})
+    refuse({run: options.model is None and (Path(options.source) / RUN_CONFIG_FILE).is_file()})
     check_source(options.source, options.model)
     with opened(options.source, options.model, options.machine) as (index, unread):
         count = index.export(options.out) if options.out.suffix == ".parquet" else _write_vectors(index, options.out)
