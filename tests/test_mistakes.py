@@ -54,6 +54,8 @@ FILES = {
     "file.pt": "none",
     "notes.md": "x",
     "run/metrics.jsonl": "",
+    "trained/config.json": "{}",
+    "found/.cloob/index.sqlite": "",
     "run/checkpoints/none": "",
     "old/index.sqlite": "nothing" * 999,
     "sets/hollow/red/readme": "",

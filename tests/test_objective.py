@@ -457,7 +457,7 @@ def test_the_mistakes_of_copies_are_told_of_once() -> None:
         make_objective("clip")(cone, cone, torch.tensor(math.log(1 / 0.07), requires_grad=True))
 
 
-def test_ids_come_as_texts_and_from_numpy() -> None:
+def test_ids_come_as_texts_from_numpy_and_as_a_list() -> None:
     np = pytest.importorskip("numpy")
     names = ["a", "b", "a", "c"]
     x, y = (F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(i)), dim=1) for i in (0, 1))
@@ -465,6 +465,9 @@ def test_ids_come_as_texts_and_from_numpy() -> None:
     assert cloob.ids(names).tolist() == cloob.ids(iter(names)).tolist()
     loss = objective(x, y, ids=cloob.ids(names))
     assert loss == objective(x, y, ids=np.array([0, 1, 0, 2])) != objective(x, y)
+    assert loss == objective(x, y, ids=[0, 1, 0, 2])
+    with pytest.raises(TypeError, match=r"cloob\.ids"):
+        objective(x, y, ids=names)
 
 
 def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

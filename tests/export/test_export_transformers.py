@@ -125,7 +125,7 @@ def test_older_sentence_transformers_read_it(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"vision_cfg": RESNET}, "its image tower is a ModifiedResNet"),
+        ({"vision_cfg": RESNET}, "its image tower is of class ModifiedResNet"),
         ({"text": {"no_causal_mask": True}}, "its text tower is not CLIP's causal one"),
         ({"text": {"ls_init_value": 0.1}}, "CLIPModel has no place for transformer.resblocks.0.ls_1.gamma"),
         ({"vision_cfg": VISION | {"pool_type": "avg"}}, "CLIPModel computes another image feature"),

@@ -136,10 +136,10 @@ def test_a_model_that_transformers_has_not_goes_without_its_files(
     earlier = dict.fromkeys(HUGGING_FACE | OPEN_CLIP, b"of another model")
     hub.repositories[NAME] = Repository(False, earlier | {"notes.txt": b"mine", ".gitattributes": b""})
     assert push(resnet) == 0
-    assert "without files of transformers: its image tower is a ModifiedResNet" in capsys.readouterr().out
+    assert "without files of transformers: its image tower is of class ModifiedResNet" in capsys.readouterr().out
     files = hub.repositories[NAME].files  # what the earlier push left would be another model
     assert files.keys() == OPEN_CLIP | {"notes.txt", ".gitattributes"}
-    assert "There are no files of transformers: its image tower is a ModifiedResNet" in files["README.md"].decode()
+    assert "no files of transformers: its image tower is of class ModifiedResNet" in files["README.md"].decode()
     same_rows(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(resnet, device="cpu"))
 
 

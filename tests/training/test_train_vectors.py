@@ -264,7 +264,7 @@ def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, 
     rest, held_out = pairs.split(0.1)
     assert not set(rest.ids) & set(held_out.ids) and len(set(held_out.ids)) == 10
     joined = config.override(ids=None, a_ids=str(files / "ids.txt"), b_ids=f"{tmp_path}/b.txt")
-    with pytest.raises(InputError, match=r"300 no partner \(e.g. M100: an id of b alone\)"):
+    with pytest.raises(InputError, match=r"300 no partner \(e.g. M100: only b has this id\)"):
         cloob.train(joined)
     assert cloob.train(joined.override(max_bad_fraction=0.5, steps=2)).steps == 2
 

@@ -111,6 +111,7 @@ def _head(options: Options, index: cloob.Index) -> Head:
         if file is None and "://" not in options.source:
             file = Path(options.source) / "heads" / f"{folder_name(options.examples.resolve().name)}.safetensors"
     with opened(options.examples, model, options.machine, asked.precision) as (examples, _):
+        refuse({f"--examples {options.examples}: no pictures in it; give one folder a label": not len(examples)})
         head, zero_shot = head_of(examples, options.examples)
     right = f"{head.accuracy:.1%} of {head.examples} examples right, each held out once ({head.folds} folds)"
     say(f"head for {len(head.names)} labels: {right}; by the labels' names {zero_shot:.1%}")

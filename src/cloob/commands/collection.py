@@ -31,6 +31,8 @@ def check_index(address: str) -> None:
     """Refuses a place without an index; of a database the server is asked later."""
     path = Path(address)
     there = "holds no index" if path.is_dir() else "is a file" if path.exists() else "no such folder"
+    found = (path / ".cloob" / INDEX_FILE).is_file()  # by `cloob find`
+    refuse({f"{address}: is a folder of pictures; its index is {path / '.cloob'}": found})
     free = not any(path.iterdir()) if path.is_dir() else not path.exists()
     said = f"{address}: {there}; cloob index SRC --model M --out {address if free else 'NAME.idx'} makes one"
     refuse({said: not address.startswith(("postgresql://", "postgres://")) and not (path / INDEX_FILE).is_file()})

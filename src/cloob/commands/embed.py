@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import cloob
 from cloob.commands.collection import check_source, opened
 from cloob.commands.console import DecodeOptions, RowOptions, check_out, exclusive, refuse, say, tyro
+from cloob.models.runs import RUN_CONFIG_FILE
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def run(options: Options) -> int:
     exclusive(options, "a b texts model")
     if rows:
         return _embed_rows(options)
+    run = f"{options.source}: is a run; --texts names texts for it, --a or --b rows for its heads"
+    refuse({run: options.model is None and (Path(options.source) / RUN_CONFIG_FILE).is_file()})
     check_source(options.source, options.model)
     with opened(options.source, options.model, options.machine) as (index, unread):
         count = index.export(options.out) if options.out.suffix == ".parquet" else _write_vectors(index, options.out)

@@ -196,7 +196,7 @@ def _joined(of_a: list[str], of_b: list[str], spec: str, skipped: list[Skip]) ->
     places, known = rows_of(of_b, spec), set(of_a)
     for labels, others, side in ((of_a, places.keys(), "a"), (of_b, known, "b")):
         alone = dict.fromkeys(label for label in labels if label not in others)
-        skipped += [Skip(label, "no partner", f"an id of {side} alone") for label in alone]
+        skipped += [Skip(label, "no partner", f"only {side} has this id") for label in alone]
     pairs = [(row, places[label]) for row, label in enumerate(of_a) if label in places]
     return np.array(pairs, np.int64).reshape(-1, 2)
 

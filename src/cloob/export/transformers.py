@@ -105,7 +105,7 @@ def _refusals(encoder: DualEncoder) -> Iterator[str]:
         yield "heads on frozen encoders, and transformers has no such model"
     if kind != "open_clip" or type(visual).__name__ != "VisionTransformer":
         image_tower = type(getattr(visual, "trunk", visual)).__name__
-        yield f"its image tower is a {image_tower}, and CLIPModel has only CLIP's own ViT"
+        yield f"its image tower is of class {image_tower}, and CLIPModel has only CLIP's own ViT"
     if causal_tower(model, encoder.context_length) is None:
         yield "its text tower is not CLIP's causal one, as CLIPModel's is"
     if isinstance(tokenizer, NoTokenizer):

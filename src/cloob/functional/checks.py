@@ -176,8 +176,11 @@ def check_ids(
     """The pair ids of n anchors and m candidates, which default to ``ids`` where n = m; None if none were given."""
     if ids is None and candidate_ids is None:
         return None
-    if hasattr(ids, "__array__") and not isinstance(ids, Tensor):  # of numpy
-        ids = torch.as_tensor(ids, device=device)
+    if ids is not None and not isinstance(ids, Tensor):  # of numpy, or a list
+        try:
+            ids = torch.as_tensor(ids, device=device)
+        except (TypeError, ValueError) as error:
+            raise TypeError("ids are integers; cloob.ids makes them of texts") from error
     if ids is None or (candidate_ids is None and n != m):
         raise ValueError(f"ids of {n} anchors and candidate_ids of {m} candidates are expected together")
     candidate_ids = ids if candidate_ids is None else candidate_ids

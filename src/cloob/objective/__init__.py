@@ -248,7 +248,7 @@ class ContrastiveObjective(ScaledModule):
                 ``scale="unit"`` (see above).
             logit_bias: Takes the place of the sigmoid loss's bias if given. Without effect on InfoLOOB and InfoNCE, in
                 which a constant added to all logits cancels.
-            ids: (N,) integers, a tensor or of numpy; pairs of equal id are not each other's negatives (``cloob.ids``).
+            ids: (N,) integers (tensor, numpy, list); pairs of equal id are not each other's negatives (``cloob.ids``).
             hopfield: Takes the place of the constructor's for this call, as a schedule over a run asks for; with
                 ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.

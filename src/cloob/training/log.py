@@ -118,7 +118,7 @@ class ProgressDisplay(Callback):
             self._last = now
             left = timedelta(seconds=round((now - self._began) / self._done * (total - step)))
             epoch = metrics["epoch"]
-            self._say(f"{self.title}: step {step}/{total}, epoch {epoch}, loss {loss}, {rate} images/s, {left} left")
+            self._say(f"{self.title}: step {step}/{total}, epoch {epoch}, loss {loss}, {rate} pairs/s, {left} left")
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
         if self._info is None:
@@ -155,7 +155,7 @@ def _rich_bar() -> Any:
     from rich.console import Console  # for terminals alone
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # likewise
 
-    loss, rate = TextColumn("loss {task.fields[loss]}"), TextColumn("{task.fields[rate]} images/s")
+    loss, rate = TextColumn("loss {task.fields[loss]}"), TextColumn("{task.fields[rate]} pairs/s")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), loss, rate, TimeRemainingColumn()
     return Progress(*columns, TextColumn("left"), console=Console(stderr=True))
 

@@ -85,8 +85,8 @@ def test_progress(bar: bool, rank: int, capsys: pytest.CaptureFixture[str], monk
     assert "cloob: epoch 1 done, mean loss 0.2500, validation loss 0.5000; skipped samples (named in " in told
     assert "in skipped.jsonl): 3 corrupt image" in told
     if not bar:
-        assert "cloob: step 1/4, epoch 1, loss 0.2500, 100 images/s, 0:00:00 left\n" in told
-        assert "step 2/4, epoch 1, loss skipped, 100 images/s" in told
+        assert "cloob: step 1/4, epoch 1, loss 0.2500, 100 pairs/s, 0:00:00 left\n" in told
+        assert "step 2/4, epoch 1, loss skipped, 100 pairs/s" in told
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def _beside_heads(config: TrainConfig) -> Iterator[Conflict]:
 def _without_heads(align: AlignConfig) -> Iterator[Conflict]:
     """Settings of heads where there are none, but for those that an earlier run's config.json has filled in."""
     for key, value in vars(align).items():
-        advice = "but there are no heads; give --image-encoder and --text-encoder, or leave it out"
+        advice = "but there are no heads; give --image-encoder and --text-encoder, or --a and --b, or leave it out"
         yield value not in (None, HEADS.get(key)), f"{key} is {value}, {advice}"
 
 
