@@ -98,7 +98,7 @@ def test_func_grad_and_double_backward(contrast: str, hopfield: bool) -> None:
         torch.func.grad(objective)(x.index_fill(0, torch.tensor([2]), torch.nan), y)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
 @pytest.mark.parametrize("inv_tau", [30.0, 100.0])
 def test_func_through_a_learned_scale(inv_tau: float) -> None:
     """In training mode, in which the parameter is bounded in place; inside a transformation nothing can be."""

@@ -41,7 +41,9 @@ def pictures() -> dict[str, list[Any]]:
     return {"image": images, "caption": PAIRS["anchor"]}
 
 
-def fit(model: Any, loss: Any, columns: dict[str, list[Any]], out: Path, **arguments: Any) -> list[float]:
+def fit(
+    model: Any, loss: Any, columns: dict[str, list[Any]], out: Path, callbacks: Any = None, **arguments: Any
+) -> list[float]:
     """Trains; the losses of the steps."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
@@ -61,6 +63,7 @@ def fit(model: Any, loss: Any, columns: dict[str, list[Any]], out: Path, **argum
         "dataloader_pin_memory": False,
     }
     args = SentenceTransformerTrainingArguments(output_dir=str(out), **{**defaults, **arguments})
-    trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=Dataset.from_dict(columns), loss=loss)
+    data = Dataset.from_dict(columns)
+    trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=data, loss=loss, callbacks=callbacks)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -95,27 +95,47 @@ def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported: Path, s
     assert done.returncode == 0
 
 
-ROWS = """
+SENTENCE_TRANSFORMERS = """
 import sys, numpy
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer(sys.argv[1], device="cpu")
 numpy.savez(sys.argv[2], texts=model.encode(["a dog"]), pictures=model.encode([Image.open(sys.argv[3])]))
 """
+INFINITY = """
+import asyncio, sys, numpy
+from PIL import Image
+from infinity_emb import AsyncEmbeddingEngine, EngineArgs
+async def main():
+    folder = sys.argv[1]
+    settings = EngineArgs(model_name_or_path=folder, engine="torch", device="cpu", model_warmup=False)
+    engine = AsyncEmbeddingEngine.from_args(settings)
+    async with engine:
+        texts, _ = await engine.embed(["a dog"])
+        pictures, _ = await engine.image_embed(images=[Image.open(sys.argv[3])])
+    numpy.savez(sys.argv[2], texts=texts, pictures=pictures)
+asyncio.run(main())
+"""
+# Without its requirements, of which numpy below 2 does not fit the other packages here.
+OF_INFINITY = "infinity-emb==0.0.78 sentence-transformers==3.4.1 transformers==4.57.6 datasets==3.6.0"
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    "packages", [("==5.4.1",), ("==5.1.2", "transformers<5", "datasets<4")], ids=lambda found: found[0]
+    ("code", "packages"),
+    [
+        (SENTENCE_TRANSFORMERS, "sentence-transformers==5.4.1"),
+        (SENTENCE_TRANSFORMERS, "sentence-transformers==5.1.2 transformers<5 datasets<4"),
+        (INFINITY, f"--no-deps {OF_INFINITY} huggingface_hub==0.36.2 tokenizers==0.22.2"),
+    ],
+    ids=["sentence-transformers 5.4", "sentence-transformers 5.1", "infinity"],
 )
-def test_older_sentence_transformers_read_it(
-    packages: tuple[str, ...], exported: Path, small: Path, tmp_path: Path
-) -> None:
-    python = overlaid(f"sentence-transformers{packages[0]}", *packages[1:])
+def test_other_readers_give_our_rows(code: str, packages: str, exported: Path, small: Path, tmp_path: Path) -> None:
+    python = overlaid(*packages.split())
     noise_image(0, 32, 32).save(tmp_path / "picture.png")
     words = [str(exported), str(tmp_path / "rows.npz"), str(tmp_path / "picture.png")]
-    done = subprocess.run([python, "-c", ROWS, *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([python, "-c", code, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     rows, model = np.load(tmp_path / "rows.npz"), load_model(small, device="cpu")
     assert np.abs(rows["texts"] - model.encode_text(["a dog"]).numpy()).max() < 1e-5

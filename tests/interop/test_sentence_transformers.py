@@ -23,7 +23,7 @@ from cloob import ContrastiveObjective, cli, load_model  # noqa: E402
 from cloob.errors import InputError  # noqa: E402
 from cloob.functional import cloob_reference  # noqa: E402
 from cloob.interop.negatives import contrast_with_negatives  # noqa: E402
-from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss, InfoLOOBLoss  # noqa: E402
+from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss, InfoLOOBLoss, RetrievalFrom  # noqa: E402
 from make import tiny_model  # noqa: E402
 from support import overlaid  # noqa: E402
 
@@ -129,6 +129,15 @@ def test_the_example_of_the_page_trains(model: Any, tmp_path: Path, monkeypatch:
     assert names["loss"].get_config_dict() == CLOOBLoss(model).get_config_dict()  # "the defaults"
 
 
+def test_retrieval_joins_after_a_share_of_the_steps(model: Any, tmp_path: Path) -> None:
+    """Steps that move nothing, so that each has the value of the formula."""
+    loss, columns = CachedCLOOBLoss(model, mini_batch_size=3), tiny_bert.PAIRS
+    losses = tiny_bert.fit(model, loss, columns, tmp_path, callbacks=[RetrievalFrom(loss, 0.4)], learning_rate=0.0)
+    plain, retrieved = (float(kind(model)(tokens(model, columns)).detach()) for kind in (InfoLOOBLoss, CLOOBLoss))
+    assert losses == pytest.approx([plain, plain, retrieved, retrieved], abs=1e-4)
+    assert abs(plain - retrieved) > 0.01
+
+
 @pytest.mark.nightly
 def test_a_last_batch_of_one_pair_does_not_stop_the_training(model: Any, tmp_path: Path) -> None:
     one = {name: texts[:1] for name, texts in tiny_bert.PAIRS.items()}
@@ -189,7 +198,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import tiny_bert
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss
 for loss in (CLOOBLoss, CachedCLOOBLoss):
     model = tiny_bert.load(Path(sys.argv[1]))
@@ -198,6 +207,12 @@ for loss in (CLOOBLoss, CachedCLOOBLoss):
     losses = tiny_bert.fit(model, loss(model), tiny_bert.PAIRS, Path(sys.argv[1]) / "out", learning_rate=1.0)
     moved = {name for name, p in model.named_parameters() if not p.equal(start[name])}
     assert moved and all("lora_" in name for name in moved) and losses[-1] < losses[0], (losses, moved)
+    model.save_pretrained(sys.argv[1] + "/tuned", create_model_card=False)
+    merged = tiny_bert.load(Path(sys.argv[1]))  # docs/interop.md
+    before = merged.encode(["a red car"])
+    merged[0].auto_model = PeftModel.from_pretrained(merged[0].auto_model, sys.argv[1] + "/tuned").merge_and_unload()
+    assert abs(merged.encode(["a red car"]) - model.encode(["a red car"])).max() < 1e-6
+    assert abs(merged.encode(["a red car"]) - before).max() > 1e-5
 """
 
 

@@ -33,6 +33,7 @@ from cloob.objective import ContrastiveObjective, check_finite
 require("sentence_transformers", "sentence-transformers")
 from sentence_transformers.base.losses import gradcache  # noqa: E402
 from sentence_transformers.base.losses.merged_forward import embed_columns  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
 
 
 class InfoLOOBLoss(nn.Module):
@@ -141,6 +142,20 @@ class CLOOBLoss(InfoLOOBLoss):
     ) -> None:
         super().__init__(model, inv_tau, scale=scale, gather_across_devices=gather_across_devices)
         self._train_with(ContrastiveObjective.cloob(inv_tau=inv_tau, beta=beta, scale=scale))
+
+
+class RetrievalFrom(TrainerCallback):
+    """Has a CLOOB loss retrieve after a share of the steps: ``callbacks=[RetrievalFrom(loss, 0.5)]`` of the trainer.
+
+    Before it the loss is InfoLOOB, as training from random weights needs it.
+    """
+
+    def __init__(self, loss: CLOOBLoss, share: float) -> None:
+        self.objective, self.share = loss.objective, share
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the trainer."""
+        self.objective.hopfield = state.global_step >= self.share * state.max_steps
 
 
 class _Cached(InfoLOOBLoss, gradcache.CachedLossMixin):

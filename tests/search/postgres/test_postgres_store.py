@@ -16,11 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-<<<<<<< HEAD
-from index_fakes import item, units
-=======
-from index_fakes import write_heads
->>>>>>> rows-r6
+from index_fakes import item, units, write_heads
 from where_cases import CASES, ITEMS
 
 from cloob import cli
