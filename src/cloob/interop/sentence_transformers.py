@@ -144,7 +144,7 @@ class CLOOBLoss(InfoLOOBLoss):
         self._train_with(ContrastiveObjective.cloob(inv_tau=inv_tau, beta=beta, scale=scale))
 
 
-class RetrievalFrom(TrainerCallback):
+class RetrievalFrom(TrainerCallback):  # type: ignore[misc] # its types are not read
     """Has a CLOOB loss retrieve after a share of the steps: ``callbacks=[RetrievalFrom(loss, 0.5)]`` of the trainer.
 
     Before it the loss is InfoLOOB, as training from random weights needs it.
