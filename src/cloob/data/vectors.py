@@ -6,7 +6,7 @@ Legend: n rows of F numbers in a file, N pairs.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,10 @@ class VectorPairs:
 
     def fingerprint(self) -> Fingerprint:
         """What the pairs are: their number, their ids, and their rows (of very many a part)."""
-        some = spread(len(self))
-        sides = {"rows of a": (self.a, 0), "rows of b": (self.b, 1)}
-        digests = {key: digest(_blocks(side, self.rows[some, place])) for key, (side, place) in sides.items()}
-        return {"pairs": len(self), "ids": digest([self.ids]), **digests}
+        some = self.rows[spread(len(self))]
+        blocks = [some[start : start + _BLOCK].T for start in range(0, len(some), _BLOCK)]
+        of_a, of_b = digest(self.a[rows] for rows, _ in blocks), digest(self.b[rows] for _, rows in blocks)
+        return {"pairs": len(self), "ids": digest([self.ids]), "rows of a": of_a, "rows of b": of_b}
 
     def take(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
         """Some pairs: (n, F) and (n, F') float32, (n,) ids, and what to call each in a log."""
@@ -208,11 +208,6 @@ def rows_of(labels: Sequence[str], spec: str) -> dict[str, int]:
         if places.setdefault(label, row) != row:
             raise InputError(f"{spec}: {label!r} stands at rows {places[label]} and {row}; once is right")
     return places
-
-
-def _blocks(side: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), _BLOCK):
-        yield side[rows[start : start + _BLOCK]]
 
 
 def _scattered(numbers: np.ndarray) -> np.ndarray:

@@ -207,13 +207,9 @@ def geometry(
         "uniformity_text": float(shape.uniformity(text)),
         "modality_gap": float(shape.modality_gap(image, text)),
         "saturation": float(saturation) / 2,
-        **{f"spectrum_{k}": _digits(shape.covariance_spectrum(x)) for k, x in clouds.items()},
+        **{f"spectrum_{k}": [float(f"{v:.6g}") for v in shape.covariance_spectrum(x)] for k, x in clouds.items()},
     }
 
 
 def _retrieve(x: Tensor, beta: float) -> Tensor:
     return torch.cat([hopfield_retrieval(part, x, beta) for part in torch.split(x, _CHUNK)])
-
-
-def _digits(spectrum: Tensor) -> list[float]:
-    return [float(f"{value:.6g}") for value in spectrum.tolist()]

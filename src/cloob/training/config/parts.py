@@ -62,9 +62,7 @@ class Part:
                     raise InputError(f"{name} is {value!r}; it must be {rule.wanted}")
 
 
-@functools.cache
-def _annotations(part: Any) -> dict[str, Any]:
-    return typing.get_type_hints(part, include_extras=True)
+_annotations = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 
 def _converted(value: Any, hint: Any, name: str) -> Any:
