@@ -106,7 +106,7 @@ def setup(app: Any) -> None:
 # and type variables have no entry of their own.
 _OTHERS = (
     "abc torch numpy np PIL collections contextlib pathlib typing types argparse open_clip sentence_transformers mteb "
-    "sklearn"
+    "sklearn transformers"
 )
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_OTHERS.split())})\..*"),

@@ -88,7 +88,6 @@ ONE_COMPONENT = [
 ]
 
 
-@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 def test_scikit_learn_finds_nothing_else() -> None:
     failed = dict.fromkeys(ONE_COMPONENT, "n_components=1")
