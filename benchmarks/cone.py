@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cloob
+from cloob.functional.ranking import ranks
 
 N, EPOCHS, BATCH = 6000, 8, 256
 OUT = Path(__file__).parent / "results" / "cone" / "results.json"
@@ -47,29 +48,33 @@ def head(rows: Tensor) -> nn.Module:
 
 def recall(x: Tensor, y: Tensor) -> float:
     right = torch.arange(len(x))
-    both = (cloob.functional.ranking.ranks(one, other, right) for one, other in ((x, y), (y, x)))
-    return round(100 * float(torch.stack([(ranks < 10).double().mean() for ranks in both]).mean()), 1)
+    both = (ranks(one, other, right) for one, other in ((x, y), (y, x)))
+    return round(100 * float(torch.stack([(found < 10).double().mean() for found in both]).mean()), 1)
 
 
 def trained(make: Any, objective: cloob.ContrastiveObjective, a: Tensor, b: Tensor, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    towers = make(a[:N]), make(b[:N])
-    optimizer = torch.optim.AdamW([p for tower in towers for p in tower.parameters()], lr=1e-3, weight_decay=0.1)
+    of_a, of_b = make(a[:N]), make(b[:N])
+
+    def embed(rows: Any) -> tuple[Tensor, Tensor]:
+        return F.normalize(of_a(a[rows]), dim=1), F.normalize(of_b(b[rows]), dim=1)
+
+    optimizer = torch.optim.AdamW([*of_a.parameters(), *of_b.parameters()], lr=1e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * (N // BATCH))
     with torch.no_grad():
-        starts = [F.normalize(tower(side[:BATCH]), dim=1).mean(0).square().sum() for tower, side in zip(towers, (a, b))]
+        cosines = [round(float(side.mean(0).square().sum()), 2) for side in embed(slice(BATCH))]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for _ in range(EPOCHS):
             for rows in torch.randperm(N)[: N // BATCH * BATCH].split(BATCH):
-                loss = objective(*(F.normalize(tower(side[rows]), dim=1) for tower, side in zip(towers, (a, b))))
+                loss = objective(*embed(rows))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
     with torch.no_grad():
-        found = recall(*(F.normalize(tower.eval()(side[N:]), dim=1) for tower, side in zip(towers, (a, b))))
-    return {"recall": found, "cosines": [round(float(start), 2) for start in starts], "warned": bool(said)}
+        of_a.eval(), of_b.eval()
+        return {"recall": recall(*embed(slice(N, None))), "cosines": cosines, "warned": bool(said)}
 
 
 def recipe(a: Tensor, b: Tensor, seed: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import cloob
 from cloob.commands.collection import check_source, opened
 from cloob.commands.console import DecodeOptions, RowOptions, check_out, exclusive, refuse, say, tyro
-from cloob.models.runs import RUN_CONFIG_FILE
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Options:
 
 def run(options: Options) -> int:
     """Embeds; 1 where a picture could not be read."""
+    from cloob.models.runs import RUN_CONFIG_FILE
+
     rows = [spec for spec in (options.rows.a, options.rows.b, options.texts) if spec is not None]
     kinds = (".npy", ".npz", ".safetensors") if rows else (".npz", ".safetensors", ".parquet")
     check_out("--out", options.out, kinds, [*rows, options.source])

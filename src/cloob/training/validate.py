@@ -33,9 +33,8 @@ logger = logging.getLogger(__name__)
 class Validation:
     """What the held-out pairs say: the mean loss in batches of the training's size, and the mean recall.
 
-    That is the mean of recall at 1, 5 and 10 in both directions among all held-out pairs, or among some 10,000 of more,
-    by whole batches. An image's only right answer is its own caption, a vector's the first row of its id. An embedding
-    with NaN finds and is found by none.
+    That is the mean of recall at 1, 5 and 10 in both directions among all held-out pairs, or some 10,000 of more. An
+    image's only right answer is its own caption, a vector's the first row of its id. NaN finds and is found by none.
     """
 
     loss: float | None  # None without a batch, when not finite, or when an embedding was NaN, infinite or zero
