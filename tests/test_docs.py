@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ import torch
 import tyro
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 import cloob
 from cloob import cli
@@ -170,6 +172,19 @@ def test_python_runs() -> None:
     expected = names["objective"](*names["features"])
     torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
     torch.testing.assert_close(names["loss"], expected)
+    x, y, ids = (
+        F.normalize(torch.randn(5, 3), dim=1),
+        F.normalize(torch.randn(5, 3), dim=1),
+        torch.tensor([0, 1, 0, 2, 1]),
+    )
+    loss = 0.0
+    for i in range(5):
+        mass = {
+            same: [math.exp(4.0 * float(x[i] @ y[j])) for j in range(5) if (ids[j] == ids[i]) == same]
+            for same in (0, 1)
+        }
+        loss -= math.log(sum(mass[1]) / len(mass[1]) / sum(mass[0])) / 5
+    assert names["with_positives"](x, y, ids, 4.0).item() == pytest.approx(loss, abs=1e-5)
 
 
 @pytest.mark.nightly
