@@ -43,6 +43,9 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index: Index) -> None:
     cutoff = found.hits[3].margin - 1e-4  # type: ignore[operator]
     kept = index.search("blue", top=7, cutoff=cutoff)
     assert {hit.item.id for hit in kept.hits} == {hit.item.id for hit in found.hits if hit.margin >= cutoff}
+    tiny = index.search(Query((Term("red", "words", 1e-320),)), top=1, cutoff=None).hits[0]
+    whole = index.search("red", top=1, cutoff=None).hits[0]
+    assert tiny.item == whole.item and tiny.margin == pytest.approx(whole.margin, abs=1e-4)
     assert len(kept.hits) + kept.cut == 7
 
 

@@ -58,14 +58,13 @@ def unrelated(query: Query, texts: Callable[[], Vectors], pictures: Callable[[],
     if False in pools and len(pools[False]) < _MIN_PICTURES:
         return None
     generator, count = np.random.default_rng(0), len(pools[True]) if True in pools else DRAWN
-    total = np.zeros(1)
+    total, largest = np.zeros(1), max(abs(term.weight) for term in query.terms)
     for place, term in enumerate(query.terms):
         pool = pools[term.kind == "words"]
-        each_once = place == 0 and term.kind == "words"
-        drawn = np.arange(count) if each_once else generator.integers(len(pool), size=count)
-        total = total + term.weight * pool[drawn]
+        drawn = np.arange(count) if place == 0 and term.kind == "words" else generator.integers(len(pool), size=count)
+        total = total + term.weight / largest * pool[drawn]
     lengths = np.linalg.norm(total, axis=1)
-    kept = lengths > 1e-6 * max(abs(term.weight) for term in query.terms)
+    kept = lengths > 1e-6
     return np.asarray(total[kept] / lengths[kept, None], np.float32)
 
 

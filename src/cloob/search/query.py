@@ -108,9 +108,10 @@ def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Cal
 
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
-    total = np.sum([weight * row.astype(np.float64) for weight, row in zip(weights, rows, strict=True)], axis=0)
+    most = max(map(abs, weights), default=0) or 1.0
+    total = np.sum([weight / most * row.astype(np.float64) for weight, row in zip(weights, rows, strict=True)], axis=0)
     length = float(np.linalg.norm(total))
-    if not _MIN_LENGTH * max(map(abs, weights), default=0) < length < np.inf:
+    if not _MIN_LENGTH < length < np.inf:
         raise InputError("the query is empty, or its terms cancel each other; give one of them more weight")
     return np.asarray(total / length, np.float32)
 
