@@ -152,16 +152,16 @@ def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], 
     view, found = index.view(options.where), []
     view.check_some(index.store.count(view.where))
     queries = embed_rows(index.encoder(view.model, options.machine.device), side, read_matrix(file))
-    bad = [row for row, finite in enumerate(queries.isfinite().all(1).tolist()) if not finite]
+    finite = queries.isfinite().all(1).tolist()
     for row, query in enumerate(queries.numpy()):
-        hits = () if row in bad else search(view, query, options.top).hits
+        hits = search(view, query, options.top).hits if finite[row] else ()
         found.append([_row_dict(hit.item, hit.score, hit.margin) for hit in hits])
         for hit in () if options.json else hits:
             print(row, f"{hit.score:.4f}", printable(hit.item.path), sep="\t")
     if options.json:
         print(json.dumps({"query": [file], "model": view.model.name, "rows": found}))
-    if bad:
-        say(f"{file}: {counted(len(bad), 'rows')} left out, as not finite: row {bad[0]} …")
+    if bad := finite.count(False):
+        say(f"{file}: {counted(bad, 'rows')} left out, as not finite: row {finite.index(False)} …")
     return 1 if bad else 0
 
 
