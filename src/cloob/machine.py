@@ -32,10 +32,15 @@ def warn_of_emulated_bfloat16() -> None:
         logger.warning("this processor only emulates bfloat16, which takes it several times as long as float32")
 
 
-def decoders() -> int:
-    """Threads that decode pictures, unless somebody says how many: one a processor, shared by the machine's ranks."""
+def local_ranks() -> int:
+    """Ranks of the run on this machine."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, min(_MOST_DECODERS, processors() // (int(ranks) if ranks.isdecimal() and int(ranks) else 1)))
+    return max(1, int(ranks)) if ranks.isdecimal() else 1
+
+
+def decoders() -> int:
+    """Threads that decode pictures by default: one a processor, shared by the machine's ranks."""
+    return max(1, min(_MOST_DECODERS, processors() // local_ranks()))
 
 
 def in_threads(function: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: int) -> Iterator[R]:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import multiprocessing
 import multiprocessing.reduction
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +30,7 @@ from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.pictures import Encoded, decode
 from make import code_points, noise
+from support import fork
 
 _PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
 
@@ -303,6 +307,60 @@ def test_a_picture_that_takes_too_much_memory_is_one_bad_sample(
     (batch,) = pairs.epoch(0)
     pairs.close()
     assert len(batch) == 2 and [(skip.key, skip.reason) for skip in batch.skipped] == [("b.png", "image too large")]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or multiprocessing.get_start_method() != "fork", reason="a limit that a fork inherits"
+)
+def test_a_batch_does_not_count_as_memory_of_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """96 MB of pixels in a worker that may take 48 MB; in memory that both processes share."""
+    monkeypatch.setattr("cloob.data.loader.MAX_MEMORY", 48 * 1024**2)
+    pairs = PairLoader(Numbers(32), TrainTransform(1024), code_points, 32, workers=1)
+    (batch,) = pairs.epoch(0)
+    pairs.close()
+    assert len(batch) == 32 and not batch.skipped and batch.images.is_shared()
+
+
+class Greedy(Numbers):
+    """Reading pair 3 takes more memory than there is."""
+
+    def read(self, index: int) -> RawSample:
+        if index == 3:
+            raise MemoryError
+        return super().read(index)
+
+
+def test_a_file_that_takes_too_much_memory_is_one_bad_sample() -> None:
+    (batch,) = loader(Greedy(8), 8, shuffle=False).epoch(0)
+    assert keys([batch]) == [0, 1, 2, 4, 5, 6, 7]
+    assert [(skip.key, skip.reason) for skip in batch.skipped] == [("numbers: pair 4", "image too large")]
+
+
+def small_shared_memory() -> int:
+    """Puts a /dev/shm of 2 MiB before this process; 0 where it may."""
+    mounts = (("--make-rprivate", "/"), ("-t", "tmpfs", "-o", "size=2m", "none", "/dev/shm"))
+    return ctypes.CDLL(None).unshare(0x20000) or max(subprocess.run(["mount", *each]).returncode for each in mounts)
+
+
+def test_batches_that_do_not_fit_into_shared_memory(tmp_path: Path) -> None:
+    """Said before the pool starts, or by a worker where others have taken it since: torch's queue would hang."""
+    if sys.platform != "linux" or fork(tmp_path / "try", 1, small_shared_memory).wait() != [0]:
+        pytest.skip("this user may not mount a /dev/shm: it takes root")
+
+    def action() -> None:
+        small_shared_memory()
+        small = PairLoader(Numbers(16), TrainTransform(64), code_points, 8, workers=1, shuffle=False)
+        with pytest.raises(InputError, match=r"^/dev/shm: 2.1 MB free, the batches of 1 worker need 3.1 MB; give the"):
+            PairLoader(Numbers(64), TrainTransform(64), code_points, 64, workers=1)
+        assert keys(list(small.epoch(0))) == list(range(16))
+        with contextlib.suppress(OSError):  # full
+            Path("/dev/shm/taken").write_bytes(bytes(2**21))
+        with pytest.raises(InputError, match=r"^/dev/shm is full \(unable to .*; give the container more"):
+            next(small.epoch(1))
+        small.close()
+
+    ranks = fork(tmp_path / "small", 1, action)
+    assert ranks.wait() == [0], ranks.told()
 
 
 def test_caption_id_ignores_case_and_spacing_only() -> None:

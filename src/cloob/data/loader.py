@@ -6,6 +6,8 @@ and the number of lanes. A sample's augmentation depends on (seed, epoch, its in
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import sys
 import warnings
@@ -20,13 +22,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id, decoding
 from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Part, local_part, sample_generator
 from cloob.data.source import MixedSource, Source, prefetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError, counted
+from cloob.machine import local_ranks
 from cloob.pictures import Encoded
 
 Transform = TrainTransform | Callable[[Image.Image], Tensor]
@@ -36,7 +39,11 @@ Request = tuple[int, np.ndarray]  # the epoch, and the rows of one local batch
 # Seconds that a process may take from its broken pipe to its end; one that held much memory takes a while.
 _DYING = 10
 _TOGETHER = 16  # pairs that are read before they are decoded: 3 to 10 % faster, as decoding empties the caches
-MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins with
+MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins with; shared batches do not count
+SHARED_MEMORY = Path("/dev/shm")  # where workers leave their batches; a container has 64 MB of it by default
+_WAITING = 2  # batches of each worker that wait there, torch's ``prefetch_factor``
+_MORE_SHARED = "give the container more (docker run --shm-size 8g), a smaller --batch-size, or --workers 0"
+_TOO_MUCH = "takes more memory than a data worker may"
 
 
 class Loader(ABC):
@@ -124,6 +131,8 @@ class PairLoader(Loader):
         self.source = source
         self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))
         self._builder = BatchBuilder(source, transform, tokenizer, seed)
+        if workers:
+            check_shared_memory(workers, self._builder.image_bytes * -(-batch_size // world_size))
         self._pin = pin_memory and torch.cuda.is_available()
         self._pool = WorkerPool(self._builder, workers, pin_memory=self._pin) if workers else None
 
@@ -159,7 +168,7 @@ class BatchBuilder(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         epoch, indices = request
-        images = self._no_images.new_empty((len(indices), *self._no_images.shape[1:]))
+        images = self._room(len(indices))
         keys: list[str] = []
         captions: list[str] = []
         skipped: list[Skip] = []
@@ -171,13 +180,27 @@ class BatchBuilder(Dataset[Batch]):
                 except BadSample as bad:
                     skipped.append(bad.skip)
                 except MemoryError:  # after decoding; a worker's memory is bounded
-                    skipped.append(Skip(sample.key, "image too large", "takes more memory than a data worker may"))
+                    skipped.append(Skip(sample.key, "image too large", _TOO_MUCH))
                 else:
                     keys.append(sample.key)
                     captions.append(sample.caption)
         tokens = (self._tokenizer(captions) if captions else self._no_tokens).to(torch.int64)
         ids = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
         return Batch(images[: len(keys)], tokens, ids, tuple(keys), tuple(skipped))
+
+    @property
+    def image_bytes(self) -> int:
+        return math.prod(self._no_images.shape[1:]) * self._no_images.element_size()
+
+    def _room(self, n: int) -> Tensor:
+        """``(n, 3, H, W)``; a worker's in shared memory, as torch's ``default_collate`` does it: no copy is sent."""
+        if get_worker_info() is None or n == 0:
+            return self._no_images.new_empty((n, *self._no_images.shape[1:]))
+        try:
+            storage = torch.UntypedStorage._new_shared(n * self.image_bytes)
+        except RuntimeError as error:
+            raise InputError(f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}") from None
+        return self._no_images.new_empty(0).set_(storage, 0, (n, *self._no_images.shape[1:]))
 
     def _open(self, indices: np.ndarray, skipped: list[Skip]) -> list[tuple[int, RawSample, Encoded]]:
         """Reads pairs, and the headers of their pictures; adds those that cannot be used to ``skipped``."""
@@ -189,6 +212,8 @@ class BatchBuilder(Dataset[Batch]):
                     opened.append((index, sample, Encoded(sample.image)))
             except BadSample as bad:
                 skipped.append(bad.skip)
+            except MemoryError:
+                skipped.append(Skip(f"{self._source.name}: pair {index + 1:,}", "image too large", _TOO_MUCH))
         return opened
 
     def _pixels(self, encoded: Encoded, epoch: int, index: int) -> Tensor:
@@ -198,6 +223,18 @@ class BatchBuilder(Dataset[Batch]):
         generator = sample_generator(self._seed, epoch, index)
         crop = self._transform.draw(*encoded.size, generator, encoded.orientation)
         return self._transform.take(encoded.rgb(crop.reduction, upright=False), crop)
+
+
+def check_shared_memory(workers: int, batch_bytes: int) -> None:
+    """InputError where the batches that wait do not fit into shared memory: torch would hang without an error."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    space, ranks = os.statvfs(SHARED_MEMORY), local_ranks()
+    free, needed = space.f_bavail * space.f_frsize, (_WAITING * workers + 2) * batch_bytes * ranks
+    if needed > free:
+        processes = f"{counted(workers, 'workers')}{f' of each of {ranks} ranks' if ranks > 1 else ''}"
+        sizes = f"{free / 1e6:,.1f} MB free, the batches of {processes} need {needed / 1e6:,.1f} MB"
+        raise InputError(f"{SHARED_MEMORY}: {sizes}; {_MORE_SHARED}")
 
 
 class WorkerPool:
@@ -210,6 +247,7 @@ class WorkerPool:
             batch_size=None,  # the builder makes whole batches
             sampler=self,
             num_workers=workers,
+            prefetch_factor=_WAITING,
             pin_memory=pin_memory,
             worker_init_fn=_begin_worker,
             persistent_workers=True,
