@@ -194,13 +194,14 @@ class BatchBuilder(Dataset[Batch]):
 
     def _room(self, n: int) -> Tensor:
         """``(n, 3, H, W)``; a worker's in shared memory, as torch's ``default_collate`` does it: no copy is sent."""
+        shape = (n, *self._no_images.shape[1:])
         if get_worker_info() is None or n == 0:
-            return self._no_images.new_empty((n, *self._no_images.shape[1:]))
+            return self._no_images.new_empty(shape)
         try:
-            storage = torch.UntypedStorage._new_shared(n * self.image_bytes)
+            storage: Any = torch.UntypedStorage._new_shared(n * self.image_bytes)  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             raise InputError(f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}") from None
-        return self._no_images.new_empty(0).set_(storage, 0, (n, *self._no_images.shape[1:]))
+        return self._no_images.new_empty(0).set_(storage).view(shape)
 
     def _open(self, indices: np.ndarray, skipped: list[Skip]) -> list[tuple[int, RawSample, Encoded]]:
         """Reads pairs, and the headers of their pictures; adds those that cannot be used to ``skipped``."""
