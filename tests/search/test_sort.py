@@ -74,4 +74,4 @@ def test_an_example_lies_in_a_folder_of_its_label(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "examples", n=1)
     loose = pytest.raises(InputError, match=r"black-0\.png: lies in no folder of a label")
     with open_index(make_index(tmp_path / "index", folder)) as examples, loose:
-        heads.head_of(examples, folder)
+        heads.head_of(examples.view(), folder)

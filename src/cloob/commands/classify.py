@@ -72,7 +72,7 @@ def run(options: Options) -> int:
             index.encoder(device=options.machine.device)
             labels = index.classify(names, how, where=options.where)
         else:
-            labels = label_by_head(index, _head(options, index), where=options.where)
+            labels = label_by_head(index.view(options.where), _head(options, index))
         best = _print(index, labels, options)
         counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)
         left = f"; {unread:,} could not be read (see above)" if unread else ""
@@ -98,8 +98,8 @@ def _labels(text: str, how: LabelOptions) -> tuple[str, ...]:
 
 def _head(options: Options, index: cloob.Index) -> Head:
     """The head of the examples, kept where it was asked for; or one that was kept before."""
+    from cloob.search.address import is_there
     from cloob.search.classify import head_of, load_head, save_head
-    from cloob.search.index import is_there
 
     asked, file = index.model(), options.head
     if options.examples is None:
@@ -112,7 +112,7 @@ def _head(options: Options, index: cloob.Index) -> Head:
             file = Path(options.source) / "heads" / f"{folder_name(options.examples.resolve().name)}.safetensors"
     with opened(options.examples, model, options.machine, asked.precision) as (examples, _):
         refuse({f"--examples {options.examples}: no pictures in it; give one folder a label": not len(examples)})
-        head, zero_shot = head_of(examples, options.examples)
+        head, zero_shot = head_of(examples.view(), options.examples)
     right = f"{head.accuracy:.1%} of {head.examples} examples right, each held out once ({head.folds} folds)"
     say(f"head for {len(head.names)} labels: {right}; by the labels' names {zero_shot:.1%}")
     if file is not None:

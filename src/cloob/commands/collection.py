@@ -57,7 +57,7 @@ def opened(
     Pictures are embedded into an index that is gone at the end. The model is one of an index, by name or by what it is
     loaded from; or for pictures what ``load_model`` takes, or a loaded one.
     """
-    from cloob.search.index import is_there
+    from cloob.search.address import is_there
     from cloob.search.update import UpdateOptions
 
     if is_there(source):

@@ -50,7 +50,7 @@ def run(options: Options) -> int:
     if not os.access(place if place.exists() else folder, os.W_OK):
         digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
         place = cache_root() / "photos" / f"{folder_name(folder.resolve().name)}-{digest}"
-    from cloob.search.index import is_there
+    from cloob.search.address import is_there
     from cloob.search.query import Query
     from cloob.search.scan.collection import Folder
 

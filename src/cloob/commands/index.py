@@ -112,7 +112,7 @@ def run(options: Options, *, then: bool = True) -> int:
 @contextlib.contextmanager
 def _opened(address: str) -> Iterator[cloob.Index]:
     """The index, made where it is missing, and held; one that nothing came into is removed."""
-    from cloob.search.index import is_database, is_there
+    from cloob.search.address import is_database, is_there
 
     folder, database, new = Path(address), is_database(address), not is_there(address)
     opened = cloob.Index.create(address) if database or new else cloob.Index.open(address, writable=True)

@@ -217,7 +217,7 @@ class Builder:
             some = [each for each in (good if vectors is rows else arrived) if each.content in vectors]
             if some:
                 items = [each.item for each in some if each.item is not None]
-                self._store.write(items, model.name, np.stack([vectors[each.content] for each in some]))
+                self._store.write(items, model, np.stack([vectors[each.content] for each in some]))
         for each in batch:
             if each not in kept:
                 self._write_fault(each)

@@ -28,13 +28,12 @@ import numpy.typing as npt
 from cloob.errors import InputError, refuse, require
 from cloob.files import write_whole
 from cloob.search.background import margins
-from cloob.search.find import View, Where
 from cloob.search.query import TorchEmbedder
 from cloob.search.store import Ids, Vectors
+from cloob.search.view import View
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder
-    from cloob.search.index import Index
 
 TEMPLATES = ("a photo of a {c}.", "{c}")  # prompts of a label when no templates are given
 NONE = "none of these"
@@ -102,7 +101,7 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
 def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Labels:
     names = check_labels(labels, options)
     ids, rows = _all_rows(view, len(names))
-    encoder = view.index.encoder(view.model)
+    encoder = view.models.encoder(view.model)
     known = _inv_tau(encoder) if options.inv_tau is None else options.inv_tau
     inv_tau = DEFAULT_INV_TAU if known is None else known
     scores = rows @ _label_rows(encoder, names, options.templates).T
@@ -110,15 +109,15 @@ def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Lab
     return _choose(Labels(names, ids, _softmax(inv_tau * scores), above, (), inv_tau, known is None), options)
 
 
-def label_by_head(index: Index, head: Head, *, where: Where = None) -> Labels:
-    ids, rows = _all_rows(index.view(where), len(head.names))
+def label_by_head(view: View, head: Head) -> Labels:
+    ids, rows = _all_rows(view, len(head.names))
     probabilities = _softmax(rows @ head.weight[:, :-1].T + head.weight[:, -1])
     return _choose(Labels(tuple(head.names), ids, probabilities, None, ()), LabelOptions())
 
 
 def _all_rows(view: View, n_labels: int = 1) -> tuple[Ids, Vectors]:
     """Ids and vectors of all pictures."""
-    count = view.index.store.count(view.where)
+    count = view.store.count(view.where)
     if count * n_labels > MAX_NUMBERS:
         raise InputError(f"{count:,} pictures by {n_labels:,} labels are too many at once; --where takes a part")
     blocks = list(view.blocks())
@@ -183,13 +182,12 @@ def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str],
     return Head(tuple(names), np.ascontiguousarray(weight, np.float32), float(best.C), fingerprint, *judged)
 
 
-def head_of(index: Index, folder: Path) -> tuple[Head, float]:
+def head_of(view: View, folder: Path) -> tuple[Head, float]:
     """A head from an index of a folder with a sub-folder for each label, and zero-shot's accuracy on the examples."""
-    asked = index.model()
-    ids, rows = _all_rows(index.view())
+    ids, rows = _all_rows(view)
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - as the index has it: links stay
     names: list[str] = []
-    for item in index.items(ids.tolist()):
+    for item in view.store.items(ids):
         path = root / item.path
         parts = path.relative_to(root).parts if path.is_relative_to(root) else ()
         if len(parts) < 2:
@@ -197,9 +195,9 @@ def head_of(index: Index, folder: Path) -> tuple[Head, float]:
         names.append(parts[0])
     labels = sorted(set(names))
     numbers = np.array([labels.index(name) for name in names], np.int64)
-    head = fit_head(rows, numbers, labels, asked.fingerprint)
+    head = fit_head(rows, numbers, labels, view.model.fingerprint)
     spoken = [label.replace("_", " ").replace("-", " ") for label in labels]
-    of_labels = _label_rows(index.encoder(asked), spoken, TEMPLATES)
+    of_labels = _label_rows(view.models.encoder(view.model), spoken, TEMPLATES)
     return head, float(((rows @ of_labels.T).argmax(1) == numbers).mean())
 
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from cloob.errors import require
-from cloob.search.find import View
 from cloob.search.store import Ids, Vectors
+from cloob.search.view import View
 
 Method = Literal["pca", "tsne"]
 SAMPLE = 5000  # pictures on a map by default; t-SNE takes some ten seconds for so many on one core
@@ -74,7 +74,7 @@ def export(view: View, path: Path) -> int:
 
 def map_of(view: View, most: int | None, method: Method) -> tuple[Ids, Vectors]:
     most = SAMPLE if most is None else most
-    ids = view.index.store.ids(view.where)
+    ids = view.store.ids(view.where)
     if len(ids) > most:
         ids = np.sort(np.random.default_rng(0).choice(ids, most, replace=False))
     rows = view.vectors(ids)

@@ -4,100 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-from cloob.errors import InputError
 from cloob.search import background
-from cloob.search.query import AnyQuery, Query, Vector, embed_query
-from cloob.search.records import Hit, IndexedModel, Item, Results
-from cloob.search.store import Ids, Vectors
-from cloob.search.where import Filter
-
-if TYPE_CHECKING:
-    from cloob.search.index import Index
+from cloob.search.query import AnyQuery, Query, Vector
+from cloob.search.records import Hit, Item, Results
+from cloob.search.store import Vectors
+from cloob.search.view import View
 
 Cutoff = float | Literal["auto"] | None
-Where = str | Filter | None
 
 DUPLICATE = 0.97  # cosine from which two pictures look alike
 LOOKED_AT = 200  # nearest pictures that the cutoff looks at, at least: the nearest of all need not be the one that fits
 DEFAULT_BETA = 8.0  # the paper's, where the model does not say with which it was trained
 MEMORY = 100_000  # pictures of a Hopfield memory at most: the nearest ones of a larger collection
 _BLOCK = 256  # pictures that are compared at once
-
-
-@dataclass(frozen=True)
-class View:
-    """The pictures of an index that a filter lets through, as one of its models sees them."""
-
-    index: Index
-    model: IndexedModel
-    where: Filter | None = None
-
-    def vectors(self, ids: Sequence[int] | Ids) -> Vectors:
-        """(n, D) in the order asked for; rows of NaN where there is no vector."""
-        return self.index.store.vectors(self.model.name, ids)
-
-    def items(self, ids: Sequence[int] | Ids) -> dict[int, Item]:
-        """Items by id, in the order asked for; others were removed meanwhile."""
-        return {item.id: item for item in self.index.store.items(ids)}
-
-    def blocks(self) -> Iterator[tuple[list[Item], Vectors]]:
-        """All pictures that have a vector, with it, some thousands at a time."""
-        for ids in self.index.store.pages(self.where):
-            rows, items = self.vectors(ids), self.items(ids)
-            known = np.isfinite(rows).all(1) & np.array([id_ in items for id_ in ids])
-            if known.any():
-                yield [items[ids[place]] for place in np.flatnonzero(known)], rows[known]
-
-    def why_none(self) -> str:
-        store = self.index.store
-        if not store.count():
-            return "the index is empty"
-        if not store.count(self.where):
-            return "the filter lets none through"
-        return f"none has a vector of {self.model.name}; cloob index --name {self.model.name} --out {store.address}"
-
-    def check_some(self, found: int) -> None:
-        """Raises InputError where no picture was found to work on."""
-        if not found:
-            raise InputError(f"no picture: {self.why_none()}")
-
-    def row(self, query: AnyQuery, known: Vector | None = None) -> Vector:
-        """The unit row (D,) of a query; ``known`` if that is known."""
-        if known is None and not isinstance(query, np.ndarray):
-            known = embed_query(Query.of(query), lambda: self.index.embedder(self.model), self._item_row)
-        row = np.asarray(query if known is None else known, np.float32)
-        length = float(np.linalg.norm(row))
-        if row.shape != (self.model.dim,) or not 0 < length < np.inf:
-            wanted = f"({self.model.dim},) is wanted, not 0"
-            raise InputError(f"a query of shape {row.shape} for the model {self.model.name!r}; {wanted}")
-        return row / length
-
-    def _item_row(self, id_: int) -> Vector:
-        row: Vector = self.vectors([id_])[0]
-        if not np.isfinite(row).all():
-            why = f"has no vector of the model {self.model.name!r}" if self.items([id_]) else "is not in this index"
-            raise InputError(f"picture {id_} {why}")
-        return row
-
-    def text_rows(self) -> Vectors:
-        return background.background_rows(lambda: self.index.embedder(self.model), self.model.fingerprint)
-
-    def drawn_rows(self) -> Vectors:
-        """Vectors of pictures of the index, in the place of unrelated pictures."""
-        rows = self.vectors(np.random.default_rng(0).permutation(self.index.store.sample(background.DRAWN)))
-        return rows[np.isfinite(rows).all(1)]
-
-    def unrelated_rows(self, query: Query) -> Vectors | None:
-        """(B, D) unrelated queries of the query's shape; None where there is nothing to draw them from."""
-        shape = tuple((term.kind == "words", term.weight) for term in query.terms)
-        key = ("unrelated", self.model, shape, None if all(words for words, _ in shape) else self.index.revision())
-        return self.index.memoize(key, lambda: background.unrelated(query, self.text_rows, self.drawn_rows))
 
 
 def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None) -> Results:
@@ -112,13 +37,13 @@ def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Ve
         default = background.CUTOFF if words else background.PICTURE_CUTOFF
         least = default if cutoff == "auto" else cutoff
     looked = top if others is None or least is None else max(top, LOOKED_AT)
-    near = view.index.store.nearest(view.model.name, row, looked + len(own), view.where)
+    near = view.store.nearest(view.model.name, row, looked + len(own), view.where)
     places = [place for place, id_ in enumerate(near.ids.tolist()) if id_ not in own][:looked]
     ids, scores = near.ids[places], near.scores[places]
     margins: list[float | None] = [None] * len(ids)
     if others is not None and len(ids):
         margins = background.margins(scores, view.vectors(ids), others).tolist()
-    view.index.model(view.model)  # refused where its name stands for other weights by now
+    view.models.model(view.model)  # refused where its name stands for other weights by now
     kept = [place for place, margin in enumerate(margins) if least is None or margin is None or margin >= least]
     cut = min(top, len(ids)) - sum(place < top for place in kept)
     items = view.items(ids[kept[:top]])
@@ -128,7 +53,7 @@ def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Ve
 
 
 def duplicates(view: View, threshold: float, *, exact: bool) -> list[tuple[Hit, ...]]:
-    items = (item for ids in view.index.store.pages(view.where) for item in view.index.store.items(ids))
+    items = (item for ids in view.store.pages(view.where) for item in view.store.items(ids))
     facts = ((-item.width * item.height, -item.bytes, item.date or "~", item.id, item.content) for item in items)
     copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each
     for *_, id_, content in sorted(facts):
@@ -137,7 +62,7 @@ def duplicates(view: View, threshold: float, *, exact: bool) -> list[tuple[Hit, 
     alike = [[(place, 1.0)] for place in range(len(classes))]
     if not exact:
         alike = _look_alikes(view.vectors([ids[0] for ids in classes]), threshold)
-        view.index.model(view.model)  # refused where its name stands for other weights by now
+        view.models.model(view.model)  # refused where its name stands for other weights by now
     scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
     scores = [group for group in scores if len(group) > 1]
     found = view.items([id_ for group in scores for id_ in group])
@@ -213,9 +138,9 @@ def explain(view: View, query: AnyQuery, beta: float | None, top: int, row: Vect
 
     row = view.row(query, row)
     if beta is None:
-        config = getattr(view.index.encoder(view.model), "objective_config", {})
+        config = getattr(view.models.encoder(view.model), "objective_config", {})
         beta = float(config.get("beta") or DEFAULT_BETA) if config.get("hopfield") else DEFAULT_BETA
-    near = view.index.store.nearest(view.model.name, row, MEMORY, view.where)
+    near = view.store.nearest(view.model.name, row, MEMORY, view.where)
     vectors = view.vectors(near.ids)
     known = np.isfinite(vectors).all(1)  # others were removed meanwhile
     ids, scores = near.ids[known], near.scores[known]

@@ -2,56 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
-import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
-from cloob.data.batch import BadSample
 from cloob.errors import InputError
-from cloob.models.runs import split_checkpoint
 from cloob.search import find
-from cloob.search.find import Cutoff, Retrieved, View, Where
-from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, Vector
-from cloob.search.records import INDEX_FILE, Hit, IndexedModel, Item, Results
-from cloob.search.sqlite import SqliteStore
+from cloob.search.address import open_store
+from cloob.search.find import Cutoff, Retrieved
+from cloob.search.models import Models
+from cloob.search.query import AnyQuery, Embedder, Query, Term, Vector
+from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.store import Ids, Store, Vectors
-from cloob.search.trust import absolute, load_named, remember
+from cloob.search.view import Memo, View, Where
 from cloob.search.where import parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     import torch
 
     from cloob.models.encoder import DualEncoder
-    from cloob.models.onnx import PlainEncoder
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.export import Method
     from cloob.search.scan.open import Pictures
     from cloob.search.scan.rows import Rows
     from cloob.search.update import Merged, UpdateOptions
-
-T = TypeVar("T")
-_MEMOIZED = 64
-
-
-def is_database(address: str | Path) -> bool:
-    return str(address).startswith(("postgresql://", "postgres://"))
-
-
-def is_there(address: str | Path) -> bool:
-    """Whether an address names an index; of a database only that it is one."""
-    return is_database(address) or (Path(address) / INDEX_FILE).is_file()
-
-
-def _open_store(address: str | Path, *, writable: bool = False, create: bool = False) -> Store:
-    if is_database(address):
-        home = importlib.import_module("cloob.search.postgres")  # psycopg is an extra
-        store: Store = home.PostgresStore(str(address), writable=writable, create=create)
-        return store
-    return SqliteStore.create(Path(address)) if create else SqliteStore(Path(address), writable=writable)
 
 
 class Index:
@@ -80,11 +56,8 @@ class Index:
     def __init__(self, store: Store, model: str | None = None) -> None:
         """Wraps a store; see :meth:`open` and :meth:`create`."""
         self.store = store
-        self._default = None if model is None else self.store.model(self._typed(model)).name
-        self._encoders: dict[str, DualEncoder] = {}  # by fingerprint, as a name may come to stand for other weights
-        self._plain: dict[str, PlainEncoder | None] = {}  # likewise
-        self._loading = threading.RLock()
-        self.memoized: dict[Hashable, Any] = {}  # by ``memoize``
+        self._models = Models(store, model)
+        self.memo = Memo()
         self._pictures: Pictures | None = None
 
     @classmethod
@@ -96,29 +69,17 @@ class Index:
             model: The default model, by its name or by what it is loaded from; None: the first.
             writable: Whether it is going to be changed.
         """
-        return cls(_open_store(address, writable=writable), model)
+        return cls(open_store(address, writable=writable), model)
 
     @classmethod
     def create(cls, address: str | Path) -> Self:
         """Makes an empty index; one that is there is opened."""
-        return cls(_open_store(address, create=True))
-
-    def _typed(self, model: str) -> str:
-        """The name of a model that was typed by its name, or by what it is loaded from."""
-        spec = absolute(model)
-        run = spec if split_checkpoint(model)[1] else split_checkpoint(spec)[0]
-        named = [each for each in self.models if each.name == model]
-        named += [each for each in self.models if each.spec == spec]
-        named += [each for each in self.models if split_checkpoint(each.spec)[0] == run]  # by another checkpoint
-        if named and named[0].spec == spec:
-            remember(spec)
-        return named[0].name if named else model
+        return cls(open_store(address, create=True))
 
     def close(self) -> None:
         """Closes the database and forgets the models."""
         self.store.close()
-        self._encoders.clear()
-        self._plain.clear()
+        self._models.close()
 
     def __enter__(self) -> Self:
         return self
@@ -135,17 +96,7 @@ class Index:
 
     def columns(self) -> dict[str, str]:
         """The metadata columns of the sources, and what they hold."""
-        return self.memoize(("columns", self.revision()), self.store.columns)
-
-    def memoize(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """A small cache; two threads may compute the same value at once."""
-        value: T | None = self.memoized.get(key)
-        if value is None:
-            value = compute()
-            if len(self.memoized) >= _MEMOIZED:
-                self.memoized.clear()
-            self.memoized[key] = value
-        return value
+        return self.memo.of(("columns", self.revision()), self.store.columns)
 
     @property
     def models(self) -> tuple[IndexedModel, ...]:
@@ -154,43 +105,26 @@ class Index:
 
     def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
         """A model by its name; the default one for None."""
-        return self.store.model(name or self._default)
+        return self._models.model(name)
 
     def view(self, where: Where = None, model: str | IndexedModel | None = None) -> View:
         """The pictures that a filter lets through, as a model sees them."""
         condition = parse(where, self.columns()) if isinstance(where, str) else where
-        return View(self, self.model(model), condition)
+        return View(self.store, self._models, self.memo, self.model(model), condition)
 
     def use(self, name: str | IndexedModel, encoder: DualEncoder, weights: str | None = None) -> None:
         """Hands in a loaded model for :meth:`encoder`, and the fingerprint of its weights if that is known."""
         from cloob.models.load import fingerprint  # torch
 
-        model = self.model(name)
-        model.check(weights or fingerprint(encoder), self.store.address)
-        self._encoders[model.fingerprint], self._plain[model.fingerprint] = encoder, None
+        self._models.use(self.model(name), encoder, weights or fingerprint(encoder))
 
     def encoder(self, name: str | IndexedModel | None = None, device: str | torch.device = "auto") -> DualEncoder:
-        """A model of the index, loaded once, and again if its name stands for other weights by now."""
-        model = self.model(name)
-        with self._loading:  # one at a time
-            if model.fingerprint not in self._encoders:
-                encoder, weights = load_named(model.spec, device)
-                model.check(weights, self.store.address)
-                self._encoders[model.fingerprint] = encoder
-            return self._encoders[model.fingerprint]
+        """A model of the index, loaded once."""
+        return self._models.encoder(name, device)
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
         """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
-        from cloob.models.onnx import PlainEncoder  # only where something has to be embedded
-
-        model = self.model(name)
-        with self._loading:
-            if model.fingerprint not in (*self._encoders, *self._plain):
-                plain = PlainEncoder.open(model.spec)
-                if plain is not None:
-                    model.check(plain.fingerprint, self.store.address)
-                self._plain[model.fingerprint] = plain
-            return self._plain.get(model.fingerprint) or TorchEmbedder(self.encoder(model, device))
+        return self._models.embedder(name, device)
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for; ids that the index does not have are left out."""
@@ -207,15 +141,11 @@ class Index:
         return self._read(id, lambda data: thumbnail(data, size))
 
     def _read(self, id: int, make: Callable[[bytes], bytes]) -> bytes:
-        from cloob.pictures import Unreadable  # Pillow
         from cloob.search.scan.open import Pictures  # pyarrow
 
         self._pictures = self._pictures or Pictures()
         for item in self.items([id]):
-            try:
-                return make(self._pictures.read(item.source, item.path, item.content))
-            except (BadSample, Unreadable) as bad:
-                raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
+            return self._pictures.make(item, make)
         raise InputError(f"{self.store.address}: has no item {id}")
 
     def search(
@@ -327,4 +257,4 @@ class Index:
         """
         from cloob.search.update import UpdateOptions, update  # torch
 
-        return update(self, sources, options or UpdateOptions(), progress)
+        return update(self.store, self._models, sources, options or UpdateOptions(), progress)

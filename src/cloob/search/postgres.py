@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cloob.errors import InputError, require
-from cloob.search.store import TABLES, Neighbours, Store, Vectors
+from cloob.search.records import IndexedModel
+from cloob.search.store import TABLES, Neighbours, SqlVectors, Store, Vectors
 from cloob.search.where import POSTGRESQL, Filter
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class PostgresStore(Store):
         self.address = re.sub(password, lambda found: f"{found[1]}@" if found[1] else "", address)
         self._lock = threading.RLock()
         self._open: Connection[Any] | None = None
-        self._counts: dict[tuple[Any, ...], int] = {}
+        self.table = HnswVectors(self)
         try:
             if create:
                 self._make()
@@ -76,73 +77,6 @@ class PostgresStore(Store):
         with self._lock:
             if self._open is not None:
                 self._open.close()
-
-    def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
-        """As of any store: by HNSW where :meth:`optimise` made it, exactly ranked; else exact."""
-        number = self.model(model).number
-        condition, values = self._condition(where)
-        among = f"cloob_vectors WHERE model = {number}"
-        if where is not None:
-            among = f"cloob_vectors JOIN cloob_items ON id = item WHERE model = {number} AND {condition}"
-        searched = self._count(among, values)
-        wanted = min(top, searched)
-        query = np.ascontiguousarray(query, np.float32)
-        rows = self._walk(among, query, wanted, values) if wanted and self._has_hnsw(number) else []
-        if len(rows) < wanted:
-            rows = self._rows(
-                f"SELECT item, -(vector <#> ?) AS score FROM {among} ORDER BY score DESC, item LIMIT ?",
-                (query, *values, wanted),
-            )
-        ids, scores = np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float32)
-        return Neighbours(ids, scores, searched)
-
-    def optimise(self) -> None:
-        """Makes an HNSW index of each model's vectors once there are many, and counts for the planner."""
-        for number, dim in self._rows("SELECT id, dim FROM cloob_models"):
-            ((count,),) = self._rows("SELECT count(*) FROM cloob_vectors WHERE model = ?", (number,))
-            if count > HNSW_ROWS and dim <= _HNSW_DIM and not self._has_hnsw(number):
-                self._rows(f"DROP INDEX CONCURRENTLY IF EXISTS {_hnsw(number)}")  # of a build that broke off
-                self._rows(
-                    f"CREATE INDEX CONCURRENTLY {_hnsw(number)} ON cloob_vectors"
-                    f" USING hnsw ((vector::halfvec({dim})) halfvec_ip_ops) WHERE model = {number}"
-                )
-        self._rows("ANALYZE cloob_vectors, cloob_items")
-
-    def _count(self, among: str, values: Sequence[Any]) -> int:
-        """How many vectors a filter lets through, counted once a revision: that reads all of them."""
-        key = (self.revision(), among, *values)
-        if key not in self._counts:
-            self._counts = {known: count for known, count in self._counts.items() if known[0] == key[0]}
-            self._counts[key] = int(self._rows(f"SELECT count(*) FROM {among}", values)[0][0])
-        return self._counts[key]
-
-    def _has_hnsw(self, model: int) -> bool:
-        statement = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(?) AND indisvalid"
-        return bool(self._rows(statement, (_hnsw(model),)))
-
-    def _walk(self, among: str, query: Vectors, top: int, values: Sequence[Any]) -> list[Any]:
-        """By the HNSW index; may come back with fewer than there are."""
-        candidates = top * _CANDIDATES
-        half = f"halfvec({query.shape[0]})"
-        with self._lock, self._one_line(), self._connected().transaction():
-            self._rows(
-                "SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true),"
-                " set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', ?, true)",
-                (str(max(_EF_SEARCH[0], min(_EF_SEARCH[1], candidates))),),
-            )
-            return self._rows(
-                f"WITH near AS MATERIALIZED (SELECT item, vector FROM {among}"
-                f" ORDER BY (vector::{half}) <#> ?::{half} LIMIT ?)"
-                " SELECT item, -(vector <#> ?) AS score FROM near ORDER BY score DESC, item LIMIT ?",
-                (*values, query, candidates, query, top),
-            )
-
-    def _drop_searches(self, model: int) -> None:
-        self._rows(f"DROP INDEX IF EXISTS {_hnsw(model)}")
-
-    def _decode(self, cells: list[Any], dim: int) -> Vectors:
-        rows = [cell.to_numpy() if hasattr(cell, "to_numpy") else cell for cell in cells]
-        return np.array(rows, np.float32).reshape(-1, dim)
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock, self._one_line():
@@ -159,9 +93,10 @@ class PostgresStore(Store):
             self._rows(several, [value for row in some for value in row])
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self, *, writing: bool = True) -> Iterator[None]:
         with self._lock, self._one_line(), self._connected().transaction():
-            self._rows("LOCK TABLE cloob_revisions IN EXCLUSIVE MODE")  # which others may read
+            if writing:
+                self._rows("LOCK TABLE cloob_revisions IN EXCLUSIVE MODE")  # which others may read
             yield
 
     def _connected(self) -> Connection[Any]:
@@ -190,6 +125,83 @@ class PostgresStore(Store):
         except self._psycopg.Error as error:
             said = error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise InputError(f"{self.address}: {said}") from None
+
+
+class HnswVectors(SqlVectors):
+    """Vectors in PostgreSQL, with an index of HNSW where a model has many."""
+
+    store: PostgresStore
+
+    def __init__(self, store: PostgresStore) -> None:
+        super().__init__(store)
+        self._counts: dict[tuple[Any, ...], int] = {}
+
+    def nearest(self, model: IndexedModel, query: Vectors, top: int, where: Filter | None) -> Neighbours:
+        """By HNSW where :meth:`optimise` made it, exactly ranked; else exact."""
+        number = model.number
+        condition, values = self.store._condition(where)
+        among = f"cloob_vectors WHERE model = {number}"
+        if where is not None:
+            among = f"cloob_vectors JOIN cloob_items ON id = item WHERE model = {number} AND {condition}"
+        searched = self._count(among, values)
+        wanted = min(top, searched)
+        query = np.ascontiguousarray(query, np.float32)
+        rows = self._walk(among, query, wanted, values) if wanted and self._has_hnsw(number) else []
+        if len(rows) < wanted:
+            rows = self.store._rows(
+                f"SELECT item, -(vector <#> ?) AS score FROM {among} ORDER BY score DESC, item LIMIT ?",
+                (query, *values, wanted),
+            )
+        ids, scores = np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float32)
+        return Neighbours(ids, scores, searched)
+
+    def optimise(self) -> None:
+        """Makes an HNSW index of each model's vectors once there are many, and counts for the planner."""
+        for number, dim in self.store._rows("SELECT id, dim FROM cloob_models"):
+            ((count,),) = self.store._rows("SELECT count(*) FROM cloob_vectors WHERE model = ?", (number,))
+            if count > HNSW_ROWS and dim <= _HNSW_DIM and not self._has_hnsw(number):
+                self.store._rows(f"DROP INDEX CONCURRENTLY IF EXISTS {_hnsw(number)}")  # of a build that broke off
+                self.store._rows(
+                    f"CREATE INDEX CONCURRENTLY {_hnsw(number)} ON cloob_vectors"
+                    f" USING hnsw ((vector::halfvec({dim})) halfvec_ip_ops) WHERE model = {number}"
+                )
+        self.store._rows("ANALYZE cloob_vectors, cloob_items")
+
+    def _count(self, among: str, values: Sequence[Any]) -> int:
+        """How many vectors a filter lets through, counted once a revision: that reads all of them."""
+        key = (self.store.revision(), among, *values)
+        if key not in self._counts:
+            self._counts = {known: count for known, count in self._counts.items() if known[0] == key[0]}
+            self._counts[key] = int(self.store._rows(f"SELECT count(*) FROM {among}", values)[0][0])
+        return self._counts[key]
+
+    def _has_hnsw(self, model: int) -> bool:
+        statement = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(?) AND indisvalid"
+        return bool(self.store._rows(statement, (_hnsw(model),)))
+
+    def _walk(self, among: str, query: Vectors, top: int, values: Sequence[Any]) -> list[Any]:
+        """By the HNSW index; may come back with fewer than there are."""
+        candidates = top * _CANDIDATES
+        half = f"halfvec({query.shape[0]})"
+        with self.store._transaction(writing=False):
+            self.store._rows(
+                "SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true),"
+                " set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', ?, true)",
+                (str(max(_EF_SEARCH[0], min(_EF_SEARCH[1], candidates))),),
+            )
+            return self.store._rows(
+                f"WITH near AS MATERIALIZED (SELECT item, vector FROM {among}"
+                f" ORDER BY (vector::{half}) <#> ?::{half} LIMIT ?)"
+                " SELECT item, -(vector <#> ?) AS score FROM near ORDER BY score DESC, item LIMIT ?",
+                (*values, query, candidates, query, top),
+            )
+
+    def drop(self, model: IndexedModel) -> None:
+        self.store._rows(f"DROP INDEX IF EXISTS {_hnsw(model.number)}")
+
+    def decode(self, cells: list[Any], dim: int) -> Vectors:
+        rows = [cell.to_numpy() if hasattr(cell, "to_numpy") else cell for cell in cells]
+        return np.array(rows, np.float32).reshape(-1, dim)
 
 
 def _hnsw(model: int) -> str:

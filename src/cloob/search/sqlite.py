@@ -11,18 +11,20 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from cloob.errors import InputError, message
 from cloob.search.matrix import Matrix, decode
 from cloob.search.records import INDEX_FILE, IndexedModel
-from cloob.search.store import TABLES, Neighbours, Store, Vectors
+from cloob.search.store import TABLES, Neighbours, SqlVectors, Store, Vectors, VectorTable
 from cloob.search.where import SQLITE, Filter
 
+T = TypeVar("T")
 PATIENCE_SECONDS = 60.0  # for which a writer waits for another one; a batch takes a fraction of a second
 _APPLICATION = 0x434C4F42  # "CLOB"
 _VERSION = 5  # of the tables
@@ -47,12 +49,15 @@ class SqliteStore(Store):
     _each_column = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
     _among = "IN (SELECT value FROM json_each(?))"
 
-    def __init__(self, folder: Path, *, writable: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, writable: bool = False, table: Callable[[SqliteStore], VectorTable] | None = None
+    ) -> None:
+        """Opens an index; ``table`` makes what keeps its vectors in the place of the database."""
         self.address, self.writable = str(folder), writable
-        self._path = folder / INDEX_FILE
+        self.path = folder / INDEX_FILE
         self._lock = threading.RLock()
-        self._matrices: dict[int, Matrix] = {}
-        with _one_line(self._path):
+        self.table = (table or FlatVectors)(self)
+        with _one_line(self.path):
             self._open()
 
     @classmethod
@@ -75,48 +80,31 @@ class SqliteStore(Store):
     def close(self) -> None:
         with self._lock:
             self._connection.close()
-            self._matrices.clear()
 
-    def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
-        allowed = None if where is None else self.ids(where)
-        with self._lock, _one_line(self._path):
-            matrix = self._matrix(self.model(model))
-            parts = matrix.parts(self._current())
-        return Neighbours(*matrix.nearest(parts, query, top, allowed))
-
-    def optimise(self) -> None:
-        """Writes anew the matrices that do not fit."""
-        for model in self.models():
-            with self._lock, _one_line(self._path):
-                self._matrix(model).parts(self._current(), few=0)
-
-    def _matrix(self, model: IndexedModel) -> Matrix:
-        return self._matrices.setdefault(model.number, Matrix(self._path, model.number, model.dim))
-
-    def _drop_searches(self, model: int) -> None:
-        self._matrices.pop(model, None)
-        for path in self._path.parent.glob(f"vectors-{model}-*"):
-            path.unlink(missing_ok=True)
+    def reading(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """What is read by the connection, in one thread at a time."""
+        with self._lock, _one_line(self.path):
+            return read(self._current())
 
     def _open(self) -> None:
         """Connects; where the folder cannot be written and nobody writes, without locks."""
-        _check_beside(self._path.resolve())
-        address = f"file:{quote(str(self._path.absolute()))}?mode={'rw' if self.writable else 'ro'}"
+        _check_beside(self.path.resolve())
+        address = f"file:{quote(str(self.path.absolute()))}?mode={'rw' if self.writable else 'ro'}"
         self._unlocked: tuple[int, int, bool] | None = None
         try:
             self._connection = _connect(address)
         except sqlite3.OperationalError:
-            if self.writable or not os.access(self._path, os.R_OK) or self._state()[2]:
+            if self.writable or not os.access(self.path, os.R_OK) or self._state()[2]:
                 raise
             self._connection, self._unlocked = _connect(f"{address}&immutable=1"), self._state()
-        _check(self._connection, self._path)
+        _check(self._connection, self.path)
         for setting in ("journal_mode = WAL", "synchronous = NORMAL") if self.writable else ():
             self._connection.execute(f"PRAGMA {setting}")
 
     def _state(self) -> tuple[int, int, bool]:
         """What is another one once the file was written to, and while it is."""
-        file = self._path.stat()
-        return file.st_mtime_ns, file.st_size, self._path.with_name(f"{INDEX_FILE}-wal").exists()
+        file = self.path.stat()
+        return file.st_mtime_ns, file.st_size, self.path.with_name(f"{INDEX_FILE}-wal").exists()
 
     def _current(self) -> sqlite3.Connection:
         """The connection; a reader without locks is not told of changes, and opens it anew."""
@@ -127,21 +115,48 @@ class SqliteStore(Store):
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         values = [json.dumps(value) if isinstance(value, list) else value for value in values]
-        with self._lock, _one_line(self._path):
+        with self._lock, _one_line(self.path):
             return self._current().execute(statement, values).fetchall()
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        with self._lock, _one_line(self._path):
+        with self._lock, _one_line(self.path):
             self._current().executemany(statement, rows)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, _one_line(self._path), self._connection as connection:
+        with self._lock, _one_line(self.path), self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield
 
-    def _decode(self, cells: list[Any], dim: int) -> Vectors:
-        return decode(cells, dim, self._path)
+
+class FlatVectors(SqlVectors):
+    """Vectors in SQLite, and a matrix of each model beside it."""
+
+    store: SqliteStore
+
+    def __init__(self, store: SqliteStore) -> None:
+        super().__init__(store)
+        self._matrices: dict[int, Matrix] = {}
+
+    def nearest(self, model: IndexedModel, query: Vectors, top: int, where: Filter | None) -> Neighbours:
+        allowed, matrix = None if where is None else self.store.ids(where), self._matrix(model)
+        return Neighbours(*matrix.nearest(self.store.reading(matrix.parts), query, top, allowed))
+
+    def optimise(self) -> None:
+        """Writes anew the matrices that do not fit."""
+        for model in self.store.models():
+            self.store.reading(partial(self._matrix(model).parts, few=0))
+
+    def drop(self, model: IndexedModel) -> None:
+        self._matrices.pop(model.number, None)
+        for path in self.store.path.parent.glob(f"vectors-{model.number}-*"):
+            path.unlink(missing_ok=True)
+
+    def decode(self, cells: list[Any], dim: int) -> Vectors:
+        return decode(cells, dim, self.store.path)
+
+    def _matrix(self, model: IndexedModel) -> Matrix:
+        return self._matrices.setdefault(model.number, Matrix(self.store.path, model.number, model.dim))
 
 
 @contextmanager

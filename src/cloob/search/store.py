@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -67,24 +67,40 @@ class Neighbours(NamedTuple):
     searched: int  # items that the filter lets through and the model has vectors of
 
 
+class VectorTable(Protocol):
+    """The vectors of an index; SQL, or anything else. The items' database knows which item has one of which model."""
+
+    def write(self, model: IndexedModel, ids: Sequence[int], vectors: Vectors) -> Sequence[Any]:
+        """Keeps (n, D) vectors of items; returns the cells that SQL keeps of them, empty bytes where it keeps nothing.
+
+        It is called inside the transaction that writes the items, before it is committed.
+        """
+
+    def vectors(self, model: IndexedModel, ids: Sequence[int]) -> tuple[Sequence[int], Vectors]:
+        """Ids, of some thousands, that have a vector, in any order, and these."""
+
+    def nearest(self, model: IndexedModel, query: Vectors, top: int, where: Filter | None) -> Neighbours:
+        """The ``top`` items nearest to a query (D,), equal ones by id; ``Store.ids`` applies a filter."""
+
+    def drop(self, model: IndexedModel) -> None:
+        """Forgets all of a model."""
+
+    def optimise(self) -> None:
+        """Prepares for searches, at the end of an update."""
+
+
 class Store(ABC):
     """Items, metadata and vectors of one index. Each call that writes is one transaction: all of it or nothing."""
 
     address: str  # what opens it again; of a database without the password
     writable: bool
+    table: VectorTable
     _dialect: ClassVar[Dialect]
     _each_column: ClassVar[str]  # selects the keys and types of all columns
     _among: ClassVar[str]  # what follows a column that has to have one of several values
 
     @abstractmethod
     def close(self) -> None: ...
-
-    @abstractmethod
-    def optimise(self) -> None: ...
-
-    @abstractmethod
-    def nearest(self, model: str, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
-        """The ``top`` items nearest to a query (D,), equal ones by id."""
 
     @abstractmethod
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -97,12 +113,6 @@ class Store(ABC):
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[object]:
         """All of it or nothing; one writer at a time."""
-
-    @abstractmethod
-    def _decode(self, cells: list[Any], dim: int) -> Vectors: ...
-
-    @abstractmethod
-    def _drop_searches(self, model: int) -> None: ...
 
     @contextmanager
     def _writing(self) -> Iterator[int]:
@@ -139,11 +149,11 @@ class Store(ABC):
                 )
 
     def remove_model(self, name: str) -> None:
-        number = self.model(name).number
+        model = self.model(name)
         with self._writing():
-            self._rows("DELETE FROM cloob_vectors WHERE model = ?", (number,))
-            self._rows("DELETE FROM cloob_models WHERE id = ?", (number,))
-            self._drop_searches(number)
+            self._rows("DELETE FROM cloob_vectors WHERE model = ?", (model.number,))
+            self._rows("DELETE FROM cloob_models WHERE id = ?", (model.number,))
+            self.table.drop(model)
 
     def states(self, source: str) -> Iterator[FileState]:
         found = groupby(self._rows(_STATES, (source,)), itemgetter(0, 1, 2, 3, 4))
@@ -154,20 +164,23 @@ class Store(ABC):
         ):
             yield FileState(None, path, size, mtime, "", fault, ())
 
-    def write(self, items: Sequence[Item], model: str, vectors: Vectors) -> None:
+    def write(self, items: Sequence[Item], model: str | IndexedModel, vectors: Vectors) -> None:
         """Adds items, or replaces those of the same source and path, with their (n, D) vectors of one model.
 
         A replaced item keeps its id, and loses other models' vectors where its content differs.
         """
-        number, rows = self.model(model).number, list(map(_values, items))
+        rows = list(map(_values, items))
         with self._writing() as revision:
+            known = self.model(model)  # in the transaction, so that vectors of other weights never come under its name
             before = self._places(rows)
             changed = [before[row[:2]][0] for row in rows if row[:2] in before and before[row[:2]][1] != row[2]]
             if changed:
                 self._rows(f"DELETE FROM cloob_vectors WHERE item {self._among}", (changed,))
             self._many(_REPLACE_ITEM, rows)
-            places, cells = self._places(rows), np.ascontiguousarray(vectors, np.float32)
-            given = [(places[row[:2]][0], number, revision, cell) for row, cell in zip(rows, cells, strict=True)]
+            places = self._places(rows)
+            ids = [places[row[:2]][0] for row in rows]
+            cells = self.table.write(known, ids, np.ascontiguousarray(vectors, np.float32))
+            given = [(id_, known.number, revision, cell) for id_, cell in zip(ids, cells, strict=True)]
             self._many(_REPLACE_VECTOR, given)
             self._forget(rows)
 
@@ -224,11 +237,12 @@ class Store(ABC):
 
     def known(self, model: IndexedModel, contents: Iterable[str]) -> dict[str, Vectors]:
         """The vector (D,) of each content that has one."""
-        of_item = "SELECT vector FROM cloob_vectors WHERE item = id AND model = ?"  # a join would read all vectors
-        statement = f"SELECT content, ({of_item}) FROM cloob_items WHERE content {self._among}"
-        found = self._rows(statement, (model.number, list(contents)))
-        rows = {content: cell for content, cell in found if cell is not None}
-        return dict(zip(rows, self._decode([*rows.values()], model.dim), strict=True))
+        of_item = "SELECT item FROM cloob_vectors WHERE item = id AND model = ?"  # a join would read all vectors
+        statement = f"SELECT ({of_item}), content FROM cloob_items WHERE content {self._among}"
+        found = dict(self._rows(statement, (model.number, list(contents))))
+        found.pop(None, None)
+        ids, rows = self.table.vectors(model, [*found]) if found else ((), ())
+        return {found[id_]: row for id_, row in zip(ids, rows, strict=True)}
 
     def count(self, where: Filter | None = None) -> int:
         condition, values = self._condition(where)
@@ -263,21 +277,47 @@ class Store(ABC):
         items = {row[0]: _item(row) for row in self._rows(statement, (wanted,))}
         return [items[id_] for id_ in wanted if id_ in items]
 
-    def vectors(self, model: str, ids: Sequence[int] | Ids) -> Vectors:
+    def vectors(self, model: str | IndexedModel, ids: Sequence[int] | Ids) -> Vectors:
         """(n, D) in the order asked for; rows of NaN where there is no vector."""
-        known = self.model(model)
-        result = np.full((len(ids), known.dim), np.nan, np.float32)
-        statement = f"SELECT item, vector FROM cloob_vectors WHERE model = ? AND item {self._among}"
-        for start in range(0, len(ids), _PAGE):
-            wanted = list(map(int, ids[start : start + _PAGE]))
-            cells = dict(self._rows(statement, (known.number, wanted)))
-            there = [place for place, id_ in enumerate(wanted) if id_ in cells]
-            rows = self._decode([cells[wanted[place]] for place in there], known.dim)
-            result[start + np.array(there, np.int64)] = rows
+        known, wanted = self.model(model), list(map(int, ids))
+        result = np.full((len(wanted), known.dim), np.nan, np.float32)
+        for start in range(0, len(wanted), _PAGE):
+            page = wanted[start : start + _PAGE]
+            there, rows = self.table.vectors(known, page)
+            if len(there):
+                order = dict(zip(there, range(len(there)), strict=True))
+                places = [place for place, id_ in enumerate(page) if id_ in order]
+                result[start + np.array(places)] = rows[[order[page[place]] for place in places]]
         return result
+
+    def nearest(self, model: str | IndexedModel, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
+        """The ``top`` items nearest to a query (D,), equal ones by id."""
+        return self.table.nearest(self.model(model), query, top, where)
+
+    def optimise(self) -> None:
+        """Prepares for searches."""
+        self.table.optimise()
 
     def _condition(self, where: Filter | None) -> tuple[str, Sequence[Any]]:
         return ("true", ()) if where is None else where.sql(self._dialect)
+
+
+class SqlVectors(ABC):
+    """Vectors in the table of an index in SQL."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+
+    def write(self, model: IndexedModel, ids: Sequence[int], vectors: Vectors) -> Sequence[Any]:
+        return vectors  # type: ignore[return-value]  # cells of a row each
+
+    def vectors(self, model: IndexedModel, ids: Sequence[int]) -> tuple[Sequence[int], Vectors]:
+        statement = f"SELECT item, vector FROM cloob_vectors WHERE model = ? AND item {self.store._among}"
+        rows = self.store._rows(statement, (model.number, ids))
+        return [row[0] for row in rows], self.decode([row[1] for row in rows], model.dim)
+
+    @abstractmethod
+    def decode(self, cells: list[Any], dim: int) -> Vectors: ...
 
 
 def _values(item: Item) -> tuple[Any, ...]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,15 +20,13 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
 from cloob.search.build import Builder, Summary, make_plan
+from cloob.search.models import Models
 from cloob.search.records import FileState, IndexedModel, Precision
 from cloob.search.scan.collection import Collection
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
 from cloob.search.scan.rows import Rows
 from cloob.search.store import Store
 from cloob.search.trust import absolute, load_named, remember
-
-if TYPE_CHECKING:
-    from cloob.search.index import Index
 
 Progress = Callable[[int, int], None] | None
 _ROWS = 4096  # vectors of a transaction
@@ -49,12 +46,14 @@ class UpdateOptions:
     remove_all: bool = False  # all items of a source may go if nothing of it is there any more
 
 
-def update(index: Index, sources: Sequence[str | Path] | Rows, options: UpdateOptions, progress: Progress) -> Summary:
-    store, device = index.store, resolve_device(options.device)
+def update(
+    store: Store, models: Models, sources: Sequence[str | Path] | Rows, options: UpdateOptions, progress: Progress
+) -> Summary:
+    device = resolve_device(options.device)
     if isinstance(sources, Rows):
         options = replace(options, batch_size=_ROWS, workers=0)
     collections = [sources] if isinstance(sources, Rows) else _open_all(store, sources, options)
-    model, is_new = _model(index, options, device, collections)
+    model, is_new = _model(store, models, options, device, collections)
     done = Summary()
     plans = [make_plan(store, each, model.name, done, remove_all=options.remove_all) for each in collections]
     for each in collections if options.scan.exclude else ():
@@ -64,7 +63,7 @@ def update(index: Index, sources: Sequence[str | Path] | Rows, options: UpdateOp
     if work and model.precision == "bf16" and device.type == "cpu":
         warn_of_emulated_bfloat16()
     most = None if options.max_megapixels is None else max(1, int(options.max_megapixels * 1e6))
-    builder = Builder(store, model, cache(lambda: index.encoder(model, device)), done, options.batch_size, most)
+    builder = Builder(store, model, cache(lambda: models.encoder(model, device)), done, options.batch_size, most)
     opened = in_threads(builder.prepare, work, options.workers, 2 * options.batch_size)
     for count, prepared in enumerate(opened, 1):
         builder.add(prepared)
@@ -112,10 +111,10 @@ def _check_apart(names: Iterable[str], known: Sequence[str]) -> None:
 
 
 def _model(
-    index: Index, options: UpdateOptions, device: torch.device, collections: Sequence[Collection]
+    store: Store, models: Models, options: UpdateOptions, device: torch.device, collections: Sequence[Collection]
 ) -> tuple[IndexedModel, bool]:
     """The model of an update, which the index has then, and whether it is new; loaded unless it goes on as it is."""
-    store, precision, wanted = index.store, options.precision, options.model
+    precision, wanted = options.precision, options.model
     known = store.models()
     if wanted is None:
         old = _only(store, options.name)
@@ -149,7 +148,7 @@ def _model(
                 raise InputError(f"{each.name}: {probe.refused[each.name]}")
         store.remove_model(old.name)
     store.add_model(new)
-    index.use(new, encoder, weights)
+    models.use(store.model(new), encoder, weights)
     return store.model(new), same is None
 
 

@@ -160,9 +160,9 @@ class Collection:
     async def once(self, key: Hashable, work: Callable[[], T]) -> tuple[int, T]:
         """What takes long, computed once for each revision of the index, and that revision."""
         revision = await self.run(self.index.revision)
-        known: Any = self.index.memoized.get((revision, key))  # which does not wait for others
+        known: Any = self.index.memo.get((revision, key))  # which does not wait for others
         if known is None:
-            known = await self.run(lambda: self.index.memoize((revision, key), work), "slow")
+            known = await self.run(lambda: self.index.memo.of((revision, key), work), "slow")
         return revision, known
 
     async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Vector]:

@@ -26,8 +26,8 @@ from cloob.data.sources.files import FileSource
 from cloob.data.sources.folder import FILE_COLUMN, metadata_of
 from cloob.data.sources.table import check_name
 from cloob.errors import InputError, one_line
-from cloob.pictures import MAX_IMAGE_BYTES
-from cloob.search.records import Value
+from cloob.pictures import MAX_IMAGE_BYTES, Unreadable
+from cloob.search.records import Item, Value
 from cloob.search.scan.collection import (
     CAPTION_COLUMNS,
     SEPARATOR,
@@ -278,6 +278,13 @@ class Pictures:
     def __init__(self) -> None:
         self._open: dict[str, Collection] = {}
         self._lock = threading.Lock()
+
+    def make(self, item: Item, make: Callable[[bytes], bytes]) -> bytes:
+        """What is made of the bytes of a picture; InputError where it cannot be read."""
+        try:
+            return make(self.read(item.source, item.path, item.content))
+        except (BadSample, Unreadable) as bad:
+            raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
 
     def read(self, source: str, path: str, content: str) -> bytes:
         """The bytes of a picture's file; BadSample if they are gone, InputError if they are others by now."""

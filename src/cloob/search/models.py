@@ -1,0 +1,75 @@
+"""The models of an index: which one a name means, and its encoder, loaded once."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from cloob.models.runs import split_checkpoint
+from cloob.search.query import Embedder, TorchEmbedder
+from cloob.search.records import IndexedModel
+from cloob.search.store import Store
+from cloob.search.trust import absolute, load_named, remember
+
+if TYPE_CHECKING:  # torch is imported where it is needed
+    import torch
+
+    from cloob.models.encoder import DualEncoder
+    from cloob.models.onnx import PlainEncoder
+
+
+class Models:
+    """The models of a store, for several threads; ``None`` is the default one."""
+
+    def __init__(self, store: Store, default: str | None = None) -> None:
+        self._store = store
+        self._default = None if default is None else store.model(self._typed(default)).name
+        self._encoders: dict[str, DualEncoder] = {}  # by fingerprint, as a name may come to stand for other weights
+        self._plain: dict[str, PlainEncoder | None] = {}  # likewise
+        self._loading = threading.RLock()
+
+    def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
+        return self._store.model(name or self._default)
+
+    def use(self, model: IndexedModel, encoder: DualEncoder, weights: str) -> None:
+        """Hands in a loaded model with the fingerprint of its weights."""
+        model.check(weights, self._store.address)
+        self._encoders[model.fingerprint], self._plain[model.fingerprint] = encoder, None
+
+    def encoder(self, name: str | IndexedModel | None = None, device: str | torch.device = "auto") -> DualEncoder:
+        """A model, loaded once, and again if its name stands for other weights by now."""
+        model = self.model(name)
+        with self._loading:  # one at a time
+            if model.fingerprint not in self._encoders:
+                encoder, weights = load_named(model.spec, device)
+                model.check(weights, self._store.address)
+                self._encoders[model.fingerprint] = encoder
+            return self._encoders[model.fingerprint]
+
+    def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
+        """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
+        from cloob.models.onnx import PlainEncoder  # only where something has to be embedded
+
+        model = self.model(name)
+        with self._loading:
+            if model.fingerprint not in (*self._encoders, *self._plain):
+                plain = PlainEncoder.open(model.spec)
+                if plain is not None:
+                    model.check(plain.fingerprint, self._store.address)
+                self._plain[model.fingerprint] = plain
+            return self._plain.get(model.fingerprint) or TorchEmbedder(self.encoder(model, device))
+
+    def close(self) -> None:
+        self._encoders.clear()
+        self._plain.clear()
+
+    def _typed(self, model: str) -> str:
+        """The name of a model that was typed by its name, or by what it is loaded from."""
+        spec, models = absolute(model), self._store.models()
+        run = spec if split_checkpoint(model)[1] else split_checkpoint(spec)[0]
+        named = [each for each in models if each.name == model]
+        named += [each for each in models if each.spec == spec]
+        named += [each for each in models if split_checkpoint(each.spec)[0] == run]  # by another checkpoint
+        if named and named[0].spec == spec:
+            remember(spec)
+        return named[0].name if named else model
