@@ -196,6 +196,14 @@ def primitives() -> None:
         with pytest.raises(RuntimeError, match=f"^rank {world - 1}: .*of its own"):
             distributed.agree({}, fault if rank == world - 1 else None, torch.device("cpu"))
 
+    def fails() -> None:
+        raise Local("of its own")
+
+    with pytest.raises(RuntimeError if rank else Local, match=r"^of its own"):
+        distributed.on_rank_zero(fails)
+    everywhere = distributed.gather_objects({"rank": torch.full((3,), rank)})
+    assert [value["rank"].tolist() for value in everywhere] == [[r] * 3 for r in range(world)]
+
 
 def compiled() -> dict[str, float]:
     """How far the loss and the gradients of a compiled module that gathers are from the same module's, eagerly."""

@@ -1,4 +1,4 @@
-"""The process group, and a gather of rows over ranks with an exact gradient.
+"""The process group, what its ranks tell each other, and a gather of rows over ranks with an exact gradient.
 
 The gradient contract over W ranks: each rank computes its own rows' part of the global loss; :func:`gather_rows` sends
 the gradients of gathered rows back to the ranks that own them, and :func:`global_sum` reports the sum on every rank
@@ -15,9 +15,10 @@ import gc
 import itertools
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cloob.errors import InputError, one_line
 from cloob.functional.checks import differentiable_once
+
+T = TypeVar("T")
 
 
 def is_initialized() -> bool:
@@ -152,33 +155,105 @@ class Layout:
         return slice(start, start + self.sizes[rank()])
 
 
+@dataclass(frozen=True)
+class Tally:
+    """The batch of a step over all ranks."""
+
+    sizes: tuple[int, ...]  # usable samples of each rank
+    bad: int
+    stop: bool
+    fault: bool
+
+    @property
+    def samples(self) -> int:
+        """Usable samples over all ranks."""
+        return sum(self.sizes)
+
+    @property
+    def smallest(self) -> int:
+        """Usable samples of the rank that has fewest."""
+        return min(self.sizes)
+
+
+def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool = False) -> Tally:
+    """The batches of all ranks, and whether any rank stops or has a fault; the same on every rank."""
+    if world_size() == 1:
+        return Tally((samples,), bad, stop, fault)
+    here = torch.tensor([[samples, bad, int(stop), int(fault)]], device=host(device))
+    sizes, bads, stops, faults = gather_rows(here, Layout((1,) * world_size())).T.tolist()
+    return Tally(tuple(sizes), sum(bads), any(stops), any(faults))
+
+
+def gather_objects(value: T) -> list[T]:
+    """The value of every rank, in the order of ranks, on every rank."""
+    return [value] if world_size() == 1 else [of_rank for of_rank, _ in _exchange(value, None)]
+
+
+def on_rank_zero(action: Callable[[], T], *, slow: bool = False) -> T:
+    """``action()`` of rank 0 on every rank, also what it raises; ``slow``: it may take a day."""
+    if world_size() == 1:
+        return action()
+    result: Any = None
+    fault: Exception | None = None
+    with no_timeout() if slow else contextlib.nullcontext():
+        if rank() == 0:
+            try:
+                result = action()
+            except Exception as error:
+                fault = error
+    result, failure = _exchange(result, fault)[0]
+    if failure is not None:
+        raise fault or failure
+    return cast(T, result)
+
+
+@contextlib.contextmanager
+def no_timeout() -> Iterator[None]:
+    """Inside, ranks may work past the process group's timeout, up to a day; a barrier at the end."""
+    if world_size() == 1:
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    try:
+        yield
+    finally:
+        dist.barrier(group)
+        dist.destroy_process_group(group)
+
+
 def agree(facts: Mapping[str, Any], fault: Exception | None, device: torch.device) -> dict[str, tuple[Any, ...]]:
     """For each name the values of all ranks; or the same error on all of them where some rank has a ``fault``.
 
     A rank that raised alone would leave the others waiting in their next collective call. The error is of the first
     fault's type, or a RuntimeError, and names each rank. ``device``: where the process group can send tensors from.
-    torch's own collectives for objects need numpy.
     """
-    own = torch.tensor(list(_pickled(facts, fault)), dtype=torch.uint8, device=device)
-    lengths = gather_rows(torch.tensor([len(own)], device=device), Layout((1,) * world_size()))
-    layout = Layout(tuple(lengths.tolist()))
-    parts = torch.split(gather_rows(own, layout).cpu(), list(layout.sizes))
-    ranks = [pickle.loads(bytes(part.tolist())) for part in parts]
+    ranks = _exchange(dict(facts), fault, device)
     faults = {r: error for r, (_, error) in enumerate(ranks) if error is not None}
     if faults:
-        said = "; ".join(f"rank {r}: {error}" for r, error in faults.items())
-        raise type(next(iter(faults.values())))(said) from fault
+        message = "; ".join(f"rank {r}: {error}" for r, error in faults.items())
+        raise type(next(iter(faults.values())))(message) from fault
     return {name: tuple(of_rank[name] for of_rank, _ in ranks) for name in facts}
 
 
-def _pickled(facts: Mapping[str, Any], fault: Exception | None) -> bytes:
-    """A rank's part in :func:`agree`; a fault that other ranks could not make is a RuntimeError there."""
+def _exchange(
+    value: T, fault: Exception | None, device: torch.device | None = None
+) -> list[tuple[T, Exception | None]]:
+    """The value and the fault of every rank. torch's collectives for objects need numpy, and errors that pickle."""
+    device = device or host(torch.device("cuda"))
+    sent = torch.frombuffer(bytearray(_pickled(value, fault)), dtype=torch.uint8).to(device)
+    sizes = gather_rows(torch.tensor([len(sent)], device=device), Layout((1,) * world_size())).tolist()
+    parts = torch.split(gather_rows(sent, Layout(tuple(sizes))).cpu(), sizes)
+    return [pickle.loads(ctypes.string_at(part.data_ptr(), len(part))) for part in parts]
+
+
+def _pickled(value: Any, fault: Exception | None) -> bytes:
+    """A rank's part in an exchange; a fault that other ranks could not make is a RuntimeError there."""
     try:
-        pickled = pickle.dumps((dict(facts), fault))
+        pickled = pickle.dumps((value, fault))
         if fault is not None:
             type(pickle.loads(pickled)[1])("")
-    except Exception:
-        return pickle.dumps(({}, RuntimeError(str(fault))))
+    except Exception as error:
+        return pickle.dumps((None, RuntimeError(str(fault or error))))
     return pickled
 
 

@@ -51,12 +51,12 @@ def _demo_scratch(objective: ObjectiveName, model: str | None) -> TrainConfig:
 def _cc3m(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """The paper's run on Conceptual Captions: RN50, batch 512, 70 epochs, ten cosine cycles.
 
-    As in arXiv:2110.11316 and the authors' README, but for bfloat16 in the place of their float16.
+    As in arXiv:2110.11316 and the authors' README, in bfloat16 instead of float16; docs/reproduce.md lists differences.
     """
     start = TrainConfig().override(
         data=("cc3m/train.csv",),
         workers=8,
-        model="RN50",
+        model="RN50-quickgelu",
         image_size=224,
         objective=objective,
         lr=1e-3,
@@ -73,12 +73,12 @@ def _cc3m(objective: ObjectiveName, model: str | None) -> TrainConfig:
 
 
 def _yfcc(objective: ObjectiveName, model: str | None) -> TrainConfig:
-    """YFCC15M as WebDataset tars: RN50, with --model RN101, RN50x4, ViT-B-32 or ViT-B-16.
+    """YFCC15M as WebDataset tars: RN50-quickgelu; also for --model RN101-quickgelu, RN50x4-quickgelu, ViT-B-32, ….
 
     Of the authors' YFCC command only τ⁻¹ = 30 is known; the rest are Conceptual Captions' settings. Vision
     transformers, which the paper has none of, take CLIP's settings of AdamW, as open_clip_train does.
     """
-    model = model or "RN50"
+    model = model or "RN50-quickgelu"
     out = f"runs/yfcc-{model.lower()}-{objective}"
     start = _cc3m(objective, None).override(data=("yfcc15m",), model=model, image_size=None, out=out)
     return start.override(lr=5e-4, weight_decay=0.2, beta2=0.98, eps=1e-6) if model.startswith("ViT") else start

@@ -43,7 +43,7 @@ def test_every_recipe_can_be_built(name: str) -> None:
 def test_the_papers_hyper_parameters() -> None:
     """PAPER.md, "Published recipe"."""
     cloob, clip = get_recipe("cc3m"), get_recipe("cc3m", objective="clip")
-    assert (cloob.towers.model, cloob.towers.image_size) == ("RN50", 224)
+    assert (cloob.towers.model, cloob.towers.image_size) == ("RN50-quickgelu", 224)
     assert (cloob.run.batch_size, cloob.run.epochs) == (512, 70)
     optim = cloob.optim
     assert (optim.lr, optim.weight_decay, optim.beta1, optim.beta2, optim.eps) == (1e-3, 0.1, 0.9, 0.999, 1e-8)
@@ -54,7 +54,7 @@ def test_the_papers_hyper_parameters() -> None:
     assert clip.loss.inv_tau == pytest.approx(14.3, abs=0.05) and clip.loss.learnable_inv_tau
     vit = get_recipe("yfcc", model="ViT-B-32").optim
     assert (vit.lr, vit.weight_decay, vit.beta2, vit.eps) == (5e-4, 0.2, 0.98, 1e-6)
-    assert get_recipe("yfcc", model="RN101").optim == optim
+    assert get_recipe("yfcc", model="RN101-quickgelu").optim == optim and get_recipe("yfcc").towers == cloob.towers
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,11 @@ def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
 
 
 def test_held_out_pairs_judge(
-    trained: Trained, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained,
+    pairs_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`cloob eval RUN --held-out` has the recall that the training saw."""
     good = sorted(path for path in pairs_folder.glob("*.txt") if path.stem not in ("13", "27"))
@@ -92,6 +96,12 @@ def test_held_out_pairs_judge(
     seen = lines(tmp_path / "run" / "epochs.jsonl")[-1]["val_recall"]
     assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / n / 6)  # a tie may fall either way
     assert f"cloob: {tmp_path}/run: was trained on {table}; --held-out judges by pairs that were not\n" in err
+    # A run that goes on does not read all pairs again to hold some out: it keeps the rows.
+    kept = json.loads((tmp_path / "run" / "held_out.json").read_text())
+    assert [len(rows) for rows in kept["rows"]] == [11]
+    with monkeypatch.context() as patch:
+        patch.setattr("cloob.training.build.choose_held_out", None)
+        assert train(config.override(resume="auto", epochs=2)).epochs == 2
     # Changed pairs are split otherwise.
     write_table(table, rows[3:])
     said = "its pairs have changed since the training, so nobody knows which were held out"

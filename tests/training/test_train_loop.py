@@ -330,3 +330,19 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(
     assert out.startswith(f"{run}: already finished (3 epochs, 15 steps); the patience was used up")
     assert main([*command, "--patience", "0", "--epochs", "4"]) == 0
     assert len(lines(run / "epochs.jsonl")) == 4
+
+
+def test_batch_norm_keeps_its_digits_and_a_long_warmup_is_named(
+    base: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In channels-last memory torch's batch norm on a CPU has three or four digits fewer."""
+    config = base.override(model="nano-resnet", steps=2, warmup=9, save_every=0)
+    run = train(config.override(out=tmp_path / "run")).run
+    warning = "a warm-up of 9 steps is longer than this run of 2: its learning rate ends at 0.00067, not 0.003"
+    assert caplog.messages.count(warning) == 1
+    contiguous = train(config.override(channels_last=False, out=tmp_path / "contiguous")).run
+    assert lines(run / "metrics.jsonl")[0]["loss"] == lines(contiguous / "metrics.jsonl")[0]["loss"]
+    settings = [TrainConfig.from_json(folder / "config.json").run.channels_last for folder in (run, contiguous)]
+    assert settings == [False, False]
+    vit = train(base.override(steps=1, save_every=0, out=tmp_path / "vit")).run
+    assert TrainConfig.from_json(vit / "config.json").run.channels_last is True

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -226,6 +229,33 @@ def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -
             losses.append(loss.item())
     run = cloob.train(config.override(schedule="constant", warmup=0)).run
     assert [line["loss"] for line in lines(run / "metrics.jsonl")] == pytest.approx(losses, abs=1e-6)
+
+
+def test_auto_keeps_to_its_run(config: TrainConfig, tmp_path: Path) -> None:
+    """It tries nothing over another run, leaves with it, and ends by a signal as any training does."""
+    out, auto = tmp_path / "run", config.override(objective="auto", steps=400)
+    cloob.train(config.override(steps=1))
+    (out / "objectives.json").write_text("{}")  # of an earlier choice
+    with pytest.raises(InputError, match="already holds a run"):
+        cloob.train(auto)
+    assert (out / "objectives.json").read_text() == "{}"
+    cloob.train(config.override(objective="clip", steps=1, overwrite=True))
+    assert not (out / "objectives.json").exists()
+
+    ended = threading.Event()
+
+    def terminate() -> None:
+        while not ended.wait(0.02):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        threading.Thread(target=terminate).start()
+        result = cloob.train(auto.override(out=tmp_path / "other"))
+    finally:
+        ended.set()
+        signal.signal(signal.SIGTERM, before)
+    assert (result.stopped, result.steps, result.run) == ("SIGTERM", 0, tmp_path / "other") and not result.run.exists()
 
 
 @pytest.mark.parametrize(("how", "found"), [("auto", "column"), ("one", None), ("none", "none")])

@@ -14,6 +14,7 @@ import numpy as np
 from cloob.data.batch import BadSample, caption_id
 from cloob.data.source import Source, Subset, mix
 from cloob.errors import InputError, require
+from cloob.machine import decoders, in_threads
 from cloob.pictures import Encoded, Unreadable
 
 
@@ -65,16 +66,22 @@ def _groups(sources: Sequence[Source]) -> tuple[list[tuple[int, int]], list[list
     places: list[tuple[int, int]] = []
     hashes: list[bytes] = []
     links: list[int] = []  # from each pair to the first with its picture, and to the first with its caption
-    for i, source in enumerate(sources):
-        for row in range(len(source)):
-            try:
-                sample = source.read(row)
-            except BadSample:
-                continue
-            picture, caption = hashlib.blake2b(sample.image, digest_size=16).digest(), caption_id(sample.caption)
-            links += (first.setdefault(key, len(places)) for key in (picture, caption))
-            places.append((i, row))
-            hashes.append(hashlib.blake2b(picture + caption.to_bytes(8, "little"), digest_size=16).digest())
+
+    def digests(place: tuple[int, int]) -> tuple[bytes, int] | None:
+        source, row = place
+        try:
+            sample = sources[source].read(row)
+        except BadSample:
+            return None
+        return hashlib.blake2b(sample.image, digest_size=16).digest(), caption_id(sample.caption)
+
+    every = [(i, row) for i, source in enumerate(sources) for row in range(len(source))]
+    workers = decoders()
+    for place, keys in zip(every, in_threads(digests, every, workers, 4 * workers), strict=True):
+        if keys is not None:
+            links += (first.setdefault(key, len(places)) for key in keys)
+            places.append(place)
+            hashes.append(hashlib.blake2b(keys[0] + keys[1].to_bytes(8, "little"), digest_size=16).digest())
     edges = np.ones(len(links), bool), (np.repeat(np.arange(len(places)), 2), links)
     graph = sparse.coo_array(edges, shape=(len(places), len(places)))
     groups: dict[int, list[int]] = {}

@@ -2,7 +2,7 @@
 
 ::
 
-    RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  averaged/ (a model folder)
+    RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  held_out.json  averaged/ (a model folder)
           checkpoints/step-00000100/  trainer.pt  validation.json  model/
     model folder, one of
           open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a ``local-dir:`` folder of its own
@@ -31,6 +31,8 @@ RUN_CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 EPOCHS_FILE = "epochs.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
+HELD_OUT_FILE = "held_out.json"
+OBJECTIVES_FILE = "objectives.json"
 AVERAGED_FOLDER = "averaged"
 CHECKPOINTS_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"

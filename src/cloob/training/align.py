@@ -28,7 +28,7 @@ from cloob.data.order import EpochOrder, Part
 from cloob.data.source import Source
 from cloob.data.sources.files import reading
 from cloob.data.vectors import VectorPairs
-from cloob.distributed import rank, world_size
+from cloob.distributed import no_timeout, on_rank_zero, rank, world_size
 from cloob.models.aligned.encoders import open_image_encoder, row_keys
 from cloob.models.aligned.encoders import open_text_encoder as open_text
 from cloob.models.aligned.heads import Head, Standardise
@@ -36,7 +36,6 @@ from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
 from cloob.models.load import load_model
 from cloob.training.config import TrainConfig
 from cloob.training.faults import check_fraction
-from cloob.training.ranks import no_timeout, on_rank_zero
 
 logger = logging.getLogger(__name__)
 _BATCH = 128

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from cloob.cache import Cache
 from cloob.data.fingerprint import Fingerprint
@@ -20,7 +23,7 @@ from cloob.data.source import Source, mix
 from cloob.data.split import choose_held_out, split
 from cloob.data.transforms import TrainTransform
 from cloob.data.vectors import VectorPairs
-from cloob.distributed import rank, world_size
+from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.functional.checks import float32_products
@@ -30,8 +33,9 @@ from cloob.models.aligned.vectors import VectorEncoder
 from cloob.models.encoder import DualEncoder, trimmed_tokens
 from cloob.models.importing import import_open_clip
 from cloob.models.load import load_model
-from cloob.models.runs import RUN_CONFIG_FILE
+from cloob.models.runs import HELD_OUT_FILE, OBJECTIVES_FILE, RUN_CONFIG_FILE
 from cloob.models.towers import create_model
+from cloob.models.untrusted import read_json
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import align, finetune, resume, sharding, vectors
 from cloob.training.checkpoint import HELD_OUT, TRAINING, Saver, remove_leftovers, seed_generators
@@ -42,7 +46,6 @@ from cloob.training.faults import BadSamples
 from cloob.training.log import RunLog
 from cloob.training.optim import make_optimizer, warmup_steps
 from cloob.training.progress import Progress
-from cloob.training.ranks import gather_objects, on_rank_zero
 from cloob.training.run_folder import prepare_run_folder, refuse_another_run
 from cloob.training.step import Stepper, TowersWithLoss
 
@@ -73,8 +76,10 @@ class Parts:
         self.log.close()
 
 
-def assemble(config: TrainConfig, device: torch.device) -> Parts:
-    """Builds a run, or takes it up where its checkpoint left it, or AlreadyFinished; every rank calls this.
+def assemble(config: TrainConfig, device: torch.device, choose: Callable[[TrainConfig], dict[str, Any]]) -> Parts:
+    """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
+
+    ``choose`` finds the objective for ``auto``. Ended where nothing is left to do, or a signal ended that choice.
 
     The order matters: the run folder is touched only once towers, data and checkpoint could be opened, and the
     optimiser is made after everything that replaces parameters.
@@ -83,7 +88,11 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     checkpoint = resume.find_checkpoint(config.save.out, config.save.resume)
     resumed = checkpoint.path if checkpoint else None
     on_rank_zero(lambda: refuse_another_run(config, resumed))
-    source, held_out = vectors.open_vectors(config) if config.vectors.a is not None else open_both(config)
+    choice: dict[str, Any] | None = None
+    if config.loss.objective == "auto":
+        choice = choose(config)
+        config = config.override(objective=choice["chosen"], **choice["settings"])
+    source, held_out = vectors.open_vectors(config) if config.vectors.a is not None else open_both(config, train=True)
     config = fit_batch(config, len(source))
     encoder = make_encoder(config, source)
     finetune.freeze(encoder, config.towers.freeze)
@@ -112,6 +121,8 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     if rank() == 0:
         remove_leftovers(config.save.out)
         write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
+        if choice is not None:
+            write_whole(config.save.out / OBJECTIVES_FILE, json.dumps(choice, indent=2))
     log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)
     # The features that heads train on were checked when they were made or read.
     limit = 1.0 if isinstance(encoder, AlignedEncoder) else config.pairs.max_bad_fraction
@@ -146,20 +157,34 @@ def make_cache(config: TrainConfig) -> Cache:
     return Cache(config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3))
 
 
-def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
-    """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs."""
+def open_both(config: TrainConfig, *, train: bool = False) -> tuple[Source, Source | None]:
+    """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs.
+
+    The rows of the latter are found by reading all pairs: once for a run, which keeps them in ``OUT/held_out.json``.
+    """
     pairs = config.pairs
     sources = _open(pairs.data, config)
     if not pairs.val_split:
         return mix(sources), mix(_open(pairs.val_data, config)) if pairs.val_data else None
-    if rank() == 0:
-        logger.info("reading all pairs once, to hold some out (--val-split) …")
-    rows = on_rank_zero(lambda: choose_held_out(sources, pairs.val_split), slow=True)
+    rows = on_rank_zero(lambda: _held_out_rows(config, sources, train), slow=True)
     source, held_out = split(sources, rows)
     if rank() == 0:
         total = len(source) + len(held_out)
         logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)
     return source, held_out
+
+
+def _held_out_rows(config: TrainConfig, sources: Sequence[Source], train: bool) -> list[np.ndarray]:
+    """The rows that are held out of each source."""
+    file, share = config.save.out / HELD_OUT_FILE, config.pairs.val_split
+    key, resumes = [share, *(source.fingerprint() for source in sources)], train and config.save.resume != "none"
+    if resumes and file.is_file() and (kept := read_json(file))["of"] == key:
+        return [np.array(rows, np.int64) for rows in kept["rows"]]
+    logger.info("reading all pairs once, to hold some out (--val-split) …")
+    rows = choose_held_out(sources, share)
+    if train:
+        write_whole(file, json.dumps({"of": key, "rows": [part.tolist() for part in rows]}))
+    return rows
 
 
 def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
@@ -265,6 +290,10 @@ def resolved(
         # A CPU that computes in bfloat16 by itself cannot be told from those that emulate it.
         has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16)) else "fp32"
+    if config.run.channels_last is None:
+        norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+        trained = any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+        leaves["channels_last"] = not (trained and device.type == "cpu")
     if config.run.tf32 is None:
         leaves["tf32"] = config.run.precision == "auto" and device.type == "cuda"
     if config.run.precision == "bf16" and device.type == "cpu" and rank() == 0:
@@ -282,7 +311,7 @@ def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -
 
     Names and shapes of parameters stay, so checkpoints are the same for all. The optimiser has to be made afterwards.
     """
-    encoder.set_channels_last(run.channels_last)
+    encoder.set_channels_last(run.channels_last is not False)
     if run.sync_bn and world_size() > 1:
         require("timm.layers", "train").convert_sync_batchnorm(encoder)
     if run.grad_checkpointing:

@@ -49,6 +49,14 @@ class RunResult:
     out_of_patience: bool = False  # the end was not its length, but ``patience`` validations without a better one
 
 
+class Ended(Exception):  # noqa: N818 - an end, not an error
+    """A run ended before its first step, and nothing was written; raised on all ranks."""
+
+    def __init__(self, result: RunResult) -> None:
+        super().__init__(str(result.run))
+        self.result = result
+
+
 class Callback:
     """Override what you need. Called on every rank; random numbers drawn inside do not move the training's."""
 

@@ -12,6 +12,7 @@ The newest ``keep`` stay, and the best one by its validation.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from cloob.data.fingerprint import Fingerprint, digest
-from cloob.distributed import rank
+from cloob.distributed import gather_objects, on_rank_zero, rank
 from cloob.errors import InputError, one_line
 from cloob.files import flush
 from cloob.models.folder import save_model
@@ -37,11 +38,11 @@ from cloob.models.runs import (
     find_best,
     is_better,
     list_checkpoints,
+    weights_file,
 )
 from cloob.training import sharding
 from cloob.training.config import TrainConfig
 from cloob.training.progress import Progress
-from cloob.training.ranks import gather_objects, on_rank_zero
 from cloob.training.step import Stepper
 
 TRAINING, HELD_OUT = "training pairs", "held-out pairs"
@@ -52,6 +53,14 @@ def measured(config: TrainConfig, data: Mapping[str, Fingerprint]) -> dict[str, 
     """What validations are comparable by: the size of the batches, and the held-out pairs if there are any."""
     held_out = digest([json.dumps(data[HELD_OUT], sort_keys=True)]) if HELD_OUT in data else None
     return {"batch_size": config.run.batch_size, "held_out": held_out}
+
+
+def weights_digest(checkpoint: Path) -> str:
+    """A digest of the weights file, by which a resumed run notices damage: a safetensors file has no checksum."""
+    path = weights_file(checkpoint / MODEL_FOLDER)
+    assert path is not None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
 class Saver:
@@ -87,6 +96,7 @@ class Saver:
         weights, moments = sharding.whole_state(encoder, self.stepper.optimizer)
         state = {
             "optimizer": moments,
+            "options": self.stepper.options,
             "scaler": self.stepper.scaler.state_dict(),
             "objective": towers.objective.state_dict(),
             "progress": dict(vars(progress)),
@@ -101,6 +111,7 @@ class Saver:
 
         def write(folder: Path) -> None:
             save_model(folder / MODEL_FOLDER, encoder, towers.objective.config() | {"hopfield": hopfield}, weights)
+            state["weights"] = weights_digest(folder)
             if validation is not None:
                 (folder / VALIDATION_FILE).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
             with (folder / TRAINER_FILE).open("wb") as file:  # torch's own writer says no reason of the disk's

@@ -16,12 +16,11 @@ import torch
 
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Loader
-from cloob.distributed import world_size
+from cloob.distributed import Tally, gather_objects, tally, world_size
 from cloob.errors import InputError, TrainingFailed
 from cloob.training.config import TrainConfig
 from cloob.training.log import RunLog
 from cloob.training.progress import Progress
-from cloob.training.ranks import Tally, gather_objects, tally
 
 MIN_BAD = 20  # fewer bad samples say nothing yet about the fraction
 MAX_BAD_IN_A_ROW = 1000

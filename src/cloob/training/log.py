@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
+from cloob.distributed import on_rank_zero
 from cloob.errors import InputError, one_line, require
 from cloob.files import write_whole
 from cloob.models.runs import EPOCHS_FILE, METRICS_FILE, SKIPPED_FILE
 from cloob.training.callbacks import Callback, RunInfo, RunResult
-from cloob.training.ranks import on_rank_zero
 
 logger = logging.getLogger(__name__)
 MIN_WAIT = 0.3  # the share of an epoch's time from which waiting for data or for the device is worth a word

@@ -15,19 +15,17 @@ import torch
 
 from cloob.data.batch import Batch
 from cloob.data.loader import Copies
-from cloob.distributed import Layout, process_group, rank, resolve_device
+from cloob.distributed import Layout, Tally, on_rank_zero, process_group, rank, resolve_device
 from cloob.errors import InputError, TrainingFailed
 from cloob.training import build, faults, finetune, run_folder
 from cloob.training.build import Parts
-from cloob.training.callbacks import Callback, RunInfo, RunResult
+from cloob.training.callbacks import Callback, Ended, RunInfo, RunResult
 from cloob.training.checkpoint import preserved_rng
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
 from cloob.training.log import TensorBoard, WandB
 from cloob.training.progress import Course, is_whole
-from cloob.training.ranks import Tally, on_rank_zero
 from cloob.training.record import Step, StepLog
-from cloob.training.resume import AlreadyFinished
 from cloob.training.select import choose
 from cloob.training.validate import Validation, validate
 
@@ -63,16 +61,16 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         >>> result.steps, result.samples_seen
         (2, 16)
     """
-    if config.loss.objective == "auto":
-        config = choose(config, train)
     device = resolve_device(config.run.device)
     with process_group(device), _held(config.save.out) as check_lock:
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
         trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
         try:
-            run = _Run(build.assemble(config, device), [*callbacks, *trackers], check_lock)
-        except AlreadyFinished as finished:
-            return finished.result
+            run = _Run(
+                build.assemble(config, device, partial(choose, train=train)), [*callbacks, *trackers], check_lock
+            )
+        except Ended as ended:
+            return ended.result
         with StopSignal() as stop, build.products(run.parts.config, device):
             result = run.go(stop)
         del run  # and with it DDP, before the group that it holds

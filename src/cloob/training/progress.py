@@ -10,7 +10,7 @@ from cloob.data.loader import Loader
 from cloob.distributed import rank
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import RunConfig
-from cloob.training.optim import make_schedule
+from cloob.training.optim import make_schedule, warmup_steps
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,9 @@ class Course:
         self._retrieves_from = config.loss.retrieval_from * total if hopfield else math.inf
         self.epochs = config.run.epochs
         self.learning_rate = make_schedule(config.optim, total)
+        if (warmup := warmup_steps(config.optim, total)) > total and rank() == 0:
+            peak = f"its learning rate ends at {self.learning_rate(total - 1):.2g}, not {config.optim.lr:g}"
+            logger.warning("a warm-up of %s steps is longer than this run of %s: %s", f"{warmup:,}", f"{total:,}", peak)
         if config.towers.freeze != "none" and config.towers.init is None and rank() == 0:
             trained = "tower is frozen with random weights; --init gives trained ones"
             logger.warning("the %s %s", config.towers.freeze, trained)

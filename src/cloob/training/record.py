@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.distributed import rank, world_size
+from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import TrainingFailed
 from cloob.files import write_whole
 from cloob.functional.geometry import effective_eigenvalues, saturation
@@ -26,7 +26,6 @@ from cloob.objective.values import cone_notice, mean_cosine
 from cloob.training.build import Parts
 from cloob.training.faults import kept
 from cloob.training.log import finite
-from cloob.training.ranks import gather_objects, on_rank_zero
 from cloob.training.step import Launched, StepResult
 
 logger = logging.getLogger(__name__)

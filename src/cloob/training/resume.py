@@ -15,20 +15,19 @@ import torch
 from torch import nn
 
 from cloob.data.fingerprint import Fingerprint, differences
-from cloob.distributed import rank, world_size
+from cloob.distributed import on_rank_zero, rank, world_size
 from cloob.errors import InputError, one_line
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
-from cloob.models.runs import MODEL_FOLDER, RUN_CONFIG_FILE, TRAINER_FILE, find_best, list_checkpoints
+from cloob.models.runs import MODEL_FOLDER, RUN_CONFIG_FILE, TRAINER_FILE, find_best, list_checkpoints, weights_file
 from cloob.models.weights.containers import check_zip
 from cloob.scales import FixedScaleWarning
 from cloob.training import sharding
-from cloob.training.callbacks import RunResult
-from cloob.training.checkpoint import TRAINING, measured
+from cloob.training.callbacks import Ended, RunResult
+from cloob.training.checkpoint import TRAINING, measured, weights_digest
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import refuse
 from cloob.training.progress import Progress, is_whole
-from cloob.training.ranks import on_rank_zero
 from cloob.training.step import Stepper
 
 logger = logging.getLogger(__name__)
@@ -48,14 +47,6 @@ class Checkpoint:
     progress: Progress  # as it was written
 
 
-class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
-    """The run that was to go on has reached its end; raised on all ranks, before anything is written."""
-
-    def __init__(self, result: RunResult) -> None:
-        super().__init__(str(result.run))
-        self.result = result
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint folder; InputError for a file that is missing, cut short or of another format."""
     file = path / TRAINER_FILE
@@ -63,6 +54,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         check_zip(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
         encoder = load_model(str(path / MODEL_FOLDER), device="cpu")
+        if state["weights"] != weights_digest(path):
+            raise InputError(f"{weights_file(path / MODEL_FOLDER)}: damaged, its digest is not the one in {file.name}")
         return Checkpoint(path, encoder, state, Progress(**state["progress"]))
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"{path}: cannot be read ({one_line(error)}); use an earlier checkpoint") from error
@@ -110,7 +103,7 @@ def progress_of(
 ) -> Progress:
     """Where a run goes on; rank 0 warns of what changes the course of the training.
 
-    InputError for other training pairs, another objective or model; AlreadyFinished where nothing is left to do.
+    InputError for other training pairs, another objective or model; Ended where nothing is left to do.
     """
     state, progress = checkpoint.state, checkpoint.progress
     changed = differences(state["data"][TRAINING], data[TRAINING])
@@ -122,7 +115,7 @@ def progress_of(
     whole = is_whole(config.run, progress)
     if whole or (has_best and 0 < config.run.patience <= progress.stale):
         _load_objective(checkpoint, objective)
-        raise AlreadyFinished(
+        raise Ended(
             RunResult(
                 run=checkpoint.path.parent.parent,
                 steps=progress.step,
@@ -175,13 +168,13 @@ def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[str]:
 def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
     """Loads weights, objective, optimiser and loss scale of a checkpoint into a freshly built stepper."""
     encoder, optimizer, scaler = stepper.module.encoder, stepper.optimizer, stepper.scaler
-    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     _load_objective(checkpoint, stepper.module.objective)
     with _other_parameters(checkpoint):
         sharding.load_whole(encoder, checkpoint.encoder.state_dict())
         sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
-    for group, configured in zip(optimizer.param_groups, options, strict=True):
-        group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's
+    # An option is the configuration's where that changed; all else is the checkpoint's: some optimisers count in there.
+    for group, now, then in zip(optimizer.param_groups, stepper.options, checkpoint.state["options"], strict=True):
+        group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
     if scaler.is_enabled() and checkpoint.state["scaler"]:  # precision may have changed
         scaler.load_state_dict(checkpoint.state["scaler"])
 

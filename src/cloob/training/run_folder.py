@@ -18,7 +18,7 @@ from cloob.training.config.checks import refuse
 LOCK = ".lock"
 LEASE_SECONDS, HEARTBEAT_SECONDS = 60.0, 2.0
 _RUN_FILES = (runs.RUN_CONFIG_FILE, runs.METRICS_FILE, runs.EPOCHS_FILE, runs.SKIPPED_FILE, runs.CHECKPOINTS_FOLDER)
-_PRODUCTS = ("tensorboard", runs.AVERAGED_FOLDER, "results.json", "nonfinite-step-*.json")
+_PRODUCTS = ("tensorboard", runs.AVERAGED_FOLDER, "results.json", "nonfinite-step-*.json", runs.OBJECTIVES_FILE)
 
 
 @contextlib.contextmanager
@@ -98,7 +98,8 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
             aside = path.with_name(f"unreadable-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-    for pattern in (*_RUN_FILES, *_PRODUCTS) if save.overwrite else ():
+    stale = () if config.pairs.val_split else (runs.HELD_OUT_FILE,)  # else it was written a moment ago
+    for pattern in (*_RUN_FILES, *_PRODUCTS, *stale) if save.overwrite else ():
         for path in out.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (out / runs.CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)

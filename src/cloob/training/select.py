@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,16 @@ import torch
 from torch import Tensor
 
 from cloob.data.vectors import VectorPairs
-from cloob.files import write_whole
 from cloob.functional.bootstrap import bootstrap_interval, paired_bootstrap
 from cloob.models.aligned.vectors import embed_pairs
 from cloob.models.load import load_model
+from cloob.models.runs import OBJECTIVES_FILE
+from cloob.training.callbacks import Ended, RunResult
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_combination
 from cloob.training.config.parts import LENGTHS
 from cloob.training.validate import recalls_of_ids
 from cloob.training.vectors import open_vectors
 
-OBJECTIVES_FILE = "objectives.json"
 _TRIED: dict[str, list[dict[str, Any]]] = {
     "clip": [{"inv_tau": inv_tau, "learnable_inv_tau": False} for inv_tau in (7.5, 10.0, 15.0, 30.0)],
     "infoloob": [{"inv_tau": inv_tau} for inv_tau in (7.5, 10.0, 15.0, 30.0)],
@@ -33,7 +32,7 @@ _TRIED: dict[str, list[dict[str, Any]]] = {
     ],
 }
 _FALLBACK = "infoloob"
-Train = Callable[[TrainConfig], Any]  # as ``loop.train``
+Train = Callable[[TrainConfig], RunResult]  # as ``loop.train``
 TEMPORARY = {"resume": "none", "tensorboard": False, "wandb": None, "keep": 1, "save_every": 2**31, "log_every": 2**31}
 """Settings of a run whose folder goes: it writes no more than its result needs."""
 logger = logging.getLogger(__name__)
@@ -57,15 +56,15 @@ class _Tried:
         return " ".join([self.objective, *settings])
 
 
-def choose(config: TrainConfig, train: Train) -> TrainConfig:
-    """The configuration with the objective that held-out pairs choose; OUT/objectives.json keeps what was tried.
+def choose(config: TrainConfig, train: Train) -> dict[str, Any]:
+    """What held-out pairs choose: ``chosen``, an objective, with its ``settings``, and all that was tried.
 
     Four settings of CLIP, InfoLOOB and CLOOB each train for a quarter of the run, the better two for half of it, the
     best for all of it. An objective is taken in place of InfoLOOB where the interval of their difference is above 0.
+    A resumed run keeps its choice. Ended where a signal ended a trial.
     """
-    check_combination(config)
     if config.save.resume != "none" and (kept := read_choice(config.save.out)) is not None:
-        return config.override(objective=kept["chosen"], **kept["settings"])
+        return kept
     held_out = open_vectors(config)[1]
     assert held_out is not None
     logger.info("trying %s, four settings each, on %s held-out pairs …", ", ".join(_TRIED), f"{len(held_out):,}")
@@ -82,9 +81,7 @@ def choose(config: TrainConfig, train: Train) -> TrainConfig:
         logger.info("%-24s recall %.1f %% (%.1f to %.1f)", tried[0], 100 * tried[0].recall, 100 * low, 100 * high)
     choice = _chosen(finals)
     logger.info("%s", choice["says"])
-    config.save.out.mkdir(parents=True, exist_ok=True)
-    write_whole(config.save.out / OBJECTIVES_FILE, json.dumps({**choice, "runs": runs}, indent=2))
-    return config.override(objective=choice["chosen"], **choice["settings"])
+    return {**choice, "runs": runs}
 
 
 def read_choice(run: Path) -> dict[str, Any] | None:
@@ -109,7 +106,7 @@ def _try(
         finally:
             logging.disable(disabled)
         if result.stopped:
-            raise SystemExit(1)
+            raise Ended(replace(result, run=config.save.out, steps=0, epochs=0, samples_seen=0, checkpoint=None))
         encoder = load_model(result.run, config.run.device).eval()
     a, b = embed_pairs(encoder, held_out)
     return _Tried(objective, settings, recalls_of_ids(a, b, torch.from_numpy(held_out.ids)).mean(0))

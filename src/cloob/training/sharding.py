@@ -68,7 +68,7 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """0-d 2-norm of all gradients together, the same on every rank; 0 without gradients."""
     norms = [nn.utils.get_total_norm(kind) for kind in _by_kind(gradients) if kind]
     norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([*norms, norms[0].new_zeros(())]))
+    return torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else (norms or [torch.zeros(())])[0]
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None:
@@ -121,20 +121,29 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     """``optimizer.load_state_dict`` of a whole state, for sharded parameters too, without communication.
 
     Moments get the memory layout of their parameters: torch's fused AdamW goes through memory in order and, without a
-    word, would pair numbers of other elements when one is channels-last and the other is not.
+    word, would pair numbers of other elements when one is channels-last and the other is not. Statistics of rows and
+    columns, as Adafactor keeps them, stay as they are.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    entries = {}
-    for index, entry in state["state"].items():
-        entries[index] = {
-            key: _like(value, parameters[index]) if isinstance(value, Tensor) and value.ndim else value
-            for key, value in entry.items()
-        }
+    fused = bool(optimizer.defaults.get("fused"))
+
+    def placed(value: Any, parameter: Tensor) -> Any:
+        if not isinstance(value, Tensor) or not value.ndim:
+            return value
+        trusts_sizes = fused or isinstance(parameter, DTensor)
+        return _like(value, parameter) if trusts_sizes or value.shape == parameter.shape else value
+
+    entries = {
+        index: {key: placed(value, parameters[index]) for key, value in entry.items()}
+        for index, entry in state["state"].items()
+    }
     optimizer.load_state_dict({**state, "state": entries})
 
 
 def _like(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor in the memory format of ``like``, or this rank's shard of it; RuntimeError for other sizes."""
+    if value.shape != like.shape:
+        raise RuntimeError(f"{tuple(value.shape)} found where {tuple(like.shape)} belongs")
     if isinstance(like, DTensor):
         contiguous = value.to(like.device).contiguous()
         return distribute_tensor(contiguous, like.device_mesh, like.placements, src_data_rank=None)

@@ -116,6 +116,7 @@ class Stepper:
         self._modules = list(module.modules())  # to walk over them takes longer than a small step
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.device = device = self._parameters[0].device
+        self.options = [{key: x for key, x in group.items() if key != "params"} for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=module.precision == "fp16")
         self._sharded = sharding.is_sharded(module.encoder)
         self._wrapped: nn.Module = module

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import Batch, Skip
-from cloob.distributed import rank, world_size
+from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.functional.bootstrap import group_means
 from cloob.functional.ranking import mutual_ranks, ranks_of_ids, recall_at_k
 from cloob.models.runs import SKIPPED_FILE, read_lines
@@ -21,7 +21,6 @@ from cloob.training.build import Parts
 from cloob.training.checkpoint import preserved_rng
 from cloob.training.faults import Read, StopSignal, agree, check_fraction, fetch, name_skips, with_readers
 from cloob.training.log import finite
-from cloob.training.ranks import collect_objects, on_rank_zero
 from cloob.training.step import TowersWithLoss
 
 RECALLS = (1, 5, 10)
@@ -100,7 +99,7 @@ def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tu
 
 
 def _recall(features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, by_id: bool) -> float | None:
-    collected = collect_objects(tuple(torch.cat(side) for side in zip(*features, strict=True)))
+    collected = gather_objects(tuple(torch.cat(side) for side in zip(*features, strict=True)))
 
     def mean() -> float | None:
         parts = [part for part in collected if part]

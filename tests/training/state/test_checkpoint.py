@@ -64,13 +64,22 @@ def test_an_interrupted_write_leaves_the_one_before(
     assert load_model(run.save.out).name == "nano-dropout"
 
 
-@pytest.mark.parametrize("damaged", ["trainer.pt", "model/open_clip_model.safetensors"])
-def test_auto_passes_over_a_checkpoint_cut_short(
-    trained: Trained, run: TrainConfig, tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("damaged", "cut"),
+    [("trainer.pt", True), ("model/open_clip_model.safetensors", True), ("model/open_clip_model.safetensors", False)],
+)
+def test_auto_passes_over_a_damaged_checkpoint(
+    trained: Trained, run: TrainConfig, tmp_path: Path, damaged: str, cut: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, last = list_checkpoints(run.save.out)
     file = last / damaged
-    os.truncate(file, file.stat().st_size // 2)
+    half = file.stat().st_size // 2
+    if cut:
+        os.truncate(file, half)
+    else:
+        with file.open("r+b") as weights:
+            weights.seek(half)
+            weights.write(bytes(64))
     with pytest.raises(InputError, match=file.name):
         train(run.override(resume=str(last)))
     with caplog.at_level(logging.WARNING):

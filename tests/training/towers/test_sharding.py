@@ -122,6 +122,7 @@ def test_fsdp_takes_the_steps_of_ddp_and_reads_nothing(found: list[dict[str, Any
 def test_moments_take_the_layout_of_their_weights() -> None:
     """Fused AdamW pairs numbers by their place in memory, so a channels-first moment would belong to other weights."""
     after = []
+    assert sharding.total_norm([]) == 0
     for layout in (torch.channels_last, torch.contiguous_format):
         weight = nn.Parameter(torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last))
         optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)

@@ -222,8 +222,9 @@ class RunConfig(Part):
     (config.json says which). fp16 scales the loss, and lowers the scale after a step whose gradient overflows."""
     tf32: bool | None = None
     """Round the inputs of float32 matrix products to TF32 on a GPU; left out, with precision auto alone."""
-    channels_last: bool = True
-    """Keep image towers in the channels-last memory layout, in which convolutions are faster."""
+    channels_last: bool | None = None
+    """Keep image towers in the channels-last memory layout, in which convolutions are faster. Left out, all but those
+    with batch norm on a CPU, whose statistics it costs three digits."""
     grad_checkpointing: bool = False
     """Recompute the towers' blocks in the backward pass instead of keeping their activations: less memory, about a
     third more time."""
