@@ -271,11 +271,28 @@ def test_jpeg_xl(encoder: DualEncoder, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(pictures.decode(repacked)), np.asarray(expected))
 
 
+def test_a_white_drawing_is_put_on_black_and_any_other_on_white() -> None:
+    white = Image.new("RGBA", (60, 60), (255, 255, 255, 0))
+    white.paste((255, 255, 255, 255), (20, 0, 40, 60))
+    on_black = Image.new("RGB", (60, 60))
+    on_black.paste("white", (20, 0, 40, 60))
+    assert np.array_equal(np.asarray(pictures.decode(encoded(white))), np.asarray(on_black))
+    for colour, spot in (
+        ((0, 0, 0, 255), (0, 0, 5, 5)),
+        ((128, 128, 128, 255), (0, 0, 1, 1)),
+        ((250, 250, 9, 255), (0, 0, 1, 1)),
+    ):
+        drawing, on_white = Image.new("RGBA", (60, 60), (9, 9, 9, 0)), Image.new("RGB", (60, 60), "white")
+        for image in (drawing, on_white):
+            image.paste(colour if image is drawing else colour[:3], spot)
+        assert np.array_equal(np.asarray(pictures.decode(encoded(drawing))), np.asarray(on_white))
+
+
 def test_raw_is_the_jpeg_inside() -> None:
     pytest.importorskip("rawpy", reason="rawpy is not installed")
     stored, turned = upright(48, 64).transpose(STORED[6]), exif_of(6)
     raw = pictures.Encoded(raw_file(encoded(stored, "JPEG", quality=95)))
-    assert raw.size == (48, 64) and raw.exif is not None and raw.exif[0x010F] == "Canon"
+    assert raw.size == (48, 64) and raw.whole == (64, 64) and raw.exif is not None and raw.exif[0x010F] == "Canon"
     expected = pictures.decode(encoded(stored, "JPEG", quality=95, exif=turned))
     assert np.array_equal(np.asarray(raw.rgb()), np.asarray(expected))
     with pytest.raises(pictures.Unreadable, match="corrupt image"):

@@ -3,7 +3,7 @@
 What the pixels are, whatever the file holds:
 
 - Turned as the EXIF orientation says (1 to 8), as browsers and phones show the picture.
-- Transparency is composited on white.
+- Transparency is composited on white; a picture of which white leaves nearly one colour, on black.
 - Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point says not what white is: the narrowest of the
   ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds the brightest pixel counts.
 - Of an animation the first frame. A CMYK JPEG holds its inks inverted, as Adobe writes them and browsers take them.
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageStat, JpegImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from cloob.files import TooLarge, read_at_most
@@ -54,6 +54,7 @@ _JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _RAW = re.compile(rb"....ftypcrx |FUJIFILMCCD-RAW|II\*\0....CR|II(?:RO|RS|U\0)|MMOR", re.DOTALL)
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _REDUCTIONS = (1, 2, 4, 8)  # what a JPEG decoder can do
+_ONE_COLOUR = 2.0  # standard deviation of each channel, of 255, up to which a picture is nearly one colour
 _MAX_RATIO = 64  # of a picture's sides, up to which all of it is resized for a model that looks at its middle
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -93,9 +94,12 @@ class Encoded:
         if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:  # Pillow's bound is one for all threads
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
         self.truncated = False
+        self._sensor: tuple[int, int] | None = None  # of a RAW file: its upright size, pixels
         with _decoding(len(data)):
-            self._data = _preview(data) if _is_raw(data) else data
-            self._image = _open(self._data)
+            if _is_raw(data):
+                data, self._sensor = _preview(data)
+            self._data = data
+            self._image = _open(data)
             _check_pixels(self._image, max_pixels)
         self.in_file = width, height = self._image.size
         self._reducible, self._least = self._image.format in ("JPEG", "MPO"), 1
@@ -115,7 +119,9 @@ class Encoded:
 
     @property
     def whole(self) -> tuple[int, int]:
-        """Width and height of the upright picture in the file, of which ``rgb()`` may give less."""
+        """Width and height of the upright picture in the file, of RAW the sensor's; ``rgb()`` may give less."""
+        if self._sensor is not None:
+            return self._sensor
         return self.in_file[::-1] if self.orientation >= 5 else self.in_file
 
     @cached_property
@@ -205,6 +211,11 @@ def thumbnail(picture: bytes | Image.Image, side: int) -> bytes:
     return stream.getvalue()
 
 
+def is_one_colour(picture: bytes) -> bool:
+    """Whether an image file is nearly one colour: no model can tell it from others of that colour."""
+    return _spread(Encoded(picture).rgb(_REDUCTIONS[-1])) < _ONE_COLOUR
+
+
 def data_uri(picture: bytes, side: int) -> str:
     """A thumbnail as a ``data:`` address, for a page without other files."""
     return f"data:image/jpeg;base64,{base64.b64encode(thumbnail(picture, side)).decode()}"
@@ -261,15 +272,28 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image as RGB: grey scaled to 8 bits, transparency on white."""
+    """A loaded image as RGB: grey scaled to 8 bits, transparency on white, or on black if that shows more."""
     if image.mode.startswith(("I", "F")):
         image = _grey(image)
     if image.has_transparency_data:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")  # a conversion to itself would be a copy
-        paper = Image.new("RGB", image.size, "white")
-        paper.paste(layer, mask=layer)
-        return paper
+        white = _on("white", layer)
+        if (spread := _spread(white)) >= _ONE_COLOUR:
+            return white
+        black = _on("black", layer)
+        return black if _spread(black) > max(spread, _ONE_COLOUR) else white
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on(colour: str, layer: Image.Image) -> Image.Image:
+    paper = Image.new("RGB", layer.size, colour)
+    paper.paste(layer, mask=layer)
+    return paper
+
+
+def _spread(image: Image.Image) -> float:
+    """The largest standard deviation of a channel."""
+    return max(ImageStat.Stat(image).stddev)
 
 
 def _grey(image: Image.Image) -> Image.Image:
@@ -346,13 +370,17 @@ def _is_raw(data: bytes) -> bool:
     return is_preview or _RAW.match(data) is not None
 
 
-def _preview(data: bytes) -> bytes:
-    """The JPEG inside a RAW file; LibRaw gives it the EXIF of the camera, if it has none."""
+def _preview(data: bytes) -> tuple[bytes, tuple[int, int]]:
+    """The JPEG inside a RAW file, and the upright size of the sensor's picture.
+
+    LibRaw gives the JPEG the EXIF of the camera, if it has none.
+    """
     with raw_reader().imread(io.BytesIO(data)) as raw:
-        found = raw.extract_thumb().data
+        found, sizes = raw.extract_thumb().data, raw.sizes
     if not isinstance(found, bytes):
         raise Unreadable("no decoder", "RAW without a JPEG inside")
-    return found
+    is_turned = sizes.flip in (5, 6)
+    return found, (sizes.height, sizes.width) if is_turned else (sizes.width, sizes.height)
 
 
 def _check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cloob.cli import main
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
-from make import picture
+from make import encoded, picture
 from search_colours import ColourModel, loads, make_index, write_pictures
 
 
@@ -81,9 +82,14 @@ def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(
 ) -> None:
     pictures = write_pictures(tmp_path / "pictures", n=1)
     (pictures / "a-link.png").symlink_to("red-0.png")
-    (pictures / "blue-copy.png").write_bytes((pictures / "blue-0.png").read_bytes())
     (pictures / "a-blue-link.png").symlink_to("blue-copy.png")
-    (pictures / "blue-large.png").write_bytes(picture((0, 0, 255), (40, 40)))
+    spotted = {size: Image.new("RGB", (size, size), (0, 0, 255)) for size in (20, 40)}
+    for size, spot in spotted.items():
+        spot.paste((0, 0, 0), (0, 0, size // 20, size // 20))
+    (pictures / "blue-large.png").write_bytes(encoded(spotted[40]))
+    for name in ("blue-0", "blue-copy"):
+        (pictures / f"{name}.png").write_bytes(encoded(spotted[20]))
+    os.utime(pictures / "blue-large.png", (10**9, 10**9))
     index = make_index(tmp_path / "index", pictures)
     out, err = run(capsys, "search", str(index), "--duplicates")
     lines = [line.split("\t") for line in out.splitlines()]
@@ -92,12 +98,16 @@ def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(
         ("blue-copy.png", "20x20"),
         ("blue-0.png", "20x20"),
     ]
-    assert [line[5:] for line in lines] == [[], [], [f"same bytes as {lines[1][3]}"]]
+    assert [line[6:] for line in lines] == [[], [], [f"same bytes as {lines[1][3]}"]]
+    assert lines[0][5].startswith("2001-09-09T") and lines[0][5].endswith(" file")
     assert {line[0] for line in lines} == {"1.0000"} and lines[1][2] == str((pictures / "blue-0.png").stat().st_size)
-    assert err == "cloob: 1 group of look-alikes, 3 pictures (1 group equal byte by byte, 2 files)\n"
+    also = "cloob: 2 second names of a file (links, or a disk mounted twice) left out\n"
+    assert err == f"cloob: 1 group of look-alikes, 3 pictures (1 group equal byte by byte, 2 files)\n{also}"
+    out, err = run(capsys, "search", str(index), "--duplicates", "--rest", "-0")
+    assert [Path(path).name for path in out.split("\0")] == ["blue-copy.png", "blue-0.png", ""]
     out, err = run(capsys, "search", str(index), "--duplicates", "--exact", "--paths")
     assert [Path(path).name for path in out.splitlines()] == ["blue-copy.png", "blue-0.png"]
-    assert err == "cloob: 1 group equal byte by byte, 2 files\n"
+    assert err == f"cloob: 1 group equal byte by byte, 2 files\n{also}"
     _, err = run(capsys, "search", str(index), "--duplicates", "--where", "name like 'red%'")
     assert err == "cloob: no look-alikes (cosine 0.97 and above)\n"
     (tmp_path / "t.csv").write_text("filepath\npictures/red-0.png\n")

@@ -91,7 +91,8 @@ def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path: Path) ->
         "light": (80, "f", 20, 7, None),
     }
     items = [
-        Item(0, "s", name, content, size, 0, width, 10, date) for name, (_, content, width, size, date) in facts.items()
+        Item(0, "s", name, content, size, None, width, 10, date)
+        for name, (_, content, width, size, date) in facts.items()
     ]
     angles = np.radians([degrees for degrees, *_ in facts.values()])
     with Index.create(tmp_path / "index") as index:
@@ -105,7 +106,7 @@ def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path: Path) ->
         assert paths() == [["far", "far copy"], ["heavy", "light"], ["right", "small"]]
         assert paths(threshold=0.93) == [["right", "left", "small"], ["far", "far copy"], ["heavy", "light"]]
         assert paths(exact=True) == [["far", "far copy"]]
-        many = [Item(0, "s", f"copy {i}", "a", 5, 0, 10, 10) for i in range(50)]
+        many = [Item(0, "s", f"copy {i}", "a", 5, None, 10, 10) for i in range(50)]
         index.store.write(many, "m", np.tile(np.float32([[1, 0]]), (50, 1)))
         assert paths()[0] == ["right", "small", *(item.path for item in many)]
 

@@ -21,6 +21,7 @@ from cloob.commands.console import DeviceOptions, RowOptions, exclusive, goes_wi
 from cloob.errors import InputError, counted, printable
 
 if TYPE_CHECKING:
+    from cloob.search.alike import Duplicates
     from cloob.search.query import Query
     from cloob.search.records import Hit, Item
 
@@ -49,9 +50,10 @@ class Options:
     """Standard deviations by which a hit must beat unrelated queries; auto: 3, 2 for pictures, none for --like."""
     like: str | None = None  # More like this picture of the index: its id or its path.
     duplicates: bool = False
-    """Groups of pictures that look alike, the best of each first: most pixels, most bytes, oldest date."""
+    """Groups of pictures that look alike, the best of each first: RAW, most pixels, EXIF, most bytes, oldest."""
     threshold: float = 0.97  # Of --duplicates: the least cosine of any two pictures of a group.
     exact: bool = False  # Of --duplicates: files of equal bytes alone.
+    rest: bool = False  # Of --duplicates: print the paths of all but the best of each group; with -0 for xargs -0.
     explain: bool = False
     """What the query retrieves from the pictures as a Hopfield memory: the associated pictures with their weights."""
     beta: float | None = None
@@ -85,8 +87,9 @@ def check(options: Options) -> None:
     no_rows = ("query", "like", "duplicates", "explain", "cutoff", "paths", "copy_to")
     alone += [f"{side} {other}" for side in "ab" for other in no_rows]
     alone += [f"explain {other}" for other in ("paths", "copy_to", "cutoff")]
-    exclusive(options, "paths json", "exact threshold", *alone)
-    goes_with(options, threshold="duplicates", exact="duplicates", null="paths", beta="explain")
+    exclusive(options, "paths json rest", "exact threshold", *alone)
+    goes_with(options, threshold="duplicates", exact="duplicates", rest="duplicates")
+    goes_with(options, null="paths or rest", beta="explain")
     nothing = 'nothing to search for: give words ("a red bird"), a picture, --like ID or --where'
     refuse({nothing: not (options.duplicates or options.query or options.like or options.where or options.rows.given)})
     refuse({"--explain needs a query": options.explain and not (options.query or options.like)})
@@ -194,28 +197,40 @@ def _print(options: Options, rows: Sequence[Row], **facts: object) -> None:
 
 
 def _duplicates(index: cloob.Index, options: Options) -> int:
-    groups = index.duplicates(options.threshold, exact=options.exact, where=options.where)
-    items = [[hit.item for hit in group] for group in groups]
-    rows = list(map(_twins, groups))
+    from cloob.search import alike
+
+    found = alike.duplicates(index.view(options.where), options.threshold, exact=options.exact)
+    items = [[hit.item for hit in group] for group in found.groups]
+    rows = list(map(_twins, found.groups))
     if options.json:
         print(json.dumps({"threshold": None if options.exact else options.threshold, "groups": rows}))
-    elif options.paths:
-        _print_paths(items, null=options.null)
-    for number, group in enumerate([] if options.json or options.paths else rows):
+    elif options.paths or options.rest:
+        every = [item for group in found.groups for item in alike.rest(group)]
+        _print_paths([every] if options.rest else items, null=options.null)
+    for number, group in enumerate([] if options.json or options.paths or options.rest else rows):
         print(end="\n" if number else "")
         for row in group:
             equal = [] if row["equal"] is None else [f"same bytes as {row['equal']}"]
-            size = f"{row['width']}x{row['height']}"
-            print(f"{row['cosine']:.4f}", size, row["bytes"], row["id"], printable(row["path"]), *equal, sep="\t")
-    every = [item for group in items for item in group]
+            size, date = f"{row['width']}x{row['height']}", f"{row['date'] or ''} {row['date_from']}".strip()
+            print(f"{row['cosine']:.4f}", size, row["bytes"], row["id"], printable(row["path"]), date, *equal, sep="\t")
+    _say_duplicates(index, options, found)
+    return copy(index, [item for group in items for item in group], options.copy_to)
+
+
+def _say_duplicates(index: cloob.Index, options: Options, found: Duplicates) -> None:
+    every = [hit.item for group in found.groups for hit in group]
     same = [n for n in Counter(item.content for item in every).values() if n > 1]
-    found = f"{counted(len(same), 'groups')} equal byte by byte, {counted(sum(same), 'files')}"
+    counts = f"{counted(len(same), 'groups')} equal byte by byte, {counted(sum(same), 'files')}"
     if not options.exact:
-        found = f"{counted(len(groups), 'groups')} of look-alikes, {counted(len(every), 'pictures')} ({found})"
-    if not groups:
-        found = "no files are equal" if options.exact else f"no look-alikes (cosine {options.threshold:g} and above)"
-    say(found)
-    return copy(index, every, options.copy_to)
+        counts = f"{counted(len(found.groups), 'groups')} of look-alikes, {counted(len(every), 'pictures')} ({counts})"
+    if not found.groups:
+        counts = "no files are equal" if options.exact else f"no look-alikes (cosine {options.threshold:g} and above)"
+    say(counts)
+    if found.twice:
+        say(f"{counted(found.twice, 'second names')} of a file (links, or a disk mounted twice) left out")
+    if found.stale:
+        again = f"cloob index --out {index.store.address} looks again"
+        say(f"{counted(found.stale, 'files')} left out: gone, or changed since indexed; {again}")
 
 
 def _twins(group: Sequence[Hit]) -> list[dict[str, Any]]:
@@ -274,8 +289,14 @@ def _first_line(item: Item) -> str:
 
 
 def _print_paths(groups: Sequence[Sequence[Item]], *, null: bool) -> None:
-    """Paths as the file system has them, byte by byte; an empty one between groups."""
+    """Paths as the file system has them, byte by byte; an empty one between groups.
+
+    A line feed in a path would make another path of what comes after it.
+    """
     end = b"\0" if null else b"\n"
+    if broken := [] if null else [item.path for group in groups for item in group if "\n" in item.path]:
+        say(f"{counted(len(broken), 'paths')} with a line feed left out: {printable(broken[0])}; -0 prints all")
+        groups = [[item for item in group if "\n" not in item.path] for group in groups]
     sys.stdout.flush()
     sys.stdout.buffer.write(end.join(b"".join(os.fsencode(item.path) + end for item in group) for group in groups))
     sys.stdout.buffer.flush()

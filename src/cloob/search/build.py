@@ -23,8 +23,8 @@ from cloob.data.source import RAW_SUFFIXES
 from cloob.data.sources.arrow import NO_PICTURE
 from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
-from cloob.search.records import FileState, IndexedModel, Item, valid
-from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut, ReadFailed
+from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, valid
+from cloob.search.scan.collection import Collection, Found, LeftOut, ReadFailed
 from cloob.search.scan.rows import Rows
 from cloob.search.store import Store, Vectors
 from cloob.search.taken import camera_and_place, date_of, iso_date

@@ -1,10 +1,8 @@
-"""Searches: the nearest pictures above a cutoff, look-alikes, and what a Hopfield memory of the pictures retrieves."""
+"""Searches: the nearest pictures above a cutoff, and what a Hopfield memory of the pictures retrieves."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,16 +11,13 @@ import numpy as np
 from cloob.search import background
 from cloob.search.query import AnyQuery, Query, Vector
 from cloob.search.records import Hit, Item, Results
-from cloob.search.store import Vectors
 from cloob.search.view import View
 
 Cutoff = float | Literal["auto"] | None
 
-DUPLICATE = 0.97  # cosine from which two pictures look alike
 LOOKED_AT = 200  # nearest pictures that the cutoff looks at, at least: the nearest of all need not be the one that fits
 DEFAULT_BETA = 8.0  # the paper's, where the model does not say with which it was trained
 MEMORY = 100_000  # pictures of a Hopfield memory at most: the nearest ones of a larger collection
-_BLOCK = 256  # pictures that are compared at once
 
 
 def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None) -> Results:
@@ -50,60 +45,6 @@ def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Ve
     shown = [place for place in kept[:top] if int(ids[place]) in items]
     hits = [Hit(items[int(ids[place])], float(scores[place]), margins[place]) for place in shown]
     return Results(tuple(hits), near.searched, cut, view.model.name)
-
-
-def duplicates(view: View, threshold: float, *, exact: bool) -> list[tuple[Hit, ...]]:
-    items = (item for ids in view.store.pages(view.where) for item in view.store.items(ids))
-    facts = ((-item.width * item.height, -item.bytes, item.date or "~", item.id, item.content) for item in items)
-    copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each
-    for *_, id_, content in sorted(facts):
-        copies.setdefault(content, []).append(id_)
-    classes = list(copies.values())
-    alike = [[(place, 1.0)] for place in range(len(classes))]
-    if not exact:
-        alike = _look_alikes(view.vectors([ids[0] for ids in classes]), threshold)
-        view.models.model(view.model)  # refused where its name stands for other weights by now
-    scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
-    scores = [group for group in scores if len(group) > 1]
-    found = view.items([id_ for group in scores for id_ in group])
-    files = ((group, _files([found[id_] for id_ in group if id_ in found])) for group in scores)
-    groups = [tuple(Hit(item, group[item.id]) for item in some) for group, some in files if len(some) > 1]
-    return sorted(groups, key=lambda group: -len(group))
-
-
-def _look_alikes(rows: Vectors, threshold: float) -> list[list[tuple[int, float]]]:
-    """A partition of unit rows into groups without a pair below the threshold: places, cosines with the first.
-
-    The first row that is in no group yet takes the rows near to it, nearest first, that are near to all of its group.
-    """
-    rows = np.nan_to_num(rows)  # without a vector: near to none
-    least = threshold - 1e-5  # a cosine of equal rows may be a rounding below 1
-    free, groups = np.ones(len(rows), bool), []
-    for start in range(0, len(rows), _BLOCK):
-        scores = rows[start : start + _BLOCK] @ rows[start:].T
-        for first, row in enumerate(scores, start):
-            if not free[first]:
-                continue
-            free[first], group = False, [(first, 1.0)]
-            near = np.flatnonzero((row >= least) & free[start:])
-            near = near[np.argsort(-row[near], kind="stable")]
-            while len(near):
-                place = start + int(near[0])
-                group.append((place, float(row[near[0]])))
-                free[place] = False
-                near = near[1:][rows[start + near[1:]] @ rows[place] >= least]
-            groups.append(sorted(group))
-    return groups
-
-
-def _files(items: Sequence[Item]) -> list[Item]:
-    """Each file once, by the name that is no link if there is one."""
-    files: dict[str, Item] = {}
-    for item in items:
-        path = os.path.realpath(item.path)
-        if path not in files or path == item.path:
-            files[path] = item
-    return list(files.values())
 
 
 @dataclass(frozen=True)

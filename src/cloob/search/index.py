@@ -177,15 +177,18 @@ class Index:
         return self.search(Query((Term(id, "item"),)), top=top, where=where, model=model, cutoff=None)
 
     def duplicates(
-        self, threshold: float = find.DUPLICATE, *, exact: bool = False, where: Where = None, model: str | None = None
+        self, threshold: float = 0.97, *, exact: bool = False, where: Where = None, model: str | None = None
     ) -> list[tuple[Hit, ...]]:
         """Groups of pictures that look alike, the largest first; a score is the cosine with the first of the group.
 
-        Each two of a group have at least the cosine ``threshold``, or equal bytes; with ``exact`` equal bytes alone
-        count. The best comes first: most pixels, then most bytes, then the oldest date. A picture is in one group at
-        most, and a file once, whatever links lead to it.
+        Any two of a group have at least the cosine ``threshold``, or equal bytes; with ``exact`` equal bytes alone
+        count. The best comes first: RAW, then most pixels, then with EXIF, then most bytes, then the oldest date. A
+        picture is in one group at most, and a file once, whatever links lead to it. Files that are gone or have
+        changed are left out, and so are groups of one shot (RAW and JPEG of one stem).
         """
-        return find.duplicates(self.view(where, model), threshold, exact=exact)
+        from cloob.search.alike import duplicates  # Pillow
+
+        return duplicates(self.view(where, model), threshold, exact=exact).groups
 
     def classify(
         self,

@@ -10,6 +10,7 @@ from typing import Literal
 from cloob.errors import InputError
 
 INDEX_FILE = "index.sqlite"  # of an index, in its folder
+SEPARATOR = "::"  # between a container and a picture in it
 Value = str | int | float | bool | None  # what a metadata column holds
 Precision = Literal["fp32", "bf16"]
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")

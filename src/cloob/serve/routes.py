@@ -13,8 +13,8 @@ from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Res
 
 from cloob.errors import InputError
 from cloob.pictures import Unreadable
+from cloob.search.alike import DUPLICATE, look_alikes, present, shot_of
 from cloob.search.classify import NONE, TEMPLATES, LabelOptions, check_labels
-from cloob.search.find import DUPLICATE
 from cloob.search.records import Hit, Results, valid
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import NUMBERS, TEXTS
@@ -169,21 +169,28 @@ async def duplicates(
     where: Where | None = None,
     model: Name | None = None,
 ) -> schemas.Duplicates:
-    """Groups of pictures that look alike, the largest first; all are compared, once for each state of the index."""
+    """Groups of pictures that look alike, the largest first; all are compared, once for each state of the index.
+
+    Files that are gone or have changed by now are left out: ``stale`` of them.
+    """
     asked, condition = await held.model(model), await held.filter(where)
+    view = await held.run(lambda: held.index.view(condition, asked))
     revision, groups = await held.once(
-        ("duplicates", asked, threshold, where),
-        lambda: list(map(_group, held.index.duplicates(threshold, where=condition, model=asked.name))),
+        ("duplicates", asked, threshold, where), lambda: look_alikes(view, threshold, exact=False)
     )
-    return {"model": asked.name, "revision": revision, "groups": groups}
+    found = await held.run(lambda: present(view, groups), "files")
+    shown = list(map(_group, found.groups))
+    return {"model": asked.name, "revision": revision, "groups": shown, "stale": found.stale, "twice": found.twice}
 
 
 def _group(hits: Sequence[Hit]) -> schemas.Group:
     firsts: dict[str, int] = {}
+    shots: dict[str, int] = {}
     return {
         "ids": [hit.item.id for hit in hits],
         "scores": [_cosine(hit.score) for hit in hits],
         "equal": [firsts.setdefault(hit.item.content, hit.item.id) for hit in hits],
+        "shot": [shots.setdefault(shot_of(hit.item.path), hit.item.id) for hit in hits],
     }
 
 

@@ -155,17 +155,26 @@ class Classified(TypedDict):
 
 
 class Group(TypedDict):
-    """Pictures that look alike, the best first; ``equal``: the first of the group with the same bytes, or itself."""
+    """Pictures that look alike, the best first.
+
+    ``equal`` is for each the first of the group with the same bytes, ``shot`` the first of the same shot (RAW and JPEG
+    of one stem); or itself.
+    """
 
     ids: list[int]
     scores: Annotated[list[float], Field(description="Cosines with the first.")]
     equal: list[int]
+    shot: list[int]
 
 
 class Duplicates(TypedDict):
+    """Groups; ``stale`` files that are gone or have changed and ``twice`` second names of a file were left out."""
+
     model: str
     revision: int
     groups: list[Group]
+    stale: int
+    twice: int
 
 
 class Embedded(TypedDict):

@@ -32,7 +32,6 @@ from cloob.pictures import read_file
 from cloob.search.records import INDEX_FILE, Value
 from cloob.search.where import NUMBERS, TEXTS
 
-SEPARATOR = "::"  # between a container and a picture in it
 EXAMPLES = 3  # that are named of what was left out, and of the files that cannot be read
 CAPTION_COLUMNS = ("title", "caption", "text")  # where captions are sought when nobody has named their column
 

@@ -27,10 +27,9 @@ from cloob.data.sources.folder import FILE_COLUMN, metadata_of
 from cloob.data.sources.table import check_name
 from cloob.errors import InputError, one_line
 from cloob.pictures import MAX_IMAGE_BYTES, Unreadable
-from cloob.search.records import Item, Value
+from cloob.search.records import SEPARATOR, Item, Value
 from cloob.search.scan.collection import (
     CAPTION_COLUMNS,
-    SEPARATOR,
     Collection,
     Folder,
     Found,

@@ -35,11 +35,11 @@ export async function draw({ force = false } = {}) {
   const { signal } = asking;
   const slow = setTimeout(() => (parts.note.textContent = "Comparing all pictures …"), 150);
   try {
-    fill((await api.duplicates({ threshold, where, model: models[0] }, signal)).groups);
+    fill(await api.duplicates({ threshold, where, model: models[0] }, signal));
   } catch (problem) {
     if (problem.name === "AbortError") return;
     asked = "";
-    fill([]);
+    fill({ groups: [], stale: 0 });
     parts.note.textContent = "";
     parts.answers.replaceChildren(h("p.wrong", { role: "alert" }, problem.message));
   } finally {
@@ -49,15 +49,16 @@ export async function draw({ force = false } = {}) {
 
 const count = (groups) => `${number(groups.length)} ${groups.length === 1 ? "group" : "groups"}, ${pictures(groups.flatMap((group) => group.ids).length)}`;
 
-function fill(groups) {
+function fill({ groups, stale }) {
   for (const grid of grids) grid.close();
   grids = [];
-  parts.note.textContent = groups.length ? count(groups) : "No pictures look alike";
+  const gone = stale ? `; ${number(stale)} left out: gone, or changed since the last cloob index` : "";
+  parts.note.textContent = `${groups.length ? count(groups) : "No pictures look alike"}${gone}`;
   announce(parts.note.textContent);
   const isSame = ({ ids, equal }) => equal.every((id) => id === ids[0]);
   const same = groups.filter(isSame);
   const alike = groups.filter((group) => !isSame(group));
-  const copies = same.flatMap(({ ids }) => ids.slice(1));
+  const copies = same.flatMap(({ ids, shot }) => ids.filter((_, place) => shot[place] !== shot[0]));
   const mark = h("button.button", { type: "button", onclick: () => marks.add(copies) }, "Mark all but the first of each");
   parts.answers.replaceChildren(section("Equal byte by byte", same, mark), section("Look alike", alike, h("p.quiet", {}, "These need not be copies: look before you delete.")));
 }
@@ -76,14 +77,21 @@ function section(title, groups, tool) {
   return h("section.label", { "aria-label": title }, h("div.group-head", {}, h("h2", {}, title), h("p.quiet", {}, count(groups)), tool), list, more);
 }
 
+/** The end of a picture's folder, which tells copies of one name apart. */
+function folder(item) {
+  const words = item.path.slice(0, -item.name.length);
+  return words.length > 26 ? `…${words.slice(-25)}` : words;
+}
+
 function group({ ids, scores, equal }) {
   const isCopy = (place) => equal[place] !== ids[place] && new Set(equal).size > 1; // of one that looks alike
   const facts = (item, place) => [
-    `${number(item.width)} × ${number(item.height)}`,
-    `${bytes(item.bytes)}${item.date ? ` · ${item.date.slice(0, 10)}` : ""}`,
+    `${number(item.width)} × ${number(item.height)} · ${bytes(item.bytes)}`,
+    item.date ? `${item.date.slice(0, 19).replace("T", " ")} ${item.date_from}` : "no date",
+    folder(item),
     ...(isCopy(place) ? ["same bytes as another"] : []),
   ];
-  const grid = new Grid({ label: `${ids.length} pictures`, open: detail.show, least: LEAST, narrow: 2, lines: ids.some((_, place) => isCopy(place)) ? 3 : 2, facts });
+  const grid = new Grid({ label: `${ids.length} pictures`, open: detail.show, least: LEAST, narrow: 2, lines: ids.some((_, place) => isCopy(place)) ? 4 : 3, facts });
   grids.push(grid);
   grid.set(ids, scores, (value, place) => (place ? score(value) : "best"));
   const element = h("div.group", {}, grid.element);

@@ -35,10 +35,11 @@ async function take(work, done) {
   try {
     const items = await Promise.all([...marked].map(api.item));
     if (items.includes(undefined)) throw new Error("The server does not answer");
-    const paths = items.filter(Boolean).map((item) => `${item.path}\n`);
+    const there = items.filter(Boolean);
+    const paths = there.filter((item) => !item.path.includes("\n")).map((item) => `${item.path}\n`); // what follows one would be another path
     await work(paths.join(""));
-    const gone = items.length - paths.length;
-    say(`${number(paths.length)} ${done}${gone ? `; ${number(gone)} gone` : ""}`);
+    const [gone, broken] = [items.length - there.length, there.length - paths.length];
+    say(`${number(paths.length)} ${done}${gone ? `; ${number(gone)} gone` : ""}${broken ? `; ${number(broken)} left out: a line feed in the name` : ""}`);
   } catch (problem) {
     say(problem.message);
   }

@@ -1,0 +1,172 @@
+"""Which files are copies, which pictures look alike, and which files are one shot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
+from cloob.pictures import Unreadable, is_one_colour, read_file
+from cloob.search.records import SEPARATOR, Hit, Item
+from cloob.search.store import Vectors
+from cloob.search.view import View
+
+DUPLICATE = 0.97  # cosine from which two pictures look alike
+_BLOCK = 256  # pictures that are compared at once
+_ONE_COLOUR_BYTES = 64 * 1024  # with metadata; of more, and _BYTES_PER_PIXEL, no file of one colour has
+_BYTES_PER_PIXEL = 0.03
+
+Group = tuple[Hit, ...]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    groups: list[Group]  # the largest first; of each the best first
+    stale: int  # files left out because they are gone, or have changed since they were indexed
+    twice: int  # second names of a file, left out: links, or one disk mounted twice
+
+
+def shot_of(path: str) -> str:
+    """What the files of one shot share (RAW, JPEG, HEIC): folder and stem; the path itself of anything else."""
+    stem, suffix = os.path.splitext(path)  # noqa: PTH122 - of a member of a container too
+    return stem if suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES) else path
+
+
+def first_alike(items: Iterable[Item]) -> list[int]:
+    """For each item the id of the first one with equal bytes or of the same shot; its own id where there is none."""
+    firsts: dict[str, int] = {}
+    found = []
+    for item in items:
+        keys = (item.content, shot_of(item.path))
+        first = next((firsts[key] for key in keys if key in firsts), item.id)
+        firsts.update(dict.fromkeys(keys, first))
+        found.append(first)
+    return found
+
+
+def duplicates(view: View, threshold: float, *, exact: bool) -> Duplicates:
+    return present(view, look_alikes(view, threshold, exact=exact))
+
+
+def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
+    """Groups of pictures as they were indexed; files that are gone by now are among them."""
+    items = (item for ids in view.store.pages(view.where) for item in view.store.items(ids))
+    facts = [(*_rank(item), item.id, item.path, item.content) for item in items]
+    with_raw = {shot_of(path) for *_, path, _ in facts if path.lower().endswith(RAW_SUFFIXES)}
+    facts.sort(key=lambda fact: (not fact[-2].lower().endswith(RAW_SUFFIXES), shot_of(fact[-2]) not in with_raw, fact))
+    copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each
+    for *_, id_, _, content in facts:
+        copies.setdefault(content, []).append(id_)
+    classes = list(copies.values())
+    alike = [[(place, 1.0)] for place in range(len(classes))]
+    if not exact:
+        alike = _partition(view.vectors([ids[0] for ids in classes]), threshold)
+        view.models.model(view.model)  # refused where its name stands for other weights by now
+        firsts = view.items([classes[place][0] for group in alike if len(group) > 1 for place, _ in group])
+        alike = [part for group in alike for part in _without_one_colour(group, classes, firsts)]
+    scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
+    scores = [group for group in scores if len(group) > 1]
+    found = view.items([id_ for group in scores for id_ in group])
+    groups = [tuple(Hit(found[id_], score) for id_, score in group.items() if id_ in found) for group in scores]
+    return sorted(groups, key=lambda group: -len(group))
+
+
+def present(view: View, groups: Sequence[Group]) -> Duplicates:
+    """The groups as far as their files are there unchanged, each file once, and more than one shot in a group."""
+    kept, stale, twice = [], 0, 0
+    for group in groups:
+        files: dict[Hashable, Hit] = {}
+        for hit in group:
+            if (file := _file(hit.item)) is None:
+                stale += 1
+                continue
+            twice += file in files
+            if file not in files or os.path.realpath(hit.item.path) == hit.item.path:  # by the name that is no link
+                files[file] = hit
+        there = list(files.values())
+        if len({shot_of(hit.item.path) for hit in there}) > 1:
+            kept.append(tuple(there if there[0].score == 1 else _scored(view, there)))
+    return Duplicates(sorted(kept, key=lambda group: -len(group)), stale, twice)
+
+
+def rest(group: Group) -> list[Item]:
+    """What may go: all but the files of the best shot."""
+    best = shot_of(group[0].item.path)
+    return [hit.item for hit in group if shot_of(hit.item.path) != best]
+
+
+def _rank(item: Item) -> tuple[int, bool, int, str]:
+    """The best is the least: most pixels, with what the camera wrote, most bytes, oldest."""
+    return -item.width * item.height, item.date_from != "exif", -item.bytes, item.date or "~"
+
+
+def _scored(view: View, hits: Sequence[Hit]) -> list[Hit]:
+    """Hits with the cosines with the first of them."""
+    rows = view.vectors([hit.item.id for hit in hits])
+    return [Hit(hit.item, float(score)) for hit, score in zip(hits, rows @ rows[0], strict=True)]
+
+
+def _file(item: Item) -> Hashable | None:
+    """What is one file under any of its names; None where it is gone or has changed since it was indexed.
+
+    An item has the latest time of a file and of what describes it, to the millisecond.
+    """
+    if item.mtime_ns is None:  # elsewhere: nobody knows
+        return item.path
+    container, _, member = item.path.partition(SEPARATOR)
+    try:
+        state, size = os.stat(item.path), item.bytes  # noqa: PTH116
+        member = ""
+    except (OSError, ValueError):
+        try:
+            state, size = os.stat(container), None  # noqa: PTH116
+        except (OSError, ValueError):
+            return None
+    changed = state.st_mtime_ns // 10**6 > item.mtime_ns // 10**6 or size not in (None, state.st_size)
+    return None if changed else (state.st_dev, state.st_ino, member)
+
+
+def _without_one_colour(
+    group: list[tuple[int, float]], classes: list[list[int]], firsts: dict[int, Item]
+) -> list[list[tuple[int, float]]]:
+    """A group without the pictures of one colour, and each of these by itself."""
+    plain = [pair for pair in group if len(group) > 1 and _is_one_colour(firsts.get(classes[pair[0]][0]))]
+    others = [pair for pair in group if pair not in plain]
+    return [*([others] if others else []), *([(place, 1.0)] for place, _ in plain)]
+
+
+def _is_one_colour(item: Item | None) -> bool:
+    if item is None or item.bytes > _ONE_COLOUR_BYTES + _BYTES_PER_PIXEL * item.width * item.height:
+        return False
+    try:
+        return is_one_colour(read_file(item.path))
+    except (OSError, ValueError, Unreadable):  # gone, or in a container
+        return False
+
+
+def _partition(rows: Vectors, threshold: float) -> list[list[tuple[int, float]]]:
+    """A partition of unit rows into groups without a pair below the threshold: places, cosines with the first.
+
+    The first row that is in no group yet takes the rows near to it, nearest first, that are near to all of its group.
+    """
+    rows = np.nan_to_num(rows)  # without a vector: near to none
+    least = threshold - 1e-5  # a cosine of equal rows may be a rounding below 1
+    free, groups = np.ones(len(rows), bool), []
+    for start in range(0, len(rows), _BLOCK):
+        scores = rows[start : start + _BLOCK] @ rows[start:].T
+        for first, row in enumerate(scores, start):
+            if not free[first]:
+                continue
+            free[first], group = False, [(first, 1.0)]
+            near = np.flatnonzero((row >= least) & free[start:])
+            near = near[np.argsort(-row[near], kind="stable")]
+            while len(near):
+                place = start + int(near[0])
+                group.append((place, float(row[near[0]])))
+                free[place] = False
+                near = near[1:][rows[start + near[1:]] @ rows[place] >= least]
+            groups.append(sorted(group))
+    return groups
