@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.frozen.captions import FILE_NAMES, cut_all, file_names
-from benchmarks.frozen.plan import FINE_TUNE, NEW_TEXT, PAIRS
+from benchmarks.frozen.plan import FINE_TUNE, NEW_TEXT
+from benchmarks.pictograms.data import PAIRS
 from benchmarks.studies.comparison import ZEROSHOT
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
