@@ -11,7 +11,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cloob
+from cloob.family import CONTRASTS, FAMILY, Contrast
 from cloob.functional import cloob_reference
 from cloob.interop.negatives import contrast_with_negatives
 from cloob.objective import (
@@ -40,6 +41,7 @@ both_backends = pytest.mark.parametrize("backend", ["reference", "streamed"])
 def test_members_by_name() -> None:
     assert PAPER_OBJECTIVES == ("clip", "infoloob", "infonce-hopfield", "cloob")
     assert (*PAPER_OBJECTIVES, "siglip", "siglip-hopfield") == OBJECTIVES
+    assert tuple(FAMILY) == OBJECTIVES and tuple(CONTRASTS) == get_args(Contrast)
     for name in OBJECTIVES:
         assert make_objective(name).name == name
     config = ContrastiveObjective().config()

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from cloob.errors import InputError, nearest
+from cloob.family import FAMILY, ObjectiveName
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import VAL_SPLIT, LogConfig, ObjectiveName
+from cloob.training.config.parts import VAL_SPLIT, LogConfig
 
 __all__ = ["RECIPES", "describe", "get_recipe"]
 
@@ -24,13 +25,6 @@ _DEMO: dict[ObjectiveName, dict[str, Any]] = {
     "siglip": {"lr": 1e-3, "head_dropout": 0.3},
     "siglip-hopfield": {"beta": 8.0, "lr": 1e-3, "head_dropout": 0.5},
 }
-# Of the paper's ablations, infoloob and infonce-hopfield, the settings are not published; these are CLOOB's.
-_PAPER: dict[ObjectiveName, dict[str, Any]] = {
-    "cloob": {"inv_tau": 30.0, "beta": 8.0, "scale": "paper"},
-    "clip": {"inv_tau": 1 / 0.07, "learnable_inv_tau": True, "scale": "unit"},
-    "infoloob": {"inv_tau": 30.0, "scale": "paper"},
-    "infonce-hopfield": {"inv_tau": 30.0, "beta": 8.0, "scale": "paper"},
-}
 
 
 def _demo(objective: ObjectiveName, model: str | None) -> TrainConfig:
@@ -38,7 +32,7 @@ def _demo(objective: ObjectiveName, model: str | None) -> TrainConfig:
     start = _align("cloob", None).override(val_data=(), patience=0, best="val_loss", epochs=15, batch_size=128)
     # Pictures of 64 pixels: 160 take half the time of the encoder's own 224.
     start = start.override(image_size=160, workers=0, log_every=10, out=f"runs/demo/{objective}")
-    return start.override(objective=objective, inv_tau=None, beta=None).override(**_DEMO[objective])
+    return start.override(objective=objective, inv_tau=None, beta=None).override(**_DEMO.get(objective, {}))
 
 
 def _demo_scratch(objective: ObjectiveName, model: str | None) -> TrainConfig:
@@ -69,7 +63,8 @@ def _cc3m(objective: ObjectiveName, model: str | None) -> TrainConfig:
         precision="auto",
         out=f"runs/cc3m-{objective}",
     )
-    return start.override(**_PAPER.get(objective, {}))
+    # Of the paper's ablations, infoloob and infonce-hopfield, the settings are not published; these are CLOOB's.
+    return start.override(**FAMILY[objective].starts())
 
 
 def _yfcc(objective: ObjectiveName, model: str | None) -> TrainConfig:

@@ -8,11 +8,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import cloob
 from cloob.commands import compare
 from cloob.commands.console import refuse, say, say_next
+from cloob.family import ObjectiveName
 
 if TYPE_CHECKING:
     from cloob.evaluation.sets.captioned import CaptionedSet
@@ -25,14 +26,13 @@ _NOTES = (
     " was trained on. The texts were picked by hand from 32 that were tried; abstract ones, such as “something to"
     " eat”, find little. One short run on a CPU shows how things work; it does not settle which objective is better."
 )
-Objective = Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"]
 
 
 @dataclass(frozen=True)
 class Options:
     """Train CLIP, InfoLOOB and CLOOB side by side on a set that comes along, search its pictures; no network needed."""
 
-    objectives: tuple[Objective, ...] | None = None
+    objectives: tuple[ObjectiveName, ...] | None = None
     """Members of the family to train; left out, clip, infoloob and cloob, from scratch clip and cloob."""
     from_scratch: bool = False
     """Train both towers from random weights, in place of heads on two frozen encoders (the extra align)."""
@@ -48,7 +48,7 @@ def run(options: Options) -> int:
     from cloob.training.config.checks import preflight
 
     recipe = "demo-scratch" if options.from_scratch else "demo"
-    usual: tuple[Objective, ...] = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
+    usual: tuple[ObjectiveName, ...] = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
     out, objectives = options.out or Path("runs", recipe), usual if options.objectives is None else options.objectives
     wanted = f"--objectives is {' '.join(objectives) or 'empty'}; one or several different ones are wanted"
     refuse({wanted: not objectives or len(set(objectives)) < len(objectives)})

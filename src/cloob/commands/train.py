@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import cloob
 from cloob.commands.console import parse, refuse, say, say_next
+from cloob.family import OBJECTIVES, ObjectiveName
 
 if TYPE_CHECKING:
     from cloob.training.callbacks import RunResult
-    from cloob.training.config.parts import ObjectiveName
 
 _USAGE = "[RECIPE] [--config FILE]"
 _DESCRIPTION = (
@@ -29,7 +29,7 @@ def read(words: Sequence[str]) -> cloob.TrainConfig:
     from cloob.data.shards.spec import is_remote
     from cloob.models.runs import CHECKPOINTS_FOLDER
     from cloob.training.config.options import changed, options, typed_leaves
-    from cloob.training.config.parts import OBJECTIVES, VAL_SPLIT
+    from cloob.training.config.parts import VAL_SPLIT
 
     rest = list(words)
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None

@@ -33,11 +33,11 @@ from cloob.evaluation.embed import (
 )
 from cloob.evaluation.measures import class_embeddings
 from cloob.evaluation.probe import Probe, ProbeOptions, fit_probe
+from cloob.family import member_name
 from cloob.models.aligned.encoders import FeatureMemory
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.load import find_model_folder, fingerprint, load_model, package_versions
 from cloob.models.tokenizer import describe
-from cloob.objective import MEMBERS
 
 T = TypeVar("T")
 
@@ -235,8 +235,7 @@ class Embeddings:
 
 def _model_facts(encoder: Encoder) -> ModelFacts:
     settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
-    member = settings.get("contrast"), settings.get("hopfield")
-    objective = next((name for name, known in MEMBERS.items() if known == member), None)
+    objective = member_name(settings.get("contrast"), settings.get("hopfield"))
     scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
     trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
     beta = settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else _PAPER_BETA

@@ -12,12 +12,12 @@ from typing import Any
 from cloob.citation import BIBTEX
 from cloob.errors import InputError, require
 from cloob.export.exported import CARD_FILE, Exported
+from cloob.family import CONTRASTS, FAMILY, member_name
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import find_model_folder, fingerprint
 from cloob.models.runs import EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines, run_of, split_checkpoint
 from cloob.models.untrusted import read_json
-from cloob.objective import MEMBERS
 
 RESULTS_FILE = "results.json"
 PIPELINE = "zero-shot-image-classification"
@@ -27,7 +27,6 @@ _SECTIONS = {
     "probe": ("linear probe", {"acc1": "top-1 %", "mean_per_class_recall": "mean per class %"}),
     "retrieval": ("retrieval", {f"{way}@{k}": f"{arrow}, recall@{k} %" for way, arrow in _WAYS for k in (1, 5, 10)}),
 }
-_CONTRASTS = {"infoloob": "InfoLOOB, arXiv:2110.11316", "infonce": "InfoNCE", "sigmoid": "SigLIP's, arXiv:2303.15343"}
 _RETRIEVED = " on embeddings retrieved from modern Hopfield networks"
 _SCALES = {"τ⁻¹": "inv_tau", "β": "beta", "bias": "bias", "scale": "scale"}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -46,8 +45,7 @@ class Facts:
 def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None) -> Facts:
     folder = find_model_folder(source)
     run = run_of(folder)
-    member = tuple(encoder.objective_config.get(key) for key in ("contrast", "hopfield"))
-    objective = next((name for name, one in MEMBERS.items() if one == member), None)
+    objective = member_name(*(encoder.objective_config.get(key) for key in ("contrast", "hopfield")))
     training = _training(run, folder) if run is not None and folder is not None else {}
     row, level = _results(source, run, results, fingerprint(encoder))
     return Facts(encoder, objective, training, row, level)
@@ -90,8 +88,9 @@ def _metadata(facts: Facts, name: str, library: str, tags: list[str], license: s
 def _summary(facts: Facts) -> str:
     encoder, objective = facts.encoder, ""
     if facts.objective:
-        contrast, retrieves = MEMBERS[facts.objective]
-        objective = f", trained with {facts.objective} ({_CONTRASTS[contrast]}{_RETRIEVED if retrieves else ''})"
+        member = FAMILY[facts.objective]
+        title = CONTRASTS[member.contrast].title + (_RETRIEVED if member.hopfield else "")
+        objective = f", trained with {facts.objective} ({title})"
     millions = sum(value.numel() for value in encoder.model.parameters()) / 1e6
     return (
         f"An image tower and a text tower that share an embedding space ({encoder.name}, {millions:.1f} million "

@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
+from cloob.family import CONTRASTS, Contrast
 from cloob.functional.checks import as_rows, one_of, outside_autocast, scalar
 from cloob.functional.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.hopfield import hopfield_retrieval
 
-Contrast = Literal["infoloob", "infonce", "sigmoid"]
 Scale = Literal["paper", "unit"]
 Direction = Callable[..., Tensor]
 
@@ -132,7 +132,7 @@ def check_member(contrast: str, scale: str) -> None:
 
     τ · sum is no scale for the sigmoid loss: τ takes the τ⁻¹ out of a logit, but here a bias stands beside it.
     """
-    one_of("contrast", contrast, get_args(Contrast))
+    one_of("contrast", contrast, tuple(CONTRASTS))
     one_of("scale", scale, get_args(Scale))
     if contrast == "sigmoid" and scale == "paper":
         raise ValueError("scale='paper' is that of the softmax contrasts; contrast='sigmoid' needs scale='unit'")

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from cloob import distributed
 from cloob.errors import InputError, command_line, needs
-from cloob.objective import BACKENDS, MAX_INV_TAU, MEMBERS, PAPER_OBJECTIVES, ContrastiveObjective, make_objective
+from cloob.family import FAMILY, PAPER_OBJECTIVES
+from cloob.objective import BACKENDS, MAX_INV_TAU, ContrastiveObjective, make_objective
 
 with command_line(__name__), needs("train"):
     from cloob.models.importing import open_clip
@@ -122,7 +123,7 @@ class Options:
     @property
     def retrieves(self) -> bool:
         """Whether embeddings are retrieved, from ``retrieval_from`` on."""
-        return MEMBERS[self.objective][1]
+        return FAMILY[self.objective].hopfield
 
     def build(self, *, gather: bool) -> ContrastiveObjective:
         """The objective, without parameters; ValueError where a value is out of range."""

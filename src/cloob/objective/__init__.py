@@ -13,29 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from cloob import distributed
+from cloob.family import FAMILY, OBJECTIVES, PAPER_OBJECTIVES, Contrast, member_name
 from cloob.functional import reference, streamed
 from cloob.functional.checks import NonFiniteFeaturesError, check_number, in_transform, is_exporting, one_of, readable
-from cloob.functional.reference import Contrast, Parts, Scale, check_member, check_pairs, of_parts
+from cloob.functional.reference import Parts, Scale, check_member, check_pairs, of_parts
 from cloob.objective.ranks import local_rows, loss_over_ranks
 from cloob.objective.values import Scales, check_finite, check_scales, check_values, logarithm_notice
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
 
-__all__ = ["ContrastiveObjective", "NonFiniteFeaturesError", "check_finite", "make_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "PAPER_OBJECTIVES",
+    "ContrastiveObjective",
+    "NonFiniteFeaturesError",
+    "check_finite",
+    "make_objective",
+]
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
 _BIAS = -10.0  # what SigLIP's starts from
-
-MEMBERS: dict[str, tuple[Contrast, bool]] = {  # contrast, hopfield
-    "clip": ("infonce", False),
-    "infoloob": ("infoloob", False),
-    "infonce-hopfield": ("infonce", True),
-    "cloob": ("infoloob", True),
-    "siglip": ("sigmoid", False),
-    "siglip-hopfield": ("sigmoid", True),
-}
-OBJECTIVES = tuple(MEMBERS)
-PAPER_OBJECTIVES = OBJECTIVES[:4]  # those that CLOOB's paper compares
 
 Backend = Literal["auto", "reference", "streamed"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -150,25 +147,22 @@ class ContrastiveObjective(ScaledModule):
     @classmethod
     def cloob(cls, **overrides: Any) -> Self:
         """The paper's objective: InfoLOOB on retrieved embeddings, τ⁻¹ = 30 and β = 8 fixed, τ · sum."""
-        return cls(**{"contrast": "infoloob", "hopfield": True, **overrides})
+        return cls(**_arguments("cloob", overrides))
 
     @classmethod
     def clip(cls, **overrides: Any) -> Self:
         """CLIP's objective: InfoNCE on the embeddings, mean of both directions, τ⁻¹ learnable from 1/0.07."""
-        clip = {"contrast": "infonce", "hopfield": False, "inv_tau": 1 / 0.07, "learnable_inv_tau": True}
-        return cls(**{**clip, "scale": "unit", **overrides})
+        return cls(**_arguments("clip", overrides))
 
     @classmethod
     def siglip(cls, **overrides: Any) -> Self:
         """SigLIP's objective: sigmoid loss on the embeddings, τ⁻¹ learnable from 10 and the bias from −10."""
-        return cls(
-            **{"contrast": "sigmoid", "hopfield": False, "inv_tau": 10.0, "learnable_inv_tau": True, **overrides}
-        )
+        return cls(**_arguments("siglip", overrides))
 
     @property
     def name(self) -> str:
-        """The member of the family, one of ``OBJECTIVES``."""
-        return next(name for name, member in MEMBERS.items() if member == (self.contrast, self.hopfield))
+        """The member of the family, one of ``OBJECTIVES``; of a contrast that no member has, the contrast."""
+        return member_name(self.contrast, self.hopfield) or self.contrast
 
     @property
     def inv_tau(self) -> Tensor:
@@ -372,9 +366,9 @@ def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
         'cloob'
     """
     one_of("objective", name, OBJECTIVES)
-    if name == "clip":
-        return ContrastiveObjective.clip(**overrides)
-    contrast, hopfield = MEMBERS[name]
-    if contrast == "sigmoid":
-        return ContrastiveObjective.siglip(**{"hopfield": hopfield, **overrides})
-    return ContrastiveObjective(**{"contrast": contrast, "hopfield": hopfield, **overrides})
+    return ContrastiveObjective(**_arguments(name, overrides))
+
+
+def _arguments(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    member = FAMILY[name]
+    return {"contrast": member.contrast, "hopfield": member.hopfield, **member.starts(), **overrides}

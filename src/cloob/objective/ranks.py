@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cloob import distributed
 from cloob.distributed import Layout
+from cloob.family import Contrast
 from cloob.functional.checks import check_ids, outside_compiler
-from cloob.functional.reference import Contrast, Parts, Scale, check_pairs, combine, is_symmetric
+from cloob.functional.reference import Parts, Scale, check_pairs, combine, is_symmetric
 from cloob.objective.values import Scales
 
 

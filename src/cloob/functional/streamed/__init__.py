@@ -36,8 +36,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cloob.family import Contrast
 from cloob.functional.checks import outside_autocast
-from cloob.functional.reference import Contrast, Parts, Scale, of_parts
+from cloob.functional.reference import Parts, Scale, of_parts
 from cloob.functional.streamed.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.streamed.tiles import eager

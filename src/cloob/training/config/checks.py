@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
+from cloob.family import CONTRASTS, FAMILY
 from cloob.models.source import check_name, check_packages
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import HEADS, LENGTHS, RETRIEVING, AlignConfig, OptimConfig
+from cloob.training.config.parts import HEADS, LENGTHS, AlignConfig, OptimConfig
 
 _NEEDS = (
     *("a needs b", "b needs a", "ids needs a", "a_ids needs b_ids", "b_ids needs a_ids", "a_ids needs a"),
@@ -80,7 +81,8 @@ def _of_running(config: TrainConfig) -> Iterator[Conflict]:
 
 def _of_objective(config: TrainConfig) -> Iterator[Conflict]:
     loss, name = config.loss, config.loss.objective
-    sigmoid, plain, paper = name.startswith("siglip"), name not in RETRIEVING, loss.scale == "paper"
+    member, paper = None if name == "auto" else FAMILY[name], loss.scale == "paper"
+    sigmoid, plain = member and not CONTRASTS[member.contrast].softmax, not (member and member.hopfield)
     yield _excluded(loss, "beta", plain and loss.beta, f"{name}, which has no retrieval")
     yield _excluded(loss, "retrieval_from", plain and loss.retrieval_from, f"{name}: it has no retrieval")
     no_part = "--retrieval-from: it would have no part"

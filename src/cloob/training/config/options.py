@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from cloob.errors import InputError, require
+from cloob.family import FAMILY
 from cloob.training.config import TrainConfig, hints, leaf_homes, parts
 
 _USUAL = "data val_data val_split model init objective epochs batch_size lr workers precision device seed resume out"
@@ -65,4 +66,5 @@ def _helps() -> dict[str, str]:
         for field, text in itertools.pairwise(getattr(kind, "body", ())):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 helps[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
-    return helps
+    members = ". ".join(f"{name}: {member.title}" for name, member in FAMILY.items())
+    return helps | {"objective": f"{helps['objective']} {members}."}

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from cloob.errors import InputError
+from cloob.family import ObjectiveName
 
-ObjectiveName = Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"]
-OBJECTIVES: tuple[ObjectiveName, ...] = typing.get_args(ObjectiveName)
-RETRIEVING = ("cloob", "infonce-hopfield", "siglip-hopfield")  # the objectives with Hopfield retrieval
 SCALES = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "scale")
 """Settings of an objective that suit it alone."""
 LENGTHS = ("epochs", "samples", "steps")  # the three ways to give the length of a run; exactly one of them has a value
@@ -148,8 +146,7 @@ class LossConfig(Part):
     """The objective. What is left out takes the objective's own default."""
 
     objective: Literal[ObjectiveName, "auto"] = "cloob"
-    """cloob: InfoLOOB with Hopfield retrieval; clip: InfoNCE without; and the two between them. siglip: SigLIP's
-    sigmoid loss, also with retrieval. auto: of vectors, the one that held-out pairs choose."""
+    """The objective; auto: of vectors, the one that held-out pairs choose."""
     inv_tau: Annotated[float | None, POSITIVE] = None
     """Inverse temperature of the contrast (its start when it is learned)."""
     beta: Annotated[float | None, POSITIVE] = None
