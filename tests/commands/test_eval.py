@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cloob import cli, load_model
+from cloob import cli, get_recipe, load_model, train
 from cloob.models.folder import save_model
 from cloob.models.load import fingerprint
 from cloob.models.runs import CONFIG_FILE
@@ -131,3 +132,29 @@ def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 9 and "none of the 8 sets" in lines[-1]
     assert not (work / "out").exists()
+
+
+def test_runs_that_differ_by_seed_alone_are_one_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=(60, 4)).astype(np.float32))
+    monkeypatch.chdir(tmp_path)
+    config = get_recipe("vectors").override(a="a.npy", b="b.npy", epochs=3, batch_size=16, embed_dim=4, lr=0.03)
+    for objective in ("infoloob", "clip"):
+        for seed in (0, 1, 2):
+            train(config.override(objective=objective, seed=seed, out=f"{objective}-s{seed}"))
+    runs = [f"{objective}-s{seed}" for objective in ("infoloob", "clip") for seed in (0, 1, 2)][:-1]
+    assert cli.main(["eval", *runs, "--a", "a.npy", "--b", "b.npy", "--out", "out"]) == 0
+    results = json.loads(Path("out/results.json").read_text(encoding="utf-8"))
+    recall = {row["model"]: row["vectors"]["a.npy and b.npy"]["a_to_b@10"] for row in results["rows"]}
+    of = {(each["group"], each.get("minus")): each for each in results["seeds"] if each["metric"] == "a_to_b@10"}
+    values = [recall[f"infoloob-s{seed}"] for seed in (0, 1, 2)]
+    mean = sum(values) / 3
+    assert of["infoloob-s", None]["mean"] == pytest.approx(mean)
+    assert of["infoloob-s", None]["sd"] == pytest.approx((sum((x - mean) ** 2 for x in values) / 2) ** 0.5)
+    gap = of["clip-s", "infoloob-s"]  # seed 2 has no partner
+    assert gap["n"] == 2
+    assert gap["mean"] == pytest.approx(sum(recall[f"clip-s{s}"] - recall[f"infoloob-s{s}"] for s in (0, 1)) / 2)
+    assert "clip-s − infoloob-s: recall@10, a → b" in capsys.readouterr().out

@@ -54,10 +54,17 @@ def distinct(names: Sequence[str], places: Sequence[str]) -> list[str]:
 
 
 def compare(
-    models: Mapping[str, str | Path], sets: SuiteSets, options: EmbedOptions, out: Path, **more: Any
+    models: Mapping[str, str | Path],
+    sets: SuiteSets,
+    options: EmbedOptions,
+    out: Path,
+    *,
+    seeds: Mapping[str, Mapping[int, str]] | None = None,
+    **more: Any,
 ) -> tuple[Embeddings, dict[str, Any]]:
-    """Measures models and writes results.json; sets that are missing, with the reason, are failures of no model."""
+    """Measures models and writes results.json, with means over groups of ``seeds``; a missing set fails no model."""
     from cloob.evaluation.embeddings import Embeddings
+    from cloob.evaluation.seeds import over_seeds
     from cloob.evaluation.suite import evaluate, write_results
 
     with progress() as update:
@@ -66,6 +73,8 @@ def compare(
     if sets.missing:
         absent = [{"model": None, "set": name, "error": error} for name, error in sets.missing.items()]
         results["failures"] = [*absent, *results.get("failures", ())]
+    if seeds:
+        results["seeds"] = over_seeds(results["rows"], seeds)
     write_results(out / "results.json", results)
     return embeddings, results
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,10 +95,12 @@ def run(options: Options) -> int:
     models = compare.begin(options.models, out)
 
     from cloob.evaluation.probe import ProbeOptions
+    from cloob.evaluation.seeds import seed_lines
     from cloob.evaluation.suite import write_per_class
 
     probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
-    embeddings, results = compare.compare(models, sets, options.machine.embedding(), out, probe=probe)
+    seeds = _seeds(models)
+    embeddings, results = compare.compare(models, sets, options.machine.embedding(), out, seeds=seeds, probe=probe)
     tables = write_per_class(out / "per_class", results, embeddings, sets.sets)
     per_class = "Recall of each class, and what it is mostly taken for: per_class/*.csv beside this page."
     notes = [per_class] if tables else []
@@ -106,6 +109,8 @@ def run(options: Options) -> int:
     for entry in results["differences"] if sets.vectors else ():
         mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
         print(f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
+    for line in seed_lines(results.get("seeds", ())):
+        print(line)
     print(f"{out / 'results.json'}\n{out / 'report.html'}")
     code = compare.report_problems(results)
     if code == 0 and not sets.vectors:
@@ -174,6 +179,22 @@ def _say_trained_on(options: Options) -> None:
         if trained:
             advice = "; --held-out judges by pairs that were not" if config.holds_out else ""
             say(f"{model}: was trained on {', '.join(trained)}{advice}")
+
+
+def _seeds(models: Mapping[str, str]) -> dict[str, dict[int, str]]:
+    """The models of runs whose configurations differ by seed (and folder) alone: by group, then by seed."""
+    groups: dict[str, dict[int, str]] = {}
+    names = {model: name for name, model in models.items()}
+    for model, _, config in _runs(list(names)):
+        alike = config.override(seed=0, out=Path("runs/train")).to_json()
+        groups.setdefault(alike, {})[config.run.seed] = names[model]
+    several = [group for group in groups.values() if len(group) > 1]
+    return {_common_start(list(group.values())) or f"group {i}": group for i, group in enumerate(several, 1)}
+
+
+def _common_start(names: Sequence[str]) -> str:
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in alike).rstrip("-_0123456789")
 
 
 def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, cloob.TrainConfig]]:
