@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from cloob import __version__
-from cloob.errors import InputError, TrainingFailed, message, nearest, needs, printable
+from cloob.errors import InputError, TrainingFailed, message, nearest, needs, out_of_memory, printable
 
 COMMANDS = {
     "demo": "train CLIP, InfoLOOB and CLOOB on a set that comes along, and search its pictures",
@@ -78,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept += ", and --resume auto goes on from it" if name == "train" else ""
         print(f"cloob: interrupted{kept}", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if debug or not out_of_memory(error):
+            raise
+        print("cloob: out of memory; a smaller --batch-size or fewer --workers need less", file=sys.stderr)
+        return 2
 
 
 def _run(name: str, words: list[str]) -> int:

@@ -56,6 +56,12 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, of the machine or of a GPU."""
+    of_torch = ("out of memory", "DefaultCPUAllocator", "could not create a memory object")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in of_torch)
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """A clause with the options nearest to a name: ``did you mean a, b?``, or ``known: a, b, …`` when none is near."""
     known = sorted(set(options))

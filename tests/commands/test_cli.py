@@ -101,3 +101,14 @@ def test_a_missing_package_is_named_with_the_install_that_brings_it(tmp_path: Pa
         code = f"import sys; sys.modules[{package!r}] = None; import cloob.cli; {call}"
         brings = f'{package} is not installed; pip install -e ".[train]" in a clone of cloob brings it\n'
         assert run_script(code, cwd=tmp_path).stderr.endswith(brings)
+
+
+def test_no_memory_left_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")):
+
+        def fail(options: object, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr("cloob.commands.models.run", fail)
+        assert cli.main(["models"]) == 2
+        assert capsys.readouterr().err == "cloob: out of memory; a smaller --batch-size or fewer --workers need less\n"

@@ -158,3 +158,12 @@ def test_runs_that_differ_by_seed_alone_are_one_group(
     assert gap["n"] == 2
     assert gap["mean"] == pytest.approx(sum(recall[f"clip-s{s}"] - recall[f"infoloob-s{s}"] for s in (0, 1)) / 2)
     assert "clip-s − infoloob-s: recall@10, a → b" in capsys.readouterr().out
+    # These heads have no pictures, so that nothing else reads them.
+    for words in (
+        ["export", "clip-s0", "exported", "--to", "onnx"],
+        ["push", "clip-s0", "org/name", "--license", "mit", "--dry-run"],
+    ):
+        assert cli.main(words) == 2
+        assert "heads of vectors cannot be exported" in capsys.readouterr().err
+    assert cli.main(["convert", "clip-s0", "converted"]) == 0
+    assert "next:" not in capsys.readouterr().out

@@ -167,6 +167,7 @@ def test_matryoshka(model: Any, cached: bool) -> None:
         for d, weight in ((16, 1.0), (4, 0.5))
     )
     assert_same(model, loss(tokens(model, TWO), None), expected, 1e-4)
+    assert RetrievalFrom(loss, 0.5).objective is inner.objective
 
 
 @pytest.mark.nightly

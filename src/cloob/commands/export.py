@@ -29,7 +29,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    from cloob.export.exported import check_packages, check_target, is_export
+    from cloob.export.exported import check_exportable, check_packages, check_target, is_export
 
     refuse({f"--int8 needs --to onnx, not --to {options.to}": options.int8 and options.to != "onnx"})
     licence = spell_licence(options.license)
@@ -41,6 +41,7 @@ def run(options: Options) -> int:
     from cloob.models.runs import OBJECTIVE_FILE
 
     encoder = load_model(options.source, device="cpu")
+    check_exportable(encoder.config.kind, options.source)
     facts = gather_facts(options.source, encoder, options.results)
     name = options.target.resolve().name
     with whole_folder(options.target) as folder:

@@ -30,7 +30,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Writes the repository's files, lists them, and sends them; 1 when the hub does not take them."""
-    from cloob.export.exported import check_packages
+    from cloob.export.exported import check_exportable, check_packages
 
     repository, licence = options.repository, spell_licence(options.license) or ""
     name = f"{repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'"
@@ -44,6 +44,7 @@ def run(options: Options) -> int:
     if not options.dry_run:
         check_online(repository)
     encoder = load_model(options.source, device="cpu")
+    check_exportable(encoder.config.kind, options.source)
     facts = gather_facts(options.source, encoder, options.results)
     try:
         with tempfile.TemporaryDirectory(prefix="cloob-push-") as temporary:

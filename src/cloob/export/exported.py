@@ -45,6 +45,14 @@ def check_packages(to: str) -> None:
         raise InputError(f"{missing} is not installed; {install('export')} brings it")
 
 
+def check_exportable(kind: str, source: str) -> None:
+    """Raises InputError for a model of vectors, which no other program has a place for."""
+    if kind == "vectors":
+        raise InputError(
+            f"{source}: heads of vectors cannot be exported; `cloob embed {source} --a …` writes their rows"
+        )
+
+
 def check_target(source: str, target: Path, kind: str, is_kind: Callable[[Path], bool], *, overwrite: bool) -> None:
     """Raises InputError for a target that is of no such kind, holds the source, or cannot be replaced."""
     if not target.exists():

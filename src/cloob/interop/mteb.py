@@ -77,7 +77,7 @@ def meta(model_name: str) -> ModelMeta:
         loader=CloobEncoder,
         name=model_name,
         revision=None if place is None else folder_key(place, "cpu"),
-        languages=["eng-Latn"],
+        languages=None,
         open_weights=None,
         framework=["PyTorch"],
         similarity_fn_name=ScoringFunction.COSINE,

@@ -150,8 +150,10 @@ class RetrievalFrom(TrainerCallback):  # type: ignore[misc] # its types are not 
     Before it the loss is InfoLOOB, as training from random weights needs it.
     """
 
-    def __init__(self, loss: CLOOBLoss, share: float) -> None:
-        self.objective, self.share = loss.objective, share
+    def __init__(self, loss: nn.Module, share: float) -> None:
+        # A MatryoshkaLoss holds the loss.
+        self.objective = next(part for part in loss.modules() if isinstance(part, ContrastiveObjective))
+        self.share = share
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the trainer."""

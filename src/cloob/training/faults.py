@@ -17,7 +17,7 @@ import torch
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Loader
 from cloob.distributed import Tally, gather_objects, tally, world_size
-from cloob.errors import InputError, TrainingFailed
+from cloob.errors import InputError, TrainingFailed, out_of_memory
 from cloob.training.config import TrainConfig
 from cloob.training.log import RunLog
 from cloob.training.progress import Progress
@@ -183,8 +183,7 @@ def enough_memory(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        of_torch = ("out of memory", "DefaultCPUAllocator", "could not create a memory object")
-        if not isinstance(error, MemoryError) and not any(words in str(error) for words in of_torch):
+        if not out_of_memory(error):
             raise
         local = -(-config.run.batch_size // world_size())
         pairs = min(local, config.run.micro_batch_size or local)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -48,7 +49,7 @@ def extras(evil: str = "") -> dict[str, Any]:
     names, sides = (f"clip{evil}", f"cloob{evil}"), ("image", "text")
     return {
         "curves": {
-            names[0]: [{"step": s, "loss": None if s == 3 else 5 - s / 100} for s in range(40)],
+            names[0]: [{"step": s, "loss": {3: None, 5: math.inf}.get(s, 5 - s / 100)} for s in range(40)],
             names[1]: [{"step": s, "loss": -s / 1000, "effective_eigenvalues_image": s / 10} for s in range(500)],
         },
         "checkpoints": {

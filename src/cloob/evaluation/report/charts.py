@@ -116,7 +116,8 @@ def _eigenvalues(heading: str, lines: Sequence[_Line], over: str, x_label: str) 
 
 
 def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
-    return sorted((entry["step"], entry[key]) for entry in metrics if entry.get(key) is not None)
+    numbers = (entry for entry in metrics if isinstance(entry.get(key), int | float))
+    return sorted((entry["step"], entry[key]) for entry in numbers if math.isfinite(entry[key]))
 
 
 def _thin(points: Sequence[Point]) -> tuple[Sequence[Point], list[tuple[float, float, float]]]:
