@@ -73,6 +73,7 @@ USES: dict[str, list[list[str] | str]] = {
     ],
     "align": [["train", "align", "--data", "pairs.csv", "--val-split", "0.25", "--steps", "4", "--out", "run"]],
     "export": [["export", MODEL, to, "--to", to] for to in ("onnx", "transformers")],
+    "ray": ["import ray.data; from cloob.interop.ray import Embed"],
     "postgres": ["import psycopg, pgvector; from cloob import Index"],
     "serve": [["index", ".", "--model", MODEL, "--out", "idx"], SERVE],
     "sentence-transformers": [SENTENCES],

@@ -1,0 +1,83 @@
+"""Embedding by Ray Data: the columns of a batch, and nightly a worker that is killed in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloob import load_model
+from cloob.data.open import open_source
+from cloob.evaluation.embed import embed_images, embed_texts
+from cloob.interop.ray import Embed
+from make import noise, tiny_model, write_table
+
+
+def test_a_batch_keeps_its_columns_and_bad_pictures_their_rows(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    pictures = [noise(0), b"no picture", noise(1)]
+    batch = {"id": np.arange(3), "bytes": np.array(pictures, object), "caption": np.array(["a", "b", "c"], object)}
+    found = Embed(str(model), text="caption", device="cpu")(batch)
+    assert list(found) == ["id", "bytes", "caption", "embedding", "error", "text_embedding"]
+    assert list(found["id"]) == [0, 1, 2] and list(map(bool, found["error"])) == [False, True, False]
+    for i in (0, 2):
+        (tmp_path / f"{i}.png").write_bytes(pictures[i])
+    rows = [{"filepath": f"{i}.png", "title": "x"} for i in (0, 2)]
+    encoder = load_model(model, device="cpu")
+    expected = embed_images(encoder, open_source(str(write_table(tmp_path / "pairs.csv", rows)))).features
+    np.testing.assert_allclose(found["embedding"][[0, 2]], expected, atol=1e-6)
+    assert np.isnan(found["embedding"][1]).all()
+    np.testing.assert_allclose(found["text_embedding"], embed_texts(encoder, ["a", "b", "c"]), atol=1e-6)
+    none = Embed(str(model), device="cpu")({"bytes": np.array([b"x"], object)})
+    assert np.isnan(none["embedding"]).all() and none["error"][0]
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("default")
+def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="needs ray: pip install 'ray[data]'")
+    model = tiny_model(tmp_path / "model")
+    (tmp_path / "pictures").mkdir()
+    for i in range(400):
+        (tmp_path / "pictures" / f"{i:03}.png").write_bytes(noise(i, 300, 300))
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            time.sleep(0.5)
+            workers = [process for process in _ray_processes() if "MapWorker" in process[1]]
+            if len(workers) > 1 and any((tmp_path / "out").glob("*.parquet")):
+                os.kill(workers[0][0], signal.SIGKILL)
+                killed.append(workers[0][0])
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        read = ray.data.read_binary_files(str(tmp_path / "pictures"), include_paths=True, override_num_blocks=50)
+        embedded = read.map_batches(Embed, fn_constructor_args=(str(model),), concurrency=2, batch_size=4, num_cpus=0.5)
+        threading.Thread(target=kill, daemon=True).start()
+        embedded.write_parquet(str(tmp_path / "out"))
+    finally:
+        ray.shutdown()
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(tmp_path / "out")
+    assert killed and set(table.column_names) == {"bytes", "path", "embedding", "error"}
+    assert sorted(Path(path).name for path in table["path"].to_pylist()) == [f"{i:03}.png" for i in range(400)]
+    assert not np.isnan(np.array(table["embedding"].to_pylist())).any()
+
+
+def _ray_processes() -> list[tuple[int, str]]:
+    found: list[Any] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                found.append((int(entry.name), (entry / "cmdline").read_bytes().decode("utf-8", "replace")))
+            except OSError:  # it has ended
+                continue
+    return [process for process in found if process[1].startswith("ray::")]
