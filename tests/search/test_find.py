@@ -66,6 +66,25 @@ def test_pictures_rows_and_mistakes(index: Index, coloured: Path) -> None:
         index.similar(999)
     with pytest.raises(InputError, match="query of shape"):
         index.search(np.zeros(DIM, np.float32))
+    row = ColourModel().encode_text(["red"]).numpy()[0]
+    for query, how in (
+        ("red", {"top": 0}),
+        (Query(()), {"row": row}),
+        (Query((Term("red", "words", 0),)), {"row": row}),
+    ):
+        with pytest.raises(InputError, match=r"at least one hit|an empty query"):
+            index.search(query, **how)  # type: ignore[arg-type]
+
+
+def test_a_filter_reads_the_columns_once(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(index.store, "columns", lambda: read.append(1) or {"iso": "number"})
+    monkeypatch.setattr(index.store, "revision", iter(range(9)).__next__)  # another one each time
+    for _ in range(3):
+        index.view("iso = 100 and width > 1")
+    assert len(read) == 1
+    with pytest.raises(InputError, match="no column 'fnumber'"):
+        index.view("fnumber = 2")
 
 
 def test_a_query_is_compared_with_queries_of_its_shape(index: Index, tmp_path: Path) -> None:

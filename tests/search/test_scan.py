@@ -127,12 +127,19 @@ def test_what_a_table_says_stays_what_it_says(tmp_path: Path) -> None:
     write_noise(tmp_path / "a.png", 1)
     write_noise(tmp_path / "b.png", 2)
     rows = [
-        "filepath,title,sku,ean,date,price,name,,title",
-        "a.png,002,0002,12345678901234567890,2017,1.50,Shirt 1,,x",
-        "b.png,10,0010,12345678901234567891,2018,2,Shirt 2,,y",
+        "filepath,title,sku,ean,tweet,date,price,name,,title",
+        "a.png,002,0002,12345678901234567890,1799999999999999999,2017,1.50,Shirt 1,,x",
+        "b.png,10,0010,12345678901234567891,12,2018,2,Shirt 2,,y",
     ]
     (tmp_path / "t.csv").write_text("\n".join(rows))
-    said = {"sku": "0002", "ean": "12345678901234567890", "date": 2017, "price": 1.5, "name": "Shirt 1"}
+    said = {
+        "sku": "0002",
+        "ean": "12345678901234567890",
+        "tweet": 1799999999999999999,
+        "date": 2017,
+        "price": 1.5,
+        "name": "Shirt 1",
+    }
     assert scanned(tmp_path / "t.csv")["a.png"] == ("002", said)
     assert left_out(tmp_path / "t.csv") == {"from filters, a column of a name that all pictures have": 1}
     (tmp_path / "two.csv").write_text("filepath,title,caption\na.png,x,y\n")

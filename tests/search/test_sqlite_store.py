@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,29 @@ def test_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
         found = store.nearest("m", units(1)[0], 1)
         assert found.ids.tolist() == [1] and found.scores[0] == pytest.approx(1)
         store.close()
+
+
+def test_two_that_write_the_same_cache_leave_it(tmp_path: Path) -> None:
+    store = filled(tmp_path / "i", 1)
+    store.optimise()
+    (cache,) = (tmp_path / "i").glob("vectors-*")
+    cache.write_bytes(b"")  # another one writes what this one has just begun to write
+    again = SqliteStore(tmp_path / "i")
+    again.optimise()
+    assert [path.name for path in (tmp_path / "i").glob("vectors-*")] == [cache.name] and cache.stat().st_size
+
+
+def test_a_database_that_another_process_makes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, exists = os.link, Path.exists
+
+    def meanwhile(made: Path, path: Path) -> None:
+        monkeypatch.undo()
+        filled(path.parent).close()
+        link(made, path)
+
+    monkeypatch.setattr(os, "link", meanwhile)
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != INDEX_FILE and exists(path))
+    assert SqliteStore.create(tmp_path / "i").count() == 5
 
 
 def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ ITEMS = [
          {"iso": 100.5, "ok": True}),
     Item(3, "b", "top.gif", "", 30, None, 10, 10, None, None, {"iso": "100", "ok": False, "camera": None}),
     Item(4, "b", "b/'; drop table cloob_items; --.jpg", "", 2**40, 5, 1, 1, "2024", "it's Ä\\x",
-         {'my "col"': 1, "$.iso": 7}),
+         {'my "col"': 1, "$.iso": 7, "tweet": 1799999999999999999}),
     Item(5, "b", "b/::", "", 0, 5, 1, 1, "2025-01-01", "", {"iso": 10**30, "ok": 1, "camera": ""}),
 ]  # fmt: skip
-COLUMNS = ("camera", "iso", "ok", 'my "col"', "$.iso", "nowhere")
+COLUMNS = ("camera", "tweet", "iso", "ok", 'my "col"', "$.iso", "nowhere")
 CASES = {
     "date >= 2024 and caption like '%dog%'": [1],
     "date >= 2024": [1, 4, 5],
@@ -30,7 +30,8 @@ CASES = {
     "name like 'KATZE.%'": [2],
     "caption = 'it''s Ä\\x'": [4],
     "caption like '%\\\\x'": [4],
-    "caption like '%ä%'": [],
+    "caption like '%ä\\\\x'": [4],
+    "tweet = 1799999999999999999 and not tweet = 1799999999999999998": [4],
     "caption < 'B'": [1, 2, 5],
     "iso = 100": [1],
     "iso = '100'": [3],

@@ -88,6 +88,14 @@ def test_a_filter_narrows_every_way_of_asking(client: TestClient, index: Index) 
     assert newest == [item.id for item in by_date]
 
 
+def test_beyond_this_machine_a_filter_tells_no_paths(index: Index) -> None:
+    token = "a-token-of-twenty-letters"
+    with web_of(index, local=False, token=token) as web:
+        for where, code in (("source like '/%'", 400), ("not path is null", 400), ("name like '1%'", 200)):
+            answer = web.get("/api/ids", params={"where": where}, headers={"authorization": f"Bearer {token}"})
+            assert answer.status_code == code, answer.text
+
+
 def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
     item = index.items([3])[0]
     answer = client.get("/api/items/3/picture")

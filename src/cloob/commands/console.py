@@ -137,7 +137,7 @@ def exclusive(options: object, *groups: str) -> None:
 
 def within(options: object, **table: tuple[float, float]) -> None:
     for name, (value, _, spelled) in _leaves(options).items():
-        if name in table and value is not None:
+        if name in table and value is not None and not isinstance(value, str):
             low, high = table[name]
             refuse({f"{spelled} is {value}; {low:,} or more is wanted, {high:,} at most": not low <= value <= high})
 

@@ -93,7 +93,7 @@ def check(options: Options) -> None:
     nothing = 'nothing to search for: give words ("a red bird"), a picture, --like ID or --where'
     refuse({nothing: not (options.duplicates or options.query or options.like or options.where or options.rows.given)})
     refuse({"--explain needs a query": options.explain and not (options.query or options.like)})
-    within(options, top=(1, 100_000), threshold=(0.001, 1), beta=(1e-6, 1e6))
+    within(options, top=(1, 100_000), threshold=(0.001, 1), beta=(1e-6, 1e6), cutoff=(-1e9, 1e9))
 
 
 def run(options: Options) -> int:

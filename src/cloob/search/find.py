@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from cloob.errors import InputError
 from cloob.search import background
 from cloob.search.query import AnyQuery, Query, Vector
 from cloob.search.records import Hit, Item, Results
@@ -21,6 +22,8 @@ MEMORY = 100_000  # pictures of a Hopfield memory at most: the nearest ones of a
 
 
 def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None) -> Results:
+    if top < 1:
+        raise InputError(f"top is {top}; at least one hit is needed")
     row = view.row(query, row)
     own: list[object] = []
     others = least = None

@@ -16,7 +16,7 @@ from cloob.search.query import AnyQuery, Embedder, Query, Term, Vector
 from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.view import Memo, View, Where
-from cloob.search.where import parse
+from cloob.search.where import Filter, parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     import torch
@@ -58,6 +58,7 @@ class Index:
         self.store = store
         self._models = Models(store, model)
         self.memo = Memo()
+        self._columns: dict[str, str] = {}
         self._pictures: Pictures | None = None
 
     @classmethod
@@ -109,8 +110,16 @@ class Index:
 
     def view(self, where: Where = None, model: str | IndexedModel | None = None) -> View:
         """The pictures that a filter lets through, as a model sees them."""
-        condition = parse(where, self.columns()) if isinstance(where, str) else where
+        condition = self.filter(where) if isinstance(where, str) else where
         return View(self.store, self._models, self.memo, self.model(model), condition)
+
+    def filter(self, where: str, hidden: Sequence[str] = ()) -> Filter:
+        """Parses a filter, which may name none of the ``hidden`` columns."""
+        try:  # columns of an earlier revision do, where it names none but these: reading them reads all items
+            return parse(where, self._columns, hidden)
+        except InputError:
+            self._columns = self.columns()
+            return parse(where, self._columns, hidden)
 
     def use(self, name: str | IndexedModel, encoder: DualEncoder, weights: str | None = None) -> None:
         """Hands in a loaded model for :meth:`encoder`, and the fingerprint of its weights if that is known."""

@@ -137,15 +137,17 @@ class Matrix:
     def _write(self, connection: sqlite3.Connection, now: tuple[int, int]) -> _File:
         """A file of everything, in the place of all others; in memory where none can be written."""
         ids, old = self._ids(connection, ">", 0), self._files()
+        path = self._database.with_name(f"vectors-{self._model}-{now[0]}-{now[1]}.f32")
         temporary = self._database.with_name(f".tmp-{secrets.token_hex(8)}")
         try:
             with temporary.open("wb") as file:  # not by a writable map: on a full disk that ends the process
                 file.write(ids.astype("<i8").tobytes())
                 for page in self._pages(connection, 0):
                     file.write(page.tobytes())
-            temporary.replace(self._database.with_name(f"vectors-{self._model}-{now[0]}-{now[1]}.f32"))
-            for path in old:
-                path.unlink(missing_ok=True)
+            temporary.replace(path)
+            for other in old:
+                if other != path:  # which another process may have written too
+                    other.unlink(missing_ok=True)
             return next(file for file in self._read() if (file.revision, file.stamp) == now)
         except (OSError, StopIteration):
             return _File(*now, ids, np.concatenate([self._none.rows, *self._pages(connection, 0)]))

@@ -45,7 +45,7 @@ ALTER TABLE cloob_vectors ALTER vector SET STORAGE MAIN""".format(
 class PostgresStore(Store):
     """An index in the tables of one PostgreSQL schema; any number of processes and machines read and write at once.
 
-    One connection, which threads share in turn; the call after one that the server dropped makes it anew.
+    One connection, which threads share in turn; where the server has dropped it, it is made anew.
     ``?options=-csearch_path%3DNAME,public`` in the address keeps several indices apart in one database.
     """
 
@@ -81,7 +81,14 @@ class PostgresStore(Store):
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock, self._one_line():
             composed: Any = statement.replace("?", "%s")
-            cursor = self._connected().execute(composed, values, binary=True)
+            connection = self._connected()
+            alone = connection.info.transaction_status == self._psycopg.pq.TransactionStatus.IDLE
+            try:
+                cursor = connection.execute(composed, values, binary=True)
+            except self._psycopg.OperationalError:
+                if not (alone and connection.closed):
+                    raise
+                cursor = self._connected().execute(composed, values, binary=True)  # the server had dropped it
             return [] if cursor.description is None else cursor.fetchall()
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:

@@ -65,6 +65,11 @@ class Query:
             return cls((_words(what, 1.0),))
         return cls((Term(what, "picture" if isinstance(what, Path) else "image"),))
 
+    def check(self) -> None:
+        """Raises InputError for a query in which nothing counts."""
+        if not any(term.weight for term in self.terms):
+            raise InputError("an empty query; give words or a picture a weight other than 0")
+
     @property
     def needs_model(self) -> bool:
         """Whether anything has to be embedded; pictures of the index are already."""

@@ -72,8 +72,11 @@ class SqliteStore(Store):
                         f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {_APPLICATION};"
                         f"PRAGMA user_version = {_VERSION}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
                     )
-                if not path.exists():  # another process may have made it meanwhile
-                    temporary.rename(path)
+                try:
+                    os.link(temporary, path)
+                except OSError:  # another process has made it meanwhile, or this disk has no links
+                    if not path.exists():
+                        temporary.rename(path)
                 temporary.unlink(missing_ok=True)
         return cls(folder, writable=True)
 
@@ -176,6 +179,7 @@ def _connect(address: str) -> sqlite3.Connection:
     )
     for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
         connection.execute(f"PRAGMA {setting}").fetchone()
+    connection.create_function("cloob_lower", 1, lambda text: text and text.lower(), deterministic=True)
     return connection
 
 

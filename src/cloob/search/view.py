@@ -75,6 +75,8 @@ class View:
 
     def row(self, query: AnyQuery, known: Vector | None = None) -> Vector:
         """The unit row (D,) of a query; ``known`` if that is known."""
+        if isinstance(query, Query):
+            query.check()
         if known is None and not isinstance(query, np.ndarray):
             known = embed_query(Query.of(query), lambda: self.models.embedder(self.model), self._item_row)
         row = np.asarray(query if known is None else known, np.float32)

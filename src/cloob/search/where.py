@@ -36,7 +36,8 @@ _NAME = f"substr({_PATH}, length(rtrim({_PATH}, replace({_PATH}, '/', ''))) + 1)
 class Dialect(NamedTuple):
     json: str  # the value of a key of `columns`; null where it is missing or of another kind
     kinds: dict[str, tuple[str, str]]  # by kind of value, what goes into `json`
-    like: str  # a comparison that ignores case
+    like: str  # a comparison that ignores case, of the letters A to Z at least
+    lower: str  # text in lower case, where ``like`` does not do that with all letters; empty where it does
     collate: str  # follows text, so that it compares by code points
     number: str  # the place of a number
 
@@ -50,6 +51,7 @@ SQLITE = Dialect(
         "any": ("value", "!= 'null'"),
     },
     like="LIKE {} ESCAPE '\\'",
+    lower="cloob_lower({})",
     collate="",
     number="?",
 )
@@ -62,6 +64,7 @@ POSTGRESQL = Dialect(
         "any": ("value", "!= 'null'"),
     },
     like="ILIKE {} ESCAPE '\\'",
+    lower="",
     collate=' COLLATE "C"',
     number="?::numeric",  # as a float it would overflow beside a larger number of a column
 )
@@ -77,14 +80,16 @@ class Filter:
         return f"({parser.condition()})", parser.parameters
 
 
-def parse(text: str, columns: Collection[str] | None = None) -> Filter:
+def parse(text: str, columns: Collection[str] | None = None, hidden: Collection[str] = ()) -> Filter:
     """Checks a filter, and where ``columns`` are given, that it names none but these; InputError says what is wrong.
+
+    It may name none that is ``hidden``.
 
     Example:
         >>> parse("date >= 2024").sql(SQLITE)
         ('(coalesce(substr(date, 1, 4) >= ?, false))', ['2024'])
     """
-    _Parser(text, columns, SQLITE).condition()
+    _Parser(text, columns, SQLITE, hidden).condition()
     return Filter(text)
 
 
@@ -96,8 +101,10 @@ def equals(column: str, text: str) -> Filter:
 class _Parser:
     """Writes SQL token by token: ``not``, ``and`` and ``or`` bind in SQL as they do here."""
 
-    def __init__(self, text: str, columns: Collection[str] | None, dialect: Dialect) -> None:
-        self._whole, self._columns, self._dialect = valid(text), columns, dialect
+    def __init__(
+        self, text: str, columns: Collection[str] | None, dialect: Dialect, hidden: Collection[str] = ()
+    ) -> None:
+        self._whole, self._columns, self._dialect, self._hidden = valid(text), columns, dialect, hidden
         self._tokens = [*_TOKEN.finditer(self._whole)]
         self._next = 0
         self.parameters: list[Literal] = []
@@ -158,6 +165,8 @@ class _Parser:
         parts = []
         for (kind, length), some in groups.items():
             left = f"substr(date, 1, {length})" if length else self._value(column, kind)
+            if operator == self._dialect.like and self._dialect.lower and not str(some[0]).isascii():
+                left, some = self._dialect.lower.format(left), [str(some[0]).lower()]
             left += self._dialect.collate if kind == "text" else ""
             place = self._dialect.number if kind == "number" else "?"
             parts.append(f"coalesce({left} {operator.format(', '.join([place] * len(some)))}, false)")
@@ -175,8 +184,8 @@ class _Parser:
         name = self._unquoted
         if self._kind != "quoted" and (self._kind != "word" or name.lower() in _KEYWORDS):
             self._expected("a column's name")
-        known = (*TEXTS, *NUMBERS, *(self._columns or ()))
-        if self._columns is not None and name not in known:
+        known = [each for each in (*TEXTS, *NUMBERS, *(self._columns or ())) if each not in self._hidden]
+        if name in self._hidden or (self._columns is not None and name not in known):
             self._fail(f"no column {name!r}; {nearest(name, known)}")
         self._next += 1
         return name
@@ -204,7 +213,8 @@ class _Parser:
             return text.lower() == "true"
         if kind != "number":
             return value
-        return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else float(text)
+        whole = int(text) if re.fullmatch(r"[+-]?\d{1,19}", text) else 2**63
+        return whole if -(2**63) <= whole < 2**63 else float(text)
 
     @property
     def _kind(self) -> str:

@@ -120,9 +120,20 @@ def test_filters_find_what_they_find_in_sqlite(store: PostgresStore) -> None:
     ids = {one.path: one.id for one in store.items(store.ids().tolist())}
     numbers = {ids[one.path]: one.id for one in ITEMS}
     found = {
-        text: sorted(numbers[id_] for id_ in store.ids(parse(text)).tolist()) for text in CASES if "id" not in text
+        text: sorted(numbers[id_] for id_ in store.ids(parse(text)).tolist())
+        for text in CASES
+        if "id" not in text and not ("like" in text and not text.isascii())  # the database's locale decides these
     }
     assert found == {text: CASES[text] for text in found} and len(found) > 25
+
+
+def test_a_connection_that_the_server_dropped_is_made_anew(address: str, store: PostgresStore) -> None:
+    with psycopg.connect(address, autocommit=True) as other:
+        ours = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid() AND backend_type = %s"
+        )
+        assert other.execute(ours, ("client backend",)).fetchall()
+    assert store.models() == (MODEL,)
 
 
 def fill(store: PostgresStore, n: int) -> Vectors:

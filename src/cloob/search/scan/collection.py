@@ -36,7 +36,7 @@ EXAMPLES = 3  # that are named of what was left out, and of the files that canno
 CAPTION_COLUMNS = ("title", "caption", "text")  # where captions are sought when nobody has named their column
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
-_CODE = r"^[+-]?(0\d|\d{19})"
+_CODE, _LONG = r"^[+-]?(0\d|\d{20})", r"\d{19}"
 _NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")  # made by file servers, Windows and npm
 _KINDS = 3
 
@@ -371,7 +371,8 @@ def _typed(column: pa.ChunkedArray, *, is_text_table: bool, is_caption: bool) ->
     if is_code or pc.any(pc.match_substring_regex(column, _CODE)).as_py():
         return column
     filled = pc.if_else(pc.equal(column, ""), None, column)
-    for kind in (pa.int64(), pa.float64()):
+    is_long = pc.any(pc.match_substring_regex(column, _LONG)).as_py()
+    for kind in (pa.int64(),) if is_long else (pa.int64(), pa.float64()):
         try:
             return filled.cast(kind)
         except pa.ArrowException:
