@@ -242,7 +242,7 @@ def test_indices(child: Child, warm: Path, path: Path, wanted: dict[str, Any], m
             for item in index.items(index.store.ids().tolist()):
                 index.picture(item.id)
             with TestClient(make_app(index, ServeConfig()), base_url="http://localhost") as web:
-                for address in ("ids", "map", "columns", "models"):
+                for address in ("ids", "columns", "models"):
                     assert web.get(f"/api/{address}").is_success, address
                 found = web.post("/api/search", json={"parts": [{"words": "a cat"}], "cutoff": False}).json()
                 assert len(found["hits"]) == len(index)

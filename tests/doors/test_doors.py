@@ -238,7 +238,6 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("GET", "/api/items/3/thumbnail", None),
     ("GET", "/api/items/3/picture", None),
     ("GET", "/api/items/3/similar?top=2", None),
-    ("GET", "/api/map?sample=20", None),
     ("POST", "/api/search", {"parts": PARTS, "top": 3, "cutoff": False}),
     ("POST", "/api/classify", {"labels": ["red", "green"], "top": 2}),
     ("POST", "/api/explain", {"parts": [{"words": "a red bar"}], "top": 2}),

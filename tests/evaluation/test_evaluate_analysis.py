@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from cloob import cli
-from cloob.evaluation.analysis import analyze, duplicate_groups, similar_pairs
+from cloob.evaluation.analysis import analyze, similar_pairs
 from cloob.evaluation.embed import embed_pairs
 from cloob.evaluation.measures import geometry
 from cloob.models.towers import create_model
+from cloob.search.alike import partition
 from evaluate_fakes import COLOURS, Pairs
 from make import tiny_model, write_pairs
 
@@ -40,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_checkpoint_of_a_run_is_measured_and_a_damaged_one_named(run: Path) -> None:
     source = Pairs([*NAMES, "red"])
-    found = analyze({"mine": run, "alone": checkpoint(run, 10).parent}, source, similar=2)
+    found = analyze({"mine": run, "alone": checkpoint(run, 10).parent}, source, similar=2, groups=partition)
     mine, alone = found["runs"]
     assert [(c["step"], c["epoch"]) for c in mine["checkpoints"]] == [(10, 2.0), (15, 3.0)]
     assert [(c["step"], c["epoch"]) for c in alone["checkpoints"]] == [(None, None)]
@@ -64,14 +65,6 @@ def test_similar_pairs_against_a_loop() -> None:
         assert [pair[:2] for pair in similar_pairs(x, k, chunk=3)] == expected[:k]
     alike = similar_pairs(torch.ones(6, 1), 7, chunk=2)  # of equal pairs the earlier come first
     assert [pair[:2] for pair in alike] == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 2), (1, 3)]
-
-
-def test_duplicates_are_linked_through_others() -> None:
-    angles = torch.tensor([0.0, 2.0, 0.02, 1.0, 0.04, 2.01, torch.nan])
-    x = torch.stack([angles.cos(), angles.sin()], 1)
-    # cos 0.02 = 0.9998, cos 0.04 = 0.9992: 0 and 4 are linked by 2 alone.
-    assert duplicate_groups(x, 0.9995, chunk=2) == [[0, 2, 4], [1, 5]]
-    assert duplicate_groups(x, 0.99999, chunk=2) == []
 
 
 def test_the_command_writes_its_page_and_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

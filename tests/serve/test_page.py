@@ -207,34 +207,6 @@ def test_sort_by_own_labels(page: Page) -> None:
     assert page.run(form) == ["red\nblue", True], "what was typed stays"
 
 
-def test_the_map_is_drawn_and_can_be_walked(page: Page) -> None:
-    from selenium.webdriver.common.keys import Keys
-
-    drawn = (
-        "const c = document.querySelector('canvas'); let n = 0;"
-        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-        "for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n"
-    )
-    page.go("?view=map&q=red").says("#map-note", "lit up")
-    page.until(lambda: page.run(drawn) > 500)
-    before = page.run(drawn)
-    page.one('[aria-label="Nearer"]').click()
-    page.until(lambda: page.run(drawn) != before)
-    page.one("canvas").send_keys(Keys.ARROW_LEFT, "+", "-", "0")
-    page.says("#live", "in view")
-    page.one("canvas").send_keys(Keys.ENTER)
-    page.says("#detail-title", "square")
-    taken = page.run(
-        "return ['canvas', '.chip-body'].filter(where => { const key = new KeyboardEvent('keydown',"
-        " {key: 'ArrowRight', altKey: true, cancelable: true}); document.querySelector(where).dispatchEvent(key);"
-        " return key.defaultPrevented; })"
-    )
-    assert taken == [] and "red" in page.text("#chips")  # Alt and an arrow are the browser's
-    page.keys(Keys.ESCAPE)
-    messages = [entry["message"] for entry in page.driver.get_log("browser")]
-    assert [message for message in messages if "getImageData" not in message] == []  # that is this test's own
-
-
 def test_the_filter_is_written_by_three_boxes_and_by_hand(page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -298,7 +270,7 @@ def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page: Page, tm
         assert len(list((tmp_path / "beaches").iterdir())) == moved == 11 - len(list(folder.glob("*.png")))
 
 
-VIEWS = ["", "?q=red&q=-0.5~w~blue&explain=on", "?view=map&q=red", "?view=sort&label=red&label=" + "w" * 99]
+VIEWS = ["", "?q=red&q=-0.5~w~blue&explain=on", "?view=sort&label=red&label=" + "w" * 99]
 VIEWS += ["?q=red&model=colours&model=others", "?q=fog", "?view=duplicates"]
 
 
@@ -308,7 +280,7 @@ def test_each_view_fits_a_phone_and_axe_finds_nothing(page: Page) -> None:
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     for address in VIEWS:
-        page.go(address).until(lambda: page.all(".tile.ready, canvas, .empty-title"))
+        page.go(address).until(lambda: page.all(".tile.ready, .empty-title"))
         assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [390, 390], address
         page.run(axe + "; document.querySelector('.tile-mark')?.click()")
         for colours in ("light", "dark"):

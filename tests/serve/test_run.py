@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
@@ -23,9 +22,8 @@ from support import fork
 
 def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path: Path) -> None:
     Index.create(tmp_path / "idx").close()
-    controller, terminal = os.openpty()
     command = [sys.executable, "-m", "cloob", "serve", str(tmp_path / "idx"), "--port", "0", "--host", "0.0.0.0"]
-    with subprocess.Popen(command, stdout=terminal, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         said = process.stderr.readline() + process.stderr.readline()
         found = re.search(r"(http://\S+)\?token=(\S{40,})", said)
@@ -37,11 +35,8 @@ def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path:
                 answer = web.head(path)
                 assert answer.status_code == 200 and int(answer.headers["content-length"]) > 0 and not answer.content
             assert web.post("api/search", json={"parts": [{"words": "red"}]}).status_code == 400
-        if importlib.util.find_spec("segno"):
-            assert "██" in os.read(controller, 4000).decode(errors="replace")
         process.terminate()
         assert process.communicate(timeout=60)[1].strip().endswith("the server has ended") and not process.returncode
-    os.close(controller), os.close(terminal)
 
 
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

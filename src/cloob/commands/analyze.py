@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,6 @@ class Options:
     limit: int = 10_000
     """Pairs whose geometry is measured at most; similar pictures and duplicates are sought among all of them."""
     similar: int = 20  # Most similar pictures to list for each model.
-    duplicate: float = 0.999  # Cosine from which two pictures count as one.
     out: Path = Path("runs/analyze")  # Folder of analysis.json and report.html.
     machine: MeasureOptions = field(default_factory=MeasureOptions)
 
@@ -37,7 +35,7 @@ class Options:
 def run(options: Options) -> int:
     """Analyses; 1 when a checkpoint could not be measured, with what there is written."""
     check_models(options.models)
-    within(options, similar=(0, 10_000), limit=(2, 10**9), duplicate=(0.001, 1))
+    within(options, similar=(0, 10_000), limit=(2, 10**9))
     from cloob.evaluation.sets.captioned import open_captioned
 
     source = open_captioned(options.pairs, **options.machine.columns)
@@ -45,8 +43,9 @@ def run(options: Options) -> int:
 
     from cloob.evaluation.analysis import analyze
     from cloob.evaluation.suite import write_results
+    from cloob.search.alike import partition
 
-    how: Row = {"similar": options.similar, "duplicate": options.duplicate, "limit": options.limit}
+    how: Row = {"similar": options.similar, "groups": partition, "limit": options.limit}
     with progress() as update:
         analysis = analyze(models, source, options.machine.embedding(), progress=update, **how)
     rows, pairs = [], analysis["pairs"]
@@ -69,20 +68,15 @@ def run(options: Options) -> int:
 
 
 def _write_page(path: Path, results: Row, runs: Sequence[Row], models: Mapping[str, str], source: Reader) -> None:
-    from cloob.data.batch import BadSample
     from cloob.evaluation.report import ShownPicture, write_report
     from cloob.models.runs import curve
 
-    wanted = {key for run in runs for pair in run["similar"] for key in pair["keys"]}
-    images: dict[str, bytes] = {}
-    for index in range(len(source) if wanted else 0):
-        with contextlib.suppress(BadSample):
-            sample = source.read(index)
-            images |= {sample.key: sample.image} if sample.key in wanted else {}
+    rows = {row for run in runs for pair in run["similar"] for row in pair["rows"]}
+    images = {row: source.read(row).image for row in sorted(rows)}
 
     def shown(pair: Row) -> Any:
-        of_pair = zip(pair["keys"], pair["captions"], strict=True)
-        return tuple(ShownPicture(images[key], caption, False, pair["cosine"]) for key, caption in of_pair)
+        of_pair = zip(pair["rows"], pair["captions"], strict=True)
+        return tuple(ShownPicture(images[row], caption, False, pair["cosine"]) for row, caption in of_pair)
 
     write_report(
         path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -46,7 +45,7 @@ def run(options: Options) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // 2)))
-    for module in ("fastapi", "uvicorn", "python_multipart", "segno"):
+    for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
     from cloob.serve.app import address, bind, serve, settings  # FastAPI, after a word on how to install it
 
@@ -57,9 +56,6 @@ def run(options: Options) -> int:
         models = ", ".join(printable(each.name) for each in index.models)
         print(f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
-        if not config.local and sys.stdout.isatty():
-            with contextlib.suppress(UnicodeError):  # an old terminal
-                require("segno", "serve").make(shown).terminal(compact=True)  # for a phone's camera
         if options.open:
             webbrowser.open(shown)
         code = 0
@@ -71,4 +67,4 @@ def run(options: Options) -> int:
         if code and index.models:
             say_next(["index", "--out", index.store.address])  # brings it up to date
         sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)  # a thread may be at a map that takes minutes; nothing is lost with it
+        os._exit(code)  # a thread may be at work that takes minutes; nothing is lost with it

@@ -5,7 +5,7 @@ Legend: n pictures, D the embedding dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob.errors import message, require
+from cloob.errors import message
 from cloob.evaluation.embed import EmbedOptions, PairEmbeddings, Reader
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.measures import DEFAULT_LIMIT, geometry
 from cloob.evaluation.suite import refuse_if_all_failed
 from cloob.models.runs import checkpoint_step, epoch_of, find_best, list_checkpoints
 
+Groups = Callable[[np.ndarray], Iterable[Sequence[tuple[int, float]]]]
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
 
 
@@ -29,15 +30,15 @@ def analyze(
     options: EmbedOptions | None = None,
     *,
     similar: int = 20,
-    duplicate: float = 0.999,
+    groups: Groups | None = None,
     limit: int = DEFAULT_LIMIT,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Measures models on pairs; of a run folder every checkpoint, and ``geometry`` is that of its best one.
 
-    ``similar`` pictures are listed at most; ``duplicate`` is the cosine from which two pictures count as one; the
-    geometry is measured on ``limit`` pairs at most. ``failures`` lists what could not be measured; InputError if
-    nothing could be.
+    ``similar`` pictures are listed at most; ``groups`` finds those that look alike, if it is given: from unit rows
+    (n, D) to groups of places (``cloob.search.alike.partition``). The geometry is measured on ``limit`` pairs at most.
+    ``failures`` lists what could not be measured; InputError if nothing could be.
     """
     runs: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
@@ -64,7 +65,7 @@ def analyze(
             if shown is None or best is None or checkpoint == best[0]:
                 shown = pairs, measured
         if shown is not None:
-            pictures = _pictures(shown[0], similar, duplicate)
+            pictures = _pictures(shown[0], similar, groups)
             runs.append({"model": name, "geometry": shown[1], "checkpoints": checkpoints, **pictures})
     refuse_if_all_failed(runs, failures)
     result: dict[str, Any] = {"pairs": source.name, "runs": runs}
@@ -90,30 +91,13 @@ def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[tuple[int
     return pairs
 
 
-def duplicate_groups(features: Tensor, threshold: float = 0.999, chunk: int = 1024) -> list[list[int]]:
-    """Groups of pictures linked by cosines of ``threshold`` or more; NaN rows are in none. Memory is chunk × n."""
-    sparse, csgraph = require("scipy.sparse", "train"), require("scipy.sparse.csgraph", "train")
-    pictures = np.arange(len(features))
-    first = pictures  # of each one's group
-    for start in range(0, len(features), chunk):
-        rows, columns = (features[start : start + chunk] @ features.T >= threshold).nonzero().T.numpy()
-        ends = np.concatenate([rows + start, pictures]), np.concatenate([columns, first])
-        graph = sparse.coo_array((np.ones(len(ends[0])), ends), shape=(len(features), len(features)))
-        labels = csgraph.connected_components(graph, directed=False)[1]
-        first = np.unique(labels, return_index=True)[1][labels]
-    groups: dict[int, list[int]] = {}
-    for picture, leader in enumerate(first.tolist()):
-        groups.setdefault(leader, []).append(picture)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _pictures(embedded: PairEmbeddings, similar: int, duplicate: float) -> dict[str, Any]:
+def _pictures(embedded: PairEmbeddings, similar: int, groups: Groups | None) -> dict[str, Any]:
     images = embedded.images
     captions = [embedded.captions[text] for text in embedded.first_texts.tolist()]
     pairs = [
-        {"keys": [images.keys[a], images.keys[b]], "captions": [captions[a], captions[b]], "cosine": cosine}
-        for a, b, cosine in similar_pairs(images.features, similar)
+        {"rows": [a, b], "keys": [images.keys[a], images.keys[b]], "captions": [captions[a], captions[b]], "cosine": c}
+        for a, b, c in similar_pairs(images.features, similar)
     ]
-    groups = duplicate_groups(images.features, duplicate)
-    twins = {"similar": pairs, "duplicates": [[images.keys[i] for i in group] for group in groups]}
+    found = groups(images.features.numpy()) if groups else ()
+    twins = {"similar": pairs, "duplicates": [[images.keys[i] for i, _ in group] for group in found if len(group) > 1]}
     return {**twins, "unreadable": embedded.unreadable} if embedded.unreadable else twins

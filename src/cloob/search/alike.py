@@ -63,7 +63,7 @@ def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
     classes = list(copies.values())
     alike = [[(place, 1.0)] for place in range(len(classes))]
     if not exact:
-        alike = _partition(view.vectors([ids[0] for ids in classes]), threshold)
+        alike = partition(view.vectors([ids[0] for ids in classes]), threshold)
         view.models.model(view.model)  # refused where its name stands for other weights by now
         firsts = view.items([classes[place][0] for group in alike if len(group) > 1 for place, _ in group])
         alike = [part for group in alike for part in _without_one_colour(group, classes, firsts)]
@@ -147,7 +147,7 @@ def _is_one_colour(item: Item | None) -> bool:
         return False
 
 
-def _partition(rows: Vectors, threshold: float) -> list[list[tuple[int, float]]]:
+def partition(rows: Vectors, threshold: float = DUPLICATE) -> list[list[tuple[int, float]]]:
     """A partition of unit rows into groups without a pair below the threshold: places, cosines with the first.
 
     The first row that is in no group yet takes the rows near to it, nearest first, that are near to all of its group.

@@ -1,4 +1,4 @@
-"""What an index hands out: a Parquet table of it, and a map, the same for the same rows."""
+"""What an index hands out: a Parquet table of it, the same for the same rows."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-from cloob.errors import require
-from cloob.search.store import Ids, Vectors
 from cloob.search.view import View
 
-Method = Literal["pca", "tsne"]
-SAMPLE = 5000  # pictures on a map by default; t-SNE takes some ten seconds for so many on one core
-_COMPONENTS = 50  # principal components that t-SNE starts from, as its authors advise
-_PERPLEXITY = 30.0
 _KINDS: dict[str, tuple[set[type], Callable[[Any], Any]]] = {
     "bool": ({bool}, bool),
     "int64": ({int}, int),
@@ -70,32 +62,3 @@ def export(view: View, path: Path) -> int:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return count
-
-
-def map_of(view: View, most: int | None, method: Method) -> tuple[Ids, Vectors]:
-    most = SAMPLE if most is None else most
-    ids = view.store.ids(view.where)
-    if len(ids) > most:
-        ids = np.sort(np.random.default_rng(0).choice(ids, most, replace=False))
-    rows = view.vectors(ids)
-    known = np.isfinite(rows).all(1)
-    return ids[known], _layout(rows[known], method)
-
-
-def _layout(rows: Vectors, method: Method) -> Vectors:
-    """Places of (n, D) rows on a map: (n, 2) in [0, 1], each axis from end to end; 0.5 where nothing differs."""
-    if len(rows) < 2:
-        return np.full((len(rows), 2), 0.5, np.float32)
-    by_tsne = method == "tsne" and len(rows) >= 4
-    components = min(_COMPONENTS if by_tsne else 2, *rows.shape)
-    pca = require("sklearn.decomposition", "train").PCA(components, svd_solver="covariance_eigh")
-    places = pca.fit_transform(rows.astype(np.float64))
-    if by_tsne:
-        with require("threadpoolctl", "train").threadpool_limits(1):  # sums in one order
-            perplexity = min(_PERPLEXITY, (len(rows) - 1) / 3)
-            tsne = require("sklearn.manifold", "train").TSNE(perplexity=perplexity, random_state=0, n_jobs=1)
-            places = tsne.fit_transform(places.astype(np.float32))
-    places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
-    low, span = places.min(0), np.ptp(places, axis=0)
-    moved = np.where(span > 1e-9, (places - low) / np.where(span > 1e-9, span, 1), 0.5)
-    return np.asarray(moved.clip(0, 1), np.float32)

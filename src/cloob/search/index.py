@@ -1,4 +1,4 @@
-"""An index of pictures: search, labels, look-alikes, maps, export, and bringing it up to date."""
+"""An index of pictures: search, labels, look-alikes, export, and bringing it up to date."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cloob.search.find import Cutoff, Retrieved
 from cloob.search.models import Models
 from cloob.search.query import AnyQuery, Embedder, Query, Term, Vector
 from cloob.search.records import Hit, IndexedModel, Item, Results
-from cloob.search.store import Ids, Store, Vectors
+from cloob.search.store import Store
 from cloob.search.view import Memo, View, Where
 from cloob.search.where import Filter, parse
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they a
     from cloob.models.encoder import DualEncoder
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
-    from cloob.search.export import Method
     from cloob.search.scan.open import Pictures
     from cloob.search.scan.rows import Rows
     from cloob.search.update import Merged, UpdateOptions
@@ -227,18 +226,6 @@ class Index:
         ``beta`` is β; None: the model's own, else 8. ``query`` and ``row`` are as for :meth:`search`.
         """
         return find.explain(self.view(where, model), query, beta, top, row)
-
-    def map(
-        self, sample: int | None = None, method: Method = "pca", *, where: Where = None, model: str | None = None
-    ) -> tuple[Ids, Vectors]:
-        """Ids of a sample of the pictures (None: of 5,000), and their (n, 2) places in [0, 1].
-
-        ``"pca"``: the two directions of largest variance. ``"tsne"``: neighbours stay neighbours, distances between
-        groups mean nothing.
-        """
-        from cloob.search.export import map_of  # scikit-learn
-
-        return map_of(self.view(where, model), sample, method)
 
     def merge(self, other: Index) -> Merged:
         """Adds what another index has: items, and vectors of other models."""

@@ -33,7 +33,7 @@ MAX_UPLOADS, MAX_UPLOADS_BYTES = 256, 256_000_000  # that are kept; those used l
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # Threads of each kind of work: one runs the models, as each one that does has a team of torch's threads; what takes
-# long (maps, labels) goes one after the other beside the searches; 64 megapixels that are decoded are 192 MB.
+# long (duplicates, labels) goes one after the other beside the searches; 64 megapixels that are decoded are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
 Kind = Literal["encode", "search", "slow", "files", "decode"]
 _MAX_BATCH, _KEPT_TEXTS = 64, 4096

@@ -1,4 +1,4 @@
-"""What can be asked: searches, labels, explanations, maps, embeddings, pictures by id, and uploads."""
+"""What can be asked: searches, labels, explanations, embeddings, pictures by id, and uploads."""
 
 from __future__ import annotations
 
@@ -142,24 +142,6 @@ def _label(name: str, ids: Ids, probabilities: Vectors, members: list[int], top:
     order = places[np.argsort(-probabilities[places], kind="stable")][:top]
     rounded = np.round(probabilities[order].astype(np.float64), 4)
     return {"label": name, "count": len(members), "ids": ids[order].tolist(), "probabilities": rounded.tolist()}
-
-
-@api.get("/map")
-async def map_(
-    held: Held,
-    sample: Annotated[int, Query(ge=2, le=20_000)] = 5000,
-    method: Literal["pca", "tsne"] = "pca",
-    where: Where | None = None,
-    model: Name | None = None,
-) -> schemas.MapPoints:
-    """A sample of the collection on a plane; t-SNE takes its time, once for each state of the index."""
-    asked, condition = await held.model(model), await held.filter(where)
-    revision, (ids, points) = await held.once(
-        (asked, method, sample, where),
-        lambda: held.index.map(sample=sample, method=method, where=condition, model=asked.name),
-    )
-    x, y = np.round(np.asarray(points, dtype=np.float64), 4).T.tolist()
-    return {"model": asked.name, "revision": revision, "ids": np.asarray(ids).tolist(), "x": x, "y": y}
 
 
 @api.get("/duplicates")

@@ -1,6 +1,6 @@
 """The words of the API: what goes in and what comes out.
 
-Scores are cosines in [-1, 1], weights and probabilities shares of 1, positions on the map shares of its sides.
+Scores are cosines in [-1, 1], weights and probabilities shares of 1.
 """
 
 from __future__ import annotations
@@ -182,13 +182,3 @@ class Embedded(TypedDict):
     dim: int
     texts: list[list[float]]
     uploads: list[list[float]]
-
-
-class MapPoints(TypedDict):
-    """A sample of the collection on a plane; neighbours look alike to the model."""
-
-    model: str
-    revision: int
-    ids: list[int]
-    x: list[float]
-    y: list[float]

@@ -46,7 +46,6 @@ export const classify = (body, signal) => post("classify", body, signal);
 export const ids = (where, signal) => ask(`ids${query({ where, order: "newest" })}`, { signal });
 export const duplicates = (values, signal) => ask(`duplicates${query(values)}`, { signal });
 export const items = (id) => ask(`items${query({ id })}`);
-export const map = (values, signal) => ask(`map${query(values)}`, { signal });
 
 export function upload(file) {
   const form = new FormData();

@@ -27,7 +27,7 @@ export function add(part) {
   const parts = state.get().parts;
   if (parts.some((old) => JSON.stringify(old) === JSON.stringify(part))) return announce("That is part of the query already.");
   if (parts.length >= MOST_PARTS) return announce(`A query has at most ${MOST_PARTS} parts.`);
-  state.change({ parts: [...parts, part], view: state.get().view === "map" ? "map" : "find" });
+  state.change({ parts: [...parts, part], view: "find" });
   scrollTo({ top: 0 });
 }
 

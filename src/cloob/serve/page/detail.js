@@ -20,9 +20,6 @@ export async function show(at, from) {
   return true;
 }
 
-/** Opens one picture that stands in no grid. */
-export const showOne = (id) => show(0, { ids: [id], focusAt: () => {} });
-
 function fill(item, value) {
   if (item === undefined) {
     dialog.replaceChildren(head("That did not work"), h("p.quiet.detail-gone", {}, "The server did not say what this picture is. Is cloob serve still running?"));

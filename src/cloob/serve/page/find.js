@@ -10,16 +10,7 @@ import * as state from "./state.js";
 const TOP = 500;
 let columns = []; // {model, grid, note, body}
 let asking = null;
-let lastHits = [];
-let lastWord = "";
 let asked = "";
-let shown = Promise.resolve(); // holds once the latest answer is on the page
-
-/** Ids of what the last search found, best first: the map lights them up. */
-export const hits = () => lastHits;
-
-/** Why the last search found nothing. */
-export const why = () => lastWord;
 
 function build(models) {
   for (const column of columns) column.grid.close();
@@ -51,8 +42,7 @@ export function draw({ force = false } = {}) {
   $("order").hidden = !parts.length;
   $("order").value = order;
   const words = JSON.stringify([parts, where, cutoff, models, order, api.round]);
-  if (words !== asked || force) shown = answer(words, parts, where, cutoff);
-  return shown;
+  if (words !== asked || force) answer(words, parts, where, cutoff);
 }
 
 async function answer(words, parts, where, cutoff) {
@@ -90,7 +80,6 @@ function wait(column) {
 
 async function browse(where, signal) {
   const found = await api.ids(where, signal);
-  [lastHits, lastWord] = [[], ""];
   const words = where ? `${pictures(found.ids.length)} in all` : `${pictures(found.ids.length)}`;
   $("found-note").textContent = words;
   for (const column of columns) {
@@ -106,7 +95,6 @@ async function search(column, parts, where, cutoff, signal) {
   const found = await api.search(body, signal);
   if (state.get().order === "newest") found.hits.sort((one, other) => (other.date ?? "").localeCompare(one.date ?? ""));
   api.remember(found.hits);
-  if (column === columns[0]) [lastHits, lastWord] = [found.hits.map((hit) => hit.id), "Nothing fits"];
   const note = noteFor(found, cutoff);
   (columns.length > 1 ? column.note : $("found-note")).textContent = note;
   if (columns.length > 1) $("found-note").textContent = `${pictures(found.searched)} searched`;
@@ -148,7 +136,6 @@ function nothing(found) {
 
 function failed(problem) {
   asked = "";
-  [lastHits, lastWord] = [[], problem.message];
   $("found-note").textContent = "";
   const again = h("button.button", { type: "button", onclick: () => draw({ force: true }) }, "Try again");
   for (const column of columns) column.note.textContent = "";

@@ -6,12 +6,11 @@ import * as duplicates from "./duplicates.js";
 import * as explain from "./explain.js";
 import * as filters from "./filters.js";
 import * as find from "./find.js";
-import * as map from "./map.js";
 import * as sort from "./sort.js";
 import * as state from "./state.js";
 
 const POLL = 8000;
-const views = { find, sort, map, duplicates };
+const views = { find, sort, duplicates };
 let revision = null;
 
 function draw(options) {
@@ -28,7 +27,6 @@ function draw(options) {
   filters.draw();
   explain.draw();
   views[view].draw(options);
-  if (view === "map") find.draw(options).then(() => map.light());
 }
 
 async function startModels() {

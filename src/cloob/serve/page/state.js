@@ -25,7 +25,7 @@ export function read(address = location.search) {
   const words = new URLSearchParams(address);
   const view = words.get("view");
   return {
-    view: ["sort", "map", "duplicates"].includes(view) ? view : "find",
+    view: ["sort", "duplicates"].includes(view) ? view : "find",
     parts: words.getAll("q").map(readPart).filter(Boolean).slice(0, 16),
     where: words.get("where") ?? "",
     models: words.getAll("model").filter(Boolean).slice(0, 2),
@@ -36,7 +36,6 @@ export function read(address = location.search) {
     multi: words.get("multi") === "on",
     none: words.get("none") === "on",
     template: words.get("template") ?? "",
-    method: words.get("method") === "tsne" ? "tsne" : "pca",
     order: words.get("order") === "newest" ? "newest" : "best",
     threshold: THRESHOLDS.find((value) => value === Number(words.get("threshold"))) ?? 0.97,
   };
@@ -56,7 +55,6 @@ export function write(state) {
   if (state.multi) words.set("multi", "on");
   if (state.none) words.set("none", "on");
   set("template", state.template, "");
-  set("method", state.method, "pca");
   set("order", state.order, "best");
   set("threshold", state.threshold, 0.97);
   return words.size ? `?${words}` : "/";
