@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from cloob.errors import TrainingFailed
+from cloob.errors import InputError, TrainingFailed
 from cloob.functional.ranking import mutual_ranks
 from cloob.models.aligned.vectors import VectorEncoder
 from cloob.models.folder import save_model
@@ -114,15 +116,15 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             TrainingFailed: As of :func:`cloob.train`; also where a signal ended it.
         """
         X = validate_data(self, _array(X), accept_sparse="csr", order="C", ensure_min_samples=4)
-        matrices = {"a": X, "b": _second(y)} | ({} if groups is None else {"ids": np.array([str(g) for g in groups])})
+        matrices = {"a": X, "b": _second(y)} | ({} if groups is None else {"ids": _ids(groups)})
         check_consistent_length(*matrices.values())
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
-        with tempfile.TemporaryDirectory(prefix="cloob-") as folder, preserved_rng(_CPU):
+        with tempfile.TemporaryDirectory(prefix="cloob-") as folder, preserved_rng(_CPU), _own_names(folder):
             files = {name: f"{folder}/{name}.npy" for name in matrices}
             for name, matrix in matrices.items():
-                np.save(files[name], matrix.toarray() if hasattr(matrix, "toarray") else matrix)
+                _save(files[name], matrix)
             settings = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}
             config = get_recipe("vectors").override(**files, **settings, seed=int(seed), out=f"{folder}/run")
             config = config.override(**TEMPORARY, max_bad_fraction=0.0, objective=self.objective)
@@ -142,7 +144,10 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return self
 
     def transform(self, X: Any, y: Any = None) -> Any:
-        """The (N, D) float32 unit rows of X; with y a tuple of those of both."""
+        """The (N, D) float32 unit rows of X; with y a tuple of those of both, with X None those of y alone."""
+        if X is None and y is not None:
+            check_is_fitted(self)
+            return _encoded(self.encoder_.encode_b, _second(y)).numpy()
         X = self._checked(X)
         rows = _encoded(self.encoder_.encode_a, X)
         return rows.numpy() if y is None else (rows.numpy(), _encoded(self.encoder_.encode_b, _second(y)).numpy())
@@ -191,10 +196,52 @@ def _second(matrix: Any) -> Any:
     return matrix.reshape(-1, 1) if matrix.ndim == 1 else matrix
 
 
+def _ids(groups: Any) -> np.ndarray:
+    """Groups as texts; ValueError where one is missing."""
+    ids = [str(group) for group in groups]
+    missing = [row for row, (group, name) in enumerate(zip(groups, ids, strict=True)) if _is_missing(group, name)]
+    if missing:
+        rows = f"row {missing[0]} has none" + (f", as have {len(missing) - 1:,} others" if missing[1:] else "")
+        raise ValueError(f"groups: {rows}; give every row an id, a unique one where it is unknown")
+    return np.array(ids)
+
+
+def _is_missing(group: Any, name: str) -> bool:
+    return not name or (not isinstance(group, str) and name in ("None", "nan", "NaT", "<NA>"))
+
+
+@contextlib.contextmanager
+def _own_names(folder: str) -> Iterator[None]:
+    """Inside, an InputError calls the configuration's leaves and the files in ``folder`` as ``fit`` does."""
+    try:
+        yield
+    except InputError as error:
+        message = str(error)
+        for name, leaf in _LEAVES.items():
+            message = re.sub(rf"^{leaf} is ", f"{name} is ", message)
+        for file, name in {"a": "X", "b": "y", "ids": "groups"}.items():
+            message = message.replace(f"{folder}/{file}.npy", name).replace(f"{file}.npy", name)
+        raise InputError(message.replace("--val-split", "validation_fraction")) from None
+
+
+def _save(file: str, matrix: Any) -> None:
+    """Writes a matrix for ``cloob train vectors``, as float32 where it would become that there."""
+    if matrix.ndim == 1:
+        np.save(file, matrix)
+        return
+    dtype = np.float32 if matrix.dtype == np.float64 else matrix.dtype
+    written, start = np.lib.format.open_memmap(file, "w+", dtype, matrix.shape), 0
+    with np.errstate(over="ignore"):  # what becomes infinite is refused when it is read
+        for rows in _blocks(matrix):
+            written[start : start + len(rows)] = rows
+            start += len(rows)
+
+
 def _blocks(matrix: Any) -> Iterator[np.ndarray]:
-    """The rows, dense, some thousand at a time."""
-    for start in range(0, matrix.shape[0], 4096):
-        rows = matrix[start : start + 4096]
+    """The rows, dense, some million numbers at a time."""
+    size = max(1, (1 << 22) // matrix.shape[1])
+    for start in range(0, matrix.shape[0], size):
+        rows = matrix[start : start + size]
         yield rows.toarray() if hasattr(rows, "toarray") else rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ def test_it_trains_what_the_command_trains(
     assert cli.main(["train", "vectors", *["--a", "x.npy", "--b", "y.npy", "--ids", "ids.txt"], *settings.split()]) == 0
     run = cloob.load_model("run")
     x, y = heads.transform(X, Y)
+    assert (heads.transform(None, Y) == y).all()
     assert (x == run.encode_a(X).numpy()).all() and (y == run.encode_b(Y).numpy()).all()  # type: ignore[operator]
     heads.save("saved")
     assert cli.main(["embed", "saved", "--a", "x.npy", "--out", "x-8.npz"]) == 0
@@ -74,8 +76,37 @@ def test_it_takes_any_matrices_and_is_searched(matrices: tuple[np.ndarray, np.nd
         heads.fit(np.where(X > 0, X, np.nan), Y)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         heads.fit(X, Y[:-1])
+    with pytest.raises(ValueError, match=r"240 of 240 pairs.*X row 0: holds NaN"):
+        heads.fit(X.astype(float) * 1e300 + 1e300, Y)
     with pytest.raises(ValueError, match="must be one of"):
         heads.set_params(objective="clop").fit(X, Y)
+
+
+def test_sparse_rows_are_never_dense_all_at_once() -> None:
+    X = sparse.random_array((16_000, 2_000), density=1e-3, format="csr", rng=0)
+    tracemalloc.start()
+    ContrastiveHeads(head="linear", n_components=2, epochs=1, batch_size=4096, device="cpu").fit(X, X[:, :2].toarray())
+    assert tracemalloc.get_traced_memory()[1] < 16_000 * 2_000 * 8 / 2
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "groups", "error"),
+    [
+        ({"learning_rate": -1}, None, "learning_rate is -1.0"),
+        ({"n_components": 1}, None, "n_components is 1"),
+        ({"validation_fraction": 1.5}, None, "validation_fraction is 1.5"),
+        ({}, [None, "a", "b"] * 80, "groups: row 0 has none, as have 79 others"),
+        ({}, [*"abc"] * 79 + [np.nan, "", "a"], "groups: row 237 has none, as have 1 others"),
+        ({}, ["x"] * N, "X and y: 1 id; 2 to train on"),
+    ],
+)
+def test_errors_name_the_parameters_of_the_estimator(
+    matrices: tuple[np.ndarray, np.ndarray, list[str]], settings: dict[str, float], groups: list[str], error: str
+) -> None:
+    X, Y, _ = matrices
+    with pytest.raises(ValueError, match=error):
+        ContrastiveHeads(**{**QUICK, **settings}).fit(X, Y, groups)
 
 
 # A unit row of one number is a sign, so there is no single component.
@@ -105,7 +136,8 @@ def test_auto_takes_the_objective_that_held_out_ids_choose(
     heads = ContrastiveHeads("auto", **{**QUICK, "epochs": 4}).fit(X, Y, groups)
     choice = heads.objectives_
     assert choice["clear"] == (choice["difference"][1] > 0) and (choice["clear"] or choice["chosen"] == "infoloob")
-    assert ("no clear difference" in caplog.messages[-1]) != choice["clear"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "cloob.training.select"]
+    assert ("no clear difference" in messages[-1]) != choice["clear"]
     runs = choice["runs"]
     assert {run["share"] for run in runs if run["objective"] == "cloob"} == {0.25, 0.5, 1.0} and len(runs) == 21
     alike = ContrastiveHeads(choice["chosen"], **{**QUICK, "epochs": 4}).set_params(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -43,6 +44,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({"a": a, "b": b}, folder / "ab.safetensors")
     columns = {"a": a.tolist(), "b": b.astype(float).tolist(), "id": [f"M{row // 4}" for row in range(N)]}
     parquet.write_table(pa.table(columns), folder / "ab.parquet")
+    for name, side in (("a", a), ("b", b.astype(np.float32))):
+        table = pd.DataFrame(side)
+        table.to_csv(folder / f"{name}.csv", index=False)
+        table.to_csv(folder / f"index-{name}.csv")
+        np.savetxt(folder / f"{name}-bare.csv", side, delimiter=",")
+        table.rename(columns=str).to_parquet(folder / f"{name}.parquet", index=False)
     (folder / "ids.txt").write_text("".join(f"M{row // 4}\n" for row in range(N)))
     return folder
 
@@ -136,12 +143,16 @@ def evaluated(a: np.ndarray, b: np.ndarray, ids: Iterable[int]) -> dict[str, Any
 
 
 def test_every_form_gives_the_same_run_and_a_resumed_one_too(config: TrainConfig, files: Path, tmp_path: Path) -> None:
-    whole = exact(cloob.train(config).run)
+    result = cloob.train(config)
+    whole = exact(result.run)
+    assert result.skipped == {"not finite": 1}
     assert len(whole) == 3 * 8  # of 90 ids with 4 rows each, one of them bad
-    for form in ("npz", "safetensors", "parquet"):
-        ids = f"{files}/ab.parquet:id" if form == "parquet" else str(files / "ids.txt")
-        other = config.override(a=f"{files}/ab.{form}:a", b=f"{files}/ab.{form}:b", ids=ids, steps=2)
-        assert exact(cloob.train(other.override(out=tmp_path / form)).run)[0] == whole[0]
+    forms = ["ab.npz:{}", "ab.safetensors:{}", "ab.parquet:{}", "{}.csv", "{}-bare.csv", "{}.parquet"]
+    for number, form in enumerate(forms):
+        ids = f"{files}/ab.parquet:id" if form.startswith("ab.p") else str(files / "ids.txt")
+        a, b = (f"{files}/{form.format(side)}" for side in "ab")
+        run = cloob.train(config.override(a=a, b=b, ids=ids, steps=2, out=tmp_path / str(number))).run
+        assert exact(run)[0] == whole[0]
     stopped = config.override(out=tmp_path / "stopped", save_every=5, keep=0)
     cloob.train(stopped)
     resume = str(stopped.save.out / "checkpoints" / "step-00000010")
@@ -307,7 +318,15 @@ def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, 
         ({"a": "ab.npz:c"}, "ab.npz: has no 'c'; it has a, b"),
         ({"a": "ab.parquet:c"}, "ab.parquet: has no 'c'; it has a, b, id"),
         ({"a": "ab.parquet:id"}, "ab.parquet:id: holds object"),
-        ({"a": "objects.npy"}, "objects.npy cannot be read as npy: Array can't be memory-mapped"),
+        ({"a": "ab.parquet"}, "ab.parquet: column 'a' holds list"),
+        ({"a": "index-a.csv"}, "index-a.csv: column 1 is an index of pandas"),
+        ({"a": "objects.npy"}, "objects.npy: holds Python objects"),
+        ({"a": "nan.npy"}, "nan.npy and b.npy: 400 of 400 pairs cannot be used"),
+        ({"a": "large.npy"}, "large.npy and b.npy: 400 of 400 pairs cannot be used"),
+        ({"ids": None, "a_ids": "ids.txt", "b_ids": "others.txt"}, "a.npy and b.npy: 501 of 501 pairs cannot be used"),
+        ({"ids": "one.txt"}, "a.npy and b.npy: 1 id; 2 to train on and 2 to hold out are needed"),
+        ({"ids": None, "a": "row.npy", "b": "row.npy"}, "row.npy and row.npy: 1 id; 2 to train on"),
+        ({"a": "turned.npy", "b": "b.npy"}, "turned.npy has 10 rows, b.npy has 400 rows; one of them is transposed"),
         ({"a": "cut.npy"}, "cut.npy cannot be read"),
         ({"a": "flat.npy"}, "flat.npy: holds float64 (400,)"),
         ({"a": "short.npy"}, "short.npy has 9 rows, "),
@@ -326,6 +345,12 @@ def test_a_mistake_is_named_in_one_line(
     monkeypatch.chdir(files)
     np.save("objects.npy", np.array([{}, None], object), allow_pickle=True)
     np.save("flat.npy", np.zeros(N))
+    np.save("nan.npy", np.full((N, 20), np.nan))
+    np.save("large.npy", np.full((N, 20), 1e300))
+    np.save("row.npy", np.zeros((1, 20)))
+    np.save("turned.npy", np.zeros((10, N)))
+    Path("others.txt").write_text("".join(f"N{row}\n" for row in range(N)))
+    Path("one.txt").write_text("x\n" * N)
     np.save("short.npy", np.zeros((9, 4)))
     Path("cut.npy").write_bytes(Path("a.npy").read_bytes()[:1000])
     Path("few.txt").write_text("x\ny\n")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from pyarrow import parquet
+from pyarrow import csv, parquet
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -23,9 +24,10 @@ from cloob.data.sources.files import reading
 from cloob.errors import InputError, first_of, require
 from cloob.functional.ids import id_digest
 
-FORMS = "FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME, FILE.h5:NAME or FILE.parquet:COLUMN"
+FORMS = "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz:NAME, FILE.safetensors:NAME or FILE.h5:NAME"
 _HDF5 = (".h5", ".hdf5", ".h5ad")
-_SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet", *_HDF5)
+_TABLES = (".csv", ".parquet")
+_SUFFIXES = (".npy", ".npz", ".safetensors", *_TABLES, *_HDF5)
 _BLOCK = 4096  # rows at a time
 _IN_CACHE = 256  # likewise, where each number is looked at once
 
@@ -37,7 +39,8 @@ def read_matrix(spec: str) -> np.ndarray:
 
 def read_ids(spec: str) -> list[str]:
     """The ids in a file: lines of a text, or a column of texts or whole numbers in one of ``FORMS``."""
-    if _split(spec)[0].suffix in _SUFFIXES:
+    path, name = _split(spec)
+    if path.suffix in _SUFFIXES and (name or path.suffix != ".csv"):
         column = _read(spec, 1, "iuUO", "one text or whole number a row is wanted").tolist()
         ids = ["" if value is None else str(value) for value in column]
     else:
@@ -59,7 +62,7 @@ def _read(spec: str, dimensions: int, kinds: str, wanted: str) -> np.ndarray:
     found: Any = None
     with reading(path, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError):
         if path.suffix == ".npy":
-            found = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # rows of a memmap come slower
+            found = _of_npy(path)
         elif path.suffix == ".npz" and name:
             with np.load(path, allow_pickle=False) as archive:
                 found = archive[_known(name, archive.files, path)]
@@ -69,9 +72,8 @@ def _read(spec: str, dimensions: int, kinds: str, wanted: str) -> np.ndarray:
             found = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         elif path.suffix in _HDF5 and name:
             found = _of_hdf5(name, path)
-        elif path.suffix == ".parquet" and name:
-            _known(name, parquet.read_schema(path).names, path)
-            found = _of_column(parquet.read_table(path, columns=[name])[name])
+        elif path.suffix in _TABLES:
+            found = _of_table(path, name)
     if not isinstance(found, np.ndarray):
         wrong = f"vectors come as {FORMS}"
     elif found.ndim != dimensions or 0 in found.shape or found.dtype.kind not in kinds:
@@ -79,6 +81,44 @@ def _read(spec: str, dimensions: int, kinds: str, wanted: str) -> np.ndarray:
     else:
         return found
     raise InputError(f"{spec}: {wrong}")
+
+
+def _of_npy(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # rows of a memmap come slower
+    except ValueError as error:
+        if "Python objects" not in str(error):
+            raise
+        advice = "Python objects, which are not read; save numbers, or texts as numpy.array(texts, str)"
+        raise InputError(f"{path}: holds {advice}") from None
+
+
+def _of_table(path: Path, name: str) -> np.ndarray:
+    """A column of a table, or without a name its columns side by side."""
+    if path.suffix == ".csv":
+        table = csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=not _has_header(path)))
+    else:
+        names = parquet.read_schema(path).names
+        table = parquet.read_table(path, columns=[_known(name, names, path)] if name else None)
+    if name:
+        return _of_column(table[_known(name, table.column_names, path)])
+    for column, field in enumerate(table.schema, 1):
+        if field.name in ("", "__index_level_0__"):  # row numbers, the same in both files, would give the pairs away
+            raise InputError(f"{path}: column {column} is an index of pandas; save the table with index=False")
+        if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_boolean(field.type)):
+            raise InputError(f"{path}: column {field.name!r} holds {field.type}; without :COLUMN all must be numbers")
+    return np.column_stack([column.to_numpy() for column in table.columns])
+
+
+def _has_header(path: Path) -> bool:
+    """Whether the first line holds names: texts, or the numbers 0, 1, 2 … that pandas gives to columns."""
+    with path.open(encoding="utf-8-sig") as file:
+        cells = file.readline().strip().split(",")
+    try:
+        numbers = [float(cell) for cell in cells]
+    except ValueError:
+        return True
+    return len(cells) > 1 and numbers == [*range(len(cells))]
 
 
 def _of_hdf5(name: str, path: Path) -> np.ndarray:
@@ -167,7 +207,9 @@ def open_pairs(
     else:
         if len(left) != len(right):
             both = f"{a} has {len(left):,} rows, {b} has {len(right):,} rows"
-            raise InputError(f"{both}; --a-ids and --b-ids would join them")
+            turned = len(left) == right.shape[1] or len(right) == left.shape[1]
+            advice = "one of them is transposed" if turned else "--a-ids and --b-ids would join them"
+            raise InputError(f"{both}; {advice}")
         labels = None if ids is None else read_ids_of(ids, len(left), a)
         rows = np.broadcast_to(np.arange(len(left))[:, None], (len(left), 2))
     for side, spec, place in ((left, a, 0), (right, b, 1)):

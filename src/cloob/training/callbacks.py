@@ -44,7 +44,7 @@ class RunResult:
     loss: float | None  # of the last step that was not skipped; None if there was none in this process
     checkpoint: Path | None  # the newest; None if the run wrote none
     stopped: str | None = None  # None when the run reached its end, else ``"SIGTERM"``
-    skipped: Mapping[str, int] = field(default_factory=dict)  # samples of the last epoch without use, by reason
+    skipped: Mapping[str, int] = field(default_factory=dict)  # samples of an epoch without use, by reason
     already_finished: bool = False  # the run that was to go on had reached its end before; nothing was written
     out_of_patience: bool = False  # the end was not its length, but ``patience`` validations without a better one
 

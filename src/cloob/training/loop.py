@@ -212,7 +212,8 @@ class _Run:
         parts, progress = self.parts, self.parts.progress
         self.steps.flush()
         parts.bad.check(ended=True)
-        self.skipped = parts.bad.reasons()
+        skipped = parts.bad.reasons()
+        self.skipped |= skipped  # features list their bad pairs in the first epoch alone
         epoch = progress.epoch + 1
         due = epoch % parts.config.pairs.val_every == 0 or self.course.steps_left() == 0
         try:
@@ -232,7 +233,7 @@ class _Run:
             "samples_seen": progress.samples_seen,
             "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
             **(validation or Validation(None, None)).metrics(),
-            "skipped": self.skipped,
+            "skipped": skipped,
             **({"val_skipped": faults.by_reason(validation.skipped)} if validation and validation.skipped else {}),
             "seconds": time.perf_counter() - self.began,
         }

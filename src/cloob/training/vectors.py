@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cloob.data.fingerprint import spread
 from cloob.data.vectors import VectorPairs, open_pairs
+from cloob.errors import counted
 from cloob.models.aligned.heads import Standardise
 from cloob.models.aligned.vectors import VectorEncoder
 from cloob.training.align import new_heads
@@ -17,6 +18,7 @@ from cloob.training.config.checks import refuse
 from cloob.training.faults import check_fraction
 
 _FITTED = 32_768
+_FEW = 20  # held-out ids: one more or less found is 5 points of recall
 logger = logging.getLogger(__name__)
 
 
@@ -30,15 +32,25 @@ def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
         for side in ("a", "b"):
             width, other = (getattr(each, side).shape[1] for each in (pairs, held_out))
             refuse([(width != other, f"val_{side} has {other:,} columns, {side} has {width:,}")])
-    for each in filter(None, (pairs, held_out)):
-        total = len(each) + len(each.skipped)
-        check_fraction(each.name, "pairs", each.skipped, total, config.pairs.max_bad_fraction)
-    return pairs.split(share) if share else (pairs, held_out)
+    for each in (pairs, held_out):
+        if each is not None:
+            total = len(each) + len(each.skipped)
+            check_fraction(each.name, "pairs", each.skipped, total, config.pairs.max_bad_fraction)
+    if share:
+        name, ids = pairs.name, len(np.unique(pairs.ids))
+        refuse([(ids < 4, f"{name}: {counted(ids, 'ids')}; 2 to train on and 2 to hold out are needed")])
+        pairs, held_out = pairs.split(share)
+    if held_out is not None and (ids := len(np.unique(held_out.ids))) < _FEW:
+        logger.warning("%s held out: their recall means little", counted(ids, "ids"))
+    return pairs, held_out
 
 
 def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncoder:
     """Fresh heads, standardised by the training pairs: by all, or by 32,768 evenly spread ones."""
     a, b, *_ = pairs.take(np.array(spread(len(pairs), _FITTED)))
+    for side, rows in (("a", a), ("b", b)):
+        if bool((rows == rows[0]).all()):
+            logger.warning("all rows of %s are equal: nothing can be learned from them", side)
     asked = config.align.standardise or "auto"
     ways = [_way(side) if asked == "auto" else asked for side in (a, b)]
     if asked == "auto" and "column" in ways:

@@ -316,8 +316,8 @@ class VectorsConfig(Part):
     """Two files of vectors, in the place of pictures and captions; nothing but a head on each is trained."""
 
     a: Annotated[str | None, NAMED] = None
-    """Vectors of the first kind, a row each: FILE.npy, FILE.npz:NAME, FILE.safetensors:NAME, FILE.h5:NAME or
-    FILE.parquet:COLUMN."""
+    """Vectors of the first kind, a row each: FILE.npy, FILE.csv, FILE.parquet (also :COLUMN of lists), FILE.npz:NAME,
+    FILE.safetensors:NAME or FILE.h5:NAME."""
     b: Annotated[str | None, NAMED] = None
     """Vectors of the second kind, in the same forms; row i belongs to row i of --a unless ids join them."""
     ids: Annotated[str | None, NAMED] = None
