@@ -1,16 +1,25 @@
-"""The tables of ``docs/speed.md``, from the records that the benchmarks left: ``python -m benchmarks.figures``."""
+"""Every number of README.md and of the pages named below, from the records that benchmarks and studies left.
+
+``python -m benchmarks.figures`` writes them. With ``--check`` it names the pages that differ, and ends with 1.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.factors import tables as factors
+from benchmarks.frozen import tables as frozen
+from benchmarks.pictograms import tables as pictograms
+from benchmarks.studies.front import FIGURES
 from benchmarks.studies.pages import replaced, table
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "speed.md"
 RESULTS = ROOT / "benchmarks" / "results"
 Record = dict[str, Any]
 
@@ -87,7 +96,7 @@ def bench() -> str:
     return f"\n{about}.\n\n{table(['what', 'figure'], [[k, number(v)] for k, v in line['figures'].items()])}\n"
 
 
-def filled(text: str) -> str:
+def speed(text: str) -> str:
     text = replaced(text, bench(), "<!-- figures-bench:begin -->", "<!-- figures-bench:end -->")
     for name, (command, tables) in SECTIONS.items():
         record = json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8"))
@@ -97,5 +106,41 @@ def filled(text: str) -> str:
     return text
 
 
+def marked(text: str) -> str:
+    """The page with what the studies' records give between the marks of each figure."""
+
+    def written(mark: re.Match[str]) -> str:
+        figure = FIGURES[mark[2]]()
+        return f"{mark[1]}\n{figure}\n{mark[3]}" if "\n" in figure else f"{mark[1]}{figure}{mark[3]}"
+
+    return re.sub(r"(<!-- figure (\S+) -->).*?(<!-- /figure -->)", written, text, flags=re.DOTALL)
+
+
+PAGES: dict[str, Callable[[str], str]] = {
+    "README.md": marked,
+    "docs/study.md": marked,
+    "docs/choose.md": marked,
+    "docs/speed.md": speed,
+    "benchmarks/frozen/tables.md": frozen.filled,
+    "benchmarks/pictograms/tables.md": pictograms.filled,
+    "benchmarks/factors/tables.md": factors.filled,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check, differ = parser.parse_args().check, []
+    for page, filled in PAGES.items():
+        path = ROOT / page
+        text = path.read_text(encoding="utf-8")
+        if (new := filled(text)) != text:
+            differ.append(page)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    if check and differ:
+        sys.exit(f"not what the records give: {', '.join(differ)}")
+
+
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    main()

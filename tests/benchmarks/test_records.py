@@ -6,8 +6,9 @@ import ast
 import importlib
 import importlib.util
 import math
+import re
 import shutil
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,29 +40,34 @@ def test_what_a_script_imports_of_the_library_is_there(script: Path) -> None:
                 assert hasattr(module, alias.name) or importlib.util.find_spec(inside), inside
 
 
-def figures(page: str) -> str:
-    from benchmarks.figures import filled
+def figures(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """``python -m benchmarks.figures``."""
+    from benchmarks.figures import main
 
-    return filled(page)
-
-
-def tables_of(study: str) -> Callable[[str], str]:
-    return lambda page: importlib.import_module(f"benchmarks.{study}.tables").filled(page)
+    monkeypatch.setattr(sys, "argv", ["figures", *arguments])
+    main()
 
 
 @needs_records
-@pytest.mark.parametrize(
-    ("page", "write"),
-    [
-        ("docs/speed.md", figures),
-        ("benchmarks/pictograms/tables.md", tables_of("pictograms")),
-        ("benchmarks/frozen/tables.md", tables_of("frozen")),
-        ("benchmarks/factors/tables.md", tables_of("factors")),
-    ],
-)
-def test_a_page_holds_what_the_records_give(page: str, write: Callable[[str], str]) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    assert write(text) == text, f"{page} is not what its records give; see benchmarks/README.md"
+def test_every_page_holds_what_the_records_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures(monkeypatch, "--check")
+
+
+@needs_records
+def test_a_number_that_differs_is_reported_with_its_page_and_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import figures as module
+
+    right = re.search(r"CLIP <!-- figure .*", (ROOT / "docs" / "choose.md").read_text(encoding="utf-8"))
+    assert right is not None
+    page = tmp_path / "page.md"
+    page.write_text(re.sub(r"\d", "7", right[0], count=1), encoding="utf-8")
+    monkeypatch.setattr(module, "PAGES", {str(page): module.marked})
+    with pytest.raises(SystemExit, match=r"not what the records give: .*page\.md"):
+        figures(monkeypatch, "--check")
+    figures(monkeypatch)
+    assert page.read_text(encoding="utf-8") == right[0]
 
 
 def test_packing_keeps_hits_and_a_p_value_and_equal_bytes(tmp_path: Path) -> None:

@@ -1,0 +1,217 @@
+"""The numbers of README.md, docs/study.md and docs/choose.md, from the records of the studies."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks.factors import plan as factors_plan
+from benchmarks.factors import tables as factors
+from benchmarks.factors.world import World as Factors
+from benchmarks.frozen import plan, tables
+from benchmarks.frozen.plan import SIZES, World
+from benchmarks.pictograms import plan as scratch
+from benchmarks.pictograms import tables as pictograms
+from benchmarks.pictograms import wrong
+from benchmarks.studies import records
+from benchmarks.studies.comparison import Difference, compared, counted, together, zeroshot_mean
+from benchmarks.studies.leads import Lead
+from benchmarks.studies.pages import NAMES, points, span, spread, table
+
+AUTO = Path(__file__).parents[1] / "results" / "auto" / "records.jsonl"
+METHODS = ("cloob", "infoloob")
+"""Those that are compared with CLIP."""
+
+
+def said(difference: Difference | None, *, seeds: bool = False) -> str:
+    """A mean and its interval over classes, or over seeds."""
+    if difference is None:
+        return "–"
+    return f"{points(difference.mean)} ({span(difference.over_seeds if seeds else difference.over_classes)})"
+
+
+@functools.cache
+def frozen() -> tuple[tables.Runs, tables.Sets]:
+    scores = {name: record["score"] for name, record in records.read("search", tables.STUDY).items()}
+    return tables.select(records.read("cells", tables.STUDY), scores), records.labels_by_set(tables.STUDY)
+
+
+def lead(method: str, world: World) -> Difference | None:
+    """A method − CLIP over all eight sets."""
+    runs, sets = frozen()
+    return together(compared(runs.get((method, world), {}), runs.get(("clip", world), {}), sets).values(), True)
+
+
+def recall_lead(method: str, world: World) -> str:
+    """A method − CLIP in the mean recall of held-out pairs with right captions, with its interval over seeds."""
+    runs, _ = frozen()
+    ours, theirs = runs.get((method, world), {}), runs.get(("clip", world), {})
+    gaps = [ours[s]["val"]["mean_recall"] - theirs[s]["val"]["mean_recall"] for s in sorted(ours.keys() & theirs)]
+    return factors.shown(gaps)
+
+
+def heads() -> str:
+    """Zero-shot and recall of the frozen study's main conditions."""
+    lines = []
+    for head, share in itertools.product(("linear", "mlp"), (0.0, 0.4, 0.6)):
+        world = World(head, "swap", share)
+        clip = frozen()[0]["clip", world].values()
+        row = [f"{head}, {100 * share:.0f} % wrong", spread([zeroshot_mean(r) for r in clip])]
+        row += [said(lead(method, world)) for method in METHODS]
+        row += [spread([r["val"]["mean_recall"] for r in clip]), *(recall_lead(method, world) for method in METHODS)]
+        lines.append(row)
+    head = ["heads, captions", "CLIP, zero-shot, %", "CLOOB − CLIP", "InfoLOOB − CLIP"]
+    return table([*head, "CLIP, recall, %", "CLOOB − CLIP", "InfoLOOB − CLIP"], lines)
+
+
+def fewer() -> str:
+    """CLOOB against CLIP by the number of pairs, linear heads."""
+    lines = []
+    for pairs, share in itertools.product(SIZES, (0.0, 0.4)):
+        world = World("linear", "swap", share, pairs)
+        lines.append([f"{pairs:,}, {100 * share:.0f} % wrong", said(lead("cloob", world)), recall_lead("cloob", world)])
+    return table(["pairs, captions", "CLOOB − CLIP, zero-shot", "CLOOB − CLIP, recall"], lines)
+
+
+@functools.cache
+def from_scratch() -> tuple[pictograms.Runs, pictograms.Runs, pictograms.Sets]:
+    """Runs of the usual length, longer ones, and the test sets' labels."""
+    study = pictograms.STUDY
+    cells, scores = records.read("cells", study), scratch.search_scores(records.read("search", study))
+    return (*(scratch.select(cells, scores, n)[0] for n in (None, scratch.LONG_EPOCHS)), records.labels_by_set(study))
+
+
+def tower_lead(method: str, tower: str, *, longer: bool = False) -> Difference | None:
+    """A method − CLIP over all eight sets, towers from scratch."""
+    runs, sets = from_scratch()[int(longer)], from_scratch()[2]
+    return together(compared(runs[method, tower], runs["clip", tower], sets).values(), True)
+
+
+def towers() -> str:
+    runs = from_scratch()[0]
+    lines = [
+        [NAMES[m], *(spread([zeroshot_mean(r) for r in runs[m, tower].values()]) for tower in scratch.TOWERS)]
+        for m in ("clip", *METHODS)
+    ]
+    lines += [[f"{NAMES[m]} − CLIP", *(said(tower_lead(m, tower)) for tower in scratch.TOWERS)] for m in METHODS]
+    return table(["zero-shot top-1, mean of eight sets, %", *scratch.TOWERS], lines)
+
+
+def scratch_wrong(method: str, what: str) -> str:
+    """The ResNet with wrong captions, 36 epochs: a method − CLIP over seeds, or its recall."""
+    found = [r for r in records.read(wrong.RUNS, pictograms.STUDY).values() if r["config"]["epochs"] == 36]
+    by = {m: {r["config"]["seed"]: r for r in found if r["config"]["method"] == m} for m in ("clip", method)}
+    if what == "recall":
+        return spread([wrong.best_look(r)["val"]["mean_recall"] for r in by[method].values()])
+    return factors.shown([wrong.zeroshot(by[method][s]) - wrong.zeroshot(by["clip"][s]) for s in sorted(by["clip"])])
+
+
+@functools.cache
+def factor_cells() -> factors.Cells:
+    return factors.select(records.read("cells", factors_plan.STUDY), factors_plan.searches(factors_plan.STUDY))
+
+
+def synthetic() -> str:
+    lines = []
+    for share in sorted(factors_plan.WRONG):
+        world = Factors(wrong=share)
+        clip = [factors.mean_zero_shot(r) for r in factor_cells()[world, "clip"].values()]
+        gaps = [factors.paired(factor_cells(), world, m, "clip", factors.mean_zero_shot) for m in factors.MEMBERS]
+        lines.append([f"{100 * share:.0f} %", spread(clip), *map(factors.shown, gaps)])
+    return table(["wrong captions", "CLIP, %", *(f"{NAMES[m]} − CLIP" for m in factors.MEMBERS)], lines)
+
+
+def changed() -> str:
+    """Leads in the synthetic world where one thing is changed."""
+
+    def written(found: Lead | None) -> str:
+        return "–" if found is None else f"{found.mean:+z.1f} ({found.low:+z.1f} … {found.high:+z.1f})"
+
+    lines = [[r.label, *(written(of.get(m)) for of in r.leads for m in METHODS)] for r in factors.rows(factor_cells())]
+    shares = [f"{100 * share:.0f} % wrong" for share in factors.SHARES]
+    return table(["world", *(f"{NAMES[m]} − CLIP, {share}" for share in shares for m in METHODS)], lines)
+
+
+def vectors(task: str, method: str) -> str:
+    """Recall@1 of a task of two matrices: a method − CLIP, mean over seeds."""
+    found = [json.loads(line) for line in AUTO.read_text(encoding="utf-8").splitlines()]
+    gaps = [r["recall"][method] - r["recall"]["clip"] for r in found if r["task"] == task]
+    return points(statistics.mean(gaps))
+
+
+def search_settings() -> str:
+    """What the search chose for heads on frozen encoders."""
+    scores = {name: record["score"] for name, record in records.read("search", tables.STUDY).items()}
+    lines = []
+    methods = ("cloob", "infoloob", "clip")
+    for method, head, share in itertools.product(methods, ("mlp", "linear"), (0.0, 0.4)):
+        cell = plan.chosen(method, World(head, "swap", share), scores)
+        assert cell is not None
+        s = cell.setting
+        beta = "–" if s.beta is None else f"{s.beta:g}"
+        numbers = [f"{s.inv_tau:g}", beta, f"{s.lr:g}", f"{s.batch_size}", f"{cell.epochs}"]
+        lines.append([NAMES[method], f"`{head}`", f"{100 * share:.0f} %", *numbers])
+    return table(["objective", "heads", "wrong captions", "τ⁻¹", "β", "learning rate", "batch", "epochs"], lines)
+
+
+def helps() -> str:
+    """README's table: what a person with such data may expect."""
+    right, mixed = (World("mlp", "swap", share) for share in (0.0, 0.4))
+    few, resnet = [World("linear", "swap", 0.0, pairs) for pairs in SIZES[:2]], scratch.TOWERS[0]
+    fewer = " and ".join(recall_lead("cloob", world).split(" ")[0] for world in few)
+    lines = [
+        ["MLP heads on frozen encoders, 43,276 pairs, zero-shot", *(said(lead(m, right)) for m in METHODS)],
+        ["the same, 40 % wrong captions", *(said(lead(m, mixed)) for m in METHODS)],
+        [f"linear heads, {SIZES[0]:,} and {SIZES[1]:,} pairs, recall of held-out pairs", fewer, "–"],
+        ["two files of vectors (molecules, names), recall@1", *(vectors("molecules × names", m) for m in METHODS)],
+        ["small ResNet from scratch, 43,276 pairs, zero-shot", *(said(tower_lead(m, resnet)) for m in METHODS)],
+        ["millions of pairs", "not run here; ahead in the paper", "–"],
+    ]
+    return table(["your data", *(f"{NAMES[m]} − CLIP" for m in METHODS)], lines)
+
+
+def frozen_claim() -> str:
+    """In how many cells of the frozen study's claim CLOOB leads."""
+    runs, sets = frozen()
+    worlds = [world for world in plan.CORE if world.share >= tables.WRONG]
+    found = [d for w in worlds for d in compared(runs["cloob", w], runs["clip", w], sets).values() if d.told]
+    return counted([d.mean for d in found])
+
+
+def on_set(name: str, world: World) -> str:
+    runs, sets = frozen()
+    return said(compared(runs["cloob", world], runs["clip", world], sets)[name])
+
+
+def hours(study: Path) -> str:
+    """CPU-core hours of all runs with a record."""
+    stages = {stage for stage, _ in records.names(study)}
+    found = (r.get("cpu_seconds", 0.0) for stage in stages for r in records.read(stage, study).values())
+    return f"{sum(found) / 3600:.0f}"
+
+
+FIGURES: Mapping[str, Callable[[], str]] = {
+    "helps": helps,
+    "heads": heads,
+    "fewer": fewer,
+    "towers": towers,
+    "synthetic": synthetic,
+    "changed": changed,
+    "settings": search_settings,
+    **{f"hours-{s}": functools.partial(hours, AUTO.parents[2] / s) for s in ("pictograms", "frozen", "factors")},
+    "frozen-claim": frozen_claim,
+    "photographs": lambda: on_set("tuxpaint-photos", World("linear", "swap", 0.0)),
+    "names": lambda: said(lead("cloob", World("mlp", "name", 0.4))),
+    "longer": lambda: said(tower_lead("cloob", scratch.TOWERS[0], longer=True), seeds=True),
+    **{f"wrong-{m}": functools.partial(scratch_wrong, m, "lead") for m in METHODS},
+    **{f"recall-{m}": functools.partial(scratch_wrong, m, "recall") for m in ("clip", "cloob")},
+    **{f"right-{m}": lambda m=m: said(lead(m, World("mlp", "swap", 0.0))) for m in METHODS},
+    **{f"mixed-{m}": lambda m=m: said(lead(m, World("mlp", "swap", 0.4))) for m in METHODS},
+    "few-cloob": lambda: recall_lead("cloob", World("linear", "swap", 0.0, SIZES[0])),
+    **{f"molecules-{m}": functools.partial(vectors, "molecules × names", m) for m in METHODS},
+}
+"""What stands between the marks ``<!-- figure NAME -->`` and ``<!-- /figure -->`` of a page."""
