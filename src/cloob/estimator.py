@@ -48,7 +48,8 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     the targets, so ``cross_val_score`` and ``GridSearchCV`` split both.
 
     Args:
-        objective: A member of the family, or ``"auto"``: short runs of three, of which the held-out pairs choose.
+        objective: A member of the family; ``"cca"``, linear heads in closed form; or ``"auto"``: short runs of three,
+            of which the held-out pairs choose.
         inv_tau: Inverse temperature of the contrast; None: 10 for InfoLOOB, the objective's own for others.
         beta: Inverse temperature of the Hopfield retrieval; None for the objective's own.
         head: ``"mlp"`` or ``"linear"``.
@@ -137,7 +138,9 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             encoder = load_model(result.run, self.device).eval()
             assert isinstance(encoder, VectorEncoder)
             self.encoder_ = encoder
-            self.objective_ = self.encoder_.make_objective().config()
+            self.objective_ = encoder.objective_config
+            if self.objective != "cca":
+                self.objective_ = encoder.make_objective().config()
             self.history_ = read_lines(result.run / EPOCHS_FILE)
             self.objectives_ = read_choice(result.run)
         self._n_features_out = self.encoder_.embed_dim

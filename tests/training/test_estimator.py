@@ -57,6 +57,18 @@ def test_it_trains_what_the_command_trains(
     assert heads.score(X, Y) == again.score(X.repeat(2, 0), Y.repeat(2, 0)) > 5 / N
 
 
+def test_the_closed_form_is_an_objective(matrices: tuple[np.ndarray, np.ndarray, list[str]], tmp_path: Path) -> None:
+    X, Y, groups = matrices
+    heads = ContrastiveHeads("cca", random_state=0).fit(X, Y, groups=groups)
+    assert heads.objective_["closed_form"] == "cca" and heads.transform(X).shape == (N, 7)
+    heads.save(tmp_path / "saved")
+    assert (cloob.load_model(tmp_path / "saved").encode_a(X).numpy() == heads.transform(X)).all()  # type: ignore[operator]
+    blind = ContrastiveHeads("cca", validation_fraction=0, n_components=3).fit(X, Y)
+    assert blind.transform(X).shape == (N, 3) and min(heads.score(X, Y), blind.score(X, Y)) > 0.4
+    with pytest.raises(ValueError, match="inv_tau is 9"):
+        ContrastiveHeads("cca", inv_tau=9).fit(X, Y)
+
+
 def test_it_takes_any_matrices_and_is_searched(matrices: tuple[np.ndarray, np.ndarray, list[str]]) -> None:
     X, Y, groups = matrices
     X = np.where(X > 2, X, 0)

@@ -78,6 +78,9 @@ def test_features_are_computed_once(heads: TrainConfig, computed: Callable[[], b
     for head in ("image_head", "text_head"):
         ours, theirs = (getattr(model.model, head).state_dict() for model in (same, of_align))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    closed = train(heads.override(objective="cca", out=heads.save.out / "closed"))
+    assert load_model(closed.run).embed_dim == 12 and not computed()
+    assert lines(closed.run / "epochs.jsonl")[0]["val_recall"] > 0.9  # as many pairs as directions, nearly
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match=rf"{file.name} cannot be read"):
         train(heads.override(out=heads.save.out / "other", epochs=1))

@@ -18,13 +18,18 @@ import pytest
 import torch
 from pyarrow import parquet
 from safetensors.numpy import save_file
+from torch.nn import functional as F
 from train_helpers import exact, lines
 
 import cloob
 from cloob import cli
 from cloob.data.vectors import open_pairs
 from cloob.errors import InputError
+from cloob.functional.cca import PairMoments, canonical_directions
 from cloob.training.config import TrainConfig
+from cloob.training.config.parts import VAL_SPLIT
+from cloob.training.vectors import open_vectors
+from support import fork
 
 N = 400
 
@@ -83,6 +88,39 @@ def test_the_command_trains_heads_that_find_partners(
         model.encode_text(["a"])
     with pytest.raises(InputError, match=r"\(n, 20\)"):
         model.encode_a(b)  # type: ignore[operator]
+
+
+def test_the_closed_form_takes_the_place_of_training(
+    config: TrainConfig,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The heads are the directions of all training pairs, for the ridge and power that the run reports."""
+    monkeypatch.chdir(files)
+    out = tmp_path / "run"
+    words = f"--a a.npy --b b.npy --ids ids.txt --objective cca --device cpu --out {out}"
+    assert cli.main(["train", "vectors", *words.split()]) == 0
+    assert lines(out / "epochs.jsonl")[-1]["val_recall"] > 0.6
+    assert [line["key"] for line in lines(out / "skipped.jsonl")] == ["a.npy row 7"]
+    model = cloob.load_model(out)
+    ridge, power, by_column = (model.objective_config[key] for key in ("ridge", "power", "by_column"))
+    train, _ = open_vectors(config.override(val_split=VAL_SPLIT))
+    a, b, *_ = train.take(np.arange(len(train)))
+    (directions,) = canonical_directions(PairMoments.of(a, b), [ridge], by_column=by_column)
+    expected = F.normalize((a - a.mean(0)).double() @ directions.weighted(power)[0], dim=1)
+    torch.testing.assert_close(model.encode_a(a).double(), expected, atol=1e-4, rtol=0)  # type: ignore[operator]
+    with pytest.raises(InputError, match="closed form"):
+        model.make_objective()
+    capsys.readouterr()
+    assert cli.main(["train", "vectors", *words.split(), "--resume", "auto"]) == 0
+    assert "already finished" in capsys.readouterr().out
+    assert cli.main(["eval", str(out), "--held-out", "--out", f"{tmp_path}/report"]) == 0
+    assert json.loads((tmp_path / "report/results.json").read_text())["rows"][0]["objective"] == "cca"
+    ranks = fork(tmp_path / "ranks", 2, lambda: cli.main(["train", "vectors", *words.split(), "--overwrite"]))
+    assert ranks.wait() == [0, 0], ranks.told()
+    torch.testing.assert_close(cloob.load_model(out).encode_a(a), model.encode_a(a), atol=1e-4, rtol=0)  # type: ignore[operator]
 
 
 def test_runs_are_judged_side_by_side_and_embed(
@@ -166,8 +204,6 @@ def test_held_out_files_take_the_place_of_a_split(
     config: TrainConfig, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a split would hold out, given as files, is judged alike."""
-    from cloob.training.vectors import open_vectors
-
     monkeypatch.chdir(tmp_path)
     split = cloob.train(config).run
     parts = dict(zip(("", "val_"), open_vectors(config), strict=True))
@@ -219,7 +255,6 @@ def test_hdf5_is_read_where_h5py_is(config: TrainConfig, files: Path, monkeypatc
 def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -> None:
     from cloob.data.order import EpochOrder, Part
     from cloob.training import build
-    from cloob.training.vectors import open_vectors
 
     config = config.override(head_dropout=0.0, val_split=0.0, epochs=5, log_every=1, embed_dim=32)
     pairs, _ = open_vectors(config)

@@ -235,7 +235,7 @@ class Embeddings:
 
 def _model_facts(encoder: Encoder) -> ModelFacts:
     settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
-    objective = member_name(settings.get("contrast"), settings.get("hopfield"))
+    objective = member_name(settings.get("contrast"), settings.get("hopfield")) or settings.get("closed_form")
     scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
     trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
     beta = settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else _PAPER_BETA

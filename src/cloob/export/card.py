@@ -46,6 +46,7 @@ def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None)
     folder = find_model_folder(source)
     run = run_of(folder)
     objective = member_name(*(encoder.objective_config.get(key) for key in ("contrast", "hopfield")))
+    objective = objective or encoder.objective_config.get("closed_form")
     training = _training(run, folder) if run is not None and folder is not None else {}
     row, level = _results(source, run, results, fingerprint(encoder))
     return Facts(encoder, objective, training, row, level)
@@ -87,7 +88,9 @@ def _metadata(facts: Facts, name: str, library: str, tags: list[str], license: s
 
 def _summary(facts: Facts) -> str:
     encoder, objective = facts.encoder, ""
-    if facts.objective:
+    if facts.objective == "cca":
+        objective = ", with heads solved for in closed form (canonical correlation analysis)"
+    elif facts.objective:
         member = FAMILY[facts.objective]
         title = CONTRASTS[member.contrast].title + (_RETRIEVED if member.hopfield else "")
         objective = f", trained with {facts.objective} ({title})"

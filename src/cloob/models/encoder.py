@@ -134,6 +134,8 @@ class DualEncoder(nn.Module):
         """
         settings = self.objective_config | {"gather": False} | overrides
         lacks = "" if self.objective_config else "what it was trained with; cloob.make_objective(NAME) makes one"
+        if form := self.objective_config.get("closed_form"):
+            lacks = f"what loss it was trained with: there was none ({form} is a closed form)"
         if settings.get("hopfield") and "beta" not in settings:
             lacks = "which β it was trained with; give make_objective(beta=…)"
         if lacks:

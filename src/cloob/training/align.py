@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from cloob.models.aligned.encoders import open_text_encoder as open_text
 from cloob.models.aligned.heads import Head, Standardise
 from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
 from cloob.models.load import load_model
+from cloob.objective import ContrastiveObjective
 from cloob.training.config import TrainConfig
 from cloob.training.faults import check_fraction
 
@@ -80,6 +81,8 @@ def new_heads(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
         kind, embed_dim, dropout = config.align.heads().values()
+        if config.loss.objective == "cca":  # its weights are singular values, so a direction more does no harm
+            kind, embed_dim, dropout = "linear", min(config.align.embed_dim or max(widths), *widths), 0.0
         return [Head(width, embed_dim, kind, dropout, how) for width, how in zip(widths, standardise, strict=True)]
 
 
@@ -87,6 +90,35 @@ def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:
     """What ``AlignConfig`` would have to say for these heads."""
     options = encoder.model.image_head.options
     return {"head": options["kind"], "embed_dim": options["embed_dim"], "head_dropout": options["dropout"]}
+
+
+@dataclass
+class Chosen:
+    """What the closed form took; see ``functional.cca``."""
+
+    ridge: float
+    power: float
+    by_column: bool
+
+
+class ClosedForm(ContrastiveObjective):
+    """Stands where a run has its objective; its value is NaN, as no loss was minimised."""
+
+    def __init__(self) -> None:
+        super().__init__(hopfield=False)
+        self.chosen: Chosen | None = None
+
+    def config(self) -> dict[str, Any]:
+        """What ``objective.json`` holds."""
+        return {"closed_form": "cca", **(asdict(self.chosen) if self.chosen else {})}
+
+    def forward(self, image_features: Tensor, *_: Any, **__: Any) -> Tensor:
+        return image_features.new_full((), torch.nan)
+
+
+def in_closed_form(config: TrainConfig) -> TrainConfig:
+    """A run that solves for its heads: one pass in large blocks, judged by recall and saved once."""
+    return config.override(epochs=1, batch_size=4096, save_every=0, patience=0, best="val_recall")
 
 
 class FeatureLoader(Loader):
@@ -133,7 +165,8 @@ def feature_loader(
         features = held[0] if held else get()
     if train and config.towers.init is None:  # heads that were trained before keep their standardisation
         encoder.fit(features.images, features.texts)
-    return FeatureLoader(features, source.name, batch_size=batch_size, seed=config.run.seed, train=train)
+    shuffles = train and config.loss.objective != "cca"
+    return FeatureLoader(features, source.name, batch_size=batch_size, seed=config.run.seed, train=shuffles)
 
 
 def _compute(source: Source, encoder: AlignedEncoder, workers: int, gets_on: Callable[[], object]) -> Features:

@@ -199,6 +199,8 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     A batch of the large sets' 256 would leave a small set a handful of steps, most of them warm-up. A power of two that
     makes 16 to 32 steps of an epoch keeps the number of steps alike from 128 to 8,000 pairs.
     """
+    if config.loss.objective == "cca":
+        return align.in_closed_form(config)
     if config.run.batch_size:
         return config
     power = 1 << max(pairs // 16, 1).bit_length() - 1
@@ -238,6 +240,8 @@ def make_encoder(config: TrainConfig, source: Source | VectorPairs | None = None
 
 def make_loss(config: TrainConfig) -> ContrastiveObjective:
     """The configuration's objective, gathering over several ranks."""
+    if config.loss.objective == "cca":
+        return align.ClosedForm()
     try:
         return make_objective(config.loss.objective, gather=world_size() > 1, **config.loss.overrides())
     except (ValueError, TypeError) as error:
@@ -252,7 +256,8 @@ def make_loader(
     least = 2 * world_size()
     refuse([(train and size < least, f"batch_size is {size} for {world_size()} processes; it must be {least} or more")])
     if isinstance(source, VectorPairs):
-        return align.FeatureLoader(source, source.name, batch_size=size, seed=config.run.seed, train=train)
+        shuffles = train and config.loss.objective != "cca"
+        return align.FeatureLoader(source, source.name, batch_size=size, seed=config.run.seed, train=shuffles)
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(source, encoder, config, device, make_cache(config), train=train)
     augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
@@ -281,6 +286,7 @@ def resolved(
     chosen = objective.config()
     names = ["inv_tau", "learnable_inv_tau", "learnable_beta", "scale", *(["beta"] if objective.hopfield else [])]
     names += [] if objective.bias is None else ["bias"]
+    names = [] if isinstance(objective, align.ClosedForm) else names
     leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
     if isinstance(encoder, AlignedEncoder):
         leaves |= align.head_settings(encoder)

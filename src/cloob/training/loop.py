@@ -17,7 +17,7 @@ from cloob.data.batch import Batch
 from cloob.data.loader import Copies
 from cloob.distributed import Layout, Tally, on_rank_zero, process_group, rank, resolve_device
 from cloob.errors import InputError, TrainingFailed
-from cloob.training import build, faults, finetune, run_folder
+from cloob.training import build, closed, faults, finetune, run_folder
 from cloob.training.build import Parts
 from cloob.training.callbacks import Callback, Ended, RunInfo, RunResult
 from cloob.training.checkpoint import preserved_rng
@@ -163,6 +163,11 @@ class _Run:
         """The rest of the current epoch. Returns whether a signal ended it."""
         parts, progress = self.parts, self.parts.progress
         save_every, size = parts.config.save.save_every, parts.config.run.batch_size
+        if parts.config.loss.objective == "cca" and not progress.position:
+            try:
+                closed.fit(parts, stop)
+            except StopRequested:
+                return True
         start, offset = divmod(progress.position, size)
         progress.lanes = progress.lanes or parts.loader.lanes  # an epoch keeps its order with another world size
         batches = parts.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)

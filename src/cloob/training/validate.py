@@ -88,7 +88,7 @@ def validate(parts: Parts, stop: StopSignal, *, hopfield: bool) -> Validation:
     limit = config.pairs.max_bad_fraction
     check_fraction(loader.name, "held-out pairs", [skip for _, skip in skipped], pairs, limit)
     loss = finite(total / samples) if samples else None
-    return Validation(loss, _recall(features, device, config.vectors.a is not None), skipped)
+    return Validation(loss, mean_recall(features, device, config.vectors.a is not None), skipped)
 
 
 def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,8 @@ def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tu
     return torch.cat(images), torch.cat(texts)
 
 
-def _recall(features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, by_id: bool) -> float | None:
+def mean_recall(features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, by_id: bool) -> float | None:
+    """The mean recall among the unit rows and ids of all ranks' pairs (see ``Validation``); on every rank."""
     collected = gather_objects(tuple(torch.cat(side) for side in zip(*features, strict=True)))
 
     def mean() -> float | None:

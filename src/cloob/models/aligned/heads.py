@@ -81,6 +81,14 @@ class Head(nn.Module):
         constant = spread <= 1e-6 * self.mean.cpu().abs()  # what is left is rounding of the mean
         self.scale.copy_(spread.masked_fill(constant, 1.0))
 
+    @torch.no_grad()
+    def solve(self, mean: Tensor, matrix: Tensor) -> None:
+        """Makes a linear head give (features - mean) @ matrix, for an (F,) mean and an (F, D) matrix."""
+        self.mean.copy_(mean)
+        self.scale.fill_(1.0)
+        self.matrix.weight.copy_(matrix.T)
+        self.matrix.bias.zero_()
+
     def forward(self, features: Tensor) -> Tensor:
         rows = (features - self.mean) / self.scale
         out: Tensor = self.matrix(self.dropout(rows))

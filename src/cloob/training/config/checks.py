@@ -81,7 +81,9 @@ def _of_running(config: TrainConfig) -> Iterator[Conflict]:
 
 def _of_objective(config: TrainConfig) -> Iterator[Conflict]:
     loss, name = config.loss, config.loss.objective
-    member, paper = None if name == "auto" else FAMILY[name], loss.scale == "paper"
+    for key in loss.overrides() if name == "cca" else ():
+        yield _excluded(loss, key, True, "the objective cca, which has no loss")
+    member, paper = FAMILY.get(name), loss.scale == "paper"
     sigmoid, plain = member and not CONTRASTS[member.contrast].softmax, not (member and member.hopfield)
     yield _excluded(loss, "beta", plain and loss.beta, f"{name}, which has no retrieval")
     yield _excluded(loss, "retrieval_from", plain and loss.retrieval_from, f"{name}: it has no retrieval")
@@ -103,6 +105,9 @@ def _of_pairs(config: TrainConfig) -> Iterator[Conflict]:
     none = "but there are no held-out pairs; give --val-data or --val-split"
     yield run.patience and not config.holds_out, f"patience is {run.patience}, {none}, or --patience 0"
     yield pairs.val_every > 1 and not config.holds_out, f"val_every is {pairs.val_every}, {none}"
+    heads = vectors or config.align.encoders()
+    closed = config.loss.objective == "cca" and not heads
+    yield closed, "objective is 'cca', which is for `cloob train vectors` and `cloob train align`; name another"
     auto = config.loss.objective == "auto" and not vectors
     yield auto, "objective is 'auto', which is for `cloob train vectors`; name one"
     forms = "a table such as pairs.csv, shards, or a folder of images with .txt files beside them"

@@ -145,8 +145,9 @@ class TowersConfig(Part):
 class LossConfig(Part):
     """The objective. What is left out takes the objective's own default."""
 
-    objective: Literal[ObjectiveName, "auto"] = "cloob"
-    """The objective; auto: of vectors, the one that held-out pairs choose."""
+    objective: Literal[ObjectiveName, "auto", "cca"] = "cloob"
+    """The objective; auto: of vectors, the one that held-out pairs choose; cca: linear heads on vectors or frozen
+    encoders in closed form, in seconds."""
     inv_tau: Annotated[float | None, POSITIVE] = None
     """Inverse temperature of the contrast (its start when it is learned)."""
     beta: Annotated[float | None, POSITIVE] = None

@@ -1,0 +1,73 @@
+"""The closed form against the generalised eigenproblem that defines it and scikit-learn's CCA; moments of blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.linalg import eigh
+from sklearn.cross_decomposition import CCA
+from torch import Tensor
+
+from cloob.functional.cca import PairMoments, canonical_directions
+
+
+def pairs(n: int, seed: int, *, of_a: int = 7, of_b: int = 4) -> tuple[Tensor, Tensor]:
+    """Two views of one cause, with columns of unlike units, and far from zero."""
+    rng = np.random.default_rng(seed)
+    cause = rng.normal(size=(n, 3))
+    a = (cause @ rng.normal(size=(3, of_a)) + rng.normal(size=(n, of_a))) * rng.uniform(0.1, 9, of_a) + 50
+    return torch.from_numpy(a), torch.from_numpy(cause @ rng.normal(size=(3, of_b)) + rng.normal(size=(n, of_b)))
+
+
+@given(st.integers(9, 60), st.integers(0, 99), st.sampled_from([0.003, 0.1, 2.0]), st.booleans())
+def test_directions_solve_the_generalised_eigenproblem(n: int, seed: int, ridge: float, by_column: bool) -> None:
+    """(0 C_ab; C_ba 0) v = s (R_a 0; 0 R_b) v, solved by scipy as one problem of both sides. Tolerance 1e-8."""
+    a, b = pairs(n, seed)
+    x, y = a.numpy() - a.numpy().mean(0), b.numpy() - b.numpy().mean(0)
+    if by_column:
+        x, y = x / x.std(0), y / y.std(0)
+    left, right = np.zeros((11, 11)), np.zeros((11, 11))
+    left[:7, 7:], left[7:, :7] = x.T @ y / n, y.T @ x / n
+    for side, at in ((x, slice(0, 7)), (y, slice(7, 11))):
+        covariance = side.T @ side / n
+        right[at, at] = covariance + ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    values, vectors = (part[..., ::-1][..., :4] for part in eigh(left, right))
+    (directions,) = canonical_directions(PairMoments.of(a, b), [ridge], by_column=by_column)
+    assert np.allclose(directions.correlations, values, atol=1e-8)
+    expected = (x @ vectors[:7] * values**2) @ (y @ vectors[7:]).T * 2  # both sides of unit variance: a factor √2 each
+    of_a, of_b = directions.weighted(1.0)
+    found = (a - a.mean(0)) @ of_a @ ((b - b.mean(0)) @ of_b).T
+    assert np.allclose(found, expected, atol=1e-8 * max(1.0, float(np.abs(expected).max())))
+
+
+def test_with_hardly_a_ridge_it_is_scikit_learns() -> None:
+    """scikit-learn's CCA has no ridge; it iterates, so the correlations agree to 1e-5."""
+    a, b = pairs(300, 0)
+    (directions,) = canonical_directions(PairMoments.of(a, b), [1e-12])
+    x, y = CCA(n_components=3, max_iter=5000, tol=1e-12).fit(a.numpy(), b.numpy()).transform(a.numpy(), b.numpy())
+    theirs = [np.corrcoef(x[:, k], y[:, k])[0, 1] for k in range(3)]
+    assert directions.correlations[:3].tolist() == pytest.approx(theirs, abs=1e-5)
+
+
+def test_moments_of_blocks_add() -> None:
+    """Rows that lie 10⁶ from zero, where sums of squares would keep no digit of a float32."""
+    sizes = [1, 20, 3, 7]
+    a, b = pairs(sum(sizes), 0)
+    a = a + 1e6
+    blocks = list(map(PairMoments.of, a.split(sizes), b.split(sizes)))
+    total, whole = sum(blocks[1:], blocks[0]), PairMoments.of(a, b)
+    assert total.count == whole.count
+    for name in ("mean_a", "mean_b", "aa", "bb", "ab"):
+        torch.testing.assert_close(getattr(total, name), getattr(whole, name), rtol=1e-7, atol=1e-6)
+
+
+def test_a_column_that_is_constant_brings_nothing() -> None:
+    a, b = pairs(50, 1)
+    constant = torch.cat([a, torch.full((50, 1), 0.1, dtype=torch.float32).double()], 1)
+    for by_column in (False, True):
+        (with_it,) = canonical_directions(PairMoments.of(constant, b), [0.1], by_column=by_column)
+        assert torch.isfinite(with_it.a).all() and with_it.correlations.isfinite().all()
+        assert float((with_it.weighted(1.0)[0][-1]).abs().max()) < 1e-6
