@@ -132,7 +132,7 @@ class Jitter(nn.Module):
         return x + 0.3 * torch.randn_like(x) if self.training else x
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=WITH_CUDA)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[WITH_CUDA, pytest.mark.cuda])])
 def test_random_state_is_replayed(device: str) -> None:
     micro_batches = cut(tuple(side.to(device) for side in batch()), [5, 5, 2])
     full, cached = (Towers(nn.Dropout(0.5), Jitter()).to(device) for _ in range(2))
