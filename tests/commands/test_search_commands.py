@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import os
-import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -140,55 +138,6 @@ def test_classify_an_index_and_a_folder_alike(
     assert len(table) == 32 and table[0].keys() == {"path", "label", "probability", "margin"} and "τ⁻¹" not in err
 
 
-def test_copies_lie_by_label_once_and_overwrite_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures, target = write_pictures(tmp_path / "pictures", n=1), tmp_path / "sorted"
-    (target / "red").mkdir(parents=True)
-    (target / "red" / "red-0.png").write_bytes(b"mine")
-    os.utime(pictures / "red-0.png", (10**9, 10**9))
-    (tmp_path / "labels.txt").write_text("red\nblue/../green\n\n", encoding="utf-8-sig")
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        tar.add(pictures / "green-0.png", "sub/green.png")
-    for source, count in (pictures, 8), (tmp_path / "x.tar", 1):
-        words = ["classify", str(source), "--labels", str(tmp_path / "labels.txt"), "--model", "colours"]
-        words += ["--copy-to", str(target)]
-        assert run(capsys, *words)[1].endswith(f"cloob: {count} copied to {target}\n")
-        assert run(capsys, *words)[1].endswith(f"cloob: 0 copied to {target}, {count} were there\n")
-    assert {path.name for path in target.iterdir()} == {"red", "blue_.._green"}
-    assert (target / "red" / "red-0.png").read_bytes() == b"mine" and len(list(pictures.iterdir())) == 16
-    assert (target / "red" / "red-0-2.png").stat().st_mtime == 10**9
-    (member,) = target.rglob("green.png")
-    assert member.read_bytes() == (pictures / "green-0.png").read_bytes()
-
-
-def test_what_belongs_to_a_picture_moves_along_and_can_be_put_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pictures, target = write_pictures(tmp_path / "pictures", n=1), tmp_path / "pictures" / "sorted"
-    for name in ("red-0.MOV", "red-0.mp3", "red-0.xmp", "red-0.png.xmp", "red-0.edit.txt"):
-        (pictures / name).write_text(name)
-    shutil.copy(pictures / "white-0.png", pictures / "blue-0.webp")  # which has blue-0.txt, too
-    (target / "red").mkdir(parents=True)
-    (target / "red" / "red-0.MOV").write_text("of another picture")
-    before = {path: path.read_bytes() for path in pictures.iterdir() if path.is_file()}
-    words = ("--labels", "red,blue", "--none", "--cutoff", "3", "--model", "colours", "--move-to", str(target))
-    _, err = run(capsys, "classify", str(pictures), *words)
-    assert err.endswith(f"cloob: 2 moved to {target}\n")
-    assert {path.name for path in (target / "red").iterdir()} == {
-        "red-0.MOV",
-        *(f"red-0-2.{ending}" for ending in ("png", "txt", "MOV", "xmp", "png.xmp")),
-    }
-    assert (target / "red" / "red-0.MOV").read_text() == "of another picture" and (pictures / "red-0.mp3").is_file()
-    assert (target / "red" / "red-0-2.png.xmp").read_text() == "red-0.png.xmp"
-    assert (pictures / "red-0.edit.txt").is_file()
-    assert (pictures / "blue-0.txt").is_file() and (target / "blue" / "blue-0.txt").is_file()
-    there = sorted(target.rglob("*"))
-    assert run(capsys, "classify", str(pictures), *words)[1].endswith(f"cloob: 0 moved to {target}, 2 were there\n")
-    assert sorted(target.rglob("*")) == there
-    for line in reversed((target / "moved.jsonl").read_text().splitlines()):
-        Path(json.loads(line)["new"]).rename(json.loads(line)["old"])
-    assert {path: path.read_bytes() for path in pictures.iterdir() if path.is_file()} == before
-
-
 def test_embed_writes_the_same_rows_in_three_forms(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +205,7 @@ def test_find_indexes_what_is_new_and_answers(
     (pictures / "more" / "red.png").write_bytes(picture((250, 0, 0)))
     out, err = run(capsys, "find", str(pictures), "a red thing", "--copy-to", str(tmp_path / "found"))
     assert len(out.splitlines()) == 2 and "1 added, 8 as they were" in err and "605" not in err
-    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["red-0.png", "red.png"]
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == ["red-0.png", "red-0.txt", "red.png"]
     with Index.open(pictures / ".cloob") as index:
         assert [model.name for model in index.models] == ["ViT-B-32-256/datacomp_s34b_b86k"]
     (tmp_path / "empty").mkdir()

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import cloob
-from cloob.commands.collection import check_source, copy, folder_name, opened
-from cloob.commands.console import DecodeOptions, check_out, exclusive, goes_with, refuse, say, tyro
+from cloob.commands.collection import check_source, folder_name, opened
+from cloob.commands.console import DecodeOptions, check_out, exclusive, goes_with, refuse, say, say_next, tyro
+from cloob.commands.copies import copy
 from cloob.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Options:
     csv: bool = False  # Print CSV: path, label, probability, margin.
     copy_to: Path | None = None  # Copy each picture into a folder of its label here; nothing is overwritten.
     move_to: Path | None = None
-    """Move each picture into a folder of its label here, with its captions and edits; moved.jsonl lists what moved."""
+    """Move each shot (RAW, JPEG, captions, edits) into a folder of its label here; moved.jsonl lists what moved."""
     model: str | None = None  # What `cloob eval` takes, for a SRC; for an index the name of one of its models.
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
@@ -61,6 +62,7 @@ def run(options: Options) -> int:
     if kept is not None:
         check_out("--head", kept, (".safetensors",))
     check_source(options.source, options.model)
+    from cloob.search.address import is_there
     from cloob.search.classify import NONE, TEMPLATES, LabelOptions, label_by_head, read_head
 
     templates = options.templates or TEMPLATES
@@ -77,9 +79,11 @@ def run(options: Options) -> int:
         counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)
         left = f"; {unread:,} could not be read (see above)" if unread else ""
         say(f"{len(labels.ids):,} pictures: {counts}{left}")
-        folders = {id_: folder_name(label) for id_, label in best.items() if label != NONE}
+        folders = {id_: None if label == NONE else folder_name(label) for id_, label in best.items()}
         place, move = options.copy_to or options.move_to, options.move_to is not None
         failed = copy(index, index.items(list(folders)), place, folders, move=move) if place else 0
+        if options.move_to is not None and is_there(options.source):  # or its vectors would go with the old paths
+            say_next(["index", *index.store.sources(), options.move_to.absolute(), "--out", index.store.address])
     return 1 if unread or failed else 0
 
 

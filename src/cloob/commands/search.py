@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import cloob
-from cloob.commands.collection import check_index, copy
+from cloob.commands.collection import check_index
 from cloob.commands.console import DeviceOptions, RowOptions, exclusive, goes_with, parse, refuse, say, tyro, within
+from cloob.commands.copies import copy
 from cloob.errors import InputError, counted, printable
 
 if TYPE_CHECKING:

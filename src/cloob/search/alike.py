@@ -35,6 +35,10 @@ def shot_of(path: str) -> str:
     return stem if suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES) else path
 
 
+def is_raw(path: str) -> bool:
+    return path.lower().endswith(RAW_SUFFIXES)
+
+
 def first_alike(items: Iterable[Item]) -> list[int]:
     """For each item the id of the first one with equal bytes or of the same shot; its own id where there is none."""
     firsts: dict[str, int] = {}
@@ -55,8 +59,8 @@ def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
     """Groups of pictures as they were indexed; files that are gone by now are among them."""
     items = (item for ids in view.store.pages(view.where) for item in view.store.items(ids))
     facts = [(*_rank(item), item.id, item.path, item.content) for item in items]
-    with_raw = {shot_of(path) for *_, path, _ in facts if path.lower().endswith(RAW_SUFFIXES)}
-    facts.sort(key=lambda fact: (not fact[-2].lower().endswith(RAW_SUFFIXES), shot_of(fact[-2]) not in with_raw, fact))
+    with_raw = {shot_of(path) for *_, path, _ in facts if is_raw(path)}
+    facts.sort(key=lambda fact: (not is_raw(fact[-2]), shot_of(fact[-2]) not in with_raw, fact))
     copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each
     for *_, id_, _, content in facts:
         copies.setdefault(content, []).append(id_)

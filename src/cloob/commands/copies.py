@@ -1,0 +1,173 @@
+"""Copies and moves pictures out of an index. The files of one shot go together, whole, and nothing is overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import re
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cloob
+from cloob.commands.collection import folder_name
+from cloob.commands.console import say
+from cloob.errors import InputError, message, printable
+
+if TYPE_CHECKING:
+    from cloob.search.records import Item
+
+Stems = dict[str, list[Path]]
+MOVED = "moved.jsonl"
+_BELONGING = r"\.(txt|caption|xmp|aae|mov|mp4)"  # captions, edits, the film of a live photo
+_TAKEOUT = r"(\.supp[\w-]*)?\.json"  # what Google Takeout says of a.jpg is in a.jpg.json or a.jpg.supplemental-….json
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def copy(
+    index: cloob.Index,
+    items: Iterable[Item],
+    root: Path | None,
+    below: Mapping[int, str | None] = {},
+    *,
+    move: bool = False,
+) -> int:
+    """Copies pictures into a folder, or one below it by their id, None for none; 1 where one could not be.
+
+    A shot goes where its first picture that is no RAW goes. With ``move`` its files are moved, and ``root/moved.jsonl``
+    lists old and new paths before that. The first full disk ends it.
+    """
+    from cloob.search.alike import is_raw, shot_of
+
+    if root is None:
+        return 0
+    past, earlier, listed = "moved" if move else "copied", _moved(root) if move else set(), cache(_by_stem)
+    counts, full = Counter[str](), False
+    shots: dict[str, list[Item]] = {}
+    for item in items:
+        shots.setdefault(shot_of(item.path), []).append(item)
+    for shot in shots.values():
+        folder = below.get(min(shot, key=lambda item: (is_raw(item.path), item.path)).id, "")
+        left = [item for item in shot if item.path not in earlier or os.path.lexists(item.path)]
+        counts["before"] += len(shot) - len(left)
+        if folder is None or not left:
+            continue
+        try:
+            pairs = _planned(index, left, (root / folder).absolute(), listed, move=move)
+            if pairs and move:
+                _note(root / MOVED, pairs)
+            for source, target in pairs:
+                _place(source, target, move=move)
+            counts["done" if pairs else "there"] += len(left)
+        except (OSError, InputError) as error:
+            counts["failed"] += len(left)
+            say(f"{printable(left[0].path)} is not {past}: {message(error).removeprefix(f'{left[0].path}: ')}")
+            cause = error.__cause__ if isinstance(error, InputError) else error
+            if full := isinstance(cause, OSError) and cause.errno in _FULL:
+                break
+    also = f", {counts['there']} were there" if counts["there"] else ""
+    also += f", {counts['before']} were moved before ({root / MOVED})" if counts["before"] else ""
+    also += f", {counts['failed']} could not be {past}" if counts["failed"] else ""
+    say(f"{counts['done']} {past} to {root}{also}")
+    if full:
+        say("the disk is full, so nothing more was tried; make room and call again, which goes on from here")
+    return 1 if counts["failed"] else 0
+
+
+def _planned(
+    index: cloob.Index, shot: Sequence[Item], folder: Path, listed: Callable[[Path], Stems], *, move: bool
+) -> list[tuple[Path | bytes, Path]]:
+    """The files of a shot, or bytes out of a container, with their new paths; none where they are there already."""
+    from cloob.search.alike import is_raw
+
+    contents = {Path(item.path).absolute(): index.picture(item.id) for item in shot}  # InputError: one has changed
+    first, data = next(iter(contents.items()))
+    files: dict[Path | bytes, str] = {}  # and what comes after the stem
+    if not first.is_file():
+        member = Path(folder_name(re.split(r"/|\\|::", shot[0].path)[-1][-200:]))
+        stem, files[data] = member.stem, member.suffix
+    else:
+        stem = first.stem
+        beside = [path for path in listed(first.parent).get(stem, ()) if path.is_file() and not path.is_symlink()]
+        files |= {path: path.name.removeprefix(stem) for path in (*beside, *contents)}
+    if move and any(path.is_symlink() or path not in files for path in contents):
+        raise InputError("it is no file of its own (in a container, or a link)")
+    if move and first.is_relative_to(folder):
+        return []
+    marks = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    for start in (f"{stem}{mark}" for mark in marks):
+        pairs = [(source, folder / f"{start}{rest}") for source, rest in files.items()]
+        pictures = [(new, source if isinstance(source, bytes) else contents.get(source)) for source, new in pairs]
+        if not move and all(new.is_file() and new.read_bytes() == old for new, old in pictures if old is not None):
+            return []
+        if not any(os.path.lexists(new) for _, new in pairs):
+            break
+    # Pictures last, RAW before others: after a kill in between the next call finds one, with the label that counts.
+    return sorted(pairs, key=lambda pair: (pair[0] in contents, not is_raw(str(pair[1]))))
+
+
+def _by_stem(folder: Path) -> Stems:
+    """The files of a folder that may be part of a shot, by its stem: ``a`` of a.jpg, a.xmp and a.jpg.xmp."""
+    from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
+
+    picture = "|".join(map(re.escape, (*IMAGE_SUFFIXES, *RAW_SUFFIXES)))
+    rest = re.compile(rf"(?:(?:{picture})?{_BELONGING}|(?:{picture}){_TAKEOUT}|(?:{picture}))$", re.IGNORECASE)
+    files: Stems = {}
+    for path in sorted(folder.iterdir()):
+        if match := rest.search(path.name):
+            files.setdefault(path.name[: match.start()], []).append(path)
+    return files
+
+
+def _place(source: Path | bytes, target: Path, *, move: bool) -> None:
+    """Copies or moves one file; under its name a target is complete, and the source goes only after that."""
+    from cloob.files import flush, write_whole
+
+    if isinstance(source, bytes):
+        write_whole(target, source)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if move:
+        with contextlib.suppress(OSError):  # another file system
+            source.rename(target)
+            return
+    temporary = target.with_name(f".tmp-{uuid.uuid4().hex}")
+    try:
+        shutil.copy2(source, temporary)
+        flush(temporary)
+        temporary.rename(target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if move:
+        source.unlink()
+
+
+def _note(path: Path, pairs: Sequence[tuple[Path | bytes, Path]]) -> None:
+    """Adds lines of old and new paths to a list, all or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        size = file.tell()
+        try:
+            file.writelines(json.dumps({"old": str(old), "new": str(new)}) + "\n" for old, new in pairs)
+            file.flush()
+        except OSError:
+            os.truncate(path, size)
+            raise
+
+
+def _moved(root: Path) -> set[str]:
+    """The old paths that ``moved.jsonl`` lists; a last line that was cut off is none."""
+    found = set()
+    with contextlib.suppress(FileNotFoundError):
+        for line in (root / MOVED).read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                found.add(str(json.loads(line)["old"]))
+    return found
