@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cloob.commands.console import as_words, refuse, say, say_next, tyro
+from cloob.commands.console import as_words, refuse, say_next, tyro
 from cloob.commands.export import is_repository, spell_licence
 from cloob.errors import InputError
 
@@ -29,7 +29,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Writes the repository's files, lists them, and sends them; 1 when the hub does not take them."""
+    """Writes the repository's files, lists them, and sends them."""
     from cloob.export.exported import check_exportable, check_packages
 
     repository, licence = options.repository, spell_licence(options.license) or ""
@@ -38,7 +38,7 @@ def run(options: Options) -> int:
     refuse({name: not is_repository(repository), missing: not licence})
     check_packages("transformers")
     from cloob.export.card import gather_facts
-    from cloob.export.push import PushFailed, check_online, list_files, send, write_repository
+    from cloob.export.push import check_online, list_files, send, write_repository
     from cloob.models.load import load_model
 
     if not options.dry_run:
@@ -64,9 +64,6 @@ def run(options: Options) -> int:
     except OSError as error:
         place = error.filename or "the files"
         raise InputError(f"{place}: cannot be written ({error.strerror}); TMPDIR names another place") from error
-    except PushFailed as error:
-        say(str(error))
-        return 1
     print(f'{address}\ncloob.load_model("hf-hub:{repository}") loads it', flush=True)
     say_next(["eval", f"hf-hub:{repository}", "--zeroshot", "demo:noto-emoji"])
     return 0

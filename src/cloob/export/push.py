@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, one_line, require
 from cloob.export.card import Facts, write_card
-from cloob.export.exported import Exported, Unsupported, quiet
+from cloob.export.exported import Exported, Unsupported
 from cloob.export.transformers import export_transformers
 from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder
@@ -47,10 +45,6 @@ tokenizer = open_clip.get_tokenizer("hf-hub:DIR")
 features = model.encode_text(tokenizer(["a dog", "a cat"]), normalize=True)
 ```
 """
-
-
-class PushFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
-    """The hub did not take a repository: one line that says why, and what there is now. Exit code 1."""
 
 
 def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts, license: str) -> str | None:
@@ -98,40 +92,15 @@ def list_files(folder: Path) -> list[tuple[str, int]]:
 def send(folder: Path, name: str, *, private: bool) -> str:
     """Makes the repository where it is missing, and commits the folder to it; files of an earlier push go."""
     hub: Any = require("huggingface_hub", "export")
-    written = {file for file, _ in list_files(folder)}
     interface = hub.HfApi(endpoint=require("huggingface_hub.constants", "export").ENDPOINT)
-    state = "nothing was sent"
+    earlier = set(_MAY_BE_THERE.split()) - {file for file, _ in list_files(folder)}
     try:
-        with nullcontext() if sys.stderr.isatty() else quiet():  # progress bars are for a terminal
-            address = interface.create_repo(name, private=private, exist_ok=True)
-            if private and not interface.repo_info(name).private:  # it was there already, and stays as it was
-                public = f"{name}: is there already and is public"
-                raise InputError(f"{public}; make it private first, or leave --private out")
-            state = "the repository has nothing of this push in it; push again"
-            interface.upload_folder(
-                repo_id=name,
-                folder_path=folder,
-                commit_message="Add the model",
-                delete_patterns=[file for file in _MAY_BE_THERE.split() if file not in written],
-            )
-    except InputError:
-        raise
+        address = interface.create_repo(name, private=private, exist_ok=True)
+        if not private or interface.repo_info(name).private:
+            more = {"commit_message": "Add the model", "delete_patterns": sorted(earlier)}
+            interface.upload_folder(repo_id=name, folder_path=folder, **more)
+            return str(address)
     except Exception as error:  # its errors, those of the library under it and xet's have no common class
-        raise _failure(f"{name}: {interface.endpoint}", state, error) from error
-    return str(address)
-
-
-def _failure(where: str, state: str, error: BaseException) -> Exception:
-    """What huggingface_hub raised, as one line: InputError for 401 and 403, PushFailed for all else."""
-    while (answer := getattr(error, "response", None)) is None and error.__cause__:
-        error = error.__cause__
-    status = getattr(answer, "status_code", None)
-    if status == 401:
-        return InputError(f"{where} does not know you; log in with `hf auth login`, or set HF_TOKEN")
-    if status == 403:
-        return InputError(f"{where} does not let you write there; is ORG yours, and may the token write?")
-    # The hub's own words are without the address and the request's number that the library adds.
-    words = getattr(error, "server_message", None) or getattr(answer, "reason_phrase", "")
-    answers = f"answers {status} ({' '.join(str(words).split())[:120]})"
-    said = answers if status else f"cannot be reached ({one_line(error, 120)})"
-    return PushFailed(f"{where} {said}; {state}")
+        advice = "`hf auth login` or HF_TOKEN says who you are"
+        raise InputError(f"{name}: {interface.endpoint} did not take it ({one_line(error)}); {advice}") from error
+    raise InputError(f"{name}: is there already and is public; make it private first, or leave --private out")
