@@ -67,6 +67,20 @@ def retrieval_loop(state: Rows, stored: Rows, beta: Number) -> list[list[Any]]:
     return found
 
 
+class TooClose(Exception):
+    """A similarity lies so near a margin that rounding decides on which side."""
+
+
+def too_similar(anchor: Sequence[Number], candidate: Sequence[Number], positive: Any, margin: float | None) -> bool:
+    """Whether the candidate is more similar to the anchor than its positive, by more than the margin."""
+    if margin is None:
+        return False
+    gap = complex(dot(anchor, candidate) - positive).real - margin
+    if abs(gap) < 1e-2:
+        raise TooClose
+    return gap > 0
+
+
 def contrast_loop(
     contrast: str,
     anchors: Rows,
@@ -75,16 +89,20 @@ def contrast_loop(
     offset: int = 0,
     ids: Sequence[int] | None = None,
     candidate_ids: Sequence[int] | None = None,
+    exclude_above: float | None = None,
 ) -> Any:
     """One direction of Eq. 3, anchor by anchor; an anchor without negatives adds nothing."""
     candidate_ids = ids if candidate_ids is None else candidate_ids
     losses = []
     for i, anchor in enumerate(anchors):
-        positive = inv_tau * dot(anchor, candidates[i + offset])
+        similarity = dot(anchor, candidates[i + offset])
+        positive = inv_tau * similarity
         negatives = [
             inv_tau * dot(anchor, candidate)
             for j, candidate in enumerate(candidates)
-            if j != i + offset and (ids is None or ids[i] != candidate_ids[j])
+            if j != i + offset
+            and (ids is None or ids[i] != candidate_ids[j])
+            and not too_similar(anchor, candidate, similarity, exclude_above)
         ]
         if contrast == "infonce":
             losses.append(log_sum_exp([positive, *negatives]) - positive)
@@ -101,13 +119,16 @@ def sigmoid_loop(
     offset: int = 0,
     ids: Sequence[int] | None = None,
     candidate_ids: Sequence[int] | None = None,
+    exclude_above: float | None = None,
 ) -> Any:
-    """SigLIP's loss (arXiv:2303.15343, Eq. 1), pair by pair; others of the anchor's id are left out."""
+    """SigLIP's loss (arXiv:2303.15343, Eq. 1), pair by pair; others that are no negatives are left out."""
     candidate_ids = ids if candidate_ids is None else candidate_ids
     losses = []
     for i, anchor in enumerate(anchors):
         for j, candidate in enumerate(candidates):
             if j != i + offset and ids is not None and ids[i] == candidate_ids[j]:
+                continue
+            if j != i + offset and too_similar(anchor, candidate, dot(anchor, candidates[i + offset]), exclude_above):
                 continue
             z = 1.0 if j == i + offset else -1.0
             losses.append(log_sum_exp([0.0, -z * (inv_tau * dot(anchor, candidate) + bias)]))  # ln(1 + e^…)
@@ -125,15 +146,18 @@ def objective_loop(
     scale: str = "paper",
     bias: Number = -10.0,
     ids: Sequence[int] | None = None,
+    exclude_above: float | None = None,
 ) -> Any:
     """Eq. 3 with the authors' factor τ, or the mean of both directions."""
     u_x, u_y, v_x, v_y = x, y, x, y
     if hopfield:
         u_x, u_y = retrieval_loop(x, x, beta), retrieval_loop(y, x, beta)
         v_x, v_y = retrieval_loop(x, y, beta), retrieval_loop(y, y, beta)
+    sides = ((u_x, u_y), (v_y, v_x))
     if contrast == "sigmoid":
-        return (sigmoid_loop(u_x, u_y, inv_tau, bias, 0, ids) + sigmoid_loop(v_y, v_x, inv_tau, bias, 0, ids)) / 2
-    both = contrast_loop(contrast, u_x, u_y, inv_tau, 0, ids) + contrast_loop(contrast, v_y, v_x, inv_tau, 0, ids)
+        both = (sigmoid_loop(a, c, inv_tau, bias, ids=ids, exclude_above=exclude_above) for a, c in sides)
+        return sum(both) / 2
+    both = sum(contrast_loop(contrast, a, c, inv_tau, ids=ids, exclude_above=exclude_above) for a, c in sides)
     return both / inv_tau if scale == "paper" else both / 2
 
 

@@ -68,15 +68,17 @@ def batch(n: int) -> tuple[Tensor, Tensor, Tensor]:
     return images, texts, torch.arange(n) * 3 % 4
 
 
-def learnable(name: str, backend: str, gather: bool) -> ContrastiveObjective:
+def learnable(name: str, backend: str, gather: bool | str, **more: Any) -> ContrastiveObjective:
     options = {"learnable_inv_tau": True, "learnable_beta": "hopfield" in name or name == "cloob"}
-    return make_objective(name, backend=backend, gather=gather, inv_tau=10.0, **options)
+    return make_objective(name, backend=backend, gather=gather, inv_tau=10.0, **options, **more)
 
 
 def two_steps(name: str, backend: str, rows: tuple[Tensor, ...], gather: bool) -> dict[str, Any]:
     """Of SGD: the second loss depends on the first gradient. DDP averages learnable τ and β as it does the weights."""
     outside = make_objective("cloob", backend=backend, gather=gather) if name == "outside" else None
-    towers = Towers(None if outside else learnable(name, backend, gather))
+    # With ids also a margin; objectives that gather where there is a process group.
+    more = {"exclude_above": 0.1 if len(rows) == 3 else None}
+    towers = Towers(None if outside else learnable(name, backend, "auto" if gather else False, **more))
     wrapped = nn.parallel.DistributedDataParallel(towers) if gather else towers
     optimizer, losses = torch.optim.SGD(towers.parameters(), lr=0.5), []
     for _ in range(2):

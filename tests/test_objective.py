@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cloob
-from cloob.family import CONTRASTS, FAMILY, Contrast
-from cloob.functional import cloob_reference
+from cloob.family import CONTRASTS, FAMILY, Contrast, ContrastRow
+from cloob.functional import cloob_reference, reference
 from cloob.interop.negatives import contrast_with_negatives
 from cloob.objective import (
     OBJECTIVES,
@@ -53,6 +53,27 @@ def test_members_by_name() -> None:
     assert between == ContrastiveObjective.cloob(contrast="infonce", inv_tau=5.0).config()
     with pytest.raises(ValueError, match="objective is 'clop'; one of 'clip', 'infoloob', 'infonce-hopfield', 'cloob'"):
         make_objective("clop")
+
+
+def test_a_new_contrast_is_a_function_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a fast path it runs in the reference form, and one warning says so."""
+
+    def hinge(
+        anchors: Tensor, candidates: Tensor, inv_tau: Tensor, *, positive_offset: int = 0, ids: Any = None
+    ) -> Any:
+        logits = inv_tau * anchors @ candidates.T
+        return (1 + logits - logits.diagonal()[:, None]).relu().mean()
+
+    monkeypatch.setitem(CONTRASTS, "hinge", ContrastRow("hinge", "a hinge"))
+    monkeypatch.setattr("cloob.functional.contrast.hinge", hinge, raising=False)
+    x, y = pairs(6, 5)
+    for hopfield in (True, False):
+        with pytest.warns(UserWarning, match="contrast='hinge' has no streamed form: it keeps N×N matrices"):
+            objective = ContrastiveObjective(contrast="hinge", hopfield=hopfield, scale="unit", inv_tau=2.0)
+        u_x, u_y, v_x, v_y = reference.retrieve(x, y, 8.0) if hopfield else (x, y, x, y)
+        expected = (hinge(u_x, u_y, torch.tensor(2.0)) + hinge(v_y, v_x, torch.tensor(2.0))) / 2
+        torch.testing.assert_close(objective(x, y), expected)
+        assert objective.name == "hinge"
 
 
 def test_clip_is_clips_cross_entropy_with_a_learnable_scale() -> None:
@@ -281,16 +302,50 @@ def test_the_bias_is_in_the_state_and_has_to_be_there() -> None:
 # --- paths and precision --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [64, 128, 255])
-def test_the_gradient_of_rows_in_a_cone_is_right_from_64_pairs_on(n: int) -> None:
+@pytest.mark.parametrize(("n", "made"), [(16, True), (255, True), (64, False)])
+def test_the_gradient_of_rows_in_a_cone_is_right_whenever_it_retrieves(n: int, made: bool) -> None:
     """As where untrained towers begin: the plain form is off by 4 to 94 % there (docs/own-loop.md)."""
     drawn = torch.Generator().manual_seed(0)
     cone = 12.6 * torch.randn(1, 512, generator=drawn)
     shared = torch.randn(n, 512, generator=drawn)
     x, y = (F.normalize(cone + shared + torch.randn(n, 512, generator=drawn) / 3, dim=1) for _ in range(2))
     exact = value_and_gradients(ContrastiveObjective(backend="reference"), x.double(), y.double())
-    found = value_and_gradients(ContrastiveObjective(), x, y)
+    found = value_and_gradients(ContrastiveObjective(hopfield=made), x, y, hopfield=True)
     assert max(map(relative_error, found, exact)) < 1e-2
+
+
+class _TF32(TorchDispatchMode):
+    """Rounds the inputs of matrix products as a GPU does while torch says so."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            backend: Any = torch.backends.cuda.matmul
+            if getattr(backend, "fp32_precision", None) == "tf32" or not hasattr(backend, "fp32_precision"):
+                args = [(a.view(torch.int32) + 2**12 & -(2**13)).view(a.dtype) if a.ndim == 2 else a for a in args]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("newer", [False, True])
+def test_tf32_changes_nothing(name: str, newer: bool) -> None:
+    """The products of the loss and of its gradient are in float32, by whichever of torch's interfaces TF32 is on."""
+    if newer and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("from torch 2.9 on")
+    x, y = pairs(40, 32, dtype=torch.float32)
+    expected = value_and_gradients(make_objective(name, backend="streamed"), x, y)
+    try:
+        if newer:
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
+        else:
+            torch.set_float32_matmul_precision("high")
+        with _TF32():
+            rounded = x @ y.T
+            found = value_and_gradients(make_objective(name), x, y)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32" or not newer
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert not torch.equal(rounded, x @ y.T)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -352,6 +407,7 @@ def test_bad_rows_are_named(value: float, what: str) -> None:
         ({"matmul": "bfloat16", "backend": "reference"}, "matmul='bfloat16' needs backend='streamed'"),
         ({"inv_tau": 1e-320}, r"inv_tau is 1e-320; a positive"),
         ({"inv_tau": -1.0, "learnable_inv_tau": True}, r"inv_tau is -1\.0"),
+        ({"exclude_above": math.nan}, "exclude_above is nan; a finite number"),
         ({"beta": math.inf, "learnable_beta": True}, "beta is inf"),
         ({"bias": -1.0}, "bias needs contrast='sigmoid'"),
         ({"contrast": "sigmoid", "bias": math.inf}, "bias is inf; a finite number"),
@@ -367,7 +423,11 @@ def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"image_features": torch.ones(1, 3), "text_features": torch.ones(1, 3)}, ValueError, "at least 2 of them"),
+        (
+            {"image_features": torch.ones(1, 3), "text_features": torch.ones(1, 3)},
+            ValueError,
+            "at least 2 of them; for .* drop_last=True",
+        ),
         ({"text_features": torch.ones(4, 3).double()}, ValueError, "text_features has dtype torch.float64, but image"),
         ({"text_features": None}, TypeError, "text_features is a NoneType"),
         ({"logit_scale": 0.0}, ValueError, r"inv_tau is 0\.0"),
@@ -384,8 +444,9 @@ def test_wrong_batches_are_refused(change: dict[str, Any], error: type[Exception
 
 def test_what_needs_a_process_group_or_a_softmax() -> None:
     x, y = pairs(4, 3)
-    with pytest.raises(RuntimeError, match="gather=True needs a process group: start with torchrun"):
+    with pytest.raises(RuntimeError, match=r"gather=True needs a process group: start with torchrun.* gather='auto'"):
         ContrastiveObjective(gather=True)(x, y)
+    assert ContrastiveObjective(gather="auto")(x, y) == ContrastiveObjective()(x, y)
     with pytest.raises(ValueError, match="contrast is 'sigmoid'; one of 'infoloob', 'infonce' is expected"):
         contrast_with_negatives(make_objective("siglip"), x, y, x)
 
@@ -473,6 +534,6 @@ def test_ids_come_as_texts_from_numpy_and_as_a_list() -> None:
 
 
 def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [reads(monkeypatch, check=check) for check in (True, False)] == [1, 0]
+    assert [reads(monkeypatch, check=check, backend="reference") for check in (True, False)] == [1, 0]
     # The streamed path looks once more, whether exponentials stay in range.
-    assert [reads(monkeypatch, check=check, backend="streamed") for check in (True, False)] == [2, 1]
+    assert [reads(monkeypatch, check=check) for check in (True, False)] == [2, 1]

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cloob.errors import InputError, one_line
-from cloob.functional.checks import differentiable_once
+from cloob.functional.modes import differentiable_once
+from cloob.functional.private import backend_config
 
 T = TypeVar("T")
 
@@ -134,7 +135,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 def host(device: torch.device) -> torch.device:
     """The CPU if the process group can send tensors from there, which waits for no device; else ``device``."""
-    return torch.device("cpu") if "cpu:" in dist.get_backend_config() else device
+    return torch.device("cpu") if "cpu:" in backend_config() else device
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         layout: Layout = ctx.layout
         equal = len(set(layout.sizes)) == 1
-        if equal and grad.is_cuda and "cuda:nccl" in dist.get_backend_config():
+        if equal and grad.is_cuda and "cuda:nccl" in backend_config():
             summed = grad.new_empty(layout.sizes[0], *grad.shape[1:])
             _collective("reduce_scatter_single", "reduce_scatter_tensor")(summed, grad.contiguous())
             return summed, None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob.functional.checks import check_number
+from cloob.functional.private import buffers_of
 
 
 class FixedScaleWarning(UserWarning):
@@ -54,10 +55,11 @@ class ScaledModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the scalars: fixed ones stay float64 where that exists (not on MPS), learned ones float32 or better."""
+        buffers = buffers_of(self)
         for name in self._fixed:
             key = f"fixed_{name}"
-            self._buffers[key] = torch.empty((), device=self.get_buffer(key).device)
-        scalars = [p for p in self._parameters.values() if p is not None and p.ndim == 0]
+            buffers[key] = torch.empty((), device=self.get_buffer(key).device)
+        scalars = [p for p in self.parameters(recurse=False) if p.ndim == 0]
         learned = [*scalars, *(p.grad for p in scalars)]
 
         def moved(tensor: Tensor) -> Tensor:
@@ -70,11 +72,11 @@ class ScaledModule(nn.Module):
             key = f"fixed_{name}"
             device = self.get_buffer(key).device
             dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._buffers[key] = torch.full((), number, dtype=dtype, device=device)
+            buffers[key] = torch.full((), number, dtype=dtype, device=device)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        """Takes the fixed scalars of the state and tells where they are others."""
+        """Takes the fixed scalars of the state; warns where they differ from the module's."""
         for name, number in self._fixed.items():
             key = f"{prefix}fixed_{name}"
             loaded = float(state_dict.get(key, number))
@@ -84,8 +86,8 @@ class ScaledModule(nn.Module):
                 others[-1].append(str(error))  # torch's list of errors
                 continue
             if not math.isclose(loaded, number, rel_tol=1e-6):  # a state from MPS is in float32
-                said = f"{name} was {number:g} and is {loaded:g} now, as in the state that was loaded"
-                warnings.warn(said, FixedScaleWarning, stacklevel=callers_level())
+                message = f"{name} was {number:g} and is {loaded:g} now, as in the state that was loaded"
+                warnings.warn(message, FixedScaleWarning, stacklevel=callers_level())
             self._fixed[name] = loaded
         super()._load_from_state_dict(state_dict, prefix, *others)
 

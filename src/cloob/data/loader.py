@@ -29,6 +29,7 @@ from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Part, local_part, sampl
 from cloob.data.source import MixedSource, Source, prefetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError, counted
+from cloob.functional import private
 from cloob.machine import local_ranks
 from cloob.pictures import Encoded
 
@@ -198,7 +199,7 @@ class BatchBuilder(Dataset[Batch]):
         if get_worker_info() is None or n == 0:
             return self._no_images.new_empty(shape)
         try:
-            storage: Any = torch.UntypedStorage._new_shared(n * self.image_bytes)  # type: ignore[no-untyped-call]
+            storage = private.shared_storage(n * self.image_bytes)
         except RuntimeError as error:
             raise InputError(f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}") from None
         return self._no_images.new_empty(0).set_(storage).view(shape)
@@ -260,8 +261,7 @@ class WorkerPool:
         return iter(self._requests)
 
     def close(self) -> None:
-        if self._loader._iterator is not None:
-            self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        private.shut_down(self._loader)
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """The batches of the requests in their order, of one call at a time; RuntimeError when a worker dies."""
@@ -289,7 +289,7 @@ class WorkerPool:
 
 def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = None) -> None:
     """Waits so many seconds for a worker to end, and raises in torch's own words; all live as long as the loader."""
-    workers = {worker.sentinel: worker for worker in batches._workers}
+    workers = {worker.sentinel: worker for worker in private.worker_processes(batches)}
     dead = [workers[ended] for ended in wait(workers, timeout=seconds)]
     for worker in dead:
         worker.join(_DYING)  # its SIGCHLD is over then: torch's handler of it would raise wherever we are by that time

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError, one_line, require
 from cloob.export.exported import Exported, quiet
 from cloob.export.transformers import processor_config
+from cloob.functional.private import MODULE_PARTS
 from cloob.models.aligned.encoders import TextEncoder
 from cloob.models.aligned.model import AlignedTowers
 from cloob.models.encoder import DualEncoder, causal_tower, encode_short
@@ -308,7 +309,7 @@ def _text(encoder: DualEncoder, tokens: Tensor, wanted: Tensor) -> Tower:
 def _side(model: Any, *, image: bool) -> Any:
     """A model without the parts of the other tower, whose weights a graph would carry along; it shares the rest."""
     side = copy.copy(model)
-    for held in ("_modules", "_parameters", "_buffers"):
+    for held in MODULE_PARTS:
         values = {key: value for key, value in getattr(model, held).items() if (key in _IMAGE_PARTS) == image}
         side.__dict__[held] = values
     return side

@@ -1,77 +1,18 @@
-"""What every function of this floor asks of its tensors, and the precision in which it computes.
+"""What every function of this floor asks of its tensors.
 
 Shapes: N anchors or states, M candidates or stored patterns, D the embedding dimension.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar, cast
-
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
-R = TypeVar("R")
+from cloob.functional.modes import in_transform, readable
 
 
 class NonFiniteFeaturesError(ValueError):
     """A row of the embeddings is NaN, infinite or zero: training diverged, or a tower is broken."""
-
-
-def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
-    """Keeps ``function`` out of the graphs of ``torch.compile``: it breaks the graph, and runs eagerly."""
-    # torch's own modules use the former: unlike the latter it does not import the compiler, which takes a second.
-    disable: Any = getattr(torch, "_disable_dynamo", torch.compiler.disable)
-    return cast(Callable[P, R], disable(function))
-
-
-def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs ``function`` with autocast off on the device of its first tensor argument.
-
-    Logits of unit rows times τ⁻¹ = 30 are off by 0.1 in bfloat16; the towers may run in it, this maths does not.
-    torch.compile would run the backward pass in the autocast around the call: there the call breaks the graph.
-    """
-    eager = outside_compiler(function)
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
-            return function(*args, **kwargs)
-        compiled = torch.compiler.is_compiling() and not is_exporting()
-        with torch.autocast(tensor.device.type, enabled=False):
-            return (eager if compiled else function)(*args, **kwargs)
-
-    return wrapper
-
-
-@contextlib.contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """Inside, float32 matrix products are as ``torch.set_float32_matmul_precision`` takes it; a decorator as well."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def differentiable_once(refusal: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """For a backward pass: refuses ``create_graph=True``, whose second derivatives would be wrong without a word."""
-
-    def decorate(backward: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(backward)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            if torch.is_grad_enabled():
-                raise RuntimeError(refusal)
-            return backward(*args, **kwargs)
-
-        return wrapper
-
-    return decorate
 
 
 def as_rows(**named: Tensor) -> list[Tensor]:
@@ -101,24 +42,6 @@ def as_rows(**named: Tensor) -> list[Tensor]:
 def _lifted(tensor: Tensor) -> torch.dtype:
     """The dtype that is computed in."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def readable() -> bool:
-    """Whether tensors have values to look at: not while torch.compile or torch.export trace, nor inside vmap."""
-    if torch.compiler.is_compiling():
-        return False
-    functorch = torch._C._functorch
-    return all(level.key() != functorch.TransformType.Vmap for level in functorch.get_interpreter_stack() or ())
-
-
-def is_exporting() -> bool:
-    """Whether torch.export traces; torch 2.6 cannot say so."""
-    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
-
-
-def in_transform() -> bool:
-    """Whether ``torch.func`` transforms the call (grad, jvp, vmap, …)."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bool = True) -> Tensor:

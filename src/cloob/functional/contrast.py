@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloob.functional.checks import as_rows, check_ids, outside_autocast, scalar
+from cloob.functional.checks import as_rows, check_ids, scalar
+from cloob.functional.modes import outside_autocast
 
 
 @outside_autocast
@@ -26,6 +27,7 @@ def info_loob(
     positive_offset: int = 0,
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    exclude_above: float | None = None,
 ) -> Tensor:
     """InfoLOOB: ``−1/N Σ_i ln( exp(τ⁻¹ a_i·c_i) / Σ_{j≠i} exp(τ⁻¹ a_i·c_j) )``; it can be negative.
 
@@ -36,16 +38,18 @@ def info_loob(
         positive_offset: Row of the first anchor's positive among the candidates.
         ids: (N,) integer id of each pair. Candidates of the anchor's own id are no negatives (duplicate captions).
         candidate_ids: (M,) ids of the candidates; ``ids`` where N = M.
+        exclude_above: Margin m. A candidate with ``a_i·c_j > a_i·c_i + m`` is no negative: it is taken for a second
+            positive that nobody marked, as in GISTEmbed (arXiv:2402.16829) with the model as its own guide.
 
     Returns:
-        0-d mean over the anchors, float32 (float64 for float64 input). An anchor whose every other candidate shares
-        its id has no negative; it adds 0 to the sum and counts in N.
+        0-d mean over the anchors, float32 (float64 for float64 input). An anchor whose every other candidate is left
+        out has no negative; it adds 0 to the sum and counts in N.
 
     Raises:
         TypeError: Not tensors.
         ValueError: Shapes, dtypes, devices or ids do not fit, M < 2, or τ⁻¹ is not positive and finite.
     """
-    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
+    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
     # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient, instead of ln 0.
     lone = same.all(dim=1, keepdim=True) & _is_positive(same, positive_offset)
     return (logits.masked_fill(same & ~lone, -torch.inf).logsumexp(dim=1) - positive).mean()
@@ -60,12 +64,13 @@ def info_nce(
     positive_offset: int = 0,
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    exclude_above: float | None = None,
 ) -> Tensor:
     """InfoNCE: ``−1/N Σ_i ln( exp(τ⁻¹ a_i·c_i) / Σ_j exp(τ⁻¹ a_i·c_j) )``, one direction of CLIP's cross-entropy.
 
     Arguments, returned value and errors as in :func:`info_loob`.
     """
-    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
+    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
     others = same & ~_is_positive(same, positive_offset)
     return (logits.masked_fill(others, -torch.inf).logsumexp(dim=1) - positive).mean()
 
@@ -80,14 +85,15 @@ def sigmoid_loss(
     positive_offset: int = 0,
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    exclude_above: float | None = None,
 ) -> Tensor:
     """SigLIP's loss: ``−1/N Σ_i Σ_j ln σ( z_ij (τ⁻¹ a_i·c_j + b) )``, z_ij = 1 for the positive, −1 for all others.
 
     Arguments, returned value and errors as in :func:`info_loob`, and ``bias``: b, any finite number, about −ln M at
-    the start, since nearly all candidates are no pair of the anchor. Candidates of the anchor's own id are left out of
-    the sum, its positive stays.
+    the start, since nearly all candidates are no pair of the anchor. Candidates that are no negatives are left out of
+    the sum, the positive stays.
     """
-    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
+    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
     b = scalar("bias", bias, logits, positive=False)
     negatives = F.logsigmoid(-(logits + b)).masked_fill(same, 0.0).sum(dim=1)
     return -(F.logsigmoid(positive + b) + negatives).mean()
@@ -100,15 +106,20 @@ def _logits(
     positive_offset: int,
     ids: Tensor | None,
     candidate_ids: Tensor | None,
+    exclude_above: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, M) logits, their (N,) positives, and the (N, M) mask of the positive and whatever shares its id."""
+    """(N, M) logits, their (N,) positives, and the (N, M) mask of the positives and all else that is no negative."""
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
-    logits = scalar("inv_tau", inv_tau, anchors) * anchors @ candidates.T
+    inv_tau = scalar("inv_tau", inv_tau, anchors)
+    logits = inv_tau * anchors @ candidates.T
     same = _is_positive(logits, positive_offset)
     if both := check_ids(ids, candidate_ids, n, m, anchors.device):
         same = same | (both[0][:, None] == both[1][None, :])
-    return logits, logits.diagonal(positive_offset), same
+    positive = logits.diagonal(positive_offset)
+    if exclude_above is not None:
+        same = same | (logits > positive[:, None] + inv_tau * exclude_above)
+    return logits, positive, same
 
 
 def _is_positive(matrix: Tensor, offset: int) -> Tensor:

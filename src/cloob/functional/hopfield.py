@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, outside_autocast, scalar
+from cloob.functional.checks import as_rows, scalar
+from cloob.functional.modes import outside_autocast
 
 
 @outside_autocast

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_vector, float32_products, outside_autocast
+from cloob.functional.checks import as_vector
+from cloob.functional.modes import full_products, outside_autocast
 
 UNRANKED = torch.iinfo(torch.int64).max
 """The rank of a query that has no finite score with any of its positives: no k reaches it."""
@@ -146,7 +147,7 @@ def mean_per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> fl
     return float(per_class_recall(correct, labels, n_classes).nanmean())
 
 
-@float32_products("highest")  # beside scores that are computed one by one nothing would tie in TF32
+@full_products()  # beside scores that are computed one by one nothing would tie in TF32
 def _count_ahead(
     query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool, group: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

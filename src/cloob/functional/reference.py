@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from cloob.family import CONTRASTS, Contrast
-from cloob.functional.checks import as_rows, one_of, outside_autocast, scalar
-from cloob.functional.contrast import info_loob, info_nce, sigmoid_loss
+from cloob.functional import contrast as contrasts
+from cloob.functional.checks import as_rows, one_of, scalar
 from cloob.functional.hopfield import hopfield_retrieval
 
 Scale = Literal["paper", "unit"]
-Direction = Callable[..., Tensor]
 
 
 class Retrieved(NamedTuple):
@@ -24,22 +26,6 @@ class Retrieved(NamedTuple):
     u_y: Tensor
     v_x: Tensor
     v_y: Tensor
-
-
-class Parts(NamedTuple):
-    """The functions that the objective is made of: the reference's, or others with the same arguments."""
-
-    retrieve: Callable[..., Retrieved]
-    hopfield_retrieval: Direction
-    info_loob: Direction
-    info_nce: Direction
-    sigmoid_loss: Direction
-
-    def direction(self, contrast: Contrast, bias: float | Tensor) -> Direction:
-        """One direction of a contrast; ``bias`` is the sigmoid loss's."""
-        if contrast == "sigmoid":
-            return partial(self.sigmoid_loss, bias=bias)
-        return self.info_loob if contrast == "infoloob" else self.info_nce
 
 
 def cloob_reference(
@@ -53,6 +39,7 @@ def cloob_reference(
     scale: Scale = "paper",
     bias: float | Tensor = -10.0,
     ids: Tensor | None = None,
+    exclude_above: float | None = None,
 ) -> Tensor:
     """The objective of a batch of N pairs; every N×N matrix is built and kept for the backward pass.
 
@@ -68,6 +55,8 @@ def cloob_reference(
             ``"paper"`` scale.
         bias: b of the sigmoid loss; unused by the others, in which it cancels.
         ids: (N,) integer ids; pairs of equal id are not each other's negatives.
+        exclude_above: Margin by which a candidate may exceed the positive and still be a negative; None for any, see
+            :func:`info_loob`. It compares what is contrasted: retrieved embeddings with retrieval.
 
     Returns:
         0-d loss, float32 (float64 for float64 input).
@@ -76,32 +65,61 @@ def cloob_reference(
         TypeError: Not tensors.
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``, or two that do not fit.
     """
-    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
-    return of_parts(PARTS, image_features, text_features, inv_tau, beta, bias=bias, ids=ids, **member)
+    return pair_loss(
+        sys.modules[__name__],
+        image_features,
+        text_features,
+        inv_tau,
+        beta,
+        contrast=contrast,
+        hopfield=hopfield,
+        scale=scale,
+        bias=bias,
+        ids=ids,
+        exclude_above=exclude_above,
+    )
 
 
-@outside_autocast
-def of_parts(
-    parts: Parts,
+def pair_loss(
+    backend: ModuleType,
     image_features: Tensor,
     text_features: Tensor,
     inv_tau: float | Tensor,
     beta: float | Tensor,
     *,
-    contrast: Contrast,
-    hopfield: bool,
-    scale: Scale,
-    bias: float | Tensor,
-    ids: Tensor | None,
+    contrast: Contrast = "infoloob",
+    hopfield: bool = True,
+    scale: Scale = "paper",
+    bias: float | Tensor = -10.0,
+    ids: Tensor | None = None,
+    exclude_above: float | None = None,
+    unit_rows: bool = False,
+    matmul: torch.dtype | None = None,
 ) -> Tensor:
-    """The objective by the functions of its parts; the rest is as in :func:`cloob_reference`."""
+    """The objective by the functions of a backend: this module, or ``streamed``, which alone takes the last two."""
     check_member(contrast, scale)
-    direction = parts.direction(contrast, bias)
+    direction = direction_of(backend, contrast, bias, exclude_above, matmul)
     x, y = check_pairs(image_features, text_features)
-    u_x, u_y, v_x, v_y = parts.retrieve(x, y, beta) if hopfield else Retrieved(x, y, x, y)
+    more: dict[str, Any] = {"unit_rows": unit_rows, "matmul": matmul} if unit_rows or matmul else {}
+    u_x, u_y, v_x, v_y = backend.retrieve(x, y, beta, **more) if hopfield else Retrieved(x, y, x, y)
     images = direction(u_x, u_y, inv_tau, ids=ids)
-    texts = images if is_symmetric(contrast, hopfield) else direction(v_y, v_x, inv_tau, ids=ids)
-    return combine(images, texts, inv_tau, scale)
+    symmetric = is_symmetric(contrast, hopfield, exclude_above)
+    return combine(images, images if symmetric else direction(v_y, v_x, inv_tau, ids=ids), inv_tau, scale)
+
+
+def direction_of(
+    backend: ModuleType,
+    contrast: str,
+    bias: float | Tensor,
+    exclude_above: float | None = None,
+    matmul: torch.dtype | None = None,
+) -> Callable[..., Tensor]:
+    """One direction of a contrast by the backend's function, or the plain one where the backend has none."""
+    row = CONTRASTS[contrast]
+    fast = getattr(backend, row.function, None)
+    options: dict[str, Any] = {"exclude_above": exclude_above, "matmul": matmul if fast else None}
+    given = {name: value for name, value in options.items() if value is not None}
+    return partial(fast or getattr(contrasts, row.function), **({} if row.softmax else {"bias": bias}), **given)
 
 
 def retrieve(x: Tensor, y: Tensor, beta: float | Tensor) -> Retrieved:
@@ -114,15 +132,13 @@ def retrieve(x: Tensor, y: Tensor, beta: float | Tensor) -> Retrieved:
     )
 
 
-PARTS = Parts(retrieve, hopfield_retrieval, info_loob, info_nce, sigmoid_loss)
-
-
 def check_pairs(image_features: Tensor, text_features: Tensor, at_least: int = 2) -> list[Tensor]:
     """Both sides of the batch as float32 or float64 matrices of equal shape."""
     x, y = as_rows(image_features=image_features, text_features=text_features)
     if len(x) != len(y) or len(x) < at_least:
         raise ValueError(
-            f"{len(x)} image_features and {len(y)} text_features: pairs are expected, at least {at_least} of them"
+            f"{len(x)} image_features and {len(y)} text_features: pairs are expected, at least {at_least} of them; "
+            "for a last batch of one give the loader drop_last=True"
         )
     return [x, y]
 
@@ -134,13 +150,13 @@ def check_member(contrast: str, scale: str) -> None:
     """
     one_of("contrast", contrast, tuple(CONTRASTS))
     one_of("scale", scale, get_args(Scale))
-    if contrast == "sigmoid" and scale == "paper":
-        raise ValueError("scale='paper' is that of the softmax contrasts; contrast='sigmoid' needs scale='unit'")
+    if not CONTRASTS[contrast].softmax and scale == "paper":
+        raise ValueError(f"scale='paper' is that of the softmax contrasts; {contrast=} needs scale='unit'")
 
 
-def is_symmetric(contrast: str, hopfield: bool) -> bool:
-    """Whether both directions are one sum: the sigmoid loss over X·Yᵀ, which has no rows and no columns apart."""
-    return contrast == "sigmoid" and not hopfield
+def is_symmetric(contrast: str, hopfield: bool, exclude_above: float | None = None) -> bool:
+    """Whether both directions are one sum: without a softmax over rows or columns X·Yᵀ alone counts."""
+    return not (CONTRASTS[contrast].softmax or hopfield) and exclude_above is None
 
 
 def combine(images: Tensor, texts: Tensor, inv_tau: float | Tensor, scale: Scale) -> Tensor:

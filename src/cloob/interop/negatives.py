@@ -18,7 +18,7 @@ from torch import Tensor
 from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional.checks import one_of
-from cloob.functional.reference import combine
+from cloob.functional.reference import combine, direction_of
 from cloob.objective import ContrastiveObjective, check_finite
 
 
@@ -34,16 +34,17 @@ def contrast_with_negatives(
         objective.clamp_()
     x, y, z = anchors, positives, negatives
     pairs, extra = _layouts(x, y, z, objective)
-    parts = objective.parts(pairs.total + extra.total, x.device)
+    backend = objective.backend_of(pairs.total + extra.total, x.device, objective.hopfield)
     one_of("contrast", objective.contrast, ("infoloob", "infonce"))
-    direction = parts.direction(objective.contrast, bias=0.0)
+    direction = direction_of(backend, objective.contrast, 0.0, objective.exclude_above, objective.matmul)
     inv_tau, beta = objective.inv_tau, objective.beta
 
     everywhere = distributed.gather_rows if objective.gather else lambda rows, _: rows
     if objective.hopfield:
         all_x, all_y = everywhere(x, pairs), everywhere(y, pairs)
-        u_x, u_y, u_z = (parts.hopfield_retrieval(query, all_x, beta) for query in (x, y, z))
-        v_x, v_y = (parts.hopfield_retrieval(query, all_y, beta) for query in (x, y))
+        more = {"matmul": objective.matmul} if objective.matmul else {}
+        u_x, u_y, u_z = (backend.hopfield_retrieval(query, all_x, beta, **more) for query in (x, y, z))
+        v_x, v_y = (backend.hopfield_retrieval(query, all_y, beta, **more) for query in (x, y))
     else:
         u_x, u_y, u_z, v_x, v_y = x, y, z, x, y
     offset = pairs.local.start if objective.gather else 0

@@ -35,8 +35,10 @@ def import_open_clip(part: str = "") -> ModuleType:
     with _ONE_AT_A_TIME:
         if not {"open_clip", "torch._dynamo"} & sys.modules.keys() and threading.active_count() == 1:
             torch: Any = importlib.import_module("torch")  # by name: an ONNX folder is searched without it
+            from cloob.functional import private
+
             disable, later = torch.compiler.disable, _Later(_ASKED)
-            sys.modules[_ASKED], torch.compiler.disable = later, getattr(torch, "_disable_dynamo", disable)
+            sys.modules[_ASKED], torch.compiler.disable = later, private.disable_compiler
             collects = gc.isenabled()
             gc.disable()  # looking for cycles in what is imported takes 0.3 s
             try:

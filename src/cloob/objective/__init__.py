@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
-from collections.abc import Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.family import FAMILY, OBJECTIVES, PAPER_OBJECTIVES, Contrast, member_name
+from cloob.family import CONTRASTS, FAMILY, OBJECTIVES, PAPER_OBJECTIVES, Contrast, member_name
 from cloob.functional import reference, streamed
-from cloob.functional.checks import NonFiniteFeaturesError, check_number, in_transform, is_exporting, one_of, readable
-from cloob.functional.reference import Parts, Scale, check_member, check_pairs, of_parts
+from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of
+from cloob.functional.modes import in_transform, is_exporting, lowers_products, readable
+from cloob.functional.reference import Scale, check_member, check_pairs, pair_loss
 from cloob.objective.ranks import local_rows, loss_over_ranks
 from cloob.objective.values import Scales, check_finite, check_scales, check_values, logarithm_notice
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
@@ -36,11 +36,10 @@ _BIAS = -10.0  # what SigLIP's starts from
 
 Backend = Literal["auto", "reference", "streamed"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-# At 64 to 256 pairs both paths take about equal time, above the streamed one is faster (benchmarks/objective.py --sizes
-# 64 128 256 512 1024; 2 CPU cores, D = 512). With Hopfield retrieval and rows in a narrow cone, where untrained towers
-# begin, the plain form loses the gradient to rounding (benchmarks/results/precision), so there it ends earlier.
+# Without retrieval both paths take about equal time at 64 to 256 pairs, above it the streamed one is faster
+# (benchmarks/objective.py --sizes 64 128 256 512 1024; 2 CPU cores, D = 512). With retrieval the plain form loses the
+# gradient of rows in a narrow cone to rounding (benchmarks/results/precision), so that always streams.
 STREAM_FROM = 256
-STREAM_HOPFIELD_FROM = 64
 
 
 class ContrastiveObjective(ScaledModule):
@@ -62,15 +61,19 @@ class ContrastiveObjective(ScaledModule):
             entropy of the softmax over the denominator, so that τ⁻¹ would rise to its bound whatever the embeddings.
             The sigmoid loss has ``"unit"`` alone: without retrieval the sum over all N² pairs, divided by N.
         bias: Start of the sigmoid loss's learned bias, None for −10; with that contrast only.
-        backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` takes the faster of
-            both.
-        gather: Contrast over the batches of all ranks of the process group. The loss is the global one on every rank;
+        backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` streams where it
+            retrieves, where that is faster, and where autocast or TF32 would round the reference's backward pass; it
+            takes the reference inside ``torch.func`` and ``torch.export``.
+        gather: Contrast over the batches of all ranks of the process group: True needs one, ``"auto"`` takes the local
+            batch where there is none when the objective is called. The loss is the global one on every rank;
             gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then). So a
             learnable scale has to be inside what DDP wraps; FSDP takes no scalars: there average its gradient yourself.
+        exclude_above: Margin m: a candidate that is more similar to the anchor than its positive by more than m is no
+            negative; None keeps all. See :func:`cloob.functional.info_loob`.
         matmul: ``"bfloat16"`` lets the streamed paths multiply in bfloat16 with float32 accumulation.
-        check: Look at the values: rows that are NaN, infinite or zero and learned scales that are no positive number
-            are refused, rows that are no unit vectors told of once. That waits once for the device; False spares it.
-            Nothing is looked at while ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
+        check: Check the values: refuses rows that are NaN, infinite or zero, and learned scales that are not positive;
+            warns once about rows that are not unit length. This waits once for the device; False avoids it. Nothing is
+            checked while ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
 
     Raises:
         ValueError: A value is not one of the above.
@@ -101,23 +104,26 @@ class ContrastiveObjective(ScaledModule):
         scale: Scale | None = None,
         bias: float | None = None,
         backend: Backend = "auto",
-        gather: bool = False,
+        gather: bool | Literal["auto"] = False,
+        exclude_above: float | None = None,
         matmul: Literal["float32", "bfloat16"] = "float32",
         check: bool = True,
     ) -> None:
         super().__init__()
+        one_of("contrast", contrast, tuple(CONTRASTS))
+        softmax = CONTRASTS[contrast].softmax
         if scale is None:
-            scale = "unit" if learnable_inv_tau or contrast == "sigmoid" else "paper"
+            scale = "paper" if softmax and not learnable_inv_tau else "unit"
         check_member(contrast, scale)
         one_of("backend", backend, BACKENDS)
         one_of("matmul", matmul, ("float32", "bfloat16"))
-        self._bounded = learnable_inv_tau and contrast != "sigmoid"
+        self._bounded = learnable_inv_tau and softmax
         too_large = self._bounded and inv_tau > MAX_INV_TAU * (1 + 1e-5)  # exp(ln 100) in float32 is a little above 100
         plain = matmul == "bfloat16" and backend == "reference"
         for wrong, why in (
             (plain, "matmul='bfloat16' needs backend='streamed' or 'auto'"),
             (learnable_beta and not hopfield, "learnable_beta=True needs hopfield=True: without it β has no gradient"),
-            (bias is not None and contrast != "sigmoid", "bias needs contrast='sigmoid': it cancels in the others"),
+            (bias is not None and softmax, "bias needs contrast='sigmoid': it cancels in the others"),
             (learnable_inv_tau and scale == "paper", "learnable_inv_tau=True needs scale='unit': τ · loss only falls"),
             (too_large, f"inv_tau is {inv_tau:g}; a learnable one is kept at {MAX_INV_TAU:g} or below"),
         ):
@@ -130,16 +136,19 @@ class ContrastiveObjective(ScaledModule):
         self.gather = gather
         self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
         self.check = check
-        self._waits = True  # this and the layout: see without_waiting
-        self._layout: distributed.Layout | None = None
-        self._told: set[str] = set()  # what it has warned of
+        self.exclude_above = exclude_above
+        if exclude_above is not None:
+            check_number("exclude_above", exclude_above, torch.float32, positive=False)
+        self._warned: set[str] = set()
         self._looked_for_cone = False
         if not learnable_inv_tau:
-            self._tell("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
+            self._warn_once("logarithm", logarithm_notice("inv_tau", float(inv_tau)))
+        if backend != "reference" and not hasattr(streamed, CONTRASTS[contrast].function):
+            self._warn_once("no fast path", f"contrast={contrast!r} has no streamed form: it keeps N×N matrices")
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
         self.bias: nn.Parameter | None = None
-        if contrast == "sigmoid":
+        if not softmax:
             number = _BIAS if bias is None else float(bias)
             check_number("bias", number, torch.float32, positive=False)
             self.bias = scalar_parameter(number)
@@ -201,6 +210,7 @@ class ContrastiveObjective(ScaledModule):
             **({} if self.bias is None else {"bias": float(self.bias.detach())}),
             "backend": self.backend,
             "gather": self.gather,
+            **({} if self.exclude_above is None else {"exclude_above": self.exclude_above}),
             "matmul": "float32" if self.matmul is None else "bfloat16",
             "check": self.check,
         }
@@ -232,6 +242,7 @@ class ContrastiveObjective(ScaledModule):
         ids: Tensor | None = None,
         hopfield: bool | None = None,
         output_dict: bool = False,
+        trusted: distributed.Layout | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """The loss of a batch of pairs.
 
@@ -246,6 +257,10 @@ class ContrastiveObjective(ScaledModule):
             hopfield: Takes the place of the constructor's for this call, as a schedule over a run asks for; with
                 ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
+            trusted: How many rows each rank brings. Given, the call reads nothing from a device and ranks send each
+                other rows alone: values go unchecked, rows are taken to be of unit length (much longer ones may
+                overflow to a loss that is not finite), and a rank with wrong arguments leaves the others waiting.
+                ``cloob.objective.values.acceptable`` checks the values on the device.
 
         Returns:
             0-d loss, float32 (float64 for float64 input), or the dictionary.
@@ -260,27 +275,33 @@ class ContrastiveObjective(ScaledModule):
         """
         if self.training and not (torch.compiler.is_compiling() or in_transform()):
             self.clamp_()
-        if self.gather and not distributed.is_initialized():
-            raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group")
+        if self.gather is True and not distributed.is_initialized():
+            needs = "start with torchrun, call init_process_group first, or give gather='auto'"
+            raise RuntimeError(f"gather=True needs a process group: {needs}")
         hopfield = self.hopfield if hopfield is None else hopfield
         member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
-        prepare = partial(self._prepare, logit_scale, logit_bias, hopfield)
+        member["exclude_above"] = self.exclude_above
+        prepare = partial(self._prepare, logit_scale, logit_bias, hopfield, self.check and trusted is None)
         if self.gather and distributed.world_size() > 1:
             if not torch.compiler.is_compiling() and in_transform():
                 raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
-            rows = local_rows(image_features, text_features, ids, prepare, member, self._layout)
-            loss = loss_over_ranks(*rows, self.parts(rows.layout.total, rows.x.device), **member)
+            rows = local_rows(image_features, text_features, ids, prepare, member, trusted)
+            backend = self.backend_of(rows.layout.total, rows.x.device, hopfield)
+            loss = loss_over_ranks(*rows, backend, matmul=self.matmul, **member)
         else:
             x, y = check_pairs(image_features, text_features)
-            loss = of_parts(self.parts(len(x), x.device), x, y, ids=ids, **(member | prepare(x, y)))
+            backend = self.backend_of(len(x), x.device, hopfield)
+            scales, unit_rows = prepare(x, y), trusted is not None and backend is streamed
+            args = (backend, x, y, scales["inv_tau"], scales["beta"])
+            loss = pair_loss(*args, bias=scales["bias"], ids=ids, unit_rows=unit_rows, matmul=self.matmul, **member)
         for parameter in self._without_part(hopfield, logit_scale, logit_bias):
             loss = loss + 0.0 * parameter.to(loss)  # DDP stops at a parameter without any gradient
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _tell(self, key: str, notice: str | None) -> None:
+    def _warn_once(self, key: str, notice: str | None) -> None:
         """A warning, if there is one, once; none while a graph is traced."""
-        if notice is not None and key not in self._told and not torch.compiler.is_compiling():
-            self._told.add(key)
+        if notice is not None and key not in self._warned and not torch.compiler.is_compiling():
+            self._warned.add(key)
             warnings.warn(notice, stacklevel=callers_level())
 
     def _without_part(self, hopfield: bool, *given: float | Tensor | None) -> list[Tensor]:
@@ -290,9 +311,15 @@ class ContrastiveObjective(ScaledModule):
         return [value for value, use in zip(own, used, strict=True) if value is not None and not use]
 
     def _prepare(
-        self, logit_scale: float | Tensor | None, logit_bias: Tensor | None, hopfield: bool, x: Tensor, y: Tensor
+        self,
+        logit_scale: float | Tensor | None,
+        logit_bias: Tensor | None,
+        hopfield: bool,
+        check: bool,
+        x: Tensor,
+        y: Tensor,
     ) -> Scales:
-        """The scales of a call, after a look at them and at the rows; tells once of what is odd."""
+        """The scales of a call; with ``check`` after a look at their values and the rows', of which it warns once."""
         learns = isinstance(logit_scale, Tensor) and logit_scale.requires_grad and torch.is_grad_enabled()
         if learns and self.scale == "paper":
             falls = "τ · loss falls with τ⁻¹ for all embeddings; detach it to use its value alone"
@@ -300,45 +327,28 @@ class ContrastiveObjective(ScaledModule):
         inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
         learned = self.learns("inv_tau") and torch.is_grad_enabled() if logit_scale is None else learns
         if learned and self.contrast == "infoloob" and self.training:
-            self._tell("bound", "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its bound; fix it")
+            self._warn_once(
+                "bound", "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its bound; fix it"
+            )
         bias = 0.0 if self.bias is None else self.bias if logit_bias is None else logit_bias
         scales = check_scales({"inv_tau": inv_tau, "beta": self.scale_value("beta"), "bias": bias}, like=x)
-        if self.check and readable():
+        if check and readable():
             cone = hopfield and self.training and not self._looked_for_cone
             self._looked_for_cone |= cone
             for key, notice in check_values(x, y, scales, cone=cone, given=logit_scale is not None).items():
-                self._tell(key, notice)
+                self._warn_once(key, notice)
         return scales
 
-    def parts(self, n_candidates: int, device: torch.device) -> Parts:
-        """The functions that compute the objective against so many candidates: those that keep N×N matrices, or stream.
-
-        Inside an autocast ``"auto"`` streams: a backward pass in there would multiply the reference's matrices in its
-        dtype, in which little is left of the gradient of retrieval.
-        """
-        compiling = torch.compiler.is_compiling()  # while it is, whether torch.func transforms the call is not known
-        plain = is_exporting() if compiling else in_transform()
-        lowered = torch.is_autocast_enabled(device.type) and not plain
-        enough = n_candidates >= (STREAM_HOPFIELD_FROM if self.hopfield else STREAM_FROM)
-        streams = lowered or enough or self.matmul is not None
-        if self.backend == "reference" or (self.backend == "auto" and not streams):
-            return reference.PARTS
-        return streamed.parts_with(self.matmul, unit_rows=not self._waits)
-
-    @contextlib.contextmanager
-    def without_waiting(self, layout: distributed.Layout | None = None) -> Iterator[None]:
-        """Inside, a call reads nothing from a device: values are not looked at, rows are taken to be unit rows.
-
-        ``acceptable`` says on the device what the look would have said. Much longer rows may overflow to a loss that is
-        not finite. ``layout`` says how many rows each rank brings to an objective that gathers: ranks then tell each
-        other nothing, and one with wrong arguments leaves the others waiting.
-        """
-        before = self.check, self._waits, self._layout
-        self.check, self._waits, self._layout = False, False, layout
-        try:
-            yield
-        finally:
-            self.check, self._waits, self._layout = before
+    def backend_of(self, n_candidates: int, device: torch.device, hopfield: bool) -> ModuleType:
+        """The module that computes a call against so many candidates: ``reference``, or ``streamed`` in tiles."""
+        if self.backend != "auto" or self.matmul is not None:
+            return reference if self.backend == "reference" else streamed
+        compiling = torch.compiler.is_compiling()  # while it is, torch.func and TF32 cannot be asked about
+        if is_exporting() if compiling else in_transform():
+            return reference
+        # A backward pass inside autocast or under TF32 would round the products of the reference.
+        rounds = torch.is_autocast_enabled(device.type) or (not compiling and lowers_products())
+        return streamed if hopfield or n_candidates >= STREAM_FROM or rounds else reference
 
 
 def _as_tensor(scalar: float | Tensor) -> Tensor:

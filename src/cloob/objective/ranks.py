@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from cloob import distributed
 from cloob.distributed import Layout
 from cloob.family import Contrast
-from cloob.functional.checks import check_ids, outside_compiler
-from cloob.functional.reference import Parts, Scale, check_pairs, combine, is_symmetric
+from cloob.functional.checks import check_ids
+from cloob.functional.modes import outside_compiler
+from cloob.functional.reference import Scale, check_pairs, combine, direction_of, is_symmetric
 from cloob.objective.values import Scales
 
 
@@ -32,13 +34,13 @@ def local_rows(
     text_features: Tensor,
     ids: Tensor | None,
     prepare: Callable[[Tensor, Tensor], Scales],
-    member: Mapping[str, str | bool],
+    member: Mapping[str, Any],
     layout: Layout | None,
 ) -> LocalRows:
     """This rank's rows, once every rank found its arguments in order; ``prepare`` looks at rows and gives the scales.
 
     The first rank's fault is raised on all ranks, as is ValueError where their widths, dtypes, scales or ``member``
-    (contrast, hopfield and scale) differ. A ``layout`` that is known is trusted: ranks tell each other nothing.
+    (contrast, hopfield, scale and margin) differ. With a ``layout`` ranks compare nothing.
     """
     fault: Exception | None = None
     facts: dict[str, Any] = dict(member)
@@ -81,23 +83,27 @@ def loss_over_ranks(
     ids: Tensor | None,
     scales: Scales,
     layout: Layout,
-    parts: Parts,
+    backend: ModuleType,
     *,
     contrast: Contrast,
     hopfield: bool,
     scale: Scale,
+    exclude_above: float | None,
+    matmul: torch.dtype | None,
 ) -> Tensor:
-    """The global loss, with the gradient of this rank's rows."""
+    """The global loss by the functions of a backend, with the gradient of this rank's rows."""
     inv_tau, beta = scales["inv_tau"], scales["beta"]
     all_x, all_y = _gather_both(x, y, layout)
     if hopfield:
         u_x, u_y, v_x, v_y = (
-            parts.hopfield_retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y)
+            backend.hopfield_retrieval(query, memory, beta, **({"matmul": matmul} if matmul else {}))
+            for memory in (all_x, all_y)
+            for query in (x, y)
         )
         all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
     else:
         u_x, v_y, all_u_y, all_v_x = x, y, all_y, all_x
-    direction = parts.direction(contrast, scales["bias"])
+    direction = direction_of(backend, contrast, scales["bias"], exclude_above, matmul)
     positives = {
         "positive_offset": layout.local.start,
         "ids": ids,
@@ -105,7 +111,7 @@ def loss_over_ranks(
     }
     images = direction(u_x, all_u_y, inv_tau, **positives)
     # Where both directions are one sum over all pairs, the sum over ranks of the first is that sum.
-    texts = images if is_symmetric(contrast, hopfield) else direction(v_y, all_v_x, inv_tau, **positives)
+    texts = images if is_symmetric(contrast, hopfield, exclude_above) else direction(v_y, all_v_x, inv_tau, **positives)
     share = len(x) / layout.total
     return distributed.global_sum(combine(images, texts, inv_tau, scale) * share)
 

@@ -26,7 +26,7 @@ from cloob.data.vectors import VectorPairs
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import InputError, require
 from cloob.files import write_whole
-from cloob.functional.checks import float32_products
+from cloob.functional.modes import float32_products
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.aligned.vectors import VectorEncoder

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from cloob.functional.private import buffers_of
+
 T = TypeVar("T")
 ContextFactory = Callable[[], AbstractContextManager[Any]]
 
@@ -142,9 +144,9 @@ class Buffers:
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._held = [
-            (owner._buffers, name, buffer, None if buffer is None else buffer.detach().clone())
+            (buffers_of(owner), name, buffer, None if buffer is None else buffer.detach().clone())
             for owner in modules
-            for name, buffer in owner._buffers.items()
+            for name, buffer in buffers_of(owner).items()
         ]
 
     @torch.no_grad()

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cloob.functional.private import NORMS
 from cloob.training.config.parts import OptimConfig
 from cloob.training.finetune import layer_depths
-
-# Norm layers by type. Their weights have one dimension nearly everywhere; the types settle the rest.
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 
 
 def parameter_groups(
@@ -35,7 +33,7 @@ def parameter_groups(
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            decays = parameter.ndim >= 2 and not name.endswith("bias") and not isinstance(owner, _NORMS)
+            decays = parameter.ndim >= 2 and not name.endswith("bias") and not isinstance(owner, NORMS)
             depth = depths[f"{path}.{name}" if path else name]
             groups.setdefault((layer_decay ** (depth.top - depth.depth), decays), []).append(parameter)
     scales = [p for p in objective.parameters() if p.requires_grad]

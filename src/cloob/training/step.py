@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cloob.distributed import Layout, world_size
+from cloob.functional.private import loss_scale, loss_scale_state, step_unless
 from cloob.objective import ContrastiveObjective
 from cloob.objective.values import acceptable
 from cloob.training import sharding
@@ -44,12 +45,13 @@ class TowersWithLoss(nn.Module):
         *,
         hopfield: bool | None = None,
         loss: bool = True,
+        trusted: Layout | None = None,
     ) -> tuple[Tensor, ...]:
         """The 0-d float32 loss, and the detached (n, D) float32 image and text features of a batch.
 
         ``ids`` is (n,) int64: pairs of equal id are no negatives of each other. ``hopfield``: whether the objective
-        retrieves this time; None leaves it to the objective. Without ``loss``, for a micro-batch, the features alone,
-        with their graph.
+        retrieves this time; None leaves it to the objective. ``trusted`` is the objective's. Without ``loss``, for a
+        micro-batch, the features alone, with their graph.
         """
         low = _AUTOCAST.get(self.precision)
         with torch.autocast(images.device.type, dtype=low, enabled=low is not None):
@@ -58,15 +60,20 @@ class TowersWithLoss(nn.Module):
         image_features, text_features = image_features.float(), text_features.float()
         if not loss:
             return image_features, text_features
-        value = self.loss_of(image_features, text_features, ids, hopfield)
+        value = self.loss_of(image_features, text_features, ids, hopfield, trusted)
         return value, image_features.detach(), text_features.detach()
 
     def loss_of(
-        self, image_features: Tensor, text_features: Tensor, ids: Tensor | None, hopfield: bool | None
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        ids: Tensor | None,
+        hopfield: bool | None,
+        trusted: Layout | None = None,
     ) -> Tensor:
-        """The 0-d float32 loss of (n, D) float32 features; ``ids`` and ``hopfield`` as ``forward`` takes them."""
+        """The 0-d float32 loss of (n, D) float32 features; the rest as ``forward`` takes it."""
         with torch.autocast(image_features.device.type, enabled=False):
-            value: Tensor = self.objective(image_features, text_features, ids=ids, hopfield=hopfield)
+            value: Tensor = self.objective(image_features, text_features, ids=ids, hopfield=hopfield, trusted=trusted)
         return value
 
 
@@ -146,14 +153,14 @@ class Stepper:
         buffers = Buffers(self._modules)
         objective = self.module.objective
         positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss
-        with objective.without_waiting(layout):
-            if self._sharded:
-                sharding.share_buffers(self.module)
-            if self.micro_batch_size:
-                loss, *features = self._cached_backward(images, tokens, ids, hopfield)
-            else:
-                loss, *features = self._wrapped(images, tokens, ids, hopfield=hopfield)
-                torch.autograd.backward(self.scaler.scale(loss))
+        layout = Layout((len(images),)) if world_size() == 1 else layout
+        if self._sharded:
+            sharding.share_buffers(self.module)
+        if self.micro_batch_size:
+            loss, *features = self._cached_backward(images, tokens, ids, hopfield, layout)
+        else:
+            loss, *features = self._wrapped(images, tokens, ids, hopfield=hopfield, trusted=layout)
+            torch.autograd.backward(self.scaler.scale(loss))
         if self._sharded:
             sharding.average_gradients(self._parameters)
         # Not torch.where: it would copy the number to the device, and wait for that.
@@ -166,7 +173,7 @@ class Stepper:
         if self.clip_grad_norm > 0:
             sharding.clip(self._parameters, self.clip_grad_norm, total)
         set_learning_rate(self.optimizer, lr)
-        _step_unless(~finite, self.optimizer)
+        step_unless(~finite, self.optimizer)
         objective.clamp_()
         buffers.restore_unless(finite)
         self._move_loss_scale(loss.isfinite())
@@ -178,20 +185,19 @@ class Stepper:
 
     def _loss_scale(self, like: Tensor) -> Tensor:
         """A copy of the 0-d loss scale where it is; 1 without."""
-        scale = self.scaler._scale if self.scaler.is_enabled() else None  # get_scale() would read it
+        scale = loss_scale(self.scaler)
         return torch.ones_like(like) if scale is None else scale.clone()
 
     def _move_loss_scale(self, moves: Tensor) -> None:
         """Adapts the loss scale to a step's gradients, if the 0-d ``moves`` is true."""
-        both = (self.scaler._scale, self.scaler._growth_tracker) if self.scaler.is_enabled() else ()
-        state = [tensor for tensor in both if tensor is not None]  # they are there once a loss was scaled
+        state = loss_scale_state(self.scaler)
         before = [tensor.clone() for tensor in state]
         self.scaler.update()
         for tensor, backup in zip(state, before, strict=True):
             torch.where(moves, tensor, backup, out=tensor)
 
     def _cached_backward(
-        self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
+        self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None, layout: Layout | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         # As even as can be: where samples are left out, none is alone in a micro-batch, which has no spread to norm by.
         parts, features = max(1, -(-len(images) // self.micro_batch_size)), []
@@ -211,25 +217,10 @@ class Stepper:
             no_sync=getattr(self._wrapped, "no_sync", nullcontext),
             scale=self.scaler.scale,
             hopfield=hopfield,
+            trusted=layout,
         )
         image_features, text_features = (torch.cat(side) for side in zip(*features, strict=True))
         return loss, image_features, text_features
-
-
-def _step_unless(bad: Tensor, optimizer: Optimizer) -> None:
-    """A step that changes neither weights nor moments nor their count if the 0-d ``bad`` is true.
-
-    By the attribute through which ``torch.amp.GradScaler`` tells a fused optimiser the same; others are waited for.
-    """
-    if not getattr(optimizer, "_step_supports_amp_scaling", False):
-        if not bad:
-            optimizer.step()
-        return
-    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-    try:
-        optimizer.step()
-    finally:
-        del optimizer.found_inf  # type: ignore[attr-defined]
 
 
 def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:

@@ -30,15 +30,12 @@ maximum, so every τ⁻¹ is safe; the sigmoid loss needs no shift, and without 
 
 from __future__ import annotations
 
-from functools import partial
+import sys
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from cloob.family import Contrast
-from cloob.functional.checks import outside_autocast
-from cloob.functional.reference import Parts, Scale, of_parts
+from cloob.functional.reference import pair_loss
 from cloob.functional.streamed.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.streamed.tiles import eager
@@ -47,20 +44,8 @@ __all__ = ["cloob_streamed", "hopfield_retrieval", "info_loob", "info_nce", "ret
 
 
 @eager
-@outside_autocast
 def cloob_streamed(
-    image_features: Tensor,
-    text_features: Tensor,
-    inv_tau: float | Tensor,
-    beta: float | Tensor = 8.0,
-    *,
-    contrast: Contrast = "infoloob",
-    hopfield: bool = True,
-    scale: Scale = "paper",
-    bias: float | Tensor = -10.0,
-    ids: Tensor | None = None,
-    matmul: torch.dtype | None = None,
-    unit_rows: bool = False,
+    image_features: Tensor, text_features: Tensor, inv_tau: float | Tensor, beta: float | Tensor = 8.0, **options: Any
 ) -> Tensor:
     """:func:`cloob.functional.cloob_reference` in O(N·D) memory; see there for arguments, value and errors.
 
@@ -71,12 +56,4 @@ def cloob_streamed(
     similarity 0.95 and more). That is while there is a gradient: where InfoNCE has saturated (below a loss of about
     1e-3) what is left of it is the rounding of the logits.
     """
-    parts = parts_with(matmul, unit_rows)
-    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
-    return of_parts(parts, image_features, text_features, inv_tau, beta, bias=bias, ids=ids, **member)
-
-
-def parts_with(matmul: torch.dtype | None, unit_rows: bool) -> Parts:
-    """The functions of this path, with the two arguments that the reference's have not."""
-    others = (partial(part, matmul=matmul) for part in (hopfield_retrieval, info_loob, info_nce, sigmoid_loss))
-    return Parts(partial(retrieve, matmul=matmul, unit_rows=unit_rows), *others)
+    return pair_loss(sys.modules[__name__], image_features, text_features, inv_tau, beta, **options)

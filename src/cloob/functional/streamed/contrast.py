@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloob.functional.checks import as_rows, check_ids, outside_autocast, scalar
+from cloob.functional.checks import as_rows, check_ids, scalar
 from cloob.functional.contrast import check_contrast
 from cloob.functional.streamed.tiles import accumulate, apply, eager, first_order, matmul_dtype, product, strips
 
@@ -32,6 +32,7 @@ class _Contrast(torch.autograd.Function):
         leave_out: bool,
         offset: int,
         ids: tuple[Tensor, Tensor] | None,
+        exclude_above: float | None,
         differentiable: bool,
         matmul: torch.dtype,
     ) -> Tensor:
@@ -56,6 +57,8 @@ class _Contrast(torch.autograd.Function):
             if constant is not None:
                 p += constant[rows]
             exclude(p, rows, offset, ids)
+            if exclude_above is not None:
+                p.masked_fill_(p > positive[rows] + inv_tau * exclude_above, -torch.inf)
             losses[rows], pull = weigh(p, positive[rows])
             if d_anchors is None or d_candidates is None:
                 continue
@@ -82,10 +85,9 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         gradients = (None if gradient is None else grad * gradient for gradient in ctx.saved_tensors)
-        return *gradients, None, None, None, None, None
+        return *gradients, None, None, None, None, None, None
 
 
 def exclude(logits: Tensor, rows: slice, offset: int, ids: tuple[Tensor, Tensor] | None) -> None:
@@ -120,7 +122,6 @@ def to_sigmoid(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @eager
-@outside_autocast
 def _direction(
     anchors: Tensor,
     candidates: Tensor,
@@ -131,6 +132,7 @@ def _direction(
     positive_offset: int = 0,
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    exclude_above: float | None = None,
     matmul: torch.dtype | None = None,
 ) -> Tensor:
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
@@ -139,7 +141,7 @@ def _direction(
     b = None if bias is None else scalar("bias", bias, anchors, positive=False)
     given = (anchors, candidates, scalar("inv_tau", inv_tau, anchors), b)
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    options = (leave_out, positive_offset, both, differentiable, matmul_dtype(matmul, anchors))
+    options = (leave_out, positive_offset, both, exclude_above, differentiable, matmul_dtype(matmul, anchors))
     loss: Tensor = apply(_Contrast, *given, *options)
     return loss
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, outside_autocast, scalar
+from cloob.functional.checks import as_rows, scalar
 from cloob.functional.reference import Retrieved
 from cloob.functional.streamed.tiles import (
     accumulate,
@@ -97,7 +97,6 @@ class _MutualRetrieval(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    @outside_autocast
     def backward(ctx: Any, grad_l: Tensor, *grad_r: Tensor) -> Any:
         left, right, beta, retrieved_l, norms_l, retrieved_r, norms_r = ctx.saved_tensors
         matmul = ctx.matmul
@@ -176,7 +175,6 @@ class _Retrieval(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         state, stored, beta, shift, retrieved, norms = ctx.saved_tensors
         matmul = ctx.matmul
@@ -199,7 +197,6 @@ class _Retrieval(torch.autograd.Function):
 
 
 @eager
-@outside_autocast
 def hopfield_retrieval(
     state: Tensor,
     stored: Tensor,
@@ -218,7 +215,6 @@ def hopfield_retrieval(
 
 
 @eager
-@outside_autocast
 def retrieve(
     x: Tensor,
     y: Tensor,

@@ -9,15 +9,17 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import differentiable_once, in_transform, outside_compiler
+from cloob.functional.modes import differentiable_once, full_products, in_transform, outside_autocast, outside_compiler
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-first_order = differentiable_once(
-    "the streamed path can be differentiated once; backend='reference' has more derivatives"
-)
-"""For the backward passes of the streamed path."""
+_once = differentiable_once("the streamed path can be differentiated once; backend='reference' has more derivatives")
+
+
+def first_order(backward: Callable[P, R]) -> Callable[P, R]:
+    """For a backward pass of the streamed path: in float32, and no derivative of it."""
+    return _once(full_products()(outside_autocast(backward)))
 
 
 def tile_rows(device: torch.device) -> int:
@@ -70,10 +72,11 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
-    """Keeps ``function`` out of the graphs of ``torch.compile``: its loops over tiles are no gain there.
+    """Runs ``function`` in float32 and outside of the graphs of ``torch.compile``, where loops over tiles gain nothing.
 
-    What has to go through it nevertheless (``torch.func``, ``torch.export``) is refused in words.
+    RuntimeError inside ``torch.func`` and ``torch.export``, which would have to go through it.
     """
+    computed = full_products()(outside_autocast(function))
 
     @functools.wraps(function)
     def direct(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -82,7 +85,7 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
                 "the streamed path goes through neither torch.func (grad, vmap, …) nor torch.export; "
                 "backend='reference' does"
             )
-        return function(*args, **kwargs)
+        return computed(*args, **kwargs)
 
     return outside_compiler(direct)
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloob.functional import private
 from cloob.models.importing import translated
 from cloob.models.runs import check_objective
 from cloob.models.untrusted import read_json
@@ -148,7 +149,7 @@ class _Script(_Unpickler):
     } | {("torch", name): dtype for name, dtype in _STORAGES.items()}
 
     def __init__(self, path: Path) -> None:
-        self._reader: Any = torch._C.PyTorchFileReader(str(path))
+        self._reader: Any = private.archive(str(path))
         self._mapped = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
         super().__init__(io.BytesIO(self._reader.get_record("data.pkl")))
 

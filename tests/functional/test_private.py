@@ -1,0 +1,67 @@
+"""Undocumented names of torch: that each is there, and what breaks without it. A new torch is tried with this file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import cloob.functional.private as private
+
+BATCH = torch.ones(2, 2)
+
+
+def scaler() -> torch.amp.GradScaler:
+    found = torch.amp.GradScaler("cpu", init_scale=4.0)
+    found.scale(torch.ones(()))
+    return found
+
+
+NAMES: dict[str, tuple[Any, str]] = {
+    "_disable_dynamo": (lambda: torch, "the import of cloob takes a second longer; nothing else"),
+    "get_interpreter_stack": (lambda: torch._C._functorch, "torch.func is not noticed: streamed paths fail inside it"),
+    "TransformType": (lambda: torch._C._functorch, "inside vmap the objective looks at values that are not there"),
+    "_NormBase": (lambda: nn.modules.batchnorm, "batch norms of several dimensions decay"),
+    "get_backend_config": (lambda: torch.distributed, "small numbers between hosts go by the device"),
+    "_scale": (scaler, "fp16: the loss scale is read from the device in each step"),
+    "_growth_tracker": (scaler, "fp16: a step that was skipped moves the loss scale"),
+    "_step_supports_amp_scaling": (
+        lambda: torch.optim.AdamW([nn.Parameter(BATCH)], fused=True),
+        "each step waits for the device",
+    ),
+    "_iterator": (lambda: DataLoader([0]), "worker processes outlive the loader"),
+    "_new_shared": (lambda: torch.UntypedStorage, "batches are copied once more on their way from a worker"),
+    "PyTorchFileReader": (lambda: torch._C, "TorchScript archives (OpenAI's weights) cannot be read"),
+    "_buffers": (lambda: nn.Linear(1, 1), "a bad step moves running statistics; fixed scales lose their float64"),
+    "_modules": (lambda: nn.Linear(1, 1), "an ONNX graph holds both towers"),
+    "_parameters": (lambda: nn.Linear(1, 1), "the same"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_is_there(name: str) -> None:
+    owner, breaks = NAMES[name]
+    assert hasattr(owner(), name), f"without {name}: {breaks}"
+
+
+def test_workers_are_found_and_end() -> None:
+    """Without ``_workers`` a worker that dies leaves the run waiting, without ``_shutdown_workers`` they stay."""
+    loader: Any = DataLoader([0, 1], num_workers=1, persistent_workers=True, multiprocessing_context="fork")
+    (worker,) = private.worker_processes(iter(loader))
+    assert worker.is_alive()
+    private.shut_down(loader)
+    assert not worker.is_alive()
+
+
+def test_no_other_file_uses_one() -> None:
+    used = re.compile(rf"\.({'|'.join(sorted(NAMES))}|_workers|_shutdown_workers|found_inf|torch\._C)\b")
+    root = Path(private.__file__).parents[1]
+    files = {file for file in root.rglob("*.py") if used.search(file.read_text(encoding="utf-8"))}
+    # The stepper's and other classes' own attributes of these names are not torch's.
+    own = {file.relative_to(root).as_posix() for file in files if file != Path(private.__file__)}
+    assert own <= {"training/step.py"}, own
