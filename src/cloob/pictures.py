@@ -18,6 +18,7 @@ Needs Pillow and NumPy (the extra ``train``).
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib
 import io
 import re
@@ -26,13 +27,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
-from PIL import Image, ImageStat, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageStat, IptcImagePlugin, JpegImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base
 
 from cloob.files import TooLarge, read_at_most
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
 
 # What is larger is refused by its header: MAX_PIXELS is Pillow's own bound, 0.7 GB at 4 bytes a pixel. Of a JPEG a
 # decoder needs to give an eighth of the sides only. A file of more bytes is refused before it is read.
@@ -131,6 +135,19 @@ class Encoded:
             with _decoding(len(self._data)):
                 self._image.load()
         return _exif_of(self._image)
+
+    @property
+    def xmp(self) -> bytes:
+        """What programs wrote as XMP; before the image is decoded, which forgets it."""
+        found = self._image.info.get("xmp", b"")
+        return found.encode() if isinstance(found, str) else found if isinstance(found, bytes) else b""
+
+    @property
+    def iptc(self) -> dict[Any, Any]:
+        """What programs wrote as IPTC, bytes by record and number."""
+        with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged metadata
+            return IptcImagePlugin.getiptcinfo(cast("ImageFile", self._image)) or {}
+        return {}
 
     def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
         """Decodes the image, once, to RGB without metadata.

@@ -287,6 +287,9 @@ def test_what_exif_and_the_name_say(tmp_path: Path) -> None:
         "PXL_20240101_120009123.jpg": ({0x8825: {1: "N"}}, "2024-01-01T12:00:09"),
         "2024-01-01 at 23.59.00-2.jpg": ({}, "2024-01-01T23:59:00"),
         "20240230_1234.jpg": ({}, TIME),
+        "IMG20240110101010.jpg": ({}, "2024-01-10T10:10:10"),
+        "midnight.jpg": ({0x0132: "2022:01:02 24:00:00"}, "2022-01-02"),
+        "future.jpg": ({0x0132: "9999:01:01 00:00:00"}, TIME),
     }
     for seed, (name, (tags, _)) in enumerate(dates.items()):
         exif = Image.Exif()
@@ -306,6 +309,54 @@ def test_what_exif_and_the_name_say(tmp_path: Path) -> None:
     assert [items[name].date_from for name in ("taken.jpg", "20240230_1234.jpg")] == ["exif", "file"]
 
 
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="{}">
+<dc:subject><rdf:Bag><rdf:li>{}</rdf:li><rdf:li>lake</rdf:li></rdf:Bag></dc:subject>
+<dc:description><rdf:Alt><rdf:li xml:lang="de">am See</rdf:li><rdf:li xml:lang="x-default">by the lake</rdf:li>
+</rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>"""
+BOMB = '<!DOCTYPE a [<!ENTITY b "1"><!ENTITY c "&b;&b;">]><a>&c;</a>'
+IPTC = b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0f\x1c\x02\x19\0\x03sea\x1c\x02x\0\x02hi\0"
+TAKEOUT = {
+    "photoTakenTime": {"timestamp": str(SECONDS)},
+    "geoData": {"latitude": 1.5, "longitude": 2.0},
+    "description": "x",
+}
+
+
+def test_what_other_programs_wrote(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    for seed, name in enumerate(("lightroom", "darktable", "own", "takeout", "bomb", "iptc", "texts")):
+        write_noise(folder / f"{name}.jpg", seed, **({"xmp": XMP.format(4, "Cleo").encode()} if name == "own" else {}))
+    (folder / "lightroom.xmp").write_text(XMP.format(5, "Anna"))
+    (folder / "darktable.jpg.xmp").write_text(XMP.format(-1, "Bert"), encoding="utf-16")
+    (folder / "takeout.jpg.supplemental-meta.json").write_text(json.dumps(TAKEOUT))
+    (folder / "bomb.xmp").write_text(BOMB)
+    jpeg = (folder / "iptc.jpg").read_bytes()
+    (folder / "iptc.jpg").write_bytes(jpeg[:2] + b"\xff\xed" + (len(IPTC) + 2).to_bytes(2, "big") + IPTC + jpeg[2:])
+    (folder / "texts.txt").write_bytes("Straße".encode("utf-16"))
+    (folder / "bomb.txt").write_bytes("Straße".encode("latin-1"))
+    with Index.create(tmp_path / "i") as index:
+        done = index.update([folder], options(FakeEncoder()))
+        items = {Path(item.path).stem: item for item in index.items(index.store.ids().tolist())}
+        where = index.view("rating >= 4 and tags like '%Anna%'").where
+        assert index.store.ids(where).tolist() == [items["lightroom"].id]
+    assert done.left_out.counts == {"caption not UTF-8": 1}
+    said = {name: tuple(map(item.columns.get, ("rating", "tags"))) for name, item in items.items()}
+    assert said == {
+        "lightroom": (5, "Anna, lake"),
+        "darktable": (-1, "Bert, lake"),
+        "own": (4, "Cleo, lake"),
+        "iptc": (None, "sea"),
+    } | dict.fromkeys(("takeout", "bomb", "texts"), (None, None))
+    captions = [items[name].caption for name in ("lightroom", "own", "iptc", "takeout", "bomb", "texts")]
+    assert captions == ["by the lake", "by the lake", "hi", "x", None, "Straße"]
+    taken = items["takeout"]
+    assert (taken.date, taken.date_from) == (TIME, "takeout") and taken.columns["latitude"] == 1.5
+    (folder / "lightroom.xmp").write_text(XMP.format(3, "Anna"))
+    with Index.open(tmp_path / "i", writable=True) as index:
+        assert index.update([folder], options(FakeEncoder())).described == 1
+
+
 def test_a_raw_file_is_taken_by_the_jpeg_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "IMG_1.DNG").write_bytes(raw_file(encoded(noise_image(0, 64, 48), "JPEG")))
@@ -317,7 +368,7 @@ def test_a_raw_file_is_taken_by_the_jpeg_inside(tmp_path: Path, monkeypatch: pyt
         pytest.importorskip("rawpy", reason="rawpy is not installed")
         assert index.update([tmp_path / "p"], options(FakeEncoder())).added == 1
         (item,) = index.items([1])
-    assert (item.width, item.height, item.date) == (48, 64, "2021-03-04T05:06:07")
+    assert (item.width, item.height, item.date) == (64, 64, "2021-03-04T05:06:07")
     assert item.columns == {"camera": "Canon EOS", "date_from": "exif"}
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Stems = dict[str, list[Path]]
 MOVED = "moved.jsonl"
 _BELONGING = r"\.(txt|caption|xmp|aae|mov|mp4)"  # captions, edits, the film of a live photo
-_TAKEOUT = r"(\.supp[\w-]*)?\.json"  # what Google Takeout says of a.jpg is in a.jpg.json or a.jpg.supplemental-….json
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -116,9 +115,10 @@ def _planned(
 def _by_stem(folder: Path) -> Stems:
     """The files of a folder that may be part of a shot, by its stem: ``a`` of a.jpg, a.xmp and a.jpg.xmp."""
     from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
+    from cloob.search.beside import TAKEOUT
 
     picture = "|".join(map(re.escape, (*IMAGE_SUFFIXES, *RAW_SUFFIXES)))
-    rest = re.compile(rf"(?:(?:{picture})?{_BELONGING}|(?:{picture}){_TAKEOUT}|(?:{picture}))$", re.IGNORECASE)
+    rest = re.compile(rf"(?:(?:{picture})?{_BELONGING}|(?:{picture}){TAKEOUT}|(?:{picture}))$", re.IGNORECASE)
     files: Stems = {}
     for path in sorted(folder.iterdir()):
         if match := rest.search(path.name):

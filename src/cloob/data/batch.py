@@ -5,6 +5,7 @@ Shapes: n pairs in the batch, H×W pixels, L tokens a caption.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -131,7 +132,8 @@ def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
         reason, detail = "caption too long", f"{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}"
     else:
         try:
-            caption = raw.decode("utf-8-sig").strip()
+            is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            caption = raw.decode("utf-16" if is_utf16 else "utf-8-sig").strip()
         except UnicodeDecodeError as error:
             reason, detail = "caption not UTF-8", f"byte {error.start} of {len(raw)}"
     if not caption:

@@ -23,6 +23,7 @@ from cloob.data.source import RAW_SUFFIXES
 from cloob.data.sources.arrow import NO_PICTURE
 from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
+from cloob.search.beside import TAKEN, of_file
 from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, valid
 from cloob.search.scan.collection import Collection, Found, LeftOut, ReadFailed
 from cloob.search.scan.rows import Rows
@@ -244,9 +245,13 @@ class Builder:
 
 
 def _item(work: Work, encoded: Encoded, data: bytes) -> Item:
-    caption, columns = work.collection.describe(work.found)
+    caption, stated = work.collection.describe(work.found)
     exif, content = encoded.exif, hashlib.sha256(data).hexdigest()
-    taken, origin = date_of(work.found.path, columns.get("date"), exif)
+    written = of_file(encoded)
+    by_file = written.pop("caption", None)
+    caption = caption or (str(by_file) if by_file else None)
+    columns = written | camera_and_place(exif) | dict(stated)
+    taken, origin = date_of(work.found.path, stated.get("date"), exif, columns.pop(TAKEN, None))
     place = (0, work.collection.name, work.found.path)
-    columns = camera_and_place(exif) | ({"date_from": origin} if origin else {}) | dict(columns)
+    columns |= {"date_from": origin} if origin and "date_from" not in columns else {}
     return Item(*place, content, len(data), work.found.mtime_ns, *encoded.whole, taken, caption, columns)

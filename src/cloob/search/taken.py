@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 
 _EXIF, _GPS, _TAKEN, _CHANGED, _MAKE, _MODEL = 0x8769, 0x8825, 0x9003, 0x0132, 0x010F, 0x0110
 _DATE = re.compile(r"(\d{4})(?:-(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)(?:[T ](\d\d:\d\d(?::\d\d)?\S*))?)?")
-_NAMED = re.compile(  # IMG-20240101-WA0000, 20240101_120000, Screenshot 2024-01-01 at 12.00.00
+_TIME = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?![:\d])")
+_NAMED = re.compile(  # IMG-20240101-WA0000, 20240101_120000, IMG20240101120000, Screenshot 2024-01-01 at 12.00.00
     r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)"
-    r"(?:(?:[-_T ]| at )([01]\d|2[0-3])[-_.]?([0-5]\d)[-_.]?([0-5]\d)\d*)?(?!\d)"
+    r"(?:(?:[-_T ]| at |(?<=\d{8}))([01]\d|2[0-3])[-_.]?([0-5]\d)[-_.]?([0-5]\d)\d*)?(?!\d)"
 )
 
 
-def date_of(path: str, stated: Value, exif: Exif | None) -> tuple[str | None, Value]:
-    """ISO 8601 without a time zone: as stated in a column, or by EXIF, else by the file's name, else its time here.
+def date_of(path: str, stated: Value, exif: Exif | None, by_takeout: Value = None) -> tuple[str | None, Value]:
+    """ISO 8601 without a time zone: as stated in a column, or by EXIF, Takeout, the file's name, else its time here.
 
-    Also ``exif`` or ``name``, if it is from there. Where a date is stated that cannot be read, neither name nor time is
-    taken for it.
+    Also ``exif``, ``takeout`` or ``name``, if it is from there. Where a date is stated that cannot be read, none of
+    these is taken for it.
     """
     is_stated = stated not in (None, "")
     if is_stated and (found := iso_date(stated)):
@@ -34,6 +35,8 @@ def date_of(path: str, stated: Value, exif: Exif | None) -> tuple[str | None, Va
         return found, "exif"
     if is_stated:
         return None, None
+    if by_takeout:
+        return str(by_takeout), "takeout"
     if found := _by_name(path):
         return found, "name"
     with contextlib.suppress(OSError, ValueError, OverflowError):  # a member of a container has none
@@ -54,13 +57,14 @@ def iso_date(stated: Value) -> str | None:
     except ValueError:
         return None
     day = "-".join([f"{year:04}", *(f"{part:02}" for part in parts)])
-    return f"{day}T{match[5]}" if match[5] else day
+    return f"{day}T{match[5]}" if match[5] and _TIME.match(match[5]) else day  # 24:00:00 is none
 
 
 def _by_exif(exif: Exif | None) -> str | None:
     with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged EXIF
         for raw in [] if exif is None else [exif.get_ifd(_EXIF).get(_TAKEN), exif.get(_CHANGED)]:
-            if isinstance(raw, str) and (taken := iso_date(raw)) is not None:
+            taken = iso_date(raw) if isinstance(raw, str) else None
+            if taken is not None and int(taken[:4]) <= date.today().year + 1:  # a camera without a clock
                 return taken
     return None
 

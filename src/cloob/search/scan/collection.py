@@ -7,6 +7,7 @@ import json
 import math
 import os
 import stat
+import threading
 import unicodedata
 import zlib
 from collections import Counter
@@ -29,6 +30,7 @@ from cloob.data.sources.folder import captions_by_stem, walk
 from cloob.data.sources.table import as_text, check_name, column_names, json_rows, read_table
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
+from cloob.search.beside import files_beside, read_beside
 from cloob.search.records import INDEX_FILE, Value
 from cloob.search.where import NUMBERS, TEXTS
 
@@ -39,6 +41,7 @@ _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 _CODE, _LONG = r"^[+-]?(0\d|\d{20})", r"\d{19}"
 _NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")  # made by file servers, Windows and npm
 _KINDS = 3
+_ADDING = threading.Lock()
 
 
 class Found(NamedTuple):
@@ -63,8 +66,9 @@ class LeftOut:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
-        self.counts[reason] += count
-        self.examples[reason] = [*self.examples.get(reason, ()), example][:EXAMPLES]
+        with _ADDING:  # threads that read pictures add, too
+            self.counts[reason] += count
+            self.examples[reason] = [*self.examples.get(reason, ()), example][:EXAMPLES]
 
 
 class ReadFailed(BadSample):
@@ -182,6 +186,18 @@ class Table(Collection):
         return self.said(found.place)
 
 
+class _Beside(NamedTuple):
+    """The files beside a picture that say something of it."""
+
+    caption: str | None
+    others: list[str]  # XMP, and Google Takeout's JSON
+
+    @classmethod
+    def of(cls, folder: str, caption: str | None, others: list[str]) -> _Beside:
+        paths = [os.path.join(folder, name) for name in others]  # noqa: PTH118
+        return cls(caption and os.path.join(folder, caption), paths)  # noqa: PTH118
+
+
 class Folder(Collection):
     """All pictures below a folder; ``table`` says something of them.
 
@@ -201,7 +217,9 @@ class Folder(Collection):
                 folders.clear()
                 continue
             folders[:] = (name for name in folders if self._enters(folder, name))
-            captions = captions_by_stem(names)
+            captions, beside = captions_by_stem(names), files_beside(names)
+            used: set[str] = set()
+            strange: list[str] = []
             for name in names:
                 path, lower = os.path.join(folder, name), name.lower()  # noqa: PTH118
                 if lower.endswith(CAPTION_SUFFIXES):
@@ -209,15 +227,17 @@ class Folder(Collection):
                 if self._left_out(path):
                     self.left_out.add("excluded", path)
                 elif lower.endswith((*IMAGE_SUFFIXES, *RAW_SUFFIXES)):
-                    caption = captions.get(name.rpartition(".")[0])
-                    found = self._found(path, caption and os.path.join(folder, caption))  # noqa: PTH118
+                    stem = name.rpartition(".")[0]
+                    used.update(others_of := [*beside.get(stem, ()), *beside.get(name, ())])
+                    found = self._found(path, _Beside.of(folder, captions.get(stem), others_of))
                     if found is not None:
                         seen.update(self._table.of(path) if self._table else ())
                         yield found
                 elif lower.endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES)):
                     self.left_out.add("tar or Arrow file beside pictures", path)
                 else:
-                    others[os.path.splitext(lower)[1] or name] += 1  # noqa: PTH122
+                    strange.append(name)
+            others.update(os.path.splitext(name.lower())[1] or name for name in strange if name not in used)  # noqa: PTH122
         if others:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(_KINDS))
             self.left_out.add("file of another kind", kinds + ", …" * (len(others) > _KINDS), others.total())
@@ -227,11 +247,16 @@ class Folder(Collection):
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         caption, columns = self._table.said(self._table.of(found.path)) if self._table else (None, {})
-        try:
-            beside = clean_caption(read_caption_file(found.place, found.path), found.path) if found.place else None
-        except BadSample:
-            beside = None
-        return beside or caption, columns
+        beside: _Beside = found.place
+        by_others = read_beside(beside.others)
+        stated = by_others.pop("caption", None)
+        if beside.caption:
+            try:
+                caption = clean_caption(read_caption_file(beside.caption, found.path), found.path)
+            except BadSample as bad:
+                if bad.reason != "empty caption":
+                    self.left_out.add(bad.reason, beside.caption)
+        return caption or (str(stated) if stated else None), by_others | columns
 
     def _left_out(self, path: str) -> bool:
         return bool(self._exclude) and self.excluded(os.path.relpath(path, self.name))
@@ -249,7 +274,7 @@ class Folder(Collection):
             self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
         return not (excluded or linked)
 
-    def _found(self, path: str, caption: str | None) -> Found | None:
+    def _found(self, path: str, beside: _Beside) -> Found | None:
         """A picture, whose time is also that of what describes it; None where it is no file of the folder."""
         try:
             state: os.stat_result | None = os.lstat(path)
@@ -262,10 +287,11 @@ class Folder(Collection):
             if state is None or not stat.S_ISREG(state.st_mode):
                 self.left_out.add("pipe or device", path)
                 return None
-            time = _newest(state, _stated(caption) if caption else None, self._table.state if self._table else None)
-            return Found(path, state.st_size, time, caption)
+            also = [_stated(each) for each in (beside.caption, *beside.others) if each]
+            time = _newest(state, *also, self._table.state if self._table else None)
+            return Found(path, state.st_size, time, beside)
         except OSError:  # reading it says why
-            return Found(path, None, None, caption)
+            return Found(path, None, None, beside)
 
 
 class Single(Folder):
@@ -273,8 +299,10 @@ class Single(Folder):
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         path = Path(self.name)
-        caption = captions_by_stem(each.name for each in path.parent.iterdir()).get(path.stem)
-        found = self._found(self.name, caption and str(path.with_name(caption)))
+        names = [each.name for each in path.parent.iterdir()]
+        beside, caption = files_beside(names), captions_by_stem(names).get(path.stem)
+        others = [*beside.get(path.stem, ()), *beside.get(path.name, ())]
+        found = self._found(self.name, _Beside.of(str(path.parent), caption, others))
         return iter([found] if found else [])
 
 
