@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cloob.training.gradcache import cached_backward
     from cloob.training.loop import train
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 __all__ = [
     "ContrastiveHeads",
     "ContrastiveObjective",
