@@ -212,9 +212,37 @@ def test_find_indexes_what_is_new_and_answers(
     for words in ((str(tmp_path / "empty"), "red"), (str(pictures / ".cloob"), "red"), (str(pictures), "none.jpg")):
         assert main(["find", *words]) == 2
     assert not list((tmp_path / "empty").iterdir())
+
+
+def test_find_in_a_folder_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index that lies in it is used; else one in the cache, which the other commands find too."""
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    there, bare = (write_pictures(tmp_path / name, n=1) for name in ("there", "bare"))
+    run(capsys, "find", str(there), "red")
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert f"{tmp_path / 'cache' / 'photos'}/pictures-" in run(capsys, "find", str(pictures), "red")[1]
+    (there / "new.png").write_bytes(picture((250, 0, 0)))
+    out, err = run(capsys, "find", str(there), "red")
+    assert "cannot be written, so what is new since is not in it" in err and out.count(f"{there}/red") == 1
+    assert f"{tmp_path / 'cache' / 'photos'}/bare-" in run(capsys, "find", str(bare), "red")[1]
+    for words in (("search", str(bare), "red"), ("search", str(bare), "--where", "name like 'red%'")):
+        assert str(bare / "red-0.png") in run(capsys, *words)[0]
+
+
+def test_a_folder_inside_an_indexed_folder_is_answered_by_the_index_above(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = write_pictures(tmp_path / "pictures", n=1)
+    for name in ("a'b", "a'bc"):
+        (pictures / name).mkdir()
+        (pictures / name / "red.png").write_bytes(picture((250, 0, 0)))
+    run(capsys, "find", str(pictures), "red")
+    (pictures / "a'b" / "new.png").write_bytes(picture((249, 0, 0)))
+    for command in ("find", "search"):
+        out, _ = run(capsys, command, str(pictures / "a'b"), "red", "--where", "width > 1", "--paths")
+        assert sorted(out.split()) == [str(pictures / "a'b" / name) for name in ("new.png", "red.png")]
+    assert not (pictures / "a'b" / ".cloob").exists()
 
 
 def test_the_newest_pictures_that_a_filter_lets_through(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from index_fakes import FakeEncoder, write_noise
+from index_fakes import FakeEncoder, content, write_noise
 from torch import Tensor
 
 from cloob import cli
@@ -87,7 +88,7 @@ def test_it_says_what_it_did_and_what_comes_next(
     assert cli.main([*words, "--replace-model"]) == 0
     assert "7 embedded" in capsys.readouterr().out
     with Index.open("my idx") as index:
-        assert [model.name for model in index.models] == ["two", "one"] and len(index) == 7
+        assert [model.name for model in index.models] == ["one", "two"] and len(index) == 7
 
     # A source that is gone: nothing is lost, and the exit code says so.
     pictures.rename(tmp_path / "elsewhere")
@@ -100,8 +101,8 @@ def test_it_says_what_it_did_and_what_comes_next(
 class Slow(FakeEncoder):
     """Calls ``stop`` after so many pictures."""
 
-    def __init__(self, pictures: int, stop: Callable[[], object]) -> None:
-        super().__init__()
+    def __init__(self, pictures: int, stop: Callable[[], object], seed: int = 0) -> None:
+        super().__init__(seed=seed)
         self.pictures, self.stop = pictures, stop
 
     def encode_image(self, images: Tensor, /) -> Tensor:
@@ -135,6 +136,46 @@ def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited
             first.wait()
     assert cli.main([*words, "--replace-model"]) == 0
     assert capsys.readouterr().out.startswith("pictures: 6 added; ")
+
+
+def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(
+    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, begun = tmp_path / "idx", tmp_path / "begun"
+    words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(place), "--batch-size", "2"]
+    assert cli.main(words) == 0
+
+    def content_of() -> object:
+        with Index.open(place) as index:
+            return [model.name for model in index.models], content(index, "one")
+
+    before, replace = content_of(), [*words, "--replace-model"]
+    write_model(models / "one", 2)
+
+    def stop() -> None:
+        begun.touch()
+        time.sleep(120)
+
+    def full() -> int:
+        size = (place / "index.sqlite").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+        return cli.main(replace)
+
+    with monkeypatch.context() as patch:
+        loads(patch, lambda *_, **__: Slow(2, stop, seed=2))
+        killed = fork(tmp_path / "killed", 1, lambda: cli.main(replace))
+        killed.until(begun.exists)
+        os.kill(killed.pids[0], signal.SIGKILL)
+        killed.wait()
+    assert content_of() == before
+    disk = fork(tmp_path / "full", 1, full)
+    assert disk.wait() == [2] and disk.told().count("\n") == 1, disk.told()
+    assert content_of() == before
+    capsys.readouterr()
+    assert cli.main(replace) == 0
+    assert "4 known, with a vector of this model now, 2 as they were; 4 embedded" in capsys.readouterr().out
+    names, rows = content_of()  # type: ignore[misc]
+    assert names == before[0] and rows != before[1]  # type: ignore[index]
 
 
 def test_an_index_remembers_what_is_excluded(

@@ -382,7 +382,8 @@ def test_one_source_inside_another(tmp_path: Path) -> None:
             index.update([tmp_path / "p"], options(FakeEncoder()))
         for link, to in (("same", "p/sub"), ("around", "p")):
             (tmp_path / link).symlink_to(to)
-            with pytest.raises(InputError, match="which is a source of this index"):
-                index.update([tmp_path / link], options(FakeEncoder()))
+        assert index.update([tmp_path / "same"], options(FakeEncoder())).unchanged == 1  # the same folder
+        with pytest.raises(InputError, match="which is a source of this index"):
+            index.update([tmp_path / "around"], options(FakeEncoder()))
         with pytest.raises(InputError, match="no such file"):
             index.update([tmp_path / "q"], UpdateOptions(model=FakeEncoder()))

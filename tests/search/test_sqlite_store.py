@@ -39,7 +39,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     store.write([whole], "m", units(1))
     (read,) = store.items([1])
     assert read == replace(whole, id=1)
-    assert list(store.states("SRC")) == [FileState(1, "a/ü.jpg", 3, 5, "x" * 64, None, ("m",))]
+    assert list(store.states("SRC")) == [FileState(1, "a/ü.jpg", 3, 5, "x" * 64, None, (1,))]
     assert list(store.known(store.model(), ["x" * 64, "y"])) == ["x" * 64]
     assert store.columns() == {"b": "boolean", "k": "number", "n": "number", "t": "text"}
     assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("SRC",)

@@ -22,15 +22,20 @@ if TYPE_CHECKING:
 INDEX_FILE = "index.sqlite"
 
 
-def check_index(address: str) -> None:
-    """Refuses a place without an index; of a database the server is asked later."""
+def check_index(typed: str) -> tuple[str, str | None]:
+    """The address of the index that is meant, and the filter of a folder in it; refuses a place without one.
+
+    Of a database the server is asked later.
+    """
+    from cloob.search.address import find_index, is_there
+
+    address, within = find_index(typed)
     path = Path(address)
     there = "holds no index" if path.is_dir() else "is a file" if path.exists() else "no such folder"
-    found = (path / ".cloob" / INDEX_FILE).is_file()  # by `cloob find`
-    refuse({f"{address}: is a folder of pictures; its index is {path / '.cloob'}": found})
     free = not any(path.iterdir()) if path.is_dir() else not path.exists()
     said = f"{address}: {there}; cloob index SRC --model M --out {address if free else 'NAME.idx'} makes one"
-    refuse({said: not address.startswith(("postgresql://", "postgres://")) and not (path / INDEX_FILE).is_file()})
+    refuse({said: not is_there(address)})
+    return address, within
 
 
 def check_source(source: str, model: str | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Annotated
 
 import cloob
 from cloob.commands import index, search
-from cloob.commands.collection import INDEX_FILE, folder_name
+from cloob.commands.collection import INDEX_FILE
 from cloob.commands.console import DecodeOptions, RowOptions, refuse, say, tyro
 
 
@@ -39,32 +38,40 @@ def read(words: Sequence[str]) -> Options:
 
 def run(options: Options) -> int:
     """Indexes and searches; 1 where some of it could not be read or copied."""
-    from cloob.cache import cache_root
     from cloob.models.source import PHOTOS
 
     folder, model, name = Path(options.index), options.model, None
     refuse({f"{folder}: is an index; cloob search takes it": (folder / INDEX_FILE).exists()})
     refuse({f"{folder}: no such folder": not folder.is_dir()})
     search.check(options)
-    place = folder / ".cloob"
-    if not os.access(place if place.exists() else folder, os.W_OK):
-        digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-        place = cache_root() / "photos" / f"{folder_name(folder.resolve().name)}-{digest}"
-    from cloob.search.address import is_there
+    from cloob.search.address import find_index, is_there, place_of
     from cloob.search.query import Query
+    from cloob.search.records import Busy
     from cloob.search.scan.collection import Folder
 
     Query.parse(options.query)  # a mistake in it is told before pictures are indexed
     refuse({f"{folder}: no pictures in it": next(Folder(folder).scan(), None) is None})
-    if model is None and is_there(place):
+    place, _ = find_index(options.index)
+    sources: tuple[str, ...] = (options.index,)
+    if is_there(place):
         with cloob.Index.open(place) as there:
-            name = next((each.name for each in there.models), None)
+            name = next((each.name for each in there.models if model is None), None)
+            sources = () if there.store.sources() else sources
+    else:
+        place = str(place_of(folder))
     if model is None and name is None:
         model = PHOTOS[0].name
         say(f"the model is {model}: {PHOTOS[0].megabytes} MB, fetched once (cloob models --for photos lists others)")
-    with contextlib.redirect_stdout(sys.stderr):
-        wanted = index.Options((str(folder),), str(place), model, name, machine=options.machine)
-        code = index.run(wanted, then=False)
+    code = 0
+    if is_there(place) and not os.access(place, os.W_OK):
+        say(f"{place}: cannot be written, so what is new since is not in it")
+    else:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                wanted = index.Options(sources, place, model, name, machine=options.machine)
+                code = index.run(wanted, then=False)
+        except Busy:
+            say("another `cloob find` or `cloob index` is at work here; searched is what it has done so far")
     if code == 130:
         return code
-    return search.run(dataclasses.replace(options, index=str(place), model=model or name)) or code
+    return search.run(dataclasses.replace(options, model=model or name)) or code

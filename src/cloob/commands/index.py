@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import cloob
 from cloob.commands.collection import INDEX_FILE, report_left_out
 from cloob.commands.console import DecodeOptions, RowOptions, check_there, progress, refuse, say, say_next, tyro, within
-from cloob.errors import InputError, printable, require
+from cloob.errors import printable
 
 if TYPE_CHECKING:
     from cloob.search.build import Summary
@@ -36,6 +36,9 @@ class Options:
     """Globs of files and folders to leave out; the index remembers them, and --exclude '' clears them."""
     max_megapixels: float | None = None  # Leave larger pictures out; left out, those above 179 (of JPEG 2,048).
     remove_all: bool = False  # Remove all pictures of a source of which nothing is there any more.
+    moved: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="OLD NEW")] = None
+    """A folder of the index that has another name now; one that holds its index needs no word."""
+    anew: bool = False  # Delete the index first, of whatever format or however damaged it is.
     merge: str | None = None  # Another index, to be taken into this one.
     faults: bool = False  # List the files that could not be read, and why; index nothing.
     labels: str | None = None  # Names for the rows of --a or --b: as --ids of `cloob train vectors`.
@@ -56,6 +59,7 @@ def _check(options: Options) -> None:
     rows, other = options.rows.given, options.sources or options.merge or options.precision
     pair = "--a and --b need --labels, and stand without SRC, --merge and --precision"
     refuse({pair: (not options.labels or other) if rows else options.labels})
+    refuse({"--anew needs SRC and --model": options.anew and not (options.sources and options.model)})
     refuse({"--out is missing; it says where the index is to be (cloob index --help)": not options.out})
     if options.model is not None:
         check_source(options.model)
@@ -80,13 +84,20 @@ def _check(options: Options) -> None:
 def run(options: Options, *, then: bool = True) -> int:
     """Indexes and merges, and says what to do ``then``; 1 when a source could not be read, with the rest written."""
     _check(options)
+    from cloob.search.address import remove
+    from cloob.search.scan.open import source_name
+
     if options.faults:
         with cloob.Index.open(options.out) as index:
             for state in (state for source in index.store.sources() for state in index.store.states(source)):
                 if state.fault is not None:
                     print(f"{printable(state.path)}: {printable(state.fault)}")
         return 0
+    if options.anew:
+        remove(options.out)
     with _opened(options.out) as index:
+        if options.moved:
+            index.store.move(*map(source_name, options.moved))
         address, failed, things = index.store.address, False, "rows" if options.rows.given else "pictures"
         if options.sources or not options.merge:
             try:
@@ -111,20 +122,12 @@ def run(options: Options, *, then: bool = True) -> int:
 
 @contextlib.contextmanager
 def _opened(address: str) -> Iterator[cloob.Index]:
-    """The index, made where it is missing, and held; one that nothing came into is removed."""
+    """The index, made where it is missing, while nobody else updates it; one that nothing came into is removed."""
     from cloob.search.address import is_database, is_there
 
     folder, database, new = Path(address), is_database(address), not is_there(address)
     opened = cloob.Index.create(address) if database or new else cloob.Index.open(address, writable=True)
-    locks = require("filelock", "train")
-    with opened as index, contextlib.ExitStack() as held:
-        try:
-            if not database:
-                held.enter_context(locks.FileLock(folder / f"{INDEX_FILE}.lock").acquire(0))
-        except locks.Timeout:
-            raise InputError(f"another `cloob index` is at work on {folder}; wait until it is done") from None
-        except OSError:
-            raise InputError(f"{folder}: this index may not be written; check its permissions") from None
+    with opened as index, index.store.exclusive():
         try:
             yield index
         except Exception:

@@ -41,7 +41,7 @@ class Options:
     """
 
     index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")]
-    """What `cloob index` made: a folder, or postgresql://…."""
+    """What `cloob index` made (a folder, or postgresql://…), or a folder that `cloob find` was given."""
     query: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUERY …")] = ()
     """Words, pictures and addresses; none with --like or --duplicates, or to list by --where alone."""
     where: str | None = None
@@ -100,12 +100,15 @@ def check(options: Options) -> None:
 def run(options: Options) -> int:
     """Searches; 1 where something found could not be copied."""
     check(options)
-    check_index(options.index)
+    address, within = check_index(options.index)
+    if within:
+        where = f"({options.where}) and {within}" if options.where else within
+        options = dataclasses.replace(options, where=where)
     from cloob.search.query import Query, Term
     from cloob.search.where import Filter, equals
 
     query, like, device = Query.parse(options.query), options.like, options.machine.device
-    with cloob.Index.open(options.index, model=options.model) as index:
+    with cloob.Index.open(address, model=options.model) as index:
         index.view(options.where)  # a mistake in it is named before a model is loaded
         if options.duplicates:
             return _duplicates(index, options)

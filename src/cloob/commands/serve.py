@@ -23,7 +23,7 @@ class Options:
     """
 
     index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")]
-    """What `cloob index` made: a folder, or postgresql://…."""
+    """What `cloob index` made (a folder, or postgresql://…), or a folder that `cloob find` was given."""
     host: str = "127.0.0.1"
     """Where to listen. Beyond this machine (0.0.0.0: everywhere) every request must show a token."""
     port: int = 8017  # 0 takes any that is free.
@@ -35,7 +35,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
-    check_index(options.index)
+    place, _ = check_index(options.index)
     within(options, port=(0, 65535))
     token = r"[A-Za-z0-9._~-]{16,256}"
     wanted = "--token: 16 letters, digits, . _ ~ or - at least are wanted"
@@ -50,7 +50,7 @@ def run(options: Options) -> int:
     from cloob.serve.app import address, bind, serve, settings  # FastAPI, after a word on how to install it
 
     opened = bind(options.host, options.port)
-    with opened, cloob.Index.open(options.index, model=options.model) as index:
+    with opened, cloob.Index.open(place, model=options.model) as index:
         config = settings(options.host, options.token)
         shown = address(opened, config)
         models = ", ".join(printable(each.name) for each in index.models)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import os
+import re
 from pathlib import Path
 
+from cloob.cache import cache_root
+from cloob.search import sqlite
 from cloob.search.records import INDEX_FILE
 from cloob.search.sqlite import SqliteStore
 from cloob.search.store import Store
@@ -25,3 +30,36 @@ def open_store(address: str | Path, *, writable: bool = False, create: bool = Fa
         store: Store = home.PostgresStore(str(address), writable=writable, create=create)
         return store
     return SqliteStore.create(Path(address)) if create else SqliteStore(Path(address), writable=writable)
+
+
+def place_of(folder: Path) -> Path:
+    """Where `cloob find` keeps the index of a folder: in it, or in the cache where that cannot be written."""
+    place = folder / ".cloob"
+    if is_there(place) or os.access(place if place.exists() else folder, os.W_OK):
+        return place
+    real = folder.resolve()
+    name, digest = re.sub(r"[^\w.-]", "_", real.name)[:200], hashlib.sha256(os.fsencode(real)).hexdigest()[:16]
+    return cache_root() / "photos" / f"{name}-{digest}"
+
+
+def find_index(typed: str) -> tuple[str, str | None]:
+    """The address of an index, and the filter of a folder in it.
+
+    What is typed is an index, or a folder of which `cloob find` keeps one, or of a folder above it.
+    """
+    folder = Path(os.path.abspath(typed))  # noqa: PTH100 - links in it stay
+    if is_there(typed) or not folder.is_dir():
+        return typed, None
+    for above in (folder, *folder.parents):
+        if is_there(place := place_of(above)):
+            quoted = str(folder).replace("'", "''")
+            return str(place), None if above == folder else f"path >= '{quoted}/' and path < '{quoted}0'"
+    return typed, None
+
+
+def remove(address: str) -> None:
+    """Deletes an index, one that cannot be opened as well, and nothing else in its place."""
+    if is_database(address):
+        importlib.import_module("cloob.search.postgres").remove(address)
+    else:
+        sqlite.remove(Path(address))

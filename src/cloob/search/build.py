@@ -73,7 +73,7 @@ class Plan(NamedTuple):
     gone: list[FileState]  # known files that the source does not have any more
 
 
-def make_plan(store: Store, collection: Collection, model: str, summary: Summary, *, remove_all: bool = False) -> Plan:
+def make_plan(store: Store, collection: Collection, model: int, summary: Summary, *, remove_all: bool = False) -> Plan:
     """Compares a source with what the index knows of it; opens no file."""
     known = {state.path: state for state in store.states(collection.name)}
     pictures = [state for state in known.values() if state.id is not None]
@@ -135,7 +135,7 @@ class Prepared:
     def content(self) -> str:
         return "" if self.item is None else self.item.content
 
-    def change(self, model: str) -> Literal["added", "changed", "completed", "described"]:
+    def change(self, model: int) -> Literal["added", "changed", "completed", "described"]:
         """What is new of it: this path, its bytes, its vector of this model, or what is said of it."""
         state = self.work.state
         if state is None or state.id is None:
@@ -211,7 +211,7 @@ class Builder:
         self._summary.embedded += len(new)
         good = [each for each in batch if each.item is not None and np.isfinite(rows[each.content]).all()]
         kept = set(good)
-        arrived = [each for each in good if each.change(self._model.name) in ("added", "changed")]
+        arrived = [each for each in good if each.change(self._model.number) in ("added", "changed")]
         others = [model for model in self._store.models() if model.name != self._model.name]
         copies = {model: self._store.known(model, {each.content for each in arrived}) for model in others}
         for model, vectors in (*copies.items(), (self._model, rows)):  # its own last: what has this vector is done
@@ -223,7 +223,7 @@ class Builder:
             if each not in kept:
                 self._write_fault(each)
         for each in good:
-            count = each.change(self._model.name)
+            count = each.change(self._model.number)
             setattr(self._summary, count, getattr(self._summary, count) + 1)
 
     def _embed(self, collection: Collection, batch: Tensor) -> Vectors:

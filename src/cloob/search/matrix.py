@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError
-from cloob.search.store import Ids, Vectors
+from cloob.search.store import Ids, Vectors, anew
 
 _PAGE = 4096
 _BLOCK = 32_768  # rows that are scored again at once: 128 MB at D = 512
@@ -158,7 +158,7 @@ class Matrix:
 
 def decode(cells: Sequence[bytes], dim: int, database: Path) -> Vectors:
     if any(len(cell) != 4 * dim for cell in cells):
-        raise InputError(f"{database}: is damaged (a vector is not of width {dim}); make it anew with `cloob index`")
+        raise InputError(f"{database}: is damaged (a vector is not of width {dim}); {anew(str(database.parent))}")
     return np.frombuffer(b"".join(cells), "<f4").reshape(-1, dim)
 
 

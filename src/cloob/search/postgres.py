@@ -17,14 +17,14 @@ import numpy as np
 
 from cloob.errors import InputError, require
 from cloob.search.records import IndexedModel
-from cloob.search.store import TABLES, Neighbours, SqlVectors, Store, Vectors
+from cloob.search.store import FORMAT, TABLES, UPGRADE, Neighbours, SqlVectors, Store, Vectors, refuse_format
 from cloob.search.where import POSTGRESQL, Filter
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
 HNSW_ROWS = 10_000  # a model with more vectors gets an HNSW index; below, every search scans; not tuned
-_VERSION = 4  # of the tables
+_BEFORE = 4  # the format that ``UPGRADE`` takes
 _CONNECT_SECONDS = 10
 _LOCK = 0xC100B  # held while tables are made
 _HNSW_DIM = 4_000  # halfvec's limit for an index
@@ -33,13 +33,12 @@ _CANDIDATES = 4  # times as many as asked for are ranked again
 _EF_SEARCH = (200, 1000)  # the least (100 gave recall@10 0.938 at 100,000 vectors), and pgvector's most
 
 # Vectors of up to 2,000 numbers lie in their rows (MAIN), where a scan reads them in place.
+_TYPES = {"int": "bigint", "id": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "json": "jsonb", "vector": "vector"}
 _TABLES = f"""
 CREATE TABLE cloob_index (version int NOT NULL);
-INSERT INTO cloob_index VALUES ({_VERSION});
+INSERT INTO cloob_index VALUES ({FORMAT});
 {TABLES};
-ALTER TABLE cloob_vectors ALTER vector SET STORAGE MAIN""".format(
-    int="bigint", id="bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", json="jsonb", vector="vector", strict=""
-)
+ALTER TABLE cloob_vectors ALTER vector SET STORAGE MAIN""".format(**_TYPES, strict="")
 
 
 class PostgresStore(Store):
@@ -66,9 +65,10 @@ class PostgresStore(Store):
         try:
             if create:
                 self._make()
-            there = self._rows("SELECT to_regclass('cloob_index')") != [(None,)]
-            if not there or self._rows("SELECT version FROM cloob_index") != [(_VERSION,)]:
-                raise InputError(f"{self.address}: holds no index of this version; `cloob index` makes one")
+            if self._rows("SELECT to_regclass('cloob_index')") == [(None,)]:
+                raise InputError(f"{self.address}: holds no index; `cloob index` makes one")
+            ((number,),) = self._rows("SELECT version FROM cloob_index")
+            refuse_format(self.address, number, _BEFORE)
         except BaseException:
             self.close()
             raise
@@ -119,6 +119,9 @@ class PostgresStore(Store):
         with self._one_line(), self._connected().transaction():
             self._rows("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
             if self._rows("SELECT to_regclass('cloob_index')") != [(None,)]:
+                if self._rows("SELECT version FROM cloob_index") == [(_BEFORE,)]:
+                    for statement in f"{UPGRADE.format(**_TYPES)};UPDATE cloob_index SET version = {FORMAT}".split(";"):
+                        self._rows(statement)
                 return
             self._rows("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
             for statement in _TABLES.split(";"):
@@ -213,3 +216,12 @@ class HnswVectors(SqlVectors):
 
 def _hnsw(model: int) -> str:
     return f"cloob_vectors_{model}_hnsw"
+
+
+def remove(address: str) -> None:
+    """Drops an index's tables, whatever is in them."""
+    psycopg = require("psycopg", "postgres")
+    with psycopg.connect(address, connect_timeout=_CONNECT_SECONDS) as connection:
+        statement = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema() AND tablename LIKE 'cloob\\_%'"
+        for (table,) in connection.execute(statement).fetchall():
+            connection.execute(f"DROP TABLE {table} CASCADE")

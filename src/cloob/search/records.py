@@ -21,6 +21,10 @@ def valid(text: str) -> str:
     return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+class Busy(InputError):  # noqa: N818 - it names a state, and is told as one
+    """Another process updates this index."""
+
+
 @dataclass(frozen=True)
 class Item:
     id: int  # positive; belongs to a source and a path for as long as the index has them
@@ -49,6 +53,7 @@ class IndexedModel:
     fingerprint: str  # of its weights and preprocessing, hex, and +bf16: vectors of two fingerprints never mix
     dim: int  # D, the width of its unit rows
     number: int = field(default=0, compare=False)  # in the index's tables
+    replaces: int | None = field(default=None, compare=False)  # unfinished: the number of the other
 
     @property
     def weights(self) -> str:
@@ -79,7 +84,7 @@ class FileState:
     mtime_ns: int | None  # when it was changed last, as of then
     content: str  # SHA-256, hex; empty where it could not be read
     fault: str | None  # why it could not be read; it is tried again when size or time differ
-    models: tuple[str, ...]  # names of the models that have a vector of it
+    models: tuple[int, ...]  # numbers of the models that have a vector of it
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ trigger or generated column in it is ever run, functions in its schema are not t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -18,25 +19,35 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from cloob.errors import InputError, message
+from cloob.errors import InputError, message, require
 from cloob.search.matrix import Matrix, decode
-from cloob.search.records import INDEX_FILE, IndexedModel
-from cloob.search.store import TABLES, Neighbours, SqlVectors, Store, Vectors, VectorTable
+from cloob.search.records import INDEX_FILE, Busy, IndexedModel
+from cloob.search.store import (
+    FORMAT,
+    TABLES,
+    UPGRADE,
+    Neighbours,
+    SqlVectors,
+    Store,
+    Vectors,
+    VectorTable,
+    anew,
+    refuse_format,
+)
 from cloob.search.where import SQLITE, Filter
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 60.0  # for which a writer waits for another one; a batch takes a fraction of a second
 _APPLICATION = 0x434C4F42  # "CLOB"
-_VERSION = 5  # of the tables
 _PAGE_BYTES = 16_384  # seven vectors of width 512; of SQLite's own 4,096 each would fill one, half of it empty
-_TABLES = TABLES.format(
-    int="INTEGER", id="INTEGER PRIMARY KEY AUTOINCREMENT", json="TEXT", vector="BLOB", strict="STRICT"
-)
+_TYPES = {"int": "INTEGER", "id": "INTEGER PRIMARY KEY AUTOINCREMENT", "json": "TEXT", "vector": "BLOB"}
+_TABLES = TABLES.format(**_TYPES, strict="STRICT")
+_BEFORE = 5  # the format that ``UPGRADE`` takes
+_SHAPE = """SELECT s.type, s.name, coalesce(a.name, b.name), a.type, a."notnull", a.pk, a.hidden FROM sqlite_schema s
+LEFT JOIN pragma_table_xinfo(s.name) a ON s.type = 'table' LEFT JOIN pragma_index_xinfo(s.name) b ON s.type = 'index'"""
 _SAID = {
     "SQLITE_CANTOPEN": "holds no index, or one that may not be read; `cloob index` makes one",
     "SQLITE_BUSY": f"another process has been writing for {PATIENCE_SECONDS:.0f} s; wait until it is done",
-    "SQLITE_NOTADB": "is no index of cloob's",
-    "SQLITE_CORRUPT": "is damaged; make it anew with `cloob index`",
     "SQLITE_READONLY": "this index may not be written; check the permissions of the folder and its files",
     "SQLITE_FULL": "the disk is full; what was written before stays",
 }
@@ -54,8 +65,9 @@ class SqliteStore(Store):
     ) -> None:
         """Opens an index; ``table`` makes what keeps its vectors in the place of the database."""
         self.address, self.writable = str(folder), writable
-        self.path = folder / INDEX_FILE
+        self.path, self._folder = folder / INDEX_FILE, os.path.abspath(folder)  # noqa: PTH100 - links in it stay
         self._lock = threading.RLock()
+        self._busy: Any = None  # the lock of updates
         self.table = (table or FlatVectors)(self)
         with _one_line(self.path):
             self._open()
@@ -70,7 +82,7 @@ class SqliteStore(Store):
                 with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
                     connection.executescript(
                         f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {_APPLICATION};"
-                        f"PRAGMA user_version = {_VERSION}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
+                        f"PRAGMA user_version = {FORMAT}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
                     )
                 try:
                     os.link(temporary, path)
@@ -100,9 +112,30 @@ class SqliteStore(Store):
             if self.writable or not os.access(self.path, os.R_OK) or self._state()[2]:
                 raise
             self._connection, self._unlocked = _connect(f"{address}&immutable=1"), self._state()
-        _check(self._connection, self.path)
+        self._check()
         for setting in ("journal_mode = WAL", "synchronous = NORMAL") if self.writable else ():
             self._connection.execute(f"PRAGMA {setting}")
+
+    def _check(self) -> None:
+        """Brings the format before this one up to date; refuses others, and a database with more than our tables."""
+        path, connection = self.path, self._connection
+        (application,), (version,) = (
+            connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+        )
+        if application != _APPLICATION:
+            raise InputError(f"{path}: is no index of cloob's")
+        if version == _BEFORE and self.writable:
+            with self._transaction():
+                for statement in UPGRADE.format(**_TYPES).split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {FORMAT}")
+                version = FORMAT
+        refuse_format(self.address, version, _BEFORE)
+        with closing(sqlite3.connect(":memory:")) as memory:
+            memory.executescript(_TABLES)
+            odd = sorted(_shape(memory) ^ _shape(connection), key=str)
+        if odd:
+            raise InputError(f"{path}: is no index of cloob's: {odd[0][0]} {odd[0][1]!r} is not as it makes it")
 
     def _state(self) -> tuple[int, int, bool]:
         """What is another one once the file was written to, and while it is."""
@@ -115,6 +148,26 @@ class SqliteStore(Store):
             self._connection.close()
             self._open()
         return self._connection
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        self._busy = self._busy or require("filelock", "train").FileLock(f"{self.path}.lock")
+        with _acquired(self._busy, self.path.parent):
+            yield
+
+    def _stored(self, source: str, path: str = "") -> tuple[str, str]:
+        if not self._folder.startswith(f"{source}/"):
+            return source, path
+        up = "/".join([".."] * self._folder[len(source) :].count("/"))
+        return up, f"{up}{path[len(source) :]}" if path.startswith(f"{source}/") else path
+
+    def _shown(self, source: str, path: str) -> str:
+        return f"{source}{path[len(self._stored(source)[0]) :]}" if path.startswith("../") else path
+
+    def _root(self) -> tuple[str, str] | None:
+        found = self._rows("SELECT source FROM cloob_items WHERE source >= '..' AND source < './' LIMIT 1")
+        found = found or self._rows("SELECT source FROM cloob_faults WHERE source >= '..' AND source < './' LIMIT 1")
+        return (found[0][0], os.path.normpath(os.path.join(self._folder, found[0][0]))) if found else None  # noqa: PTH118
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         values = [json.dumps(value) if isinstance(value, list) else value for value in values]
@@ -162,6 +215,30 @@ class FlatVectors(SqlVectors):
         return self._matrices.setdefault(model.number, Matrix(self.store.path, model.number, model.dim))
 
 
+def remove(folder: Path) -> None:
+    """Deletes an index's files, whatever is in them."""
+    path = folder / INDEX_FILE
+    if folder.is_dir():
+        with _acquired(require("filelock", "train").FileLock(f"{path}.lock"), folder):
+            for file in [*folder.glob(f"{INDEX_FILE}*"), *folder.glob("vectors-*.f32")]:
+                if file.name != f"{INDEX_FILE}.lock":
+                    file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _acquired(lock: Any, folder: Path) -> Iterator[None]:
+    """While no other process updates the index of a folder."""
+    locks = require("filelock", "train")
+    try:
+        held = lock.acquire(0)
+    except locks.Timeout:
+        raise Busy(f"another `cloob index` is at work on {folder}; wait until it is done") from None
+    except OSError:
+        raise InputError(f"{folder}: this index may not be written; check its permissions") from None
+    with held:
+        yield
+
+
 @contextmanager
 def _one_line(path: Path) -> Iterator[None]:
     """What SQLite or the system complains of, as one line that names the file."""
@@ -170,7 +247,24 @@ def _one_line(path: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError) as error:
         code = getattr(error, "sqlite_errorname", "")
         said = next((line for start, line in _SAID.items() if code.startswith(start)), message(error))
+        if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            said = f"is damaged{_what_is_left(path)}; {anew(str(path.parent))}"
         raise InputError(f"{path}: {said}") from None
+
+
+def _what_is_left(path: Path) -> str:
+    """How much of a damaged database can still be read."""
+    counts = {"cloob_items": 0, "cloob_vectors": 0}
+    address = f"file:{quote(str(path.absolute()))}?mode=ro"
+    with contextlib.suppress(sqlite3.Error), closing(sqlite3.connect(address, uri=True)) as damaged:
+        for setting in ("trusted_schema = OFF", "writable_schema = ON"):  # which reads a file that is cut
+            damaged.execute(f"PRAGMA {setting}")
+        for table in counts:
+            with contextlib.suppress(sqlite3.Error):
+                for _ in damaged.execute(f"SELECT * FROM {table}"):
+                    counts[table] += 1
+    pictures, vectors = counts.values()
+    return f"; {pictures:,} pictures and {vectors:,} vectors of it can be read" if pictures or vectors else ""
 
 
 def _connect(address: str) -> sqlite3.Connection:
@@ -191,17 +285,6 @@ def _check_beside(path: Path) -> None:
             raise InputError(f"{beside}: no index has a {'link' if beside.is_symlink() else 'journal'}; remove it")
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> None:
-    (application,), (version,) = (
-        connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
-    )
-    with closing(sqlite3.connect(":memory:")) as memory:
-        memory.executescript(_TABLES)
-        odd = sorted(_objects(memory) ^ _objects(connection))
-    if (application, version) != (_APPLICATION, _VERSION) or odd:
-        why = f"{odd[0][0]} {odd[0][1]!r}" if odd else f"version {version} instead of {_VERSION}"
-        raise InputError(f"{path}: is no index that this cloob reads ({why}); make it anew with `cloob index`")
-
-
-def _objects(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
-    return set(connection.execute("SELECT type, name, coalesce(sql, '') FROM sqlite_schema"))
+def _shape(connection: sqlite3.Connection) -> set[tuple[Any, ...]]:
+    """The tables and indexes with their columns, which are all that there is."""
+    return set(connection.execute(_SHAPE))

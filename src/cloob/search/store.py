@@ -5,13 +5,15 @@ Legend: n items, D the width of a model's vectors. Vectors are float32 unit rows
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import secrets
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -30,7 +32,7 @@ TABLES = """
 CREATE TABLE cloob_revisions (revision {int} PRIMARY KEY, stamp {int} NOT NULL) {strict};
 INSERT INTO cloob_revisions VALUES (0, 0);
 CREATE TABLE cloob_models (id {id}, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL, fingerprint TEXT NOT NULL,
-  dim {int} NOT NULL) {strict};
+  dim {int} NOT NULL, place {int} NOT NULL DEFAULT 0, replaces {int}) {strict};
 CREATE TABLE cloob_items (id {id}, source TEXT NOT NULL, path TEXT NOT NULL, content TEXT NOT NULL,
   bytes {int} NOT NULL, mtime_ns {int}, width {int} NOT NULL, height {int} NOT NULL, date TEXT, caption TEXT,
   columns {json} NOT NULL, UNIQUE (source, path)) {strict};
@@ -42,6 +44,12 @@ CREATE TABLE cloob_faults (source TEXT NOT NULL, path TEXT NOT NULL, bytes {int}
   fault TEXT NOT NULL, PRIMARY KEY (source, path)) {strict};
 CREATE TABLE cloob_excludes (source TEXT NOT NULL, glob TEXT NOT NULL) {strict}"""
 
+FORMAT = 6  # the number of these tables; another one is brought up to date, or said to be deleted
+UPGRADE = """
+ALTER TABLE cloob_models ADD COLUMN place {int} NOT NULL DEFAULT 0;
+ALTER TABLE cloob_models ADD COLUMN replaces {int};
+UPDATE cloob_models SET place = id"""  # from the format before
+
 _FIELDS = ("source", "path", "content", "bytes", "mtime_ns", "width", "height", "date", "caption", "columns")
 _REPLACE_ITEM = f"""INSERT INTO cloob_items ({", ".join(_FIELDS)}) VALUES ({", ".join("?" * len(_FIELDS))})
 ON CONFLICT (source, path) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _FIELDS)}"""
@@ -49,14 +57,30 @@ _REPLACE_VECTOR = """INSERT INTO cloob_vectors VALUES (?, ?, ?, ?)
 ON CONFLICT (item, model) DO UPDATE SET revision = excluded.revision, vector = excluded.vector"""
 _REPLACE_FAULT = """INSERT INTO cloob_faults (source, path, bytes, mtime_ns, fault) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (source, path) DO UPDATE SET bytes = excluded.bytes, mtime_ns = excluded.mtime_ns, fault = excluded.fault"""
-_ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim) VALUES (?, ?, ?, ?)
-ON CONFLICT (name) DO UPDATE SET spec = excluded.spec WHERE cloob_models.fingerprint = excluded.fingerprint
-RETURNING id"""
-_STATES = """SELECT cloob_items.id, path, bytes, mtime_ns, content, name FROM cloob_items
-LEFT JOIN cloob_vectors ON item = cloob_items.id LEFT JOIN cloob_models ON model = cloob_models.id
-WHERE source = ? ORDER BY cloob_items.id, model"""
+_ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim, place, replaces)
+SELECT ?, ?, ?, ?, coalesce(?, max(place) + 1, 1), ? FROM cloob_models"""
+_STATES = """SELECT id, path, bytes, mtime_ns, content, model FROM cloob_items
+LEFT JOIN cloob_vectors ON item = id WHERE source = ? ORDER BY id, model"""
+_BY_SOURCE = ("items", "faults", "excludes")
 _PAGE = 10_000
 _KINDS = {"string": "text", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
+
+
+def refuse_format(address: str, number: int, before: int) -> None:
+    """Raises InputError for an index of another format than this one."""
+    if number == before:
+        raise InputError(
+            f"{address}: is of the format before this one; cloob index --out {address} brings it up to date"
+        )
+    if number > FORMAT:
+        raise InputError(f"{address}: is of format {number}, of a newer cloob; this one reads {FORMAT}")
+    if number != FORMAT:
+        raise InputError(f"{address}: is of format {number}, which this cloob does not read; {anew(address)}")
+
+
+def anew(address: str) -> str:
+    """What to do with an index that cannot be read."""
+    return f"delete it and index again, or do both: cloob index SRC --model M --out {address} --anew"
 
 
 class Neighbours(NamedTuple):
@@ -114,6 +138,10 @@ class Store(ABC):
     def _transaction(self) -> AbstractContextManager[object]:
         """All of it or nothing; one writer at a time."""
 
+    def exclusive(self) -> AbstractContextManager[object]:
+        """No other process updates meanwhile, or ``Busy``; in a database any number may."""
+        return nullcontext()
+
     @contextmanager
     def _writing(self) -> Iterator[int]:
         """One transaction, which makes a new revision."""
@@ -125,13 +153,14 @@ class Store(ABC):
         """Grows with each committed change: caches and servers look here whether to read again."""
         return int(self._rows("SELECT max(revision) FROM cloob_revisions")[0][0])
 
-    def models(self) -> tuple[IndexedModel, ...]:
-        rows = self._rows("SELECT name, spec, fingerprint, dim, id FROM cloob_models ORDER BY id")
-        return tuple(IndexedModel(*row) for row in rows)
+    def models(self, *, unfinished: bool = False) -> tuple[IndexedModel, ...]:
+        """The models in order; an unfinished one, which is to replace another, is none of them yet."""
+        rows = self._rows("SELECT name, spec, fingerprint, dim, id, replaces FROM cloob_models ORDER BY place, id")
+        return tuple(IndexedModel(*row) for row in rows if unfinished or row[5] is None)
 
     def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
         """A model by its name; one that has other weights by now is not there any more. None: the first."""
-        models = {model.name: model for model in self.models()}
+        models = {model.name: model for model in self.models(unfinished=isinstance(name, IndexedModel))}
         wanted = name.name if isinstance(name, IndexedModel) else name or next(iter(models), "")
         known = models.get(wanted)
         if known is None or (isinstance(name, IndexedModel) and known.fingerprint != name.fingerprint):
@@ -139,37 +168,97 @@ class Store(ABC):
             raise InputError(f"{self.address}: {why if models else 'is empty; `cloob index` fills it'}")
         return known
 
-    def add_model(self, model: IndexedModel) -> None:
-        """Adds a model without vectors; one of the same weights gets the new place that it is loaded from."""
-        with self._writing():
-            if not self._rows(_ADD_MODEL, (model.name, model.spec, model.fingerprint, model.dim)):
-                raise InputError(
-                    f"{self.address}: holds vectors of another model {model.name!r}; "
-                    "index one of the two anew with --replace-model, or under another --name"
-                )
+    def add_model(self, model: IndexedModel, *, replace: bool = False) -> IndexedModel:
+        """Adds a model without vectors; one of the same weights gets the new place that it is loaded from.
 
-    def remove_model(self, name: str) -> None:
-        model = self.model(name)
+        Where its name is that of other weights, InputError; or with ``replace`` it is added as unfinished, and these
+        stay until :meth:`finish`.
+        """
         with self._writing():
-            self._rows("DELETE FROM cloob_vectors WHERE model = ?", (model.number,))
-            self._rows("DELETE FROM cloob_models WHERE id = ?", (model.number,))
-            self.table.drop(model)
+            models = self.models(unfinished=True)
+            there = {each.name: each for each in models}.get(model.name)
+            new, place = model, None
+            if there and there.fingerprint != model.fingerprint:
+                if not replace:
+                    raise InputError(
+                        f"{self.address}: holds vectors of another model {model.name!r}; "
+                        "index one of the two anew with --replace-model, or under another --name"
+                    )
+                new = dataclasses.replace(model, name=f"{model.name} +{model.fingerprint}", replaces=there.number)
+                ((place,),) = self._rows("SELECT place FROM cloob_models WHERE id = ?", (there.number,))
+            same = next((each for each in models if (each.name, each.fingerprint) == (new.name, new.fingerprint)), None)
+            for other in models if new.replaces else ():
+                if other.replaces == new.replaces and other is not same:
+                    self._drop(other)  # it was to replace the same one
+            if same is not None:
+                self._rows("UPDATE cloob_models SET spec = ? WHERE id = ?", (new.spec, same.number))
+            else:
+                fields = (new.name, new.spec, new.fingerprint, new.dim, place, new.replaces)
+                self._rows(_ADD_MODEL, fields)
+            return self.model(new)
+
+    def finish(self, model: IndexedModel) -> None:
+        """Puts a model in the place of the one that it replaces, whose vectors go."""
+        old = next((each for each in self.models() if each.number == model.replaces), None)
+        if old is not None:
+            with self._writing():
+                self._drop(old)
+                statement = "UPDATE cloob_models SET name = ?, replaces = NULL WHERE id = ?"
+                self._rows(statement, (old.name, self.model(model).number))
+
+    def remove_model(self, name: str | IndexedModel) -> None:
+        with self._writing():
+            self._drop(self.model(name))
+
+    def _drop(self, model: IndexedModel) -> None:
+        self._rows("DELETE FROM cloob_vectors WHERE model = ?", (model.number,))
+        self._rows("DELETE FROM cloob_models WHERE id = ?", (model.number,))
+        self.table.drop(model)
 
     def states(self, source: str) -> Iterator[FileState]:
-        found = groupby(self._rows(_STATES, (source,)), itemgetter(0, 1, 2, 3, 4))
-        for (id_, path, size, mtime, content), rows in found:
-            yield FileState(id_, path, size, mtime, content, None, tuple(row[5] for row in rows if row[5] is not None))
-        for path, size, mtime, fault in self._rows(
-            "SELECT path, bytes, mtime_ns, fault FROM cloob_faults WHERE source = ? ORDER BY path", (source,)
+        """What is known of the files of a source; the models are those that have a vector, by number."""
+        stored, path = self._stored(source)[0], partial(self._shown, source)
+        for (id_, below, size, mtime, content), rows in groupby(
+            self._rows(_STATES, (stored,)), itemgetter(0, 1, 2, 3, 4)
         ):
-            yield FileState(None, path, size, mtime, "", fault, ())
+            models = tuple(row[5] for row in rows if row[5] is not None)
+            yield FileState(id_, path(below), size, mtime, content, None, models)
+        faults = "SELECT path, bytes, mtime_ns, fault FROM cloob_faults WHERE source = ? ORDER BY path"
+        for below, size, mtime, fault in self._rows(faults, (stored,)):
+            yield FileState(None, path(below), size, mtime, "", fault, ())
+
+    def _stored(self, source: str, path: str = "") -> tuple[str, str]:
+        """A source and a path as the tables have them: those of a source that holds the index from where that is."""
+        return source, path
+
+    def _shown(self, source: str, path: str) -> str:
+        """A path of a source as it is, of one in the tables."""
+        return path
+
+    def _root(self) -> tuple[str, str] | None:
+        """The source that holds the index, as the tables have it and as it is."""
+        return None
+
+    def move(self, old: str, new: str) -> None:
+        """Takes note that a folder was moved, with the sources that it is or holds."""
+        sources = self.sources()
+        if not any(f"{source}/".startswith(f"{old}/") for source in sources):
+            raise InputError(f"{old}: holds no source of {self.address}, which has {', '.join(sources) or 'none'}")
+        if any(f"{source}/".startswith(f"{new}/") for source in sources):
+            raise InputError(f"{new}: is in {self.address} already; so remove {old} by --remove-all")
+        old, new = self._stored(old)[0], self._stored(new)[0]
+        with self._writing():
+            for table, column in [("items", "path"), ("faults", "path"), *((t, "source") for t in _BY_SOURCE)]:
+                inside = f"{column} = ? OR substr({column}, 1, ?) = ?"
+                renamed = f"UPDATE cloob_{table} SET {column} = ? || substr({column}, ?) WHERE {inside}"
+                self._rows(renamed, (new, len(old) + 1, old, len(old) + 1, f"{old}/"))
 
     def write(self, items: Sequence[Item], model: str | IndexedModel, vectors: Vectors) -> None:
         """Adds items, or replaces those of the same source and path, with their (n, D) vectors of one model.
 
         A replaced item keeps its id, and loses other models' vectors where its content differs.
         """
-        rows = list(map(_values, items))
+        rows = [(*self._stored(item.source, item.path), *_values(item)) for item in items]
         with self._writing() as revision:
             known = self.model(model)  # in the transaction, so that vectors of other weights never come under its name
             before = self._places(rows)
@@ -202,7 +291,7 @@ class Store(ABC):
     def remove(self, source: str, paths: Sequence[str]) -> None:
         """Forgets files that are gone, those that could not be read as well."""
         if paths:
-            rows = [(source, path) for path in paths]
+            rows = [self._stored(source, path) for path in paths]
             with self._writing():
                 self._forget(rows, "items")
                 self._forget(rows)
@@ -210,19 +299,24 @@ class Store(ABC):
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
         with self._writing():
-            rows = [(source, each.path, each.bytes, each.mtime_ns, valid(each.fault or "")) for each in faults]
+            known = [(each.bytes, each.mtime_ns, valid(each.fault or "")) for each in faults]
+            rows = [(*self._stored(source, each.path), *row) for each, row in zip(faults, known, strict=True)]
             self._forget(rows, "items")
             self._many(_REPLACE_FAULT, rows)
 
     def sources(self) -> tuple[str, ...]:
         rows = self._rows("SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults")
-        return tuple(sorted(row[0] for row in rows))
+        root = dict(filter(None, [self._root()]))
+        return tuple(sorted(root.get(row[0], row[0]) for row in rows))
 
     def exclude(self, source: str) -> tuple[str, ...]:
         """The globs that an update leaves out of a source unless it is given others."""
-        return tuple(row[0] for row in self._rows("SELECT glob FROM cloob_excludes WHERE source = ?", (source,)))
+        return tuple(
+            row[0] for row in self._rows("SELECT glob FROM cloob_excludes WHERE source = ?", self._stored(source)[:1])
+        )
 
     def set_exclude(self, source: str, globs: Sequence[str]) -> None:
+        source, _ = self._stored(source)
         with self._writing():
             self._rows("DELETE FROM cloob_excludes WHERE source = ?", (source,))
             self._many("INSERT INTO cloob_excludes VALUES (?, ?)", [(source, glob) for glob in globs])
@@ -274,7 +368,8 @@ class Store(ABC):
         """Items in the order asked for; ids that are not there are left out."""
         wanted = list(map(int, ids))
         statement = f"SELECT id, {', '.join(_FIELDS)} FROM cloob_items WHERE id {self._among}"
-        items = {row[0]: _item(row) for row in self._rows(statement, (wanted,))}
+        root = dict(filter(None, [self._root()]))
+        items = {row[0]: self._item(row, root) for row in self._rows(statement, (wanted,))}
         return [items[id_] for id_ in wanted if id_ in items]
 
     def vectors(self, model: str | IndexedModel, ids: Sequence[int] | Ids) -> Vectors:
@@ -299,7 +394,15 @@ class Store(ABC):
         self.table.optimise()
 
     def _condition(self, where: Filter | None) -> tuple[str, Sequence[Any]]:
-        return ("true", ()) if where is None else where.sql(self._dialect)
+        return ("true", ()) if where is None else where.sql(self._dialect, self._root())
+
+    def _item(self, row: Sequence[Any], root: Mapping[str, str]) -> Item:
+        id_, source, path, *fields, columns = row
+        if source in root:
+            source = root[source]
+            path = self._shown(source, path)
+        fields = [id_, source, path, *fields, json.loads(columns) if isinstance(columns, str) else columns]
+        return Item(*fields)
 
 
 class SqlVectors(ABC):
@@ -321,7 +424,7 @@ class SqlVectors(ABC):
 
 
 def _values(item: Item) -> tuple[Any, ...]:
-    """An item's fields but for its id, in the order of ``_FIELDS``."""
+    """An item's fields but for its id, source and path, in the order of ``_FIELDS``."""
     sizes = (item.content, item.bytes, item.mtime_ns, item.width, item.height)
     texts = (None if text is None else valid(text) for text in (item.date, item.caption))
     columns = {
@@ -329,10 +432,4 @@ def _values(item: Item) -> tuple[Any, ...]:
         for name, value in item.columns.items()
         if not (isinstance(value, float) and not math.isfinite(value))
     }
-    return (item.source, item.path, *sizes, *texts, json.dumps(columns))
-
-
-def _item(row: Sequence[Any]) -> Item:
-    *fields, columns = row
-    fields.append(json.loads(columns) if isinstance(columns, str) else columns)
-    return Item(*fields)
+    return (*sizes, *texts, json.dumps(columns))

@@ -49,13 +49,25 @@ class UpdateOptions:
 def update(
     store: Store, models: Models, sources: Sequence[str | Path] | Rows, options: UpdateOptions, progress: Progress
 ) -> Summary:
+    with store.exclusive():
+        return _update(store, models, sources, options, progress)
+
+
+def _update(
+    store: Store, models: Models, sources: Sequence[str | Path] | Rows, options: UpdateOptions, progress: Progress
+) -> Summary:
     device = resolve_device(options.device)
     if isinstance(sources, Rows):
         options = replace(options, batch_size=_ROWS, workers=0)
     collections = [sources] if isinstance(sources, Rows) else _open_all(store, sources, options)
     model, is_new = _model(store, models, options, device, collections)
+    if model.replaces is not None:  # which is finished when it has vectors of all
+        others = {*store.sources()} - {each.name for each in collections}
+        collections += _open_all(store, sorted(others), options) if others else []
     done = Summary()
-    plans = [make_plan(store, each, model.name, done, remove_all=options.remove_all) for each in collections]
+    plans = [make_plan(store, each, model.number, done, remove_all=options.remove_all) for each in collections]
+    for name, why in done.refused.items() if model.replaces is not None else ():
+        raise InputError(f"{name}: {why}")
     for each in collections if options.scan.exclude else ():
         store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
     start = time.monotonic()
@@ -73,17 +85,21 @@ def update(
     for plan in plans:  # nothing goes before its vectors were copied
         store.remove(plan.collection.name, [state.path for state in plan.gone])
         done.removed += sum(state.id is not None for state in plan.gone)
+    if is_new and not done.added + done.changed + done.completed:
+        store.remove_model(model)
+    else:
+        store.finish(model)
     store.optimise()
     done.seconds = time.monotonic() - start
-    if is_new and not done.added + done.changed + done.completed:
-        store.remove_model(model.name)
     return done
 
 
 def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOptions) -> list[Collection]:
     """Opens sources; one that the index knows and that is gone is an empty one."""
     known = store.sources()
-    given = {source_name(source): source for source in sources or known}
+    real = {os.path.realpath(name): name for name in known if os.path.isabs(name)}  # noqa: PTH117
+    names = ((source_name(source), source) for source in sources or known)
+    given = {name if name in known else real.get(os.path.realpath(name), name): source for name, source in names}
     _check_apart(given, known)
     collections: list[Collection] = []
     for name, source in given.items():
@@ -91,7 +107,7 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
         if name in known and is_gone(name, typed=bool(sources)):
             collections.append(Collection(name))  # what is not there any more has no pictures
         elif sources:
-            collections.append(open_collection(source, scan))
+            collections.append(open_collection(name if name in known else source, scan))
             if is_remote(name) or is_pattern(name):  # a folder's too: where it is gone, it may be a pattern
                 remember(name)
         else:
@@ -115,7 +131,6 @@ def _model(
 ) -> tuple[IndexedModel, bool]:
     """The model of an update, which the index has then, and whether it is new; loaded unless it goes on as it is."""
     precision, wanted = options.precision, options.model
-    known = store.models()
     if wanted is None:
         old = _only(store, options.name)
         if not options.replace_model and precision in (None, old.precision):
@@ -131,25 +146,21 @@ def _model(
         encoder, weights = wanted, fingerprint(wanted)
     for each in collections:
         each.check(encoder)
-    alike = sorted((model for model in known if model.weights == weights), key=lambda model: model.name != name)
+    alike = [model for model in store.models(unfinished=True) if model.weights == weights]
+    alike.sort(key=lambda model: model.name != name)
     if precision is None:
         precision = alike[0].precision if alike and not options.replace_model else "fp32"
     width = getattr(encoder, "embed_dim", None) or encoder.encode_text(["a"]).shape[1]
     new = IndexedModel(name, spec, weights + "+bf16" * (precision == "bf16"), width)
     same = next((model for model in alike if model.fingerprint == new.fingerprint), None)
-    if same is not None:
+    if same is not None and same.replaces is None:
         new = replace(new, name=same.name)
-    for old in [model for model in known if model.name == new.name and model.fingerprint != new.fingerprint]:
-        if not options.replace_model:
+    for old in store.models() if not options.replace_model else ():
+        if old.name == new.name and old.fingerprint != new.fingerprint:
             old.check("", store.address)  # it is another one, at least in precision
-        for each in collections:  # which have to be there to make the vectors anew
-            make_plan(store, each, new.name, probe := Summary(), remove_all=options.remove_all)
-            if probe.refused:
-                raise InputError(f"{each.name}: {probe.refused[each.name]}")
-        store.remove_model(old.name)
-    store.add_model(new)
-    models.use(store.model(new), encoder, weights)
-    return store.model(new), same is None
+    model = store.add_model(new, replace=options.replace_model)
+    models.use(model, encoder, weights)
+    return model, same is None
 
 
 def _only(store: Store, name: str | None) -> IndexedModel:
@@ -179,11 +190,16 @@ class Merged:
 
 def merge(store: Store, other: Store) -> Merged:
     """Adds what ``other`` has to ``store``; vectors go with their model's weights, whatever it is called there."""
+    with store.exclusive():
+        return _merge(store, other)
+
+
+def _merge(store: Store, other: Store) -> Merged:
     _check_apart(other.sources(), store.sources())
-    here = {model.fingerprint: model.name for model in store.models()}
+    here = {model.fingerprint: model for model in store.models()}
     for model in other.models():
         if model.fingerprint not in here:
-            store.add_model(model)
+            here[model.fingerprint] = store.add_model(replace(model, number=0))
     for source in {*other.sources()} - {*store.sources()}:
         store.set_exclude(source, other.exclude(source))
     states = ((source, state) for source in store.sources() for state in store.states(source))
@@ -193,16 +209,16 @@ def merge(store: Store, other: Store) -> Merged:
     for ids in other.pages():
         pairs = [(item, known.get((item.source, item.path), nothing)) for item in other.items(ids)]
         same = [(item, state) for item, state in pairs if state.content in ("", item.content)]
-        own = {item.id: item for item in store.items([state.id for _, state in same if state.id])}
-        items = [own.get(state.id or 0, item) for item, state in same]
+        present = {item.id: item for item in store.items([state.id for _, state in same if state.id])}
+        items = [present.get(state.id or 0, item) for item, state in same]
         done.other += len(pairs) - len(same)
-        done.present += len(own)
-        done.added += len(same) - len(own)
+        done.present += len(present)
+        done.added += len(same) - len(present)
         for model in other.models():
-            name = here.get(model.fingerprint, model.name)
+            own = here[model.fingerprint]
             vectors = other.vectors(model.name, [item.id for item, _ in same])
-            wanted = np.isfinite(vectors).all(1) & np.array([name not in state.models for _, state in same], bool)
-            store.write([items[place] for place in np.flatnonzero(wanted)], name, vectors[wanted])
+            wanted = np.isfinite(vectors).all(1) & np.array([own.number not in state.models for _, state in same], bool)
+            store.write([items[place] for place in np.flatnonzero(wanted)], own, vectors[wanted])
             done.vectors += int(wanted.sum())
     store.optimise()
     return done

@@ -74,9 +74,12 @@ POSTGRESQL = Dialect(
 class Filter:
     text: str
 
-    def sql(self, dialect: Dialect) -> tuple[str, list[Literal]]:
-        """A condition over the columns of ``cloob_items``, which is never null, and its parameters in order."""
-        parser = _Parser(self.text, None, dialect)
+    def sql(self, dialect: Dialect, root: tuple[str, str] | None = None) -> tuple[str, list[Literal]]:
+        """A condition over the columns of ``cloob_items``, which is never null, and its parameters in order.
+
+        ``root``: a source as the table has it, at the beginning of its paths too, and as it is.
+        """
+        parser = _Parser(self.text, None, dialect, root=root)
         return f"({parser.condition()})", parser.parameters
 
 
@@ -102,9 +105,15 @@ class _Parser:
     """Writes SQL token by token: ``not``, ``and`` and ``or`` bind in SQL as they do here."""
 
     def __init__(
-        self, text: str, columns: Collection[str] | None, dialect: Dialect, hidden: Collection[str] = ()
+        self,
+        text: str,
+        columns: Collection[str] | None,
+        dialect: Dialect,
+        hidden: Collection[str] = (),
+        root: tuple[str, str] | None = None,
     ) -> None:
-        self._whole, self._columns, self._dialect, self._hidden = valid(text), columns, dialect, hidden
+        self._whole, self._columns, self._dialect = valid(text), columns, dialect
+        self._hidden, self._root = hidden, root
         self._tokens = [*_TOKEN.finditer(self._whole)]
         self._next = 0
         self.parameters: list[Literal] = []
@@ -175,6 +184,10 @@ class _Parser:
 
     def _value(self, column: str, kind: str = "any") -> str:
         """What an item has in a column; null where that is nothing, or of another kind."""
+        if column in ("path", "source") and self._root:
+            stored, shown = self._root
+            self.parameters += [stored, shown, len(stored) + 1]
+            return f"CASE source WHEN ? THEN ? || substr({column}, ?) ELSE {column} END"
         if column in (*TEXTS, *NUMBERS):
             return _NAME if column == "name" else column
         self.parameters.append(column)

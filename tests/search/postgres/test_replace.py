@@ -1,0 +1,80 @@
+"""A model is replaced whole or not at all, in both stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index_fakes import FakeEncoder, content, options, units, write_noise
+
+from cloob.errors import InputError
+from cloob.search.index import Index
+from cloob.search.records import IndexedModel
+
+
+class Stopped(FakeEncoder):
+    """Raises an error after so many pictures."""
+
+    def __init__(self, pictures: int, error: BaseException, **how: object) -> None:
+        super().__init__(**how)  # type: ignore[arg-type]
+        self.pictures, self.error = pictures, error
+
+    def encode_image(self, images):  # type: ignore[no-untyped-def]
+        if self.seen >= self.pictures:
+            raise self.error
+        return super().encode_image(images)
+
+
+@pytest.fixture(params=["folder", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a new index in each of both stores."""
+    return str(request.getfixturevalue("address") if request.param == "postgresql" else tmp_path / "idx")
+
+
+def test_a_model_is_replaced_when_its_successor_is_complete(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    for seed in range(12):
+        write_noise(folder / f"{seed}.png", seed)
+    write_noise(tmp_path / "q" / "q.png", 99)
+    with Index.create(place) as index:
+        index.update([folder, tmp_path / "q"], options(FakeEncoder()))
+        index.update([folder, tmp_path / "q"], options(FakeEncoder("second", seed=5)))
+        before = content(index)
+        for pictures, error in ((0, MemoryError()), (8, KeyboardInterrupt())):
+            new = Stopped(pictures, error, seed=1, dim=5)
+            with pytest.raises(type(error)):
+                index.update([folder], options(new, replace_model=True))
+            assert content(index) == before and [model.name for model in index.models] == ["fake", "second"]
+        new = FakeEncoder(seed=1, dim=5)
+        with pytest.raises(InputError, match="--replace-model"):
+            index.update([folder], options(new))
+        with pytest.raises(MemoryError):
+            index.update([folder], options(Stopped(1, MemoryError(), seed=1, dim=5), batch_size=1, replace_model=True))
+        done = index.update([folder], options(new, replace_model=True))
+        assert done.embedded == new.seen == 4 and done.unchanged == 9  # those of the other source as well
+        assert [model.name for model in index.models] == ["fake", "second"] and index.models[0].dim == 5
+        rows = index.store.vectors("fake", index.store.ids())
+        assert rows.shape == (13, 5) and np.isfinite(rows).all()
+        assert index.search(units(1, 5)[0]).searched == 13
+
+
+def test_vectors_of_two_models_never_mix_whoever_writes(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    for seed in range(8):
+        write_noise(folder / f"{seed}.png", seed)
+
+    class Meanwhile(FakeEncoder):
+        """Another process replaces the model before the second batch is written."""
+
+        def encode_image(self, images):  # type: ignore[no-untyped-def]
+            if self.seen == 4:
+                with Index.open(place, writable=True) as other:
+                    model = IndexedModel("fake", "x", "0" * 32, 16)
+                    other.store.finish(other.store.add_model(model, replace=True))
+            return super().encode_image(images)
+
+    with Index.create(place) as index:
+        with pytest.raises(InputError, match="no vectors of a model 'fake'"):
+            index.update([folder], options(Meanwhile()))
+        assert not np.isfinite(index.store.vectors("fake", index.store.ids())).any()
