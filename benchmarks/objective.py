@@ -8,11 +8,10 @@
 - ``inf-cl``: tiled InfoNCE without retrieval, where its package imports (CUDA);
 - ``streamed``: ours in float32, and with ``matmul=torch.bfloat16``;
 
-Times are of interleaved repeats in one process, medians and minima: what slows the machine slows all of them. The
-float32 matrix products that the objective consists of, (N×D)(D×N) and (N×N)(N×D), are timed in the same repeats. Extra
+Times are of interleaved repeats in one process, medians and minima: what slows the machine slows all of them. Extra
 memory is the peak of a fresh process each, less what it held with the inputs ready; glibc is told to hand freed blocks
 of 1 MiB and more back at once, so that it is the memory in use and not what the allocator keeps in hand. At
-``--once-from`` and above, the streamed path alone runs, once. Writes results.json and objective.png to ``--out``.
+``--once-from`` and above, the streamed path alone runs, once. Writes results.json to ``--out``.
 """
 
 from __future__ import annotations
@@ -42,8 +41,6 @@ from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed
 
 INV_TAU, BETA = 30.0, 8.0
-PRODUCTS = 52  # N²D operations of the streamed path, diagonal tiles aside
-GEMM_ROWS = 4096
 OURS = "streamed"
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -141,24 +138,15 @@ def memory_in_fresh_process(name: str, n: int, args: argparse.Namespace) -> int:
     return int(done.stdout.split()[-1])
 
 
-def gemms(dim: int, device: str) -> tuple[Callable[[], object], float]:
-    """Both products of the objective once each, and the operations they take."""
-    torch.manual_seed(0)
-    a, b, s = (torch.randn(*shape, device=device) for shape in ((GEMM_ROWS, dim),) * 2 + ((GEMM_ROWS, GEMM_ROWS),))
-    return lambda: (torch.mm(a, b.T), torch.mm(s, a)), 4.0 * GEMM_ROWS**2 * dim
-
-
 def repeats(n: int, args: argparse.Namespace) -> int:
     return 1 if n >= args.once_from else args.repeats or max(5, min(41, 20480 // n))
 
 
 def measure_size(n: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each contender at one size, and one for the matrix products alone."""
+    """A row for each contender at one size."""
     losses = {k: v for k, v in contenders().items() if fits(k, n) and (n < args.once_from or k == OURS)}
     x, y = inputs(n, args.dim, args.device)
     work: dict[str, Callable[[], object]] = {k: (lambda v=v: step(v, x, y)) for k, v in losses.items()}
-    work["GEMM"], gemm_operations = gemms(args.dim, args.device)
-    operations = {OURS: PRODUCTS * n * n * args.dim, "GEMM": gemm_operations}
     if n < args.once_from:
         for run in work.values():
             run()
@@ -169,17 +157,14 @@ def measure_size(n: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for k, taken in times.items():
         row = {"name": k, "n": n, "repeats": len(taken), "median_s": statistics.median(taken), "min_s": min(taken)}
-        if k in operations:
-            row["gflops_median"] = operations[k] / row["median_s"] / 1e9
-            row["gflops_best"] = operations[k] / row["min_s"] / 1e9
-        if k != "GEMM" and not args.no_memory:
+        if not args.no_memory:
             row["extra_bytes"] = memory_in_fresh_process(k, n, args)
         rows.append(row)
     return rows
 
 
 def compare(rows: list[dict[str, Any]]) -> None:
-    """Adds the ratios to ``plain``, and to the machine's GEMM rate, of the same size."""
+    """Adds the ratios to ``plain`` of the same size."""
     for row in rows:
         beside = {other["name"]: other for other in rows if other["n"] == row["n"]}
         if "plain" in beside:
@@ -187,36 +172,11 @@ def compare(rows: list[dict[str, Any]]) -> None:
             row["min_time_ratio"] = row["min_s"] / beside["plain"]["min_s"]
             if "extra_bytes" in row and "extra_bytes" in beside["plain"]:
                 row["memory_ratio"] = row["extra_bytes"] / max(1, beside["plain"]["extra_bytes"])
-        if "gflops_median" in row:
-            row["rate_ratio"] = row["gflops_median"] / beside["GEMM"]["gflops_median"]
-            row["best_rate_ratio"] = row["gflops_best"] / beside["GEMM"]["gflops_best"]
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     gpu = {"gpu": torch.cuda.get_device_name()} if args.device == "cuda" else {}
     return {**this_machine(), "threads": args.threads, "dim": args.dim, **gpu}
-
-
-def plot(rows: list[dict[str, Any]], path: Path, about: dict[str, Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for panel, key, unit, label in ((panels[0], "median_s", 1.0, "seconds"), (panels[1], "extra_bytes", 1e6, "MB")):
-        for name in dict.fromkeys(row["name"] for row in rows if row["name"] != "GEMM"):
-            points = [(row["n"], row[key] / unit) for row in rows if row["name"] == name and key in row]
-            if points:
-                panel.loglog(*zip(*points, strict=True), marker="o", label=name, base=2)
-        panel.set(xlabel="pairs in the batch", ylabel=label)
-        panel.grid(visible=True, alpha=0.3)
-    panels[0].set_title("forward + backward, median")
-    panels[1].set_title("peak extra memory")
-    panels[0].legend()
-    title = "{cpu}, {threads} threads, torch {torch}, D = {dim}".format_map(about)
-    figure.suptitle(title, size=9)
-    figure.savefig(path, dpi=130)
 
 
 def parse() -> argparse.Namespace:
@@ -247,8 +207,7 @@ def main() -> None:
         compare(rows)
         (args.out / "results.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
     print(table({"rows": rows}))
-    plot(rows, args.out / "objective.png", about)
-    print(f"written: {args.out}/results.json, objective.png")
+    print(f"written: {args.out}/results.json")
 
 
 if __name__ == "__main__":

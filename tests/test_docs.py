@@ -10,6 +10,7 @@ import functools
 import io
 import math
 import os
+import pydoc
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import tyro
@@ -28,7 +30,8 @@ from torch.nn import functional as F
 
 import cloob
 from cloob import cli
-from make import picture
+from cloob.models.load import load_model
+from make import picture, tiny_model
 from search_colours import ColourModel, loads, write_pictures
 
 ROOT = Path(__file__).parents[1]
@@ -55,8 +58,11 @@ def commands(page: Path) -> list[list[str]]:
 
 def test_each_public_name_is_in_the_api() -> None:
     text = (DOCS / "api.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^\| \{py:\w+\}`(\w+) <[\w.]+>`", text, flags=re.MULTILINE)
+    shown = dict(re.findall(r"^\| \{py:\w+\}`(\w+) <([\w.]+)>`", text, flags=re.MULTILINE))
     assert sorted(shown) == sorted(name for name in cloob.__all__ if not name.startswith("__"))
+    pages = {page.replace("/", ".") for page in re.findall(r"^api/(\S+)/index$", text, flags=re.MULTILINE)}
+    assert [name for name, at in shown.items() if not pages & {at, at.rpartition(".")[0]}] == []  # else a dead link
+    assert all(pydoc.locate(at) is getattr(cloob, name) for name, at in shown.items())
 
 
 def test_links_lead_to_files() -> None:
@@ -185,6 +191,39 @@ def test_python_runs() -> None:
         }
         loss -= math.log(sum(mass[1]) / len(mass[1]) / sum(mass[0])) / 5
     assert names["with_positives"](x, y, ids, 4.0).item() == pytest.approx(loss, abs=1e-5)
+
+
+def test_python_of_weights_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(tiny_model(tmp_path / "model"))
+    loads(monkeypatch, lambda *_, **__: model)
+    run_python(DOCS / "weights.md")
+    assert capsys.readouterr().out.endswith(" 30.0 8.0\n")
+
+
+def test_python_of_vectors_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    digits, used, searched, fitted = blocks(DOCS / "vectors.md", "python")
+    exec(digits, {})
+    top, bottom = (np.load(f"{name}.npy")[:40] for name in ("top", "bottom"))
+    names = {"cells": top, "molecules": bottom, "keys": [*range(20)] * 2}
+    exec(fitted.replace("GroupKFold(5)", "GroupKFold(2)"), names)
+    assert names["search"].best_params_["objective"] in ("clip", "infoloob", "cloob")
+    Path("runs").mkdir()
+    shutil.move("heads", "runs/cells")
+    np.save("test-cells.npy", top)
+    np.save("test-mols.npy", bottom)
+    exec(used, names)
+    Path("names.txt").write_text("".join(f"row {i}\n" for i in range(40)))
+    words = ["index", "--b", "test-mols.npy", "--labels", "names.txt", "--model", "runs/cells", "--out", "library.idx"]
+    assert cli.main(words) == 0
+    capsys.readouterr()
+    exec(searched, names)
+    assert f"row {names['best'][0]}" == capsys.readouterr().out.split("\n")[0].partition(" ")[2]
 
 
 @pytest.mark.nightly

@@ -62,8 +62,6 @@ BESIDE = [
     World("mlp", "name", 0.4),
     World("mlp", "cut", 1.0),
 ]
-MASKED = [World("linear", "swap", 0.4)]
-"""Where the claim's methods are run with ``mask_duplicates`` too, at the setting chosen without it."""
 SUMMED = World("mlp", "swap", 0.4)
 """The only world of the sum, which was not as good there as the rule for it asked."""
 WORLDS = [*CORE, *BESIDE]
@@ -251,31 +249,25 @@ def chosen_with_decay(method: str, world: World, scores: Scores) -> Cell | None:
     return max([best, *tried], key=lambda cell: scores[cell.id])
 
 
-def cells_of(
-    method: str, world: World, scores: Scores, *, masked: bool = False, with_decay: bool = False
-) -> list[Cell]:
+def cells_of(method: str, world: World, scores: Scores, *, with_decay: bool = False) -> list[Cell]:
     """The chosen setting with each seed; nothing before the search is complete.
 
     Args:
         method: One of ``METHODS``.
         world: Where.
         scores: The search's.
-        masked: Pairs with equal captions are no negatives of each other.
         with_decay: The weight decay is chosen too.
     """
     best = (chosen_with_decay if with_decay else chosen)(method, world, scores)
     if best is None:
         return []
-    setting = dataclasses.replace(best.setting, mask_duplicates=masked)
-    return [dataclasses.replace(best, stage="cells", seed=seed, setting=setting) for seed in seeds(world)]
+    return [dataclasses.replace(best, stage="cells", seed=seed) for seed in seeds(world)]
 
 
 def runs(scores: Scores) -> Iterator[Cell]:
     """All runs that are known by now, in the order of doing them: the claim's first, then what explains it."""
     for world in CORE:
         yield from _searched(CLAIMED, world, scores)
-    for world in MASKED:
-        yield from _by_seed(cells_of(method, world, scores, masked=True) for method in CLAIMED)
     for share in (0.4, 0.0, 0.6):
         for which in (CLAIMED, ("infoloob",)):
             for world in (world for world in CORE if world.share == share):

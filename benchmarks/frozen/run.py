@@ -128,8 +128,7 @@ def train(
                 objective.progress = step / total
             rows = order[place * size : (place + 1) * size]
             pair = images[view.pictures[rows]], texts[view.rows[rows]]
-            ids = torch.from_numpy(view.rows[rows]) if setting.mask_duplicates else None
-            result = stepper(*pair, ids, schedule(step))
+            result = stepper(*pair, None, schedule(step))
             if result.finite:  # else it left no trace
                 losses.append(result.loss)
         heads.eval()

@@ -8,7 +8,6 @@ from pathlib import Path
 from benchmarks.frozen.plan import (
     CLAIMED,
     CORE,
-    MASKED,
     METHODS,
     PAIRS,
     SEEDS,
@@ -81,19 +80,16 @@ def render() -> str:
         ]
         decayed = select(cells, scores, with_decay=True)
         parts.append(decaying(decayed, scores, sets))
-        parts.append(masking(runs, select(cells, scores, masked=True), sets))
         parts += [by_set(runs, "cloob", "clip", found["cloob", "clip"]), recalls(runs), settings(scores)]
     return "\n\n".join(part for part in parts if part)
 
 
-def select(
-    cells: Mapping[str, Record], scores: Mapping[str, float], *, masked: bool = False, with_decay: bool = False
-) -> Runs:
-    """The runs with the chosen settings, or with one of the two changes that ``cells_of`` knows."""
+def select(cells: Mapping[str, Record], scores: Mapping[str, float], *, with_decay: bool = False) -> Runs:
+    """The runs with the chosen settings, or with the weight decay chosen too."""
     runs: Runs = {}
     for world in WORLDS:
         for method in METHODS:
-            wanted = cells_of(method, world, scores, masked=masked, with_decay=with_decay)
+            wanted = cells_of(method, world, scores, with_decay=with_decay)
             if of_seed := {cell.seed: cells[cell.id] for cell in wanted if cell.id in cells}:
                 runs[method, world] = of_seed
     return runs
@@ -116,25 +112,6 @@ def decaying(runs: Runs, scores: Mapping[str, float], sets: Sets) -> str:
     head = ["captions", *(f"decay, {name}" for name in named), *(f"{name}, %" for name in named), "CLOOB − CLIP"]
     head += ["95 %, over seeds", "95 %, over classes", "ahead in sets above chance", "seeds"]
     return f"### Weight decay chosen as well\n\n{table(head, lines)}" if lines else ""
-
-
-def masking(runs: Runs, masked: Runs, sets: Sets) -> str:
-    """What becomes of the claim's methods where pairs with equal captions are no negatives of each other."""
-    lines = []
-    for world in MASKED:
-        for method in CLAIMED:
-            found = compared(masked.get((method, world), {}), runs.get((method, world), {}), sets)
-            if mean := together([d for d in found.values() if d.told]):
-                both = [
-                    [r["val"]["mean_recall"] for r in of.get((method, world), {}).values()] for of in (runs, masked)
-                ]
-                row = [name_of(world), NAMES[method], *mean.shown(), *map(spread, both), str(len(mean.seeds))]
-                lines.append(row)
-    head = ["captions", "method", "zero-shot, points", "95 %, over seeds", "95 %, over classes"]
-    head += ["recall without", "recall with", "seeds"]
-    note = "The same settings with `mask_duplicates` − without; zero-shot: mean of the sets above chance; recall: clean"
-    title = f"### Pairs with equal captions are no negatives\n\n{note} held-out pairs, %."
-    return f"{title}\n\n{table(head, lines)}" if lines else ""
 
 
 def name_of(world: World) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.frozen.captions import wrong_rows
-from benchmarks.pictograms.plan import IMAGE_SIZE, PROBED
+from benchmarks.pictograms.plan import IMAGE_SIZE
 from benchmarks.studies.comparison import ZEROSHOT
 from PIL import Image
 from torch import Tensor
@@ -62,7 +62,6 @@ class Data:
 
     pairs: dict[str, Pairs]
     test: dict[str, Labelled]
-    probe: dict[str, Labelled]
 
 
 def load(data: Path, cache: Path, encoder: DualEncoder, tests: bool = True) -> Data:
@@ -76,12 +75,10 @@ def load(data: Path, cache: Path, encoder: DualEncoder, tests: bool = True) -> D
     """
     pairs = {name: _pairs(data / PAIRS[name], cache, name, encoder) for name in ("train", "val")}
     if not tests:
-        return Data(pairs, {}, {})
+        return Data(pairs, {})
     name = "tuxpaint-captions"
     pairs[name] = _pairs(data / PAIRS[name], cache, name, encoder)
-    test = {name: _labelled(data / "zeroshot" / name, "test", cache, encoder) for name in ZEROSHOT}
-    probe = {name: _labelled(data / "zeroshot" / name, "train", cache, encoder) for name in PROBED}
-    return Data(pairs, test, probe)
+    return Data(pairs, {name: _labelled(data / "zeroshot" / name, cache, encoder) for name in ZEROSHOT})
 
 
 def with_wrong_captions(data: Data, share: float, seed: int) -> Data:
@@ -92,7 +89,7 @@ def with_wrong_captions(data: Data, share: float, seed: int) -> Data:
         rows = wrong_rows("swap", share, rows, rows, rows, np.random.default_rng([seed, place]))
         captions = tuple(right.captions[row] for row in rows)
         pairs[name] = Pairs(right.images, right.tokens[rows], right.ids[rows], captions)
-    return Data(pairs, data.test, data.probe)
+    return Data(pairs, data.test)
 
 
 class Augmented:
@@ -133,14 +130,14 @@ def _pairs(path: Path, cache: Path, name: str, encoder: DualEncoder) -> Pairs:
     return Pairs(arrays["images"], arrays["tokens"], arrays["ids"], tuple(texts["captions"]))
 
 
-def _labelled(path: Path, split: str, cache: Path, encoder: DualEncoder) -> Labelled:
+def _labelled(path: Path, cache: Path, encoder: DualEncoder) -> Labelled:
     def build() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        found = open_labelled(path, split)
+        found = open_labelled(path, "test")
         images = _decoded([found.read(i) for i in range(len(found))], encoder)
         texts = {"classnames": found.classnames, "templates": found.templates}
         return {"images": images, "labels": found.labels}, texts
 
-    arrays, texts = _cached(cache, f"{path.name}-{split}-{IMAGE_SIZE}", ("images", "labels"), build)
+    arrays, texts = _cached(cache, f"{path.name}-test-{IMAGE_SIZE}", ("images", "labels"), build)
     return Labelled(arrays["images"], arrays["labels"], tuple(texts["classnames"]), tuple(texts["templates"]))
 
 

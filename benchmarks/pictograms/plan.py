@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ The attempts led to the last (``benchmarks/LOG.md``); it was added before any te
 """
 TOWERS = ("tiny-resnet", "tiny-vit", "tiny-convnext")
 SEEDS = (0, 1, 2)
-PROBED = ("twemoji-activities", "animal-silhouettes", "digits")
 SEARCH_SEED = 100
 """Not one of the cells' seeds: they are not what the settings were chosen on."""
 SEARCH_EPOCHS = 3
@@ -50,7 +49,7 @@ class Setting:
         learnable_inv_tau: Whether τ⁻¹ is trained.
         beta: β; None for methods without retrieval.
         mask_duplicates: Pairs of equal caption are no negatives of each other.
-        option: "" for the objective as published, else a key of ``variants.OPTIONS``.
+        option: "" for the objective as published, else a key of ``run.OPTIONS``.
         start: "" for the towers as initialised; an attempt had "centred".
     """
 
@@ -254,14 +253,6 @@ def select(cells: Mapping[str, Record], scores: Mapping[str, float], epochs: int
         elif setting == DEFAULTS[method]:
             published[method, config["tower"]][config["seed"]] = record
     return dict(chosen), dict(published)
-
-
-def ordered(runs: Runs) -> list[tuple[tuple[str, str], dict[int, Record]]]:
-    return sorted(runs.items(), key=lambda item: (TOWERS.index(item[0][1]), METHODS.index(item[0][0])))
-
-
-def every(runs: Runs) -> Iterable[Record]:
-    return (record for of_seed in runs.values() for record in of_seed.values())
 
 
 def search_scores(searched: Mapping[str, Record]) -> dict[str, float]:

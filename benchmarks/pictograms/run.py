@@ -23,15 +23,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cloob.data.order import EpochOrder, Part
 from cloob.evaluation.embed import embed_texts, evaluating
 from cloob.evaluation.measures import RECALLS, class_embeddings, geometry, retrieval_ranks, zeroshot_ranks
-from cloob.evaluation.probe import fit_probe, probe_ranks
 from cloob.functional import info_loob, info_nce, ranking
-from cloob.functional.geometry import saturation
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training.config import OptimConfig
 from cloob.training.optim import make_optimizer, make_schedule
-from cloob.training.step import Stepper, StepResult, TowersWithLoss
+from cloob.training.step import Stepper, TowersWithLoss
 
 OPTIONS = {
     "warm": "no retrieval in the first half of the run: InfoLOOB (InfoNCE), then CLOOB (InfoNCE with retrieval)",
@@ -135,18 +133,6 @@ def score_set(images: Tensor, labels: np.ndarray, classes: Tensor) -> dict[str, 
     }
 
 
-def score_probe(encoder: DualEncoder, data: Data) -> dict[str, dict[str, Any]]:
-    """The library's linear probe on the embeddings of the sets that have training pictures."""
-    scores = {}
-    for name, train in data.probe.items():
-        x, y = embed_images(encoder, train.images), torch.from_numpy(np.array(train.labels))
-        probe = fit_probe(x, y, len(train.classnames))
-        labels = torch.from_numpy(np.array(data.test[name].labels))
-        ranks = probe_ranks(probe.weight, embed_images(encoder, data.test[name].images), labels)
-        scores[name] = {"acc1": round(ranking.topk_accuracy(ranks, 1), 6), "C": probe.strength, "n": len(ranks)}
-    return scores
-
-
 STUDY = Path(__file__).parent
 CURVE_POINTS = 8
 """How often a cell's test scores are taken along the run (never looked at by the search)."""
@@ -174,7 +160,6 @@ class Run:
         self.skipped = 0
         self.wall = self.cpu = 0.0
         self.losses: list[float] = []
-        self.last: StepResult | None = None
         self.curve: list[dict[str, Any]] = []
         torch.manual_seed(cell.seed)
 
@@ -203,7 +188,6 @@ class Run:
         self.step += 1
         if result.finite:
             self.losses.append(result.loss)
-            self.last = result
         else:
             self.skipped += 1
         self.wall += time.perf_counter() - wall
@@ -221,7 +205,6 @@ class Run:
             "cpu_seconds": round(self.cpu, 1),
             "loss": round(sum(recent) / len(recent), 5) if recent else None,
             **self._scales(),
-            "train_saturation": self._saturation(),
             "val": score_pairs(self.encoder, self.data.pairs["val"]),
         }
         every = max(1, math.ceil(self.cell.epochs / CURVE_POINTS))
@@ -235,13 +218,6 @@ class Run:
         assert isinstance(inner, ContrastiveObjective)
         scales = {"inv_tau": round(float(inner.inv_tau.detach()), 4)}
         return scales | ({"beta": round(float(inner.beta.detach()), 4)} if inner.hopfield else {})
-
-    def _saturation(self) -> float | None:
-        """1 − p of the last training batch, at the run's own temperature: what is left of InfoNCE's gradient."""
-        if self.last is None or self.last.features is None:
-            return None
-        scale = self._scales()["inv_tau"]
-        return round(float(saturation(*self.last.features, scale)), 6)
 
     def _record(self) -> dict[str, Any]:
         """Everything that tables are made from; no name of this machine, no path."""
@@ -261,7 +237,6 @@ class Run:
         if self.full:
             record["zeroshot"] = score_zeroshot(self.encoder, self.data.test)
             record["retrieval"] = {"tuxpaint-captions": score_pairs(self.encoder, self.data.pairs["tuxpaint-captions"])}
-            record["probe"] = score_probe(self.encoder, self.data)
             last["zeroshot"] = {name: found["acc1"] for name, found in record["zeroshot"].items()}
         return record | {"curve": self.curve}
 

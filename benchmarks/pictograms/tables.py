@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from benchmarks.pictograms import wrong
 from benchmarks.pictograms.plan import (
-    CELL_EPOCHS,
     FINALISTS,
     LONG_EPOCHS,
     LONGEST_EPOCHS,
     METHODS,
-    PROBED,
     RATES,
     RUNS_A_METHOD,
     SEEDS,
@@ -21,10 +19,8 @@ from benchmarks.pictograms.plan import (
     Runs,
     Scores,
     chosen_setting,
-    every,
     grid,
     long_search,
-    ordered,
     rate_search,
     search_scores,
     select,
@@ -53,7 +49,6 @@ Found = Mapping[str, Mapping[str, Record]]
 COMPARED = (("cloob", "clip"), ("cloob-warm", "clip"), ("infoloob", "clip"), ("cloob-warm", "infoloob"))
 """The claim, the claim for the form that retrieves later, what InfoLOOB alone does, and what retrieval adds to it."""
 CLAIMS = COMPARED[:2]
-EFFECTS = (*COMPARED, ("infonce-hopfield", "clip"), ("cloob", "infonce-hopfield"), ("cloob", "infoloob"))
 
 
 def filled(text: str) -> str:
@@ -74,7 +69,7 @@ def render(found: Found, scores: Scores) -> str:
     runs, published = select(cells, scores)
     longer = {epochs: select(cells, scores, epochs)[0] for epochs in (LONG_EPOCHS, LONGEST_EPOCHS)}
     parts = [progress(found, runs, scores), *_of_cells(runs, sets, scores)]
-    parts += _of_longer(runs, longer, sets)
+    parts += _of_longer(longer, sets)
     parts.append("### As published, nothing tuned")
     parts.append(zeroshot_table(published, TOWERS[0], ", as published"))
     parts.append(differences(published, sets, "cloob", "clip", "#### CLOOB against CLIP, both as published"))
@@ -88,13 +83,12 @@ def _of_cells(runs: Runs, sets: Sets, scores: Scores) -> list[str]:
         parts.append(differences(runs, sets, method, baseline, title))
         if (method, baseline) in CLAIMS and parts[-1]:
             parts.append(verdict(runs, sets, method, baseline))
-    parts += [effects(runs, sets, EFFECTS), ablation(runs), chosen_table(scores), probe_table(runs)]
-    return [*parts, *retrieval_tables(runs), geometry_table(runs)]
+    return [*parts, chosen_table(scores)]
 
 
-def _of_longer(runs: Runs, longer: Mapping[int, Runs], sets: Sets) -> list[str]:
-    """The longer runs beside those of the study's length, and against each other."""
-    parts = ["### Training for longer, with the same settings", lengths(runs, longer)]
+def _of_longer(longer: Mapping[int, Runs], sets: Sets) -> list[str]:
+    """The longer runs against each other."""
+    parts = ["### Training for longer, with the same settings"]
     for epochs, of_length in longer.items():
         parts.append(zeroshot_table(of_length, TOWERS[0], f", {epochs} epochs"))
         for method, baseline in COMPARED:
@@ -212,35 +206,6 @@ def verdict(runs: Runs, sets: Sets, method: str, baseline: str) -> str:
     )
 
 
-def effects(runs: Runs, sets: Sets, pairs: Sequence[tuple[str, str]]) -> str:
-    """The mean differences of more pairs of methods in one table: what each part of CLOOB does."""
-    lines = []
-    for method, baseline in pairs:
-        for tower, found in _by_tower(runs, sets, method, baseline).items():
-            if mean := together(found.values()):
-                n, seeds = sum(d.told for d in found.values()), len(mean.seeds)
-                lines.append([f"{NAMES[method]} − {NAMES[baseline]}", tower, *mean.shown(), str(n), str(seeds)])
-    head = ["difference", "tower", "points", "95 %, over seeds", "95 %, over classes", "sets above chance", "seeds"]
-    title = "### What each part does: mean differences of the sets above chance"
-    return f"{title}\n\n{table(head, lines)}" if lines else ""
-
-
-def ablation(runs: Runs) -> str:
-    """The 2×2 of the family, by tower: mean zero-shot top-1 over the sets."""
-    lines = []
-    for tower in TOWERS:
-        values = {m: [zeroshot_mean(r) for r in runs.get((m, tower), {}).values()] for m in METHODS}
-        if any(values.values()):
-            for contrast, methods in (("InfoNCE", ("clip", "infonce-hopfield")), ("InfoLOOB", ("infoloob", "cloob"))):
-                lines.append([tower, contrast, *(spread(values[m]) for m in methods)])
-            lines.append([tower, "InfoLOOB, retrieval after half of the run", "–", spread(values["cloob-warm"])])
-    title = "### Ablation: mean zero-shot top-1 over the eight sets, %"
-    return (
-        f"{title}\n\nEach method with the settings that are best for it, which are not the same (a table below).\n\n"
-        + table(["tower", "contrast", "no retrieval", "Hopfield retrieval"], lines)
-    )
-
-
 def chosen_table(scores: Scores) -> str:
     """The settings of the cells: whoever compares two methods by them compares these as well."""
     lines = []
@@ -254,73 +219,6 @@ def chosen_table(scores: Scores) -> str:
         "covariance as retrieval does ([log](../LOG.md)), so two methods differ here by more than their objective."
     )
     return f"### Settings of the cells\n\n{note}\n\n" + table(["method", "tower", "setting"], lines)
-
-
-def probe_table(runs: Runs) -> str:
-    lines = [
-        [tower, NAMES[method], *(spread([r["probe"][name]["acc1"] for r in of_seed.values()]) for name in PROBED)]
-        for (method, tower), of_seed in ordered(runs)
-    ]
-    return "### Linear probe, top-1, %\n\n" + table(["tower", "method", *PROBED], lines)
-
-
-def retrieval_tables(runs: Runs) -> list[str]:
-    """Recalls both ways, on the validation pairs and on photographs with captions of their own."""
-    ways = (("image→text", "image_to_text"), ("text→image", "text_to_image"))
-    columns = [(f"{way} @{k}", f"{key}@{k}") for way, key in ways for k in (1, 5, 10)] + [("mean", "mean_recall")]
-    parts = []
-    for title, found_in in (
-        ("the validation pairs", lambda r: r["val"]),
-        ("tuxpaint-captions", lambda r: r["retrieval"]["tuxpaint-captions"]),
-    ):
-        lines = [
-            [tower, NAMES[method], *(spread([found_in(r)[key] for r in of_seed.values()]) for _, key in columns)]
-            for (method, tower), of_seed in ordered(runs)
-        ]
-        head = ["tower", "method", *(name for name, _ in columns)]
-        parts.append(f"### Recall on {title}, %\n\n" + table(head, lines))
-    return parts
-
-
-def lengths(short: Runs, longer: Mapping[int, Runs]) -> str:
-    """Longer runs beside those of the study's length, for the seeds that both have."""
-    lines = []
-    for epochs, long in longer.items():
-        for (method, tower), of_seed in ordered(long):
-            seeds = sorted(of_seed.keys() & short.get((method, tower), {}).keys())
-            if not seeds:
-                continue
-            pairs = [[runs[method, tower][seed] for seed in seeds] for runs in (short, long)]
-            row = [tower, NAMES[method], str(epochs), ", ".join(map(str, seeds))]
-            row += [spread([zeroshot_mean(r) for r in found]) for found in pairs]
-            row += [spread([r["val"]["mean_recall"] for r in found]) for found in pairs]
-            row += [f"{np.mean([r['val']['effective_eigenvalues_image'] for r in found]):.0f}" for found in pairs]
-            lines.append(row)
-    head = ["tower", "method", "epochs", "seeds"]
-    for what in ("zero-shot, %", "val mean recall, %", "effective eigenvalues"):
-        head += [f"{what}: {CELL_EPOCHS} epochs", "so many"]
-    return table(head, lines) if lines else ""
-
-
-def geometry_table(runs: Runs) -> str:
-    last = max(line["epoch"] for r in every(runs) for line in r["curve"])
-    epochs = sorted({1, *(max(1, last * k // 4) for k in range(1, 5))})
-    parts = []
-    for name, key, digits in (
-        ("Effective eigenvalues of the images (99 % of the variance)", "effective_eigenvalues_image", 0),
-        ("Effective eigenvalues of the texts", "effective_eigenvalues_text", 0),
-        ("Ajne of the images (1,000 pairs; lower is more uniform)", "ajne_image", 1),
-        ("Ajne of the texts", "ajne_text", 1),
-        ("Saturation, 1 − mean p of the pair, of the 1,000 pairs at τ⁻¹ = 30 for all", "saturation", 2),
-        ("Saturation of training batches, each method at its own τ⁻¹ and batch", "train_saturation", 2),
-    ):
-        lines = []
-        for (method, tower), of_seed in ordered(runs):
-            of_epoch = [[line for r in of_seed.values() for line in r["curve"] if line["epoch"] == e] for e in epochs]
-            at = [[line[key] if key in line else line["val"][key] for line in found] for found in of_epoch]
-            lines.append([tower, NAMES[method], *(f"{np.mean(v):.{digits}f}" if v else "–" for v in at)])
-        parts.append(f"#### {name}\n\n" + table(["tower", "method", *(f"epoch {e}" for e in epochs)], lines))
-    return "### Geometry on the validation pairs\n\n" + "\n\n".join(parts)
 
 
 def _by_tower(runs: Runs, sets: Sets, method: str, baseline: str) -> dict[str, dict[str, Difference]]:

@@ -93,6 +93,11 @@ def test_the_demos_held_out_pairs_judge_no_others(words: str, held_out: tuple[tu
     assert (pairs.val_data, pairs.val_split) == held_out
 
 
+def test_nor_do_they_where_python_names_others() -> None:
+    pairs = get_recipe("align").override(data=["pairs.csv"]).pairs
+    assert (pairs.val_data, pairs.val_split) == ((), 0.1)
+
+
 def test_a_config_of_a_run_begins_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.json"
     config = TrainConfig().override(data=["demo"], resume="auto", out=tmp_path, model="tiny-vit", device="cpu")

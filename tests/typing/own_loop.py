@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob import ContrastiveObjective, cached_backward, functional, make_objective
+from cloob import ContrastiveObjective, cached_backward, functional, ids, make_objective
 
 
 class Towers(nn.Module):
@@ -20,11 +20,11 @@ class Towers(nn.Module):
         return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
 
 
-def step(towers: Towers, images: Tensor, texts: Tensor, ids: Tensor | None) -> float:
+def step(towers: Towers, images: Tensor, texts: Tensor, captions: list[str]) -> float:
     objective = ContrastiveObjective.cloob(beta=14.3)
     assert_type(objective, ContrastiveObjective)
     x, y = towers.forward(images, texts)
-    loss: Tensor = objective(x, y, ids=ids)
+    loss: Tensor = objective(x, y, ids=ids(captions))
     assert_type(objective.forward(x, y), Tensor | dict[str, Tensor])
     assert_type(objective.inv_tau, Tensor)
     assert_type(make_objective("clip"), ContrastiveObjective)

@@ -26,10 +26,8 @@ _DESCRIPTION = (
 
 def read(words: Sequence[str]) -> cloob.TrainConfig:
     """The configuration that the words describe: a recipe, a file over it, and options over both."""
-    from cloob.data.shards.spec import is_remote
     from cloob.models.runs import CHECKPOINTS_FOLDER
     from cloob.training.config.options import changed, options, typed_leaves
-    from cloob.training.config.parts import VAL_SPLIT
 
     rest = list(words)
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
@@ -50,11 +48,7 @@ def read(words: Sequence[str]) -> cloob.TrainConfig:
     typed = typed_leaves(rest)
     vectors = recipe == "vectors" or start.vectors.a is not None
     parsed = parse(options(start, rest, vectors=vectors), rest, "cloob train", usage=_USAGE, description=_DESCRIPTION)
-    config = changed(start, parsed, typed)
-    if recipe is not None and not {"val_data", "val_split"} & set(typed) and config.pairs.judged_by_demo:
-        # The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none.
-        config = config.override(val_split=0.0 if any(map(is_remote, config.pairs.data)) else VAL_SPLIT)
-    return config
+    return changed(start, parsed, typed)
 
 
 def run(config: cloob.TrainConfig) -> int:

@@ -49,6 +49,31 @@ def test_layout_and_keep(trained: Trained, run: TrainConfig) -> None:
     assert state["progress"]["step"] == 15 and len(state["rng"]) == 1 and state["batch_size"] == 8
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the file of a descriptor is looked up in /proc")
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut asks for: each file and its folder flushed, then the name, then the folder of names flushed."""
+    done: list[tuple[str, Path, int]] = []
+    rename = Path.rename
+
+    def flushed(descriptor: int) -> None:
+        done.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink(), os.fstat(descriptor).st_size))
+
+    def named(path: Path, target: Path) -> Path:
+        done.append(("rename", path, 0))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "rename", named)
+    last = train(run.override(keep=2)).checkpoint
+    assert last is not None
+    temporary = next(path for what, path, _ in done[::-1] if what == "rename" and last.name in path.name)
+    at = done.index(("rename", temporary, 0))
+    before = {path.relative_to(temporary): size for _, path, size in done[:at] if path.is_relative_to(temporary)}
+    files = {file.relative_to(last): file.stat().st_size for file in last.rglob("*") if file.is_file()}
+    assert files.items() <= before.items() and Path() in before and Path("model") in before
+    assert last.parent in [path for what, path, _ in done[at:] if what == "fsync"]
+
+
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), ZeroDivisionError("a bug")])
 def test_an_interrupted_write_leaves_the_one_before(
     run: TrainConfig, monkeypatch: pytest.MonkeyPatch, fault: BaseException

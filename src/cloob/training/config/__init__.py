@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError, nearest, one_line
 from cloob.models.untrusted import read_json
 from cloob.training.config.parts import (
     LENGTHS,
     SCALES,
+    VAL_SPLIT,
     AlignConfig,
     LogConfig,
     LossConfig,
@@ -66,7 +68,8 @@ class TrainConfig:
 
         Some leaves take the place of others, unless these are given, too: a length of the run (``epochs``, ``samples``
         or ``steps``) that of the length before; another objective begins with its own τ⁻¹, β and scale, another model
-        with its own picture size; held-out pairs (``val_data``, ``val_a``) and ``val_split`` replace each other.
+        with its own picture size; held-out pairs (``val_data``, ``val_a``) and ``val_split`` replace each other. In
+        place of the demo's held-out pairs, a tenth of other ``data`` is held out.
 
         Raises:
             InputError: No part has such a leaf (the nearest is named), or the value is not right for it.
@@ -93,6 +96,9 @@ class TrainConfig:
             replaced |= {"val_data": (), **dict.fromkeys(("val_a", "val_b", "val_ids"))}
         elif "val_data" in leaves or leaves.get("val_a"):
             replaced["val_split"] = 0.0
+        elif "data" in leaves and dataclasses.replace(self.pairs, data=tuple(leaves["data"])).judged_by_demo:
+            # The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none.
+            replaced |= {"val_data": (), "val_split": 0.0 if any(map(is_remote, leaves["data"])) else VAL_SPLIT}
         return replaced
 
     def merge(self, values: Mapping[str, Any], *, source: str = "config") -> TrainConfig:
