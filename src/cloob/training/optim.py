@@ -1,4 +1,4 @@
-"""AdamW with the right groups, and the course of its learning rate."""
+"""An optimiser with the right groups, and the course of its learning rate."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from cloob.errors import InputError, nearest, one_line, require
 from cloob.functional.private import NORMS
 from cloob.training.config.parts import OptimConfig
 from cloob.training.finetune import layer_depths
+from cloob.training.sharding import is_sharded
+
+_COOLDOWN = 0.2  # the share of a run in which constant-cooldown falls
 
 
 def parameter_groups(
-    encoder: nn.Module, objective: nn.Module, weight_decay: float, layer_decay: float = 1.0
+    encoder: nn.Module,
+    objective: nn.Module,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    *,
+    embeddings_apart: bool = False,
 ) -> list[dict[str, Any]]:
     """Groups by two rules: what decays, and how fast it learns; each with its ``lr_scale``, the largest first.
 
@@ -23,10 +32,11 @@ def parameter_groups(
     not. A parameter decays when it has two dimensions or more, is no bias and belongs to no norm layer.
 
     Layer-wise learning rates (as in ELECTRA and BEiT): a parameter at depth d of a tower of depths 0 … top learns
-    with ``layer_decay ** (top − d)`` times the schedule's rate; the objective's temperatures with the whole of it.
+    with ``layer_decay ** (top − d)`` times the schedule's rate; the objective's temperatures with the full rate.
+    ``embeddings_apart``: groups of embeddings have ``use_fallback``, by which timm's Muon leaves them to its AdamW.
     """
     depths = layer_depths(name for name, _ in encoder.named_parameters())
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
     for path, owner in encoder.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
@@ -35,25 +45,48 @@ def parameter_groups(
             seen.add(id(parameter))
             decays = parameter.ndim >= 2 and not name.endswith("bias") and not isinstance(owner, NORMS)
             depth = depths[f"{path}.{name}" if path else name]
-            groups.setdefault((layer_decay ** (depth.top - depth.depth), decays), []).append(parameter)
+            apart = embeddings_apart and (isinstance(owner, nn.Embedding) or "embed" in name)
+            groups.setdefault((layer_decay ** (depth.top - depth.depth), decays, apart), []).append(parameter)
     scales = [p for p in objective.parameters() if p.requires_grad]
     if scales:
-        groups.setdefault((1.0, False), []).extend(scales)
+        groups.setdefault((1.0, False, False), []).extend(scales)
     return [
-        {"params": groups[scale, decays], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
-        for scale, decays in sorted(groups, reverse=True)
+        {
+            "params": groups[scale, decays, apart],
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_scale": scale,
+            **({"use_fallback": True} if apart else {}),
+        }
+        for scale, decays, apart in sorted(groups, reverse=True)
     ]
 
 
 def make_optimizer(
     encoder: nn.Module, objective: nn.Module, config: OptimConfig, device: torch.device
-) -> torch.optim.AdamW:
-    """AdamW over ``parameter_groups``, fused where the device has it."""
-    groups = parameter_groups(encoder, objective, config.weight_decay, config.layer_decay)
+) -> torch.optim.Optimizer:
+    """The optimiser over ``parameter_groups``: torch's AdamW, fused where the device has it, or one of timm's."""
+    name, decays = config.optimizer, (config.weight_decay, config.layer_decay)
+    groups = parameter_groups(encoder, objective, *decays, embeddings_apart="muon" in name)
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
-    betas, fused = (config.beta1, config.beta2), device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
+    if name == "adamw":
+        betas, fused = (config.beta1, config.beta2), device.type in ("cpu", "cuda")
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
+    timm, names = require("timm.optim", "train"), require("timm.optim", "train").list_optimizers()
+    message = ""
+    if name not in names:
+        message = f"timm has no such; {nearest(name, names)}"
+    elif timm.get_optimizer_info(name).second_order:
+        message = "it needs second derivatives, which the objective does not give"
+    elif is_sharded(encoder):
+        message = "--fsdp shards the weights, which only adamw is tried with"
+    if message:
+        raise InputError(f"optimizer is {name!r}: {message}")
+    try:
+        optimizer: torch.optim.Optimizer = timm.create_optimizer_v2(groups, name, config.lr, config.weight_decay)
+    except Exception as error:  # a package or CUDA is missing: mostly an assertion
+        raise InputError(f"optimizer is {name!r}: {one_line(error)}") from error
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -73,6 +106,7 @@ def make_schedule(config: OptimConfig, total: int) -> Callable[[int], float]:
     p = (step − warmup)/(total − warmup) in [0, 1):
 
     - ``constant``: the peak;
+    - ``constant-cooldown``: the peak, and over the last fifth of the run linearly to 0;
     - ``cosine``: peak · (1 + cos πp)/2; 0 beyond the end;
     - ``cosine-restarts``: the same with p replaced by the fractional part of restarts · p, so that the rate
       jumps back to the peak at the start of each of ``restarts`` cycles (the authors' schedule, with ten).
@@ -86,6 +120,8 @@ def make_schedule(config: OptimConfig, total: int) -> Callable[[int], float]:
             return config.lr
         if step >= total:
             return 0.0
+        if config.schedule == "constant-cooldown":
+            return config.lr * min(1.0, (total - step) / (_COOLDOWN * total))
         progress = (step - warmup) / (total - warmup)
         if config.schedule == "cosine-restarts":
             progress = config.restarts * progress % 1.0

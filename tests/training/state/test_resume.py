@@ -43,7 +43,13 @@ FEATURES = {
     ),
     "two ranks, shards, two workers": usual("shards", 2, workers=2, learnable_inv_tau=True, shuffle_buffer=6),
     "streamed, weighted, ends inside an epoch": usual(
-        "streamed", steps=13, shuffle_buffer=10, retrieval_from=0.5, best="val_recall"
+        "streamed",
+        steps=13,
+        shuffle_buffer=10,
+        retrieval_from=0.5,
+        best="val_recall",
+        optimizer="muon",
+        schedule="constant-cooldown",
     ),
     "heads, a batch size that suits the pairs": Feature(
         {"batch_size": 0, "head_dropout": 0.2, "embed_dim": 12}, "heads"

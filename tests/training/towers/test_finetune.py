@@ -193,6 +193,7 @@ def test_groups_follow_clips_rule() -> None:
     ("schedule", "expected"),
     [
         ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("constant-cooldown", [0.25, 0.5, 0.75, *7 * [1.0], 2 / 2.4, 1 / 2.4]),
         # progress 0, 1/8, …, 7/8
         ("cosine", [0.25, 0.5, 0.75, 1.0] + [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)]),
         # two cycles of four steps: progress 0, 1/4, 1/2, 3/4, and again
@@ -207,6 +208,36 @@ def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
     rate = make_schedule(config, 12)
     assert [rate(step) for step in range(12)] == pytest.approx([2.0 * value for value in expected], abs=1e-12)
     assert rate(12) == rate(20) == (2.0 if schedule == "constant" else 0.0)
+
+
+@pytest.mark.parametrize("name", ["muon", "lion", "adafactor"])
+def test_an_optimiser_of_timm_learns_and_has_our_groups(name: str) -> None:
+    """No decay of norms and biases, lower rates below, and embeddings are left to Muon's AdamW."""
+    towers, objective = Towers(), make_objective("clip")
+    config = OptimConfig(optimizer=name, lr=0.1, weight_decay=0.3, layer_decay=0.5)
+    optimizer = make_optimizer(towers, objective, config, torch.device("cpu"))
+    assert type(optimizer).__name__.lower() == name
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert [of[id(p)]["weight_decay"] for p in (towers.conv.weight, towers.conv.bias, towers.gain)] == [0.3, 0.0, 0.0]
+    assert bool(of[id(towers.tokens.weight)].get("use_fallback")) == (name == "muon")
+    assert "use_fallback" not in of[id(towers.conv.weight)] and of[id(objective.log_inv_tau)]["lr"] == 0.1
+    before = {key: p.detach().clone() for key, p in towers.named_parameters() if p.requires_grad}
+    sum(p.square().sum() + p.sum() for p in towers.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    assert not any(torch.equal(before[key], towers.get_parameter(key)) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("moun", r"optimizer is 'moun': timm has no such; did you mean .*muon"),
+        ("adahessian", "needs second derivatives"),
+        ("fusedadam", "CUDA required"),
+    ],
+)
+def test_an_optimiser_that_cannot_be_had_is_one_line(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_optimizer(Towers(), make_objective("cloob"), OptimConfig(optimizer=name), torch.device("cpu"))
 
 
 def test_default_warmup() -> None:

@@ -173,22 +173,24 @@ class LossConfig(Part):
 
 @dataclass(frozen=True)
 class OptimConfig(Part):
-    """AdamW and the course of its learning rate."""
+    """The optimiser and the course of its learning rate."""
 
+    optimizer: Annotated[str, NAMED] = "adamw"
+    """adamw, or a name of timm's factory (muon, lion, lamb, …), with timm's defaults but for lr and weight_decay."""
     lr: Annotated[float, POSITIVE] = 1e-3
     """Peak learning rate."""
     weight_decay: Annotated[float, at_least(0)] = 0.1
     """Decoupled weight decay of weight matrices and kernels; norms, biases and temperatures have none."""
     beta1: Annotated[float, DECAY] = 0.9
-    """Decay of AdamW's first moment."""
+    """Decay of AdamW's first moment; like beta2 and eps of no effect on other optimisers."""
     beta2: Annotated[float, DECAY] = 0.999
     """Decay of AdamW's second moment."""
     eps: Annotated[float, POSITIVE] = 1e-8
     """AdamW's epsilon."""
     clip_grad_norm: Annotated[float, at_least(0, "a positive number, or 0 for no clipping")] = 0.0
     """Scale gradients down to this global norm; 0 does not."""
-    schedule: Literal["constant", "cosine", "cosine-restarts"] = "cosine"
-    """Learning rate after the warm-up."""
+    schedule: Literal["constant", "constant-cooldown", "cosine", "cosine-restarts"] = "cosine"
+    """Learning rate after the warm-up; constant-cooldown falls linearly to 0 over the last fifth of the run."""
     warmup: Annotated[int | None, at_least(0, "a number of steps, 0 or more")] = None
     """Steps of linear warm-up; left out, a tenth of the run, at most 2000."""
     restarts: Annotated[int, at_least(1)] = 10
