@@ -53,6 +53,14 @@ def test_what_another_run_may_be_about_to_read_stays(tmp_path: Path) -> None:
     assert sorted(sized(cache, 0).evict()) == sorted(young)
 
 
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("CLOOB_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 987_654)
+    with pytest.raises(InputError, match="set CLOOB_CACHE or HOME"):
+        Cache().find("digests", "x")
+
+
 def test_what_is_not_of_the_cache_stays(tmp_path: Path) -> None:
     """Weights that an offline machine was given, counts, and files of other programs."""
     names = ("weights/clip/model.pt", "sizes/0.json", "embeddings/notes.safetensors", "shards/.tmp-5", "model.tar")

@@ -45,7 +45,10 @@ def cache_root() -> Path:
     """Where this package keeps what it can make again: ``$CLOOB_CACHE``, else ``cloob`` in the user's cache folder."""
     if root := os.environ.get("CLOOB_CACHE"):
         return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloob"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloob"
+    except RuntimeError as error:  # a user without an entry and without HOME, as in a container
+        raise InputError(f"no folder for the cache ({error}); set CLOOB_CACHE or HOME") from error
 
 
 def locked(path: Path) -> contextlib.AbstractContextManager[Any]:

@@ -87,8 +87,10 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path: Path, monk
         model, *transforms = main.create_model_and_transforms("tiny-vit", init_logit_bias=-10.0, output_dict=True)
     assert main.create_model_and_transforms is create and len(transforms) == 2
     assert "logit_bias" not in model(torch.zeros(1, 3, 64, 64), torch.zeros(1, 24, dtype=torch.int64))
-    torch.save({"epoch": 1, "name": "x", "state_dict": model.state_dict()}, "epoch_1.pt")
-    assert load_model("tiny-vit/epoch_1.pt", device="cpu").objective_config == {}
+    (tmp_path / "big").mkdir()
+    torch.save({"epoch": 1, "name": "x", "state_dict": model.state_dict()}, "big/epoch_1.pt")
+    for file in ("big/epoch_1.pt", tmp_path / "big" / "epoch_1.pt"):
+        assert load_model(f"tiny-vit/{file}", device="cpu").objective_config == {}
 
 
 # The launcher's options

@@ -73,6 +73,7 @@ def config_file(folder: Path) -> Path:
 def weights_file(folder: Path) -> Path | None:
     """The weights file of a model folder that open_clip's ``local-dir:`` would read; None without any."""
     files = [path for ending in ("safetensors", "bin", "pth") for path in sorted(folder.glob(f"[!.]*.{ending}"))]
+    files = [path for path in files if path.is_file()]
     return next((folder / name for name in _PREFERRED if folder / name in files), files[0] if files else None)
 
 

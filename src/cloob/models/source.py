@@ -114,9 +114,11 @@ class Source:
             return cls(text, "hub" if library == "hf" else "timm", name, library=library)
         if name in PUBLIC:
             return cls(text, "public", name, port=port)
-        known, (towers, _, tag) = known_models(), name.rpartition("/")
-        if towers.replace("/", "-") in known:
-            return cls(text, "towers", towers.replace("/", "-"), Path(tag) if Path(tag).is_file() else None, "", tag)
+        known = known_models()
+        for at in (match.start() for match in re.finditer("/", name)):  # NAME/TAG, or NAME/FILE anywhere
+            towers, tag = name[:at].replace("/", "-"), name[at + 1 :]
+            if towers in known and ("/" not in tag or Path(tag).is_file()):
+                return cls(text, "towers", towers, Path(tag) if Path(tag).is_file() else None, "", tag)
         if name.replace("/", "-") in known:
             return cls(text, "towers", name.replace("/", "-"))
         return cls(text, "unknown", name)

@@ -16,6 +16,7 @@ CONFIG_FILES = (
 )
 """Patterns of the files that may ask for code or name other files; fetched from a hub before all others."""
 
+MAX_LAYERS = 1024  # of a tower; the largest that are published have 96
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"})
 _KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # OWNER/NAME is a package of the hub
 _FILE_KEYS = frozenset({"vocab_file", "merges_file", "tokenizer_file", "spm_file"})
@@ -28,7 +29,7 @@ _TIMM_NAME = re.compile(r"\w[\w.-]*")
 def read_json(path: Path, kind: type = dict) -> Any:
     """What a JSON file holds; InputError if it cannot be read or is not of a kind (``object`` for anything)."""
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
         reason = "" if isinstance(content, kind) else f"{kind.__name__} wanted, {type(content).__name__} found"
     except (OSError, ValueError, RecursionError) as error:
         reason = str(getattr(error, "strerror", "") or one_line(error))
@@ -69,6 +70,7 @@ def leaves(name: str) -> bool:
 
 def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
     """Refuses an open_clip ``model_cfg`` with a path or address in place of a name, or foreign arguments."""
+    check_layers(model_cfg, where)
     text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
     wrong = [
         f"text_cfg.tokenizer_kwargs.{key}" for key in (text.get("tokenizer_kwargs") or {}) if key not in _ARGUMENTS
@@ -79,6 +81,13 @@ def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
     if wrong:
         right = "names of models alone, no path and no address, and open_clip's arguments are read from a configuration"
         raise InputError(f"{where}: {wrong[0]}: {right}")
+
+
+def check_layers(config: Any, where: str) -> None:
+    """Refuses a tower of so many layers that to build it, even without weights, would not end."""
+    for key, value in _walk(config):
+        if key.endswith("layers") and isinstance(value, int) and value > MAX_LAYERS:
+            raise InputError(f"{where}: {key} is {value:,}; at most {MAX_LAYERS:,} are built")
 
 
 def _is_name(name: object, pattern: re.Pattern[str]) -> bool:

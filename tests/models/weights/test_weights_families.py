@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import own_files
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cloob import load_model
+from cloob.errors import InputError
+from cloob.models.towers import open_clip
+from support import fork, originals
 
 
 def inputs() -> tuple[Tensor, Tensor]:
@@ -32,6 +43,84 @@ def test_mljku_in_a_file_that_is_no_zip(tmp_path: Path) -> None:
     assert float(encoder.make_objective().inv_tau) == pytest.approx(float(model.logit_scale.exp()), rel=1e-6)
     torch.testing.assert_close(encoder.model.encode_image(images), model.encode_image(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(encoder.model.encode_text(tokens), model.encode_text(tokens), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", ["epoch_2.json", "tiny-RN.json", ""])
+def test_mljku_finds_its_configuration_by_its_own_name_and_the_stored_one(tmp_path: Path, config: str) -> None:
+    source = originals("mljku/rn/published_like.pt")
+    content = torch.load(source, map_location="cpu")  # named tiny-RN; its heads are 8 wide
+    torch.save({key: content[key] for key in ("epoch", "name", "state_dict")}, tmp_path / "epoch_2.pt")
+    if not config:
+        with pytest.raises(InputError, match=r"number of heads .* beside it as epoch_2\.json"):
+            load_model(tmp_path / "epoch_2.pt")
+        return
+    shutil.copy(source.parent / "tiny-RN.json", tmp_path / config)
+    tokens = torch.from_numpy(np.load(source.parent / "inputs.npz")["tokens"])
+    with torch.no_grad():
+        rows = [load_model(path).encode_text(tokens) for path in (source, tmp_path / "epoch_2.pt")]
+    torch.testing.assert_close(rows[0], rows[1])
+
+
+def rewritten(target: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    """The micro ml-jku model in another zip; ``change`` gives each record's bytes by its name."""
+    base = Path(__file__).parents[2] / "corpus" / "hostile" / "base"
+    shutil.copy(base / "micro.json", target)
+    with (
+        zipfile.ZipFile(base / "mljku_micro.pt") as good,
+        zipfile.ZipFile(target / "m.pt", "w", compression) as archive,
+    ):
+        for name in good.namelist():
+            archive.writestr(name, change(name, good.read(name)))
+    return target / "m.pt"
+
+
+def test_torch_zips_whose_records_are_not_as_torch_writes_them(tmp_path: Path) -> None:
+    load_model(rewritten(tmp_path, lambda _, content: content))
+    for short in ("data/7", "data/3"):
+        path = rewritten(tmp_path, lambda name, content, of=short: content[: -2 * name.endswith(of) or None])
+        with pytest.raises(InputError, match=rf"m\.pt: cannot be read as weights: record {short} has \d+ bytes"):
+            load_model(path)
+    with pytest.raises(InputError, match="tensors are compressed"):
+        load_model(rewritten(tmp_path, lambda _, content: content, zipfile.ZIP_DEFLATED))
+
+
+def test_a_renamed_weight_is_named_as_it_is_there(tmp_path: Path) -> None:
+    state = own_files.mljku_state(own_files.open_clip_towers())
+    state["module.visual.ln_pre.bias_"] = state.pop("module.visual.ln_pre.bias")
+    torch.save({"state_dict": state}, tmp_path / "m.pt")
+    with pytest.raises(InputError, match=r"visual\.ln_pre\.bias is missing; module\.visual\.ln_pre\.bias_ is unknown"):
+        load_model(tmp_path / "m.pt")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory by /proc")
+@pytest.mark.parametrize("form", ["open_clip_model.safetensors", "m.pt"])
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path, form: str) -> None:
+    """Some 80 MB; a file that stays mapped while it is copied counts twice."""
+    config = own_files.CLIP | {"text_cfg": own_files.CLIP["text_cfg"] | {"width": 256, "heads": 4, "layers": 24}}
+    with torch.device("meta"):
+        shapes = open_clip().CLIP(**config).state_dict()
+    state = {key: torch.ones(value.shape) for key, value in shapes.items()}
+    if form == "m.pt":
+        module: Any = SimpleNamespace(state_dict=lambda: state)
+        torch.save({"state_dict": own_files.mljku_state(module)}, tmp_path / form)
+    else:
+        save_file(state, tmp_path / form)
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+
+    def action() -> None:
+        def kilobytes(key: str) -> int:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+        load_model(originals("openai/vit/vit-jit.pt"))  # imports what loading takes
+        Path("/proc/self/clear_refs").write_text("5")
+        before = kilobytes("VmRSS")
+        encoder = load_model(tmp_path if form != "m.pt" else tmp_path / form, device="cpu")
+        size = sum(value.nbytes for value in encoder.state_dict().values()) / 1024
+        assert size > 70_000 and kilobytes("VmHWM") - before < 1.6 * size
+
+    ranks = fork(tmp_path / "fork", 1, action)
+    assert ranks.wait() == [0], ranks.told()
 
 
 def as_openai(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -112,6 +112,13 @@ def test_other_pictures_are_refused(clip: tuple[Path, Any], processor: dict[str,
 
 def test_each_tower_has_its_own_activation(tmp_path: Path) -> None:
     write_transformers_clip(tmp_path / "mixed", "quick_gelu", "gelu")
+    config = (tmp_path / "mixed" / "config.json").read_text()
+    (tmp_path / "mixed" / "config.json").write_text(config.replace('"quick_gelu"', '"mish"'))
+    with pytest.raises(
+        InputError, match=r"config\.json: hidden_act is 'mish'; gelu, quick_gelu, gelu_pytorch_tanh are"
+    ):
+        load_model(tmp_path / "mixed")
+    (tmp_path / "mixed" / "config.json").write_text(f"\ufeff{config}", encoding="utf-8")  # as editors on Windows do
     with pytest.raises(InputError, match=r"config\.json: .* hidden_act quick_gelu and gelu"):
         load_model(tmp_path / "mixed")
     model = write_transformers_clip(tmp_path / "clip", "gelu", "gelu_pytorch_tanh")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ OPENAI = [("openai/vit", "vit-jit.pt"), ("openai/vit", "vit-state-dict.pt"), ("o
 FOLDERS = [("rinna/bert", ""), ("rinna/roberta", "")]
 FOLDERS += [(f"{kind}/{name}", "") for kind in ("open_clip", "hf_clip") for name in ("vit_gelu", "vit_quickgelu")]
 ALL = ML_JKU + CROWSONKB + OPENAI + FOLDERS
-UNNAMED = ("epoch_2.pt", "fp16.pt", "no_config.pt")
+WITHOUT_BETA = ("epoch_2.pt", "fp16.pt", "no_config.pt")
 WITH_LOSS = [*ML_JKU, *CROWSONKB, *FOLDERS[:2]]
 FULL_VOCABULARY = [("mljku/rn_full_vocab", "published_like.pt"), ("crowsonkb/full_vocab", "slim.pkl"), *FOLDERS[2:]]
 
@@ -44,15 +43,10 @@ def read(folder: Path, file: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 @pytest.fixture
-def open_both(tmp_path: Path) -> Open:
+def open_both() -> Open:
     def both(folder: str, file: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         source = originals(f"{folder}/{file}" if file else folder)
-        inputs, expected = read(source.parent if file else source, file)
-        if file in UNNAMED:  # the configuration has the checkpoint's name then
-            config = next(source.parent.glob("tiny-*.json"))
-            shutil.copy(config, tmp_path / source.with_suffix(".json").name)
-            source = Path(shutil.copy(source, tmp_path))
-        return load_model(source), inputs, expected
+        return load_model(source), *read(source.parent if file else source, file)
 
     return both
 
@@ -121,7 +115,7 @@ def test_tokens_of_rinna(tmp_path: Path, kind: str) -> None:
 def test_the_objective_comes_along(open_both: Open, folder: str, file: str) -> None:
     encoder, _, expected = open_both(folder, file)
     known = "beta" in encoder.objective_config
-    assert known == (file not in UNNAMED)  # these do not hold it
+    assert known == (file not in WITHOUT_BETA)
     settings = encoder.objective_config | ({} if known else {"beta": float(expected["scale_hopfield"])})
     image, text = (torch.from_numpy(expected[f"{side}_unit"]) for side in ("image", "text"))
     loss = ContrastiveObjective(**settings)(image, text)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloob.errors import InputError
 from cloob.functional import private
 from cloob.models.importing import translated
 from cloob.models.runs import check_objective
@@ -28,6 +30,7 @@ from cloob.models.untrusted import read_json
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
+_PAGES = 32 * 1024**2  # bytes of a mapped file that may count as memory of the process, or a twelfth of its tensors
 _STORAGES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "LongStorage": torch.int64}
 
 
@@ -40,21 +43,18 @@ def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
                 places = set(read_json(index)["weight_map"].values())
                 shards = [trained_file(folder / place)[0] for place in sorted(places)]
             return index, {key: tensor for shard in shards for key, tensor in shard.items()}
-    return folder / WEIGHTS_FILES[0], read_safetensors(folder / WEIGHTS_FILES[0])
+    raise InputError(f"{folder}: no weights in it ({' or '.join(WEIGHTS_FILES)})")
 
 
 def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of safetensors or a ``state_dict`` of torch; and the objective that our open_clip launcher wrote."""
     objective: dict[str, Any] = {}
-    tensors: Any
     if path.suffix == ".safetensors":
         tensors = read_safetensors(path)
     else:
-        tensors, _ = read_torch(path)
-        if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):  # open_clip's training
-            with contextlib.suppress(KeyError, IndexError, TypeError):  # of other programs
-                objective = check_objective(tensors["optimizer"]["param_groups"][0]["cloob"], f"{path}: cloob")
-            tensors = tensors["state_dict"]
+        tensors, checkpoint, _ = read_torch(path)
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # no checkpoint, or another program's
+            objective = check_objective((checkpoint or {})["optimizer"]["param_groups"][0]["cloob"], f"{path}: cloob")
     prefix = "module."  # of training by several processes
     if all(key.startswith(prefix) for key in tensors):
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
@@ -65,7 +65,26 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     with translated(f"{path}: cannot be read as weights"):
-        return load_file(path)
+        return _copied(lambda: load_file(path))
+
+
+def _copied(read: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """A mapped file's tensors in memory of their own, as the file may change; the largest first.
+
+    Pages of a mapped file count as memory of the process once they were read, so the file is mapped anew from time to
+    time.
+    """
+    mapped, copies, pages = read(), {}, 0
+    most = max(_PAGES, sum(tensor.nbytes for tensor in mapped.values()) // 12)
+    for name in sorted(mapped, key=lambda name: -mapped[name].nbytes):
+        if pages > most:
+            mapped, pages = {}, 0
+            mapped = read()
+        if mapped[name].nbytes > mapped[name].untyped_storage().nbytes():
+            raise ValueError(f"{name} has shape {tuple(mapped[name].shape)}, and the file holds fewer numbers")
+        copies[name] = mapped[name].clone(memory_format=torch.contiguous_format)
+        pages += copies[name].nbytes
+    return copies
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -89,25 +108,52 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.chmod(path.parent.stat().st_mode & 0o666)  # the file begins as its owner's alone
 
 
-def read_torch(path: Path) -> tuple[Any, bool]:
-    """What ``torch.save`` wrote, mapped from the file, and False; or a TorchScript archive's tensors, and True."""
+def read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, bool]:
+    """The tensors that ``torch.save`` wrote, the checkpoint whose ``state_dict`` they are; and whether of TorchScript.
+
+    Tensors of the checkpoint are mapped from the file.
+    """
     zipped = zipfile.is_zipfile(path)
-    if zipped:
-        check_zip(path)
+    records = check_zip(path) if zipped else {}
     with translated(f"{path}: cannot be read as weights"):
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                scripted = any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
-            if scripted:
-                return dict(_scripted(_Script(path).load())), True
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), False
+        if "constants.pkl" in records:
+            return _copied(lambda: dict(_scripted(_Script(path).load()))), None, True
+        content = _load(path, records)
+        checkpoint = content if isinstance(content, dict) and "state_dict" in content else None
+        return _copied(lambda: _state(_load(path, records))) if zipped else _state(content), checkpoint, False
 
 
-def check_zip(path: Path) -> None:
-    """InputError for a zip with a damaged record, which torch does not look for."""
+def _state(content: Any) -> dict[str, Tensor]:
+    state: Any = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TypeError("neither tensors by their names nor a checkpoint with a state_dict")
+    return state
+
+
+def _load(path: Path, records: Mapping[str, int]) -> Any:
+    """What ``torch.save`` wrote; a mapped file's records have to be as long as their storages, in torch's order."""
+    numbers = itertools.count()
+
+    def check(storage: Any, _: str) -> Any:
+        size = records.get(record := f"data/{next(numbers)}", 0)
+        if size != storage.nbytes():
+            raise ValueError(f"record {record} has {size:,} bytes, its tensors take {storage.nbytes():,}")
+        return storage
+
+    return torch.load(path, map_location=check if records else "cpu", weights_only=True, mmap=bool(records))
+
+
+def check_zip(path: Path) -> dict[str, int]:
+    """The bytes of each record of torch's zip, by its name without the folder; InputError for a damaged one."""
     with translated(f"{path}: cannot be read as weights"), zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        if any(info.compress_type != zipfile.ZIP_STORED and "/data/" in info.filename for info in infos):
+            raise zipfile.BadZipFile("its tensors are compressed, as torch writes no file; save it with torch.save")
+        if len({info.filename for info in infos}) < len(infos):
+            raise zipfile.BadZipFile("two records of one name")
         if (damaged := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"{damaged} is not what was written")
+        return {info.filename.partition("/")[2]: info.file_size for info in infos}
 
 
 class _Unpickler(pickle.Unpickler):

@@ -78,7 +78,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def build(name: str, where: Path, config: dict[str, Any], gelu: Gelu) -> DualEncoder:
-    with without_memory(where):
+    with without_memory(where, config):
         image, text, d_embed = config["image_encoder"], config["text_encoder"], config["d_embed"]
         towers = Towers(ImageTower(image, d_embed, gelu), TextTower(text, d_embed, gelu), math.log(config["inv_tau"]))
     specials = "<|startoftext|>", "<|endoftext|>"

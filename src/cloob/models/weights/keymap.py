@@ -14,16 +14,19 @@ from torch.overrides import TorchFunctionMode
 
 from cloob.errors import InputError, one_line, printable
 from cloob.models.importing import open_clip, translated
+from cloob.models.untrusted import check_layers
 from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, preprocess
 
 _SHOWN = 6
+_ALIGNED = 64  # bytes, of torch's memory
 _SCALING = (Tensor.__truediv__, Tensor.__mul__, Tensor.__rmul__, Tensor.div, Tensor.mul, torch.div, torch.mul)
 _IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.triu_)
 
 
 @contextmanager
-def without_memory(where: object) -> Iterator[None]:
+def without_memory(where: object, config: Mapping[str, Any]) -> Iterator[None]:
     """Inside, modules are built on the meta device, and any error is one line that begins with ``where``."""
+    check_layers(config, str(where))
     with translated(str(where)), torch.device("meta"), _Unfilled():
         yield
 
@@ -50,7 +53,7 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: o
     """open_clip's own towers of a ``model_cfg``, on the meta device."""
     library = open_clip()
     options = {key: value for key, value in config.items() if key != "custom_text"}
-    with without_memory(where):
+    with without_memory(where, config):
         model = (library.CustomTextCLIP if config.get("custom_text") else library.CLIP)(**options)
     for module in model.modules():  # the causal mask, which no file holds
         if isinstance(mask := getattr(module, "attn_mask", None), Tensor):
@@ -76,8 +79,9 @@ class Part:
 def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mapping[str, Part] | None = None) -> None:
     """Loads a file's tensors, as float32, into a module that may be on the meta device.
 
-    The plan says for each of the module's keys where it comes from (without one: from its own name). Tensors are
-    copied: the file may be mapped and change later. InputError lists what is unknown, missing, misshapen or not finite.
+    The plan says for each of the module's keys where it comes from (without one: from its own name). The module takes
+    the tensors themselves where it can, and the others are given up one by one. InputError lists what is unknown,
+    missing, misshapen or not finite.
     """
     state: dict[str, Tensor] = dict(module.state_dict())
     plan = plan or {key: Part((key,)) for key in state}
@@ -98,10 +102,12 @@ def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mappin
             problems.append(f"{name} has dtype {value.dtype}, {weight.dtype} is wanted")
         else:
             dtype = torch.float32 if weight.is_floating_point() else weight.dtype
-            state[key] = value.to(dtype, copy=len(part.names) == 1, memory_format=torch.contiguous_format)
+            value = value.contiguous()
+            # An array's memory in the middle of a pickle may begin anywhere, and products would round differently.
+            state[key] = value.to(dtype, copy=value.data_ptr() % _ALIGNED > 0)
             if not _is_finite(state[key]):
                 problems.append(f"{name} holds NaN or infinite values")
-        del value  # the file's memory, before the next weight takes its own
+        del value  # before the next weight takes its memory
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise InputError(f"{path}: its weights do not fit: {printable('; '.join(problems[:_SHOWN]))}{more}")

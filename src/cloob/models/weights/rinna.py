@@ -75,7 +75,7 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
 def build(name: str, where: Path, config: dict[str, Any]) -> DualEncoder:
     """The encoder of a configuration, without weights; with the tokenizer in its folder where there is one."""
     text, image = config["text_config"], config["vision_config"]
-    with without_memory(where):
+    with without_memory(where, config):
         embed_dim, inv_tau = config["projection_dim"], config["init_inv_tau"]
         towers = Towers(ImageTower(image, embed_dim), TextTower(text, embed_dim), math.log(inv_tau))
     pieces = where.parent / RinnaTokenizer.FILE

@@ -34,15 +34,13 @@ _SIZES = ("input_resolution", "context_length", "vocab_size")
 
 def load(path: Path, create: Callable[[str], DualEncoder]) -> DualEncoder:
     """The encoder in a file; ``create`` makes open_clip's towers with it, where their name is known."""
-    content, scripted = read_torch(path)
-    mljku = not scripted and isinstance(content, dict) and "state_dict" in content
-    tensors = content["state_dict"] if mljku else content
+    tensors, checkpoint, scripted = read_torch(path)
     names = {key.removeprefix("module."): key for key in tensors}  # of training over several GPUs
-    if mljku and ("logit_inv_tau" in names or "logit_scale" not in names):
-        return _ml_jku(path, tensors, names, content.get("model_config_file"))
+    if checkpoint and ("logit_inv_tau" in names or "logit_scale" not in names):
+        return _ml_jku(path, tensors, names, checkpoint)
     sizes = scripted or bool(tensors.keys() & set(_SIZES))
     why = "" if "text_projection" in tensors else "a torch file, but neither ml-jku's (state_dict) nor OpenAI's"
-    if mljku or (not sizes and path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}):
+    if checkpoint or (not sizes and path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}):
         if name := _towers(path.absolute()):
             return create(name)
         right = f"open_clip_config.json, or from within its folder NAME/FILE (ViT-B-32/{path.name})"
@@ -63,20 +61,29 @@ def _towers(checkpoint: Path) -> str:
     return name if name in known_models() else ""
 
 
-def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], named: str | None) -> DualEncoder:
-    """open_clip's towers under other names; the text tower's heads are in the JSON file named in it, or of its name."""
+def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], checkpoint: dict[str, Any]) -> DualEncoder:
+    """open_clip's towers under other names."""
     stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
     beta = None if stored is None else float(stored.double().exp())
     ours = {"logit_inv_tau": "logit_scale"}
-    plan = {ours.get(name, name.removeprefix("transformer.")): Part((key,)) for name, key in names.items()}
-    config = _config({key: tensors[part.names[0]] for key, part in plan.items()})
-    file = path.parent / Path(named or f"{path.stem}.json").name
-    if named not in _PUBLISHED and (named is not None or file.is_file()):
-        config["text_cfg"]["heads"] = int(read_json(file).get("transformer_heads", 0)) or config["text_cfg"]["heads"]
+    keys = {ours.get(name, name.removeprefix("transformer.")): key for name, key in names.items()}
+    config = _config({name: tensors[key] for name, key in keys.items()})
+    config["text_cfg"]["heads"] = _heads(path, checkpoint) or config["text_cfg"]["heads"]
     encoder = _encoder(path, config, SPECIALS, "cut")
-    fill(encoder.model, path, tensors, plan)
+    fill(encoder.model, path, tensors, {name: Part((keys.get(name, name),)) for name in encoder.model.state_dict()})
     encoder.objective_config = cloob_objective(_inv_tau(encoder), beta, "paper")
     return encoder
+
+
+def _heads(path: Path, checkpoint: dict[str, Any]) -> int:
+    """The text tower's heads by the JSON file that a checkpoint names, or of its name; 0 where there is none."""
+    named = checkpoint.get("model_config_file")
+    if named in _PUBLISHED:
+        return 0
+    names = [named] if named is not None else [f"{path.stem}.json", f"{checkpoint.get('name')}.json"]
+    files = [path.parent / Path(name).name for name in names]
+    there = [file for file in files if named is not None or file.is_file()]
+    return int(read_json(there[0]).get("transformer_heads", 0)) if there else 0
 
 
 def _openai(path: Path, tensors: dict[str, Tensor]) -> DualEncoder:
@@ -122,5 +129,8 @@ def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _encoder(path: Path, config: dict[str, Any], specials: tuple[str, str], ending: Ending) -> DualEncoder:
     text = config["text_cfg"]
+    if not text["heads"]:
+        right = f"put its configuration beside it as {path.stem}.json"
+        raise InputError(f"{path}: does not hold the number of heads of its text tower; {right}")
     tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], specials, ending)
     return DualEncoder(path.stem, build(config, {}, path), tokenizer, EncoderConfig.open_clip(config))
