@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cloob.estimator import ContrastiveHeads
     from cloob.evaluation.suite import evaluate
     from cloob.functional.ids import ids
+    from cloob.functional.suspects import suspects
     from cloob.models.aligned.heads import Head
     from cloob.models.load import load_model
     from cloob.models.towers import create_model
@@ -42,6 +43,7 @@ __all__ = [
     "load_model",
     "make_objective",
     "open_source",
+    "suspects",
     "train",
 ]
 
@@ -60,6 +62,7 @@ _HOMES = {
     "load_model": "cloob.models.load",
     "make_objective": "cloob.objective",
     "open_source": "cloob.data.open",
+    "suspects": "cloob.functional.suspects",
     "train": "cloob.training.loop",
 }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob import ContrastiveObjective, cached_backward, functional, ids, make_objective
+from cloob import ContrastiveObjective, cached_backward, functional, ids, make_objective, suspects
 
 
 class Towers(nn.Module):
@@ -30,6 +30,7 @@ def step(towers: Towers, images: Tensor, texts: Tensor, captions: list[str]) -> 
     assert_type(make_objective("clip"), ContrastiveObjective)
     assert_type(functional.info_loob(x, y, 30.0), Tensor)
     assert_type(functional.hopfield_retrieval(x, y, 8.0), Tensor)
+    assert_type(suspects(x.detach(), y.detach().numpy(), ids), Tensor)
     loss.backward()  # type: ignore[no-untyped-call]  # torch's own
     return loss.item()
 

@@ -1,0 +1,146 @@
+"""Which pairs do not belong together: each scored by a closed form that has not seen it.
+
+Pairs are divided into folds by their ids. The canonical directions (``functional.cca``) of the other folds give unit
+rows x and y of a fold. With h the mean cosine to the ten nearest rows of other ids on the other side, a pair scores
+
+    s_i = <x_i, y_i> - (h(x_i) + h(y_i)) / 2,
+
+so that a row which is near to everything gains nothing by it (CSLS, arXiv:1710.04087). Wrong pairs should score as
+pairs do that are mismatched on purpose: the scores of those choose the ridge, and tell how many pairs are wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cloob.functional.cca import CanonicalDirections, PairMoments, canonical_directions
+from cloob.functional.checks import check_ids
+
+_RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+_NEAREST = 10
+_CANDIDATES = 10_000  # rows among which the nearest are looked for, evenly spread where there are more
+_ROWS = 1024  # at a time
+_TAIL = 0.1
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """The scores of n pairs, in their order."""
+
+    scores: Tensor  # (n,) float32; the lowest pair is the most suspicious
+    mismatched: Tensor  # (n,) float32: scores of as many pairs that are known to be wrong
+    better: Tensor  # (n,) int64: the pair whose b fits a best among those looked at; itself where none fits better
+
+    def count(self) -> int:
+        """How many of the lowest pairs are more probably wrong than right.
+
+        With the distributions F of the scores and G of the mismatched ones, F = π G + (1 - π) H for a share π of wrong
+        pairs. Its estimate is F(q) / G(q) at the tenth percentile q of G, below which few right pairs lie. Pairs below
+        the maximum of 2 π G - F are left out: there a pair is as probably wrong as right.
+        """
+        scores, mismatched = self.scores.sort().values, self.mismatched.sort().values
+        n = len(scores)
+        wrong = min(1.0, float((scores <= mismatched.quantile(_TAIL)).double().mean()) / _TAIL)
+        of_mismatched = torch.searchsorted(mismatched, scores, right=True).double()
+        gain = 2 * wrong * of_mismatched - torch.arange(1, n + 1)
+        return int(gain.argmax()) + 1 if float(gain.max()) > 0 else 0
+
+
+def suspects(a: Any, b: Any, ids: Any = None, folds: int = 5) -> Tensor:
+    """How well the two sides of each pair belong together; the lowest scores are the most suspicious pairs.
+
+    Args:
+        a: (n, F_a) finite numbers, a tensor or an array; row i belongs to row i of b, or is suspected not to.
+        b: (n, F_b) finite numbers.
+        ids: (n,) integers (``cloob.ids`` makes them of texts); pairs of equal id are judged together, by the others.
+        folds: Parts, each judged by what the other parts say.
+
+    Returns:
+        (n,) float32 scores, between -2 and 2. They compare pairs of one call alone.
+
+    Raises:
+        ValueError: Shapes do not fit, or there are fewer than two distinct ids for a fold.
+
+    Example:
+        >>> import torch, cloob
+        >>> a = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> b = a @ torch.ones(8, 5).triu()
+        >>> b[[3, 4]] = b[[4, 3]]  # two wrong pairs
+        >>> sorted(cloob.suspects(a, b).argsort()[:2].tolist())
+        [3, 4]
+    """
+    return suspicion(torch.as_tensor(a), torch.as_tensor(b), ids, folds).scores
+
+
+def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = 5) -> Suspicion:
+    """As ``suspects``, with what a share and the page of ``cloob data`` need."""
+    n = len(a)
+    if a.ndim != 2 or b.ndim != 2 or len(b) != n:
+        raise ValueError(f"a is {tuple(a.shape)}, b is {tuple(b.shape)}; two matrices with as many rows are needed")
+    groups = torch.arange(n)
+    if (checked := check_ids(ids, None, n, n, groups.device)) is not None:
+        groups = checked[0]
+    distinct, group = torch.unique(groups, return_inverse=True)
+    if folds < 2 or len(distinct) < 2 * folds:
+        raise ValueError(
+            f"{len(distinct)} distinct ids in {folds} folds; 2 folds or more, of 2 ids or more, are needed"
+        )
+    fold = (torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0)) % folds)[group]
+    moments = [PairMoments.of(a[fold == k], b[fold == k]) for k in range(folds)]
+    found = Suspicion(torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.long))
+    way: tuple[float, bool] | None = None
+    for k in range(folds):
+        others = [part for j, part in enumerate(moments) if j != k]
+        total, rows = sum(others[1:], others[0]), (fold == k).nonzero().squeeze(1)
+        sides = a[rows], b[rows], group[rows]
+        if way is None:
+            way = _best_way(total, *sides)
+        (directions,) = canonical_directions(total, [way[0]], by_column=way[1])
+        part = _judged(total, directions, *sides)
+        found.scores[rows], found.mismatched[rows], found.better[rows] = part.scores, part.mismatched, rows[part.better]
+    return found
+
+
+def _best_way(moments: PairMoments, a: Tensor, b: Tensor, group: Tensor) -> tuple[float, bool]:
+    """Ridge and standardisation that tell the pairs of a fold from mismatched ones best."""
+    tried = []
+    for by_column in (False, True):
+        for ridge, directions in zip(_RIDGES, canonical_directions(moments, _RIDGES, by_column=by_column), strict=True):
+            part = _judged(moments, directions, a, b, group)
+            above = torch.searchsorted(part.mismatched.sort().values, part.scores).sum()
+            tried.append((int(above), ridge, by_column))
+    _, ridge, by_column = max(tried, key=lambda one: one[0])
+    return ridge, by_column
+
+
+def _judged(moments: PairMoments, directions: CanonicalDirections, a: Tensor, b: Tensor, group: Tensor) -> Suspicion:
+    """The pairs of a fold by directions that have not seen them; ``better`` counts within the fold."""
+    of_a, of_b = directions.weighted(1.0)
+    x = F.normalize((a - moments.mean_a).float() @ of_a.float(), dim=1)
+    y = F.normalize((b - moments.mean_b).float() @ of_b.float(), dim=1)
+    hub_x, near, best = _neighbours(x, y, group)
+    hub_y, *_ = _neighbours(y, x, group)
+    right = (x * y).sum(1)
+    other = torch.arange(len(x)).roll(len(x) // 2)
+    wrong = (x * y[other]).sum(1) - (hub_x + hub_y[other]) / 2
+    better = torch.where(near > right, best, torch.arange(len(x)))
+    return Suspicion(right - (hub_x + hub_y) / 2, wrong, better)
+
+
+def _neighbours(queries: Tensor, rows: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each query: the mean cosine of the nearest rows of other groups, the greatest one, and its row."""
+    candidates = torch.arange(0, len(rows), max(1, -(-len(rows) // _CANDIDATES)))
+    others, count = rows[candidates], min(_NEAREST, len(candidates))
+    means, bests, places = [], [], []
+    for some, of_group in zip(torch.split(queries, _ROWS), torch.split(group, _ROWS), strict=True):
+        cosines = (some @ others.T).masked_fill(of_group.unsqueeze(1) == group[candidates], -1.0)
+        nearest = cosines.topk(count, dim=1)
+        means.append(nearest.values.mean(1))
+        bests.append(nearest.values[:, 0])
+        places.append(candidates[nearest.indices[:, 0]])
+    return torch.cat(means), torch.cat(bests), torch.cat(places)
