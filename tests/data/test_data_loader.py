@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import json
 import multiprocessing
 import multiprocessing.reduction
 import os
@@ -26,6 +27,7 @@ from cloob.data.batch import BadSample, Batch, RawSample, caption_id
 from cloob.data.loader import PairLoader
 from cloob.data.open import open_source
 from cloob.data.order import EpochOrder, Part, sample_generator
+from cloob.data.source import Subset, mix
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.pictures import Encoded, decode
@@ -157,6 +159,55 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone() -> None:
     assert base == drawn(0, 0, batch_size=6) == drawn(0, 0, shuffle=False)
     assert base == drawn(0, 0, rank=0, world_size=2) | drawn(0, 0, rank=1, world_size=2)
     assert len({*base.values(), *drawn(0, 1).values(), *drawn(1, 0).values()}) == 36
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_of_several_captions_of_a_picture_one_is_drawn_in_each_epoch(tmp_path: Path, form: str) -> None:
+    """5 pictures with 3 captions each, and one with one; the same on any ranks, with workers and after a resumption."""
+    captions = {f"{i}.png": [f"caption {i} {j}" for j in range(3 if i else 1)] for i in range(6)}
+    rows = [(name, text) for j in range(3) for name, texts in captions.items() for text in texts[j : j + 1]]
+    for i, name in enumerate(captions):
+        (tmp_path / name).write_bytes(noise(i))
+    lines = [json.dumps({"filepath": name, "title": texts}) for name, texts in captions.items()]
+    lines = lines if form == "jsonl" else ["filepath,title", *(f"{name},{text}" for name, text in rows)]
+    (tmp_path / f"t.{form}").write_text("\n".join(lines))
+    source = open_source(tmp_path / f"t.{form}")
+    assert len(source) == 16
+
+    def drawn(epoch: int, batch_size: int = 4, start: int = 0, transform: object = None, **options: object) -> list:
+        options = {"seed": 3, "drop_last": False, "by_picture": True} | options
+        pairs = PairLoader(source, transform or TrainTransform(8), code_points, batch_size, **options)
+        batches = list(pairs.epoch(epoch, start))
+        pairs.close()
+        return [pair for batch in batches for pair in zip(batch.keys, batch.ids.tolist(), strict=True)]
+
+    number = {caption_id(text): text for texts in captions.values() for text in texts}
+    epochs = [drawn(epoch) for epoch in range(12)]
+    for epoch in epochs:
+        assert sorted(key for key, _ in epoch) == sorted(captions)
+        assert all(number[id_] in captions[key] for key, id_ in epoch)
+    assert {number[id_] for epoch in epochs for _, id_ in epoch} == set(number.values())
+    assert len({id_ for epoch in epochs for key, id_ in epoch if key == "1.png"}) == 3
+    assert epochs[2] == drawn(2, batch_size=6) == drawn(2, workers=1) and epochs[2][4:] == drawn(2, start=1)
+    halves = [drawn(2, rank=rank, world_size=2) for rank in (0, 1)]
+    assert sorted(epochs[2]) == sorted(halves[0] + halves[1])
+    assert epochs[2] != drawn(2, seed=4)
+    assert drawn(0, transform=pixel, shuffle=False) == [(k, caption_id(texts[0])) for k, texts in captions.items()]
+    assert len(drawn(0, by_picture=False)) == 16
+
+
+def test_pictures_of_mixed_sources_are_those_of_each(tmp_path: Path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(noise(i))
+    (tmp_path / "a.csv").write_text("filepath,title\n0.png,a\n0.png,b\n1.png,c\n,d\n,e\n")
+    (tmp_path / "b.csv").write_text("filepath,title\n2.png,f\n0.png,g\n2.png,h\n")
+    parts = [open_source("demo:val"), open_source(tmp_path / "a.csv"), open_source(tmp_path / "b.csv")]
+    held_out = Subset(parts[2], np.array([0, 2]), "held out")  # one picture
+    options = {"by_picture": True, "shuffle": False, "drop_last": False}
+    pairs = PairLoader(mix([*parts[:2], held_out]), pixel, code_points, 10, **options)
+    assert pairs.pairs_per_epoch == len(parts[0]) + 4 + 1
+    *_, last = pairs.epoch(0, start_step=len(parts[0]) // 10)
+    assert last.keys == ("0.png", "1.png", "2.png") and len(last.skipped) == 2
 
 
 def test_bad_samples_leave_the_batch_smaller_and_are_listed() -> None:

@@ -200,3 +200,18 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
     write_tar(shards / "00002.tar", {"n.png": noise(), "n.txt": b"new"})
     assert outcomes(open_source(shards))[-1] == "new"
     assert len(list(indices.glob("*.arrow"))) == 2 and not list(indices.glob(".tmp-*"))
+
+
+def test_captions_from_a_key_of_each_samples_json(tmp_path: Path) -> None:
+    files: dict[str, bytes] = {}
+    texts = [b'{"llava": "a red bird"}', b'{"llava": "a dog", "other": 1}', b'{"other": "x"}', b"no json", b"[1]"]
+    for i, content in enumerate(texts):
+        files |= {f"{i}.png": noise(i), f"{i}.txt": b"alt text", f"{i}.json": content}
+    write_tar(tmp_path / "0.tar", files)
+    source = open_source(tmp_path, caption_column="json:llava")
+    assert [source.read(row).caption for row in (0, 1)] == ["a red bird", "a dog"]
+    for row, reason in ((2, "no text under 'llava'"), (3, "no JSON object"), (4, "no JSON object")):
+        with pytest.raises(BadSample, match=f"missing caption .*{reason}"):
+            source.read(row)
+    assert open_source(tmp_path).read(0).caption == "alt text"  # another index in the cache
+    assert pickle.loads(pickle.dumps(source)).read(1).caption == "a dog"

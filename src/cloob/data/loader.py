@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id, decoding
 from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Part, local_part, sample_generator
-from cloob.data.source import MixedSource, Source, prefetch
+from cloob.data.source import MixedSource, Pictures, Source, pictures_of, prefetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError, counted
 from cloob.functional import private
@@ -44,6 +44,7 @@ MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins 
 SHARED_MEMORY = Path("/dev/shm")  # where workers leave their batches; a container has 64 MB of it by default
 _WAITING = 2  # batches of each worker that wait there, torch's ``prefetch_factor``
 _MORE_SHARED = "give the container more (docker run --shm-size 8g), a smaller --batch-size, or --workers 0"
+_CAPTIONS = 0x43415054  # sets the draws of captions apart from those of crops
 _TOO_MUCH = "takes more memory than a data worker may"
 
 
@@ -104,7 +105,9 @@ class PairLoader(Loader):
 
     ``transform`` gives ``(3, H, W)`` uint8 of one size, ``tokenizer`` ``(n, L)`` of n captions. ``shuffle_buffer``:
     read shard by shard, shuffled within so many pairs of each lane; 0: one permutation of everything; None: 10,000 when
-    a source is streamed, else 0. ``workers`` live as long as the loader; 0: this process.
+    a source is streamed, else 0. ``workers`` live as long as the loader; 0: this process. ``by_picture``: rows of one
+    picture are one pair of an epoch, with a caption drawn from (seed, epoch, picture) where ``transform`` is a
+    ``TrainTransform``, else the first.
     """
 
     def __init__(
@@ -122,16 +125,24 @@ class PairLoader(Loader):
         world_size: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        by_picture: bool = False,
     ) -> None:
         if shuffle_buffer is None:
             shuffle_buffer = DEFAULT_BUFFER if source.streamed else 0
         sources = source.parts if isinstance(source, MixedSource) else (source,)
         parts = [Part(tuple(part.shard_sizes), part.streamed) for part in sources]
+        same = [pictures_of(part) if by_picture else None for part in sources]
+        pictures = None
+        if any(each is not None for each in same):
+            pictures = Pictures(same, [len(part) for part in sources])
+            numbered = zip(parts, same, pictures.counts, strict=True)
+            parts = [part if each is None else Part((count,)) for part, each, count in numbered]
         order = EpochOrder(parts, seed=seed, shuffle=shuffle, buffer=shuffle_buffer)
         super().__init__(source.name, order, batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
         self.source = source
         self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))
-        self._builder = BatchBuilder(source, transform, tokenizer, seed)
+        self._pictures = pictures
+        self._builder = BatchBuilder(source, transform, tokenizer, seed, pictures)
         if workers:
             check_shared_memory(workers, self._builder.image_bytes * -(-batch_size // world_size))
         self._pin = pin_memory and torch.cuda.is_available()
@@ -153,15 +164,19 @@ class PairLoader(Loader):
         soon = iter(starts if self.source.streamed else ())
         for i, start in enumerate(starts):
             for later in islice(soon, 1 if i else 1 + self._ahead):  # this rank's shards of the batches to come
-                prefetch(self.source, rows(later))
+                soon_read = rows(later)
+                prefetch(self.source, soon_read if self._pictures is None else self._pictures.first(soon_read))
             yield epoch, rows(start)
 
 
 class BatchBuilder(Dataset[Batch]):
     """Reads, decodes, augments and tokenises the pairs of a batch; each worker has a copy."""
 
-    def __init__(self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(
+        self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int, pictures: Pictures | None
+    ) -> None:
         self._source, self._transform, self._tokenizer, self._seed = source, transform, tokenizer, seed
+        self._pictures = pictures
         # What an empty batch looks like has to be known before the first good sample.
         random = [torch.Generator()] if isinstance(transform, TrainTransform) else []
         self._no_images = transform(Image.new("RGB", (32, 32)), *random)[None][:0]
@@ -174,7 +189,7 @@ class BatchBuilder(Dataset[Batch]):
         captions: list[str] = []
         skipped: list[Skip] = []
         for start in range(0, len(indices), _TOGETHER):
-            for index, sample, encoded in self._open(indices[start : start + _TOGETHER], skipped):
+            for index, sample, encoded in self._open(epoch, indices[start : start + _TOGETHER], skipped):
                 try:
                     with decoding(sample.key):
                         images[len(keys)] = self._pixels(encoded, epoch, index)
@@ -204,12 +219,22 @@ class BatchBuilder(Dataset[Batch]):
             raise InputError(f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}") from None
         return self._no_images.new_empty(0).set_(storage).view(shape)
 
-    def _open(self, indices: np.ndarray, skipped: list[Skip]) -> list[tuple[int, RawSample, Encoded]]:
+    def _row(self, epoch: int, picture: int) -> int:
+        """The row whose caption a picture has in an epoch."""
+        if self._pictures is None:
+            return picture
+        rows = self._pictures.rows(picture)
+        if len(rows) == 1 or not isinstance(self._transform, TrainTransform):
+            return int(rows[0])
+        generator = sample_generator(self._seed ^ _CAPTIONS, epoch, picture)
+        return int(rows[int(torch.randint(len(rows), (), generator=generator))])
+
+    def _open(self, epoch: int, indices: np.ndarray, skipped: list[Skip]) -> list[tuple[int, RawSample, Encoded]]:
         """Reads pairs, and the headers of their pictures; adds those that cannot be used to ``skipped``."""
         opened = []
         for index in indices.tolist():
             try:
-                sample = self._source.read(index)
+                sample = self._source.read(self._row(epoch, index))
                 with decoding(sample.key):
                     opened.append((index, sample, Encoded(sample.image)))
             except BadSample as bad:

@@ -51,7 +51,7 @@ def open_source(
               folder or a glob of them;
             - a folder of images with a .txt beside each, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
         image_column: Column of a table with the image or its path.
-        caption_column: Column of a table with the caption.
+        caption_column: Column of a table with the caption; of tars ``"json:KEY"`` takes it from each sample's .json.
         cache: Where streamed shards, unpacked Parquet and the places of samples are kept; None: ``Cache()``.
 
     Returns:
@@ -78,11 +78,12 @@ def open_unprobed(spec: str, image_column: str, caption_column: str, cache: Cach
     """A source of which nothing has been read yet."""
     kind, files = look_up(spec, image_column)
     name = spec if kind == "elsewhere" or spec in DEMO_SPLITS else local_path(spec)
+    member = caption_column.removeprefix("json:") if caption_column.startswith("json:") else None
     match kind:
         case "elsewhere":
-            return open_remote(spec, cache)
+            return open_remote(spec, cache, member)
         case "tars":
-            return ShardSource(name, files, cache)
+            return ShardSource(name, files, cache, member=member)
         case "rows":
             return ArrowSource(name, files, image_column, caption_column, cache)
         case "table":

@@ -79,6 +79,41 @@ def mix(sources: Sequence[Source]) -> Source:
     return sources[0] if len(sources) == 1 else MixedSource(sources)
 
 
+def pictures_of(source: Any) -> np.ndarray | None:
+    """(N,) int64, equal for rows of a source that name the same picture; None where each row is a picture."""
+    if isinstance(source, Subset):
+        whole = pictures_of(source.whole)
+        return None if whole is None else whole[source.rows]
+    pictures: np.ndarray | None = source.pictures() if hasattr(source, "pictures") else None
+    return pictures
+
+
+class Pictures:
+    """The pictures of a source, in the order of their first rows, and the rows of each; see :func:`pictures_of`."""
+
+    def __init__(self, parts: Sequence[np.ndarray | None], sizes: Sequence[int]) -> None:
+        self.counts: list[int] = []  # pictures of each part
+        rows, ends = [], []
+        for same, size, first_row in zip(parts, sizes, np.cumsum([0, *sizes]).tolist(), strict=False):
+            same = np.arange(size) if same is None else same
+            _, first, which, counts = np.unique(same, return_index=True, return_inverse=True, return_counts=True)
+            order = np.argsort(first)
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
+            rows.append(first_row + np.argsort(place[which], kind="stable"))
+            ends.append(first_row + np.cumsum(counts[order]))
+            self.counts.append(len(order))
+        self._rows, self._bounds = np.concatenate(rows), np.concatenate([[0], *ends])
+
+    def rows(self, picture: int) -> np.ndarray:
+        """The rows of a picture, ascending int64."""
+        return self._rows[self._bounds[picture] : self._bounds[picture + 1]]
+
+    def first(self, pictures: np.ndarray) -> np.ndarray:
+        first: np.ndarray = self._rows[self._bounds[pictures]]
+        return first
+
+
 class Subset:
     """Some rows of a source, ascending int64; ``part`` says which they are: ``training`` or ``held out``."""
 

@@ -276,6 +276,7 @@ def make_loader(
         world_size=world_size(),
         workers=config.pairs.workers,
         pin_memory=train and device.type == "cuda",
+        by_picture=True,
     )
 
 

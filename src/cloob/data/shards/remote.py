@@ -126,10 +126,10 @@ def _web(url: str) -> Any:
 class RemoteShardSource(FileSource[ShardSource]):
     """Samples in tars behind commands or URLs; those beyond the number that is known are left out, with one warning."""
 
-    def __init__(self, name: str, counts: dict[str, int], cache: Cache) -> None:
+    def __init__(self, name: str, counts: dict[str, int], cache: Cache, member: str | None) -> None:
         super().__init__(name, tuple(counts.values()), streamed=True)
         self._urls = tuple(counts)
-        self._cache = cache
+        self._cache, self._member = cache, member
         self._warned = False
         self.shard_names = tuple(map(shard_name, counts))  # without what comes before them (a bucket, a token)
 
@@ -154,7 +154,7 @@ class RemoteShardSource(FileSource[ShardSource]):
     def load(self, shard: int, file: Path) -> ShardSource:
         url, listed = self._urls[shard], self.shard_sizes[shard]
         try:
-            source = ShardSource(url, [file], self._cache, self.shard_names[shard])
+            source = ShardSource(url, [file], self._cache, self.shard_names[shard], self._member)
             source.reader.read(0, 0, 0)  # stays open when the cache drops it
         except InputError as error:
             file.unlink()  # FileNotFoundError where the cache has dropped it
@@ -168,13 +168,13 @@ class RemoteShardSource(FileSource[ShardSource]):
         return source
 
 
-def open_remote(spec: str, cache: Cache) -> RemoteShardSource:
+def open_remote(spec: str, cache: Cache, member: str | None = None) -> RemoteShardSource:
     """Opens streamed shards, whose counts are remembered on this machine or lie beside the shards."""
     urls = expand(spec, escape=False)
     counts = read_sizes(_memory(spec))
     if not counts.keys() >= {*urls}:
         counts = _counts_beside(spec, urls)
-    return RemoteShardSource(spec, {url: counts[url] for url in urls}, cache)
+    return RemoteShardSource(spec, {url: counts[url] for url in urls}, cache, member)
 
 
 def _counts_beside(spec: str, urls: list[str]) -> dict[str, int]:

@@ -38,8 +38,7 @@ _MAX_OPEN_FILES = 64
 
 _ABSENT = -1  # offset of a part that a sample does not have
 _CUT = -2  # offset of the image in the row that stands for what a truncated shard has lost
-_FORMAT = 6
-_PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS)
+_FORMAT = 7
 _COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
 _ODD = "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
 
@@ -161,7 +160,7 @@ def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
     return members, cut
 
 
-def scan(reader: TarReader) -> pa.Table:
+def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.Table:
     """One row a sample: its key, and where its parts lie. A truncated tar has one more, whose offset is ``_CUT``."""
     keys: list[pa.Array] = []
     places: list[np.ndarray] = []
@@ -171,7 +170,7 @@ def scan(reader: TarReader) -> pa.Table:
         with reading(path):
             members, cut = reader.listing(number)
         odd += (printable(f"{path.name}/{name}") for name in _left_out(members))
-        samples = group_members(members, _PARTS)
+        samples = group_members(members, (IMAGE_EXTENSIONS, captions))
         if cut is not None:
             cuts[number] = cut
             if samples and None in samples[last := next(reversed(samples))]:
@@ -187,16 +186,16 @@ def scan(reader: TarReader) -> pa.Table:
     return pa.table({"key": pa.concat_arrays(keys), **columns}, metadata={"cloob": about})
 
 
-def _kept_index(reader: TarReader, cache: Cache) -> pa.Table:
+def _kept_index(reader: TarReader, captions: Sequence[str], cache: Cache) -> pa.Table:
     """The index of these very tars, from the cache."""
 
     def write(target: Path) -> None:
-        table = scan(reader)
+        table = scan(reader, captions)
         with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
 
     stats = [(str(path.resolve()), path.stat()) for path in reader.paths]
-    facts = json.dumps([_FORMAT, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
+    facts = json.dumps([_FORMAT, captions, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
     file = cache.get("indices", f"{facts}.arrow", write)
     with reading(file), pa.memory_map(str(file)) as source:
         return pa.ipc.open_file(source).read_all()
@@ -218,23 +217,43 @@ def _left_out(members: list[Member]) -> list[str]:
     return left_out
 
 
+def _of_json(content: bytes, member: str, key: str) -> bytes:
+    """The text under a key of a JSON object."""
+    try:
+        text = json.loads(content).get(member)
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise BadSample("missing caption", key, f"its .json is no JSON object: {error}") from None
+    if not isinstance(text, str):
+        raise BadSample("missing caption", key, f"no text under {member!r} in its .json")
+    return text.encode("utf-8", "surrogatepass")
+
+
 class ShardSource:
     """Samples in tars on local disks.
 
     A sample without an image or a caption stays in the count and raises ``BadSample``. A truncated shard gives its
     complete samples and one row ``"truncated shard"``. Other files of a sample (.json, …) are ignored.
 
-    ``cache`` keeps the index; ``label`` is what keys and errors call a single tar that lies there itself.
+    ``cache`` keeps the index; ``label`` is what keys and errors call a single tar that lies there itself. ``member`` is
+    the key of the captions in each sample's ``.json``; without it they are texts.
     """
 
     streamed = False
 
-    def __init__(self, name: str, paths: Sequence[Path], cache: Cache | None = None, label: str | None = None) -> None:
-        self._given = name, tuple(paths), cache, label
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        cache: Cache | None = None,
+        label: str | None = None,
+        member: str | None = None,
+    ) -> None:
+        self._given = name, tuple(paths), cache, label, member
         self.name = name
         self._labels = (label,) if label else tuple(path.name for path in paths)
         self.reader = TarReader(tuple(paths), cache)
-        index = scan(self.reader) if cache is None else _kept_index(self.reader, cache)
+        self._member, captions = member, CAPTION_EXTENSIONS if member is None else ("json",)
+        index = scan(self.reader, captions) if cache is None else _kept_index(self.reader, captions, cache)
         about = json.loads(index.schema.metadata[b"cloob"])
         self._keys, *places = (column.combine_chunks() for column in index.columns)
         self._places = tuple(column.to_numpy(zero_copy_only=False) for column in places)  # (N,) int64 each, bytes
@@ -274,7 +293,8 @@ class ShardSource:
             if is_bad:
                 raise BadSample(reason, key, detail)
         try:
-            caption = clean_caption(self.reader.read(shard, caption_at, caption_size), key)
+            stored = self.reader.read(shard, caption_at, caption_size)
+            caption = clean_caption(stored if self._member is None else _of_json(stored, self._member, key), key)
             return RawSample(key, self.reader.read(shard, image_at, image_size), caption)
         except OSError as error:
             raise BadSample("missing image", key, f"{path}: {error.strerror or error}") from None

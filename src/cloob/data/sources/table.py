@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
@@ -53,6 +54,14 @@ class TableSource:
 
     def fingerprint(self) -> Fingerprint:
         return {"rows": len(self), "image paths": of_column(self._images), "captions": of_column(self._captions)}
+
+    def pictures(self) -> np.ndarray | None:
+        """(N,) int64, equal for rows of one path; None where no path comes twice."""
+        codes = [chunk.indices.fill_null(-1).to_numpy() for chunk in self._images.dictionary_encode().chunks]
+        same = np.concatenate([np.zeros(0, np.int64), *codes])
+        nowhere = (same < 0) | pc.equal(self._images, b"").fill_null(False).to_numpy()
+        same = np.where(nowhere, -1 - np.arange(len(same)), same)
+        return same if len(np.unique(same)) < len(same) else None
 
     def row(self, index: int) -> tuple[str, bytes | None]:
         """Path of the image and caption of row ``index`` (from 0) as the table has them; no image is opened."""
