@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
@@ -17,11 +18,16 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 _MOST_DECODERS = 16
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a cgroup (version 2), as a container sees its own
 
 
 def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors that this process may use: those it may run on, and the share that a container's quota leaves."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or "max": no quota
+        quota, period = map(int, _CPU_QUOTA.read_text(encoding="ascii").split())
+        there = min(there, max(1, -(-quota // period)))
+    return there
 
 
 def warn_of_emulated_bfloat16() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
         assert first.headers["cache-control"] == "private, no-cache"  # another index has the same addresses
         again = client.get(f"/api/items/3/{path}", headers={"if-none-match": first.headers["etag"]})
         assert again.status_code == 304 and not again.content
+        several = {"if-none-match": f'"other", W/{first.headers["etag"]}'}  # as a proxy that compresses asks
+        assert client.get(f"/api/items/3/{path}", headers=several).status_code == 304
     assert [found["id"] for found in client.get("/api/items?id=3&id=999&id=1").json()] == [3, 1]
     assert client.get("/api/items/3").json()["caption"] == item.caption
 
@@ -137,6 +140,47 @@ def test_queries_that_arrive_together_go_through_the_model_together(
     assert sum(encoders[0].batches) == len(words) and len(encoders[0].batches) < len(words) / 2
     for each, answer in zip(words, answers, strict=True):
         agrees(answer["hits"], nearest(index, encoders[0].encode_text([each])[0].numpy()), 5)
+
+
+def test_what_nobody_waits_for_any_more_is_not_computed(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[float] = []
+    begun, go = threading.Event(), threading.Event()
+
+    def look_alikes(_: Any, threshold: float, *, exact: bool) -> list[Any]:
+        computed.append(threshold)
+        begun.set()
+        assert go.wait(60)
+        return []
+
+    monkeypatch.setattr("cloob.serve.routes.look_alikes", look_alikes)
+    app = make_app(index, ServeConfig())
+
+    async def ask(threshold: float, *, leaves: bool) -> int:
+        messages = [{"type": "http.disconnect"}] if leaves else []
+        messages.append({"type": "http.request", "body": b"", "more_body": False})
+        status: list[int] = []
+
+        async def receive() -> Any:
+            return messages.pop() if messages else await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            status.extend([message["status"]] if "status" in message else [])
+
+        query = f"threshold={threshold}".encode()
+        scope = {"type": "http", "method": "GET", "path": "/api/duplicates", "raw_path": b"/api/duplicates"}
+        scope |= {"query_string": query, "headers": [(b"host", b"localhost")], "http_version": "1.1", "scheme": "http"}
+        await app({**scope, "server": ("localhost", 80), "root_path": ""}, receive, send)
+        return status[0]
+
+    async def together() -> list[int]:
+        first = asyncio.create_task(ask(0.91, leaves=False))
+        await asyncio.to_thread(begun.wait, 60)
+        others = [asyncio.create_task(ask(threshold, leaves=threshold < 0.94)) for threshold in (0.92, 0.93, 0.94)]
+        await asyncio.sleep(0.2)
+        go.set()
+        return await asyncio.gather(first, *others)
+
+    assert asyncio.run(together()) == [200, 499, 499, 200] and computed == [0.91, 0.94]
 
 
 def test_an_index_that_grows_is_seen_at_once(tmp_path: Path) -> None:

@@ -67,13 +67,14 @@ def test_without_the_token_nothing_but_the_form() -> None:
         {"authorization": "Bearer wrong"},
         {"authorization": f"Basic {TOKEN}"},
         {"authorization": "Bearer "},
-        {"cookie": "cloob-token="},
-        {"cookie": "a=b; cloob-token=wrong"},
+        {"cookie": "cloob-token-8017="},
+        {"cookie": "a=b; cloob-token-8017=wrong"},
         {"cookie": "\x01;;=="},
     ):
         answer = web.get("/api/x", headers=headers)
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert web.get("/page/main.js", headers=headers).status_code == 401
+        assert web.get("/api/health", headers=headers).json() == {"status": "ok"} or headers
     assert web.get("/page/base.css").status_code == 200 and web.post("/page/base.css").status_code == 401
     form = web.get("/")
     assert form.status_code == 401 and form.headers["content-type"].startswith("text/html") and TOKEN not in form.text
@@ -90,9 +91,12 @@ def test_the_token_opens_by_bearer_address_and_form() -> None:
         assert "HttpOnly" in cookie and "SameSite=strict" in cookie
         web.cookies.clear()
         assert web.get("/api/x", headers={"cookie": cookie.partition(";")[0]}).status_code == 200
+        assert web.get(
+            "/api/x", headers={"cookie": f"cloob-token-8018=of-another; {cookie.partition(';')[0]}"}
+        ).is_success
     web.cookies.clear()
     wrong = web.post("/", content="token=nearly")
     assert wrong.status_code == 401 and "not right" in wrong.text and "set-cookie" not in wrong.headers
     for others in ('a={"b":1}', "a b", "über=1", "a=x=y", ""):  # odd cookies of other programs
-        for cookie in (f"{others}; cloob-token={TOKEN}", f"cloob-token={TOKEN};{others}"):
+        for cookie in (f"{others}; cloob-token-8017={TOKEN}", f"cloob-token-8017={TOKEN};{others}"):
             assert web.get("/api/x", headers={"cookie": cookie.encode()}).status_code == 200

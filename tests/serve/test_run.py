@@ -17,7 +17,7 @@ import pytest
 
 from cloob import cli
 from cloob.search.index import Index
-from support import fork
+from support import fork, refused
 
 
 def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path: Path) -> None:
@@ -28,7 +28,8 @@ def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path:
         said = process.stderr.readline() + process.stderr.readline()
         found = re.search(r"(http://\S+)\?token=(\S{40,})", said)
         assert found and "0.0.0.0" not in found[1], said
-        assert httpx.get(f"{found[1]}api/health").status_code == 401
+        assert httpx.get(f"{found[1]}api/ids").status_code == 401
+        assert httpx.get(f"{found[1]}api/health").json() == {"status": "ok"}  # nothing of the collection
         with httpx.Client(base_url=found[1], headers={"authorization": f"Bearer {found[2]}"}, timeout=60) as web:
             assert web.get("api/health").json()["pictures"] == 0 and web.get("api/ids").json()["ids"] == []
             for path in ("", "api/health"):
@@ -39,19 +40,40 @@ def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path:
         assert process.communicate(timeout=60)[1].strip().endswith("the server has ended") and not process.returncode
 
 
+def test_a_token_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Index.create(tmp_path / "idx").close()
+    (tmp_path / "token").write_text("of-a-file-0123456789\n")
+    for words, token in (
+        (["--token-file", str(tmp_path / "token")], "of-a-file-0123456789"),
+        ([], "of-the-environment-1"),
+    ):
+        monkeypatch.setenv("CLOOB_TOKEN", "of-the-environment-1")
+
+        def child(words: list[str] = words) -> int:
+            monkeypatch.setattr("cloob.serve.app.serve", lambda *_: None)
+            return cli.main(["serve", str(tmp_path / "idx"), "--port", "0", "--host", "0.0.0.0", *words])
+
+        ranks = fork(tmp_path / token, 1, child)
+        assert ranks.wait() == [0] and f"/?token={token} " in ranks.told()
+    monkeypatch.setenv("CLOOB_TOKEN", "short")
+    assert "CLOOB_TOKEN): 16 letters" in refused(capsys, "serve", str(tmp_path / "idx"))
+
+
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_its_end_does_not_wait_for_what_takes_minutes(told: signal.Signals, code: int, tmp_path: Path) -> None:
-    models = Index.models
+    model = Index.model
 
-    def slow(index: Index) -> Any:  # the server's first question comes in a thread
+    def slow(index: Index, name: Any = None) -> Any:  # the server's first question comes in a thread
         if threading.current_thread() is not threading.main_thread():
             os.kill(os.getpid(), told)
             time.sleep(60)
-        return models.__get__(index)
+        return model(index, name)
 
     def child() -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        Index.models = property(slow)  # type: ignore[method-assign, assignment]
+        Index.model = slow  # type: ignore[method-assign]
         return cli.main(["serve", str(tmp_path / "idx"), "--port", "0"])
 
     Index.create(tmp_path / "idx").close()

@@ -106,7 +106,7 @@ def test_a_file_that_is_gone_is_said_without_its_path(client: TestClient, monkey
         assert answer.status_code == 404 and "secret" not in answer.text and "cloob index" in answer.text
 
 
-@pytest.mark.parametrize("error", [RuntimeError, InputError, FileNotFoundError])
+@pytest.mark.parametrize("error", [RuntimeError, FileNotFoundError])
 def test_what_is_not_the_askers_fault_is_one_fixed_line(
     client: TestClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
@@ -117,17 +117,40 @@ def test_what_is_not_the_askers_fault_is_one_fixed_line(
     assert answer.headers["x-content-type-options"] == "nosniff" and "secret" in caplog.text
 
 
+def test_what_the_index_cannot_do_is_told_without_its_places(
+    client: TestClient, index: Index, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = f"{index.store.address}: /secret/m has other weights; cloob index --model M --out {index.store.address}"
+    monkeypatch.setattr(Index, "search", Mock(side_effect=InputError(message)))
+    monkeypatch.setattr(Index, "classify", Mock(side_effect=InputError(message)))
+    for path, body in (("search", {"parts": [{"words": "red"}]}), ("classify", {"labels": ["red", "blue"]})):
+        answer = client.post(f"/api/{path}", json=body)
+        assert answer.status_code == 400
+        assert answer.json()["detail"] == "…: … has other weights; cloob index --model M --out …"
+    assert message in caplog.text
+
+
+def test_a_full_disk_is_the_servers_fault(
+    index: Index, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")  # where a form above a megabyte is kept
+    with web_of(index) as web:
+        assert web.post("/api/uploads", files={"file": ("a.png", bytes(1_500_000))}).status_code == 500
+        assert "a request failed" in caplog.text
+        assert web.post("/api/uploads", files={"file": ("a.png", picture("red"))}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "body", "said"),
     [
         ("search", {"parts": [{"words": "red"}], "where": "width >"}, "filter"),
         ("search", {"parts": [{"words": "red"}], "where": "(" * 2000}, "more than 50 brackets"),
-        ("search", {"parts": [{"words": "red"}], "model": "no"}, "no model 'no'"),
+        ("search", {"parts": [{"words": "red"}], "model": "no"}, "of a model 'no'"),
         ("search", {"parts": [{"words": "red", "weight": 0}]}, "weight"),
         ("search", {"parts": [{"words": "red"}, {"words": "red", "weight": -1}]}, "cancel"),
         ("search", {"parts": [{"words": " "}]}, "empty query"),
         ("explain", {"parts": [{"words": "red"}], "where": "width > 99"}, "no picture"),
-        ("classify", {"labels": ["red", "red"]}, "twice"),
+        ("classify", {"labels": ["red", "red"]}, "the label 'red' is there twice"),
     ],
 )
 def test_what_the_asker_did_wrong_is_told(

@@ -7,12 +7,14 @@ import re
 import sys
 import webbrowser
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import cloob
 from cloob.commands.collection import check_index
-from cloob.commands.console import refuse, say, say_next, tyro, within
+from cloob.commands.console import exclusive, refuse, say, say_next, tyro, within
 from cloob.errors import printable, require
+from cloob.machine import processors
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Options:
     """Where to listen. Beyond this machine (0.0.0.0: everywhere) every request must show a token."""
     port: int = 8017  # 0 takes any that is free.
     token: str | None = None
-    """What requests must show as bearer or cookie; left out, one is made where the host is not loopback."""
+    """What requests must show as bearer or cookie; else $CLOOB_TOKEN, or one is made where the host is not loopback."""
+    token_file: Path | None = None  # The file with the token: it is in no list of processes.
     model: str | None = None  # The model of the index that is asked first; the index's first when left out.
     open: bool = False  # Open the page in the browser.
 
@@ -37,21 +40,25 @@ def run(options: Options) -> int:
     """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
     place, _ = check_index(options.index)
     within(options, port=(0, 65535))
-    token = r"[A-Za-z0-9._~-]{16,256}"
-    wanted = "--token: 16 letters, digits, . _ ~ or - at least are wanted"
-    refuse({wanted: options.token is not None and not re.fullmatch(token, options.token)})
+    exclusive(options, "token token_file")
+    token = options.token or os.environ.get("CLOOB_TOKEN")
+    if options.token_file is not None:
+        token = options.token_file.read_text(encoding="utf-8").strip()
+    form = r"[A-Za-z0-9._~-]{16,256}"
+    wanted = "the token (--token, --token-file, CLOOB_TOKEN): 16 letters, digits, . _ ~ or - at least are wanted"
+    refuse({wanted: token is not None and not re.fullmatch(form, token)})
     # Threads of numpy and of torch are not to wait for each other; what is set already stays. Two searches run at a
     # time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin. docs/serve.md has the figures.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // 2)))
+        os.environ.setdefault(name, str(max(1, processors() // 2)))
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
     from cloob.serve.app import address, bind, serve, settings  # FastAPI, after a word on how to install it
 
     opened = bind(options.host, options.port)
     with opened, cloob.Index.open(place, model=options.model) as index:
-        config = settings(options.host, options.token)
+        config = settings(options.host, token)
         shown = address(opened, config)
         models = ", ".join(printable(each.name) for each in index.models)
         print(f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)

@@ -92,8 +92,10 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     without = [template for template in options.templates if "{c}" not in template]
     alone = len(labels) == 1 and not (options.none or options.multi)
     empty = "no labels, or an empty one; write them as cat,dog, or name a file"
-    refuse({empty: not labels or not all(labels), f"the label {twice[:1]} is there twice": twice})
-    refuse({f"template {without[:1]} has no {{c}} where the label belongs": without or not options.templates})
+    refuse({empty: not labels or not all(labels), f"the label {''.join(twice[:1])!r} is there twice": twice})
+    refuse(
+        {f"template {''.join(without[:1])!r} has no {{c}} where the label belongs": without or not options.templates}
+    )
     refuse({"with one label every picture gets it; give more labels, or add --none": alone})
     return labels
 

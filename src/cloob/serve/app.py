@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from cloob.errors import InputError, one_line
@@ -69,7 +71,9 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
     app.mount("/page", StaticFiles(packages=[("cloob.serve", "page")]))
     app.add_exception_handler(RequestValidationError, _undescribed)  # type: ignore[arg-type]
-    app.add_exception_handler(RowsError, lambda _, error: JSONResponse({"detail": one_line(error)}, 400))
+    app.add_exception_handler(InputError, _refused)
+    app.add_exception_handler(RowsError, _refused)
+    app.add_exception_handler(HTTPException, _unparsed)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _failed)
     return Guard(app, config, (PAGE / "login.html").read_text(encoding="utf-8"))
 
@@ -82,8 +86,22 @@ def _undescribed(_: Request, error: RequestValidationError) -> Response:
     return JSONResponse({"detail": one_line(ValueError(f"{place}: {why}"))}, 422)
 
 
+async def _refused(request: Request, error: Exception) -> Response:
+    """One line about what was asked for and cannot be done; the log has its places, too."""
+    logger.warning("refused: %s", one_line(error))
+    text = await request.app.state.collection.without_places(one_line(error))
+    return JSONResponse({"detail": text}, 400)
+
+
+async def _unparsed(request: Request, error: HTTPException) -> Response:
+    """An HTTP error as FastAPI has it; but a body that could not be kept (a full disk) is the server's fault."""
+    if isinstance(error.__cause__, OSError):
+        return _failed(request, error.__cause__)
+    return await http_exception_handler(request, error)
+
+
 def _failed(_: Request, error: Exception) -> Response:
-    """What is not the asker's fault is told the owner alone."""
+    """What is not the asker's fault is for the log alone."""
     logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
     return JSONResponse({"detail": "the server failed at this; its own window says more"}, 500)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
+import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 import numpy as np
 import torch
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
-from cloob.errors import InputError, nearest, one_line
+from cloob.data.shards.spec import TAR_SUFFIXES
+from cloob.data.sources.arrow import ARROW_SUFFIXES
+from cloob.errors import InputError, one_line
 from cloob.models.encoder import evaluating
 from cloob.pictures import Encoded, Unreadable, decode, is_unbounded, thumbnail
 from cloob.search.query import Query, Term, Vector, weighted_row
-from cloob.search.records import IndexedModel, Item
+from cloob.search.records import SEPARATOR, IndexedModel, Item
 from cloob.search.where import Filter
 from cloob.serve.guard import ServeConfig
 from cloob.serve.schemas import Part, Picture
@@ -37,6 +41,7 @@ T = TypeVar("T")
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
 Kind = Literal["encode", "search", "slow", "files", "decode"]
 _MAX_BATCH, _KEPT_TEXTS = 64, 4096
+_PLACE = re.compile(r"(?<![\w.~])(?:~?/|[A-Za-z]:\\|\w+://)[^\s;,)]+")  # on this machine, in a message
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,6 @@ class Upload:
     height: int
     thumbnail: bytes  # JPEG
     rows: dict[str, Vector] = field(default_factory=dict)  # a unit row (D,) for each model asked, by its fingerprint
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """Makes errors of what the asker wrote ones that the asker is told; of others nobody is."""
-    try:
-        yield
-    except InputError as error:
-        raise HTTPException(400, one_line(error)) from None
 
 
 class Batcher:
@@ -95,11 +91,30 @@ class Collection:
         self._threads = {kind: ThreadPoolExecutor(count, kind) for kind, count in _THREADS.items()}
         self._texts: OrderedDict[tuple[str, str], Vector] = OrderedDict()
         self._batchers: dict[tuple[IndexedModel, str], Batcher] = {}
-        self._turn = asyncio.Lock()  # to embed a batch
+        self._turn, self._slow = asyncio.Lock(), asyncio.Lock()  # to embed a batch; to do what takes long
 
     async def run(self, work: Callable[[], T], kind: Kind = "search") -> T:
         """Runs work of a kind in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads[kind], work)
+
+    async def run_slow(self, work: Callable[[], T], request: Request) -> T:
+        """Runs what takes long, one after the other; skips what nobody waits for any more when its turn comes."""
+        await request.body()  # what comes after it is that the client has left
+        async with self._slow:
+            if await request.is_disconnected():
+                raise HTTPException(499, "nobody waits for this any more")
+            return await self.run(work, "slow")
+
+    async def without_places(self, text: str) -> str:
+        """A message without the places on this machine that it names."""
+
+        def places() -> set[str]:
+            store = self.index.store
+            return {store.address, *store.sources(), *(model.spec for model in store.models() if "/" in model.spec)}
+
+        for place in sorted(await self.run(places), key=len, reverse=True):
+            text = text.replace(place, "…")
+        return _PLACE.sub("…", text)
 
     async def warm(self) -> None:
         """Loads the first model and what the cutoff compares with, so that the first query has not to wait for it."""
@@ -112,27 +127,23 @@ class Collection:
 
     async def model(self, name: str | None) -> IndexedModel:
         """The model that is meant; the first by default."""
-        try:
-            return await self.run(lambda: self.index.model(name))
-        except InputError:  # which names the index's place
-            names = [model.name for model in await self.run(lambda: self.index.models)]
-            why = f"no model {name!r}; {nearest(name or '', names)}" if names else "the index is empty"
-            raise HTTPException(400, why) from None
+        return await self.run(lambda: self.index.model(name))
 
     async def filter(self, where: str | None, *, some: bool = False) -> Filter | None:
         """A filter as the index takes it; with ``some`` it must let a picture through."""
         if not where:
             return None
         hidden = () if self.config.local else ("path", "source")  # letter by letter they would tell where pictures lie
-        with told():
-            found = await self.run(lambda: self.index.filter(where, hidden))
+        found = await self.run(lambda: self.index.filter(where, hidden))
         if some and not await self.run(lambda: self.index.store.count(found)):
             raise HTTPException(400, "the filter lets no picture through")
         return found
 
     def picture(self, item: Item) -> Picture:
-        """A picture as it is told; beyond this machine, of its path what lies below the source."""
-        name = item.path.replace("\\", "/").rpartition("/")[2].rpartition("::")[2]
+        """A picture as the API has it; beyond this machine, of its path what lies below the source."""
+        container, _, member = item.path.partition(SEPARATOR)
+        inside = member and container.lower().endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES))
+        name = os.path.basename(member if inside else item.path)  # noqa: PTH119
         below = item.path.removeprefix(item.source).lstrip("/\\:") if item.path.startswith(item.source) else name
         exact = {
             column: str(value) if isinstance(value, int) and abs(value) > 2**53 else value
@@ -157,20 +168,19 @@ class Collection:
             raise HTTPException(404, f"no picture {id_}")
         return found[0]
 
-    async def once(self, key: Hashable, work: Callable[[], T]) -> tuple[int, T]:
+    async def once(self, key: Hashable, work: Callable[[], T], request: Request) -> tuple[int, T]:
         """What takes long, computed once for each revision of the index, and that revision."""
         revision = await self.run(self.index.revision)
         known: Any = self.index.memo.get((revision, key))  # which does not wait for others
         if known is None:
-            known = await self.run(lambda: self.index.memo.of((revision, key), work), "slow")
+            known = await self.run_slow(lambda: self.index.memo.of((revision, key), work), request)
         return revision, known
 
     async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Vector]:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,)."""
         weighing = [part for part in parts if part.weight != 0]
         rows = await asyncio.gather(*(self.row(part, model) for part in weighing))
-        with told():
-            row = weighted_row([part.weight for part in weighing], rows)
+        row = weighted_row([part.weight for part in weighing], rows)
         return Query(tuple(map(_term, weighing))), row
 
     async def row(self, part: Part, model: IndexedModel) -> Vector:
@@ -190,8 +200,7 @@ class Collection:
         return upload.rows[model.fingerprint]
 
     async def _text(self, words: str, model: IndexedModel) -> Vector:
-        with told():
-            Query.of(words)
+        Query.of(words)
         key = (model.fingerprint, words)
         if key not in self._texts:
             self._texts[key] = await self._batcher(model, "text")(words)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "cloob-token"
+COOKIE = "cloob-token"  # and the port: cookies know none, and two servers on one machine have two tokens
 HEADERS: Mapping[str, str] = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -28,6 +28,7 @@ HEADERS: Mapping[str, str] = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 _PUBLIC = ("/page/base.css", "/page/icon.svg")  # what the form for the token is drawn with
+_BROWSERS = {"authorization", "cookie", "sec-fetch-site"}  # headers of who has, or had, the token
 _FORM_BYTES = 4096
 _COOKIE_SECONDS = 30 * 24 * 3600
 
@@ -95,8 +96,12 @@ class Guard:
             return self._app
         if path == "/" and (method == "POST" or "token" in request.query_params):
             return self._login  # also with the cookie: the token goes out of the address
+        if path == "/api/health" and method == "GET" and not _BROWSERS.intersection(headers):
+            return JSONResponse({"status": "ok"})  # for what watches over a container
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        if self._is_right(request.cookies.get(COOKIE, "")) or (scheme.lower() == "bearer" and self._is_right(bearer)):
+        if self._is_right(request.cookies.get(_cookie(request), "")) or (
+            scheme.lower() == "bearer" and self._is_right(bearer)
+        ):
             return self._app
         return self._login if path == "/" else _refusal(401, "a token is wanted", {"www-authenticate": "Bearer"})
 
@@ -115,8 +120,12 @@ class Guard:
         if offered is not None and self._is_right(offered):
             query = request.url.remove_query_params("token").query
             answer = RedirectResponse(f"/?{query}".rstrip("?"), 303)
-            answer.set_cookie(COOKIE, offered.strip(), _COOKIE_SECONDS, httponly=True, samesite="strict")
+            answer.set_cookie(_cookie(request), offered.strip(), _COOKIE_SECONDS, httponly=True, samesite="strict")
         await answer(scope, receive, send)
+
+
+def _cookie(request: Request) -> str:
+    return f"{COOKIE}-{(request.scope.get('server') or ('', 0))[1]}"
 
 
 def _refusal(status: int, said: str, headers: Mapping[str, str] | None = None) -> Response:

@@ -19,7 +19,7 @@ from cloob.search.records import Hit, Results, valid
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import NUMBERS, TEXTS
 from cloob.serve import schemas
-from cloob.serve.collection import Collection, told
+from cloob.serve.collection import Collection
 from cloob.serve.schemas import Id, Name, Part, Top, Where
 
 
@@ -117,15 +117,14 @@ def _cosine(value: float) -> float:
 
 
 @api.post("/classify")
-async def classify(held: Held, query: schemas.ClassifyQuery) -> schemas.Classified:
+async def classify(request: Request, held: Held, query: schemas.ClassifyQuery) -> schemas.Classified:
     """Sorts all pictures, or those that a filter lets through, by labels in your own words."""
     model, where = await held.model(query.model), await held.filter(query.where, some=True)
     options = LabelOptions(templates=tuple(query.templates) or TEMPLATES, multi=query.multi, none=query.none)
-    with told():
-        check_labels(query.labels, options)
-    revision, labels = await held.run(
+    check_labels(query.labels, options)
+    revision, labels = await held.run_slow(
         lambda: (held.index.revision(), held.index.classify(query.labels, options, where=where, model=model.name)),
-        "slow",
+        request,
     )
     answers = []
     for label, name in enumerate(labels.names):
@@ -146,6 +145,7 @@ def _label(name: str, ids: Ids, probabilities: Vectors, members: list[int], top:
 
 @api.get("/duplicates")
 async def duplicates(
+    request: Request,
     held: Held,
     threshold: Annotated[float, Query(ge=0.001, le=1, description="The least cosine in a group.")] = DUPLICATE,
     where: Where | None = None,
@@ -158,7 +158,7 @@ async def duplicates(
     asked, condition = await held.model(model), await held.filter(where)
     view = await held.run(lambda: held.index.view(condition, asked))
     revision, groups = await held.once(
-        ("duplicates", asked, threshold, where), lambda: look_alikes(view, threshold, exact=False)
+        ("duplicates", asked, threshold, where), lambda: look_alikes(view, threshold, exact=False), request
     )
     found = await held.run(lambda: present(view, groups), "files")
     shown = list(map(_group, found.groups))
@@ -232,7 +232,8 @@ async def _file(request: Request, held: Collection, id: int, form: str, read: Ca
     """A browser may keep it, and asks each time: the next index has another picture under the same address."""
     found = await held.item(id)
     headers = {"etag": f'"{found.content[:32]}{form}"', "cache-control": "private, no-cache"}
-    if request.headers.get("if-none-match") == headers["etag"]:
+    known = request.headers.get("if-none-match", "").split(",")
+    if headers["etag"] in (tag.strip().removeprefix("W/") for tag in known):
         return Response(status_code=304, headers=headers)
     try:
         data = await held.run(read, "files")
