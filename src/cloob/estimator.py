@@ -24,8 +24,8 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import EPOCHS_FILE, read_lines
 from cloob.recipes import get_recipe
-from cloob.training.checkpoint import preserved_rng
 from cloob.training.loop import train
+from cloob.training.random_state import preserved_rng
 from cloob.training.select import TEMPORARY, read_choice
 
 _CPU = torch.device("cpu")

@@ -22,9 +22,10 @@ from cloob.errors import InputError
 from cloob.models.aligned.encoders import ImageEncoder, TowerText
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.load import load_model
-from cloob.training import build
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
+from cloob.training.pairs import make_loader
+from cloob.training.towers import make_encoder
 from make import tiny_model
 
 
@@ -95,7 +96,7 @@ def test_features_are_those_of_the_bytes_that_are_there(
     config = heads.override(data=[str(folder)])
 
     def features(config: TrainConfig = config) -> torch.Tensor:
-        loader = build.make_loader(open_source(folder), build.make_encoder(config), config, torch.device("cpu"))
+        loader = make_loader(open_source(folder), make_encoder(config), config, torch.device("cpu"))
         return loader.features.images  # type: ignore[union-attr]
 
     before, paths = features(), [folder / "00.png", folder / "01.png"]
@@ -158,7 +159,7 @@ def test_only_the_heads_learn_and_the_run_is_a_model(head: str, heads: TrainConf
     result = train(heads.override(head=head))
     model = load_model(result.run)
     assert isinstance(model, AlignedEncoder)
-    fresh = build.make_encoder(heads.override(head=head))
+    fresh = make_encoder(heads.override(head=head))
     start, end = fresh.state_dict(), model.state_dict()
     changed = {name for name in start if not torch.equal(start[name], end[name])}
     assert {name.split(".")[1] for name in changed} == {"image_head", "text_head"}
@@ -206,7 +207,7 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
     assert TrainConfig.from_json(train(left_out).run / "config.json").align == replace(
         heads.align, image_encoder=None, text_encoder=None, head="linear"
     )
-    fresh = build.make_encoder(heads)
+    fresh = make_encoder(heads)
     with torch.no_grad():
         assert (fresh.eval().encode_text(texts) - before).abs().max() > 0.01
 

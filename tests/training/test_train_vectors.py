@@ -254,11 +254,12 @@ def test_hdf5_is_read_where_h5py_is(config: TrainConfig, files: Path, monkeypatc
 
 def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -> None:
     from cloob.data.order import EpochOrder, Part
-    from cloob.training import build
+    from cloob.training import towers
+    from cloob.training.vectors import open_vectors
 
     config = config.override(head_dropout=0.0, val_split=0.0, epochs=5, log_every=1, embed_dim=32)
     pairs, _ = open_vectors(config)
-    heads = build.make_encoder(config, pairs)
+    heads = towers.make_encoder(config, pairs)
     objective = cloob.make_objective("infoloob", inv_tau=10.0)
     weights = [p for p in heads.parameters() if p.requires_grad]
     groups = [{"params": [p for p in weights if (p.ndim > 1) == decays]} for decays in (True, False)]

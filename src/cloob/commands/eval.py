@@ -126,7 +126,7 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
     from cloob.data.shards.spec import is_remote
     from cloob.evaluation.sets.captioned import by_picture, open_captioned
     from cloob.models.runs import read_validation
-    from cloob.training.build import open_both
+    from cloob.training.pairs import open_both
     from cloob.training.vectors import open_vectors
 
     runs = list(_runs(models))

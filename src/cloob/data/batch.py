@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from cloob.errors import InputError
 from cloob.files import TooLarge, read_at_most
 from cloob.pictures import Unreadable, read_file
 
@@ -35,6 +37,7 @@ Reason = Literal[
     "stray quote",
     "not finite",
     "no partner",
+    "item raised an error",
 ]
 MAX_CAPTION_BYTES = 64 * 1024  # above this many UTF-8 bytes a caption is a file in the wrong place
 
@@ -95,8 +98,9 @@ class Reader(Protocol):
 class Batch:
     """The pairs of one step on one rank; with those left out it would be ``n + len(skipped)``."""
 
-    images: Tensor  # (n, 3, H, W) uint8 raw pixels: the encoder normalises on its device
-    tokens: Tensor  # (n, L) int64
+    # What the towers take, of a caller's Dataset whatever its collation made.
+    images: Any  # (n, 3, H, W) uint8 raw pixels: the encoder normalises on its device
+    tokens: Any  # (n, L) int64
     ids: Tensor  # (n,) int64, caption_id of each caption: equal captions have equal ids
     keys: tuple[str, ...]
     skipped: tuple[Skip, ...] = ()
@@ -105,14 +109,53 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._each(lambda value: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from which ``to(..., non_blocking=True)`` overlaps."""
-        return self._each(lambda tensor: tensor.pin_memory())
+        return self._each(lambda value: value.pin_memory() if hasattr(value, "pin_memory") else value)
 
-    def _each(self, moved: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(self, images=moved(self.images), tokens=moved(self.tokens), ids=moved(self.ids))
+    def _each(self, moved: Callable[[Any], Any]) -> Batch:
+        sides = (mapped(moved, side) for side in (self.images, self.tokens, self.ids))
+        return replace(self, **dict(zip(("images", "tokens", "ids"), sides, strict=True)))
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Mappings, lists and tuples with every leaf replaced by ``function`` of it."""
+    if isinstance(value, Mapping) and not hasattr(value, "to"):
+        return {key: mapped(function, part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [mapped(function, part) for part in value]
+    return function(value)
+
+
+def tensors_of(*values: Any) -> list[Tensor]:
+    """The tensors among the leaves."""
+    found: list[Tensor] = []
+    mapped(lambda leaf: found.append(leaf) if hasattr(leaf, "record_stream") else None, values)
+    return found
+
+
+def rows_of(value: Any) -> int:
+    """How many items one side of a batch has."""
+    if isinstance(value, Mapping):
+        return rows_of(next(iter(value.values())))
+    return rows_of(value[0]) if isinstance(value, list | tuple) and not isinstance(value[0], str) else len(value)
+
+
+def micro_batches(value: Any, parts: int) -> list[Any]:
+    """One side of a batch in parts as even as can be; InputError for a kind that cannot be cut."""
+    if hasattr(value, "tensor_split"):
+        return list(value.tensor_split(parts))
+    if isinstance(value, Mapping):
+        columns = {key: micro_batches(column, parts) for key, column in value.items()}
+        return [{key: column[i] for key, column in columns.items()} for i in range(parts)]
+    if isinstance(value, list | tuple) and value:
+        if isinstance(value[0], str):
+            bounds = [i * (len(value) // parts) + min(i, len(value) % parts) for i in range(parts + 1)]
+            return [value[start:stop] for start, stop in pairwise(bounds)]
+        return [list(part) for part in zip(*(micro_batches(part, parts) for part in value), strict=True)]
+    raise InputError(f"micro_batch_size: a batch of {type(value).__name__} cannot be cut; leave it out")
 
 
 def caption_id(caption: str) -> int:

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id, decoding
+from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id, decoding, tensors_of
 from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Part, local_part, sample_generator
 from cloob.data.source import MixedSource, Pictures, Source, pictures_of, prefetch
 from cloob.data.transforms import TrainTransform
@@ -55,6 +55,8 @@ class Loader(ABC):
     Each rank takes every W-th pair of it (``local_part``), so a batch that the ranks cannot share equally gives unequal
     parts. An epoch is made of ``lanes`` sequences of shards.
     """
+
+    by_id = False  # whether held-out pairs of one id are one answer; else each pair is its own
 
     def __init__(
         self, name: str, order: EpochOrder, batch_size: int, *, drop_last: bool, rank: int = 0, world_size: int = 1
@@ -267,7 +269,7 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
 class WorkerPool:
     """Processes that live until ``close``, each with a copy of the builder."""
 
-    def __init__(self, builder: BatchBuilder, workers: int, *, pin_memory: bool) -> None:
+    def __init__(self, builder: Dataset[Batch], workers: int, *, pin_memory: bool) -> None:
         self._requests: Iterable[Request] = ()
         self._loader: DataLoader[Any] = DataLoader(
             builder,
@@ -354,6 +356,6 @@ class Copies:
             moved = batch.to(self.device, non_blocking=True)
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
-        for tensor in (moved.images, moved.tokens, moved.ids):
+        for tensor in tensors_of(moved.images, moved.tokens, moved.ids):
             tensor.record_stream(current)  # else its memory would be handed out again on the stream of the copies
         return moved

@@ -40,7 +40,7 @@ _STEP = 8
 class EncoderConfig:
     """What an encoder was built from: the kind of its model folder, and what the folder's configuration says."""
 
-    kind: Literal["open_clip", "towers", "aligned", "vectors", "onnx"]
+    kind: Literal["open_clip", "towers", "aligned", "vectors", "onnx", "module"]
     embed_dim: int
     context_length: int
     settings: dict[str, Any]

@@ -46,6 +46,8 @@ def save_model(
         files = aligned_files(encoder)
     elif encoder.config.kind == "vectors":
         files = vector_files(encoder)
+    elif encoder.config.kind == "module":
+        files = runs.MODULE_FILE, encoder.config.settings, runs.TOWERS_WEIGHTS_FILE, encoder.model.state_dict()
     else:
         weights = encoder.state_dict() if weights is None else weights
         state = {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
@@ -92,6 +94,9 @@ def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEnc
             return load_vectors(folder, config, objective)
         if file.name == runs.TOWERS_FILE:
             return _other_towers(file, config, objective)
+        if file.name == runs.MODULE_FILE:
+            fills = "is Python code; cloob.load_model(…, towers=module) fills one"
+            raise InputError(f"{folder}: {config['class']}, to which its weights belong, {fills}")
         if file.name == runs.ONNX_FILE:
             return OnnxEncoder(PlainEncoder(folder), objective)
         return _open_clip_towers(file, config, objective, of_hub)

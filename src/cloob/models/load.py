@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from cloob.models import runs
 from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder, digest
 from cloob.models.folder import read_model
+from cloob.models.given import fill_module
 from cloob.models.hub import check_hub_model, fetch_first, fetch_model
 from cloob.models.importing import translated
 from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source, file_stamp, kept_digest
@@ -27,10 +28,21 @@ from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip
 from cloob.models.weights.containers import INDEX, WEIGHTS_FILES
 
+Module = TypeVar("Module", bound=nn.Module)
 _PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")  # they make modules of files
 
 
-def load_model(source: str | Path, device: str | torch.device = "auto") -> DualEncoder:
+@overload
+def load_model(source: str | Path, device: str | torch.device = "auto", *, towers: None = None) -> DualEncoder: ...
+
+
+@overload
+def load_model(source: str | Path, device: str | torch.device = "auto", *, towers: Module) -> Module: ...
+
+
+def load_model(
+    source: str | Path, device: str | torch.device = "auto", *, towers: nn.Module | None = None
+) -> nn.Module:
     """Loads two towers, in eval mode.
 
     Args:
@@ -38,9 +50,11 @@ def load_model(source: str | Path, device: str | torch.device = "auto") -> DualE
             a checkpoint folder, a model folder, or as a string open_clip's ``"NAME/TAG"``, ``"hf-hub:…"``,
             ``"local-dir:…"``; a file, folder or public name of another program (docs/weights.md).
         device: Where the towers go; ``"auto"`` is CUDA where there is one, else the CPU.
+        towers: For a run that trained a module of yours (``train(…, towers=module)``): such a module, whose weights
+            are replaced.
 
     Returns:
-        The encoder; ``make_objective()`` gives the objective that it was trained with.
+        The encoder, whose ``make_objective()`` gives the objective that it was trained with; or ``towers``.
 
     Raises:
         InputError: Nothing there, not a model, weights that are missing, damaged or of another architecture, an unknown
@@ -54,7 +68,13 @@ def load_model(source: str | Path, device: str | torch.device = "auto") -> DualE
         torch.Size([2, 256])
     """
     place = resolve_device(device)
-    return _load(source).to(place).eval()
+    if towers is None:
+        return _load(source).to(place).eval()
+    folder = find_model_folder(source)
+    if folder is None:
+        raise InputError(f"{source}: is no run or model folder of cloob, whose weights could go into towers=")
+    fill_module(towers, folder)
+    return towers.to(place).eval()
 
 
 def find_model_folder(source: str | Path) -> Path | None:

@@ -10,6 +10,7 @@
           aligned.json           heads.safetensors              heads on frozen encoders
           vectors.json           heads.safetensors              heads for vectors
           onnx.json              onnx/*.onnx                    graphs that onnxruntime runs; tokenizer.json
+          module.json            model.safetensors              a module of Python code, given to ``train``
     and in each  objective.json
 """
 
@@ -47,6 +48,7 @@ ALIGNED_FILE = "aligned.json"
 HEADS_FILE = "heads.safetensors"
 VECTORS_FILE = "vectors.json"
 ONNX_FILE = "onnx.json"
+MODULE_FILE = "module.json"
 OBJECTIVE_FILE = "objective.json"
 HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """The weights that open_clip fetches from a hub: the first of these that is there."""
@@ -66,7 +68,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def config_file(folder: Path) -> Path:
     """The file that says what a model folder holds, whether it is there or not."""
-    others = (folder / name for name in (ALIGNED_FILE, VECTORS_FILE, TOWERS_FILE, ONNX_FILE))
+    others = (folder / name for name in (ALIGNED_FILE, VECTORS_FILE, TOWERS_FILE, ONNX_FILE, MODULE_FILE))
     return next((file for file in others if file.is_file()), folder / CONFIG_FILE)
 
 

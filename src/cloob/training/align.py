@@ -35,8 +35,8 @@ from cloob.models.aligned.heads import Head, Standardise
 from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
 from cloob.models.load import load_model
 from cloob.objective import ContrastiveObjective
+from cloob.training.bad_samples import check_fraction
 from cloob.training.config import TrainConfig
-from cloob.training.faults import check_fraction
 
 logger = logging.getLogger(__name__)
 _BATCH = 128
@@ -131,6 +131,7 @@ class FeatureLoader(Loader):
         order = EpochOrder([Part((len(features),))], seed=seed, shuffle=train)
         super().__init__(name, order, batch_size, drop_last=train, rank=rank(), world_size=world_size())
         self.features = features
+        self.by_id = isinstance(features, VectorPairs)
 
     def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
         for start in starts:

@@ -2,59 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
-from cloob.cache import Cache
-from cloob.data.fingerprint import Fingerprint
-from cloob.data.loader import Loader, PairLoader
-from cloob.data.open import open_source
-from cloob.data.source import Source, mix
-from cloob.data.split import choose_held_out, split
-from cloob.data.transforms import TrainTransform
-from cloob.data.vectors import VectorPairs
-from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
-from cloob.errors import InputError, require
+from cloob.data.loader import Loader
+from cloob.distributed import on_rank_zero, rank, world_size
 from cloob.files import write_whole
-from cloob.functional.modes import float32_products
-from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.aligned.model import AlignedEncoder
-from cloob.models.aligned.vectors import VectorEncoder
-from cloob.models.encoder import DualEncoder, trimmed_tokens
-from cloob.models.importing import import_open_clip
-from cloob.models.load import load_model
-from cloob.models.runs import HELD_OUT_FILE, OBJECTIVES_FILE, RUN_CONFIG_FILE
-from cloob.models.towers import create_model
-from cloob.models.untrusted import read_json
-from cloob.objective import ContrastiveObjective, make_objective
-from cloob.training import align, finetune, resume, sharding, vectors
-from cloob.training.checkpoint import HELD_OUT, TRAINING, Saver, remove_leftovers, seed_generators
+from cloob.models.encoder import DualEncoder
+from cloob.models.runs import OBJECTIVES_FILE, RUN_CONFIG_FILE
+from cloob.objective import ContrastiveObjective
+from cloob.training import finetune, resume
+from cloob.training.bad_samples import BadSamples
+from cloob.training.checkpoint import HELD_OUT, TRAINING, Saver, find_checkpoint, remove_leftovers, restore
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_combination, check_start, refuse
-from cloob.training.config.parts import RunConfig
-from cloob.training.faults import BadSamples
+from cloob.training.config.checks import check_combination
+from cloob.training.given import Given, optimizer_of
 from cloob.training.log import RunLog
-from cloob.training.optim import make_optimizer, warmup_steps
+from cloob.training.pairs import fit_batch, make_loader, open_pairs, same_on_every_rank
 from cloob.training.progress import Progress
+from cloob.training.random_state import seed_generators
 from cloob.training.run_folder import prepare_run_folder, refuse_another_run
 from cloob.training.step import Stepper, TowersWithLoss
-
-logger = logging.getLogger(__name__)
-DEFAULT_MODEL = "RN50"
+from cloob.training.towers import make_encoder, make_loss, prepare_towers, resolved
 
 
 @dataclass(frozen=True)
-class Parts:
+class Run:
     """All that the loop works with, on this rank."""
 
     config: TrainConfig  # with every default filled in
@@ -69,6 +47,11 @@ class Parts:
     log: RunLog
     bad: BadSamples
 
+    @property
+    def hands_over_ids(self) -> bool:
+        """Whether the objective gets the pairs' ids."""
+        return self.config.loss.mask_duplicates or self.config.given.given_objective is not None
+
     def close(self) -> None:
         for loader in (self.loader, self.val_loader):
             if loader is not None:
@@ -76,44 +59,45 @@ class Parts:
         self.log.close()
 
 
-def assemble(config: TrainConfig, device: torch.device, choose: Callable[[TrainConfig], dict[str, Any]]) -> Parts:
+def assemble(
+    config: TrainConfig, given: Given, device: torch.device, choose: Callable[[TrainConfig], dict[str, Any]]
+) -> Run:
     """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
-
-    ``choose`` finds the objective for ``auto``. Ended where nothing is left to do, or a signal ended that choice.
 
     The order matters: the run folder is touched only once towers, data and checkpoint could be opened, and the
     optimiser is made after everything that replaces parameters.
+    ``choose`` finds the objective for ``auto``. Ended where nothing is left to do, or a signal ended that choice.
     """
     check_combination(config)
-    checkpoint = resume.find_checkpoint(config.save.out, config.save.resume)
+    checkpoint = find_checkpoint(config.save.out, config.save.resume)
     resumed = checkpoint.path if checkpoint else None
     on_rank_zero(lambda: refuse_another_run(config, resumed))
     choice: dict[str, Any] | None = None
     if config.loss.objective == "auto":
         choice = choose(config)
         config = config.override(objective=choice["chosen"], **choice["settings"])
-    source, held_out = vectors.open_vectors(config) if config.vectors.a is not None else open_both(config, train=True)
-    config = fit_batch(config, len(source))
-    encoder = make_encoder(config, source)
+    pairs, held_out = open_pairs(config, given)
+    config = fit_batch(config, len(pairs))
+    encoder = make_encoder(config, pairs, given)
     finetune.freeze(encoder, config.towers.freeze)
-    objective = make_loss(config)
+    objective = make_loss(config, given)
     config = resolved(config, encoder, objective, device)
-    sources = {TRAINING: source} | ({} if held_out is None else {HELD_OUT: held_out})
-    data = {name: _same_on_every_rank(pairs) for name, pairs in sources.items()}
+    both = {TRAINING: pairs} | ({} if held_out is None else {HELD_OUT: held_out})
+    data = {name: same_on_every_rank(each) for name, each in both.items()}
     # Before all pairs go through frozen encoders, which may take hours.
     progress = resume.progress_of(checkpoint, config, data, objective) if checkpoint else Progress()
-    loader = make_loader(source, encoder, config, device)
+    loader = make_loader(pairs, encoder, config, device)
     val_loader = make_loader(held_out, encoder, config, device, train=False) if held_out is not None else None
     encoder.to(device)
     objective.to(device)
     prepare_towers(encoder, config.run, device)
-    optimizer = make_optimizer(encoder, objective, config.optim, device)
+    optimizer = optimizer_of(given.optimizer, encoder, objective, config.optim, device)
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
     micro, share = config.run.micro_batch_size, -(-config.run.batch_size // world_size())
     stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro if micro < share else 0)
     if checkpoint is not None:
-        resume.restore(checkpoint, stepper)
+        restore(checkpoint, stepper)
     on_rank_zero(lambda: prepare_run_folder(config, resumed))
     seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
 
@@ -126,221 +110,5 @@ def assemble(config: TrainConfig, device: torch.device, choose: Callable[[TrainC
     log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)
     # The features that heads train on were checked when they were made or read.
     limit = 1.0 if isinstance(encoder, AlignedEncoder) else config.pairs.max_bad_fraction
-    return Parts(
-        config=config,
-        encoder=encoder,
-        objective=objective,
-        loader=loader,
-        val_loader=val_loader,
-        towers=towers,
-        stepper=stepper,
-        progress=progress,
-        saver=saver,
-        log=log,
-        bad=BadSamples(progress, loader, limit, log),
-    )
-
-
-def _same_on_every_rank(pairs: Source | VectorPairs) -> Fingerprint:
-    """The fingerprint of pairs; InputError where some host has others: ranks divide them by their number."""
-    looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on each host: it may look into a hundred thousand files
-    first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
-    for number, (size, found) in enumerate(others, 1):
-        other = f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or with other contents)"
-        differs = size != first[0] or (found and found != first[1])
-        refuse([(differs, f"{pairs.name}: rank {number} {other}; give all the same")])
-    return first[1]
-
-
-def make_cache(config: TrainConfig) -> Cache:
-    gigabytes = config.pairs.cache_gb
-    return Cache(config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3))
-
-
-def open_both(config: TrainConfig, *, train: bool = False) -> tuple[Source, Source | None]:
-    """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs.
-
-    The rows of the latter are found by reading all pairs: once for a run, which keeps them in ``OUT/held_out.json``.
-    """
-    pairs = config.pairs
-    sources = _open(pairs.data, config)
-    if not pairs.val_split:
-        return mix(sources), mix(_open(pairs.val_data, config)) if pairs.val_data else None
-    rows = on_rank_zero(lambda: _held_out_rows(config, sources, train), slow=True)
-    source, held_out = split(sources, rows)
-    if rank() == 0:
-        total = len(source) + len(held_out)
-        logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)
-    return source, held_out
-
-
-def _held_out_rows(config: TrainConfig, sources: Sequence[Source], train: bool) -> list[np.ndarray]:
-    """The rows that are held out of each source."""
-    file, share = config.save.out / HELD_OUT_FILE, config.pairs.val_split
-    key, resumes = [share, *(source.fingerprint() for source in sources)], train and config.save.resume != "none"
-    if resumes and file.is_file() and (kept := read_json(file))["of"] == key:
-        return [np.array(rows, np.int64) for rows in kept["rows"]]
-    logger.info("reading all pairs once, to hold some out (--val-split) …")
-    rows = choose_held_out(sources, share)
-    if train:
-        write_whole(file, json.dumps({"of": key, "rows": [part.tolist() for part in rows]}))
-    return rows
-
-
-def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
-    pairs = config.pairs
-    columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
-    return [open_source(spec, **columns, cache=make_cache(config)) for spec in specs]
-
-
-def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
-    """The configuration with a batch size that suits so many training pairs, unless it has one.
-
-    A batch of the large sets' 256 would leave a small set a handful of steps, most of them warm-up. A power of two that
-    makes 16 to 32 steps of an epoch keeps the number of steps alike from 128 to 8,000 pairs.
-    """
-    if config.loss.objective == "cca":
-        return align.in_closed_form(config)
-    if config.run.batch_size:
-        return config
-    power = 1 << max(pairs // 16, 1).bit_length() - 1
-    size = max(2, 2 * world_size(), min(pairs, 256, max(8, power)))
-    config = config.override(batch_size=size)
-    if rank() == 0:
-        steps = config.run.total_steps(pairs // size)
-        warmup = warmup_steps(config.optim, steps)
-        logger.info("%s pairs: batch size %d, %s steps, warm-up %s", f"{pairs:,}", size, f"{steps:,}", f"{warmup:,}")
-    return config
-
-
-def make_encoder(config: TrainConfig, source: Source | VectorPairs | None = None) -> DualEncoder:
-    """The towers to start from, on the CPU: created by name or loaded, frozen encoders with heads, or heads alone."""
-    towers = config.towers
-    if isinstance(source, VectorPairs):
-        return vectors.make_vector_encoder(config, source)
-    if config.align.encoders():
-        return align.make_aligned(config)
-    if towers.init is None:
-        return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
-    encoder = load_model(towers.init, device="cpu")
-    encoder.check_weights()
-    holds = f"init {towers.init!r} holds"
-    refuse([(isinstance(encoder, VectorEncoder), f"{holds} heads for vectors; `cloob train vectors` begins anew")])
-    check_start(config, aligned=isinstance(encoder, AlignedEncoder))
-    found = {"model": encoder.name, "image_size": encoder.image_size}
-    if isinstance(encoder, AlignedEncoder):
-        encoder.on_features = True
-        found |= align.head_settings(encoder)
-    for key, held in found.items():
-        asked = (vars(towers) | vars(config.align))[key]
-        error = f"{key} is {asked!r}, but {holds} {held!r}; leave it out, also of --config"
-        refuse([(asked not in (None, held), error)])
-    return encoder
-
-
-def make_loss(config: TrainConfig) -> ContrastiveObjective:
-    """The configuration's objective, gathering over several ranks."""
-    if config.loss.objective == "cca":
-        return align.ClosedForm()
-    try:
-        return make_objective(config.loss.objective, gather=world_size() > 1, **config.loss.overrides())
-    except (ValueError, TypeError) as error:
-        raise InputError(f"objective {config.loss.objective!r}: {error}") from error
-
-
-def make_loader(
-    source: Source | VectorPairs, encoder: DualEncoder, config: TrainConfig, device: torch.device, *, train: bool = True
-) -> Loader:
-    """This rank's training batches, or those of held-out pairs: all of them, in order and without augmentation."""
-    size = config.run.batch_size
-    least = 2 * world_size()
-    refuse([(train and size < least, f"batch_size is {size} for {world_size()} processes; it must be {least} or more")])
-    if isinstance(source, VectorPairs):
-        shuffles = train and config.loss.objective != "cca"
-        return align.FeatureLoader(source, source.name, batch_size=size, seed=config.run.seed, train=shuffles)
-    if isinstance(encoder, AlignedEncoder):
-        return align.feature_loader(source, encoder, config, device, make_cache(config), train=train)
-    augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
-    # Shared padding is left out where that is exact; a compiled tower wants one shape.
-    trims = encoder.trims_texts and not config.run.compile
-    return PairLoader(
-        source,
-        augmented if train else encoder.preprocess,
-        partial(trimmed_tokens, encoder.tokenizer) if trims else encoder.tokenizer,
-        size,
-        seed=config.run.seed,
-        shuffle=train,
-        drop_last=train,
-        shuffle_buffer=config.pairs.shuffle_buffer if train else None,
-        rank=rank(),
-        world_size=world_size(),
-        workers=config.pairs.workers,
-        pin_memory=train and device.type == "cuda",
-        by_picture=True,
-    )
-
-
-def resolved(
-    config: TrainConfig, encoder: DualEncoder, objective: ContrastiveObjective, device: torch.device
-) -> TrainConfig:
-    """The configuration with every default that was chosen while building filled in; every rank calls this."""
-    chosen = objective.config()
-    names = ["inv_tau", "learnable_inv_tau", "learnable_beta", "scale", *(["beta"] if objective.hopfield else [])]
-    names += [] if objective.bias is None else ["bias"]
-    names = [] if isinstance(objective, align.ClosedForm) else names
-    leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
-    if isinstance(encoder, AlignedEncoder):
-        leaves |= align.head_settings(encoder)
-    if config.towers.init is None and not isinstance(encoder, AlignedEncoder):
-        leaves |= {"model": config.towers.model or encoder.name, "image_size": encoder.image_size}
-    if config.run.precision == "auto":
-        # A CPU that computes in bfloat16 by itself cannot be told from those that emulate it.
-        has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16)) else "fp32"
-    if config.run.channels_last is None:
-        norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
-        trained = any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
-        leaves["channels_last"] = not (trained and device.type == "cpu")
-    if config.run.tf32 is None:
-        leaves["tf32"] = config.run.precision == "auto" and device.type == "cuda"
-    if config.run.precision == "bf16" and device.type == "cpu" and rank() == 0:
-        warn_of_emulated_bfloat16()
-    return config.override(**leaves)
-
-
-def products(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Inside, float32 matrix products on CUDA are as the configuration says; a GPU without TF32 takes no notice."""
-    return float32_products("high") if config.run.tf32 and device.type == "cuda" else contextlib.nullcontext()
-
-
-def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -> None:
-    """Readies towers for training, in place: memory layout, batch norm over ranks, recomputation, compilation, shards.
-
-    Names and shapes of parameters stay, so checkpoints are the same for all. The optimiser has to be made afterwards.
-    """
-    encoder.set_channels_last(run.channels_last is not False)
-    if run.sync_bn and world_size() > 1:
-        require("timm.layers", "train").convert_sync_batchnorm(encoder)
-    if run.grad_checkpointing:
-        _enable_recomputation(encoder)
-    if run.compile:
-        # In place, since a wrapper would put its name into every key of the checkpoint. The two passes of gradient
-        # caching are compiled apart and must draw the same random numbers.
-        encoder.compile(options={"fallback_random": True} if run.micro_batch_size else None)
-    if run.fsdp:
-        sharding.shard(encoder, device)
-
-
-def _enable_recomputation(encoder: DualEncoder) -> None:
-    """Gradient checkpointing, by the switch of open_clip's transformers and timm's towers; others are refused."""
-    visual = encoder.model.visual
-    does_nothing = isinstance(visual, import_open_clip(".modified_resnet").ModifiedResNet)
-    switch: Any = None if does_nothing else getattr(visual, "trunk", encoder.model)
-    try:
-        switch.set_grad_checkpointing(True)  # where timm refuses, open_clip would log a warning and train without
-    except (AttributeError, AssertionError):
-        raise InputError(
-            f"grad_checkpointing is True, but the image tower of {encoder.name} has no such switch; "
-            "--micro-batch-size saves memory with any tower"
-        ) from None
-    encoder.model.set_grad_checkpointing(True)
+    bad = BadSamples(progress, loader, limit, log)
+    return Run(config, encoder, objective, loader, val_loader, towers, stepper, progress, saver, log, bad)

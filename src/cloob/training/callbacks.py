@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from cloob.models.encoder import DualEncoder
-    from cloob.objective import ContrastiveObjective
     from cloob.training.config import TrainConfig
 
 
@@ -21,8 +19,8 @@ class RunInfo:
 
     run: Path  # its folder
     config: TrainConfig  # with every default filled in
-    encoder: DualEncoder  # a callback may switch it to eval mode, the loop switches back
-    objective: ContrastiveObjective
+    encoder: Any  # a DualEncoder, or the given towers; a callback may switch it to eval mode, the loop switches back
+    objective: Any  # a ContrastiveObjective, or the given loss
     device: torch.device
     total_steps: int  # of the whole run
     steps_per_epoch: int

@@ -14,36 +14,47 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
-import random
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
 from cloob.data.fingerprint import Fingerprint, digest
-from cloob.distributed import gather_objects, on_rank_zero, rank
+from cloob.distributed import gather_objects, on_rank_zero
 from cloob.errors import InputError, one_line
 from cloob.files import flush
 from cloob.models.folder import save_model
+from cloob.models.load import load_model
 from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
     MODEL_FOLDER,
+    MODULE_FILE,
+    TOWERS_WEIGHTS_FILE,
     TRAINER_FILE,
     VALIDATION_FILE,
     checkpoint_name,
+    config_file,
     find_best,
     is_better,
     list_checkpoints,
     weights_file,
 )
+from cloob.models.weights.containers import check_zip, read_safetensors
+from cloob.scales import FixedScaleWarning
 from cloob.training import sharding
 from cloob.training.config import TrainConfig
 from cloob.training.progress import Progress
+from cloob.training.random_state import rng_state
 from cloob.training.step import Stepper
+
+logger = logging.getLogger(__name__)
 
 TRAINING, HELD_OUT = "training pairs", "held-out pairs"
 """The two sets of pairs whose fingerprints a checkpoint keeps."""
@@ -110,7 +121,9 @@ class Saver:
             validation = {"step": progress.step, "metric": metric, **self._validation[1], **self._measured}
 
         def write(folder: Path) -> None:
-            save_model(folder / MODEL_FOLDER, encoder, towers.objective.config() | {"hopfield": hopfield}, weights)
+            settings = towers.objective.config()  # none of a caller's loss
+            settings |= {"hopfield": hopfield} if settings else {}
+            save_model(folder / MODEL_FOLDER, encoder, settings, weights)
             state["weights"] = weights_digest(folder)
             if validation is not None:
                 (folder / VALIDATION_FILE).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
@@ -164,48 +177,98 @@ def remove_leftovers(run: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """State of python's, numpy's and torch's generators, as tensors and plain types."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (towers may use the global one)
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back."""
+
+    path: Path
+    weights: dict[str, Tensor]  # of the encoder, from ``model/``
+    state: dict[str, Any]  # what ``trainer.pt`` holds
+    progress: Progress  # as it was written
 
 
-def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    elif device.type == "mps" and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint folder; InputError for a file that is missing, cut short or of another format."""
+    file = path / TRAINER_FILE
+    try:
+        check_zip(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        weights = _read_weights(path / MODEL_FOLDER)
+        if state["weights"] != weights_digest(path):
+            raise InputError(f"{weights_file(path / MODEL_FOLDER)}: damaged, its digest is not the one in {file.name}")
+        return Checkpoint(path, weights, state, Progress(**state["progress"]))
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); use an earlier checkpoint") from error
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    if config_file(folder).name == MODULE_FILE:  # a caller's, which nobody can build from its file
+        return {f"model.{name}": value for name, value in read_safetensors(folder / TOWERS_WEIGHTS_FILE).items()}
+    return dict(load_model(str(folder), device="cpu").state_dict())
+
+
+def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
+    """The checkpoint to resume from, None to start afresh; every rank calls this and reads the same.
+
+    ``resume`` is ``"none"``, ``"auto"`` (the newest readable checkpoint of ``run``, if any; unreadable ones are passed
+    over with a warning), or the path of a checkpoint or a run folder.
+    """
+    if resume == "none":
+        return None
+    held: list[Checkpoint] = []  # on rank 0
+
+    def choose() -> Path | None:
+        held.extend(checkpoint for checkpoint in [_newest(run, resume)] if checkpoint is not None)
+        return held[0].path if held else None
+
+    chosen = on_rank_zero(choose)
+    if chosen is None:
+        return None
+    return held[0] if held else read_checkpoint(chosen)
+
+
+def _newest(run: Path, resume: str) -> Checkpoint | None:
+    run = run if resume == "auto" else Path(resume)
+    if resume != "auto" and (run / TRAINER_FILE).is_file():
+        return read_checkpoint(run)
+    errors: list[InputError] = []
+    for path in reversed(list_checkpoints(run)):
+        try:
+            return read_checkpoint(path)
+        except InputError as error:
+            errors.append(error)
+            logger.warning("%s; trying the checkpoint before it", error)
+    if errors or resume != "auto":
+        newest = f" (the newest: {errors[0]})" if errors else "; none, auto, a checkpoint or a run is wanted"
+        raise InputError(f"resume is {resume!r}: {run} holds no whole checkpoint{newest}; another --out starts anew")
+    return None
+
+
+def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
+    """Loads weights, objective, optimiser and loss scale of a checkpoint into a freshly built stepper."""
+    encoder, optimizer, scaler = stepper.module.encoder, stepper.optimizer, stepper.scaler
+    load_objective(checkpoint, stepper.module.objective)
+    with _other_parameters(checkpoint):
+        sharding.load_whole(encoder, checkpoint.weights)
+        sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
+    # An option is the configuration's where that changed; all else is the checkpoint's: some optimisers count in there.
+    for group, now, then in zip(optimizer.param_groups, stepper.options, checkpoint.state["options"], strict=True):
+        group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
+    if scaler.is_enabled() and checkpoint.state["scaler"]:  # precision may have changed
+        scaler.load_state_dict(checkpoint.state["scaler"])
+
+
+def load_objective(checkpoint: Checkpoint, objective: nn.Module) -> None:
+    with _other_parameters(checkpoint), warnings.catch_warnings():
+        warnings.simplefilter("error", FixedScaleWarning)
+        objective.load_state_dict(checkpoint.state["objective"])
 
 
 @contextlib.contextmanager
-def preserved_rng(device: torch.device) -> Iterator[None]:
-    """Keeps what runs inside (loaders, callbacks) from moving the generators that training depends on."""
-    state = rng_state(device)
+def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
+    """The error of a state that does not go into what was built."""
     try:
         yield
-    finally:
-        set_rng_state(state, device)
-
-
-def seed_generators(seed: int, states: list[dict[str, Any]], device: torch.device) -> None:
-    """Sets this rank's generators to its checkpoint's ``states``, or freshly to ``seed`` + rank if there are none."""
-    seed += rank()
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (whatever a tower may draw from)
-    if rank() < len(states):
-        set_rng_state(states[rank()], device)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, FixedScaleWarning) as error:
+        said = f"was trained with other parameters, or is damaged ({one_line(error, 200)})"
+        raise InputError(f"{checkpoint.path}: {said}") from error

@@ -21,7 +21,7 @@ from cloob.errors import InputError
 from cloob.functional.cca import CanonicalDirections, PairMoments, canonical_directions
 from cloob.models.aligned.heads import Head
 from cloob.training.align import Chosen, ClosedForm
-from cloob.training.build import Parts
+from cloob.training.build import Run
 from cloob.training.faults import StopSignal, agree, fetch
 from cloob.training.validate import mean_recall
 
@@ -32,51 +32,51 @@ Rows = tuple[Tensor, Tensor, Tensor]  # (n, F_a), (n, F_b), (n,) ids
 logger = logging.getLogger(__name__)
 
 
-def fit(parts: Parts, stop: StopSignal) -> None:
+def fit(run: Run, stop: StopSignal) -> None:
     """Solves for the heads of a run; every rank calls this. StopRequested where a signal ends it: nothing is kept."""
-    progress, size = parts.progress, parts.config.run.batch_size
+    progress, size = run.progress, run.config.run.batch_size
     moments = None
-    for a, b, _ in _batches(parts, parts.loader, stop, counts=True):
+    for a, b, _ in _batches(run, run.loader, stop, counts=True):
         block = PairMoments.of(a, b)
         moments = block if moments is None else moments + block
     total = [part for part in gather_objects(moments) if part is not None]
     if not total:
-        raise InputError(f"{parts.loader.name}: no usable pairs")
+        raise InputError(f"{run.loader.name}: no usable pairs")
     moments = functools.reduce(operator.add, total)
-    judges = [] if parts.val_loader is None else list(_batches(parts, parts.val_loader, stop, counts=False))
-    chosen, directions = _choose(parts, moments, judges)
+    judges = [] if run.val_loader is None else list(_batches(run, run.val_loader, stop, counts=False))
+    chosen, directions = _choose(run, moments, judges)
     of_a, of_b = directions.weighted(chosen.power)
-    parts.encoder.model.image_head.solve(moments.mean_a, of_a)
-    parts.encoder.model.text_head.solve(moments.mean_b, of_b)
-    assert isinstance(parts.objective, ClosedForm)
-    parts.objective.chosen = chosen
+    run.encoder.model.image_head.solve(moments.mean_a, of_a)
+    run.encoder.model.text_head.solve(moments.mean_b, of_b)
+    assert isinstance(run.objective, ClosedForm)
+    run.objective.chosen = chosen
     progress.step, progress.samples_seen = 1, moments.count
-    progress.position = progress.passed = parts.loader.steps_per_epoch * size
+    progress.position = progress.passed = run.loader.steps_per_epoch * size
 
 
-def _batches(parts: Parts, loader: Loader, stop: StopSignal, *, counts: bool) -> Iterator[Rows]:
+def _batches(run: Run, loader: Loader, stop: StopSignal, *, counts: bool) -> Iterator[Rows]:
     """This rank's rows on the CPU: all of training pairs, which are counted, or some of held-out ones."""
     batches, every = loader.epoch(0), 1 if counts else -(-loader.pairs_per_epoch // _JUDGES)
     while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
-        batch, tally = agree(*fetched, stop, parts.stepper.device, parts.saver.last)
+        batch, tally = agree(*fetched, stop, run.stepper.device, run.saver.last)
         if counts:
-            parts.bad.count(batch, tally)
+            run.bad.count(batch, tally)
         if len(batch):
             yield batch.images[::every], batch.tokens[::every], batch.ids[::every]
 
 
-def _choose(parts: Parts, moments: PairMoments, judges: list[Rows]) -> tuple[Chosen, CanonicalDirections]:
+def _choose(run: Run, moments: PairMoments, judges: list[Rows]) -> tuple[Chosen, CanonicalDirections]:
     """The best by the held-out pairs, or the first without; every rank comes to the same."""
-    heads: tuple[Head, Head] = parts.encoder.model.image_head, parts.encoder.model.text_head
+    heads: tuple[Head, Head] = run.encoder.model.image_head, run.encoder.model.text_head
     usual = any(head.standardise == "column" for head in heads)
-    tries_both = judges and parts.config.align.standardise in (None, "auto")
+    tries_both = judges and run.config.align.standardise in (None, "auto")
     tried: list[tuple[float, Chosen, CanonicalDirections]] = []
     for by_column in (usual, not usual) if tries_both else (usual,):
         for ridge, found in zip(_RIDGES, canonical_directions(moments, _RIDGES, by_column=by_column), strict=True):
             directions = CanonicalDirections(*(part[..., : heads[0].options["embed_dim"]] for part in found))
             if not judges:
                 return Chosen(ridge, _POWERS[0], by_column), directions
-            for power, recall in zip(_POWERS, _recalls(parts, moments, directions, judges), strict=True):
+            for power, recall in zip(_POWERS, _recalls(run, moments, directions, judges), strict=True):
                 tried.append((recall, Chosen(ridge, power, by_column), directions))
     recall, chosen, directions = max(tried, key=operator.itemgetter(0))
     if rank() == 0:
@@ -86,13 +86,11 @@ def _choose(parts: Parts, moments: PairMoments, judges: list[Rows]) -> tuple[Cho
     return chosen, directions
 
 
-def _recalls(
-    parts: Parts, moments: PairMoments, directions: CanonicalDirections, judges: list[Rows]
-) -> Iterator[float]:
+def _recalls(run: Run, moments: PairMoments, directions: CanonicalDirections, judges: list[Rows]) -> Iterator[float]:
     """The mean recall of the held-out pairs for each power."""
     a, b, ids = (torch.cat(side) for side in zip(*judges, strict=True))
     a, b = (a - moments.mean_a).float() @ directions.a.float(), (b - moments.mean_b).float() @ directions.b.float()
     for power in _POWERS:
         weights = (directions.correlations**power).float()
         rows = F.normalize(a * weights, dim=1), F.normalize(b * weights, dim=1), ids
-        yield mean_recall([rows], torch.device("cpu"), parts.config.vectors.a is not None) or 0.0
+        yield mean_recall([rows], torch.device("cpu"), run.loader.by_id) or 0.0

@@ -12,29 +12,42 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cloob.data.batch import Batch
 from cloob.data.loader import Copies
 from cloob.distributed import Layout, Tally, on_rank_zero, process_group, rank, resolve_device
 from cloob.errors import InputError, TrainingFailed
-from cloob.training import build, closed, faults, finetune, run_folder
-from cloob.training.build import Parts
+from cloob.training import closed, faults, finetune, run_folder
+from cloob.training.bad_samples import by_reason
+from cloob.training.build import Run, assemble
 from cloob.training.callbacks import Callback, Ended, RunInfo, RunResult
-from cloob.training.checkpoint import preserved_rng
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
+from cloob.training.given import Given, GivenPairs, MakeOptimizer
 from cloob.training.log import TensorBoard, WandB
 from cloob.training.progress import Course, is_whole
+from cloob.training.random_state import preserved_rng
 from cloob.training.record import Step, StepLog
 from cloob.training.select import choose
+from cloob.training.towers import products
 from cloob.training.validate import Validation, validate
 
 _CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResult:
-    """Trains two towers.
+def train(
+    config: TrainConfig,
+    *,
+    pairs: GivenPairs | None = None,
+    held_out: GivenPairs | None = None,
+    towers: nn.Module | None = None,
+    objective: nn.Module | None = None,
+    optimizer: MakeOptimizer | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
+    """Trains two towers. Each part below stands in the place of what the configuration names.
 
     Under ``torchrun`` each process calls this; the run folder must be visible to all of them. SIGTERM ends the run
     after the current step with a checkpoint. On the CPU in float32 with one or two processes the same configuration
@@ -42,6 +55,15 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
 
     Args:
         config: The whole configuration.
+        pairs: Training pairs: a map-style torch ``Dataset`` of (a, b) or (a, b, id), collated by its ``collate_fn`` or
+            torch's default; or a source such as ``open_source`` gives. An item that raises is a bad sample. What an
+            item draws at random depends on (seed, epoch, its number).
+        held_out: Held-out pairs, likewise; pairs of one id are one answer.
+        towers: A module that makes of a batch's a and b two (n, D) matrices, whose rows need not be of length one.
+        objective: A module: ``loss(x, y, ids=…)`` of (N, D) float32 unit rows -> 0-d tensor. ``ids`` is (N,) int64, and
+            may be left out of its signature. Over ranks it sees the rows of all.
+        optimizer: Parameter groups -> optimiser. Its learning rates are the schedule's peak; groups of norms and
+            biases come with a weight decay of 0.
         callbacks: Called along the way, on every rank.
 
     Returns:
@@ -61,19 +83,20 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         >>> result.steps, result.samples_seen
         (2, 16)
     """
+    given = Given(pairs, held_out, towers, objective, optimizer)
+    config = given.named(config)
     device = resolve_device(config.run.device)
     with process_group(device), _held(config.save.out) as check_lock:
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
         trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
         try:
-            run = _Run(
-                build.assemble(config, device, partial(choose, train=train)), [*callbacks, *trackers], check_lock
-            )
+            run = assemble(config, given, device, partial(choose, train=partial(train, pairs=pairs, held_out=held_out)))
         except Ended as ended:
             return ended.result
-        with StopSignal() as stop, build.products(run.parts.config, device):
-            result = run.go(stop)
-        del run  # and with it DDP, before the group that it holds
+        loop = Loop(run, given, [*callbacks, *trackers], check_lock)
+        with StopSignal() as stop, products(run.config, device):
+            result = loop.go(stop)
+        del run, loop  # and with them DDP, before the group that it holds
         checkpoint = result.checkpoint
         if config.towers.average_with_start is not None and checkpoint is not None and result.stopped is None:
             on_rank_zero(lambda: finetune.write_average(config, checkpoint))
@@ -90,31 +113,31 @@ def _held(run: Path) -> Iterator[Callable[[], None]]:
         yield lambda: on_rank_zero(lambda: checks[0]())
 
 
-class _Run:
-    def __init__(self, parts: Parts, callbacks: Sequence[Callback], check_lock: Callable[[], None]) -> None:
-        self.parts = parts
+class Loop:
+    def __init__(self, run: Run, given: Given, callbacks: Sequence[Callback], check_lock: Callable[[], None]) -> None:
+        self.run, self.given = run, given
         self.check_lock = check_lock
-        self.course = Course(parts.config, parts.loader, parts.progress, hopfield=parts.objective.hopfield)
+        self.course = Course(run.config, run.loader, run.progress, hopfield=run.objective.hopfield)
         self.callbacks = callbacks
-        self.modules = list(parts.towers.modules())
-        self.copies = Copies(parts.stepper.device)
-        self.steps = StepLog(parts, partial(self._call, "on_step"))
+        self.modules = list(run.towers.modules())
+        self.copies = Copies(run.stepper.device)
+        self.steps = StepLog(run, partial(self._call, "on_step"))
         self.skipped: dict[str, int] = {}
 
     def go(self, stop: StopSignal) -> RunResult:
-        parts, progress = self.parts, self.parts.progress
+        run, progress = self.run, self.run.progress
         info = RunInfo(
-            run=parts.config.save.out,
-            config=parts.config,
-            encoder=parts.encoder,
-            objective=parts.objective,
-            device=parts.stepper.device,
+            run=run.config.save.out,
+            config=run.config,
+            encoder=run.encoder if self.given.towers is None else self.given.towers,
+            objective=run.objective if self.given.objective is None else self.given.objective,
+            device=run.stepper.device,
             total_steps=progress.step + self.course.steps_left(),
-            steps_per_epoch=parts.loader.steps_per_epoch,
+            steps_per_epoch=run.loader.steps_per_epoch,
             start_step=progress.step,
             rank=rank(),
-            resumed_from=parts.saver.last,
-            pairs_per_epoch=parts.loader.pairs_per_epoch,
+            resumed_from=run.saver.last,
+            pairs_per_epoch=run.loader.pairs_per_epoch,
         )
         result = None
         self.began = time.perf_counter() - progress.seconds
@@ -126,18 +149,18 @@ class _Run:
             self._save()
             if progress.nonfinite and rank() == 0:
                 said = "the last step was not finite, and nothing is saved until one is: %s"
-                logger.warning(said, faults.kept(parts.saver.last))
+                logger.warning(said, faults.kept(run.saver.last))
             result = RunResult(
-                run=parts.config.save.out,
+                run=run.config.save.out,
                 steps=progress.step,
                 epochs=progress.epoch,
                 samples_seen=progress.samples_seen,
                 seconds=time.perf_counter() - self.began,
                 loss=self.steps.last_loss,
-                checkpoint=parts.saver.last,
+                checkpoint=run.saver.last,
                 stopped="SIGTERM" if stopped else None,
                 skipped=self.skipped,
-                out_of_patience=not stopped and not is_whole(parts.config.run, progress),
+                out_of_patience=not stopped and not is_whole(run.config.run, progress),
             )
             return result
         except Exception:
@@ -145,14 +168,14 @@ class _Run:
                 self.steps.flush()
             raise
         finally:
-            parts.close()
+            run.close()
             self._call("on_end", result)
 
     def _call(self, event: str, *arguments: object) -> None:
         if not self.callbacks:
             return
         modes = [module.training for module in self.modules]
-        with preserved_rng(self.parts.stepper.device):
+        with preserved_rng(self.run.stepper.device):
             for callback in self.callbacks:
                 getattr(callback, event)(*arguments)
         for module, mode in zip(self.modules, modes, strict=True):
@@ -161,28 +184,25 @@ class _Run:
 
     def _epoch(self, stop: StopSignal) -> bool:
         """The rest of the current epoch. Returns whether a signal ended it."""
-        parts, progress = self.parts, self.parts.progress
-        save_every, size = parts.config.save.save_every, parts.config.run.batch_size
-        if parts.config.loss.objective == "cca" and not progress.position:
-            try:
-                closed.fit(parts, stop)
-            except StopRequested:
-                return True
-        start, offset = divmod(progress.position, size)
-        progress.lanes = progress.lanes or parts.loader.lanes  # an epoch keeps its order with another world size
-        batches = parts.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
-        steps = min(parts.loader.steps(offset), start + self.course.steps_left())
-        parts.towers.train()
-        finetune.freeze(parts.encoder, parts.config.towers.freeze)
+        run, progress = self.run, self.run.progress
+        save_every, size = run.config.save.save_every, run.config.run.batch_size
         try:
+            if run.config.loss.objective == "cca" and not progress.position:
+                closed.fit(run, stop)
+            start, offset = divmod(progress.position, size)
+            progress.lanes = progress.lanes or run.loader.lanes  # an epoch keeps its order with another world size
+            batches = run.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
+            steps = min(run.loader.steps(offset), start + self.course.steps_left())
+            run.towers.train()
+            finetune.freeze(run.encoder, run.config.towers.freeze)
             for index in range(start, steps):
                 began = time.perf_counter()
                 with preserved_rng(_CPU):
                     fetched = faults.fetch(batches, stop)
                 stop.ignore_children()  # only now: torch sets its own handler when the workers begin
                 waited = time.perf_counter() - began
-                batch, counts = faults.agree(*fetched, stop, parts.stepper.device, parts.saver.last)
-                parts.bad.count(batch, counts)
+                batch, counts = faults.agree(*fetched, stop, run.stepper.device, run.saver.last)
+                run.bad.count(batch, counts)
                 self._step(batch, counts, began, waited)
                 progress.position += size
                 progress.passed += size
@@ -196,16 +216,16 @@ class _Run:
         return False
 
     def _step(self, batch: Batch, counts: Tally, began: float, waited: float) -> None:
-        parts, progress = self.parts, self.parts.progress
+        run, progress = self.run, self.run.progress
         place = self.course.place()
         lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
         progress.step += 1
         outcome = None
         if counts.samples >= 2 and counts.smallest >= 1:
             on, layout = self.copies(batch), Layout(counts.sizes)
-            ids = on.ids if parts.config.loss.mask_duplicates else None
-            with faults.enough_memory(parts.config):
-                outcome = parts.stepper.launch(on.images, on.tokens, ids, lr, hopfield=hopfield, layout=layout)
+            ids = on.ids if run.hands_over_ids else None
+            with faults.enough_memory(run.config):
+                outcome = run.stepper.launch(on.images, on.tokens, ids, lr, hopfield=hopfield, layout=layout)
         self.steps.add(Step(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
 
     def _end_epoch(self, stop: StopSignal) -> bool:
@@ -214,23 +234,23 @@ class _Run:
         Returns whether the held-out pairs say that these weights are the best so far. StopRequested while it validates:
         the epoch is not over then.
         """
-        parts, progress = self.parts, self.parts.progress
+        run, progress = self.run, self.run.progress
         self.steps.flush()
-        parts.bad.check(ended=True)
-        skipped = parts.bad.reasons()
+        run.bad.check(ended=True)
+        skipped = run.bad.reasons()
         self.skipped |= skipped  # features list their bad pairs in the first epoch alone
         epoch = progress.epoch + 1
-        due = epoch % parts.config.pairs.val_every == 0 or self.course.steps_left() == 0
+        due = epoch % run.config.pairs.val_every == 0 or self.course.steps_left() == 0
         try:
-            judged = due and parts.val_loader is not None
-            validation = validate(parts, stop, hopfield=self.course.retrieved()) if judged else None
+            judged = due and run.val_loader is not None
+            validation = validate(run, stop, hopfield=self.course.retrieved()) if judged else None
         except (InputError, TrainingFailed):
             self._save()  # the epoch's work; a resumed run begins with this validation
             raise
         best = False
         if validation is not None:
             # Weights after a step that was not finite are not saved, so they cannot be the best.
-            best = not progress.nonfinite and parts.saver.judged(progress.step, validation.metrics())
+            best = not progress.nonfinite and run.saver.judged(progress.step, validation.metrics())
             progress.stale = 0 if best else progress.stale + 1
         line: dict[str, Any] = {
             "epoch": epoch,
@@ -239,20 +259,20 @@ class _Run:
             "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
             **(validation or Validation(None, None)).metrics(),
             "skipped": skipped,
-            **({"val_skipped": faults.by_reason(validation.skipped)} if validation and validation.skipped else {}),
+            **({"val_skipped": by_reason(validation.skipped)} if validation and validation.skipped else {}),
             "seconds": time.perf_counter() - self.began,
         }
         progress.epoch = epoch
         progress.begin_epoch()
-        parts.log.write("epochs", line)
+        run.log.write("epochs", line)
         self._call("on_epoch_end", line)
         return best
 
     def _save(self) -> None:
         self.steps.flush()
         self.check_lock()
-        reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
-        progress = dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds)
-        written = self.parts.saver.save(progress, hopfield=self.course.retrieved())
+        reasons, seconds = self.run.bad.reasons(), time.perf_counter() - self.began
+        progress = dataclasses.replace(self.run.progress, reasons=reasons, seconds=seconds)
+        written = self.run.saver.save(progress, hopfield=self.course.retrieved())
         if written is not None:
             self._call("on_checkpoint", written)

@@ -23,7 +23,7 @@ from cloob.files import write_whole
 from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.objective import ContrastiveObjective
 from cloob.objective.values import cone_notice, mean_cosine
-from cloob.training.build import Parts
+from cloob.training.build import Run
 from cloob.training.faults import kept
 from cloob.training.log import finite
 from cloob.training.step import Launched, StepResult
@@ -50,16 +50,20 @@ class Step:
 class StepLog:
     """Accounts for the steps; every rank has one. ``notify`` is called with each line of ``metrics.jsonl``."""
 
-    def __init__(self, run: Parts, notify: Callable[[Mapping[str, Any]], None]) -> None:
-        self.parts = run
+    def __init__(self, run: Run, notify: Callable[[Mapping[str, Any]], None]) -> None:
+        self.run = run
         self.notify = notify
         self.last_loss: float | None = None  # of the last step that was not skipped
+        groups = run.stepper.optimizer.param_groups
+        self._rates = [group["lr_scale"] for group in groups]  # shares of the schedule's rate
+        # A given optimiser's rates are its own: the configuration's stands for no peak then.
+        self._peak = max(self._rates) if run.config.given.given_optimizer is not None else 1.0
         self._late = is_async(run.stepper.device)  # then the host waits where it reads a value
         self._pending: list[Step] = []
 
     def add(self, step: Step) -> None:
         """Records a step. Its numbers are read now, or later in one batch so as not to stall a GPU."""
-        due = step.number % self.parts.config.log.log_every == 0
+        due = step.number % self.run.config.log.log_every == 0
         if step.outcome is not None and step.outcome.features is not None:
             if step.number == 1 and step.hopfield and rank() == 0:
                 _warn_of_cone(*step.outcome.features)
@@ -88,16 +92,16 @@ class StepLog:
         if self._late:
             shared["device_wait"] = (answered - asked) / elapsed
         for step, result, line in zip(steps, results, lines, strict=True):
-            self.parts.log.write("metrics", line | shared)
+            self.run.log.write("metrics", line | shared)
             self.notify(line | shared)
             if result is not None and result.finite:
-                self.parts.progress.nonfinite = 0
+                self.run.progress.nonfinite = 0
             elif result is not None and not result.overflow:
                 self._nonfinite(step, result)
 
     def _line(self, step: Step, result: StepResult | None) -> dict[str, Any]:
         """Moves the progress by a step; returns what the log says of it but for its times. All ranks call this."""
-        run, progress = self.parts, self.parts.progress
+        run, progress = self.run, self.run.progress
         if result is not None and result.finite:
             self.last_loss = result.loss
             progress.samples_seen += step.samples
@@ -108,7 +112,7 @@ class StepLog:
             "epoch": progress.epoch + 1,
             "samples_seen": progress.samples_seen,
             "loss": finite(result.loss) if result else None,
-            "lr": step.lr,
+            "lr": step.lr * self._peak,
             "grad_norm": finite(result.grad_norm) if result else None,
         }
         for name, scale in run.objective.scale_values().items():
@@ -116,7 +120,7 @@ class StepLog:
         if not step.hopfield:
             line["beta"] = None
         if run.config.optim.layer_decay < 1:
-            line["lr_lowest"] = step.lr * min(group["lr_scale"] for group in run.stepper.optimizer.param_groups)
+            line["lr_lowest"] = step.lr * min(self._rates)
         if result is None:
             return line | {"skipped": "too few usable samples"}
         if run.config.run.precision == "fp16":
@@ -129,7 +133,7 @@ class StepLog:
 
     def _nonfinite(self, step: Step, result: StepResult) -> None:
         """Writes the samples of all ranks to ``nonfinite-step-N.json``; too many such steps in a row end the run."""
-        config, progress, last = self.parts.config, self.parts.progress, self.parts.saver.last
+        config, progress, last = self.run.config, self.run.progress, self.run.saver.last
         progress.nonfinite += 1
         keys = list(itertools.chain.from_iterable(gather_objects(step.keys)))
         path = config.save.out / f"nonfinite-step-{step.number}.json"
@@ -166,6 +170,6 @@ def _geometry(features: tuple[Tensor, Tensor], objective: ContrastiveObjective) 
     images, texts = (torch.cat([both[side] for both in everywhere]) for side in (0, 1))
     sides = {"image": images, "text": texts}
     found: dict[str, float] = {f"effective_eigenvalues_{k}": int(effective_eigenvalues(x)) for k, x in sides.items()}
-    if objective.contrast != "sigmoid":  # saturation is that of a softmax
+    if objective.contrast in ("infoloob", "infonce"):  # saturation is that of a softmax
         found["saturation"] = float(saturation(images, texts, float(objective.inv_tau.detach())))
     return found

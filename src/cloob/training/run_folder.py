@@ -13,7 +13,7 @@ from cloob.errors import InputError, TrainingFailed, require
 from cloob.models import runs
 from cloob.models.load import find_model_folder
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import refuse
+from cloob.training.config.checks import wrong
 
 LOCK = ".lock"
 LEASE_SECONDS, HEARTBEAT_SECONDS = 60.0, 2.0
@@ -70,16 +70,15 @@ def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
     if not any((out / name).exists() for name in _RUN_FILES):
         return
     if not save.overwrite:
-        other = save.resume != "auto" and not _is_of(checkpoint, out)
-        advice = "go on with --resume auto, or give --overwrite or another --out"
-        refuse([(other, f"{out}: already holds a run; {advice}")])
+        if save.resume != "auto" and not _is_of(checkpoint, out):
+            wrong(f"{out}: already holds a run; go on with --resume auto, or give --overwrite or another --out")
         return
-    started_again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # a rank has died: it is the run itself
-    itself = f"{out}: holds the run that torchrun has started again, which --overwrite would remove"
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # a rank has died: it is the run itself
+        itself = f"{out}: holds the run that torchrun has started again, which --overwrite would remove"
+        wrong(f"{itself}; give --resume auto in its place")
     folder = find_model_folder(init) if init is not None else None
-    inside = folder is not None and folder.resolve().is_relative_to(out.resolve())
-    start = f"init {init!r} lies in {out}, which --overwrite would remove; give another --out"
-    refuse([(started_again, f"{itself}; give --resume auto in its place"), (inside, start)])
+    if folder is not None and folder.resolve().is_relative_to(out.resolve()):
+        wrong(f"init {init!r} lies in {out}, which --overwrite would remove; give another --out")
 
 
 def _is_of(checkpoint: Path | None, out: Path) -> bool:
@@ -91,9 +90,8 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
     out, save = config.save.out, config.save
     if checkpoint is not None and _is_of(checkpoint, out):
         later = [path for path in runs.list_checkpoints(out) if path.name > checkpoint.name]
-        asked = save.resume != "auto" and Path(save.resume).resolve() != out.resolve()  # for this one
-        newer = f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that one, or into another --out"
-        refuse([(asked and later, newer)])
+        if later and save.resume != "auto" and Path(save.resume).resolve() != out.resolve():
+            wrong(f"{out}: holds a checkpoint newer than {checkpoint.name}; resume that one, or into another --out")
         for path in later:  # they must not count as the newest
             aside = path.with_name(f"unreadable-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)

@@ -10,11 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cloob.data.batch import micro_batches, rows_of
 from cloob.distributed import Layout, world_size
 from cloob.functional.private import loss_scale, loss_scale_state, step_unless
 from cloob.objective import ContrastiveObjective
@@ -39,8 +41,8 @@ class TowersWithLoss(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
-        tokens: Tensor,
+        images: Any,
+        tokens: Any,
         ids: Tensor | None = None,
         *,
         hopfield: bool | None = None,
@@ -54,7 +56,8 @@ class TowersWithLoss(nn.Module):
         micro-batch, the features alone, with their graph.
         """
         low = _AUTOCAST.get(self.precision)
-        with torch.autocast(images.device.type, dtype=low, enabled=low is not None):
+        device = next(self.encoder.parameters()).device.type
+        with torch.autocast(device, dtype=low, enabled=low is not None):
             image_features, text_features = self.encoder(images, tokens)
         # The encoder returns float32 unit rows whatever autocast says; other towers may not.
         image_features, text_features = image_features.float(), text_features.float()
@@ -133,7 +136,7 @@ class Stepper:
             )
 
     def __call__(
-        self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float, *, hopfield: bool | None = None
+        self, images: Any, tokens: Any, ids: Tensor | None, lr: float, *, hopfield: bool | None = None
     ) -> StepResult:
         """Takes one step and waits for its numbers; the rest as ``launch``."""
         launched = self.launch(images, tokens, ids, lr, hopfield=hopfield)
@@ -141,8 +144,8 @@ class Stepper:
 
     def launch(
         self,
-        images: Tensor,
-        tokens: Tensor,
+        images: Any,
+        tokens: Any,
         ids: Tensor | None,
         lr: float,
         *,
@@ -153,7 +156,7 @@ class Stepper:
         buffers = Buffers(self._modules)
         objective = self.module.objective
         positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss
-        layout = Layout((len(images),)) if world_size() == 1 else layout
+        layout = Layout((rows_of(images),)) if layout is None and world_size() == 1 else layout
         if self._sharded:
             sharding.share_buffers(self.module)
         if self.micro_batch_size:
@@ -197,12 +200,12 @@ class Stepper:
             torch.where(moves, tensor, backup, out=tensor)
 
     def _cached_backward(
-        self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None, layout: Layout | None
+        self, images: Any, tokens: Any, ids: Tensor | None, hopfield: bool | None, layout: Layout | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         # As even as can be: where samples are left out, none is alone in a micro-batch, which has no spread to norm by.
-        parts, features = max(1, -(-len(images) // self.micro_batch_size)), []
+        parts, features = max(1, -(-rows_of(images) // self.micro_batch_size)), []
 
-        def encode(part: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        def encode(part: tuple[Any, Any]) -> tuple[Tensor, ...]:
             embedded: tuple[Tensor, ...] = self._wrapped(*part, loss=False)
             if not torch.is_grad_enabled():  # the first of the two passes
                 features.append(embedded)
@@ -211,7 +214,7 @@ class Stepper:
         loss = cached_backward(
             encode,
             self.module.objective,
-            list(zip(images.tensor_split(parts), tokens.tensor_split(parts), strict=True)),
+            list(zip(micro_batches(images, parts), micro_batches(tokens, parts), strict=True)),
             towers=self.module.encoder,
             ids=ids,
             no_sync=getattr(self._wrapped, "no_sync", nullcontext),

@@ -10,17 +10,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cloob.data.batch import Batch, Skip
+from cloob.data.batch import Batch, Skip, micro_batches
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.functional.bootstrap import group_means
 from cloob.functional.ranking import mutual_ranks, ranks_of_ids, recall_at_k
 from cloob.models.runs import SKIPPED_FILE, read_lines
 from cloob.objective import NonFiniteFeaturesError
 from cloob.training import sharding
-from cloob.training.build import Parts
-from cloob.training.checkpoint import preserved_rng
-from cloob.training.faults import Read, StopSignal, agree, check_fraction, fetch, name_skips, with_readers
+from cloob.training.bad_samples import Read, check_fraction, name_skips, with_readers
+from cloob.training.build import Run
+from cloob.training.faults import StopSignal, agree, fetch
 from cloob.training.log import finite
+from cloob.training.random_state import preserved_rng
 from cloob.training.step import TowersWithLoss
 
 RECALLS = (1, 5, 10)
@@ -45,13 +46,13 @@ class Validation:
         return {"val_loss": self.loss, "val_recall": self.recall}
 
 
-def validate(parts: Parts, stop: StopSignal, *, hopfield: bool) -> Validation:
+def validate(run: Run, stop: StopSignal, *, hopfield: bool) -> Validation:
     """Embeds the held-out pairs once, all ranks together; the same numbers on every rank.
 
     A batch of one pair counts for the recall alone, one that leaves a rank without any for neither. InputError where
     too many of the pairs cannot be used.
     """
-    towers, loader, device, config = parts.towers, parts.val_loader, parts.stepper.device, parts.config
+    towers, loader, device, config = run.towers, run.val_loader, run.stepper.device, run.config
     assert loader is not None
     if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics
         sharding.share_buffers(towers)
@@ -63,18 +64,18 @@ def validate(parts: Parts, stop: StopSignal, *, hopfield: bool) -> Validation:
     batches, every = loader.epoch(0), -(-loader.pairs_per_epoch // _GALLERY)
     with preserved_rng(device), torch.no_grad():
         while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
-            batch, counts = agree(*fetched, stop, device, parts.saver.last)
+            batch, counts = agree(*fetched, stop, device, run.saver.last)
             in_recall = pairs // loader.batch_size % every == 0
             pairs += counts.samples + counts.bad
             left_out += batch.skipped
             if counts.smallest < 1:
                 continue
-            images, texts = _embedded(towers, batch.to(device), parts.stepper.micro_batch_size)
+            images, texts = _embedded(towers, batch.to(device), run.stepper.micro_batch_size)
             if in_recall:
                 features.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
             if counts.samples > 1:
                 samples += counts.samples
-                ids = batch.ids.to(device) if config.loss.mask_duplicates else None
+                ids = batch.ids.to(device) if run.hands_over_ids else None
                 try:
                     total += counts.samples * float(towers.loss_of(images, texts, ids, hopfield))
                 except NonFiniteFeaturesError as error:  # of one rank, on all
@@ -83,17 +84,18 @@ def validate(parts: Parts, stop: StopSignal, *, hopfield: bool) -> Validation:
         logger.warning("held-out pairs have no loss, and bad rows count as not found: %s", refused)
     skipped = with_readers(left_out)
     if rank() == 0 and not any(line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE)):
-        place = {"step": parts.progress.step, "epoch": parts.progress.epoch + 1, "held_out": True}
-        name_skips(parts.log, place, skipped)  # once: they are the same at each validation
+        place = {"step": run.progress.step, "epoch": run.progress.epoch + 1, "held_out": True}
+        name_skips(run.log, place, skipped)  # once: they are the same at each validation
     limit = config.pairs.max_bad_fraction
     check_fraction(loader.name, "held-out pairs", [skip for _, skip in skipped], pairs, limit)
     loss = finite(total / samples) if samples else None
-    return Validation(loss, mean_recall(features, device, config.vectors.a is not None), skipped)
+    return Validation(loss, mean_recall(features, device, loader.by_id), skipped)
 
 
 def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tuple[Tensor, Tensor]:
     parts = -(-len(batch) // micro_batch_size) if micro_batch_size else 1
-    pieces = zip(batch.images.tensor_split(parts), batch.tokens.tensor_split(parts), strict=True)
+    sides = (batch.images, batch.tokens)
+    pieces = [sides] if parts == 1 else zip(*(micro_batches(side, parts) for side in sides), strict=True)
     images, texts = zip(*(towers(*piece, loss=False) for piece in pieces), strict=True)
     return torch.cat(images), torch.cat(texts)
 

@@ -13,9 +13,9 @@ from cloob.errors import counted
 from cloob.models.aligned.heads import Standardise
 from cloob.models.aligned.vectors import VectorEncoder
 from cloob.training.align import new_heads
+from cloob.training.bad_samples import check_fraction
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import refuse
-from cloob.training.faults import check_fraction
+from cloob.training.config.checks import wrong
 
 _FITTED = 32_768
 _FEW = 20  # held-out ids: one more or less found is 5 points of recall
@@ -31,14 +31,23 @@ def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
         held_out = open_pairs(files.val_a, files.val_b, files.val_ids)
         for side in ("a", "b"):
             width, other = (getattr(each, side).shape[1] for each in (pairs, held_out))
-            refuse([(width != other, f"val_{side} has {other:,} columns, {side} has {width:,}")])
+            if width != other:
+                wrong(f"val_{side} has {other:,} columns, {side} has {width:,}")
     for each in (pairs, held_out):
         if each is not None:
             total = len(each) + len(each.skipped)
             check_fraction(each.name, "pairs", each.skipped, total, config.pairs.max_bad_fraction)
+    return with_held_out(pairs, held_out, share)
+
+
+def with_held_out(
+    pairs: VectorPairs, held_out: VectorPairs | None, share: float
+) -> tuple[VectorPairs, VectorPairs | None]:
+    """The training pairs and the held-out ones: those that are given, or a ``share`` of the ids."""
     if share:
-        name, ids = pairs.name, len(np.unique(pairs.ids))
-        refuse([(ids < 4, f"{name}: {counted(ids, 'ids')}; 2 to train on and 2 to hold out are needed")])
+        ids = len(np.unique(pairs.ids))
+        if ids < 4:
+            wrong(f"{pairs.name}: {counted(ids, 'ids')}; 2 to train on and 2 to hold out are needed")
         pairs, held_out = pairs.split(share)
     if held_out is not None and (ids := len(np.unique(held_out.ids))) < _FEW:
         logger.warning("%s held out: their recall means little", counted(ids, "ids"))

@@ -24,6 +24,7 @@ from cloob.training.config.parts import (
     SCALES,
     VAL_SPLIT,
     AlignConfig,
+    GivenConfig,
     LogConfig,
     LossConfig,
     OptimConfig,
@@ -57,11 +58,17 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     vectors: VectorsConfig = field(default_factory=VectorsConfig)
+    given: GivenConfig = field(default_factory=GivenConfig)
 
     @property
     def holds_out(self) -> bool:
         """Whether there are held-out pairs."""
-        return bool(self.pairs.val_data or self.pairs.val_split or self.vectors.val_a)
+        return bool(self.pairs.val_data or self.pairs.val_split or self.vectors.val_a or self.given.given_held_out)
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the pairs are vectors, in files or in memory."""
+        return any(vars(self.vectors).values()) or self.given.given_pairs == "VectorPairs"
 
     def override(self, **leaves: Any) -> TrainConfig:
         """A copy with some leaves changed, wherever they sit: ``config.override(lr=1e-4, epochs=3)``.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
@@ -17,11 +16,10 @@ _NEEDS = (
     *("a needs b", "b needs a", "ids needs a", "a_ids needs b_ids", "b_ids needs a_ids", "a_ids needs a"),
     *("val_a needs val_b", "val_b needs val_a", "val_ids needs val_a", "val_a needs a"),
 )
-Conflict = tuple[object, str]  # whether a combination is there, and the error that it is
 
 
 def preflight(config: TrainConfig) -> None:
-    """Refuses a run that cannot begin, as far as its words say; what is about files is said by what opens them."""
+    """Refuses a run that cannot begin, as far as the configuration shows; files are checked where they are opened."""
     check_combination(config)
     if _processes() > 1:  # one that ended alone would leave the others waiting for it
         return
@@ -32,135 +30,171 @@ def preflight(config: TrainConfig) -> None:
 
 def check_combination(config: TrainConfig) -> None:
     """Refuses values that exclude each other, or need others that are missing; InputError names the first."""
-    conflicts = [_of_running(config), _of_objective(config), _of_pairs(config)]
-    if any(vars(config.vectors).values()):
-        conflicts += [_of_vectors(config), _beside_heads(config)]
+    _check_run(config)
+    _check_objective(config)
+    _check_pairs(config)
+    if config.given.given_towers is not None:
+        _check_given_towers(config)
+    elif config.has_vectors:
+        _check_vectors(config)
+        _check_beside_heads(config)
     elif config.align.encoders():
-        conflicts += [_of_encoders(config), _beside_heads(config)]
+        _check_encoders(config)
+        _check_beside_heads(config)
     elif config.towers.init is None:  # which may hold heads
-        conflicts.append(_without_heads(config.align))
-    refuse(itertools.chain.from_iterable(conflicts))
+        _check_without_heads(config.align)
 
 
 def check_start(config: TrainConfig, *, aligned: bool) -> None:
     """Refuses settings that do not suit what ``init`` holds: two towers, or heads on frozen encoders."""
-    refuse(_beside_heads(config) if aligned else _without_heads(config.align))
+    if aligned:
+        _check_beside_heads(config)
+    else:
+        _check_without_heads(config.align)
 
 
-def refuse(conflicts: Iterable[Conflict]) -> None:
-    """InputError for the first combination that is there."""
-    for is_there, error in conflicts:
-        if is_there:
-            raise InputError(error)
+def wrong(message: str) -> NoReturn:
+    """Raises the InputError."""
+    raise InputError(message)
 
 
-def _excluded(part: object, key: str, there: object, beside: str) -> Conflict:
-    return there, f"{key} is {getattr(part, key)!r}; it must be left out with {beside}"
+def _excluded(part: object, key: str, beside: str) -> NoReturn:
+    wrong(f"{key} is {getattr(part, key)!r}; it must be left out with {beside}")
 
 
-def _of_running(config: TrainConfig) -> Iterator[Conflict]:
+def _check_run(config: TrainConfig) -> None:
     run, save, optim, towers = config.run, config.save, config.optim, config.towers
-    given = [f"{name} is {value}" for name in LENGTHS if (value := getattr(run, name)) is not None]
-    yield len(given) > 1, f"{' and '.join(given)}; give one of them, each is the length of the run"
-    yield _excluded(save, "overwrite", save.overwrite and save.resume != "none", f"--resume {save.resume}")
+    lengths = [f"{name} is {value}" for name in LENGTHS if (value := getattr(run, name)) is not None]
+    if len(lengths) > 1:
+        wrong(f"{' and '.join(lengths)}; give one of them, each is the length of the run")
+    if save.overwrite and save.resume != "none":
+        _excluded(save, "overwrite", f"--resume {save.resume}")
     # A rank whose batch lost samples has fewer micro-batches, and both of these communicate in each forward pass: the
     # other ranks would wait for it.
     for key in ("sync_bn", "fsdp"):
-        yield _excluded(run, key, getattr(run, key) and run.micro_batch_size, "--micro-batch-size")
-    # GradScaler looks for overflow in one rank's shard and would scale each rank by another factor.
-    yield _excluded(run, "fsdp", run.fsdp and run.precision == "fp16", "--precision fp16 (take bf16)")
-    yield _excluded(run, "fsdp", run.fsdp and run.compile, "--compile")
-    alone = run.fsdp and _processes() == 1
-    yield alone, "fsdp is True, but there is one process; start several with torchrun, or leave it out"
-    restarts, schedule = optim.restarts, optim.schedule
-    cycles = restarts != OptimConfig.restarts and schedule != "cosine-restarts"
-    yield cycles, f"restarts is {restarts}, but the schedule is {schedule!r}; add --schedule cosine-restarts"
-    average = towers.average_with_start is not None and towers.init is None
-    yield average, "average_with_start needs the trained weights of a start; give --init"
+        if getattr(run, key) and run.micro_batch_size:
+            _excluded(run, key, "--micro-batch-size")
+    if run.fsdp and run.precision == "fp16":
+        # GradScaler looks for overflow in one rank's shard and would scale each rank by another factor.
+        _excluded(run, "fsdp", "--precision fp16 (take bf16)")
+    if run.fsdp and run.compile:
+        _excluded(run, "fsdp", "--compile")
+    if run.fsdp and _processes() == 1:
+        wrong("fsdp is True, but there is one process; start several with torchrun, or leave it out")
+    if optim.restarts != OptimConfig.restarts and optim.schedule != "cosine-restarts":
+        schedule = f"the schedule is {optim.schedule!r}; add --schedule cosine-restarts"
+        wrong(f"restarts is {optim.restarts}, but {schedule}")
+    if towers.average_with_start is not None and towers.init is None:
+        wrong("average_with_start needs the trained weights of a start; give --init")
 
 
-def _of_objective(config: TrainConfig) -> Iterator[Conflict]:
+def _check_objective(config: TrainConfig) -> None:
     loss, name = config.loss, config.loss.objective
     for key in loss.overrides() if name == "cca" else ():
-        yield _excluded(loss, key, True, "the objective cca, which has no loss")
+        _excluded(loss, key, "the objective cca, which has no loss")
     member, paper = FAMILY.get(name), loss.scale == "paper"
-    sigmoid, plain = member and not CONTRASTS[member.contrast].softmax, not (member and member.hopfield)
-    yield _excluded(loss, "beta", plain and loss.beta, f"{name}, which has no retrieval")
-    yield _excluded(loss, "retrieval_from", plain and loss.retrieval_from, f"{name}: it has no retrieval")
-    no_part = "--retrieval-from: it would have no part"
-    yield _excluded(loss, "learnable_beta", loss.retrieval_from and loss.learnable_beta, no_part)
-    by_loss = loss.retrieval_from and config.holds_out and config.save.best == "val_loss"
-    yield by_loss, "--retrieval-from changes the loss, by which epochs cannot be compared then; use --best val_recall"
-    yield _excluded(loss, "scale", sigmoid and paper, name)
-    yield _excluded(loss, "bias", loss.bias is not None and not sigmoid, f"{name}, in which it would cancel")
-    rises = "the scale paper: it would rise to its bound"
-    yield _excluded(loss, "learnable_inv_tau", loss.learnable_inv_tau and paper, rises)
+    sigmoid = member is not None and not CONTRASTS[member.contrast].softmax
+    retrieves = member is not None and member.hopfield
+    if loss.beta and not retrieves:
+        _excluded(loss, "beta", f"{name}, which has no retrieval")
+    if loss.retrieval_from and not retrieves:
+        _excluded(loss, "retrieval_from", f"{name}: it has no retrieval")
+    if loss.retrieval_from and loss.learnable_beta:
+        _excluded(loss, "learnable_beta", "--retrieval-from: it would have no part")
+    if loss.retrieval_from and config.holds_out and config.save.best == "val_loss":
+        wrong("--retrieval-from changes the loss, by which epochs cannot be compared then; use --best val_recall")
+    if sigmoid and paper:
+        _excluded(loss, "scale", name)
+    if loss.bias is not None and not sigmoid:
+        _excluded(loss, "bias", f"{name}, in which it would cancel")
+    if loss.learnable_inv_tau and paper:
+        _excluded(loss, "learnable_inv_tau", "the scale paper: it would rise to its bound")
 
 
-def _of_pairs(config: TrainConfig) -> Iterator[Conflict]:
-    pairs, run, vectors = config.pairs, config.run, any(vars(config.vectors).values())
-    yield _excluded(pairs, "val_split", pairs.val_split and pairs.val_data, "--val-data")
-    fetched = "but streamed pairs would all be fetched to hold some out; give --val-data in its place"
-    yield pairs.val_split and any(map(is_remote, pairs.data)), f"val_split is {pairs.val_split}, {fetched}"
-    none = "but there are no held-out pairs; give --val-data or --val-split"
-    yield run.patience and not config.holds_out, f"patience is {run.patience}, {none}, or --patience 0"
-    yield pairs.val_every > 1 and not config.holds_out, f"val_every is {pairs.val_every}, {none}"
-    heads = vectors or config.align.encoders()
-    closed = config.loss.objective == "cca" and not heads
-    yield closed, "objective is 'cca', which is for `cloob train vectors` and `cloob train align`; name another"
-    auto = config.loss.objective == "auto" and not vectors
-    yield auto, "objective is 'auto', which is for `cloob train vectors`; name one"
-    forms = "a table such as pairs.csv, shards, or a folder of images with .txt files beside them"
-    others = "--data demo for the set that comes along, or of `cloob train vectors` --a and --b"
-    yield not pairs.data and not vectors, f"data is missing; give --data with your pairs ({forms}), or {others}"
+def _check_pairs(config: TrainConfig) -> None:
+    pairs, run = config.pairs, config.run
+    if pairs.val_split and pairs.val_data:
+        _excluded(pairs, "val_split", "--val-data")
+    if pairs.val_split and any(map(is_remote, pairs.data)):
+        fetched = "but streamed pairs would all be fetched to hold some out; give --val-data in its place"
+        wrong(f"val_split is {pairs.val_split}, {fetched}")
+    no_pairs = "but there are no held-out pairs; give --val-data or --val-split"
+    if run.patience and not config.holds_out:
+        wrong(f"patience is {run.patience}, {no_pairs}, or --patience 0")
+    if pairs.val_every > 1 and not config.holds_out:
+        wrong(f"val_every is {pairs.val_every}, {no_pairs}")
+    if config.loss.objective == "cca" and not (config.has_vectors or config.align.encoders()):
+        wrong("objective is 'cca', which is for `cloob train vectors` and `cloob train align`; name another")
+    if config.loss.objective == "auto" and not config.has_vectors:
+        wrong("objective is 'auto', which is for `cloob train vectors`; name one")
+    if not pairs.data and not config.has_vectors and config.given.given_pairs is None:
+        forms = "a table such as pairs.csv, shards, or a folder of images with .txt files beside them"
+        others = "--data demo for the set that comes along, or of `cloob train vectors` --a and --b"
+        wrong(f"data is missing; give --data with your pairs ({forms}), or {others}")
 
 
-def _of_vectors(config: TrainConfig) -> Iterator[Conflict]:
+def _check_vectors(config: TrainConfig) -> None:
     files, pairs = config.vectors, config.pairs
     for one, other in (pair.split(" needs ") for pair in _NEEDS):
-        missing = getattr(files, one) and getattr(files, other) is None
-        yield missing, f"{other} is missing: --{one.replace('_', '-')} needs --{other.replace('_', '-')}"
-    yield _excluded(files, "ids", files.ids and files.a_ids, "--a-ids and --b-ids")
-    yield _excluded(pairs, "val_split", pairs.val_split and files.val_a, "--val-a")
+        if getattr(files, one) and getattr(files, other) is None:
+            wrong(f"{other} is missing: --{one.replace('_', '-')} needs --{other.replace('_', '-')}")
+    if files.ids and files.a_ids:
+        _excluded(files, "ids", "--a-ids and --b-ids")
+    if pairs.val_split and files.val_a:
+        _excluded(pairs, "val_split", "--val-a")
     if config.loss.objective == "auto":
-        blind = "objective is 'auto', but there are no held-out pairs to choose by; give --val-split"
-        yield not config.holds_out, blind
-        several = "objective is 'auto', which needs one process; choose with one, then train with what it chose"
-        yield _processes() > 1, several
+        if not config.holds_out:
+            wrong("objective is 'auto', but there are no held-out pairs to choose by; give --val-split")
+        if _processes() > 1:
+            wrong("objective is 'auto', which needs one process; choose with one, then train with what it chose")
         for key in config.loss.overrides():
-            yield _excluded(config.loss, key, True, "the objective auto, which tries several")
+            _excluded(config.loss, key, "the objective auto, which tries several")
     others = {"data": pairs.data, "val_data": pairs.val_data, **vars(config.towers), **vars(config.align)}
     for key in ("data", "val_data", "model", "init", "image_size", "image_encoder", "text_encoder"):
-        yield others[key], f"{key} is {others[key]!r}, but --a and --b give vectors; leave it out"
+        if others[key]:
+            wrong(f"{key} is {others[key]!r}, but --a and --b give vectors; leave it out")
 
 
-def _of_encoders(config: TrainConfig) -> Iterator[Conflict]:
+def _check_encoders(config: TrainConfig) -> None:
     align, towers = config.align, config.towers
-    missing = "image_encoder" if align.image_encoder is None else "text_encoder"
-    yield len(align.encoders()) < 2, f"{missing} is missing: heads need both --image-encoder and --text-encoder"
+    if len(align.encoders()) < 2:
+        missing = "image_encoder" if align.image_encoder is None else "text_encoder"
+        wrong(f"{missing} is missing: heads need both --image-encoder and --text-encoder")
     for key, value in (("model", towers.model), ("init", towers.init)):
-        yield value, f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder"
+        if value:
+            wrong(f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder")
 
 
-def _beside_heads(config: TrainConfig) -> Iterator[Conflict]:
+def _check_given_towers(config: TrainConfig) -> None:
+    """What is of our towers alone, where a caller gives others."""
+    towers, align, run, optim = config.towers, config.align, config.run, config.optim
+    for part, key in ((towers, "init"), (towers, "freeze"), (align, "image_encoder"), (align, "text_encoder")):
+        if getattr(part, key) != getattr(type(part), key):
+            _excluded(part, key, "towers=, which gives both towers")
+    for own, key in ((run, "fsdp"), (run, "grad_checkpointing"), (optim, "layer_decay")):
+        if getattr(own, key) != getattr(type(own), key):
+            _excluded(own, key, "towers=: it knows the layers of cloob's towers alone")
+
+
+def _check_beside_heads(config: TrainConfig) -> None:
     """What makes no sense where nothing but heads is trained."""
     for key in ("fsdp", "compile", "grad_checkpointing"):
-        too_small = f"{key} is True, but heads on frozen encoders are too small for it; leave it out"
-        yield getattr(config.run, key), too_small
+        if getattr(config.run, key):
+            wrong(f"{key} is True, but heads on frozen encoders are too small for it; leave it out")
     pairs, optim = config.pairs, config.optim
     for part, key in ((pairs, "shuffle_buffer"), (pairs, "flip"), (pairs, "crop_scale"), (optim, "layer_decay")):
-        value = getattr(part, key)
-        unused = f"{key} is {value}, but heads train on features made once; leave it out"
-        yield value != getattr(type(part), key), unused
-    freeze = config.towers.freeze
-    yield freeze != "none", f"freeze is {freeze!r}, but both encoders are frozen anyway; leave it out"
+        if getattr(part, key) != getattr(type(part), key):
+            wrong(f"{key} is {getattr(part, key)}, but heads train on features made once; leave it out")
+    if config.towers.freeze != "none":
+        wrong(f"freeze is {config.towers.freeze!r}, but both encoders are frozen anyway; leave it out")
 
 
-def _without_heads(align: AlignConfig) -> Iterator[Conflict]:
+def _check_without_heads(align: AlignConfig) -> None:
     """Settings of heads where there are none, but for those that an earlier run's config.json has filled in."""
     for key, value in vars(align).items():
-        advice = "but there are no heads; give --image-encoder and --text-encoder, or --a and --b, or leave it out"
-        yield value not in (None, HEADS.get(key)), f"{key} is {value}, {advice}"
+        if value not in (None, HEADS.get(key)):
+            advice = "but there are no heads; give --image-encoder and --text-encoder, or --a and --b, or leave it out"
+            wrong(f"{key} is {value}, {advice}")
 
 
 def _processes() -> int:

@@ -1,4 +1,4 @@
-"""The nine parts of a training configuration: each field with its default, its rule and its help text.
+"""The ten parts of a training configuration: each field with its default, its rule and its help text.
 
 A field's docstring is its help on the command line. A rule of one field stands in its annotation; what does not go
 together is in ``checks``. No torch is imported here.
@@ -336,3 +336,19 @@ class VectorsConfig(Part):
     """Held-out vectors of the second kind; row i belongs to row i of --val-a."""
     val_ids: Annotated[str | None, NAMED] = None
     """An id for each held-out pair; the rows of an id are one answer."""
+
+
+@dataclass(frozen=True)
+class GivenConfig(Part):
+    """The classes of the parts that Python code gave to ``train``; they stand in the place of what is named above."""
+
+    given_pairs: Annotated[str | None, NAMED] = None
+    """In place of --data."""
+    given_held_out: Annotated[str | None, NAMED] = None
+    """In place of --val-data and --val-split."""
+    given_towers: Annotated[str | None, NAMED] = None
+    """In place of --model."""
+    given_objective: Annotated[str | None, NAMED] = None
+    """In place of --objective."""
+    given_optimizer: Annotated[str | None, NAMED] = None
+    """In place of AdamW."""

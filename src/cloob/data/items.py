@@ -1,0 +1,119 @@
+"""Pairs of a map-style torch ``Dataset``, whose items are (a, b) or (a, b, id) of anything that can be collated.
+
+An item may draw random numbers: the generators of python, numpy and torch are seeded by (seed, epoch, number) before
+it, so that it is the same with any number of workers and after every resume.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from cloob.data.batch import Batch, Skip, tensors_of
+from cloob.data.fingerprint import Fingerprint
+from cloob.data.loader import Loader, WorkerPool, check_shared_memory
+from cloob.data.order import EpochOrder, Part, sample_generator
+from cloob.errors import InputError, one_line
+from cloob.functional.ids import ids as ids_of
+
+_PROBED = 100  # items among which one that can be used is looked for
+
+
+class Items:
+    """A ``Dataset`` as training knows its pairs: a name, a length, and a fingerprint of what an item looks like."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset: Any = dataset
+        self.name = type(dataset).__name__
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise InputError(f"{self.name}: has no length; a map-style Dataset is needed, with __len__ and __getitem__")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fingerprint(self) -> Fingerprint:
+        """The number of pairs and the kind of the first that can be used: contents may be drawn anew at each look."""
+        return {"pairs": len(self), "kinds of items": str([_kind(part) for part in self.first() or ()])}
+
+    def first(self) -> tuple[Any, ...] | None:
+        """The first item that can be used; None where there is none among the first hundred."""
+        builder = _ItemBuilder(self, 0)
+        found = (builder.item(0, index) for index in range(min(len(self), _PROBED)))
+        return next((tuple(item) for item in found if not isinstance(item, Skip)), None)
+
+
+class ItemLoader(Loader):
+    """This rank's batches of a ``Dataset``; ``train``: a new order in each epoch, without the last, smaller batch."""
+
+    by_id = True
+
+    def __init__(
+        self, items: Items, batch_size: int, *, seed: int, train: bool, rank: int, world_size: int, workers: int
+    ) -> None:
+        order = EpochOrder([Part((len(items),))], seed=seed, shuffle=train)
+        super().__init__(items.name, order, batch_size, drop_last=train, rank=rank, world_size=world_size)
+        self._builder = _ItemBuilder(items, seed)
+        if workers and (first := items.first()) is not None:
+            size = sum(tensor.nbytes for tensor in tensors_of(collation(items)([first])))
+            check_shared_memory(workers, size * -(-batch_size // world_size))
+        self._pool = WorkerPool(self._builder, workers, pin_memory=False) if workers else None
+
+    def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
+        requests = ((epoch, rows(start)) for start in starts)
+        return map(self._builder.__getitem__, requests) if self._pool is None else self._pool.batches(requests)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+
+def collation(items: Items) -> Callable[[list[Any]], Any]:
+    """The Dataset's ``collate_fn``, if it has one, else torch's."""
+    return getattr(items.dataset, "collate_fn", None) or default_collate
+
+
+class _ItemBuilder(Dataset[Batch]):
+    """Collates the items of a batch; each worker has a copy."""
+
+    def __init__(self, items: Items, seed: int) -> None:
+        self._items, self._seed = items, seed
+
+    def item(self, epoch: int, index: int) -> Any:
+        """An item, or the Skip of one that raised."""
+        number = sample_generator(self._seed, epoch, index).initial_seed() % 2**32
+        random.seed(number)
+        np.random.seed(number)  # noqa: NPY002 - what an item may draw from
+        torch.default_generator.manual_seed(number)
+        try:
+            return self._items.dataset[index]
+        except Exception as error:
+            return Skip(str(index), "item raised an error", f"{type(error).__name__}: {one_line(error)}")
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
+        epoch, indices = request
+        found = {index: self.item(epoch, index) for index in indices.tolist()}
+        skipped = tuple(item for item in found.values() if isinstance(item, Skip))
+        items = {index: item for index, item in found.items() if not isinstance(item, Skip)}
+        if not items:
+            return Batch(torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.int64), (), skipped)
+        try:
+            a, b, *ids = collation(self._items)(list(items.values()))
+        except (TypeError, ValueError, RuntimeError) as error:
+            advice = "an item is (a, b) or (a, b, id), and the Dataset may have a collate_fn of its own"
+            raise InputError(f"{self._items.name}: items cannot be collated ({one_line(error)}); {advice}") from error
+        numbers = torch.tensor(list(items)) if not ids else ids[0] if isinstance(ids[0], Tensor) else ids_of(ids[0])
+        return Batch(a, b, numbers.to(torch.int64), tuple(map(str, items)), skipped)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{value.dtype} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return str({key: _kind(part) for key, part in value.items()})
+    return type(value).__name__

@@ -1,0 +1,136 @@
+"""The parts of a run that its caller brings as objects, in the place of what the configuration names."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from cloob.data.items import Items
+from cloob.data.source import Source
+from cloob.data.vectors import VectorPairs
+from cloob.distributed import Layout, gather_objects, gather_rows, world_size
+from cloob.errors import InputError
+from cloob.objective import ContrastiveObjective
+from cloob.training.config import TrainConfig
+from cloob.training.config.parts import SCALES, OptimConfig
+from cloob.training.optim import make_optimizer, parameter_groups
+
+Pairs = Source | VectorPairs | Items
+GivenPairs = Source | VectorPairs | Dataset[Any]
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What ``train`` was given; None where the configuration says it."""
+
+    pairs: GivenPairs | None = None
+    held_out: GivenPairs | None = None
+    towers: nn.Module | None = None
+    objective: nn.Module | None = None
+    optimizer: MakeOptimizer | None = None
+
+    def named(self, config: TrainConfig) -> TrainConfig:
+        """The configuration with the class of each given part, and without what that part takes the place of."""
+        names = {name: None if part is None else _class_of(part) for name, part in vars(self).items()}
+        for name, now in names.items():
+            before = getattr(config.given, f"given_{name}")
+            if before is not None and now is None:
+                what = f"{name} of the class {before!r}, which Python code gave"
+                raise InputError(f"the configuration has {what}; give them to cloob.train(config, {name}=…)")
+        if self.pairs is not None:
+            config = config.override(data=(), a=None, b=None, ids=None, a_ids=None, b_ids=None)
+        if self.held_out is not None:
+            config = config.override(val_split=0.0)
+        if self.towers is not None:
+            config = config.override(model=None, image_size=config.towers.image_size)
+        if self.objective is not None:
+            config = config.override(**dict.fromkeys(SCALES), retrieval_from=0.0)
+        return config.override(**{f"given_{name}": now for name, now in names.items()})
+
+
+def opened(pairs: GivenPairs) -> Pairs:
+    """Given pairs as a run reads them."""
+    return cast(Pairs, pairs) if hasattr(pairs, "fingerprint") else Items(cast(Any, pairs))
+
+
+def _class_of(part: Any) -> str:
+    while isinstance(part, functools.partial):
+        part = part.func
+    return str((part if hasattr(part, "__qualname__") else type(part)).__qualname__)
+
+
+class GivenObjective(nn.Module):
+    """A caller's loss of two (N, D) matrices of unit rows, for the loop; over ranks it sees the rows of all.
+
+    Each rank computes the global loss, so that the mean of the ranks' gradients is that of one process.
+    """
+
+    contrast, hopfield, bias = "given", False, None
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        parameters = inspect.signature(loss.forward).parameters
+        self._takes_ids = "ids" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor | None = None,
+        hopfield: bool | None = None,
+        trusted: Layout | None = None,
+    ) -> Tensor:
+        if world_size() > 1:
+            layout = trusted or Layout(tuple(gather_objects(len(x))))
+            x, y = gather_rows(torch.cat([x, y], 1), layout).tensor_split(2, 1)
+            ids = None if ids is None else gather_rows(ids, layout)
+        value = self.loss(x, y, ids=ids) if self._takes_ids else self.loss(x, y)
+        if not isinstance(value, Tensor) or value.ndim:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"{type(self.loss).__qualname__}: returned {found}; a 0-d tensor is expected")
+        return value
+
+    def clamp_(self) -> None:
+        """Does nothing: bounds of its scales are the loss's business."""
+
+    def scale_values(self) -> dict[str, float | Tensor]:
+        return {}
+
+    def config(self) -> dict[str, Any]:
+        """Nothing that another objective could be made of."""
+        return {}
+
+
+def as_objective(loss: nn.Module) -> ContrastiveObjective:
+    """A given loss as the loop calls it. One that extends the family is not of it: it may compute something else."""
+    if type(loss) is ContrastiveObjective:
+        loss.gather = world_size() > 1
+        return loss
+    return GivenObjective(loss)  # type: ignore[return-value] # has the part of it that training uses
+
+
+def optimizer_of(
+    make: MakeOptimizer | None, encoder: nn.Module, objective: nn.Module, config: OptimConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """The configuration's optimiser, or that of a given function, whose rates and decay are its peak and its decay."""
+    if make is None:
+        return make_optimizer(encoder, objective, config, device)
+    groups = parameter_groups(encoder, objective, config.weight_decay, config.layer_decay)
+    for group in groups:
+        if group["weight_decay"]:
+            del group["weight_decay"]
+    optimizer = make(groups)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(f"optimizer: returned {type(optimizer).__name__}; a torch.optim.Optimizer is expected")
+    for group in optimizer.param_groups:
+        group["lr_scale"] = group.get("lr_scale", 1.0) * group["lr"] / config.lr
+    return optimizer

@@ -1,0 +1,266 @@
+"""Parts of a caller's own in ``train``: pairs in memory, towers, a loss, an optimiser; alone, together, over ranks."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import os
+import random
+import runpy
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from train_helpers import At, Recorder, assert_same_run, exact, lines
+
+import cloob
+from cloob import TrainConfig
+from cloob.errors import InputError
+from support import fork
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_parts.py"
+spec = importlib.util.spec_from_file_location("own_parts", EXAMPLE)
+assert spec is not None and spec.loader is not None
+own: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(own)
+
+
+class Named(Dataset[Any]):
+    """80 items as dictionaries, four of an id; items 7, 17, … cannot be read. Draws from all three generators."""
+
+    def __init__(self, n: int = 80, width: int = 20) -> None:
+        self.views = own.Views(n, 3)
+        self.width = width
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor, str]:
+        if index % 10 == 7:
+            raise KeyError(f"no graph {index}")
+        a, b = self.views[index]
+        return {"x": a[: self.width] + random.random() / 9}, b, f"id {index // 4}"
+
+
+class Collated(Named):
+    def collate_fn(self, items: list[Any]) -> Any:
+        a, b, ids = zip(*items, strict=True)
+        return {"x": torch.stack([one["x"] for one in a])}, torch.stack(b), cloob.ids(ids)
+
+
+class DictTowers(own.Towers):  # type: ignore[misc]
+    def forward(self, a: dict[str, Tensor], b: Tensor) -> tuple[Tensor, Tensor]:
+        rows: tuple[Tensor, Tensor] = super().forward(a["x"], b)
+        return rows
+
+
+class Learned(nn.Module):
+    """A loss with a parameter, which masks by ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor, y: Tensor, ids: Tensor | None = None) -> Tensor:
+        assert ids is not None and len(x) == len(y) == len(ids)
+        assert torch.allclose(x.norm(dim=1), torch.ones(len(x))) and x.dtype == torch.float32
+        logits = (x @ y.T * self.log_scale.exp()).masked_fill((ids[:, None] == ids) & ~torch.eye(len(x)).bool(), -1e9)
+        return nn.functional.cross_entropy(logits, torch.arange(len(x))) + 0.01 * self.log_scale
+
+
+class Counting(torch.optim.Adafactor):
+    """Keeps a count beside its options, as schedule-free optimisers do, and statistics of other shapes than weights."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            group["lr"] /= group["k"] ** 0.1
+        return super().step(closure)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    start = TrainConfig().override(epochs=3, batch_size=16, device="cpu", workers=0, max_bad_fraction=0.2)
+    return start.override(out=tmp_path / "run", tensorboard=False, save_every=2, warmup=2, lr=1e-2, resume="auto")
+
+
+PARTS = {"pairs": Named(), "held_out": Named(20), "towers": DictTowers, "objective": Learned}
+
+
+def train(config: TrainConfig, **changes: Any) -> Any:
+    """With fresh towers and a fresh loss."""
+    return cloob.train(config, **{name: x() if isinstance(x, type) else x for name, x in (PARTS | changes).items()})
+
+
+def test_the_example_killed_at_any_step_ends_with_the_same_bits(tmp_path: Path) -> None:
+    def script(out: Path) -> Any:
+        def action() -> None:
+            sys.argv = [str(EXAMPLE), str(out)]
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+        return fork(tmp_path / f"{out.name}-output", 1, action)
+
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert script(whole).wait() == [0]
+    ranks, log, step = script(run), run / "metrics.jsonl", random.Random("own parts").randrange(10, 80)
+    ranks.until(lambda: log.is_file() and log.read_text().count("\n") >= step)
+    os.kill(ranks.pids[0], signal.SIGKILL)
+    assert ranks.wait() == [-signal.SIGKILL]
+    assert len(lines(log)) < 90
+    assert script(run).wait() == [0]
+    assert_same_run(run, whole, load=lambda folder: cloob.load_model(folder, towers=own.Towers()))
+    given = json.loads((run / "config.json").read_text())["given"]
+    assert list(given.values()) == ["Views", "Views", "Towers", "Margin", "Muon"]
+    assert lines(log)[9]["lr"] == pytest.approx(0.02) and lines(run / "epochs.jsonl")[-1]["val_recall"] > 0.9
+
+
+def test_items_are_collated_named_and_drawn_alike_by_workers_and_in_micro_batches(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    """Torch's collation, the Dataset's own, two workers, and gradient caching: one and the same run."""
+    recorder = Recorder()
+    run = train(config, callbacks=[recorder]).run
+    log = lines(run / "skipped.jsonl")
+    bad = [line["key"] for line in log if line["epoch"] == 1 and not line.get("held_out")]
+    assert sorted(bad) == sorted(map(str, range(7, 80, 10)))
+    assert log[0]["reason"] == "item raised an error" and log[0]["detail"].startswith("KeyError: 'no graph ")
+    epochs = lines(run / "epochs.jsonl")
+    assert epochs[0]["skipped"] == {"item raised an error": 8} and epochs[0]["val_skipped"] == {
+        "item raised an error": 2
+    }
+    assert epochs[-1]["val_recall"] > 0.5 and epochs[-1]["loss"] < epochs[0]["loss"]
+    info = recorder.of("start")[0]
+    assert type(info.encoder) is DictTowers and type(info.objective) is Learned
+
+    others = {
+        "collated": train(config.override(out=tmp_path / "collated", workers=2), pairs=Collated()),
+        "cached": train(config.override(out=tmp_path / "cached", micro_batch_size=5)),
+    }
+    assert exact(others["collated"].run) == exact(run)
+    for here, there in zip(exact(others["cached"].run), exact(run), strict=True):
+        assert (here["loss"], here["grad_norm"]) == pytest.approx((there["loss"], there["grad_norm"]), rel=1e-4)
+
+
+def test_two_ranks_are_one_process(config: TrainConfig, tmp_path: Path) -> None:
+    """Also where a bad item leaves them unequal parts, and for the loss's own parameter."""
+    ranks = fork(tmp_path / "ranks", 2, lambda: train(config.override(out=tmp_path / "two")) and None)
+    assert ranks.wait() == [0, 0], ranks.told()
+    run = train(config).run
+    for here, there in zip(exact(tmp_path / "two"), exact(run), strict=True):
+        assert (here["loss"], here["grad_norm"]) == pytest.approx((there["loss"], there["grad_norm"]), rel=1e-3)
+        assert here["samples_seen"] == there["samples_seen"]
+    states = [torch.load(cloob_checkpoint(tmp_path / name), weights_only=True) for name in ("two", "run")]
+    scales = [state["objective"]["loss.log_scale"].item() for state in states]
+    assert scales[0] == pytest.approx(scales[1], rel=1e-4) and scales[0] != 2.0
+
+
+def cloob_checkpoint(run: Path) -> Path:
+    return max((run / "checkpoints").iterdir()) / "trainer.pt"
+
+
+def test_what_an_optimiser_keeps_is_resumed(config: TrainConfig, tmp_path: Path) -> None:
+    """Counters beside its options, and statistics that have not the shape of their weights."""
+    make = partial(Counting, lr=0.05)
+    train(config.override(out=tmp_path / "whole"), optimizer=make)
+    stop = At(6, lambda: signal.raise_signal(signal.SIGTERM))
+    assert train(config, optimizer=make, callbacks=[stop]).stopped == "SIGTERM"
+    train(config, optimizer=make)
+    load = partial(cloob.load_model, towers=DictTowers())
+    assert_same_run(tmp_path / "run", tmp_path / "whole", load=lambda folder: copy.deepcopy(load(folder)))
+
+
+def test_other_parts_than_before_are_one_line(config: TrainConfig, tmp_path: Path) -> None:
+    run = train(config.override(epochs=1)).run
+
+    class Wide(nn.Linear):
+        """Another class."""
+
+    wide = DictTowers()
+    wide.b = Wide(20, 8, bias=False)
+    for changes, error in (
+        ({"towers": own.Towers()}, r"was trained with given\.given_towers = 'DictTowers', not 'Towers'; resume with"),
+        ({"towers": wide}, "was trained with other parameters, or is damaged"),
+        ({"objective": own.Margin()}, r"given\.given_objective = 'Learned', not 'Margin'"),
+        ({"optimizer": partial(torch.optim.SGD, lr=1.0)}, r"given\.given_optimizer = None, not 'SGD'"),
+        ({"pairs": own.Views(80, 3)}, r"given\.given_pairs = 'Named', not 'Views'"),
+        ({"pairs": Named(96)}, r"the training pairs are not those of .*80 pairs before, 96 now"),
+        ({"pairs": Named(80, 19)}, r"the training pairs are not those of .*other kinds of items"),
+    ):
+        with pytest.raises(InputError, match=error) as caught:
+            train(config, **changes)
+        assert "\n" not in str(caught.value)
+    again = TrainConfig.from_json(run / "config.json").override(resume="auto", epochs=2)
+    with pytest.raises(InputError, match=r"has pairs of the class 'Named', .*give them to cloob.train\("):
+        cloob.train(again)
+    assert train(again).epochs == 2
+    for load, error in (
+        (lambda: cloob.load_model(run), r"DictTowers, to which its weights belong, is Python code.*towers=module"),
+        (lambda: cloob.load_model(run, towers=wide), "does not fit DictTowers"),
+        (lambda: cloob.load_model("RN50", towers=wide), "is no run or model folder"),
+    ):
+        with pytest.raises(InputError, match=error):
+            load()
+
+
+class Pictures(nn.Module):
+    """Towers for images and captions as cloob reads them: uint8 pixels, tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(3 * 32 * 32, 8), nn.EmbeddingBag(49408, 8)
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self.image(images.flatten(1) / 255), self.text(tokens)
+
+
+class OneSide(nn.Linear):
+    """Gives rows of one side alone."""
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Any:
+        return images.flatten(1).float()
+
+
+class Encoded(Dataset[Any]):
+    """Pixels and tokens, as a model of cloob's takes them."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), torch.randint(1, 400, (8,))
+
+
+def test_each_part_alone(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
+    small = base.override(epochs=1, save_every=0, model="nano-vit", val_data=[str(pairs_folder)])
+    given: dict[str, dict[str, Any]] = {
+        "towers": {"towers": Pictures()},
+        "pairs": {"pairs": Encoded()},
+        "held_out": {"held_out": cloob.open_source(pairs_folder)},
+        "objective": {"objective": Learned()},
+        "member": {"objective": cloob.make_objective("clip")},
+        "optimizer": {"optimizer": torch.optim.SGD},
+    }
+    small = small.override(image_size=32)
+    runs = {name: cloob.train(small.override(out=tmp_path / name), **parts) for name, parts in given.items()}
+    assert {name: result.steps for name, result in runs.items()} == dict.fromkeys(given, 5) | {"pairs": 3}
+    assert all(lines(result.run / "epochs.jsonl")[0]["val_recall"] is not None for result in runs.values())
+    with pytest.raises(InputError, match="does not say what it was trained with"):  # a loss that no member computes
+        cloob.load_model(runs["objective"].run).make_objective()
+    assert cloob.load_model(runs["member"].run).make_objective().name == "clip"
+    for changes, error in (
+        ({"towers": Pictures(), "freeze": "image"}, "freeze is 'image'; it must be left out with towers="),
+        ({"pairs": Encoded(), "val_split": 0.1}, "pairs= is a Dataset; split it yourself"),
+        ({"pairs": iter([])}, "has no length"),
+        ({"optimizer": lambda groups: None}, "optimizer: returned NoneType"),
+        ({"towers": OneSide(1, 1)}, r"OneSide: returned \[.*\]; two tensors \(n, D\) of the same n and D are expected"),
+    ):
+        parts = {name: changes.pop(name) for name in ("pairs", "towers", "optimizer") if name in changes}
+        with pytest.raises(InputError, match=error):
+            cloob.train(small.override(out=tmp_path / "no", **changes), **parts)
