@@ -33,7 +33,7 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index: Index) -> None:
     lines = Path(background.__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines()
     texts = model.encode_text(lines).double().numpy()
     scores = {id_: float(r @ row) for id_, r in zip(ids, rows, strict=True)}
-    found = index.search("blue", top=7, cutoff=None)
+    found = index.search("blue", top=7, cutoff=None, by="meaning")
     assert [hit.item.id for hit in found.hits] == sorted(ids, key=lambda id_: -scores[id_])[:7]
     for hit in found.hits:
         reached = [float(text @ rows[ids.index(hit.item.id)]) for text in texts]
@@ -41,7 +41,7 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index: Index) -> None:
         deviation = math.sqrt(sum((x - mean) ** 2 for x in reached) / len(reached))
         assert hit.margin == pytest.approx((hit.score - mean) / deviation, abs=1e-3)
     cutoff = found.hits[3].margin - 1e-4  # type: ignore[operator]
-    kept = index.search("blue", top=7, cutoff=cutoff)
+    kept = index.search("blue", top=7, cutoff=cutoff, by="meaning")
     assert {hit.item.id for hit in kept.hits} == {hit.item.id for hit in found.hits if hit.margin >= cutoff}
     tiny = index.search(Query((Term("red", "words", 1e-320),)), top=1, cutoff=None).hits[0]
     whole = index.search("red", top=1, cutoff=None).hits[0]

@@ -68,6 +68,7 @@ def _as_format_5(file: Path) -> None:
     with sqlite3.connect(file, isolation_level=None) as database:
         for column in ("place", "replaces"):
             database.execute(f"ALTER TABLE cloob_models DROP COLUMN {column}")
+        database.execute("DROP TABLE cloob_words")
         database.execute("PRAGMA user_version = 5")
     database.close()
 
@@ -81,7 +82,7 @@ def test_an_older_format_is_brought_up_to_date_or_said_to_be_deleted(
     assert f"cloob index --out {index} brings it up to date" in refused(capsys, "search", str(index), "red")
     assert cli.main(["index", "--out", str(index)]) == 0
     assert "8 as they were" in capsys.readouterr().out
-    assert find("search", index, "red")[0] == [str(pictures / "red-0.png")]
+    assert find("search", index, "red", "--by", "words")[0] == [str(pictures / "red-0.png")]
     for version, said in ((4, f"delete it and index again, or do both: cloob index SRC --model M --out {index} --anew"),
                           (99, "of a newer cloob")):  # fmt: skip
         with sqlite3.connect(index / INDEX_FILE) as database:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from cloob.search.query import Query
     from cloob.search.records import Hit, Item
 
-    Row = tuple[Item, float | None, float | None]  # with its score and margin
+    Row = tuple[Item, float | None, float | None, tuple[str, ...]]  # with score, margin, and where its words are
 T = TypeVar("T")
 _NUMBER = re.compile(r"-[\d.]+(e[+-]?\d+)?").fullmatch  # the value of an option
 
@@ -49,6 +50,8 @@ class Options:
     top: int = 20  # How many at most.
     cutoff: float | Literal["auto", "none"] = "auto"
     """Standard deviations by which a hit must beat unrelated queries; auto: 3, 2 for pictures, none for --like."""
+    by: Literal["meaning", "words", "both"] = "both"
+    """meaning: what the model finds; words: what has all words in name, caption or text columns; both: one list."""
     like: str | None = None  # More like this picture of the index: its id or its path.
     duplicates: bool = False
     """Groups of pictures that look alike, the best of each first: RAW, most pixels, EXIF, most bytes, oldest."""
@@ -123,6 +126,8 @@ def run(options: Options) -> int:
             item = next((ids[0] for ids in found if ids), 0)
             refuse({f"--like {like}: no picture of {index.store.address} has this id or path": not item})
             query = Query((Term(item, "item"), *query.terms))
+        if options.by == "words" and not options.explain:
+            return _search(index, options, query)
         if query.needs_model or (options.explain and options.beta is None):  # β is the model's own
             say(f"loading {printable(index.model().name)} …")
         if query.needs_model:
@@ -136,11 +141,13 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
     cutoff = None if options.cutoff == "none" else options.cutoff
     if cutoff == "auto" and not query.needs_model:
         cutoff = None  # what is like a picture of the index is asked for in order
-    found = index.search(query, top=options.top, where=options.where, cutoff=cutoff)
-    rows = [(hit.item, hit.score, hit.margin) for hit in found.hits]
+    found = index.search(query, top=options.top, where=options.where, cutoff=cutoff, by=options.by)
+    rows = [_row(hit) for hit in found.hits]
     _print(options, rows, model=found.model, searched=found.searched, cut=found.cut)
     if not found.searched:
         say(f"no picture to search: {index.view(options.where, found.model).why_none()}")
+    elif not rows and options.by == "words":
+        say(f"none of {found.searched:,} pictures has these words in its name, caption or columns")
     elif not rows and not found.cut:
         say("there is no other picture to search")
     elif not rows:
@@ -162,7 +169,7 @@ def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], 
     finite = queries.isfinite().all(1).tolist()
     for row, query in enumerate(queries.numpy()):
         hits = search(view, query, options.top).hits if finite[row] else ()
-        found.append([_row_dict(hit.item, hit.score, hit.margin) for hit in hits])
+        found.append([_row_dict(*_row(hit)) for hit in hits])
         for hit in () if options.json else hits:
             print(row, f"{hit.score:.4f}", printable(hit.item.path), sep="\t")
     if options.json:
@@ -176,7 +183,7 @@ def _list(index: cloob.Index, options: Options) -> int:
     where = index.view(options.where).where
     items = index.items(index.store.ids(where, limit=options.top, order="newest").tolist())
     count = index.store.count(where)
-    _print(options, [(item, None, None) for item in items], model=None, searched=count, cut=0)
+    _print(options, [(item, None, None, ()) for item in items], model=None, searched=count, cut=0)
     if count > len(items):
         say(f"{len(items):,} of {count:,} pictures, the newest; --top shows more")
     elif not count:
@@ -190,14 +197,15 @@ def _print(options: Options, rows: Sequence[Row], **facts: object) -> None:
         print(json.dumps({"query": options.query, **facts, "hits": list(itertools.starmap(_row_dict, rows))}))
     elif options.paths:
         _print_paths([[item for item, *_ in rows]], null=options.null)
-    for item, score, margin in [] if options.json or options.paths else rows:
+    for item, score, margin, words in [] if options.json or options.paths else rows:
         above = "" if margin is None else f"{margin:.1f}"
-        dated, origin = item.date or "", printable(item.date_from)
+        dated, origin, marks = item.date or "", printable(item.date_from), [printable(", ".join(words))] * bool(words)
         if sys.stdout.isatty():
-            print(_aligned(f"{dated:19}  {origin:6}" if score is None else f"{score:6.3f}  {above:>5}", item))
+            numbers = f"{dated:19}  {origin:6}" if score is None else f"{score:6.3f}  {above:>5}"
+            print(_aligned("  ".join([numbers, *(f"[{mark}]" for mark in marks)]), item))
         else:
-            numbers = (dated, origin) if score is None else (f"{score:.4f}", above)
-            print(*numbers, item.id, printable(item.path), _first_line(item), sep="\t")
+            columns = (dated, origin) if score is None else (f"{score:.4f}", above)
+            print(*columns, item.id, printable(item.path), _first_line(item), *marks, sep="\t")
 
 
 def _duplicates(index: cloob.Index, options: Options) -> int:
@@ -255,7 +263,7 @@ def _explain(index: cloob.Index, options: Options, query: Query) -> int:
     if options.json:
         facts = ("beta", "memory", "collection", "effective", "agreement", "model")
         pictures = [{"weight": p.weight, "score": p.score, **_item_dict(p.item)} for p in found.pictures]
-        nearest = [_row_dict(hit.item, hit.score, hit.margin) for hit in found.nearest]
+        nearest = [_row_dict(*_row(hit)) for hit in found.nearest]
         print(json.dumps({name: getattr(found, name) for name in facts} | {"pictures": pictures, "nearest": nearest}))
         return 0
     part = "" if found.memory == found.collection else f" (the nearest of {found.collection:,})"
@@ -269,9 +277,13 @@ def _explain(index: cloob.Index, options: Options, query: Query) -> int:
     return 0
 
 
-def _row_dict(item: Item, score: float | None, margin: float | None) -> dict[str, Any]:
+def _row(hit: Hit) -> Row:
+    return hit.item, None if math.isnan(hit.score) else hit.score, hit.margin, hit.words
+
+
+def _row_dict(item: Item, score: float | None, margin: float | None, words: tuple[str, ...]) -> dict[str, Any]:
     score, margin = (None if score is None else round(score, 6)), (None if margin is None else round(margin, 4))
-    return {"score": score, "margin": margin, **_item_dict(item)}
+    return {"score": score, "margin": margin, "words": words, **_item_dict(item)}
 
 
 def _item_dict(item: Item) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import numpy as np
 from cloob.errors import InputError
 from cloob.search import background
 from cloob.search.query import AnyQuery, Query, Vector
-from cloob.search.records import Hit, Item, Results
+from cloob.search.records import By, Hit, Item, Results
 from cloob.search.view import View
+from cloob.search.words import fused, places, words
 
 Cutoff = float | Literal["auto"] | None
 
@@ -21,9 +22,19 @@ DEFAULT_BETA = 8.0  # the paper's, where the model does not say with which it wa
 MEMORY = 100_000  # pictures of a Hopfield memory at most: the nearest ones of a larger collection
 
 
-def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None) -> Results:
+def search(
+    view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Vector | None = None, by: By = "both"
+) -> Results:
     if top < 1:
         raise InputError(f"top is {top}; at least one hit is needed")
+    asked = [] if isinstance(query, np.ndarray) or by == "meaning" else words(Query.of(query).spoken)
+    there = view.store.find_words(asked, max(top, LOOKED_AT), view.where) if asked else {}
+    if by == "words":
+        if not asked:
+            raise InputError("by words only words are searched; no pictures, and none to subtract")
+        found = view.items([*there][:top])
+        hits = [Hit(item, math.nan, words=places(item, asked)) for item in found.values()]
+        return Results(tuple(hits), view.store.count(view.where), 0, view.model.name)
     row = view.row(query, row)
     own: list[object] = []
     others = least = None
@@ -31,22 +42,28 @@ def search(view: View, query: AnyQuery, top: int, cutoff: Cutoff = None, row: Ve
         query = Query.of(query)
         own = [term.what for term in query.terms if term.kind == "item"]
         others = view.unrelated_rows(query)
-        words = any(term.kind == "words" for term in query.terms)
-        default = background.CUTOFF if words else background.PICTURE_CUTOFF
+        is_text = any(term.kind == "words" for term in query.terms)
+        default = background.CUTOFF if is_text else background.PICTURE_CUTOFF
         least = default if cutoff == "auto" else cutoff
     looked = top if others is None or least is None else max(top, LOOKED_AT)
     near = view.store.nearest(view.model.name, row, looked + len(own), view.where)
-    places = [place for place, id_ in enumerate(near.ids.tolist()) if id_ not in own][:looked]
-    ids, scores = near.ids[places], near.scores[places]
-    margins: list[float | None] = [None] * len(ids)
-    if others is not None and len(ids):
-        margins = background.margins(scores, view.vectors(ids), others).tolist()
+    known = dict(zip(near.ids.tolist(), near.scores.tolist(), strict=True))
+    ids = [id_ for id_ in known if id_ not in own][:looked]
+    more = [id_ for id_ in there if id_ not in ids]  # found by their words alone
+    rows = view.vectors([*ids, *more] if others is not None else more)
+    known |= zip(more, (rows[-len(more) :].astype(np.float64) * row).sum(1).tolist() if more else (), strict=True)
+    margins = dict.fromkeys([*ids, *more])
+    if others is not None and margins:
+        scores = np.array([known[id_] for id_ in margins], np.float32)
+        margins = dict(zip(margins, background.margins(scores, rows, others).tolist(), strict=True))
     view.models.model(view.model)  # refused where its name stands for other weights by now
-    kept = [place for place, margin in enumerate(margins) if least is None or margin is None or margin >= least]
-    cut = min(top, len(ids)) - sum(place < top for place in kept)
-    items = view.items(ids[kept[:top]])
-    shown = [place for place in kept[:top] if int(ids[place]) in items]
-    hits = [Hit(items[int(ids[place])], float(scores[place]), margins[place]) for place in shown]
+    kept = [id_ for id_ in ids if least is None or (margin := margins[id_]) is None or margin >= least]
+    cut = min(top, len(ids)) - len({*kept}.intersection(ids[:top]))
+    order = fused(there, {id_: rank for rank, id_ in enumerate(kept, 1)})
+    items = view.items([id_ for id_ in order if math.isfinite(known[id_])][:top])
+    hits = [
+        Hit(item, known[id_], margins[id_], places(item, asked) if id_ in there else ()) for id_, item in items.items()
+    ]
     return Results(tuple(hits), near.searched, cut, view.model.name)
 
 

@@ -13,7 +13,7 @@ from cloob.search.address import open_store
 from cloob.search.find import Cutoff, Retrieved
 from cloob.search.models import Models
 from cloob.search.query import AnyQuery, Embedder, Query, Term, Vector
-from cloob.search.records import Hit, IndexedModel, Item, Results
+from cloob.search.records import By, Hit, IndexedModel, Item, Results
 from cloob.search.store import Store
 from cloob.search.view import Memo, View, Where
 from cloob.search.where import Filter, parse
@@ -165,8 +165,9 @@ class Index:
         model: str | IndexedModel | None = None,
         cutoff: Cutoff = "auto",
         row: Vector | None = None,
+        by: By = "both",
     ) -> Results:
-        """The pictures nearest to a query, best first.
+        """The pictures that a query finds, best first.
 
         Args:
             query: Words as they stand, the path of a picture (``Path``), an opened picture, a
@@ -177,8 +178,10 @@ class Index:
             cutoff: Hits with a margin below it are left out (:mod:`cloob.search.background`); ``"auto"``: the default
                 of the query's kind; None: no cutoff.
             row: The query's unit row (D,) if it is known: then nothing of the query is embedded.
+            by: ``"meaning"``: by the vectors. ``"words"``: pictures that have all words of the query in their name,
+                caption or text columns; the model is not asked. ``"both"``: these two lists, joined by reciprocal rank.
         """
-        return find.search(self.view(where, model), query, top, cutoff, row)
+        return find.search(self.view(where, model), query, top, cutoff, row, by)
 
     def similar(self, id: int, *, top: int = 20, where: Where = None, model: str | None = None) -> Results:
         """The pictures nearest to one of the index, without itself and without a cutoff; loads no model."""

@@ -34,6 +34,9 @@ _EF_SEARCH = (200, 1000)  # the least (100 gave recall@10 0.938 at 100,000 vecto
 
 # Vectors of up to 2,000 numbers lie in their rows (MAIN), where a scan reads them in place.
 _TYPES = {"int": "bigint", "id": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "json": "jsonb", "vector": "vector"}
+_TYPES["words"] = """CREATE TABLE cloob_words (item bigint PRIMARY KEY REFERENCES cloob_items ON DELETE CASCADE,
+  words text NOT NULL, places tsvector GENERATED ALWAYS AS (to_tsvector('simple', words)) STORED);
+CREATE INDEX cloob_words_places ON cloob_words USING gin (places)"""
 _TABLES = f"""
 CREATE TABLE cloob_index (version int NOT NULL);
 INSERT INTO cloob_index VALUES ({FORMAT});
@@ -51,6 +54,13 @@ class PostgresStore(Store):
     _dialect = POSTGRESQL
     _each_column = "key, jsonb_typeof(value) FROM cloob_items, jsonb_each(columns)"
     _among = "= ANY(?)"
+    _word_item = "item"
+    _add_words = (
+        "INSERT INTO cloob_words (item, words) VALUES (?, ?) ON CONFLICT (item) DO UPDATE SET words = excluded.words"
+    )
+    _find_words = """SELECT item, -ts_rank_cd(places, asked) AS rank
+        FROM cloob_words, plainto_tsquery('simple', ?) asked
+        WHERE places @@ asked AND item IN (SELECT id FROM cloob_items WHERE {}) ORDER BY rank, item LIMIT ?"""
 
     def __init__(self, address: str, *, writable: bool = False, create: bool = False) -> None:
         """Connects; ``create`` makes the tables, and the extension, where they are missing."""
@@ -122,6 +132,7 @@ class PostgresStore(Store):
                 if self._rows("SELECT version FROM cloob_index") == [(_BEFORE,)]:
                     for statement in f"{UPGRADE.format(**_TYPES)};UPDATE cloob_index SET version = {FORMAT}".split(";"):
                         self._rows(statement)
+                    self._upgrade_words()
                 return
             self._rows("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
             for statement in _TABLES.split(";"):

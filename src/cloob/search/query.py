@@ -71,6 +71,12 @@ class Query:
             raise InputError("an empty query; give words or a picture a weight other than 0")
 
     @property
+    def spoken(self) -> str:
+        """The text of a query of words alone, none of which is subtracted; else empty."""
+        alone = all(term.kind == "words" and term.weight > 0 for term in self.terms)
+        return " ".join(str(term.what) for term in self.terms) if alone else ""
+
+    @property
     def needs_model(self) -> bool:
         """Whether anything has to be embedded; pictures of the index are already."""
         return any(term.kind != "item" for term in self.terms)

@@ -11,6 +11,7 @@ from cloob.errors import InputError
 
 INDEX_FILE = "index.sqlite"  # of an index, in its folder
 SEPARATOR = "::"  # between a container and a picture in it
+By = Literal["meaning", "words", "both"]
 Value = str | int | float | bool | None  # what a metadata column holds
 Precision = Literal["fp32", "bf16"]
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -90,8 +91,9 @@ class FileState:
 @dataclass(frozen=True)
 class Hit:
     item: Item
-    score: float  # cosine with the query, in [-1, 1]
+    score: float  # cosine with the query, in [-1, 1]; NaN where no model was asked
     margin: float | None = None  # above what unrelated queries reach, in standard deviations of theirs
+    words: tuple[str, ...] = ()  # the texts in which the query's words are: ``name``, ``caption``, or columns
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,11 @@ PATIENCE_SECONDS = 60.0  # for which a writer waits for another one; a batch tak
 _APPLICATION = 0x434C4F42  # "CLOB"
 _PAGE_BYTES = 16_384  # seven vectors of width 512; of SQLite's own 4,096 each would fill one, half of it empty
 _TYPES = {"int": "INTEGER", "id": "INTEGER PRIMARY KEY AUTOINCREMENT", "json": "TEXT", "vector": "BLOB"}
+_TYPES["words"] = "CREATE VIRTUAL TABLE cloob_words USING fts5 (words)"
 _TABLES = TABLES.format(**_TYPES, strict="STRICT")
 _BEFORE = 5  # the format that ``UPGRADE`` takes
-_SHAPE = """SELECT s.type, s.name, coalesce(a.name, b.name), a.type, a."notnull", a.pk, a.hidden FROM sqlite_schema s
+_SHAPE = """SELECT s.type, s.name, iif(s.sql LIKE 'CREATE VIRTUAL%', s.sql, ''), coalesce(a.name, b.name), a.type,
+a."notnull", a.pk, a.hidden FROM sqlite_schema s
 LEFT JOIN pragma_table_xinfo(s.name) a ON s.type = 'table' LEFT JOIN pragma_index_xinfo(s.name) b ON s.type = 'index'"""
 _SAID = {
     "SQLITE_CANTOPEN": "holds no index, or one that may not be read; `cloob index` makes one",
@@ -59,6 +61,10 @@ class SqliteStore(Store):
     _dialect = SQLITE
     _each_column = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
     _among = "IN (SELECT value FROM json_each(?))"
+    _word_item = "rowid"
+    _add_words = "INSERT OR REPLACE INTO cloob_words (rowid, words) VALUES (?, ?)"
+    _find_words = """SELECT rowid, rank FROM cloob_words WHERE cloob_words MATCH ?
+        AND rowid IN (SELECT id FROM cloob_items WHERE {}) ORDER BY rank, rowid LIMIT ?"""
 
     def __init__(
         self, folder: Path, *, writable: bool = False, table: Callable[[SqliteStore], VectorTable] | None = None
@@ -128,6 +134,7 @@ class SqliteStore(Store):
             with self._transaction():
                 for statement in UPGRADE.format(**_TYPES).split(";"):
                     connection.execute(statement)
+                self._upgrade_words()
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
                 version = FORMAT
         refuse_format(self.address, version, _BEFORE)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from cloob.errors import InputError, nearest
 from cloob.search.records import FileState, IndexedModel, Item, valid
 from cloob.search.where import Dialect, Filter
+from cloob.search.words import all_words
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -42,13 +43,15 @@ CREATE TABLE cloob_vectors (item {int} NOT NULL REFERENCES cloob_items ON DELETE
 CREATE INDEX cloob_vectors_revision ON cloob_vectors (model, revision, item);
 CREATE TABLE cloob_faults (source TEXT NOT NULL, path TEXT NOT NULL, bytes {int} NOT NULL, mtime_ns {int},
   fault TEXT NOT NULL, PRIMARY KEY (source, path)) {strict};
-CREATE TABLE cloob_excludes (source TEXT NOT NULL, glob TEXT NOT NULL) {strict}"""
+CREATE TABLE cloob_excludes (source TEXT NOT NULL, glob TEXT NOT NULL) {strict};
+{words}"""
 
 FORMAT = 6  # the number of these tables; another one is brought up to date, or said to be deleted
 UPGRADE = """
 ALTER TABLE cloob_models ADD COLUMN place {int} NOT NULL DEFAULT 0;
 ALTER TABLE cloob_models ADD COLUMN replaces {int};
-UPDATE cloob_models SET place = id"""  # from the format before
+UPDATE cloob_models SET place = id;
+{words}"""  # from the format before
 
 _FIELDS = ("source", "path", "content", "bytes", "mtime_ns", "width", "height", "date", "caption", "columns")
 _REPLACE_ITEM = f"""INSERT INTO cloob_items ({", ".join(_FIELDS)}) VALUES ({", ".join("?" * len(_FIELDS))})
@@ -122,6 +125,9 @@ class Store(ABC):
     _dialect: ClassVar[Dialect]
     _each_column: ClassVar[str]  # selects the keys and types of all columns
     _among: ClassVar[str]  # what follows a column that has to have one of several values
+    _word_item: ClassVar[str]  # the column of the words' table that has the item
+    _add_words: ClassVar[str]  # of an item, in the place of those that it had
+    _find_words: ClassVar[str]  # items that have all of some words, with a score, best first
 
     @abstractmethod
     def close(self) -> None: ...
@@ -271,7 +277,19 @@ class Store(ABC):
             cells = self.table.write(known, ids, np.ascontiguousarray(vectors, np.float32))
             given = [(id_, known.number, revision, cell) for id_, cell in zip(ids, cells, strict=True)]
             self._many(_REPLACE_VECTOR, given)
+            self._many(self._add_words, [(id_, all_words(item)) for id_, item in zip(ids, items, strict=True)])
             self._forget(rows)
+
+    def _upgrade_words(self) -> None:
+        for page in self.pages():
+            self._many(self._add_words, [(item.id, all_words(item)) for item in self.items(page)])
+
+    def find_words(self, asked: Sequence[str], top: int, where: Filter | None = None) -> dict[int, int]:
+        """The ``top`` items whose texts have all of some words, best first, and their ranks; equal ones share one."""
+        condition, values = self._condition(where)
+        rows = self._rows(self._find_words.format(condition), (" ".join(asked), *values, top))
+        scores = [round(score, 4) for _, score in rows]
+        return {id_: 1 + scores.index(score) for (id_, _), score in zip(rows, scores, strict=True)}
 
     def _by_source(self, rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, Any]]:
         """Each source with its paths, of rows that begin with these two."""
@@ -285,6 +303,9 @@ class Store(ABC):
         return {(source, path): (id_, content) for source, path, id_, content in found}
 
     def _forget(self, rows: Sequence[Sequence[Any]], table: Literal["faults", "items"] = "faults") -> None:
+        if table == "items":
+            ids = [id_ for id_, _ in self._places(rows).values()]
+            self._rows(f"DELETE FROM cloob_words WHERE {self._word_item} {self._among}", (ids,))
         for values in self._by_source(rows):
             self._rows(f"DELETE FROM cloob_{table} WHERE source = ? AND path {self._among}", values)
 

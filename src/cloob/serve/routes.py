@@ -84,7 +84,8 @@ async def _found(
 
     revision, found = await held.run(work)
     hits: list[schemas.FoundPicture] = [
-        {**held.picture(hit.item), "score": _cosine(hit.score), "margin": hit.margin} for hit in found.hits
+        {**held.picture(hit.item), "score": _cosine(hit.score), "margin": hit.margin, "words": list(hit.words)}
+        for hit in found.hits
     ]
     return {"model": found.model, "revision": revision, "searched": found.searched, "cut": found.cut, "hits": hits}
 

@@ -108,6 +108,7 @@ class Picture(TypedDict):
 class FoundPicture(Picture):
     score: float
     margin: float | None
+    words: list[str]  # the texts in which the query's words are: name, caption, or columns
 
 
 class Memory(Picture):

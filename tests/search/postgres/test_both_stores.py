@@ -1,4 +1,4 @@
-"""A model is replaced whole or not at all, in both stores."""
+"""What both stores do: models are replaced as a unit, and words find pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from index_fakes import FakeEncoder, content, options, units, write_noise
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.records import IndexedModel
+from cloob.search.records import By, IndexedModel, Item
 
 
 class Stopped(FakeEncoder):
@@ -78,3 +78,40 @@ def test_vectors_of_two_models_never_mix_whoever_writes(place: str, tmp_path: Pa
         with pytest.raises(InputError, match="no vectors of a model 'fake'"):
             index.update([folder], options(Meanwhile()))
         assert not np.isfinite(index.store.vectors("fake", index.store.ids())).any()
+
+
+def test_words_find_names_captions_and_columns(place: str, tmp_path: Path) -> None:
+    """Whatever the model thinks: the list of each is joined by 1 / (60 + rank)."""
+    facts = {  # path: caption, columns
+        "IMG_1092.jpg": (None, {}),
+        "a.jpg": ("Ein ÉTÉ am Meer", {"tags": "Anna, Linz", "stars": 5}),
+        "b/IMG_1092.jpg.tar::c.jpg": ("Meer", {"date_from": "exif"}),
+        "d.jpg": ("Meer Meer IMG_1093", {}),
+    }
+    items = [Item(0, "s", path, path, 1, 0, 1, 1, None, *said) for path, said in facts.items()]
+    rows = np.eye(4, dtype=np.float32)[::-1]  # the last is the nearest to the query
+    with Index.create(place) as index:
+        index.store.add_model(IndexedModel("m", "m", "f" * 32, 4))
+        index.store.write(items, "m", rows)
+        index.use("m", FakeEncoder(dim=4), "f" * 32)
+
+        def found(words: str, by: By = "words", **how: object) -> dict[str, tuple[str, ...]]:
+            row = np.float32([1, 0.3, 0.2, 0.1])
+            hits = index.search(words, by=by, row=None if by == "words" else row, cutoff=None, **how).hits  # type: ignore[arg-type]
+            return {hit.item.path: hit.words for hit in hits}
+
+        assert found("img_1092") == {"IMG_1092.jpg": ("name",)}
+        assert found("ete linz") == {"a.jpg": ("caption", "tags")}
+        assert set(found("MEER")) == {*facts} - {"IMG_1092.jpg"} and not found("exif") and not found("1092 meer")
+        assert found("meer", where="caption like 'Ein%'") == {"a.jpg": ("caption",)}
+        ranks = {"IMG_1092.jpg": 4, "a.jpg": 3, "b/IMG_1092.jpg.tar::c.jpg": 2, "d.jpg": 1}
+        fused = {path: 1 / (60 + rank) + (path == "IMG_1092.jpg") / 61 for path, rank in ranks.items()}
+        wanted = sorted(facts, key=lambda path: -fused[path])
+        assert list(found("IMG 1092", "both")) == wanted and wanted[0] == "IMG_1092.jpg"
+        assert list(found("IMG 1092", "meaning")) == sorted(facts, key=ranks.__getitem__)
+        with pytest.raises(InputError, match="only words are searched"):
+            index.search(rows[0], by="words")
+        index.store.write([Item(0, "s", "a.jpg", "new", 1, 0, 1, 1, None, "another")], "m", rows[:1])
+        index.store.remove("s", ["d.jpg"])
+        assert not found("ete") and set(found("meer")) == {"b/IMG_1092.jpg.tar::c.jpg"}
+        assert found("another") == {"a.jpg": ("caption",)}
