@@ -121,6 +121,7 @@ PAGES: dict[str, Callable[[str], str]] = {
     "docs/study.md": marked,
     "docs/choose.md": marked,
     "docs/speed.md": speed,
+    "benchmarks/frozen/claim.md": marked,
     "benchmarks/frozen/tables.md": frozen.filled,
     "benchmarks/pictograms/tables.md": pictograms.filled,
     "benchmarks/factors/tables.md": factors.filled,

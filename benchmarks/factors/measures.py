@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from benchmarks.factors.model import Encoders, Objective
+from benchmarks.factors.model import Encoders
 from benchmarks.factors.world import FACTORS, VALUES, Sample
 from torch import Tensor
 from torch.nn import functional as F
 
 from cloob.functional import hopfield_retrieval, ranking
 from cloob.functional.geometry import effective_eigenvalues
+from cloob.objective import ContrastiveObjective
 
 RECALLS = (1, 10, 100)
 COMMON_BETA = 8.0
@@ -76,7 +77,7 @@ def retrieved(x: Tensor, values: Tensor, beta: float, batch: int) -> dict[str, A
     }
 
 
-def unfit(x: Tensor, y: Tensor, wrong: Tensor, objective: Objective, batch: int) -> dict[str, float]:
+def unfit(x: Tensor, y: Tensor, wrong: Tensor, objective: ContrastiveObjective, batch: int) -> dict[str, float]:
     """1 − p in batches of training pairs at the method's own scales, retrieval included: of right and of wrong pairs.
 
     p is the softmax probability of the own caption or picture. 1 − p is the factor that InfoNCE's gradient carries.
@@ -103,7 +104,7 @@ def by_truth(name: str, values: Tensor, wrong: Tensor) -> dict[str, float]:
     return {f"{name}_{which}": float(part.double().mean()) for which, part in parts.items() if len(part)}
 
 
-def all_of_it(sample: Sample, encoders: Encoders, objective: Objective, batch: int) -> dict[str, Any]:
+def all_of_it(sample: Sample, encoders: Encoders, objective: ContrastiveObjective, batch: int) -> dict[str, Any]:
     """Everything that a cell's record holds about the encoders.
 
     Args:

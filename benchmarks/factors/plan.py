@@ -12,7 +12,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,9 +21,7 @@ from benchmarks.studies import records
 
 STUDY = Path(__file__).parent
 METHODS = ("clip", "infoloob", "infonce-hopfield", "cloob")
-ADDED = ("sum",)
-"""Run after these, in the base worlds: the mean of InfoLOOB and CLOOB with one τ⁻¹."""
-RETRIEVING = (*METHODS[2:], *ADDED)
+RETRIEVING = METHODS[2:]
 WRONG = (0.4, 0.0, 0.6, 0.2, 0.8)
 """Shares of wrong captions, the most telling first."""
 SIDES: tuple[tuple[str, tuple[float, ...]], ...] = (
@@ -73,7 +70,7 @@ class Run:
 
     Attributes:
         stage: ``search`` or ``cells``: also the folder of its record.
-        method: One of ``METHODS`` or ``ADDED``.
+        method: One of ``METHODS``.
         world: The world it is drawn from.
         seed: Of the drawing, of the encoders as initialised and of the order of the pairs.
         setting: The rest.
@@ -109,9 +106,8 @@ PUBLISHED: dict[str, Setting] = {
     "infoloob": Setting(30.0),
     "infonce-hopfield": Setting(30.0, beta=8.0),
     "cloob": Setting(30.0, beta=8.0),
-    "sum": Setting(30.0, beta=8.0),
 }
-"""Where each search starts; the temperatures of InfoLOOB, InfoNCE with retrieval and the sum are CLOOB's."""
+"""Where each search starts; the temperatures of InfoLOOB and InfoNCE with retrieval are CLOOB's."""
 _RETRIEVALS: list[dict[str, Any]] = [{"inv_tau": t, "beta": b} for t in (10.0, 20.0, 30.0) for b in (8.0, 16.0)]
 _TEMPERATURES: dict[str, list[dict[str, Any]]] = {
     "clip": [
@@ -121,7 +117,6 @@ _TEMPERATURES: dict[str, list[dict[str, Any]]] = {
     "infoloob": [{"inv_tau": t} for t in (5.0, 8.0, 12.0, 20.0, 30.0, 50.0)],
     "infonce-hopfield": _RETRIEVALS,
     "cloob": _RETRIEVALS,
-    "sum": _RETRIEVALS,
 }
 Scores = Mapping[str, float]
 """Search run's id -> the best recall on held-out pairs along the run."""
@@ -190,10 +185,6 @@ def worlds() -> list[World]:
 def is_side(world: World) -> bool:
     """Whether something but the share of wrong captions differs from the base world."""
     return world != World(wrong=world.wrong)
-
-
-def methods(world: World) -> tuple[str, ...]:
-    return METHODS if is_side(world) else (*METHODS, *ADDED)
 
 
 def seeds(world: World) -> tuple[int, ...]:
@@ -267,14 +258,14 @@ def runs(scores: Scores, superseded: Superseded = MappingProxyType({})) -> Itera
     """All runs that are known by now, in the order in which they are to be done: by world, the search before cells."""
     sides = [world for world in worlds() if is_side(world)]
     base = [world for world in worlds() if not is_side(world)]
-    for world, members in [*product(base, [METHODS]), *product(base, [ADDED]), *product(sides, [METHODS])]:
-        searches = {method: search(method, world, scores, superseded) for method in members}
-        for method in members:
+    for world in (*base, *sides):
+        searches = {method: search(method, world, scores, superseded) for method in METHODS}
+        for method in METHODS:
             for setting in searches[method].tried:
                 yield from search_runs(method, world, setting)
         if all(each.complete for each in searches.values()):
             for seed in seeds(world):
-                yield from (Run("cells", method, world, seed, searches[method].best) for method in members)
+                yield from (Run("cells", method, world, seed, searches[method].best) for method in METHODS)
 
 
 def scores(results: Path) -> tuple[dict[str, float], Superseded]:
@@ -287,4 +278,4 @@ def scores(results: Path) -> tuple[dict[str, float], Superseded]:
 def searches(results: Path) -> dict[tuple[World, str], Search]:
     """Each method's search in each world, as far as the records of its runs go."""
     known = scores(results)
-    return {(world, m): search(m, world, *known) for world in worlds() for m in methods(world)}
+    return {(world, m): search(m, world, *known) for world in worlds() for m in METHODS}

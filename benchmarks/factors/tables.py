@@ -20,8 +20,6 @@ COMPARED = (("cloob", "clip"), ("infoloob", "clip"), ("infonce-hopfield", "clip"
 TARGET = 0.8
 """The share of the cells above chance in which CLOOB is to be ahead."""
 USUAL_DECAY = plan.Setting.weight_decay
-SUMMED = ("cloob", "infoloob", "clip")
-"""What the sum of both terms is compared with."""
 Record = Mapping[str, Any]
 Cells = Mapping[tuple[World, str], Mapping[int, Record]]
 """(world, method) -> seed -> record."""
@@ -38,7 +36,7 @@ def render() -> str:
     kept = select(stages["cells"], found)
     hours = sum(r["cpu_seconds"] for of_stage in stages.values() for r in of_stage.values()) / 3600
     done = sum(map(len, kept.values()))
-    whole = sum(len(plan.seeds(world)) * len(plan.methods(world)) for world in plan.worlds())
+    whole = sum(len(plan.seeds(world)) * len(METHODS) for world in plan.worlds())
     complete = sum(s.complete for s in found.values())
     parts = [
         f"State: {complete} of {len(found)} searches complete ({len(stages['search'])} runs and "
@@ -49,10 +47,7 @@ def render() -> str:
         sides = [world for world in plan.worlds() if plan.is_side(world)]
         parts += ["### What was claimed", claims_table(kept)]
         parts += ["### Zero-shot accuracy over the share of wrong captions, %", accuracy_table(kept, base)]
-        parts += ["### The same by factor, from loud to faint", factor_table(kept, base)]
         parts += ["### One thing changed", accuracy_table(kept, sides)]
-        parts += ["### Both terms summed", sum_table(kept, base)]
-        parts += ["### What the encoders have become", measures_table(kept, base)]
     parts += ["### What the search chose", chosen_table(found)]
     return "\n\n".join(part for part in parts if part)
 
@@ -112,61 +107,6 @@ def accuracy_table(cells: Cells, worlds: Sequence[World]) -> str:
             lines.append(row + [shown(paired(cells, world, *pair, mean_zero_shot)) for pair in COMPARED])
     head = ["world", "seeds", *(NAMES[m] for m in METHODS), *(f"{NAMES[a]} − {NAMES[b]}" for a, b in COMPARED)]
     return table(head, lines) if lines else "Nothing yet."
-
-
-def sum_table(cells: Cells, worlds: Sequence[World]) -> str:
-    """Accuracy of the mean of InfoLOOB and CLOOB, against both and against CLIP."""
-    lines = []
-    for world in worlds:
-        if of_seed := cells.get((world, "sum")):
-            accuracy = spread([mean_zero_shot(record) for record in of_seed.values()])
-            against = [shown(paired(cells, world, "sum", other, mean_zero_shot)) for other in SUMMED]
-            lines.append([name(world), str(len(of_seed)), accuracy, *against])
-    head = ["world", "seeds", NAMES["sum"], *(f"− {NAMES[other]}" for other in SUMMED)]
-    return table(head, lines) if lines else "Nothing yet."
-
-
-def factor_table(cells: Cells, worlds: Sequence[World]) -> str:
-    lines = []
-    for world in worlds:
-        if paired(cells, world, "cloob", "clip", mean_zero_shot):
-            own = [[r["zero_shot"][f] for r in cells[world, "clip"].values()] for f in range(FACTORS)]
-            lead = [paired(cells, world, "cloob", "clip", lambda r, f=f: r["zero_shot"][f]) for f in range(FACTORS)]  # type: ignore[misc]
-            lines.append([name(world), "CLIP, %", *(percent(float(np.mean(of))) for of in own)])
-            lines.append([name(world), "CLOOB − CLIP, points", *map(shown, lead)])
-    return table(["world", "", *(str(f + 1) for f in range(FACTORS))], lines) if lines else "Nothing yet."
-
-
-def measures_table(cells: Cells, worlds: Sequence[World]) -> str:
-    """Probe, recalls, what is learned by heart, 1 − p and effective eigenvalues: means over the seeds."""
-    columns: list[tuple[str, Callable[[Record], float | None], Callable[[float], str]]] = [
-        ("probe, %", lambda r: float(np.mean(r["probe"])), percent),
-        ("recall, train", lambda r: r["train_recall"], percent),
-        ("held out", lambda r: r["held_out_recall"], percent),
-        ("gap", gap, percent),
-        ("first of the right", lambda r: r["train_first_right"], percent),
-        ("of the wrong", lambda r: r.get("train_first_wrong"), percent),
-        ("1 − p, right", lambda r: r["unfit_right"], "{:.2f}".format),
-        ("wrong", lambda r: r.get("unfit_wrong"), "{:.2f}".format),
-        ("eigenvalues, pictures", lambda r: r["eigenvalues"]["pictures"], "{:.1f}".format),
-        ("captions", lambda r: r["eigenvalues"]["captions"], "{:.1f}".format),
-    ]
-    lines = []
-    for world, method, of_seed in by_method(cells, worlds):
-        line = [name(world), NAMES[method]]
-        for _, measure, written in columns:
-            values = [value for value in map(measure, of_seed) if value is not None]
-            line.append(written(float(np.mean(values))) if values else "–")
-        lines.append(line)
-    return table(["world", "method", *(title for title, _, _ in columns)], lines)
-
-
-def by_method(cells: Cells, worlds: Sequence[World]) -> Iterator[tuple[World, str, list[Record]]]:
-    """World by world, method by method, the records of all seeds where there are any."""
-    for world in worlds:
-        for method in METHODS:
-            if of_seed := cells.get((world, method)):
-                yield world, method, list(of_seed.values())
 
 
 def chosen_table(searches: Mapping[tuple[World, str], plan.Search]) -> str:

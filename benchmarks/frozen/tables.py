@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from benchmarks.frozen.plan import (
@@ -16,10 +16,6 @@ from benchmarks.frozen.plan import (
     cells_of,
     chosen,
     chosen_with_decay,
-    methods,
-    runs_a_method,
-    search,
-    seeds,
 )
 from benchmarks.studies import records
 from benchmarks.studies.comparison import (
@@ -42,8 +38,6 @@ COMPARED = (
     ("cloob-warm", "clip"),
     ("infonce-hopfield", "clip"),
     ("cloob", "infoloob"),
-    ("sum", "cloob"),
-    ("sum", "infoloob"),
 )
 TARGET = 0.8
 """The share of the cells above chance in which CLOOB is to be ahead."""
@@ -70,7 +64,7 @@ def render() -> str:
     scores = {name: record["score"] for name, record in records.read("search", STUDY).items()}
     cells, sets = records.read("cells", STUDY), records.labels_by_set(STUDY)
     runs = select(cells, scores)
-    parts = [progress(runs, scores)]
+    parts = []
     if runs:
         found = {pair: differences(runs, sets, *pair) for pair in COMPARED}
         parts += [
@@ -80,7 +74,7 @@ def render() -> str:
         ]
         decayed = select(cells, scores, with_decay=True)
         parts.append(decaying(decayed, scores, sets))
-        parts += [by_set(runs, "cloob", "clip", found["cloob", "clip"]), recalls(runs), settings(scores)]
+        parts += [recalls(runs), settings(scores)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -117,17 +111,6 @@ def decaying(runs: Runs, scores: Mapping[str, float], sets: Sets) -> str:
 def name_of(world: World) -> str:
     wrong = f"{percent(world.share, 0)} % {_KINDS[world.kind]}" if world.share else "clean"
     return f"{world.head}, {wrong}" + ("" if world.pairs == PAIRS else f", {world.pairs:,} pairs")
-
-
-def progress(runs: Runs, scores: Mapping[str, float]) -> str:
-    def state(worlds: Sequence[World]) -> str:
-        listed = [(method, world) for world in worlds for method in methods(world)]
-        n = sum(cell.id in scores for method, world in listed for _, cell in search(method, world, scores))
-        cells = sum(len(runs.get(at, {})) for at in listed)
-        whole = sum(runs_a_method(world) for _, world in listed), sum(len(seeds(world)) for _, world in listed)
-        return f"{n} of {whole[0]} runs of the search and {cells} of {whole[1]} cells"
-
-    return f"State: {state(CORE)} of the claim's worlds; {state(WORLDS)} of all."
 
 
 def differences(runs: Runs, sets: Sets, method: str, baseline: str) -> Differences:
@@ -179,20 +162,6 @@ def effect(method: str, baseline: str, differences: Differences) -> str:
     head = ["captions", "points", "95 %, over seeds", "95 %, over classes", "ahead in sets above chance", "seeds"]
     title = f"### {NAMES[method]} − {NAMES[baseline]}: mean of the sets above chance"
     return f"{title}\n\n{table(head, lines)}" if lines else ""
-
-
-def by_set(runs: Runs, method: str, baseline: str, differences: Differences) -> str:
-    lines = []
-    for world, of_sets in differences.items():
-        for name, difference in of_sets.items():
-            accuracies = [
-                spread([r["zeroshot"][name]["acc1"] for r in runs[m, world].values()]) for m in (baseline, method)
-            ]
-            told = "yes" if difference.told else "no"
-            lines.append([name_of(world), name, *accuracies, *difference.shown(), told])
-    head = ["captions", "set", NAMES[baseline], NAMES[method], "difference, points"]
-    head += ["95 %, over seeds", "95 %, over classes", "above chance"]
-    return f"### {NAMES[method]} against {NAMES[baseline]} by set\n\n{table(head, lines)}" if lines else ""
 
 
 def recalls(runs: Runs) -> str:

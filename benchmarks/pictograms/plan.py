@@ -49,7 +49,7 @@ class Setting:
         learnable_inv_tau: Whether τ⁻¹ is trained.
         beta: β; None for methods without retrieval.
         mask_duplicates: Pairs of equal caption are no negatives of each other.
-        option: "" for the objective as published, else a key of ``run.OPTIONS``.
+        option: "" for the objective as published; "warm": no retrieval in the first half of the run.
         start: "" for the towers as initialised; an attempt had "centred".
     """
 

@@ -31,34 +31,24 @@ from cloob.training.config import OptimConfig
 from cloob.training.optim import make_optimizer, make_schedule
 from cloob.training.step import Stepper, TowersWithLoss
 
-OPTIONS = {
-    "warm": "no retrieval in the first half of the run: InfoLOOB (InfoNCE), then CLOOB (InfoNCE with retrieval)",
-    "sum": "the mean of InfoLOOB on plain and on retrieved embeddings",
-}
-_MEMBERS = {"cloob-warm": "cloob", "sum": "cloob"}
-"""What a method is made of whose other half is its setting's option."""
-
 
 def build_objective(method: str, setting: Setting) -> nn.Module:
     overrides: dict[str, Any] = {"inv_tau": setting.inv_tau, "learnable_inv_tau": setting.learnable_inv_tau}
     if setting.beta is not None:
         overrides["beta"] = setting.beta
-    objective = make_objective(_MEMBERS.get(method, method), **overrides)
-    return Variant(objective, setting.option) if setting.option else objective
+    objective = make_objective(method.removesuffix("-warm"), **overrides)
+    return Variant(objective) if setting.option == "warm" else objective
 
 
 class Variant(nn.Module):
-    """A published objective with one of the ``OPTIONS``; it has the call and ``clamp_`` that ``Stepper`` needs.
+    """A published objective without retrieval in the first half of the run; what ``Stepper`` calls.
 
     ``progress`` in [0, 1] is set by the loop before each step.
     """
 
-    def __init__(self, objective: ContrastiveObjective, option: str) -> None:
+    def __init__(self, objective: ContrastiveObjective) -> None:
         super().__init__()
-        if option not in OPTIONS:
-            raise ValueError(f"option is {option!r}; one of {', '.join(OPTIONS)} is expected")
         self.objective = objective
-        self.option = option
         self.progress = 0.0
 
     def clamp_(self) -> None:
@@ -66,15 +56,12 @@ class Variant(nn.Module):
 
     def forward(self, image_features: Tensor, text_features: Tensor, *, ids: Tensor | None = None) -> Tensor:
         """The loss, on the published objective's scale τ·(sum of both directions)."""
-        x, y = image_features, text_features
-        share = 0.5 if self.option == "sum" else float(self.progress >= 0.5)
-        loss = x.new_zeros(())
-        if share < 1:
-            tau_inverse = self.objective.inv_tau.to(x)
-            contrast = info_nce if self.objective.contrast == "infonce" else info_loob
-            plain = contrast(x, y, tau_inverse, ids=ids) + contrast(y, x, tau_inverse, ids=ids)
-            loss = loss + (1 - share) * plain / tau_inverse
-        return loss + share * self.objective(x, y, ids=ids) if share > 0 else loss
+        if self.progress >= 0.5:
+            return self.objective(image_features, text_features, ids=ids)
+        tau_inverse = self.objective.inv_tau.to(image_features)
+        contrast = info_nce if self.objective.contrast == "infonce" else info_loob
+        ways = (image_features, text_features), (text_features, image_features)
+        return sum(contrast(*way, tau_inverse, ids=ids) for way in ways) / tau_inverse
 
 
 GEOMETRY_INV_TAU, GEOMETRY_BETA = 30.0, 8.0

@@ -8,23 +8,16 @@ from pathlib import Path
 import numpy as np
 from benchmarks.pictograms import wrong
 from benchmarks.pictograms.plan import (
-    FINALISTS,
     LONG_EPOCHS,
     LONGEST_EPOCHS,
     METHODS,
-    RATES,
-    RUNS_A_METHOD,
     SEEDS,
     TOWERS,
     Runs,
     Scores,
     chosen_setting,
-    grid,
-    long_search,
-    rate_search,
     search_scores,
     select,
-    short_search,
 )
 from benchmarks.studies import records
 from benchmarks.studies.comparison import (
@@ -68,7 +61,7 @@ def render(found: Found, scores: Scores) -> str:
     cells, sets = found["cells"], records.labels_by_set(STUDY)
     runs, published = select(cells, scores)
     longer = {epochs: select(cells, scores, epochs)[0] for epochs in (LONG_EPOCHS, LONGEST_EPOCHS)}
-    parts = [progress(found, runs, scores), *_of_cells(runs, sets, scores)]
+    parts = _of_cells(runs, sets, scores)
     parts += _of_longer(longer, sets)
     parts.append("### As published, nothing tuned")
     parts.append(zeroshot_table(published, TOWERS[0], ", as published"))
@@ -118,24 +111,6 @@ def summary(cells: Mapping[str, Record], scores: Scores) -> str:
     return (
         f"{table(head, lines)}\n\nDifferences: paired, mean of the sets above chance for one of the two (so many), "
         f"with the 95 % interval over classes and pictures. Seeds that all methods have: {seeds}."
-    )
-
-
-def progress(found: Found, runs: Runs, scores: Scores) -> str:
-    short = sum(cell.id in scores for m in METHODS for _, cell in short_search(m, scores))
-    final = sum(cell.id in scores for m in METHODS for cell in long_search(m, scores))
-    rates = sum(c.id in scores for m in METHODS for t in TOWERS[1:] for c in rate_search(m, t, scores))
-    done, whole = sum(map(len, runs.values())), len(METHODS) * len(TOWERS) * len(SEEDS)
-    tried = len(found["attempts"])
-    beside = [cell.id for cell in grid(scores)[whole:]]
-    stages = [found[stage].values() for stage in ("search", "cells", "attempts")]
-    seconds = sum(record["cpu_seconds"] for of_stage in stages for record in of_stage)
-    return (
-        f"State: {short} of {RUNS_A_METHOD * len(METHODS)} short search runs, {final} of {FINALISTS * len(METHODS)} "
-        f"finalists' runs, {rates} of {RATES * (len(TOWERS) - 1) * len(METHODS)} for the other towers, {done} of "
-        f"{whole} cells, {sum(name in found['cells'] for name in beside)} of {len(beside)} published and longer ones, "
-        f"{tried} of {tried} attempts; {seconds / 3600:.1f} CPU-core "
-        "hours of training."
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.factors import plan as factors_plan
 from benchmarks.factors import tables as factors
 from benchmarks.factors.world import World as Factors
-from benchmarks.frozen import plan, tables
+from benchmarks.frozen import claims, plan, tables
 from benchmarks.frozen.plan import SIZES, World
 from benchmarks.pictograms import plan as scratch
 from benchmarks.pictograms import tables as pictograms
@@ -187,6 +187,11 @@ def on_set(name: str, world: World) -> str:
     return said(compared(runs["cloob", world], runs["clip", world], sets)[name])
 
 
+@functools.cache
+def claim() -> claims.Found:
+    return claims.found(frozen()[0])
+
+
 def hours(study: Path) -> str:
     """CPU-core hours of all runs with a record."""
     stages = {stage for stage, _ in records.names(study)}
@@ -204,6 +209,9 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "settings": search_settings,
     **{f"hours-{s}": functools.partial(hours, AUTO.parents[2] / s) for s in ("pictograms", "frozen", "factors")},
     "frozen-claim": frozen_claim,
+    "claim-runs": lambda: claims.runs_table(claim()),
+    "claim-sizes": lambda: claims.sizes_table(claim()),
+    "claim-verdicts": lambda: claims.verdicts(claim(), frozen()[1]),
     "photographs": lambda: on_set("tuxpaint-photos", World("linear", "swap", 0.0)),
     "names": lambda: said(lead("cloob", World("mlp", "name", 0.4))),
     "longer": lambda: said(tower_lead("cloob", scratch.TOWERS[0], longer=True), seeds=True),

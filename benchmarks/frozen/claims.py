@@ -1,0 +1,140 @@
+"""What the records give for ``claim.md``: its runs in two tables, and each claim's conditions with a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from benchmarks.frozen.plan import CCA, CONTROLS, PAIRS, ROWS, SIZES, WIDE, World
+from benchmarks.frozen.tables import STUDY, Runs
+from benchmarks.studies import records
+from benchmarks.studies.comparison import Record, Sets, compared, together, zeroshot_mean
+from benchmarks.studies.pages import NAMES, percent, points, span, table
+
+SINGLE = (("clip",), ("infoloob",), ("cloob",), (CCA,))
+
+
+class Key(NamedTuple):
+    members: tuple[str, ...]
+    clean: bool = False
+    share: float = 0.4
+    pairs: int = PAIRS
+
+
+Found = Mapping[Key, Mapping[int, Record]]
+
+
+def found(cells: Runs) -> Found:
+    """The claim's runs by seed; CLIP's and CLOOB's with all pairs as they are come from the study's cells."""
+    runs: dict[Key, dict[int, Record]] = {}
+    for record in records.read("claim", STUDY).values():
+        c = record["config"]
+        key = Key(tuple(c["members"]), c["clean"], c["world"]["share"], c["world"]["pairs"])
+        runs.setdefault(key, {})[c["seed"]] = record
+    for method in ("clip", "cloob"):
+        runs |= {Key((method,), False, share): cells[method, World("mlp", "swap", share)] for share in (0.4, 0.0)}
+    return runs
+
+
+def name(members: tuple[str, ...]) -> str:
+    names = {
+        **NAMES,
+        CCA: "CCA",
+        "infoloob-1": "InfoLOOB",
+        "infoloob-2": "InfoLOOB (384)",
+        "infoloob-wide": "InfoLOOB (640)",
+    }
+    return " ⊕ ".join(names[member] for member in members)
+
+
+def runs_table(runs: Found) -> str:
+    """Zero-shot and recall of every row with all pairs."""
+    states = [(share, clean) for share in (0.4, 0.0) for clean in (False, True)]
+    lines = [
+        [name(m), *(_both(runs.get(Key(m, clean, s), {})) for s, clean in states)] for m in (*ROWS, *CONTROLS, *WIDE)
+    ]
+    head = [f"{100 * share:.0f} % wrong{', cleaned' * clean}" for share, clean in states]
+    return table(["zero-shot / recall, % (seeds)", *head], lines)
+
+
+def sizes_table(runs: Found) -> str:
+    lines = []
+    for pairs, share, clean in ((n, s, c) for n in SIZES for s in (0.4, 0.0) for c in (False, True)):
+        row = [_both(runs.get(Key(m, clean, share, pairs), {})) for m in (*SINGLE, ("infoloob", CCA))]
+        if any(text != "–" for text in row):
+            lines.append([f"{pairs:,}, {100 * share:.0f} % wrong{', cleaned' * clean}", *row])
+    return table(["pairs, captions", *map(name, (*SINGLE, ("infoloob", CCA)))], lines)
+
+
+def _both(of_seed: Mapping[int, Record]) -> str:
+    if not of_seed:
+        return "–"
+    zeroshot = float(np.mean([zeroshot_mean(r) for r in of_seed.values()]))
+    return f"{percent(zeroshot)} / {percent(_recall(of_seed))} ({len(of_seed)})"
+
+
+def _recall(of_seed: Mapping[int, Record]) -> float:
+    return float(np.mean([r["val"]["mean_recall"] for r in of_seed.values()]))
+
+
+def verdicts(runs: Found, sets: Sets) -> str:
+    return table(["claim", "difference", "points (interval)", "seeds", "verdict"], list(_conditions(runs, sets)))
+
+
+def _conditions(runs: Found, sets: Sets) -> Iterator[list[str]]:
+    def zeroshot(claim: int, ours: Key, theirs: Key) -> list[str]:
+        mean = together(compared(runs.get(ours, {}), runs.get(theirs, {}), sets).values(), True)
+        if mean is None:
+            return [str(claim), _text(ours, theirs, "zero-shot"), "–", "0", "not run"]
+        interval = mean.over_classes
+        shown = [f"{points(mean.mean)} ({span(interval)})", str(len(mean.seeds))]
+        return [str(claim), _text(ours, theirs, "zero-shot"), *shown, "shown" if interval[0] > 0 else "not shown"]
+
+    def recall(claim: int, ours: Key, theirs: Key, least: float = 0.0) -> list[str]:
+        a, b = runs.get(ours, {}), runs.get(theirs, {})
+        gaps = [a[s]["val"]["mean_recall"] - b[s]["val"]["mean_recall"] for s in sorted(a.keys() & b.keys())]
+        if not gaps:
+            return [str(claim), _text(ours, theirs, "recall"), "–", "0", "not run"]
+        shown = [f"{points(float(np.mean(gaps)))} ({points(min(gaps))} … {points(max(gaps))})", str(len(gaps))]
+        holds = np.mean(gaps) >= least if least else min(gaps) > 0
+        return [str(claim), _text(ours, theirs, "recall"), *shown, "shown" if holds else "not shown"]
+
+    yield zeroshot(1, Key((CCA,)), Key(("clip",)))
+    for pairs in (PAIRS, *SIZES):
+        for m in SINGLE:
+            for judge in (zeroshot, recall):
+                yield judge(2, Key(m, True, 0.4, pairs), Key(m, False, 0.4, pairs))
+            yield recall(3, Key(m, True, 0.0, pairs), Key(m, False, 0.0, pairs), -0.005)
+    for share in (0.4, 0.0):
+        yield zeroshot(4, Key(("infoloob", CCA), False, share), Key(CONTROLS[0], False, share))
+    for pairs in SIZES[:3]:
+        for m in SINGLE[:3]:
+            yield recall(5, Key((CCA,), False, 0.4, pairs), Key(m, False, 0.4, pairs))
+    for key, goals in ((Key(CONTROLS[1], False, 0.0), (0.24, 0.425)), (Key(CONTROLS[1], True, 0.4), (0.21, 0.32))):
+        of_seed = runs.get(key, {})
+        reached = (
+            of_seed
+            and np.mean([zeroshot_mean(r) for r in of_seed.values()]) >= goals[0]
+            and _recall(of_seed) >= goals[1]
+        )
+        goal = f"{_where(key)}: {percent(goals[0])} zero-shot, {percent(goals[1])} recall"
+        yield [
+            "6",
+            f"{name(key.members)}, {goal}",
+            _both(of_seed),
+            str(len(of_seed)),
+            "shown" if reached else "not shown" if of_seed else "not run",
+        ]
+    for share in (0.4, 0.0):
+        yield zeroshot(7, Key(("cloob",), False, share), Key(("clip",), False, share))
+
+
+def _where(key: Key) -> str:
+    return f"{key.pairs:,} pairs, {100 * key.share:.0f} % wrong{', cleaned' * key.clean}"
+
+
+def _text(ours: Key, theirs: Key, what: str) -> str:
+    if ours.members == theirs.members:
+        return f"{name(ours.members)}, cleaned − all, {what}, {_where(theirs)}"
+    return f"{name(ours.members)} − {name(theirs.members)}, {what}, {_where(theirs)}"
