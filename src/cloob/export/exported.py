@@ -38,6 +38,11 @@ class Exported:
     tags: tuple[str, ...]
 
 
+def usage_of(name: str) -> str:
+    """How to use an export, as Markdown for its card; DIR stands for the folder."""
+    return (Path(__file__).parent / "usage" / f"{name}.md").read_text(encoding="utf-8")
+
+
 def check_packages(to: str) -> None:
     """Raises InputError where a package that an export needs is not installed, before any is imported."""
     missing = next((package for package in _PACKAGES[to] if importlib.util.find_spec(package) is None), None)

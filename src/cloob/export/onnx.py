@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError, one_line, require
-from cloob.export.exported import Exported, quiet
+from cloob.export.exported import Exported, quiet, usage_of
 from cloob.export.transformers import processor_config
 from cloob.functional.private import MODULE_PARTS
 from cloob.models.aligned.encoders import TextEncoder
@@ -43,61 +43,6 @@ _TEXTS = (
     "🙂 smile",
 )
 OPSET = 20  # the first with GELU as one operator; onnxruntime runs it since 1.17
-_USAGE = """```python
-import cloob
-
-model = cloob.load_model("DIR")  # onnxruntime runs it; no towers of torch's are built
-rows = model.encode_text(["a photo of a dog"])
-```
-
-In `onnx/`, `vision_model.onnx` takes `pixel_values` (n, 3, H, W), normalised by `preprocess_cfg` in `onnx.json`, and
-gives `image_embeds`; `text_model.onnx` takes `input_ids` (n, L) and gives `text_embeds`: unit rows both. `model.onnx`
-takes both and gives `logits_per_image` too. `tokenizer.json` is for the package `tokenizers`. With transformers.js:
-
-```js
-import { env, pipeline } from "@huggingface/transformers";
-
-env.allowLocalModels = true; // DIR lies in /models/ of the same site
-const classify = await pipeline("zero-shot-image-classification", "DIR", { dtype: "fp32" });
-console.log(await classify("picture.jpg", ["a dog", "a cat"]));
-```
-
-Without cloob and torch, where `onnx.json` says `resize_mode` `shortest`:
-
-```py
-import json
-from pathlib import Path
-
-import numpy as np
-from onnxruntime import InferenceSession
-from PIL import Image, ImageOps
-from tokenizers import Tokenizer
-
-folder, pictures, texts = Path("DIR"), ["cat.jpg", "dog.jpg"], ["a photo of a cat", "a photo of a dog"]
-settings = json.loads((folder / "onnx.json").read_text())["preprocess_cfg"]
-size, resample = settings["size"], Image.Resampling[settings["interpolation"].upper()]
-
-
-def pixels(path):
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    shorter = min(image.size)
-    image = image.resize([size * side // shorter for side in image.size], resample)
-    left, top = (round((side - size) / 2) for side in image.size)
-    rows = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
-    return ((rows - settings["mean"]) / settings["std"]).astype(np.float32).transpose(2, 0, 1)
-
-
-def run(graph, values):
-    session = InferenceSession(folder / graph)
-    return session.run(None, {session.get_inputs()[0].name: values})[0]
-
-
-tokens = [row.ids for row in Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(texts)]
-images = run("onnx/vision_model.onnx", np.stack([pixels(path) for path in pictures]))
-print(images @ run("onnx/text_model.onnx", np.array(tokens)).T)
-```
-"""
 
 
 @torch.no_grad()
@@ -127,7 +72,9 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False) -> Ex
         how = f'takes {encoder.context_length} tokens, padding included (`padding: "max_length"`)'
     notes += [f"`{text}` {how}.", _write_settings(encoder, folder, precision), tokenizer_note(config["tokenizer"])]
     summary = "cloob.load_model, transformers.js and any ONNX runtime read it"
-    usage = _USAGE.replace("fp32", "q8").replace("model.onnx", "model_quantized.onnx") if int8 else _USAGE
+    usage = usage_of("onnx")
+    if int8:
+        usage = usage.replace("fp32", "q8").replace("model.onnx", "model_quantized.onnx")
     return Exported("onnx", summary, usage, tuple(notes), ("onnx", "transformers.js"))
 
 

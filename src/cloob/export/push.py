@@ -10,7 +10,7 @@ from typing import Any
 
 from cloob.errors import InputError, one_line, require
 from cloob.export.card import Facts, write_card
-from cloob.export.exported import Exported, Unsupported
+from cloob.export.exported import Exported, Unsupported, usage_of
 from cloob.export.transformers import export_transformers
 from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder
@@ -24,27 +24,6 @@ vocab.json merges.txt special_tokens_map.json modules.json sentence_bert_config.
 1_Normalize/config.json objective.json
 """
 """What a push may have written; what this one does not write of that would contradict it, and goes."""
-_USAGE_HERE = """\
-With [cloob](https://arxiv.org/abs/2110.11316)'s package:
-
-```python
-import cloob
-
-model = cloob.load_model("hf-hub:DIR")
-rows = model.encode_text(["a dog", "a cat"])  # unit rows; model.encode_image(["picture.jpg"])
-```
-"""
-_USAGE_OPEN_CLIP = """
-With open_clip:
-
-```python
-import open_clip
-
-model, preprocess = open_clip.create_model_from_pretrained("hf-hub:DIR")
-tokenizer = open_clip.get_tokenizer("hf-hub:DIR")
-features = model.encode_text(tokenizer(["a dog", "a cat"]), normalize=True)
-```
-"""
 
 
 def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts, license: str) -> str | None:
@@ -52,10 +31,10 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
     if here := encoders_here(encoder.config.settings):
         raise InputError(f"{encoder.name}: its encoder {here[0]} is on this machine alone; push that, and train on it")
     save_model(folder, encoder, encoder.objective_config)
-    usage, library = _USAGE_HERE, "cloob"
+    usage, library = usage_of("cloob"), "cloob"
     if encoder.config.kind == "open_clip":
         _name_tokenizer(folder, name)
-        usage, library = _USAGE_HERE + _USAGE_OPEN_CLIP, "open_clip"
+        usage, library = f"{usage}\n{usage_of('open_clip')}", "open_clip"
     tags: tuple[str, ...] = (library, "clip")
     try:
         with tempfile.TemporaryDirectory(dir=folder) as place:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob.errors import require
-from cloob.export.exported import Exported, Unsupported, quiet
+from cloob.export.exported import Exported, Unsupported, quiet, usage_of
 from cloob.models.encoder import DualEncoder, causal_tower, evaluating
 from cloob.models.tokenizer import ClipTokenizer, FileTokenizer, NoTokenizer, clip_rules
 from cloob.models.towers import translated
@@ -49,27 +49,6 @@ _CROPPED = (
 )
 Specials = tuple[int, int, int]
 """The tokens that a text begins with and ends with, and what fills rows up."""
-_USAGE = """\
-```python
-from transformers import pipeline
-
-classify = pipeline("zero-shot-image-classification", "DIR")
-print(classify("picture.jpg", candidate_labels=["a dog", "a cat"]))
-```
-
-`CLIPModel.from_pretrained("DIR")` and `CLIPProcessor.from_pretrained("DIR")` are its two parts. With
-sentence-transformers (tried from 3.4.1 to 6.2.0; 3.4 takes only texts within the context), rows of length 1:
-
-```python
-from PIL import Image
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("DIR")
-texts = model.encode(["a dog", "a cat"])
-pictures = model.encode([Image.open("picture.jpg")])
-print(model.similarity(pictures, texts))
-```
-"""
 
 
 def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
@@ -89,7 +68,8 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
     if encoder.preprocess_cfg.get("resize_mode") != "squash":
         notes.append(_CROPPED.format(size=encoder.image_size))
     summary = "transformers and sentence-transformers read it"
-    return Exported("transformers", summary, _USAGE, tuple(notes), ("transformers", "sentence-transformers", "clip"))
+    tags = ("transformers", "sentence-transformers", "clip")
+    return Exported("transformers", summary, usage_of("transformers"), tuple(notes), tags)
 
 
 def _text_tower(encoder: DualEncoder) -> Any:
