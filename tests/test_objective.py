@@ -526,6 +526,8 @@ def test_ids_come_as_texts_from_numpy_and_as_a_list() -> None:
     x, y = (F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(i)), dim=1) for i in (0, 1))
     objective = make_objective("infoloob")
     assert cloob.ids(names).tolist() == cloob.ids(iter(names)).tolist()
+    assert cloob.ids(torch.tensor([1, 2])).tolist() == cloob.ids([1, 2]).tolist()
+    assert len({*cloob.ids(["\ud800", "\udcff", "C", "c"]).tolist()}) == 4
     loss = objective(x, y, ids=cloob.ids(names))
     assert loss == objective(x, y, ids=np.array([0, 1, 0, 2])) != objective(x, y)
     assert loss == objective(x, y, ids=[0, 1, 0, 2])

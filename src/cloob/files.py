@@ -84,8 +84,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def flush(*paths: Path) -> None:
-    """Flushes files, and the names that folders hold, to the disk, where the system can (not on Windows)."""
-    for path in paths if os.name == "posix" else ():
+    """Flushes files, and the names that folders hold, to the disk."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

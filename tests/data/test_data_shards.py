@@ -215,3 +215,33 @@ def test_captions_from_a_key_of_each_samples_json(tmp_path: Path) -> None:
             source.read(row)
     assert open_source(tmp_path).read(0).caption == "alt text"  # another index in the cache
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "a dog"
+
+
+def test_hard_links_in_a_tar_are_the_files_that_they_link(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(noise(1))
+    os.link(tmp_path / "a.png", tmp_path / "b.png")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("a", "b"):
+            (tmp_path / f"{name}.txt").write_text(name)
+            tar.add(tmp_path / f"{name}.png", f"{name}.png")
+            tar.add(tmp_path / f"{name}.txt", f"{name}.txt")
+    source = open_source(tmp_path / "0.tar")
+    assert [source.read(row).caption for row in (0, 1)] == ["a", "b"]
+    assert source.read(0).image == source.read(1).image == noise(1)
+
+
+def test_brace_patterns_are_a_shells(tmp_path: Path) -> None:
+    names = ["a-08", "a-09", "a-10", "b", "c{x}", "d,e"]
+    for i, name in enumerate(names):
+        write_tar(tmp_path / f"{name}.tar", {"p.png": noise(i), "p.txt": name.encode()})
+
+    def captions(pattern: str) -> list[str]:
+        source = open_source(f"{tmp_path}/{pattern}.tar")
+        return [source.read(row).caption for row in range(len(source))]
+
+    assert captions("{a-{08..10},b,c\\{x\\}}") == [*names[:4], "c{x}"]
+    assert captions("a-{10..08..2}") == ["a-10", "a-08"] and captions("{b,d\\,e}") == ["b", "d,e"]
+    assert captions("{c{x},{b..b}}") == ["c{x}", "b"]
+    for pattern in ("{a,b", "a}{b"):
+        with pytest.raises(InputError, match="not a brace pattern"):
+            captions(pattern)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import re
 import shutil
@@ -189,3 +190,18 @@ def test_the_notice_counts_what_is_there(demo: dict[str, list[RawSample]]) -> No
     shared = sum(n for n in Counter(caption_id(sample.caption) for sample in demo["demo"]).values() if n > 1)
     assert f"{shared:,} of the {pairs:,} training pairs ({shared / pairs:.1%})" in text
     assert "Apache License" in (DEMO / "LICENSE-Apache-2.0").read_text()
+
+
+def test_a_file_that_may_not_be_read_is_not_missing(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(noise(0))
+        (tmp_path / f"{name}.txt").write_text(name)
+    source = open_source(tmp_path)
+    (tmp_path / "a.png").chmod(0)
+    user = os.geteuid()
+    try:
+        os.seteuid(user or 65534)  # root may read everything
+        with pytest.raises(BadSample, match=r"a\.png: no permission to read \(.*Permission denied"):
+            source.read(0)
+    finally:
+        os.seteuid(user)

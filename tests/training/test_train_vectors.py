@@ -334,7 +334,8 @@ def test_rows_in_a_cone_are_told_of_once_if_they_are_retrieved(
 def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, tmp_path: Path) -> None:
     from cloob.data.vectors import open_pairs
 
-    (tmp_path / "b.txt").write_text("".join(f"M{row}\n" for row in range(N)))
+    names = [*(f"M{row}" for row in range(N - 1)), "one\u2028id\x0c"]
+    (tmp_path / "b.txt").write_text("".join(f"{name}\n" for name in names))
     pairs = open_pairs(str(files / "a.npy"), str(files / "b.npy"), None, str(files / "ids.txt"), f"{tmp_path}/b.txt")
     assert pairs.rows[:5].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [4, 1]] and len(pairs) == N - 1
     assert sum(skip.reason == "no partner" for skip in pairs.skipped) == N - N // 4

@@ -6,7 +6,6 @@ Shapes: n pairs in the batch, H×W pixels, L tokens a caption.
 from __future__ import annotations
 
 import codecs
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -160,9 +159,9 @@ def micro_batches(value: Any, parts: int) -> list[Any]:
 
 def caption_id(caption: str) -> int:
     """A stable id of a caption in [0, 2**63), for finding pairs that say the same up to case and white space."""
-    normalised = " ".join(caption.casefold().split())
-    digest = hashlib.blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    from cloob.functional.ids import id_digest  # torch, which sources are refused without
+
+    return id_digest(" ".join(caption.casefold().split()))
 
 
 def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
@@ -201,7 +200,8 @@ def _read(path: Path | str, key: str, missing: Reason, read: Callable[[Path | st
     except Unreadable as error:
         reason, said = error.reason, error.detail
     except (OSError, ValueError) as error:
-        reason, said = missing, getattr(error, "strerror", None) or str(error)
+        reason = "no permission to read" if isinstance(error, PermissionError) else missing
+        said = getattr(error, "strerror", None) or str(error)
     raise BadSample(reason, key, ": ".join(filter(None, (where, f"{path}: {said}"))))
 
 

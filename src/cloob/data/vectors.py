@@ -45,7 +45,8 @@ def read_ids(spec: str) -> list[str]:
         ids = ["" if value is None else str(value) for value in column]
     else:
         with reading(Path(spec)):
-            ids = Path(spec).read_text(encoding="utf-8-sig").splitlines()
+            text = Path(spec).read_text(encoding="utf-8-sig")
+            ids = text.removesuffix("\n").split("\n") if text else []  # an id may hold other line breaks of Unicode
     if "" in ids:
         raise InputError(f"{spec}: row {ids.index('')} has no id")
     return ids

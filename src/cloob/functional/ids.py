@@ -13,7 +13,8 @@ def ids(names: Iterable[object]) -> Tensor:
     """An integer for each name: what the ``ids`` of an objective are.
 
     Args:
-        names: Texts or whole numbers, one a pair (captions, InChIKeys); equal ones get equal integers.
+        names: Texts or whole numbers, one a pair (captions, InChIKeys), also a tensor; equal ones get equal integers.
+            Case and spaces count: ``C`` and ``c`` are two molecules.
 
     Returns:
         (N,) int64 digests, the same on all ranks, unlike Python's ``hash``.
@@ -24,9 +25,10 @@ def ids(names: Iterable[object]) -> Tensor:
         >>> (numbers[0] == numbers[2]).item(), (numbers[0] == numbers[1]).item()
         (True, False)
     """
-    return torch.tensor([id_digest(str(name)) for name in names], dtype=torch.int64)
+    values = names.tolist() if isinstance(names, Tensor) else names
+    return torch.tensor([id_digest(str(name)) for name in values], dtype=torch.int64)
 
 
 def id_digest(text: str) -> int:
     """A stable 63-bit digest of an id."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1

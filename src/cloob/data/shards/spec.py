@@ -13,11 +13,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SIZES = "sizes.json"
 
+_RANGE = re.compile(r"(?:(-?[0-9]+)\.\.(-?[0-9]+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.(-?[0-9]+))?")
 _SCHEME = re.compile(r"(pipe|file):|[A-Za-z][A-Za-z0-9+.-]+://")
 _SHARD_NAME = re.compile(r"[^/\s'\"=]+\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz)(?=$|[\s'\"?#;|&)])", re.IGNORECASE)
 
@@ -54,14 +55,42 @@ def is_tar(path: Path) -> bool:
 
 
 def expand(pattern: str, *, escape: bool = True) -> list[str]:
-    """The strings that a brace pattern (``{000..999}``, ``{a,b}``) stands for, in order.
+    """The strings that a brace pattern (``{000..999}``, ``{a,b}``) stands for, in order, as in a shell.
 
     ``escape``: a backslash makes a brace literal; in a command it is the shell's.
     """
-    try:
-        return list(require("braceexpand", "train").braceexpand(pattern, escape=escape))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{pattern}: not a brace pattern: {error}") from None
+    words = [""]
+    outer: list[tuple[list[str], list[str]]] = []
+    for token in re.findall(r"\\.|[{},]|[^\\{},]+|\\" if escape else r"[{},]|[^{},]+", pattern, re.DOTALL):
+        if token == "{":
+            outer.append((words, []))  # what stands before it, and the alternatives up to the last comma
+            words = [""]
+        elif token == "," and outer:
+            outer[-1][1].extend(words)
+            words = [""]
+        elif token == "}" and outer:
+            before, choices = outer.pop()
+            inside = [*choices, *words] if choices else _range(words) or [f"{{{word}}}" for word in words]
+            words = [start + choice for start in before for choice in inside]
+        elif token == "}":
+            raise InputError(f"{pattern}: not a brace pattern: a closing brace too many")
+        else:
+            words = [word + (token[1:] if escape and len(token) == 2 and token[0] == "\\" else token) for word in words]
+    if outer:
+        raise InputError(f"{pattern}: not a brace pattern: a brace is not closed")
+    return words
+
+
+def _range(words: list[str]) -> list[str]:
+    """The numbers or letters of ``first..last`` or ``first..last..step``; empty for other words."""
+    ends = _RANGE.fullmatch(words[0]) if len(words) == 1 else None
+    if ends is None:
+        return []
+    first, last, step = ends[1] or ends[3], ends[2] or ends[4], abs(int(ends[5] or 1)) or 1
+    start, stop = (ord(first), ord(last)) if ends[3] else (int(first), int(last))
+    numbers = range(start, stop + 1, step) if start <= stop else range(start, stop - 1, -step)
+    width = max(len(first), len(last)) if any(re.match("-?0[0-9]", end) for end in (first, last)) else 0
+    return [chr(number) if ends[3] else f"{number:0{width}d}" for number in numbers]
 
 
 def shard_name(url: str) -> str:
@@ -82,8 +111,7 @@ def tars_in(folder: Path) -> list[Path]:
 
 def matching_files(pattern: str) -> list[Path]:
     """The files of a brace pattern or glob, all of which must be there."""
-    items = expand(pattern, escape=os.sep == "/")  # elsewhere a backslash parts folders
-    paths = [Path(match) for item in items for match in sorted(glob.glob(item)) or [item]]  # noqa: PTH207
+    paths = [Path(match) for item in expand(pattern) for match in sorted(glob.glob(item)) or [item]]  # noqa: PTH207
     if missing := [path for path in paths if not path.is_file()]:
         wrong = "no file matches" if glob.has_magic(str(missing[0])) else "no such file"
         raise InputError(f"{missing[0]}: {wrong} ({len(missing)} of the {len(paths)} files in {pattern})")

@@ -38,7 +38,7 @@ _MAX_OPEN_FILES = 64
 
 _ABSENT = -1  # offset of a part that a sample does not have
 _CUT = -2  # offset of the image in the row that stands for what a truncated shard has lost
-_FORMAT = 7
+_FORMAT = 8
 _COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
 _ODD = "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
 
@@ -138,6 +138,7 @@ def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
     if (size := os.fstat(file.fileno()).st_size) == 0:
         return [], "is empty, or nothing of it can be unpacked"
     members: list[Member] = []
+    places: dict[str, Member] = {}
     end, cut = 0, None
     try:
         tar = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115 - the file is ours
@@ -149,7 +150,10 @@ def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
             if info.offset != end and not _goes_on(file, min(end, size)):
                 cut = cut or f"a damaged header at byte {end:,} of {size:,}"
             if info.isreg() and info.offset_data + info.size <= size:
-                members.append(Member(info.name, info.offset_data, info.size))
+                places[info.name] = Member(info.name, info.offset_data, info.size)
+                members.append(places[info.name])
+            elif info.islnk() and (target := places.get(info.linkname)):  # a hard link: the bytes of a member before it
+                members.append(target._replace(name=info.name))
             end = tar.offset
     except (tarfile.TarError, ValueError, IndexError, OverflowError):  # damaged headers
         cut = cut or f"cut after {size:,} bytes"

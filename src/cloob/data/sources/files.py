@@ -22,6 +22,7 @@ from cloob.errors import InputError, one_line
 T = TypeVar("T")
 
 _FAILED_SECONDS = 60.0  # for which a file that could not be opened is not tried again: each of its rows would wait
+_DOWNLOADS = 2  # at the same time, by each process
 _LOST = (errno.ENOENT, errno.ENOSPC, errno.EDQUOT)  # what the cache has removed, or has no room for
 
 
@@ -56,7 +57,7 @@ class FileSource(ABC, Generic[T]):
         self._opened: OrderedDict[int, T] = OrderedDict()
         self._failed: dict[int, tuple[float, Exception]] = {}  # until when it is not tried again, and why
         self._lock = threading.Lock()
-        self._prefetching = 0  # the process whose thread prepares files
+        self._prefetching = 0  # the process whose threads prepare files
         self._wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._asked: list[int] = []
 
@@ -105,10 +106,10 @@ class FileSource(ABC, Generic[T]):
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the files of these rows prepared in the background; failures show when a row is read."""
-        if self._prefetching != os.getpid():  # a forked process has a thread of its own
+        if self._prefetching != os.getpid():  # a forked process has threads of its own
             self._prefetching, self._wanted, self._asked = os.getpid(), queue.SimpleQueue(), []
-            # A daemon: the end of the program does not wait for a download.
-            threading.Thread(target=self._prepare_wanted, name="cloob-prefetch", daemon=True).start()
+            for _ in range(_DOWNLOADS):  # daemons: the end of the program does not wait for them
+                threading.Thread(target=self._prepare_wanted, name="cloob-prefetch", daemon=True).start()
         for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
             if shard not in self._asked:
                 self._wanted.put(shard)
