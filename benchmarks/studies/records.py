@@ -24,7 +24,6 @@ PACKED = "records.jsonl.gz"
 _DEALS = 2000
 SETS = "test-sets"
 """A stage with one record a test set: the labels of its pictures, which all cells share."""
-"""A stage with one record: what a step of each method costs, measured side by side."""
 Record = dict[str, Any]
 Sets = dict[str, tuple[np.ndarray, int]]
 
