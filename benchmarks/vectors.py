@@ -37,7 +37,8 @@ def views(pairs: int) -> list[np.ndarray]:
 def estimator(a: np.ndarray, b: np.ndarray, epochs: int) -> None:
     from cloob import ContrastiveHeads
 
-    ContrastiveHeads(epochs=epochs, batch_size=BATCH, validation_fraction=0.0, device="cpu", random_state=0).fit(a, b)
+    heads = ContrastiveHeads("infoloob", epochs=epochs, batch_size=BATCH, validation_fraction=0.0, device="cpu")
+    heads.set_params(random_state=0).fit(a, b)
 
 
 def plain(of_a: np.ndarray, of_b: np.ndarray, epochs: int) -> None:
@@ -74,7 +75,8 @@ def mapped(rows: int, folder: Path) -> None:
                 whole, {"descr": "<f2", "fortran_order": False, "shape": (rows, WIDTH)}
             )
             whole.truncate(whole.tell() + 2 * rows * WIDTH)
-    config = cloob.get_recipe("vectors").override(**files, batch_size=BATCH, steps=40, val_split=0.0, patience=0)
+    config = cloob.get_recipe("vectors", objective="infoloob").override(**files, batch_size=BATCH, steps=40)
+    config = config.override(val_split=0.0, patience=0)
     cloob.train(config.override(device="cpu", tensorboard=False, out=folder / "run"))
 
 

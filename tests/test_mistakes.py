@@ -105,7 +105,7 @@ def make(folder: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(6, 6))
     np.save(folder / "rows.npy", rows)
     np.save(folder / "wide.npy", np.ones((6, 9)))
-    ContrastiveHeads(n_components=4, epochs=1, validation_fraction=0).fit(rows, rows).save(folder / "heads")
+    ContrastiveHeads("clip", n_components=4, epochs=1, validation_fraction=0).fit(rows, rows).save(folder / "heads")
     make_index(folder / "index", write_pictures(folder / "pictures", n=1))
 
 

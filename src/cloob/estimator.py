@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from cloob.errors import InputError, TrainingFailed
+from cloob.family import OBJECTIVES
 from cloob.functional.ranking import mutual_ranks
 from cloob.models.aligned.vectors import VectorEncoder
 from cloob.models.folder import save_model
@@ -30,7 +31,7 @@ from cloob.training.select import TEMPORARY, read_choice
 
 _CPU = torch.device("cpu")
 # The configuration's leaves by the names of parameters.
-_SAME = ("head", "standardise", "weight_decay", "epochs", "batch_size", "patience", "device", "precision")
+_SAME = ("head", "members", "standardise", "weight_decay", "epochs", "batch_size", "patience", "device", "precision")
 _LEAVES = {
     "n_components": "embed_dim",
     "dropout": "head_dropout",
@@ -48,12 +49,14 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     the targets, so ``cross_val_score`` and ``GridSearchCV`` split both.
 
     Args:
-        objective: A member of the family; ``"cca"``, linear heads in closed form; or ``"auto"``: short runs of three,
-            of which the held-out pairs choose.
-        inv_tau: Inverse temperature of the contrast; None: 10 for InfoLOOB, the objective's own for others.
+        objective: ``"auto"``: held-out pairs choose one, and join its heads with others; else a member of the family,
+            or ``"cca"``, linear heads in closed form.
+        inv_tau: Inverse temperature of the contrast; None: 10 for InfoLOOB and CLIP, 30 for CLOOB.
         beta: Inverse temperature of the Hopfield retrieval; None for the objective's own.
+        learnable_inv_tau: Whether it is learned; None: as the objective does, but for CLIP, where it stays.
+        members: Heads of other first weights that stand side by side with the closed form; None: 1, with ``"auto"`` 2.
         head: ``"mlp"`` or ``"linear"``.
-        n_components: Dimension of the shared space.
+        n_components: Dimension of the shared space, to which joined heads are cut; None: 256 a head, and no cut.
         dropout: As ``head_dropout`` of the configuration.
         standardise: ``"column"`` divides each column by its own spread, ``"one"`` all by one number, ``"none"`` leaves
             the numbers as they are; ``"auto"`` takes columns of unlike units apart.
@@ -86,17 +89,19 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         ((300, 8), (300, 8))
     """
 
-    objective: str = "infoloob"
+    objective: str = "auto"
     _: dataclasses.KW_ONLY
     inv_tau: float | None = None
     beta: float | None = None
+    learnable_inv_tau: bool | None = None
+    members: int | None = None
     head: Literal["linear", "mlp"] = "mlp"
-    n_components: int = 256
+    n_components: int | None = None
     dropout: float = 0.1
     standardise: Literal["auto", "column", "one", "none"] = "auto"
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
-    epochs: int = 20
+    epochs: int = 60
     batch_size: int = 0
     validation_fraction: float = 0.1
     patience: int = 5
@@ -127,10 +132,12 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             for name, matrix in matrices.items():
                 _save(files[name], matrix)
             settings = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}
-            config = get_recipe("vectors").override(**files, **settings, seed=int(seed), out=f"{folder}/run")
-            config = config.override(**TEMPORARY, max_bad_fraction=0.0, objective=self.objective)
-            scales = {"inv_tau": _plain(self.inv_tau), "beta": _plain(self.beta)}
-            config = config.override(**{name: value for name, value in scales.items() if value is not None})
+            member = next((name for name in OBJECTIVES if name == self.objective), None)
+            config = get_recipe("vectors", objective=member).override(objective=self.objective)
+            config = config.override(**files, **settings, seed=int(seed), out=f"{folder}/run")
+            scales = {name: _plain(getattr(self, name)) for name in ("inv_tau", "beta", "learnable_inv_tau")}
+            scales = {name: value for name, value in scales.items() if value is not None}
+            config = config.override(**TEMPORARY, max_bad_fraction=0.0, **scales)
             config = config if self.validation_fraction else config.override(patience=0)
             result = train(config)
             if result.stopped:

@@ -11,7 +11,7 @@ from typing import Any
 from cloob.errors import InputError, nearest
 from cloob.family import FAMILY, ObjectiveName
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import VAL_SPLIT, LogConfig
+from cloob.training.config.parts import HEAD_SCALES, VAL_SPLIT, LogConfig
 
 __all__ = ["RECIPES", "describe", "get_recipe"]
 
@@ -110,7 +110,7 @@ def _align(objective: ObjectiveName, model: str | None) -> TrainConfig:
         inv_tau=15.0,
         beta=8.0,
         lr=1e-3,
-        epochs=20,
+        epochs=60,
         best="val_recall",
         patience=5,
         out="runs/align",
@@ -121,21 +121,19 @@ def _align(objective: ObjectiveName, model: str | None) -> TrainConfig:
 def _vectors(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """Heads for two files of vectors of your own, --a and --b (docs/vectors.md).
 
-    Begins with InfoLOOB. A tenth of the ids is held out and stops the training.
+    A tenth of the ids is held out: it chooses the objective, unless one is given, and stops the training.
     """
     start = TrainConfig().override(
         head="mlp",
-        objective="infoloob",
-        inv_tau=10.0,
         mask_duplicates=True,
         lr=1e-3,
-        epochs=20,
+        epochs=60,
         val_split=VAL_SPLIT,
         best="val_recall",
         patience=5,
         out="runs/vectors",
     )
-    return start.override(objective=objective)
+    return start.override(objective=objective, **HEAD_SCALES.get(objective, {}))
 
 
 def _pictograms(objective: ObjectiveName, model: str | None) -> TrainConfig:
@@ -164,7 +162,7 @@ def get_recipe(name: str, *, objective: ObjectiveName | None = None, model: str 
     Args:
         name: One of ``RECIPES``; ``_`` counts as ``-``.
         objective: A member of the family; ``demo``, ``cc3m`` and ``yfcc`` have settings for each. Left out, it is
-            CLOOB, for ``vectors`` InfoLOOB.
+            CLOOB; for ``align`` and ``vectors`` held-out pairs choose (``"auto"``).
         model: Name of the towers; the recipe's own when left out.
 
     Raises:
@@ -179,7 +177,9 @@ def get_recipe(name: str, *, objective: ObjectiveName | None = None, model: str 
     key = name.replace("_", "-")
     if key not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; {nearest(key, RECIPES)}")
-    config = RECIPES[key](objective or ("infoloob" if key == "vectors" else "cloob"), model)
+    config = RECIPES[key](objective or "cloob", model)
+    if objective is None and key in ("align", "vectors"):
+        config = config.override(objective="auto")
     return config if model is None else config.override(model=model)
 
 

@@ -84,7 +84,7 @@ def test_the_help_shows_at_most_45_options_the_usual_first(capsys: pytest.Captur
         ("align --data pairs.csv --data demo", (("demo:val",), 0.0)),
         ("align --data pairs.csv --val-data demo:val", (("demo:val",), 0.0)),
         ("align --data pairs.csv --val-split 0.3", ((), 0.3)),
-        ("align --data s3://bucket/{0..9}.tar --patience 0", ((), 0.0)),
+        ("align --data s3://bucket/{0..9}.tar --patience 0 --objective cloob", ((), 0.0)),
         ("finetune --init a --data pairs.csv", ((), 0.0)),
     ],
 )

@@ -51,7 +51,7 @@ def test_train(world: World, recorded: Check, tmp_path: Path, objective: str) ->
 def test_align(world: World, recorded: Check, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["--data", world.pairs, "--val-split", 0.25, "--batch-size", 8, "--steps", 12, "--warmup", 2]
-    cloob("train", "align", *words, "--workers", 0, "--device", "cpu", "--out", run)
+    cloob("train", "align", *words, "--objective", "cloob", "--workers", 0, "--device", "cpu", "--out", run)
     found = load_model(str(run)).encode_text(TEXTS).numpy()
     recorded("train align", {"losses": losses(run), "cosines": found @ found[0]})
 

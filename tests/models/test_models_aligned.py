@@ -75,8 +75,8 @@ def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
     with torch.no_grad():
         features = whole.model.visual((pixels / 255 - mean) / std)
         rows = (features - head.mean) / head.scale
-        norm, first, act, _, last = head.branch
-        expected = F.normalize(head.matrix(rows) + last(act(first(norm(rows)))), dim=1)
+        first, act, _, last = head.branch
+        expected = F.normalize(head.matrix(rows) + last(act(first(rows))), dim=1)
         torch.testing.assert_close(whole.encode_image(pixels), expected)
         tokens = whole.tokenizer(TEXTS[:3])
         by_features = whole.project(*whole.features(pixels, tokens))

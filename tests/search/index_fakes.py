@@ -96,5 +96,5 @@ def write_heads(folder: Path) -> None:
     np.save(folder / "a.npy", np.concatenate([a, cause], axis=1).astype(np.float16))
     np.save(folder / "b.npy", b)
     (folder / "names.txt").write_text("\n".join(NAMES))
-    heads = ContrastiveHeads(n_components=8, epochs=2, validation_fraction=0, random_state=0, device="cpu")
+    heads = ContrastiveHeads("infoloob", n_components=8, epochs=2, validation_fraction=0, random_state=0, device="cpu")
     heads.fit(np.load(folder / "a.npy"), b).save(folder / "heads")

@@ -19,7 +19,15 @@ import cloob
 from cloob import ContrastiveHeads, cli
 
 N = 240
-QUICK = {"n_components": 8, "epochs": 8, "learning_rate": 1e-2, "batch_size": 60, "device": "cpu", "random_state": 3}
+QUICK = {
+    "objective": "infoloob",
+    "n_components": 8,
+    "epochs": 8,
+    "learning_rate": 1e-2,
+    "batch_size": 60,
+    "device": "cpu",
+    "random_state": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +51,24 @@ def test_it_trains_what_the_command_trains(
     Path("ids.txt").write_text("\n".join(groups))
     Path("small.toml").write_text("[align]\nembed_dim = 8\n[log]\ntensorboard = false\n")
     settings = "--epochs 8 --lr 0.01 --batch-size 60 --seed 3 --device cpu --out run --config small.toml"
-    assert cli.main(["train", "vectors", *["--a", "x.npy", "--b", "y.npy", "--ids", "ids.txt"], *settings.split()]) == 0
+    assert (
+        cli.main(
+            [
+                "train",
+                "vectors",
+                "--objective",
+                "infoloob",
+                "--a",
+                "x.npy",
+                "--b",
+                "y.npy",
+                "--ids",
+                "ids.txt",
+                *settings.split(),
+            ]
+        )
+        == 0
+    )
     run = cloob.load_model("run")
     x, y = heads.transform(X, Y)
     assert (heads.transform(None, Y) == y).all()
@@ -97,7 +122,9 @@ def test_it_takes_any_matrices_and_is_searched(matrices: tuple[np.ndarray, np.nd
 def test_sparse_rows_are_never_dense_all_at_once() -> None:
     X = sparse.random_array((16_000, 2_000), density=1e-3, format="csr", rng=0)
     tracemalloc.start()
-    ContrastiveHeads(head="linear", n_components=2, epochs=1, batch_size=4096, device="cpu").fit(X, X[:, :2].toarray())
+    ContrastiveHeads("clip", head="linear", n_components=2, epochs=1, batch_size=4096, device="cpu").fit(
+        X, X[:, :2].toarray()
+    )
     assert tracemalloc.get_traced_memory()[1] < 16_000 * 2_000 * 8 / 2
     tracemalloc.stop()
 
@@ -135,26 +162,9 @@ ONE_COMPONENT = [
 def test_scikit_learn_finds_nothing_else() -> None:
     failed = dict.fromkeys(ONE_COMPONENT, "n_components=1")
     checks = check_estimator(
-        ContrastiveHeads(epochs=1, n_components=4), expected_failed_checks=failed, on_skip=None, on_fail="raise"
+        ContrastiveHeads("infoloob", epochs=1, n_components=4),
+        expected_failed_checks=failed,
+        on_skip=None,
+        on_fail="raise",
     )
     assert {check["check_name"] for check in checks if check["status"] == "xfail"} == set(ONE_COMPONENT)
-
-
-def test_auto_takes_the_objective_that_held_out_ids_choose(
-    matrices: tuple[np.ndarray, np.ndarray, list[str]], caplog: pytest.LogCaptureFixture
-) -> None:
-    X, Y, groups = matrices
-    caplog.set_level("INFO", "cloob.training.select")
-    heads = ContrastiveHeads("auto", **{**QUICK, "epochs": 4}).fit(X, Y, groups)
-    choice = heads.objectives_
-    assert choice["clear"] == (choice["difference"][1] > 0) and (choice["clear"] or choice["chosen"] == "infoloob")
-    messages = [record.getMessage() for record in caplog.records if record.name == "cloob.training.select"]
-    assert ("no clear difference" in messages[-1]) != choice["clear"]
-    runs = choice["runs"]
-    assert {run["share"] for run in runs if run["objective"] == "cloob"} == {0.25, 0.5, 1.0} and len(runs) == 21
-    alike = ContrastiveHeads(choice["chosen"], **{**QUICK, "epochs": 4}).set_params(
-        inv_tau=choice["settings"]["inv_tau"]
-    )
-    assert (heads.transform(X) == alike.fit(X, Y, groups).transform(X)).all()
-    with pytest.raises(ValueError, match="held-out"):
-        ContrastiveHeads("auto", validation_fraction=0.0).fit(X, Y)

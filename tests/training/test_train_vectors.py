@@ -61,7 +61,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(files: Path, tmp_path: Path) -> TrainConfig:
-    start = cloob.get_recipe("vectors").override(a=str(files / "a.npy"), b=str(files / "b.npy"))
+    start = cloob.get_recipe("vectors", objective="infoloob").override(a=str(files / "a.npy"), b=str(files / "b.npy"))
     small = start.override(ids=str(files / "ids.txt"), embed_dim=16, batch_size=40, epochs=3, warmup=2, patience=0)
     return small.override(device="cpu", tensorboard=False, out=tmp_path / "run")
 
@@ -71,7 +71,9 @@ def test_the_command_trains_heads_that_find_partners(
 ) -> None:
     monkeypatch.chdir(files)
     out = tmp_path / "run"
-    words = f"--a a.npy --b b.npy --ids ids.txt --epochs 8 --batch-size 40 --device cpu --out {out}"
+    words = (
+        f"--a a.npy --b b.npy --ids ids.txt --objective infoloob --epochs 8 --batch-size 40 --device cpu --out {out}"
+    )
     assert cli.main(["train", "vectors", *words.split()]) == 0
     stored = json.loads((out / "config.json").read_text())
     assert (stored["loss"]["objective"], stored["loss"]["inv_tau"], stored["optim"]["lr"]) == ("infoloob", 10.0, 1e-3)

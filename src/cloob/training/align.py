@@ -61,13 +61,23 @@ class Features:
         return self.images[index], self.texts[index], self.ids[index], tuple(self.keys[i] for i in places.tolist())
 
 
+def as_vectors(features: Features | VectorPairs, name: str) -> VectorPairs:
+    """Features as pairs of vectors."""
+    if isinstance(features, VectorPairs):
+        return features
+    rows = np.broadcast_to(np.arange(len(features))[:, None], (len(features), 2))
+    return VectorPairs(name, features.images.numpy(), features.texts.numpy(), rows, features.ids.numpy())
+
+
 def make_aligned(config: TrainConfig) -> AlignedEncoder:
     """The two encoders, opened, with fresh heads, whose weights depend on the seed alone."""
     align = config.align
     assert align.image_encoder is not None and align.text_encoder is not None
     image = open_image_encoder(align.image_encoder, load_model, config.towers.image_size)
     text = open_text(align.text_encoder, load_model)
-    heads = new_heads(config, (image.features, text.features))
+    asked = align.standardise
+    way: Standardise = "one" if asked is None or asked == "auto" else asked
+    heads = new_heads(config, (image.features, text.features), (way, way))
     names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
     encoder = aligned_encoder(image, text, heads[0], heads[1], names)
     encoder.on_features = True

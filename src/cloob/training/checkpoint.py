@@ -34,6 +34,7 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
+    JOINED_FILE,
     MODEL_FOLDER,
     MODULE_FILE,
     TOWERS_WEIGHTS_FILE,
@@ -233,6 +234,8 @@ def _newest(run: Path, resume: str) -> Checkpoint | None:
         return read_checkpoint(run)
     errors: list[InputError] = []
     for path in reversed(list_checkpoints(run)):
+        if (path / JOINED_FILE).is_file():
+            continue
         try:
             return read_checkpoint(path)
         except InputError as error:

@@ -52,7 +52,8 @@ class Given:
         if self.towers is not None:
             config = config.override(model=None, image_size=config.towers.image_size)
         if self.objective is not None:
-            config = config.override(**dict.fromkeys(SCALES), retrieval_from=0.0)
+            auto = {"objective": "cloob"} if config.loss.objective == "auto" else {}  # there is nothing to choose
+            config = config.override(**dict.fromkeys(SCALES), retrieval_from=0.0, **auto)
         return config.override(**{f"given_{name}": now for name, now in names.items()})
 
 

@@ -29,7 +29,7 @@ from cloob.training.log import TensorBoard, WandB
 from cloob.training.progress import Course, is_whole
 from cloob.training.random_state import preserved_rng
 from cloob.training.record import Step, StepLog
-from cloob.training.select import choose
+from cloob.training.select import choose, join
 from cloob.training.towers import products
 from cloob.training.validate import Validation, validate
 
@@ -90,9 +90,9 @@ def train(
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
         trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
         try:
-            run = assemble(config, given, device, partial(choose, train=partial(train, pairs=pairs, held_out=held_out)))
+            run = assemble(config, given, device, partial(choose, given=given, train=train))
         except Ended as ended:
-            return ended.result
+            return join(config, ended.result, given=given, train=train)
         loop = Loop(run, given, [*callbacks, *trackers], check_lock)
         with StopSignal() as stop, products(run.config, device):
             result = loop.go(stop)
@@ -100,7 +100,7 @@ def train(
         checkpoint = result.checkpoint
         if config.towers.average_with_start is not None and checkpoint is not None and result.stopped is None:
             on_rank_zero(lambda: finetune.write_average(config, checkpoint))
-        return result
+        return join(config, result, given=given, train=train)
 
 
 @contextlib.contextmanager

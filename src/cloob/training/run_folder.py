@@ -18,7 +18,10 @@ from cloob.training.config.checks import wrong
 LOCK = ".lock"
 LEASE_SECONDS, HEARTBEAT_SECONDS = 60.0, 2.0
 _RUN_FILES = (runs.RUN_CONFIG_FILE, runs.METRICS_FILE, runs.EPOCHS_FILE, runs.SKIPPED_FILE, runs.CHECKPOINTS_FOLDER)
-_PRODUCTS = ("tensorboard", runs.AVERAGED_FOLDER, "results.json", "nonfinite-step-*.json", runs.OBJECTIVES_FILE)
+_PRODUCTS = (
+    *("tensorboard", "results.json", "nonfinite-step-*.json"),
+    *(runs.AVERAGED_FOLDER, runs.MEMBERS_FOLDER, runs.OBJECTIVES_FILE),
+)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from cloob.training.random_state import preserved_rng
 from cloob.training.step import TowersWithLoss
 
 RECALLS = (1, 5, 10)
-_GALLERY = 10_000  # pairs of the recall, about: its time grows with their square
+GALLERY = 10_000  # pairs of the recall, about: its time grows with their square
 logger = logging.getLogger(__name__)
 
 
@@ -61,7 +61,7 @@ def validate(run: Run, stop: StopSignal, *, hopfield: bool) -> Validation:
     refused: NonFiniteFeaturesError | None = None
     features: list[tuple[Tensor, Tensor, Tensor]] = []
     left_out: list[Skip] = []
-    batches, every = loader.epoch(0), -(-loader.pairs_per_epoch // _GALLERY)
+    batches, every = loader.epoch(0), -(-loader.pairs_per_epoch // GALLERY)
     with preserved_rng(device), torch.no_grad():
         while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
             batch, counts = agree(*fetched, stop, device, run.saver.last)

@@ -109,7 +109,9 @@ def configured(
         for seed, tower in enumerate(towers):
             tiny_model(tower, "nano-vit", seed)
         encoders = {"image_encoder": str(towers[0]), "text_encoder": str(towers[1]), "cache_dir": tmp_path / "cache"}
-        heads = get_recipe("align").override(data=[pairs_as["table"]], val_data=[pairs_as["folder"]], patience=0)
+        heads = get_recipe("align", objective="cloob").override(
+            data=[pairs_as["table"]], val_data=[pairs_as["folder"]], patience=0
+        )
         plain = {key: getattr(base.run, key) for key in ("device",)} | {"workers": 0, "max_bad_fraction": 0.2}
         return heads.override(save_every=2, epochs=4, tensorboard=False, **encoders, **plain, **feature.settings)
 

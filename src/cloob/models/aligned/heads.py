@@ -16,8 +16,9 @@ class Head(nn.Module):
     The features are standardised first, by the training set (``fit``). Pooled features of a network with ReLUs share a
     large mean, and rows that are all alike are what contrast and retrieval can do least with.
 
-    A ``"linear"`` head is dropout and a matrix. An ``"mlp"`` adds a branch of layer norm, a hidden layer of 2 D, GELU
-    and dropout to that matrix; its last matrix starts at zero, so that an mlp starts as the linear head.
+    A ``"linear"`` head is dropout and a matrix. An ``"mlp"`` adds a branch of a hidden layer of 2 D, GELU and dropout
+    to that matrix; its last matrix starts at zero, so that an mlp starts as the linear head. There is no layer norm: in
+    rows of few columns it would remove what they have to say.
 
     Args:
         features: Width F of the rows that come in.
@@ -63,9 +64,7 @@ class Head(nn.Module):
             last = nn.Linear(2 * embed_dim, embed_dim)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
-            self.branch = nn.Sequential(
-                nn.LayerNorm(features), nn.Linear(features, 2 * embed_dim), nn.GELU(), nn.Dropout(dropout), last
-            )
+            self.branch = nn.Sequential(nn.Linear(features, 2 * embed_dim), nn.GELU(), nn.Dropout(dropout), last)
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:

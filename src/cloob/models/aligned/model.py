@@ -26,6 +26,7 @@ from cloob.models.aligned.encoders import (
     open_text_encoder,
 )
 from cloob.models.aligned.heads import Head
+from cloob.models.aligned.members import Members, head_of
 from cloob.models.encoder import DualEncoder, EncoderConfig, digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 from cloob.models.source import Source
@@ -42,7 +43,13 @@ _SAME = 0.01
 
 
 class AlignedTowers(Towers):
-    def __init__(self, image: ImageEncoder, text: TextEncoder | TowerText, image_head: Head, text_head: Head) -> None:
+    def __init__(
+        self,
+        image: ImageEncoder,
+        text: TextEncoder | TowerText,
+        image_head: Head | Members,
+        text_head: Head | Members,
+    ) -> None:
         super().__init__(image, text, math.log(1 / 0.07))
         self.image_head, self.text_head = image_head, text_head
 
@@ -112,6 +119,12 @@ class AlignedEncoder(DualEncoder):
         features = self.memories[1].features(tokens, self._of_texts)
         return F.normalize(self.model.text_head(features.to(self.device)), dim=1)
 
+    def with_heads(self, image_head: Members | Head, text_head: Members | Head) -> AlignedEncoder:
+        """The same encoders with other heads."""
+        towers, settings = self.model, self.config.settings
+        names = {f"{side}_encoder": settings[f"{side}_encoder"] for side in _SIDES}
+        return aligned_encoder(towers.visual, towers.text, image_head, text_head, names, self.objective_config)
+
     def fit(self, images: Tensor, texts: Tensor) -> None:
         self.model.image_head.fit(images)
         self.model.text_head.fit(texts)
@@ -120,8 +133,8 @@ class AlignedEncoder(DualEncoder):
 def aligned_encoder(
     image: ImageEncoder,
     text: TextEncoder | TowerText,
-    image_head: Head,
-    text_head: Head,
+    image_head: Head | Members,
+    text_head: Head | Members,
     names: dict[str, str],
     objective: dict[str, Any] | None = None,
 ) -> AlignedEncoder:
@@ -145,7 +158,7 @@ def aligned_files(encoder: DualEncoder) -> ModelFiles:
     return ALIGNED_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
 
 
-def fill_heads(folder: Path, heads: Mapping[str, Head]) -> None:
+def fill_heads(folder: Path, heads: Mapping[str, Head | Members]) -> None:
     weights = folder / HEADS_FILE
     fill(nn.ModuleDict(dict(heads)), weights, read_safetensors(weights))
 
@@ -155,7 +168,7 @@ def load_aligned(
 ) -> AlignedEncoder:
     file, names = folder / ALIGNED_FILE, {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
     with torch.device("meta"):  # no memory before the file of weights has it
-        heads = {side: Head(**config["heads"][side]) for side in _SIDES}
+        heads = {side: head_of(config["heads"][side]) for side in _SIDES}
     image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
     text = open_text_encoder(names["text_encoder"], load_model)
     weights = {side: digest(opened) for side, opened in zip(_SIDES, (image, text), strict=True)}

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cloob.errors import InputError
 from cloob.models.aligned.heads import Head
+from cloob.models.aligned.members import Members, head_of
 from cloob.models.aligned.model import AlignedEncoder, ModelFiles, fill_heads
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import HEADS_FILE, VECTORS_FILE
@@ -32,7 +33,7 @@ class VectorEncoder(AlignedEncoder):
 
     on_features = True
 
-    def __init__(self, a: Head, b: Head, objective: dict[str, Any] | None = None) -> None:
+    def __init__(self, a: Head | Members, b: Head | Members, objective: dict[str, Any] | None = None) -> None:
         nn.Module.__init__(self)  # a DualEncoder's asks for towers
         self.name = "vectors"
         self.model = nn.Module()
@@ -58,6 +59,10 @@ class VectorEncoder(AlignedEncoder):
         """As ``nn.Module.train``."""
         return nn.Module.train(self, mode)
 
+    def with_heads(self, image_head: Head | Members, text_head: Head | Members) -> VectorEncoder:
+        """Other heads, of a and of b."""
+        return VectorEncoder(image_head, text_head, self.objective_config)
+
     def encode_a(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
         """Embeds vectors of the first kind, without a gradient. Mode (train, eval) is the caller's.
 
@@ -78,7 +83,7 @@ class VectorEncoder(AlignedEncoder):
         return self._encode(rows, self.model.text_head, "b", batch_size)
 
     @torch.no_grad()
-    def _encode(self, rows: np.ndarray | Tensor, head: Head, side: str, batch_size: int) -> Tensor:
+    def _encode(self, rows: np.ndarray | Tensor, head: Head | Members, side: str, batch_size: int) -> Tensor:
         from cloob.data.vectors import as_floats
 
         width = head.options["features"]
@@ -118,6 +123,6 @@ def vector_files(encoder: DualEncoder) -> ModelFiles:
 def load_vectors(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> VectorEncoder:
     """The heads of a model folder; ``config`` is what ``vectors.json`` says."""
     with torch.device("meta"):  # no memory before the file of weights has it
-        heads = {side: Head(**config[side]) for side in ("a", "b")}
+        heads = {side: head_of(config[side]) for side in ("a", "b")}
     fill_heads(folder, heads)
     return VectorEncoder(heads["a"], heads["b"], objective)

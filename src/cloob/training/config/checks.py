@@ -125,8 +125,8 @@ def _check_pairs(config: TrainConfig) -> None:
         wrong(f"val_every is {pairs.val_every}, {no_pairs}")
     if config.loss.objective == "cca" and not (config.has_vectors or config.align.encoders()):
         wrong("objective is 'cca', which is for `cloob train vectors` and `cloob train align`; name another")
-    if config.loss.objective == "auto" and not config.has_vectors:
-        wrong("objective is 'auto', which is for `cloob train vectors`; name one")
+    if config.loss.objective == "auto" and not (config.has_vectors or config.align.encoders()):
+        wrong("objective is 'auto', but there are no heads; give --a and --b, or both encoders, or name an objective")
     if not pairs.data and not config.has_vectors and config.given.given_pairs is None:
         forms = "a table such as pairs.csv, shards, or a folder of images with .txt files beside them"
         others = "--data demo for the set that comes along, or of `cloob train vectors` --a and --b"
@@ -142,13 +142,6 @@ def _check_vectors(config: TrainConfig) -> None:
         _excluded(files, "ids", "--a-ids and --b-ids")
     if pairs.val_split and files.val_a:
         _excluded(pairs, "val_split", "--val-a")
-    if config.loss.objective == "auto":
-        if not config.holds_out:
-            wrong("objective is 'auto', but there are no held-out pairs to choose by; give --val-split")
-        if _processes() > 1:
-            wrong("objective is 'auto', which needs one process; choose with one, then train with what it chose")
-        for key in config.loss.overrides():
-            _excluded(config.loss, key, "the objective auto, which tries several")
     others = {"data": pairs.data, "val_data": pairs.val_data, **vars(config.towers), **vars(config.align)}
     for key in ("data", "val_data", "model", "init", "image_size", "image_encoder", "text_encoder"):
         if others[key]:
@@ -178,6 +171,18 @@ def _check_given_towers(config: TrainConfig) -> None:
 
 def _check_beside_heads(config: TrainConfig) -> None:
     """What makes no sense where nothing but heads is trained."""
+    auto, members = config.loss.objective == "auto", config.align.members or 1
+    if auto or members > 1:
+        asked = "objective is 'auto'" if auto else f"members is {members}"
+        if not config.holds_out:
+            other = "; name an objective, or give" if auto else ", or give"
+            wrong(f"{asked}, but there are no held-out pairs to choose by{other} --val-split")
+        if _processes() > 1:
+            wrong(f"{asked}, which needs one process; choose with one, then train with what it chose")
+        if config.save.best == "val_loss":
+            wrong(f"best is 'val_loss', but {asked}, which goes by recall; leave --best out")
+    for key in config.loss.overrides() if auto else ():
+        _excluded(config.loss, key, "the objective auto, which tries several")
     for key in ("fsdp", "compile", "grad_checkpointing"):
         if getattr(config.run, key):
             wrong(f"{key} is True, but heads on frozen encoders are too small for it; leave it out")

@@ -19,7 +19,7 @@ inv_tau beta learnable_inv_tau retrieval_from mask_duplicates steps patience mic
 fsdp weight_decay schedule warmup save_every best overwrite wandb"""
 USUAL, OTHER = tuple(_USUAL.split()), tuple(_OTHER.split())
 """The leaves with an option, first those that people type, in the order of the help; the others are set in a file."""
-VECTORS = ("a", "b", "ids", "a_ids", "b_ids", "val_a", "val_b", "val_ids", "standardise")
+VECTORS = ("a", "b", "ids", "a_ids", "b_ids", "val_a", "val_b", "val_ids", "standardise", "members")
 """Those that `cloob train vectors` alone has."""
 
 

@@ -22,6 +22,11 @@ SCALES = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "sca
 LENGTHS = ("epochs", "samples", "steps")  # the three ways to give the length of a run; exactly one of them has a value
 HEADS: dict[str, Any] = {"head": "linear", "embed_dim": 256, "head_dropout": 0.1}
 """New heads, unless the configuration says otherwise."""
+HEAD_SCALES: dict[str, dict[str, Any]] = {
+    "infoloob": {"inv_tau": 10.0},
+    "clip": {"inv_tau": 10.0, "learnable_inv_tau": False},
+}
+"""Scales of an objective for heads on vectors, where they are not its own defaults."""
 VAL_SPLIT = 0.1  # the share of the pairs that is held out by default
 DEFAULT_EPOCHS = 30
 
@@ -303,6 +308,10 @@ class AlignConfig(Part):
     """Each column of the vectors loses its mean; then column: is divided by its own spread, one: all by one number.
     none: neither. auto, or left out: column where half of the columns vary less than a tenth of what all do, else one.
     """
+
+    members: Annotated[int | None, at_least(1)] = None
+    """Heads of other first weights that stand side by side, with a closed form, as one model of wider rows. Left out,
+    1; with the objective auto 2 of up to 8,192 pairs."""
 
     def encoders(self) -> list[str]:
         """Those that are given."""

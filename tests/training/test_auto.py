@@ -1,0 +1,147 @@
+"""``--objective auto`` and ``members``: what is tried, joined, cut, resumed and refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import cloob
+from cloob import ContrastiveHeads, cli
+from cloob.errors import InputError
+from cloob.training.config import TrainConfig
+from cloob.training.select import crossed
+
+N = 500
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two noisy views of one hidden cause."""
+    folder = tmp_path_factory.mktemp("auto")
+    rng = np.random.default_rng(0)
+    cause = rng.normal(size=(N, 6))
+    a = cause @ rng.normal(size=(6, 12)) + 0.3 * rng.normal(size=(N, 12))
+    b = np.tanh(cause @ rng.normal(size=(6, 8))) + 0.3 * rng.normal(size=(N, 8))
+    np.save(folder / "a.npy", a.astype(np.float32))
+    np.save(folder / "b.npy", b.astype(np.float32))
+    return folder
+
+
+@pytest.fixture
+def config(files: Path, tmp_path: Path) -> TrainConfig:
+    start = cloob.get_recipe("vectors").override(a=str(files / "a.npy"), b=str(files / "b.npy"), epochs=6)
+    return start.override(device="cpu", tensorboard=False, lr=1e-2, batch_size=50, out=tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def run(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    words = f"--a {files}/a.npy --b {files}/b.npy --epochs 6 --batch-size 50 --lr 0.01 --device cpu --out {out}"
+    assert cli.main(["train", "vectors", *words.split()]) == 0
+    return out
+
+
+def test_all_are_tried_and_what_finds_most_is_joined(run: Path, files: Path) -> None:
+    choice = json.loads((run / "objectives.json").read_text())
+    tried = [(trial["objective"], trial["standardise"]) for trial in choice["trials"]]
+    assert tried[:3] == [("cca", None), ("infoloob", "one"), ("infoloob", "column")]
+    assert [name for name, _ in tried[3:]] == ["clip", "siglip", "cloob"] and len({way for _, way in tried[3:]}) == 1
+    assert choice["clear"] == (choice["difference"][1] > 0) and (choice["clear"] or choice["chosen"] == "infoloob")
+    assert [each["objective"] for each in choice["beside"]][-1] == "cca" and len(choice["beside"]) == 2
+    newest = max((run / "checkpoints").iterdir())
+    joined = json.loads((newest / "joined.json").read_text())
+    epochs = [json.loads(line)["val_recall"] for line in (run / "epochs.jsonl").read_text().splitlines()]
+    assert joined["recall"] > max(epochs) and not (run / "members").exists()
+    model, again = cloob.load_model(run), cloob.load_model(f"{run}:last")
+    a, b = np.load(files / "a.npy")[:50], np.load(files / "b.npy")[:50]
+    x, y = model.encode_a(a), model.encode_b(b)  # type: ignore[operator]
+    assert torch.equal(x, again.encode_a(a)) and x.shape[1] == model.embed_dim  # type: ignore[operator]
+    assert torch.allclose(x.norm(dim=1), torch.ones(50)) and torch.allclose(y.norm(dim=1), torch.ones(50))
+
+
+def test_rows_are_the_heads_side_by_side_less_the_hubs(run: Path, files: Path) -> None:
+    """Cosines of the joined rows, from the heads alone by the formula of CSLS."""
+    model = cloob.load_model(run)
+    sides = model.model.image_head, model.model.text_head
+    hubs = sides[0].options["hubs"]
+    rows = []
+    for side, name in zip(sides, "ab", strict=True):
+        x = torch.from_numpy(np.load(files / f"{name}.npy")[:50])
+        parts = zip(side.options["weights"], side.heads, strict=True)
+        rows.append(F.normalize(torch.cat([w * F.normalize(head(x), dim=1) for w, head in parts], 1), dim=1))
+    expected = rows[0] @ rows[1].T
+    if hubs["rows"]:
+        means = [(x @ side.bank.T).topk(10).values.mean(1) - side.usual for x, side in zip(rows, sides, strict=True)]
+        expected = (expected - hubs["strength"] * (means[0].unsqueeze(1) + means[1])) / 1.5
+    a, b = (np.load(files / f"{name}.npy")[:50] for name in "ab")
+    found = model.encode_a(a) @ model.encode_b(b).T  # type: ignore[operator]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_joined_run_is_searched_and_judged_as_any_other(run: Path, files: Path, tmp_path: Path) -> None:
+    index = tmp_path / "b.idx"
+    np.save(tmp_path / "q.npy", np.load(files / "a.npy")[:3])
+    (tmp_path / "names.txt").write_text("".join(f"row {i}\n" for i in range(N)))
+    words = ["index", "--b", f"{files}/b.npy", "--labels", f"{tmp_path}/names.txt", "--model", str(run)]
+    assert cli.main([*words, "--out", str(index)]) == 0
+    with cloob.Index.open(index) as opened:
+        model = cloob.load_model(run)
+        query = model.encode_a(np.load(tmp_path / "q.npy"))  # type: ignore[operator]
+        scores = query @ model.encode_b(np.load(files / "b.npy")).T  # type: ignore[operator]
+        best = [opened.search(row.numpy(), top=1).hits[0].item.path for row in query]
+    assert best == [f"row {i}" for i in scores.argmax(1).tolist()]
+    assert cli.main(["eval", str(run), "--held-out", "--out", str(tmp_path / "report")]) == 0
+
+
+def test_members_of_other_seeds_are_resumed_and_cut(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ended before its heads were joined joins them when it is resumed; a longer one joins anew."""
+    from cloob.training import loop
+
+    config = config.override(objective="clip", members=2, embed_dim=16)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "join", lambda asked, result, **_: result)
+        alone = cloob.train(config)
+    resumed = cloob.train(config.override(resume="auto"))
+    assert resumed.already_finished and resumed.checkpoint > alone.checkpoint  # type: ignore[operator]
+    head = cloob.load_model(resumed.run).model.image_head
+    kinds = [member["kind"] for member in head.options["members"]]
+    assert set(kinds) <= {"mlp", "linear"} and head.options["embed_dim"] == 16 == head(torch.zeros(1, 12)).shape[1]
+    assert cloob.train(config.override(resume="auto")).checkpoint == alone.checkpoint
+    longer = cloob.train(config.override(resume="auto", epochs=12, patience=0))
+    assert (longer.run / "checkpoints").is_dir() and longer.epochs == 12
+
+
+def test_gains_are_those_of_ids_that_did_not_choose() -> None:
+    """The second is better on even ids alone, the third on odd ones: what half of them chooses loses on the other."""
+    even, odd = torch.tensor([1.0, 0.0]).repeat(50), torch.tensor([0.0, 1.0]).repeat(50)
+    usual = torch.full((100,), 0.5)
+    assert crossed([usual, even, odd])[0] == -0.5 and crossed([usual, usual + 0.25])[0] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("leaves", "error"),
+    [
+        ({"val_split": 0.0, "patience": 0}, "objective is 'auto', but there are no held-out pairs to choose by"),
+        (
+            {"objective": "clip", "members": 2, "val_split": 0.0, "patience": 0},
+            "members is 2, but there are no",
+        ),
+        ({"inv_tau": 3.0}, "inv_tau is 3.0; it must be left out with the objective auto"),
+        ({"best": "val_loss"}, "best is 'val_loss', but objective is 'auto'"),
+    ],
+)
+def test_what_cannot_choose_is_refused(config: TrainConfig, leaves: dict[str, object], error: str) -> None:
+    with pytest.raises(InputError, match=error):
+        cloob.train(config.override(**leaves))
+
+
+def test_the_estimator_chooses_too(files: Path) -> None:
+    X, Y = (np.load(files / f"{name}.npy") for name in "ab")
+    heads = ContrastiveHeads(epochs=4, n_components=20, learning_rate=1e-2, device="cpu", random_state=0).fit(X, Y)
+    assert heads.objectives_["chosen"] and heads.transform(X).shape[1] <= 20
+    assert heads.score(X, Y) > 0.1
