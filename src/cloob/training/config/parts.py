@@ -200,6 +200,8 @@ class OptimConfig(Part):
     """Steps of linear warm-up; left out, a tenth of the run, at most 2000."""
     restarts: Annotated[int, at_least(1)] = 10
     """Cosine cycles of the cosine-restarts schedule."""
+    like_ml_jku: bool = False
+    """Weight decay by the parameters' names and a warm-up that begins at 0, as in the authors' program."""
     layer_decay: Annotated[float, Rule("above 0 and at most 1", lambda factor: 0 < factor <= 1)] = 1.0
     """Factor of the learning rate from a layer to the one below it, in each tower; 1 treats all alike."""
 
