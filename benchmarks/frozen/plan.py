@@ -342,10 +342,10 @@ def joined() -> Iterator[Joined]:
             yield from (Joined(row, clean, World("mlp", "swap", share, pairs), seed) for row in rows)
 
     first, *rest = CONTROLS
-    yield from runs(CLOSED, False, 0.4, 0.0)
-    for clean in (False, True):
-        yield from runs([(CCA,)], clean, 0.4, 0.0, sizes=SIZES)
-    yield from (*runs(ROWS, True, 0.4), *runs([first], False, 0.4, 0.0))
+    yield from (*runs(CLOSED, False, 0.4, 0.0), *runs(CLOSED, True, 0.4), *runs([first], False, 0.4))
+    for clean, shares in ((False, (0.4, 0.0)), (True, (0.4,))):
+        yield from runs([(CCA,)], clean, *shares, sizes=SIZES)
+    yield from (*runs(ROWS, True, 0.4), *runs([first], False, 0.0))
     fewer = (*runs(ROWS, False, 0.4, 0.0, sizes=SIZES), *runs(ROWS, True, 0.4, sizes=SIZES))
     yield from sorted(fewer, key=lambda run: run.seed)
     yield from (*runs(rest, False, 0.4, 0.0), *runs(CONTROLS, True, 0.4), *runs((*ROWS, *CONTROLS), True, 0.0))
