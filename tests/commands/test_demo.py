@@ -53,7 +53,7 @@ def test_small_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     tiny_model(tmp_path / "tower", objective="clip")
     base = TrainConfig().override(data=["pairs"], epochs=1, batch_size=4, workers=0, device="cpu", tensorboard=False)
     base = base.override(image_encoder="tower", text_encoder="tower", cache_dir=tmp_path / "cache")
-    out, objectives = tmp_path / "demo", ["clip", "infoloob"]
+    out, objectives = tmp_path / "demo", ["clip", "cca"]
     configs = {name: base.override(objective=name, out=out / name) for name in objectives}
     assert demo.present(configs, "cpu", open_labelled("emoji"), open_captioned("pairs")) == 0
     assert "The same frozen encoders, data, seed" in check_written(tmp_path, capsys, objectives)

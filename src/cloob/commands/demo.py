@@ -1,4 +1,4 @@
-"""``cloob demo``: three objectives on a set that comes along; the pictures they find, and who is ahead."""
+"""``cloob demo``: three objectives and the closed form on a set that comes along; what they find, and who is ahead."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
 _SAME = "The same {what}, data, seed and number of steps; the objective and its tuned settings differ."
+_CLOSED = " cca is a closed form: it has no steps, and nothing of it was tuned."
 _NOTES = (
     "Trained on pictograms of other makers than the Noto emoji that are searched and classified here; no Noto picture"
     " was trained on. The texts were picked by hand from 32 that were tried; abstract ones, such as “something to"
@@ -30,10 +31,10 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class Options:
-    """Train CLIP, InfoLOOB and CLOOB side by side on a set that comes along, search its pictures; no network needed."""
+    """Train CLIP, InfoLOOB, CLOOB and a closed form on pictures that come along, then search others; no network."""
 
     objectives: tuple[ObjectiveName, ...] | None = None
-    """Members of the family to train; left out, clip, infoloob and cloob, from scratch clip and cloob."""
+    """Members of the family to train; left out, clip, infoloob, cloob and cca, from scratch clip and cloob."""
     from_scratch: bool = False
     """Train both towers from random weights, in place of heads on two frozen encoders (the extra align)."""
     seed: int = 0  # Seed of weights, order and augmentation.
@@ -56,6 +57,8 @@ def run(options: Options) -> int:
     more |= {"seed": options.seed, "device": options.device, "overwrite": True}
     starts = ((name, cloob.get_recipe(recipe, objective=name)) for name in objectives)
     configs: dict[str, cloob.TrainConfig] = {name: start.override(**more, out=out / name) for name, start in starts}
+    if options.objectives is None and not options.from_scratch:
+        configs["cca"] = cloob.get_recipe(recipe).override(**more, objective="cca", out=out / "cca")
     for config in configs.values():
         check_packages(config.align.encoders(), ", and cloob demo --from-scratch needs none")
         preflight(config)
@@ -99,7 +102,8 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
     order = [finder, *(name for name in runs if name != finder)]
     found = example_queries(embeddings, noto, TEXTS, k=8, models=order)
     frozen = all(config.align.image_encoder for config in configs.values())
-    notes = (_NOTES, _SAME.format(what="frozen encoders" if frozen else "towers"))
+    same = _SAME.format(what="frozen encoders" if frozen else "towers")
+    notes = (_NOTES, same + _CLOSED if "cca" in configs else same)
     title = f"Five searches among {len(noto):,} pictures that no model here was trained on"
     page = out / "report.html"
     compare.write_page(page, embeddings, results, sets, title=title, notes=notes, searches=found)
