@@ -27,9 +27,9 @@ from cloob.errors import InputError, require
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["shards", "tables", "indices", "embeddings", "features", "digests"]
+Kind = Literal["shards", "tables", "indices", "embeddings", "features", "digests", "thumbnails"]
 """Fetched and unpacked tars; Parquet as Arrow; where samples lie in local tars; what models make of pictures and texts
-(two kinds); and fingerprints of models."""
+(two kinds); fingerprints of models; and small pictures for the page of an index."""
 
 DEFAULT_BYTES = 50 * 1024**3
 
@@ -111,11 +111,12 @@ class Cache:
             return [path for path in paths if not path.name.startswith(_TEMPORARY) and touch(path)]
         return []
 
-    def put(self, kind: Kind, name: str, content: bytes) -> Path:
-        """Writes the file of this name, in place of one that is there."""
+    def put(self, kind: Kind, name: str, content: bytes, *, evict: bool = True) -> Path:
+        """Writes the file of this name, in place of one that is there; who writes many makes room now and then."""
         with self._writing(kind, name) as path:
             _write(path, lambda temporary: temporary.write_bytes(content))
-            self.evict(keep=path)
+            if evict:
+                self.evict(keep=path)
             return path
 
     def evict(self, keep: Path | None = None) -> list[Path]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cloob.cli import main
+from cloob.errors import InputError
 from cloob.search.index import Index
 from make import encoded, raw_file
 from search_colours import loads, make_index
@@ -104,6 +105,36 @@ def test_pictures_of_one_colour_do_not_look_alike(tmp_path: Path, capsys: pytest
     (tmp_path / "pictures" / "copy.png").write_bytes((tmp_path / "pictures" / "30.png").read_bytes())
     groups, _ = listed(make_index(tmp_path / "index", tmp_path / "pictures"), capsys, "--threshold", "0.5")
     assert groups == [["spot-31.png", "spot-30.png"], ["30.png", "copy.png"]]
+
+
+def test_copies_and_files_of_one_shot_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.png", "copy.png", "b.png"):
+        spotted(41 if name == "b.png" else 40).save(tmp_path / "pictures" / name)
+    spotted().save(tmp_path / "pictures" / "b.jpg")
+    index = make_index(tmp_path / "index", tmp_path / "pictures")
+    for words in (["blue", "--cutoff", "none"], ["--where", "width > 0"]):
+        assert main(["search", str(index), *words]) == 0
+        lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert [line[-1] for line in lines] == ["+1", "+1"] and {Path(line[3]).stem for line in lines} < {
+            "a",
+            "copy",
+            "b",
+        }
+
+
+def test_a_thumbnail_is_kept_while_its_file_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "pictures").mkdir()
+    for size in (40, 41):
+        spotted(size).save(tmp_path / "pictures" / f"{size}.png")
+    with Index.open(make_index(tmp_path / "index", tmp_path / "pictures")) as index:
+        first = index.thumbnail(1, 64)
+        monkeypatch.setattr("cloob.pictures.thumbnail", lambda *_: b"made anew")
+        assert index.thumbnail(1, 64) == first and index.thumbnail(1, 128) == index.thumbnail(2, 64) == b"made anew"
+        (tmp_path / "pictures" / "40.png").unlink()
+        with pytest.raises(InputError, match="missing image"):
+            index.thumbnail(1, 64)
 
 
 def test_a_line_feed_in_a_name_makes_no_other_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def draw(folder: Path, numbers: Sequence[int]) -> Path:
         name = NAMES[number % len(NAMES)]
         shade = tuple(min(255, channel + number % 7) for channel in COLOURS[name])
         image = Image.new("RGB", (24 + number % 5, 24), shade)
-        image.putpixel((0, 0), (number % 256, number // 256 % 256, 7))  # no two files are equal
+        image.putpixel((0, 0), (number % 256, number // 256 % 256, 200))  # none of one colour, no two equal
         image.save(folder / f"{number}.png")
         markup = "" if name == "red" else " <i>here</i>"
         (folder / f"{number}.txt").write_text(f"a {name} square{markup}", encoding="utf-8")

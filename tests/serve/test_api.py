@@ -115,6 +115,20 @@ def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
     assert client.get("/api/items/3").json()["caption"] == item.caption
 
 
+def test_copies_and_files_of_one_shot_name_the_first(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "pictures", range(4))
+    (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
+    Image.open(folder / "1.png").save(folder / "1.jpg")
+    with build(tmp_path / "idx", folder, ColourModel()) as opened, web_of(opened) as web:
+        hits = ask(web, "search", parts=[{"words": "red"}], cutoff=False)["hits"]
+        names = {hit["id"]: hit["name"] for hit in hits}
+        same = {hit["name"]: names[hit["same"]] for hit in hits}
+        assert {frozenset(pair) for pair in same.items() if pair[0] != pair[1]} == {
+            frozenset({"0.png", "copy.png"}),
+            frozenset({"1.png", "1.jpg"}),
+        }
+
+
 def test_words_are_never_a_path_or_an_address(client: TestClient, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(picture("red"))
     for words in (str(tmp_path / "red.png"), "http://127.0.0.1:9/red.png", "../red.png"):

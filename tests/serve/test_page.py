@@ -244,7 +244,7 @@ def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page: Page, tm
         page.one(".group-head button").send_keys(Keys.ENTER)
         page.says("#marks", "1 marked")
         page.one(".group .tile").send_keys(Keys.ARROW_RIGHT)
-        page.until(lambda: page.focused().startswith("copy-3.png, 1.000, 27 × 24, "), "cosine, size")
+        page.until(lambda: page.focused().startswith("copy-3.png, 1.000, 27 × 24 · "), "cosine, size")
         assert page.focused().endswith(", marked")
         page.keys(Keys.SPACE)
         assert not page.one("#marks").is_displayed() and not page.all("dialog[open]")

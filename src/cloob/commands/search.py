@@ -197,15 +197,28 @@ def _print(options: Options, rows: Sequence[Row], **facts: object) -> None:
         print(json.dumps({"query": options.query, **facts, "hits": list(itertools.starmap(_row_dict, rows))}))
     elif options.paths:
         _print_paths([[item for item, *_ in rows]], null=options.null)
-    for item, score, margin, words in [] if options.json or options.paths else rows:
+    else:
+        _print_lines(rows)
+
+
+def _print_lines(rows: Sequence[Row]) -> None:
+    """A line for each shot, and at its end how many more files have equal bytes or are of that shot."""
+    from cloob.search.alike import first_alike
+
+    firsts = first_alike(item for item, *_ in rows)
+    count = Counter(firsts)
+    for (item, score, margin, words), first in zip(rows, firsts, strict=True):
+        if item.id != first:
+            continue
         above = "" if margin is None else f"{margin:.1f}"
         dated, origin, marks = item.date or "", printable(item.date_from), [printable(", ".join(words))] * bool(words)
+        more = [f"+{count[first] - 1}"] if count[first] > 1 else []
         if sys.stdout.isatty():
             numbers = f"{dated:19}  {origin:6}" if score is None else f"{score:6.3f}  {above:>5}"
-            print(_aligned("  ".join([numbers, *(f"[{mark}]" for mark in marks)]), item))
+            print(_aligned("  ".join([numbers, *(f"[{mark}]" for mark in marks), *more]), item))
         else:
             columns = (dated, origin) if score is None else (f"{score:.4f}", above)
-            print(*columns, item.id, printable(item.path), _first_line(item), *marks, sep="\t")
+            print(*columns, item.id, printable(item.path), _first_line(item), *marks, *more, sep="\t")
 
 
 def _duplicates(index: cloob.Index, options: Options) -> int:

@@ -84,7 +84,7 @@ def present(view: View, groups: Sequence[Group]) -> Duplicates:
     for group in groups:
         files: dict[Hashable, Hit] = {}
         for hit in group:
-            if (file := _file(hit.item)) is None:
+            if (file := file_of(hit.item)) is None:
                 stale += 1
                 continue
             twice += file in files
@@ -113,7 +113,7 @@ def _scored(view: View, hits: Sequence[Hit]) -> list[Hit]:
     return [Hit(hit.item, float(score)) for hit, score in zip(hits, rows @ rows[0], strict=True)]
 
 
-def _file(item: Item) -> Hashable | None:
+def file_of(item: Item) -> Hashable | None:
     """What is one file under any of its names; None where it is gone or has changed since it was indexed.
 
     An item has the latest time of a file and of what describes it, to the millisecond.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they a
     from cloob.search.scan.open import Pictures
     from cloob.search.scan.rows import Rows
     from cloob.search.update import Merged, UpdateOptions
+
+_MADE = 256  # thumbnails after which there is a look whether the cache has room
 
 
 class Index:
@@ -59,6 +62,7 @@ class Index:
         self.memo = Memo()
         self._columns: dict[str, str] = {}
         self._pictures: Pictures | None = None
+        self._made = 0  # thumbnails
 
     @classmethod
     def open(cls, address: str | Path, *, model: str | None = None, writable: bool = False) -> Self:
@@ -143,10 +147,24 @@ class Index:
         return self._read(id, bytes)
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
-        """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata."""
-        from cloob.pictures import thumbnail  # Pillow
+        """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata.
 
-        return self._read(id, lambda data: thumbnail(data, size))
+        It is kept in the cache, and given from there as long as the file is there unchanged.
+        """
+        from cloob.cache import Cache
+        from cloob.pictures import thumbnail  # Pillow
+        from cloob.search.alike import file_of
+
+        cache, names = Cache(), [f"{item.content} {size}" for item in self.items([id]) if file_of(item)]
+        for kept in filter(None, (cache.find("thumbnails", name) for name in names)):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                return kept.read_bytes()
+        made = self._read(id, lambda data: thumbnail(data, size))
+        self._made += 1
+        for name in names:
+            with contextlib.suppress(InputError):  # a cache that cannot be written
+                cache.put("thumbnails", name, made, evict=self._made % _MADE == 0)
+        return made
 
     def _read(self, id: int, make: Callable[[bytes], bytes]) -> bytes:
         from cloob.search.scan.open import Pictures  # pyarrow

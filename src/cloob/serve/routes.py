@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Res
 
 from cloob.errors import InputError
 from cloob.pictures import Unreadable
-from cloob.search.alike import DUPLICATE, look_alikes, present, shot_of
+from cloob.search.alike import DUPLICATE, first_alike, look_alikes, present, shot_of
 from cloob.search.classify import NONE, TEMPLATES, LabelOptions, check_labels
 from cloob.search.records import Hit, Results, valid
 from cloob.search.store import Ids, Vectors
@@ -83,9 +83,16 @@ async def _found(
         return revision, index.search(query, row=row, top=top, where=condition, model=model, cutoff=cutoff)
 
     revision, found = await held.run(work)
+    same = first_alike(hit.item for hit in found.hits)
     hits: list[schemas.FoundPicture] = [
-        {**held.picture(hit.item), "score": _cosine(hit.score), "margin": hit.margin, "words": list(hit.words)}
-        for hit in found.hits
+        {
+            **held.picture(hit.item),
+            "score": _cosine(hit.score),
+            "margin": hit.margin,
+            "words": list(hit.words),
+            "same": first,
+        }
+        for hit, first in zip(found.hits, same, strict=True)
     ]
     return {"model": found.model, "revision": revision, "searched": found.searched, "cut": found.cut, "hits": hits}
 

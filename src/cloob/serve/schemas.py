@@ -106,9 +106,12 @@ class Picture(TypedDict):
 
 
 class FoundPicture(Picture):
+    """A hit; ``same`` is the first hit with equal bytes or of the same shot (RAW and JPEG of one stem), or itself."""
+
     score: float
     margin: float | None
     words: list[str]  # the texts in which the query's words are: name, caption, or columns
+    same: int
 
 
 class Memory(Picture):

@@ -85,6 +85,9 @@ function facts(item, value) {
   const list = h("dl.facts");
   const say = (name, words) => words !== null && words !== undefined && words !== "" && list.append(h("div", {}, h("dt", {}, name), h("dd", {}, words)));
   if (typeof value === "number") say("Score", score(value));
+  if (value?.score !== undefined) say("Score", score(value.score));
+  if (value?.words?.length) say("Words in", value.words.join(", "));
+  if (value?.others?.length) say("Also", value.others.map((other) => other.path).join("\n"));
   if (item.caption) say("File", item.name);
   if (item.caption?.trim().includes("\n")) say("Caption", item.caption);
   say("Date", item.date && `${item.date.replace("T", " ")} (${item.date_from})`);

@@ -80,7 +80,7 @@ function section(title, groups, tool) {
 /** The end of a picture's folder, which tells copies of one name apart. */
 function folder(item) {
   const words = item.path.slice(0, -item.name.length);
-  return words.length > 26 ? `…${words.slice(-25)}` : words;
+  return words.length > 22 ? `…${words.slice(-21)}` : words;
 }
 
 function group({ ids, scores, equal }) {

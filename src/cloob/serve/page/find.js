@@ -94,11 +94,13 @@ async function search(column, parts, where, cutoff, signal) {
   const body = { parts, top: TOP, cutoff, ...(where && { where }), ...(column.model && { model: column.model }) };
   const found = await api.search(body, signal);
   if (state.get().order === "newest") found.hits.sort((one, other) => (other.date ?? "").localeCompare(one.date ?? ""));
+  const hits = found.hits.filter((hit) => hit.same === hit.id); // copies, and files of one shot, are one tile
+  for (const hit of hits) hit.others = found.hits.filter((other) => other.same === hit.id && other !== hit);
   api.remember(found.hits);
   const note = noteFor(found, cutoff);
   (columns.length > 1 ? column.note : $("found-note")).textContent = note;
   if (columns.length > 1) $("found-note").textContent = `${pictures(found.searched)} searched`;
-  if (found.hits.length) show(column, found.hits.map((hit) => hit.id), found.hits.map((hit) => hit.score), found, cutoff);
+  if (hits.length) show(column, hits.map((hit) => hit.id), hits, found, cutoff);
   else column.body.replaceChildren(nothing(found));
   announce(found.hits.length ? note : "Nothing fits");
 }
@@ -109,6 +111,9 @@ function noteFor(found, cutoff) {
   return `${more}${number(found.hits.length)} of ${pictures(found.searched)} ${found.hits.length === 1 ? "fits" : "fit"}`;
 }
 
+/** Under a tile: where the query's words are, the score, and how many more files it stands for. */
+const under = (hit) => [hit.words[0], score(hit.score), hit.others.length && `+${number(hit.others.length)}`].filter(Boolean).join(" ");
+
 function show(column, ids, values = null, found = null, cutoff = true) {
   const end = [];
   if (found?.cut && cutoff) {
@@ -117,12 +122,13 @@ function show(column, ids, values = null, found = null, cutoff = true) {
     end.push(h("p.end", {}, h("button.button", { type: "button", onclick: () => state.change({ cutoff: true }) }, "Only what fits")));
   }
   column.body.replaceChildren(column.grid.element, ...end);
-  column.grid.set(ids, values, score);
+  column.all = found ? found.hits.map((hit) => hit.id) : ids;
+  column.grid.set(ids, values, under);
   $("mark-all").disabled = false;
 }
 
 $("order").addEventListener("change", () => state.change({ order: $("order").value }));
-$("mark-all").addEventListener("click", () => marks.add(columns.flatMap((column) => column.grid.ids)));
+$("mark-all").addEventListener("click", () => marks.add(columns.flatMap((column) => column.all)));
 
 function empty(title, advice, ...more) {
   return h("div.empty", {}, h("p.empty-title", {}, title), h("p.quiet", {}, advice), ...more);
