@@ -88,7 +88,9 @@ class Counting(torch.optim.Adafactor):
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     start = TrainConfig().override(epochs=3, batch_size=16, device="cpu", workers=0, max_bad_fraction=0.2)
-    return start.override(out=tmp_path / "run", tensorboard=False, save_every=2, warmup=2, lr=1e-2, resume="auto")
+    return start.override(
+        out=tmp_path / "run", tensorboard=False, save_every=2, warmup=2, lr=1e-2, resume="auto", ema=0.9
+    )
 
 
 PARTS = {"pairs": Named(), "held_out": Named(20), "towers": DictTowers, "objective": Learned}

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from train_helpers import Trained, lines
 
 from cloob import cli
 from cloob.errors import InputError
-from cloob.models.load import find_model_folder
+from cloob.models.load import find_model_folder, load_model
 from cloob.models.runs import chosen_checkpoint, list_checkpoints
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
@@ -40,6 +41,26 @@ def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
     told = json.loads((chosen_checkpoint(judged.save.out, "best") / "validation.json").read_text())
     assert told.pop("batch_size") == judged.run.batch_size and told.pop("held_out")
     assert told == {"step": best["step"], "metric": "val_loss", **{k: best[k] for k in ("val_loss", "val_recall")}}
+
+
+def test_the_average_of_the_weights_is_saved_and_judged(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
+    """Running statistics included; it is another model folder, which everything else loads."""
+    config = base.override(model="nano-resnet", ema=0.75, epochs=1, save_every=1, keep=0, out=tmp_path / "run")
+    train(config.override(val_data=[str(pairs_folder)]))
+    checkpoints, average = list_checkpoints(tmp_path / "run"), None
+    assert len(checkpoints) == 5
+    for checkpoint in checkpoints:
+        state = load_model(checkpoint).state_dict()
+        if average is None:  # it begins with the first step's weights
+            average = {key: value.double() for key, value in state.items()}
+        saved = load_model(checkpoint / "ema").state_dict()
+        for key, value in state.items():
+            average[key] = 0.75 * average[key] + 0.25 * value if value.is_floating_point() else value
+            torch.testing.assert_close(saved[key], average[key].to(saved[key]), msg=key)
+    assert not torch.equal(saved["model.visual.bn1.running_mean"], state["model.visual.bn1.running_mean"])
+    (line,) = lines(tmp_path / "run" / "epochs.jsonl")
+    validation = json.loads((checkpoints[-1] / "validation.json").read_text())
+    assert line["ema_val_loss"] == validation["ema_val_loss"] != validation["val_loss"]
 
 
 def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(

@@ -154,6 +154,9 @@ def assert_same_run(
     for part in states[1]:
         assert equal(states[0][part], states[1][part]), part
     assert equal(load(run).state_dict(), load(other).state_dict())
+    averages = [latest_checkpoint(folder) / "ema" for folder in (run, other)]
+    if averages[1].is_dir():
+        assert equal(*(load(average).state_dict() for average in averages))
 
 
 class At(Callback):

@@ -3,7 +3,7 @@
 ::
 
     RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  held_out.json  averaged/ (a model folder)
-          checkpoints/step-00000100/  trainer.pt  validation.json  model/
+          checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another model folder)
     model folder, one of
           open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a ``local-dir:`` folder of its own
           towers.json            model.safetensors              towers that open_clip does not have
@@ -37,6 +37,7 @@ OBJECTIVES_FILE = "objectives.json"
 AVERAGED_FOLDER = "averaged"
 CHECKPOINTS_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
+EMA_FOLDER = "ema"
 TRAINER_FILE = "trainer.pt"
 VALIDATION_FILE = "validation.json"
 JOINED_FILE = "joined.json"

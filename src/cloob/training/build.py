@@ -95,7 +95,7 @@ def assemble(
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
     micro, share = config.run.micro_batch_size, -(-config.run.batch_size // world_size())
-    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro if micro < share else 0)
+    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro if micro < share else 0, config.optim.ema)
     if checkpoint is not None:
         restore(checkpoint, stepper)
     on_rank_zero(lambda: prepare_run_folder(config, resumed))

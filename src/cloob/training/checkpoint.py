@@ -3,6 +3,7 @@
 ``checkpoints/step-00000100/`` holds
 
 - ``model/``: an open_clip ``local-dir:`` folder, what people load: the exact float32 weights;
+- ``ema/``: another, with the moving average of the weights, where the configuration has ``ema``;
 - ``trainer.pt``: all else that is resumed (tensors and plain types only, read with ``weights_only=True``);
 - ``validation.json``: how good ``model/`` is, when it was judged on held-out pairs.
 
@@ -34,6 +35,7 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
+    EMA_FOLDER,
     JOINED_FILE,
     MODEL_FOLDER,
     MODULE_FILE,
@@ -68,11 +70,13 @@ def measured(config: TrainConfig, data: Mapping[str, Fingerprint]) -> dict[str, 
 
 
 def weights_digest(checkpoint: Path) -> str:
-    """A digest of the weights file, by which a resumed run notices damage: a safetensors file has no checksum."""
-    path = weights_file(checkpoint / MODEL_FOLDER)
-    assert path is not None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+    """A digest of the weights files, by which a resumed run notices damage: a safetensors file has no checksum."""
+    files = [weights_file(checkpoint / folder) for folder in (MODEL_FOLDER, EMA_FOLDER)]
+    contents = hashlib.blake2b()
+    for path in filter(None, files):
+        with path.open("rb") as file:
+            contents.update(hashlib.file_digest(file, "blake2b").digest())
+    return contents.hexdigest()
 
 
 class Saver:
@@ -105,6 +109,7 @@ class Saver:
             return None
         towers = self.stepper.module
         encoder: Any = towers.encoder
+        average = self.stepper.average
         weights, moments = sharding.whole_state(encoder, self.stepper.optimizer)
         state = {
             "optimizer": moments,
@@ -125,6 +130,8 @@ class Saver:
             settings = towers.objective.config()  # none of a caller's loss
             settings |= {"hopfield": hopfield} if settings else {}
             save_model(folder / MODEL_FOLDER, encoder, settings, weights)
+            if average is not None:
+                save_model(folder / EMA_FOLDER, average.encoder, settings)
             state["weights"] = weights_digest(folder)
             if validation is not None:
                 (folder / VALIDATION_FILE).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
@@ -184,6 +191,7 @@ class Checkpoint:
 
     path: Path
     weights: dict[str, Tensor]  # of the encoder, from ``model/``
+    average: dict[str, Tensor] | None  # from ``ema/``
     state: dict[str, Any]  # what ``trainer.pt`` holds
     progress: Progress  # as it was written
 
@@ -197,7 +205,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         weights = _read_weights(path / MODEL_FOLDER)
         if state["weights"] != weights_digest(path):
             raise InputError(f"{weights_file(path / MODEL_FOLDER)}: damaged, its digest is not the one in {file.name}")
-        return Checkpoint(path, weights, state, Progress(**state["progress"]))
+        average = _read_weights(path / EMA_FOLDER) if (path / EMA_FOLDER).is_dir() else None
+        return Checkpoint(path, weights, average, state, Progress(**state["progress"]))
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"{path}: cannot be read ({one_line(error)}); use an earlier checkpoint") from error
 
@@ -254,6 +263,8 @@ def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
     with _other_parameters(checkpoint):
         sharding.load_whole(encoder, checkpoint.weights)
         sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
+        if stepper.average is not None and checkpoint.average is not None:
+            stepper.average.load(checkpoint.average)
     # An option is the configuration's where that changed; all else is the checkpoint's: some optimisers count in there.
     for group, now, then in zip(optimizer.param_groups, stepper.options, checkpoint.state["options"], strict=True):
         group.update({key: value for key, value in now.items() if key not in then or then[key] != value})

@@ -30,6 +30,7 @@ from cloob.training.progress import Course, is_whole
 from cloob.training.random_state import preserved_rng
 from cloob.training.record import Step, StepLog
 from cloob.training.select import choose, join
+from cloob.training.step import TowersWithLoss
 from cloob.training.towers import products
 from cloob.training.validate import Validation, validate
 
@@ -243,21 +244,26 @@ class Loop:
         due = epoch % run.config.pairs.val_every == 0 or self.course.steps_left() == 0
         try:
             judged = due and run.val_loader is not None
-            validation = validate(run, stop, hopfield=self.course.retrieved()) if judged else None
+            validation = validate(run, stop, run.towers, hopfield=self.course.retrieved()) if judged else None
+            metrics = (validation or Validation(None, None)).metrics()
+            if judged and run.stepper.average is not None:
+                averaged = TowersWithLoss(run.stepper.average.encoder, run.objective, run.config.run.precision)
+                found = validate(run, stop, averaged, hopfield=self.course.retrieved()).metrics()
+                metrics |= {f"ema_{name}": value for name, value in found.items()}
         except (InputError, TrainingFailed):
             self._save()  # the epoch's work; a resumed run begins with this validation
             raise
         best = False
         if validation is not None:
             # Weights after a step that was not finite are not saved, so they cannot be the best.
-            best = not progress.nonfinite and run.saver.judged(progress.step, validation.metrics())
+            best = not progress.nonfinite and run.saver.judged(progress.step, metrics)
             progress.stale = 0 if best else progress.stale + 1
         line: dict[str, Any] = {
             "epoch": epoch,
             "step": progress.step,
             "samples_seen": progress.samples_seen,
             "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
-            **(validation or Validation(None, None)).metrics(),
+            **metrics,
             "skipped": skipped,
             **({"val_skipped": by_reason(validation.skipped)} if validation and validation.skipped else {}),
             "seconds": time.perf_counter() - self.began,

@@ -22,6 +22,7 @@ from cloob.functional.private import loss_scale, loss_scale_state, step_unless
 from cloob.objective import ContrastiveObjective
 from cloob.objective.values import acceptable
 from cloob.training import sharding
+from cloob.training.average import Average
 from cloob.training.gradcache import Buffers, cached_backward
 from cloob.training.optim import set_learning_rate
 
@@ -115,11 +116,16 @@ class Stepper:
     one that overflowed lowers the scale; once that is down at 1, a gradient that is not finite is a fault as in fp32.
 
     With several ranks ``module`` is wrapped in DDP, unless its towers are sharded. Of ``micro_batch_size`` pairs a
-    rank activations are held at a time (gradient caching); 0: of all.
+    rank activations are held at a time (gradient caching); 0: of all. ``average``: of the weights, with decay ``ema``.
     """
 
     def __init__(
-        self, module: TowersWithLoss, optimizer: Optimizer, clip_grad_norm: float = 0.0, micro_batch_size: int = 0
+        self,
+        module: TowersWithLoss,
+        optimizer: Optimizer,
+        clip_grad_norm: float = 0.0,
+        micro_batch_size: int = 0,
+        ema: float | None = None,
     ) -> None:
         self.module, self.optimizer = module, optimizer
         self.clip_grad_norm, self.micro_batch_size = clip_grad_norm, micro_batch_size
@@ -128,6 +134,7 @@ class Stepper:
         self.device = device = self._parameters[0].device
         self.options = [{key: x for key, x in group.items() if key != "params"} for group in optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=module.precision == "fp16")
+        self.average = None if ema is None else Average(module.encoder, ema)
         self._sharded = sharding.is_sharded(module.encoder)
         self._wrapped: nn.Module = module
         if world_size() > 1 and not self._sharded:
@@ -179,6 +186,8 @@ class Stepper:
         step_unless(~finite, self.optimizer)
         objective.clamp_()
         buffers.restore_unless(finite)
+        if self.average is not None:
+            self.average.update(self.module.encoder, finite)
         self._move_loss_scale(loss.isfinite())
         self.optimizer.zero_grad(set_to_none=True)
         scales = _learned(objective)

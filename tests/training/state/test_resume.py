@@ -39,7 +39,7 @@ def usual(data: str = "table", processes: int = 1, **settings: Any) -> Feature:
 
 FEATURES = {
     "learnable scales, micro-batches": usual(
-        learnable_inv_tau=True, learnable_beta=True, micro_batch_size=5, clip_grad_norm=1.0
+        learnable_inv_tau=True, learnable_beta=True, micro_batch_size=5, clip_grad_norm=1.0, ema=0.9
     ),
     "two ranks, shards, two workers": usual("shards", 2, workers=2, learnable_inv_tau=True, shuffle_buffer=6),
     "streamed, weighted, ends inside an epoch": usual(

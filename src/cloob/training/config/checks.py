@@ -79,6 +79,8 @@ def _check_run(config: TrainConfig) -> None:
         _excluded(run, "fsdp", "--precision fp16 (take bf16)")
     if run.fsdp and run.compile:
         _excluded(run, "fsdp", "--compile")
+    if optim.ema and (run.fsdp or config.loss.objective == "cca"):
+        _excluded(optim, "ema", "--fsdp" if run.fsdp else "the objective cca, which takes no steps")
     if run.fsdp and _processes() == 1:
         wrong("fsdp is True, but there is one process; start several with torchrun, or leave it out")
     if optim.restarts != OptimConfig.restarts and optim.schedule != "cosine-restarts":

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from cloob.errors import InputError
 from cloob.family import ObjectiveName
 
-SCALES = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "scale")
+SCALES = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "scale", "exclude_above")
 """Settings of an objective that suit it alone."""
 LENGTHS = ("epochs", "samples", "steps")  # the three ways to give the length of a run; exactly one of them has a value
 HEADS: dict[str, Any] = {"head": "linear", "embed_dim": 256, "head_dropout": 0.1}
@@ -168,6 +168,8 @@ class LossConfig(Part):
     """Learn the retrieval's inverse temperature."""
     scale: Literal["paper", "unit"] | None = None
     """paper: tau times the sum of both directions; unit: their mean."""
+    exclude_above: Annotated[float | None, Rule("a finite number", math.isfinite)] = None
+    """A caption whose similarity to a picture exceeds that of its own by more than this is no negative of it."""
     mask_duplicates: bool = False
     """Take pairs with the same caption out of each other's negatives."""
 
@@ -200,10 +202,11 @@ class OptimConfig(Part):
     """Steps of linear warm-up; left out, a tenth of the run, at most 2000."""
     restarts: Annotated[int, at_least(1)] = 10
     """Cosine cycles of the cosine-restarts schedule."""
-    like_ml_jku: bool = False
-    """Weight decay by the parameters' names and a warm-up that begins at 0, as in the authors' program."""
     layer_decay: Annotated[float, Rule("above 0 and at most 1", lambda factor: 0 < factor <= 1)] = 1.0
     """Factor of the learning rate from a layer to the one below it, in each tower; 1 treats all alike."""
+    ema: Annotated[float | None, Rule("above 0 and below 1", lambda decay: 0 < decay < 1)] = None
+    """Decay of an exponential moving average of the weights, 0.999 say: validated too, and saved as ema/ of each
+    checkpoint."""
 
 
 @dataclass(frozen=True)
