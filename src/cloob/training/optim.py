@@ -15,6 +15,7 @@ from cloob.training.config.parts import OptimConfig
 from cloob.training.finetune import layer_depths
 from cloob.training.sharding import is_sharded
 
+_WITHOUT_DECAY = ("bn", "ln", "bias", "logit_scale")  # parts of names in the authors' program
 _COOLDOWN = 0.2  # the share of a run in which constant-cooldown falls
 
 
@@ -25,6 +26,7 @@ def parameter_groups(
     layer_decay: float = 1.0,
     *,
     embeddings_apart: bool = False,
+    by_name: bool = False,
 ) -> list[dict[str, Any]]:
     """Groups by two rules: what decays, and how fast it learns; each with its ``lr_scale``, the largest first.
 
@@ -34,6 +36,7 @@ def parameter_groups(
     Layer-wise learning rates (as in ELECTRA and BEiT): a parameter at depth d of a tower of depths 0 … top learns
     with ``layer_decay ** (top − d)`` times the schedule's rate; the objective's temperatures with the full rate.
     ``embeddings_apart``: groups of embeddings have ``use_fallback``, by which timm's Muon leaves them to its AdamW.
+    ``by_name``: all decays but what the authors' program takes out by name; the temperatures decay.
     """
     depths = layer_depths(name for name, _ in encoder.named_parameters())
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
@@ -44,12 +47,15 @@ def parameter_groups(
                 continue
             seen.add(id(parameter))
             decays = parameter.ndim >= 2 and not name.endswith("bias") and not isinstance(owner, NORMS)
-            depth = depths[f"{path}.{name}" if path else name]
+            full_name = f"{path}.{name}" if path else name
+            if by_name:
+                decays = not any(part in full_name for part in _WITHOUT_DECAY)
+            depth = depths[full_name]
             apart = embeddings_apart and (isinstance(owner, nn.Embedding) or "embed" in name)
             groups.setdefault((layer_decay ** (depth.top - depth.depth), decays, apart), []).append(parameter)
     scales = [p for p in objective.parameters() if p.requires_grad]
     if scales:
-        groups.setdefault((1.0, False, False), []).extend(scales)
+        groups.setdefault((1.0, by_name, False), []).extend(scales)
     return [
         {
             "params": groups[scale, decays, apart],
@@ -66,7 +72,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimiser over ``parameter_groups``: torch's AdamW, fused where the device has it, or one of timm's."""
     name, decays = config.optimizer, (config.weight_decay, config.layer_decay)
-    groups = parameter_groups(encoder, objective, *decays, embeddings_apart="muon" in name)
+    how = {"embeddings_apart": "muon" in name, "by_name": config.like_ml_jku}
+    groups = parameter_groups(encoder, objective, *decays, **how)
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
     if name == "adamw":
@@ -102,8 +109,8 @@ def warmup_steps(config: OptimConfig, total: int) -> int:
 def make_schedule(config: OptimConfig, total: int) -> Callable[[int], float]:
     """The learning rate as a function of the step, 0 for the first of ``total``.
 
-    During the warm-up it rises linearly to the peak: (step + 1)/warmup. After it, with the progress
-    p = (step − warmup)/(total − warmup) in [0, 1):
+    During the warm-up it rises linearly to the peak: (step + 1)/warmup, or step/warmup with ``like_ml_jku``. After it,
+    with the progress p = (step − warmup)/(total − warmup) in [0, 1):
 
     - ``constant``: the peak;
     - ``constant-cooldown``: the peak, and over the last fifth of the run linearly to 0;
@@ -115,7 +122,7 @@ def make_schedule(config: OptimConfig, total: int) -> Callable[[int], float]:
 
     def schedule(step: int) -> float:
         if step < warmup:
-            return config.lr * (step + 1) / warmup
+            return config.lr * (step + (not config.like_ml_jku)) / warmup
         if config.schedule == "constant":
             return config.lr
         if step >= total:

@@ -187,6 +187,9 @@ def test_groups_follow_clips_rule() -> None:
         },
     }
     assert sum(len(group["params"]) for group in groups) == 16  # type: ignore[arg-type] # each once
+    by_name = parameter_groups(towers, objective, 0.3, by_name=True)  # as the authors' program
+    plain = next(group["params"] for group in by_name if group["weight_decay"] == 0.0)
+    assert {names[id(p)] for p in plain} == {name for name in names.values() if "bias" in name and "." in name}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +211,8 @@ def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
     rate = make_schedule(config, 12)
     assert [rate(step) for step in range(12)] == pytest.approx([2.0 * value for value in expected], abs=1e-12)
     assert rate(12) == rate(20) == (2.0 if schedule == "constant" else 0.0)
+    theirs = make_schedule(OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2, like_ml_jku=True), 12)  # type: ignore[arg-type]
+    assert [theirs(step) for step in range(5)] == [0.0, 0.5, 1.0, 1.5, rate(4)]
 
 
 @pytest.mark.parametrize("name", ["muon", "lion", "adafactor"])

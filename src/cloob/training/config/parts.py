@@ -204,6 +204,8 @@ class OptimConfig(Part):
     """Cosine cycles of the cosine-restarts schedule."""
     layer_decay: Annotated[float, Rule("above 0 and at most 1", lambda factor: 0 < factor <= 1)] = 1.0
     """Factor of the learning rate from a layer to the one below it, in each tower; 1 treats all alike."""
+    like_ml_jku: bool = False
+    """Weight decay by the parameters' names and a warm-up that begins at 0, as in the authors' program."""
     ema: Annotated[float | None, Rule("above 0 and below 1", lambda decay: 0 < decay < 1)] = None
     """Decay of an exponential moving average of the weights, 0.999 say: validated too, and saved as ema/ of each
     checkpoint."""
