@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-others torch-alone floor nightly lowest newest lint docs package extras install bench clean
+.PHONY: demo test test-others torch-alone floor nightly lowest newest lint docs figures package extras install bench clean
 
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
@@ -70,6 +70,10 @@ lint: $(VENV)/.dev
 EXECUTE ?= off
 docs: $(VENV)/.dev
 	CLOOB_DOCS_EXECUTE=$(EXECUTE) $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+
+# Every number of README.md, docs/study.md, docs/choose.md, docs/speed.md and the studies' tables, from the records.
+figures: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.figures
 
 # Wheel and sdist in dist/, looked at and tried out. WHOLE=--whole installs all from the index and runs the demo.
 WHOLE ?=

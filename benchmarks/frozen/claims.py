@@ -55,7 +55,7 @@ def runs_table(runs: Found) -> str:
         [name(m), *(_both(runs.get(Key(m, clean, s), {})) for s, clean in states)] for m in (*ROWS, *CONTROLS, *WIDE)
     ]
     head = [f"{100 * share:.0f} % wrong{', cleaned' * clean}" for share, clean in states]
-    return table(["zero-shot / recall, % (seeds)", *head], lines)
+    return table(["zero-shot / recall, % (seeds)", *head], [line for line in lines if set(line[1:]) != {"–"}])
 
 
 def sizes_table(runs: Found) -> str:
@@ -79,7 +79,10 @@ def _recall(of_seed: Mapping[int, Record]) -> float:
 
 
 def verdicts(runs: Found, sets: Sets) -> str:
-    return table(["claim", "difference", "points (interval)", "seeds", "verdict"], list(_conditions(runs, sets)))
+    lines = list(_conditions(runs, sets))
+    done = [line for line in lines if line[-1] != "not run"]
+    head = ["claim", "difference", "points (interval)", "seeds", "verdict"]
+    return f"{table(head, done)}\n\nNot run: {len(lines) - len(done)} of {len(lines)} conditions."
 
 
 def _conditions(runs: Found, sets: Sets) -> Iterator[list[str]]:

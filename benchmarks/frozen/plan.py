@@ -342,7 +342,8 @@ def joined() -> Iterator[Joined]:
             yield from (Joined(row, clean, World("mlp", "swap", share, pairs), seed) for row in rows)
 
     first, *rest = CONTROLS
-    yield from (*runs(CLOSED, False, 0.4, 0.0), *runs(CLOSED, True, 0.4), *runs([first], False, 0.4))
+    yield from (*runs(CLOSED, False, 0.4), *runs([(CCA,)], False, 0.0), *runs(CLOSED, True, 0.4))
+    yield from (*runs(CLOSED, False, 0.0), *runs([first], False, 0.4))
     for clean, shares in ((False, (0.4, 0.0)), (True, (0.4,))):
         yield from runs([(CCA,)], clean, *shares, sizes=SIZES)
     yield from (*runs(ROWS, True, 0.4), *runs([first], False, 0.0))
