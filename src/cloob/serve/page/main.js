@@ -62,6 +62,7 @@ async function look() {
   if (document.hidden) return;
   try {
     const health = await api.health();
+    if (health.revision === undefined) location.reload(); // without the token: the same address asks for it
     if (revision !== null && health.revision !== revision) {
       $("changed").firstElementChild.textContent = `The collection has changed: ${pictures(health.pictures)} now.`;
       $("changed").hidden = false;
