@@ -81,6 +81,8 @@ def test_features_are_computed_once(heads: TrainConfig, computed: Callable[[], b
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     closed = train(heads.override(objective="cca", out=heads.save.out / "closed"))
     assert load_model(closed.run).embed_dim == 12 and not computed()
+    with pytest.raises(InputError, match=r"38 distinct ids; --clean needs 100"):
+        train(heads.override(clean="auto", out=heads.save.out / "clean"))
     assert lines(closed.run / "epochs.jsonl")[0]["val_recall"] > 0.9  # as many pairs as directions, nearly
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InputError, match=rf"{file.name} cannot be read"):

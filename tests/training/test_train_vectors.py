@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -123,6 +124,35 @@ def test_the_closed_form_takes_the_place_of_training(
     ranks = fork(tmp_path / "ranks", 2, lambda: cli.main(["train", "vectors", *words.split(), "--overwrite"]))
     assert ranks.wait() == [0, 0], ranks.told()
     torch.testing.assert_close(cloob.load_model(out).encode_a(a), model.encode_a(a), atol=1e-4, rtol=0)  # type: ignore[operator]
+
+
+def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(config: TrainConfig, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cause = rng.normal(size=(800, 8))
+    wrong = np.arange(0, 800, 4)
+    order = np.arange(800)
+    order[wrong] = np.roll(wrong, 1)
+    np.save(tmp_path / "a.npy", cause @ rng.normal(size=(8, 24)))
+    np.save(tmp_path / "b.npy", (cause @ rng.normal(size=(8, 16)))[order])
+    words = ["train", "vectors", *(word for side in "ab" for word in (f"--{side}", f"{tmp_path}/{side}.npy"))]
+    words += ["--device", "cpu", "--epochs", "2", "--objective"]
+    assert cli.main([*words, "infoloob", "--clean", "auto", "--out", f"{tmp_path}/auto"]) == 0
+    split = config.override(a=f"{tmp_path}/a.npy", b=f"{tmp_path}/b.npy", ids=None, val_split=VAL_SPLIT)
+    train, held_out = open_vectors(split)
+    assert held_out is not None
+    trained = set(np.setdiff1d(wrong, held_out.rows[:, 0]).tolist())
+    listed = list(csv.reader((tmp_path / "auto/suspects.csv").read_text().splitlines()))
+    assert listed[0] == ["pair", "score"] and float(listed[1][1]) <= float(listed[-1][1])
+    left_out = {int(pair) for pair, _ in listed[1:]}
+    assert len(left_out & trained) > 0.9 * len(trained) > 0.8 * len(left_out)
+    assert not left_out & set(held_out.rows[:, 0].tolist())
+    assert lines(tmp_path / "auto/metrics.jsonl")[-1]["samples_seen"] <= 2 * (len(train) - len(left_out))
+    assert cli.main([*words, "cca", "--clean", "0.1", "--out", f"{tmp_path}/share"]) == 0
+    assert len((tmp_path / "share/suspects.csv").read_text().splitlines()) == 1 + round(0.1 * len(train))
+    few = config.override(**dict.fromkeys(("a", "b"), f"{tmp_path}/few.npy"), ids=None, clean="auto")
+    np.save(tmp_path / "few.npy", cause[:80])
+    with pytest.raises(InputError, match=r"\d\d distinct ids; --clean needs 100"):
+        cloob.train(few)
 
 
 def test_runs_are_judged_side_by_side_and_embed(

@@ -30,7 +30,7 @@ def step(towers: Towers, images: Tensor, texts: Tensor, captions: list[str]) -> 
     assert_type(make_objective("clip"), ContrastiveObjective)
     assert_type(functional.info_loob(x, y, 30.0), Tensor)
     assert_type(functional.hopfield_retrieval(x, y, 8.0), Tensor)
-    assert_type(suspects(x.detach(), y.detach().numpy(), ids), Tensor)
+    assert_type(suspects(x.detach(), y.detach().numpy(), ids(captions)), Tensor)
     loss.backward()  # type: ignore[no-untyped-call]  # torch's own
     return loss.item()
 

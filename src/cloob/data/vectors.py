@@ -183,6 +183,10 @@ class VectorPairs:
             keys,
         )
 
+    def only(self, places: np.ndarray) -> VectorPairs:
+        """Some of the pairs."""
+        return replace(self, rows=self.rows[places], ids=self.ids[places])
+
     def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
         """The pairs without a share of the ids, and those with them: always the same, however the rows are ordered."""
         distinct, place = np.unique(self.ids, return_inverse=True)  # sorted by digest, which is as good as chance

@@ -36,6 +36,7 @@ from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
 from cloob.models.load import load_model
 from cloob.objective import ContrastiveObjective
 from cloob.training.bad_samples import check_fraction
+from cloob.training.clean import LeftOut, cleaned
 from cloob.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,12 @@ class Features:
     def take(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
         index = torch.from_numpy(places)
         return self.images[index], self.texts[index], self.ids[index], tuple(self.keys[i] for i in places.tolist())
+
+    def only(self, places: np.ndarray) -> Features:
+        """Some of the pairs."""
+        images, texts, ids, keys = self.take(places)
+        index = torch.from_numpy(places)
+        return Features(images, texts, ids, keys, (self.rows[0][index], self.rows[1][index]), self.skipped)
 
 
 def as_vectors(features: Features | VectorPairs, name: str) -> VectorPairs:
@@ -128,7 +135,8 @@ class ClosedForm(ContrastiveObjective):
 
 def in_closed_form(config: TrainConfig) -> TrainConfig:
     """A run that solves for its heads: one pass in large blocks, judged by recall and saved once."""
-    return config.override(epochs=1, batch_size=4096, save_every=0, patience=0, best="val_recall")
+    settled = {"save_every": 0, "patience": 0, "best": "val_recall", "warmup": 0}
+    return config.override(epochs=1, batch_size=4096, **settled)
 
 
 class FeatureLoader(Loader):
@@ -136,6 +144,8 @@ class FeatureLoader(Loader):
 
     ``train``: a new order in each epoch, without the last, smaller batch; else all pairs in their order.
     """
+
+    left_out: LeftOut | None = None  # by --clean
 
     def __init__(self, features: Features | VectorPairs, name: str, *, batch_size: int, seed: int, train: bool) -> None:
         order = EpochOrder([Part((len(features),))], seed=seed, shuffle=train)
@@ -153,7 +163,7 @@ def feature_loader(
     source: Source, encoder: AlignedEncoder, config: TrainConfig, device: torch.device, cache: Cache, *, train: bool
 ) -> FeatureLoader:
     """The features of a source in batches; computed here unless they are cached. Fits fresh heads when training."""
-    batch_size, limit = config.run.batch_size, config.pairs.max_bad_fraction
+    limit = config.pairs.max_bad_fraction
     encoder = encoder.to(device)
     # Named by what they are made from: both encoders, by which `cloob eval` finds them, and the bytes of all pairs.
     key = on_rank_zero(lambda: "-".join((*encoder.encoder_keys(), content_key(source)[:20])), slow=True)
@@ -176,8 +186,18 @@ def feature_loader(
         features = held[0] if held else get()
     if train and config.towers.init is None:  # heads that were trained before keep their standardisation
         encoder.fit(features.images, features.texts)
-    shuffles = train and config.loss.objective != "cca"
-    return FeatureLoader(features, source.name, batch_size=batch_size, seed=config.run.seed, train=shuffles)
+    return loader_of(features, source.name, config, train=train)
+
+
+def loader_of(features: Features | VectorPairs, name: str, config: TrainConfig, *, train: bool) -> FeatureLoader:
+    """Features in batches, when training without those that --clean leaves out."""
+    left_out = None
+    if train and config.align.clean is not None:
+        features, left_out = cleaned(features, config.align.clean, name)
+    shuffles, seed = train and config.loss.objective != "cca", config.run.seed
+    loader = FeatureLoader(features, name, batch_size=config.run.batch_size, seed=seed, train=shuffles)
+    loader.left_out = left_out
+    return loader
 
 
 def _compute(source: Source, encoder: AlignedEncoder, workers: int, gets_on: Callable[[], object]) -> Features:

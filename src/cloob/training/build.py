@@ -17,8 +17,10 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.runs import OBJECTIVES_FILE, RUN_CONFIG_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.training import finetune, resume
+from cloob.training.align import FeatureLoader
 from cloob.training.bad_samples import BadSamples
 from cloob.training.checkpoint import HELD_OUT, TRAINING, Saver, find_checkpoint, remove_leftovers, restore
+from cloob.training.clean import write_left_out
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination
 from cloob.training.given import Given, optimizer_of
@@ -105,6 +107,8 @@ def assemble(
     if rank() == 0:
         remove_leftovers(config.save.out)
         write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
+        if isinstance(loader, FeatureLoader) and loader.left_out is not None:
+            write_left_out(config.save.out, loader.left_out)
         if choice is not None:
             write_whole(config.save.out / OBJECTIVES_FILE, json.dumps(choice, indent=2))
     log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)

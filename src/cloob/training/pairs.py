@@ -143,8 +143,7 @@ def make_loader(
     if isinstance(pairs, Items):
         return ItemLoader(pairs, size, seed=seed, train=train, workers=workers, **ranks)
     if isinstance(pairs, VectorPairs):
-        shuffles = train and config.loss.objective != "cca"
-        return align.FeatureLoader(pairs, pairs.name, batch_size=size, seed=seed, train=shuffles)
+        return align.loader_of(pairs, pairs.name, config, train=train)
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(pairs, encoder, config, device, _cache(config), train=train)
     augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)

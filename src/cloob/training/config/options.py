@@ -14,7 +14,7 @@ from cloob.family import FAMILY
 from cloob.training.config import TrainConfig, hints, leaf_homes, parts
 
 _USUAL = "data val_data val_split model init objective epochs batch_size lr workers precision device seed resume out"
-_OTHER = """image_column caption_column max_bad_fraction image_size freeze image_encoder text_encoder
+_OTHER = """image_column caption_column max_bad_fraction image_size freeze image_encoder text_encoder clean
 inv_tau beta learnable_inv_tau retrieval_from mask_duplicates steps patience micro_batch_size grad_checkpointing compile
 fsdp weight_decay schedule warmup save_every best overwrite wandb"""
 USUAL, OTHER = tuple(_USUAL.split()), tuple(_OTHER.split())

@@ -47,6 +47,7 @@ SHARE = Rule("between 0 and 1", lambda value: 0 <= value <= 1)
 RANGE = Rule("low <= high in (0, 1]", lambda ends: 0 < ends[0] <= ends[1] <= 1)
 NAMED = Rule("a name, not empty", bool)
 DECAY = Rule("in [0, 1)", lambda value: 0 <= value < 1)
+_CLEAN = re.compile(r"auto|0?\.\d+")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list"}
 
@@ -311,6 +312,9 @@ class AlignConfig(Part):
     """Dimension of the space that both heads lead to. Left out, that of --init; 256 for new ones."""
     head_dropout: Annotated[float | None, DECAY] = None
     """Dropout before a linear head, or in an mlp's hidden layer. Left out, that of --init; 0.1 for new ones."""
+    clean: Annotated[str | None, Rule("auto, or a share such as 0.2", _CLEAN.fullmatch)] = None
+    """Leave training pairs out that do not seem to belong together: this share of them, or auto: those that are more
+    probably wrong than right. OUT/suspects.csv lists them. Held-out pairs are never left out."""
     standardise: Literal["auto", "column", "one", "none"] | None = None
     """Each column of the vectors loses its mean; then column: is divided by its own spread, one: all by one number.
     none: neither. auto, or left out: column where half of the columns vary less than a tenth of what all do, else one.
