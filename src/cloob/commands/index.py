@@ -42,6 +42,8 @@ class Options:
     merge: str | None = None  # Another index, to be taken into this one.
     faults: bool = False  # List the files that could not be read, and why; index nothing.
     labels: str | None = None  # Names for the rows of --a or --b: as --ids of `cloob train vectors`.
+    vectors: str | None = None
+    """Column of SRC, which is Parquet, with vectors that --model has made: they are taken as they are."""
     image_column: str | None = None  # Column of a table with the picture or its path.
     caption_column: str | None = None  # Column of a table with the caption.
     precision: Literal["fp32", "bf16"] | None = None
@@ -59,6 +61,7 @@ def _check(options: Options) -> None:
     rows, other = options.rows.given, options.sources or options.merge or options.precision
     pair = "--a and --b need --labels, and stand without SRC, --merge and --precision"
     refuse({pair: (not options.labels or other) if rows else options.labels})
+    refuse({"--vectors needs SRC": options.vectors and not options.sources})
     refuse({"--anew needs SRC and --model": options.anew and not (options.sources and options.model)})
     refuse({"--out is missing; it says where the index is to be (cloob index --help)": not options.out})
     if options.model is not None:
@@ -148,7 +151,7 @@ def _update(index: cloob.Index, options: Options, things: str) -> Summary:
         replace_model=options.replace_model,
         device=options.machine.device,
         precision=options.precision,
-        scan=ScanOptions(options.exclude, options.image_column, options.caption_column),
+        scan=ScanOptions(options.exclude, options.image_column, options.caption_column, options.vectors),
         batch_size=options.batch_size,
         workers=options.machine.threads(),
         max_megapixels=options.max_megapixels,

@@ -9,14 +9,18 @@ import re
 from pathlib import Path
 
 from cloob.cache import cache_root
+from cloob.errors import InputError
 from cloob.search import sqlite
 from cloob.search.records import INDEX_FILE
 from cloob.search.sqlite import SqliteStore
 from cloob.search.store import Store
 
+_OTHER = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*):(.+)")  # MODULE:FUNCTION:ADDRESS of a store from elsewhere
+
 
 def is_database(address: str | Path) -> bool:
-    return str(address).startswith(("postgresql://", "postgres://"))
+    """Whether an address is anything but a folder."""
+    return bool(_OTHER.fullmatch(str(address))) or str(address).startswith(("postgresql://", "postgres://"))
 
 
 def is_there(address: str | Path) -> bool:
@@ -25,9 +29,19 @@ def is_there(address: str | Path) -> bool:
 
 
 def open_store(address: str | Path, *, writable: bool = False, create: bool = False) -> Store:
+    """Opens a folder, a database, or what ``FUNCTION(ADDRESS, writable=…, create=…)`` of a module gives."""
+    store: Store
+    if other := _OTHER.fullmatch(str(address)):
+        module, function, place = other.groups()
+        try:
+            make = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"{address}: {error}; PYTHONPATH has to have its folder") from None
+        store = make(place, writable=writable, create=create)
+        return store
     if is_database(address):
         home = importlib.import_module("cloob.search.postgres")  # psycopg is an extra
-        store: Store = home.PostgresStore(str(address), writable=writable, create=create)
+        store = home.PostgresStore(str(address), writable=writable, create=create)
         return store
     return SqliteStore.create(Path(address)) if create else SqliteStore(Path(address), writable=writable)
 
@@ -59,6 +73,8 @@ def find_index(typed: str) -> tuple[str, str | None]:
 
 def remove(address: str) -> None:
     """Deletes an index, one that cannot be opened as well, and nothing else in its place."""
+    if _OTHER.fullmatch(address):
+        raise InputError(f"{address}: is a store of your own; delete it where it lies")
     if is_database(address):
         importlib.import_module("cloob.search.postgres").remove(address)
     else:

@@ -130,7 +130,9 @@ class PostgresStore(Store):
             self._rows("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
             if self._rows("SELECT to_regclass('cloob_index')") != [(None,)]:
                 if self._rows("SELECT version FROM cloob_index") == [(_BEFORE,)]:
-                    for statement in f"{UPGRADE.format(**_TYPES)};UPDATE cloob_index SET version = {FORMAT}".split(";"):
+                    for (
+                        statement
+                    ) in f"{UPGRADE.format(**_TYPES, strict='')};UPDATE cloob_index SET version = {FORMAT}".split(";"):
                         self._rows(statement)
                     self._upgrade_words()
                 return

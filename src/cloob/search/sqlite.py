@@ -132,7 +132,7 @@ class SqliteStore(Store):
             raise InputError(f"{path}: is no index of cloob's")
         if version == _BEFORE and self.writable:
             with self._transaction():
-                for statement in UPGRADE.format(**_TYPES).split(";"):
+                for statement in UPGRADE.format(**_TYPES, strict="STRICT").split(";"):
                     connection.execute(statement)
                 self._upgrade_words()
                 connection.execute(f"PRAGMA user_version = {FORMAT}")

@@ -44,6 +44,7 @@ CREATE INDEX cloob_vectors_revision ON cloob_vectors (model, revision, item);
 CREATE TABLE cloob_faults (source TEXT NOT NULL, path TEXT NOT NULL, bytes {int} NOT NULL, mtime_ns {int},
   fault TEXT NOT NULL, PRIMARY KEY (source, path)) {strict};
 CREATE TABLE cloob_excludes (source TEXT NOT NULL, glob TEXT NOT NULL) {strict};
+CREATE TABLE cloob_columns (source TEXT PRIMARY KEY, vectors TEXT NOT NULL, fingerprint TEXT NOT NULL) {strict};
 {words}"""
 
 FORMAT = 6  # the number of these tables; another one is brought up to date, or said to be deleted
@@ -51,6 +52,7 @@ UPGRADE = """
 ALTER TABLE cloob_models ADD COLUMN place {int} NOT NULL DEFAULT 0;
 ALTER TABLE cloob_models ADD COLUMN replaces {int};
 UPDATE cloob_models SET place = id;
+CREATE TABLE cloob_columns (source TEXT PRIMARY KEY, vectors TEXT NOT NULL, fingerprint TEXT NOT NULL) {strict};
 {words}"""  # from the format before
 
 _FIELDS = ("source", "path", "content", "bytes", "mtime_ns", "width", "height", "date", "caption", "columns")
@@ -64,7 +66,7 @@ _ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim, place, r
 SELECT ?, ?, ?, ?, coalesce(?, max(place) + 1, 1), ? FROM cloob_models"""
 _STATES = """SELECT id, path, bytes, mtime_ns, content, model FROM cloob_items
 LEFT JOIN cloob_vectors ON item = id WHERE source = ? ORDER BY id, model"""
-_BY_SOURCE = ("items", "faults", "excludes")
+_BY_SOURCE = ("items", "faults", "excludes", "columns")
 _PAGE = 10_000
 _KINDS = {"string": "text", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
 
@@ -284,6 +286,11 @@ class Store(ABC):
         for page in self.pages():
             self._many(self._add_words, [(item.id, all_words(item)) for item in self.items(page)])
 
+    def having(self, model: IndexedModel, ids: Sequence[int]) -> list[int]:
+        """Those of some ids that have a vector of a model."""
+        statement = f"SELECT item FROM cloob_vectors WHERE model = ? AND item {self._among} ORDER BY item"
+        return [row[0] for row in self._rows(statement, (model.number, list(ids)))]
+
     def find_words(self, asked: Sequence[str], top: int, where: Filter | None = None) -> dict[int, int]:
         """The ``top`` items whose texts have all of some words, best first, and their ranks; equal ones share one."""
         condition, values = self._condition(where)
@@ -341,6 +348,26 @@ class Store(ABC):
         with self._writing():
             self._rows("DELETE FROM cloob_excludes WHERE source = ?", (source,))
             self._many("INSERT INTO cloob_excludes VALUES (?, ?)", [(source, glob) for glob in globs])
+
+    def vector_columns(self) -> dict[str, tuple[str, str]]:
+        """Of sources that are vectors: their column, and the fingerprint of the model that made them."""
+        root = dict(filter(None, [self._root()]))
+        rows = self._rows("SELECT source, vectors, fingerprint FROM cloob_columns")
+        return {root.get(source, source): (column, fingerprint) for source, column, fingerprint in rows}
+
+    def set_vectors(self, source: str, column: str, model: IndexedModel) -> None:
+        source, _ = self._stored(source)
+        with self._writing():
+            self._rows("DELETE FROM cloob_columns WHERE source = ?", (source,))
+            self._rows("INSERT INTO cloob_columns VALUES (?, ?, ?)", (source, column, model.fingerprint))
+
+    def contents(self, source: str, paths: Sequence[str], model: IndexedModel) -> dict[str, str]:
+        """The contents of items that have a vector of a model, by path."""
+        statement = f"""SELECT path, content FROM cloob_items WHERE source = ? AND path {self._among}
+            AND EXISTS (SELECT 1 FROM cloob_vectors WHERE item = id AND model = ?)"""
+        stored = [self._stored(source, path) for path in paths]
+        rows = self._rows(statement, (self._stored(source)[0], [path for _, path in stored], model.number))
+        return {self._shown(source, path): content for path, content in rows}
 
     def columns(self) -> dict[str, str]:
         """The sources' own columns by name, sorted: ``text``, ``number``, ``boolean`` or ``mixed``; reads all items."""

@@ -26,6 +26,7 @@ from cloob.search.scan.collection import Collection
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
 from cloob.search.scan.rows import Rows
 from cloob.search.store import Store
+from cloob.search.take import VectorFile, take
 from cloob.search.trust import absolute, load_named, remember
 
 Progress = Callable[[int, int], None] | None
@@ -65,7 +66,14 @@ def _update(
         others = {*store.sources()} - {each.name for each in collections}
         collections += _open_all(store, sorted(others), options) if others else []
     done = Summary()
+    files = [each for each in collections if isinstance(each, VectorFile)]
+    collections = [each for each in collections if not isinstance(each, VectorFile)]
     plans = [make_plan(store, each, model.number, done, remove_all=options.remove_all) for each in collections]
+    made_by = store.vector_columns()
+    for file in files:
+        _, fingerprint = made_by.get(file.name, ("", model.fingerprint))
+        if options.scan.vectors is None and fingerprint != model.fingerprint:
+            done.refused[file.name] = "its vectors are of another model; --vectors names a column of this one's"
     for name, why in done.refused.items() if model.replaces is not None else ():
         raise InputError(f"{name}: {why}")
     for each in collections if options.scan.exclude else ():
@@ -82,6 +90,9 @@ def _update(
         if progress is not None:
             progress(count, len(work))
     builder.flush()
+    for file in files:
+        if file.name not in done.refused:
+            take(store, model, file, done, options.remove_all, progress)
     for plan in plans:  # nothing goes before its vectors were copied
         store.remove(plan.collection.name, [state.path for state in plan.gone])
         done.removed += sum(state.id is not None for state in plan.gone)
@@ -102,7 +113,12 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     given = {name if name in known else real.get(os.path.realpath(name), name): source for name, source in names}
     _check_apart(given, known)
     collections: list[Collection] = []
+    columns = store.vector_columns()
     for name, source in given.items():
+        column = options.scan.vectors if sources and options.scan.vectors else columns.get(name, (None,))[0]
+        if column is not None and not is_gone(name, typed=bool(sources)):
+            collections.append(VectorFile(name, column, options.scan.image_column, options.scan.caption_column))
+            continue
         scan = options.scan if options.scan.exclude else replace(options.scan, exclude=store.exclude(name))
         if name in known and is_gone(name, typed=bool(sources)):
             collections.append(Collection(name))  # what is not there any more has no pictures

@@ -15,8 +15,11 @@ _MOST = 100_000  # letters of an item that are looked through
 
 def words(text: str) -> list[str]:
     """The words of a text, in lower case and without accents: ``IMG_1092`` is two."""
-    letters = unicodedata.normalize("NFKD", text.casefold())
-    return _WORD.findall("".join(letter for letter in letters if not unicodedata.combining(letter)))
+    text = text.casefold()
+    if not text.isascii():
+        letters = unicodedata.normalize("NFKD", text)
+        text = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return _WORD.findall(text)
 
 
 def texts(item: Item) -> dict[str, str]:

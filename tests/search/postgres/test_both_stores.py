@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from index_fakes import FakeEncoder, content, options, units, write_noise
+from pyarrow import parquet
 
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.records import By, IndexedModel, Item
+from cloob.search.scan.open import ScanOptions
+from cloob.search.where import equals
 
 
 class Stopped(FakeEncoder):
@@ -115,3 +119,38 @@ def test_words_find_names_captions_and_columns(place: str, tmp_path: Path) -> No
         index.store.remove("s", ["d.jpg"])
         assert not found("ete") and set(found("meer")) == {"b/IMG_1092.jpg.tar::c.jpg"}
         assert found("another") == {"a.jpg": ("caption",)}
+
+
+def test_vectors_that_exist_are_taken_and_their_file_stays_the_source(place: str, tmp_path: Path) -> None:
+    file, encoder = tmp_path / "rows", FakeEncoder(dim=8)
+    file.mkdir()
+
+    def write(rows: dict[str, np.ndarray], part: str = "0.parquet") -> None:
+        columns = {"path": list(rows), "caption": [f"of {name}" for name in rows], "stars": [3] * len(rows)}
+        table = pa.table(columns | {"vector": pa.array([row.astype(np.float16).tolist() for row in rows.values()])})
+        parquet.write_table(table, file / part)
+
+    rows = {f"{number}.jpg": 3 * row for number, row in enumerate(units(10, 8))}
+    write({name: rows[name] for name in list(rows)[:6]})
+    write({name: rows[name] for name in list(rows)[6:]} | {"3.jpg": rows["0.jpg"], "zero": np.zeros(8)}, "1.parquet")
+    with Index.create(place) as index:
+        done = index.update([file], options(encoder, scan=ScanOptions(vectors="vector")))
+        assert (done.added, done.embedded, encoder.seen) == (10, 0, 0) and done.faults == {"vector not finite, or 0": 1}
+        assert done.left_out.counts == {"row of a path that stood before": 1}
+        found = index.search(rows["3.jpg"].astype(np.float32), top=1, where="stars = 3 and caption = 'of 3.jpg'").hits
+        assert found[0].item.path == "3.jpg" and found[0].score == pytest.approx(1, abs=1e-3)
+        (file / "1.parquet").unlink()
+        write({"0.jpg": rows["1.jpg"], "1.jpg": rows["1.jpg"], "new.jpg": rows["2.jpg"]})
+        done = index.update([], options(encoder))  # the index knows the column
+        assert (done.added, done.changed, done.removed, done.unchanged) == (1, 1, 8, 1)
+        row = index.store.vectors("fake", index.store.ids(equals("path", "0.jpg")))[0]
+        np.testing.assert_allclose(row, rows["1.jpg"] / 3, atol=1e-3)
+        other = index.update([], options(FakeEncoder("other", seed=1, dim=8)))
+        assert "are of another model" in other.refused[str(file)] and [model.name for model in index.models] == ["fake"]
+        with pytest.raises(InputError, match="8 numbers a row, wide 9"):
+            index.update([file], options(FakeEncoder("wide", dim=9), scan=ScanOptions(vectors="vector")))
+        empty = pa.table({"path": pa.array([], pa.string()), "vector": pa.array([], pa.list_(pa.float16()))})
+        parquet.write_table(empty, file / "0.parquet")
+        assert "--remove-all" in index.update([], options(encoder)).refused[str(file)] and len(index) == 3
+        with pytest.raises(InputError, match="vec"):
+            index.update([file], options(encoder, scan=ScanOptions(vectors="vec")))

@@ -376,6 +376,14 @@ def plain(scalar: pa.Scalar) -> Any:
         return None
 
 
+def as_list(column: pa.Array) -> list[Any]:
+    """The cells of a column, as :func:`plain` has them."""
+    try:
+        return column.to_pylist()
+    except (ArithmeticError, ValueError, LookupError, pa.ArrowException):
+        return list(map(plain, column))
+
+
 def _text(raw: Any) -> str:
     if isinstance(raw, list):
         return "\n".join(filter(None, dict.fromkeys(_text(each).strip() for each in raw if not isinstance(each, list))))
