@@ -379,7 +379,7 @@ def plain(scalar: pa.Scalar) -> Any:
 def as_list(column: pa.Array) -> list[Any]:
     """The cells of a column, as :func:`plain` has them."""
     try:
-        return column.to_pylist()
+        return list(column.to_pylist())
     except (ArithmeticError, ValueError, LookupError, pa.ArrowException):
         return list(map(plain, column))
 
