@@ -54,8 +54,8 @@ class Options:
 
 
 def _check(options: Options) -> None:
-    from cloob.data.shards.spec import is_remote
     from cloob.models.source import check_source
+    from cloob.search.address import is_database
 
     within(options, max_megapixels=(0.001, 100_000), batch_size=(1, 2**20))
     rows, other = options.rows.given, options.sources or options.merge or options.precision
@@ -67,7 +67,7 @@ def _check(options: Options) -> None:
     if options.model is not None:
         check_source(options.model)
     folder = Path(options.out)
-    if is_remote(options.out) or (folder / INDEX_FILE).exists():
+    if is_database(options.out) or (folder / INDEX_FILE).exists():
         return  # an index that is there may know a source that is gone
     filled = folder.is_dir() and any(not entry.name.startswith(".tmp-") for entry in folder.iterdir())
     unnamed = f"{folder}: no index; name what is to be indexed: cloob index SRC --model M --out {folder}"
