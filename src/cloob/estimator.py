@@ -17,6 +17,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from cloob.data.vectors import SparseRows, pairs_in_memory
 from cloob.errors import InputError, TrainingFailed
 from cloob.family import OBJECTIVES
 from cloob.functional.ranking import mutual_ranks
@@ -25,6 +26,7 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import EPOCHS_FILE, read_lines
 from cloob.recipes import get_recipe
+from cloob.training.bad_samples import check_fraction
 from cloob.training.loop import train
 from cloob.training.random_state import preserved_rng
 from cloob.training.select import TEMPORARY, read_choice
@@ -122,24 +124,24 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             TrainingFailed: As of :func:`cloob.train`; also where a signal ended it.
         """
         X = validate_data(self, _array(X), accept_sparse="csr", order="C", ensure_min_samples=4)
-        matrices = {"a": X, "b": _second(y)} | ({} if groups is None else {"ids": _ids(groups)})
-        check_consistent_length(*matrices.values())
+        Y, ids = _second(y), None if groups is None else _ids(groups)
+        check_consistent_length(X, Y, ids)
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
-        with tempfile.TemporaryDirectory(prefix="cloob-") as folder, preserved_rng(_CPU), _own_names(folder):
-            files = {name: f"{folder}/{name}.npy" for name in matrices}
-            for name, matrix in matrices.items():
-                _save(files[name], matrix)
+        with tempfile.TemporaryDirectory(prefix="cloob-") as folder, preserved_rng(_CPU), _own_names():
+            a, b = (SparseRows(side) if hasattr(side, "toarray") else side for side in (X, Y))
+            pairs = pairs_in_memory(a, b, ids)
+            check_fraction(pairs.name, "pairs", pairs.skipped, len(pairs.a), 0.0)
             settings = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}
             member = next((name for name in OBJECTIVES if name == self.objective), None)
             config = get_recipe("vectors", objective=member).override(objective=self.objective)
-            config = config.override(**files, **settings, seed=int(seed), out=f"{folder}/run")
+            config = config.override(**settings, seed=int(seed), out=f"{folder}/run")
             scales = {name: _plain(getattr(self, name)) for name in ("inv_tau", "beta", "learnable_inv_tau")}
             scales = {name: value for name, value in scales.items() if value is not None}
             config = config.override(**TEMPORARY, max_bad_fraction=0.0, **scales)
             config = config if self.validation_fraction else config.override(patience=0)
-            result = train(config)
+            result = train(config, pairs=pairs)
             if result.stopped:
                 raise TrainingFailed(f"stopped by {result.stopped} after step {result.steps:,}")
             encoder = load_model(result.run, self.device).eval()
@@ -206,14 +208,14 @@ def _second(matrix: Any) -> Any:
     return matrix.reshape(-1, 1) if matrix.ndim == 1 else matrix
 
 
-def _ids(groups: Any) -> np.ndarray:
+def _ids(groups: Any) -> list[str]:
     """Groups as texts; ValueError where one is missing."""
     ids = [str(group) for group in groups]
     missing = [row for row, (group, name) in enumerate(zip(groups, ids, strict=True)) if _is_missing(group, name)]
     if missing:
         rows = f"row {missing[0]} has none" + (f", as have {len(missing) - 1:,} others" if missing[1:] else "")
         raise ValueError(f"groups: {rows}; give every row an id, a unique one where it is unknown")
-    return np.array(ids)
+    return ids
 
 
 def _is_missing(group: Any, name: str) -> bool:
@@ -221,30 +223,15 @@ def _is_missing(group: Any, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _own_names(folder: str) -> Iterator[None]:
-    """Inside, an InputError calls the configuration's leaves and the files in ``folder`` as ``fit`` does."""
+def _own_names() -> Iterator[None]:
+    """Inside, an InputError calls the configuration's leaves as the estimator does."""
     try:
         yield
     except InputError as error:
         message = str(error)
         for name, leaf in _LEAVES.items():
             message = re.sub(rf"^{leaf} is ", f"{name} is ", message)
-        for file, name in {"a": "X", "b": "y", "ids": "groups"}.items():
-            message = message.replace(f"{folder}/{file}.npy", name).replace(f"{file}.npy", name)
         raise InputError(message.replace("--val-split", "validation_fraction")) from None
-
-
-def _save(file: str, matrix: Any) -> None:
-    """Writes a matrix for ``cloob train vectors``, as float32 where it would become that there."""
-    if matrix.ndim == 1:
-        np.save(file, matrix)
-        return
-    dtype = np.float32 if matrix.dtype == np.float64 else matrix.dtype
-    written, start = np.lib.format.open_memmap(file, "w+", dtype, matrix.shape), 0
-    with np.errstate(over="ignore"):  # what becomes infinite is refused when it is read
-        for rows in _blocks(matrix):
-            written[start : start + len(rows)] = rows
-            start += len(rows)
 
 
 def _blocks(matrix: Any) -> Iterator[np.ndarray]:

@@ -28,7 +28,6 @@ FORMS = "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz:NAME, FILE.safetens
 _HDF5 = (".h5", ".hdf5", ".h5ad")
 _TABLES = (".csv", ".parquet")
 _SUFFIXES = (".npy", ".npz", ".safetensors", *_TABLES, *_HDF5)
-_BLOCK = 4096  # rows at a time
 _IN_CACHE = 256  # likewise, where each number is looked at once
 
 
@@ -155,8 +154,8 @@ class VectorPairs:
     """The usable pairs of two matrices; pairs of equal id belong together."""
 
     name: str  # what reports call them
-    a: np.ndarray  # (n, F) numbers of any type
-    b: np.ndarray  # (n', F') numbers of any type
+    a: np.ndarray | SparseRows  # (n, F) numbers of any type
+    b: np.ndarray | SparseRows  # (n', F') numbers of any type
     rows: np.ndarray  # (N, 2) rows of a and of b that are pairs
     ids: np.ndarray  # (N,) digests of their ids
     labels: Sequence[str] | None = None  # the ids of the rows of a; None where a row's number is its id
@@ -167,8 +166,8 @@ class VectorPairs:
 
     def fingerprint(self) -> Fingerprint:
         """What the pairs are: their number, their ids, and their rows (of very many a part)."""
-        some = self.rows[spread(len(self))]
-        blocks = [some[start : start + _BLOCK].T for start in range(0, len(some), _BLOCK)]
+        some, size = self.rows[spread(len(self))], _IN_CACHE
+        blocks = [some[start : start + size].T for start in range(0, len(some), size)]
         of_a, of_b = digest(self.a[rows] for rows, _ in blocks), digest(self.b[rows] for _, rows in blocks)
         return {"pairs": len(self), "ids": digest([self.ids]), "rows of a": of_a, "rows of b": of_b}
 
@@ -217,7 +216,45 @@ def open_pairs(
             raise InputError(f"{both}; {advice}")
         labels = None if ids is None else read_ids_of(ids, len(left), a)
         rows = np.broadcast_to(np.arange(len(left))[:, None], (len(left), 2))
-    for side, spec, place in ((left, a, 0), (right, b, 1)):
+    return _usable((a, b), (_split(a)[0].name, _split(b)[0].name), left, right, rows, labels, skipped)
+
+
+class SparseRows:
+    """A scipy matrix as ``VectorPairs`` reads one: the rows asked for are dense."""
+
+    ndim = 2
+
+    def __init__(self, matrix: Any) -> None:
+        self._matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        dense: np.ndarray = self._matrix[rows].toarray()
+        return dense
+
+    def take(self, rows: np.ndarray, axis: int) -> np.ndarray:
+        return self[rows]
+
+
+def pairs_in_memory(a: np.ndarray | SparseRows, b: np.ndarray | SparseRows, ids: list[str] | None) -> VectorPairs:
+    """Row i of X, as the matrix a is called, with row i of y; ``ids`` as those of a file."""
+    rows = np.broadcast_to(np.arange(len(a))[:, None], (len(a), 2))
+    return _usable(("X", "y"), ("X", "y"), a, b, rows, ids, [])
+
+
+def _usable(
+    specs: tuple[str, str],
+    names: tuple[str, str],
+    a: np.ndarray | SparseRows,
+    b: np.ndarray | SparseRows,
+    rows: np.ndarray,
+    labels: list[str] | None,
+    skipped: list[Skip],
+) -> VectorPairs:
+    """The pairs whose numbers are finite, with their ids."""
+    for side, spec, place in ((a, specs[0], 0), (b, specs[1], 1)):
         bad = _not_finite(side)
         what = "holds NaN, infinity or a number that float32 cannot hold"
         skipped += [Skip(f"{spec} row {row}", "not finite", what) for row in np.flatnonzero(bad)]
@@ -226,8 +263,7 @@ def open_pairs(
         digests = _scattered(rows[:, 0])
     else:
         digests = np.fromiter((id_digest(labels[row]) for row in rows[:, 0].tolist()), np.int64, len(rows))
-    name = f"{_split(a)[0].name} and {_split(b)[0].name}"
-    return VectorPairs(name, left, right, rows, digests, labels, tuple(skipped))
+    return VectorPairs(" and ".join(names), a, b, rows, digests, labels, tuple(skipped))
 
 
 def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:
@@ -265,7 +301,7 @@ def _scattered(numbers: np.ndarray) -> np.ndarray:
     return (x >> np.uint64(1)).view(np.int64)
 
 
-def _not_finite(side: np.ndarray) -> np.ndarray:
+def _not_finite(side: np.ndarray | SparseRows) -> np.ndarray:
     """(n,) whether a row cannot be used."""
     bad = np.zeros(len(side), bool)
     for start in range(0, 0 if side.dtype.kind in "biu" else len(side), _IN_CACHE):

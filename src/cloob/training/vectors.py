@@ -17,7 +17,7 @@ from cloob.training.bad_samples import check_fraction
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import wrong
 
-_FITTED = 32_768
+_FITTED, _FITTED_NUMBERS = 32_768, 1 << 24  # rows, and numbers of a side
 _FEW = 20  # held-out ids: one more or less found is 5 points of recall
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,9 @@ def with_held_out(
 
 
 def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncoder:
-    """Fresh heads, standardised by the training pairs: by all, or by 32,768 evenly spread ones."""
-    a, b, *_ = pairs.take(np.array(spread(len(pairs), _FITTED)))
+    """Fresh heads, standardised by the training pairs: by all, or by 32,768 evenly spread ones (fewer wide ones)."""
+    most = max(2, min(_FITTED, _FITTED_NUMBERS // max(pairs.a.shape[1], pairs.b.shape[1])))
+    a, b, *_ = pairs.take(np.array(spread(len(pairs), most)))
     for side, rows in (("a", a), ("b", b)):
         if bool((rows == rows[0]).all()):
             logger.warning("all rows of %s are equal: nothing can be learned from them", side)
