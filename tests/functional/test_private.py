@@ -37,6 +37,7 @@ NAMES: dict[str, tuple[Any, str]] = {
     "_iterator": (lambda: DataLoader([0]), "worker processes outlive the loader"),
     "_new_shared": (lambda: torch.UntypedStorage, "batches are copied once more on their way from a worker"),
     "PyTorchFileReader": (lambda: torch._C, "TorchScript archives (OpenAI's weights) cannot be read"),
+    "_pytree": (lambda: torch.utils, "batches of a Dataset that are lists or mappings do not reach the device"),
     "_buffers": (lambda: nn.Linear(1, 1), "a bad step moves running statistics; fixed scales lose their float64"),
     "_modules": (lambda: nn.Linear(1, 1), "an ONNX graph holds both towers"),
     "_parameters": (lambda: nn.Linear(1, 1), "the same"),

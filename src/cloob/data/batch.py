@@ -6,7 +6,7 @@ Shapes: n pairs in the batch, H×W pixels, L tokens a caption.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -115,46 +115,45 @@ class Batch:
         return self._each(lambda value: value.pin_memory() if hasattr(value, "pin_memory") else value)
 
     def _each(self, moved: Callable[[Any], Any]) -> Batch:
-        sides = (mapped(moved, side) for side in (self.images, self.tokens, self.ids))
+        from cloob.functional.private import tree_map
+
+        sides = (tree_map(moved, side) for side in (self.images, self.tokens, self.ids))
         return replace(self, **dict(zip(("images", "tokens", "ids"), sides, strict=True)))
-
-
-def mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """Mappings, lists and tuples with every leaf replaced by ``function`` of it."""
-    if isinstance(value, Mapping) and not hasattr(value, "to"):
-        return {key: mapped(function, part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [mapped(function, part) for part in value]
-    return function(value)
 
 
 def tensors_of(*values: Any) -> list[Tensor]:
     """The tensors among the leaves."""
-    found: list[Tensor] = []
-    mapped(lambda leaf: found.append(leaf) if hasattr(leaf, "record_stream") else None, values)
-    return found
+    from cloob.functional.private import tree_flatten
+
+    return [leaf for leaf in tree_flatten(values)[0] if hasattr(leaf, "record_stream")]
 
 
-def rows_of(value: Any) -> int:
+def rows_of(side: Any) -> int:
     """How many items one side of a batch has."""
-    if isinstance(value, Mapping):
-        return rows_of(next(iter(value.values())))
-    return rows_of(value[0]) if isinstance(value, list | tuple) and not isinstance(value[0], str) else len(value)
+    return len(_leaves(side)[0][0])
 
 
-def micro_batches(value: Any, parts: int) -> list[Any]:
+def micro_batches(side: Any, parts: int) -> list[Any]:
     """One side of a batch in parts as even as can be; InputError for a kind that cannot be cut."""
-    if hasattr(value, "tensor_split"):
-        return list(value.tensor_split(parts))
-    if isinstance(value, Mapping):
-        columns = {key: micro_batches(column, parts) for key, column in value.items()}
-        return [{key: column[i] for key, column in columns.items()} for i in range(parts)]
-    if isinstance(value, list | tuple) and value:
-        if isinstance(value[0], str):
-            bounds = [i * (len(value) // parts) + min(i, len(value) % parts) for i in range(parts + 1)]
-            return [value[start:stop] for start, stop in pairwise(bounds)]
-        return [list(part) for part in zip(*(micro_batches(part, parts) for part in value), strict=True)]
-    raise InputError(f"micro_batch_size: a batch of {type(value).__name__} cannot be cut; leave it out")
+    from cloob.functional.private import tree_unflatten
+
+    leaves, spec = _leaves(side)
+    n = len(leaves[0])
+    bounds = list(pairwise(i * (n // parts) + min(i, n % parts) for i in range(parts + 1)))
+    try:
+        return [tree_unflatten([leaf[start:stop] for leaf in leaves], spec) for start, stop in bounds]
+    except TypeError as error:
+        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in leaves}))
+        raise InputError(f"micro_batch_size: a batch of {kinds} cannot be cut; leave it out") from error
+
+
+def _leaves(side: Any) -> tuple[list[Any], Any]:
+    """Tensors, lists of texts and whatever else a batch consists of, and their places in lists and mappings."""
+    from cloob.functional.private import tree_flatten
+
+    texts = lambda part: isinstance(part, list | tuple) and isinstance((part or [None])[0], str)  # noqa: E731
+    found: tuple[list[Any], Any] = tree_flatten(side, is_leaf=texts)
+    return found
 
 
 def caption_id(caption: str) -> int:

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+__all__ = ["tree_flatten", "tree_map", "tree_unflatten"]  # lists, tuples and mappings as leaves and their places
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 """Normalisation layers; batch and instance norms have only a private base."""

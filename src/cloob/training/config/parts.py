@@ -52,7 +52,7 @@ _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list"}
 
 
-class Part:
+class Checked:
     """Brings each field to its type, a list to a tuple say, and checks it by the rules in its annotation."""
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class PairsConfig(Part):
+class PairsConfig(Checked):
     """The image-caption pairs and how they are read."""
 
     data: Annotated[tuple[str, ...], Rule("sources without empty names", all)] = ()
@@ -132,7 +132,7 @@ class PairsConfig(Part):
 
 
 @dataclass(frozen=True)
-class TowersConfig(Part):
+class TowersConfig(Checked):
     """The two towers."""
 
     model: Annotated[str | None, NAMED] = None
@@ -148,7 +148,7 @@ class TowersConfig(Part):
 
 
 @dataclass(frozen=True)
-class LossConfig(Part):
+class LossConfig(Checked):
     """The objective. What is left out takes the objective's own default."""
 
     objective: Literal[ObjectiveName, "auto", "cca"] = "cloob"
@@ -180,7 +180,7 @@ class LossConfig(Part):
 
 
 @dataclass(frozen=True)
-class OptimConfig(Part):
+class OptimConfig(Checked):
     """The optimiser and the course of its learning rate."""
 
     optimizer: Annotated[str, NAMED] = "adamw"
@@ -213,7 +213,7 @@ class OptimConfig(Part):
 
 
 @dataclass(frozen=True)
-class RunConfig(Part):
+class RunConfig(Checked):
     """Length, batch, numbers and place of the run."""
 
     epochs: Annotated[int | None, at_least(1)] = None
@@ -267,7 +267,7 @@ class RunConfig(Part):
 
 
 @dataclass(frozen=True)
-class SaveConfig(Part):
+class SaveConfig(Checked):
     """The run folder and its checkpoints."""
 
     out: Path = Path("runs/train")
@@ -286,7 +286,7 @@ class SaveConfig(Part):
 
 
 @dataclass(frozen=True)
-class LogConfig(Part):
+class LogConfig(Checked):
     """What is written down while training."""
 
     log_every: Annotated[int, at_least(1)] = 50
@@ -298,7 +298,7 @@ class LogConfig(Part):
 
 
 @dataclass(frozen=True)
-class AlignConfig(Part):
+class AlignConfig(Checked):
     """Projection heads on two frozen encoders; with both encoders given, nothing else is trained."""
 
     image_encoder: Annotated[str | None, NAMED] = None
@@ -335,7 +335,7 @@ class AlignConfig(Part):
 
 
 @dataclass(frozen=True)
-class VectorsConfig(Part):
+class VectorsConfig(Checked):
     """Two files of vectors, in the place of pictures and captions; nothing but a head on each is trained."""
 
     a: Annotated[str | None, NAMED] = None
@@ -359,7 +359,7 @@ class VectorsConfig(Part):
 
 
 @dataclass(frozen=True)
-class GivenConfig(Part):
+class GivenConfig(Checked):
     """The classes of the parts that Python code gave to ``train``; they stand in the place of what is named above."""
 
     given_pairs: Annotated[str | None, NAMED] = None
