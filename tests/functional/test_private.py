@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,12 +55,3 @@ def test_workers_are_found_and_end() -> None:
     assert worker.is_alive()
     private.shut_down(loader)
     assert not worker.is_alive()
-
-
-def test_no_other_file_uses_one() -> None:
-    used = re.compile(rf"\.({'|'.join(sorted(NAMES))}|_workers|_shutdown_workers|found_inf|torch\._C)\b")
-    root = Path(private.__file__).parents[1]
-    files = {file for file in root.rglob("*.py") if used.search(file.read_text(encoding="utf-8"))}
-    # The stepper's and other classes' own attributes of these names are not torch's.
-    own = {file.relative_to(root).as_posix() for file in files if file != Path(private.__file__)}
-    assert own <= {"training/step.py"}, own
