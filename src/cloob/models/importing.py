@@ -1,15 +1,10 @@
-"""open_clip, imported without torch.compile and sympy, which take as long as all the rest (``benchmarks/start.py``).
-
-torchvision takes one function of ``torch._dynamo.utils``, and timm tells the compiler to leave some methods alone. Both
-get the same from torch when they are called (torchvision 0.28, timm 1.0). With other threads the import is a plain one.
-"""
+"""open_clip imported once, and errors of libraries as one line."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import gc
-import importlib
 import logging
 import sys
 import threading
@@ -22,7 +17,6 @@ from typing import Any
 from cloob.errors import InputError, one_line, require
 from cloob.models.source import CONFIGS
 
-_ASKED = "torch._dynamo.utils"
 _ONE_AT_A_TIME = threading.RLock()
 """Threads that import open_clip together may be handed it half made."""
 _NOTHING = logging.Filter("no logger")
@@ -33,40 +27,13 @@ CLOSED: ContextVar[str | None] = ContextVar("closed", default=None)
 def import_open_clip(part: str = "") -> ModuleType:
     """open_clip, or a module of it (``".transform"``, for instance); InputError if it is not installed."""
     with _ONE_AT_A_TIME:
-        if not {"open_clip", "torch._dynamo"} & sys.modules.keys() and threading.active_count() == 1:
-            torch: Any = importlib.import_module("torch")  # by name: an ONNX folder is searched without it
-            from cloob.functional import private
-
-            disable, later = torch.compiler.disable, _Later(_ASKED)
-            sys.modules[_ASKED], torch.compiler.disable = later, private.disable_compiler
-            collects = gc.isenabled()
-            gc.disable()  # looking for cycles in what is imported takes 0.3 s
-            try:
-                with contextlib.suppress(ModuleNotFoundError):  # open_clip, if it is there, will say it
-                    importlib.import_module("torchvision")
-                require("open_clip", "train")
-            finally:
-                torch.compiler.disable = disable
-                if collects:
-                    gc.enable()
-                if sys.modules.get(_ASKED) is later:
-                    del sys.modules[_ASKED]
-        return require(f"open_clip{part}", "train")
-
-
-class _Later(ModuleType):
-    """Stands for ``torch._dynamo.utils``; whatever is asked of it but the one function brings the module itself."""
-
-    @staticmethod
-    def is_compile_supported(device_type: Any) -> Any:
-        return importlib.import_module(_ASKED).is_compile_supported(device_type)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what the import system looks for, and does without
-            raise AttributeError(name)
-        if sys.modules.get(_ASKED) is self:
-            del sys.modules[_ASKED]
-        return getattr(importlib.import_module(_ASKED), name)
+        collects = gc.isenabled()
+        gc.disable()  # looking for cycles in what is imported takes 0.3 s
+        try:
+            return require(f"open_clip{part}", "train")
+        finally:
+            if collects:
+                gc.enable()
 
 
 @functools.cache

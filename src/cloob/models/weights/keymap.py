@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from cloob.errors import InputError, one_line, printable
 from cloob.models.importing import open_clip, translated
@@ -19,34 +18,14 @@ from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, preprocess
 
 _SHOWN = 6
 _ALIGNED = 64  # bytes, of torch's memory
-_SCALING = (Tensor.__truediv__, Tensor.__mul__, Tensor.__rmul__, Tensor.div, Tensor.mul, torch.div, torch.mul)
-_IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.triu_)
 
 
 @contextmanager
 def without_memory(where: object, config: Mapping[str, Any]) -> Iterator[None]:
     """Inside, modules are built on the meta device, and any error is one line that begins with ``where``."""
     check_layers(config, str(where))
-    with translated(str(where)), torch.device("meta"), _Unfilled():
+    with translated(str(where)), torch.device("meta"):
         yield
-
-
-class _Unfilled(TorchFunctionMode):
-    """torch has the shapes of such operations from Python code that brings torch.compile, which takes a second."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.randn and "generator" not in kwargs and (empty := torch.empty(*args, **kwargs)).is_meta:
-            return empty
-        if func in _SCALING and len(args) == 2 and not kwargs:
-            tensors = [value for value in args if isinstance(value, Tensor)]
-            if len(tensors) == 1 and tensors[0].is_meta and tensors[0].is_floating_point():
-                return torch.empty(tensors[0].shape, dtype=tensors[0].dtype, device="meta")
-        if func in _IN_PLACE or getattr(func, "__module__", "") == nn.init.__name__:
-            tensor = args[0] if args else kwargs.get("tensor")
-            if isinstance(tensor, Tensor) and tensor.is_meta:
-                return tensor
-        return func(*args, **kwargs)
 
 
 def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: object) -> Any:
