@@ -17,6 +17,7 @@ import pytest
 
 from cloob import cli
 from cloob.search.index import Index
+from search_colours import loads, make_index, write_pictures
 from support import fork, refused
 
 
@@ -59,6 +60,26 @@ def test_a_token_comes_from_a_file_or_the_environment(
         assert ranks.wait() == [0] and f"/?token={token} " in ranks.told()
     monkeypatch.setenv("CLOOB_TOKEN", "short")
     assert "CLOOB_TOKEN): 16 letters" in refused(capsys, "serve", str(tmp_path / "idx"))
+
+
+def test_it_brings_its_index_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads(monkeypatch)
+    pictures = write_pictures(tmp_path / "pictures", n=1)
+    place = make_index(tmp_path / "idx", pictures)
+    (pictures / "new.png").write_bytes((pictures / "red-0.png").read_bytes())
+
+    def child() -> int:
+        monkeypatch.setattr("cloob.serve.app.serve", lambda *_: time.sleep(120))
+        return cli.main(["serve", str(place), "--port", "0", "--update", "1"])
+
+    server = fork(tmp_path / "out", 1, child)
+    try:
+        server.until(lambda: server.outputs[0].exists() and "1 added" in server.told())
+        with Index.open(place) as index:
+            assert len(index) == 9
+    finally:
+        os.kill(server.pids[0], signal.SIGKILL)
+        server.wait()
 
 
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])

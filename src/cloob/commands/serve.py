@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
+import time
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +35,14 @@ class Options:
     """What requests must show as bearer or cookie; else $CLOOB_TOKEN, or one is made where the host is not loopback."""
     token_file: Path | None = None  # The file with the token: it is in no list of processes.
     model: str | None = None  # The model of the index that is asked first; the index's first when left out.
+    update: float | None = None  # Seconds between updates of the index, which are made beside the searches.
     open: bool = False  # Open the page in the browser.
 
 
 def run(options: Options) -> int:
     """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
     place, _ = check_index(options.index)
-    within(options, port=(0, 65535))
+    within(options, port=(0, 65535), update=(1, 10**7))
     exclusive(options, "token token_file")
     token = options.token or os.environ.get("CLOOB_TOKEN")
     if options.token_file is not None:
@@ -65,6 +68,8 @@ def run(options: Options) -> int:
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         if options.open:
             webbrowser.open(shown)
+        if options.update:
+            threading.Thread(target=_update, args=(place, options.update), daemon=True).start()
         code = 0
         try:
             serve(index, opened, config)
@@ -75,3 +80,23 @@ def run(options: Options) -> int:
             say_next(["index", "--out", index.store.address])  # brings it up to date
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)  # a thread may be at work that takes minutes; nothing is lost with it
+
+
+def _update(place: str, seconds: float) -> None:
+    """Brings the index up to date again and again, each of its models; what goes wrong is reported, and tried again."""
+    from cloob.errors import one_line
+    from cloob.search.update import UpdateOptions
+
+    while True:
+        try:
+            with cloob.Index.open(place, writable=True) as index:
+                for model in index.models:
+                    done = index.update([], UpdateOptions(name=model.name))
+                    if done.added or done.changed or done.removed:
+                        counts = f"{done.added:,} added, {done.changed:,} changed, {done.removed:,} gone"
+                        say(f"{printable(model.name)}: {counts}")
+                    for source, why in done.refused.items():
+                        say(f"{printable(source)}: {printable(why)}")
+        except Exception as error:  # the server goes on
+            say(f"not updated: {one_line(error)}")
+        time.sleep(seconds)

@@ -119,7 +119,7 @@ class SqliteStore(Store):
                 raise
             self._connection, self._unlocked = _connect(f"{address}&immutable=1"), self._state()
         self._check()
-        for setting in ("journal_mode = WAL", "synchronous = NORMAL") if self.writable else ():
+        for setting in ("journal_mode = WAL", "synchronous = NORMAL", "cache_size = -65536") if self.writable else ():
             self._connection.execute(f"PRAGMA {setting}")
 
     def _check(self) -> None:
