@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import math
 import os
 import pydoc
@@ -193,6 +194,19 @@ def test_python_runs() -> None:
     assert names["with_positives"](x, y, ids, 4.0).item() == pytest.approx(loss, abs=1e-5)
 
 
+def test_python_of_dcl_runs_and_lightlys_loss_is_as_it_says() -> None:
+    names = run_python(DOCS / "dcl.md")
+    x, y = (names[side].detach() for side in "xy")
+    expected = 0.0
+    for a, b in ((x, y), (y, x)):
+        for i in range(8):
+            others = [math.exp(10 * float(a[i] @ side[j])) for side in (a, b) for j in range(8) if j != i]
+            expected += (math.log(sum(others)) - 10 * float(a[i] @ b[i])) / 16
+    assert float(names["lightly_dcl"](x, y, 0.1)) == pytest.approx(expected, abs=1e-5)
+    dcl, infoloob = (cloob.get_recipe("vectors", objective=name) for name in ("dcl", "infoloob"))  # type: ignore[arg-type]
+    assert dcl == infoloob == infoloob.override(objective="dcl")
+
+
 def test_python_of_weights_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,8 +221,9 @@ def test_python_of_vectors_runs(
 ) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
-    digits, used, searched, fitted = blocks(DOCS / "vectors.md", "python")
-    exec(digits, {})
+    digits, suspected, used, searched, fitted = blocks(DOCS / "vectors.md", "python")
+    exec(digits + suspected, {})
+    assert {0, 2} < set(json.loads(capsys.readouterr().out))
     top, bottom = (np.load(f"{name}.npy")[:40] for name in ("top", "bottom"))
     names = {"cells": top, "molecules": bottom, "keys": [*range(20)] * 2}
     exec(fitted.replace("GroupKFold(5)", "GroupKFold(2)"), names)

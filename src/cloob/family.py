@@ -58,6 +58,7 @@ FAMILY: dict[str, Member] = {
     "siglip-hopfield": Member("sigmoid", True, "the sigmoid loss with Hopfield retrieval", **_SIGLIP),
 }
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
+ALIASES: dict[Any, ObjectiveName] = {"dcl": "infoloob"}  # decoupled contrastive learning, arXiv:2110.06848
 PAPER_OBJECTIVES = OBJECTIVES[:4]  # those that CLOOB's paper compares
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cloob.errors import InputError, nearest
-from cloob.family import FAMILY, ObjectiveName
+from cloob.family import ALIASES, FAMILY, ObjectiveName
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import HEAD_SCALES, VAL_SPLIT, LogConfig
 
@@ -177,6 +177,7 @@ def get_recipe(name: str, *, objective: ObjectiveName | None = None, model: str 
     key = name.replace("_", "-")
     if key not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; {nearest(key, RECIPES)}")
+    objective = ALIASES.get(objective, objective)
     config = RECIPES[key](objective or "cloob", model)
     if objective is None and key in ("align", "vectors"):
         config = config.override(objective="auto")

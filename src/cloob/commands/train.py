@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import cloob
 from cloob.commands.console import parse, refuse, say, say_next
-from cloob.family import OBJECTIVES, ObjectiveName
+from cloob.family import ALIASES, OBJECTIVES, ObjectiveName
 
 if TYPE_CHECKING:
     from cloob.training.callbacks import RunResult
@@ -40,7 +40,8 @@ def read(words: Sequence[str]) -> cloob.TrainConfig:
         early.add_argument("--objective", nargs="?")  # an unknown one is refused when the words are parsed
         early.add_argument("--model", nargs="?")
         asked, _ = early.parse_known_args(rest, asked)
-        objective: ObjectiveName | None = next((name for name in OBJECTIVES if name == asked.objective), None)
+        typed_name = ALIASES.get(asked.objective, asked.objective)
+        objective: ObjectiveName | None = next((name for name in OBJECTIVES if name == typed_name), None)
         start = cloob.get_recipe(recipe, objective=objective, model=asked.model or None)
     if asked.config is not None:  # perhaps of a run: this one may not overwrite, and does not go on
         start = start.merge_file(asked.config).override(overwrite=False)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.family import CONTRASTS, FAMILY, OBJECTIVES, PAPER_OBJECTIVES, Contrast, member_name
+from cloob.family import ALIASES, CONTRASTS, FAMILY, OBJECTIVES, PAPER_OBJECTIVES, Contrast, member_name
 from cloob.functional import reference, streamed
 from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of
 from cloob.functional.modes import in_transform, is_exporting, lowers_products, readable
@@ -361,7 +361,7 @@ def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
     Args:
         name: ``"clip"`` and ``"cloob"`` as published; ``"infoloob"`` and ``"infonce-hopfield"`` are the two between
             them, with CLOOB's fixed τ⁻¹, β and scale. ``"siglip"`` as published, and ``"siglip-hopfield"``, the same
-            on retrieved embeddings with CLOOB's β.
+            on retrieved embeddings with CLOOB's β. ``"dcl"`` is another name of ``"infoloob"``.
         **overrides: Arguments of :class:`ContrastiveObjective`.
 
     Raises:
@@ -375,6 +375,7 @@ def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
         >>> make_objective("cloob", beta=14.3).name
         'cloob'
     """
+    name = ALIASES.get(name, name)
     one_of("objective", name, OBJECTIVES)
     return ContrastiveObjective(**_arguments(name, overrides))
 

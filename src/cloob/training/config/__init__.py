@@ -18,6 +18,7 @@ from typing import Any
 
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError, nearest, one_line
+from cloob.family import ALIASES
 from cloob.models.untrusted import read_json
 from cloob.training.config.parts import (
     LENGTHS,
@@ -81,6 +82,8 @@ class TrainConfig:
         Raises:
             InputError: No part has such a leaf (the nearest is named), or the value is not right for it.
         """
+        if "objective" in leaves:
+            leaves["objective"] = ALIASES.get(leaves["objective"], leaves["objective"])
         homes = leaf_homes()
         changes: dict[str, dict[str, Any]] = {}
         for name, value in {**self._replaced(leaves), **leaves}.items():

@@ -151,9 +151,9 @@ class TowersConfig(Checked):
 class LossConfig(Checked):
     """The objective. What is left out takes the objective's own default."""
 
-    objective: Literal[ObjectiveName, "auto", "cca"] = "cloob"
+    objective: Literal[ObjectiveName, "auto", "cca", "dcl"] = "cloob"
     """The objective; auto: of vectors, the one that held-out pairs choose; cca: linear heads on vectors or frozen
-    encoders in closed form, in seconds."""
+    encoders in closed form, in seconds; dcl: another name of infoloob."""
     inv_tau: Annotated[float | None, POSITIVE] = None
     """Inverse temperature of the contrast (its start when it is learned)."""
     beta: Annotated[float | None, POSITIVE] = None
