@@ -20,11 +20,9 @@ from pyarrow import parquet
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, caption_id
-from cloob.data.fingerprint import Fingerprint
 from cloob.data.open import open_source
-from cloob.data.source import Source
-from cloob.data.split import choose_held_out
-from cloob.data.split import split as part
+from cloob.data.source import Fingerprint, Source, choose_held_out
+from cloob.data.source import split as part
 from cloob.errors import InputError
 from make import noise
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cloob.cache import Cache
-from cloob.data.fingerprint import content_key
+from cloob.data.source import content_key
 from cloob.evaluation.embed import EmbedOptions, embed_images, embed_pairs
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.suite import evaluate

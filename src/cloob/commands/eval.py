@@ -122,8 +122,8 @@ def run(options: Options) -> int:
 
 def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
     """Adds the pairs that the runs among the models held out, which must be the same for all of them."""
-    from cloob.data.fingerprint import digest
     from cloob.data.shards.spec import is_remote
+    from cloob.data.source import digest
     from cloob.evaluation.sets.captioned import by_picture, open_captioned
     from cloob.models.runs import read_validation
     from cloob.training.pairs import open_both

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from cloob.data.batch import Batch, Skip, tensors_of
-from cloob.data.fingerprint import Fingerprint
 from cloob.data.loader import Loader, WorkerPool, check_shared_memory
 from cloob.data.order import EpochOrder, Part, sample_generator
+from cloob.data.source import Fingerprint
 from cloob.errors import InputError, one_line
 from cloob.functional.ids import ids as ids_of
 

@@ -10,14 +10,12 @@ from typing import Literal
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, decoding
-from cloob.data.fingerprint import spread
 from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import TAR_SUFFIXES, is_pattern, is_remote, is_tar, local_path, matching_files, tars_in
 from cloob.data.shards.tar import ShardSource
-from cloob.data.source import Source
+from cloob.data.source import Source, spread
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
-from cloob.data.sources.folder import open_folder
-from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
+from cloob.data.sources.paths import TABLE_SUFFIXES, TableSource, open_folder
 from cloob.errors import InputError, counted, nearest
 from cloob.pictures import decode
 

@@ -1,15 +1,25 @@
-"""What a source of pairs is, several of them as one, and a part of one; the endings of pictures and captions."""
+"""What a source of pairs is, several of them as one, a part of one, and what is held out of them; digests of data.
+
+A fingerprint, by which a resumed run notices other data, is of content as far as that is cheap: a table's two columns,
+the names and sizes in tars and folders. Times do not count: a copy of the data has others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from cloob.data.batch import RawSample, Reader
-from cloob.data.fingerprint import Fingerprint, digest
+from cloob.data.batch import BadSample, RawSample, Reader, caption_id
+from cloob.errors import InputError, require
+from cloob.machine import decoders, in_threads
+from cloob.pictures import Encoded, Unreadable
+
+if TYPE_CHECKING:  # models need a digest, and no pyarrow
+    import pyarrow as pa
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl")
 CAPTION_EXTENSIONS = ("txt", "caption")
@@ -17,6 +27,9 @@ IMAGE_SUFFIXES = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 """Of cameras' files, which are indexed by the JPEG inside; nobody trains on them."""
 CAPTION_SUFFIXES = tuple(f".{ext}" for ext in CAPTION_EXTENSIONS)
+Fingerprint = dict[str, int | str]  # counts and digests, each by the name of what it is of
+
+MAX_FILES = 100_000  # so many files of a folder are looked into at most: each costs a call, on a network a journey
 
 
 class Source(Reader, Protocol):
@@ -135,3 +148,140 @@ class Subset:
 
     def prefetch(self, indices: np.ndarray) -> None:
         prefetch(self.whole, self.rows[indices])
+
+
+def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:
+    """The rows of each source that are held out to judge by, ascending int64; at most ``share`` of all, at least two.
+
+    Which pairs are held out depends on their bytes alone: not on a seed, the order of the rows or the names of files.
+    Groups are taken in the order of a hash until the share is reached; one that is too large for what is missing is
+    left to the training, and one with a picture that cannot be decoded. Pairs that cannot be read stay there too, where
+    they are counted. The sources are looked at together, so that no pair is held out of one and trained on in another.
+    """
+    places, groups = _groups(sources)
+
+    def decodes(pair: int) -> bool:
+        source, row = places[pair]
+        try:
+            Encoded(sources[source].read(row).image).rgb(reduction=8)
+        except (BadSample, Unreadable):
+            return False
+        return True
+
+    held: list[list[int]] = [[] for _ in sources]
+    left = most = min(max(2, round(share * len(places))), len(places) - 1)
+    for members in groups:
+        if len(members) <= left and all(map(decodes, members)):
+            left -= len(members)
+            for source, row in map(places.__getitem__, members):
+                held[source].append(row)
+    emptied = [source.name for source, rows in zip(sources, held, strict=True) if len(rows) == len(source)]
+    if most - left < 2 or emptied:
+        of_all = f"val_split is {share:g}: of {len(places):,} usable pairs {most - left} can be held out"
+        wrong = f"{emptied[0]}: all its pairs would be held out" if emptied else of_all
+        raise InputError(f"{wrong} without a picture or caption that the others have too; give --val-data")
+    return [np.array(sorted(rows), np.int64) for rows in held]
+
+
+def split(sources: Sequence[Source], held_out: Sequence[np.ndarray]) -> tuple[Source, Source]:
+    """The training pairs and the held-out pairs, as :func:`choose_held_out` chose them."""
+    others = [np.setdiff1d(np.arange(len(source)), rows) for source, rows in zip(sources, held_out, strict=True)]
+    train = [Subset(source, rows, "training") for source, rows in zip(sources, others, strict=True)]
+    val = [Subset(source, rows, "held out") for source, rows in zip(sources, held_out, strict=True) if len(rows)]
+    return mix(train), mix(val)
+
+
+def _groups(sources: Sequence[Source]) -> tuple[list[tuple[int, int]], list[list[int]]]:
+    """The readable pairs, each by source and row; and the groups of their numbers, in the order of a hash."""
+    sparse, csgraph = require("scipy.sparse", "train"), require("scipy.sparse.csgraph", "train")
+    first: dict[bytes | int, int] = {}  # the first pair with a picture or caption
+    places: list[tuple[int, int]] = []
+    hashes: list[bytes] = []
+    links: list[int] = []  # from each pair to the first with its picture, and to the first with its caption
+
+    def digests(place: tuple[int, int]) -> tuple[bytes, int] | None:
+        source, row = place
+        try:
+            sample = sources[source].read(row)
+        except BadSample:
+            return None
+        return hashlib.blake2b(sample.image, digest_size=16).digest(), caption_id(sample.caption)
+
+    every = [(i, row) for i, source in enumerate(sources) for row in range(len(source))]
+    workers = decoders()
+    for place, keys in zip(every, in_threads(digests, every, workers, 4 * workers), strict=True):
+        if keys is not None:
+            links += (first.setdefault(key, len(places)) for key in keys)
+            places.append(place)
+            hashes.append(hashlib.blake2b(keys[0] + keys[1].to_bytes(8, "little"), digest_size=16).digest())
+    edges = np.ones(len(links), bool), (np.repeat(np.arange(len(places)), 2), links)
+    graph = sparse.coo_array(edges, shape=(len(places), len(places)))
+    groups: dict[int, list[int]] = {}
+    for pair, group in enumerate(csgraph.connected_components(graph, directed=False)[1].tolist()):
+        groups.setdefault(group, []).append(pair)
+    return places, sorted(groups.values(), key=lambda members: min(hashes[pair] for pair in members))
+
+
+def add_part(state: Any, part: str | bytes | np.ndarray) -> None:
+    """Adds a part to a digest with its length, so that no two lists of parts are the same bytes."""
+    part = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+    data = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else memoryview(part)
+    state.update(data.nbytes.to_bytes(8, "little"))
+    state.update(data)
+
+
+def digest(parts: Iterable[str | bytes | np.ndarray], size: int = 8) -> str:
+    state = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        add_part(state, part)
+    return state.hexdigest()
+
+
+def content_key(reader: Reader) -> str:
+    """A digest of all that the samples of a set consist of, in order; names and times of files do not count."""
+
+    def parts() -> Iterator[str | bytes]:
+        for index in range(len(reader)):
+            try:
+                sample = reader.read(index)
+                key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
+                yield from (key, data, getattr(sample, "caption", ""))
+            except BadSample as bad:
+                yield "\0".join((bad.key, bad.reason, *bad.captions))
+
+    return digest(parts(), size=16)
+
+
+def of_column(column: pa.ChunkedArray) -> str:
+    """Of a column of texts or bytes, however it is cut into chunks; a second for half a gigabyte."""
+    import pyarrow as pa
+
+    values, lengths = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
+    for chunk in filter(len, column.chunks):
+        chunk = chunk.cast(pa.large_string()) if pa.types.is_string(chunk.type) else chunk
+        chunk = chunk.cast(pa.large_binary())
+        _, offsets, data = chunk.buffers()
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        sizes = np.diff(ends)
+        sizes[chunk.is_null().to_numpy(zero_copy_only=False)] = -1
+        lengths.update(sizes.data)
+        if data is not None:
+            values.update(memoryview(data)[int(ends[0]) : int(ends[-1])])
+    return digest([values.digest(), lengths.digest()])
+
+
+def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """In what two fingerprints differ: counts with both values, digests by name."""
+    changes = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if old != new:
+            counts = isinstance(old, int) and isinstance(new, int)
+            changes.append(f"{old:,} {key} before, {new:,} now" if counts else f"other {key}")
+    return changes
+
+
+def spread(n: int, most: int = MAX_FILES) -> list[int]:
+    """All of range(n), or ``most`` of it, evenly spread."""
+    count = min(n, most)
+    return [i * (n - 1) // max(1, count - 1) for i in range(count)]

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from cloob.data.batch import BadSample, RawSample, Skip, caption_id, decoding
-from cloob.data.fingerprint import spread
 from cloob.data.open import spread_rows
-from cloob.data.source import Source
+from cloob.data.source import Source, spread
 from cloob.errors import require
 from cloob.files import write_whole
 from cloob.pictures import Encoded, Unreadable, data_uri

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cloob.data.batch import Skip
-from cloob.data.fingerprint import Fingerprint, digest, spread
+from cloob.data.source import Fingerprint, digest, spread
 from cloob.data.sources.files import reading
 from cloob.errors import InputError, first_of, require
 from cloob.functional.ids import id_digest

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob.data.batch import Skip
-from cloob.data.fingerprint import content_key, digest
+from cloob.data.source import content_key, digest
 from cloob.errors import InputError
 from cloob.evaluation.embed import (
     EmbedOptions,

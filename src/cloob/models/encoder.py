@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from cloob.data.fingerprint import add_part
+from cloob.data.source import add_part
 from cloob.errors import InputError
 from cloob.models.importing import translated
 from cloob.models.pixels import EvalTransform, open_image

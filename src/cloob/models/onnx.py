@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from cloob.data.fingerprint import add_part
+from cloob.data.source import add_part
 from cloob.errors import require
 from cloob.machine import processors
 from cloob.models.importing import translated

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from cloob.data.sources.table import check_name
+from cloob.data.sources.paths import check_name
 from cloob.data.vectors import as_floats
 from cloob.errors import InputError, one_line
 from cloob.search.build import Summary

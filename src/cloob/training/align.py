@@ -22,10 +22,9 @@ from torch import Tensor
 
 from cloob.cache import Cache
 from cloob.data.batch import Batch, Skip
-from cloob.data.fingerprint import content_key
 from cloob.data.loader import Loader, PairLoader
 from cloob.data.order import EpochOrder, Part
-from cloob.data.source import Source
+from cloob.data.source import Source, content_key
 from cloob.data.sources.files import reading
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import no_timeout, on_rank_zero, rank, world_size

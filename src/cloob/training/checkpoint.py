@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cloob.data.fingerprint import Fingerprint, digest
+from cloob.data.source import Fingerprint, digest
 from cloob.distributed import gather_objects, on_rank_zero
 from cloob.errors import InputError, one_line
 from cloob.files import flush

@@ -13,12 +13,10 @@ import numpy as np
 import torch
 
 from cloob.cache import Cache
-from cloob.data.fingerprint import Fingerprint
 from cloob.data.items import ItemLoader, Items
 from cloob.data.loader import Loader, PairLoader
 from cloob.data.open import open_source
-from cloob.data.source import Source, mix
-from cloob.data.split import choose_held_out, split
+from cloob.data.source import Fingerprint, Source, choose_held_out, mix, split
 from cloob.data.transforms import TrainTransform
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from cloob.data.fingerprint import Fingerprint, differences
+from cloob.data.source import Fingerprint, differences
 from cloob.distributed import rank, world_size
 from cloob.models.runs import RUN_CONFIG_FILE, find_best
 from cloob.training.callbacks import Ended, RunResult

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloob.data.fingerprint import spread
+from cloob.data.source import spread
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import resolve_device
 from cloob.files import whole_folder

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 from torch import Tensor
 
-from cloob.data.fingerprint import spread
+from cloob.data.source import spread
 from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.errors import counted
 from cloob.models.aligned.heads import Standardise

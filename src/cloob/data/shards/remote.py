@@ -23,7 +23,6 @@ from fsspec.callbacks import Callback
 
 from cloob.cache import Cache, cache_root
 from cloob.data.batch import BadSample, RawSample
-from cloob.data.fingerprint import Fingerprint, digest
 from cloob.data.shards.spec import (
     SIZES,
     expand,
@@ -36,6 +35,7 @@ from cloob.data.shards.spec import (
     tars_in,
 )
 from cloob.data.shards.tar import ShardSource
+from cloob.data.source import Fingerprint, digest
 from cloob.data.sources.files import FileSource
 from cloob.errors import InputError, one_line, require
 from cloob.files import write_whole

@@ -25,8 +25,7 @@ import pyarrow as pa
 
 from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable
-from cloob.data.fingerprint import Fingerprint, digest, of_column
-from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, Fingerprint, digest, of_column
 from cloob.data.sources.files import reading
 from cloob.errors import InputError, counted
 from cloob.pictures import MAX_IMAGE_BYTES

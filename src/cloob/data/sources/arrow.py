@@ -19,9 +19,9 @@ from pyarrow import parquet
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, Reason, clean_caption, read_image_file
-from cloob.data.fingerprint import Fingerprint, digest, of_column
+from cloob.data.source import Fingerprint, digest, of_column
 from cloob.data.sources.files import FileSource, reading
-from cloob.data.sources.table import check_name
+from cloob.data.sources.paths import check_name
 from cloob.errors import InputError
 from cloob.pictures import MAX_IMAGE_BYTES
 

@@ -13,7 +13,7 @@ from cloob.data.batch import BadSample, clean_caption, printable
 from cloob.data.open import check_usable, open_source, open_unprobed
 from cloob.data.shards.spec import is_pattern, is_remote, local_path
 from cloob.data.source import Source
-from cloob.data.sources.table import TableSource
+from cloob.data.sources.paths import TableSource
 from cloob.errors import InputError, counted
 
 

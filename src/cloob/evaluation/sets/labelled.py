@@ -14,7 +14,7 @@ from cloob.data.open import DEMO
 from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.shards.tar import TarReader, group_members
 from cloob.data.source import IMAGE_EXTENSIONS, IMAGE_SUFFIXES
-from cloob.data.sources.folder import walk
+from cloob.data.sources.paths import walk
 from cloob.errors import InputError, first_of
 
 _SPLITS = {"train", "val", "valid", "validation", "test"}

@@ -23,8 +23,7 @@ from cloob.data.shards.tar import Member, TarReader, group_members
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, IMAGE_SUFFIXES, RAW_SUFFIXES
 from cloob.data.sources.arrow import ArrowSource, is_image
 from cloob.data.sources.files import FileSource
-from cloob.data.sources.folder import FILE_COLUMN, metadata_of
-from cloob.data.sources.table import check_name
+from cloob.data.sources.paths import FILE_COLUMN, check_name, metadata_of
 from cloob.errors import InputError, one_line
 from cloob.pictures import MAX_IMAGE_BYTES, Unreadable
 from cloob.search.records import SEPARATOR, Item, Value
