@@ -75,7 +75,7 @@ def _yfcc(objective: ObjectiveName, model: str | None) -> TrainConfig:
     """
     model = model or "RN50-quickgelu"
     out = f"runs/yfcc-{model.lower()}-{objective}"
-    start = _cc3m(objective, None).override(data=("yfcc15m",), model=model, image_size=None, out=out)
+    start = _cc3m(objective, None).override(data=("yfcc15m",), model=model, out=out)
     return start.override(lr=5e-4, weight_decay=0.2, beta2=0.98, eps=1e-6) if model.startswith("ViT") else start
 
 
