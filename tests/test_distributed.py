@@ -237,8 +237,7 @@ def worker(rank: int, world: int, folder: str) -> None:
         sizes = SIZES[world]
         found = {"steps": steps(lambda split: Layout(sizes[split]).local, sizes, gather=True)}
         found |= {"flops": flops_and_values(), "faults": faults(), "autocast": under_autocast()}
-        if world == COMPILED:
-            found["compiled"] = compiled()
+        found["compiled"] = compiled() if world == COMPILED else {}
         torch.save(found, path / f"rank-{rank}.pt")
     except BaseException:
         (path / f"rank-{rank}.txt").write_text(traceback.format_exc())
@@ -303,15 +302,10 @@ def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, 
             assert low == lifted
 
 
-def test_autocast_around_it_changes_nothing(ranks: list[dict[str, Any]]) -> None:
+def test_autocast_and_torch_compile_around_it_change_nothing(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         assert found["autocast"] == dict.fromkeys(found["autocast"], 0.0)
-
-
-@pytest.mark.parametrize("ranks", [COMPILED], indirect=True, ids="{}-ranks".format)
-def test_torch_compile_around_it(ranks: list[dict[str, Any]]) -> None:
-    for found in ranks:
-        assert max(found["compiled"].values()) < 1e-6
+        assert max(found["compiled"].values(), default=0.0) < 1e-6
 
 
 def test_a_mistake_on_one_rank_is_raised_on_all(ranks: list[dict[str, Any]]) -> None:

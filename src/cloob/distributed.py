@@ -1,4 +1,4 @@
-"""The process group, what its ranks tell each other, and a gather of rows over ranks with an exact gradient.
+"""The process group, exchanges between its ranks, and a gather of rows over ranks with an exact gradient.
 
 The gradient contract over W ranks: each rank computes its own rows' part of the global loss; :func:`gather_rows` sends
 the gradients of gathered rows back to the ranks that own them, and :func:`global_sum` reports the sum on every rank
@@ -26,8 +26,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cloob.errors import InputError, one_line
-from cloob.functional.modes import differentiable_once
-from cloob.functional.private import backend_config
+from cloob.functional.private import backend_config, differentiable_once
 
 T = TypeVar("T")
 
@@ -50,7 +49,7 @@ def world_size() -> int:
 def resolve_device(name: str | torch.device) -> torch.device:
     """The device that ``auto`` (CUDA, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` stands for.
 
-    Under torchrun, ``cuda`` is this rank's own.
+    Under torchrun, ``cuda`` is this rank's device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,8 +62,8 @@ def resolve_device(name: str | torch.device) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
         if index >= count:
-            found = f"{count} CUDA devices (cuda:0 … cuda:{count - 1})" if count else "no CUDA device; use cpu or auto"
-            wrong = f", but torch {torch.__version__} sees {found}"
+            seen = f"{count} CUDA devices (cuda:0 … cuda:{count - 1})" if count else "no CUDA device; use cpu or auto"
+            wrong = f", but torch {torch.__version__} sees {seen}"
         device = torch.device("cuda", index)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         wrong = ", but this machine has no Metal device; use cpu or auto"
@@ -83,40 +82,39 @@ _joined = itertools.count()
 
 @functools.cache
 def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
-    """The store of all ranks at an address, this rank and their number.
+    """The store of all ranks at an address, this rank and the number of ranks; cached for the life of the process.
 
-    Kept as long as the process lives: without torchrun rank 0 holds the store, and a rank that came early to its next
-    group would meet that of the last one, which is closing, and wait for ever.
+    Without torchrun rank 0 has the store: a rank that is early at its next group would meet the old one, which closes.
     """
     from torch.distributed.rendezvous import rendezvous  # a torch built without distributed has none
 
     try:
-        store, own_rank, ranks = next(rendezvous("env://"))
+        store, this_rank, ranks = next(rendezvous("env://"))
     except ValueError as error:  # a variable is missing, or is no number
-        said = f"WORLD_SIZE is set, but not by torchrun ({one_line(error)}); start by torchrun, or unset it"
-        raise InputError(said) from None
-    return store, own_rank, ranks
+        message = f"WORLD_SIZE is set, but not by torchrun ({one_line(error)}); start by torchrun, or unset it"
+        raise InputError(message) from None
+    return store, this_rank, ranks
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
 
-    Each restart of torchrun, and each group that a process joins, gets keys of its own in the store: torch keeps the
-    store over all of them, and a rank that reads the address of a dead one there waits for it for ever.
+    Every restart of torchrun, and every group that a process joins, has separate keys in the store, which torch keeps:
+    a rank that reads the address of a dead one there waits for ever.
     """
     if "WORLD_SIZE" not in os.environ or is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, own_rank, ranks = _meet(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
+    store, this_rank, ranks = _meet(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
     attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_joined)}"
     dist.init_process_group(
         # Small numbers between hosts go by gloo: on the device they would wait for all work that is under way there.
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
-        rank=own_rank,
+        rank=this_rank,
         world_size=ranks,
     )
     group = dist.group.WORLD
@@ -225,8 +223,8 @@ def no_timeout() -> Iterator[None]:
 def agree(facts: Mapping[str, Any], fault: Exception | None, device: torch.device) -> dict[str, tuple[Any, ...]]:
     """For each name the values of all ranks; or the same error on all of them where some rank has a ``fault``.
 
-    A rank that raised alone would leave the others waiting in their next collective call. The error is of the first
-    fault's type, or a RuntimeError, and names each rank. ``device``: where the process group can send tensors from.
+    A rank that raised alone would leave the others waiting in their next collective call. The error has the type of the
+    first fault, or is a RuntimeError, and names the ranks. ``device``: where the process group can send tensors from.
     """
     ranks = _exchange(dict(facts), fault, device)
     faults = {r: error for r, (_, error) in enumerate(ranks) if error is not None}
@@ -261,19 +259,14 @@ def _pickled(value: Any, fault: Exception | None) -> bytes:
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
     """(N, …) rows of all ranks, in the order of ranks, from the (n, …) of each; differentiable once.
 
-    In the backward pass each rank gets the sum over ranks of the gradients of its own rows.
+    In the backward pass a rank gets the sum over ranks of the gradients of its rows.
     """
     return cast(Tensor, cast(Any, _GatherRows).apply(rows, layout))
 
 
 def global_sum(value: Tensor) -> Tensor:
-    """The sum of a 0-d value over ranks; its gradient is W times the incoming one (see the module's contract)."""
-    return cast(Tensor, cast(Any, _GlobalSum).apply(value))
-
-
-_first_order = differentiable_once(
-    "what is gathered over ranks can be differentiated once; gather=False has more derivatives"
-)
+    """The sum of a 0-d value over ranks; its gradient is the sum of the incoming ones, W times that of one."""
+    return gather_rows(value[None], Layout((1,) * world_size())).sum()
 
 
 class _GatherRows(torch.autograd.Function):
@@ -290,7 +283,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:n] for part, n in zip(torch.split(parts, most), layout.sizes, strict=True)])
 
     @staticmethod
-    @_first_order
+    @differentiable_once("what is gathered over ranks can be differentiated once; gather=False has more derivatives")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         layout: Layout = ctx.layout
         equal = len(set(layout.sizes)) == 1
@@ -301,16 +294,3 @@ class _GatherRows(torch.autograd.Function):
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[layout.local], None
-
-
-class _GlobalSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    @_first_order
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * world_size()

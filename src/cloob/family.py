@@ -26,36 +26,23 @@ CONTRASTS: dict[str, ContrastRow] = {
 
 
 class Member(NamedTuple):
-    """A member of the family: what it contrasts, and the values that it starts from."""
+    """A member of the family."""
 
     contrast: Contrast
     hopfield: bool
     title: str
-    inv_tau: float = 30.0
-    beta: float = 8.0
-    bias: float | None = None
-    learns_inv_tau: bool = False
-    scale: str | None = None  # None: the objective's default
-
-    def starts(self) -> dict[str, Any]:
-        """Where its scales start, as far as they matter: arguments of ``ContrastiveObjective``."""
-        return {
-            "inv_tau": self.inv_tau,
-            **({"beta": self.beta} if self.hopfield else {}),
-            **({"bias": self.bias} if self.bias is not None else {}),
-            **({"learnable_inv_tau": True} if self.learns_inv_tau else {}),
-            **({"scale": self.scale} if self.scale is not None else {}),
-        }
+    starts: dict[str, Any]  # where its scales start, as far as they matter: arguments of ``ContrastiveObjective``
 
 
-_SIGLIP: dict[str, Any] = {"inv_tau": 10.0, "bias": -10.0, "learns_inv_tau": True}
+_PAPER = {"inv_tau": 30.0, "beta": 8.0}
+_SIGLIP = {"inv_tau": 10.0, "bias": -10.0, "learnable_inv_tau": True}
 FAMILY: dict[str, Member] = {
-    "clip": Member("infonce", False, "InfoNCE", inv_tau=1 / 0.07, learns_inv_tau=True, scale="unit"),
-    "infoloob": Member("infoloob", False, "InfoLOOB"),
-    "infonce-hopfield": Member("infonce", True, "InfoNCE with Hopfield retrieval"),
-    "cloob": Member("infoloob", True, "InfoLOOB with Hopfield retrieval"),
-    "siglip": Member("sigmoid", False, "SigLIP's sigmoid loss", **_SIGLIP),
-    "siglip-hopfield": Member("sigmoid", True, "the sigmoid loss with Hopfield retrieval", **_SIGLIP),
+    "clip": Member("infonce", False, "InfoNCE", {"inv_tau": 1 / 0.07, "learnable_inv_tau": True, "scale": "unit"}),
+    "infoloob": Member("infoloob", False, "InfoLOOB", {"inv_tau": 30.0}),
+    "infonce-hopfield": Member("infonce", True, "InfoNCE with Hopfield retrieval", _PAPER),
+    "cloob": Member("infoloob", True, "InfoLOOB with Hopfield retrieval", _PAPER),
+    "siglip": Member("sigmoid", False, "SigLIP's sigmoid loss", _SIGLIP),
+    "siglip-hopfield": Member("sigmoid", True, "the sigmoid loss with Hopfield retrieval", _SIGLIP | {"beta": 8.0}),
 }
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
 ALIASES: dict[Any, ObjectiveName] = {"dcl": "infoloob"}  # decoupled contrastive learning, arXiv:2110.06848

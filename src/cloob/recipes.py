@@ -64,7 +64,7 @@ def _cc3m(objective: ObjectiveName, model: str | None) -> TrainConfig:
         out=f"runs/cc3m-{objective}",
     )
     # Of the paper's ablations, infoloob and infonce-hopfield, the settings are not published; these are CLOOB's.
-    return start.override(**FAMILY[objective].starts())
+    return start.override(**FAMILY[objective].starts)
 
 
 def _yfcc(objective: ObjectiveName, model: str | None) -> TrainConfig:

@@ -23,9 +23,9 @@ class ScaledModule(nn.Module):
     """Base of a module with positive scalars.
 
     A fixed scalar is in the state as ``fixed_NAME`` (0-d, float64 whatever the module is cast to), a learnable one as
-    ``log_NAME``. The number of a fixed one is kept beside its buffer, so that reading it never waits for a device; it
-    follows ``load_state_dict`` alone. Parameters of one number stay in float32 where the module is cast to less: steps
-    of an optimiser are lost in the rounding of bfloat16.
+    ``log_NAME``. Reading a fixed one waits for no device: its number is stored apart from the buffer, and only
+    ``load_state_dict`` changes it. Scalar parameters are never cast below float32, since bfloat16 rounds an optimiser's
+    steps away.
     """
 
     def __init__(self) -> None:

@@ -39,22 +39,10 @@ def bootstrap_interval(
     return low, high
 
 
-def paired_bootstrap(
-    a: Tensor, b: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0, *, groups: Tensor | None = None
-) -> tuple[float, float, float]:
-    """Difference of two means over the same samples, with its bootstrap interval: (mean a − mean b, low, high).
-
-    Pairing removes what the samples have in common, which two separate intervals do not. ``a`` and ``b`` are (N,)
-    per-sample values of two models, in the same order; the rest as :func:`bootstrap_interval`.
-    """
-    _check_alike(a, b)
-    values = a.cpu().double() - b.cpu().double()
-    return grouped_bootstrap([values if groups is None else group_means(values, groups)], n, level, seed)
-
-
 def group_means(values: Tensor, groups: Tensor) -> Tensor:
     """(G,) means of the (N,) values of each of the (N,) integer ids, float64 on the CPU, by ascending id."""
-    _check_alike(values, groups)
+    if values.shape != groups.shape:
+        raise ValueError(f"expected a group for each value, got {tuple(groups.shape)} and {tuple(values.shape)}")
     _, place, counts = torch.unique(groups.cpu(), return_inverse=True, return_counts=True)
     means: Tensor = torch.bincount(place, values.cpu().double()) / counts
     return means
@@ -77,18 +65,11 @@ def grouped_bootstrap(
     return float(torch.stack([sample.mean() for sample in samples]).mean()), float(ends[0]), float(ends[1])
 
 
-def _check_alike(values: Tensor, others: Tensor) -> None:
-    if values.shape != others.shape:
-        raise ValueError(f"values of one sample differ in shape: {tuple(values.shape)}, {tuple(others.shape)}")
-
-
 def _resampled_means(sample: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """(n,) means of resamples with replacement.
 
-    A resample's mean depends only on how often it draws each distinct value, and these counts are
-    multinomial. They are drawn directly, as a chain of conditional binomials: the same distribution as
-    drawing N indices n times, at a cost of n times the number of distinct values (two for accuracies, three
-    for their differences) in place of n·N.
+    How often a resample draws each distinct value is multinomial, drawn as a chain of conditional binomials: n times
+    the number of distinct values (two for accuracies, three for their differences) in place of n·N draws.
     """
     distinct, counts = torch.unique(sample, return_counts=True)
     open_draws = torch.full((n,), float(len(sample)), dtype=torch.float64)

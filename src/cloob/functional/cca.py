@@ -91,10 +91,8 @@ def canonical_directions(
         >>> directions.correlations.round(decimals=3).tolist()
         [1.0, 1.0, 1.0, 0.0, 0.0]
     """
-    scale_a = _spread(moments.aa, moments.mean_a, moments.count, by_column)
-    scale_b = _spread(moments.bb, moments.mean_b, moments.count, by_column)
-    values_a, vectors_a = _eigen(moments.aa, moments.count, scale_a)
-    values_b, vectors_b = _eigen(moments.bb, moments.count, scale_b)
+    scale_a, values_a, vectors_a = _side(moments.aa / moments.count, moments.mean_a, by_column)
+    scale_b, values_b, vectors_b = _side(moments.bb / moments.count, moments.mean_b, by_column)
     cross = vectors_a.T @ (moments.ab / moments.count / torch.outer(scale_a, scale_b)) @ vectors_b
     for ridge in ridges:
         root_a, root_b = ((values + ridge * values.mean()).rsqrt() for values in (values_a, values_b))
@@ -104,15 +102,9 @@ def canonical_directions(
         yield CanonicalDirections(a * signs / scale_a.unsqueeze(1), b * signs / scale_b.unsqueeze(1), correlations)
 
 
-def _spread(square: Tensor, mean: Tensor, count: int, by_column: bool) -> Tensor:
-    """(F,) what each column is divided by."""
-    if not by_column:
-        return torch.ones_like(mean)
-    spread = (square.diagonal() / count).sqrt()
-    return spread.masked_fill(spread <= 1e-6 * mean.abs(), 1.0)  # what is left of a constant one is rounding
-
-
-def _eigen(square: Tensor, count: int, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, none below zero, and eigenvectors of a side's covariance."""
-    values, vectors = torch.linalg.eigh(square / count / torch.outer(scale, scale))
-    return values.clamp_min(torch.finfo(values.dtype).tiny), vectors
+def _side(covariance: Tensor, mean: Tensor, by_column: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What a side's columns are divided by; eigenvalues, none below zero, and eigenvectors of the quotients."""
+    scale = covariance.diagonal().sqrt() if by_column else torch.ones_like(mean)
+    scale = scale.masked_fill(scale <= 1e-6 * mean.abs(), 1.0)  # what is left of a constant column is rounding
+    values, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))
+    return scale, values.clamp_min(torch.finfo(values.dtype).tiny), vectors

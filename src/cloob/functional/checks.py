@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cloob.functional.modes import in_transform, readable
+from cloob.functional.private import in_transform, readable
 
 
 class NonFiniteFeaturesError(ValueError):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloob.functional.checks import as_rows, check_ids, scalar
-from cloob.functional.modes import outside_autocast
+from cloob.functional.private import outside_autocast
 
 
 @outside_autocast

@@ -121,11 +121,11 @@ def _pairs_above_diagonal(block: Tensor) -> Tensor:
 def _rows(at_least: int, same_rows: bool = True, zeros: bool = True, **named: Tensor) -> list[Tensor]:
     """The matrices in float64, checked; MPS has none."""
     matrices = [(x.cpu() if x.device.type == "mps" else x).double() for x in as_rows(**named)]
-    counts = {name: len(x) for name, x in zip(named, matrices, strict=True)}
+    counts = {name: len(x) for name, x in named.items()}
     if min(counts.values()) < at_least or (same_rows and len(set(counts.values())) > 1):
-        found = " and ".join(f"{name} {count}" for name, count in counts.items())
+        numbers = " and ".join(f"{name} {count}" for name, count in counts.items())
         alike = ", all alike," if same_rows else ""
-        raise ValueError(f"numbers of rows: {found}; at least {at_least}{alike} are expected")
+        raise ValueError(f"numbers of rows: {numbers}; at least {at_least}{alike} are expected")
     for name, x in zip(named, matrices, strict=True):
         check_rows(name, x, zeros=zeros)
     return matrices

@@ -1,9 +1,14 @@
-"""All undocumented names of torch that this package uses; ``tests/functional/test_private.py`` tests each."""
+"""Modes of torch around a call, and all undocumented names of torch that this package uses.
+
+``tests/functional/test_private.py`` tests each of the names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +16,119 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 __all__ = ["tree_flatten", "tree_map", "tree_unflatten"]  # lists, tuples and mappings as leaves and their places
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
-"""Normalisation layers; batch and instance norms have only a private base."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Modes
 
 
-disable_compiler: Callable[..., Any] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
-"""As ``torch.compiler.disable``, which imports the compiler: that takes a second."""
-MODULE_PARTS = ("_modules", "_parameters", "_buffers")
-"""The dictionaries in which a module keeps what was assigned to it."""
+def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
+    """As ``torch.compiler.disable``, which imports the compiler: that takes a second."""
+    outside: Callable[P, R] = getattr(torch, "_disable_dynamo", torch.compiler.disable)(function)
+    return outside
 
 
-def transforms() -> list[Any]:
-    """The ``torch.func`` transforms around the call, the outermost first."""
+def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Runs ``function`` with autocast off on the device of its first tensor argument.
+
+    Logits of unit rows times τ⁻¹ = 30 are off by 0.1 in bfloat16; the towers may run in it, this maths does not.
+    torch.compile would run the backward pass in the autocast around the call: there the call breaks the graph.
+    """
+    eager = outside_compiler(function)
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
+            return function(*args, **kwargs)
+        compiled = torch.compiler.is_compiling() and not is_exporting()
+        with torch.autocast(tensor.device.type, enabled=False):
+            return (eager if compiled else function)(*args, **kwargs)
+
+    return wrapper
+
+
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Inside, float32 matrix products are as ``torch.set_float32_matmul_precision`` takes it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# From torch 2.9 on; its older interface raises where the newer one was used.
+_MATMULS: list[Any] = [
+    backend
+    for backend in (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    if hasattr(backend, "fp32_precision")
+]
+
+
+def lowers_products() -> bool:
+    """Whether torch rounds the inputs of float32 matrix products, to TF32 or bfloat16."""
+    if not _MATMULS:
+        return torch.get_float32_matmul_precision() != "highest"
+    return any(backend.fp32_precision not in ("none", "ieee") for backend in _MATMULS)
+
+
+@contextlib.contextmanager
+def full_products() -> Iterator[None]:
+    """Inside, float32 matrix products are computed in float32, whatever TF32 says; a decorator as well."""
+    if not lowers_products():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if not _MATMULS:
+            stack.enter_context(float32_products("highest"))
+        for backend in _MATMULS:
+            stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+            backend.fp32_precision = "ieee"
+        yield
+
+
+def differentiable_once(refusal: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """For a backward pass: refuses ``create_graph=True``, whose second derivatives would be wrong without a word."""
+
+    def decorate(backward: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(backward)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.is_grad_enabled():
+                raise RuntimeError(refusal)
+            return backward(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
+
+
+def readable() -> bool:
+    """Whether tensors have values to look at: not while torch.compile or torch.export trace, nor inside vmap."""
+    vmap = torch._C._functorch.TransformType.Vmap
+    return not torch.compiler.is_compiling() and all(transform.key() != vmap for transform in _transforms())
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces; torch 2.6 cannot say so."""
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+
+
+def in_transform() -> bool:
+    """Whether ``torch.func`` transforms the call (grad, jvp, vmap, …)."""
+    return bool(_transforms())
+
+
+def _transforms() -> list[Any]:
     return list(torch._C._functorch.get_interpreter_stack() or ())
 
 
-def is_vmap(transform: Any) -> bool:
-    """Whether one of ``transforms`` is a ``torch.func.vmap``."""
-    return bool(transform.key() == torch._C._functorch.TransformType.Vmap)
+# Undocumented names
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
+"""Normalisation layers; batch and instance norms have only a private base."""
+MODULE_PARTS = ("_modules", "_parameters", "_buffers")  # the dictionaries of what was assigned to a module
 
 
 def backend_config() -> str:

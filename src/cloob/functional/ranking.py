@@ -1,8 +1,9 @@
 """Where the right answer lands: ranks, and the accuracies read off them.
 
-Legend: Q queries, G gallery rows, D dimensions, P positives (query, gallery row). A rank is 0-based. All
-measures are fractions in [0, 1]. A rank is computed once and serves every k. Blocks of ``chunk`` rows bound memory to a
-few of chunk². A ValueError is raised for shapes that do not fit, nothing to rank, and an index out of range.
+Queries are (Q, D) rows, a gallery (G, D) rows of the same dtype; scores are computed in float32 (float64 for float64
+rows), in blocks of ``chunk`` rows, which bound memory to a few of chunk². Ranks are int64, 0-based, on the queries'
+device; one rank serves every k. Measures are fractions in [0, 1]. A ValueError is raised for shapes that do not fit,
+nothing to rank, and an index out of range.
 """
 
 from __future__ import annotations
@@ -13,24 +14,16 @@ import torch
 from torch import Tensor
 
 from cloob.functional.checks import as_vector
-from cloob.functional.modes import full_products, outside_autocast
+from cloob.functional.private import full_products, outside_autocast
 
 UNRANKED = torch.iinfo(torch.int64).max
 """The rank of a query that has no finite score with any of its positives: no k reaches it."""
 
 
 def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[int]], chunk: int = 4096) -> Tensor:
-    """Ranks the best positive of each query among the gallery by scalar product.
+    """(Q,) ranks of each query's best positive in the gallery by scalar product, see :func:`ranks_of_pairs`.
 
-    Args:
-        query: (Q, D) rows; scores are computed in float32 (float64 for float64 rows).
-        gallery: (G, D) rows, of the same dtype.
-        targets: The positives of each query: a (Q,) int64 tensor of gallery rows, or Q non-empty sequences of
-            them.
-        chunk: Rows a block.
-
-    Returns:
-        (Q,) int64 ranks, see :func:`ranks_of_pairs`.
+    ``targets`` are the positives: a (Q,) int64 tensor of gallery rows, or Q non-empty sequences of them.
     """
     if isinstance(targets, Tensor):
         pairs = torch.stack([torch.arange(len(targets), device=targets.device), targets.long()], 1)
@@ -42,38 +35,22 @@ def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[in
 
 @outside_autocast
 def ranks_of_pairs(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int = 4096) -> Tensor:
-    """Ranks the best positive of each query, the positives given as a list of (query, gallery row) pairs.
+    """(Q,) ranks of each query's best positive, from (P, 2) int64 pairs (query, gallery row) in any order.
 
-    The rank is the number of negatives (gallery rows that are no positive of the query) that score at least
-    as much as the best positive: a tie ranks behind, so that a tower that maps everything to one point earns
-    nothing. Scores count as tied within the rounding of a scalar product (8 ulp of ‖query‖·max ‖gallery‖),
-    which makes the rank of duplicate rows independent of ``chunk`` and of the matmul at hand; pass float64
-    rows for exact ranks. A row that is not finite scores −∞: in the gallery it is ahead of nobody, and a
+    Each query has a pair or more; repeats do no harm. The rank is the number of negatives (gallery rows that are no
+    positive of the query) that score at least as much as the best positive: a tie ranks last, so that a tower that maps
+    everything to one point earns nothing. Scores count as tied within the rounding of a scalar product (8 ulp of
+    ‖query‖·max ‖gallery‖), which makes the rank of duplicate rows independent of ``chunk`` and of the matmul at hand;
+    pass float64 rows for exact ranks. A row that is not finite scores −∞: in the gallery it is ahead of nobody, and a
     query without any finite positive score is ``UNRANKED``.
-
-    Args:
-        query: (Q, D) rows.
-        gallery: (G, D) rows, of the same dtype.
-        pairs: (P, 2) int64, each query at least once, in any order; repeats do no harm.
-        chunk: Rows a block.
-
-    Returns:
-        (Q,) int64 ranks on the queries' device.
     """
     return _count_ahead(query, gallery, pairs, chunk, both=False)[0]
 
 
 def ranks_of_ids(query: Tensor, gallery: Tensor, ids: Tensor, chunk: int = 4096) -> Tensor:
-    """Ranks each query's id among the distinct ids, of which the gallery keeps the first row.
+    """(N,) ranks of each query's id among the distinct ids; the gallery keeps the first row of an id.
 
-    Args:
-        query: (N, D) rows.
-        gallery: (N, D) rows, of the same dtype and ids.
-        ids: (N,) integers; row i of both sides has id i.
-        chunk: Rows a block.
-
-    Returns:
-        (N,) int64 ranks, see :func:`ranks_of_pairs`.
+    ``ids`` are (N,) integers: row i of both sides has id i.
     """
     distinct, place = torch.unique(ids.to(query.device), return_inverse=True)
     rows = torch.arange(len(place), device=place.device)
@@ -85,13 +62,13 @@ def ranks_of_ids(query: Tensor, gallery: Tensor, ids: Tensor, chunk: int = 4096)
 def mutual_ranks(
     x: Tensor, y: Tensor, pairs: Tensor, chunk: int = 4096, group: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Ranks in both directions from one sweep over the scores: half the work of two calls of `ranks_of_pairs`.
+    """Ranks in both directions from one sweep over the scores: half the work of two calls of :func:`ranks_of_pairs`.
 
     Args:
         x: (N, D) rows.
         y: (M, D) rows, of the same dtype.
         pairs: (P, 2) int64 rows of x and y that belong together; each row of x and of y at least once.
-        chunk: Rows a block.
+        chunk: Rows in a block.
         group: (N,) int64 group of each row of x. With it ``pairs`` name a group and a row of y, and a pair holds for
             all rows of its group: k rows that share k positives take 2k numbers, not k².
 
@@ -111,13 +88,9 @@ recall_at_k = topk_accuracy
 
 
 def median_rank(ranks: Tensor) -> float:
-    """Median of the 1-based ranks, as retrieval papers give it: 1 is best.
+    """Median of (Q,) ranks, counted from 1 as in retrieval papers; for even Q the mean of the middle two.
 
-    Args:
-        ranks: (Q,) int64 0-based ranks.
-
-    Returns:
-        The median, the mean of the middle two for even Q; ``inf`` when it falls on an ``UNRANKED`` query.
+    It is ``inf`` where it falls on an ``UNRANKED`` query.
     """
     ordered = as_vector(ranks, "ranks").sort().values
     low, high = ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]].tolist()
@@ -125,15 +98,9 @@ def median_rank(ranks: Tensor) -> float:
 
 
 def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """Share of correct samples in each class.
+    """(n_classes,) share of correct samples in each class, float64 on the CPU; NaN for a class without samples.
 
-    Args:
-        correct: (N,) bool or 0/1.
-        labels: (N,) int64 in [0, n_classes).
-        n_classes: Number of classes.
-
-    Returns:
-        (n_classes,) float64 on the CPU; NaN for a class without samples.
+    ``correct`` is (N,) bool or 0/1, ``labels`` (N,) int64 in [0, n_classes).
     """
     correct, labels = correct.cpu(), as_vector(labels, "labels").cpu()  # MPS has no float64
     if int(labels.min()) < 0 or int(labels.max()) >= n_classes:

@@ -1,4 +1,4 @@
-"""The whole objective as the paper writes it (Eq. 3 to 5 of arXiv:2110.11316): the oracle of every other path."""
+"""Hopfield retrieval and the objective as the paper writes them (arXiv:2110.11316): the oracle of all other paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from cloob.family import CONTRASTS, Contrast
 from cloob.functional import contrast as contrasts
 from cloob.functional.checks import as_rows, one_of, scalar
-from cloob.functional.hopfield import hopfield_retrieval
+from cloob.functional.private import outside_autocast
 
 Scale = Literal["paper", "unit"]
 
@@ -120,6 +120,36 @@ def direction_of(
     options: dict[str, Any] = {"exclude_above": exclude_above, "matmul": matmul if fast else None}
     given = {name: value for name, value in options.items() if value is not None}
     return partial(fast or getattr(contrasts, row.function), **({} if row.softmax else {"bias": bias}), **given)
+
+
+@outside_autocast
+def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> Tensor:
+    """One update of a modern Hopfield network, renormalised: ``norm(softmax(β · state storedᵀ) stored)``.
+
+    Each state pattern is replaced by an average of the stored patterns, weighted by their similarity to it (Ramsauer et
+    al. 2021; Eq. 4 and 5). Features that co-occur in the memory reinforce each other, so the retrieved patterns have a
+    richer covariance.
+
+    Args:
+        state: (N, D) state (query) patterns, unit rows.
+        stored: (M, D) stored patterns, unit rows.
+        beta: Inverse temperature β > 0. Large β returns the nearest pattern, small β the mean of the memory; the
+            matched pattern has to win e^{β·s} against M others, so β has to be seen against ln M.
+
+    Returns:
+        (N, D) retrieved patterns, unit rows, float32 (float64 for float64 input). An average that is exactly zero
+        (antipodal stored patterns under equal weights, an empty memory) stays zero, with zero gradient.
+
+    Raises:
+        TypeError: Not tensors.
+        ValueError: Shapes, dtypes or devices do not fit, or β is not positive and finite.
+    """
+    state, stored = as_rows(state=state, stored=stored)
+    beta = scalar("beta", beta, state)
+    association = (beta * state @ stored.T).softmax(dim=-1)  # (N, M)
+    average = association @ stored
+    norms = average.norm(dim=-1, keepdim=True)
+    return torch.where(norms == 0, 0.0, average / norms.clamp_min(torch.finfo(norms.dtype).tiny))  # NaN stays
 
 
 def retrieve(x: Tensor, y: Tensor, beta: float | Tensor) -> Retrieved:

@@ -15,10 +15,17 @@ from cloob import distributed
 from cloob.family import ALIASES, CONTRASTS, FAMILY, OBJECTIVES, PAPER_OBJECTIVES, Contrast, member_name
 from cloob.functional import reference, streamed
 from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of
-from cloob.functional.modes import in_transform, is_exporting, lowers_products, readable
+from cloob.functional.private import in_transform, is_exporting, lowers_products, readable
 from cloob.functional.reference import Scale, check_member, check_pairs, pair_loss
-from cloob.objective.ranks import local_rows, loss_over_ranks
-from cloob.objective.values import Scales, check_finite, check_scales, check_values, logarithm_notice
+from cloob.objective.batch import (
+    Scales,
+    check_finite,
+    check_scales,
+    check_values,
+    local_rows,
+    logarithm_notice,
+    loss_over_ranks,
+)
 from cloob.scales import ScaledModule, callers_level, scalar_parameter
 
 __all__ = [
@@ -45,8 +52,8 @@ STREAM_FROM = 256
 class ContrastiveObjective(ScaledModule):
     """The family {InfoLOOB, InfoNCE, sigmoid} × {Hopfield retrieval, none}; CLOOB, CLIP and SigLIP are members.
 
-    The state holds τ⁻¹ and β, learnable (``log_inv_tau``) or fixed (``fixed_inv_tau``): a state with another fixed
-    value is taken up with a ``FixedScaleWarning``. That of the sigmoid loss also holds its ``bias``, a parameter.
+    The state has τ⁻¹ and β, learnable (``log_inv_tau``) or fixed (``fixed_inv_tau``), and the sigmoid loss's ``bias``.
+    A fixed value that differs in a loaded state is taken, with a ``FixedScaleWarning``.
 
     Args:
         contrast: ``"infoloob"``, ``"infonce"`` or ``"sigmoid"`` (SigLIP's, arXiv:2303.15343).
@@ -65,9 +72,9 @@ class ContrastiveObjective(ScaledModule):
             retrieves, where that is faster, and where autocast or TF32 would round the reference's backward pass; it
             takes the reference inside ``torch.func`` and ``torch.export``.
         gather: Contrast over the batches of all ranks of the process group: True needs one, ``"auto"`` takes the local
-            batch where there is none when the objective is called. The loss is the global one on every rank;
-            gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then). So a
-            learnable scale has to be inside what DDP wraps; FSDP takes no scalars: there average its gradient yourself.
+            batch where there is none at the call. Every rank returns the global loss; gradients are exact after the
+            averaging of DDP or FSDP, until which they carry a factor W. So a learnable scale has to be inside what DDP
+            wraps; FSDP takes no scalars: there average its gradient yourself.
         exclude_above: Margin m: a candidate that is more similar to the anchor than its positive by more than m is no
             negative; None keeps all. See :func:`cloob.functional.info_loob`.
         matmul: ``"bfloat16"`` lets the streamed paths multiply in bfloat16 with float32 accumulation.
@@ -184,7 +191,7 @@ class ContrastiveObjective(ScaledModule):
         return _as_tensor(self.scale_value("beta"))
 
     def scale_value(self, name: str) -> float | Tensor:
-        """As the base's; where a step took the parameter over its bound, value and gradient are those at the bound."""
+        """As the base's; beyond its bound τ⁻¹ has the value and the gradient at the bound."""
         if name == "inv_tau" and self._bounded:
             excess = (self.log_inv_tau.detach() - math.log(MAX_INV_TAU)).clamp_min(0.0)
             return (self.log_inv_tau - excess).exp()
@@ -223,11 +230,10 @@ class ContrastiveObjective(ScaledModule):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Bounds the parameter of a learnable τ⁻¹ of a softmax, so that τ⁻¹ ≤ 100.
+        """Bounds the parameter of a learnable τ⁻¹ of a softmax, so that τ⁻¹ ≤ 100; autograd does not see it.
 
-        The forward pass in training mode does so too, but inside ``torch.func`` and while a graph is traced. Autograd
-        does not see it: a graph that holds the parameter stays good. A tensor that was computed and stands in for the
-        parameter (``functional_call``) is left alone.
+        The forward pass in training mode does so too, except inside ``torch.func`` and while a graph is traced. A
+        computed tensor in the parameter's place (``functional_call``) stays as it is.
         """
         if self._bounded and self.log_inv_tau.is_leaf and not self.log_inv_tau.is_inference():
             self.log_inv_tau.data.clamp_(max=math.log(MAX_INV_TAU))
@@ -249,18 +255,15 @@ class ContrastiveObjective(ScaledModule):
         Args:
             image_features: (N, D) image embeddings, unit rows; float64 with float64, lower precisions as they come.
             text_features: (N, D) text embeddings, unit rows; row i belongs to image i.
-            logit_scale: Takes the place of τ⁻¹ if given: that is how open_clip hands a learnable one over, which needs
-                ``scale="unit"`` (see above).
-            logit_bias: Takes the place of the sigmoid loss's bias if given. Without effect on InfoLOOB and InfoNCE, in
-                which a constant added to all logits cancels.
+            logit_scale: Takes the place of τ⁻¹, as in open_clip; one that learns needs ``scale="unit"`` (see above).
+            logit_bias: Takes the place of the sigmoid loss's bias; in InfoLOOB and InfoNCE a bias cancels.
             ids: (N,) integers (tensor, numpy, list); pairs of equal id are not each other's negatives (``cloob.ids``).
-            hopfield: Takes the place of the constructor's for this call, as a schedule over a run asks for; with
-                ``gather`` the same on all ranks.
+            hopfield: Takes the place of the constructor's for this call; with ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
-            trusted: How many rows each rank brings. Given, the call reads nothing from a device and ranks send each
-                other rows alone: values go unchecked, rows are taken to be of unit length (much longer ones may
-                overflow to a loss that is not finite), and a rank with wrong arguments leaves the others waiting.
-                ``cloob.objective.values.acceptable`` checks the values on the device.
+            trusted: The number of rows of each rank. With it the call reads nothing from a device and ranks exchange
+                rows alone: values go unchecked, rows are taken to be of unit length (much longer ones may overflow to
+                a loss that is not finite), and a rank with wrong arguments leaves the others waiting.
+                ``cloob.objective.batch.acceptable`` checks the values on the device.
 
         Returns:
             0-d loss, float32 (float64 for float64 input), or the dictionary.
@@ -268,8 +271,8 @@ class ContrastiveObjective(ScaledModule):
         Raises:
             NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names it. Not with ``check=False``.
             ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length; a ``logit_scale`` that
-                learns with ``scale="paper"``. With ``gather`` every rank raises, and the message names the rank; also
-                where the ranks' τ⁻¹, β or bias have drifted apart, or their members differ.
+                learns with ``scale="paper"``; ranks whose τ⁻¹, β, bias or member differ. With ``gather`` every rank
+                raises, and the message names the rank.
             RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` and the streamed
                 path, where ``backend="reference"`` is asked for.
         """
@@ -279,15 +282,15 @@ class ContrastiveObjective(ScaledModule):
             needs = "start with torchrun, call init_process_group first, or give gather='auto'"
             raise RuntimeError(f"gather=True needs a process group: {needs}")
         hopfield = self.hopfield if hopfield is None else hopfield
-        member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
-        member["exclude_above"] = self.exclude_above
+        member: dict[str, Any] = {name: getattr(self, name) for name in ("contrast", "scale", "exclude_above")}
+        member["hopfield"] = hopfield
         prepare = partial(self._prepare, logit_scale, logit_bias, hopfield, self.check and trusted is None)
         if self.gather and distributed.world_size() > 1:
             if not torch.compiler.is_compiling() and in_transform():
                 raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
             rows = local_rows(image_features, text_features, ids, prepare, member, trusted)
             backend = self.backend_of(rows.layout.total, rows.x.device, hopfield)
-            loss = loss_over_ranks(*rows, backend, matmul=self.matmul, **member)
+            loss = loss_over_ranks(rows, backend, member, self.matmul)
         else:
             x, y = check_pairs(image_features, text_features)
             backend = self.backend_of(len(x), x.device, hopfield)
@@ -382,4 +385,4 @@ def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
 
 def _arguments(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
     member = FAMILY[name]
-    return {"contrast": member.contrast, "hopfield": member.hopfield, **member.starts(), **overrides}
+    return {"contrast": member.contrast, "hopfield": member.hopfield, **member.starts, **overrides}

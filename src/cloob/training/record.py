@@ -22,7 +22,7 @@ from cloob.errors import TrainingFailed
 from cloob.files import write_whole
 from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.objective import ContrastiveObjective
-from cloob.objective.values import cone_notice, mean_cosine
+from cloob.objective.batch import cone_notice, mean_cosine
 from cloob.training.build import Run
 from cloob.training.faults import kept
 from cloob.training.log import finite

@@ -20,7 +20,7 @@ from cloob.data.batch import micro_batches, rows_of
 from cloob.distributed import Layout, world_size
 from cloob.functional.private import loss_scale, loss_scale_state, step_unless
 from cloob.objective import ContrastiveObjective
-from cloob.objective.values import acceptable
+from cloob.objective.batch import acceptable
 from cloob.training import sharding
 from cloob.training.average import Average
 from cloob.training.gradcache import Buffers, cached_backward

@@ -11,7 +11,7 @@ from torch import nn
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import gather_objects, rank, world_size
 from cloob.errors import InputError, require
-from cloob.functional.modes import float32_products
+from cloob.functional.private import float32_products
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.aligned.vectors import VectorEncoder

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from cloob.functional.checks import as_rows, check_ids, scalar
 from cloob.functional.contrast import check_contrast
-from cloob.functional.streamed.tiles import accumulate, apply, eager, first_order, matmul_dtype, product, strips
+from cloob.functional.streamed import tiles
+from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, first_order, matmul_dtype
 
 
 class _Contrast(torch.autograd.Function):
@@ -52,11 +53,13 @@ class _Contrast(torch.autograd.Function):
         d_anchors, d_candidates = (torch.zeros_like(t) if differentiable else None for t in (anchors, candidates))
         weigh = partial(to_softmax, leave_out=leave_out) if bias is None else to_sigmoid
         by_anchor, by_candidate = torch.zeros_like(positive), candidates.new_zeros(len(candidates), 1)
-        for rows in strips(anchors):
-            p = product(a[rows], c.T, anchors)
+        for rows in blocks(anchors, tiles.strip_rows(anchors.device)):
+            p = (a[rows] @ c.T).to(anchors.dtype)
             if constant is not None:
                 p += constant[rows]
-            exclude(p, rows, offset, ids)
+            p.diagonal(rows.start + offset).fill_(-torch.inf)
+            if ids is not None:
+                p.masked_fill_(ids[0][rows, None] == ids[1][None, :], -torch.inf)
             if exclude_above is not None:
                 p.masked_fill_(p > positive[rows] + inv_tau * exclude_above, -torch.inf)
             losses[rows], pull = weigh(p, positive[rows])
@@ -88,13 +91,6 @@ class _Contrast(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         gradients = (None if gradient is None else grad * gradient for gradient in ctx.saved_tensors)
         return *gradients, None, None, None, None, None, None
-
-
-def exclude(logits: Tensor, rows: slice, offset: int, ids: tuple[Tensor, Tensor] | None) -> None:
-    """Sets the logits of positives, and of candidates that share the anchor's id, to −∞; in place."""
-    logits.diagonal(rows.start + offset).fill_(-torch.inf)
-    if ids is not None:
-        logits.masked_fill_(ids[0][rows, None] == ids[1][None, :], -torch.inf)
 
 
 def to_softmax(logits: Tensor, positive: Tensor, leave_out: bool) -> tuple[Tensor, Tensor]:

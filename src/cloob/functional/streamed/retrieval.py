@@ -9,19 +9,8 @@ from torch import Tensor
 
 from cloob.functional.checks import as_rows, scalar
 from cloob.functional.reference import Retrieved
-from cloob.functional.streamed.tiles import (
-    accumulate,
-    apply,
-    blocks,
-    eager,
-    first_order,
-    matmul_dtype,
-    product,
-    tile_pairs,
-)
+from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, first_order, matmul_dtype, tile_pairs
 
-# exp(±limit), summed over a million rows, is a normal number of the type.
-_UNSHIFTED_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
 _UNIT = 1.01  # the longest that unit rows are after rounding in low precision
 
 
@@ -85,7 +74,7 @@ class _MutualRetrieval(torch.autograd.Function):
         sums_l = torch.zeros_like(a.rows)
         sums_r = sums_l if right is None else torch.zeros_like(b.rows)
         for rows, columns in tile_pairs(left, right):
-            e = product(l[rows, :d], r[columns, :d].T, left).mul_(beta).exp_().to(matmul)
+            e = (l[rows, :d] @ r[columns, :d].T).to(left.dtype).mul_(beta).exp_().to(matmul)
             accumulate(sums_l[rows], e, r_weighted[columns])
             if right is not None or rows != columns:
                 accumulate(sums_r[columns], e.T, l_weighted[rows])
@@ -109,9 +98,9 @@ class _MutualRetrieval(torch.autograd.Function):
         soft_r, term_r = (soft_l, term_l) if right is None else _buffers(b)
         d_beta = torch.zeros_like(beta)
         for rows, columns in tile_pairs(left, right):
-            s = product(l[rows, :d], r[columns, :d].T, left)
+            s = (l[rows, :d] @ r[columns, :d].T).to(left.dtype)
             e = (beta * s).exp_()
-            t = product(g_l[rows], r_weighted[columns].T, left)
+            t = (g_l[rows] @ r_weighted[columns].T).to(left.dtype)
             accumulate(t, l_weighted[rows], g_r[columns].T)
             t.mul_(e)
             if ctx.needs_input_grad[2]:
@@ -163,7 +152,7 @@ class _Retrieval(torch.autograd.Function):
         shift = state.new_full((len(state), 1), -torch.inf)
         for rows in blocks(state):
             for columns in blocks(stored):
-                s = product(q[rows], m[columns, :d].T, state).mul_(beta)
+                s = (q[rows] @ m[columns, :d].T).to(state.dtype).mul_(beta)
                 highest = torch.maximum(shift[rows], s.amax(dim=1, keepdim=True))
                 sums[rows] *= (shift[rows] - highest).exp()
                 accumulate(sums[rows], s.sub_(highest).exp_().to(matmul), m[columns])
@@ -184,9 +173,9 @@ class _Retrieval(torch.autograd.Function):
         d_state, d_stored, d_beta = torch.zeros_like(state), torch.zeros_like(stored), torch.zeros_like(beta)
         for rows in blocks(state):
             for columns in blocks(stored):
-                s = product(q[rows], m[columns, :d].T, state)
+                s = (q[rows] @ m[columns, :d].T).to(state.dtype)
                 e = (beta * s).sub_(shift[rows]).exp_()
-                t = product(g[rows], m[columns].T, state).mul_(e)
+                t = (g[rows] @ m[columns].T).to(state.dtype).mul_(e)
                 if ctx.needs_input_grad[2]:
                     d_beta += (t * s).sum()
                 t, e = t.mul_(beta).to(matmul), e.to(matmul)
@@ -198,11 +187,7 @@ class _Retrieval(torch.autograd.Function):
 
 @eager
 def hopfield_retrieval(
-    state: Tensor,
-    stored: Tensor,
-    beta: float | Tensor,
-    *,
-    matmul: torch.dtype | None = None,
+    state: Tensor, stored: Tensor, beta: float | Tensor, *, matmul: torch.dtype | None = None
 ) -> Tensor:
     """:func:`cloob.functional.hopfield_retrieval` in O((N + M)·D) memory, for any number of states and any β.
 
@@ -216,12 +201,7 @@ def hopfield_retrieval(
 
 @eager
 def retrieve(
-    x: Tensor,
-    y: Tensor,
-    beta: float | Tensor,
-    *,
-    matmul: torch.dtype | None = None,
-    unit_rows: bool = False,
+    x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype | None = None, unit_rows: bool = False
 ) -> Retrieved:
     """The four retrievals of a batch that is its own memory (Eq. 4 and 5), sharing what they share.
 
@@ -266,11 +246,8 @@ def unshifted_is_safe(x: Tensor, y: Tensor, beta: Tensor, matmul: torch.dtype) -
         parts += [(rows - mean).norm(dim=1).max() for rows, mean in zip(both, means, strict=True)]
         parts += [mean.norm() for mean in means]
     number, *lengths = torch.stack(parts).tolist()  # waits for the device once
-    longest = max(lengths[:2])
-    bound = longest**2
-    if matmul != x.dtype:
-        centred = max(lengths[2:4])
-        bound = centred * (max(longest, centred) + max(lengths[4:]))
+    longest, centred, mean_length = (max(lengths[k : k + 2], default=0.0) for k in (0, 2, 4))
+    bound = longest**2 if matmul == x.dtype else centred * (max(longest, centred) + mean_length)
     return bool(number * bound <= _unshifted_limit(x.dtype, matmul))
 
 
@@ -282,5 +259,5 @@ def safe_for_unit_rows(beta: float | Tensor, dtype: torch.dtype, matmul: torch.d
 
 
 def _unshifted_limit(dtype: torch.dtype, matmul: torch.dtype) -> float:
-    # bfloat16 has the range of float32.
-    return _UNSHIFTED_LIMIT[dtype if matmul == dtype else torch.float32]
+    """That exp(±limit), summed over a million rows, is a normal number; bfloat16 has the range of float32."""
+    return 600.0 if dtype == matmul == torch.float64 else 60.0

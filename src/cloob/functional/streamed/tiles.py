@@ -9,7 +9,13 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from cloob.functional.modes import differentiable_once, full_products, in_transform, outside_autocast, outside_compiler
+from cloob.functional.private import (
+    differentiable_once,
+    full_products,
+    in_transform,
+    outside_autocast,
+    outside_compiler,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,11 +44,6 @@ def blocks(matrix: Tensor, size: int | None = None) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def strips(matrix: Tensor) -> list[slice]:
-    """Slices of at most a strip's rows that cover ``matrix``."""
-    return blocks(matrix, strip_rows(matrix.device))
-
-
 def tile_pairs(left: Tensor, right: Tensor | None) -> Iterator[tuple[slice, slice]]:
     """Every tile of left · rightᵀ; with ``right`` None the tiles on and above the diagonal of left · leftᵀ."""
     above = blocks(left)
@@ -56,11 +57,6 @@ def matmul_dtype(matmul: torch.dtype | None, rows: Tensor) -> torch.dtype:
     if matmul not in (None, torch.bfloat16, rows.dtype):
         raise ValueError(f"matmul is {matmul}; torch.bfloat16 or None is expected")
     return matmul or rows.dtype
-
-
-def product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """``a @ b`` in the dtype of ``like``; low-precision factors are summed in float32, then rounded once."""
-    return (a @ b).to(like.dtype)
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:

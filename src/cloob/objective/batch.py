@@ -1,0 +1,208 @@
+"""What a call needs from its batch: rows and scales that are checked, on one rank or over all.
+
+Values are read where that may wait for the device (``check_values``), or decided on it (``acceptable``). The gradient
+contract over ranks is :mod:`cloob.distributed`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from cloob import distributed
+from cloob.distributed import Layout
+from cloob.functional.checks import check_ids, check_number, check_rows, extremes, scalar
+from cloob.functional.private import outside_compiler
+from cloob.functional.reference import check_pairs, combine, direction_of, is_symmetric
+
+Scales = dict[str, float | Tensor]
+"""τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: numbers where they are fixed, else 0-d
+tensors."""
+
+# Rows whose length is further from one bring a warning: rows made unit in bfloat16 are within half of it.
+UNIT_TOLERANCE = 0.01
+_CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
+
+
+def check_scales(scales: Scales, like: Tensor) -> Scales:
+    """The scales of a call, checked as far as no device is waited for; tensors with the rows' dtype and device."""
+    checked = dict(scales)
+    for name, value in scales.items():
+        if isinstance(value, Tensor):
+            checked[name] = scalar(name, value, like, positive=name != "bias")
+        else:
+            check_number(name, value, like.dtype, positive=name != "bias")
+    return checked
+
+
+def check_values(x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: bool) -> dict[str, str | None]:
+    """Checks rows and learned scales, which waits for the device once; returns warnings by their kind.
+
+    ``cone``: check whether rows are too much alike for retrieval; ``given``: τ⁻¹ is an argument of the call.
+    """
+    sides = {"image_features": x, "text_features": y}
+    learned = {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
+    lengths = extremes(**sides, **learned, **({"cosine": mean_cosine(x, y)} if cone else {}))
+    for name in learned:
+        check_number(name, lengths[name][0], x.dtype, positive=name != "bias")
+    notices: dict[str, str | None] = {}
+    for name, rows in sides.items():
+        least, greatest = lengths[name]
+        if not 0 < least <= greatest < math.inf:
+            check_rows(name, rows)
+        if max(1 - least, greatest - 1) > UNIT_TOLERANCE:
+            notices.setdefault(
+                "lengths",
+                f"{name} has rows of length {least:.3g} to {greatest:.3g}, but the objective is one of unit rows: "
+                "torch.nn.functional.normalize makes them (said once; check=False says nothing)",
+            )
+    if cone and (notice := cone_notice(lengths["cosine"][0])):
+        advice = "centre and scale the inputs (cloob.Head does), or begin with infoloob"
+        notices["cone"] = f"{notice}: {advice} (said once; check=False says nothing)"
+    if given:
+        inv_tau = lengths["inv_tau"][0] if "inv_tau" in learned else float(scales["inv_tau"])
+        notices["logarithm"] = logarithm_notice("logit_scale", inv_tau)
+    return notices
+
+
+def mean_cosine(x: Tensor, y: Tensor) -> Tensor:
+    """0-d mean cosine of different rows, on the side whose rows are more alike."""
+    n, means = len(x), torch.stack([F.normalize(rows.detach(), dim=1).mean(dim=0) for rows in (x, y)])
+    return (n * means.square().sum(dim=1).amax() - 1) / max(n - 1, 1)
+
+
+def cone_notice(cosine: float) -> str | None:
+    """A warning of rows that are too much alike for retrieval."""
+    alike = f"rows have a mean cosine of {cosine:.2f}, and Hopfield retrieval averages what is alike"
+    return alike if cosine > _CONE else None
+
+
+def logarithm_notice(name: str, number: float) -> str | None:
+    """A warning of a number that looks like the logarithm of CLIP's τ⁻¹, as its code keeps it."""
+    for inv_tau, shown in ((100.0, "ln 100"), (1 / 0.07, "ln(1/0.07)")):
+        if abs(number / math.log(inv_tau) - 1) < 0.02:
+            return f"{name} is {number:.4g}, which is {shown}: τ⁻¹ itself is meant, {inv_tau:.3g}"
+    return None
+
+
+def check_finite(**named: Tensor) -> None:
+    """NonFiniteFeaturesError for rows that are NaN, infinite or zero, which names them; waits for the device."""
+    for name, rows in named.items():
+        check_rows(name, rows)
+
+
+@torch.no_grad()
+def acceptable(x: Tensor, y: Tensor, *scales: Tensor) -> Tensor:
+    """Whether the objective with ``check=True`` takes these values, 0-d bool on their device; nothing is waited for.
+
+    On all ranks no row of (N, D) is NaN, infinite or zero, and every 0-d scale is positive and finite.
+    """
+    numbers = torch.cat([x.norm(dim=1), y.norm(dim=1), *(scale.reshape(1) for scale in scales)])
+    good = (numbers.isfinite() & (numbers > 0)).all()
+    if distributed.world_size() > 1:
+        least = good.float()
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        good = least > 0
+    return good
+
+
+class LocalRows(NamedTuple):
+    """A rank's x and y (n, D), ids (n,) or None, and scales; and the number of rows of every rank."""
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor | None
+    scales: Scales
+    layout: Layout
+
+
+@outside_compiler
+def local_rows(
+    image_features: Tensor,
+    text_features: Tensor,
+    ids: Tensor | None,
+    prepare: Callable[[Tensor, Tensor], Scales],
+    member: Mapping[str, Any],
+    layout: Layout | None,
+) -> LocalRows:
+    """This rank's rows after the checks on every rank; ``prepare`` looks at rows and gives the scales.
+
+    The first rank's fault is raised on all ranks, as is ValueError where their widths, dtypes, scales or ``member``
+    (contrast, hopfield, scale and margin) differ. With a ``layout`` ranks compare nothing.
+    """
+    fault: Exception | None = None
+    facts: dict[str, Any] = dict(member)
+    scales: Scales = {}
+    x, y = image_features, text_features
+    try:
+        x, y = check_pairs(x, y, at_least=1)
+        both = check_ids(ids, None, len(x), len(x), x.device)
+        ids = None if both is None else both[0].to(torch.int64)
+        scales = prepare(x, y)
+        if layout is not None:
+            return LocalRows(x, y, ids, scales, layout)
+        facts |= {name: float(scale.detach() if isinstance(scale, Tensor) else scale) for name, scale in scales.items()}
+        facts |= {"rows": len(x), "embedding dimension": x.shape[1], "dtype": str(x.dtype), "ids": ids is not None}
+    except Exception as error:
+        if layout is not None:
+            raise
+        fault = error
+    # The same on all ranks: also where this one was handed no tensor.
+    somewhere = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = image_features.device if isinstance(image_features, Tensor) else somewhere
+    by_name = distributed.agree(facts, fault, distributed.host(device))
+    for name, of_ranks in by_name.items():
+        if name in scales:
+            # Processors that differ may give other last bits for the exponential of the same parameter.
+            size = max(1.0, *map(abs, of_ranks)) if name == "bias" else min(of_ranks)
+            differ = max(of_ranks) - min(of_ranks) > 1e-3 * size
+        else:
+            differ = name != "rows" and len(set(of_ranks)) > 1
+        if differ:
+            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(of_ranks))
+            advice = "; average a learnable one's gradient: inside what DDP wraps, or by yourself"
+            raise ValueError(f"ranks differ in {name}: {named}{advice if name in scales else ''}")
+    return LocalRows(x, y, ids, scales, Layout(by_name["rows"]))
+
+
+def loss_over_ranks(
+    rows: LocalRows, backend: ModuleType, member: Mapping[str, Any], matmul: torch.dtype | None
+) -> Tensor:
+    """The global loss by the functions of a backend, with the gradient of this rank's rows."""
+    x, y, ids, scales, layout = rows
+    contrast, hopfield, scale, exclude_above = (member[k] for k in ("contrast", "hopfield", "scale", "exclude_above"))
+    inv_tau, beta = scales["inv_tau"], scales["beta"]
+    all_x, all_y = _gather_both(x, y, layout)
+    if hopfield:
+        u_x, u_y, v_x, v_y = (
+            backend.hopfield_retrieval(query, memory, beta, **({"matmul": matmul} if matmul else {}))
+            for memory in (all_x, all_y)
+            for query in (x, y)
+        )
+        all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
+    else:
+        u_x, v_y, all_u_y, all_v_x = x, y, all_y, all_x
+    direction = direction_of(backend, contrast, scales["bias"], exclude_above, matmul)
+    positives = {
+        "positive_offset": layout.local.start,
+        "ids": ids,
+        "candidate_ids": None if ids is None else distributed.gather_rows(ids, layout),
+    }
+    images = direction(u_x, all_u_y, inv_tau, **positives)
+    # Where both directions are one sum over all pairs, the sum over ranks of the first is that sum.
+    texts = images if is_symmetric(contrast, hopfield, exclude_above) else direction(v_y, all_v_x, inv_tau, **positives)
+    share = len(x) / layout.total
+    return distributed.global_sum(combine(images, texts, inv_tau, scale) * share)
+
+
+def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Both matrices from all ranks in one exchange."""
+    both = distributed.gather_rows(torch.cat([left, right], dim=1), layout)
+    return both[:, : left.shape[1]], both[:, left.shape[1] :]
