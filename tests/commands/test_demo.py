@@ -37,8 +37,9 @@ def check_written(folder: Path, capsys: pytest.CaptureFixture[str], models: list
     (other,) = [model for model in models if model != best]
     assert f"Nearest first, by {best};" in page and f"The same by {other}" in page and f"found by {best}:" in out
     lines = [line.partition(":")[2] for line in err.splitlines() if line.startswith(("next:", "  or:"))]
-    serve, search = (shlex.split(line)[1:] for line in lines)
+    serve, search, suspects = (shlex.split(line)[1:] for line in lines)
     assert serve == ["serve", str(folder / "demo" / "index")] and search[0] == "search"
+    assert suspects == ["data", "demo", "--suspects", str(folder / "demo" / "suspects.csv")]
     with Index.open(folder / "demo" / "index") as index:
         names = [Path(item.path).name for item in index.items(index.store.ids())]
         assert len(index) == 8 and sum(name.startswith(("red.", "red ")) for name in names) == 2

@@ -114,7 +114,8 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
         print(f"  {query.query:<{max(map(len, TEXTS))}}  {names}")
     index = _build_index(folders[finder], noto, out, device)
     print(f"\n{out}/  one run folder per objective, results.json, pictures/, index/\n{page}")
-    say_next(["serve", index], ["search", index, "something red"])
+    suspects = [["data", "demo", "--suspects", str(out / "suspects.csv")]] if frozen else []
+    say_next(["serve", index], ["search", index, "something red"], *suspects)
     return compare.report_problems(results)
 
 
