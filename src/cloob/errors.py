@@ -23,9 +23,9 @@ class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a
 
 def refuse(mistakes: Mapping[str, object]) -> None:
     """Refuses with the first sentence that applies."""
-    for said, applies in mistakes.items():
+    for sentence, applies in mistakes.items():
         if applies:
-            raise InputError(said)
+            raise InputError(sentence)
 
 
 def counted(number: int, things: str) -> str:

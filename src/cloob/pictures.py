@@ -24,7 +24,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -60,24 +60,16 @@ _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _REDUCTIONS = (1, 2, 4, 8)  # what a JPEG decoder can do
 _ONE_COLOUR = 2.0  # standard deviation of each channel, of 255, up to which a picture is nearly one colour
 _MAX_RATIO = 64  # of a picture's sides, up to which all of it is resized for a model that looks at its middle
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURN_NAMES = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_TURNS = {orientation: Image.Transpose[name] for orientation, name in enumerate(_TURN_NAMES.split(), 2)}
 
 
+@dataclass(eq=False)
 class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the program
-    """An image file that cannot be decoded: ``reason``, and ``detail``, what was found."""
+    """An image file that cannot be decoded."""
 
-    def __init__(self, reason: Fault, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason: Fault = reason
-        self.detail = detail
+    reason: Fault
+    detail: str
 
 
 class Encoded:
@@ -167,8 +159,8 @@ class Encoded:
                 self._image = _open(self._data + b"\xff\xd9")  # with an end
                 self._load(factor)
                 if (missing := _missing(self._image)) > MAX_MISSING:
-                    said = f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
-                    raise Unreadable("corrupt image", said) from None
+                    detail = f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
+                    raise Unreadable("corrupt image", detail) from None
                 self.truncated = True
             _check_pixels(self._image, self._max_pixels)
             image = _to_rgb(self._image)
@@ -197,7 +189,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def read_file(path: Path | str) -> bytes:
-    """Reads an image file whole; Unreadable above ``MAX_IMAGE_BYTES``, OSError or ValueError where there is none."""
+    """The bytes of an image file; Unreadable above ``MAX_IMAGE_BYTES``, OSError or ValueError where there is none."""
     try:
         return read_at_most(path, MAX_IMAGE_BYTES)
     except TooLarge as error:
@@ -256,11 +248,8 @@ def middle(image: Image.Image) -> Image.Image:
 
 
 def _exif_of(image: Image.Image) -> Image.Exif | None:
-    """What the camera wrote; None where nothing can be read, which is no fault of the pixels.
-
-    Not ``getexif()``, which in later Pillows also looks into XMP; browsers do not.
-    """
-    exif = Image.Exif()
+    """The camera's EXIF; None where nothing can be read, which is no fault of the pixels."""
+    exif = Image.Exif()  # not `getexif()`, which in later Pillows also looks into XMP; browsers do not
     try:
         exif.load(image.info["exif"])
     except Exception:  # Pillow raises nearly anything on damaged EXIF
@@ -325,7 +314,7 @@ def _grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _decoding(n_bytes: int | None = None) -> Iterator[None]:
     """Inside, Pillow warns of nothing (odd metadata, palettes), and what it raises becomes ``Unreadable``."""
     size = "" if n_bytes is None else f"{n_bytes:,} bytes, "
@@ -339,8 +328,8 @@ def _decoding(n_bytes: int | None = None) -> Iterator[None]:
         raise Unreadable("image too large", str(error) or "it takes more memory than there is") from None
     except Exception as error:  # the message of the first two holds an address of memory, which differs per run
         unknown = isinstance(error, UnidentifiedImageError | SyntaxError)
-        said = "not an image file" if unknown else f"{type(error).__name__}: {error}"
-        raise Unreadable("corrupt image", f"{size}{said}") from None
+        detail = "not an image file" if unknown else f"{type(error).__name__}: {error}"
+        raise Unreadable("corrupt image", f"{size}{detail}") from None
 
 
 def _open(data: bytes) -> Image.Image:
@@ -388,10 +377,7 @@ def _is_raw(data: bytes) -> bool:
 
 
 def _preview(data: bytes) -> tuple[bytes, tuple[int, int]]:
-    """The JPEG inside a RAW file, and the upright size of the sensor's picture.
-
-    LibRaw gives the JPEG the EXIF of the camera, if it has none.
-    """
+    """The JPEG inside a RAW file, with the camera's EXIF; and the upright size of the sensor's picture."""
     with raw_reader().imread(io.BytesIO(data)) as raw:
         found, sizes = raw.extract_thumb().data, raw.sizes
     if not isinstance(found, bytes):

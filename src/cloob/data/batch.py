@@ -9,14 +9,13 @@ import codecs
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cloob.errors import InputError
 from cloob.files import TooLarge, read_at_most
-from cloob.pictures import Unreadable, read_file
+from cloob.pictures import MAX_IMAGE_BYTES, Unreadable
 
 if TYPE_CHECKING:  # sources are opened, and refused, before torch is imported
     import torch
@@ -148,60 +147,56 @@ def micro_batches(side: Any, parts: int) -> list[Any]:
 
 
 def _leaves(side: Any) -> tuple[list[Any], Any]:
-    """Tensors, lists of texts and whatever else a batch consists of, and their places in lists and mappings."""
+    """Tensors, lists of texts and other leaves of a batch, and their places in lists and mappings."""
     from cloob.functional.private import tree_flatten
 
-    texts = lambda part: isinstance(part, list | tuple) and isinstance((part or [None])[0], str)  # noqa: E731
-    found: tuple[list[Any], Any] = tree_flatten(side, is_leaf=texts)
-    return found
+    def is_texts(part: Any) -> bool:
+        return isinstance(part, list | tuple) and isinstance((part or [None])[0], str)
+
+    leaves, spec = tree_flatten(side, is_leaf=is_texts)
+    return leaves, spec
 
 
 def caption_id(caption: str) -> int:
-    """A stable id of a caption in [0, 2**63), for finding pairs that say the same up to case and white space."""
+    """A stable id of a caption in [0, 2**63), the same for captions that differ in case and white space only."""
     from cloob.functional.ids import id_digest  # torch, which sources are refused without
 
     return id_digest(" ".join(caption.casefold().split()))
 
 
 def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
-    """Stored bytes as a caption; ``where`` is what the detail of a failure starts with, e.g. the row of a table."""
-    reason: Reason = "empty caption"
-    caption = detail = ""
-    if raw is None:
-        reason = "missing caption"
-    elif len(raw) > MAX_CAPTION_BYTES:
+    """Stored bytes as a caption; the detail of a failure starts with ``where``, e.g. the row of a table."""
+    reason: Reason = "missing caption" if raw is None else "empty caption"
+    detail = ""
+    if raw and len(raw) > MAX_CAPTION_BYTES:
         reason, detail = "caption too long", f"{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}"
-    else:
+    elif raw:
+        is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
-            is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-            caption = raw.decode("utf-16" if is_utf16 else "utf-8-sig").strip()
+            if caption := raw.decode("utf-16" if is_utf16 else "utf-8-sig").strip():
+                return caption
         except UnicodeDecodeError as error:
             reason, detail = "caption not UTF-8", f"byte {error.start} of {len(raw)}"
-    if not caption:
-        raise BadSample(reason, key, ": ".join(filter(None, (where, detail))))
-    return caption
+    raise BadSample(reason, key, ": ".join(filter(None, (where, detail))))
 
 
 def read_caption_file(path: Path | str, key: str) -> bytes:
-    return _read(path, key, "missing caption", partial(read_at_most, most=MAX_CAPTION_BYTES))
+    return _read(path, key, MAX_CAPTION_BYTES, "missing caption", "caption too long")
 
 
 def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
-    return _read(path, key, "missing image", read_file, where)
+    return _read(path, key, MAX_IMAGE_BYTES, "missing image", "image too large", where)
 
 
-def _read(path: Path | str, key: str, missing: Reason, read: Callable[[Path | str], bytes], where: str = "") -> bytes:
-    reason: Reason
+def _read(path: Path | str, key: str, most: int, missing: Reason, too_large: Reason, where: str = "") -> bytes:
     try:
-        return read(path)
+        return read_at_most(path, most)
     except TooLarge as error:
-        reason, said = "caption too long", str(error)
-    except Unreadable as error:
-        reason, said = error.reason, error.detail
+        reason, message = too_large, str(error)
     except (OSError, ValueError) as error:
         reason = "no permission to read" if isinstance(error, PermissionError) else missing
-        said = getattr(error, "strerror", None) or str(error)
-    raise BadSample(reason, key, ": ".join(filter(None, (where, f"{path}: {said}"))))
+        message = getattr(error, "strerror", None) or str(error)
+    raise BadSample(reason, key, ": ".join(filter(None, (where, f"{path}: {message}"))))
 
 
 @contextmanager

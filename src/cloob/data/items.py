@@ -52,25 +52,20 @@ class ItemLoader(Loader):
     """This rank's batches of a ``Dataset``; ``train``: a new order in each epoch, without the last, smaller batch."""
 
     by_id = True
+    _pool: WorkerPool
 
     def __init__(
         self, items: Items, batch_size: int, *, seed: int, train: bool, rank: int, world_size: int, workers: int
     ) -> None:
         order = EpochOrder([Part((len(items),))], seed=seed, shuffle=train)
         super().__init__(items.name, order, batch_size, drop_last=train, rank=rank, world_size=world_size)
-        self._builder = _ItemBuilder(items, seed)
         if workers and (first := items.first()) is not None:
             size = sum(tensor.nbytes for tensor in tensors_of(collation(items)([first])))
             check_shared_memory(workers, size * -(-batch_size // world_size))
-        self._pool = WorkerPool(self._builder, workers, pin_memory=False) if workers else None
+        self._pool = WorkerPool(_ItemBuilder(items, seed), workers, pin_memory=False)
 
     def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
-        requests = ((epoch, rows(start)) for start in starts)
-        return map(self._builder.__getitem__, requests) if self._pool is None else self._pool.batches(requests)
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
+        return self._pool.batches((epoch, rows(start)) for start in starts)
 
 
 def collation(items: Items) -> Callable[[list[Any]], Any]:

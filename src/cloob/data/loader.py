@@ -57,6 +57,7 @@ class Loader(ABC):
     """
 
     by_id = False  # whether held-out pairs of one id are one answer; else each pair is its own
+    _pool: WorkerPool | None = None  # of those that make batches of single items
 
     def __init__(
         self, name: str, order: EpochOrder, batch_size: int, *, drop_last: bool, rank: int = 0, world_size: int = 1
@@ -98,8 +99,10 @@ class Loader(ABC):
     def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
         """``rows`` are this rank's of the global batch that begins at a position of the epoch."""
 
-    def close(self) -> None:  # noqa: B027 - for most there is nothing to end
+    def close(self) -> None:
         """Ends worker processes; the loader cannot be used afterwards."""
+        if self._pool is not None:
+            self._pool.close()
 
 
 class PairLoader(Loader):
@@ -111,6 +114,8 @@ class PairLoader(Loader):
     picture are one pair of an epoch, with a caption drawn from (seed, epoch, picture) where ``transform`` is a
     ``TrainTransform``, else the first.
     """
+
+    _pool: WorkerPool
 
     def __init__(
         self,
@@ -144,23 +149,13 @@ class PairLoader(Loader):
         self.source = source
         self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))
         self._pictures = pictures
-        self._builder = BatchBuilder(source, transform, tokenizer, seed, pictures)
+        builder = BatchBuilder(source, transform, tokenizer, seed, pictures)
         if workers:
-            check_shared_memory(workers, self._builder.image_bytes * -(-batch_size // world_size))
-        self._pin = pin_memory and torch.cuda.is_available()
-        self._pool = WorkerPool(self._builder, workers, pin_memory=self._pin) if workers else None
+            check_shared_memory(workers, builder.image_bytes * -(-batch_size // world_size))
+        self._pool = WorkerPool(builder, workers, pin_memory=pin_memory and torch.cuda.is_available())
 
     def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
-        requests = self._requests(epoch, starts, rows)
-        if self._pool is not None:
-            return self._pool.batches(requests)
-        batches = map(self._builder.__getitem__, requests)
-        return map(Batch.pin_memory, batches) if self._pin else batches
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        return self._pool.batches(self._requests(epoch, starts, rows))
 
     def _requests(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Request]:
         soon = iter(starts if self.source.streamed else ())
@@ -267,19 +262,20 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
 
 
 class WorkerPool:
-    """Processes that live until ``close``, each with a copy of the builder."""
+    """Processes that live until ``close``, each with a copy of the builder; without ``workers`` this process."""
 
     def __init__(self, builder: Dataset[Batch], workers: int, *, pin_memory: bool) -> None:
+        self._builder, self._workers, self._pin = builder, workers, pin_memory
         self._requests: Iterable[Request] = ()
         self._loader: DataLoader[Any] = DataLoader(
             builder,
-            batch_size=None,  # the builder makes whole batches
+            batch_size=None,  # the builder makes the batches
             sampler=self,
             num_workers=workers,
-            prefetch_factor=_WAITING,
+            prefetch_factor=_WAITING if workers else None,
             pin_memory=pin_memory,
             worker_init_fn=_begin_worker,
-            persistent_workers=True,
+            persistent_workers=workers > 0,
             # Its own generator: else the pool would draw from the global one, and runs would depend on `workers`.
             generator=torch.Generator(),
         )
@@ -292,6 +288,10 @@ class WorkerPool:
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """The batches of the requests in their order, of one call at a time; RuntimeError when a worker dies."""
+        if not self._workers:
+            for batch in map(self._builder.__getitem__, requests):
+                yield batch.pin_memory() if self._pin else batch
+            return
         self._requests = requests
         with warnings.catch_warnings():
             # Python 3.12+ warns of any fork with threads about; the workers only run our code, which takes no locks.
@@ -304,8 +304,8 @@ class WorkerPool:
             except StopIteration:
                 return
             except InputError as error:  # a worker's comes with its traceback: the last line is the message
-                said = str(error).strip().rsplit("\n", 1)[-1]
-                raise InputError(said.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None
+                message = str(error).strip().rsplit("\n", 1)[-1]
+                raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None
             except (EOFError, OSError, RuntimeError) as error:
                 # torch asks who is dead when a pipe breaks; a killed process breaks its pipes before it is dead.
                 if "in DataLoader worker process" not in str(error):  # which is an error of the worker's own
@@ -335,10 +335,10 @@ def _begin_worker(_: int) -> None:
         import resource
 
         lines = Path("/proc/self/status").read_text().splitlines()
-        held = next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
+        used = next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
         most = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        wanted = held * 1024 + MAX_MEMORY
-        resource.setrlimit(resource.RLIMIT_DATA, (wanted if most < 0 else min(wanted, most), most))
+        limit = used * 1024 + MAX_MEMORY
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if most < 0 else min(limit, most), most))
 
 
 class Copies:

@@ -66,8 +66,8 @@ def open_source(
     """
     source = open_unprobed(str(spec), image_column, caption_column, cache or Cache())
     wrong = getattr(source, "remark", "")
-    said = f"{source.name}: {counted(len(source), 'rows')}{'; ' if wrong else ''}{wrong}"
-    _log.log(logging.WARNING if wrong else logging.INFO, "%s", said)
+    message = f"{source.name}: {counted(len(source), 'rows')}{'; ' if wrong else ''}{wrong}"
+    _log.log(logging.WARNING if wrong else logging.INFO, "%s", message)
     check_usable(source)
     return source
 

@@ -151,12 +151,11 @@ class Subset:
 
 
 def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:
-    """The rows of each source that are held out to judge by, ascending int64; at most ``share`` of all, at least two.
+    """The held-out rows of each source, ascending int64: at most ``share`` of all, at least two.
 
-    Which pairs are held out depends on their bytes alone: not on a seed, the order of the rows or the names of files.
-    Groups are taken in the order of a hash until the share is reached; one that is too large for what is missing is
-    left to the training, and one with a picture that cannot be decoded. Pairs that cannot be read stay there too, where
-    they are counted. The sources are looked at together, so that no pair is held out of one and trained on in another.
+    Pairs of equal pictures (byte by byte) or equal captions (up to case and spaces) are a group, with all that they are
+    linked to. Groups are taken in the order of a hash of their bytes until the share is reached. One that is too large
+    for the rest, or has a picture that cannot be decoded, is trained on; so are pairs that cannot be read.
     """
     places, groups = _groups(sources)
 
@@ -168,19 +167,19 @@ def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]
             return False
         return True
 
-    held: list[list[int]] = [[] for _ in sources]
+    chosen: list[list[int]] = [[] for _ in sources]
     left = most = min(max(2, round(share * len(places))), len(places) - 1)
     for members in groups:
         if len(members) <= left and all(map(decodes, members)):
             left -= len(members)
             for source, row in map(places.__getitem__, members):
-                held[source].append(row)
-    emptied = [source.name for source, rows in zip(sources, held, strict=True) if len(rows) == len(source)]
+                chosen[source].append(row)
+    emptied = [source.name for source, rows in zip(sources, chosen, strict=True) if len(rows) == len(source)]
     if most - left < 2 or emptied:
         of_all = f"val_split is {share:g}: of {len(places):,} usable pairs {most - left} can be held out"
         wrong = f"{emptied[0]}: all its pairs would be held out" if emptied else of_all
         raise InputError(f"{wrong} without a picture or caption that the others have too; give --val-data")
-    return [np.array(sorted(rows), np.int64) for rows in held]
+    return [np.array(sorted(rows), np.int64) for rows in chosen]
 
 
 def split(sources: Sequence[Source], held_out: Sequence[np.ndarray]) -> tuple[Source, Source]:

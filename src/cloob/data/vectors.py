@@ -28,7 +28,7 @@ FORMS = "FILE.npy, FILE.csv, FILE.parquet[:COLUMN], FILE.npz:NAME, FILE.safetens
 _HDF5 = (".h5", ".hdf5", ".h5ad")
 _TABLES = (".csv", ".parquet")
 _SUFFIXES = (".npy", ".npz", ".safetensors", *_TABLES, *_HDF5)
-_IN_CACHE = 256  # likewise, where each number is looked at once
+_IN_CACHE = 256  # rows that are looked at together
 
 
 def read_matrix(spec: str) -> np.ndarray:
@@ -57,7 +57,7 @@ def _split(spec: str) -> tuple[Path, str]:
     return (Path(place), name) if Path(place).suffix in _SUFFIXES[1:] else (Path(spec), "")
 
 
-def _read(spec: str, dimensions: int, kinds: str, wanted: str) -> np.ndarray:
+def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
     path, name = _split(spec)
     found: Any = None
     with reading(path, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError):
@@ -77,7 +77,7 @@ def _read(spec: str, dimensions: int, kinds: str, wanted: str) -> np.ndarray:
     if not isinstance(found, np.ndarray):
         wrong = f"vectors come as {FORMS}"
     elif found.ndim != dimensions or 0 in found.shape or found.dtype.kind not in kinds:
-        wrong = f"holds {found.dtype} {found.shape}; {wanted}"
+        wrong = f"holds {found.dtype} {found.shape}; {expected}"
     else:
         return found
     raise InputError(f"{spec}: {wrong}")
@@ -139,14 +139,13 @@ def _known(name: str, names: Sequence[str], path: Path) -> str:
 
 def _of_column(column: Any) -> np.ndarray:
     """A column as an array: (n, F) of lists of equal length without gaps, else (n,)."""
-    whole = column.combine_chunks()
-    if str(whole.type).startswith(("list", "large_list", "fixed_size_list")):
-        numbers = whole.flatten()
-        if not whole.null_count and not numbers.null_count and len({len(row) for row in whole}) == 1:
-            rows: np.ndarray = numbers.to_numpy(zero_copy_only=False).reshape(len(whole), -1)
-            return rows
-    array: np.ndarray = whole.to_numpy(zero_copy_only=False)
-    return array
+    cells = column.combine_chunks()
+    shape: tuple[int, ...] = (-1,)
+    if str(cells.type).startswith(("list", "large_list", "fixed_size_list")):
+        numbers = cells.flatten()
+        if not cells.null_count and not numbers.null_count and len({len(row) for row in cells}) == 1:
+            cells, shape = numbers, (len(cells), -1)
+    return np.asarray(cells.to_numpy(zero_copy_only=False)).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -175,24 +174,17 @@ class VectorPairs:
         """Some pairs: (n, F) and (n, F') float32, (n,) ids, and what to call each in a log."""
         of_a, of_b = self.rows[places].T
         keys = tuple(map(str if self.labels is None else self.labels.__getitem__, of_a.tolist()))
-        return (
-            as_floats(self.a.take(of_a, 0)),
-            as_floats(self.b.take(of_b, 0)),
-            torch.from_numpy(self.ids[places]),
-            keys,
-        )
+        a, b = as_floats(self.a.take(of_a, 0)), as_floats(self.b.take(of_b, 0))
+        return a, b, torch.from_numpy(self.ids[places]), keys
 
     def only(self, places: np.ndarray) -> VectorPairs:
-        """Some of the pairs."""
         return replace(self, rows=self.rows[places], ids=self.ids[places])
 
     def split(self, share: float) -> tuple[VectorPairs, VectorPairs]:
         """The pairs without a share of the ids, and those with them: always the same, however the rows are ordered."""
         distinct, place = np.unique(self.ids, return_inverse=True)  # sorted by digest, which is as good as chance
         held_out = place < max(2, round(share * len(distinct)))
-        rest = replace(self, rows=self.rows[~held_out], ids=self.ids[~held_out])
-        name = f"{self.name} (held out)"
-        return rest, replace(self, name=name, rows=self.rows[held_out], ids=self.ids[held_out], skipped=())
+        return self.only(~held_out), replace(self.only(held_out), name=f"{self.name} (held out)", skipped=())
 
 
 def open_pairs(
@@ -216,7 +208,7 @@ def open_pairs(
             raise InputError(f"{both}; {advice}")
         labels = None if ids is None else read_ids_of(ids, len(left), a)
         rows = np.broadcast_to(np.arange(len(left))[:, None], (len(left), 2))
-    return _usable((a, b), (_split(a)[0].name, _split(b)[0].name), left, right, rows, labels, skipped)
+    return _usable((a, b), f"{_split(a)[0].name} and {_split(b)[0].name}", left, right, rows, labels, skipped)
 
 
 class SparseRows:
@@ -241,12 +233,12 @@ class SparseRows:
 def pairs_in_memory(a: np.ndarray | SparseRows, b: np.ndarray | SparseRows, ids: list[str] | None) -> VectorPairs:
     """Row i of X, as the matrix a is called, with row i of y; ``ids`` as those of a file."""
     rows = np.broadcast_to(np.arange(len(a))[:, None], (len(a), 2))
-    return _usable(("X", "y"), ("X", "y"), a, b, rows, ids, [])
+    return _usable(("X", "y"), "X and y", a, b, rows, ids, [])
 
 
 def _usable(
     specs: tuple[str, str],
-    names: tuple[str, str],
+    name: str,
     a: np.ndarray | SparseRows,
     b: np.ndarray | SparseRows,
     rows: np.ndarray,
@@ -263,7 +255,7 @@ def _usable(
         digests = _scattered(rows[:, 0])
     else:
         digests = np.fromiter((id_digest(labels[row]) for row in rows[:, 0].tolist()), np.int64, len(rows))
-    return VectorPairs(" and ".join(names), a, b, rows, digests, labels, tuple(skipped))
+    return VectorPairs(name, a, b, rows, digests, labels, tuple(skipped))
 
 
 def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:

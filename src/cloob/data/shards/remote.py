@@ -82,16 +82,15 @@ def _download(url: str, target: Path) -> tuple[str | None, bool]:
         if isinstance(error, FileNotFoundError):
             return "no such file", True
         status = getattr(error, "status", None)
-        said = f"HTTP {status} {getattr(error, 'message', '')}".rstrip() if status else one_line(error)
+        message = f"HTTP {status} {getattr(error, 'message', '')}".rstrip() if status else one_line(error)
         refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-        return said, refused or isinstance(error, PermissionError)
+        return message, refused or isinstance(error, PermissionError)
     size = target.stat().st_size
     return None if progress.size in (None, size) else f"ended after {size:,} of {progress.size:,} bytes", False
 
 
 def _filesystem(url: str) -> Any:
-    scheme = url.partition("://")[0].lower()
-    if scheme in ("http", "https"):
+    if (scheme := url.partition("://")[0].lower()) in ("http", "https"):
         return _web(url)
     try:
         # By scheme alone: a complete URL would also be taken for a chain of file systems (``zip::…``).

@@ -58,8 +58,6 @@ class FileSource(ABC, Generic[T]):
         self._failed: dict[int, tuple[float, Exception]] = {}  # until when it is not tried again, and why
         self._lock = threading.Lock()
         self._prefetching = 0  # the process whose threads prepare files
-        self._wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._asked: list[int] = []
 
     @abstractmethod
     def prepare(self, shard: int) -> Path:
@@ -89,40 +87,38 @@ class FileSource(ABC, Generic[T]):
             self._opened.move_to_end(shard)
             return self._opened[shard]
 
-    def _open(self, shard: int) -> Exception | None:
+    def _open(self, shard: int, attempts: int = 3) -> Exception | None:
         """Opens a file; returns why it cannot be opened."""
-        error: Exception
-        for _ in range(3):
-            try:
-                self._opened[shard] = self.load(shard, self.prepare(shard))
-                return None
-            except FileNotFoundError as gone:  # another process has made room in between
-                error = gone
-            except (OSError, InputError) as wrong:
-                error = wrong
-                break
-        self._failed[shard] = time.monotonic() + _FAILED_SECONDS, error
-        return error
+        try:
+            self._opened[shard] = self.load(shard, self.prepare(shard))
+        except (OSError, InputError) as error:
+            if isinstance(error, FileNotFoundError) and attempts > 1:  # another process has made room in between
+                return self._open(shard, attempts - 1)
+            self._failed[shard] = time.monotonic() + _FAILED_SECONDS, error
+            return error
+        return None
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the files of these rows prepared in the background; failures show when a row is read."""
         if self._prefetching != os.getpid():  # a forked process has threads of its own
-            self._prefetching, self._wanted, self._asked = os.getpid(), queue.SimpleQueue(), []
+            self._prefetching = os.getpid()
+            self._requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+            self._requested: list[int] = []
             for _ in range(_DOWNLOADS):  # daemons: the end of the program does not wait for them
-                threading.Thread(target=self._prepare_wanted, name="cloob-prefetch", daemon=True).start()
+                threading.Thread(target=self._prepare_requested, name="cloob-prefetch", daemon=True).start()
         for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
-            if shard not in self._asked:
-                self._wanted.put(shard)
-                self._asked = [*self._asked[-63:], shard]
+            if shard not in self._requested:
+                self._requests.put(shard)
+                self._requested = [*self._requested[-63:], shard]
 
-    def _prepare_wanted(self) -> None:
+    def _prepare_requested(self) -> None:
         while True:
             with contextlib.suppress(InputError, OSError):
-                self.prepare(self._wanted.get())
+                self.prepare(self._requests.get())
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_opened", "_failed", "_lock", "_prefetching", "_wanted", "_asked")
-        return {key: value for key, value in vars(self).items() if key not in own}
+        local = ("_opened", "_failed", "_lock", "_prefetching", "_requests", "_requested")
+        return {key: value for key, value in vars(self).items() if key not in local}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
