@@ -129,6 +129,20 @@ def write_arrow(path: Path, table: Any, kind: str = "file", **options: object) -
     return path
 
 
+def outcomes(source: Any) -> dict[str, str]:
+    """For the key of each pair its caption, or the reason why it cannot be used."""
+    from cloob.data.batch import BadSample
+
+    found = {}
+    for i in range(len(source)):
+        try:
+            sample = source.read(i)
+            found[sample.key] = sample.caption
+        except BadSample as bad:
+            found[bad.key] = bad.reason
+    return found
+
+
 def write_pairs(folder: Path, captions: Mapping[str, tuple[Colour, str]], size: tuple[int, int] = (64, 64)) -> Path:
     """A folder with ``STEM.png`` and ``STEM.txt`` for each stem's colour and caption."""
     folder.mkdir(parents=True)

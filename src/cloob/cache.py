@@ -1,8 +1,8 @@
 """The one cache: what this package can make again, in one folder of one size, which any number of processes share.
 
-A file appears under its name only when it is whole. Its name is made of what decides over its content. Whoever adds one
-above the size removes what was used longest ago, which harms no process that has it open (on POSIX). So the folder may
-be deleted at any time.
+A file appears under its name only when it is complete. Its name is a digest of what determines its content. Adding one
+above the size removes those used longest ago, which harms no process that has them open (on POSIX). The folder may be
+deleted at any time.
 
 Never counted or removed: ``weights/`` (slow to fetch), ``sizes/`` (costly to recount), ``addresses/`` (user input),
 ``photos/`` (indices of folders that cannot be written).
@@ -52,7 +52,7 @@ def cache_root() -> Path:
 
 
 def locked(path: Path) -> contextlib.AbstractContextManager[Any]:
-    """Holds a lock file, which saves double work; each call has its own lock, so that threads wait too."""
+    """Takes a lock file, which saves double work; each call has its own lock, so that threads wait too."""
     lock: contextlib.AbstractContextManager[Any]
     lock = require("filelock", "train").FileLock(path, thread_local=False, is_singleton=False)
     return lock

@@ -14,11 +14,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udf
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong: one line that says what, where, and what would be right. Exit code 2."""
+    """A user's mistake: one line with what is wrong, where, and the fix. Exit code 2."""
 
 
 class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
-    """Training cannot go on: one line that says at which step and with which samples. Exit code 1."""
+    """Training cannot go on: one line with the step and its samples. Exit code 1."""
 
 
 def refuse(mistakes: Mapping[str, object]) -> None:

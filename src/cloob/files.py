@@ -1,4 +1,4 @@
-"""Whole files and folders or none: written, they appear under their names in one go."""
+"""Files and folders that appear under their names only when they are complete."""
 
 from __future__ import annotations
 

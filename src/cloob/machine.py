@@ -31,7 +31,7 @@ def processors() -> int:
 
 
 def warn_of_emulated_bfloat16() -> None:
-    """Says before work in bfloat16 on the CPU that it is slow here, by the list of instructions that Linux keeps."""
+    """Warns before slow work in bfloat16 on a CPU without its instructions, by the list that Linux keeps."""
     file = Path("/proc/cpuinfo")
     flags = set(file.read_text(encoding="utf-8", errors="replace").split()) if file.is_file() else set()
     if flags and flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"}):

@@ -4,7 +4,7 @@ What the pixels are, whatever the file holds:
 
 - Turned as the EXIF orientation says (1 to 8), as browsers and phones show the picture.
 - Transparency is composited on white; a picture of which white leaves nearly one colour, on black.
-- Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point says not what white is: the narrowest of the
+- Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point does not define white: the narrowest of the
   ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds the brightest pixel counts.
 - Of an animation the first frame. A CMYK JPEG holds its inks inverted, as Adobe writes them and browsers take them.
 - Colour profiles (ICC) are not applied: open_clip's models were trained on pixels without.
@@ -131,8 +131,8 @@ class Encoded:
     @property
     def xmp(self) -> bytes:
         """What programs wrote as XMP; before the image is decoded, which forgets it."""
-        found = self._image.info.get("xmp", b"")
-        return found.encode() if isinstance(found, str) else found if isinstance(found, bytes) else b""
+        xmp = self._image.info.get("xmp", b"")
+        return xmp.encode() if isinstance(xmp, str) else xmp if isinstance(xmp, bytes) else b""
 
     @property
     def iptc(self) -> dict[Any, Any]:
@@ -379,15 +379,15 @@ def _is_raw(data: bytes) -> bool:
 def _preview(data: bytes) -> tuple[bytes, tuple[int, int]]:
     """The JPEG inside a RAW file, with the camera's EXIF; and the upright size of the sensor's picture."""
     with raw_reader().imread(io.BytesIO(data)) as raw:
-        found, sizes = raw.extract_thumb().data, raw.sizes
-    if not isinstance(found, bytes):
+        preview, sizes = raw.extract_thumb().data, raw.sizes
+    if not isinstance(preview, bytes):
         raise Unreadable("no decoder", "RAW without a JPEG inside")
     is_turned = sizes.flip in (5, 6)
-    return found, (sizes.height, sizes.width) if is_turned else (sizes.width, sizes.height)
+    return preview, (sizes.height, sizes.width) if is_turned else (sizes.width, sizes.height)
 
 
 def _check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:
-    """Of a progressive JPEG all coefficients are held, so it has no larger bound than others."""
+    """Refuses too many pixels; all coefficients of a progressive JPEG are in memory, so it has the lower bound."""
     width, height = image.size
     reducible = image.format in ("JPEG", "MPO") and "progressive" not in image.info
     most = max_pixels or (MAX_JPEG_PIXELS if reducible else MAX_PIXELS)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -38,13 +38,13 @@ _PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
 
 
 class Numbers:
-    """A source of n pairs: pair i has the caption and key ``"i"``; some indices are bad, some images corrupt."""
+    """A source of n pairs: pair i has the caption and key ``"i"``; some are bad, corrupt or take too much memory."""
 
     name = "numbers"
     streamed = False
 
-    def __init__(self, n: int, bad: Sequence[int] = (), corrupt: Sequence[int] = ()) -> None:
-        self.n, self.bad, self.corrupt = n, frozenset(bad), frozenset(corrupt)
+    def __init__(self, n: int, bad: Sequence[int] = (), corrupt: Sequence[int] = (), huge: int = -1) -> None:
+        self.n, self.bad, self.corrupt, self.huge = n, frozenset(bad), frozenset(corrupt), huge
         self.shard_sizes = (n,)
 
     def __len__(self) -> int:
@@ -53,6 +53,8 @@ class Numbers:
     def read(self, index: int) -> RawSample:
         if index in self.bad:
             raise BadSample("empty caption", str(index))
+        if index == self.huge:
+            raise MemoryError
         return RawSample(str(index), b"junk" if index in self.corrupt else _PIXEL, str(index))
 
 
@@ -211,12 +213,13 @@ def test_pictures_of_mixed_sources_are_those_of_each(tmp_path: Path) -> None:
 
 
 def test_bad_samples_leave_the_batch_smaller_and_are_listed() -> None:
-    source = Numbers(10, bad=[0, 5], corrupt=[1, 6, 7, 8, 9])
+    source = Numbers(10, bad=[0, 5], corrupt=[1, 6, 7, 8], huge=9)
     first, second = loader(source, 5, shuffle=False).epoch(0)
     assert first.keys == ("2", "3", "4") and len(first.images) == len(first.tokens) == len(first.ids) == 3
     assert [(s.key, s.reason) for s in first.skipped] == [("0", "empty caption"), ("1", "corrupt image")]
     assert len(second) == 0 and second.images.shape == (0, 3, 2, 2) and second.tokens.shape == (0, 4)
     assert second.ids.shape == (0,) and len(second.skipped) == 5
+    assert ("numbers: pair 10", "image too large") in [(skip.key, skip.reason) for skip in second.skipped]
 
 
 class Pictures(Numbers):
@@ -267,23 +270,6 @@ def test_an_abandoned_epoch_does_not_leak_into_the_next() -> None:
     pool.close()
 
 
-@pytest.fixture
-def deaf() -> Iterator[None]:
-    """torch's own handler of a worker's death is off, as in the training loop after the first batch."""
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
-
-
-def begun(pool: PairLoader) -> tuple[Iterator[Batch], multiprocessing.Process]:
-    """An epoch after its first batch, and the pool's only worker."""
-    batches = pool.epoch(0)
-    next(batches)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    (worker,) = pool._pool._loader._iterator._workers
-    return batches, worker
-
-
 class Breaking(Numbers):
     """Its worker breaks off while the main process fetches a tensor from it, and is dead only half a second later."""
 
@@ -303,17 +289,6 @@ class Breaking(Numbers):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.usefixtures("deaf")
-def test_a_worker_that_breaks_off_before_it_dies_is_named() -> None:
-    """As a kill between the announcement of a batch and its tensors; torch itself lets the broken pipe's error pass."""
-    pool = loader(Breaking(8), 2, workers=1, shuffle=False)
-    batches, worker = begun(pool)
-    with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(s\) {worker.pid}\) exited unexpectedly"):
-        list(batches)
-    assert not worker.is_alive()
-    pool.close()
-
-
 class Wordy(Numbers):
     """Keys so long that a batch does not fit into a pipe."""
 
@@ -321,16 +296,27 @@ class Wordy(Numbers):
         return RawSample("x" * 200_000, _PIXEL, str(index))
 
 
-@pytest.mark.usefixtures("deaf")
-def test_a_worker_killed_in_the_middle_of_a_message_is_named() -> None:
-    """The rest of the message never comes: to begin reading it would be to wait for ever."""
-    pool = loader(Wordy(8), 2, workers=1, shuffle=False)
-    batches, worker = begun(pool)
-    time.sleep(0.5)  # the next batch waits for its place in the pipe
-    os.kill(worker.pid, signal.SIGKILL)
-    worker.join()
-    with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(s\) {worker.pid}\) exited unexpectedly"):
-        next(batches)
+@pytest.mark.parametrize("source", [Breaking, Wordy])
+def test_a_worker_that_dies_is_named(source: type[Numbers]) -> None:
+    """Between the announcement of a batch and its tensors, where torch lets the broken pipe's error pass; and in the
+    middle of a message, the rest of which never comes: to begin reading it would be to wait for ever.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    pool = loader(source(8), 2, workers=1, shuffle=False)
+    batches = pool.epoch(0)
+    next(batches)
+    (worker,) = pool._pool._loader._iterator._workers
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # torch's handler is off, as in the training loop by now
+    try:
+        if source is Wordy:
+            time.sleep(0.5)  # the next batch waits for its place in the pipe
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+        with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(s\) {worker.pid}\) exited unexpectedly"):
+            list(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert not worker.is_alive()
     pool.close()
 
 
@@ -344,9 +330,12 @@ def test_workers_leave_ctrl_c_to_the_main_process() -> None:
     pool.close()
 
 
-@pytest.mark.skipif(
+forked = pytest.mark.skipif(
     sys.platform != "linux" or multiprocessing.get_start_method() != "fork", reason="a limit that a fork inherits"
 )
+
+
+@forked
 def test_a_picture_that_takes_too_much_memory_is_one_bad_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,9 +349,7 @@ def test_a_picture_that_takes_too_much_memory_is_one_bad_sample(
     assert len(batch) == 2 and [(skip.key, skip.reason) for skip in batch.skipped] == [("b.png", "image too large")]
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or multiprocessing.get_start_method() != "fork", reason="a limit that a fork inherits"
-)
+@forked
 def test_a_batch_does_not_count_as_memory_of_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """96 MB of pixels in a worker that may take 48 MB; in memory that both processes share."""
     monkeypatch.setattr("cloob.data.loader.MAX_MEMORY", 48 * 1024**2)
@@ -370,21 +357,6 @@ def test_a_batch_does_not_count_as_memory_of_its_worker(monkeypatch: pytest.Monk
     (batch,) = pairs.epoch(0)
     pairs.close()
     assert len(batch) == 32 and not batch.skipped and batch.images.is_shared()
-
-
-class Greedy(Numbers):
-    """Reading pair 3 takes more memory than there is."""
-
-    def read(self, index: int) -> RawSample:
-        if index == 3:
-            raise MemoryError
-        return super().read(index)
-
-
-def test_a_file_that_takes_too_much_memory_is_one_bad_sample() -> None:
-    (batch,) = loader(Greedy(8), 8, shuffle=False).epoch(0)
-    assert keys([batch]) == [0, 1, 2, 4, 5, 6, 7]
-    assert [(skip.key, skip.reason) for skip in batch.skipped] == [("numbers: pair 4", "image too large")]
 
 
 def small_shared_memory() -> int:

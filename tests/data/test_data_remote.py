@@ -21,9 +21,6 @@ from types import SimpleNamespace
 
 import fsspec
 import pytest
-import torch
-from PIL import Image
-from torch import Tensor
 
 import make
 from cloob import open_source
@@ -33,7 +30,7 @@ from cloob.data.batch import BadSample
 from cloob.data.loader import PairLoader
 from cloob.data.shards import remote as opener
 from cloob.data.shards.remote import fetch
-from cloob.data.source import Source
+from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from make import Web, code_points, noise, write_tar
 
@@ -102,7 +99,7 @@ def test_a_failed_fetch_names_shard_status_and_attempts(spec: str, shards: Path,
     said = r"^pipe:cat \S*00001\.tar: its command ended with exit status 1 \(3 attempts\)$"
     with pytest.raises(InputError, match=said):
         source.read(5)
-    pairs = loader(source, workers=1)
+    pairs = PairLoader(source, TrainTransform(4), code_points, 5, workers=1)
     with pytest.raises(InputError, match=said):  # in a worker too
         list(pairs.epoch(0))
     pairs.close()
@@ -209,17 +206,8 @@ def test_a_shard_that_had_to_make_room_is_still_read(
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "pair 1"  # fetched again
 
 
-def pixel(image: Image.Image) -> Tensor:
-    return torch.zeros((3, 2, 2), dtype=torch.uint8)
-
-
-def loader(source: Source, shuffle_buffer: int = 4, **share: int) -> PairLoader:
-    return PairLoader(source, pixel, code_points, 5, seed=1, drop_last=False, shuffle_buffer=shuffle_buffer, **share)
-
-
 def test_shards_are_fetched_before_they_are_needed(spec: str, cache: Path) -> None:
-    batches = loader(open_source(spec), shuffle_buffer=100).epoch(0)
-    next(batches)
+    next(PairLoader(open_source(spec), TrainTransform(4), code_points, 5).epoch(0))
     limit = time.monotonic() + 20
     while len(list((cache / "shards").glob("*.tar"))) < 3:
         assert time.monotonic() < limit

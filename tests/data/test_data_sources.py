@@ -15,12 +15,12 @@ import pytest
 from cloob import open_source
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, caption_id
 from cloob.data.open import DEMO
-from cloob.data.source import Source, mix
+from cloob.data.source import mix
 from cloob.errors import InputError
 from cloob.evaluation.sets.captioned import open_captioned
 from cloob.evaluation.sets.labelled import open_labelled
 from cloob.pictures import decode
-from make import noise
+from make import noise, outcomes
 
 
 @pytest.fixture
@@ -30,17 +30,6 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes(noise(i))
         (tmp_path / name).with_suffix(".txt").write_text(f"caption of {name}\n")
     return tmp_path
-
-
-def outcomes(source: Source) -> dict[str, str]:
-    found = {}
-    for i in range(len(source)):
-        try:
-            sample = source.read(i)
-            found[sample.key] = sample.caption
-        except BadSample as bad:
-            found[bad.key] = bad.reason
-    return found
 
 
 def test_a_folder_is_read_with_its_sub_folders_in_order(folder: Path) -> None:

@@ -44,8 +44,8 @@ class Items:
     def first(self) -> tuple[Any, ...] | None:
         """The first item that can be used; None where there is none among the first hundred."""
         builder = _ItemBuilder(self, 0)
-        found = (builder.item(0, index) for index in range(min(len(self), _PROBED)))
-        return next((tuple(item) for item in found if not isinstance(item, Skip)), None)
+        items = (builder.item(0, index) for index in range(min(len(self), _PROBED)))
+        return next((tuple(item) for item in items if not isinstance(item, Skip)), None)
 
 
 class ItemLoader(Loader):
@@ -92,9 +92,9 @@ class _ItemBuilder(Dataset[Batch]):
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
         epoch, indices = request
-        found = {index: self.item(epoch, index) for index in indices.tolist()}
-        skipped = tuple(item for item in found.values() if isinstance(item, Skip))
-        items = {index: item for index, item in found.items() if not isinstance(item, Skip)}
+        drawn = {index: self.item(epoch, index) for index in indices.tolist()}
+        skipped = tuple(item for item in drawn.values() if isinstance(item, Skip))
+        items = {index: item for index, item in drawn.items() if not isinstance(item, Skip)}
         if not items:
             return Batch(torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.int64), (), skipped)
         try:

@@ -37,7 +37,7 @@ Transform = TrainTransform | Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
 Request = tuple[int, np.ndarray]  # the epoch, and the rows of one local batch
 
-# Seconds that a process may take from its broken pipe to its end; one that held much memory takes a while.
+# Seconds that a process may take from its broken pipe to its end; one with much memory takes a while.
 _DYING = 10
 _TOGETHER = 16  # pairs that are read before they are decoded: 3 to 10 % faster, as decoding empties the caches
 MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins with; shared batches do not count
@@ -308,7 +308,7 @@ class WorkerPool:
                 raise InputError(message.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None
             except (EOFError, OSError, RuntimeError) as error:
                 # torch asks who is dead when a pipe breaks; a killed process breaks its pipes before it is dead.
-                if "in DataLoader worker process" not in str(error):  # which is an error of the worker's own
+                if "in DataLoader worker process" not in str(error):  # which is an error inside the worker
                     _raise_if_dead(batches, _DYING, error)
                 raise
             yield batch
@@ -327,8 +327,8 @@ def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = N
 
 def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group: ending the workers is the main process's business. And a handler that the
-    # training loop has set for SIGTERM must not keep a forked worker alive.
+    # Ctrl-C reaches all processes of the group, and the main one ends the workers. The training loop's handler of
+    # SIGTERM must not keep a forked worker alive.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":  # a picture that takes gigabytes costs one bad sample; mapped files do not count
@@ -342,7 +342,7 @@ def _begin_worker(_: int) -> None:
 
 
 class Copies:
-    """Moves batches to a device; to CUDA on a stream of their own, so that a copy overlaps the step before."""
+    """Moves batches to a device; to CUDA on a separate stream, so that a copy overlaps the step before."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

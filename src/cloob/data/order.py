@@ -82,7 +82,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """The pairs of an epoch; a slice of it is computed when it is asked for."""
+    """The pairs of an epoch; a slice is computed on demand."""
 
     n: int
     rows: Rows
@@ -138,13 +138,13 @@ class EpochOrder:
             return generator.permutation(_spread(n, streams, start, min(start + self.buffer, begins[lane + 1])))
 
         def rows(positions: np.ndarray) -> np.ndarray:
-            found = np.empty(len(positions), np.int64)
+            chosen = np.empty(len(positions), np.int64)
             places, lane_of = np.divmod(positions, lanes)
             block_of, places = np.divmod(places, self.buffer)
             for lane, block in sorted(set(zip(lane_of.tolist(), block_of.tolist(), strict=True))):
                 mine = (lane_of == lane) & (block_of == block)
-                found[mine] = shuffled(lane, block)[places[mine]]
-            return found
+                chosen[mine] = shuffled(lane, block)[places[mine]]
+            return chosen
 
         return Order(n, rows)
 

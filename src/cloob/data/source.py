@@ -25,7 +25,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "
 CAPTION_EXTENSIONS = ("txt", "caption")
 IMAGE_SUFFIXES = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
-"""Of cameras' files, which are indexed by the JPEG inside; nobody trains on them."""
+"""Of cameras' files, which are indexed by the JPEG inside, and never trained on."""
 CAPTION_SUFFIXES = tuple(f".{ext}" for ext in CAPTION_EXTENSIONS)
 Fingerprint = dict[str, int | str]  # counts and digests, each by the name of what it is of
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,16 @@ from cloob.data.open import spread_rows
 from cloob.data.source import Source, spread
 from cloob.errors import require
 from cloob.files import write_whole
+from cloob.machine import in_threads
 from cloob.pictures import Encoded, Unreadable, data_uri
 
 _SMALL_SIDE = 224  # pictures with a shorter side are enlarged by most towers
 _EXAMPLES = 3
 _MOST_REPEATED = 10
 _EXCERPT = 100  # characters of a caption's first line
-_CHUNK = 64  # pairs in memory at a time
+_AHEAD = 64  # pairs that are decoded early
 _THUMBNAIL = 320  # pixels of a side
-Shown = Callable[[int, int], None]  # is told how many of how many pairs are done
+Shown = Callable[[int, int], None]  # shows how many of how many pairs are done
 
 
 class _Repeats(dict[Any, dict[str, Any]]):
@@ -50,25 +50,23 @@ def survey(
     truncated: list[str] = []  # keys of usable pairs with a JPEG that lacks its end
     numbers: list[tuple[int, int, int, int, int]] = []
     pictures, captions = _Repeats(), _Repeats()  # equal byte by byte; equal but for case and white space
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            for row, found in zip(chunk, pool.map(partial(_look, source), chunk), strict=True):
-                if isinstance(found, Skip):
-                    fault = bad.setdefault(found.reason, {"count": 0, "examples": []})
-                    fault["count"] += 1
-                    if len(fault["examples"]) < _EXAMPLES:
-                        fault["examples"].append({"key": found.key, "detail": found.detail})
-                    continue
-                sample, size, is_cut = found
-                usable.append(row)
-                truncated += [sample.key] * is_cut
-                text = sample.caption
-                numbers.append((*size, len(sample.image), len(text), count_tokens(text)))
-                pictures.add(hashlib.blake2b(sample.image, digest_size=16).digest(), sample.key, row)
-                first = text.partition("\n")[0]
-                captions.add(caption_id(text), first if len(first) <= _EXCERPT else f"{first[: _EXCERPT - 1]}…", row)
-            progress(start + len(chunk), len(rows))
+    looks = in_threads(partial(_look, source), rows, workers, _AHEAD)
+    for done, (row, look) in enumerate(zip(rows, looks, strict=True), 1):
+        progress(done, len(rows))
+        if isinstance(look, Skip):
+            fault = bad.setdefault(look.reason, {"count": 0, "examples": []})
+            fault["count"] += 1
+            if len(fault["examples"]) < _EXAMPLES:
+                fault["examples"].append({"key": look.key, "detail": look.detail})
+            continue
+        sample, size, is_cut = look
+        usable.append(row)
+        truncated += [sample.key] * is_cut
+        text = sample.caption
+        numbers.append((*size, len(sample.image), len(text), count_tokens(text)))
+        pictures.add(hashlib.blake2b(sample.image, digest_size=16).digest(), sample.key, row)
+        first = text.partition("\n")[0]
+        captions.add(caption_id(text), first if len(first) <= _EXCERPT else f"{first[: _EXCERPT - 1]}…", row)
     widths, heights, sizes, characters, tokens = np.array(numbers, np.int64).reshape(-1, 5).T
     facts = {
         "name": source.name,

@@ -1,7 +1,7 @@
 """The training augmentation: one random crop, resized; normalisation is the encoder's.
 
-A crop is drawn from an image's size alone, before the image is decoded: a JPEG from which a small picture is wanted is
-then decoded at a half, a quarter or an eighth of its size (``Crop.reduction``).
+A crop is drawn from an image's size alone, before the image is decoded: for a small picture a JPEG is then decoded at
+a half, a quarter or an eighth of its size (``Crop.reduction``).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def crop_box(
 
 
 class Crop(NamedTuple):
-    """Where one sample's crop is taken: pixels of the whole image as it is stored.
+    """Where one sample's crop is taken: pixels of the full image as it is stored.
 
     An image smaller by ``reduction``, 1, 2, 4 or 8, holds the same crop in no fewer pixels than the result has. Top,
     left, height and width are multiples of it.
@@ -91,13 +91,13 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop (bicubic) and, if asked for, a mirror image half of the time.
+    """Random resized crop (bicubic) and, with ``flip``, a mirror image half of the time.
 
     ``flip`` is off by default: captions, signs and letters name left and right.
 
     With ``reduce``, a crop of at least twice ``image_size`` is moved to even pixels (of four or eight times, to
     multiples of four or eight: by less than one pixel of the result), so that a JPEG can be decoded at half its size.
-    The mean difference to the same crop of the whole image is one grey level at a crop of 3.5 times ``image_size``, and
+    The mean difference to the same crop of the full image is one grey level at a crop of 3.5 times ``image_size``, and
     three at just twice.
     """
 
@@ -110,7 +110,7 @@ class TrainTransform:
         return self.take(image, self.draw(*image.size, generator))
 
     def draw(self, width: int, height: int, generator: torch.Generator, orientation: int = 1) -> Crop:
-        """Draws a crop of an upright image of this size; says where it lies in the stored one."""
+        """Draws a crop of an upright image of this size; returns its place in the stored one."""
         uniforms = torch.rand(2 * _TRIES + 3, generator=generator, dtype=torch.float64).tolist()
         top, left, h, w = crop_box(height, width, self.scale, _RATIO, uniforms)
         swap, reverse_rows, reverse_columns = axes(orientation)

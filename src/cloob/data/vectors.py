@@ -37,7 +37,7 @@ def read_matrix(spec: str) -> np.ndarray:
 
 
 def read_ids(spec: str) -> list[str]:
-    """The ids in a file: lines of a text, or a column of texts or whole numbers in one of ``FORMS``."""
+    """The ids in a file: lines of a text, or a column of texts or integers in one of ``FORMS``."""
     path, name = _split(spec)
     if path.suffix in _SUFFIXES and (name or path.suffix != ".csv"):
         column = _read(spec, 1, "iuUO", "one text or whole number a row is wanted").tolist()
@@ -59,27 +59,27 @@ def _split(spec: str) -> tuple[Path, str]:
 
 def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
     path, name = _split(spec)
-    found: Any = None
+    array: Any = None
     with reading(path, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError):
         if path.suffix == ".npy":
-            found = _of_npy(path)
+            array = _of_npy(path)
         elif path.suffix == ".npz" and name:
             with np.load(path, allow_pickle=False) as archive:
-                found = archive[_known(name, archive.files, path)]
+                array = archive[_known(name, archive.files, path)]
         elif path.suffix == ".safetensors" and name:
             with safe_open(path, framework="pt") as file:
                 tensor = file.get_tensor(_known(name, file.keys(), path))
-            found = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+            array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         elif path.suffix in _HDF5 and name:
-            found = _of_hdf5(name, path)
+            array = _of_hdf5(name, path)
         elif path.suffix in _TABLES:
-            found = _of_table(path, name)
-    if not isinstance(found, np.ndarray):
+            array = _of_table(path, name)
+    if not isinstance(array, np.ndarray):
         wrong = f"vectors come as {FORMS}"
-    elif found.ndim != dimensions or 0 in found.shape or found.dtype.kind not in kinds:
-        wrong = f"holds {found.dtype} {found.shape}; {expected}"
+    elif array.ndim != dimensions or 0 in array.shape or array.dtype.kind not in kinds:
+        wrong = f"holds {array.dtype} {array.shape}; {expected}"
     else:
-        return found
+        return array
     raise InputError(f"{spec}: {wrong}")
 
 
@@ -212,7 +212,7 @@ def open_pairs(
 
 
 class SparseRows:
-    """A scipy matrix as ``VectorPairs`` reads one: the rows asked for are dense."""
+    """A scipy matrix as ``VectorPairs`` reads one: the rows that it gives are dense."""
 
     ndim = 2
 
@@ -286,7 +286,7 @@ def rows_of(labels: Sequence[str], spec: str) -> dict[str, int]:
 
 
 def _scattered(numbers: np.ndarray) -> np.ndarray:
-    """(n,) digests of whole numbers, in no order (the finaliser of SplitMix64)."""
+    """(n,) digests of integers, in no order (the finaliser of SplitMix64)."""
     x = numbers.astype(np.uint64) + np.uint64(1)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)

@@ -83,7 +83,7 @@ class TarReader:
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
         """The ``size`` bytes at ``offset`` of the (unpacked) archive; fewer where it ends. OSError if it is gone."""
-        file = self._file(tar)  # held, so that it stays open when another thread's takes its place
+        file = self._file(tar)  # a reference, so that it stays open when another thread's takes its place
         return os.pread(file.fileno(), size, offset)
 
     def listing(self, tar: int) -> tuple[list[Member], str | None]:
@@ -234,11 +234,9 @@ def _of_json(content: bytes, member: str, key: str) -> bytes:
 class ShardSource:
     """Samples in tars on local disks.
 
-    A sample without an image or a caption stays in the count and raises ``BadSample``. A truncated shard gives its
-    complete samples and one row ``"truncated shard"``. Other files of a sample (.json, …) are ignored.
-
-    ``cache`` keeps the index; ``label`` is what keys and errors call a single tar that lies there itself. ``member`` is
-    the key of the captions in each sample's ``.json``; without it they are texts.
+    A sample without an image or a caption stays in the count. A truncated shard gives its complete samples and one row
+    ``"truncated shard"``. ``cache`` keeps the index; ``label`` is what keys call a single tar that lies there itself.
+    ``member`` is the key of the captions in each sample's ``.json``; without it they are texts.
     """
 
     streamed = False

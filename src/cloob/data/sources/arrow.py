@@ -26,9 +26,9 @@ from cloob.errors import InputError
 from cloob.pictures import MAX_IMAGE_BYTES
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
-NO_PICTURE = "neither bytes nor a path"  # what a row says that holds no picture and never will
+NO_PICTURE = "neither bytes nor a path"  # of a row without a picture
 
-_DEFAULTS = ("filepath", "title")  # of open_source: what nobody has asked for by name
+_DEFAULTS = ("filepath", "title")  # of open_source: columns that the user has not named
 _BINARY = (pa.binary(), pa.large_binary())
 _AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
 _MAGIC = b"ARROW1"  # a file begins so; a stream has none
@@ -138,9 +138,8 @@ def arrow_files(folder: Path) -> list[Path]:
             paths = [folder / file["filename"] for file in json.loads(state.read_bytes())["_data_files"]]
             wrong = "" if paths and {path.parent for path in paths} == {folder} else wrong
     else:
-        places = (sorted(place.glob("*")) for place in (folder, folder / "data"))
-        found = ([path for path in each if path.suffix.lower() in ARROW_SUFFIXES] for each in places)
-        paths = next(filter(None, found), [])
+        for place in (folder / "data", folder):
+            paths = sorted(path for path in place.glob("*") if path.suffix.lower() in ARROW_SUFFIXES) or paths
         splits = {path.name.partition("-")[0] for path in paths if "-of-" in path.name}
     if len(splits) > 1 or (splits and not paths):
         wrong = f"{folder} holds the splits {', '.join(sorted(splits))}; name one, or its files"
@@ -160,18 +159,18 @@ def holds_images(path: Path, image_column: str) -> bool:
 
 
 def _column(schema: pa.Schema, column: str, fits: Callable[[pa.DataType], bool]) -> str:
-    """The column that was named, or the only one of its kind where nobody has named one."""
+    """The column that was named, or without a name the only one of its kind."""
     options = [field.name for field in schema if fits(field.type)]
     return str(options[0]) if column not in schema.names and column in _DEFAULTS and len(options) == 1 else column
 
 
 def _check(path: Path, schema: pa.Schema, column: str, kind: str) -> None:
-    """Refuses a column that is not there once, or holds nothing of its kind; one that is empty has no type."""
+    """Refuses a column that is missing, ambiguous or of another kind; an empty one has no type."""
     check_name(path, schema.names, column, kind)
-    held = schema.field(column).type
-    if not (held in _AS_BYTES or pa.types.is_null(held) or (kind == "image" and is_image(held))):
-        wanted = "images ({bytes, path}, bytes or paths)" if kind == "image" else "text"
-        raise InputError(f"{path}: column {column!r} holds {held}, not {wanted}")
+    stored = schema.field(column).type
+    if not (stored in _AS_BYTES or pa.types.is_null(stored) or (kind == "image" and is_image(stored))):
+        expected = "images ({bytes, path}, bytes or paths)" if kind == "image" else "text"
+        raise InputError(f"{path}: column {column!r} holds {stored}, not {expected}")
 
 
 def is_image(kind: pa.DataType) -> bool:

@@ -109,18 +109,18 @@ def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None
         raise InputError(f"{path} has {what} {column!r}; {'rename all but one' if count else names}")
 
 
-def column_names(path: Path, wanted: Sequence[str]) -> list[str]:
-    """A table's columns, of JSON up to the line where all of ``wanted`` are there; they also tell the delimiter."""
+def column_names(path: Path, required: Sequence[str]) -> list[str]:
+    """A table's columns, of JSON up to the line where all of ``required`` are there; they also tell the delimiter."""
     with reading(path):
         match path.suffix.lower():
             case ".csv" | ".tsv":
-                return _header(path, wanted)[1]
+                return _header(path, required)[1]
             case ".parquet":
                 return list(parquet.read_schema(path).names)
     names: dict[str, None] = {}
     for row in json_rows(path):
         names |= dict.fromkeys(row)
-        if names.keys() >= {*wanted}:
+        if names.keys() >= {*required}:
             break
     return list(names)
 
@@ -191,13 +191,13 @@ def _stray_quotes(table: pa.Table, delimiter: str) -> dict[int, int]:
     comma = re.escape(delimiter)
     path = rf"[^\s{comma}]+\.(?:{'|'.join(IMAGE_EXTENSIONS)})\"?"
     row = re.compile(rf"[\r\n](?:(?:.*{comma})?{path}{comma}|.*{comma}{path}(?:[\r\n]|\Z))".encode(), re.IGNORECASE)
-    found = {}
+    stray = {}
     for column in table.columns:
         several = pc.or_(*(pc.match_substring(column, end) for end in ("\n", "\r")))
         for index in pc.indices_nonzero(several.fill_null(False)).to_pylist():
             if row.search(text := column[index].as_py()):
-                found[index] = len(text.splitlines()) - 1
-    return found
+                stray[index] = len(text.splitlines()) - 1
+    return stray
 
 
 def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
@@ -214,11 +214,10 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
 
 
 class FolderSource:
-    """``a/b.jpg`` with ``a/b.txt`` beside it, in sub-folders too, sorted by path.
+    """``a/b.jpg`` with ``a/b.txt``, in sub-folders too, sorted by path; without what is hidden, and linked folders.
 
-    An image without a caption and a caption without an image are bad samples. Hidden files and folders and linked
-    folders are left out. ``pairs`` is the number of images with a caption. ``by_name`` takes the words of the file
-    names as captions, whatever lies beside them.
+    An image without a caption and a caption without an image are bad samples. ``pairs`` is the number of images with a
+    caption. ``by_name`` takes the words of the file names as captions.
     """
 
     streamed = False
