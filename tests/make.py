@@ -129,6 +129,29 @@ def write_arrow(path: Path, table: Any, kind: str = "file", **options: object) -
     return path
 
 
+class Listed:
+    """Pairs in memory, as a source of two files. A pair's key is its number; None is a pair that cannot be read."""
+
+    streamed = False
+
+    def __init__(self, pairs: Sequence[tuple[bytes, str] | None], name: str = "listed") -> None:
+        self.pairs, self.name = tuple(pairs), name
+        self.shard_sizes = (len(self.pairs) // 2, len(self.pairs) - len(self.pairs) // 2)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def fingerprint(self) -> dict[str, int | str]:
+        return {"pairs": len(self)}
+
+    def read(self, index: int) -> Any:
+        from cloob.data.batch import BadSample, RawSample
+
+        if (pair := self.pairs[index]) is None:
+            raise BadSample("missing image", str(index))
+        return RawSample(str(index), *pair)
+
+
 def outcomes(source: Any) -> dict[str, str]:
     """For the key of each pair its caption, or the reason why it cannot be used."""
     from cloob.data.batch import BadSample

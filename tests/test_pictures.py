@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,13 @@ from PIL import Image, ImageCms, features
 from torch import Tensor
 
 from cloob import pictures
-from cloob.data.batch import RawSample
 from cloob.data.loader import BatchBuilder
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
-from make import encoded, raw_file
+from make import Listed, encoded, raw_file
 
 SIDE = 64
 ORIENTATION = 0x0112
@@ -38,18 +36,9 @@ STORED = {  # the transposition that makes the stored picture of the upright one
 }
 
 
-@dataclass
-class One:
+def one(data: bytes) -> Listed:
     """A list of one sample, as training and evaluation read it."""
-
-    data: bytes
-    name: str = "one"
-
-    def __len__(self) -> int:
-        return 1
-
-    def read(self, index: int) -> RawSample:
-        return RawSample("k", self.data, "a caption")
+    return Listed([(data, "a caption")])
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +135,9 @@ ZOO = zoo()
 
 def trained_on(data: bytes) -> Tensor:
     """The pixels that training takes with a crop of everything, (H, W, 3)."""
-    builder = BatchBuilder(One(data), TrainTransform(SIDE, scale=(1, 1)), lambda texts: torch.zeros(len(texts), 3), 0)
+    builder = BatchBuilder(
+        one(data), TrainTransform(SIDE, scale=(1, 1)), lambda texts: torch.zeros(len(texts), 3), 0, None
+    )
     batch = builder[0, np.array([0])]
     assert not batch.skipped
     return batch.images[0].permute(1, 2, 0)
@@ -166,7 +157,7 @@ def test_the_zoo(name: str, encoder: DualEncoder, tmp_path: Path) -> None:
         with Image.open(path) as opened:
             for given in (path, opened):
                 assert torch.equal(encoder.encode_image([given]), expected)
-    assert torch.equal(embed_images(encoder, One(data)).features, expected)
+    assert torch.equal(embed_images(encoder, one(data)).features, expected)
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -221,12 +212,12 @@ def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEnco
     with pytest.raises(InputError, match=r"an image of 64×64 pixels: "):
         encoder.encode_image([image])
     with pytest.raises(InputError, match=r"none of the 1 images can be read.*image too large"):
-        embed_images(encoder, One(data))
+        embed_images(encoder, one(data))
     monkeypatch.undo()
-    builder = BatchBuilder(One(data), TrainTransform(SIDE), lambda texts: torch.zeros(len(texts), 3), 0)
+    builder = BatchBuilder(one(data), TrainTransform(SIDE), lambda texts: torch.zeros(len(texts), 3), 0, None)
     monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
     (skip,) = builder[0, np.array([0])].skipped
-    assert (skip.key, skip.reason) == ("k", "image too large")
+    assert (skip.key, skip.reason) == ("0", "image too large")
 
 
 def test_no_other_program_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

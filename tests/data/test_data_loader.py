@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import json
 import multiprocessing
 import multiprocessing.reduction
@@ -31,7 +30,7 @@ from cloob.data.source import Subset, mix
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.pictures import Encoded, decode
-from make import code_points, noise
+from make import Listed, code_points, encoded, noise, noise_image
 from support import fork
 
 _PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
@@ -62,7 +61,7 @@ def pixel(image: Image.Image) -> Tensor:
     return torch.tensor(np.asarray(image.resize((2, 2)))).permute(2, 0, 1)
 
 
-def loader(source: Numbers, batch_size: int, **options: object) -> PairLoader:
+def loader(source: Numbers | Listed, batch_size: int, **options: object) -> PairLoader:
     return PairLoader(source, options.pop("transform", pixel), code_points, batch_size, **options)
 
 
@@ -143,17 +142,12 @@ def test_an_epoch_goes_on_with_another_batch_size_and_other_ranks(
     assert epoch(now, world, start, offset) == [sorted(left[at : at + now]) for at in range(0, len(left), now)]
 
 
-class Alike(Numbers):
-    """One picture under many names: only its crops differ."""
-
-    def read(self, index: int) -> RawSample:
-        return RawSample(str(index), noise(0, 240, 240), str(index))
-
-
 def test_augmentation_depends_on_seed_epoch_and_sample_alone() -> None:
+    alike = Listed([(noise(0, 240, 240), str(i)) for i in range(12)])  # only the crops differ
+
     def drawn(seed: int, epoch: int, batch_size: int = 4, **options: object) -> dict[str, tuple[int, ...]]:
         transform = TrainTransform(8, scale=(0.1, 0.9))
-        pairs = loader(Alike(12), batch_size, transform=transform, seed=seed, **options)
+        pairs = loader(alike, batch_size, transform=transform, seed=seed, **options)
         found = [each for batch in pairs.epoch(epoch) for each in zip(batch.keys, batch.images, strict=True)]
         return {key: tuple(image.ravel().tolist()) for key, image in found}
 
@@ -222,20 +216,16 @@ def test_bad_samples_leave_the_batch_smaller_and_are_listed() -> None:
     assert ("numbers: pair 10", "image too large") in [(skip.key, skip.reason) for skip in second.skipped]
 
 
-class Pictures(Numbers):
-    """Pair i is a picture of its own size: JPEG for even i, else PNG."""
-
-    def read(self, index: int) -> RawSample:
-        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        file = io.BytesIO()
-        large = Image.fromarray(pixels).resize((90 + 17 * index, 70 + 11 * index), Image.Resampling.BICUBIC)
-        large.save(file, "PNG" if index % 2 else "JPEG")
-        return RawSample(str(index), file.getvalue(), f"caption {index}")
+def smooth(index: int) -> bytes:
+    """A picture of a size that depends on the number: JPEG for even ones, else PNG."""
+    large = noise_image(index, 8, 8).resize((90 + 17 * index, 70 + 11 * index), Image.Resampling.BICUBIC)
+    return encoded(large, "PNG" if index % 2 else "JPEG")
 
 
 @pytest.mark.parametrize("reduce", [True, False])
 def test_a_batch_is_the_plain_loop(reduce: bool) -> None:
-    source, transform = Pictures(8), TrainTransform(32, scale=(0.5, 0.9), flip=True, reduce=reduce)
+    source = Listed([(smooth(i), f"caption {i}") for i in range(8)])
+    transform = TrainTransform(32, scale=(0.5, 0.9), flip=True, reduce=reduce)
     (batch,) = loader(source, 8, transform=transform, seed=4).epoch(2)
     assert batch.images.shape == (8, 3, 32, 32) and batch.images.dtype == torch.uint8
     captions = [f"caption {key}" for key in batch.keys]
@@ -243,9 +233,9 @@ def test_a_batch_is_the_plain_loop(reduce: bool) -> None:
     assert batch.ids.tolist() == [caption_id(caption) for caption in captions]
     reductions = []
     for pixels, index in zip(batch.images, keys([batch]), strict=True):
-        encoded = Encoded(source.read(index).image)
-        crop = transform.draw(*encoded.size, sample_generator(4, 2, index))
-        assert torch.equal(pixels, transform.take(encoded.rgb(crop.reduction), crop))
+        file = Encoded(source.read(index).image)
+        crop = transform.draw(*file.size, sample_generator(4, 2, index))
+        assert torch.equal(pixels, transform.take(file.rgb(crop.reduction), crop))
         reductions.append(crop.reduction)
         # ... which is close to the transform of the whole picture with the sample's own generator, and equal for PNG.
         whole = transform(decode(source.read(index).image), sample_generator(4, 2, index))

@@ -6,7 +6,6 @@ import io
 import pickle
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,39 +18,14 @@ from PIL import Image
 from pyarrow import parquet
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, RawSample, caption_id
+from cloob.data.batch import BadSample, caption_id
 from cloob.data.open import open_source
-from cloob.data.source import Fingerprint, Source, choose_held_out
+from cloob.data.source import Source, choose_held_out
 from cloob.data.source import split as part
 from cloob.errors import InputError
-from make import noise
+from make import Listed, noise
 
 Pair = tuple[bytes, str]
-
-
-@dataclass(frozen=True)
-class Listed:
-    """Pairs in memory; None is one that cannot be read."""
-
-    pairs: tuple[Pair | None, ...]
-    name: str = "listed"
-    streamed: bool = False
-
-    @property
-    def shard_sizes(self) -> tuple[int, ...]:
-        return (len(self.pairs) // 2, len(self.pairs) - len(self.pairs) // 2)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def fingerprint(self) -> Fingerprint:
-        return {"pairs": len(self)}
-
-    def read(self, index: int) -> RawSample:
-        pair = self.pairs[index]
-        if pair is None:
-            raise BadSample("missing image", str(index))
-        return RawSample(str(index), *pair)
 
 
 @cache
@@ -84,7 +58,7 @@ sets = st.lists(st.none() | pairs, min_size=1, max_size=60)
 
 @given(st.lists(sets, min_size=1, max_size=3), st.floats(0.01, 0.6), st.randoms())
 def test_no_picture_or_caption_is_on_both_sides(lists: list[list[Pair | None]], share: float, random: object) -> None:
-    sources = [Listed(tuple(pairs)) for pairs in lists]
+    sources = [Listed(pairs) for pairs in lists]
     everything = [pair for pairs in lists for pair in pairs]
     readable = [pair for pair in everything if pair is not None]
     try:
@@ -101,13 +75,13 @@ def test_no_picture_or_caption_is_on_both_sides(lists: list[list[Pair | None]], 
     # The bytes alone decide: not the order of the rows, nor which source has them.
     shuffled = list(everything)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    again = split([Listed(tuple(shuffled))], share)
+    again = split([Listed(shuffled)], share)
     assert Counter(contents(again[1])) == Counter(held)
 
 
 @given(st.integers(10, 300), st.sampled_from([0.05, 0.1, 0.3]))
 def test_of_different_pairs_exactly_the_share_is_held_out(n: int, share: float) -> None:
-    source = Listed(tuple((as_png(n.to_bytes(2, "big")), f"caption {n}") for n in range(n)))
+    source = Listed([(as_png(n.to_bytes(2, "big")), f"caption {n}") for n in range(n)])
     train, held = split([source], share)
     assert len(held) == max(2, round(share * n)) and len(train) == n - len(held)
     assert sum(train.shard_sizes) == len(train) and sum(held.shard_sizes) == len(held)
@@ -131,9 +105,9 @@ def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_split_is_refused_in_one_line() -> None:
-    same = Listed(tuple((as_png(bytes([n])), "a photo") for n in range(20)))
+    same = Listed([(as_png(bytes([n])), "a photo") for n in range(20)])
     with pytest.raises(InputError, match=r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data"):
         split([same], 0.1)
-    alone = [Listed(((as_png(bytes([n])), f"c{n}"),), name="one pair") for n in range(4)]
+    alone = [Listed([(as_png(bytes([n])), f"c{n}")], name="one pair") for n in range(4)]
     with pytest.raises(InputError, match="one pair: all its pairs would be held out"):
         split(alone, 0.5)
