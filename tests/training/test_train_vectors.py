@@ -27,9 +27,9 @@ from cloob import cli
 from cloob.data.vectors import open_pairs
 from cloob.errors import InputError
 from cloob.functional.cca import PairMoments, canonical_directions
+from cloob.training.align import open_vectors
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import VAL_SPLIT
-from cloob.training.vectors import open_vectors
 from support import fork
 
 N = 400
@@ -286,12 +286,11 @@ def test_hdf5_is_read_where_h5py_is(config: TrainConfig, files: Path, monkeypatc
 
 def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -> None:
     from cloob.data.order import EpochOrder, Part
-    from cloob.training import towers
-    from cloob.training.vectors import open_vectors
+    from cloob.training.build import make_encoder
 
     config = config.override(head_dropout=0.0, val_split=0.0, epochs=5, log_every=1, embed_dim=32)
     pairs, _ = open_vectors(config)
-    heads = towers.make_encoder(config, pairs)
+    heads = make_encoder(config, pairs)
     objective = cloob.make_objective("infoloob", inv_tau=10.0)
     weights = [p for p in heads.parameters() if p.requires_grad]
     groups = [{"params": [p for p in weights if (p.ndim > 1) == decays]} for decays in (True, False)]

@@ -1,12 +1,13 @@
-"""Heads on two frozen encoders: the encoders' features are computed once and kept, and training goes over them.
+"""Heads on two frozen encoders, or on two files of vectors: features are computed once and kept.
 
 All else is the ordinary loop's: a ``FeatureLoader`` takes the place of the ``PairLoader``; its batches hold features
-where the others hold pixels and tokens.
+where the others hold pixels and tokens. ``--clean`` leaves training pairs out, never held-out ones.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -24,22 +25,29 @@ from cloob.cache import Cache
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Loader, PairLoader
 from cloob.data.order import EpochOrder, Part
-from cloob.data.source import Source, content_key
+from cloob.data.source import Source, content_key, spread
 from cloob.data.sources.files import reading
-from cloob.data.vectors import VectorPairs
+from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.distributed import no_timeout, on_rank_zero, rank, world_size
+from cloob.errors import counted
+from cloob.functional.suspects import suspicion
 from cloob.models.aligned.encoders import open_image_encoder, row_keys
 from cloob.models.aligned.encoders import open_text_encoder as open_text
 from cloob.models.aligned.heads import Head, Standardise
 from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
+from cloob.models.aligned.vectors import VectorEncoder
 from cloob.models.load import load_model
 from cloob.objective import ContrastiveObjective
-from cloob.training.bad_samples import check_fraction
-from cloob.training.clean import LeftOut, cleaned
 from cloob.training.config import TrainConfig
+from cloob.training.config.checks import wrong
+from cloob.training.faults import check_fraction
 
 logger = logging.getLogger(__name__)
+
+SUSPECTS_FILE = "suspects.csv"
+_LEAST = 100  # distinct ids for --clean
 _BATCH = 128
+LeftOut = list[tuple[str, float]]  # the keys and scores of pairs, lowest first
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,32 @@ class Features:
         images, texts, ids, keys = self.take(places)
         index = torch.from_numpy(places)
         return Features(images, texts, ids, keys, (self.rows[0][index], self.rows[1][index]), self.skipped)
+
+
+def cleaned(pairs: Features | VectorPairs, how: str, name: str) -> tuple[Features | VectorPairs, LeftOut]:
+    """The pairs without the suspicious ones, ``"auto"`` or a share of all, and those; every rank calls this."""
+
+    def judge() -> tuple[np.ndarray, LeftOut]:
+        a, b, ids, keys = pairs.take(np.arange(len(pairs)))
+        distinct = len(torch.unique(ids))
+        if distinct < _LEAST:
+            wrong(f"{name}: {distinct} distinct ids; --clean needs {_LEAST} or more")
+        found = suspicion(a, b, ids)
+        order = found.scores.argsort().numpy()
+        count = found.count() if how == "auto" else round(float(how) * len(order))
+        return np.sort(order[count:]), [(keys[place], float(found.scores[place])) for place in order[:count]]
+
+    kept, left_out = on_rank_zero(judge, slow=True)
+    if rank() == 0:
+        told = "%s of %s training pairs are left out (--clean %s); %s lists them"
+        logger.info(told, f"{len(left_out):,}", f"{len(pairs):,}", how, SUSPECTS_FILE)
+    return pairs.only(kept), left_out
+
+
+def write_left_out(run: Path, left_out: LeftOut) -> None:
+    """Lists the pairs that a run leaves out."""
+    with (run / SUSPECTS_FILE).open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("pair", "score"), *left_out])
 
 
 def as_vectors(features: Features | VectorPairs, name: str) -> VectorPairs:
@@ -238,3 +272,64 @@ def _read(path: Path) -> Features:
         rows = file.get_tensor("images_rows"), file.get_tensor("texts_rows")
         keys, skipped = (json.loads(file.metadata()[name]) for name in ("keys", "skipped"))
         return Features(images, texts, ids, tuple(keys), rows, tuple(Skip(*skip) for skip in skipped))
+
+
+_FITTED, _FITTED_NUMBERS = 32_768, 1 << 24  # rows, and numbers of a side
+_FEW = 20  # held-out ids: one more or less found is 5 points of recall
+
+
+def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
+    files, share = config.vectors, config.pairs.val_split
+    assert files.a is not None and files.b is not None
+    pairs = open_pairs(files.a, files.b, files.ids, files.a_ids, files.b_ids)
+    held_out = None
+    if files.val_a is not None and files.val_b is not None:
+        held_out = open_pairs(files.val_a, files.val_b, files.val_ids)
+        for side in ("a", "b"):
+            width, other = (getattr(each, side).shape[1] for each in (pairs, held_out))
+            if width != other:
+                wrong(f"val_{side} has {other:,} columns, {side} has {width:,}")
+    for each in (pairs, held_out):
+        if each is not None:
+            total = len(each) + len(each.skipped)
+            check_fraction(each.name, "pairs", each.skipped, total, config.pairs.max_bad_fraction)
+    return with_held_out(pairs, held_out, share)
+
+
+def with_held_out(
+    pairs: VectorPairs, held_out: VectorPairs | None, share: float
+) -> tuple[VectorPairs, VectorPairs | None]:
+    """The training pairs and the held-out ones: those that are given, or a ``share`` of the ids."""
+    if share:
+        ids = len(np.unique(pairs.ids))
+        if ids < 4:
+            wrong(f"{pairs.name}: {counted(ids, 'ids')}; 2 to train on and 2 to hold out are needed")
+        pairs, held_out = pairs.split(share)
+    if held_out is not None and (ids := len(np.unique(held_out.ids))) < _FEW:
+        logger.warning("%s held out: their recall means little", counted(ids, "ids"))
+    return pairs, held_out
+
+
+def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncoder:
+    """Fresh heads, standardised by the training pairs: by all, or by 32,768 evenly spread ones (fewer wide ones)."""
+    most = max(2, min(_FITTED, _FITTED_NUMBERS // max(pairs.a.shape[1], pairs.b.shape[1])))
+    a, b, *_ = pairs.take(np.array(spread(len(pairs), most)))
+    for side, rows in (("a", a), ("b", b)):
+        if bool((rows == rows[0]).all()):
+            logger.warning("all rows of %s are equal: nothing can be learned from them", side)
+    asked = config.align.standardise or "auto"
+    ways = [_way(side) if asked == "auto" else asked for side in (a, b)]
+    if asked == "auto" and "column" in ways:
+        sides = " and ".join(f"--{side}" for side, way in zip("ab", ways, strict=True) if way == "column")
+        said = "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)"
+        logger.info(said, sides)
+    of_a, of_b = new_heads(config, (a.shape[1], b.shape[1]), ways)
+    encoder = VectorEncoder(of_a, of_b)
+    encoder.fit(a, b)
+    return encoder
+
+
+def _way(rows: Tensor) -> Standardise:
+    """By column where one scale would all but hide half of the columns; features of an encoder keep one scale."""
+    variance = rows[:: -(-len(rows) // 4096)].double().var(0, unbiased=False)
+    return "column" if variance.median() < 0.01 * variance.mean() else "one"

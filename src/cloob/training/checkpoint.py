@@ -31,30 +31,14 @@ from cloob.data.source import Fingerprint, digest
 from cloob.distributed import gather_objects, on_rank_zero
 from cloob.errors import InputError, one_line
 from cloob.files import flush
+from cloob.models import runs
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.runs import (
-    CHECKPOINTS_FOLDER,
-    EMA_FOLDER,
-    JOINED_FILE,
-    MODEL_FOLDER,
-    MODULE_FILE,
-    TOWERS_WEIGHTS_FILE,
-    TRAINER_FILE,
-    VALIDATION_FILE,
-    checkpoint_name,
-    config_file,
-    find_best,
-    is_better,
-    list_checkpoints,
-    weights_file,
-)
 from cloob.models.weights.containers import check_zip, read_safetensors
 from cloob.scales import FixedScaleWarning
 from cloob.training import sharding
 from cloob.training.config import TrainConfig
-from cloob.training.progress import Progress
-from cloob.training.random_state import rng_state
+from cloob.training.progress import Progress, rng_state
 from cloob.training.step import Stepper
 
 logger = logging.getLogger(__name__)
@@ -71,7 +55,7 @@ def measured(config: TrainConfig, data: Mapping[str, Fingerprint]) -> dict[str, 
 
 def weights_digest(checkpoint: Path) -> str:
     """A digest of the weights files, by which a resumed run notices damage: a safetensors file has no checksum."""
-    files = [weights_file(checkpoint / folder) for folder in (MODEL_FOLDER, EMA_FOLDER)]
+    files = [runs.weights_file(checkpoint / folder) for folder in (runs.MODEL_FOLDER, runs.EMA_FOLDER)]
     contents = hashlib.blake2b()
     for path in filter(None, files):
         with path.open("rb") as file:
@@ -95,8 +79,8 @@ class Saver:
         """Whether the weights after ``step`` are better than those of every checkpoint."""
         self._validation = step, metrics
         run, metric = self.config.save.out, self.config.save.best
-        best, value = on_rank_zero(lambda: find_best(run, metric, self._measured)), metrics[metric]
-        return value is not None and (best is None or is_better(metric, value, best[1]))
+        best, value = on_rank_zero(lambda: runs.find_best(run, metric, self._measured)), metrics[metric]
+        return value is not None and (best is None or runs.is_better(metric, value, best[1]))
 
     def save(self, progress: Progress, *, hopfield: bool) -> Path | None:
         """Writes a checkpoint of this step, unless there is one or the loss is not finite just now.
@@ -129,13 +113,13 @@ class Saver:
         def write(folder: Path) -> None:
             settings = towers.objective.config()  # none of a caller's loss
             settings |= {"hopfield": hopfield} if settings else {}
-            save_model(folder / MODEL_FOLDER, encoder, settings, weights)
+            save_model(folder / runs.MODEL_FOLDER, encoder, settings, weights)
             if average is not None:
-                save_model(folder / EMA_FOLDER, average.encoder, settings)
+                save_model(folder / runs.EMA_FOLDER, average.encoder, settings)
             state["weights"] = weights_digest(folder)
             if validation is not None:
-                (folder / VALIDATION_FILE).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
-            with (folder / TRAINER_FILE).open("wb") as file:  # torch's own writer says no reason of the disk's
+                (folder / runs.VALIDATION_FILE).write_text(json.dumps(validation, indent=2) + "\n", encoding="utf-8")
+            with (folder / runs.TRAINER_FILE).open("wb") as file:  # torch's own writer says no reason of the disk's
                 torch.save(state, file)
 
         save = self.config.save
@@ -146,8 +130,8 @@ class Saver:
 
 def _write(run: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
     """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep`` and the best."""
-    folder = run / CHECKPOINTS_FOLDER
-    final = folder / checkpoint_name(step)
+    folder = run / runs.CHECKPOINTS_FOLDER
+    final = folder / runs.checkpoint_name(step)
     temporary = folder / f".tmp-{final.name}-{os.getpid()}"
     try:
         temporary.mkdir(parents=True)
@@ -161,14 +145,14 @@ def _write(run: Path, step: int, write: Callable[[Path], None], *, keep: int) ->
         # torch's writer hides the disk's own error.
         cause = error if isinstance(error, OSError) else error.__context__ or error
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else one_line(cause)
-        before = list_checkpoints(run)
+        before = runs.list_checkpoints(run)
         kept = f"the last whole checkpoint is {before[-1]}" if before else "there is no earlier checkpoint"
         raise InputError(f"{final}: checkpoint cannot be written ({reason}); {kept}") from error
     finally:
         remove_leftovers(run)
     if keep:
-        best = find_best(run)
-        for old in list_checkpoints(run)[:-keep]:
+        best = runs.find_best(run)
+        for old in runs.list_checkpoints(run)[:-keep]:
             if best is None or old != best[0]:
                 # Renamed first: a folder with its final name is always whole.
                 shutil.rmtree(old.rename(_hidden(old)), ignore_errors=True)
@@ -181,7 +165,7 @@ def _hidden(checkpoint: Path) -> Path:
 
 def remove_leftovers(run: Path) -> None:
     """Removes what an interrupted write left behind."""
-    for path in (run / CHECKPOINTS_FOLDER).glob(".tmp-*"):
+    for path in (run / runs.CHECKPOINTS_FOLDER).glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -198,22 +182,23 @@ class Checkpoint:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint folder; InputError for a file that is missing, cut short or of another format."""
-    file = path / TRAINER_FILE
+    file = path / runs.TRAINER_FILE
     try:
         check_zip(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-        weights = _read_weights(path / MODEL_FOLDER)
+        weights = _read_weights(path / runs.MODEL_FOLDER)
         if state["weights"] != weights_digest(path):
-            raise InputError(f"{weights_file(path / MODEL_FOLDER)}: damaged, its digest is not the one in {file.name}")
-        average = _read_weights(path / EMA_FOLDER) if (path / EMA_FOLDER).is_dir() else None
+            damaged = runs.weights_file(path / runs.MODEL_FOLDER)
+            raise InputError(f"{damaged}: damaged, its digest is not the one in {file.name}")
+        average = _read_weights(path / runs.EMA_FOLDER) if (path / runs.EMA_FOLDER).is_dir() else None
         return Checkpoint(path, weights, average, state, Progress(**state["progress"]))
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"{path}: cannot be read ({one_line(error)}); use an earlier checkpoint") from error
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if config_file(folder).name == MODULE_FILE:  # a caller's, which nobody can build from its file
-        return {f"model.{name}": value for name, value in read_safetensors(folder / TOWERS_WEIGHTS_FILE).items()}
+    if runs.config_file(folder).name == runs.MODULE_FILE:  # a caller's, which nobody can build from its file
+        return {f"model.{name}": value for name, value in read_safetensors(folder / runs.TOWERS_WEIGHTS_FILE).items()}
     return dict(load_model(str(folder), device="cpu").state_dict())
 
 
@@ -239,11 +224,11 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
 
 def _newest(run: Path, resume: str) -> Checkpoint | None:
     run = run if resume == "auto" else Path(resume)
-    if resume != "auto" and (run / TRAINER_FILE).is_file():
+    if resume != "auto" and (run / runs.TRAINER_FILE).is_file():
         return read_checkpoint(run)
     errors: list[InputError] = []
-    for path in reversed(list_checkpoints(run)):
-        if (path / JOINED_FILE).is_file():
+    for path in reversed(runs.list_checkpoints(run)):
+        if (path / runs.JOINED_FILE).is_file():
             continue
         try:
             return read_checkpoint(path)

@@ -18,20 +18,18 @@ from cloob.data.batch import Batch
 from cloob.data.loader import Copies
 from cloob.distributed import Layout, Tally, on_rank_zero, process_group, rank, resolve_device
 from cloob.errors import InputError, TrainingFailed
-from cloob.training import closed, faults, finetune, run_folder
-from cloob.training.bad_samples import by_reason
-from cloob.training.build import Run, assemble
+from cloob.training import closed, faults, run_folder
+from cloob.training.build import Run, assemble, products
 from cloob.training.callbacks import Callback, Ended, RunInfo, RunResult
 from cloob.training.config import TrainConfig
-from cloob.training.faults import StopRequested, StopSignal
+from cloob.training.faults import StopRequested, StopSignal, by_reason
 from cloob.training.given import Given, GivenPairs, MakeOptimizer
 from cloob.training.log import TensorBoard, WandB
-from cloob.training.progress import Course, is_whole
-from cloob.training.random_state import preserved_rng
+from cloob.training.optim import freeze, write_average
+from cloob.training.progress import Course, is_whole, preserved_rng
 from cloob.training.record import Step, StepLog
 from cloob.training.select import choose, join
 from cloob.training.step import TowersWithLoss
-from cloob.training.towers import products
 from cloob.training.validate import Validation, validate
 
 _CPU = torch.device("cpu")
@@ -100,7 +98,7 @@ def train(
         del run, loop  # and with them DDP, before the group that it holds
         checkpoint = result.checkpoint
         if config.towers.average_with_start is not None and checkpoint is not None and result.stopped is None:
-            on_rank_zero(lambda: finetune.write_average(config, checkpoint))
+            on_rank_zero(lambda: write_average(config, checkpoint))
         return join(config, result, given=given, train=train)
 
 
@@ -195,7 +193,7 @@ class Loop:
             batches = run.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
             steps = min(run.loader.steps(offset), start + self.course.steps_left())
             run.towers.train()
-            finetune.freeze(run.encoder, run.config.towers.freeze)
+            freeze(run.encoder, run.config.towers.freeze)
             for index in range(start, steps):
                 began = time.perf_counter()
                 with preserved_rng(_CPU):

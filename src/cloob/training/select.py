@@ -21,32 +21,18 @@ from cloob.data.vectors import VectorPairs
 from cloob.distributed import resolve_device
 from cloob.files import whole_folder
 from cloob.functional.bootstrap import bootstrap_interval, grouped_bootstrap
+from cloob.models import runs
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.members import Members, fit_members
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.runs import (
-    CHECKPOINTS_FOLDER,
-    JOINED_FILE,
-    MEMBERS_FOLDER,
-    MODEL_FOLDER,
-    OBJECTIVES_FILE,
-    RUN_CONFIG_FILE,
-    VALIDATION_FILE,
-    checkpoint_name,
-    checkpoint_step,
-    chosen_checkpoint,
-    latest_checkpoint,
-    read_validation,
-)
 from cloob.training.align import FeatureLoader, as_vectors
+from cloob.training.build import make_encoder, make_loader, open_pairs
 from cloob.training.callbacks import Ended, RunResult
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import HEAD_SCALES, LENGTHS
 from cloob.training.given import Given
-from cloob.training.pairs import make_loader, open_pairs
-from cloob.training.towers import make_encoder
 from cloob.training.validate import GALLERY, recalls_of_ids
 
 _TRIED = ("infoloob", "clip", "siglip", "cloob")  # the first is taken unless another is clearly better
@@ -93,7 +79,7 @@ class _Trial:
 
 def read_choice(run: Path) -> dict[str, Any] | None:
     """What ``objectives.json`` of a run has, if it has one."""
-    file = run / OBJECTIVES_FILE
+    file = run / runs.OBJECTIVES_FILE
     choice: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     return choice
 
@@ -146,22 +132,24 @@ def join(asked: TrainConfig, result: RunResult, *, given: Given, train: Train) -
     """
     run, choice = result.run, read_choice(result.run)
     single = asked.loss.objective != "auto" and (asked.align.members or 1) == 1
-    if single or result.stopped or result.checkpoint is None or (latest_checkpoint(run) / JOINED_FILE).is_file():
+    if single or result.stopped or result.checkpoint is None:
         return result
-    config = TrainConfig.from_json(run / RUN_CONFIG_FILE)
+    if (runs.latest_checkpoint(run) / runs.JOINED_FILE).is_file():
+        return result
+    config = TrainConfig.from_json(run / runs.RUN_CONFIG_FILE)
     seeds = [{"seed": config.run.seed + i} for i in range(1, asked.align.members or 1)]
     beside: list[dict[str, Any]] = choice["beside"] if choice else [*seeds, {"objective": "cca"}]
     pairs, held_out = _opened(asked, given)
     members = []
     for number, leaves in enumerate(beside, 1):
         closed = {"embed_dim": asked.align.embed_dim} if leaves.get("objective") == "cca" else {}
-        out = run / MEMBERS_FOLDER / str(number)
+        out = run / runs.MEMBERS_FOLDER / str(number)
         own = config.override(**{**TEMPORARY, "out": out, "resume": "auto", **closed, **leaves, "members": None})
         trained = _quietly(train, pairs, held_out, own)
         if trained.stopped:
             return replace(result, stopped=trained.stopped)
         members.append(load_model(out, "cpu").eval())
-    best = chosen_checkpoint(run)
+    best = runs.chosen_checkpoint(run)
     encoder = load_model(best, "cpu").eval()
     assert isinstance(encoder, AlignedEncoder)
     width = asked.align.embed_dim or 0
@@ -176,15 +164,15 @@ def join(asked: TrainConfig, result: RunResult, *, given: Given, train: Train) -
     logger.info("joined: %s; recall %.1f %% (against the first alone: %s)", what, 100 * recall, numbers)
     if recall > alone:
         joined = encoder.with_heads(a, b)
-        step = checkpoint_step(latest_checkpoint(run)) + 1
+        step = runs.checkpoint_step(runs.latest_checkpoint(run)) + 1
         facts = {"joined": what, "recall": recall, "difference": [difference, low, high]}
-        validation = {**(read_validation(best) or {}), "step": step, "val_loss": None, "val_recall": recall}
-        with whole_folder(run / CHECKPOINTS_FOLDER / checkpoint_name(step)) as folder:
-            save_model(folder / MODEL_FOLDER, joined, encoder.objective_config)
-            for name, content in ((VALIDATION_FILE, validation), (JOINED_FILE, facts)):
+        validation = {**(runs.read_validation(best) or {}), "step": step, "val_loss": None, "val_recall": recall}
+        with whole_folder(run / runs.CHECKPOINTS_FOLDER / runs.checkpoint_name(step)) as folder:
+            save_model(folder / runs.MODEL_FOLDER, joined, encoder.objective_config)
+            for name, content in ((runs.VALIDATION_FILE, validation), (runs.JOINED_FILE, facts)):
                 (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
-        result = replace(result, checkpoint=run / CHECKPOINTS_FOLDER / checkpoint_name(step))
-    shutil.rmtree(run / MEMBERS_FOLDER)
+        result = replace(result, checkpoint=run / runs.CHECKPOINTS_FOLDER / runs.checkpoint_name(step))
+    shutil.rmtree(run / runs.MEMBERS_FOLDER)
     return result
 
 

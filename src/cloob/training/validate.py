@@ -17,11 +17,10 @@ from cloob.functional.ranking import mutual_ranks, ranks_of_ids, recall_at_k
 from cloob.models.runs import SKIPPED_FILE, read_lines
 from cloob.objective import NonFiniteFeaturesError
 from cloob.training import sharding
-from cloob.training.bad_samples import Read, check_fraction, name_skips, with_readers
 from cloob.training.build import Run
-from cloob.training.faults import StopSignal, agree, fetch
+from cloob.training.faults import Read, StopSignal, agree, check_fraction, fetch, name_skips, with_readers
 from cloob.training.log import finite
-from cloob.training.random_state import preserved_rng
+from cloob.training.progress import preserved_rng
 from cloob.training.step import TowersWithLoss
 
 RECALLS = (1, 5, 10)

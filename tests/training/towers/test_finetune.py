@@ -17,9 +17,16 @@ from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import OptimConfig
-from cloob.training.finetune import layer_depths, tower_of
 from cloob.training.loop import train
-from cloob.training.optim import make_optimizer, make_schedule, parameter_groups, set_learning_rate, warmup_steps
+from cloob.training.optim import (
+    layer_depths,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+    set_learning_rate,
+    tower_of,
+    warmup_steps,
+)
 
 
 def names_of(model: str) -> list[str]:

@@ -17,10 +17,10 @@ from cloob.distributed import Layout
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.training import sharding
+from cloob.training.build import prepare_towers
 from cloob.training.config import TrainConfig
 from cloob.training.optim import make_optimizer
 from cloob.training.step import Stepper, StepResult, TowersWithLoss
-from cloob.training.towers import prepare_towers
 from support import on_ranks
 
 CPU = torch.device("cpu")
