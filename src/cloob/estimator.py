@@ -32,6 +32,7 @@ from cloob.training.progress import preserved_rng
 from cloob.training.select import TEMPORARY, read_choice
 
 _CPU = torch.device("cpu")
+_MISSING = ("None", "nan", "NaT", "<NA>")
 # The configuration's leaves by the names of parameters.
 _SAME = ("head", "members", "standardise", "weight_decay", "epochs", "batch_size", "patience", "device", "precision")
 _LEAVES = {
@@ -211,15 +212,12 @@ def _second(matrix: Any) -> Any:
 def _ids(groups: Any) -> list[str]:
     """Groups as texts; ValueError where one is missing."""
     ids = [str(group) for group in groups]
-    missing = [row for row, (group, name) in enumerate(zip(groups, ids, strict=True)) if _is_missing(group, name)]
+    named = [name and (isinstance(group, str) or name not in _MISSING) for group, name in zip(groups, ids, strict=True)]
+    missing = [row for row, has_name in enumerate(named) if not has_name]
     if missing:
         rows = f"row {missing[0]} has none" + (f", as have {len(missing) - 1:,} others" if missing[1:] else "")
         raise ValueError(f"groups: {rows}; give every row an id, a unique one where it is unknown")
     return ids
-
-
-def _is_missing(group: Any, name: str) -> bool:
-    return not name or (not isinstance(group, str) and name in ("None", "nan", "NaT", "<NA>"))
 
 
 @contextlib.contextmanager

@@ -13,12 +13,11 @@ from torch import nn
 
 from cloob.cache import Cache
 from cloob.distributed import resolve_device
-from cloob.errors import InputError
+from cloob.errors import InputError, one_line
 from cloob.models import runs
 from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder, digest
 from cloob.models.folder import read_model
-from cloob.models.given import fill_module
 from cloob.models.hub import check_hub_model, fetch_first, fetch_model
 from cloob.models.importing import translated
 from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source, file_stamp, kept_digest
@@ -26,7 +25,7 @@ from cloob.models.tokenizer import HUB_FILE, RinnaTokenizer
 from cloob.models.towers import create_model
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip
-from cloob.models.weights.containers import INDEX, WEIGHTS_FILES
+from cloob.models.weights.containers import INDEX, WEIGHTS_FILES, read_safetensors
 
 Module = TypeVar("Module", bound=nn.Module)
 _PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")  # they make modules of files
@@ -73,8 +72,19 @@ def load_model(
     folder = find_model_folder(source)
     if folder is None:
         raise InputError(f"{source}: is no run or model folder of cloob, whose weights could go into towers=")
-    fill_module(towers, folder)
+    _fill_module(towers, folder)
     return towers.to(place).eval()
+
+
+def _fill_module(module: nn.Module, folder: Path) -> None:
+    """Loads the weights of a model folder into the module that they were saved from, or one alike."""
+    file = folder / runs.MODULE_FILE
+    if not file.is_file():
+        raise InputError(f"{folder}: holds no weights of a module of Python code; load it without towers=")
+    try:
+        module.load_state_dict(read_safetensors(folder / runs.TOWERS_WEIGHTS_FILE))
+    except RuntimeError as error:
+        raise InputError(f"{folder}: does not fit {type(module).__qualname__} ({one_line(error)})") from error
 
 
 def find_model_folder(source: str | Path) -> Path | None:

@@ -58,7 +58,6 @@ class Features:
     texts: Tensor  # (N, F') float32
     ids: Tensor  # (N,) int64 caption ids
     keys: tuple[str, ...]
-    rows: tuple[Tensor, Tensor]  # (N, 16) uint8 keys of pictures and texts, by which `cloob eval` finds their features
     skipped: tuple[Skip, ...] = ()  # the pairs that cannot be used
 
     def __len__(self) -> int:
@@ -70,9 +69,7 @@ class Features:
 
     def only(self, places: np.ndarray) -> Features:
         """Some of the pairs."""
-        images, texts, ids, keys = self.take(places)
-        index = torch.from_numpy(places)
-        return Features(images, texts, ids, keys, (self.rows[0][index], self.rows[1][index]), self.skipped)
+        return Features(*self.take(places), self.skipped)
 
 
 def cleaned(pairs: Features | VectorPairs, how: str, name: str) -> tuple[Features | VectorPairs, LeftOut]:
@@ -90,8 +87,8 @@ def cleaned(pairs: Features | VectorPairs, how: str, name: str) -> tuple[Feature
 
     kept, left_out = on_rank_zero(judge, slow=True)
     if rank() == 0:
-        told = "%s of %s training pairs are left out (--clean %s); %s lists them"
-        logger.info(told, f"{len(left_out):,}", f"{len(pairs):,}", how, SUSPECTS_FILE)
+        message = "%s of %s training pairs are left out (--clean %s); %s lists them"
+        logger.info(message, f"{len(left_out):,}", f"{len(pairs):,}", how, SUSPECTS_FILE)
     return pairs.only(kept), left_out
 
 
@@ -115,8 +112,7 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
     assert align.image_encoder is not None and align.text_encoder is not None
     image = open_image_encoder(align.image_encoder, load_model, config.towers.image_size)
     text = open_text(align.text_encoder, load_model)
-    asked = align.standardise
-    way: Standardise = "one" if asked is None or asked == "auto" else asked
+    way: Standardise = "one" if align.standardise is None or align.standardise == "auto" else align.standardise
     heads = new_heads(config, (image.features, text.features), (way, way))
     names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
     encoder = aligned_encoder(image, text, heads[0], heads[1], names)
@@ -166,17 +162,8 @@ class ClosedForm(ContrastiveObjective):
         return image_features.new_full((), torch.nan)
 
 
-def in_closed_form(config: TrainConfig) -> TrainConfig:
-    """A run that solves for its heads: one pass in large blocks, judged by recall and saved once."""
-    settled = {"save_every": 0, "patience": 0, "best": "val_recall", "warmup": 0}
-    return config.override(epochs=1, batch_size=4096, **settled)
-
-
 class FeatureLoader(Loader):
-    """A ``Loader`` of features. The first batch of the first epoch, on rank 0, lists all pairs that cannot be used.
-
-    ``train``: a new order in each epoch, without the last, smaller batch; else all pairs in their order.
-    """
+    """A ``Loader`` of features; the first batch of the first epoch, on rank 0, lists all pairs that cannot be used."""
 
     left_out: LeftOut | None = None  # by --clean
 
@@ -201,22 +188,23 @@ def feature_loader(
     # Named by what they are made from: both encoders, by which `cloob eval` finds them, and the bytes of all pairs.
     key = on_rank_zero(lambda: "-".join((*encoder.encoder_keys(), content_key(source)[:20])), slow=True)
 
-    def check(features: Features) -> Features:
+    def checked(features: Features) -> Features:
         kind, total = "samples" if train else "held-out pairs", len(features) + len(features.skipped)
         check_fraction(source.name, kind, features.skipped, total, limit)
         return features
 
     def make(target: Path) -> None:  # what is refused is not kept: the pictures may be there again tomorrow
-        _write(target, check(_compute(source, encoder, config.pairs.workers, target.touch)))
+        features, rows = _compute(source, encoder, config.pairs.workers, target.touch)
+        _write(target, checked(features), rows)
 
     def get() -> Features:
-        return check(_read(cache.get("features", f"{key}.safetensors", make)))
+        return checked(_read(cache.get("features", f"{key}.safetensors", make)))
 
     # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
-    held: list[Features] = []
-    on_rank_zero(lambda: held.append(get()), slow=True)
+    first: list[Features] = []
+    on_rank_zero(lambda: first.append(get()), slow=True)
     with no_timeout():
-        features = held[0] if held else get()
+        features = first[0] if first else get()
     if train and config.towers.init is None:  # heads that were trained before keep their standardisation
         encoder.fit(features.images, features.texts)
     return loader_of(features, source.name, config, train=train)
@@ -233,34 +221,36 @@ def loader_of(features: Features | VectorPairs, name: str, config: TrainConfig, 
     return loader
 
 
-def _compute(source: Source, encoder: AlignedEncoder, workers: int, gets_on: Callable[[], object]) -> Features:
-    """Every pair through both encoders, in order and without augmentation; ``gets_on`` tells those who wait."""
+def _compute(
+    source: Source, encoder: AlignedEncoder, workers: int, still_running: Callable[[], object]
+) -> tuple[Features, list[Tensor]]:
+    """Features of all pairs, and (N, 16) uint8 keys of pictures and texts, by which `cloob eval` finds them."""
     preprocess, tokenizer = encoder.preprocess, encoder.tokenizer
     loader = PairLoader(source, preprocess, tokenizer, _BATCH, shuffle=False, drop_last=False, workers=workers)
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []
     skipped: list[Skip] = []
-    said = -1
+    shown = -1
     with contextlib.closing(loader):
         for batch in loader.epoch(0):
-            gets_on()
+            still_running()
             skipped += batch.skipped
             keys += batch.keys
             if len(batch):
                 images, texts = encoder.features(batch.images, batch.tokens)
                 parts.append((images.cpu(), texts.cpu(), batch.ids, row_keys(batch.images), row_keys(batch.tokens)))
             place = len(keys) + len(skipped)
-            if place * 10 // len(source) > said:
-                said = place * 10 // len(source)
+            if place * 10 // len(source) > shown:
+                shown = place * 10 // len(source)
                 logger.info("%s: features of %d of %d pairs", source.name, place, len(source))
     columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else [torch.empty(0)] * 5
     images, texts, ids, *rows = columns
-    return Features(images, texts, ids, tuple(keys), (rows[0], rows[1]), tuple(skipped))
+    return Features(images, texts, ids, tuple(keys), tuple(skipped)), rows
 
 
-def _write(path: Path, features: Features) -> None:
+def _write(path: Path, features: Features, rows: Sequence[Tensor]) -> None:
     tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
-    tensors |= {"images_rows": features.rows[0], "texts_rows": features.rows[1]}
+    tensors |= {"images_rows": rows[0], "texts_rows": rows[1]}
     skipped = [(skip.key, skip.reason, skip.detail) for skip in features.skipped]
     metadata = {"keys": json.dumps(features.keys), "skipped": json.dumps(skipped)}
     path.write_bytes(save(tensors, metadata=metadata))
@@ -269,9 +259,8 @@ def _write(path: Path, features: Features) -> None:
 def _read(path: Path) -> Features:
     with reading(path, SafetensorError), safe_open(path, framework="pt") as file:
         images, texts, ids = (file.get_tensor(name) for name in ("images", "texts", "ids"))
-        rows = file.get_tensor("images_rows"), file.get_tensor("texts_rows")
         keys, skipped = (json.loads(file.metadata()[name]) for name in ("keys", "skipped"))
-        return Features(images, texts, ids, tuple(keys), rows, tuple(Skip(*skip) for skip in skipped))
+        return Features(images, texts, ids, tuple(keys), tuple(Skip(*skip) for skip in skipped))
 
 
 _FITTED, _FITTED_NUMBERS = 32_768, 1 << 24  # rows, and numbers of a side
@@ -321,8 +310,8 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
     ways = [_way(side) if asked == "auto" else asked for side in (a, b)]
     if asked == "auto" and "column" in ways:
         sides = " and ".join(f"--{side}" for side, way in zip("ab", ways, strict=True) if way == "column")
-        said = "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)"
-        logger.info(said, sides)
+        message = "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)"
+        logger.info(message, sides)
     of_a, of_b = new_heads(config, (a.shape[1], b.shape[1]), ways)
     encoder = VectorEncoder(of_a, of_b)
     encoder.fit(a, b)

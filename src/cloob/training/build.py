@@ -30,7 +30,6 @@ from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.aligned.vectors import VectorEncoder
 from cloob.models.encoder import DualEncoder, trimmed_tokens
-from cloob.models.given import GivenTowers
 from cloob.models.importing import import_open_clip
 from cloob.models.load import load_model
 from cloob.models.runs import HELD_OUT_FILE, OBJECTIVES_FILE, RUN_CONFIG_FILE
@@ -41,10 +40,10 @@ from cloob.training import align, sharding
 from cloob.training.align import FeatureLoader, write_left_out
 from cloob.training.checkpoint import HELD_OUT, TRAINING, Saver, find_checkpoint, remove_leftovers, restore
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_combination, check_start, wrong
+from cloob.training.config.checks import check_combination, check_with_heads, check_without_heads, wrong
 from cloob.training.config.parts import RunConfig
 from cloob.training.faults import BadSamples
-from cloob.training.given import Given, Pairs, as_objective, opened, optimizer_of
+from cloob.training.given import Given, GivenTowers, Pairs, as_objective, opened, optimizer_of
 from cloob.training.log import RunLog
 from cloob.training.optim import freeze, warmup_steps
 from cloob.training.progress import Progress, seed_generators
@@ -72,11 +71,13 @@ def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given |
     holds = f"init {towers.init!r} holds"
     if isinstance(encoder, VectorEncoder):
         wrong(f"{holds} heads for vectors; `cloob train vectors` begins anew")
-    check_start(config, aligned=isinstance(encoder, AlignedEncoder))
     settings = {"model": encoder.name, "image_size": encoder.image_size}
     if isinstance(encoder, AlignedEncoder):
+        check_with_heads(config)
         encoder.on_features = True
         settings |= align.head_settings(encoder)
+    else:
+        check_without_heads(config.align)
     for key, value in settings.items():
         configured = (vars(towers) | vars(config.align))[key]
         if configured not in (None, value):
@@ -131,10 +132,7 @@ def products(config: TrainConfig, device: torch.device) -> contextlib.AbstractCo
 
 
 def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -> None:
-    """Readies towers for training, in place: memory layout, batch norm over ranks, recomputation, compilation, shards.
-
-    Names and shapes of parameters stay, so checkpoints are the same for all. The optimiser has to be made afterwards.
-    """
+    """Readies towers for training, in place and with the same names of parameters; the optimiser is made afterwards."""
     encoder.set_channels_last(run.channels_last is not False)
     if run.sync_bn and world_size() > 1:
         require("timm.layers", "train").convert_sync_batchnorm(encoder)
@@ -184,10 +182,7 @@ def open_pairs(config: TrainConfig, given: Given) -> tuple[Pairs, Pairs | None]:
 
 
 def open_both(config: TrainConfig, *, train: bool = False) -> tuple[Source, Source | None]:
-    """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs.
-
-    The rows of the latter are found by reading all pairs: once for a run, which keeps them in ``OUT/held_out.json``.
-    """
+    """The training and held-out pairs; a run keeps the rows of held-out ones in ``OUT/held_out.json``."""
     pairs = config.pairs
     sources = _open(pairs.data, config)
     if pairs.val_split:
@@ -246,7 +241,8 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     makes 16 to 32 steps of an epoch keeps the number of steps alike from 128 to 8,000 pairs.
     """
     if config.loss.objective == "cca":
-        return align.in_closed_form(config)
+        settled = {"save_every": 0, "patience": 0, "best": "val_recall", "warmup": 0}  # one pass in large blocks
+        return config.override(epochs=1, batch_size=4096, **settled)
     if config.run.batch_size:
         return config
     power = 1 << max(pairs // 16, 1).bit_length() - 1

@@ -203,11 +203,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint to resume from, None to start afresh; every rank calls this and reads the same.
-
-    ``resume`` is ``"none"``, ``"auto"`` (the newest readable checkpoint of ``run``, if any; unreadable ones are passed
-    over with a warning), or the path of a checkpoint or a run folder.
-    """
+    """The checkpoint of a run or of a path to resume from, None to start afresh; the same on every rank."""
     if resume == "none":
         return None
     held: list[Checkpoint] = []  # on rank 0

@@ -68,11 +68,7 @@ def fetch(batches: Iterator[Batch], stop: StopSignal) -> tuple[Batch | None, Exc
 def agree(
     batch: Batch | None, fault: Exception | None, stop: StopSignal, device: torch.device, last_checkpoint: Path | None
 ) -> tuple[Batch, Tally]:
-    """A batch that ``fetch`` returned, and what all ranks have of it; every rank calls this and comes to the same.
-
-    StopRequested where some rank was told to end. TrainingFailed where a data worker died, or another rank could not
-    get its batch; this rank's own fault is raised as it is.
-    """
+    """The fetched batch and its sizes on all ranks; StopRequested and TrainingFailed are raised on every rank."""
     good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
     counts = tally(good, bad, stop.requested, device, fault is not None)
     if counts.fault:

@@ -6,10 +6,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from cloob.data.items import Items
@@ -17,6 +19,10 @@ from cloob.data.source import Source
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import Layout, gather_objects, gather_rows, world_size
 from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder, EncoderConfig
+from cloob.models.importing import import_open_clip
+from cloob.models.pixels import EvalTransform
+from cloob.models.tokenizer import ClipTokenizer
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import SCALES, OptimConfig
@@ -68,11 +74,52 @@ def _class_of(part: Any) -> str:
     return str((part if hasattr(part, "__qualname__") else type(part)).__qualname__)
 
 
-class GivenObjective(nn.Module):
-    """A caller's loss of two (N, D) matrices of unit rows, for the loop; over ranks it sees the rows of all.
+class GivenTowers(DualEncoder):
+    """A caller's module as a ``DualEncoder``, as far as training needs one.
 
-    Each rank computes the global loss, so that the mean of the ranks' gradients is that of one process.
+    Of image-caption pairs it takes uint8 (n, 3, S, S) pixels and (n, 77) int64 tokens of CLIP's tokenizer.
     """
+
+    def __init__(self, module: nn.Module, image_size: int | None = None) -> None:
+        nn.Module.__init__(self)  # a DualEncoder's asks for open_clip's towers
+        self.name = type(module).__qualname__
+        self.model = module
+        self.config = EncoderConfig("module", 0, 0, {"class": self.name})
+        self.objective_config = {}
+        self.image_size = image_size or 224
+
+    @cached_property
+    def preprocess(self) -> EvalTransform:  # type: ignore[override]
+        return EvalTransform({"size": self.image_size})
+
+    @cached_property
+    def tokenizer(self) -> ClipTokenizer:  # type: ignore[override]
+        return ClipTokenizer.of(import_open_clip(".tokenizer").SimpleTokenizer())
+
+    @property
+    def trims_texts(self) -> bool:
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        first: nn.Parameter = next(self.model.parameters())
+        return first.device
+
+    def set_channels_last(self, enabled: bool) -> None:
+        """Does nothing: the module's layout is the caller's."""
+
+    def forward(self, images: Any, tokens: Any) -> tuple[Tensor, Tensor]:
+        """Unit rows (n, D) float32 of both sides, from whatever rows the module gives."""
+        rows: Any = self.model(images, tokens)
+        sides = rows if isinstance(rows, tuple | list) else (rows,)
+        shapes = [tuple(side.shape) if isinstance(side, Tensor) else type(side).__name__ for side in sides]
+        if len(shapes) != 2 or len(shapes[0]) != 2 or shapes[0] != shapes[1]:
+            raise InputError(f"{self.name}: returned {shapes}; two tensors (n, D) of the same n and D are expected")
+        return F.normalize(rows[0].float(), dim=1), F.normalize(rows[1].float(), dim=1)
+
+
+class GivenObjective(nn.Module):
+    """A caller's loss of two (N, D) matrices of unit rows; each rank computes the global loss, so gradients average."""
 
     contrast, hopfield, bias = "given", False, None
 

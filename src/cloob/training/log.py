@@ -32,11 +32,7 @@ def finite(value: float) -> float | None:
 
 
 class RunLog:
-    """The logs of a run folder: a JSON object a line, each written through at once.
-
-    Lines of an earlier run after ``keep_to_step`` are dropped, as is a last one that was cut short: a resumed run
-    writes each step once. None starts empty files. ``writes``: whether this process does; the others' calls do nothing.
-    """
+    """The JSON lines of a run folder, written through at once; those after ``keep_to_step`` are dropped (None: all)."""
 
     def __init__(self, run: Path, keep_to_step: int | None, *, writes: bool) -> None:
         self._files: dict[str, TextIO] = {}
@@ -161,10 +157,7 @@ def _rich_bar() -> Any:
 
 
 class Tracker(Callback):
-    """Hands the numbers of rank 0 on: steps as ``train/…``, epochs as ``epoch/…``; dropped with a warning if it fails.
-
-    In ``on_start`` it sets ``sink``, which takes numbers and their step, and ``finish``, told whether the run failed.
-    """
+    """Passes numbers of rank 0 to ``sink``, and at the end to ``finish`` whether the run failed; warns if it fails."""
 
     sink: Any = None
     finish: Any = None
@@ -211,10 +204,7 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """Weights & Biases. A resumed run goes on in the same run there, by an id in the run folder.
-
-    wandb takes a step only once: steps between the checkpoint and the kill keep what was logged first.
-    """
+    """Weights & Biases. A resumed run continues there by an id in the run folder; logged steps stay as they were."""
 
     def __init__(self, project: str) -> None:
         self.project = project

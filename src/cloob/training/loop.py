@@ -228,11 +228,7 @@ class Loop:
         self.steps.add(Step(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
 
     def _end_epoch(self, stop: StopSignal) -> bool:
-        """Ends an epoch: bad samples, validation, its line in the log; then turns to the next.
-
-        Returns whether the held-out pairs say that these weights are the best so far. StopRequested while it validates:
-        the epoch is not over then.
-        """
+        """Validates and logs the epoch, then turns to the next; whether these weights are the best so far."""
         run, progress = self.run, self.run.progress
         self.steps.flush()
         run.bad.check(ended=True)

@@ -36,10 +36,7 @@ average_with_start batch_size given_held_out"""
 def progress_of(
     checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, Fingerprint], objective: nn.Module
 ) -> Progress:
-    """Where a run goes on; rank 0 warns of what changes the course of the training.
-
-    InputError for other training pairs, another objective or model; Ended where nothing is left to do.
-    """
+    """Where a run continues; rank 0 warns of changes. Ended where nothing is left to do."""
     state, progress = checkpoint.state, checkpoint.progress
     changes = list(_changes(checkpoint, config))
     if other := differences(state["data"][TRAINING], data[TRAINING]):
@@ -153,7 +150,7 @@ def _name(owner: Any) -> str:
 
 
 def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:
-    """Refuses a run folder that holds a run which is neither resumed nor to be replaced."""
+    """Refuses a run folder with a run that is neither resumed nor replaced."""
     save, out, init = config.save, config.save.out, config.towers.init
     if not any((out / name).exists() for name in _RUN_FILES):
         return

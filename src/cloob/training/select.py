@@ -189,10 +189,7 @@ def crossed(found: Sequence[Tensor]) -> tuple[float, float, float]:
 def _combinations(
     heads: Sequence[tuple[Any, Any]], beside: Sequence[dict[str, Any]], bank: _Rows, width: int
 ) -> Iterator[tuple[str, tuple[Head | Members, Head | Members]]]:
-    """What may be joined, in words and as heads of both sides; the first head alone comes first.
-
-    ``width``: columns to which it is cut; 0 for no cut.
-    """
+    """What may be joined, in words and as heads cut to ``width`` columns (0: no cut); the first head alone first."""
     names = ["first head", *(f"{each.get('objective', 'head')} {i}" for i, each in enumerate(beside, 2))]
     n = len(heads)
     closed = beside[-1].get("objective") == "cca"
@@ -237,12 +234,6 @@ def _opened(config: TrainConfig, given: Given) -> tuple[VectorPairs, VectorPairs
     return first, second
 
 
-def _on_vectors(config: TrainConfig) -> TrainConfig:
-    """The configuration of heads on vectors in memory."""
-    none = dict.fromkeys(["image_encoder", "text_encoder", "image_size", *vars(config.vectors)])
-    return config.override(**none, data=(), val_split=0.0)
-
-
 def _try(config: TrainConfig, objective: str, settings: dict[str, Any], train: Train, judge: _Rows) -> _Trial:
     """Trains for a part of the run, in a folder that goes, and judges its best epoch."""
     length = next(name for name in LENGTHS if getattr(config.run, name) is not None)
@@ -259,10 +250,11 @@ def _try(config: TrainConfig, objective: str, settings: dict[str, Any], train: T
 
 def _quietly(train: Train, pairs: VectorPairs, held_out: VectorPairs, config: TrainConfig) -> RunResult:
     """Trains on vectors, without messages: what there is to report of these pairs is reported by the run itself."""
+    none = dict.fromkeys(["image_encoder", "text_encoder", "image_size", *vars(config.vectors)])
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        return train(_on_vectors(config), pairs=pairs, held_out=held_out)
+        return train(config.override(**none, data=(), val_split=0.0), pairs=pairs, held_out=held_out)
     finally:
         logging.disable(disabled)
 

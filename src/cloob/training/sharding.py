@@ -88,10 +88,7 @@ def _by_kind(tensors: Iterable[Any]) -> tuple[list[Any], list[Any]]:
 def whole_state(
     encoder: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
-    """The encoder's weights, None where it holds them whole, and the optimiser's state; called on all ranks at once.
-
-    torch's own helpers name the optimiser's state by parameters, step it once to load it, and lose its memory layout.
-    """
+    """The encoder's weights (None: it has them whole) and the optimiser's state; every rank calls this."""
     if not is_sharded(encoder):
         return None, optimizer.state_dict()
     return _gather(encoder.state_dict()), _gather(optimizer.state_dict())

@@ -28,10 +28,7 @@ from cloob.training.optim import set_learning_rate
 
 
 class Average:
-    """torch's ``AveragedModel`` of an encoder, with its running statistics; from the first step on.
-
-    ``decay`` is the share of the average that a step keeps. A step that was not finite leaves no trace.
-    """
+    """torch's ``AveragedModel`` of an encoder; ``decay``: the share kept. A step that is not finite is left out."""
 
     def __init__(self, encoder: nn.Module, decay: float) -> None:
         self._decay, self._share = decay, torch.zeros(())
@@ -63,11 +60,7 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TowersWithLoss(nn.Module):
-    """Both towers and the objective as one module, so that DDP averages the gradients of all of it.
-
-    Autocast covers the towers alone: their features are lifted to float32 before the loss. ``encoder(images, tokens)``
-    returns unit rows.
-    """
+    """Both towers, in autocast, and the objective, in float32, as one module, so that DDP averages all gradients."""
 
     def __init__(self, encoder: nn.Module, objective: ContrastiveObjective, precision: str = "fp32") -> None:
         super().__init__()

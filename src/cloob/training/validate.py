@@ -46,11 +46,7 @@ class Validation:
 
 
 def validate(run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool) -> Validation:
-    """Embeds the held-out pairs once, all ranks together; the same numbers on every rank.
-
-    A batch of one pair counts for the recall alone, one that leaves a rank without any for neither. InputError where
-    too many of the pairs cannot be used.
-    """
+    """Embeds the held-out pairs once on all ranks; a batch of one pair counts for the recall alone."""
     loader, device, config = run.val_loader, run.stepper.device, run.config
     assert loader is not None
     if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics

@@ -37,20 +37,12 @@ def check_combination(config: TrainConfig) -> None:
         _check_given_towers(config)
     elif config.has_vectors:
         _check_vectors(config)
-        _check_beside_heads(config)
+        check_with_heads(config)
     elif config.align.encoders():
         _check_encoders(config)
-        _check_beside_heads(config)
+        check_with_heads(config)
     elif config.towers.init is None:  # which may hold heads
-        _check_without_heads(config.align)
-
-
-def check_start(config: TrainConfig, *, aligned: bool) -> None:
-    """Refuses settings that do not suit what ``init`` holds: two towers, or heads on frozen encoders."""
-    if aligned:
-        _check_beside_heads(config)
-    else:
-        _check_without_heads(config.align)
+        check_without_heads(config.align)
 
 
 def wrong(message: str) -> NoReturn:
@@ -151,28 +143,27 @@ def _check_vectors(config: TrainConfig) -> None:
 
 
 def _check_encoders(config: TrainConfig) -> None:
-    align, towers = config.align, config.towers
-    if len(align.encoders()) < 2:
-        missing = "image_encoder" if align.image_encoder is None else "text_encoder"
-        wrong(f"{missing} is missing: heads need both --image-encoder and --text-encoder")
-    for key, value in (("model", towers.model), ("init", towers.init)):
-        if value:
+    for missing in ("image_encoder", "text_encoder"):
+        if getattr(config.align, missing) is None:
+            wrong(f"{missing} is missing: heads need both --image-encoder and --text-encoder")
+    for key in ("model", "init"):
+        if value := getattr(config.towers, key):
             wrong(f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder")
 
 
 def _check_given_towers(config: TrainConfig) -> None:
     """What is of our towers alone, where a caller gives others."""
     towers, align, run, optim = config.towers, config.align, config.run, config.optim
-    for part, key in ((towers, "init"), (towers, "freeze"), (align, "image_encoder"), (align, "text_encoder")):
+    parts = {"init": towers, "freeze": towers, "image_encoder": align, "text_encoder": align}
+    inside = {"fsdp": run, "grad_checkpointing": run, "layer_decay": optim}
+    for key, part in (parts | inside).items():
         if getattr(part, key) != getattr(type(part), key):
-            _excluded(part, key, "towers=, which gives both towers")
-    for own, key in ((run, "fsdp"), (run, "grad_checkpointing"), (optim, "layer_decay")):
-        if getattr(own, key) != getattr(type(own), key):
-            _excluded(own, key, "towers=: it knows the layers of cloob's towers alone")
+            reason = "it knows the layers of cloob's towers alone" if key in inside else "which gives both towers"
+            _excluded(part, key, f"towers={':' if key in inside else ','} {reason}")
 
 
-def _check_beside_heads(config: TrainConfig) -> None:
-    """What makes no sense where nothing but heads is trained."""
+def check_with_heads(config: TrainConfig) -> None:
+    """Refuses settings that make no sense where nothing but heads is trained."""
     auto, members = config.loss.objective == "auto", config.align.members or 1
     if auto or members > 1:
         asked = "objective is 'auto'" if auto else f"members is {members}"
@@ -196,8 +187,8 @@ def _check_beside_heads(config: TrainConfig) -> None:
         wrong(f"freeze is {config.towers.freeze!r}, but both encoders are frozen anyway; leave it out")
 
 
-def _check_without_heads(align: AlignConfig) -> None:
-    """Settings of heads where there are none, but for those that an earlier run's config.json has filled in."""
+def check_without_heads(align: AlignConfig) -> None:
+    """Refuses settings of heads where there are none, but for those that a config.json of a run has filled in."""
     for key, value in vars(align).items():
         if value not in (None, HEADS.get(key)):
             advice = "but there are no heads; give --image-encoder and --text-encoder, or --a and --b, or leave it out"
