@@ -225,7 +225,8 @@ class Store(ABC):
 
     def states(self, source: str) -> Iterator[FileState]:
         """What is known of the files of a source; the models are those that have a vector, by number."""
-        stored, path = self._stored(source)[0], partial(self._shown, source)
+        stored, _ = self._stored(source)
+        path = str if stored == source else partial(self._shown, source)
         for (id_, below, size, mtime, content), rows in groupby(
             self._rows(_STATES, (stored,)), itemgetter(0, 1, 2, 3, 4)
         ):
