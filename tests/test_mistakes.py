@@ -27,47 +27,8 @@ BEFORE_TORCH, LATER = (
     for part in Path(__file__).with_name("mistakes.txt").read_text(encoding="utf-8").split("## Refused once")
 )
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
-FILES = {
-    "t.csv": "filepath\ttitle\na.png\tx\n",
-    "own.csv": "picture,text\na.png,a\nb.png,b\n",
-    "one.csv": "filepath,title\npairs/a.png,x\npairs/a.png,y\n",
-    "twice.csv": "filepath,title,title\na.png,x,y\n",
-    "ragged.csv": "filepath,title\na,b,c\n",
-    "empty.csv": "",
-    "missing.csv": "filepath,title\nx.png,a\ny.png,b\n",
-    "lines.jsonl": '{"image": "a.png", "caption": "x"}\n',
-    "broken.jsonl": '{"filepath": "a.png", "title": "x"}\n{"title"\n',
-    "list.jsonl": "[1]\n",
-    "broken.json": "{",
-    "key.json": '{"optim": {"learning_rate": 1e-3}}',
-    "lr.json": '{"optim": {"lr": "big"}}',
-    "twice.toml": "[optim]\nlr = 1\nlr = 2\n",
-    "bias.toml": "[loss]\nbias = 'x'\n",
-    "flip.toml": "[pairs]\nflip = true\n",
-    "list.json": "[]",
-    "broken.parquet": "PAR1 and no more",
-    "own.parquet": "PAR1",
-    "broken.tar": "<html>",
-    "six.txt": "a\nb\nc\nd\ne\nf\n",
-    "twice.txt": "a\nb\nc\nd\nc\nf\n",
-    "file": "",
-    "file.pt": "none",
-    "notes.md": "x",
-    "run/metrics.jsonl": "",
-    "trained/config.json": "{}",
-    "found/.cloob/index.sqlite": "",
-    "run/checkpoints/none": "",
-    "old/index.sqlite": "nothing" * 999,
-    "sets/hollow/red/readme": "",
-    "sets/names/classnames.txt": "a\nb\nc\n",
-    "sets/templates/templates.txt": "{c}\na photo of {}\n",
-    "sets/nameless/test/nshards.txt": "1",
-    "sets/counted/test/nshards.txt": "many",
-    "sets/counted/classnames.txt": "red\nblue\n",
-    "sets/counted/dataset_type.txt": "classification",
-    "sets/lost/test/nshards.txt": "1",
-    "sets/lost/classnames.txt": "red\nblue\n",
-}
+FILES = json.loads(Path(__file__).with_name("mistakes_files.json").read_text(encoding="utf-8"))
+FILES["old/index.sqlite"] = "nothing" * 999
 CHILD = """
 import contextlib, io, json, sys
 class Guard:

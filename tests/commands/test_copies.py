@@ -138,14 +138,8 @@ def test_a_full_disk_ends_a_move_and_leaves_no_half_file(tmp_path: Path, capsys:
     for i in range(6):
         (pictures / f"red-{i}.png").write_bytes(picture("red", (20 + i, 20)) + bytes(100_000))
     before = {path.name: path.read_bytes() for path in pictures.iterdir()}
-    words = (
-        "classify",
-        str(make_index(tmp_path / "index", pictures)),
-        "--labels",
-        "red,blue",
-        "--move-to",
-        str(target),
-    )
+    index = str(make_index(tmp_path / "index", pictures))
+    words = ("classify", index, "--labels", "red,blue", "--move-to", str(target))
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=360k", "tmpfs", target], check=False).returncode:
         pytest.skip("no mounts here")
     try:

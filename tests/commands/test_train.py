@@ -91,10 +91,7 @@ def test_the_help_shows_at_most_45_options_the_usual_first(capsys: pytest.Captur
 def test_the_demos_held_out_pairs_judge_no_others(words: str, held_out: tuple[tuple[str, ...], float]) -> None:
     pairs = config_of(words).pairs
     assert (pairs.val_data, pairs.val_split) == held_out
-
-
-def test_nor_do_they_where_python_names_others() -> None:
-    pairs = get_recipe("align").override(data=["pairs.csv"]).pairs
+    pairs = get_recipe("align").override(data=["pairs.csv"]).pairs  # and by Python
     assert (pairs.val_data, pairs.val_split) == ((), 0.1)
 
 

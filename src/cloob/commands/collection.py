@@ -33,8 +33,8 @@ def check_index(typed: str) -> tuple[str, str | None]:
     path = Path(address)
     there = "holds no index" if path.is_dir() else "is a file" if path.exists() else "no such folder"
     free = not any(path.iterdir()) if path.is_dir() else not path.exists()
-    said = f"{address}: {there}; cloob index SRC --model M --out {address if free else 'NAME.idx'} makes one"
-    refuse({said: not is_there(address)})
+    message = f"{address}: {there}; cloob index SRC --model M --out {address if free else 'NAME.idx'} makes one"
+    refuse({message: not is_there(address)})
     return address, within
 
 

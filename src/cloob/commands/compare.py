@@ -102,8 +102,8 @@ def report_problems(results: Mapping[str, Any]) -> int:
     from cloob.evaluation.report.tables import problems
 
     found = problems(results)
-    said = {"unreadable": "{0.set}", "unloaded": "{0.model} could not be loaded", "failed": "{0.model} on {0.set}"}
-    for kind, what in said.items():
+    templates = {"unreadable": "{0.set}", "unloaded": "{0.model} could not be loaded", "failed": "{0.model} on {0.set}"}
+    for kind, what in templates.items():
         for problem in found[kind]:
             say(f"{what.format(problem)}: {problem.message}")
     return 1 if results.get("failures") else 0

@@ -123,8 +123,8 @@ def goes_with(options: object, **table: str) -> None:
     leaves = _leaves(options)
     for name, needed in table.items():
         (_, given, spelled), choices = leaves[name], [leaves[each] for each in needed.split(" or ")]
-        said = f"{spelled} needs {' or '.join(choice for _, _, choice in choices)}"
-        refuse({said: given and not any(there for _, there, _ in choices)})
+        message = f"{spelled} needs {' or '.join(choice for _, _, choice in choices)}"
+        refuse({message: given and not any(there for _, there, _ in choices)})
 
 
 def exclusive(options: object, *groups: str) -> None:
@@ -190,11 +190,11 @@ def _complaint(box: str) -> str:
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:] if not line.startswith(f"│{'':9}")]
     text = [line for line in lines if line]
     rule = next((i for i, line in enumerate(text) if i and not line.strip("─-")), len(text))
-    said = " ".join(line for line in text[:rule] if line.strip("─-"))
+    message = " ".join(line for line in text[:rule] if line.strip("─-"))
     for jargon, plain in _PLAIN:
-        said = re.sub(jargon, plain, said)
+        message = re.sub(jargon, plain, message)
     meant = dict.fromkeys(line.split()[0] for line in text[rule:] if re.match(r"--\w", line))
-    return f"{said}; did you mean {', '.join(meant)}?" if meant and said.startswith("Unrecognized") else said
+    return f"{message}; did you mean {', '.join(meant)}?" if meant and message.startswith("Unrecognized") else message
 
 
 def say(text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,13 +187,11 @@ def _seeds(models: Mapping[str, str]) -> dict[str, dict[int, str]]:
     for model, _, config in _runs(list(names)):
         alike = config.override(seed=0, out=Path("runs/train")).to_json()
         groups.setdefault(alike, {})[config.run.seed] = names[model]
-    several = [group for group in groups.values() if len(group) > 1]
-    return {_common_start(list(group.values())) or f"group {i}": group for i, group in enumerate(several, 1)}
-
-
-def _common_start(names: Sequence[str]) -> str:
-    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    return "".join(letters[0] for letters in alike).rstrip("-_0123456789")
+    found = {}
+    for i, group in enumerate((group for group in groups.values() if len(group) > 1), 1):
+        start = os.path.commonprefix(list(group.values()))  # noqa: RUF071 - letter by letter
+        found[start.rstrip("-_0123456789") or f"group {i}"] = group
+    return found
 
 
 def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, cloob.TrainConfig]]:

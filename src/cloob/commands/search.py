@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from cloob.search.query import Query
     from cloob.search.records import Hit, Item
 
-    Row = tuple[Item, float | None, float | None, tuple[str, ...]]  # with score, margin, and where its words are
 T = TypeVar("T")
 _NUMBER = re.compile(r"-[\d.]+(e[+-]?\d+)?").fullmatch  # the value of an option
 
@@ -103,10 +102,9 @@ def check(options: Options) -> None:
 def run(options: Options) -> int:
     """Searches; 1 where something found could not be copied."""
     check(options)
-    address, within = check_index(options.index)
-    if within:
-        where = f"({options.where}) and {within}" if options.where else within
-        options = dataclasses.replace(options, where=where)
+    address, below = check_index(options.index)
+    if below:
+        options = dataclasses.replace(options, where=f"({options.where}) and {below}" if options.where else below)
     from cloob.search.query import Query, Term
     from cloob.search.where import Filter, equals
 
@@ -142,19 +140,18 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
     if cutoff == "auto" and not query.needs_model:
         cutoff = None  # what is like a picture of the index is asked for in order
     found = index.search(query, top=options.top, where=options.where, cutoff=cutoff, by=options.by)
-    rows = [_row(hit) for hit in found.hits]
-    _print(options, rows, model=found.model, searched=found.searched, cut=found.cut)
+    _print(options, found.hits, model=found.model, searched=found.searched, cut=found.cut)
     if not found.searched:
         say(f"no picture to search: {index.view(options.where, found.model).why_none()}")
-    elif not rows and options.by == "words":
+    elif not found.hits and options.by == "words":
         say(f"none of {found.searched:,} pictures has these words in its name, caption or columns")
-    elif not rows and not found.cut:
+    elif not found.hits and not found.cut:
         say("there is no other picture to search")
-    elif not rows:
+    elif not found.hits:
         say(f"nothing fits among {found.searched:,} pictures; --cutoff none shows the nearest all the same")
     elif found.cut and sys.stdout.isatty():
         say(f"{found.cut} more are below the cutoff (--cutoff none shows them)")
-    return copy(index, [item for item, *_ in rows], options.copy_to)
+    return copy(index, [hit.item for hit in found.hits], options.copy_to)
 
 
 def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], file: str) -> int:
@@ -169,7 +166,7 @@ def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], 
     finite = queries.isfinite().all(1).tolist()
     for row, query in enumerate(queries.numpy()):
         hits = search(view, query, options.top).hits if finite[row] else ()
-        found.append([_row_dict(*_row(hit)) for hit in hits])
+        found.append(list(map(_hit_dict, hits)))
         for hit in () if options.json else hits:
             print(row, f"{hit.score:.4f}", printable(hit.item.path), sep="\t")
     if options.json:
@@ -180,10 +177,12 @@ def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], 
 
 
 def _list(index: cloob.Index, options: Options) -> int:
+    from cloob.search.records import Hit
+
     where = index.view(options.where).where
     items = index.items(index.store.ids(where, limit=options.top, order="newest").tolist())
     count = index.store.count(where)
-    _print(options, [(item, None, None, ()) for item in items], model=None, searched=count, cut=0)
+    _print(options, [Hit(item, math.nan) for item in items], model=None, searched=count, cut=0)
     if count > len(items):
         say(f"{len(items):,} of {count:,} pictures, the newest; --top shows more")
     elif not count:
@@ -191,33 +190,35 @@ def _list(index: cloob.Index, options: Options) -> int:
     return copy(index, items, options.copy_to)
 
 
-def _print(options: Options, rows: Sequence[Row], **facts: object) -> None:
-    """Prints items with their scores and margins; where there is no score, the date and what says it."""
+def _print(options: Options, hits: Sequence[Hit], **facts: object) -> None:
+    """Prints pictures with their scores and margins; without a score, the date and its origin."""
     if options.json:
-        print(json.dumps({"query": options.query, **facts, "hits": list(itertools.starmap(_row_dict, rows))}))
+        print(json.dumps({"query": options.query, **facts, "hits": list(map(_hit_dict, hits))}))
     elif options.paths:
-        _print_paths([[item for item, *_ in rows]], null=options.null)
+        _print_paths([[hit.item for hit in hits]], null=options.null)
     else:
-        _print_lines(rows)
+        _print_lines(hits)
 
 
-def _print_lines(rows: Sequence[Row]) -> None:
+def _print_lines(hits: Sequence[Hit]) -> None:
     """A line for each shot, and at its end how many more files have equal bytes or are of that shot."""
     from cloob.search.alike import first_alike
 
-    firsts = first_alike(item for item, *_ in rows)
+    firsts = first_alike(hit.item for hit in hits)
     count = Counter(firsts)
-    for (item, score, margin, words), first in zip(rows, firsts, strict=True):
+    for hit, first in zip(hits, firsts, strict=True):
+        item, unscored = hit.item, math.isnan(hit.score)
         if item.id != first:
             continue
-        above = "" if margin is None else f"{margin:.1f}"
-        dated, origin, marks = item.date or "", printable(item.date_from), [printable(", ".join(words))] * bool(words)
+        margin = "" if hit.margin is None else f"{hit.margin:.1f}"
+        date, origin = item.date or "", printable(item.date_from)
+        marks = [printable(", ".join(hit.words))] if hit.words else []
         more = [f"+{count[first] - 1}"] if count[first] > 1 else []
         if sys.stdout.isatty():
-            numbers = f"{dated:19}  {origin:6}" if score is None else f"{score:6.3f}  {above:>5}"
+            numbers = f"{date:19}  {origin:6}" if unscored else f"{hit.score:6.3f}  {margin:>5}"
             print(_aligned("  ".join([numbers, *(f"[{mark}]" for mark in marks), *more]), item))
         else:
-            columns = (dated, origin) if score is None else (f"{score:.4f}", above)
+            columns = (date, origin) if unscored else (f"{hit.score:.4f}", margin)
             print(*columns, item.id, printable(item.path), _first_line(item), *marks, *more, sep="\t")
 
 
@@ -259,14 +260,13 @@ def _say_duplicates(index: cloob.Index, options: Options, found: Duplicates) -> 
 
 
 def _twins(group: Sequence[Hit]) -> list[dict[str, Any]]:
-    """A group as JSON has it; ``equal`` is the id of the picture before it that has the same bytes."""
-    firsts: dict[str, int] = {}
-    rows = []
-    for hit in group:
-        first = firsts.setdefault(hit.item.content, hit.item.id)
-        equal = None if first == hit.item.id else first
-        rows.append({"cosine": round(hit.score, 6), "equal": equal, **_item_dict(hit.item)})
-    return rows
+    """A group as JSON has it; ``equal`` is the id of the first picture with the same bytes, None for that one."""
+    first = {hit.item.content: hit.item.id for hit in reversed(group)}
+    equal = [None if first[hit.item.content] == hit.item.id else first[hit.item.content] for hit in group]
+    return [
+        {"cosine": round(hit.score, 6), "equal": same, **_item_dict(hit.item)}
+        for hit, same in zip(group, equal, strict=True)
+    ]
 
 
 def _explain(index: cloob.Index, options: Options, query: Query) -> int:
@@ -276,7 +276,7 @@ def _explain(index: cloob.Index, options: Options, query: Query) -> int:
     if options.json:
         facts = ("beta", "memory", "collection", "effective", "agreement", "model")
         pictures = [{"weight": p.weight, "score": p.score, **_item_dict(p.item)} for p in found.pictures]
-        nearest = [_row_dict(*_row(hit)) for hit in found.nearest]
+        nearest = list(map(_hit_dict, found.nearest))
         print(json.dumps({name: getattr(found, name) for name in facts} | {"pictures": pictures, "nearest": nearest}))
         return 0
     part = "" if found.memory == found.collection else f" (the nearest of {found.collection:,})"
@@ -290,13 +290,10 @@ def _explain(index: cloob.Index, options: Options, query: Query) -> int:
     return 0
 
 
-def _row(hit: Hit) -> Row:
-    return hit.item, None if math.isnan(hit.score) else hit.score, hit.margin, hit.words
-
-
-def _row_dict(item: Item, score: float | None, margin: float | None, words: tuple[str, ...]) -> dict[str, Any]:
-    score, margin = (None if score is None else round(score, 6)), (None if margin is None else round(margin, 4))
-    return {"score": score, "margin": margin, "words": words, **_item_dict(item)}
+def _hit_dict(hit: Hit) -> dict[str, Any]:
+    score = None if math.isnan(hit.score) else round(hit.score, 6)
+    margin = None if hit.margin is None else round(hit.margin, 4)
+    return {"score": score, "margin": margin, "words": hit.words, **_item_dict(hit.item)}
 
 
 def _item_dict(item: Item) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import sys
 import threading
 import time
@@ -57,11 +58,13 @@ def run(options: Options) -> int:
         os.environ.setdefault(name, str(max(1, processors() // 2)))
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
-    from cloob.serve.app import address, bind, serve, settings  # FastAPI, after a word on how to install it
+    from cloob.serve.app import address, bind, serve  # FastAPI, after a word on how to install it
+    from cloob.serve.guard import ServeConfig, is_loopback
 
     opened = bind(options.host, options.port)
     with opened, cloob.Index.open(place, model=options.model) as index:
-        config = settings(options.host, token)
+        local = is_loopback(options.host)
+        config = ServeConfig(local=local, token=token or (None if local else secrets.token_urlsafe(32)))
         shown = address(opened, config)
         models = ", ".join(printable(each.name) for each in index.models)
         print(f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import mimetypes
-import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -28,7 +27,7 @@ from cloob.errors import InputError, one_line
 from cloob.models.aligned.vectors import RowsError
 from cloob.serve import routes
 from cloob.serve.collection import Collection
-from cloob.serve.guard import Guard, ServeConfig, is_loopback
+from cloob.serve.guard import Guard, ServeConfig
 from cloob.serve.schemas import Problem
 
 if TYPE_CHECKING:
@@ -113,12 +112,6 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"--host {host} --port {port}: {why}; --port 0 takes any that is free") from None
-
-
-def settings(host: str, token: str | None) -> ServeConfig:
-    """The limits for a host: beyond loopback a token is wanted, and made where none is given."""
-    local = is_loopback(host)
-    return ServeConfig(local=local, token=token or (None if local else secrets.token_urlsafe(32)))
 
 
 def address(opened: socket.socket, config: ServeConfig) -> str:

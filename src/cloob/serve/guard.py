@@ -128,5 +128,5 @@ def _cookie(request: Request) -> str:
     return f"{COOKIE}-{(request.scope.get('server') or ('', 0))[1]}"
 
 
-def _refusal(status: int, said: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse({"detail": said}, status, headers)
+def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return JSONResponse({"detail": message}, status, headers)

@@ -25,12 +25,12 @@ from cloob.serve.schemas import Id, Name, Part, Top, Where
 
 async def collection(request: Request) -> Collection:
     """The collection that the server was started with; async, as FastAPI runs others in a thread for each request."""
-    held: Collection = request.app.state.collection
-    return held
+    found: Collection = request.app.state.collection
+    return found
 
 
 api = APIRouter(prefix="/api")
-Held = Annotated[Collection, Depends(collection)]
+Served = Annotated[Collection, Depends(collection)]
 SizeQuery = Annotated[int, Query(ge=64, le=1024, multiple_of=64, description="Longer side, pixels.")]
 Responses = dict[int | str, dict[str, Any]]
 _KINDS = (  # what browsers show and no script can hide in, by the first bytes
@@ -45,48 +45,48 @@ _ANY: Responses = {200: {"content": {"image/*": {}, "application/octet-stream": 
 
 
 @api.get("/health")
-async def health(held: Held) -> dict[str, str | int | list[str]]:
+async def health(served: Served) -> dict[str, str | int | list[str]]:
     """That the server is there, and in which state the index is: ``revision`` grows with each change."""
-    index = held.index
-    pictures, revision, models = await held.run(lambda: (len(index), index.revision(), index.models))
+    index = served.index
+    pictures, revision, models = await served.run(lambda: (len(index), index.revision(), index.models))
     return {"status": "ok", "pictures": pictures, "revision": revision, "models": [model.name for model in models]}
 
 
 @api.get("/models")
-async def models(held: Held) -> list[dict[str, str | int]]:
+async def models(served: Served) -> list[dict[str, str | int]]:
     """The models whose vectors the index holds; the first is asked where a query names none."""
-    return [{"name": model.name, "dim": model.dim} for model in await held.run(lambda: held.index.models)]
+    return [{"name": model.name, "dim": model.dim} for model in await served.run(lambda: served.index.models)]
 
 
 @api.post("/search")
-async def search(held: Held, query: schemas.SearchQuery) -> schemas.Found:
+async def search(served: Served, query: schemas.SearchQuery) -> schemas.Found:
     """Looks for pictures by words, by pictures, or by both with weights; a weight below 0 keeps away from its part."""
-    return await _found(held, query.parts, query.model, query.where, query.top, "auto" if query.cutoff else None)
+    return await _found(served, query.parts, query.model, query.where, query.top, "auto" if query.cutoff else None)
 
 
 @api.get("/items/{id}/similar")
 async def similar(
-    held: Held, id: Id, top: Top = 50, where: Where | None = None, model: Name | None = None
+    served: Served, id: Id, top: Top = 50, where: Where | None = None, model: Name | None = None
 ) -> schemas.Found:
     """More like this: the pictures nearest to one of the index, without itself."""
-    return await _found(held, [Part(item=id)], model, where, top, None)
+    return await _found(served, [Part(item=id)], model, where, top, None)
 
 
 async def _found(
-    held: Collection, parts: list[Part], name: str | None, where: str | None, top: int, cutoff: Literal["auto"] | None
+    served: Collection, parts: list[Part], name: str | None, where: str | None, top: int, cutoff: Literal["auto"] | None
 ) -> schemas.Found:
-    index, model, condition = held.index, await held.model(name), await held.filter(where)
-    query, row = await held.query(parts, model)
+    index, model, condition = served.index, await served.model(name), await served.filter(where)
+    query, row = await served.query(parts, model)
 
     def work() -> tuple[int, Results]:
         revision = index.revision()
         return revision, index.search(query, row=row, top=top, where=condition, model=model, cutoff=cutoff)
 
-    revision, found = await held.run(work)
+    revision, found = await served.run(work)
     same = first_alike(hit.item for hit in found.hits)
     hits: list[schemas.FoundPicture] = [
         {
-            **held.picture(hit.item),
+            **served.picture(hit.item),
             "score": _cosine(hit.score),
             "margin": hit.margin,
             "words": list(hit.words),
@@ -98,15 +98,15 @@ async def _found(
 
 
 @api.post("/explain")
-async def explain(held: Held, query: schemas.ExplainQuery) -> schemas.Explained:
+async def explain(served: Served, query: schemas.ExplainQuery) -> schemas.Explained:
     """What the query retrieves from the collection as memory (modern Hopfield retrieval): pictures and their weights.
 
     The greater β, the fewer pictures share the weight.
     """
-    model, where = await held.model(query.model), await held.filter(query.where, some=True)
-    asked, row = await held.query(query.parts, model)
-    found = await held.run(
-        lambda: held.index.explain(asked, row=row, beta=query.beta, top=query.top, where=where, model=model)
+    model, where = await served.model(query.model), await served.filter(query.where, some=True)
+    asked, row = await served.query(query.parts, model)
+    found = await served.run(
+        lambda: served.index.explain(asked, row=row, beta=query.beta, top=query.top, where=where, model=model)
     )
     return {
         "model": model.name,
@@ -115,7 +115,8 @@ async def explain(held: Held, query: schemas.ExplainQuery) -> schemas.Explained:
         "effective": found.effective,
         "agreement": _cosine(found.agreement),
         "memories": [
-            {**held.picture(each.item), "weight": each.weight, "score": _cosine(each.score)} for each in found.pictures
+            {**served.picture(each.item), "weight": each.weight, "score": _cosine(each.score)}
+            for each in found.pictures
         ],
     }
 
@@ -125,13 +126,13 @@ def _cosine(value: float) -> float:
 
 
 @api.post("/classify")
-async def classify(request: Request, held: Held, query: schemas.ClassifyQuery) -> schemas.Classified:
+async def classify(request: Request, served: Served, query: schemas.ClassifyQuery) -> schemas.Classified:
     """Sorts all pictures, or those that a filter lets through, by labels in your own words."""
-    model, where = await held.model(query.model), await held.filter(query.where, some=True)
+    model, where = await served.model(query.model), await served.filter(query.where, some=True)
     options = LabelOptions(templates=tuple(query.templates) or TEMPLATES, multi=query.multi, none=query.none)
     check_labels(query.labels, options)
-    revision, labels = await held.run_slow(
-        lambda: (held.index.revision(), held.index.classify(query.labels, options, where=where, model=model.name)),
+    revision, labels = await served.run_slow(
+        lambda: (served.index.revision(), served.index.classify(query.labels, options, where=where, model=model.name)),
         request,
     )
     answers = []
@@ -154,7 +155,7 @@ def _label(name: str, ids: Ids, probabilities: Vectors, members: list[int], top:
 @api.get("/duplicates")
 async def duplicates(
     request: Request,
-    held: Held,
+    served: Served,
     threshold: Annotated[float, Query(ge=0.001, le=1, description="The least cosine in a group.")] = DUPLICATE,
     where: Where | None = None,
     model: Name | None = None,
@@ -163,12 +164,12 @@ async def duplicates(
 
     Files that are gone or have changed by now are left out: ``stale`` of them.
     """
-    asked, condition = await held.model(model), await held.filter(where)
-    view = await held.run(lambda: held.index.view(condition, asked))
-    revision, groups = await held.once(
+    asked, condition = await served.model(model), await served.filter(where)
+    view = await served.run(lambda: served.index.view(condition, asked))
+    revision, groups = await served.once(
         ("duplicates", asked, threshold, where), lambda: look_alikes(view, threshold, exact=False), request
     )
-    found = await held.run(lambda: present(view, groups), "files")
+    found = await served.run(lambda: present(view, groups), "files")
     shown = list(map(_group, found.groups))
     return {"model": asked.name, "revision": revision, "groups": shown, "stale": found.stale, "twice": found.twice}
 
@@ -185,66 +186,66 @@ def _group(hits: Sequence[Hit]) -> schemas.Group:
 
 
 @api.post("/embed")
-async def embed(held: Held, query: schemas.EmbedQuery) -> schemas.Embedded:
+async def embed(served: Served, query: schemas.EmbedQuery) -> schemas.Embedded:
     """Unit rows of texts and of uploaded pictures."""
-    model = await held.model(query.model)
+    model = await served.model(query.model)
     parts = [Part(words=text) for text in query.texts] + [Part(upload=upload) for upload in query.uploads]
-    rows = [row.tolist() for row in await asyncio.gather(*(held.row(part, model) for part in parts))]
+    rows = [row.tolist() for row in await asyncio.gather(*(served.row(part, model) for part in parts))]
     count = len(query.texts)
     return {"model": model.name, "dim": model.dim, "texts": rows[:count], "uploads": rows[count:]}
 
 
 @api.get("/items")
-async def items(held: Held, id: Annotated[list[Id], Query(min_length=1, max_length=200)]) -> list[schemas.Picture]:
+async def items(served: Served, id: Annotated[list[Id], Query(min_length=1, max_length=200)]) -> list[schemas.Picture]:
     """What is known of some pictures, in the order asked for; those that are not there are left out."""
-    return list(map(held.picture, await held.run(lambda: held.index.items(id))))
+    return list(map(served.picture, await served.run(lambda: served.index.items(id))))
 
 
 @api.get("/ids")
 async def ids(
-    held: Held, where: Where | None = None, order: Literal["id", "newest"] = "id"
+    served: Served, where: Where | None = None, order: Literal["id", "newest"] = "id"
 ) -> dict[str, int | list[int]]:
     """The ids of all pictures, or of those that a filter lets through."""
-    condition, store = await held.filter(where), held.index.store
-    revision, found = await held.run(lambda: (store.revision(), store.ids(condition, order=order)))
+    condition, store = await served.filter(where), served.index.store
+    revision, found = await served.run(lambda: (store.revision(), store.ids(condition, order=order)))
     return {"revision": revision, "ids": found.tolist()}
 
 
 @api.get("/columns")
-async def columns(held: Held) -> list[dict[str, str]]:
+async def columns(served: Served) -> list[dict[str, str]]:
     """What a filter can name: ``name`` and ``kind`` of each column."""
     own = dict.fromkeys(TEXTS, "text") | dict.fromkeys(NUMBERS, "number") | {"date": "date"}
-    found = own | await held.run(held.index.columns)
+    found = own | await served.run(served.index.columns)
     return [{"name": name, "kind": kind} for name, kind in found.items()]
 
 
 @api.get("/items/{id}")
-async def item(held: Held, id: Id) -> schemas.Picture:
+async def item(served: Served, id: Id) -> schemas.Picture:
     """What is known of a picture."""
-    return held.picture(await held.item(id))
+    return served.picture(await served.item(id))
 
 
 @api.get("/items/{id}/thumbnail", response_class=Response, responses=_JPEG)
-async def thumbnail(request: Request, held: Held, id: Id, size: SizeQuery = 256) -> Response:
+async def thumbnail(request: Request, served: Served, id: Id, size: SizeQuery = 256) -> Response:
     """A small JPEG of a picture, upright and without metadata."""
-    return await _file(request, held, id, f"-{size}", lambda: held.index.thumbnail(id, size))
+    return await _file(request, served, id, f"-{size}", lambda: served.index.thumbnail(id, size))
 
 
 @api.get("/items/{id}/picture", response_class=Response, responses=_ANY)
-async def picture(request: Request, held: Held, id: Id) -> Response:
+async def picture(request: Request, served: Served, id: Id) -> Response:
     """A picture as its file has it; a format that browsers do not show comes as a download."""
-    return await _file(request, held, id, "", lambda: held.index.picture(id))
+    return await _file(request, served, id, "", lambda: served.index.picture(id))
 
 
-async def _file(request: Request, held: Collection, id: int, form: str, read: Callable[[], bytes]) -> Response:
+async def _file(request: Request, served: Collection, id: int, form: str, read: Callable[[], bytes]) -> Response:
     """A browser may keep it, and asks each time: the next index has another picture under the same address."""
-    found = await held.item(id)
+    found = await served.item(id)
     headers = {"etag": f'"{found.content[:32]}{form}"', "cache-control": "private, no-cache"}
     known = request.headers.get("if-none-match", "").split(",")
     if headers["etag"] in (tag.strip().removeprefix("W/") for tag in known):
         return Response(status_code=304, headers=headers)
     try:
-        data = await held.run(read, "files")
+        data = await served.run(read, "files")
     except (InputError, OSError):
         raise HTTPException(404, f"the file of picture {id} is gone or has changed; run cloob index") from None
     kind = next((kind for magic, kind in _KINDS if re.match(magic, data, re.DOTALL)), "application/octet-stream")
@@ -253,21 +254,21 @@ async def _file(request: Request, held: Collection, id: int, form: str, read: Ca
     return Response(data, media_type=kind, headers=headers)
 
 
-async def upload(held: Held, file: Annotated[UploadFile, File(description="A picture.")]) -> dict[str, str | int]:
+async def upload(served: Served, file: Annotated[UploadFile, File(description="A picture.")]) -> dict[str, str | int]:
     """Takes a picture to search with; it is kept in memory for a while, and only its thumbnail is given back."""
     try:
-        added = await held.add_upload(file.file)
+        added = await served.add_upload(file.file)
     except Unreadable as error:
         code = 413 if error.reason == "image too large" else 415
         why = f" ({error.detail})" if error.reason == "no decoder" else ""
-        taken = f"JPEG, PNG, WebP, GIF, AVIF and HEIC of at most {held.config.max_upload_pixels:,} pixels are taken"
+        taken = f"JPEG, PNG, WebP, GIF, AVIF and HEIC of at most {served.config.max_upload_pixels:,} pixels are taken"
         name = valid(PurePath(file.filename or "").name)[:100]
         raise HTTPException(code, f"{name}: {error.reason}{why}; {taken}") from None
     return {"upload": added.id, "width": added.width, "height": added.height}
 
 
 @api.get("/uploads/{id}/thumbnail", response_class=Response, responses=_JPEG)
-async def upload_thumbnail(held: Held, id: str) -> Response:
+async def upload_thumbnail(served: Served, id: str) -> Response:
     """A small JPEG of an uploaded picture."""
     headers = {"cache-control": "private, max-age=3600"}
-    return Response(held.upload(id).thumbnail, media_type="image/jpeg", headers=headers)
+    return Response(served.upload(id).thumbnail, media_type="image/jpeg", headers=headers)
