@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cloob.errors import InputError, nearest
+from cloob.errors import InputError, nearest, printable
 from cloob.search.records import FileState, IndexedModel, Item, valid
 from cloob.search.where import Dialect, Filter
 from cloob.search.words import all_words
@@ -450,7 +450,10 @@ class Store(ABC):
         if source in root:
             source = root[source]
             path = self._shown(source, path)
-        fields = [id_, source, path, *fields, json.loads(columns) if isinstance(columns, str) else columns]
+        try:
+            fields = [id_, source, path, *fields, json.loads(columns) if isinstance(columns, str) else columns]
+        except ValueError:
+            raise InputError(f"{self.address}: is damaged at {printable(path)}; {anew(self.address)}") from None
         return Item(*fields)
 
 
