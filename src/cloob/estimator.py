@@ -21,7 +21,7 @@ from cloob.data.vectors import SparseRows, pairs_in_memory
 from cloob.errors import InputError, TrainingFailed
 from cloob.family import OBJECTIVES
 from cloob.functional.ranking import mutual_ranks
-from cloob.models.aligned.vectors import VectorEncoder
+from cloob.models.aligned.model import VectorEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import EPOCHS_FILE, read_lines

@@ -64,7 +64,7 @@ def test_texts_of_another_tokenizer_are_other_embeddings(tmp_path: Path) -> None
     def classes(more: dict[str, int]) -> torch.Tensor:
         words = {"?": 0, **{text: place for place, text in enumerate(NAMES, 2)}, **more}
         library.Tokenizer(library.models.WordLevel(words, "?")).save(str(tmp_path / "tokenizer.json"))
-        encoder.tokenizer = FileTokenizer(tmp_path / "tokenizer.json", encoder.context_length, pad=0, end=1)
+        encoder.tokenizer = FileTokenizer(tmp_path / "tokenizer.json", encoder.context_length, {"pad": 0, "end": 1})
         return Embeddings({"m": encoder}, EmbedOptions(cache=Cache(tmp_path))).labelled("m", data).classes
 
     first = classes({})

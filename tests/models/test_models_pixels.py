@@ -1,7 +1,8 @@
-"""Pixels by Pillow alone are those of open_clip's evaluation transform."""
+"""Pixels by Pillow alone and tokens are those of open_clip."""
 
 from __future__ import annotations
 
+import copy
 import pickle
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 
 from cloob.errors import InputError
 from cloob.models.pixels import EvalTransform
+from cloob.models.tokenizer import ClipTokenizer
 
 SIZE = 24
 
@@ -44,3 +47,50 @@ def test_pixels_are_open_clips(mode: str, interpolation: str, width: int, height
 def test_a_way_that_open_clip_does_not_have_is_one_line() -> None:
     with pytest.raises(InputError, match="resize_mode 'tall'"):
         EvalTransform({"size": SIZE, "resize_mode": "tall"})
+
+
+ORIGINAL = SimpleTokenizer()
+FAST = ClipTokenizer.of(ORIGINAL)
+
+# What captions of the web are made of, and what each step of the cleaning looks for.
+# fmt: off
+PARTS = [
+    "a", "the", "dogs", "Photo", "IPHONE", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "'s", "'LL", "’s", "don't",
+    "42", "3.14", "½", "²", "...", "#tag", "&", "&amp;", "&amp;amp;", "&lt;b&gt;", "<b>", "&#39;", "&#x1F600;",
+    "&nbsp;", "&eacute", "&bogus;", "&#32;x", "“quoted”", "‘a’", "ﬁsh", "ﬀ", "Ｆｕｌｌ", "é", "e\u0301", "ß", "İ",
+    "ΟΔΟΣ", "Σ", "ſ", "'ſ", "K", "naïve", "Ã©", "â€™", "的是一个", "日本語の", "한국어", "ภาษาไทย", "हिन्दी", "العربية",
+    "עברית", "😀", "👩\u200d👩\u200d👧", "🇩🇪", "e\u0302\u0302\u0302\u0302\u0302", " ", "  ", "\t", "\n", "\r\n", "\x0b",
+    "\x0c", "\x1c", "\x1f", "\x85", "\xa0", "\u2028", "\u3000", "\u200b", "\x00", "\x07", "\x7f", "\x1b[31m", "\x1b",
+    "\ufeff", "\xad", "\ud800", "\ufffd", "<|endoftext|>", "<start_of_text>", "<END_of_text>", "<end_of_text",
+    "https://x.y/z?a=b&c=d", "user@mail.com", "IMG_0001.JPG",
+]
+# fmt: on
+texts = st.one_of(
+    st.lists(st.one_of(st.sampled_from(PARTS), st.just(" ")), max_size=50).map("".join),
+    st.text(max_size=80),
+    st.text(st.characters(max_codepoint=127), max_size=80),
+)
+
+
+@settings(max_examples=200)
+@given(texts)
+def test_every_text_has_open_clips_tokens(text: str) -> None:
+    assert FAST.encode(text) == ORIGINAL.encode(text)
+    assert torch.equal(FAST([text]), ORIGINAL([text]))
+
+
+@settings(max_examples=100)
+@given(st.lists(texts, max_size=4), st.integers(2, 12))
+def test_rows_are_cut_and_filled_as_open_clips(some: list[str], length: int) -> None:
+    short = copy.copy(FAST)
+    short.context_length = length
+    ours = short(some)
+    assert ours.dtype == torch.int64 and torch.equal(ours, ORIGINAL(some, length))
+    assert torch.equal(short("one text"), ORIGINAL("one text", length))
+
+
+def test_it_travels_without_its_words_and_without_open_clip() -> None:
+    FAST(["a cat"])
+    stored = pickle.dumps(FAST)
+    assert len(stored) < 2_000_000 and b"open_clip" not in stored  # a worker that loads it need not import that
+    assert pickle.loads(stored).encode("a cat &amp; a dog") == ORIGINAL.encode("a cat & a dog")

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 import cloob
 from cloob import cli
-from cloob.models.aligned.vectors import VectorEncoder
+from cloob.models.aligned.model import VectorEncoder
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
 from support import fork

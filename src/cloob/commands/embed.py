@@ -55,7 +55,7 @@ def _embed_rows(options: Options) -> int:
     import numpy as np
 
     from cloob.data.vectors import read_ids, read_matrix
-    from cloob.models.aligned.vectors import embed_rows
+    from cloob.models.aligned.model import embed_rows
     from cloob.models.load import load_model
 
     encoder = load_model(options.source, options.machine.device)

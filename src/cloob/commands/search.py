@@ -157,7 +157,7 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
 def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], file: str) -> int:
     """Prints what is nearest to each row of a file; 1 where one is not finite."""
     from cloob.data.vectors import read_matrix
-    from cloob.models.aligned.vectors import embed_rows
+    from cloob.models.aligned.model import embed_rows
     from cloob.search.find import search
 
     view, found = index.view(options.where), []

@@ -25,7 +25,7 @@ from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.probe import ProbeOptions, probe_numbers, probe_ranks
 from cloob.files import write_whole
 from cloob.functional.bootstrap import grouped_bootstrap
-from cloob.models.aligned.vectors import embed_pairs
+from cloob.models.aligned.model import embed_pairs
 
 if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs

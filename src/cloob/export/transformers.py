@@ -1,7 +1,7 @@
 """A model folder as transformers' ``CLIPModel`` with its processor and tokenizer, and for sentence-transformers.
 
-The map of names is that of :mod:`cloob.models.weights.hf_clip`, the other way round. What ``CLIPModel`` has no place
-for is refused, and what was written is read by transformers and compared with the model before it counts as done.
+The map of names is ``weights/hf_clip.json``, the other way round. What ``CLIPModel`` has no place for is refused, and
+what was written is read by transformers and compared with the model before it counts as done.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from cloob.models.encoder import DualEncoder, causal_tower, evaluating
 from cloob.models.tokenizer import ClipTokenizer, FileTokenizer, NoTokenizer, clip_rules
 from cloob.models.towers import translated
 from cloob.models.weights.containers import write_safetensors
-from cloob.models.weights.hf_clip import key_map
-from cloob.models.weights.keymap import Part
+from cloob.models.weights.keymap import Part, key_map
 
 TOLERANCE = 1e-5
 """Greatest difference of a feature, relative to the largest one where that is above 1."""
@@ -112,7 +111,8 @@ def _activation(tower: Any) -> str:
 
 
 def _plan(encoder: DualEncoder) -> dict[str, Part]:
-    return key_map(*(len(tower.transformer.resblocks) for tower in (_text_tower(encoder), encoder.model.visual)))
+    text, image = (len(tower.transformer.resblocks) for tower in (_text_tower(encoder), encoder.model.visual))
+    return key_map("hf_clip", text, image)
 
 
 def _weights(encoder: DualEncoder) -> dict[str, Tensor]:

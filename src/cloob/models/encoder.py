@@ -30,15 +30,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Tokenize = Callable[[list[str]], Tensor]
-_SWAPPING = threading.Lock()
-"""Held while ``encode_short`` replaces a causal tower's positions: threads may share a model."""
-_STEP = 8
-"""Lengths of trimmed texts are multiples of this, so that a run meets few shapes and the kernels even ones."""
+_SWAPPING = threading.Lock()  # while ``encode_short`` replaces a causal tower's positions: threads may share a model
+_STEP = 8  # lengths of trimmed texts are multiples of it: few shapes, and even ones
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What an encoder was built from: the kind of its model folder, and what the folder's configuration says."""
+    """What an encoder was built from: the kind of its model folder, and the folder's configuration."""
 
     kind: Literal["open_clip", "towers", "aligned", "vectors", "onnx", "module"]
     embed_dim: int
@@ -64,7 +62,7 @@ class DualEncoder(nn.Module):
         config: What it was built from.
         preprocess_cfg: open_clip's ``preprocess_cfg``.
         objective_config: Settings of the objective that it was trained with, of which :meth:`make_objective` makes it;
-            empty where nothing says them.
+            empty where they are unknown.
         image_size: Side of the square input in pixels.
         mean: Channel means for pixels in [0, 1]; ``std``: their standard deviations.
         embed_dim: D; ``context_length``: L.
@@ -72,6 +70,7 @@ class DualEncoder(nn.Module):
 
     _mean: Tensor
     _std: Tensor
+    _causal_tower: str | None = None
 
     def __init__(
         self, name: str, model: Any, tokenizer: Tokenize, config: EncoderConfig, objective: dict[str, Any] | None = None
@@ -120,7 +119,8 @@ class DualEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self._mean.device
+        first: nn.Parameter = next(self.model.parameters())
+        return first.device
 
     def make_objective(self, **overrides: Any) -> ContrastiveObjective:
         """The objective that the model was trained with: the member of the family, at its τ⁻¹ and β.
@@ -130,7 +130,7 @@ class DualEncoder(nn.Module):
                 False unless it is given: it belongs to a run, not to a model.
 
         Raises:
-            InputError: The model does not say what it was trained with, or says what no objective takes.
+            InputError: The model has no objective stored, or one whose settings cannot be used.
         """
         settings = self.objective_config | {"gather": False} | overrides
         lacks = "" if self.objective_config else "what it was trained with; cloob.make_objective(NAME) makes one"
@@ -159,7 +159,7 @@ class DualEncoder(nn.Module):
     def encode_image(
         self, images: Sequence[Image | str | Path] | Tensor, *, batch_size: int = 256, grad: bool = False
     ) -> Tensor:
-        """Embeds images, without a gradient unless asked for. Mode (train, eval) is the caller's.
+        """Embeds images, without a gradient unless ``grad``. Mode (train, eval) is the caller's.
 
         Args:
             images: PIL images, paths, or a tensor as in ``forward`` (moved to the towers' device).
@@ -235,17 +235,17 @@ class DualEncoder(nn.Module):
     def _check_tokens(self, tokens: Tensor) -> None:
         length = tokens.shape[1] if tokens.ndim == 2 else 0
         fits = 0 < length <= self.context_length if self.trims_texts else length == self.context_length
-        whole = tokens.dtype in (torch.int64, torch.int32)
-        _check("tokens", tokens, fits and whole, f"int64 (n, {self.context_length})")
+        integers = tokens.dtype in (torch.int64, torch.int32)
+        _check("tokens", tokens, fits and integers, f"int64 (n, {self.context_length})")
 
     def _dtype(self) -> torch.dtype:
         first: Tensor = next(self.model.visual.parameters())
         return first.dtype
 
 
-def _check(name: str, given: Tensor, fits: bool, wanted: str) -> None:
+def _check(name: str, given: Tensor, fits: bool, expected: str) -> None:
     if not fits:
-        raise ValueError(f"{name}: {given.dtype} {tuple(given.shape)} found, {wanted} wanted")
+        raise ValueError(f"{name}: {given.dtype} {tuple(given.shape)} found, {expected} wanted")
 
 
 def _unit_rows(features: Tensor) -> Tensor:
@@ -254,10 +254,11 @@ def _unit_rows(features: Tensor) -> Tensor:
 
 
 def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str, Any]:
-    """Settings of a model that was trained with CLOOB; without β where nothing says it."""
-    known = {} if beta is None else {"beta": float(beta)}
-    settings = ContrastiveObjective.cloob(inv_tau=float(inv_tau), scale=scale, **known).config()
-    return settings if known else {key: value for key, value in settings.items() if key != "beta"}
+    """Settings of a model that was trained with CLOOB; without β where nothing gives it."""
+    settings = ContrastiveObjective.cloob(
+        inv_tau=float(inv_tau), beta=8.0 if beta is None else float(beta), scale=scale
+    ).config()
+    return settings if beta is not None else {key: value for key, value in settings.items() if key != "beta"}
 
 
 def sigmoid_objective(model: Any) -> dict[str, Any]:
@@ -269,10 +270,7 @@ def sigmoid_objective(model: Any) -> dict[str, Any]:
 
 
 def causal_tower(model: nn.Module, context_length: int) -> str | None:
-    """The name (``"text"`` or ``""``) of an open_clip model's module with the text tower's positions and causal mask.
-
-    None where padding may have a part in the result: without that mask, with a class token, or with another pooling.
-    """
+    """Which module (``"text"`` or ``""``) has the text tower's causal mask; None where padding may change features."""
     text = getattr(model, "text", None)
     tower: Any = text if isinstance(text, nn.Module) else model
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
@@ -293,7 +291,7 @@ def trimmed(tokens: Tensor) -> Tensor:
 
 
 def trimmed_tokens(tokenizer: Tokenize, texts: Sequence[str]) -> Tensor:
-    """The tokens of a batch without the padding that all rows share; with a tokenizer it goes to a loader's workers."""
+    """The tokens of a batch without the padding that all rows share."""
     return trimmed(tokenizer(list(texts)))
 
 
@@ -308,17 +306,13 @@ class _Text(nn.Module):
 
 
 def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False) -> Tensor:
-    """``model.encode_text`` with as many positions as the tokens have; differentiable; to be called with ``_SWAPPING``.
-
-    torch.export, which follows the length as a variable, needs a ``new_mask`` in place of a part of the old one.
-    """
-    holder, length = model.get_submodule(tower), tokens.shape[1]
+    """``model.encode_text`` with as many positions as the tokens have; torch.export needs a ``new_mask``."""
+    module, length = model.get_submodule(tower), tokens.shape[1]
     prefix = ".".join(filter(None, ("model", tower)))
+    mask = module.attn_mask[:length, :length]
     if new_mask:
-        mask = torch.full_like(holder.attn_mask[0, 0], -torch.inf).expand(length, length).triu(1)
-    else:
-        mask = holder.attn_mask[:length, :length]
-    positions = holder.positional_embedding[:length]
+        mask = torch.full_like(module.attn_mask[0, 0], -torch.inf).expand(length, length).triu(1)
+    positions = module.positional_embedding[:length]
     shorter = {f"{prefix}.positional_embedding": positions, f"{prefix}.attn_mask": mask}
     features: Tensor = functional_call(_Text(model), shorter, (tokens,))
     return features

@@ -15,19 +15,16 @@ from cloob.errors import InputError
 from cloob.files import flush
 from cloob.models import runs
 from cloob.models.aligned.encoders import LoadModel
-from cloob.models.aligned.model import ModelFiles, aligned_files, load_aligned
-from cloob.models.aligned.vectors import load_vectors, vector_files
+from cloob.models.aligned.model import ModelFiles, aligned_files, load_aligned, load_vectors, vector_files
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.hub import check_hub_model
-from cloob.models.importing import translated
+from cloob.models.importing import check_hub_model, translated
 from cloob.models.onnx import Graph, PlainEncoder
-from cloob.models.tokenizer import RinnaTokenizer, stored_tokenizer
+from cloob.models.tokenizer import CLIP_VOCABULARY, RinnaTokenizer, read_tokenizer
 from cloob.models.towers import filled_towers, load_tokenizer
 from cloob.models.untrusted import check_folder, check_model_cfg, read_json
 from cloob.models.weights import crowsonkb, rinna
-from cloob.models.weights.blocks import Towers
 from cloob.models.weights.containers import read_safetensors, write_safetensors
-from cloob.models.weights.keymap import fill
+from cloob.models.weights.keymap import Towers, fill
 
 _PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
 
@@ -49,11 +46,7 @@ def save_model(
     elif encoder.config.kind == "module":
         files = runs.MODULE_FILE, encoder.config.settings, runs.TOWERS_WEIGHTS_FILE, encoder.model.state_dict()
     else:
-        weights = encoder.state_dict() if weights is None else weights
-        state = {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
-        if "inv_tau" in objective:
-            state["logit_scale"] = torch.full_like(state["logit_scale"].cpu(), math.log(objective["inv_tau"]))
-        files = _towers_files(encoder, state, objective)
+        files = _towers_files(encoder, encoder.state_dict() if weights is None else weights, objective)
     config_name, config, weights_name, tensors = files
     for name, content in ((config_name, config), (runs.OBJECTIVE_FILE, objective)):
         (folder / name).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
@@ -65,8 +58,11 @@ def save_model(
     flush(folder)
 
 
-def _towers_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]) -> ModelFiles:
+def _towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor], objective: Mapping[str, Any]) -> ModelFiles:
     settings = encoder.config.settings
+    state = {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
+    if "inv_tau" in objective:
+        state["logit_scale"] = torch.full_like(state["logit_scale"].cpu(), math.log(objective["inv_tau"]))
     if encoder.config.kind == "towers":
         return runs.TOWERS_FILE, {"name": encoder.name, **settings}, runs.TOWERS_WEIGHTS_FILE, state
     if "bias" in objective:
@@ -123,7 +119,8 @@ def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, A
     preprocess = {key: value for key, value in config.get("preprocess_cfg", {}).items() if key in _PREPROCESS}
     model, trained = filled_towers(model_cfg, preprocess, weights, f"local-dir:{folder}", str(file))
     if "tokenizer" in config:
-        tokenizer = stored_tokenizer(file, config["tokenizer"], text_cfg)
+        length, vocabulary = text_cfg.get("context_length", 77), text_cfg.get("vocab_size", CLIP_VOCABULARY)
+        tokenizer = read_tokenizer(file, config["tokenizer"], length, vocabulary)
     else:
         tokenizer = load_tokenizer(f"local-dir:{folder}", text_cfg, of_hub or str(file), None if of_hub else folder)
     name = of_hub or str(config.get("name", folder.name))

@@ -18,8 +18,7 @@ from cloob.models import runs
 from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder, digest
 from cloob.models.folder import read_model
-from cloob.models.hub import check_hub_model, fetch_first, fetch_model
-from cloob.models.importing import translated
+from cloob.models.importing import check_hub_model, fetch_first, fetch_model, translated
 from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source, file_stamp, kept_digest
 from cloob.models.tokenizer import HUB_FILE, RinnaTokenizer
 from cloob.models.towers import create_model
@@ -28,6 +27,8 @@ from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip
 from cloob.models.weights.containers import INDEX, WEIGHTS_FILES, read_safetensors
 
 Module = TypeVar("Module", bound=nn.Module)
+FAMILIES = {"clip": hf_clip.load, "cloob": rinna.load}
+"""What loads another program's folder, by the ``model_type`` of its ``config.json``."""
 _PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")  # they make modules of files
 
 
@@ -77,9 +78,7 @@ def load_model(
 
 
 def _fill_module(module: nn.Module, folder: Path) -> None:
-    """Loads the weights of a model folder into the module that they were saved from, or one alike."""
-    file = folder / runs.MODULE_FILE
-    if not file.is_file():
+    if not (folder / runs.MODULE_FILE).is_file():
         raise InputError(f"{folder}: holds no weights of a module of Python code; load it without towers=")
     try:
         module.load_state_dict(read_safetensors(folder / runs.TOWERS_WEIGHTS_FILE))
@@ -110,8 +109,7 @@ def find_model_folder(source: str | Path) -> Path | None:
 
 def _load(source: str | Path) -> DualEncoder:
     parsed = Source.parse(source)
-    folder = None if parsed.library else find_model_folder(source)
-    if folder is not None:
+    if not parsed.library and (folder := find_model_folder(source)) is not None:
         return read_model(folder, _load)
     if parsed.kind == "hub" and not parsed.library:
         return _load_hub(parsed)
@@ -119,12 +117,12 @@ def _load(source: str | Path) -> DualEncoder:
         return create_model(parsed.name, pretrained=parsed.variant, seed=0)
     path, config = parsed.path, None
     if parsed.kind == "public":
-        path, config = fetch_model(parsed.name), PUBLIC[parsed.name].config
+        path, config = fetch_model(parsed.name), PUBLIC[parsed.name].get("config")
     if path is None or parsed.library or path.suffix == ".safetensors":
         raise InputError(parsed.refusal())
     with translated(str(path)):
         if path.is_dir():
-            return _load_folder(path)
+            return _family(path)(path)
         if path.suffix == ".pkl":
             return crowsonkb.load(path, config, "exact" if parsed.port else "tanh")
         return torch_clip.load(path, lambda name: create_model(name, pretrained=str(path), seed=0))
@@ -141,8 +139,7 @@ def _load_hub(source: Source) -> DualEncoder:
             return read_model(fetch_first(name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision), _load)
         if kind.is_file():
             return read_model(fetch_first(name, where, runs.HUB_WEIGHTS_FILES, revision), _load, of_hub=where)
-        _family(folder)
-        encoder = _load_folder(fetch_first(name, where, hf_clip.WEIGHTS, revision))
+        encoder = _family(folder)(fetch_first(name, where, hf_clip.WEIGHTS, revision))
         encoder.name = where
         return encoder
 
@@ -153,29 +150,24 @@ def _meant_file(folder: Path) -> str:
     return f"; did you mean {files[0]}?" if files else ""
 
 
-def _load_folder(folder: Path) -> DualEncoder:
-    """The encoder in another program's folder."""
-    check_folder(folder)
-    return _family(folder)(folder, read_json(folder / "config.json"))
-
-
-def _family(folder: Path) -> Callable[[Path, dict[str, Any]], DualEncoder]:
+def _family(folder: Path) -> Callable[[Path], DualEncoder]:
     """What loads another program's folder, by its ``config.json``."""
-    families = {"clip": hf_clip.load, "cloob": rinna.load}
-    kind = str(read_json(folder / "config.json").get("model_type"))
-    if kind not in families:
-        wanted = "'clip' (CLIPModel) or 'cloob' (rinna) is wanted"
-        raise InputError(f"{folder / 'config.json'}: model_type is {kind[:40]!r}; {wanted}{_meant_file(folder)}")
-    return families[kind]
+    check_folder(folder)
+    config = read_json(folder / "config.json")
+    kind = str(config.get("model_type"))
+    if kind not in FAMILIES:
+        right = "'clip' (CLIPModel) or 'cloob' (rinna) is wanted"
+        raise InputError(f"{folder / 'config.json'}: model_type is {kind[:40]!r}; {right}{_meant_file(folder)}")
+    return lambda weights: FAMILIES[kind](weights, config)
 
 
 def fingerprint(encoder: Any) -> str:
-    """A digest of a model's weights, towers and preprocessing; an encoder that is no module says its own."""
+    """A digest of a model's weights, towers and preprocessing; an encoder that is no module brings one."""
     return digest(encoder, _facts(encoder)) if isinstance(encoder, nn.Module) else str(encoder.fingerprint)
 
 
 def _facts(encoder: nn.Module) -> dict[str, Any]:
-    """What decides over embeddings of pictures beside the weights."""
+    """What else than the weights decides the embeddings of pictures."""
     config = getattr(encoder, "config", None)
     return {"config": getattr(config, "settings", None), "preprocess": getattr(encoder, "preprocess_cfg", None)}
 
@@ -194,7 +186,7 @@ def load_with_fingerprint(
 
 def _stamp(source: str | Path) -> list[tuple[str | int, ...]] | None:
     """The stamp of a source's files, of a run those of its checkpoint; None where they are not known."""
-    with contextlib.suppress(OSError, InputError):  # which loading it says in its own words
+    with contextlib.suppress(OSError, InputError):  # loading it reports that better
         return file_stamp(Source.parse(find_model_folder(source) or source).files())
     return None
 

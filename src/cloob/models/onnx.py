@@ -9,10 +9,7 @@
     tokenizer.json           for the package tokenizers; spiece.model for rinna's
     objective.json           as in every model folder
 
-Graphs in 8-bit integers are ``onnx/*_quantized.onnx``, with their weights inside. ``onnx/model.onnx`` and the other
-configurations are for transformers.js.
-
-Shapes: n items, L tokens, D = embed_dim.
+Graphs in 8-bit integers are ``onnx/*_quantized.onnx``. Shapes: n items, L tokens, D = embed_dim.
 """
 
 from __future__ import annotations
@@ -46,12 +43,9 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.float32]
 FORMAT = 1
-_GRAPHS = {"image": "vision_model", "text": "text_model", "both": "model"}
-"""As transformers.js names them."""
-_BATCH = 32
-"""Items a run: more are not faster on a CPU, and take memory."""
-_STEP = 8
-"""Lengths of texts are multiples of this, so that a session meets few shapes."""
+_GRAPHS = {"image": "vision_model", "text": "text_model", "both": "model"}  # as transformers.js names them
+_BATCH = 32  # items a run: more are not faster on a CPU, and take memory
+_STEP = 8  # lengths of texts are multiples of it, so that a session meets few shapes
 
 
 class Graph:
@@ -92,8 +86,8 @@ def _open_session(path: Path) -> Any:
     runtime: Any = require("onnxruntime", "export")
     options = runtime.SessionOptions()
     torch: Any = sys.modules.get("torch")
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    threads = torch.get_num_threads() if torch else int(asked) if asked.isdecimal() else 0
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    threads = torch.get_num_threads() if torch else int(chosen) if chosen.isdecimal() else 0
     options.intra_op_num_threads = threads or processors()
     options.log_severity_level = 4
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -121,7 +115,7 @@ class PlainEncoder:
             # Else vectors of two models would mix.
             if content["format"] != FORMAT or content["fingerprint"] != graphs_digest(folder, precision):
                 raise ValueError("written in another format, or for other graphs; export the model again")
-            self.tokenizer = read_tokenizer(folder, content["tokenizer"], self.context_length)
+            self.tokenizer = read_tokenizer(file, content["tokenizer"], self.context_length)
 
     @classmethod
     def open(cls, source: str) -> Self | None:
@@ -173,7 +167,7 @@ def graphs_digest(folder: Path, precision: str = "float32") -> str:
 
 
 def write_config(folder: Path, encoder: DualEncoder, *, precision: str, pad: int | None) -> dict[str, Any]:
-    """Writes the tokenizer and ``onnx.json``; texts may lack the padding ``pad``. Returns what ``onnx.json`` says."""
+    """Writes the tokenizer and ``onnx.json``, whose content it returns; texts may lack the padding ``pad``."""
     content = {
         "format": FORMAT,
         "name": encoder.name,

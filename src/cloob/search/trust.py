@@ -44,7 +44,7 @@ def absolute(spec: str) -> str:
 
 def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]:
     """Loads what an index names as its model; nothing is fetched for it but what a fixed list names or was typed."""
-    from cloob.models.hub import closed_hub
+    from cloob.models.importing import closed_hub
     from cloob.models.load import load_with_fingerprint  # torch
 
     if was_typed(spec) or Source.parse(spec).is_public:

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from cloob.errors import InputError, one_line
-from cloob.models.aligned.vectors import RowsError
+from cloob.models.aligned.model import RowsError
 from cloob.serve import routes
 from cloob.serve.collection import Collection
 from cloob.serve.guard import Guard, ServeConfig

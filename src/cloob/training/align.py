@@ -34,8 +34,7 @@ from cloob.functional.suspects import suspicion
 from cloob.models.aligned.encoders import open_image_encoder, row_keys
 from cloob.models.aligned.encoders import open_text_encoder as open_text
 from cloob.models.aligned.heads import Head, Standardise
-from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
-from cloob.models.aligned.vectors import VectorEncoder
+from cloob.models.aligned.model import AlignedEncoder, VectorEncoder, aligned_encoder
 from cloob.models.load import load_model
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import TrainConfig

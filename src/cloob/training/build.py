@@ -27,8 +27,7 @@ from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.functional.private import float32_products
 from cloob.machine import warn_of_emulated_bfloat16
-from cloob.models.aligned.model import AlignedEncoder
-from cloob.models.aligned.vectors import VectorEncoder
+from cloob.models.aligned.model import AlignedEncoder, VectorEncoder
 from cloob.models.encoder import DualEncoder, trimmed_tokens
 from cloob.models.importing import import_open_clip
 from cloob.models.load import load_model

@@ -22,8 +22,7 @@ from cloob.distributed import resolve_device
 from cloob.files import whole_folder
 from cloob.functional.bootstrap import bootstrap_interval, grouped_bootstrap
 from cloob.models import runs
-from cloob.models.aligned.heads import Head
-from cloob.models.aligned.members import Members, fit_members
+from cloob.models.aligned.heads import Head, Members, fit_members
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model

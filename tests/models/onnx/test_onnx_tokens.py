@@ -89,6 +89,6 @@ def test_read_back_the_tokens_are_the_models(tmp_path: Path, specials: tuple[str
     texts = [*SAME, *OTHER, "<|startoftext|> a <|endoftext|>"]
     own = clip_tokenizer(tmp_path, CLIP_VOCABULARY, LENGTH, specials, ending)
     settings_ = store_tokenizer(own, tmp_path, LENGTH)
-    back = read_tokenizer(tmp_path, json.loads(json.dumps(settings_)), LENGTH)
+    back = read_tokenizer(tmp_path / "onnx.json", json.loads(json.dumps(settings_)), LENGTH)
     assert torch.equal(back(texts), own(texts))
     assert ("lack" in tokenizer_note(settings_)) == (ending == "cut")

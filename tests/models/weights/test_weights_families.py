@@ -1,12 +1,14 @@
-"""What the families' committed files do not show: torch files that are no zip, shards, weights that name no program."""
+"""Torch files that are no zip, shards, weights that name no program, and public files that are fetched."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,10 @@ from torch import Tensor, nn
 
 from cloob import load_model
 from cloob.errors import InputError
+from cloob.models import importing as hub
+from cloob.models.source import PUBLIC, PublicFile
 from cloob.models.towers import open_clip
+from make import Web, web
 from support import fork, originals
 
 
@@ -145,3 +150,48 @@ def test_transformers_clip_in_shards(tmp_path: Path) -> None:
     rows = nn.functional.normalize(encoder.model.encode_text(tokens), dim=-1)
     torch.testing.assert_close(encoder.encode_image(images), found.image_embeds, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rows, found.text_embeds, rtol=1e-4, atol=1e-5)
+
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with web() as running:
+        running.pages["/x"] = CONTENT
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("path", "sha256", "said"), [("x", "0" * 64, "published is 0000"), ("missing", None, "no such file")]
+)
+def test_lies_are_refused_in_one_line(server: Web, tmp_path: Path, path: str, sha256: str | None, said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        hub.fetch_public(PublicFile(f"{server.url}/{path}", "x.bin", sha256), tmp_path)
+    assert "\n" not in str(caught.value) and not list(tmp_path.glob("x.bin*"))
+
+
+def test_two_processes_fetch_once(server: Web, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cloob.models.importing import PublicFile, fetch_public\n"
+        "print(fetch_public(PublicFile(sys.argv[1], 'x.bin', sys.argv[2]), Path(sys.argv[3])).stat().st_size)"
+    )
+    words = [sys.executable, "-c", code, f"{server.url}/x", SHA256, str(tmp_path)]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == [str(len(CONTENT))] * 2
+    assert server.asked == ["/x"]
+
+
+def test_a_model_by_name(server: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = originals("crowsonkb/full_vocab/slim.pkl")
+    server.pages["/slim.pkl"] = source.read_bytes()
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    config = json.loads((source.parent / "config.json").read_text())
+    model = {"files": [{"url": f"{server.url}/slim.pkl", "name": "slim.pkl", "sha256": digest}], "config": config}
+    monkeypatch.setitem(PUBLIC, "crowsonkb/tiny", model)
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path))
+    images = torch.zeros(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(load_model("crowsonkb/tiny").encode_image(images), load_model(source).encode_image(images))

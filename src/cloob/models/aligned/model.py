@@ -1,4 +1,4 @@
-"""Encoders and heads as one ``DualEncoder``, and the folder it is stored in.
+"""Heads with their frozen encoders, or for vectors of two kinds, as one ``DualEncoder``; and their model folders.
 
 ``aligned.json`` names both encoders with a fingerprint of their weights and what they give for a picture and a text.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,31 +26,26 @@ from cloob.models.aligned.encoders import (
     open_image_encoder,
     open_text_encoder,
 )
-from cloob.models.aligned.heads import Head
-from cloob.models.aligned.members import Members, head_of
+from cloob.models.aligned.heads import AnyHead, head_of
 from cloob.models.encoder import DualEncoder, EncoderConfig, digest
-from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
+from cloob.models.runs import ALIGNED_FILE, HEADS_FILE, VECTORS_FILE
 from cloob.models.source import Source
-from cloob.models.weights.blocks import Towers
 from cloob.models.weights.containers import read_safetensors
-from cloob.models.weights.keymap import fill
+from cloob.models.weights.keymap import Towers, fill
 
-ModelFiles = tuple[str, dict[str, Any], str, dict[str, Tensor]]
-"""The names and contents of a model folder's configuration and weights."""
+if TYPE_CHECKING:  # it brings pyarrow
+    from cloob.data.vectors import VectorPairs
+
+ModelFiles = tuple[str, dict[str, Any], str, dict[str, Tensor]]  # names and contents of configuration and weights
 _SIDES = ("image", "text")
+Side = Literal["a", "b"]
+_OF_PICTURES = ("preprocess", "tokenizer", "image_size", "context_length", "mean", "std")
 _PROBE_TEXT, _PROBE_WIDTH = "A photo of 2 Dogs & a cat.", 64
-_SAME = 0.01
-"""How far what an encoder gives may be from what it gave, relative to its length: machines round, pooling does not."""
+_SAME = 0.01  # distance of unit features that machines' rounding stays below
 
 
 class AlignedTowers(Towers):
-    def __init__(
-        self,
-        image: ImageEncoder,
-        text: TextEncoder | TowerText,
-        image_head: Head | Members,
-        text_head: Head | Members,
-    ) -> None:
+    def __init__(self, image: nn.Module, text: nn.Module, image_head: AnyHead, text_head: AnyHead) -> None:
         super().__init__(image, text, math.log(1 / 0.07))
         self.image_head, self.text_head = image_head, text_head
 
@@ -63,13 +59,10 @@ class AlignedTowers(Towers):
 
 
 class AlignedEncoder(DualEncoder):
-    """A ``DualEncoder`` with frozen encoders; ``on_features``: ``forward`` takes their features for pixels and tokens.
+    """A ``DualEncoder`` with frozen encoders."""
 
-    ``memories``: features of the image and the text encoder that need not be computed again.
-    """
-
-    on_features = False
-    memories: tuple[FeatureMemory, FeatureMemory] | None = None
+    on_features = False  # whether ``forward`` takes their features in place of pixels and tokens
+    memories: tuple[FeatureMemory, FeatureMemory] | None = None  # features that need not be computed again
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         return self.project(images, tokens) if self.on_features else super().forward(images, tokens)
@@ -119,7 +112,7 @@ class AlignedEncoder(DualEncoder):
         features = self.memories[1].features(tokens, self._of_texts)
         return F.normalize(self.model.text_head(features.to(self.device)), dim=1)
 
-    def with_heads(self, image_head: Members | Head, text_head: Members | Head) -> AlignedEncoder:
+    def with_heads(self, image_head: AnyHead, text_head: AnyHead) -> AlignedEncoder:
         """The same encoders with other heads."""
         towers, settings = self.model, self.config.settings
         names = {f"{side}_encoder": settings[f"{side}_encoder"] for side in _SIDES}
@@ -133,8 +126,8 @@ class AlignedEncoder(DualEncoder):
 def aligned_encoder(
     image: ImageEncoder,
     text: TextEncoder | TowerText,
-    image_head: Head | Members,
-    text_head: Head | Members,
+    image_head: AnyHead,
+    text_head: AnyHead,
     names: dict[str, str],
     objective: dict[str, Any] | None = None,
 ) -> AlignedEncoder:
@@ -158,7 +151,7 @@ def aligned_files(encoder: DualEncoder) -> ModelFiles:
     return ALIGNED_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
 
 
-def fill_heads(folder: Path, heads: Mapping[str, Head | Members]) -> None:
+def fill_heads(folder: Path, heads: Mapping[str, AnyHead]) -> None:
     weights = folder / HEADS_FILE
     fill(nn.ModuleDict(dict(heads)), weights, read_safetensors(weights))
 
@@ -198,3 +191,99 @@ def encoders_here(settings: Mapping[str, Any]) -> list[str]:
     """The names of frozen encoders that lie on this machine, of those in ``aligned.json``."""
     names = (str(settings.get(f"{side}_encoder") or "") for side in _SIDES)
     return [name for name in names if name and Source.parse(name).path is not None]
+
+
+class RowsError(InputError):
+    """A model of vectors takes no picture and no text."""
+
+
+class VectorEncoder(AlignedEncoder):
+    """Two heads without encoders: rows of numbers in, unit rows out; it trains and is stored as a ``DualEncoder``."""
+
+    on_features = True
+
+    def __init__(self, a: AnyHead, b: AnyHead, objective: dict[str, Any] | None = None) -> None:
+        nn.Module.__init__(self)  # a DualEncoder's asks for towers
+        self.name = "vectors"
+        self.model = nn.Module()
+        self.model.image_head, self.model.text_head = a, b  # as an ``AlignedEncoder`` calls them: a stands first
+        self.embed_dim: int = a.options["embed_dim"]
+        self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": 1})
+        self.objective_config = objective or {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_PICTURES:
+            raise RowsError("a model of vectors takes no pictures and texts, but rows: --a, --b, encode_a, encode_b")
+        return super().__getattr__(name)
+
+    def set_channels_last(self, enabled: bool) -> None:
+        """Does nothing: there are no pictures."""
+
+    def train(self, mode: bool = True) -> Self:
+        return nn.Module.train(self, mode)
+
+    def with_heads(self, image_head: AnyHead, text_head: AnyHead) -> VectorEncoder:
+        return VectorEncoder(image_head, text_head, self.objective_config)
+
+    def encode_a(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
+        """Embeds vectors of the first kind, without a gradient. Mode (train, eval) is the caller's.
+
+        Args:
+            rows: (n, F) numbers of any type, also a memory-mapped array.
+            batch_size: Rows that go through the head at once.
+
+        Returns:
+            (n, D) float32 unit rows.
+
+        Raises:
+            InputError: Rows of another width.
+        """
+        return self._encode(rows, self.model.image_head, "a", batch_size)
+
+    def encode_b(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
+        """As ``encode_a``, of the second kind."""
+        return self._encode(rows, self.model.text_head, "b", batch_size)
+
+    @torch.no_grad()
+    def _encode(self, rows: np.ndarray | Tensor, head: AnyHead, side: str, batch_size: int) -> Tensor:
+        from cloob.data.vectors import as_floats
+
+        width = head.options["features"]
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise InputError(f"{side}: an array {tuple(rows.shape)} found; (n, {width}) is what its head takes")
+        parts = [torch.zeros(0, self.embed_dim, device=self.device)]
+        for start in range(0, len(rows), batch_size):
+            some = as_floats(rows[start : start + batch_size]).to(self.device)
+            parts.append(F.normalize(head(some), dim=1))
+        return torch.cat(parts)
+
+
+def embed_rows(encoder: Any, side: Side, rows: np.ndarray | Tensor) -> Tensor:
+    """The (n, D) unit rows of vectors of one side, on the CPU."""
+    if not isinstance(encoder, VectorEncoder):
+        raise InputError(f"{encoder.name}: is no model of vectors; --a and --b are for runs of `cloob train vectors`")
+    return (encoder.encode_a if side == "a" else encoder.encode_b)(rows).cpu()
+
+
+def embed_pairs(encoder: Any, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
+    """The (N, D) unit rows of both sides of all pairs, on the CPU."""
+    parts = []
+    for places in np.array_split(np.arange(len(pairs)), -(-len(pairs) // 4096)):
+        a, b, *_ = pairs.take(places)
+        parts.append((embed_rows(encoder, "a", a), embed_rows(encoder, "b", b)))
+    a, b = (torch.cat(side) for side in zip(*parts, strict=True))
+    return a, b
+
+
+def vector_files(encoder: DualEncoder) -> ModelFiles:
+    heads = {"a": encoder.model.image_head, "b": encoder.model.text_head}
+    content = {**encoder.config.settings, **{side: head.options for side, head in heads.items()}}
+    return VECTORS_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
+
+
+def load_vectors(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> VectorEncoder:
+    """The heads of a model folder; ``config`` is the content of ``vectors.json``."""
+    with torch.device("meta"):  # no memory before the file of weights has it
+        heads = {side: head_of(config[side]) for side in ("a", "b")}
+    fill_heads(folder, heads)
+    return VectorEncoder(heads["a"], heads["b"], objective)

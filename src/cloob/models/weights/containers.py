@@ -69,11 +69,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _copied(read: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """A mapped file's tensors in memory of their own, as the file may change; the largest first.
-
-    Pages of a mapped file count as memory of the process once they were read, so the file is mapped anew from time to
-    time.
-    """
+    """Copies of a mapped file's tensors, as it may change; mapped anew now and then, as pages count as memory."""
     mapped, copies, pages = read(), {}, 0
     most = max(_PAGES, sum(tensor.nbytes for tensor in mapped.values()) // 12)
     for name in sorted(mapped, key=lambda name: -mapped[name].nbytes):
@@ -109,10 +105,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, bool]:
-    """The tensors that ``torch.save`` wrote, the checkpoint whose ``state_dict`` they are; and whether of TorchScript.
-
-    Tensors of the checkpoint are mapped from the file.
-    """
+    """The tensors that ``torch.save`` wrote, the (mapped) checkpoint around them, and whether it is TorchScript."""
     zipped = zipfile.is_zipfile(path)
     records = check_zip(path) if zipped else {}
     with translated(f"{path}: cannot be read as weights"):
@@ -168,7 +161,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Made:
-    """What a pickle wants to be made: the arguments and the state, and no code of anybody's."""
+    """An object of a pickle as its arguments and its state; no code runs."""
 
     state: Any = None
 
@@ -180,7 +173,7 @@ class _Made:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """As torch's own function of this place, which wants storages of a deprecated kind."""
+    """As torch's function of this name, which takes storages of a deprecated kind."""
     untyped, dtype = storage
     return torch.empty(0, dtype=dtype).set_(untyped, offset, shape, strides)
 
@@ -217,7 +210,7 @@ def _scripted(module: _Made, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 class _Arrays(_Unpickler):
-    """Reads numpy's and jax's arrays: numpy itself would trust what a stranger says of dtypes."""
+    """Reads numpy's and jax's arrays: numpy itself would trust the file's dtypes."""
 
     names: Mapping[tuple[str, str], Any] = {
         ("numpy", "ndarray"): _Made,

@@ -19,9 +19,8 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.tokenizer import clip_tokenizer
 from cloob.models.untrusted import read_json
-from cloob.models.weights.blocks import Block, Blocks, Gelu, Patches, Towers, preprocess
 from cloob.models.weights.containers import array, read_arrays
-from cloob.models.weights.keymap import Part, fill, without_memory
+from cloob.models.weights.keymap import Block, Blocks, Gelu, Patches, Towers, fill, key_map, preprocess, without_memory
 
 FAMILY = "crowsonkb"
 
@@ -61,20 +60,21 @@ def _blocks(config: dict[str, Any], width: int, gelu: Gelu) -> Blocks:
 
 
 def load(path: Path, config: dict[str, Any] | None, gelu: Gelu) -> DualEncoder:
-    """The encoder of a pickle; without a configuration a JSON file beside it has it."""
-    beside = [file for file in (path.with_suffix(".json"), path.parent / "config.json") if file.is_file()]
-    if config is None and not beside:
+    """The encoder of a pickle; its configuration may be a JSON file next to it."""
+    configs = [file for file in (path.with_suffix(".json"), path.parent / "config.json") if file.is_file()]
+    if config is None and not configs:
         right = f"must lie beside it as {path.with_suffix('.json').name} or config.json (the weights do not hold it)"
         raise InputError(f"{path}: its configuration {right}")
-    encoder = build(path.stem, path if config else beside[0], config or read_json(beside[0]), gelu)
-    fill(encoder.model, path, _tensors(path), _plan(encoder.model))
+    encoder = build(path.stem, path if config else configs[0], config or read_json(configs[0]), gelu)
+    blocks = len(encoder.model.text.blocks), len(encoder.model.visual.blocks)
+    fill(encoder.model, path, _tensors(path), key_map(FAMILY, *blocks))
     return encoder
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """The arrays by ``module path/name``, of which nothing else holds the memory."""
     image, text = read_arrays(path)["params"]
-    return {f"{module}/{name}": array(data) for module, held in (image | text).items() for name, data in held.items()}
+    return {f"{module}/{name}": array(data) for module, part in (image | text).items() for name, data in part.items()}
 
 
 def build(name: str, where: Path, config: dict[str, Any], gelu: Gelu) -> DualEncoder:
@@ -87,30 +87,3 @@ def build(name: str, where: Path, config: dict[str, Any], gelu: Gelu) -> DualEnc
     encoder_config = EncoderConfig("towers", d_embed, text["text_size"], settings)
     objective = cloob_objective(config["inv_tau"], config["scale_hopfield"], "unit")
     return DualEncoder(name, towers, tokenizer, encoder_config, objective)
-
-
-def _plan(towers: Towers) -> dict[str, Part]:
-    plan = {
-        "visual.patches.conv.weight": Part(("vi_t_image_encoder/embed/w",), (3, 2, 0, 1)),
-        "visual.patches.class_embedding": Part(("vi_t_image_encoder/class_embed",)),
-        "visual.patches.position_embedding": Part(("vi_t_image_encoder/pos_embed/w",)),
-        "text.token_embedding.weight": Part(("text_encoder/embed/embeddings",)),
-        "text.position_embedding": Part(("text_encoder/pos_embed/w",)),
-    }
-    linears, norms = {}, {}
-    sides: Any = (("visual", "vi_t_image_encoder", towers.visual), ("text", "text_encoder", towers.text))
-    for ours, theirs, tower in sides:
-        linears[f"{ours}.proj"] = f"{theirs}/proj"
-        for i in range(len(tower.blocks)):
-            block, layer = f"{ours}.blocks.{i}", f"{theirs}/layer_{i}"
-            for name, part in (("query", "query"), ("key", "key"), ("value", "value"), ("out", "linear")):
-                linears[f"{block}.attention.{name}"] = f"{layer}/self_attention/multi_head_attention/{part}"
-            linears[f"{block}.expand"] = f"{layer}/feed_forward/linear_0"
-            linears[f"{block}.shrink"] = f"{layer}/feed_forward/linear_1"
-            norms[f"{block}.norm_1"] = f"{layer}/self_attention/layer_norm"
-            norms[f"{block}.norm_2"] = f"{layer}/feed_forward/layer_norm"
-    for ours, theirs in linears.items():
-        plan |= {f"{ours}.weight": Part((f"{theirs}/w",), (1, 0)), f"{ours}.bias": Part((f"{theirs}/b",))}
-    for ours, theirs in norms.items():
-        plan |= {f"{ours}.weight": Part((f"{theirs}/scale",)), f"{ours}.bias": Part((f"{theirs}/offset",))}
-    return plan

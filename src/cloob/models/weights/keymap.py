@@ -1,21 +1,28 @@
-"""From the tensors of a file to the weights of a module that was built without memory."""
+"""From the tensors of a file to the weights of a module that was built without memory; modules open_clip lacks.
+
+Shapes: n items, L positions, d the width, h heads.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cloob.errors import InputError, one_line, printable
 from cloob.models.importing import open_clip, translated
 from cloob.models.untrusted import check_layers
-from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, preprocess
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Gelu = Literal["tanh", "exact"]
 _SHOWN = 6
 _ALIGNED = 64  # bytes, of torch's memory
 
@@ -29,7 +36,7 @@ def without_memory(where: object, config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: object) -> Any:
-    """open_clip's own towers of a ``model_cfg``, on the meta device."""
+    """open_clip's towers of a ``model_cfg``, on the meta device."""
     library = open_clip()
     options = {key: value for key, value in config.items() if key != "custom_text"}
     with without_memory(where, config):
@@ -55,19 +62,29 @@ class Part:
         return value if self.permute is None else value.permute(self.permute)
 
 
+def key_map(family: str, text_layers: int, image_layers: int) -> dict[str, Part]:
+    """Where each weight of a module comes from, for towers of so many blocks, by the family's table of names."""
+    plan = {}
+    for key, entry in json.loads(Path(__file__).with_name(f"{family}.json").read_text("utf-8")).items():
+        part = entry if isinstance(entry, dict) else {"names": [entry]}
+        for i in range((image_layers if key.startswith("visual.") else text_layers) if "{i}" in key else 1):
+            plan[key.format(i=i)] = Part(**part | {"names": tuple(name.format(i=i) for name in part["names"])})
+    return plan
+
+
 def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mapping[str, Part] | None = None) -> None:
     """Loads a file's tensors, as float32, into a module that may be on the meta device.
 
-    The plan says for each of the module's keys where it comes from (without one: from its own name). The module takes
-    the tensors themselves where it can, and the others are given up one by one. InputError lists what is unknown,
+    The plan gives the origin of each of the module's keys (without one: its name). The module takes the tensors
+    themselves where it can, and the others are given up one by one. InputError lists what is unknown,
     missing, misshapen or not finite.
     """
     state: dict[str, Tensor] = dict(module.state_dict())
     plan = plan or {key: Part((key,)) for key in state}
-    wanted = {name for part in plan.values() for name in part.names}
-    problems = [f"{name} is missing" for name in sorted(wanted - tensors.keys())]
+    needed = {name for part in plan.values() for name in part.names}
+    problems = [f"{name} is missing" for name in sorted(needed - tensors.keys())]
     # Older versions of transformers wrote position_ids, which hold nothing.
-    problems += [f"{n} is unknown" for n in sorted(tensors.keys() - wanted) if not n.endswith(".position_ids")]
+    problems += [f"{n} is unknown" for n in sorted(tensors.keys() - needed) if not n.endswith(".position_ids")]
     for key, part in plan.items() if not problems else ():
         name, weight, shape = part.names[0], state[key], tuple(tensors[part.names[0]].shape)
         try:
@@ -94,5 +111,93 @@ def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mappin
 
 
 def _is_finite(value: Tensor) -> bool:
-    """Whether all of a tensor is finite; its extremes say so, without another tensor of its size."""
+    """Whether a tensor is finite, by its extremes: no other tensor of its size is made."""
     return value.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        torch.empty(width, device="meta").view(heads, -1)  # an error where the heads do not divide it
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        """Where ``queries`` (n, L) is False, a position attends to all alike; where ``keys`` is, none attends to it."""
+        n, length, width = x.shape
+        query, key, value = (
+            layer(x).view(n, length, self.heads, width // self.heads).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        if queries is not None:
+            query = query * queries[:, None, :, None]  # all logits 0: a uniform softmax
+        mask = None if keys is None else keys[:, None, None, :]
+        rows = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        joined: Tensor = self.out(rows.transpose(1, 2).reshape(n, length, width))
+        return joined
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer with residuals; norms before each as in ViT, else after as in BERT."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float, *, norm_first: bool, gelu: Gelu) -> None:
+        super().__init__()
+        self.norm_first, self.approximate = norm_first, "tanh" if gelu == "tanh" else "none"
+        self.attention = Attention(width, heads)
+        self.norm_1, self.norm_2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        if self.norm_first:
+            x = x + self.attention(self.norm_1(x), queries, keys)
+            return x + self._feed(self.norm_2(x))
+        x = self.norm_1(x + self.attention(x, queries, keys))
+        rows: Tensor = self.norm_2(x + self._feed(x))
+        return rows
+
+    def _feed(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.shrink(F.gelu(self.expand(x), approximate=self.approximate))
+        return rows
+
+
+class Blocks(nn.ModuleList):
+    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        for block in self:
+            x = block(x, queries, keys)
+        return x
+
+
+class Patches(nn.Module):
+    def __init__(self, image_size: int, patch_size: int, width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, patch_size, patch_size, bias=bias)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.position_embedding = nn.Parameter(torch.zeros(1 + (image_size // patch_size) ** 2, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.conv(images).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(rows.shape[0], 1, -1)
+        return torch.cat([first, rows], 1) + self.position_embedding
+
+
+class Towers(nn.Module):
+    """The parts of an open_clip module that a ``DualEncoder`` uses, for other towers; ``logit_scale`` is ln τ⁻¹."""
+
+    def __init__(self, visual: nn.Module, text: nn.Module, logit_scale: float) -> None:
+        super().__init__()
+        self.visual, self.text = visual, text
+        self.logit_scale = nn.Parameter(torch.tensor(logit_scale, device="cpu"), requires_grad=False)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        rows: Tensor = self.visual(images)
+        return rows
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        rows: Tensor = self.text(tokens)
+        return rows
+
+
+def preprocess(size: int, mean: Any, std: Any, interpolation: str) -> dict[str, Any]:
+    """open_clip's ``preprocess_cfg`` of a tower; ``interpolation`` may be ``"lanczos"`` as well."""
+    settings = {"size": size, "mode": "RGB", "mean": tuple(mean), "std": tuple(std), "interpolation": interpolation}
+    return settings | {"resize_mode": "shortest", "fill_color": 0}

@@ -14,9 +14,19 @@ from torch import Tensor, nn
 
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
 from cloob.models.tokenizer import NoTokenizer, RinnaTokenizer
-from cloob.models.weights.blocks import CLIP_MEAN, CLIP_STD, Block, Blocks, Patches, Towers, preprocess
 from cloob.models.weights.containers import folder_weights
-from cloob.models.weights.keymap import Part, fill, without_memory
+from cloob.models.weights.keymap import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Block,
+    Blocks,
+    Patches,
+    Towers,
+    fill,
+    key_map,
+    preprocess,
+    without_memory,
+)
 
 FAMILY = "rinna"
 CONTEXT_LENGTH = 77
@@ -68,7 +78,8 @@ def _blocks(config: dict[str, Any], width: int, eps: float, *, norm_first: bool)
 def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     weights, tensors = folder_weights(folder)
     encoder = build(folder.name, folder / "config.json", config)
-    fill(encoder.model, weights, tensors, _plan(encoder.model))
+    blocks = len(encoder.model.text.blocks), len(encoder.model.visual.blocks)
+    fill(encoder.model, weights, tensors, key_map(FAMILY, *blocks))
     return encoder
 
 
@@ -84,35 +95,3 @@ def build(name: str, where: Path, config: dict[str, Any]) -> DualEncoder:
     encoder_config = EncoderConfig("towers", embed_dim, CONTEXT_LENGTH, {"family": FAMILY, "config": config})
     objective = cloob_objective(inv_tau, config["scale_hopfield"], "unit")
     return DualEncoder(name, towers, tokenizer, encoder_config, objective)
-
-
-_SHARED = {"attention.out": "attention.output.dense", "expand": "intermediate.dense", "shrink": "output.dense"}
-_BERT = _SHARED | {"norm_1": "attention.output.LayerNorm", "norm_2": "output.LayerNorm"}
-_VIT = _SHARED | {"norm_1": "layernorm_before", "norm_2": "layernorm_after"}
-
-
-def _plan(towers: Towers) -> dict[str, Part]:
-    vision, text = "vision_model", "text_model"
-    plan = {
-        "text.token_embedding.weight": Part((f"{text}.embeddings.word_embeddings.weight",)),
-        "text.position_embedding.weight": Part((f"{text}.embeddings.position_embeddings.weight",)),
-        "text.type_embedding.weight": Part((f"{text}.embeddings.token_type_embeddings.weight",)),
-        "text.proj.weight": Part(("text_projection.weight",)),
-        "visual.patches.class_embedding": Part((f"{vision}.embeddings.cls_token",), lead=2),
-        "visual.patches.position_embedding": Part((f"{vision}.embeddings.position_embeddings",), lead=1),
-        "visual.proj.weight": Part(("visual_projection.weight",)),
-    }
-    biased = {
-        "text.norm_embedding": f"{text}.embeddings.LayerNorm",
-        "visual.patches.conv": f"{vision}.embeddings.patch_embeddings.projection",
-        "visual.norm": f"{vision}.layernorm",
-    }
-    sides: Any = (("text", text, "self", _BERT, towers.text), ("visual", vision, "attention", _VIT, towers.visual))
-    for ours, theirs, inner, names, tower in sides:
-        for i in range(len(tower.blocks)):
-            block, layer = f"{ours}.blocks.{i}", f"{theirs}.encoder.layer.{i}"
-            biased |= {f"{block}.attention.{n}": f"{layer}.attention.{inner}.{n}" for n in ("query", "key", "value")}
-            biased |= {f"{block}.{name}": f"{layer}.{part}" for name, part in names.items()}
-    for ours, theirs in biased.items():
-        plan |= {f"{ours}.{kind}": Part((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
-    return plan

@@ -1,4 +1,4 @@
-"""Torch checkpoints of CLIP towers that do not say their sizes: ml-jku/cloob's and OpenAI's.
+"""Torch checkpoints of CLIP towers without their sizes: ml-jku/cloob's and OpenAI's.
 
 Both have QuickGELU and open_clip's towers. All sizes but the heads are in the shapes, and heads are 64 wide in each
 published model.
@@ -48,16 +48,16 @@ def load(path: Path, create: Callable[[str], DualEncoder]) -> DualEncoder:
     if why:
         raise InputError(f"{path}: {why}")
     if not sizes and {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
-        said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
-        logger.warning("%s: %s (such as ViT-B-32/%s)", path, said, path.name)
+        message = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
+        logger.warning("%s: %s (such as ViT-B-32/%s)", path, message, path.name)
     return _openai(path, tensors)
 
 
 def _towers(checkpoint: Path) -> str:
     """The towers of a checkpoint of open_clip_train by its ``../params.txt``, else by its folder's name; or ""."""
     params = checkpoint.parents[1] / "params.txt"
-    said = re.search(r"^model: (.+)$", params.read_text(encoding="utf-8"), re.MULTILINE) if params.is_file() else None
-    name = (said[1] if said else checkpoint.parent.name).replace("/", "-")
+    match = re.search(r"^model: (.+)$", params.read_text(encoding="utf-8"), re.MULTILINE) if params.is_file() else None
+    name = (match[1] if match else checkpoint.parent.name).replace("/", "-")
     return name if name in known_models() else ""
 
 
@@ -71,7 +71,7 @@ def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], check
     config["text_cfg"]["heads"] = _heads(path, checkpoint) or config["text_cfg"]["heads"]
     encoder = _encoder(path, config, SPECIALS, "cut")
     fill(encoder.model, path, tensors, {name: Part((keys.get(name, name),)) for name in encoder.model.state_dict()})
-    encoder.objective_config = cloob_objective(_inv_tau(encoder), beta, "paper")
+    encoder.objective_config = cloob_objective(float(encoder.model.logit_scale.double().exp()), beta, "paper")
     return encoder
 
 
@@ -82,8 +82,8 @@ def _heads(path: Path, checkpoint: dict[str, Any]) -> int:
         return 0
     names = [named] if named is not None else [f"{path.stem}.json", f"{checkpoint.get('name')}.json"]
     files = [path.parent / Path(name).name for name in names]
-    there = [file for file in files if named is not None or file.is_file()]
-    return int(read_json(there[0]).get("transformer_heads", 0)) if there else 0
+    chosen = next((file for file in files if named is not None or file.is_file()), None)
+    return int(read_json(chosen).get("transformer_heads", 0)) if chosen else 0
 
 
 def _openai(path: Path, tensors: dict[str, Tensor]) -> DualEncoder:
@@ -91,12 +91,9 @@ def _openai(path: Path, tensors: dict[str, Tensor]) -> DualEncoder:
         tensors.pop(key, None)
     encoder = _encoder(path, _config(tensors), ("<|startoftext|>", "<|endoftext|>"), "kept")
     fill(encoder.model, path, tensors)
-    encoder.objective_config = ContrastiveObjective.clip(inv_tau=min(_inv_tau(encoder), 100.0)).config()
+    inv_tau = float(encoder.model.logit_scale.double().exp())
+    encoder.objective_config = ContrastiveObjective.clip(inv_tau=min(inv_tau, 100.0)).config()
     return encoder
-
-
-def _inv_tau(encoder: DualEncoder) -> float:
-    return float(encoder.model.logit_scale.double().exp())
 
 
 def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

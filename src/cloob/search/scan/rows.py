@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from cloob.data.vectors import as_floats, read_ids_of, read_matrix, rows_of
-from cloob.models.aligned.vectors import Side, embed_rows
+from cloob.models.aligned.model import Side, embed_rows
 from cloob.models.encoder import DualEncoder
 from cloob.search.scan.collection import Collection, Found
 
