@@ -284,7 +284,7 @@ class ContrastiveObjective(ScaledModule):
         hopfield = self.hopfield if hopfield is None else hopfield
         member: dict[str, Any] = {name: getattr(self, name) for name in ("contrast", "scale", "exclude_above")}
         member["hopfield"] = hopfield
-        prepare = partial(self._prepare, logit_scale, logit_bias, hopfield, self.check and trusted is None)
+        prepare = partial(self._prepare, (logit_scale, logit_bias), hopfield, self.check and trusted is None)
         if self.gather and distributed.world_size() > 1:
             if not torch.compiler.is_compiling() and in_transform():
                 raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
@@ -314,15 +314,10 @@ class ContrastiveObjective(ScaledModule):
         return [value for value, use in zip(own, used, strict=True) if value is not None and not use]
 
     def _prepare(
-        self,
-        logit_scale: float | Tensor | None,
-        logit_bias: Tensor | None,
-        hopfield: bool,
-        check: bool,
-        x: Tensor,
-        y: Tensor,
+        self, given: tuple[float | Tensor | None, Tensor | None], hopfield: bool, check: bool, x: Tensor, y: Tensor
     ) -> Scales:
-        """The scales of a call; with ``check`` after a look at their values and the rows', of which it warns once."""
+        """The scales of a call, those ``given`` or the module's; ``check`` also reads their values and the rows'."""
+        logit_scale, logit_bias = given
         learns = isinstance(logit_scale, Tensor) and logit_scale.requires_grad and torch.is_grad_enabled()
         if learns and self.scale == "paper":
             falls = "τ · loss falls with τ⁻¹ for all embeddings; detach it to use its value alone"
