@@ -68,7 +68,8 @@ def _as_format_5(file: Path) -> None:
     with sqlite3.connect(file, isolation_level=None) as database:
         for column in ("place", "replaces"):
             database.execute(f"ALTER TABLE cloob_models DROP COLUMN {column}")
-        database.execute("DROP TABLE cloob_words")
+        for table in ("cloob_words", "cloob_columns"):
+            database.execute(f"DROP TABLE {table}")
         database.execute("PRAGMA user_version = 5")
     database.close()
 
