@@ -118,7 +118,7 @@ def test_held_out_pairs_judge(
     assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / n / 6)  # a tie may fall either way
     assert f"cloob: {tmp_path}/run: was trained on {table}; --held-out judges by pairs that were not\n" in err
     # A run that goes on does not read all pairs again to hold some out: it keeps the rows.
-    kept = json.loads((tmp_path / "run" / "held_out.json").read_text())
+    kept = json.loads((tmp_path / "run" / "checkpoints" / "held_out.json").read_text())
     assert [len(rows) for rows in kept["rows"]] == [11]
     with monkeypatch.context() as patch:
         patch.setattr("cloob.training.build.choose_held_out", None)

@@ -2,7 +2,8 @@
 
 ::
 
-    RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  held_out.json  averaged/ (a model folder)
+    RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  averaged/ (a model folder)
+          checkpoints/  held_out.json
           checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another model folder)
     model folder, one of
           open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a ``local-dir:`` folder

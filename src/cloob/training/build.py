@@ -31,7 +31,7 @@ from cloob.models.aligned.model import AlignedEncoder, VectorEncoder
 from cloob.models.encoder import DualEncoder, trimmed_tokens
 from cloob.models.importing import import_open_clip
 from cloob.models.load import load_model
-from cloob.models.runs import HELD_OUT_FILE, OBJECTIVES_FILE, RUN_CONFIG_FILE
+from cloob.models.runs import CHECKPOINTS_FOLDER, HELD_OUT_FILE, OBJECTIVES_FILE, RUN_CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.models.untrusted import read_json
 from cloob.objective import ContrastiveObjective, make_objective
@@ -181,7 +181,7 @@ def open_pairs(config: TrainConfig, given: Given) -> tuple[Pairs, Pairs | None]:
 
 
 def open_both(config: TrainConfig, *, train: bool = False) -> tuple[Source, Source | None]:
-    """The training and held-out pairs; a run keeps the rows of held-out ones in ``OUT/held_out.json``."""
+    """The training and held-out pairs; a run keeps the rows of held-out ones beside its checkpoints."""
     pairs = config.pairs
     sources = _open(pairs.data, config)
     if pairs.val_split:
@@ -200,7 +200,7 @@ def _without_held_out(sources: Sequence[Source], config: TrainConfig, train: boo
 
 def _held_out_rows(config: TrainConfig, sources: Sequence[Source], train: bool) -> list[np.ndarray]:
     """The rows that are held out of each source."""
-    file, share = config.save.out / HELD_OUT_FILE, config.pairs.val_split
+    file, share = config.save.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE, config.pairs.val_split
     key, resumes = [share, *(source.fingerprint() for source in sources)], train and config.save.resume != "none"
     if resumes and file.is_file() and (kept := read_json(file))["of"] == key:
         return [np.array(rows, np.int64) for rows in kept["rows"]]

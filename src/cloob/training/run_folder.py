@@ -181,8 +181,7 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Path | None) -> None:
             aside = path.with_name(f"unreadable-{path.name}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-    stale = () if config.pairs.val_split else (runs.HELD_OUT_FILE,)  # else it was written a moment ago
-    for pattern in (*_RUN_FILES, *_PRODUCTS, *stale) if save.overwrite else ():
+    for pattern in (*_RUN_FILES, *_PRODUCTS) if save.overwrite else ():
         for path in out.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (out / runs.CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)

@@ -61,12 +61,13 @@ class TableSource:
         return {"rows": len(self), "image paths": of_column(self._images), "captions": of_column(self._captions)}
 
     def pictures(self) -> np.ndarray | None:
-        """(N,) int64, equal for rows of one path; None where no path comes twice."""
-        codes = [chunk.indices.fill_null(-1).to_numpy() for chunk in self._images.dictionary_encode().chunks]
-        same = np.concatenate([np.zeros(0, np.int64), *codes])
+        """(N,) int64, equal for rows of one path with several captions; None where no path has several."""
+        same, captions = _codes(self._images), _codes(self._captions)
         nowhere = (same < 0) | pc.equal(self._images, b"").fill_null(False).to_numpy()
-        same = np.where(nowhere, -1 - np.arange(len(same)), same)
-        return same if len(np.unique(same)) < len(same) else None
+        width = len(same) + 1  # above every code
+        of_caption = np.unique(same * width + captions + 1) // width  # a path once for each of its captions
+        several = np.isin(same, of_caption[1:][of_caption[1:] == of_caption[:-1]]) & ~nowhere
+        return np.where(several, same, -1 - np.arange(len(same))) if several.any() else None
 
     def row(self, index: int) -> tuple[str, bytes | None]:
         """Path of the image and caption of row ``index`` (from 0) as the table has them; no image is opened."""
@@ -85,6 +86,12 @@ class TableSource:
         key = printable(stored) or where
         caption = clean_caption(raw, key, where)
         return RawSample(key, self.picture(stored, key, where), caption)
+
+
+def _codes(column: Any) -> np.ndarray:
+    """(N,) int64, equal for equal values of a column, -1 for none."""
+    codes = [chunk.indices.fill_null(-1).to_numpy() for chunk in column.dictionary_encode().chunks]
+    return np.concatenate([np.zeros(0, np.int64), *codes])
 
 
 def as_text(raw: Any) -> str:
