@@ -111,15 +111,16 @@ _OTHERS = (
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_OTHERS.split())})\..*"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Parts|Precision|Scale|Reason|Backend|\w+Name|LoadModel|ContextFactory)"),
-    (r"py:.*", r"(cloob\.[\w.]+\.)?(Merged|Shown|Standardise|PlainEncoder|Tokenize|[A-Z])"),
-    (r"py:.*", r"(cloob\.[\w.]+\.)?_\w+|cuda|callable|optional|(u?int|float|bool)\d*"),
+    (r"py:.*", r"(cloob\.[\w.]+\.)?(Merged|Shown|Standardise|PlainEncoder|Tokenize|Fingerprint|AnyHead|Module|[A-Z])"),
+    (r"py:.*", r"(cloob\.[\w.]+\.)?(GivenPairs|MakeOptimizer)|pyarrow\..*"),
+    (r"py:.*", r"(cloob\.[\w.]+\.)?_[\w.]+|cuda|callable|optional|(u?int|float|bool)\d*"),
     (r"py:.*", r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged"),
     (r"py:.*", r"(all|math.isfinite|at_least|DECAY|NAMED|POSITIVE|RANGE|SHARE|Annotated|Rule|_DEVICE)\b.*"),  # fields
     # Classes and modules that have no page: who reads the signature finds them in the source.
     (
         r"py:.*",
         r"cloob\.(cache|scales|models\.(runs|aligned(?!\.heads))"
-        r"|evaluation\.(embed|embeddings)|data\.(fingerprint|vectors))\b.*",
+        r"|evaluation\.(embed|embeddings)|data\.vectors)\b.*",
     ),
 ]
 
