@@ -272,8 +272,10 @@ def read_tokenizer(file: Path, settings: dict[str, Any], length: int, vocabulary
         case {"kind": "hub"} if not stored.is_file():
             why = f"{file.parent}: no {HUB_FILE} in it; give tokens, or save the tokenizer there"
             return NoTokenizer(why, settings)
-        case {"kind": "json" | "hub"}:
+        case {"kind": "json", "clean": _, "strip": _} | {"kind": "hub"}:
             return FileTokenizer(stored, length, settings)
+        case {"kind": "json"}:
+            raise InputError(f"{file}: its tokenizer lacks clean or strip")
         case {"kind": "clip", "specials": [start, end], "ending": ending}:
             if vocabulary is not None:
                 return clip_tokenizer(file, vocabulary, length, (start, end), ending)
