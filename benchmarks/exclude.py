@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.frozen.data import Data, load
+from benchmarks.frozen.heads import EMBED_DIM, Heads, View, embedded
 from benchmarks.frozen.plan import World
-from benchmarks.frozen.run import EMBED_DIM, Heads, View, embedded
 from benchmarks.machine import processor
 from benchmarks.pictograms.run import recalls, score_set
 from torch.nn import functional as F

@@ -3,10 +3,10 @@
     python -m benchmarks.suspects find --features DIR [--out FILE]
     python -m benchmarks.suspects clean --features DIR [--out FILE]
 
-DIR holds the features of the frozen study (`python -m benchmarks.frozen.run build`); `chemicals` and `rdkit` give the
-molecules. `find`: the area under the curve for random swaps and for natural errors, with the share that is counted.
-`clean`: recall@1 (mean of both directions) of held-out right pairs after training on all pairs, on those that the rule
-leaves, and on the right ones alone. Half of each set at most is for training.
+DIR holds the features of the frozen study (`python -m benchmarks.studies frozen run --cache DIR`); `chemicals` and
+`rdkit` give the molecules. `find`: the area under the curve for random swaps and for natural errors, with the share
+that is counted. `clean`: recall@1 (mean of both directions) of held-out right pairs after training on all pairs, on
+those that the rule leaves, and on the right ones alone. Half of each set at most is for training.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from benchmarks.frozen.data import Data
+from benchmarks.frozen.heads import Heads, View, embedded, tested, train
 from benchmarks.frozen.plan import CCA, MEMBERS, Joined, Scores, World
-from benchmarks.frozen.run import Heads, View, embedded, tested, train
 from benchmarks.pictograms.run import recalls
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -334,20 +334,19 @@ class Joined:
 
 def joined() -> Iterator[Joined]:
     """All runs of ``claim.md`` in their order."""
-
-    def runs(
-        rows: Iterable[tuple[str, ...]], clean: bool, *shares: float, sizes: tuple[int, ...] = (PAIRS,)
-    ) -> Iterator[Joined]:
-        for share, seed, pairs in itertools.product(shares, SEEDS[:3], sizes):
-            yield from (Joined(row, clean, World("mlp", "swap", share, pairs), seed) for row in rows)
-
-    first, *rest = CONTROLS
-    yield from (*runs(CLOSED, False, 0.4), *runs([(CCA,)], False, 0.0), *runs(CLOSED, True, 0.4))
-    yield from (*runs(CLOSED, False, 0.0), *runs([first], False, 0.4))
-    for clean, shares in ((False, (0.4, 0.0)), (True, (0.4,))):
-        yield from runs([(CCA,)], clean, *shares, sizes=SIZES)
-    yield from (*runs(ROWS, True, 0.4), *runs([first], False, 0.0))
-    fewer = (*runs(ROWS, False, 0.4, 0.0, sizes=SIZES), *runs(ROWS, True, 0.4, sizes=SIZES))
-    yield from sorted(fewer, key=lambda run: run.seed)
-    yield from (*runs(rest, False, 0.4, 0.0), *runs(CONTROLS, True, 0.4), *runs((*ROWS, *CONTROLS), True, 0.0))
-    yield from (*runs(ROWS, True, 0.0, sizes=SIZES), *runs(WIDE, False, 0.4, 0.0))
+    states = ((False, 0.4), (False, 0.0), (True, 0.4), (True, 0.0))
+    fewer = {n: [(ROWS, clean, World("mlp", "swap", share, n)) for clean, share in states] for n in SIZES}
+    right, wrong = (World("mlp", "swap", share) for share in (0.0, 0.4))
+    blocks = [
+        ((*ROWS, *CONTROLS), True, wrong),
+        ((*CLOSED, *CONTROLS), False, right),
+        ((*CLOSED, *CONTROLS), False, wrong),
+        *fewer[3_000],
+        *fewer[12_000],
+        ((*ROWS, *CONTROLS), True, right),
+        *((WIDE, False, world) for world in (wrong, right)),
+        *fewer[6_000],
+        *fewer[24_000],
+    ]
+    for (rows, clean, world), seed in itertools.product(blocks, SEEDS[:3]):
+        yield from (Joined(row, clean, world, seed) for row in rows)

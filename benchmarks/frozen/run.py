@@ -1,74 +1,21 @@
-"""One run on cached features: the library's heads, objective, optimiser and step, and the scores of its best epoch."""
+"""A run of the study on cached features, and the list of those to be done."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
-import torch
-from benchmarks.frozen.captions import wrong_rows
-from benchmarks.frozen.data import Data, Pairs, build, load
-from benchmarks.frozen.plan import Cell, World, runs
-from benchmarks.pictograms.run import Variant, build_objective, recalls, score_rows, score_set
+from benchmarks.frozen import joined, plan
+from benchmarks.frozen.data import Data, build, load
+from benchmarks.frozen.heads import View, embedded, tested, train
+from benchmarks.frozen.plan import Cell, Joined
+from benchmarks.pictograms.run import recalls
 from benchmarks.studies import records
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from cloob.data.order import EpochOrder, Part
-from cloob.models.aligned.heads import Head
-from cloob.objective import ContrastiveObjective
-from cloob.training.config import OptimConfig
-from cloob.training.config.parts import HEADS
-from cloob.training.optim import make_optimizer, make_schedule
-from cloob.training.step import Stepper, TowersWithLoss
 
 STUDY = Path(__file__).parent
-EMBED_DIM = 256
-DROPOUT = HEADS["head_dropout"]
-_ROWS = 4096  # embedded together
-_TRAIN, _HELD_OUT = 0, 1  # the streams of a seed's draws
-
-
-class Heads(nn.Module):
-    """(n, F) and (n, F') features to (n, D) unit rows; the same initial weights as ``cloob train align`` by seed."""
-
-    def __init__(self, features: tuple[int, int], kind: str, seed: int, embed_dim: int = EMBED_DIM) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            known = cast(Literal["linear", "mlp"], kind)
-            self.visual, self.text = (Head(n, embed_dim, known, DROPOUT) for n in features)
-
-    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        return F.normalize(self.visual(images), dim=1), F.normalize(self.text(texts), dim=1)
-
-
-class View:
-    """The pairs as a cell sees them: which pictures it trains on, and which text stands beside each.
-
-    Attributes:
-        pictures: (n,) rows of the training pictures.
-        rows: (n,) rows of the texts beside them.
-        held_out: The validation pairs' texts, as wrong as these.
-    """
-
-    def __init__(self, data: Data, world: World, seed: int) -> None:
-        train = data.pairs["train"]
-        generator = np.random.default_rng([seed, _TRAIN])
-        every = np.arange(len(train))
-        self.pictures = every if world.pairs == len(train) else generator.permutation(every)[: world.pairs]
-
-        def wrong(pairs: Pairs, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-            own, parts = pairs.own[chosen], pairs.cut[chosen]
-            return wrong_rows(world.kind, world.share, own, parts, data.names, generator)
-
-        self.rows = wrong(train, self.pictures, generator)
-        val = data.pairs["val"]
-        self.held_out = wrong(val, np.arange(len(val)), np.random.default_rng([seed, _HELD_OUT]))
 
 
 def run(cell: Cell, data: Data) -> dict[str, Any]:
@@ -78,9 +25,7 @@ def run(cell: Cell, data: Data) -> dict[str, Any]:
     heads, objective, curve = train(cell, view, data)
     record = {"id": cell.id, "config": cell.config(), "curve": curve, "score": max(c["recall"] for c in curve)}
     record["best_epoch"] = 1 + [line["recall"] for line in curve].index(record["score"])
-    inner = objective.objective if isinstance(objective, Variant) else objective
-    assert isinstance(inner, ContrastiveObjective)
-    record["inv_tau"] = round(float(inner.inv_tau.detach()), 4)
+    record["inv_tau"] = round(float(objective.inv_tau.detach()), 4)
     if cell.stage == "cells":
         texts = data.table
         record |= tested(heads.visual, heads.text, data)
@@ -90,87 +35,23 @@ def run(cell: Cell, data: Data) -> dict[str, Any]:
     return record | {"cpu_seconds": round(time.process_time() - began, 1)}
 
 
-def train(
-    cell: Cell, view: View, data: Data, first: int = 0, embed_dim: int = EMBED_DIM
-) -> tuple[Heads, nn.Module, list[dict[str, Any]]]:
-    """The heads of the best epoch, the objective, and loss and held-out recall by epoch.
-
-    ``first`` gives other first weights and another order with the same wrong captions.
-    """
-    seed = cell.seed + 1000 * first
-    setting, images, val = cell.setting, data.pairs["train"].images, data.pairs["val"]
-    texts = data.table
-    heads = Heads((images.shape[1], texts.shape[1]), cell.world.head, seed, embed_dim)
-    heads.visual.fit(images[view.pictures])
-    heads.text.fit(texts[view.rows])
-    objective = build_objective(cell.method, setting)
-    optim = OptimConfig(
-        lr=setting.lr,
-        weight_decay=setting.weight_decay,
-        schedule="cosine",
-    )
-    # Anything with the objective's call and clamp_ will do.
-    towers = TowersWithLoss(heads, objective)  # type: ignore[arg-type]
-    stepper = Stepper(towers, make_optimizer(heads, objective, optim, torch.device("cpu")))
-    size, n = setting.batch_size, len(view.rows)
-    steps = n // size
-    total = cell.epochs * steps
-    schedule = make_schedule(optim, total)
-    torch.manual_seed(seed)
-    curve: list[dict[str, Any]] = []
-    best: dict[str, Any] = {}
-    for epoch in range(cell.epochs):
-        order, losses = EpochOrder([Part((n,))], seed).epoch(epoch)[:], []
-        heads.train()
-        for place in range(steps):
-            step = epoch * steps + place
-            if isinstance(objective, Variant):
-                objective.progress = step / total
-            rows = order[place * size : (place + 1) * size]
-            pair = images[view.pictures[rows]], texts[view.rows[rows]]
-            result = stepper(*pair, None, schedule(step))
-            if result.finite:  # else it left no trace
-                losses.append(result.loss)
-        heads.eval()
-        held_out = embedded(heads.visual, val.images), embedded(heads.text, texts[view.held_out])
-        recall = round(recalls(*held_out, [data.texts[i] for i in view.held_out])["mean_recall"], 6)
-        if recall > max((line["recall"] for line in curve), default=-1.0):
-            best = copy.deepcopy(heads.state_dict())
-        loss = round(float(np.mean(losses)), 5) if losses else None
-        curve.append({"loss": loss, "recall": recall, "skipped_steps": steps - len(losses)})
-    heads.load_state_dict(best)
-    return heads.eval(), objective, curve
-
-
-def tested(visual: nn.Module, text: nn.Module, data: Data) -> dict[str, Any]:
-    """Scores on the test sets, and on the validation pairs with their own captions."""
-    scores: dict[str, Any] = {"zeroshot": {}}
-    texts = data.table
-    for name, labelled in data.sets.items():
-        n_classes, templates = labelled.prompts.shape
-        prompts = embedded(text, texts[labelled.prompts.reshape(-1)])
-        classes = F.normalize(prompts.view(n_classes, templates, -1).mean(1), dim=1)
-        scores["zeroshot"][name] = score_set(embedded(visual, labelled.images), labelled.labels, classes)
-    for name in ("val", "tuxpaint-captions"):
-        pairs = data.pairs[name]
-        both = embedded(visual, pairs.images), embedded(text, texts[pairs.own])
-        scores[name] = score_rows(*both, [data.texts[i] for i in pairs.own])
-    return scores
-
-
-@torch.no_grad()
-def embedded(head: nn.Module, inputs: Tensor) -> Tensor:
-    """(n, F) features to (n, D) unit rows."""
-    return torch.cat([F.normalize(head(part), dim=1) for part in inputs.split(_ROWS)])
-
-
-def study(folder: Path, cache: Path) -> tuple[Callable[[], Iterable[Cell]], Callable[[Cell], dict[str, Any]]]:
+def study(
+    folder: Path, cache: Path
+) -> tuple[Callable[[], Iterable[Cell | Joined]], Callable[[Cell | Joined], dict[str, Any]]]:
     """Fills the cache; what is to be done by now, and how a run is done."""
     build(folder, cache, print)
-    for name, labelled in load(cache).sets.items():
+    data = load(cache)
+    for name, labelled in data.sets.items():
         records.write_set(name, labelled.labels, len(labelled.prompts), STUDY)
 
-    def listed() -> Iterator[Cell]:
-        return runs({name: record["score"] for name, record in records.read("search", STUDY).items()})
+    def scores() -> dict[str, float]:
+        return {name: record["score"] for name, record in records.read("search", STUDY).items()}
 
-    return listed, lambda cell: run(cell, load(cache))
+    def listed() -> Iterator[Cell | Joined]:
+        yield from plan.runs(scores())
+        yield from plan.joined()
+
+    def do(row: Cell | Joined) -> dict[str, Any]:
+        return joined.run(row, data, scores(), cache / "heads") if isinstance(row, Joined) else run(row, data)
+
+    return listed, do

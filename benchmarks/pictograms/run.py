@@ -17,13 +17,13 @@ from benchmarks.pictograms.data import Augmented, Data, Labelled, Pairs, load, p
 from benchmarks.pictograms.plan import Cell, Setting
 from benchmarks.studies import records
 from benchmarks.studies.records import pack_numbers
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cloob.data.order import EpochOrder, Part
 from cloob.evaluation.embed import embed_texts, evaluating
 from cloob.evaluation.measures import RECALLS, class_embeddings, geometry, retrieval_ranks, zeroshot_ranks
-from cloob.functional import info_loob, info_nce, ranking
+from cloob.functional import ranking
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
@@ -32,36 +32,16 @@ from cloob.training.optim import make_optimizer, make_schedule
 from cloob.training.step import Stepper, TowersWithLoss
 
 
-def build_objective(method: str, setting: Setting) -> nn.Module:
+def build_objective(method: str, setting: Setting) -> ContrastiveObjective:
     overrides: dict[str, Any] = {"inv_tau": setting.inv_tau, "learnable_inv_tau": setting.learnable_inv_tau}
     if setting.beta is not None:
         overrides["beta"] = setting.beta
-    objective = make_objective(method.removesuffix("-warm"), **overrides)
-    return Variant(objective) if setting.option == "warm" else objective
+    return make_objective(method.removesuffix("-warm"), **overrides)
 
 
-class Variant(nn.Module):
-    """A published objective without retrieval in the first half of the run; what ``Stepper`` calls.
-
-    ``progress`` in [0, 1] is set by the loop before each step.
-    """
-
-    def __init__(self, objective: ContrastiveObjective) -> None:
-        super().__init__()
-        self.objective = objective
-        self.progress = 0.0
-
-    def clamp_(self) -> None:
-        self.objective.clamp_()
-
-    def forward(self, image_features: Tensor, text_features: Tensor, *, ids: Tensor | None = None) -> Tensor:
-        """The loss, on the published objective's scale τ·(sum of both directions)."""
-        if self.progress >= 0.5:
-            return self.objective(image_features, text_features, ids=ids)
-        tau_inverse = self.objective.inv_tau.to(image_features)
-        contrast = info_nce if self.objective.contrast == "infonce" else info_loob
-        ways = (image_features, text_features), (text_features, image_features)
-        return sum(contrast(*way, tau_inverse, ids=ids) for way in ways) / tau_inverse
+def retrieves(setting: Setting, progress: float) -> bool | None:
+    """Whether a step retrieves at a ``progress`` in [0, 1]; None leaves it to the objective."""
+    return False if setting.option == "warm" and progress < 0.5 else None
 
 
 GEOMETRY_INV_TAU, GEOMETRY_BETA = 30.0, 8.0
@@ -136,9 +116,7 @@ class Run:
         self.objective = build_objective(cell.method, setting)
         optim = OptimConfig(lr=setting.lr, weight_decay=setting.weight_decay, schedule="cosine")
         self.optimizer = make_optimizer(self.encoder, self.objective, optim, torch.device("cpu"))
-        # Anything with the objective's call and clamp_ will do for these two.
-        towers = TowersWithLoss(self.encoder, self.objective, "bf16")  # type: ignore[arg-type]
-        self.stepper = Stepper(towers, self.optimizer)
+        self.stepper = Stepper(TowersWithLoss(self.encoder, self.objective, "bf16"), self.optimizer)
         self.batches = Augmented(data.pairs["train"], cell.seed)
         self.steps_an_epoch = len(data.pairs["train"]) // setting.batch_size
         self.total = cell.epochs * self.steps_an_epoch
@@ -165,13 +143,12 @@ class Run:
         """One step on these pairs, as augmented in this epoch. Returns whether it was finite."""
         wall, cpu = time.perf_counter(), time.process_time()
         self.encoder.train()
-        if isinstance(self.objective, Variant):
-            self.objective.progress = self.step / self.total
         images, tokens, ids = self.batches.batch(epoch, indices)
+        hopfield = retrieves(self.cell.setting, self.step / self.total)
         ids_or_none = ids if self.cell.setting.mask_duplicates else None
         # In bfloat16 torch's fused attention takes up to five times as long for sequences as short as these on a CPU.
         with sdpa_kernel(SDPBackend.MATH):
-            result = self.stepper(images, tokens, ids_or_none, self.schedule(self.step))
+            result = self.stepper(images, tokens, ids_or_none, self.schedule(self.step), hopfield=hopfield)
         self.step += 1
         if result.finite:
             self.losses.append(result.loss)
@@ -201,10 +178,8 @@ class Run:
         self.curve.append(line)
 
     def _scales(self) -> dict[str, float]:
-        inner = self.objective.objective if isinstance(self.objective, Variant) else self.objective
-        assert isinstance(inner, ContrastiveObjective)
-        scales = {"inv_tau": round(float(inner.inv_tau.detach()), 4)}
-        return scales | ({"beta": round(float(inner.beta.detach()), 4)} if inner.hopfield else {})
+        scales = {"inv_tau": round(float(self.objective.inv_tau.detach()), 4)}
+        return scales | ({"beta": round(float(self.objective.beta.detach()), 4)} if self.objective.hopfield else {})
 
     def _record(self) -> dict[str, Any]:
         """Everything that tables are made from; no name of this machine, no path."""
