@@ -1,4 +1,4 @@
-"""Every number of README.md and of the pages named below, from the records that benchmarks and studies left.
+"""Numbers of README.md and of the pages named below, from the records that benchmarks and studies left.
 
 ``python -m benchmarks.figures`` writes them. With ``--check`` it names the pages that differ, and ends with 1.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import sys
@@ -96,21 +97,84 @@ def bench() -> str:
     return f"\n{about}.\n\n{table(['what', 'figure'], [[k, number(v)] for k, v in line['figures'].items()])}\n"
 
 
+def results(name: str) -> Record:
+    record: Record = json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8"))
+    return record
+
+
+def row(of: str, **values: object) -> Record:
+    """The row of a record with these values."""
+    found: Record = next(each for each in results(of)["rows"] if values.items() <= each.items())
+    return found
+
+
+def over_ranks(name: str) -> str:
+    """Operations of a rank ÷ those of one process, on 1, 2 and 4 ranks."""
+    one, *several = (row("ranks", name=name, ranks=n)["flops"] for n in (1, 2, 4))
+    return f"1, {several[0] / one:.2g} and {several[1] / one:.2g}"
+
+
+def activations(pairs: int) -> str:
+    found = row("gradient_cache", micro_batch_size=pairs)
+    return f"{found['activations'] / 1e6:,.0f} MB of activations and {found['seconds']:.2f} s"
+
+
+def rounding(kind: str) -> float:
+    """The largest relative error of a gradient."""
+    return max(float(each[kind]) for each in results("precision")["rows"])
+
+
+def indexing(pictures: str, what: str) -> str:
+    return f"{results('search')['index'][pictures][what]['median']:.1f}"
+
+
+def queries() -> str:
+    lines = []
+    for n, found in results("search")["query"]["sizes"].items():
+        exact, postgres = found["cloob exact"], found.get("PostgreSQL")
+        shown = f"{postgres['p50_ms']:.1f} ({postgres['recall_at_10']:.3f})" if postgres else ""
+        lines.append([f"{int(n):,}", f"{number(exact['p50_ms'])}", shown, f"{exact['own_bytes'] / 1e6:.0f}"])
+    return table(["vectors", "exact, p50 ms", "PostgreSQL, p50 ms (recall@10)", "memory MB, exact"], lines)
+
+
+PROSE: dict[str, Callable[[], str]] = {
+    **{f"ranks-{name}": functools.partial(over_ranks, name) for name in ("cloob", "clip")},
+    **{f"activations-{n}": functools.partial(activations, n) for n in (0, 32)},
+    "rounding-plain": lambda: f"{100 * rounding('plain float32'):.0f} %",
+    "rounding-streamed": lambda: f"{rounding('streamed float32'):.1e}".replace("e-0", "e-"),
+    "rounding-bf16": lambda: f"{100 * rounding('streamed bfloat16'):.1f} %",
+    "padding-resnet": lambda: f"{row('text_padding', tower='resnet, text context 77')['ratio']:.2f}",
+    "padding-vit": lambda: f"{row('text_padding', tower='ViT-B-32')['ratio']:.2f}",
+    "ranks-memory": lambda: f"{row('retrieval', n=100_000)['peak_bytes'] / 1e9:.2f} GB",
+    "ranks-seconds": lambda: f"{row('retrieval', n=100_000)['seconds']:.0f} s",
+    **{
+        f"index-{pictures}-{what}": functools.partial(indexing, pictures, what)
+        for pictures in ("web", "camera")
+        for what in ("cloob", "loop", "forward")
+    },
+    "queries": queries,
+    "start-help": lambda: f"{row('start', name='cloob --help')['seconds']:.3f} s",
+    "start-mistake": lambda: f"{row('start', name='cloob train, a mistake')['seconds']:.2f} s",
+    "start-torch": lambda: f"{row('start', name='import torch')['seconds']:.2f} s",
+}
+"""Numbers within the text of docs/speed.md, by the name in their marks."""
+
+
 def speed(text: str) -> str:
     text = replaced(text, bench(), "<!-- figures-bench:begin -->", "<!-- figures-bench:end -->")
     for name, (command, tables) in SECTIONS.items():
-        record = json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8"))
+        record = results(name)
         link = f"[record](../benchmarks/results/{name}/results.json)"
         section = f"\n`{command}` ({link}): {machine(record)}.\n\n{tables(record)}\n"
         text = replaced(text, section, f"<!-- figures-{name}:begin -->", f"<!-- figures-{name}:end -->")
-    return text
+    return marked(text)
 
 
 def marked(text: str) -> str:
-    """The page with what the studies' records give between the marks of each figure."""
+    """The page with what the records give between the marks of each figure."""
 
     def written(mark: re.Match[str]) -> str:
-        figure = FIGURES[mark[2]]()
+        figure = (FIGURES | PROSE)[mark[2]]()
         return f"{mark[1]}\n{figure}\n{mark[3]}" if "\n" in figure else f"{mark[1]}{figure}{mark[3]}"
 
     return re.sub(r"(<!-- figure (\S+) -->).*?(<!-- /figure -->)", written, text, flags=re.DOTALL)
@@ -120,7 +184,9 @@ PAGES: dict[str, Callable[[str], str]] = {
     "README.md": marked,
     "docs/study.md": marked,
     "docs/choose.md": marked,
+    "docs/vectors.md": marked,
     "docs/speed.md": speed,
+    "benchmarks/README.md": marked,
     "benchmarks/frozen/claim.md": marked,
     "benchmarks/frozen/tables.md": frozen.filled,
     "benchmarks/pictograms/tables.md": pictograms.filled,

@@ -8,6 +8,7 @@ import json
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.factors import plan as factors_plan
 from benchmarks.factors import tables as factors
@@ -22,7 +23,7 @@ from benchmarks.studies.comparison import Difference, compared, counted, togethe
 from benchmarks.studies.leads import Lead
 from benchmarks.studies.pages import NAMES, points, span, spread, table
 
-AUTO = Path(__file__).parents[1] / "results" / "auto" / "records.jsonl"
+AUTO = Path(__file__).parents[1] / "results" / "auto"
 METHODS = ("cloob", "infoloob")
 """Those that are compared with CLIP."""
 
@@ -138,9 +139,51 @@ def changed() -> str:
 
 def vectors(task: str, method: str) -> str:
     """Recall@1 of a task of two matrices: a method − CLIP, mean over seeds."""
-    found = [json.loads(line) for line in AUTO.read_text(encoding="utf-8").splitlines()]
+    found = lines_of(AUTO / "records.jsonl")
     gaps = [r["recall"][method] - r["recall"]["clip"] for r in found if r["task"] == task]
     return points(statistics.mean(gaps))
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+_ALONE = {"infoloob": "InfoLOOB", "clip": "CLIP", "siglip": "SigLIP", "cloob": "CLOOB", "cca": "closed form"}
+
+
+def auto_tasks() -> dict[str, list[dict[str, list[float]]]]:
+    """Recall@1 and @10 of each method in %, by task and seed; a seed's best of cca-zoo's as ``zoo``."""
+    tasks: dict[str, list[dict[str, list[float]]]] = {}
+    for record in lines_of(AUTO / "members.jsonl"):
+        found = {name: [100 * value for value in values] for name, values in record["recall"].items()}
+        found["zoo"] = max(values for name, values in found.items() if name.startswith("cca-zoo"))
+        name = record["task"].replace(" ×", " and") + f", {100 * record['wrong']:.0f} % wrong" * (record["wrong"] > 0)
+        tasks.setdefault(name, []).append(found)
+    return tasks
+
+
+def auto_table() -> str:
+    """Recall@1 of `auto` and of what it chooses from, and of others' methods; means over seeds."""
+    shown = ("auto", *_ALONE, "zoo", "plain loop")
+    lines = [
+        [task, *(f"{statistics.mean(found[name][0] for found in seeds):.1f}" for name in shown), str(len(seeds))]
+        for task, seeds in auto_tasks().items()
+    ]
+    return table(["", "`auto`", *_ALONE.values(), "cca-zoo", "plain loop", "seeds"], lines)
+
+
+def auto_verdict() -> str:
+    """How often `auto` is near the best single objective and ahead of it, and what happens to recall@10."""
+    near = ahead = 0
+    losses = []
+    for task, seeds in auto_tasks().items():
+        mean = {name: [statistics.mean(found[name][k] for found in seeds) for k in (0, 1)] for name in seeds[0]}
+        gap = mean["auto"][0] - max(mean[name][0] for name in _ALONE)
+        near, ahead = near + (gap >= -0.5), ahead + (gap > 0)
+        if mean["auto"][1] < mean["infoloob"][1]:
+            losses.append(f"{task} ({mean['infoloob'][1]:.1f} to {mean['auto'][1]:.1f})")
+    best = f"within 0.5 points of the best single one in {near} of {len(auto_tasks())}, ahead in {ahead}"
+    return f"{best}; recall@10 is below InfoLOOB's in {', '.join(losses) or 'none'}"
 
 
 def search_settings() -> str:
@@ -221,7 +264,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "synthetic": synthetic,
     "changed": changed,
     "settings": search_settings,
-    **{f"hours-{s}": functools.partial(hours, AUTO.parents[2] / s) for s in ("pictograms", "frozen", "factors")},
+    **{f"hours-{s}": functools.partial(hours, AUTO.parents[1] / s) for s in ("pictograms", "frozen", "factors")},
     "frozen-claim": frozen_claim,
     "claim-runs": lambda: claims.runs_table(claim()),
     "claim-sizes": lambda: claims.sizes_table(claim()),
@@ -235,6 +278,8 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     **{f"mixed-{m}": lambda m=m: said(lead(m, World("mlp", "swap", 0.4))) for m in METHODS},
     "few-cloob": lambda: recall_lead("cloob", World("linear", "swap", 0.0, SIZES[0])),
     "mixed-cca": lambda: claimed((CCA,), 0.4),
+    "auto": auto_table,
+    "auto-verdict": auto_verdict,
     **{f"molecules-{m}": functools.partial(vectors, "molecules × names", m) for m in METHODS},
 }
 """What stands between the marks ``<!-- figure NAME -->`` and ``<!-- /figure -->`` of a page."""
