@@ -239,21 +239,16 @@ def _exchange(
 ) -> list[tuple[T, Exception | None]]:
     """The value and the fault of every rank. torch's collectives for objects need numpy, and errors that pickle."""
     device = device or host(torch.device("cuda"))
-    sent = torch.frombuffer(bytearray(_pickled(value, fault)), dtype=torch.uint8).to(device)
-    sizes = gather_rows(torch.tensor([len(sent)], device=device), Layout((1,) * world_size())).tolist()
-    parts = torch.split(gather_rows(sent, Layout(tuple(sizes))).cpu(), sizes)
-    return [pickle.loads(ctypes.string_at(part.data_ptr(), len(part))) for part in parts]
-
-
-def _pickled(value: Any, fault: Exception | None) -> bytes:
-    """A rank's part in an exchange; a fault that other ranks could not make is a RuntimeError there."""
     try:
         pickled = pickle.dumps((value, fault))
         if fault is not None:
             type(pickle.loads(pickled)[1])("")
-    except Exception as error:
-        return pickle.dumps((None, RuntimeError(str(fault or error))))
-    return pickled
+    except Exception as error:  # a fault that other ranks could not make is a RuntimeError there
+        pickled = pickle.dumps((None, RuntimeError(str(fault or error))))
+    sent = torch.frombuffer(bytearray(pickled), dtype=torch.uint8).to(device)
+    sizes = gather_rows(torch.tensor([len(sent)], device=device), Layout((1,) * world_size())).tolist()
+    parts = torch.split(gather_rows(sent, Layout(tuple(sizes))).cpu(), sizes)
+    return [pickle.loads(ctypes.string_at(part.data_ptr(), len(part))) for part in parts]
 
 
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:

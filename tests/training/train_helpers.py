@@ -16,9 +16,8 @@ import torch
 
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
-from cloob.training.callbacks import Callback, RunInfo, RunResult
+from cloob.training.callbacks import Callback, ProgressDisplay, RunInfo, RunResult
 from cloob.training.config import TrainConfig
-from cloob.training.log import ProgressDisplay
 from make import write_tar
 from support import Ranks, fork
 

@@ -75,7 +75,7 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.examples import example_queries
     from cloob.evaluation.sets.suites import SuiteSets
-    from cloob.training.log import ProgressDisplay
+    from cloob.training.callbacks import ProgressDisplay
 
     out = next(iter(configs.values())).save.out.parent
     embedding = EmbedOptions(resolve_device(device), workers=2)

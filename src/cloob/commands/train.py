@@ -61,7 +61,7 @@ def run(config: cloob.TrainConfig) -> int:
     if first:
         say("opening data …")  # the imports alone take seconds
     from cloob.cache import use_cache
-    from cloob.training.log import ProgressDisplay
+    from cloob.training.callbacks import ProgressDisplay
 
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
     logging.getLogger("cloob.training").setLevel(logging.INFO)  # progress of encoders, held-out pairs, what was tried

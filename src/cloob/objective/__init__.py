@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from cloob import distributed
 from cloob.family import ALIASES, CONTRASTS, FAMILY, OBJECTIVES, PAPER_OBJECTIVES, Contrast, member_name
 from cloob.functional import reference, streamed
-from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of
+from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of, scalar
 from cloob.functional.private import in_transform, is_exporting, lowers_products, readable
 from cloob.functional.reference import Scale, check_member, check_pairs, pair_loss
 from cloob.objective.batch import (
     Scales,
     check_finite,
-    check_scales,
     check_values,
     local_rows,
     logarithm_notice,
@@ -183,12 +182,12 @@ class ContrastiveObjective(ScaledModule):
     @property
     def inv_tau(self) -> Tensor:
         """0-d τ⁻¹: float32 with its graph if it is learnable, else float64 on the CPU."""
-        return _as_tensor(self.scale_value("inv_tau"))
+        return torch.as_tensor(self.scale_value("inv_tau"), dtype=None if self.learns("inv_tau") else torch.float64)
 
     @property
     def beta(self) -> Tensor:
         """0-d β, likewise."""
-        return _as_tensor(self.scale_value("beta"))
+        return torch.as_tensor(self.scale_value("beta"), dtype=None if self.learns("beta") else torch.float64)
 
     def scale_value(self, name: str) -> float | Tensor:
         """As the base's; beyond its bound τ⁻¹ has the value and the gradient at the bound."""
@@ -297,8 +296,9 @@ class ContrastiveObjective(ScaledModule):
             scales, unit_rows = prepare(x, y), trusted is not None and backend is streamed
             args = (backend, x, y, scales["inv_tau"], scales["beta"])
             loss = pair_loss(*args, bias=scales["bias"], ids=ids, unit_rows=unit_rows, matmul=self.matmul, **member)
-        for parameter in self._without_part(hopfield, logit_scale, logit_bias):
-            loss = loss + 0.0 * parameter.to(loss)  # DDP stops at a parameter without any gradient
+        for name, used in (("log_beta", hopfield), ("log_inv_tau", logit_scale is None), ("bias", logit_bias is None)):
+            if not used and isinstance(parameter := getattr(self, name, None), Tensor):
+                loss = loss + 0.0 * parameter.to(loss)  # DDP stops at a parameter without any gradient
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _warn_once(self, key: str, notice: str | None) -> None:
@@ -306,12 +306,6 @@ class ContrastiveObjective(ScaledModule):
         if notice is not None and key not in self._warned and not torch.compiler.is_compiling():
             self._warned.add(key)
             warnings.warn(notice, stacklevel=callers_level())
-
-    def _without_part(self, hopfield: bool, *given: float | Tensor | None) -> list[Tensor]:
-        """The parameters that a call has no use for: β without retrieval, τ⁻¹ and the bias where others are given."""
-        own = (*(getattr(self, f"log_{n}") if self.learns(n) else None for n in ("beta", "inv_tau")), self.bias)
-        used = (hopfield, *(other is None for other in given))
-        return [value for value, use in zip(own, used, strict=True) if value is not None and not use]
 
     def _prepare(
         self, given: tuple[float | Tensor | None, Tensor | None], hopfield: bool, check: bool, x: Tensor, y: Tensor
@@ -329,7 +323,12 @@ class ContrastiveObjective(ScaledModule):
                 "bound", "InfoLOOB of pairs that match falls with τ⁻¹: a learned one ends at its bound; fix it"
             )
         bias = 0.0 if self.bias is None else self.bias if logit_bias is None else logit_bias
-        scales = check_scales({"inv_tau": inv_tau, "beta": self.scale_value("beta"), "bias": bias}, like=x)
+        scales: Scales = {"inv_tau": inv_tau, "beta": self.scale_value("beta"), "bias": bias}
+        for name, value in scales.items():  # as far as no device is waited for
+            if isinstance(value, Tensor):
+                scales[name] = scalar(name, value, x, positive=name != "bias")
+            else:
+                check_number(name, value, x.dtype, positive=name != "bias")
         if check and readable():
             cone = hopfield and self.training and not self._looked_for_cone
             self._looked_for_cone |= cone
@@ -347,10 +346,6 @@ class ContrastiveObjective(ScaledModule):
         # A backward pass inside autocast or under TF32 would round the products of the reference.
         rounds = torch.is_autocast_enabled(device.type) or (not compiling and lowers_products())
         return streamed if hopfield or n_candidates >= STREAM_FROM or rounds else reference
-
-
-def _as_tensor(scalar: float | Tensor) -> Tensor:
-    return scalar if isinstance(scalar, Tensor) else torch.tensor(scalar, dtype=torch.float64)
 
 
 def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from cloob import distributed
 from cloob.distributed import Layout
-from cloob.functional.checks import check_ids, check_number, check_rows, extremes, scalar
+from cloob.functional.checks import check_ids, check_number, check_rows, extremes
 from cloob.functional.private import outside_compiler
 from cloob.functional.reference import check_pairs, combine, direction_of, is_symmetric
 
@@ -29,17 +29,6 @@ tensors."""
 # Rows whose length is further from one bring a warning: rows made unit in bfloat16 are within half of it.
 UNIT_TOLERANCE = 0.01
 _CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
-
-
-def check_scales(scales: Scales, like: Tensor) -> Scales:
-    """The scales of a call, checked as far as no device is waited for; tensors with the rows' dtype and device."""
-    checked = dict(scales)
-    for name, value in scales.items():
-        if isinstance(value, Tensor):
-            checked[name] = scalar(name, value, like, positive=name != "bias")
-        else:
-            check_number(name, value, like.dtype, positive=name != "bias")
-    return checked
 
 
 def check_values(x: Tensor, y: Tensor, scales: Scales, *, cone: bool, given: bool) -> dict[str, str | None]:

@@ -39,7 +39,7 @@ from cloob.models.load import load_model
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import wrong
-from cloob.training.faults import check_fraction
+from cloob.training.log import check_fraction
 
 logger = logging.getLogger(__name__)
 

@@ -1,50 +1,38 @@
-"""From a configuration to the things a run is made of, each checked before the first step."""
+"""From a configuration and given parts to a ``Run``, each part checked before the first step."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from cloob.cache import Cache
-from cloob.data.items import ItemLoader, Items
-from cloob.data.loader import Loader, PairLoader
-from cloob.data.open import open_source
-from cloob.data.source import Fingerprint, Source, choose_held_out, mix, split
-from cloob.data.transforms import TrainTransform
+from cloob.data.loader import Loader
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import InputError, require
 from cloob.files import write_whole
-from cloob.functional.private import float32_products
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.aligned.model import AlignedEncoder, VectorEncoder
-from cloob.models.encoder import DualEncoder, trimmed_tokens
+from cloob.models.encoder import DualEncoder
 from cloob.models.importing import import_open_clip
 from cloob.models.load import load_model
-from cloob.models.runs import CHECKPOINTS_FOLDER, HELD_OUT_FILE, OBJECTIVES_FILE, RUN_CONFIG_FILE
+from cloob.models.runs import OBJECTIVES_FILE, RUN_CONFIG_FILE
 from cloob.models.towers import create_model
-from cloob.models.untrusted import read_json
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import align, sharding
-from cloob.training.align import FeatureLoader, write_left_out
 from cloob.training.checkpoint import HELD_OUT, TRAINING, Saver, find_checkpoint, remove_leftovers, restore
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination, check_with_heads, check_without_heads, wrong
-from cloob.training.config.parts import RunConfig
-from cloob.training.faults import BadSamples
-from cloob.training.given import Given, GivenTowers, Pairs, as_objective, opened, optimizer_of
-from cloob.training.log import RunLog
-from cloob.training.optim import freeze, warmup_steps
+from cloob.training.config.parts import SCALES, RunConfig
+from cloob.training.given import Given, GivenTowers, as_objective
+from cloob.training.log import BadSamples, RunLog
+from cloob.training.optim import freeze, make_optimizer, warmup_steps
+from cloob.training.pairs import Pairs, make_loader, open_pairs, same_on_every_rank
 from cloob.training.progress import Progress, seed_generators
 from cloob.training.run_folder import prepare_run_folder, progress_of, refuse_another_run
 from cloob.training.step import Stepper, TowersWithLoss
@@ -84,10 +72,10 @@ def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given |
     return encoder
 
 
-def make_loss(config: TrainConfig, given: Given) -> ContrastiveObjective:
-    """The configuration's objective, gathering over several ranks, or the one that was given."""
-    if given.objective is not None:
-        return as_objective(given.objective)
+def make_loss(config: TrainConfig, given: nn.Module | None) -> ContrastiveObjective:
+    """The given objective, else the configuration's; over several ranks it gathers."""
+    if given is not None:
+        return as_objective(given)
     if config.loss.objective == "cca":
         return align.ClosedForm()
     try:
@@ -103,8 +91,7 @@ def resolved(
     leaves: dict[str, Any] = {}
     if config.given.given_objective is None and config.loss.objective != "cca":
         chosen = objective.config()
-        names = ["inv_tau", "learnable_inv_tau", "learnable_beta", "scale", *(["beta"] if objective.hopfield else [])]
-        names += [] if objective.bias is None else ["bias"]
+        names = chosen.keys() & set(SCALES) - (set() if objective.hopfield else {"beta"})
         leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
     if isinstance(encoder, AlignedEncoder):
         leaves |= align.head_settings(encoder)
@@ -125,112 +112,29 @@ def resolved(
     return config.override(**leaves)
 
 
-def products(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Inside, float32 matrix products on CUDA are as the configuration says; a GPU without TF32 takes no notice."""
-    return float32_products("high") if config.run.tf32 and device.type == "cuda" else contextlib.nullcontext()
-
-
 def prepare_towers(encoder: DualEncoder, run: RunConfig, device: torch.device) -> None:
     """Readies towers for training, in place and with the same names of parameters; the optimiser is made afterwards."""
     encoder.set_channels_last(run.channels_last is not False)
     if run.sync_bn and world_size() > 1:
         require("timm.layers", "train").convert_sync_batchnorm(encoder)
     if run.grad_checkpointing:
-        _enable_recomputation(encoder)
+        visual = encoder.model.visual
+        does_nothing = isinstance(visual, import_open_clip(".modified_resnet").ModifiedResNet)
+        switch: Any = None if does_nothing else getattr(visual, "trunk", encoder.model)
+        try:
+            switch.set_grad_checkpointing(True)  # where timm refuses, open_clip would log a warning and train without
+        except (AttributeError, AssertionError):
+            raise InputError(
+                f"grad_checkpointing is True, but the image tower of {encoder.name} has no such switch; "
+                "--micro-batch-size saves memory with any tower"
+            ) from None
+        encoder.model.set_grad_checkpointing(True)
     if run.compile:
         # In place, since a wrapper would put its name into every key of the checkpoint. The two passes of gradient
         # caching are compiled apart and must draw the same random numbers.
         encoder.compile(options={"fallback_random": True} if run.micro_batch_size else None)
     if run.fsdp:
         sharding.shard(encoder, device)
-
-
-def _enable_recomputation(encoder: DualEncoder) -> None:
-    """Gradient checkpointing, by the switch of open_clip's transformers and timm's towers; others are refused."""
-    visual = encoder.model.visual
-    does_nothing = isinstance(visual, import_open_clip(".modified_resnet").ModifiedResNet)
-    switch: Any = None if does_nothing else getattr(visual, "trunk", encoder.model)
-    try:
-        switch.set_grad_checkpointing(True)  # where timm refuses, open_clip would log a warning and train without
-    except (AttributeError, AssertionError):
-        raise InputError(
-            f"grad_checkpointing is True, but the image tower of {encoder.name} has no such switch; "
-            "--micro-batch-size saves memory with any tower"
-        ) from None
-    encoder.model.set_grad_checkpointing(True)
-
-
-def open_pairs(config: TrainConfig, given: Given) -> tuple[Pairs, Pairs | None]:
-    """The training pairs and the held-out pairs, if there are any, from the configuration or as they were given."""
-    pairs: Pairs
-    held_out = None if given.held_out is None else opened(given.held_out)
-    share = config.pairs.val_split
-    if given.pairs is None:
-        both = align.open_vectors(config) if config.vectors.a is not None else open_both(config, train=True)
-        return both[0], both[1] if held_out is None else held_out
-    pairs = opened(given.pairs)
-    if isinstance(pairs, VectorPairs) and not isinstance(held_out, Items):
-        return align.with_held_out(pairs, cast(VectorPairs | None, held_out), share)
-    if share and isinstance(pairs, Items | VectorPairs):
-        wrong(f"val_split is {share}, but pairs= is a Dataset; split it yourself, and give a part as held_out=")
-    if share:
-        return _without_held_out([cast(Source, pairs)], config, train=True)
-    if held_out is None and config.pairs.val_data:
-        held_out = mix(_open(config.pairs.val_data, config))
-    return pairs, held_out
-
-
-def open_both(config: TrainConfig, *, train: bool = False) -> tuple[Source, Source | None]:
-    """The training and held-out pairs; a run keeps the rows of held-out ones beside its checkpoints."""
-    pairs = config.pairs
-    sources = _open(pairs.data, config)
-    if pairs.val_split:
-        return _without_held_out(sources, config, train)
-    return mix(sources), mix(_open(pairs.val_data, config)) if pairs.val_data else None
-
-
-def _without_held_out(sources: Sequence[Source], config: TrainConfig, train: bool) -> tuple[Source, Source]:
-    rows = on_rank_zero(lambda: _held_out_rows(config, sources, train), slow=True)
-    source, held_out = split(sources, rows)
-    if rank() == 0:
-        total = len(source) + len(held_out)
-        logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)
-    return source, held_out
-
-
-def _held_out_rows(config: TrainConfig, sources: Sequence[Source], train: bool) -> list[np.ndarray]:
-    """The rows that are held out of each source."""
-    file, share = config.save.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE, config.pairs.val_split
-    key, resumes = [share, *(source.fingerprint() for source in sources)], train and config.save.resume != "none"
-    if resumes and file.is_file() and (kept := read_json(file))["of"] == key:
-        return [np.array(rows, np.int64) for rows in kept["rows"]]
-    logger.info("reading all pairs once, to hold some out (--val-split) …")
-    rows = choose_held_out(sources, share)
-    if train:
-        write_whole(file, json.dumps({"of": key, "rows": [part.tolist() for part in rows]}))
-    return rows
-
-
-def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
-    pairs = config.pairs
-    columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
-    return [open_source(spec, **columns, cache=_cache(config)) for spec in specs]
-
-
-def _cache(config: TrainConfig) -> Cache:
-    gigabytes = config.pairs.cache_gb
-    return Cache(config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3))
-
-
-def same_on_every_rank(pairs: Pairs) -> Fingerprint:
-    """The fingerprint of pairs; InputError where some host has others: ranks divide them by their number."""
-    looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on each host: it may look into a hundred thousand files
-    first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
-    for number, (size, found) in enumerate(others, 1):
-        if size != first[0] or (found and found != first[1]):
-            other = f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or with other contents)"
-            wrong(f"{pairs.name}: rank {number} {other}; give all the same")
-    return first[1]
 
 
 def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
@@ -254,39 +158,6 @@ def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
     return config
 
 
-def make_loader(
-    pairs: Pairs, encoder: DualEncoder, config: TrainConfig, device: torch.device, *, train: bool = True
-) -> Loader:
-    """This rank's training batches, or those of held-out pairs: all of them, in order and without augmentation."""
-    size, seed, workers = config.run.batch_size, config.run.seed, config.pairs.workers
-    if train and size < 2 * world_size():
-        wrong(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
-    ranks = {"rank": rank(), "world_size": world_size()}
-    if isinstance(pairs, Items):
-        return ItemLoader(pairs, size, seed=seed, train=train, workers=workers, **ranks)
-    if isinstance(pairs, VectorPairs):
-        return align.loader_of(pairs, pairs.name, config, train=train)
-    if isinstance(encoder, AlignedEncoder):
-        return align.feature_loader(pairs, encoder, config, device, _cache(config), train=train)
-    augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
-    # Shared padding is left out where that is exact; a compiled tower wants one shape.
-    trims = encoder.trims_texts and not config.run.compile
-    return PairLoader(
-        pairs,
-        augmented if train else encoder.preprocess,
-        partial(trimmed_tokens, encoder.tokenizer) if trims else encoder.tokenizer,
-        size,
-        seed=seed,
-        shuffle=train,
-        drop_last=train,
-        shuffle_buffer=config.pairs.shuffle_buffer if train else None,
-        workers=workers,
-        pin_memory=train and device.type == "cuda",
-        by_picture=True,
-        **ranks,
-    )
-
-
 @dataclass(frozen=True)
 class Run:
     """All that the loop works with, on this rank."""
@@ -308,12 +179,6 @@ class Run:
         """Whether the objective gets the pairs' ids."""
         return self.config.loss.mask_duplicates or self.config.given.given_objective is not None
 
-    def close(self) -> None:
-        for loader in (self.loader, self.val_loader):
-            if loader is not None:
-                loader.close()
-        self.log.close()
-
 
 def assemble(
     config: TrainConfig, given: Given, device: torch.device, choose: Callable[[TrainConfig], dict[str, Any]]
@@ -332,14 +197,14 @@ def assemble(
     if config.loss.objective == "auto":
         choice = choose(config)
         config = config.override(objective=choice["chosen"], **choice["settings"])
-    pairs, held_out = open_pairs(config, given)
+    pairs, held_out = open_pairs(config, given.pairs, given.held_out)
     config = fit_batch(config, len(pairs))
     encoder = make_encoder(config, pairs, given)
     freeze(encoder, config.towers.freeze)
-    objective = make_loss(config, given)
+    objective = make_loss(config, given.objective)
     config = resolved(config, encoder, objective, device)
-    both = {TRAINING: pairs} | ({} if held_out is None else {HELD_OUT: held_out})
-    data = {name: same_on_every_rank(each) for name, each in both.items()}
+    both = ((TRAINING, pairs), (HELD_OUT, held_out))
+    data = {name: same_on_every_rank(part) for name, part in both if part is not None}
     # Before all pairs go through frozen encoders, which may take hours.
     progress = progress_of(checkpoint, config, data, objective) if checkpoint else Progress()
     loader = make_loader(pairs, encoder, config, device)
@@ -347,7 +212,7 @@ def assemble(
     encoder.to(device)
     objective.to(device)
     prepare_towers(encoder, config.run, device)
-    optimizer = optimizer_of(given.optimizer, encoder, objective, config.optim, device)
+    optimizer = make_optimizer(encoder, objective, config.optim, device, given.optimizer)
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
     micro, share = config.run.micro_batch_size, -(-config.run.batch_size // world_size())
@@ -361,8 +226,8 @@ def assemble(
     if rank() == 0:
         remove_leftovers(config.save.out)
         write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
-        if isinstance(loader, FeatureLoader) and loader.left_out is not None:
-            write_left_out(config.save.out, loader.left_out)
+        if isinstance(loader, align.FeatureLoader) and loader.left_out is not None:
+            align.write_left_out(config.save.out, loader.left_out)
         if choice is not None:
             write_whole(config.save.out / OBJECTIVES_FILE, json.dumps(choice, indent=2))
     log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)

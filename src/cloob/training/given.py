@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from cloob.data.items import Items
-from cloob.data.source import Source
-from cloob.data.vectors import VectorPairs
 from cloob.distributed import Layout, gather_objects, gather_rows, world_size
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
@@ -25,12 +20,9 @@ from cloob.models.pixels import EvalTransform
 from cloob.models.tokenizer import ClipTokenizer
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import TrainConfig
-from cloob.training.config.parts import SCALES, OptimConfig
-from cloob.training.optim import make_optimizer, parameter_groups
-
-Pairs = Source | VectorPairs | Items
-GivenPairs = Source | VectorPairs | Dataset[Any]
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+from cloob.training.config.parts import SCALES
+from cloob.training.optim import MakeOptimizer
+from cloob.training.pairs import GivenPairs
 
 
 @dataclass(frozen=True)
@@ -45,12 +37,16 @@ class Given:
 
     def named(self, config: TrainConfig) -> TrainConfig:
         """The configuration with the class of each given part, and without what that part takes the place of."""
-        names = {name: None if part is None else _class_of(part) for name, part in vars(self).items()}
-        for name, now in names.items():
+        names: dict[str, str | None] = {}
+        for name, part in vars(self).items():
             before = getattr(config.given, f"given_{name}")
-            if before is not None and now is None:
+            if before is not None and part is None:
                 what = f"{name} of the class {before!r}, which Python code gave"
                 raise InputError(f"the configuration has {what}; give them to cloob.train(config, {name}=…)")
+            while isinstance(part, functools.partial):
+                part = part.func
+            named = part if hasattr(part, "__qualname__") else type(part)
+            names[f"given_{name}"] = None if part is None else named.__qualname__
         if self.pairs is not None:
             config = config.override(data=(), a=None, b=None, ids=None, a_ids=None, b_ids=None)
         if self.held_out is not None:
@@ -60,18 +56,7 @@ class Given:
         if self.objective is not None:
             auto = {"objective": "cloob"} if config.loss.objective == "auto" else {}  # there is nothing to choose
             config = config.override(**dict.fromkeys(SCALES), retrieval_from=0.0, **auto)
-        return config.override(**{f"given_{name}": now for name, now in names.items()})
-
-
-def opened(pairs: GivenPairs) -> Pairs:
-    """Given pairs as a run reads them."""
-    return cast(Pairs, pairs) if hasattr(pairs, "fingerprint") else Items(cast(Any, pairs))
-
-
-def _class_of(part: Any) -> str:
-    while isinstance(part, functools.partial):
-        part = part.func
-    return str((part if hasattr(part, "__qualname__") else type(part)).__qualname__)
+        return config.override(**names)
 
 
 class GivenTowers(DualEncoder):
@@ -164,21 +149,3 @@ def as_objective(loss: nn.Module) -> ContrastiveObjective:
         loss.gather = world_size() > 1
         return loss
     return GivenObjective(loss)  # type: ignore[return-value] # has the part of it that training uses
-
-
-def optimizer_of(
-    make: MakeOptimizer | None, encoder: nn.Module, objective: nn.Module, config: OptimConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """The configuration's optimiser, or that of a given function, whose rates and decay are its peak and its decay."""
-    if make is None:
-        return make_optimizer(encoder, objective, config, device)
-    groups = parameter_groups(encoder, objective, config.weight_decay, config.layer_decay)
-    for group in groups:
-        if group["weight_decay"]:
-            del group["weight_decay"]
-    optimizer = make(groups)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise InputError(f"optimizer: returned {type(optimizer).__name__}; a torch.optim.Optimizer is expected")
-    for group in optimizer.param_groups:
-        group["lr_scale"] = group.get("lr_scale", 1.0) * group["lr"] / config.lr
-    return optimizer

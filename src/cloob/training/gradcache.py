@@ -108,10 +108,11 @@ def cached_backward(
     sizes = [len(features[0]) for features in embedded]
     sides = ([None] * len(sizes) if side is None else torch.split(side, sizes) for side in gradients[: len(rows)])
     incoming = list(zip(*sides, strict=True))
-    for i, (micro_batch, replay) in enumerate(zip(micro_batches, states, strict=True)):
+    for i, (micro_batch, generators) in enumerate(zip(micro_batches, states, strict=True)):
         last = i == len(micro_batches) - 1
         with nullcontext() if last else no_sync():
-            replay()
+            for put, state in generators:
+                put(state)
             with autocast():
                 features = encode(micro_batch)
             pairs = list(zip(features, incoming[i], strict=True))
@@ -124,19 +125,14 @@ def cached_backward(
     return loss.detach()
 
 
-def _random_state() -> Callable[[], None]:
-    """The state of the random generators, as what puts it back."""
+def _random_state() -> list[tuple[Callable[[Any], None], Any]]:
+    """The states of the random generators, each with the function that puts it back."""
     states: list[tuple[Callable[[Any], None], Any]] = [(torch.set_rng_state, torch.get_rng_state())]
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # asking a CUDA that nobody uses would start it
         states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
     if torch.backends.mps.is_available():
         states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
-
-    def restore() -> None:
-        for put, state in states:
-            put(state)
-
-    return restore
+    return states
 
 
 class Buffers:
@@ -179,26 +175,22 @@ def _share_buffers(towers: nn.Module, wrapped: object) -> None:
 
 def _first_pass(
     encode: Callable[[T], tuple[Tensor, ...]], micro_batches: Sequence[T], towers: nn.Module, autocast: ContextFactory
-) -> tuple[list[tuple[Tensor, ...]], list[Callable[[], None]]]:
-    """Each micro-batch's features, without a graph, and what brings back the random state before it."""
+) -> tuple[list[tuple[Tensor, ...]], list[Any]]:
+    """Each micro-batch's features, without a graph, and the random state before it; TypeError for other features."""
     features, states, buffers = [], [], Buffers(towers.modules())
     try:
         with torch.no_grad():
             for micro_batch in micro_batches:
                 states.append(_random_state())
                 with autocast():
-                    features.append(_checked(encode(micro_batch)))
+                    sides: Any = encode(micro_batch)
+                sides = tuple(sides) if isinstance(sides, tuple | list) else (sides,)
+                found = [tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,) for side in sides]
+                if [len(shape) for shape in found] != [2, 2] or found[0][0] != found[1][0]:
+                    raise TypeError(f"encode returned {found}; two tensors (n, D) of the same n are expected")
+                features.append(sides)
     finally:
         buffers.restore()
     # Inside an autocast of the caller's, older PyTorch hands weights that were cast without a graph to the second pass.
     torch.clear_autocast_cache()
     return features, states
-
-
-def _checked(features: Any) -> tuple[Tensor, ...]:
-    """What ``encode`` returned; TypeError if the objective's rows cannot be made of it."""
-    sides = features if isinstance(features, tuple | list) else [features]
-    found = [tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,) for side in sides]
-    if [len(shape) for shape in found] != [2, 2] or found[0][0] != found[1][0]:
-        raise TypeError(f"encode returned {found}; two tensors (n, D) of the same n are expected")
-    return tuple(sides)

@@ -6,31 +6,31 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from cloob.data.batch import Batch
+from cloob.data.batch import Skip
 from cloob.data.loader import Copies
-from cloob.distributed import Layout, Tally, on_rank_zero, process_group, rank, resolve_device
+from cloob.distributed import Layout, on_rank_zero, process_group, rank, resolve_device
 from cloob.errors import InputError, TrainingFailed
+from cloob.functional.private import float32_products
 from cloob.training import closed, faults, run_folder
-from cloob.training.build import Run, assemble, products
-from cloob.training.callbacks import Callback, Ended, RunInfo, RunResult
+from cloob.training.build import Run, assemble
+from cloob.training.callbacks import Callback, Ended, RunInfo, RunResult, TensorBoard, WandB
 from cloob.training.config import TrainConfig
-from cloob.training.faults import StopRequested, StopSignal, by_reason
-from cloob.training.given import Given, GivenPairs, MakeOptimizer
-from cloob.training.log import TensorBoard, WandB
-from cloob.training.optim import freeze, write_average
+from cloob.training.faults import StopRequested, StopSignal
+from cloob.training.given import Given
+from cloob.training.log import by_reason
+from cloob.training.optim import MakeOptimizer, freeze, write_average
+from cloob.training.pairs import GivenPairs
 from cloob.training.progress import Course, is_whole, preserved_rng
 from cloob.training.record import Step, StepLog
 from cloob.training.select import choose, join
 from cloob.training.step import TowersWithLoss
-from cloob.training.validate import Validation, validate
+from cloob.training.validate import validate
 
 _CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def train(
     given = Given(pairs, held_out, towers, objective, optimizer)
     config = given.named(config)
     device = resolve_device(config.run.device)
-    with process_group(device), _held(config.save.out) as check_lock:
+    with process_group(device), run_folder.hold(config.save.out) as check_lock:
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
         trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
         try:
@@ -93,23 +93,14 @@ def train(
         except Ended as ended:
             return join(config, ended.result, given=given, train=train)
         loop = Loop(run, given, [*callbacks, *trackers], check_lock)
-        with StopSignal() as stop, products(run.config, device):
+        tf32 = run.config.run.tf32 and device.type == "cuda"
+        with StopSignal() as stop, float32_products("high") if tf32 else contextlib.nullcontext():
             result = loop.go(stop)
         del run, loop  # and with them DDP, before the group that it holds
         checkpoint = result.checkpoint
         if config.towers.average_with_start is not None and checkpoint is not None and result.stopped is None:
             on_rank_zero(lambda: write_average(config, checkpoint))
         return join(config, result, given=given, train=train)
-
-
-@contextlib.contextmanager
-def _held(run: Path) -> Iterator[Callable[[], None]]:
-    """The run folder, held by rank 0 for all ranks; yields the check that it still is."""
-    with contextlib.ExitStack() as stack:
-        # The lock stays on rank 0; the others only wait until it is taken.
-        checks: list[Callable[[], None]] = []
-        on_rank_zero(lambda: checks.append(stack.enter_context(run_folder.hold(run))))
-        yield lambda: on_rank_zero(lambda: checks[0]())
 
 
 class Loop:
@@ -147,8 +138,8 @@ class Loop:
                 stopped = self._epoch(stop)
             self._save()
             if progress.nonfinite and rank() == 0:
-                said = "the last step was not finite, and nothing is saved until one is: %s"
-                logger.warning(said, faults.kept(run.saver.last))
+                message = "the last step was not finite, and nothing is saved until one is: %s"
+                logger.warning(message, faults.kept(run.saver.last))
             result = RunResult(
                 run=run.config.save.out,
                 steps=progress.step,
@@ -167,7 +158,9 @@ class Loop:
                 self.steps.flush()
             raise
         finally:
-            run.close()
+            for part in (run.loader, run.val_loader, run.log):
+                if part is not None:
+                    part.close()
             self._call("on_end", result)
 
     def _call(self, event: str, *arguments: object) -> None:
@@ -202,7 +195,16 @@ class Loop:
                 waited = time.perf_counter() - began
                 batch, counts = faults.agree(*fetched, stop, run.stepper.device, run.saver.last)
                 run.bad.count(batch, counts)
-                self._step(batch, counts, began, waited)
+                place = self.course.place()
+                lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
+                progress.step += 1
+                outcome = None
+                if counts.samples >= 2 and counts.smallest >= 1:
+                    on, layout = self.copies(batch), Layout(counts.sizes)
+                    ids = on.ids if run.hands_over_ids else None
+                    with faults.enough_memory(run.config.run):
+                        outcome = run.stepper.launch(on.images, on.tokens, ids, lr, hopfield=hopfield, layout=layout)
+                self.steps.add(Step(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
                 progress.position += size
                 progress.passed += size
                 if save_every and progress.step % save_every == 0 and index + 1 < steps:
@@ -214,19 +216,6 @@ class Loop:
             self._save()
         return False
 
-    def _step(self, batch: Batch, counts: Tally, began: float, waited: float) -> None:
-        run, progress = self.run, self.run.progress
-        place = self.course.place()
-        lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
-        progress.step += 1
-        outcome = None
-        if counts.samples >= 2 and counts.smallest >= 1:
-            on, layout = self.copies(batch), Layout(counts.sizes)
-            ids = on.ids if run.hands_over_ids else None
-            with faults.enough_memory(run.config):
-                outcome = run.stepper.launch(on.images, on.tokens, ids, lr, hopfield=hopfield, layout=layout)
-        self.steps.add(Step(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
-
     def _end_epoch(self, stop: StopSignal) -> bool:
         """Validates and logs the epoch, then turns to the next; whether these weights are the best so far."""
         run, progress = self.run, self.run.progress
@@ -236,30 +225,29 @@ class Loop:
         self.skipped |= skipped  # features list their bad pairs in the first epoch alone
         epoch = progress.epoch + 1
         due = epoch % run.config.pairs.val_every == 0 or self.course.steps_left() == 0
-        try:
-            judged = due and run.val_loader is not None
-            validation = validate(run, stop, run.towers, hopfield=self.course.retrieved()) if judged else None
-            metrics = (validation or Validation(None, None)).metrics()
-            if judged and run.stepper.average is not None:
-                averaged = TowersWithLoss(run.stepper.average.encoder, run.objective, run.config.run.precision)
-                found = validate(run, stop, averaged, hopfield=self.course.retrieved()).metrics()
-                metrics |= {f"ema_{name}": value for name, value in found.items()}
-        except (InputError, TrainingFailed):
-            self._save()  # the epoch's work; a resumed run begins with this validation
-            raise
-        best = False
-        if validation is not None:
+        best, lost = False, list[Skip]()
+        metrics: dict[str, float | None] = {"val_loss": None, "val_recall": None}
+        if due and run.val_loader is not None:
+            try:
+                metrics, lost = validate(run, stop, run.towers, hopfield=self.course.retrieved())
+                if run.stepper.average is not None:
+                    averaged = TowersWithLoss(run.stepper.average.encoder, run.objective, run.config.run.precision)
+                    of_average, _ = validate(run, stop, averaged, hopfield=self.course.retrieved())
+                    metrics |= {f"ema_{name}": value for name, value in of_average.items()}
+            except (InputError, TrainingFailed):
+                self._save()  # the epoch's work; a resumed run begins with this validation
+                raise
             # Weights after a step that was not finite are not saved, so they cannot be the best.
             best = not progress.nonfinite and run.saver.judged(progress.step, metrics)
             progress.stale = 0 if best else progress.stale + 1
-        line: dict[str, Any] = {
+        line = {
             "epoch": epoch,
             "step": progress.step,
             "samples_seen": progress.samples_seen,
             "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
             **metrics,
             "skipped": skipped,
-            **({"val_skipped": by_reason(validation.skipped)} if validation and validation.skipped else {}),
+            **({"val_skipped": by_reason(lost)} if lost else {}),
             "seconds": time.perf_counter() - self.began,
         }
         progress.epoch = epoch

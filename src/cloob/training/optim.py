@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from cloob.training.config.parts import OptimConfig
 from cloob.training.sharding import is_sharded
 
 Tower = Literal["image", "text"]
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 # `resblocks.3`, `encoder.layer.3`, `layer4.2`, `h.3`, `blocks.2.0`, `stages.2.blocks.0`: a block, or one in a stage.
 _BLOCK = re.compile(
     r"(?:^|\.)(?:resblocks|blocks|layers?|stages?|h)\.?(\d+)(?![^.])(?:\.(?:blocks\.|layers\.)?(\d+)(?![^.]))?"
@@ -59,26 +60,17 @@ def layer_depths(names: Iterable[str]) -> dict[str, Depth]:
     ordered = list(names)
     depths: dict[str, Depth] = {}
     for tower in ("image", "text"):
-        blocks = {name: _block(name) for name in ordered if tower_of(name) == tower}
+        matches = {name: _BLOCK.search(name) for name in ordered if tower_of(name) == tower}
+        blocks = {name: match and tuple(int(n) for n in match.groups() if n) for name, match in matches.items()}
         known = sorted({block for block in blocks.values() if block is not None})
         place = {block: i + 1 for i, block in enumerate(known)}
         top, begun = len(known) + 1, False
         for name, block in blocks.items():
             begun = begun or block is not None
-            outside = 0 if _is_input(name, begun) else top
-            depths[name] = Depth(outside if block is None else place[block], top)
+            ends, bottom, projection = (any(map(k.fullmatch, name.split("."))) for k in (_TOP, _BOTTOM, _PROJECTION))
+            is_input = not ends and (bottom or not (begun or projection))
+            depths[name] = Depth(place[block] if block is not None else 0 if is_input else top, top)
     return depths
-
-
-def _block(name: str) -> tuple[int, ...] | None:
-    found = _BLOCK.search(name)
-    return tuple(int(number) for number in found.groups() if number is not None) if found else None
-
-
-def _is_input(name: str, begun: bool) -> bool:
-    """Whether a parameter outside of all blocks comes before them."""
-    top, bottom, projection = (any(map(kind.fullmatch, name.split("."))) for kind in (_TOP, _BOTTOM, _PROJECTION))
-    return not top and (bottom or not (begun or projection))
 
 
 def freeze(encoder: DualEncoder, tower: str) -> None:
@@ -161,12 +153,26 @@ def parameter_groups(
 
 
 def make_optimizer(
-    encoder: nn.Module, objective: nn.Module, config: OptimConfig, device: torch.device
+    encoder: nn.Module,
+    objective: nn.Module,
+    config: OptimConfig,
+    device: torch.device,
+    given: MakeOptimizer | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimiser over ``parameter_groups``: torch's AdamW, fused where the device has it, or one of timm's."""
-    name, decays = config.optimizer, (config.weight_decay, config.layer_decay)
-    how = {"embeddings_apart": "muon" in name, "by_name": config.like_ml_jku}
-    groups = parameter_groups(encoder, objective, *decays, **how)
+    """The optimiser over ``parameter_groups``: torch's AdamW, fused where the device has it, one of timm's, or given.
+
+    The rates and the decay of a ``given`` one are its peak and its decay.
+    """
+    name = config.optimizer
+    how = {"embeddings_apart": given is None and "muon" in name, "by_name": given is None and config.like_ml_jku}
+    groups = parameter_groups(encoder, objective, config.weight_decay, config.layer_decay, **how)
+    if given is not None:
+        optimizer = given([{k: v for k, v in group.items() if k != "weight_decay" or not v} for group in groups])
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InputError(f"optimizer: returned {type(optimizer).__name__}; a torch.optim.Optimizer is expected")
+        for group in optimizer.param_groups:
+            group["lr_scale"] = group.get("lr_scale", 1.0) * group["lr"] / config.lr
+        return optimizer
     for group in groups:
         group["lr"] = config.lr * group["lr_scale"]
     if name == "adamw":
@@ -183,10 +189,9 @@ def make_optimizer(
     if message:
         raise InputError(f"optimizer is {name!r}: {message}")
     try:
-        optimizer: torch.optim.Optimizer = timm.create_optimizer_v2(groups, name, config.lr, config.weight_decay)
+        return cast(torch.optim.Optimizer, timm.create_optimizer_v2(groups, name, config.lr, config.weight_decay))
     except Exception as error:  # a package or CUDA is missing: mostly an assertion
         raise InputError(f"optimizer is {name!r}: {one_line(error)}") from error
-    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -66,7 +66,9 @@ class StepLog:
         due = step.number % self.run.config.log.log_every == 0
         if step.outcome is not None and step.outcome.features is not None:
             if step.number == 1 and step.hopfield and rank() == 0:
-                _warn_of_cone(*step.outcome.features)
+                how = "let it join later (--retrieval-from), or take --objective infoloob"
+                if notice := cone_notice(float(mean_cosine(*step.outcome.features))):
+                    logger.warning("step 1: %s; centre and scale what comes in, %s", notice, how)
             if not due:  # the rows of one batch are looked at, those of many would fill the memory
                 step.outcome.features = None
         self._pending.append(step)
@@ -152,13 +154,6 @@ class StepLog:
 
 def is_async(device: torch.device) -> bool:
     return device.type == "cuda"
-
-
-def _warn_of_cone(images: Tensor, texts: Tensor) -> None:
-    """What the objective would say of its first batch if it looked at values."""
-    if notice := cone_notice(float(mean_cosine(images, texts))):
-        advice = "centre and scale what comes in, let it join later (--retrieval-from), or take --objective infoloob"
-        logger.warning("step 1: %s; %s", notice, advice)
 
 
 def _geometry(features: tuple[Tensor, Tensor], objective: ContrastiveObjective) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from cloob.data.source import Fingerprint, differences
-from cloob.distributed import rank, world_size
+from cloob.distributed import on_rank_zero, rank, world_size
 from cloob.errors import InputError, TrainingFailed, require
 from cloob.models import runs
 from cloob.models.load import find_model_folder
@@ -108,7 +108,7 @@ _PRODUCTS = (
 
 @contextlib.contextmanager
 def hold(run: Path) -> Iterator[Callable[[], None]]:
-    """Holds a run folder, which is made if it is missing; yields a check that raises once another process has it.
+    """Locks a run folder, on rank 0 for all, and makes it if it is missing; yields a check that the lock still stands.
 
     The lock works on a network file system, too. A dead process of this host is passed over at once, one of another
     host after a minute without a heartbeat.
@@ -121,32 +121,34 @@ def hold(run: Path) -> Iterator[Callable[[], None]]:
             return (run / LOCK).stat().st_mtime_ns
         return None
 
+    def name(owner: Any) -> str:
+        return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else "another process"
+
+    def acquire() -> None:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            before = beat()
+            lock.acquire(timeout=LEASE_SECONDS + 5, cancel_check=lambda: beat() not in (before, None))
+        except OSError as error:
+            why = f"the run folder cannot be written ({error.strerror})"
+            if isinstance(error, library.Timeout):
+                why = f"{name(lock.owner)} is writing this run; wait for it, stop it, or give another --out"
+            raise InputError(f"{run}: {why}") from None
+
     def check() -> None:
         owner = lock.owner
         if owner is None or owner.token != lock.token:
-            raise TrainingFailed(
-                f"{run}: {_name(owner)} took the run over while this process stood still; nothing more is written"
-            )
+            message = f"{name(owner)} took the run over while this process stood still; nothing more is written"
+            raise TrainingFailed(f"{run}: {message}")
 
+    on_rank_zero(acquire)
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        before = beat()
-        lock.acquire(timeout=LEASE_SECONDS + 5, cancel_check=lambda: beat() not in (before, None))
-    except OSError as error:
-        why = f"the run folder cannot be written ({error.strerror})"
-        if isinstance(error, library.Timeout):
-            why = f"{_name(lock.owner)} is writing this run; wait for it, stop it, or give another --out"
-        raise InputError(f"{run}: {why}") from None
-    try:
-        yield check
+        yield lambda: on_rank_zero(check)
     finally:
-        lock.release()
-        with contextlib.suppress(OSError):  # not empty: then it stays
-            run.rmdir()
-
-
-def _name(owner: Any) -> str:
-    return f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else "another process"
+        if rank() == 0:
+            lock.release()
+            with contextlib.suppress(OSError):  # not empty: then it stays
+                run.rmdir()
 
 
 def refuse_another_run(config: TrainConfig, checkpoint: Path | None) -> None:

@@ -27,11 +27,12 @@ from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.training.align import FeatureLoader, as_vectors
-from cloob.training.build import make_encoder, make_loader, open_pairs
+from cloob.training.build import make_encoder
 from cloob.training.callbacks import Ended, RunResult
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import HEAD_SCALES, LENGTHS
 from cloob.training.given import Given
+from cloob.training.pairs import make_loader, open_pairs
 from cloob.training.validate import GALLERY, recalls_of_ids
 
 _TRIED = ("infoloob", "clip", "siglip", "cloob")  # the first is taken unless another is clearly better
@@ -224,7 +225,7 @@ def _settings(config: TrainConfig, objective: str, way: str | None) -> dict[str,
 
 def _opened(config: TrainConfig, given: Given) -> tuple[VectorPairs, VectorPairs]:
     """The training pairs and the held-out pairs as heads see them, opened once for all that train on them."""
-    pairs, held_out = open_pairs(config, given)
+    pairs, held_out = open_pairs(config, given.pairs, given.held_out)
     if isinstance(pairs, VectorPairs) and isinstance(held_out, VectorPairs):
         return pairs, held_out
     encoder, device = make_encoder(config), resolve_device(config.run.device)

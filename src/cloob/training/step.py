@@ -90,20 +90,13 @@ class TowersWithLoss(nn.Module):
         image_features, text_features = image_features.float(), text_features.float()
         if not loss:
             return image_features, text_features
-        value = self.loss_of(image_features, text_features, ids, hopfield, trusted)
+        value = self.loss_of(image_features, text_features, ids, hopfield=hopfield, trusted=trusted)
         return value, image_features.detach(), text_features.detach()
 
-    def loss_of(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        ids: Tensor | None,
-        hopfield: bool | None,
-        trusted: Layout | None = None,
-    ) -> Tensor:
-        """The 0-d float32 loss of (n, D) float32 features; the rest as ``forward`` takes it."""
+    def loss_of(self, image_features: Tensor, text_features: Tensor, ids: Tensor | None, **how: Any) -> Tensor:
+        """The 0-d float32 loss of (n, D) float32 features; ``hopfield`` and ``trusted`` as of ``forward``."""
         with torch.autocast(image_features.device.type, enabled=False):
-            value: Tensor = self.objective(image_features, text_features, ids=ids, hopfield=hopfield, trusted=trusted)
+            value: Tensor = self.objective(image_features, text_features, ids=ids, **how)
         return value
 
 
@@ -201,7 +194,8 @@ class Stepper:
             sharding.average_gradients(self._parameters)
         # Not torch.where: it would copy the number to the device, and wait for that.
         loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *positive), math.nan)
-        before = self._loss_scale(loss)
+        scale = loss_scale(self.scaler)
+        before = torch.ones_like(loss) if scale is None else scale.clone()
         self.scaler.unscale_(self.optimizer)
         total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
         norm = total.masked_fill(~loss.isfinite(), math.nan)
@@ -214,25 +208,16 @@ class Stepper:
         buffers.restore_unless(finite)
         if self.average is not None:
             self.average.update(self.module.encoder, finite)
-        self._move_loss_scale(loss.isfinite())
+        state = loss_scale_state(self.scaler)
+        backup = [tensor.clone() for tensor in state]
+        self.scaler.update()
+        for tensor, former in zip(state, backup, strict=True):  # a loss that is not finite leaves the scale alone
+            torch.where(loss.isfinite(), tensor, former, out=tensor)
         self.optimizer.zero_grad(set_to_none=True)
         scales = _learned(objective)
-        known = (loss, norm, finite, before, self._loss_scale(loss), *scales.values())
+        known = (loss, norm, finite, before, before if scale is None else scale, *scales.values())
         numbers = torch.stack([number.float() for number in known])
         return Launched(numbers, tuple(scales), (features[0], features[1]))
-
-    def _loss_scale(self, like: Tensor) -> Tensor:
-        """A copy of the 0-d loss scale where it is; 1 without."""
-        scale = loss_scale(self.scaler)
-        return torch.ones_like(like) if scale is None else scale.clone()
-
-    def _move_loss_scale(self, moves: Tensor) -> None:
-        """Adapts the loss scale to a step's gradients, if the 0-d ``moves`` is true."""
-        state = loss_scale_state(self.scaler)
-        before = [tensor.clone() for tensor in state]
-        self.scaler.update()
-        for tensor, backup in zip(state, before, strict=True):
-            torch.where(moves, tensor, backup, out=tensor)
 
     def _cached_backward(
         self, images: Any, tokens: Any, ids: Tensor | None, hopfield: bool | None, layout: Layout | None

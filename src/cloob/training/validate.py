@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cloob.data.batch import Batch, Skip, micro_batches
+from cloob.data.batch import Skip, micro_batches
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.functional.bootstrap import group_means
 from cloob.functional.ranking import mutual_ranks, ranks_of_ids, recall_at_k
@@ -18,8 +16,8 @@ from cloob.models.runs import SKIPPED_FILE, read_lines
 from cloob.objective import NonFiniteFeaturesError
 from cloob.training import sharding
 from cloob.training.build import Run
-from cloob.training.faults import Read, StopSignal, agree, check_fraction, fetch, name_skips, with_readers
-from cloob.training.log import finite
+from cloob.training.faults import StopSignal, agree, fetch
+from cloob.training.log import check_fraction, finite, with_readers
 from cloob.training.progress import preserved_rng
 from cloob.training.step import TowersWithLoss
 
@@ -28,25 +26,16 @@ GALLERY = 10_000  # pairs of the recall, about: its time grows with their square
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Validation:
-    """What the held-out pairs say: the mean loss in batches of the training's size, and the mean recall.
+def validate(
+    run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool
+) -> tuple[dict[str, float | None], list[Skip]]:
+    """``val_loss`` and ``val_recall`` of the held-out pairs, which are embedded once on all ranks, and the bad pairs.
 
-    That is the mean of recall at 1, 5 and 10 in both directions among all held-out pairs, or some 10,000 of more. An
-    image's only right answer is its own caption, a vector's the first row of its id. NaN finds and is found by none.
+    The loss is the mean in batches of the training's size; None without a batch of two pairs, when not finite, or when
+    an embedding was NaN, infinite or zero. The recall is the mean at 1, 5 and 10 in both directions among all held-out
+    pairs, or some 10,000 of more; None when nothing could be embedded. An image's only right answer is its own caption,
+    a vector's the first row of its id. NaN finds and is found by none.
     """
-
-    loss: float | None  # None without a batch, when not finite, or when an embedding was NaN, infinite or zero
-    recall: float | None  # None when nothing could be embedded
-    skipped: Sequence[Read] = ()
-
-    def metrics(self) -> dict[str, float | None]:
-        """Both by the names that logs and checkpoints use."""
-        return {"val_loss": self.loss, "val_recall": self.recall}
-
-
-def validate(run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bool) -> Validation:
-    """Embeds the held-out pairs once on all ranks; a batch of one pair counts for the recall alone."""
     loader, device, config = run.val_loader, run.stepper.device, run.config
     assert loader is not None
     if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics
@@ -65,14 +54,17 @@ def validate(run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bo
             left_out += batch.skipped
             if counts.smallest < 1:
                 continue
-            images, texts = _embedded(towers, batch.to(device), run.stepper.micro_batch_size)
+            on, parts = batch.to(device), -(-len(batch) // (run.stepper.micro_batch_size or len(batch)))
+            sides = (micro_batches(side, parts) if parts > 1 else [side] for side in (on.images, on.tokens))
+            pieces = [towers(*piece, loss=False) for piece in zip(*sides, strict=True)]
+            images, texts = (torch.cat(side) for side in zip(*pieces, strict=True))
             if in_recall:
                 features.append((images.cpu(), texts.cpu(), batch.ids.cpu()))
             if counts.samples > 1:
                 samples += counts.samples
                 ids = batch.ids.to(device) if run.hands_over_ids else None
                 try:
-                    total += counts.samples * float(towers.loss_of(images, texts, ids, hopfield))
+                    total += counts.samples * float(towers.loss_of(images, texts, ids, hopfield=hopfield))
                 except NonFiniteFeaturesError as error:  # of one rank, on all
                     total, refused = math.nan, refused or error
     if refused is not None and rank() == 0:
@@ -80,23 +72,15 @@ def validate(run: Run, stop: StopSignal, towers: TowersWithLoss, *, hopfield: bo
     skipped = with_readers(left_out)
     if rank() == 0 and not any(line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE)):
         place = {"step": run.progress.step, "epoch": run.progress.epoch + 1, "held_out": True}
-        name_skips(run.log, place, skipped)  # once: they are the same at each validation
-    limit = config.pairs.max_bad_fraction
-    check_fraction(loader.name, "held-out pairs", [skip for _, skip in skipped], pairs, limit)
+        run.log.write_skipped(place, skipped)  # once: they are the same at each validation
+    lost = [skip for _, skip in skipped]
+    check_fraction(loader.name, "held-out pairs", lost, pairs, config.pairs.max_bad_fraction)
     loss = finite(total / samples) if samples else None
-    return Validation(loss, mean_recall(features, device, loader.by_id), skipped)
-
-
-def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tuple[Tensor, Tensor]:
-    parts = -(-len(batch) // micro_batch_size) if micro_batch_size else 1
-    sides = (batch.images, batch.tokens)
-    pieces = [sides] if parts == 1 else zip(*(micro_batches(side, parts) for side in sides), strict=True)
-    images, texts = zip(*(towers(*piece, loss=False) for piece in pieces), strict=True)
-    return torch.cat(images), torch.cat(texts)
+    return {"val_loss": loss, "val_recall": mean_recall(features, device, loader.by_id)}, lost
 
 
 def mean_recall(features: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, by_id: bool) -> float | None:
-    """The mean recall among the unit rows and ids of all ranks' pairs (see ``Validation``); on every rank."""
+    """The mean recall among the unit rows and ids of all ranks' pairs (see ``validate``); on every rank."""
     collected = gather_objects(tuple(torch.cat(side) for side in zip(*features, strict=True)))
 
     def mean() -> float | None:

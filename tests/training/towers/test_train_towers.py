@@ -14,8 +14,9 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.training.build import make_loader, prepare_towers
+from cloob.training.build import prepare_towers
 from cloob.training.config import TrainConfig
+from cloob.training.pairs import make_loader
 from cloob.training.step import Stepper, TowersWithLoss
 
 CPU = torch.device("cpu")

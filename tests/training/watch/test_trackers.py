@@ -11,7 +11,7 @@ from unittest.mock import Mock, call
 import pytest
 from train_helpers import Trained, lines
 
-from cloob.training.log import ProgressDisplay
+from cloob.training.callbacks import ProgressDisplay
 from cloob.training.loop import train
 from support import fork
 
