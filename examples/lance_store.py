@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from cloob.search.records import IndexedModel
 from cloob.search.sqlite import SqliteStore
-from cloob.search.store import Neighbours, Vectors
+from cloob.search.store import Neighbours, Vectors, VectorTable
 from cloob.search.where import Filter
 
 MANY = 100_000  # vectors from which LanceDB searches by an index of its own
@@ -33,11 +33,12 @@ def open_store(folder: str, *, writable: bool = False, create: bool = False) -> 
     return SqliteStore(Path(folder), writable=writable or create, table=LanceVectors)
 
 
-class LanceVectors:
+class LanceVectors(VectorTable):
     """A table of LanceDB for each model, in ``lance`` beside the SQLite file."""
 
     def __init__(self, store: SqliteStore) -> None:
-        self.store, self.database = store, lancedb.connect(store.path.parent / "lance")
+        super().__init__(store)
+        self.database = lancedb.connect(store.path.parent / "lance")
 
     def write(self, model: IndexedModel, ids: Sequence[int], vectors: Vectors) -> Sequence[Any]:
         """Adds rows, or replaces those of the same id."""

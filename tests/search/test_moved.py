@@ -64,27 +64,12 @@ def test_a_folder_of_an_index_that_lies_elsewhere(
     assert "holds no source" in refused(capsys, *words, str(new))
 
 
-def _as_format_5(file: Path) -> None:
-    with sqlite3.connect(file, isolation_level=None) as database:
-        for column in ("place", "replaces"):
-            database.execute(f"ALTER TABLE cloob_models DROP COLUMN {column}")
-        for table in ("cloob_words", "cloob_columns"):
-            database.execute(f"DROP TABLE {table}")
-        database.execute("PRAGMA user_version = 5")
-    database.close()
-
-
-def test_an_older_format_is_brought_up_to_date_or_said_to_be_deleted(
+def test_an_index_of_another_format_names_what_to_do(
     tmp_path: Path, find: Callable[..., tuple[list[str], str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     index, pictures = tmp_path / "idx", write_pictures(tmp_path / "p", n=1)
     make_index(index, pictures)
-    _as_format_5(index / INDEX_FILE)
-    assert f"cloob index --out {index} brings it up to date" in refused(capsys, "search", str(index), "red")
-    assert cli.main(["index", "--out", str(index)]) == 0
-    assert "8 as they were" in capsys.readouterr().out
-    assert find("search", index, "red", "--by", "words")[0] == [str(pictures / "red-0.png")]
-    for version, said in ((4, f"delete it and index again, or do both: cloob index SRC --model M --out {index} --anew"),
+    for version, said in ((6, f"delete it and index again, or do both: cloob index SRC --model M --out {index} --anew"),
                           (99, "of a newer cloob")):  # fmt: skip
         with sqlite3.connect(index / INDEX_FILE) as database:
             database.execute(f"PRAGMA user_version = {version}")

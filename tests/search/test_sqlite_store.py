@@ -59,7 +59,7 @@ def test_all_of_a_call_or_nothing_and_a_name_is_one_model(tmp_path: Path) -> Non
         store.add_model(replace(MODEL, fingerprint="0"))
     with pytest.raises(InputError, match="did you mean m"):
         store.vectors("mm", [1])
-    store.optimise()
+    store.table.optimise()
     assert len(list((tmp_path / "i").glob("vectors-*"))) == 1
     store.remove_model("m")
     assert not list((tmp_path / "i").glob("vectors-*")) and store.count() == 5
@@ -102,7 +102,7 @@ def test_a_search_gives_what_a_loop_gives(
                 store.close()
                 store = SqliteStore(folder, writable=True)
             elif what == "optimise":
-                store.optimise()
+                store.table.optimise()
             query = units(1, seed=seed)[0]
             some = {id_: row for id_, row in truth.items() if id_ % 3 or id_ > 6}
             for view in (store, other):
@@ -116,7 +116,7 @@ def test_a_search_gives_what_a_loop_gives(
 
 def test_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
     store = filled(tmp_path / "i", 1)
-    store.optimise()
+    store.table.optimise()
     store.close()
     (cache,) = (tmp_path / "i").glob("vectors-*")
     whole = cache.read_bytes()
@@ -130,11 +130,11 @@ def test_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
 
 def test_two_that_write_the_same_cache_leave_it(tmp_path: Path) -> None:
     store = filled(tmp_path / "i", 1)
-    store.optimise()
+    store.table.optimise()
     (cache,) = (tmp_path / "i").glob("vectors-*")
     cache.write_bytes(b"")  # another one writes what this one has just begun to write
     again = SqliteStore(tmp_path / "i")
-    again.optimise()
+    again.table.optimise()
     assert [path.name for path in (tmp_path / "i").glob("vectors-*")] == [cache.name] and cache.stat().st_size
 
 
@@ -160,7 +160,7 @@ def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None
         database.write_bytes(backup)
         store = SqliteStore(tmp_path / "i", writable=True)
         store.write([item("0", "new")], "m", units(1, seed=seed))
-        store.optimise()
+        store.table.optimise()
         assert store.nearest("m", units(1, seed=seed)[0], 1).scores[0] == pytest.approx(1)
         store.close()
 

@@ -33,7 +33,7 @@ def test_what_is_found(store: SqliteStore, text: str) -> None:
 
 KNOWN = re.compile(
     r"""(AND|OR|NOT|SELECT|FROM|WHERE|IS|NULL|LIKE|ILIKE|ESCAPE|IN|COLLATE|false|json_each|jsonb_each|jsonb_typeof
-    |coalesce|cloob_lower|substr|replace|length|rtrim|columns|key|type|value|1|\d+|"C"|::(numeric|boolean)|\#>>
+    |coalesce|cloob_lower|cloob_place|substr|replace|length|rtrim|columns|key|type|value|1|\d+|"C"|::(numeric|boolean)|\#>>
     |'(integer|real|text|true|false|null|number|string|boolean|::|/|\\|\{\}|)'
     |path|source|date|caption|id|bytes|width|height|[=<>]=?|!=|[(),+ ]|\?)*""",
     re.VERBOSE,

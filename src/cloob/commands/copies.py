@@ -115,7 +115,7 @@ def _planned(
 def _by_stem(folder: Path) -> Stems:
     """The files of a folder that may be part of a shot, by its stem: ``a`` of a.jpg, a.xmp and a.jpg.xmp."""
     from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
-    from cloob.search.beside import TAKEOUT
+    from cloob.search.metadata import TAKEOUT
 
     picture = "|".join(map(re.escape, (*IMAGE_SUFFIXES, *RAW_SUFFIXES)))
     rest = re.compile(rf"(?:(?:{picture})?{_BELONGING}|(?:{picture}){TAKEOUT}|(?:{picture}))$", re.IGNORECASE)

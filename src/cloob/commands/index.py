@@ -142,7 +142,7 @@ def _opened(address: str) -> Iterator[cloob.Index]:
 
 def _update(index: cloob.Index, options: Options, things: str) -> Summary:
     from cloob.search.scan.open import ScanOptions
-    from cloob.search.scan.rows import Rows
+    from cloob.search.scan.vectors import Rows
     from cloob.search.update import UpdateOptions
 
     settings = UpdateOptions(

@@ -10,7 +10,7 @@ import numpy as np
 
 from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
 from cloob.pictures import Unreadable, is_one_colour, read_file
-from cloob.search.records import SEPARATOR, Hit, Item
+from cloob.search.records import Hit, Item, file_of
 from cloob.search.store import Vectors
 from cloob.search.view import View
 
@@ -42,13 +42,13 @@ def is_raw(path: str) -> bool:
 def first_alike(items: Iterable[Item]) -> list[int]:
     """For each item the id of the first one with equal bytes or of the same shot; its own id where there is none."""
     firsts: dict[str, int] = {}
-    found = []
+    ids = []
     for item in items:
         keys = (item.content, shot_of(item.path))
         first = next((firsts[key] for key in keys if key in firsts), item.id)
         firsts.update(dict.fromkeys(keys, first))
-        found.append(first)
-    return found
+        ids.append(first)
+    return ids
 
 
 def duplicates(view: View, threshold: float, *, exact: bool) -> Duplicates:
@@ -58,10 +58,13 @@ def duplicates(view: View, threshold: float, *, exact: bool) -> Duplicates:
 def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
     """Groups of pictures as they were indexed; files that are gone by now are among them."""
     items = (item for ids in view.store.pages(view.where) for item in view.store.items(ids))
-    facts = [(*_rank(item), item.id, item.path, item.content) for item in items]
+    facts = []  # the best is the least: most pixels, with what the camera wrote, most bytes, oldest
+    for item in items:
+        rank = (-item.width * item.height, item.date_from != "exif", -item.bytes, item.date or "~")
+        facts.append((*rank, item.id, item.path, item.content))
     with_raw = {shot_of(path) for *_, path, _ in facts if is_raw(path)}
     facts.sort(key=lambda fact: (not is_raw(fact[-2]), shot_of(fact[-2]) not in with_raw, fact))
-    copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each
+    copies: dict[str, list[int]] = {}  # by content, best first; so are the copies
     for *_, id_, _, content in facts:
         copies.setdefault(content, []).append(id_)
     classes = list(copies.values())
@@ -70,11 +73,14 @@ def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
         alike = partition(view.vectors([ids[0] for ids in classes]), threshold)
         view.models.model(view.model)  # refused where its name stands for other weights by now
         firsts = view.items([classes[place][0] for group in alike if len(group) > 1 for place, _ in group])
-        alike = [part for group in alike for part in _without_one_colour(group, classes, firsts)]
+        classed = (place for place, ids in enumerate(classes) if ids[0] in firsts and _is_one_colour(firsts[ids[0]]))
+        plain = dict.fromkeys(classed)
+        alike = [[pair for pair in group if pair[0] not in plain] for group in alike]
+        alike += [[(place, 1.0)] for place in plain]
     scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
     scores = [group for group in scores if len(group) > 1]
-    found = view.items([id_ for group in scores for id_ in group])
-    groups = [tuple(Hit(found[id_], score) for id_, score in group.items() if id_ in found) for group in scores]
+    known = view.items([id_ for group in scores for id_ in group])
+    groups = [tuple(Hit(known[id_], score) for id_, score in group.items() if id_ in known) for group in scores]
     return sorted(groups, key=lambda group: -len(group))
 
 
@@ -92,7 +98,10 @@ def present(view: View, groups: Sequence[Group]) -> Duplicates:
                 files[file] = hit
         there = list(files.values())
         if len({shot_of(hit.item.path) for hit in there}) > 1:
-            kept.append(tuple(there if there[0].score == 1 else _scored(view, there)))
+            if there[0].score != 1:  # the first of its group has gone
+                rows = view.vectors([hit.item.id for hit in there])
+                there = [Hit(hit.item, float(score)) for hit, score in zip(there, rows @ rows[0], strict=True)]
+            kept.append(tuple(there))
     return Duplicates(sorted(kept, key=lambda group: -len(group)), stale, twice)
 
 
@@ -102,48 +111,8 @@ def rest(group: Group) -> list[Item]:
     return [hit.item for hit in group if shot_of(hit.item.path) != best]
 
 
-def _rank(item: Item) -> tuple[int, bool, int, str]:
-    """The best is the least: most pixels, with what the camera wrote, most bytes, oldest."""
-    return -item.width * item.height, item.date_from != "exif", -item.bytes, item.date or "~"
-
-
-def _scored(view: View, hits: Sequence[Hit]) -> list[Hit]:
-    """Hits with the cosines with the first of them."""
-    rows = view.vectors([hit.item.id for hit in hits])
-    return [Hit(hit.item, float(score)) for hit, score in zip(hits, rows @ rows[0], strict=True)]
-
-
-def file_of(item: Item) -> Hashable | None:
-    """What is one file under any of its names; None where it is gone or has changed since it was indexed.
-
-    An item has the latest time of a file and of what describes it, to the millisecond.
-    """
-    if item.mtime_ns is None:  # elsewhere: nobody knows
-        return item.path
-    container, _, member = item.path.partition(SEPARATOR)
-    try:
-        state, size = os.stat(item.path), item.bytes  # noqa: PTH116
-        member = ""
-    except (OSError, ValueError):
-        try:
-            state, size = os.stat(container), None  # noqa: PTH116
-        except (OSError, ValueError):
-            return None
-    changed = state.st_mtime_ns // 10**6 > item.mtime_ns // 10**6 or size not in (None, state.st_size)
-    return None if changed else (state.st_dev, state.st_ino, member)
-
-
-def _without_one_colour(
-    group: list[tuple[int, float]], classes: list[list[int]], firsts: dict[int, Item]
-) -> list[list[tuple[int, float]]]:
-    """A group without the pictures of one colour, and each of these by itself."""
-    plain = [pair for pair in group if len(group) > 1 and _is_one_colour(firsts.get(classes[pair[0]][0]))]
-    others = [pair for pair in group if pair not in plain]
-    return [*([others] if others else []), *([(place, 1.0)] for place, _ in plain)]
-
-
-def _is_one_colour(item: Item | None) -> bool:
-    if item is None or item.bytes > _ONE_COLOUR_BYTES + _BYTES_PER_PIXEL * item.width * item.height:
+def _is_one_colour(item: Item) -> bool:
+    if item.bytes > _ONE_COLOUR_BYTES + _BYTES_PER_PIXEL * item.width * item.height:
         return False
     try:
         return is_one_colour(read_file(item.path))

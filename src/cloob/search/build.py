@@ -10,9 +10,9 @@ import hashlib
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,14 +21,15 @@ from torch import Tensor
 from cloob.data.batch import BadSample
 from cloob.data.source import RAW_SUFFIXES
 from cloob.data.sources.arrow import NO_PICTURE
+from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
-from cloob.search.beside import TAKEN, of_file
+from cloob.search.metadata import TAKEN, camera_and_place, date_of, iso_date, of_file
 from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, valid
 from cloob.search.scan.collection import Collection, Found, LeftOut, ReadFailed
-from cloob.search.scan.rows import Rows
-from cloob.search.store import Store, Vectors
-from cloob.search.taken import camera_and_place, date_of, iso_date
+from cloob.search.scan.vectors import Rows, VectorFile
+from cloob.search.store import SourceSettings, Store, Vectors
+from cloob.search.where import equals
 
 _FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")  # not worth another try
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
@@ -61,29 +62,47 @@ class Summary:
         self.unreadable.add(fault if fault.startswith("no decoder") else re.split(r" \(|:", fault)[0], path)
 
 
-class Work(NamedTuple):
+@dataclass(eq=False, slots=True)
+class Work:
+    """A file, and what was made of it."""
+
     found: Found
     state: FileState | None  # what the index knows of the file
     collection: Collection
+    item: Item | None = None  # None where the file cannot be read
+    pixels: Tensor | None = None
+    row: Vectors | None = None  # (D,), in the place of pixels: the vector that the index has of these bytes
+    fault: str = ""  # why it cannot be read
+    transient: bool = False  # the fault may be temporary, so what is known of the file stays
+    truncated: bool = False  # a JPEG that lacks its end
+
+    @property
+    def content(self) -> str:
+        return "" if self.item is None else self.item.content
+
+    def change(self, model: int) -> Literal["added", "changed", "completed", "described"]:
+        """What is new of it: this path, its bytes, its vector of this model, or its description."""
+        if self.state is None or self.state.id is None:
+            return "added"
+        if self.state.content != self.content:
+            return "changed"
+        return "described" if model in self.state.models else "completed"
 
 
-class Plan(NamedTuple):
-    collection: Collection
-    work: list[Work]
-    gone: list[FileState]  # known files that the source does not have any more
-
-
-def make_plan(store: Store, collection: Collection, model: int, summary: Summary, *, remove_all: bool = False) -> Plan:
-    """Compares a source with what the index knows of it; opens no file."""
+def make_plan(
+    store: Store, collection: Collection, model: int, summary: Summary, *, remove_all: bool = False
+) -> tuple[list[Work], list[FileState]]:
+    """Compares a source with what the index knows of it, and opens no file: what is to do, and what is gone."""
     known = {state.path: state for state in store.states(collection.name)}
-    pictures = [state for state in known.values() if state.id is not None]
+    were = {SEPARATOR in state.path for state in known.values() if state.id is not None}  # whether in containers
+    pictures = sum(state.id is not None for state in known.values())
     collection.left_out = summary.left_out
     work: list[Work] = []
     seen: set[str] = set()
-    in_containers: set[bool] = set()  # of the pictures that are there
+    now: set[bool] = set()  # of the pictures that are there, whether in containers
     for found in collection.scan(known.keys()):
         if not found.missing:
-            in_containers.add(SEPARATOR in found.path)
+            now.add(SEPARATOR in found.path)
         if found.path in seen:
             continue
         seen.add(found.path)
@@ -102,47 +121,15 @@ def make_plan(store: Store, collection: Collection, model: int, summary: Summary
             work.append(Work(found, state, collection))
     unlisted = tuple(f"{folder}{end}" for folder in collection.unlisted for end in ("/", SEPARATOR))
     gone = [state for path, state in known.items() if not path.startswith(unlisted)]
-    why = "" if remove_all or (unlisted and not in_containers) else _loss(pictures, in_containers)
-    if why:
+    if pictures and not were & now and not remove_all and not (unlisted and not now):  # unmounted, or of another kind
+        kinds = {False: "files", True: "in tars or Arrow files"}
+        change = f"its {pictures:,} pictures were {kinds[True in were]} and now are {kinds[True in now]}"
+        why = change if now else f"none of its {pictures:,} pictures is there any more (not mounted?)"
         summary.refused[collection.name] = f"{why}, so nothing was removed; --remove-all removes them"
-        return Plan(collection, [], [])
+        return [], []
     if not seen and not pictures and not unlisted:
         summary.refused[collection.name] = "no pictures in it"
-    return Plan(collection, work, gone)
-
-
-def _loss(pictures: Sequence[FileState], in_containers: set[bool]) -> str:
-    """Why a source's known pictures look unmounted, or replaced by pictures of another kind."""
-    were, kinds = {SEPARATOR in state.path for state in pictures}, {False: "files", True: "in tars or Arrow files"}
-    if not pictures or were & in_containers:
-        return ""
-    if not in_containers:
-        return f"none of its {len(pictures):,} pictures is there any more (not mounted?)"
-    return f"its {len(pictures):,} pictures were {kinds[True in were]} and now are {kinds[True in in_containers]}"
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    work: Work
-    item: Item | None  # None if the file cannot be read
-    pixels: Tensor | None = None
-    row: Vectors | None = None  # (D,), in the place of pixels: the vector that the index has of these bytes
-    fault: str = ""  # why it cannot be read
-    transient: bool = False  # the fault may be temporary, so what is known of the file stays
-    truncated: bool = False  # a JPEG that lacks its end
-
-    @property
-    def content(self) -> str:
-        return "" if self.item is None else self.item.content
-
-    def change(self, model: int) -> Literal["added", "changed", "completed", "described"]:
-        """What is new of it: this path, its bytes, its vector of this model, or what is said of it."""
-        state = self.work.state
-        if state is None or state.id is None:
-            return "added"
-        if state.content != self.content:
-            return "changed"
-        return "described" if model in state.models else "completed"
+    return work, gone
 
 
 @dataclass
@@ -159,41 +146,43 @@ class Builder:
     _summary: Summary
     _batch_size: int
     _max_pixels: int | None
-    _waiting: list[Prepared] = field(default_factory=list)
+    _waiting: list[Work] = field(default_factory=list)
     _decoded: int = 0  # of these
-    _running: threading.Lock = field(default_factory=threading.Lock)  # held while the model runs on a CPU
+    _running: threading.Lock = field(default_factory=threading.Lock)  # locked while the model runs on a CPU
 
-    def prepare(self, work: Work) -> Prepared:
+    def prepare(self, work: Work) -> Work:
         """Opens one picture, in any thread; decodes it only if the vector of its bytes is not known."""
         with self._running:  # waits for it
             pass
         if isinstance(work.collection, Rows):
-            path, size, _, row, content = work.found
-            item = Item(0, work.collection.name, path, content, size or 0, None, 0, 0)
-            return Prepared(work, item, work.collection.row(row))
+            path, size, _, number, content = work.found
+            work.item = Item(0, work.collection.name, path, content, size or 0, None, 0, 0)
+            work.pixels = work.collection.row(number)
+            return work
         try:
             if work.found.path.lower().endswith(RAW_SUFFIXES):
                 raw_reader()  # files of tens of megabytes are not read for nothing
             data = work.collection.read(work.found)
             encoded = Encoded(data, self._max_pixels)
             item = _item(work, encoded, data)
-            if known := self._store.known(self._model, [item.content]):
-                return Prepared(work, item, row=known[item.content])
-            pixels = self._encoder().preprocess(encoded.rgb())
-            return Prepared(work, item, pixels, truncated=encoded.truncated)
+            work.row = self._store.known(self._model, [item.content]).get(item.content)
+            if work.row is None:
+                work.pixels = self._encoder().preprocess(encoded.rgb())
+                work.truncated = encoded.truncated
+            work.item = item
         except (BadSample, Unreadable) as bad:
-            fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
-            return Prepared(work, None, fault=fault, transient=isinstance(bad, ReadFailed))
+            work.fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
+            work.transient = isinstance(bad, ReadFailed)
+        return work
 
-    def add(self, prepared: Prepared) -> None:
-        path = prepared.work.found.path
-        stated = None if prepared.item is None else prepared.item.columns.get("date")
+    def add(self, work: Work) -> None:
+        stated = None if work.item is None else work.item.columns.get("date")
         if stated not in (None, "") and iso_date(stated) is None:
-            self._summary.left_out.add("date that cannot be read", f"{path} ({stated})")
-        if prepared.truncated:
-            self._summary.left_out.add("truncated JPEG, taken", path)
-        self._waiting.append(prepared)
-        self._decoded += prepared.pixels is not None
+            self._summary.left_out.add("date that cannot be read", f"{work.found.path} ({stated})")
+        if work.truncated:
+            self._summary.left_out.add("truncated JPEG, taken", work.found.path)
+        self._waiting.append(work)
+        self._decoded += work.pixels is not None
         if self._decoded >= self._batch_size or len(self._waiting) >= 4 * self._batch_size:
             self.flush()
 
@@ -207,7 +196,7 @@ class Builder:
         for start in range(0, len(new), self._batch_size):
             contents = new[start : start + self._batch_size]
             stack = torch.stack([pixels[content] for content in contents])
-            rows |= zip(contents, self._embed(batch[0].work.collection, stack), strict=True)
+            rows |= zip(contents, self._embed(batch[0].collection, stack), strict=True)
         self._summary.embedded += len(new)
         good = [each for each in batch if each.item is not None and np.isfinite(rows[each.content]).all()]
         kept = set(good)
@@ -220,11 +209,20 @@ class Builder:
                 items = [each.item for each in some if each.item is not None]
                 self._store.write(items, model, np.stack([vectors[each.content] for each in some]))
         for each in batch:
-            if each not in kept:
-                self._write_fault(each)
+            if each in kept:
+                continue
+            found, known = each.found, each.state
+            fault = each.fault or "embedding not finite"
+            state = FileState(None, found.path, found.bytes or 0, found.mtime_ns, "", fault, ())
+            stays = each.transient and known is not None and known.id is not None
+            if not stays and state != known:
+                self._store.write_faults(each.collection.name, [state])
+            self._summary.add_fault(fault, found.path)
         for each in good:
             count = each.change(self._model.number)
             setattr(self._summary, count, getattr(self._summary, count) + 1)
+        for each in batch:
+            each.item = each.pixels = each.row = None  # which are not kept until the end
 
     def _embed(self, collection: Collection, batch: Tensor) -> Vectors:
         encoder = self._encoder()
@@ -233,15 +231,6 @@ class Builder:
         with alone, evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
             rows: Vectors = collection.embed(encoder, batch.to(device)).float().cpu().numpy()
         return rows
-
-    def _write_fault(self, prepared: Prepared) -> None:
-        found, known = prepared.work.found, prepared.work.state
-        fault = prepared.fault or "embedding not finite"
-        state = FileState(None, found.path, found.bytes or 0, found.mtime_ns, "", fault, ())
-        stays = prepared.transient and known is not None and known.id is not None
-        if not stays and state != known:
-            self._store.write_faults(prepared.work.collection.name, [state])
-        self._summary.add_fault(fault, found.path)
 
 
 def _item(work: Work, encoded: Encoded, data: bytes) -> Item:
@@ -255,3 +244,54 @@ def _item(work: Work, encoded: Encoded, data: bytes) -> Item:
     place = (0, work.collection.name, work.found.path)
     columns |= {"date_from": origin} if origin and "date_from" not in columns else {}
     return Item(*place, content, len(data), work.found.mtime_ns, *encoded.whole, taken, caption, columns)
+
+
+def take(
+    store: Store,
+    model: IndexedModel,
+    file: VectorFile,
+    done: Summary,
+    remove_all: bool,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Writes what is new or changed in a file of vectors, and removes what is not in it any more."""
+    seen: set[int] = set()
+    count, total, of_file = 0, file.count(), equals("source", file.name)
+    if not total and store.count(of_file) and not remove_all:
+        done.refused[file.name] = "no row is in it any more, so nothing was removed; --remove-all removes them"
+        return
+    for rows, vectors in file.batches():
+        if vectors.shape[1] != model.dim:
+            wrong = f"{file.column!r} has {vectors.shape[1]} numbers a row, {model.name} {model.dim}"
+            raise InputError(f"{file.name}: {wrong}")
+        if not count:
+            store.set(file.name, SourceSettings((), file.column, model.fingerprint))
+        lengths = np.linalg.norm(vectors, axis=1)
+        known = store.contents(file.name, [row.path for row in rows], model)
+        items, places = [], []
+        for place, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
+            if hash(row.path) in seen:
+                done.left_out.add("row of a path that stood before", row.path)
+                continue
+            if not 0 < length < np.inf:
+                done.add_fault("vector not finite, or 0", row.path)
+                continue
+            seen.add(hash(row.path))
+            content = hashlib.sha256(vectors[place].tobytes() + repr(row).encode("utf-8", "surrogatepass")).hexdigest()
+            if known.get(row.path) == content:
+                done.unchanged += 1
+                continue
+            done.added += row.path not in known
+            done.changed += row.path in known
+            items.append(Item(0, file.name, row.path, content, 0, None, 0, 0, None, row.caption, row.columns))
+            places.append(place)
+        if items:
+            store.write(items, model, vectors[places] / lengths[places, None])
+        count += len(rows)
+        if progress is not None:
+            progress(count, total)
+    if store.count(of_file) > len(seen):
+        for page in list(store.pages(of_file)):
+            gone = [item.path for item in store.items(page) if hash(item.path) not in seen]
+            store.remove(file.name, gone)
+            done.removed += len(gone)

@@ -4,7 +4,7 @@ Legend: n pictures, C labels, D the width of a model's rows.
 
 A label's row is the mean of its prompts' rows, made a unit row again, as CLIP has it. Probabilities are the softmax of
 τ⁻¹ · cosine over the labels: how the labels share a picture *if one of them is right*. Whether one is right is the
-margin's question: how far a label's score lies above the scores of unrelated texts (:mod:`cloob.search.background`).
+margin's question: how far a label's score lies above the scores of unrelated texts (:mod:`cloob.search.view`).
 
 A head is a logistic regression on a model's rows, kept as numbers and names in a safetensors file. Its accuracy is
 cross-validated with the penalty chosen anew inside each fold, so that the choice does not flatter it.
@@ -27,10 +27,9 @@ import numpy.typing as npt
 
 from cloob.errors import InputError, refuse, require
 from cloob.files import write_whole
-from cloob.search.background import margins
 from cloob.search.query import TorchEmbedder
 from cloob.search.store import Ids, Vectors
-from cloob.search.view import View
+from cloob.search.view import View, margins
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder
@@ -51,7 +50,7 @@ class Labels:
     names: tuple[str, ...]  # C labels
     ids: Ids  # (n,)
     probabilities: Vectors  # (n, C); rows add up to 1
-    margins: Vectors | None  # (n, C); None if they were not asked for
+    margins: Vectors | None  # (n, C); None if the options need none
     chosen: tuple[tuple[int, ...], ...]  # places in ``names`` for each picture, best first; none where none fits
     inv_tau: float | None = None  # None for a head, which was fitted at its own
     by_default: bool = False  # the model does not say its τ⁻¹, so that probabilities show an order alone
@@ -104,11 +103,14 @@ def label_index(view: View, labels: Sequence[str], options: LabelOptions) -> Lab
     names = check_labels(labels, options)
     ids, rows = _all_rows(view, len(names))
     encoder = view.models.encoder(view.model)
-    known = _inv_tau(encoder) if options.inv_tau is None else options.inv_tau
-    inv_tau = DEFAULT_INV_TAU if known is None else known
+    known = options.inv_tau or getattr(encoder, "objective_config", {}).get("inv_tau")
+    logarithm = getattr(getattr(encoder, "model", None), "logit_scale", None)
+    if not known and logarithm is not None:  # in the weights
+        known = math.exp(float(logarithm.detach()))
+    inv_tau = float(known or DEFAULT_INV_TAU)
     scores = rows @ _label_rows(encoder, names, options.templates).T
     above = margins(scores, rows, view.text_rows()) if options.multi or options.none else None
-    return _choose(Labels(names, ids, _softmax(inv_tau * scores), above, (), inv_tau, known is None), options)
+    return _choose(Labels(names, ids, _softmax(inv_tau * scores), above, (), inv_tau, not known), options)
 
 
 def label_by_head(view: View, head: Head) -> Labels:
@@ -148,14 +150,6 @@ def _choose(labels: Labels, options: LabelOptions) -> Labels:
 def _softmax(logits: npt.NDArray[np.floating]) -> Vectors:
     shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return np.asarray(shifted / shifted.sum(1, keepdims=True), np.float32)
-
-
-def _inv_tau(encoder: object) -> float | None:
-    """The τ⁻¹ of a model's objective, else that in its weights."""
-    if inv_tau := getattr(encoder, "objective_config", {}).get("inv_tau"):
-        return float(inv_tau)
-    logarithm = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    return None if logarithm is None else math.exp(float(logarithm.detach()))
 
 
 def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str], fingerprint: str) -> Head:
@@ -209,7 +203,7 @@ def save_head(path: Path, head: Head) -> None:
 
 
 def read_head(path: Path) -> Head | None:
-    """The head that a file holds; None for any other file."""
+    """The head in a file; None for any other file."""
     try:
         with require("safetensors", "train").safe_open(path, framework="numpy") as file:
             facts, weight = json.loads(file.metadata()["head"]), file.get_tensor("weight")

@@ -9,16 +9,15 @@ from typing import Literal
 import numpy as np
 
 from cloob.errors import InputError
-from cloob.search import background
 from cloob.search.query import AnyQuery, Query, Vector
-from cloob.search.records import By, Hit, Item, Results
-from cloob.search.view import View
-from cloob.search.words import fused, places, words
+from cloob.search.records import By, Hit, Item, Results, places, words
+from cloob.search.view import CUTOFF, PICTURE_CUTOFF, View, margins
 
 Cutoff = float | Literal["auto"] | None
 
 LOOKED_AT = 200  # nearest pictures that the cutoff looks at, at least: the nearest of all need not be the one that fits
 DEFAULT_BETA = 8.0  # the paper's, where the model does not say with which it was trained
+_K = 60  # of reciprocal rank fusion, as in Cormack, Clarke and Büttcher, 2009
 MEMORY = 100_000  # pictures of a Hopfield memory at most: the nearest ones of a larger collection
 
 
@@ -27,44 +26,45 @@ def search(
 ) -> Results:
     if top < 1:
         raise InputError(f"top is {top}; at least one hit is needed")
-    asked = [] if isinstance(query, np.ndarray) or by == "meaning" else words(Query.of(query).spoken)
-    there = view.store.find_words(asked, max(top, LOOKED_AT), view.where) if asked else {}
+    of_terms = None if isinstance(query, np.ndarray) else Query.of(query)
+    spoken = words(of_terms.spoken) if of_terms and by != "meaning" else []
+    by_words = view.store.find_words(spoken, max(top, LOOKED_AT), view.where) if spoken else {}
     if by == "words":
-        if not asked:
+        if not spoken:
             raise InputError("by words only words are searched; no pictures, and none to subtract")
-        found = view.items([*there][:top])
-        hits = [Hit(item, math.nan, words=places(item, asked)) for item in found.values()]
+        items = view.items([*by_words][:top]).values()
+        hits = [Hit(item, math.nan, words=places(item, spoken)) for item in items]
         return Results(tuple(hits), view.store.count(view.where), 0, view.model.name)
     row = view.row(query, row)
-    own: list[object] = []
-    others = least = None
-    if not isinstance(query, np.ndarray):
-        query = Query.of(query)
-        own = [term.what for term in query.terms if term.kind == "item"]
-        others = view.unrelated_rows(query)
-        is_text = any(term.kind == "words" for term in query.terms)
-        default = background.CUTOFF if is_text else background.PICTURE_CUTOFF
-        least = default if cutoff == "auto" else cutoff
-    looked = top if others is None or least is None else max(top, LOOKED_AT)
-    near = view.store.nearest(view.model.name, row, looked + len(own), view.where)
-    known = dict(zip(near.ids.tolist(), near.scores.tolist(), strict=True))
-    ids = [id_ for id_ in known if id_ not in own][:looked]
-    more = [id_ for id_ in there if id_ not in ids]  # found by their words alone
+    terms = of_terms.terms if of_terms else ()
+    queried = [term.what for term in terms if term.kind == "item"]
+    others = view.unrelated_rows(of_terms) if of_terms else None
+    if cutoff == "auto":
+        cutoff = CUTOFF if any(term.kind == "words" for term in terms) else PICTURE_CUTOFF
+    looked = top if others is None or cutoff is None else max(top, LOOKED_AT)
+    near = view.store.nearest(view.model.name, row, looked + len(queried), view.where)
+    scores = dict(zip(near.ids.tolist(), near.scores.tolist(), strict=True))
+    ids = [id_ for id_ in scores if id_ not in queried][:looked]
+    more = [id_ for id_ in by_words if id_ not in ids]  # by their words alone
     rows = view.vectors([*ids, *more] if others is not None else more)
-    known |= zip(more, (rows[-len(more) :].astype(np.float64) * row).sum(1).tolist() if more else (), strict=True)
-    margins = dict.fromkeys([*ids, *more])
-    if others is not None and margins:
-        scores = np.array([known[id_] for id_ in margins], np.float32)
-        margins = dict(zip(margins, background.margins(scores, rows, others).tolist(), strict=True))
+    scores |= zip(more, (rows[-len(more) :].astype(np.float64) * row).sum(1).tolist() if more else (), strict=True)
+    above: dict[int, float | None] = dict.fromkeys([*ids, *more])
+    if others is not None and above:
+        of_all = np.array([scores[id_] for id_ in above], np.float32)
+        above = dict(zip(above, margins(of_all, rows, others).tolist(), strict=True))
     view.models.model(view.model)  # refused where its name stands for other weights by now
-    kept = [id_ for id_ in ids if least is None or (margin := margins[id_]) is None or margin >= least]
+    kept = [id_ for id_ in ids if cutoff is None or (margin := above[id_]) is None or margin >= cutoff]
     cut = min(top, len(ids)) - len({*kept}.intersection(ids[:top]))
-    order = fused(there, {id_: rank for rank, id_ in enumerate(kept, 1)})
-    items = view.items([id_ for id_ in order if math.isfinite(known[id_])][:top])
-    hits = [
-        Hit(item, known[id_], margins[id_], places(item, asked) if id_ in there else ()) for id_, item in items.items()
+    fused: dict[int, float] = {}
+    for ranks in (by_words, {id_: rank for rank, id_ in enumerate(kept, 1)}):
+        for id_, rank in ranks.items():
+            fused[id_] = fused.get(id_, 0.0) + 1 / (_K + rank)
+    order = [id_ for id_ in sorted(fused, key=lambda id_: -fused[id_]) if math.isfinite(scores[id_])]
+    found = [
+        Hit(item, scores[id_], above[id_], places(item, spoken) if id_ in by_words else ())
+        for id_, item in view.items(order[:top]).items()
     ]
-    return Results(tuple(hits), near.searched, cut, view.model.name)
+    return Results(tuple(found), near.searched, cut, view.model.name)
 
 
 @dataclass(frozen=True)

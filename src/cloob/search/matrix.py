@@ -62,7 +62,15 @@ class Matrix:
         """
         query = np.asarray(query, np.float32)
         kept = [part.live if allowed is None else part.live & _among(part.ids, allowed) for part in parts]
-        products = [_products(part.rows, query, live) for part, live in zip(parts, kept, strict=True)]
+        products = []
+        for part, live in zip(parts, kept, strict=True):
+            if live.sum() < len(live) // _FEW_PART:
+                some = np.full(len(live), -np.inf, np.float32)
+                some[live] = part.rows[live] @ query
+            else:
+                some = part.rows @ query
+            some[~live | np.isnan(some)] = -np.inf
+            products.append(some)
         together, least = np.concatenate(products), -np.inf
         if len(together) > top:
             margin = 2 * self._dim * 2.0**-24 * max(1.0, float(np.linalg.norm(query)))
@@ -83,30 +91,22 @@ class Matrix:
         with connection:
             connection.execute("BEGIN")  # one state of the database for all that is read
             now = connection.execute("SELECT revision, stamp FROM cloob_revisions ORDER BY revision DESC").fetchone()
-            if now != self._seen or few is not None:
-                self._parts = self._follow(connection, now, _FEW if few is None else few)
-                self._seen = now
+            if now == self._seen and few is None:
+                return self._parts
+            stamps = dict(connection.execute("SELECT revision, stamp FROM cloob_revisions"))
+            files = (each for each in [self._file, *self._files()] if stamps.get(each.revision) == each.stamp)
+            file = max(files, key=lambda each: each.revision, default=self._none)
+            kept = self._ids(connection, "<=", file.revision)
+            live = _among(file.ids, kept)
+            if live.sum() != len(kept):  # the file is not what its name says
+                file, live = self._none, np.empty(0, np.bool_)
+            new = self._ids(connection, ">", file.revision)
+            if len(new) + int((~live).sum()) > max(_FEW if few is None else few, len(file.ids) // _FEW_PART):
+                file, live, new = self._write(connection, now), np.ones(len(kept) + len(new), np.bool_), new[:0]
+            rows = np.concatenate([self._none.rows, *self._pages(connection, file.revision)])
+            self._file, self._seen = file, now
+            self._parts = [Rows(file.ids, file.rows, live), Rows(new, rows, np.ones(len(new), np.bool_))]
         return self._parts
-
-    def _follow(self, connection: sqlite3.Connection, now: tuple[int, int], few: int) -> list[Rows]:
-        files = (each for each in [self._none, self._file, *self._read()] if self._is_past(connection, each))
-        file = max(files, key=lambda each: each.revision)
-        kept = self._ids(connection, "<=", file.revision)
-        live = _among(file.ids, kept)
-        if live.sum() != len(kept):  # the file is not what its name says
-            file, live = self._none, np.empty(0, np.bool_)
-        new = self._ids(connection, ">", file.revision)
-        if len(new) + int((~live).sum()) > max(few, len(file.ids) // _FEW_PART):
-            self._file = self._write(connection, now)
-            return [Rows(self._file.ids, self._file.rows, np.ones(len(self._file.ids), np.bool_))]
-        self._file = file
-        rows = np.concatenate([self._none.rows, *self._pages(connection, file.revision)])
-        return [Rows(file.ids, file.rows, live), Rows(new, rows, np.ones(len(new), np.bool_))]
-
-    def _is_past(self, connection: sqlite3.Connection, file: _File) -> bool:
-        """Whether a file is of an earlier state of this very index, or of this one."""
-        row = connection.execute("SELECT stamp FROM cloob_revisions WHERE revision = ?", (file.revision,)).fetchone()
-        return row is not None and row[0] == file.stamp
 
     def _ids(self, connection: sqlite3.Connection, operator: str, revision: int) -> Ids:
         statement = f"SELECT item FROM cloob_vectors WHERE model = ? AND revision {operator} ? ORDER BY item"
@@ -120,12 +120,9 @@ class Matrix:
         while page := [cell for (cell,) in islice(cells, _PAGE)]:
             yield decode(page, self._dim, self._database)
 
-    def _files(self) -> list[Path]:
-        return list(self._database.parent.glob(f"vectors-{self._model}-*.f32"))
-
-    def _read(self) -> Iterator[_File]:
+    def _files(self) -> Iterator[_File]:
         """The files that are whole."""
-        for path in self._files():
+        for path in self._database.parent.glob(f"vectors-{self._model}-*.f32"):
             with contextlib.suppress(OSError, ValueError):
                 revision, stamp = map(int, path.stem.split("-")[2:])
                 count, left = divmod(path.stat().st_size, 8 + 4 * self._dim)
@@ -136,7 +133,7 @@ class Matrix:
 
     def _write(self, connection: sqlite3.Connection, now: tuple[int, int]) -> _File:
         """A file of everything, in the place of all others; in memory where none can be written."""
-        ids, old = self._ids(connection, ">", 0), self._files()
+        ids, old = self._ids(connection, ">", 0), [*self._database.parent.glob(f"vectors-{self._model}-*.f32")]
         path = self._database.with_name(f"vectors-{self._model}-{now[0]}-{now[1]}.f32")
         temporary = self._database.with_name(f".tmp-{secrets.token_hex(8)}")
         try:
@@ -148,7 +145,7 @@ class Matrix:
             for other in old:
                 if other != path:  # which another process may have written too
                     other.unlink(missing_ok=True)
-            return next(file for file in self._read() if (file.revision, file.stamp) == now)
+            return next(file for file in self._files() if (file.revision, file.stamp) == now)
         except (OSError, StopIteration):
             return _File(*now, ids, np.concatenate([self._none.rows, *self._pages(connection, 0)]))
         finally:
@@ -164,18 +161,6 @@ def decode(cells: Sequence[bytes], dim: int, database: Path) -> Vectors:
 
 def _among(ids: Ids, allowed: Ids) -> npt.NDArray[np.bool_]:
     places = np.searchsorted(allowed, ids)
-    found = places < len(allowed)
-    found[found] = allowed[places[found]] == ids[found]
-    return found
-
-
-def _products(rows: Vectors, query: Vectors, live: npt.NDArray[np.bool_]) -> Vectors:
-    """The dot products of rows with a query; −∞ where a row does not count."""
-    if live.sum() < len(live) // _FEW_PART:
-        products = np.full(len(rows), -np.inf, np.float32)
-        products[live] = rows[live] @ query
-    else:
-        products = rows @ query
-        products[~live] = -np.inf
-    products[np.isnan(products)] = -np.inf
-    return products
+    matches = places < len(allowed)
+    matches[matches] = allowed[places[matches]] == ids[matches]
+    return matches

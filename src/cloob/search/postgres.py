@@ -17,16 +17,15 @@ import numpy as np
 
 from cloob.errors import InputError, require
 from cloob.search.records import IndexedModel
-from cloob.search.store import FORMAT, TABLES, UPGRADE, Neighbours, SqlVectors, Store, Vectors, refuse_format
+from cloob.search.store import FORMAT, TABLES, Neighbours, Store, Vectors, VectorTable, check_format
 from cloob.search.where import POSTGRESQL, Filter
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
 HNSW_ROWS = 10_000  # a model with more vectors gets an HNSW index; below, every search scans; not tuned
-_BEFORE = 4  # the format that ``UPGRADE`` takes
 _CONNECT_SECONDS = 10
-_LOCK = 0xC100B  # held while tables are made
+_LOCK = 0xC100B  # while tables are made
 _HNSW_DIM = 4_000  # halfvec's limit for an index
 _ROWS = 1000  # of a statement, which takes 65,535 values
 _CANDIDATES = 4  # times as many as asked for are ranked again
@@ -37,6 +36,7 @@ _TYPES = {"int": "bigint", "id": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KE
 _TYPES["words"] = """CREATE TABLE cloob_words (item bigint PRIMARY KEY REFERENCES cloob_items ON DELETE CASCADE,
   words text NOT NULL, places tsvector GENERATED ALWAYS AS (to_tsvector('simple', words)) STORED);
 CREATE INDEX cloob_words_places ON cloob_words USING gin (places)"""
+_EXTENSION = "CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public"
 _TABLES = f"""
 CREATE TABLE cloob_index (version int NOT NULL);
 INSERT INTO cloob_index VALUES ({FORMAT});
@@ -73,12 +73,18 @@ class PostgresStore(Store):
         self._open: Connection[Any] | None = None
         self.table = HnswVectors(self)
         try:
+            missing = "SELECT to_regclass('cloob_index') IS NULL"
             if create:
-                self._make()
-            if self._rows("SELECT to_regclass('cloob_index')") == [(None,)]:
+                with self._one_line(), self._connected().transaction():
+                    self._rows("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
+                    new = self._rows(missing) == [(True,)]
+                    for statement in [_EXTENSION, *_TABLES.split(";")] if new else []:
+                        self._rows(statement)
+                self._pgvector.register_vector(self._connected())
+            if self._rows(missing) == [(True,)]:
                 raise InputError(f"{self.address}: holds no index; `cloob index` makes one")
             ((number,),) = self._rows("SELECT version FROM cloob_index")
-            refuse_format(self.address, number, _BEFORE)
+            check_format(self.address, number)
         except BaseException:
             self.close()
             raise
@@ -102,7 +108,7 @@ class PostgresStore(Store):
             return [] if cursor.description is None else cursor.fetchall()
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """As of any store, many rows a statement: the server plans each of them anew."""
+        """Many rows a statement: the server plans every statement anew."""
         for start in range(0, len(rows), _ROWS):
             some = rows[start : start + _ROWS]
             one = f"({', '.join('?' * len(some[0]))})"
@@ -125,22 +131,6 @@ class PostgresStore(Store):
                 self._pgvector.register_vector(self._open)
         return self._open
 
-    def _make(self) -> None:
-        with self._one_line(), self._connected().transaction():
-            self._rows("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
-            if self._rows("SELECT to_regclass('cloob_index')") != [(None,)]:
-                if self._rows("SELECT version FROM cloob_index") == [(_BEFORE,)]:
-                    for (
-                        statement
-                    ) in f"{UPGRADE.format(**_TYPES, strict='')};UPDATE cloob_index SET version = {FORMAT}".split(";"):
-                        self._rows(statement)
-                    self._upgrade_words()
-                return
-            self._rows("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
-            for statement in _TABLES.split(";"):
-                self._rows(statement)
-        self._pgvector.register_vector(self._connected())
-
     @contextmanager
     def _one_line(self) -> Iterator[None]:
         try:
@@ -150,7 +140,7 @@ class PostgresStore(Store):
             raise InputError(f"{self.address}: {said}") from None
 
 
-class HnswVectors(SqlVectors):
+class HnswVectors(VectorTable):
     """Vectors in PostgreSQL, with an index of HNSW where a model has many."""
 
     store: PostgresStore
@@ -166,7 +156,11 @@ class HnswVectors(SqlVectors):
         among = f"cloob_vectors WHERE model = {number}"
         if where is not None:
             among = f"cloob_vectors JOIN cloob_items ON id = item WHERE model = {number} AND {condition}"
-        searched = self._count(among, values)
+        key = (self.store.revision(), among, *values)
+        if key not in self._counts:  # once a revision: it reads all of them
+            self._counts = {known: count for known, count in self._counts.items() if known[0] == key[0]}
+            self._counts[key] = int(self.store._rows(f"SELECT count(*) FROM {among}", values)[0][0])
+        searched = self._counts[key]
         wanted = min(top, searched)
         query = np.ascontiguousarray(query, np.float32)
         rows = self._walk(among, query, wanted, values) if wanted and self._has_hnsw(number) else []
@@ -189,14 +183,6 @@ class HnswVectors(SqlVectors):
                     f" USING hnsw ((vector::halfvec({dim})) halfvec_ip_ops) WHERE model = {number}"
                 )
         self.store._rows("ANALYZE cloob_vectors, cloob_items")
-
-    def _count(self, among: str, values: Sequence[Any]) -> int:
-        """How many vectors a filter lets through, counted once a revision: that reads all of them."""
-        key = (self.store.revision(), among, *values)
-        if key not in self._counts:
-            self._counts = {known: count for known, count in self._counts.items() if known[0] == key[0]}
-            self._counts[key] = int(self.store._rows(f"SELECT count(*) FROM {among}", values)[0][0])
-        return self._counts[key]
 
     def _has_hnsw(self, model: int) -> bool:
         statement = "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(?) AND indisvalid"
@@ -221,10 +207,6 @@ class HnswVectors(SqlVectors):
 
     def drop(self, model: IndexedModel) -> None:
         self.store._rows(f"DROP INDEX IF EXISTS {_hnsw(model.number)}")
-
-    def decode(self, cells: list[Any], dim: int) -> Vectors:
-        rows = [cell.to_numpy() if hasattr(cell, "to_numpy") else cell for cell in cells]
-        return np.array(rows, np.float32).reshape(-1, dim)
 
 
 def _hnsw(model: int) -> str:

@@ -98,24 +98,11 @@ class TorchEmbedder:
         return self._rows(lambda: self._encoder.encode_image(pixels.to(getattr(self._encoder, "device", "cpu"))))
 
     def _rows(self, encode: Callable[[], Any]) -> Vector:
-        from cloob.models.encoder import evaluating  # torch
+        from cloob.models.encoder import evaluating
 
         with evaluating(self._encoder):
             rows: Vector = encode().float().cpu().numpy()
         return rows
-
-
-def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Callable[[int], Vector]) -> Vector:
-    """The unit row (D,) of a query; ``embedder`` is called only if something has to be embedded."""
-
-    def row(term: Term) -> Vector:
-        if isinstance(term.what, int):
-            return row_of_item(term.what)
-        is_words = term.kind == "words"
-        (vector,) = embedder().texts([str(term.what)]) if is_words else embedder().pictures([_picture(term)])
-        return np.asarray(vector, np.float32)
-
-    return weighted_row([term.weight for term in query.terms], list(map(row, query.terms)))
 
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
@@ -127,7 +114,8 @@ def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
     return np.asarray(total / length, np.float32)
 
 
-def _picture(term: Term) -> Image:
+def picture_of(term: Term) -> Image:
+    """The opened picture of a term."""
     from cloob.models.pixels import open_image
 
     if term.kind != "address":

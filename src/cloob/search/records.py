@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +16,8 @@ SEPARATOR = "::"  # between a container and a picture in it
 By = Literal["meaning", "words", "both"]
 Value = str | int | float | bool | None  # what a metadata column holds
 Precision = Literal["fp32", "bf16"]
+_WORD = re.compile(r"[^\W_]+")
+_MOST = 100_000  # letters of an item that are looked through
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -45,6 +49,26 @@ class Item:
         """What says its date: ``exif``, ``name``, a ``column``, or the ``file``; empty without a date."""
         stated = self.columns.get("date_from") or ("column" if self.columns.get("date") else "file")
         return str(stated) if self.date else ""
+
+
+def file_of(item: Item) -> Hashable | None:
+    """Identifies a file under all of its names; None where it is gone or has changed since it was indexed.
+
+    An item has the latest time of a file and of what describes it, to the millisecond.
+    """
+    if item.mtime_ns is None:  # elsewhere: nobody knows
+        return item.path
+    container, _, member = item.path.partition(SEPARATOR)
+    try:
+        state, size = os.stat(item.path), item.bytes  # noqa: PTH116
+        member = ""
+    except (OSError, ValueError):
+        try:
+            state, size = os.stat(container), None  # noqa: PTH116
+        except (OSError, ValueError):
+            return None
+    changed = state.st_mtime_ns // 10**6 > item.mtime_ns // 10**6 or size not in (None, state.st_size)
+    return None if changed else (state.st_dev, state.st_ino, member)
 
 
 @dataclass(frozen=True)
@@ -102,3 +126,30 @@ class Results:
     searched: int  # pictures that were compared: those that the filter lets through
     cut: int  # of the nearest, as many as were asked for, those that the cutoff left out
     model: str  # the name of the model that was asked
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case and without accents: ``IMG_1092`` is two."""
+    text = text.casefold()
+    if not text.isascii():
+        letters = unicodedata.normalize("NFKD", text)
+        text = "".join(letter for letter in letters if not unicodedata.combining(letter))
+    return _WORD.findall(text)
+
+
+def texts(item: Item) -> dict[str, str]:
+    """What of an item is text: its file's name, its caption, and columns."""
+    name = re.split(r"/|::", item.path)[-1]
+    columns = {name: value for name, value in item.columns.items() if isinstance(value, str) and name != "date_from"}
+    return columns | {"name": name, "caption": item.caption or ""}
+
+
+def all_words(item: Item) -> str:
+    return " ".join(words(" ".join(texts(item).values())[:_MOST]))
+
+
+def places(item: Item, query: Sequence[str]) -> tuple[str, ...]:
+    """In which texts of an item some of the words are, where all of them are in one or another."""
+    matches = {name: set(query).intersection(words(text[:_MOST])) for name, text in texts(item).items()}
+    has_all = set(query) == set().union(*matches.values())
+    return tuple(sorted(name for name, some in matches.items() if some)) if has_all else ()

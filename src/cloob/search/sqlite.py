@@ -14,40 +14,26 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 from cloob.errors import InputError, message, require
 from cloob.search.matrix import Matrix, decode
 from cloob.search.records import INDEX_FILE, Busy, IndexedModel
-from cloob.search.store import (
-    FORMAT,
-    TABLES,
-    UPGRADE,
-    Neighbours,
-    SqlVectors,
-    Store,
-    Vectors,
-    VectorTable,
-    anew,
-    refuse_format,
-)
+from cloob.search.store import FORMAT, TABLES, Neighbours, Store, Vectors, VectorTable, anew, check_format
 from cloob.search.where import SQLITE, Filter
 
-T = TypeVar("T")
 PATIENCE_SECONDS = 60.0  # for which a writer waits for another one; a batch takes a fraction of a second
 _APPLICATION = 0x434C4F42  # "CLOB"
 _PAGE_BYTES = 16_384  # seven vectors of width 512; of SQLite's own 4,096 each would fill one, half of it empty
 _TYPES = {"int": "INTEGER", "id": "INTEGER PRIMARY KEY AUTOINCREMENT", "json": "TEXT", "vector": "BLOB"}
 _TYPES["words"] = "CREATE VIRTUAL TABLE cloob_words USING fts5 (words)"
 _TABLES = TABLES.format(**_TYPES, strict="STRICT")
-_BEFORE = 5  # the format that ``UPGRADE`` takes
 _SHAPE = """SELECT s.type, s.name, iif(s.sql LIKE 'CREATE VIRTUAL%', s.sql, ''), coalesce(a.name, b.name), a.type,
 a."notnull", a.pk, a.hidden FROM sqlite_schema s
 LEFT JOIN pragma_table_xinfo(s.name) a ON s.type = 'table' LEFT JOIN pragma_index_xinfo(s.name) b ON s.type = 'index'"""
-_SAID = {
+_MESSAGES = {
     "SQLITE_CANTOPEN": "holds no index, or one that may not be read; `cloob index` makes one",
     "SQLITE_BUSY": f"another process has been writing for {PATIENCE_SECONDS:.0f} s; wait until it is done",
     "SQLITE_READONLY": "this index may not be written; check the permissions of the folder and its files",
@@ -102,59 +88,65 @@ class SqliteStore(Store):
         with self._lock:
             self._connection.close()
 
-    def reading(self, read: Callable[[sqlite3.Connection], T]) -> T:
-        """What is read by the connection, in one thread at a time."""
+    @contextmanager
+    def using(self) -> Iterator[sqlite3.Connection]:
+        """The connection, in one thread at a time; a reader without locks does not see changes, and opens it anew."""
         with self._lock, _one_line(self.path):
-            return read(self._current())
+            if self._unlocked is not None and self._unlocked != self._state():
+                self._connection.close()
+                self._open()
+            yield self._connection
 
     def _open(self) -> None:
-        """Connects; where the folder cannot be written and nobody writes, without locks."""
-        _check_beside(self.path.resolve())
+        """Connects; where the folder cannot be written and nobody writes, without locks.
+
+        Refuses what SQLite would follow out of the folder: links, and a journal, which may name files to delete.
+        """
+        path = self.path.resolve()
+        for file, suffix in ((path.with_name(path.name + suffix), suffix) for suffix in ("-journal", "-wal", "-shm")):
+            if file.is_symlink() or (suffix == "-journal" and file.exists()):
+                raise InputError(f"{file}: no index has a {'link' if file.is_symlink() else 'journal'}; remove it")
         address = f"file:{quote(str(self.path.absolute()))}?mode={'rw' if self.writable else 'ro'}"
         self._unlocked: tuple[int, int, bool] | None = None
         try:
-            self._connection = _connect(address)
+            self._connection = self._connect(address)
         except sqlite3.OperationalError:
             if self.writable or not os.access(self.path, os.R_OK) or self._state()[2]:
                 raise
-            self._connection, self._unlocked = _connect(f"{address}&immutable=1"), self._state()
+            self._connection, self._unlocked = self._connect(f"{address}&immutable=1"), self._state()
         self._check()
         for setting in ("journal_mode = WAL", "synchronous = NORMAL", "cache_size = -65536") if self.writable else ():
             self._connection.execute(f"PRAGMA {setting}")
 
+    def _connect(self, address: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            address, uri=True, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
+            connection.execute(f"PRAGMA {setting}").fetchone()
+        connection.create_function("cloob_lower", 1, lambda text: text and text.lower(), deterministic=True)
+        connection.create_function("cloob_place", 1, self._full, deterministic=True)
+        return connection
+
     def _check(self) -> None:
-        """Brings the format before this one up to date; refuses others, and a database with more than our tables."""
+        """Refuses other formats, and a database with more than our tables."""
         path, connection = self.path, self._connection
         (application,), (version,) = (
             connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
         )
         if application != _APPLICATION:
             raise InputError(f"{path}: is no index of cloob's")
-        if version == _BEFORE and self.writable:
-            with self._transaction():
-                for statement in UPGRADE.format(**_TYPES, strict="STRICT").split(";"):
-                    connection.execute(statement)
-                self._upgrade_words()
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-                version = FORMAT
-        refuse_format(self.address, version, _BEFORE)
+        check_format(self.address, version)
         with closing(sqlite3.connect(":memory:")) as memory:
             memory.executescript(_TABLES)
-            odd = sorted(_shape(memory) ^ _shape(connection), key=str)
+            odd = sorted(set(memory.execute(_SHAPE)) ^ set(connection.execute(_SHAPE)), key=str)
         if odd:
             raise InputError(f"{path}: is no index of cloob's: {odd[0][0]} {odd[0][1]!r} is not as it makes it")
 
     def _state(self) -> tuple[int, int, bool]:
-        """What is another one once the file was written to, and while it is."""
+        """Changes when the file is written."""
         file = self.path.stat()
         return file.st_mtime_ns, file.st_size, self.path.with_name(f"{INDEX_FILE}-wal").exists()
-
-    def _current(self) -> sqlite3.Connection:
-        """The connection; a reader without locks is not told of changes, and opens it anew."""
-        if self._unlocked is not None and self._unlocked != self._state():
-            self._connection.close()
-            self._open()
-        return self._connection
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -168,31 +160,29 @@ class SqliteStore(Store):
         up = "/".join([".."] * self._folder[len(source) :].count("/"))
         return up, f"{up}{path[len(source) :]}" if path.startswith(f"{source}/") else path
 
-    def _shown(self, source: str, path: str) -> str:
-        return f"{source}{path[len(self._stored(source)[0]) :]}" if path.startswith("../") else path
-
-    def _root(self) -> tuple[str, str] | None:
-        found = self._rows("SELECT source FROM cloob_items WHERE source >= '..' AND source < './' LIMIT 1")
-        found = found or self._rows("SELECT source FROM cloob_faults WHERE source >= '..' AND source < './' LIMIT 1")
-        return (found[0][0], os.path.normpath(os.path.join(self._folder, found[0][0]))) if found else None  # noqa: PTH118
+    def _full(self, stored: str) -> str:
+        folder, below = self._folder, stored
+        while below == ".." or below.startswith("../"):
+            folder, below = os.path.dirname(folder), below[3:]  # noqa: PTH120
+        return stored if below is stored else f"{folder}/{below}".removesuffix("/")
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         values = [json.dumps(value) if isinstance(value, list) else value for value in values]
-        with self._lock, _one_line(self.path):
-            return self._current().execute(statement, values).fetchall()
+        with self.using() as connection:
+            return connection.execute(statement, values).fetchall()
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        with self._lock, _one_line(self.path):
-            self._current().executemany(statement, rows)
+        with self.using() as connection:
+            connection.executemany(statement, rows)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, _one_line(self.path), self._connection as connection:
+        with self.using() as connection, connection:
             connection.execute("BEGIN IMMEDIATE")
             yield
 
 
-class FlatVectors(SqlVectors):
+class FlatVectors(VectorTable):
     """Vectors in SQLite, and a matrix of each model beside it."""
 
     store: SqliteStore
@@ -202,13 +192,16 @@ class FlatVectors(SqlVectors):
         self._matrices: dict[int, Matrix] = {}
 
     def nearest(self, model: IndexedModel, query: Vectors, top: int, where: Filter | None) -> Neighbours:
-        allowed, matrix = None if where is None else self.store.ids(where), self._matrix(model)
-        return Neighbours(*matrix.nearest(self.store.reading(matrix.parts), query, top, allowed))
+        allowed = None if where is None else self.store.ids(where)
+        with self.store.using() as connection:
+            parts = self._matrix(model).parts(connection)
+        return Neighbours(*self._matrix(model).nearest(parts, query, top, allowed))
 
     def optimise(self) -> None:
         """Writes anew the matrices that do not fit."""
         for model in self.store.models():
-            self.store.reading(partial(self._matrix(model).parts, few=0))
+            with self.store.using() as connection:
+                self._matrix(model).parts(connection, few=0)
 
     def drop(self, model: IndexedModel) -> None:
         self._matrices.pop(model.number, None)
@@ -237,26 +230,26 @@ def _acquired(lock: Any, folder: Path) -> Iterator[None]:
     """While no other process updates the index of a folder."""
     locks = require("filelock", "train")
     try:
-        held = lock.acquire(0)
+        acquired = lock.acquire(0)
     except locks.Timeout:
         raise Busy(f"another `cloob index` is at work on {folder}; wait until it is done") from None
     except OSError:
         raise InputError(f"{folder}: this index may not be written; check its permissions") from None
-    with held:
+    with acquired:
         yield
 
 
 @contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """What SQLite or the system complains of, as one line that names the file."""
+    """Turns errors of SQLite and of the system into InputError, with the file."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
         code = getattr(error, "sqlite_errorname", "")
-        said = next((line for start, line in _SAID.items() if code.startswith(start)), message(error))
+        why = next((line for start, line in _MESSAGES.items() if code.startswith(start)), message(error))
         if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            said = f"is damaged{_what_is_left(path)}; {anew(str(path.parent))}"
-        raise InputError(f"{path}: {said}") from None
+            why = f"is damaged{_what_is_left(path)}; {anew(str(path.parent))}"
+        raise InputError(f"{path}: {why}") from None
 
 
 def _what_is_left(path: Path) -> str:
@@ -272,26 +265,3 @@ def _what_is_left(path: Path) -> str:
                     counts[table] += 1
     pictures, vectors = counts.values()
     return f"; {pictures:,} pictures and {vectors:,} vectors of it can be read" if pictures or vectors else ""
-
-
-def _connect(address: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        address, uri=True, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
-    )
-    for setting in ("trusted_schema = OFF", "foreign_keys = ON", "schema_version"):
-        connection.execute(f"PRAGMA {setting}").fetchone()
-    connection.create_function("cloob_lower", 1, lambda text: text and text.lower(), deterministic=True)
-    return connection
-
-
-def _check_beside(path: Path) -> None:
-    """Refuses what SQLite would follow out of the folder: links, and a journal, which may name files to delete."""
-    for suffix in ("-journal", "-wal", "-shm"):
-        beside = path.with_name(f"{path.name}{suffix}")
-        if beside.is_symlink() or (suffix == "-journal" and beside.exists()):
-            raise InputError(f"{beside}: no index has a {'link' if beside.is_symlink() else 'journal'}; remove it")
-
-
-def _shape(connection: sqlite3.Connection) -> set[tuple[Any, ...]]:
-    """The tables and indexes with their columns, which are all that there is."""
-    return set(connection.execute(_SHAPE))

@@ -11,20 +11,18 @@ import math
 import secrets
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError, nearest, printable
-from cloob.search.records import FileState, IndexedModel, Item, valid
+from cloob.search.records import FileState, IndexedModel, Item, all_words, valid
 from cloob.search.where import Dialect, Filter
-from cloob.search.words import all_words
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -43,44 +41,33 @@ CREATE TABLE cloob_vectors (item {int} NOT NULL REFERENCES cloob_items ON DELETE
 CREATE INDEX cloob_vectors_revision ON cloob_vectors (model, revision, item);
 CREATE TABLE cloob_faults (source TEXT NOT NULL, path TEXT NOT NULL, bytes {int} NOT NULL, mtime_ns {int},
   fault TEXT NOT NULL, PRIMARY KEY (source, path)) {strict};
-CREATE TABLE cloob_excludes (source TEXT NOT NULL, glob TEXT NOT NULL) {strict};
-CREATE TABLE cloob_columns (source TEXT PRIMARY KEY, vectors TEXT NOT NULL, fingerprint TEXT NOT NULL) {strict};
+CREATE TABLE cloob_sources (source TEXT PRIMARY KEY, exclude TEXT NOT NULL, vectors TEXT, fingerprint TEXT) {strict};
 {words}"""
 
-FORMAT = 6  # the number of these tables; another one is brought up to date, or said to be deleted
-UPGRADE = """
-ALTER TABLE cloob_models ADD COLUMN place {int} NOT NULL DEFAULT 0;
-ALTER TABLE cloob_models ADD COLUMN replaces {int};
-UPDATE cloob_models SET place = id;
-CREATE TABLE cloob_columns (source TEXT PRIMARY KEY, vectors TEXT NOT NULL, fingerprint TEXT NOT NULL) {strict};
-{words}"""  # from the format before
-
+FORMAT = 7  # the number of these tables
+_REVISE = "INSERT INTO cloob_revisions SELECT max(revision) + 1, ? FROM cloob_revisions RETURNING revision"
 _FIELDS = ("source", "path", "content", "bytes", "mtime_ns", "width", "height", "date", "caption", "columns")
 _REPLACE_ITEM = f"""INSERT INTO cloob_items ({", ".join(_FIELDS)}) VALUES ({", ".join("?" * len(_FIELDS))})
 ON CONFLICT (source, path) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _FIELDS)}"""
 _REPLACE_VECTOR = """INSERT INTO cloob_vectors VALUES (?, ?, ?, ?)
 ON CONFLICT (item, model) DO UPDATE SET revision = excluded.revision, vector = excluded.vector"""
-_REPLACE_FAULT = """INSERT INTO cloob_faults (source, path, bytes, mtime_ns, fault) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (source, path) DO UPDATE SET bytes = excluded.bytes, mtime_ns = excluded.mtime_ns, fault = excluded.fault"""
 _ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim, place, replaces)
 SELECT ?, ?, ?, ?, coalesce(?, max(place) + 1, 1), ? FROM cloob_models"""
 _STATES = """SELECT id, path, bytes, mtime_ns, content, model FROM cloob_items
 LEFT JOIN cloob_vectors ON item = id WHERE source = ? ORDER BY id, model"""
-_BY_SOURCE = ("items", "faults", "excludes", "columns")
+_REPLACE_SOURCE = """INSERT INTO cloob_sources (source, exclude, vectors, fingerprint) VALUES (?, ?, ?, ?)
+ON CONFLICT (source) DO UPDATE SET exclude = excluded.exclude, vectors = excluded.vectors,
+fingerprint = excluded.fingerprint"""
 _PAGE = 10_000
 _KINDS = {"string": "text", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
 
 
-def refuse_format(address: str, number: int, before: int) -> None:
+def check_format(address: str, number: int) -> None:
     """Raises InputError for an index of another format than this one."""
-    if number == before:
-        raise InputError(
-            f"{address}: is of the format before this one; cloob index --out {address} brings it up to date"
-        )
-    if number > FORMAT:
-        raise InputError(f"{address}: is of format {number}, of a newer cloob; this one reads {FORMAT}")
     if number != FORMAT:
-        raise InputError(f"{address}: is of format {number}, which this cloob does not read; {anew(address)}")
+        newer = f"of a newer cloob; this one reads {FORMAT}"
+        why = newer if number > FORMAT else f"which this cloob does not read; {anew(address)}"
+        raise InputError(f"{address}: is of format {number}, {why}")
 
 
 def anew(address: str) -> str:
@@ -96,24 +83,45 @@ class Neighbours(NamedTuple):
     searched: int  # items that the filter lets through and the model has vectors of
 
 
-class VectorTable(Protocol):
-    """The vectors of an index; SQL, or anything else. The items' database knows which item has one of which model."""
+class SourceSettings(NamedTuple):
+    exclude: tuple[str, ...] = ()  # globs that an update leaves out unless it is given others
+    vectors: str | None = None  # the column of a source of vectors
+    fingerprint: str | None = None  # of the model that made them
+
+
+class VectorTable(ABC):
+    """The vectors of an index: here those of SQL; the items' database knows which item has one of which model."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
 
     def write(self, model: IndexedModel, ids: Sequence[int], vectors: Vectors) -> Sequence[Any]:
         """Keeps (n, D) vectors of items; returns the cells that SQL keeps of them, empty bytes where it keeps nothing.
 
         It is called inside the transaction that writes the items, before it is committed.
         """
+        return vectors  # type: ignore[return-value]  # cells of a row each
 
     def vectors(self, model: IndexedModel, ids: Sequence[int]) -> tuple[Sequence[int], Vectors]:
         """Ids, of some thousands, that have a vector, in any order, and these."""
+        statement = f"SELECT item, vector FROM cloob_vectors WHERE model = ? AND item {self.store._among}"
+        rows = self.store._rows(statement, (model.number, ids))
+        return [row[0] for row in rows], self.decode([row[1] for row in rows], model.dim)
 
+    def decode(self, cells: list[Any], dim: int) -> Vectors:
+        """(n, D) of SQL's cells."""
+        rows = [cell.to_numpy() if hasattr(cell, "to_numpy") else cell for cell in cells]
+        return np.array(rows, np.float32).reshape(-1, dim)
+
+    @abstractmethod
     def nearest(self, model: IndexedModel, query: Vectors, top: int, where: Filter | None) -> Neighbours:
         """The ``top`` items nearest to a query (D,), equal ones by id; ``Store.ids`` applies a filter."""
 
+    @abstractmethod
     def drop(self, model: IndexedModel) -> None:
         """Forgets all of a model."""
 
+    @abstractmethod
     def optimise(self) -> None:
         """Prepares for searches, at the end of an update."""
 
@@ -152,10 +160,9 @@ class Store(ABC):
 
     @contextmanager
     def _writing(self) -> Iterator[int]:
-        """One transaction, which makes a new revision."""
-        new = "INSERT INTO cloob_revisions SELECT max(revision) + 1, ? FROM cloob_revisions RETURNING revision"
+        """One transaction, and its revision."""
         with self._transaction():
-            yield self._rows(new, (secrets.randbits(62),))[0][0]
+            yield self._rows(_REVISE, (secrets.randbits(62),))[0][0]
 
     def revision(self) -> int:
         """Grows with each committed change: caches and servers look here whether to read again."""
@@ -169,10 +176,10 @@ class Store(ABC):
     def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
         """A model by its name; one that has other weights by now is not there any more. None: the first."""
         models = {model.name: model for model in self.models(unfinished=isinstance(name, IndexedModel))}
-        wanted = name.name if isinstance(name, IndexedModel) else name or next(iter(models), "")
-        known = models.get(wanted)
+        key = name.name if isinstance(name, IndexedModel) else name or next(iter(models), "")
+        known = models.get(key)
         if known is None or (isinstance(name, IndexedModel) and known.fingerprint != name.fingerprint):
-            why = f"has no vectors of a model {wanted!r} (any more); {nearest(wanted, models)}"
+            why = f"has no vectors of a model {key!r} (any more); {nearest(key, models)}"
             raise InputError(f"{self.address}: {why if models else 'is empty; `cloob index` fills it'}")
         return known
 
@@ -183,32 +190,30 @@ class Store(ABC):
         stay until :meth:`finish`.
         """
         with self._writing():
-            models = self.models(unfinished=True)
-            there = {each.name: each for each in models}.get(model.name)
-            new, place = model, None
-            if there and there.fingerprint != model.fingerprint:
+            models, place = self.models(unfinished=True), None
+            there = next((each for each in models if each.name == model.name), model)
+            if there.fingerprint != model.fingerprint:
                 if not replace:
                     raise InputError(
                         f"{self.address}: holds vectors of another model {model.name!r}; "
                         "index one of the two anew with --replace-model, or under another --name"
                     )
-                new = dataclasses.replace(model, name=f"{model.name} +{model.fingerprint}", replaces=there.number)
+                model = dataclasses.replace(model, name=f"{model.name} +{model.fingerprint}", replaces=there.number)
                 ((place,),) = self._rows("SELECT place FROM cloob_models WHERE id = ?", (there.number,))
-            same = next((each for each in models if (each.name, each.fingerprint) == (new.name, new.fingerprint)), None)
-            for other in models if new.replaces else ():
-                if other.replaces == new.replaces and other is not same:
+            same = [each for each in models if (each.name, each.fingerprint) == (model.name, model.fingerprint)]
+            for other in models if model.replaces else ():
+                if other.replaces == model.replaces and other not in same:
                     self._drop(other)  # it was to replace the same one
-            if same is not None:
-                self._rows("UPDATE cloob_models SET spec = ? WHERE id = ?", (new.spec, same.number))
+            if same:
+                self._rows("UPDATE cloob_models SET spec = ? WHERE id = ?", (model.spec, same[0].number))
             else:
-                fields = (new.name, new.spec, new.fingerprint, new.dim, place, new.replaces)
+                fields = (model.name, model.spec, model.fingerprint, model.dim, place, model.replaces)
                 self._rows(_ADD_MODEL, fields)
-            return self.model(new)
+            return self.model(model)
 
     def finish(self, model: IndexedModel) -> None:
         """Puts a model in the place of the one that it replaces, whose vectors go."""
-        old = next((each for each in self.models() if each.number == model.replaces), None)
-        if old is not None:
+        for old in [each for each in self.models() if each.number == model.replaces]:
             with self._writing():
                 self._drop(old)
                 statement = "UPDATE cloob_models SET name = ?, replaces = NULL WHERE id = ?"
@@ -225,28 +230,21 @@ class Store(ABC):
 
     def states(self, source: str) -> Iterator[FileState]:
         """What is known of the files of a source; the models are those that have a vector, by number."""
-        stored, _ = self._stored(source)
-        path = str if stored == source else partial(self._shown, source)
-        for (id_, below, size, mtime, content), rows in groupby(
-            self._rows(_STATES, (stored,)), itemgetter(0, 1, 2, 3, 4)
-        ):
+        stored = self._stored(source)[:1]
+        for (id_, path, size, mtime, content), rows in groupby(self._rows(_STATES, stored), itemgetter(0, 1, 2, 3, 4)):
             models = tuple(row[5] for row in rows if row[5] is not None)
-            yield FileState(id_, path(below), size, mtime, content, None, models)
+            yield FileState(id_, self._full(path), size, mtime, content, None, models)
         faults = "SELECT path, bytes, mtime_ns, fault FROM cloob_faults WHERE source = ? ORDER BY path"
-        for below, size, mtime, fault in self._rows(faults, (stored,)):
-            yield FileState(None, path(below), size, mtime, "", fault, ())
+        for path, size, mtime, fault in self._rows(faults, stored):
+            yield FileState(None, self._full(path), size, mtime, "", fault, ())
 
     def _stored(self, source: str, path: str = "") -> tuple[str, str]:
-        """A source and a path as the tables have them: those of a source that holds the index from where that is."""
+        """A source and a path as the tables have them: of a source that holds the index, from where that is."""
         return source, path
 
-    def _shown(self, source: str, path: str) -> str:
-        """A path of a source as it is, of one in the tables."""
-        return path
-
-    def _root(self) -> tuple[str, str] | None:
-        """The source that holds the index, as the tables have it and as it is."""
-        return None
+    def _full(self, stored: str) -> str:
+        """A source or a path of the tables as it is."""
+        return stored
 
     def move(self, old: str, new: str) -> None:
         """Takes note that a folder was moved, with the sources that it is or holds."""
@@ -257,7 +255,8 @@ class Store(ABC):
             raise InputError(f"{new}: is in {self.address} already; so remove {old} by --remove-all")
         old, new = self._stored(old)[0], self._stored(new)[0]
         with self._writing():
-            for table, column in [("items", "path"), ("faults", "path"), *((t, "source") for t in _BY_SOURCE)]:
+            columns = [("items", "path"), ("faults", "path"), *((t, "source") for t in ("items", "faults", "sources"))]
+            for table, column in columns:
                 inside = f"{column} = ? OR substr({column}, 1, ?) = ?"
                 renamed = f"UPDATE cloob_{table} SET {column} = ? || substr({column}, ?) WHERE {inside}"
                 self._rows(renamed, (new, len(old) + 1, old, len(old) + 1, f"{old}/"))
@@ -283,92 +282,69 @@ class Store(ABC):
             self._many(self._add_words, [(id_, all_words(item)) for id_, item in zip(ids, items, strict=True)])
             self._forget(rows)
 
-    def _upgrade_words(self) -> None:
-        for page in self.pages():
-            self._many(self._add_words, [(item.id, all_words(item)) for item in self.items(page)])
-
     def having(self, model: IndexedModel, ids: Sequence[int]) -> list[int]:
         """Those of some ids that have a vector of a model."""
         statement = f"SELECT item FROM cloob_vectors WHERE model = ? AND item {self._among} ORDER BY item"
         return [row[0] for row in self._rows(statement, (model.number, list(ids)))]
 
-    def find_words(self, asked: Sequence[str], top: int, where: Filter | None = None) -> dict[int, int]:
+    def find_words(self, words: Sequence[str], top: int, where: Filter | None = None) -> dict[int, int]:
         """The ``top`` items whose texts have all of some words, best first, and their ranks; equal ones share one."""
         condition, values = self._condition(where)
-        rows = self._rows(self._find_words.format(condition), (" ".join(asked), *values, top))
+        rows = self._rows(self._find_words.format(condition), (" ".join(words), *values, top))
         scores = [round(score, 4) for _, score in rows]
         return {id_: 1 + scores.index(score) for (id_, _), score in zip(rows, scores, strict=True)}
 
-    def _by_source(self, rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, Any]]:
-        """Each source with its paths, of rows that begin with these two."""
-        for source in {row[0] for row in rows}:
-            yield source, [row[1] for row in rows if row[0] == source]
-
     def _places(self, rows: Sequence[Sequence[Any]]) -> dict[tuple[str, str], tuple[int, str]]:
-        """Ids and contents of the items that are there, by source and path."""
+        """Ids and contents of the items that are there, by source and path, of rows that begin with these."""
         statement = f"SELECT source, path, id, content FROM cloob_items WHERE source = ? AND path {self._among}"
-        found = (row for values in self._by_source(rows) for row in self._rows(statement, values))
-        return {(source, path): (id_, content) for source, path, id_, content in found}
+        by_source = ((source, [row[1] for row in rows if row[0] == source]) for source in {row[0] for row in rows})
+        matches = (row for values in by_source for row in self._rows(statement, values))
+        return {(source, path): (id_, content) for source, path, id_, content in matches}
 
-    def _forget(self, rows: Sequence[Sequence[Any]], table: Literal["faults", "items"] = "faults") -> None:
-        if table == "items":
-            ids = [id_ for id_, _ in self._places(rows).values()]
-            self._rows(f"DELETE FROM cloob_words WHERE {self._word_item} {self._among}", (ids,))
-        for values in self._by_source(rows):
-            self._rows(f"DELETE FROM cloob_{table} WHERE source = ? AND path {self._among}", values)
+    def _forget(self, rows: Sequence[Sequence[Any]], *, items: bool = False) -> None:
+        """Deletes the faults, or the items too, of rows that begin with source and path."""
+        for source in {row[0] for row in rows}:
+            files = f"source = ? AND path {self._among}"
+            words = f"cloob_words WHERE {self._word_item} IN (SELECT id FROM cloob_items WHERE {files})"
+            paths = [row[1] for row in rows if row[0] == source]
+            for table in [words, f"cloob_items WHERE {files}"] if items else []:
+                self._rows(f"DELETE FROM {table}", (source, paths))
+            self._rows(f"DELETE FROM cloob_faults WHERE {files}", (source, paths))
 
     def remove(self, source: str, paths: Sequence[str]) -> None:
         """Forgets files that are gone, those that could not be read as well."""
         if paths:
-            rows = [self._stored(source, path) for path in paths]
             with self._writing():
-                self._forget(rows, "items")
-                self._forget(rows)
+                self._forget([self._stored(source, path) for path in paths], items=True)
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
+        known = [(each.bytes, each.mtime_ns, valid(each.fault or "")) for each in faults]
+        rows = [(*self._stored(source, each.path), *row) for each, row in zip(faults, known, strict=True)]
         with self._writing():
-            known = [(each.bytes, each.mtime_ns, valid(each.fault or "")) for each in faults]
-            rows = [(*self._stored(source, each.path), *row) for each, row in zip(faults, known, strict=True)]
-            self._forget(rows, "items")
-            self._many(_REPLACE_FAULT, rows)
+            self._forget(rows, items=True)
+            self._many("INSERT INTO cloob_faults (source, path, bytes, mtime_ns, fault) VALUES (?, ?, ?, ?, ?)", rows)
 
     def sources(self) -> tuple[str, ...]:
         rows = self._rows("SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults")
-        root = dict(filter(None, [self._root()]))
-        return tuple(sorted(root.get(row[0], row[0]) for row in rows))
+        return tuple(sorted(self._full(row[0]) for row in rows))
 
-    def exclude(self, source: str) -> tuple[str, ...]:
-        """The globs that an update leaves out of a source unless it is given others."""
-        return tuple(
-            row[0] for row in self._rows("SELECT glob FROM cloob_excludes WHERE source = ?", self._stored(source)[:1])
-        )
+    def settings(self) -> dict[str, SourceSettings]:
+        """How sources are read, where that was named."""
+        rows = self._rows("SELECT source, exclude, vectors, fingerprint FROM cloob_sources")
+        return {self._full(row[0]): SourceSettings(tuple(filter(None, row[1].split("\n"))), *row[2:]) for row in rows}
 
-    def set_exclude(self, source: str, globs: Sequence[str]) -> None:
-        source, _ = self._stored(source)
+    def set(self, source: str, settings: SourceSettings) -> None:
         with self._writing():
-            self._rows("DELETE FROM cloob_excludes WHERE source = ?", (source,))
-            self._many("INSERT INTO cloob_excludes VALUES (?, ?)", [(source, glob) for glob in globs])
-
-    def vector_columns(self) -> dict[str, tuple[str, str]]:
-        """Of sources that are vectors: their column, and the fingerprint of the model that made them."""
-        root = dict(filter(None, [self._root()]))
-        rows = self._rows("SELECT source, vectors, fingerprint FROM cloob_columns")
-        return {root.get(source, source): (column, fingerprint) for source, column, fingerprint in rows}
-
-    def set_vectors(self, source: str, column: str, model: IndexedModel) -> None:
-        source, _ = self._stored(source)
-        with self._writing():
-            self._rows("DELETE FROM cloob_columns WHERE source = ?", (source,))
-            self._rows("INSERT INTO cloob_columns VALUES (?, ?, ?)", (source, column, model.fingerprint))
+            self._rows(_REPLACE_SOURCE, (self._stored(source)[0], "\n".join(settings.exclude), *settings[1:]))
 
     def contents(self, source: str, paths: Sequence[str], model: IndexedModel) -> dict[str, str]:
         """The contents of items that have a vector of a model, by path."""
         statement = f"""SELECT path, content FROM cloob_items WHERE source = ? AND path {self._among}
             AND EXISTS (SELECT 1 FROM cloob_vectors WHERE item = id AND model = ?)"""
-        stored = [self._stored(source, path) for path in paths]
-        rows = self._rows(statement, (self._stored(source)[0], [path for _, path in stored], model.number))
-        return {self._shown(source, path): content for path, content in rows}
+        stored = [self._stored(source, path)[1] for path in paths]
+        rows = self._rows(statement, (self._stored(source)[0], stored, model.number))
+        return {self._full(path): content for path, content in rows}
 
     def columns(self) -> dict[str, str]:
         """The sources' own columns by name, sorted: ``text``, ``number``, ``boolean`` or ``mixed``; reads all items."""
@@ -415,11 +391,17 @@ class Store(ABC):
 
     def items(self, ids: Sequence[int] | Ids) -> list[Item]:
         """Items in the order asked for; ids that are not there are left out."""
-        wanted = list(map(int, ids))
+        order = list(map(int, ids))
         statement = f"SELECT id, {', '.join(_FIELDS)} FROM cloob_items WHERE id {self._among}"
-        root = dict(filter(None, [self._root()]))
-        items = {row[0]: self._item(row, root) for row in self._rows(statement, (wanted,))}
-        return [items[id_] for id_ in wanted if id_ in items]
+        items: dict[int, Item] = {}
+        for row in self._rows(statement, (order,)):
+            id_, source, path, *fields, columns = row
+            try:
+                fields.append(json.loads(columns) if isinstance(columns, str) else columns)
+            except ValueError:
+                raise InputError(f"{self.address}: is damaged at {printable(path)}; {anew(self.address)}") from None
+            items[id_] = Item(id_, self._full(source), self._full(path), *fields)
+        return [items[id_] for id_ in order if id_ in items]
 
     def vectors(self, model: str | IndexedModel, ids: Sequence[int] | Ids) -> Vectors:
         """(n, D) in the order asked for; rows of NaN where there is no vector."""
@@ -438,41 +420,8 @@ class Store(ABC):
         """The ``top`` items nearest to a query (D,), equal ones by id."""
         return self.table.nearest(self.model(model), query, top, where)
 
-    def optimise(self) -> None:
-        """Prepares for searches."""
-        self.table.optimise()
-
     def _condition(self, where: Filter | None) -> tuple[str, Sequence[Any]]:
-        return ("true", ()) if where is None else where.sql(self._dialect, self._root())
-
-    def _item(self, row: Sequence[Any], root: Mapping[str, str]) -> Item:
-        id_, source, path, *fields, columns = row
-        if source in root:
-            source = root[source]
-            path = self._shown(source, path)
-        try:
-            fields = [id_, source, path, *fields, json.loads(columns) if isinstance(columns, str) else columns]
-        except ValueError:
-            raise InputError(f"{self.address}: is damaged at {printable(path)}; {anew(self.address)}") from None
-        return Item(*fields)
-
-
-class SqlVectors(ABC):
-    """Vectors in the table of an index in SQL."""
-
-    def __init__(self, store: Any) -> None:
-        self.store = store
-
-    def write(self, model: IndexedModel, ids: Sequence[int], vectors: Vectors) -> Sequence[Any]:
-        return vectors  # type: ignore[return-value]  # cells of a row each
-
-    def vectors(self, model: IndexedModel, ids: Sequence[int]) -> tuple[Sequence[int], Vectors]:
-        statement = f"SELECT item, vector FROM cloob_vectors WHERE model = ? AND item {self.store._among}"
-        rows = self.store._rows(statement, (model.number, ids))
-        return [row[0] for row in rows], self.decode([row[1] for row in rows], model.dim)
-
-    @abstractmethod
-    def decode(self, cells: list[Any], dim: int) -> Vectors: ...
+        return ("true", ()) if where is None else where.sql(self._dialect)
 
 
 def _values(item: Item) -> tuple[Any, ...]:

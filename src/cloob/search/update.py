@@ -19,15 +19,13 @@ from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.build import Builder, Summary, make_plan
-from cloob.search.models import Models
+from cloob.search.build import Builder, Summary, make_plan, take
+from cloob.search.models import Models, absolute, load_named, remember
 from cloob.search.records import FileState, IndexedModel, Precision
 from cloob.search.scan.collection import Collection
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
-from cloob.search.scan.rows import Rows
-from cloob.search.store import Store
-from cloob.search.take import VectorFile, take
-from cloob.search.trust import absolute, load_named, remember
+from cloob.search.scan.vectors import Rows, VectorFile
+from cloob.search.store import SourceSettings, Store
 
 Progress = Callable[[int, int], None] | None
 _ROWS = 4096  # vectors of a transaction
@@ -50,13 +48,6 @@ class UpdateOptions:
 def update(
     store: Store, models: Models, sources: Sequence[str | Path] | Rows, options: UpdateOptions, progress: Progress
 ) -> Summary:
-    with store.exclusive():
-        return _update(store, models, sources, options, progress)
-
-
-def _update(
-    store: Store, models: Models, sources: Sequence[str | Path] | Rows, options: UpdateOptions, progress: Progress
-) -> Summary:
     device = resolve_device(options.device)
     if isinstance(sources, Rows):
         options = replace(options, batch_size=_ROWS, workers=0)
@@ -65,21 +56,19 @@ def _update(
     if model.replaces is not None:  # which is finished when it has vectors of all
         others = {*store.sources()} - {each.name for each in collections}
         collections += _open_all(store, sorted(others), options) if others else []
-    done = Summary()
+    done, settings = Summary(), store.settings()
     files = [each for each in collections if isinstance(each, VectorFile)]
     collections = [each for each in collections if not isinstance(each, VectorFile)]
     plans = [make_plan(store, each, model.number, done, remove_all=options.remove_all) for each in collections]
-    made_by = store.vector_columns()
-    for file in files:
-        _, fingerprint = made_by.get(file.name, ("", model.fingerprint))
-        if options.scan.vectors is None and fingerprint != model.fingerprint:
+    for file in files if options.scan.vectors is None else ():
+        if file.name in settings and settings[file.name].fingerprint != model.fingerprint:
             done.refused[file.name] = "its vectors are of another model; --vectors names a column of this one's"
     for name, why in done.refused.items() if model.replaces is not None else ():
         raise InputError(f"{name}: {why}")
     for each in collections if options.scan.exclude else ():
-        store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
+        store.set(each.name, SourceSettings(tuple(filter(None, options.scan.exclude))))
     start = time.monotonic()
-    work = [each for plan in plans for each in plan.work]
+    work = [each for some, _ in plans for each in some]
     if work and model.precision == "bf16" and device.type == "cpu":
         warn_of_emulated_bfloat16()
     most = None if options.max_megapixels is None else max(1, int(options.max_megapixels * 1e6))
@@ -93,33 +82,33 @@ def _update(
     for file in files:
         if file.name not in done.refused:
             take(store, model, file, done, options.remove_all, progress)
-    for plan in plans:  # nothing goes before its vectors were copied
-        store.remove(plan.collection.name, [state.path for state in plan.gone])
-        done.removed += sum(state.id is not None for state in plan.gone)
+    for each, (_, gone) in zip(collections, plans, strict=True):  # nothing goes before its vectors were copied
+        store.remove(each.name, [state.path for state in gone])
+        done.removed += sum(state.id is not None for state in gone)
     if is_new and not done.added + done.changed + done.completed:
         store.remove_model(model)
     else:
         store.finish(model)
-    store.optimise()
+    store.table.optimise()
     done.seconds = time.monotonic() - start
     return done
 
 
 def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOptions) -> list[Collection]:
     """Opens sources; one that the index knows and that is gone is an empty one."""
-    known = store.sources()
+    known, settings = store.sources(), store.settings()
     real = {os.path.realpath(name): name for name in known if os.path.isabs(name)}  # noqa: PTH117
     names = ((source_name(source), source) for source in sources or known)
     given = {name if name in known else real.get(os.path.realpath(name), name): source for name, source in names}
     _check_apart(given, known)
     collections: list[Collection] = []
-    columns = store.vector_columns()
     for name, source in given.items():
-        column = options.scan.vectors if sources and options.scan.vectors else columns.get(name, (None,))[0]
+        before = settings.get(name, SourceSettings())
+        column = (options.scan.vectors if sources else None) or before.vectors
         if column is not None and not is_gone(name, typed=bool(sources)):
             collections.append(VectorFile(name, column, options.scan.image_column, options.scan.caption_column))
             continue
-        scan = options.scan if options.scan.exclude else replace(options.scan, exclude=store.exclude(name))
+        scan = replace(options.scan, exclude=options.scan.exclude or before.exclude)
         if name in known and is_gone(name, typed=bool(sources)):
             collections.append(Collection(name))  # what is not there any more has no pictures
         elif sources:
@@ -146,20 +135,28 @@ def _model(
     store: Store, models: Models, options: UpdateOptions, device: torch.device, collections: Sequence[Collection]
 ) -> tuple[IndexedModel, bool]:
     """The model of an update, which the index has then, and whether it is new; loaded unless it goes on as it is."""
-    precision, wanted = options.precision, options.model
-    if wanted is None:
-        old = _only(store, options.name)
+    precision, asked = options.precision, options.model
+    if asked is None:
+        existing = store.models()
+        named = [model for model in existing if options.name in (None, model.name)]
+        if len(named) != 1:
+            names = ", ".join(model.name for model in existing)
+            why = f"has vectors of {names}; --name says of which" if names else "is empty; --model says by which model"
+            raise InputError(f"{store.address}: {why}")
+        (old,) = named
         if not options.replace_model and precision in (None, old.precision):
             return old, False
         name, spec, precision = old.name, old.spec, precision or old.precision
         encoder, weights = load_named(spec, device)
-    elif isinstance(wanted, str | Path):
-        name, spec = options.name or default_name(str(wanted)), absolute(str(wanted))
+    elif isinstance(asked, str | Path):
+        spec = str(asked).partition(":")[2] if str(asked).startswith(("hf-hub:", "local-dir:")) else str(asked)
+        stem = Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
+        name, spec = options.name or stem, absolute(str(asked))
         remember(spec)
         encoder, weights = load_with_fingerprint(spec, device)
     else:
-        name = spec = options.name or wanted.name
-        encoder, weights = wanted, fingerprint(wanted)
+        name = spec = options.name or asked.name
+        encoder, weights = asked, fingerprint(asked)
     for each in collections:
         each.check(encoder)
     alike = [model for model in store.models(unfinished=True) if model.weights == weights]
@@ -179,23 +176,6 @@ def _model(
     return model, same is None
 
 
-def _only(store: Store, name: str | None) -> IndexedModel:
-    models = store.models()
-    named = [model for model in models if name in (None, model.name)]
-    if len(named) != 1:
-        names = ", ".join(model.name for model in models)
-        why = f"has vectors of {names}; --name says of which" if models else "is empty; --model says by which model"
-        raise InputError(f"{store.address}: {why}")
-    return named[0]
-
-
-def default_name(spec: str) -> str:
-    """What an index calls a model: the last part of a path, or the name as it is written."""
-    if spec.startswith(("hf-hub:", "local-dir:")):
-        spec = spec.partition(":")[2]
-    return Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
-
-
 @dataclass
 class Merged:
     added: int = 0  # items that were not here
@@ -206,18 +186,14 @@ class Merged:
 
 def merge(store: Store, other: Store) -> Merged:
     """Adds what ``other`` has to ``store``; vectors go with their model's weights, whatever it is called there."""
-    with store.exclusive():
-        return _merge(store, other)
-
-
-def _merge(store: Store, other: Store) -> Merged:
     _check_apart(other.sources(), store.sources())
     here = {model.fingerprint: model for model in store.models()}
     for model in other.models():
         if model.fingerprint not in here:
             here[model.fingerprint] = store.add_model(replace(model, number=0))
-    for source in {*other.sources()} - {*store.sources()}:
-        store.set_exclude(source, other.exclude(source))
+    for source, settings in other.settings().items():
+        if source not in store.sources():
+            store.set(source, settings)
     states = ((source, state) for source in store.sources() for state in store.states(source))
     known = {(source, state.path): state for source, state in states if state.id is not None}
     nothing = FileState(None, "", 0, None, "", None, ())
@@ -231,10 +207,10 @@ def _merge(store: Store, other: Store) -> Merged:
         done.present += len(present)
         done.added += len(same) - len(present)
         for model in other.models():
-            own = here[model.fingerprint]
+            number = here[model.fingerprint].number
             vectors = other.vectors(model.name, [item.id for item, _ in same])
-            wanted = np.isfinite(vectors).all(1) & np.array([own.number not in state.models for _, state in same], bool)
-            store.write([items[place] for place in np.flatnonzero(wanted)], own, vectors[wanted])
-            done.vectors += int(wanted.sum())
-    store.optimise()
+            new = np.isfinite(vectors).all(1) & np.array([number not in state.models for _, state in same], bool)
+            store.write([items[place] for place in np.flatnonzero(new)], here[model.fingerprint], vectors[new])
+            done.vectors += int(new.sum())
+    store.table.optimise()
     return done

@@ -1,24 +1,43 @@
-"""The pictures of an index that a filter lets through, as one of its models sees them."""
+"""The pictures of an index that a filter lets through, as one of its models sees them, and whether anything fits.
+
+A cosine says little by itself: it depends on the model, on the words, and on pictures that are near to everything. So
+each hit has a *margin*: with s the query's score and m, d the mean and the standard deviation of the scores of B
+unrelated queries **for that picture**, the margin is (s − m) / d. A hit whose margin is below the cutoff is left out,
+and if none is left nothing fits. An unrelated query has the shape of the query: a term of words becomes a line of
+``background.txt``, a picture becomes one drawn from the index, the weights stay.
+
+docs/find.md says what the cutoff was measured to do.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from cloob.cache import Cache
 from cloob.errors import InputError
-from cloob.search import background
 from cloob.search.models import Models
-from cloob.search.query import AnyQuery, Query, Vector, embed_query
+from cloob.search.query import AnyQuery, Query, Term, Vector, picture_of, weighted_row
 from cloob.search.records import IndexedModel, Item
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.where import Filter
 
+CUTOFF = 3.0  # of a query with words
+PICTURE_CUTOFF = 2.0  # of a query of pictures alone, whose scores spread more
+_DRAWN = 256  # pictures of the index that stand for unrelated pictures
+_MIN_PICTURES = 20
+_MIN_DEVIATION = 1e-3  # of cosines
+_MEMOIZED = 64
+
 T = TypeVar("T")
 Where = str | Filter | None
-_MEMOIZED = 64
 
 
 class Memo(dict[Hashable, Any]):
@@ -45,20 +64,20 @@ class View:
     where: Filter | None = None
 
     def vectors(self, ids: Sequence[int] | Ids) -> Vectors:
-        """(n, D) in the order asked for; rows of NaN where there is no vector."""
+        """(n, D) in the order of the ids; rows of NaN where there is no vector."""
         return self.store.vectors(self.model.name, ids)
 
     def items(self, ids: Sequence[int] | Ids) -> dict[int, Item]:
-        """Items by id, in the order asked for; others were removed meanwhile."""
+        """Items by id, in the order of the ids; others were removed meanwhile."""
         return {item.id: item for item in self.store.items(ids)}
 
     def blocks(self) -> Iterator[tuple[list[Item], Vectors]]:
         """All pictures that have a vector, with it, some thousands at a time."""
         for ids in self.store.pages(self.where):
             rows, items = self.vectors(ids), self.items(ids)
-            known = np.isfinite(rows).all(1) & np.array([id_ in items for id_ in ids])
-            if known.any():
-                yield [items[ids[place]] for place in np.flatnonzero(known)], rows[known]
+            kept = np.isfinite(rows).all(1) & np.array([id_ in items for id_ in ids])
+            if kept.any():
+                yield [items[ids[place]] for place in np.flatnonzero(kept)], rows[kept]
 
     def why_none(self) -> str:
         store = self.store
@@ -68,41 +87,82 @@ class View:
             return "the filter lets none through"
         return f"none has a vector of {self.model.name}; cloob index --name {self.model.name} --out {store.address}"
 
-    def check_some(self, found: int) -> None:
-        """Raises InputError where no picture was found to work on."""
-        if not found:
+    def check_some(self, count: int) -> None:
+        """Raises InputError where there is no picture to work on."""
+        if not count:
             raise InputError(f"no picture: {self.why_none()}")
 
-    def row(self, query: AnyQuery, known: Vector | None = None) -> Vector:
-        """The unit row (D,) of a query; ``known`` if that is known."""
+    def row(self, query: AnyQuery, row: Vector | None = None) -> Vector:
+        """The unit row (D,) of a query; ``row`` if that is known."""
         if isinstance(query, Query):
             query.check()
-        if known is None and not isinstance(query, np.ndarray):
-            known = embed_query(Query.of(query), lambda: self.models.embedder(self.model), self._item_row)
-        row = np.asarray(query if known is None else known, np.float32)
+        if row is None and not isinstance(query, np.ndarray):
+            terms = Query.of(query).terms
+            row = weighted_row([term.weight for term in terms], list(map(self._term_row, terms)))
+        row = np.asarray(query if row is None else row, np.float32)
         length = float(np.linalg.norm(row))
         if row.shape != (self.model.dim,) or not 0 < length < np.inf:
             wanted = f"({self.model.dim},) is wanted, not 0"
             raise InputError(f"a query of shape {row.shape} for the model {self.model.name!r}; {wanted}")
         return row / length
 
-    def _item_row(self, id_: int) -> Vector:
-        row: Vector = self.vectors([id_])[0]
+    def _term_row(self, term: Term) -> Vector:
+        row: Vector
+        if not isinstance(term.what, int):
+            embedder = self.models.embedder(self.model)
+            is_words = term.kind == "words"
+            (row,) = embedder.texts([str(term.what)]) if is_words else embedder.pictures([picture_of(term)])
+            return np.asarray(row, np.float32)
+        (row,) = self.vectors([term.what])
         if not np.isfinite(row).all():
-            why = f"has no vector of the model {self.model.name!r}" if self.items([id_]) else "is not in this index"
-            raise InputError(f"picture {id_} {why}")
+            no_vector = f"has no vector of the model {self.model.name!r}"
+            raise InputError(f"picture {term.what} {no_vector if self.items([term.what]) else 'is not in this index'}")
         return row
 
     def text_rows(self) -> Vectors:
-        return background.background_rows(lambda: self.models.embedder(self.model), self.model.fingerprint)
-
-    def drawn_rows(self) -> Vectors:
-        """Vectors of pictures of the index, in the place of unrelated pictures."""
-        rows = self.vectors(np.random.default_rng(0).permutation(self.store.sample(background.DRAWN)))
-        return rows[np.isfinite(rows).all(1)]
+        """(B, D) unit rows of the background's texts; cached on disk."""
+        cache, texts = Cache(), Path(__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines()
+        name = hashlib.sha256("\n".join((self.model.fingerprint, *texts)).encode()).hexdigest() + ".npy"
+        rows: Vectors
+        with contextlib.suppress(ValueError, EOFError, OSError):  # a damaged file is made again
+            if (cached := cache.find("embeddings", name)) is not None:
+                rows = np.load(cached, allow_pickle=False)
+                return rows
+        rows = self.models.embedder(self.model).texts(texts)
+        np.save(stream := io.BytesIO(), rows, allow_pickle=False)
+        with contextlib.suppress(InputError):  # the next process makes them again
+            cache.put("embeddings", name, stream.getvalue())
+        return rows
 
     def unrelated_rows(self, query: Query) -> Vectors | None:
-        """(B, D) unrelated queries of the query's shape; None where there is nothing to draw them from."""
+        """(B, D) unit rows of unrelated queries of the query's shape.
+
+        None if a term is a picture, and the index has too few to compare with.
+        """
         shape = tuple((term.kind == "words", term.weight) for term in query.terms)
         key = ("unrelated", self.model, shape, None if all(words for words, _ in shape) else self.store.revision())
-        return self.memo.of(key, lambda: background.unrelated(query, self.text_rows, self.drawn_rows))
+        return self.memo.of(key, lambda: self._unrelated(shape))
+
+    def _unrelated(self, shape: Sequence[tuple[bool, float]]) -> Vectors | None:
+        generator, pools = np.random.default_rng(0), {True: self.text_rows()} if (True in dict(shape)) else {}
+        if False in dict(shape):
+            rows = self.vectors(np.random.default_rng(0).permutation(self.store.sample(_DRAWN)))
+            pools[False] = rows[np.isfinite(rows).all(1)]
+            if len(pools[False]) < _MIN_PICTURES:
+                return None
+        count = len(pools[True]) if True in pools else _DRAWN
+        total, largest = np.zeros(1), max(abs(weight) for _, weight in shape)
+        for place, (is_words, weight) in enumerate(shape):
+            pool = pools[is_words]
+            drawn = np.arange(count) if place == 0 and is_words else generator.integers(len(pool), size=count)
+            total = total + weight / largest * pool[drawn]
+        lengths = np.linalg.norm(total, axis=1)
+        kept = lengths > 1e-6
+        return np.asarray(total[kept] / lengths[kept, None], np.float32)
+
+
+def margins(scores: Vectors, pictures: Vectors, others: Vectors) -> Vectors:
+    """How many standard deviations scores, (n,) or (n, C), lie above those of (B, D) unrelated queries."""
+    reached = pictures @ others.T
+    mean, deviation = reached.mean(1), np.maximum(reached.std(1), _MIN_DEVIATION)
+    return np.asarray(((scores.T - mean) / deviation).T, np.float32)

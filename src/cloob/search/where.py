@@ -40,6 +40,7 @@ class Dialect(NamedTuple):
     lower: str  # text in lower case, where ``like`` does not do that with all letters; empty where it does
     collate: str  # follows text, so that it compares by code points
     number: str  # the place of a number
+    place: str  # a source or a path in full
 
 
 SQLITE = Dialect(
@@ -54,6 +55,7 @@ SQLITE = Dialect(
     lower="cloob_lower({})",
     collate="",
     number="?",
+    place="cloob_place({})",
 )
 POSTGRESQL = Dialect(
     "(SELECT {} FROM jsonb_each(columns) WHERE key = ? AND jsonb_typeof(value) {})",
@@ -67,6 +69,7 @@ POSTGRESQL = Dialect(
     lower="",
     collate=' COLLATE "C"',
     number="?::numeric",  # as a float it would overflow beside a larger number of a column
+    place="{}",
 )
 
 
@@ -74,12 +77,9 @@ POSTGRESQL = Dialect(
 class Filter:
     text: str
 
-    def sql(self, dialect: Dialect, root: tuple[str, str] | None = None) -> tuple[str, list[Literal]]:
-        """A condition over the columns of ``cloob_items``, which is never null, and its parameters in order.
-
-        ``root``: a source as the table has it, at the beginning of its paths too, and as it is.
-        """
-        parser = _Parser(self.text, None, dialect, root=root)
+    def sql(self, dialect: Dialect) -> tuple[str, list[Literal]]:
+        """A condition over the columns of ``cloob_items``, which is never null, and its parameters in order."""
+        parser = _Parser(self.text, None, dialect)
         return f"({parser.condition()})", parser.parameters
 
 
@@ -105,17 +105,11 @@ class _Parser:
     """Writes SQL token by token: ``not``, ``and`` and ``or`` bind in SQL as they do here."""
 
     def __init__(
-        self,
-        text: str,
-        columns: Collection[str] | None,
-        dialect: Dialect,
-        hidden: Collection[str] = (),
-        root: tuple[str, str] | None = None,
+        self, text: str, columns: Collection[str] | None, dialect: Dialect, hidden: Collection[str] = ()
     ) -> None:
-        self._whole, self._columns, self._dialect = valid(text), columns, dialect
-        self._hidden, self._root = hidden, root
-        self._tokens = [*_TOKEN.finditer(self._whole)]
-        self._next = 0
+        self._text, self._columns, self._dialect, self._hidden = valid(text), columns, dialect, hidden
+        self._tokens = _TOKEN.finditer(self._text)
+        self._pop()
         self.parameters: list[Literal] = []
 
     def condition(self, depth: int = 0) -> str:
@@ -143,10 +137,16 @@ class _Parser:
         if self._take("is"):
             negated = self._take("not")
             self._want("null")
-            return f"({self._value(column)} IS {'NOT ' * negated}NULL)"
+            return f"({self._column_value(column)} IS {'NOT ' * negated}NULL)"
         negated = self._take("not")
+        values: list[Literal]
         if self._take("like"):
-            operator, values = self._dialect.like, [self._pattern(column)]
+            if column in NUMBERS:
+                self._fail(f"{column} is a number, and 'like' is for text")
+            if self._kind != "text":
+                self._expected("a pattern in quotes, such as '%dog%'")
+            operator, values = self._dialect.like, [self._value]
+            self._pop()
         elif self._take("in"):
             self._want("(")
             operator, values = "IN ({})", [self._literal(column)]
@@ -154,15 +154,15 @@ class _Parser:
                 values.append(self._literal(column))
             self._want(")")
         else:
-            sign = _OPERATORS.get(self._text)
+            sign = _OPERATORS.get(self._word)
             if negated or sign is None:
                 self._expected("'like' or 'in'" if negated else "=, !=, <, <=, >, >=, like, in or is null")
-            self._next += 1
+            self._pop()
             values = [self._literal(column)]
             operator, negated = ("= {}", True) if sign == "!=" else (sign + " {}", False)
         if not negated:
             return self._compared(column, operator, values)
-        return f"({self._value(column)} IS NOT NULL AND NOT ({self._compared(column, operator, values)}))"
+        return f"({self._column_value(column)} IS NOT NULL AND NOT ({self._compared(column, operator, values)}))"
 
     def _compared(self, column: str, operator: str, values: list[Literal]) -> str:
         """False where the column has nothing; of ``in`` a part for each kind of value."""
@@ -173,7 +173,7 @@ class _Parser:
             groups.setdefault((kind, len(str(value)) if cut else 0), []).append(value)
         parts = []
         for (kind, length), some in groups.items():
-            left = f"substr(date, 1, {length})" if length else self._value(column, kind)
+            left = f"substr(date, 1, {length})" if length else self._column_value(column, kind)
             if operator == self._dialect.like and self._dialect.lower and not str(some[0]).isascii():
                 left, some = self._dialect.lower.format(left), [str(some[0]).lower()]
             left += self._dialect.collate if kind == "text" else ""
@@ -182,44 +182,34 @@ class _Parser:
             self.parameters += some
         return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
 
-    def _value(self, column: str, kind: str = "any") -> str:
-        """What an item has in a column; null where that is nothing, or of another kind."""
-        if column in ("path", "source") and self._root:
-            stored, shown = self._root
-            self.parameters += [stored, shown, len(stored) + 1]
-            return f"CASE source WHEN ? THEN ? || substr({column}, ?) ELSE {column} END"
+    def _column_value(self, column: str, kind: str = "any") -> str:
+        """The value of an item in a column; null where that is nothing, or of another kind."""
+        if column in ("path", "source"):
+            return self._dialect.place.format(column)
         if column in (*TEXTS, *NUMBERS):
             return _NAME if column == "name" else column
         self.parameters.append(column)
         return self._dialect.json.format(*self._dialect.kinds[kind])
 
     def _column(self) -> str:
-        name = self._unquoted
-        if self._kind != "quoted" and (self._kind != "word" or name.lower() in _KEYWORDS):
+        kind, name = self._kind, self._value
+        if kind != "quoted" and (kind != "word" or name.lower() in _KEYWORDS):
             self._expected("a column's name")
         known = [each for each in (*TEXTS, *NUMBERS, *(self._columns or ())) if each not in self._hidden]
         if name in self._hidden or (self._columns is not None and name not in known):
             self._fail(f"no column {name!r}; {nearest(name, known)}")
-        self._next += 1
+        self._pop()
         return name
 
-    def _pattern(self, column: str) -> Literal:
-        if column in NUMBERS:
-            self._fail(f"{column} is a number, and 'like' is for text")
-        if self._kind != "text":
-            self._expected("a pattern in quotes, such as '%dog%'")
-        pattern, self._next = self._unquoted, self._next + 1
-        return pattern
-
     def _literal(self, column: str) -> Literal:
-        kind, text, value = self._kind, self._text, self._unquoted
+        kind, text, value = self._kind, self._word, self._value
         if kind not in ("text", "number", "date") and text.lower() not in ("true", "false"):
             self._expected("a value ('text' in quotes, a number, a date, true or false; or `is null`)")
         if column == "date" and not _DATE.fullmatch(value):
             self._fail(f"{text} is no date; write 2024, 2024-05, 2024-05-31 or '2024-05-31T18:30'")
         if column in NUMBERS and kind != "number":
             self._fail(f"{column} is compared with a number, not with {text}")
-        self._next += 1
+        self._pop()
         if column in TEXTS:
             return value.replace(" ", "T") if column == "date" else value
         if kind == "word":
@@ -229,33 +219,30 @@ class _Parser:
         whole = int(text) if re.fullmatch(r"[+-]?\d{1,19}", text) else 2**63
         return whole if -(2**63) <= whole < 2**63 else float(text)
 
-    @property
-    def _kind(self) -> str:
-        return str(self._tokens[self._next].lastgroup)
+    def _pop(self) -> None:
+        """Goes on: a kind is a group of ``_TOKEN``, a value a text without its quotes."""
+        match = next(self._tokens)
+        self._kind, self._word, self._start = str(match.lastgroup), match[0], match.start()
+        quote = self._word[:1]
+        is_quoted = self._kind in ("text", "quoted")
+        self._value = self._word[1:-1].replace(2 * quote, quote) if is_quoted else self._word
 
-    @property
-    def _text(self) -> str:
-        return self._tokens[self._next][0]
-
-    @property
-    def _unquoted(self) -> str:
-        quote = self._text[:1]
-        return self._text[1:-1].replace(2 * quote, quote) if self._kind in ("text", "quoted") else self._text
-
-    def _take(self, wanted: str) -> bool:
+    def _take(self, text: str) -> bool:
         """Goes on if the next token is this keyword or sign."""
-        found = self._kind in ("word", "sign") and self._text.lower() == wanted
-        self._next += found
-        return found
+        is_next = self._kind in ("word", "sign") and self._word.lower() == text
+        if is_next:
+            self._pop()
+        return is_next
 
-    def _want(self, wanted: str) -> None:
-        if not self._take(wanted):
-            self._expected(f"'{wanted}'")
+    def _want(self, text: str) -> None:
+        if not self._take(text):
+            self._expected(f"'{text}'")
 
-    def _expected(self, wanted: str) -> NoReturn:
-        self._fail(f"{wanted} is wanted, {f'not {self._text[:40]}' if self._text else 'and the filter ends'}")
+    def _expected(self, what: str) -> NoReturn:
+        text = self._word[:40]
+        self._fail(f"{what} is wanted, {f'not {text}' if text else 'and the filter ends'}")
 
-    def _fail(self, said: str) -> NoReturn:
-        place, whole = self._tokens[self._next].start(), self._whole
-        around = whole if len(whole) <= 80 else whole[max(0, place - 40) : place + 40]
-        raise InputError(" ".join(f"filter, at character {place + 1}: {said} (in: {around.strip()})".split()))
+    def _fail(self, message: str) -> NoReturn:
+        place, text = self._start, self._text
+        around = text if len(text) <= 80 else text[max(0, place - 40) : place + 40]
+        raise InputError(" ".join(f"filter, at character {place + 1}: {message} (in: {around.strip()})".split()))

@@ -154,7 +154,7 @@ def test_hnsw_finds_what_is_near_and_fills_up_behind_a_narrow_filter(
 ) -> None:
     monkeypatch.setattr(postgres_module, "HNSW_ROWS", 1000)
     vectors = fill(store, 1500)
-    store.optimise()
+    store.table.optimise()
     ids = store.ids()
     queries = units(20, MODEL.dim, 3)
     found = [store.nearest(MODEL.name, query, 10) for query in queries]

@@ -1,4 +1,4 @@
-"""What a source of pictures is to an index, and those whose pictures are files: folders and tables."""
+"""Sources of pictures that are files: folders and tables."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ from cloob.data.sources.arrow import ARROW_SUFFIXES
 from cloob.data.sources.paths import as_text, captions_by_stem, check_name, column_names, json_rows, read_table, walk
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
-from cloob.search.beside import files_beside, read_beside
+from cloob.search.metadata import files_beside, read_beside
 from cloob.search.records import INDEX_FILE, Value
 from cloob.search.where import NUMBERS, TEXTS
 
-EXAMPLES = 3  # that are named of what was left out, and of the files that cannot be read
-CAPTION_COLUMNS = ("title", "caption", "text")  # where captions are sought when nobody has named their column
+EXAMPLES = 3  # of what was left out, and of the files that cannot be read
+CAPTION_COLUMNS = ("title", "caption", "text")  # of captions, where no column is named
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError)
 _CODE, _LONG = r"^[+-]?(0\d|\d{20})", r"\d{19}"
 _NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")  # made by file servers, Windows and npm
-_KINDS = 3
 _ADDING = threading.Lock()
 
 
@@ -48,9 +47,9 @@ class Found(NamedTuple):
 
     path: str  # as in :class:`cloob.search.records.Item`
     bytes: int | None  # size of the file; None where only reading it tells
-    mtime_ns: int | None  # when it, or what is said of it, was changed last; None where nothing says so
-    place: Any = None  # what its source finds it by
-    content: str = ""  # as of :class:`cloob.search.records.Item`, where looking for it tells
+    mtime_ns: int | None  # when it, or what describes it, was changed last; None where nothing says so
+    place: Any = None  # where its source finds it
+    content: str = ""  # as of :class:`cloob.search.records.Item`, where the scan knows it
 
     @property
     def missing(self) -> bool:
@@ -111,7 +110,7 @@ class Collection:
 
 
 class Table(Collection):
-    """A table whose rows say something of pictures; several rows of one path are one picture."""
+    """A table whose rows describe pictures; several rows of one path are one picture."""
 
     def __init__(
         self, path: Path, image_column: str, caption_column: str | None, exclude: tuple[str, ...] = ()
@@ -120,26 +119,22 @@ class Table(Collection):
         self.state = path.stat()
         self._objects = [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
         there = column_names(path, (image_column, caption_column or image_column))
-        self._names = list(filter(None, dict.fromkeys([*there, *(name for row in self._objects for name in row)])))
-        check_name(path, self._names, image_column, "image")
+        names = list(filter(None, dict.fromkeys([*there, *(name for row in self._objects for name in row)])))
+        check_name(path, names, image_column, "image")
         if caption_column is not None:
-            check_name(path, self._names, caption_column, "caption")
-        self._caption = caption_column or next((name for name in CAPTION_COLUMNS if name in self._names), None)
-        self._others = [name for name in self._names if name not in (image_column, self._caption)]
+            check_name(path, names, caption_column, "caption")
+        self._caption = caption_column or next((name for name in CAPTION_COLUMNS if name in names), None)
+        self._others = [name for name in names if name not in (image_column, self._caption)]
         self._hidden = 0  # rows
         if self._objects:
             images = [row.get(image_column) for row in self._objects]
         else:
-            columns, stray = read_table(path, self._names)
+            columns, stray = read_table(path, names)
             self._hidden = sum(stray.values())
             images = columns[image_column].to_pylist()
             is_text = path.suffix.lower() != ".parquet"
-            typed = {
-                name: _typed(columns[name], is_text_table=is_text, is_caption=name == self._caption)
-                for name in self._names
-                if name != image_column
-            }
-            self._table = pa.table(typed)
+            others = [name for name in names if name != image_column]
+            self._table = pa.table({name: _typed(columns[name], is_text, name == self._caption) for name in others})
         self._stored = [_text(each).strip() for each in images]  # paths as the table has them
         self.by_path: dict[str, list[int]] = {}  # the rows of each picture by its absolute path
         folder = os.path.dirname(self.name)  # noqa: PTH120
@@ -151,15 +146,6 @@ class Table(Collection):
     def of(self, path: str) -> list[int]:
         """The rows that name a picture, letters with their accents in one character or in two."""
         return self.by_path.get(path) or self._composed.get(unicodedata.normalize("NFC", path), [])
-
-    def said(self, rows: list[int]) -> tuple[str | None, dict[str, Value]]:
-        """What rows say of a picture: all captions, and the columns of the first."""
-        captions = (_text(self._cell(row, self._caption)).strip() for row in rows if self._caption)
-        others = {name: self._cell(rows[0], name) for name in self._others} if rows else {}
-        return "\n".join(filter(None, dict.fromkeys(captions))) or None, values(others)
-
-    def _cell(self, row: int, column: str) -> Any:
-        return self._objects[row].get(column) if self._objects else plain(self._table.column(column)[row])
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         if self._hidden:
@@ -175,33 +161,29 @@ class Table(Collection):
             if self.excluded(self._stored[rows[0]]):
                 continue
             try:
-                state = _stated(path)
+                state = _state(path)
                 size, time = (0, None) if state is None else (state.st_size, _newest(state, self.state))
             except OSError:  # reading it says why
                 size, time = None, None
             yield Found(path, size, time, rows)
 
-    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
-        return self.said(found.place)
+    def describe(self, found: Found) -> tuple[str | None, dict[str, Value]]:
+        """All captions of a picture's rows, and the columns of the first."""
 
+        def cell(row: int, column: str) -> Any:
+            return self._objects[row].get(column) if self._objects else plain(self._table.column(column)[row])
 
-class _Beside(NamedTuple):
-    """The files beside a picture that say something of it."""
-
-    caption: str | None
-    others: list[str]  # XMP, and Google Takeout's JSON
-
-    @classmethod
-    def of(cls, folder: str, caption: str | None, others: list[str]) -> _Beside:
-        paths = [os.path.join(folder, name) for name in others]  # noqa: PTH118
-        return cls(caption and os.path.join(folder, caption), paths)  # noqa: PTH118
+        captions = [_text(cell(row, self._caption)).strip() for row in found.place if self._caption]
+        others = {name: cell(found.place[0], name) for name in self._others} if found.place else {}
+        return "\n".join(filter(None, dict.fromkeys(captions))) or None, values(others)
 
 
 class Folder(Collection):
-    """All pictures below a folder; ``table`` says something of them.
+    """All pictures below a folder; ``table`` describes some of them.
 
     Hidden files and folders, folders of ``_NEVER``, and folders that are an index themselves are passed over. A link
-    is followed where it leads to a picture below the folder.
+    is followed where it leads to a picture below the folder. A picture's place are its caption's file, if any, and
+    other files that describe it.
     """
 
     def __init__(self, folder: Path, exclude: tuple[str, ...] = (), table: Table | None = None) -> None:
@@ -211,11 +193,22 @@ class Folder(Collection):
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         others: Counter[str] = Counter()
         seen: set[int] = set()
-        for folder, folders, names in walk(self.name, self._cannot_list):
+
+        def unlisted(error: OSError) -> None:
+            self.unlisted.append(error.filename)
+            self.left_out.add("folder cannot be listed", f"{error.filename} ({error.strerror})")
+
+        for folder, folders, names in walk(self.name, unlisted):
             if INDEX_FILE in names:
                 folders.clear()
                 continue
-            folders[:] = (name for name in folders if self._enters(folder, name))
+            for name in [*folders]:
+                path = os.path.join(folder, name)  # noqa: PTH118
+                excluded, linked = self._left_out(path), os.path.islink(path)  # noqa: PTH114
+                if name in _NEVER or excluded or linked:
+                    folders.remove(name)
+                if name not in _NEVER and (excluded or linked):
+                    self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
             captions, beside = captions_by_stem(names), files_beside(names)
             used: set[str] = set()
             strange: list[str] = []
@@ -226,55 +219,45 @@ class Folder(Collection):
                 if self._left_out(path):
                     self.left_out.add("excluded", path)
                 elif lower.endswith((*IMAGE_SUFFIXES, *RAW_SUFFIXES)):
-                    stem = name.rpartition(".")[0]
-                    used.update(others_of := [*beside.get(stem, ()), *beside.get(name, ())])
-                    found = self._found(path, _Beside.of(folder, captions.get(stem), others_of))
-                    if found is not None:
+                    if (found := self._found(folder, name, captions, beside)) is not None:
                         seen.update(self._table.of(path) if self._table else ())
                         yield found
+                    used.update(beside.get(name.rpartition(".")[0], ()), beside.get(name, ()))
                 elif lower.endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES)):
                     self.left_out.add("tar or Arrow file beside pictures", path)
                 else:
                     strange.append(name)
             others.update(os.path.splitext(name.lower())[1] or name for name in strange if name not in used)  # noqa: PTH122
         if others:
-            kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(_KINDS))
-            self.left_out.add("file of another kind", kinds + ", …" * (len(others) > _KINDS), others.total())
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(3))
+            self.left_out.add("file of another kind", kinds + ", …" * (len(others) > 3), others.total())
         for path, rows in self._table.by_path.items() if self._table else ():
             if seen.isdisjoint(rows) and not self._left_out(path):
                 self.left_out.add("row of the folder's table that names no picture of it", path)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
-        caption, columns = self._table.said(self._table.of(found.path)) if self._table else (None, {})
-        beside: _Beside = found.place
-        by_others = read_beside(beside.others)
-        stated = by_others.pop("caption", None)
-        if beside.caption:
+        table, (file, *others) = self._table, found.place
+        caption, columns = table.describe(found._replace(place=table.of(found.path))) if table else (None, {})
+        stated = read_beside(others)
+        by_others = stated.pop("caption", None)
+        if file:
             try:
-                caption = clean_caption(read_caption_file(beside.caption, found.path), found.path)
+                caption = clean_caption(read_caption_file(file, found.path), found.path)
             except BadSample as bad:
                 if bad.reason != "empty caption":
-                    self.left_out.add(bad.reason, beside.caption)
-        return caption or (str(stated) if stated else None), by_others | columns
+                    self.left_out.add(bad.reason, file)
+        return caption or (str(by_others) if by_others else None), stated | columns
 
     def _left_out(self, path: str) -> bool:
         return bool(self._exclude) and self.excluded(os.path.relpath(path, self.name))
 
-    def _cannot_list(self, error: OSError) -> None:
-        self.unlisted.append(error.filename)
-        self.left_out.add("folder cannot be listed", f"{error.filename} ({error.strerror})")
-
-    def _enters(self, folder: str, name: str) -> bool:
-        if name in _NEVER:
-            return False
-        path = os.path.join(folder, name)  # noqa: PTH118
-        excluded, linked = self._left_out(path), os.path.islink(path)  # noqa: PTH114
-        if excluded or linked:
-            self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
-        return not (excluded or linked)
-
-    def _found(self, path: str, beside: _Beside) -> Found | None:
-        """A picture, whose time is also that of what describes it; None where it is no file of the folder."""
+    def _found(
+        self, folder: str, name: str, captions: Mapping[str, str], beside: Mapping[str, list[str]]
+    ) -> Found | None:
+        """A picture, whose time is also that of what describes it; None where it is no file of the source."""
+        stem, path = name.rpartition(".")[0], os.path.join(folder, name)  # noqa: PTH118
+        names = (captions.get(stem), *beside.get(stem, ()), *beside.get(name, ()))
+        others = [each and os.path.join(folder, each) for each in names]  # noqa: PTH118
         try:
             state: os.stat_result | None = os.lstat(path)
             if state and stat.S_ISLNK(state.st_mode):
@@ -282,65 +265,59 @@ class Folder(Collection):
                 if os.path.commonpath([root, os.path.realpath(path)]) != root:
                     self.left_out.add("link that leads out of the folder, not followed", path)
                     return None
-                state = _stated(path)
+                state = _state(path)
             if state is None or not stat.S_ISREG(state.st_mode):
                 self.left_out.add("pipe or device", path)
                 return None
-            also = [_stated(each) for each in (beside.caption, *beside.others) if each]
-            time = _newest(state, *also, self._table.state if self._table else None)
-            return Found(path, state.st_size, time, beside)
+            table = self._table.state if self._table else None
+            time = _newest(state, *(_state(each) for each in others if each), table)
+            return Found(path, state.st_size, time, others)
         except OSError:  # reading it says why
-            return Found(path, None, None, beside)
+            return Found(path, None, None, others)
 
 
 class Single(Folder):
-    """One picture's file, with the caption beside it."""
+    """One picture's file, with what describes it."""
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        path = Path(self.name)
-        names = [each.name for each in path.parent.iterdir()]
-        beside, caption = files_beside(names), captions_by_stem(names).get(path.stem)
-        others = [*beside.get(path.stem, ()), *beside.get(path.name, ())]
-        found = self._found(self.name, _Beside.of(str(path.parent), caption, others))
+        folder, name = os.path.split(self.name)
+        names = os.listdir(folder)  # noqa: PTH208
+        found = self._found(folder, name, captions_by_stem(names), files_beside(names))
         return iter([found] if found else [])
 
 
-def value(raw: Any) -> Value:
-    """What a source says in a column, as an index holds it; None for what it cannot hold."""
-    if isinstance(raw, Decimal) and raw.is_finite():
-        raw = int(raw) if raw == raw.to_integral_value() else float(raw)
-    if raw is None or isinstance(raw, bytes) or (isinstance(raw, float) and not math.isfinite(raw)):
-        return None
-    if isinstance(raw, bool | float) or (isinstance(raw, int) and -(2**63) <= raw < 2**63):
-        return raw
-    if hasattr(raw, "isoformat"):
-        raw = raw.isoformat()
-    if isinstance(raw, list) and all(isinstance(each, str) for each in raw):
-        raw = ", ".join(raw)
-    if not isinstance(raw, str):
-        try:
-            raw = json.dumps(raw, default=str)
-        except (TypeError, ValueError, RecursionError):
-            return None
-    return str(raw)[:MAX_CAPTION_BYTES]
-
-
 def values(row: Mapping[Any, Any]) -> dict[str, Value]:
-    held = {str(name): value(raw) for name, raw in row.items()}
-    return {name: each for name, each in held.items() if each is not None}
+    """The columns of a row as an index holds them, without those that it cannot hold."""
+    columns: dict[str, Value] = {}
+    for name, raw in row.items():
+        if isinstance(raw, Decimal) and raw.is_finite():
+            raw = int(raw) if raw == raw.to_integral_value() else float(raw)
+        if raw is None or isinstance(raw, bytes) or (isinstance(raw, float) and not math.isfinite(raw)):
+            continue
+        if isinstance(raw, bool | float) or (isinstance(raw, int) and -(2**63) <= raw < 2**63):
+            columns[str(name)] = raw
+            continue
+        if hasattr(raw, "isoformat"):
+            raw = raw.isoformat()
+        if isinstance(raw, list) and all(isinstance(each, str) for each in raw):
+            raw = ", ".join(raw)
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            text = raw if isinstance(raw, str) else json.dumps(raw, default=str)
+            columns[str(name)] = text[:MAX_CAPTION_BYTES]
+    return columns
 
 
-def _newest(file: os.stat_result, *said: os.stat_result | None) -> int:
-    """One time for a file and for what describes it, which is another one when any of them is another file.
+def _newest(file: os.stat_result, *others: os.stat_result | None) -> int:
+    """One time for a file and for what describes it, which changes with any of them.
 
     The latest to the millisecond, and below that a mark of all: a caption may go, or come with an older time.
     """
-    states = [(state.st_mtime_ns, state.st_size) for state in said if state]
+    states = [(state.st_mtime_ns, state.st_size) for state in others if state]
     latest = max(file.st_mtime_ns, *(time for time, _ in states), 0)
     return latest - latest % 1_000_000 + zlib.crc32(repr(states).encode()) % 1_000_000 if states else latest
 
 
-def _stated(path: str) -> os.stat_result | None:
+def _state(path: str) -> os.stat_result | None:
     """The state of a regular file, None where there is none; OSError where nothing says whether there is one."""
     try:
         state = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call
@@ -361,10 +338,10 @@ def reading(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, InputError) as error:
-        said = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+        why = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
         reason: Reason = "no permission to read" if isinstance(error, PermissionError) else "missing image"
         kind = BadSample if isinstance(error, _NOT_THERE) else ReadFailed
-        raise kind(reason, path, said) from None
+        raise kind(reason, path, why) from None
 
 
 def plain(scalar: pa.Scalar) -> Any:
@@ -389,8 +366,8 @@ def _text(raw: Any) -> str:
     return as_text(raw)
 
 
-def _typed(column: pa.ChunkedArray, *, is_text_table: bool, is_caption: bool) -> pa.ChunkedArray:
-    """A column of a table as what it says: bytes as text, in a text table whatever they are, and text as numbers.
+def _typed(column: pa.ChunkedArray, is_text_table: bool, is_caption: bool) -> pa.ChunkedArray:
+    """A column of a table with its types: bytes as text, in a text table whatever they are, and text as numbers.
 
     Whole numbers or numbers where all are, and none is a code: ``007``, or more digits than numbers keep.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Paths
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +27,9 @@ from cloob.data.sources.arrow import ArrowSource, is_image
 from cloob.data.sources.files import FileSource
 from cloob.data.sources.paths import FILE_COLUMN, check_name, metadata_of
 from cloob.errors import InputError, one_line
-from cloob.pictures import MAX_IMAGE_BYTES, Unreadable
-from cloob.search.records import SEPARATOR, Item, Value
+from cloob.pictures import MAX_IMAGE_BYTES, Unreadable, thumbnail
+from cloob.search.models import was_typed
+from cloob.search.records import SEPARATOR, Item, Value, file_of
 from cloob.search.scan.collection import (
     CAPTION_COLUMNS,
     Collection,
@@ -40,8 +43,8 @@ from cloob.search.scan.collection import (
     reading,
     values,
 )
-from cloob.search.trust import was_typed
 
+_MADE = 256  # thumbnails after which there is a look whether the cache has room
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
 
 
@@ -61,7 +64,7 @@ class ScanOptions:
 
 class _Tar(NamedTuple):
     reader: TarReader
-    pictures: dict[str, Found]  # by path; the place of each is its shard, picture, caption and JSON
+    pictures: dict[str, Found]  # by path; the place is the picture's shard, and the places of it, caption and JSON
     cut: str | None
     left_out: list[tuple[str, str]]
 
@@ -98,30 +101,28 @@ class Tars(Collection, FileSource[_Tar]):
         return tar
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        held: dict[str, list[str]] = {}
+        by_shard: dict[str, list[str]] = {}
         for path in known:
-            held.setdefault(path.partition(SEPARATOR)[0], []).append(path)
+            by_shard.setdefault(path.partition(SEPARATOR)[0], []).append(path)
         for shard, name in enumerate(self._names):
             if self.excluded(os.path.basename(name)):  # noqa: PTH119
                 self.left_out.add("excluded", name)
-            elif len(held.get(name, ())) == self.shard_sizes[shard] > 0:
-                yield from (Found(path, None, None) for path in held[name])
-            else:
-                yield from self._scan(name, shard)
-
-    def _scan(self, name: str, shard: int) -> Iterator[Found]:
-        try:
-            tar = self.opened(shard)
-        except (OSError, InputError) as error:
-            self.unlisted.append(name)
-            self.left_out.add("shard cannot be read", one_line(error))
-            return
-        if tar.cut is not None:
-            self.unlisted.append(name)
-            self.left_out.add("truncated shard", f"{name}: {tar.cut}")
-        for reason, example in tar.left_out:
-            self.left_out.add(reason, example)
-        yield from tar.pictures.values()
+                continue
+            if len(by_shard.get(name, ())) == self.shard_sizes[shard] > 0:
+                yield from (Found(path, None, None) for path in by_shard[name])
+                continue
+            try:
+                tar = self.opened(shard)
+            except (OSError, InputError) as error:
+                self.unlisted.append(name)
+                self.left_out.add("shard cannot be read", one_line(error))
+                continue
+            if tar.cut is not None:
+                self.unlisted.append(name)
+                self.left_out.add("truncated shard", f"{name}: {tar.cut}")
+            for reason, example in tar.left_out:
+                self.left_out.add(reason, example)
+            yield from tar.pictures.values()
 
     def find(self, path: str) -> Found:
         name = path.partition(SEPARATOR)[0]
@@ -130,13 +131,13 @@ class Tars(Collection, FileSource[_Tar]):
         return pictures[path] if path in pictures else super().find(path)
 
     def read(self, found: Found) -> bytes:
-        shard, image, _, _ = self._place(found)
+        shard, image, _, _ = found.place or self.find(found.path).place
         if image.size > MAX_IMAGE_BYTES:
             raise BadSample("image too large", found.path, f"{image.size:,} bytes")
         return self._bytes(shard, image)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
-        shard, _, *members = self._place(found)
+        shard, _, *members = found.place or self.find(found.path).place
         caption, about = (
             self._bytes(shard, member) if member and member.size <= MAX_CAPTION_BYTES else None for member in members
         )
@@ -148,13 +149,8 @@ class Tars(Collection, FileSource[_Tar]):
         try:
             return clean_caption(caption, found.path), columns
         except BadSample:
-            said = (columns.get(key) for key in CAPTION_COLUMNS)
-            return next((each for each in said if isinstance(each, str)), None) or None, columns
-
-    def _place(self, found: Found) -> tuple[int, Member, Member | None, Member | None]:
-        """Where a picture lies; of one that was taken for known, by looking."""
-        place: tuple[int, Member, Member | None, Member | None] = found.place or self.find(found.path).place
-        return place
+            captions = (columns.get(key) for key in CAPTION_COLUMNS)
+            return next((each for each in captions if isinstance(each, str)), None) or None, columns
 
     def _bytes(self, shard: int, member: Member) -> bytes:
         with reading(f"{self._names[shard]}{SEPARATOR}{member.name}"):
@@ -277,35 +273,42 @@ class Pictures:
     def __init__(self) -> None:
         self._open: dict[str, Collection] = {}
         self._lock = threading.Lock()
+        self._made = 0  # thumbnails
 
     def make(self, item: Item, make: Callable[[bytes], bytes]) -> bytes:
-        """What is made of the bytes of a picture; InputError where it cannot be read."""
+        """What is made of the bytes of a picture; InputError where they cannot be read, or are others by now."""
         try:
-            return make(self.read(item.source, item.path, item.content))
+            return make(self._read(item))
         except (BadSample, Unreadable) as bad:
             raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
 
-    def read(self, source: str, path: str, content: str) -> bytes:
-        """The bytes of a picture's file; BadSample if they are gone, InputError if they are others by now."""
-        if SEPARATOR not in path or os.path.isfile(path):  # noqa: PTH113
-            return _as_indexed(read_regular(path), path, content)
-        collection = self._opened(source)
+    def thumbnail(self, item: Item, size: int) -> bytes:
+        """A JPEG within a square of ``size`` pixels; cached while the file stays."""
+        cache, names = Cache(), [f"{item.content} {size}"] if file_of(item) else []
+        for kept in filter(None, map(partial(cache.find, "thumbnails"), names)):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                return kept.read_bytes()
+        made = self.make(item, lambda data: thumbnail(data, size))
+        self._made += 1
+        for name in names:
+            with contextlib.suppress(InputError):  # a cache that cannot be written
+                cache.put("thumbnails", name, made, evict=self._made % _MADE == 0)
+        return made
+
+    def _read(self, item: Item, stale: Collection | None = None) -> bytes:
+        collection = None
+        if SEPARATOR in item.path and not os.path.isfile(item.path):  # noqa: PTH113
+            with self._lock:
+                if self._open.get(item.source) is stale:
+                    self._open[item.source] = open_named(item.source)
+                collection = self._open[item.source]
         try:
-            return _as_indexed(collection.read(collection.find(path)), path, content)
-        except ReadFailed:  # nothing says that it has changed
-            raise
-        except (BadSample, InputError):
-            collection = self._opened(source, stale=collection)
-            return _as_indexed(collection.read(collection.find(path)), path, content)
-
-    def _opened(self, source: str, stale: Collection | None = None) -> Collection:
-        with self._lock:
-            if self._open.get(source) is stale:
-                self._open[source] = open_named(source)
-            return self._open[source]
-
-
-def _as_indexed(data: bytes, path: str, content: str) -> bytes:
-    if hashlib.sha256(data).hexdigest() != content:
-        raise InputError(f"{path}: has changed since it was indexed; `cloob index` looks again")
-    return data
+            found = None if collection is None else collection.find(item.path)
+            data = collection.read(found) if collection is not None and found else read_regular(item.path)
+            if hashlib.sha256(data).hexdigest() != item.content:
+                raise InputError(f"{item.path}: has changed since it was indexed; `cloob index` looks again")
+        except (BadSample, InputError) as error:  # of ReadFailed nothing says that the source has changed
+            if stale is not None or collection is None or isinstance(error, ReadFailed):
+                raise
+            return self._read(item, collection)
+        return data

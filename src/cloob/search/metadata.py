@@ -1,0 +1,164 @@
+"""What describes a picture: EXIF, XMP and IPTC in its file, ``.xmp`` and Google Takeout's ``.json`` next to it, names.
+
+The columns are ``camera``, ``latitude``, ``longitude``, ``tags`` (dc:subject, separated by ", "), ``rating``
+(xmp:Rating) and ``caption`` (dc:description).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from cloob.files import TooLarge, read_at_most
+from cloob.search.records import Value
+
+if TYPE_CHECKING:
+    from PIL.Image import Exif
+
+    from cloob.pictures import Encoded
+
+MOST_BYTES = 8 * 1024 * 1024
+TAKEOUT = r"(?:\.supp[\w-]*)?\.json"  # of a.jpg it is a.jpg.json, or a.jpg.supplemental-metadata.json, perhaps cut
+TAKEN = "date of Takeout"
+_BESIDE = re.compile(rf"(?:\.xmp|{TAKEOUT})$", re.IGNORECASE)
+_RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
+_DC = "{http://purl.org/dc/elements/1.1/}"
+_RATING = "{http://ns.adobe.com/xap/1.0/}Rating"
+_KEYWORDS, _CAPTION = (2, 25), (2, 120)  # of IPTC
+_EXIF, _GPS, _TAKEN, _CHANGED, _MAKE, _MODEL = 0x8769, 0x8825, 0x9003, 0x0132, 0x010F, 0x0110
+_DATE = re.compile(r"(\d{4})(?:-(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)(?:[T ](\d\d:\d\d(?::\d\d)?\S*))?)?")
+_TIME = re.compile(r"(?:[01]\d|2[0-3]):[0-5]\d(?::[0-5]\d)?(?![:\d])")
+_NAMED = re.compile(  # IMG-20240101-WA0000, 20240101_120000, IMG20240101120000, Screenshot 2024-01-01 at 12.00.00
+    r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)"
+    r"(?:(?:[-_T ]| at |(?<=\d{8}))([01]\d|2[0-3])[-_.]?([0-5]\d)[-_.]?([0-5]\d)\d*)?(?!\d)"
+)
+
+
+def files_beside(names: Iterable[str]) -> dict[str, list[str]]:
+    """The files of a folder that describe a picture, by its name or stem: of a.xmp by ``a``."""
+    matches: dict[str, list[str]] = {}
+    for name in names:
+        if match := _BESIDE.search(name):
+            matches.setdefault(name[: match.start()], []).append(name)
+    return matches
+
+
+def read_beside(paths: Iterable[str]) -> dict[str, Value]:
+    """What files next to a picture state; nothing of one that cannot be read or is something else."""
+    columns: dict[str, Value] = {}
+    for path in paths:
+        with contextlib.suppress(OSError, TooLarge):
+            data = read_at_most(path, MOST_BYTES)
+            if path.lower().endswith(".xmp"):
+                columns |= of_xmp(data)
+                continue
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+                raw: dict[str, Any] = json.loads(data)
+                taken = datetime.fromtimestamp(int(raw["photoTakenTime"]["timestamp"]))  # of UTC, in local time
+                columns[TAKEN] = taken.isoformat(timespec="seconds")
+                place = {name: float(raw.get("geoData", {}).get(name, 0)) for name in ("latitude", "longitude")}
+                columns |= place if any(place.values()) else {}
+                columns |= {"caption": caption} if (caption := str(raw.get("description") or "").strip()) else {}
+    return columns
+
+
+def of_file(encoded: Encoded) -> dict[str, Value]:
+    """What a picture's file states: its XMP, and IPTC where that is silent."""
+    by_iptc = {}
+    for name, key, separator in (("tags", _KEYWORDS, ", "), ("caption", _CAPTION, " ")):
+        raw, texts = encoded.iptc.get(key), []
+        for text in raw if isinstance(raw, list) else [raw]:
+            if isinstance(text, bytes):
+                try:
+                    texts.append(text.decode("utf-8").strip("\0 "))
+                except UnicodeDecodeError:  # what Windows wrote before that
+                    texts.append(text.decode("cp1252", "replace").strip("\0 "))
+        by_iptc[name] = separator.join(filter(None, texts))
+    return {name: text for name, text in by_iptc.items() if text} | of_xmp(encoded.xmp)
+
+
+def of_xmp(data: bytes) -> dict[str, Value]:
+    """The columns of an XMP packet. One with a DTD, which could make gigabytes of a few bytes, is not read."""
+    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = data.decode("utf-16" if wide else "utf-8-sig", "replace").strip("\0 \r\n\t")
+    try:
+        root = None if "<!DOCTYPE" in text or not text else ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError):
+        root = None
+    columns: dict[str, Value] = {}
+    for about in [] if root is None else [each for rdf in root.iter(f"{_RDF}RDF") for each in rdf]:
+        texts = {}
+        for name in ("subject", "description"):
+            lines = [line for parent in about.findall(f"{_DC}{name}") for line in parent.iter(f"{_RDF}li")]
+            lines.sort(key=lambda line: "x-default" not in line.attrib.values())
+            texts[name] = [text for line in lines if (text := (line.text or "").strip())]
+        columns |= {"tags": ", ".join(texts["subject"])} if texts["subject"] else {}
+        columns |= {"caption": texts["description"][0]} if texts["description"] else {}
+        with contextlib.suppress(ValueError):
+            rating = float(about.get(_RATING) or about.findtext(_RATING) or "-")
+            columns["rating"] = int(rating) if rating.is_integer() else rating
+    return columns
+
+
+def date_of(path: str, stated: Value, exif: Exif | None, by_takeout: Value = None) -> tuple[str | None, Value]:
+    """ISO 8601 without a time zone: as stated in a column, or by EXIF, Takeout, the file's name, else its time here.
+
+    Also ``exif``, ``takeout`` or ``name``, if it is from there. Where a date is stated that cannot be read, none of
+    the last three is taken for it.
+    """
+    is_stated = stated not in (None, "")
+    if is_stated and (taken := iso_date(stated)):
+        return taken, None
+    with contextlib.suppress(Exception):  # Pillow raises nearly anything on damaged EXIF
+        for raw in [] if exif is None else [exif.get_ifd(_EXIF).get(_TAKEN), exif.get(_CHANGED)]:
+            taken = iso_date(raw) if isinstance(raw, str) else None
+            if taken and int(taken[:4]) <= date.today().year + 1:  # a camera without a clock
+                return taken, "exif"
+    if is_stated:
+        return None, None
+    if by_takeout:
+        return str(by_takeout), "takeout"
+    for match in _NAMED.finditer(re.split(r"/|\\|::", path)[-1]):
+        year, _, month, day, *time = match.groups()
+        if taken := iso_date(f"{year}-{month}-{day}"):
+            return f"{taken}T{':'.join(time)}" if time[0] else taken, "name"
+    with contextlib.suppress(OSError, ValueError, OverflowError):  # a member of a container has none
+        return datetime.fromtimestamp(os.stat(path).st_mtime).isoformat(timespec="seconds"), None  # noqa: PTH116
+    return None, None
+
+
+def iso_date(stated: Value) -> str | None:
+    """ISO 8601 of a date that begins with the year: ``2024``, ``20240601``, ``2024/6/1 10:00``."""
+    text = str(int(stated) if isinstance(stated, float) and stated.is_integer() else stated).strip("\0 ")
+    if len(text) == 8 and text.isdecimal():
+        text = f"{text[:4]}-{text[4:6]}-{text[6:]}"
+    if (match := _DATE.fullmatch(text)) is None:
+        return None
+    year, *parts = [int(part) for part in match.groups()[:4] if part]
+    try:
+        date(year, *[*parts, 1, 1][:2])
+    except ValueError:
+        return None
+    day = "-".join([f"{year:04}", *(f"{part:02}" for part in parts)])
+    return f"{day}T{match[5]}" if match[5] and _TIME.match(match[5]) else day  # 24:00:00 is none
+
+
+def camera_and_place(exif: Exif | None) -> dict[str, Value]:
+    """The columns ``camera``, ``latitude`` and ``longitude``, as far as EXIF has them."""
+    columns: dict[str, Value] = {}
+    with contextlib.suppress(Exception):  # as above
+        make, model = (str(exif.get(tag) or "").strip("\0 ") if exif else "" for tag in (_MAKE, _MODEL))
+        if camera := model if model.startswith(make) else f"{make} {model}".strip():
+            columns["camera"] = camera
+        gps = exif.get_ifd(_GPS) if exif else {}
+        for name, reference, below in (("latitude", 1, "S"), ("longitude", 3, "W")):
+            degrees, minutes, seconds = map(float, gps[reference + 1])
+            sign = -1 if gps[reference] == below else 1
+            columns[name] = round(sign * (degrees + minutes / 60 + seconds / 3600), 6)
+    return columns
