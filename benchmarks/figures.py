@@ -137,7 +137,31 @@ def queries() -> str:
     return table(["vectors", "exact, p50 ms", "PostgreSQL, p50 ms (recall@10)", "memory MB, exact"], lines)
 
 
+def photos() -> str:
+    """How long 20,000 pictures take with a ViT-B-32: the slowest and the fastest of the two machines that measured it."""
+    record = json.loads((RESULTS / "search" / "results.json").read_text(encoding="utf-8"))["index"]
+    newest = json.loads((ROOT / "benchmarks" / "results.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    minutes = {
+        kind: sorted(20_000 / rate / 60 for rate in (record[kind]["cloob"]["median"], newest["figures"][figure]))
+        for kind, figure in (("web", "index, web: pictures a second"), ("camera", "index, camera: pictures a second"))
+    }
+    web, camera = (f"{low:.0f} to {high:.0f}" for low, high in minutes.values())
+    return f"{web} minutes at 640 × 480, {camera} minutes as a camera writes them"
+
+
+def hopfield_cost() -> str:
+    """The time of CLOOB's loss, of its formula as written and of ClipLoss, N = 4,096."""
+    rows = json.loads((RESULTS / "objective" / "results.json").read_text(encoding="utf-8"))["rows"]
+    seconds = {row["name"]: row["median_s"] for row in rows if row["n"] == 4096}
+    return (
+        f"{seconds['streamed']:.1f} s at N = 4,096 on a CPU, {seconds['plain']:.1f} s as written, "
+        f"{seconds['ClipLoss']:.1f} s open_clip's `ClipLoss`"
+    )
+
+
 PROSE: dict[str, Callable[[], str]] = {
+    "photos": photos,
+    "hopfield-cost": hopfield_cost,
     **{f"ranks-{name}": functools.partial(over_ranks, name) for name in ("cloob", "clip")},
     **{f"activations-{n}": functools.partial(activations, n) for n in (0, 32)},
     "rounding-plain": lambda: f"{100 * rounding('plain float32'):.0f} %",

@@ -37,6 +37,7 @@ from search_colours import ColourModel, loads, write_pictures
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHOWN = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="an installed package has no documentation beside it")
 
@@ -148,9 +149,9 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "find.md"], ids=lambda page: page.name)
 def test_commands_that_find_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those that index, search, sort and embed; an export needs real towers, and a run minutes."""
-    shown = [words for words in commands(page) if words[0] in ("index", "search", "classify", "embed")]
+    shown = [words for words in commands(page) if words[0] in ("find", "index", "search", "classify", "embed")]
     found = [words for words in shown if not any("-onnx" in word or ":best" in word for word in words)]
-    assert len(found) >= 3
+    assert len(found) >= 2
     for words in found:
         assert cli.main(words) == 0, (words, capsys.readouterr().err)
     if page.name == "find.md":
@@ -173,8 +174,9 @@ def run_python(page: Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("beginner")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute")
-def test_python_runs() -> None:
+def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_python(ROOT / "README.md")["loss"].isfinite()
+    assert capsys.readouterr().out.splitlines() == re.search(r"# prints: ([^(]*) \(", README)[1].split(", ")  # type: ignore[index]
     names = run_python(DOCS / "own-loop.md")
     expected = names["objective"](*names["features"])
     torch.testing.assert_close(names["program"].module()(*names["features"]), expected)

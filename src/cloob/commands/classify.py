@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import sys
@@ -28,7 +29,7 @@ class Options:
     """Sort pictures by the names of classes, or by a few examples of each."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC|IDX")]
-    """An index, or whatever `cloob index` takes: a folder, one picture, a table, shards."""
+    """An index, a folder that `cloob find` has indexed, or with --model whatever `cloob index` takes."""
     labels: str | None = None  # cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments.
     templates: tuple[str, ...] = ()
     """Prompts with {c} in the place of the label; left out, "a photo of a {c}." and "{c}"."""
@@ -61,8 +62,13 @@ def run(options: Options) -> int:
     refuse({f"--examples {examples}: no such folder; give one folder a label": examples and not examples.is_dir()})
     if kept is not None:
         check_out("--head", kept, (".safetensors",))
+    from cloob.search.address import find_index, is_there
+
+    if options.model is None:
+        address, folder = find_index(options.source)
+        where = " and ".join(f"({clause})" for clause in (options.where, folder) if clause) or None
+        options = dataclasses.replace(options, source=address, where=where)
     check_source(options.source, options.model)
-    from cloob.search.address import is_there
     from cloob.search.classify import NONE, TEMPLATES, LabelOptions, label_by_head, read_head
 
     templates = options.templates or TEMPLATES
