@@ -138,7 +138,7 @@ def queries() -> str:
 
 
 def photos() -> str:
-    """How long 20,000 pictures take with a ViT-B-32: the slowest and the fastest of the two machines that measured it."""
+    """How long 20,000 pictures take with a ViT-B-32, on the faster and the slower of two machines."""
     record = json.loads((RESULTS / "search" / "results.json").read_text(encoding="utf-8"))["index"]
     newest = json.loads((ROOT / "benchmarks" / "results.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     minutes = {
