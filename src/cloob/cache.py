@@ -1,8 +1,7 @@
 """The one cache: what this package can make again, in one folder of one size, which any number of processes share.
 
-A file appears under its name only when it is complete. Its name is a digest of what determines its content. Adding one
-above the size removes those used longest ago, which harms no process that has them open (on POSIX). The folder may be
-deleted at any time.
+A file appears under its name, a digest of what determines its content, when it is complete. Adding one above the size
+removes those used longest ago, which harms no process that has them open. The folder may be deleted at any time.
 
 Never counted or removed: ``weights/`` (slow to fetch), ``sizes/`` (costly to recount), ``addresses/`` (user input),
 ``photos/`` (indices of folders that cannot be written).
@@ -91,9 +90,8 @@ class Cache:
         with self._writing(kind, name) as path:
             if not touch(path):
                 with locked(path.with_name(f"lock-{path.name[:2]}")):
-                    if touch(path):
-                        return path
-                    _write(path, make)
+                    if not touch(path):
+                        make_whole(path, make)
                 self.evict(keep=path)
             return path
 
@@ -114,7 +112,7 @@ class Cache:
     def put(self, kind: Kind, name: str, content: bytes, *, evict: bool = True) -> Path:
         """Writes the file of this name, in place of one that is there; who writes many makes room now and then."""
         with self._writing(kind, name) as path:
-            _write(path, lambda temporary: temporary.write_bytes(content))
+            make_whole(path, lambda temporary: temporary.write_bytes(content))
             if evict:
                 self.evict(keep=path)
             return path
@@ -180,7 +178,8 @@ def touch(path: Path) -> bool:
     return False
 
 
-def _write(path: Path, make: Callable[[Path], object]) -> None:
+def make_whole(path: Path, make: Callable[[Path], object]) -> None:
+    """Has a file made under another name, which gets its own when it is complete and on the disk."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}-{threading.get_ident()}")
     try:
         make(temporary)

@@ -49,12 +49,10 @@ def read_at_most(path: Path | str, most: int) -> bytes:
 
 def check_replaceable(target: Path) -> None:
     """Refuses a folder whose place no other can take: a mounted one, or the current one."""
-    place, fixed = target.resolve(), "a file system is mounted here"
-    here = os.path.ismount(place)
+    place, fixed = target.resolve(), ""
     with contextlib.suppress(FileNotFoundError):  # the current folder may be gone
-        if not here and Path.cwd().is_relative_to(place):
-            here, fixed = True, "is where you are"
-    if here:
+        fixed = "is where you are" if Path.cwd().is_relative_to(place) else ""
+    if fixed := "a file system is mounted here" if os.path.ismount(place) else fixed:
         raise InputError(f"{target}: {fixed}, which cannot be replaced; give another place")
 
 

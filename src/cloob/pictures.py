@@ -38,8 +38,8 @@ from cloob.files import TooLarge, read_at_most
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-# What is larger is refused by its header: MAX_PIXELS is Pillow's own bound, 0.7 GB at 4 bytes a pixel. Of a JPEG a
-# decoder needs to give an eighth of the sides only. A file of more bytes is refused before it is read.
+# Larger pictures are refused by their header: MAX_PIXELS is Pillow's bound, 0.7 GB at 4 bytes a pixel; a JPEG can be
+# decoded at an eighth of its sides. A file of more bytes is refused before it is read.
 MAX_PIXELS = 178_956_970
 MAX_JPEG_PIXELS = 2_048_000_000
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
@@ -48,16 +48,15 @@ MAX_MISSING = 0.1  # of the rows of a JPEG that lacks its end
 
 Fault = Literal["corrupt image", "image too large", "no decoder"]
 
-# Asking Pillow for the one format that the first bytes announce spares it the attempts at all others (a fifth of the
-# time of a small image). Anything else is tried as one of these, TGA last, which has no magic. A format that Pillow
-# hands to another program (EPS) is not among them.
+# The first bytes spare Pillow attempts at other formats, a fifth of the time of a small image. Of the others TGA, which
+# has no magic, is last, and EPS, which Pillow hands to another program, is not among them.
 _FORMATS = ((b"\xff\xd8\xff", ("JPEG",)), (b"\x89PNG", ("PNG",)), (b"RIFF", ("WEBP",)))
 _OTHERS = ("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG", "TGA")
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _RAW = re.compile(rb"....ftypcrx |FUJIFILMCCD-RAW|II\*\0....CR|II(?:RO|RS|U\0)|MMOR", re.DOTALL)
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_REDUCTIONS = (1, 2, 4, 8)  # what a JPEG decoder can do
+_REDUCTIONS = (1, 2, 4, 8)  # of a JPEG decoder
 _ONE_COLOUR = 2.0  # standard deviation of each channel, of 255, up to which a picture is nearly one colour
 _MAX_RATIO = 64  # of a picture's sides, up to which all of it is resized for a model that looks at its middle
 _TURN_NAMES = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
@@ -92,8 +91,13 @@ class Encoded:
         self.truncated = False
         self._sensor: tuple[int, int] | None = None  # of a RAW file: its upright size, pixels
         with _decoding(len(data)):
-            if _is_raw(data):
-                data, self._sensor = _preview(data)
+            if _is_raw(data):  # of which the JPEG inside counts, with the camera's EXIF
+                with raw_reader().imread(io.BytesIO(data)) as raw:
+                    data, sizes = raw.extract_thumb().data, raw.sizes
+                if not isinstance(data, bytes):
+                    raise Unreadable("no decoder", "RAW without a JPEG inside")
+                sides = sizes.width, sizes.height
+                self._sensor = sides[::-1] if sizes.flip in (5, 6) else sides
             self._data = data
             self._image = _open(data)
             _check_pixels(self._image, max_pixels)
@@ -158,7 +162,10 @@ class Encoded:
                     raise
                 self._image = _open(self._data + b"\xff\xd9")  # with an end
                 self._load(factor)
-                if (missing := _missing(self._image)) > MAX_MISSING:
+                # Rows, from the lower end, of the grey with which the decoder fills what it has not got.
+                filled = [value not in (127, 128) for value in range(256)] * len(self._image.getbands())
+                _, _, _, rows = self._image.point(filled).getbbox() or (0, 0, 0, 0)
+                if (missing := 1 - rows / self._image.height) > MAX_MISSING:
                     detail = f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
                     raise Unreadable("corrupt image", detail) from None
                 self.truncated = True
@@ -168,10 +175,9 @@ class Encoded:
         return _turned(image, orientation) if upright else image
 
     def _load(self, factor: int) -> None:
-        if factor > 1 and self._reducible:
-            width, height = self.in_file
-            # Pillow takes the largest factor that leaves at least this much, which is `factor` itself.
-            self._image.draft("RGB", (max(1, width // factor), max(1, height // factor)))
+        if factor > 1 and self._reducible:  # Pillow takes the largest factor that leaves at least this: `factor` itself
+            width, height = (max(1, side // factor) for side in self.in_file)
+            self._image.draft("RGB", (width, height))
         self._image.load()
 
 
@@ -269,7 +275,6 @@ def _orientation_of(image: Image.Image, exif: Image.Exif | None) -> int:
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    """The image upright, without metadata; the same image where it lies upright already."""
     if orientation not in _TURNS:
         return image
     upright = image.transpose(_TURNS[orientation])
@@ -298,12 +303,10 @@ def _on(colour: str, layer: Image.Image) -> Image.Image:
 
 
 def _spread(image: Image.Image) -> float:
-    """The largest standard deviation of a channel."""
     return max(ImageStat.Stat(image).stddev)
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits or floating point as 8 bits."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         return Image.fromarray((values >> 8).astype(np.uint8))  # as Pillow reads colours of 16 bits
@@ -333,30 +336,25 @@ def _decoding(n_bytes: int | None = None) -> Iterator[None]:
 
 
 def _open(data: bytes) -> Image.Image:
-    formats = _formats_of(data)
-    if formats == ("JPEG",):  # `Image.open` would refuse one above its bound, however small it is decoded
-        return JpegImagePlugin.jpeg_factory(io.BytesIO(data))
-    return Image.open(io.BytesIO(data), formats=formats)
-
-
-def _formats_of(data: bytes) -> tuple[str, ...]:
-    """Pillow's names of the formats that the first bytes leave possible."""
     if data.startswith(_JPEG_2000):  # OpenJPEG makes gigabytes of a few hundred bytes that ask for small precincts
         raise Unreadable("no decoder", "JPEG 2000: convert it to PNG or JPEG")
     box = data[8 : min(int.from_bytes(data[:4], "big"), 256)] if data[4:8] == b"ftyp" else b""
     brands = {box[i : i + 4] for i in range(0, len(box), 4)}
+    formats: tuple[str, ...] = next((names for magic, names in _FORMATS if data.startswith(magic)), _OTHERS)
     if brands & {b"avif", b"avis"}:
         Image.init()
+        formats = ("AVIF",)
         if "AVIF" not in Image.OPEN:
             raise Unreadable("no decoder", "AVIF: pip install 'pillow>=11.3'")
-        return ("AVIF",)
-    if brands & _HEIF_BRANDS:
+    elif brands & _HEIF_BRANDS:
         _package("pillow_heif.HeifImagePlugin", "HEIC: pip install pillow-heif")
-        return ("HEIF",)
-    if data.startswith(_JPEG_XL):
+        formats = ("HEIF",)
+    elif data.startswith(_JPEG_XL):
         _package("pillow_jxl", "JPEG XL: pip install pillow-jxl-plugin")
-        return ("JXL",)
-    return next((formats for magic, formats in _FORMATS if data.startswith(magic)), _OTHERS)
+        formats = ("JXL",)
+    if formats == ("JPEG",):  # `Image.open` would refuse one above its bound, however small it is decoded
+        return JpegImagePlugin.jpeg_factory(io.BytesIO(data))
+    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def _package(module: str, missing: str) -> Any:
@@ -376,16 +374,6 @@ def _is_raw(data: bytes) -> bool:
     return is_preview or _RAW.match(data) is not None
 
 
-def _preview(data: bytes) -> tuple[bytes, tuple[int, int]]:
-    """The JPEG inside a RAW file, with the camera's EXIF; and the upright size of the sensor's picture."""
-    with raw_reader().imread(io.BytesIO(data)) as raw:
-        preview, sizes = raw.extract_thumb().data, raw.sizes
-    if not isinstance(preview, bytes):
-        raise Unreadable("no decoder", "RAW without a JPEG inside")
-    is_turned = sizes.flip in (5, 6)
-    return preview, (sizes.height, sizes.width) if is_turned else (sizes.width, sizes.height)
-
-
 def _check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:
     """Refuses too many pixels; all coefficients of a progressive JPEG are in memory, so it has the lower bound."""
     width, height = image.size
@@ -393,10 +381,3 @@ def _check_pixels(image: Image.Image, max_pixels: int | None = None) -> None:
     most = max_pixels or (MAX_JPEG_PIXELS if reducible else MAX_PIXELS)
     if width * height > most:
         raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {most:,}")
-
-
-def _missing(image: Image.Image) -> float:
-    """The fraction of rows, from the lower end, that are the grey with which the decoder fills what it has not got."""
-    filled = [value not in (127, 128) for value in range(256)]
-    box = image.point(filled * len(image.getbands())).getbbox()
-    return 1 - (box[3] if box else 0) / image.height

@@ -1,4 +1,4 @@
-"""What flows through floor 3: one raw sample in, one Batch out, and a Skip for each sample that could not be used.
+"""Raw samples, batches of them, and a Skip for a sample that cannot be used.
 
 Shapes: n pairs in the batch, H×W pixels, L tokens a caption.
 """
@@ -6,7 +6,7 @@ Shapes: n pairs in the batch, H×W pixels, L tokens a caption.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -107,17 +107,19 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        return self._each(lambda value: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value)
+        return self._each("to", device, non_blocking=non_blocking)
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from which ``to(..., non_blocking=True)`` overlaps."""
-        return self._each(lambda value: value.pin_memory() if hasattr(value, "pin_memory") else value)
+        return self._each("pin_memory")
 
-    def _each(self, moved: Callable[[Any], Any]) -> Batch:
+    def _each(self, method: str, *args: Any, **options: Any) -> Batch:
         from cloob.functional.private import tree_map
 
-        sides = (tree_map(moved, side) for side in (self.images, self.tokens, self.ids))
-        return replace(self, **dict(zip(("images", "tokens", "ids"), sides, strict=True)))
+        def moved(value: Any) -> Any:
+            return getattr(value, method)(*args, **options) if hasattr(value, method) else value
+
+        return replace(self, **{side: tree_map(moved, getattr(self, side)) for side in ("images", "tokens", "ids")})
 
 
 def tensors_of(*values: Any) -> list[Tensor]:
@@ -138,7 +140,7 @@ def micro_batches(side: Any, parts: int) -> list[Any]:
 
     leaves, spec = _leaves(side)
     n = len(leaves[0])
-    bounds = list(pairwise(i * (n // parts) + min(i, n % parts) for i in range(parts + 1)))
+    bounds = pairwise(i * (n // parts) + min(i, n % parts) for i in range(parts + 1))
     try:
         return [tree_unflatten([leaf[start:stop] for leaf in leaves], spec) for start, stop in bounds]
     except TypeError as error:
@@ -153,8 +155,7 @@ def _leaves(side: Any) -> tuple[list[Any], Any]:
     def is_texts(part: Any) -> bool:
         return isinstance(part, list | tuple) and isinstance((part or [None])[0], str)
 
-    leaves, spec = tree_flatten(side, is_leaf=is_texts)
-    return leaves, spec
+    return tree_flatten(side, is_leaf=is_texts)
 
 
 def caption_id(caption: str) -> int:

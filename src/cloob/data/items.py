@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,7 @@ class Items:
 
     def first(self) -> tuple[Any, ...] | None:
         """The first item that can be used; None where there is none among the first hundred."""
-        builder = _ItemBuilder(self, 0)
-        items = (builder.item(0, index) for index in range(min(len(self), _PROBED)))
+        items = map(partial(_ItemBuilder(self, 0).item, 0), range(min(len(self), _PROBED)))
         return next((tuple(item) for item in items if not isinstance(item, Skip)), None)
 
 
@@ -74,8 +74,6 @@ def collation(items: Items) -> Callable[[list[Any]], Any]:
 
 
 class _ItemBuilder(Dataset[Batch]):
-    """Collates the items of a batch; each worker has a copy."""
-
     def __init__(self, items: Items, seed: int) -> None:
         self._items, self._seed = items, seed
 

@@ -1,7 +1,7 @@
 """From a source to batches: the same batches for every number of workers and ranks, and after every resume.
 
-The order of an epoch depends on (seed, epoch, number of pairs) alone, for streamed sources also on the shards' sizes
-and the number of lanes. A sample's augmentation depends on (seed, epoch, its index).
+The order of an epoch depends on (seed, epoch, number of pairs), for streamed sources also on the shards' sizes and the
+number of lanes. A sample's augmentation depends on (seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -37,8 +38,7 @@ Transform = TrainTransform | Callable[[Image.Image], Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
 Request = tuple[int, np.ndarray]  # the epoch, and the rows of one local batch
 
-# Seconds that a process may take from its broken pipe to its end; one with much memory takes a while.
-_DYING = 10
+_DYING = 10  # seconds from a process's broken pipe to its end; one with much memory takes a while
 _TOGETHER = 16  # pairs that are read before they are decoded: 3 to 10 % faster, as decoding empties the caches
 MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins with; shared batches do not count
 SHARED_MEMORY = Path("/dev/shm")  # where workers leave their batches; a container has 64 MB of it by default
@@ -69,8 +69,7 @@ class Loader(ABC):
             raise InputError(f"{name} holds {counted(n, 'pairs')}{wrong}")
         self.name, self.batch_size, self.lanes = name, batch_size, world_size
         self.pairs_per_epoch = n  # before ``drop_last``
-        self._order, self._drop_last = order, drop_last
-        self._rank, self._world_size = rank, world_size
+        self._order, self._drop_last, self._rank, self._world_size = order, drop_last, rank, world_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -137,13 +136,11 @@ class PairLoader(Loader):
         if shuffle_buffer is None:
             shuffle_buffer = DEFAULT_BUFFER if source.streamed else 0
         sources = source.parts if isinstance(source, MixedSource) else (source,)
-        parts = [Part(tuple(part.shard_sizes), part.streamed) for part in sources]
-        same = [pictures_of(part) if by_picture else None for part in sources]
-        pictures = None
-        if any(each is not None for each in same):
-            pictures = Pictures(same, [len(part) for part in sources])
-            numbered = zip(parts, same, pictures.counts, strict=True)
-            parts = [part if each is None else Part((count,)) for part, each, count in numbered]
+        parts, pictures = [Part(tuple(part.shard_sizes), part.streamed) for part in sources], None
+        if by_picture and (same := pictures_of(source)) is not None:
+            pictures = Pictures(same, list(map(len, sources)))
+            counted_parts = zip(parts, pictures.counts, strict=True)
+            parts = [part if count == sum(part.shard_sizes) else Part((count,)) for part, count in counted_parts]
         order = EpochOrder(parts, seed=seed, shuffle=shuffle, buffer=shuffle_buffer)
         super().__init__(source.name, order, batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
         self.source = source
@@ -172,8 +169,8 @@ class BatchBuilder(Dataset[Batch]):
     def __init__(
         self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int, pictures: Pictures | None
     ) -> None:
-        self._source, self._transform, self._tokenizer, self._seed = source, transform, tokenizer, seed
-        self._pictures = pictures
+        self._source, self._transform, self._tokenizer = source, transform, tokenizer
+        self._seed, self._pictures = seed, pictures
         # What an empty batch looks like has to be known before the first good sample.
         random = [torch.Generator()] if isinstance(transform, TrainTransform) else []
         self._no_images = transform(Image.new("RGB", (32, 32)), *random)[None][:0]
@@ -181,25 +178,29 @@ class BatchBuilder(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         epoch, indices = request
-        images = self._room(len(indices))
-        keys: list[str] = []
-        captions: list[str] = []
-        skipped: list[Skip] = []
+        images, good, skipped = self._room(len(indices)), list[RawSample](), list[Skip]()
         for start in range(0, len(indices), _TOGETHER):
-            for index, sample, encoded in self._open(epoch, indices[start : start + _TOGETHER], skipped):
-                try:
+            opened: list[tuple[int, RawSample, Encoded]] = []
+            for index in indices[start : start + _TOGETHER].tolist():
+                with _skipping(f"{self._source.name}: pair {index + 1:,}", skipped):
+                    sample = self._source.read(self._row(epoch, index))
                     with decoding(sample.key):
-                        images[len(keys)] = self._pixels(encoded, epoch, index)
-                except BadSample as bad:
-                    skipped.append(bad.skip)
-                except MemoryError:  # after decoding; a worker's memory is bounded
-                    skipped.append(Skip(sample.key, "image too large", _TOO_MUCH))
-                else:
-                    keys.append(sample.key)
-                    captions.append(sample.caption)
+                        opened.append((index, sample, Encoded(sample.image)))
+            for index, sample, encoded in opened:
+                with _skipping(sample.key, skipped), decoding(sample.key):
+                    if isinstance(self._transform, TrainTransform):
+                        # The crop comes first: then a JPEG need not be decoded in more detail than it takes.
+                        generator = sample_generator(self._seed, epoch, index)
+                        crop = self._transform.draw(*encoded.size, generator, encoded.orientation)
+                        pixels = self._transform.take(encoded.rgb(crop.reduction, upright=False), crop)
+                    else:
+                        pixels = self._transform(encoded.rgb())
+                    images[len(good)] = pixels
+                    good.append(sample)
+        captions = [sample.caption for sample in good]
         tokens = (self._tokenizer(captions) if captions else self._no_tokens).to(torch.int64)
-        ids = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
-        return Batch(images[: len(keys)], tokens, ids, tuple(keys), tuple(skipped))
+        ids = torch.tensor(list(map(caption_id, captions)), dtype=torch.int64)
+        return Batch(images[: len(good)], tokens, ids, tuple(sample.key for sample in good), tuple(skipped))
 
     @property
     def image_bytes(self) -> int:
@@ -226,27 +227,15 @@ class BatchBuilder(Dataset[Batch]):
         generator = sample_generator(self._seed ^ _CAPTIONS, epoch, picture)
         return int(rows[int(torch.randint(len(rows), (), generator=generator))])
 
-    def _open(self, epoch: int, indices: np.ndarray, skipped: list[Skip]) -> list[tuple[int, RawSample, Encoded]]:
-        """Reads pairs, and the headers of their pictures; adds those that cannot be used to ``skipped``."""
-        opened = []
-        for index in indices.tolist():
-            try:
-                sample = self._source.read(self._row(epoch, index))
-                with decoding(sample.key):
-                    opened.append((index, sample, Encoded(sample.image)))
-            except BadSample as bad:
-                skipped.append(bad.skip)
-            except MemoryError:
-                skipped.append(Skip(f"{self._source.name}: pair {index + 1:,}", "image too large", _TOO_MUCH))
-        return opened
 
-    def _pixels(self, encoded: Encoded, epoch: int, index: int) -> Tensor:
-        if not isinstance(self._transform, TrainTransform):
-            return self._transform(encoded.rgb())
-        # The crop comes first: then a JPEG need not be decoded in more detail than it takes.
-        generator = sample_generator(self._seed, epoch, index)
-        crop = self._transform.draw(*encoded.size, generator, encoded.orientation)
-        return self._transform.take(encoded.rgb(crop.reduction, upright=False), crop)
+@contextmanager
+def _skipping(key: str, skipped: list[Skip]) -> Iterator[None]:
+    try:
+        yield
+    except BadSample as bad:
+        skipped.append(bad.skip)
+    except MemoryError:  # a worker's memory is bounded
+        skipped.append(Skip(key, "image too large", _TOO_MUCH))
 
 
 def check_shared_memory(workers: int, batch_bytes: int) -> None:
@@ -293,8 +282,7 @@ class WorkerPool:
                 yield batch.pin_memory() if self._pin else batch
             return
         self._requests = requests
-        with warnings.catch_warnings():
-            # Python 3.12+ warns of any fork with threads about; the workers only run our code, which takes no locks.
+        with warnings.catch_warnings():  # Python 3.12+ warns of a fork beside threads; the workers take no locks
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             batches = iter(self._loader)
         while True:
@@ -317,10 +305,9 @@ class WorkerPool:
 def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = None) -> None:
     """Waits so many seconds for a worker to end, and raises in torch's own words; all live as long as the loader."""
     workers = {worker.sentinel: worker for worker in private.worker_processes(batches)}
-    dead = [workers[ended] for ended in wait(workers, timeout=seconds)]
-    for worker in dead:
-        worker.join(_DYING)  # its SIGCHLD is over then: torch's handler of it would raise wherever we are by that time
-    if dead:
+    if dead := [workers[ended] for ended in wait(workers, timeout=seconds)]:
+        for worker in dead:
+            worker.join(_DYING)  # torch's handler of SIGCHLD would raise wherever we are by then
         pids = ", ".join(str(worker.pid) for worker in dead)
         raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from cause
 

@@ -25,8 +25,8 @@ DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
 _MAX_PROBES = 1000
 _MAX_PROBED_FILES = 4  # of a streamed source: each is fetched for it
 
+# Shards to be fetched, tars, Arrow or Parquet files with the images inside, a table, a folder.
 Kind = Literal["elsewhere", "tars", "rows", "table", "folder"]
-"""What a source is: shards to be fetched, tars, Arrow or Parquet files with the images inside, a table, a folder."""
 
 _log = logging.getLogger(__name__)
 

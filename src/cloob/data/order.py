@@ -1,7 +1,6 @@
-"""The order in which an epoch visits its pairs, and which of them a rank takes.
+"""The order in which an epoch visits its pairs: a pure function of (seed, epoch, sizes) and a position.
 
-Everything is a pure function of (seed, epoch, sizes) and a position, so an epoch goes on anywhere, on any rank and with
-any batch size, without what came before. Rows and positions are int64 arrays of shape (n,).
+So an epoch resumes anywhere, on any rank and with any batch size. Rows and positions are int64 arrays of shape (n,).
 """
 
 from __future__ import annotations
@@ -74,16 +73,12 @@ class KeyedPermutation:
 
 
 class Part(NamedTuple):
-    """What the order has to know of a source."""
-
     shard_sizes: tuple[int, ...]  # rows of each file
     streamed: bool = False  # costly to read in random order
 
 
 @dataclass(frozen=True)
 class Order:
-    """The pairs of an epoch; a slice is computed on demand."""
-
     n: int
     rows: Rows
 

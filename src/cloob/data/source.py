@@ -1,13 +1,13 @@
-"""What a source of pairs is, several of them as one, a part of one, and what is held out of them; digests of data.
+"""Sources of pairs: several as one, a part of one, the held-out split; and digests, by which a run notices other data.
 
-A fingerprint, by which a resumed run notices other data, is of content as far as that is cheap: a table's two columns,
-the names and sizes in tars and folders. Times do not count: a copy of the data has others.
+A fingerprint is of content as far as that is cheap: a table's two columns, names and sizes in tars and folders.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,13 +23,12 @@ if TYPE_CHECKING:  # models need a digest, and no pyarrow
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl")
 CAPTION_EXTENSIONS = ("txt", "caption")
-IMAGE_SUFFIXES = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
+IMAGE_SUFFIXES, CAPTION_SUFFIXES = (tuple(f".{ext}" for ext in exts) for exts in (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS))
 RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 """Of cameras' files, which are indexed by the JPEG inside, and never trained on."""
-CAPTION_SUFFIXES = tuple(f".{ext}" for ext in CAPTION_EXTENSIONS)
-Fingerprint = dict[str, int | str]  # counts and digests, each by the name of what it is of
+Fingerprint = dict[str, int | str]  # name -> count or digest
 
-MAX_FILES = 100_000  # so many files of a folder are looked into at most: each costs a call, on a network a journey
+MAX_FILES = 100_000  # of a folder that are looked into at most: each costs a call, on a network a journey
 
 
 class Source(Reader, Protocol):
@@ -47,13 +46,12 @@ class Source(Reader, Protocol):
         """Whether reading in random order is costly: the loader then reads file by file."""
 
     def fingerprint(self) -> Fingerprint:
-        """What the source holds, in a few named digests and counts: equal for equal data, wherever they lie."""
+        """A few digests and counts of the content: equal for equal data, wherever they lie."""
 
     def read(self, index: int) -> RawSample: ...
 
 
 def prefetch(source: Source, indices: np.ndarray) -> None:
-    """Asks for the files of some pairs, where a source prepares them in the background."""
     if hasattr(source, "prefetch"):
         source.prefetch(indices)
 
@@ -66,14 +64,14 @@ class MixedSource:
         self.name = " + ".join(part.name for part in parts)
         self.shard_sizes = tuple(size for part in parts for size in part.shard_sizes)
         self.streamed = any(part.streamed for part in parts)
-        self._bounds = np.cumsum([0, *map(len, parts)])
+        self.bounds = np.cumsum([0, *map(len, parts)])
 
     def __len__(self) -> int:
-        return int(self._bounds[-1])
+        return int(self.bounds[-1])
 
     def read(self, index: int) -> RawSample:
         part = int(self._owner(index))
-        return self.parts[part].read(index - int(self._bounds[part]))
+        return self.parts[part].read(index - int(self.bounds[part]))
 
     def fingerprint(self) -> Fingerprint:
         numbered = enumerate((part.fingerprint() for part in self.parts), 1)
@@ -82,10 +80,10 @@ class MixedSource:
     def prefetch(self, indices: np.ndarray) -> None:
         owners = self._owner(indices)
         for i, part in enumerate(self.parts):
-            prefetch(part, indices[owners == i] - self._bounds[i])
+            prefetch(part, indices[owners == i] - self.bounds[i])
 
     def _owner(self, rows: Any) -> Any:
-        return np.searchsorted(self._bounds[1:], rows, side="right")
+        return np.searchsorted(self.bounds[1:], rows, side="right")
 
 
 def mix(sources: Sequence[Source]) -> Source:
@@ -93,42 +91,39 @@ def mix(sources: Sequence[Source]) -> Source:
 
 
 def pictures_of(source: Any) -> np.ndarray | None:
-    """(N,) int64, equal for rows of a source that name the same picture; None where each row is a picture."""
-    if isinstance(source, Subset):
-        whole = pictures_of(source.whole)
-        return None if whole is None else whole[source.rows]
-    pictures: np.ndarray | None = source.pictures() if hasattr(source, "pictures") else None
-    return pictures
+    """(N,) int64: for each row of a source the first that names the same picture; None where no two do."""
+    if isinstance(source, MixedSource):
+        parts = [pictures_of(part) for part in source.parts]
+        if all(same is None for same in parts):
+            return None
+        each = zip(source.bounds, source.parts, parts, strict=False)
+        return np.concatenate([start + (range(len(part)) if same is None else same) for start, part, same in each])
+    same = pictures_of(source.whole) if isinstance(source, Subset) else getattr(source, "pictures", lambda: None)()
+    if same is None:
+        return None
+    same = same[source.rows] if isinstance(source, Subset) else same
+    _, first, which = np.unique(same, return_index=True, return_inverse=True)
+    return np.asarray(first[which])
 
 
 class Pictures:
-    """The pictures of a source, in the order of their first rows, and the rows of each; see :func:`pictures_of`."""
+    """Pictures in the order of their first rows, and the rows of each, by :func:`pictures_of`; ``counts``: by part."""
 
-    def __init__(self, parts: Sequence[np.ndarray | None], sizes: Sequence[int]) -> None:
-        self.counts: list[int] = []  # pictures of each part
-        rows, ends = [], []
-        for same, size, first_row in zip(parts, sizes, np.cumsum([0, *sizes]).tolist(), strict=False):
-            same = np.arange(size) if same is None else same
-            _, first, which, counts = np.unique(same, return_index=True, return_inverse=True, return_counts=True)
-            order = np.argsort(first)
-            place = np.empty_like(order)
-            place[order] = np.arange(len(order))
-            rows.append(first_row + np.argsort(place[which], kind="stable"))
-            ends.append(first_row + np.cumsum(counts[order]))
-            self.counts.append(len(order))
-        self._rows, self._bounds = np.concatenate(rows), np.concatenate([[0], *ends])
+    def __init__(self, same: np.ndarray, sizes: Sequence[int]) -> None:
+        self._firsts, rows = np.unique(same, return_counts=True)
+        self._rows, self._bounds = np.argsort(same, kind="stable"), np.cumsum([0, *rows])
+        self.counts: list[int] = np.diff(np.searchsorted(self._firsts, np.cumsum([0, *sizes]))).tolist()
 
     def rows(self, picture: int) -> np.ndarray:
         """The rows of a picture, ascending int64."""
         return self._rows[self._bounds[picture] : self._bounds[picture + 1]]
 
     def first(self, pictures: np.ndarray) -> np.ndarray:
-        first: np.ndarray = self._rows[self._bounds[pictures]]
-        return first
+        return np.asarray(self._firsts[pictures])
 
 
 class Subset:
-    """Some rows of a source, ascending int64; ``part`` says which they are: ``training`` or ``held out``."""
+    """Some rows of a source, ascending int64; ``part`` is ``training`` or ``held out``."""
 
     def __init__(self, whole: Source, rows: np.ndarray, part: str) -> None:
         self.whole, self.rows, self.part = whole, rows, part
@@ -158,22 +153,17 @@ def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]
     for the rest, or has a picture that cannot be decoded, is trained on; so are pairs that cannot be read.
     """
     places, groups = _groups(sources)
-
-    def decodes(pair: int) -> bool:
-        source, row = places[pair]
-        try:
-            Encoded(sources[source].read(row).image).rgb(reduction=8)
-        except (BadSample, Unreadable):
-            return False
-        return True
-
     chosen: list[list[int]] = [[] for _ in sources]
     left = most = min(max(2, round(share * len(places))), len(places) - 1)
     for members in groups:
-        if len(members) <= left and all(map(decodes, members)):
-            left -= len(members)
-            for source, row in map(places.__getitem__, members):
-                chosen[source].append(row)
+        pairs = [places[pair] for pair in members]
+        if len(pairs) <= left:
+            with contextlib.suppress(BadSample, Unreadable):
+                for source, row in pairs:
+                    Encoded(sources[source].read(row).image).rgb(reduction=8)
+                left -= len(pairs)
+                for source, row in pairs:
+                    chosen[source].append(row)
     emptied = [source.name for source, rows in zip(sources, chosen, strict=True) if len(rows) == len(source)]
     if most - left < 2 or emptied:
         of_all = f"val_split is {share:g}: of {len(places):,} usable pairs {most - left} can be held out"
@@ -191,12 +181,11 @@ def split(sources: Sequence[Source], held_out: Sequence[np.ndarray]) -> tuple[So
 
 
 def _groups(sources: Sequence[Source]) -> tuple[list[tuple[int, int]], list[list[int]]]:
-    """The readable pairs, each by source and row; and the groups of their numbers, in the order of a hash."""
+    """Source and row of the readable pairs; and the groups of their numbers, in the order of a hash."""
     sparse, csgraph = require("scipy.sparse", "train"), require("scipy.sparse.csgraph", "train")
     first: dict[bytes | int, int] = {}  # the first pair with a picture or caption
-    places: list[tuple[int, int]] = []
-    hashes: list[bytes] = []
-    links: list[int] = []  # from each pair to the first with its picture, and to the first with its caption
+    places, hashes = list[tuple[int, int]](), list[bytes]()
+    links: list[int] = []  # from a pair to the first with its picture, and to the first with its caption
 
     def digests(place: tuple[int, int]) -> tuple[bytes, int] | None:
         source, row = place
@@ -222,15 +211,15 @@ def _groups(sources: Sequence[Source]) -> tuple[list[tuple[int, int]], list[list
 
 
 def add_part(state: Any, part: str | bytes | np.ndarray) -> None:
-    """Adds a part to a digest with its length, so that no two lists of parts are the same bytes."""
+    """Adds a part and its length to a digest, so that no two lists of parts are the same bytes."""
     part = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
     data = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else memoryview(part)
     state.update(data.nbytes.to_bytes(8, "little"))
     state.update(data)
 
 
-def digest(parts: Iterable[str | bytes | np.ndarray], size: int = 8) -> str:
-    state = hashlib.blake2b(digest_size=size)
+def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
+    state = hashlib.blake2b(digest_size=8)
     for part in parts:
         add_part(state, part)
     return state.hexdigest()
@@ -238,21 +227,21 @@ def digest(parts: Iterable[str | bytes | np.ndarray], size: int = 8) -> str:
 
 def content_key(reader: Reader) -> str:
     """A digest of all that the samples of a set consist of, in order; names and times of files do not count."""
-
-    def parts() -> Iterator[str | bytes]:
-        for index in range(len(reader)):
-            try:
-                sample = reader.read(index)
-                key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
-                yield from (key, data, getattr(sample, "caption", ""))
-            except BadSample as bad:
-                yield "\0".join((bad.key, bad.reason, *bad.captions))
-
-    return digest(parts(), size=16)
+    state = hashlib.blake2b(digest_size=16)
+    for index in range(len(reader)):
+        try:
+            sample = reader.read(index)
+            key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
+            parts: tuple[str | bytes, ...] = (key, data, getattr(sample, "caption", ""))
+        except BadSample as bad:
+            parts = ("\0".join((bad.key, bad.reason, *bad.captions)),)
+        for part in parts:
+            add_part(state, part)
+    return state.hexdigest()
 
 
 def of_column(column: pa.ChunkedArray) -> str:
-    """Of a column of texts or bytes, however it is cut into chunks; a second for half a gigabyte."""
+    """The digest of a column of texts or bytes, however it is cut into chunks; a second for half a gigabyte."""
     import pyarrow as pa
 
     values, lengths = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
@@ -271,13 +260,11 @@ def of_column(column: pa.ChunkedArray) -> str:
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     """In what two fingerprints differ: counts with both values, digests by name."""
-    changes = []
-    for key in dict.fromkeys([*before, *now]):
-        old, new = before.get(key), now.get(key)
-        if old != new:
-            counts = isinstance(old, int) and isinstance(new, int)
-            changes.append(f"{old:,} {key} before, {new:,} now" if counts else f"other {key}")
-    return changes
+    changed = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
+    return [
+        f"{old:,} {key} before, {new:,} now" if isinstance(old, int) and isinstance(new, int) else f"other {key}"
+        for key, (old, new) in changed.items()
+    ]
 
 
 def spread(n: int, most: int = MAX_FILES) -> list[int]:

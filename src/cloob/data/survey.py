@@ -1,4 +1,4 @@
-"""What a set of pairs holds: sizes of pictures, lengths of captions, what is bad, and what is there twice."""
+"""A survey of a set of pairs: sizes of pictures, lengths of captions, bad samples, duplicates."""
 
 from __future__ import annotations
 
@@ -29,8 +29,6 @@ Shown = Callable[[int, int], None]  # shows how many of how many pairs are done
 
 
 class _Repeats(dict[Any, dict[str, Any]]):
-    """Counts equal things, and remembers where each was first."""
-
     def add(self, identity: Any, text: str, row: int) -> None:
         self.setdefault(identity, {"count": 0, "text": text, "row": row})["count"] += 1
 
@@ -68,6 +66,7 @@ def survey(
         first = text.partition("\n")[0]
         captions.add(caption_id(text), first if len(first) <= _EXCERPT else f"{first[: _EXCERPT - 1]}…", row)
     widths, heights, sizes, characters, tokens = np.array(numbers, np.int64).reshape(-1, 5).T
+    small = int((np.minimum(widths, heights) < _SMALL_SIDE).sum())
     facts = {
         "name": source.name,
         "rows": len(source),
@@ -76,18 +75,10 @@ def survey(
         "usable": len(usable),
         "bad": bad,
         "truncated": {"count": len(truncated), "examples": truncated[:_EXAMPLES]},
-        "pictures": {
-            "width": _spread(widths),
-            "height": _spread(heights),
-            "bytes": int(sizes.sum()),
-            f"below_{_SMALL_SIDE}": int((np.minimum(widths, heights) < _SMALL_SIDE).sum()),
-        },
-        "captions": {
-            "characters": _spread(characters),
-            "tokens": _spread(tokens),
-            "context_length": context_length,
-            "cut": int((tokens > context_length).sum()),
-        },
+        "pictures": {"width": _spread(widths), "height": _spread(heights), "bytes": int(sizes.sum())}
+        | {f"below_{_SMALL_SIDE}": small},
+        "captions": {"characters": _spread(characters), "tokens": _spread(tokens)}
+        | {"context_length": context_length, "cut": int((tokens > context_length).sum())},
         "duplicates": {"pictures": pictures.facts(), "captions": captions.facts()},
     }
     return facts, usable
@@ -121,7 +112,7 @@ def write_sheet(
     pictures, captions = (facts["duplicates"][kind]["most"] for kind in ("pictures", "captions"))
     copies = [each for repeat in pictures for each in pair_cards(source, [repeat["row"]], f"{repeat['count']:,} times")]
     repeats = [(f"{repeat['count']:,} times", repeat["text"]) for repeat in captions]
-    sections = [
+    sections: list[tuple[str, Any, list[dict[str, Any]]]] = [
         ("", lines, []),
         (f"{len(shown)} pairs, spread evenly over the usable ones", [], shown),
         ("Equal pictures: the same bytes in several pairs", [], copies),
@@ -142,7 +133,6 @@ def pair_cards(source: Source, rows: Iterable[int], *more: str) -> list[dict[str
 
 
 def render_sheet(path: Path, title: str, sections: Sequence[tuple[str, Any, list[dict[str, Any]]]]) -> None:
-    """Writes a page of sections: a heading, facts by name, and pairs with their pictures."""
     environment = require("jinja2", "train").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(Path(__file__).with_name("sheet.html.j2").read_text(encoding="utf-8"))
     write_whole(path, template.render(title=title, sections=sections))

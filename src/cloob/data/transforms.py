@@ -1,11 +1,11 @@
 """The training augmentation: one random crop, resized; normalisation is the encoder's.
 
-A crop is drawn from an image's size alone, before the image is decoded: for a small picture a JPEG is then decoded at
-a half, a quarter or an eighth of its size (``Crop.reduction``).
+A crop is drawn before the image is decoded: a JPEG is decoded no larger than the crop needs (``Crop.reduction``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,17 +28,6 @@ _WORTH_SHARING = 200 * 200  # pixels from which on a copy costs more than going 
 def to_tensor(image: Image.Image) -> Tensor:
     """``(3, H, W)`` uint8 pixels of an RGB image."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _view(image: Image.Image) -> Tensor:
-    """As ``to_tensor``; of a large image its own pixels, ``(4, H, W)``: Pillow keeps a fourth byte of no meaning."""
-    if image.width * image.height < _WORTH_SHARING:
-        return to_tensor(image)
-    try:
-        stored = torch.from_dlpack(pa.array(image).values)  # type: ignore[attr-defined]
-    except (ValueError, TypeError, pa.ArrowException):  # above 16 MB it lies in several pieces
-        return to_tensor(image)
-    return stored.view(image.height, image.width, 4).permute(2, 0, 1)
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
@@ -130,10 +119,16 @@ class TrainTransform:
         top, left, h, w = crop[:4]
         if image.size != crop.source_size:
             width, height = crop.source_size
-            factors = (r for r in (2, 4, 8) if r <= crop.reduction)
+            factors = (r for r in reversed(_REDUCTIONS) if r <= crop.reduction)
             r = {(-(-width // r), -(-height // r)): r for r in factors}[image.size]
             top, left, h, w = top // r, left // r, h // r, w // r
-        pixels = resize(_view(image)[:, top : top + h, left : left + w], self.image_size)[:3]
+        pixels = None
+        if image.width * image.height >= _WORTH_SHARING:
+            with contextlib.suppress(ValueError, TypeError, pa.ArrowException):  # above 16 MB it lies in several pieces
+                stored = torch.from_dlpack(pa.array(image).values)  # type: ignore[attr-defined]
+                pixels = stored.view(image.height, image.width, 4).permute(2, 0, 1)  # the fourth byte has no meaning
+        pixels = to_tensor(image) if pixels is None else pixels
+        pixels = resize(pixels[:, top : top + h, left : left + w], self.image_size)[:3]
         swap, reverse_rows, reverse_columns = axes(crop.orientation)
         if swap:
             pixels = pixels.transpose(-1, -2)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cloob.data.batch import Skip
 from cloob.data.source import Fingerprint, digest, spread
-from cloob.data.sources.files import reading
+from cloob.data.sources.arrow import reading
 from cloob.errors import InputError, first_of, require
 from cloob.functional.ids import id_digest
 

@@ -15,9 +15,9 @@ from cloob.export.exported import CARD_FILE, Exported
 from cloob.family import CONTRASTS, FAMILY, member_name
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
+from cloob.models.importing import read_json
 from cloob.models.load import find_model_folder, fingerprint
 from cloob.models.runs import EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines, run_of, split_checkpoint
-from cloob.models.untrusted import read_json
 
 RESULTS_FILE = "results.json"
 PIPELINE = "zero-shot-image-classification"

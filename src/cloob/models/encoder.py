@@ -87,16 +87,14 @@ class DualEncoder(nn.Module):
         sides = {size} if isinstance(size, int) else {int(side) for side in size}  # (H, W) in some of open_clip's
         self.image_size = max(sides)
         self.preprocess_cfg["size"] = self.image_size
-        self.mean = tuple(float(value) for value in self.preprocess_cfg["mean"])
-        self.std = tuple(float(value) for value in self.preprocess_cfg["std"])
+        self.mean, self.std = (tuple(map(float, self.preprocess_cfg[key])) for key in ("mean", "std"))
         if len(sides) > 1 or not min(self.std) > 0:
             raise InputError(f"{name}: image size {size}, std {self.std}; a square and positive numbers are wanted")
-        self.embed_dim = config.embed_dim
-        self.context_length = config.context_length
+        self.embed_dim, self.context_length = config.embed_dim, config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
         self.preprocess = EvalTransform(self.preprocess_cfg)
-        self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
+        for key, values in (("_mean", self.mean), ("_std", self.std)):
+            self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.model.logit_scale.requires_grad_(False)
         if getattr(self.model, "logit_bias", None) is not None:
             self.model.logit_bias = None
@@ -113,14 +111,13 @@ class DualEncoder(nn.Module):
         return self._causal_tower is not None
 
     def set_channels_last(self, enabled: bool) -> None:
-        """Chooses the memory layout of the image tower; convolutions run 1.2 to 1.5 times as fast in channels last."""
+        """Chooses the image tower's memory layout; convolutions run 1.2 to 1.5 times as fast in channels last."""
         self._layout = torch.channels_last if enabled else torch.contiguous_format
         self.model.visual.to(memory_format=self._layout)
 
     @property
     def device(self) -> torch.device:
-        first: nn.Parameter = next(self.model.parameters())
-        return first.device
+        return torch.device(next(self.model.parameters()).device)
 
     def make_objective(self, **overrides: Any) -> ContrastiveObjective:
         """The objective that the model was trained with: the member of the family, at its τ⁻¹ and β.
@@ -151,8 +148,7 @@ class DualEncoder(nn.Module):
             tokens: (n, L) int64; (n, L') with L' < L too for an encoder that ``trims_texts``.
 
         Returns:
-            ``(image_features, text_features)``, (n, D) unit rows each, float32 (float64 for float64 towers)
-            under autocast too.
+            ``(image_features, text_features)``, (n, D) unit rows: float32 under autocast too, float64 for such towers.
         """
         return self._image_features(images), self._text_features(tokens)
 
@@ -225,10 +221,9 @@ class DualEncoder(nn.Module):
 
     def _text_features(self, tokens: Tensor) -> Tensor:
         self._check_tokens(tokens)
-        if self._causal_tower is None:
-            return _unit_rows(self.model.encode_text(tokens))
-        with nullcontext() if torch.compiler.is_compiling() else _SWAPPING:
-            if tokens.shape[1] < self.context_length:
+        alone = self._causal_tower is None or torch.compiler.is_compiling()
+        with nullcontext() if alone else _SWAPPING:
+            if self._causal_tower is not None and tokens.shape[1] < self.context_length:
                 return _unit_rows(encode_short(self.model, self._causal_tower, tokens))
             return _unit_rows(self.model.encode_text(tokens))
 
@@ -239,8 +234,8 @@ class DualEncoder(nn.Module):
         _check("tokens", tokens, fits and integers, f"int64 (n, {self.context_length})")
 
     def _dtype(self) -> torch.dtype:
-        first: Tensor = next(self.model.visual.parameters())
-        return first.dtype
+        dtype: torch.dtype = next(self.model.visual.parameters()).dtype
+        return dtype
 
 
 def _check(name: str, given: Tensor, fits: bool, expected: str) -> None:
@@ -255,10 +250,9 @@ def _unit_rows(features: Tensor) -> Tensor:
 
 def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str, Any]:
     """Settings of a model that was trained with CLOOB; without β where nothing gives it."""
-    settings = ContrastiveObjective.cloob(
-        inv_tau=float(inv_tau), beta=8.0 if beta is None else float(beta), scale=scale
-    ).config()
-    return settings if beta is not None else {key: value for key, value in settings.items() if key != "beta"}
+    known = 8.0 if beta is None else float(beta)
+    objective = ContrastiveObjective.cloob(inv_tau=float(inv_tau), beta=known, scale=scale)
+    return {key: value for key, value in objective.config().items() if key != "beta" or beta is not None}
 
 
 def sigmoid_objective(model: Any) -> dict[str, Any]:
@@ -291,7 +285,6 @@ def trimmed(tokens: Tensor) -> Tensor:
 
 
 def trimmed_tokens(tokenizer: Tokenize, texts: Sequence[str]) -> Tensor:
-    """The tokens of a batch without the padding that all rows share."""
     return trimmed(tokenizer(list(texts)))
 
 
@@ -300,9 +293,8 @@ class _Text(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        features: Tensor = self.model.encode_text(tokens)
-        return features
+    def forward(self, tokens: Tensor) -> Any:
+        return self.model.encode_text(tokens)
 
 
 def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False) -> Tensor:

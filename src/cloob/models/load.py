@@ -9,25 +9,26 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cloob.cache import Cache
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, one_line
 from cloob.models import runs
-from cloob.models.aligned.model import encoders_here
-from cloob.models.encoder import DualEncoder, digest
-from cloob.models.folder import read_model
-from cloob.models.importing import check_hub_model, fetch_first, fetch_model, translated
-from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source, file_stamp, kept_digest
-from cloob.models.tokenizer import HUB_FILE, RinnaTokenizer
-from cloob.models.towers import create_model
-from cloob.models.untrusted import check_folder, read_json
-from cloob.models.weights import crowsonkb, hf_clip, rinna, torch_clip
+from cloob.models.aligned.model import encoders_here, load_aligned, load_vectors
+from cloob.models.encoder import DualEncoder, EncoderConfig, digest
+from cloob.models.importing import check_folder, check_hub_model, check_model_cfg, fetch_first, read_json, translated
+from cloob.models.onnx import Graph, PlainEncoder
+from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source, fetch_model, file_stamp, kept_digest
+from cloob.models.tokenizer import CLIP_VOCABULARY, HUB_FILE, RinnaTokenizer, read_tokenizer
+from cloob.models.towers import create_model, filled_towers, load_tokenizer
+from cloob.models.weights import hf_clip, other, torch_clip
 from cloob.models.weights.containers import INDEX, WEIGHTS_FILES, read_safetensors
+from cloob.models.weights.keymap import Towers, fill
 
 Module = TypeVar("Module", bound=nn.Module)
-FAMILIES = {"clip": hf_clip.load, "cloob": rinna.load}
+_PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
+FAMILIES = {"clip": hf_clip.load, "cloob": other.load_folder}
 """What loads another program's folder, by the ``model_type`` of its ``config.json``."""
 _PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")  # they make modules of files
 
@@ -73,17 +74,13 @@ def load_model(
     folder = find_model_folder(source)
     if folder is None:
         raise InputError(f"{source}: is no run or model folder of cloob, whose weights could go into towers=")
-    _fill_module(towers, folder)
-    return towers.to(place).eval()
-
-
-def _fill_module(module: nn.Module, folder: Path) -> None:
     if not (folder / runs.MODULE_FILE).is_file():
         raise InputError(f"{folder}: holds no weights of a module of Python code; load it without towers=")
     try:
-        module.load_state_dict(read_safetensors(folder / runs.TOWERS_WEIGHTS_FILE))
+        towers.load_state_dict(read_safetensors(folder / runs.TOWERS_WEIGHTS_FILE))
     except RuntimeError as error:
-        raise InputError(f"{folder}: does not fit {type(module).__qualname__} ({one_line(error)})") from error
+        raise InputError(f"{folder}: does not fit {type(towers).__qualname__} ({one_line(error)})") from error
+    return towers.to(place).eval()
 
 
 def find_model_folder(source: str | Path) -> Path | None:
@@ -110,7 +107,7 @@ def find_model_folder(source: str | Path) -> Path | None:
 def _load(source: str | Path) -> DualEncoder:
     parsed = Source.parse(source)
     if not parsed.library and (folder := find_model_folder(source)) is not None:
-        return read_model(folder, _load)
+        return _read_folder(folder)
     if parsed.kind == "hub" and not parsed.library:
         return _load_hub(parsed)
     if parsed.kind == "towers" and parsed.variant:
@@ -124,8 +121,78 @@ def _load(source: str | Path) -> DualEncoder:
         if path.is_dir():
             return _family(path)(path)
         if path.suffix == ".pkl":
-            return crowsonkb.load(path, config, "exact" if parsed.port else "tanh")
+            return other.load_pickle(path, config, "exact" if parsed.port else "tanh")
         return torch_clip.load(path, lambda name: create_model(name, pretrained=str(path), seed=0))
+
+
+def _read_folder(folder: Path, of_hub: str = "") -> DualEncoder:
+    """Towers from a model folder; ``of_hub`` is its name on the hub, from where open_clip takes the tokenizer then."""
+    file = runs.config_file(folder)
+    with translated(str(file)):
+        check_folder(folder)
+        config = read_json(file)
+        written = folder / runs.OBJECTIVE_FILE
+        objective = runs.check_objective(read_json(written) if written.is_file() else {}, str(written))
+        if file.name == runs.ALIGNED_FILE:
+            return load_aligned(folder, config, objective, _load)
+        if file.name == runs.VECTORS_FILE:
+            return load_vectors(folder, config, objective)
+        if file.name == runs.TOWERS_FILE:
+            encoder, weights = other.build(config["name"], file, config), folder / runs.TOWERS_WEIGHTS_FILE
+            fill(encoder.model, weights, read_safetensors(weights))
+            encoder.objective_config = objective or encoder.objective_config
+            return encoder
+        if file.name == runs.MODULE_FILE:
+            fills = "to which its weights belong, is Python code; cloob.load_model(…, towers=module) fills one"
+            raise InputError(f"{folder}: {config['class']}, {fills}")
+        if file.name == runs.ONNX_FILE:
+            return OnnxEncoder(PlainEncoder(folder), objective)
+        return _open_clip_towers(file, config, objective, of_hub)
+
+
+def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, Any], of_hub: str) -> DualEncoder:
+    folder, model_cfg = file.parent, config["model_cfg"]
+    check_model_cfg(model_cfg, str(file))
+    text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
+    if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: looked at first
+        check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
+    preprocess = {key: value for key, value in config.get("preprocess_cfg", {}).items() if key in _PREPROCESS}
+    model, trained = filled_towers(model_cfg, preprocess, weights, f"local-dir:{folder}", str(file))
+    if "tokenizer" in config:
+        length, vocabulary = text_cfg.get("context_length", 77), text_cfg.get("vocab_size", CLIP_VOCABULARY)
+        tokenizer = read_tokenizer(file, config["tokenizer"], length, vocabulary)
+    else:
+        tokenizer = load_tokenizer(f"local-dir:{folder}", text_cfg, of_hub or str(file), None if of_hub else folder)
+    name = of_hub or str(config.get("name", folder.name))
+    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective or trained)
+
+
+class OnnxEncoder(DualEncoder):
+    """A ``DualEncoder`` whose towers are graphs on onnxruntime: it embeds and does not train."""
+
+    def __init__(self, plain: PlainEncoder, objective: dict[str, Any]) -> None:
+        images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
+        towers = Towers(images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale)
+        config = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
+        super().__init__(plain.name, towers, plain.tokenizer, config, objective)
+
+    def check_weights(self) -> None:
+        raise InputError(f"{self.name}: an ONNX export embeds and does no more; give the model that it was made of")
+
+    def _dtype(self) -> torch.dtype:
+        return torch.float32
+
+
+class _GraphTower(nn.Module):
+    """A graph in the place of a tower: (n, 3, H, W) normalised pixels or (n, L) tokens to (n, D)."""
+
+    def __init__(self, graph: Graph, dtype: torch.dtype, preprocess_cfg: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.graph, self.dtype, self.preprocess_cfg = graph, dtype, preprocess_cfg
+
+    def forward(self, items: Tensor) -> Tensor:
+        array = items.detach().to("cpu", self.dtype).contiguous().numpy()
+        return torch.from_numpy(self.graph(array)).to(items.device)
 
 
 def _load_hub(source: Source) -> DualEncoder:
@@ -136,22 +203,20 @@ def _load_hub(source: Source) -> DualEncoder:
         if kind.name == runs.ALIGNED_FILE and (here := encoders_here(read_json(kind))):
             raise InputError(f"{where}: asks for {here[0]!r}, a folder of this machine")
         if kind.name != runs.CONFIG_FILE:  # pushed by `cloob push`
-            return read_model(fetch_first(name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision), _load)
+            return _read_folder(fetch_first(name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision))
         if kind.is_file():
-            return read_model(fetch_first(name, where, runs.HUB_WEIGHTS_FILES, revision), _load, of_hub=where)
+            return _read_folder(fetch_first(name, where, runs.HUB_WEIGHTS_FILES, revision), where)
         encoder = _family(folder)(fetch_first(name, where, hf_clip.WEIGHTS, revision))
         encoder.name = where
         return encoder
 
 
 def _meant_file(folder: Path) -> str:
-    """A clause that names a file of weights in a folder which is no model; empty where there is none."""
     files = sorted(path for path in folder.glob("*") if path.suffix in WEIGHTS_ENDINGS[:3] and path.is_file())
     return f"; did you mean {files[0]}?" if files else ""
 
 
 def _family(folder: Path) -> Callable[[Path], DualEncoder]:
-    """What loads another program's folder, by its ``config.json``."""
     check_folder(folder)
     config = read_json(folder / "config.json")
     kind = str(config.get("model_type"))
@@ -167,7 +232,6 @@ def fingerprint(encoder: Any) -> str:
 
 
 def _facts(encoder: nn.Module) -> dict[str, Any]:
-    """What else than the weights decides the embeddings of pictures."""
     config = getattr(encoder, "config", None)
     return {"config": getattr(config, "settings", None), "preprocess": getattr(encoder, "preprocess_cfg", None)}
 

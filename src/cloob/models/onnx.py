@@ -29,12 +29,11 @@ import numpy.typing as npt
 from cloob.data.source import add_part
 from cloob.errors import require
 from cloob.machine import processors
-from cloob.models.importing import translated
+from cloob.models.importing import check_folder, read_json, translated
 from cloob.models.pixels import EvalTransform
 from cloob.models.runs import ONNX_FILE, config_file
 from cloob.models.source import file_stamp, kept_digest
 from cloob.models.tokenizer import read_tokenizer, store_tokenizer
-from cloob.models.untrusted import check_folder, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,27 +69,22 @@ class Graph:
         for some in (order[i : i + _BATCH] for i in starts):
             longest = math.ceil(max(int(lengths[some].max()), 2) / _STEP) * _STEP
             parts.append(self._run(np.ascontiguousarray(items[some, :longest])))
-        rows: Rows = np.concatenate(parts)[order.argsort()]
-        return rows
+        return np.asarray(np.concatenate(parts)[order.argsort()])
 
     def _run(self, items: npt.NDArray[Any]) -> Rows:
         with translated(f"{self.path}: onnxruntime cannot run it"):
-            self._session = self._session or _open_session(self.path)
+            if self._session is None:  # with the threads of torch, where it is imported, else OMP_NUM_THREADS or all
+                runtime: Any = require("onnxruntime", "export")
+                options, torch = runtime.SessionOptions(), sys.modules.get("torch")
+                chosen = os.environ.get("OMP_NUM_THREADS", "")
+                threads = torch.get_num_threads() if torch else int(chosen) if chosen.isdecimal() else 0
+                options.intra_op_num_threads = threads or processors()
+                options.log_severity_level = 4
+                providers = ["CPUExecutionProvider"]
+                self._session = runtime.InferenceSession(str(self.path), options, providers=providers)
             [source] = self._session.get_inputs()
             [rows] = self._session.run(None, {source.name: items})
             return np.asarray(rows, np.float32).reshape(len(items), self.embed_dim)
-
-
-def _open_session(path: Path) -> Any:
-    """A session on the CPU with the threads of torch, where it is imported, else ``OMP_NUM_THREADS`` or all."""
-    runtime: Any = require("onnxruntime", "export")
-    options = runtime.SessionOptions()
-    torch: Any = sys.modules.get("torch")
-    chosen = os.environ.get("OMP_NUM_THREADS", "")
-    threads = torch.get_num_threads() if torch else int(chosen) if chosen.isdecimal() else 0
-    options.intra_op_num_threads = threads or processors()
-    options.log_severity_level = 4
-    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 class PlainEncoder:
@@ -142,8 +136,7 @@ class PlainEncoder:
 
 
 def _unit_rows(rows: Rows) -> Rows:
-    unit: Rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12))
-    return unit
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12)))
 
 
 def graph_file(folder: Path, kind: str, precision: str = "float32") -> Path:
@@ -153,7 +146,7 @@ def graph_file(folder: Path, kind: str, precision: str = "float32") -> Path:
 def graphs_digest(folder: Path, precision: str = "float32") -> str:
     """SHA-256 of both towers' graphs with their weights, kept in the cache."""
     files = [graph_file(folder, kind, precision) for kind in ("image", "text")]
-    files += [path for path in (file.with_name(f"{file.name}_data") for file in files) if path.is_file()]
+    files += [path for file in files if (path := file.with_name(f"{file.name}_data")).is_file()]
 
     def compute() -> str:
         state = hashlib.sha256()

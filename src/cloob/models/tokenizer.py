@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import html
-import importlib
 import json
 import re
 import sys
@@ -58,9 +57,9 @@ class Tokenizer(ABC):
     settings: dict[str, Any] | None = None  # as a model folder stores them; None: it is open_clip's
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        torch: Any = importlib.import_module("torch")  # without which an ONNX folder is searched
-        tensor: Tensor = torch.from_numpy(self.ids([texts] if isinstance(texts, str) else texts))
-        return tensor
+        import torch  # without which an ONNX folder is searched
+
+        return torch.from_numpy(self.ids([texts] if isinstance(texts, str) else texts))
 
     @abstractmethod
     def ids(self, texts: Sequence[str]) -> Tokens: ...
@@ -81,7 +80,6 @@ class ClipTokenizer(Tokenizer):
 
     @classmethod
     def of(cls, original: Any, specials: tuple[str, str] = SPECIALS, ending: Ending = "kept") -> Self:
-        """With the tables of open_clip's ``SimpleTokenizer``, for which :func:`is_open_clips` holds."""
         ids = {symbol: number for symbol, number in original.encoder.items() if symbol not in SPECIALS}
         pairs = sorted(original.bpe_ranks, key=original.bpe_ranks.__getitem__)
         model = require("tokenizers", "train").models.BPE(ids, pairs, end_of_word_suffix="</w>")
@@ -90,7 +88,6 @@ class ClipTokenizer(Tokenizer):
 
     @classmethod
     def read(cls, path: Path, specials: tuple[str, str], context_length: int, ending: Ending) -> Self:
-        """With the byte pairs of a file that :func:`clip_rules` is the content of."""
         with translated(f"{path}: not CLIP's byte pairs"):
             rules = require("tokenizers", "train").Tokenizer.from_file(str(path))
             vocabulary = rules.get_vocab()
@@ -161,13 +158,9 @@ def clip_rules(tokenizer: ClipTokenizer, specials: Sequence[str], normalizers: S
 def is_open_clips(tokenizer: Any) -> bool:
     """Whether a tokenizer is open_clip's, with its default cleaning, vocabulary ends and truncation."""
     module = sys.modules.get("open_clip.tokenizer")  # not imported: then it cannot be one
-    return bool(
-        module is not None
-        and type(tokenizer) is module.SimpleTokenizer
-        and tokenizer.clean_fn is module.get_clean_fn("lower")
-        and tokenizer.reduction_fn is None
-        and len(tokenizer.all_special_ids) == 2
-    )
+    if module is None or type(tokenizer) is not module.SimpleTokenizer or tokenizer.reduction_fn is not None:
+        return False
+    return tokenizer.clean_fn is module.get_clean_fn("lower") and len(tokenizer.all_special_ids) == 2
 
 
 def describe(tokenizer: Any) -> str:
@@ -235,21 +228,14 @@ class RinnaTokenizer(Tokenizer):
     def ids(self, texts: Sequence[str]) -> Tokens:
         rows = np.full((len(texts), self.context_length), self.PAD, np.int64)
         for row, text in zip(rows, texts, strict=True):
-            ids = [self._CLS, *self._encode(text)][: self.context_length]
-            row[: len(ids)] = ids
+            ids = [self._CLS]
+            for i, part in enumerate(self._SPECIAL.split(text)):  # every other part is special
+                ids += [self._pieces.piece_to_id(part)] if i % 2 else self._pieces.encode(part.strip().lower())
+            row[: len(ids)] = ids[: self.context_length]
         return rows
 
     def description(self) -> str:
         return f"{hashlib.sha256(self.content).hexdigest()} {self.context_length}"
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for part in self._SPECIAL.split(text):
-            if self._SPECIAL.fullmatch(part):
-                ids.append(self._pieces.piece_to_id(part))
-            elif words := part.strip():
-                ids += self._pieces.encode(words.lower())
-        return ids
 
 
 def clip_tokenizer(
@@ -293,7 +279,11 @@ def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[s
     pad, side = 0, "right"
     if isinstance(tokenizer, ClipTokenizer):
         settings = tokenizer.settings or {"kind": "clip", "specials": list(SPECIALS), "ending": "kept"}
-        rules = clip_rules(tokenizer, settings["specials"], _cleaning(library), lower=True)
+        # open_clip's cleaning of usual texts: straight quotes, NFC, spaces and case.
+        normalizers, patterns = library.normalizers, {"[ʼ‘-‛]": "'", "[“-‟]": '"', "\\s+": " "}
+        quotes = [normalizers.Replace(library.Regex(old), new) for old, new in patterns.items()]
+        cleaning = [*quotes, normalizers.NFC(), normalizers.Strip(), normalizers.Lowercase()]
+        rules = clip_rules(tokenizer, settings["specials"], cleaning, lower=True)
     elif isinstance(tokenizer, FileTokenizer):
         rules, pad = tokenizer.rules, tokenizer.pad or 0
     elif (original := _of_transformers(tokenizer, settings)) is not None:
@@ -326,13 +316,6 @@ def tokenizer_note(settings: dict[str, Any]) -> str:
     notes = json.loads(Path(__file__).with_name("tokenizer_notes.json").read_text("utf-8"))
     which = settings["kind"], settings.get("ending"), "clean" if settings.get("clean") else None
     return str(notes[" ".join(filter(None, which))]).format(**settings)
-
-
-def _cleaning(library: Any) -> list[Any]:
-    """open_clip's cleaning of usual texts: straight quotes, NFC, spaces and case."""
-    normalizers, patterns = library.normalizers, {"[ʼ‘-‛]": "'", "[“-‟]": '"', "\\s+": " "}
-    quotes = [normalizers.Replace(library.Regex(old), new) for old, new in patterns.items()]
-    return [*quotes, normalizers.NFC(), normalizers.Strip(), normalizers.Lowercase()]
 
 
 def _of_transformers(tokenizer: Any, settings: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 """Two towers by name: every configuration of open_clip, and three tiny ones of ours for 64-pixel work on a CPU.
 
-Ours are open_clip ``model_cfg`` files in ``configs/``, which plain open_clip reads. How their sizes were chosen:
-``benchmarks/towers.py`` at commit fc415074.
+Ours are open_clip ``model_cfg`` files in ``configs/``. How their sizes were chosen: ``benchmarks/towers.py`` at commit
+fc415074.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import torch
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder, EncoderConfig, sigmoid_objective
-from cloob.models.importing import check_hub_model, fetch_file, import_open_clip, open_clip, translated
+from cloob.models.importing import check_folder, check_hub_model, fetch_file, import_open_clip, open_clip, translated
 from cloob.models.source import TINY_MODELS, check_name
-from cloob.models.untrusted import check_folder
 from cloob.models.weights.containers import trained_file
 from cloob.models.weights.keymap import build, fill
 
@@ -68,8 +67,8 @@ def create_model(
     # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
     if tag and "quick_gelu" in tag:
         config["quick_gelu"] = bool(tag["quick_gelu"])
-    where, options = f"{name}/{pretrained}" if tag else f"model {name!r}", {"force_image_size": image_size}
-    trained: dict[str, Any] = {}
+    where, trained = f"{name}/{pretrained}" if tag else f"model {name!r}", dict[str, Any]()
+    options: dict[str, Any] = {"force_image_size": image_size}
     with torch.random.fork_rng(devices=[], enabled=seed is not None), translated(where):
         if pretrained is not None and not tag:
             if not Path(pretrained).is_file():
@@ -80,14 +79,13 @@ def create_model(
         else:
             if seed is not None:
                 torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
-            model = library.create_model(
-                name,
-                pretrained=_tag_weights(where, str(pretrained), tag) if tag else None,
-                force_preprocess_cfg=tag,
-                quick_gelu=config.get("quick_gelu", False),
-                pretrained_text=False,
-                **options,
-            )
+            weights, (hub, _, file) = pretrained, str(tag.get("hf_hub", "")).rpartition("/")
+            if hub:  # open_clip waits longer, and asks a closed hub
+                file = file or "open_clip_pytorch_model.bin"
+                safe = "open_clip_model" if file == "open_clip_pytorch_model.bin" else Path(file).stem
+                weights = str(fetch_file(hub, where, f"{safe}.safetensors", file))
+            options |= {"force_preprocess_cfg": tag, "quick_gelu": config.get("quick_gelu", False)}
+            model = library.create_model(name, pretrained=weights, pretrained_text=False, **options)
             trained = sigmoid_objective(model) if tag else {}
         if image_size is not None:
             _check_image_size(name, model, image_size)
@@ -151,13 +149,3 @@ def _check_image_size(name: str, model: Any, image_size: int) -> None:
         fits, right = image_size % step == 0, f"a multiple of {step}"
     if not fits:
         raise InputError(f"image size {image_size} does not suit {name}: {right} would")
-
-
-def _tag_weights(where: str, tag: str, known: dict[str, Any]) -> str:
-    """What ``open_clip.create_model`` takes as ``pretrained``: the file of a tag from the hub, else the tag itself."""
-    name, _, file = str(known.get("hf_hub", "")).rpartition("/")
-    if not name:
-        return tag
-    file = file or "open_clip_pytorch_model.bin"
-    safe = "open_clip_model" if file == "open_clip_pytorch_model.bin" else Path(file).stem
-    return str(fetch_file(name, where, f"{safe}.safetensors", file))

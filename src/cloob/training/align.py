@@ -26,7 +26,7 @@ from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Loader, PairLoader
 from cloob.data.order import EpochOrder, Part
 from cloob.data.source import Source, content_key, spread
-from cloob.data.sources.files import reading
+from cloob.data.sources.arrow import reading
 from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.distributed import no_timeout, on_rank_zero, rank, world_size
 from cloob.errors import counted

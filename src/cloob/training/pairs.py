@@ -24,8 +24,8 @@ from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.files import write_whole
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.encoder import DualEncoder, trimmed_tokens
+from cloob.models.importing import read_json
 from cloob.models.runs import CHECKPOINTS_FOLDER, HELD_OUT_FILE
-from cloob.models.untrusted import read_json
 from cloob.training import align
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import wrong

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cloob import load_model
 from cloob.errors import InputError
-from cloob.models import importing as hub
+from cloob.models import source as hub
 from cloob.models.source import PUBLIC, PublicFile
 from cloob.models.towers import open_clip
 from make import Web, web
@@ -175,7 +175,7 @@ def test_lies_are_refused_in_one_line(server: Web, tmp_path: Path, path: str, sh
 
 def test_two_processes_fetch_once(server: Web, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from cloob.models.importing import PublicFile, fetch_public\n"
+        "import sys; from pathlib import Path; from cloob.models.source import PublicFile, fetch_public\n"
         "print(fetch_public(PublicFile(sys.argv[1], 'x.bin', sys.argv[2]), Path(sys.argv[3])).stat().st_size)"
     )
     words = [sys.executable, "-c", code, f"{server.url}/x", SHA256, str(tmp_path)]

@@ -1,8 +1,8 @@
 """Pairs in tar shards that lie elsewhere: each is fetched into a bounded cache when it is first needed.
 
-``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec, so no URL reaches a shell. For the
-order of an epoch the samples in each shard must be counted beforehand: by ``sizes.json`` beside the shards, or by
-``cloob data SHARDS --count``.
+``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec, so no URL reaches a shell. The order
+of an epoch needs the number of samples in each shard: from ``sizes.json`` beside the shards, ``{"0.tar": 9876, …}``, or
+by ``cloob data SHARDS --count``.
 """
 
 from __future__ import annotations
@@ -23,20 +23,10 @@ from fsspec.callbacks import Callback
 
 from cloob.cache import Cache, cache_root
 from cloob.data.batch import BadSample, RawSample
-from cloob.data.shards.spec import (
-    SIZES,
-    expand,
-    is_remote,
-    local_path,
-    matching_files,
-    read_sizes,
-    shard_name,
-    sibling,
-    tars_in,
-)
+from cloob.data.shards.spec import SHARD_NAME, SIZES, expand, is_remote, local_path, matching_files, shard_name, tars_in
 from cloob.data.shards.tar import ShardSource
 from cloob.data.source import Fingerprint, digest
-from cloob.data.sources.files import FileSource
+from cloob.data.sources.arrow import FileSource
 from cloob.errors import InputError, one_line, require
 from cloob.files import write_whole
 
@@ -72,8 +62,14 @@ def _run(url: str, target: Path) -> tuple[str | None, bool]:
 
 def _download(url: str, target: Path) -> tuple[str | None, bool]:
     """Copies a file by fsspec; returns what went wrong, and whether trying again is of no use."""
-    progress = Callback()
-    filesystem = _filesystem(url)
+    progress, scheme = Callback(), url.partition("://")[0].lower()
+    try:
+        # By scheme alone: a complete URL would also be taken for a chain of file systems (``zip::…``).
+        filesystem = _web(url) if scheme in ("http", "https") else fsspec.filesystem(scheme)
+    except (ValueError, ImportError) as error:  # which names the package that does it
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{url}: nothing here opens {scheme}:// ({error}); any command does as pipe:COMMAND") from None
     try:
         filesystem.get_file(url, str(target), callback=progress)
     except Exception as error:  # each kind of store has errors of its own, with no common base
@@ -87,16 +83,6 @@ def _download(url: str, target: Path) -> tuple[str | None, bool]:
         return message, refused or isinstance(error, PermissionError)
     size = target.stat().st_size
     return None if progress.size in (None, size) else f"ended after {size:,} of {progress.size:,} bytes", False
-
-
-def _filesystem(url: str) -> Any:
-    if (scheme := url.partition("://")[0].lower()) in ("http", "https"):
-        return _web(url)
-    try:
-        # By scheme alone: a complete URL would also be taken for a chain of file systems (``zip::…``).
-        return fsspec.filesystem(scheme)
-    except (ValueError, ImportError) as error:  # which names the package that does it
-        raise InputError(f"{url}: nothing here opens {scheme}:// ({error}); any command does as pipe:COMMAND") from None
 
 
 def _web(url: str) -> Any:
@@ -127,9 +113,7 @@ class RemoteShardSource(FileSource[ShardSource]):
 
     def __init__(self, name: str, counts: dict[str, int], cache: Cache, member: str | None) -> None:
         super().__init__(name, tuple(counts.values()), streamed=True)
-        self._urls = tuple(counts)
-        self._cache, self._member = cache, member
-        self._warned = False
+        self._urls, self._cache, self._member, self._warned = tuple(counts), cache, member, False
         self.shard_names = tuple(map(shard_name, counts))  # without what comes before them (a bucket, a token)
 
     def read(self, index: int) -> RawSample:
@@ -170,26 +154,39 @@ class RemoteShardSource(FileSource[ShardSource]):
 def open_remote(spec: str, cache: Cache, member: str | None = None) -> RemoteShardSource:
     """Opens streamed shards, whose counts are remembered on this machine or lie beside the shards."""
     urls = expand(spec, escape=False)
-    counts = read_sizes(_memory(spec))
+    counts = _read_sizes(_memory(spec))
     if not counts.keys() >= {*urls}:
         counts = _counts_beside(spec, urls)
     return RemoteShardSource(spec, {url: counts[url] for url in urls}, cache, member)
 
 
 def _counts_beside(spec: str, urls: list[str]) -> dict[str, int]:
-    listed: dict[str | None, dict[str, int]] = {None: {}}
+    listed: dict[str, dict[str, int]] = {}
     counts: dict[str, int] = {}
     for url in urls:
-        place = sibling(url, SIZES)
+        # The same URL or command for another file in the shard's folder.
+        *_, name = [None, *SHARD_NAME.finditer(url)]
+        place = f"{url[: name.start()]}{SIZES}{url[name.end() :]}" if name else ""
         try:
-            if place is not None and place not in listed:
+            if place and place not in listed:
                 with tempfile.TemporaryDirectory() as folder:
                     fetch(place, path := Path(folder) / SIZES)
-                    listed[place] = read_sizes(path, place)
+                    listed[place] = _read_sizes(path, place)
             counts[url] = listed[place][shard_name(url)]
         except (InputError, KeyError) as error:
             why = error if isinstance(error, InputError) else f"{place or url}: has no count for {shard_name(url)}"
             raise InputError(f"{spec}: the number of samples in each shard must be known; {why}{_HOW}") from None
+    return counts
+
+
+def _read_sizes(path: Path, where: str = "") -> dict[str, int]:
+    """The counts in a file, none without it; ``where`` is what an error calls it."""
+    try:
+        counts = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
+    except (ValueError, RecursionError):
+        counts = None
+    if not isinstance(counts, dict) or not all(type(count) is int and count >= 0 for count in counts.values()):
+        raise InputError(f'{where or path}: is not {{"shard.tar": count, …}}')
     return counts
 
 
@@ -212,9 +209,8 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
     files = [shard_name(shard) if remote else Path(shard).name for shard in shards]
     if not shards or (out is None and not remote) or (out is not None and len({*files}) < len(files)):
         raise InputError(f"{spec}: --out is missing, or names of shards come twice; count a folder of tars by itself")
-    sizes = read_sizes(_memory(spec)) if remote else {}
-    if sizes.keys() >= {*shards}:  # a count that has ended is begun anew
-        sizes = {}
+    sizes = _read_sizes(_memory(spec)) if remote else {}
+    sizes = {} if sizes.keys() >= {*shards} else sizes  # a count that has ended is begun anew
     cut: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         for shard in (shard for shard in shards if shard not in sizes):

@@ -1,12 +1,8 @@
-"""What a user writes for shards: here or elsewhere, one or a pattern of many; and the names in URLs and commands.
-
-``sizes.json``, ``{"00000.tar": 9876, …}``, says how many samples each shard of its folder holds.
-"""
+"""What a user writes for shards: here or elsewhere, one or a pattern of many; and the names in URLs and commands."""
 
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from pathlib import Path
@@ -20,7 +16,7 @@ SIZES = "sizes.json"
 
 _RANGE = re.compile(r"(?:(-?[0-9]+)\.\.(-?[0-9]+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.(-?[0-9]+))?")
 _SCHEME = re.compile(r"(pipe|file):|[A-Za-z][A-Za-z0-9+.-]+://")
-_SHARD_NAME = re.compile(r"[^/\s'\"=]+\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz)(?=$|[\s'\"?#;|&)])", re.IGNORECASE)
+SHARD_NAME = re.compile(r"[^/\s'\"=]+\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz)(?=$|[\s'\"?#;|&)])", re.IGNORECASE)
 
 
 def is_remote(spec: str) -> bool:
@@ -95,14 +91,8 @@ def _range(words: list[str]) -> list[str]:
 
 def shard_name(url: str) -> str:
     """The file name of the shard that a URL or a command fetches: the last word in it that ends like a tar."""
-    names = _SHARD_NAME.findall(url)
+    names = SHARD_NAME.findall(url)
     return str(names[-1]) if names else re.split(r"[/\s]", url.rstrip("/ -"))[-1][-80:] or url[-80:]
-
-
-def sibling(url: str, name: str) -> str | None:
-    """The same URL or command for another file in the shard's folder; None when no shard name is found in it."""
-    matches = list(_SHARD_NAME.finditer(url))
-    return f"{url[: matches[-1].start()]}{name}{url[matches[-1].end() :]}" if matches else None
 
 
 def tars_in(folder: Path) -> list[Path]:
@@ -116,14 +106,3 @@ def matching_files(pattern: str) -> list[Path]:
         wrong = "no file matches" if glob.has_magic(str(missing[0])) else "no such file"
         raise InputError(f"{missing[0]}: {wrong} ({len(missing)} of the {len(paths)} files in {pattern})")
     return paths
-
-
-def read_sizes(path: Path, where: str = "") -> dict[str, int]:
-    """The counts in a file, none without it; ``where`` is what an error calls it."""
-    try:
-        counts = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
-    except (ValueError, RecursionError):
-        counts = None
-    if not isinstance(counts, dict) or not all(type(count) is int and count >= 0 for count in counts.values()):
-        raise InputError(f'{where or path}: is not {{"shard.tar": count, …}}')
-    return counts

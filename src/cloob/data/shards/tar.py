@@ -26,7 +26,7 @@ import pyarrow as pa
 from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, Fingerprint, digest, of_column
-from cloob.data.sources.files import reading
+from cloob.data.sources.arrow import reading
 from cloob.errors import InputError, counted
 from cloob.pictures import MAX_IMAGE_BYTES
 
@@ -106,8 +106,6 @@ class TarReader:
 
 
 class _File(io.FileIO):
-    """An open file, closed when the last thread that reads it lets go of it."""
-
     def __del__(self) -> None:
         self.close()
 
@@ -136,9 +134,7 @@ def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
     """Lists an archive, or several in a row. After a damaged header it goes on with the next sound one."""
     if (size := os.fstat(file.fileno()).st_size) == 0:
         return [], "is empty, or nothing of it can be unpacked"
-    members: list[Member] = []
-    places: dict[str, Member] = {}
-    end, cut = 0, None
+    members, places, end, cut = list[Member](), dict[str, Member](), 0, None
     try:
         tar = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115 - the file is ours
         while (info := tar.next()) is not None:
@@ -165,10 +161,7 @@ def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
 
 def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.Table:
     """One row a sample: its key, and where its parts lie. A truncated tar has one more, whose offset is ``_CUT``."""
-    keys: list[pa.Array] = []
-    places: list[np.ndarray] = []
-    cuts: dict[int, str] = {}
-    odd: list[str] = []
+    keys, places, cuts, odd = list[pa.Array](), list[np.ndarray](), dict[int, str](), list[str]()
     for number, path in enumerate(reader.paths):
         with reading(path):
             members, cut = reader.listing(number)
@@ -190,14 +183,12 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
 
 
 def _kept_index(reader: TarReader, captions: Sequence[str], cache: Cache) -> pa.Table:
-    """The index of these very tars, from the cache."""
-
     def write(target: Path) -> None:
         table = scan(reader, captions)
         with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
 
-    stats = [(str(path.resolve()), path.stat()) for path in reader.paths]
+    stats = ((str(path.resolve()), path.stat()) for path in reader.paths)
     facts = json.dumps([_FORMAT, captions, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
     file = cache.get("indices", f"{facts}.arrow", write)
     with reading(file), pa.memory_map(str(file)) as source:
@@ -208,35 +199,21 @@ def _left_out(members: list[Member]) -> list[str]:
     """Names of what looks like a part of a sample and is none: its key has a dot, or the tar holds it before."""
     parts = frozenset((*IMAGE_EXTENSIONS, *CAPTION_EXTENSIONS))
     names = [split_name(member.name) for member in members]
-    seen: set[tuple[str, str]] = set()
-    keys = {key for key, extension in names if extension in parts}
-    left_out = []
+    keys, seen, left_out = {key for key, extension in names if extension in parts}, set[tuple[str, str]](), []
     for member, (key, extension) in zip(members, names, strict=True):
         dotted = extension not in parts and extension.rpartition(".")[2] in parts
         if (dotted and key not in keys) or (key, extension) in seen:  # a.seg.png beside a.jpg is meant so
             left_out.append(member.name)
-        if extension in parts:
-            seen.add((key, extension))
+        seen |= {(key, extension)} if extension in parts else set()
     return left_out
-
-
-def _of_json(content: bytes, member: str, key: str) -> bytes:
-    """The text under a key of a JSON object."""
-    try:
-        text = json.loads(content).get(member)
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise BadSample("missing caption", key, f"its .json is no JSON object: {error}") from None
-    if not isinstance(text, str):
-        raise BadSample("missing caption", key, f"no text under {member!r} in its .json")
-    return text.encode("utf-8", "surrogatepass")
 
 
 class ShardSource:
     """Samples in tars on local disks.
 
     A sample without an image or a caption stays in the count. A truncated shard gives its complete samples and one row
-    ``"truncated shard"``. ``cache`` keeps the index; ``label`` is what keys call a single tar that lies there itself.
-    ``member`` is the key of the captions in each sample's ``.json``; without it they are texts.
+    ``"truncated shard"``. ``cache`` keeps the index; ``label`` is what keys call a single tar of the cache.
+    ``member`` is the key of the captions in a sample's ``.json``; without it they are texts.
     """
 
     streamed = False
@@ -250,10 +227,9 @@ class ShardSource:
         member: str | None = None,
     ) -> None:
         self._given = name, tuple(paths), cache, label, member
-        self.name = name
+        self.name, self._member, self.reader = name, member, TarReader(tuple(paths), cache)
         self._labels = (label,) if label else tuple(path.name for path in paths)
-        self.reader = TarReader(tuple(paths), cache)
-        self._member, captions = member, CAPTION_EXTENSIONS if member is None else ("json",)
+        captions = CAPTION_EXTENSIONS if member is None else ("json",)
         index = scan(self.reader, captions) if cache is None else _kept_index(self.reader, captions, cache)
         about = json.loads(index.schema.metadata[b"cloob"])
         self._keys, *places = (column.combine_chunks() for column in index.columns)
@@ -294,8 +270,16 @@ class ShardSource:
             if is_bad:
                 raise BadSample(reason, key, detail)
         try:
-            stored = self.reader.read(shard, caption_at, caption_size)
-            caption = clean_caption(stored if self._member is None else _of_json(stored, self._member, key), key)
-            return RawSample(key, self.reader.read(shard, image_at, image_size), caption)
+            caption: Any = self.reader.read(shard, caption_at, caption_size)
+            image = self.reader.read(shard, image_at, image_size)
         except OSError as error:
             raise BadSample("missing image", key, f"{path}: {error.strerror or error}") from None
+        if self._member is not None:
+            try:
+                caption = json.loads(caption).get(self._member)
+            except (ValueError, RecursionError, AttributeError) as error:
+                raise BadSample("missing caption", key, f"its .json is no JSON object: {error}") from None
+            if not isinstance(caption, str):
+                raise BadSample("missing caption", key, f"no text under {self._member!r} in its .json")
+            caption = caption.encode("utf-8", "surrogatepass")
+        return RawSample(key, image, clean_caption(caption, key))

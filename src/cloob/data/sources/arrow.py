@@ -1,30 +1,39 @@
-"""Pairs with the images inside the table: Hugging Face ``datasets`` folders, Arrow and Parquet files.
+"""Rows in files that are prepared before they are read; pairs with the images inside the table.
 
-Arrow files are mapped and read in place; compressed ones are refused. A single row of Parquet is costly: each file is
-turned into an Arrow file in the cache when it is first needed, and the source is read file by file.
+A shard is fetched, a Parquet file is turned into an Arrow file in the cache, as a single row of it is costly. Arrow
+files, also those of a Hugging Face ``datasets`` folder, are mapped and read in place; compressed ones are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, Reason, clean_caption, read_image_file
 from cloob.data.source import Fingerprint, digest, of_column
-from cloob.data.sources.files import FileSource, reading
-from cloob.data.sources.paths import check_name
-from cloob.errors import InputError
+from cloob.errors import InputError, first_of, one_line
 from cloob.pictures import MAX_IMAGE_BYTES
 
+T = TypeVar("T")
+
+_FAILED_SECONDS = 60.0  # for which a file that could not be opened is not tried again: each of its rows would wait
+_DOWNLOADS = 2  # at the same time, by each process
+_LOST = (errno.ENOENT, errno.ENOSPC, errno.EDQUOT)  # what the cache has removed, or has no room for
 ARROW_SUFFIXES = (".arrow", ".parquet")
 NO_PICTURE = "neither bytes nor a path"  # of a row without a picture
 
@@ -36,8 +45,110 @@ _ROWS = 64  # of a batch of pictures
 _POOL = pa.proxy_memory_pool(pa.default_memory_pool())  # for mapped files alone; only what is compressed takes from it
 
 
+@contextlib.contextmanager
+def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Inside, what is wrong with a file is one line for the user; what is wrong with the cache stays an OSError."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, pa.ArrowException, *more) as error:
+        if isinstance(error, InputError) or (getattr(error, "errno", None) in _LOST and path.exists()):
+            raise
+        if not path.exists():
+            raise InputError(f"{path}: no such file") from None
+        hint = "; a quote that is not closed takes in the rows after it" if '"' in str(error) else ""
+        raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {one_line(error)}{hint}") from error
+
+
+class FileSource(ABC, Generic[T]):
+    """Rows in files. Each is prepared when its first row is read; ``streamed`` is whether that is costly."""
+
+    max_open = 32  # of a streamed source
+
+    def __init__(self, name: str, shard_sizes: Sequence[int], *, streamed: bool) -> None:
+        self.name, self.shard_sizes, self.streamed = name, tuple(shard_sizes), streamed
+        self._ends = np.cumsum(self.shard_sizes)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._opened: OrderedDict[int, T] = OrderedDict()
+        self._failed: dict[int, tuple[float, Exception]] = {}  # until when it is not tried again, and why
+        self._lock = threading.Lock()
+        self._prefetching = 0  # the process whose threads prepare files
+
+    @abstractmethod
+    def prepare(self, shard: int) -> Path:
+        """A local file of this shard that can be read in place."""
+
+    @abstractmethod
+    def load(self, shard: int, file: Path) -> T:
+        """Opens a prepared file; raises FileNotFoundError where it is gone again."""
+
+    def __len__(self) -> int:
+        return sum(self.shard_sizes)
+
+    def place(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - int(self._ends[shard]) + self.shard_sizes[shard]
+
+    def opened(self, shard: int) -> T:
+        with self._lock:
+            if shard not in self._opened:
+                until, error = self._failed.get(shard, (0.0, None))
+                if time.monotonic() > until:
+                    error = self._open(shard)
+                if error is not None:
+                    raise error
+                if self.streamed and len(self._opened) > self.max_open:
+                    self._opened.popitem(last=False)
+            self._opened.move_to_end(shard)
+            return self._opened[shard]
+
+    def _open(self, shard: int, attempts: int = 3) -> Exception | None:
+        try:
+            self._opened[shard] = self.load(shard, self.prepare(shard))
+        except (OSError, InputError) as error:
+            if isinstance(error, FileNotFoundError) and attempts > 1:  # another process has made room in between
+                return self._open(shard, attempts - 1)
+            self._failed[shard] = time.monotonic() + _FAILED_SECONDS, error
+            return error
+        return None
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Has the files of these rows prepared in the background; failures show when a row is read."""
+        if self._prefetching != os.getpid():  # a forked process has threads of its own
+            self._prefetching = os.getpid()
+            self._requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+            self._requested: list[int] = []
+            for _ in range(_DOWNLOADS):  # daemons: the end of the program does not wait for them
+                threading.Thread(target=self._prepare_requested, name="cloob-prefetch", daemon=True).start()
+        for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
+            if shard not in self._requested:
+                self._requests.put(shard)
+                self._requested = [*self._requested[-63:], shard]
+
+    def _prepare_requested(self) -> None:
+        while True:
+            with contextlib.suppress(InputError, OSError):
+                self.prepare(self._requests.get())
+
+    def __getstate__(self) -> dict[str, Any]:
+        local = ("_opened", "_failed", "_lock", "_prefetching", "_requests", "_requested")
+        return {key: value for key, value in vars(self).items() if key not in local}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
+
+
+def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None:
+    if (count := there.count(column)) != 1:
+        what = f"{count} columns" if count else "no column"
+        names = f"its columns: {first_of([name[:60] for name in there])} (--{kind}-column names one)"
+        raise InputError(f"{path} has {what} {column!r}; {'rename all but one' if count else names}")
+
+
 class ArrowSource(FileSource[pa.Table]):
-    """Rows of Arrow or Parquet files with one column of images and one of captions.
+    """Rows of Arrow or Parquet files with a column of images and one of captions.
 
     An image is ``{bytes, path}`` as ``datasets.Image`` stores it, bytes, or a path relative to the file's folder. The
     columns default to the only ones of their kinds. Without captions, for an index, all columns are read.
@@ -51,9 +162,15 @@ class ArrowSource(FileSource[pa.Table]):
         caption_column: str | None = _DEFAULTS[1],
         cache: Cache | None = None,
     ) -> None:
-        self.paths = tuple(paths)
-        self._cache = cache or Cache()
-        self.schemas, sizes = zip(*map(_schema_and_rows, paths), strict=True)
+        self.paths, self._cache = tuple(paths), cache or Cache()
+        self.schemas: list[pa.Schema] = []
+        sizes = []
+        for path in paths:
+            with reading(path):
+                stored = parquet.read_metadata(path) if _is_parquet(path) else _map(path)
+                self.schemas.append(stored.schema.to_arrow_schema() if _is_parquet(path) else stored.schema)
+                sizes.append(stored.num_rows)
+                _ = self.schemas[-1].names  # UnicodeDecodeError
         super().__init__(name, sizes, streamed=any(map(_is_parquet, paths)))
         self.image = _column(self.schemas[0], image_column, is_image)
         self._caption = caption_column and _column(self.schemas[0], caption_column, _AS_BYTES.__contains__)
@@ -103,18 +220,17 @@ class ArrowSource(FileSource[pa.Table]):
         path = self.paths[shard]
         with reading(path):
             stat = path.stat()
-        name = f"{path.resolve()} {(stat.st_size, stat.st_mtime_ns)} {self._columns} {path.stem}.arrow"
-        return self._cache.get("tables", name, partial(self._convert, path)) if _is_parquet(path) else path
 
-    def _convert(self, path: Path, target: Path) -> None:
-        """Writes a Parquet file as an Arrow stream, whose dictionaries may differ from batch to batch."""
-        with reading(path), parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
-            schema = file.schema_arrow
-            if self._columns:
-                schema = pa.schema([schema.field(name) for name in self._columns])
-            with pa.ipc.new_stream(sink, schema) as writer:
-                for batch in file.iter_batches(_ROWS, columns=self._columns):
-                    writer.write_batch(batch.select(self._columns) if self._columns else batch)
+        def convert(target: Path) -> None:  # to a stream, whose dictionaries may differ from batch to batch
+            with reading(path), parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
+                schema = file.schema_arrow
+                schema = pa.schema(map(schema.field, self._columns)) if self._columns else schema
+                with pa.ipc.new_stream(sink, schema) as writer:
+                    for batch in file.iter_batches(_ROWS, columns=self._columns):
+                        writer.write_batch(batch.select(self._columns) if self._columns else batch)
+
+        name = f"{path.resolve()} {(stat.st_size, stat.st_mtime_ns)} {self._columns} {path.stem}.arrow"
+        return self._cache.get("tables", name, convert) if _is_parquet(path) else path
 
     def load(self, shard: int, file: Path) -> pa.Table:
         with reading(self.paths[shard]):
@@ -127,9 +243,7 @@ class ArrowSource(FileSource[pa.Table]):
 
 def arrow_files(folder: Path) -> list[Path]:
     """The data files of a Hugging Face ``datasets`` folder, or of one of Arrow or Parquet files; [] if it is none."""
-    paths: list[Path] = []
-    splits: set[str] = set()
-    wrong = ""
+    paths, splits, wrong = list[Path](), set[str](), ""
     if (folder / "dataset_dict.json").is_file():
         splits = {path.parent.name for path in folder.glob("*/state.json")}
     elif (state := folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
@@ -179,12 +293,10 @@ def is_image(kind: pa.DataType) -> bool:
 
 
 def _bytes(value: Any) -> bytes | None:
-    """Text or bytes as bytes, whether they are UTF-8 or not."""
     return value.as_buffer().to_pybytes() if value.is_valid else None
 
 
 def _map(path: Path) -> pa.Table:
-    """An Arrow file or stream, mapped."""
     before = _POOL.bytes_allocated()
     with pa.memory_map(str(path)) as source:
         is_file = source.read(len(_MAGIC)) == _MAGIC
@@ -196,18 +308,6 @@ def _map(path: Path) -> pa.Table:
             if _POOL.bytes_allocated() > before:
                 raise InputError(f"{path}: is compressed; save it as Arrow without compression, or as Parquet")
     return pa.Table.from_batches(batches, reader.schema)
-
-
-def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
-    with reading(path):
-        if _is_parquet(path):
-            metadata = parquet.read_metadata(path)
-            schema, rows = metadata.schema.to_arrow_schema(), metadata.num_rows
-        else:
-            table = _map(path)
-            schema, rows = table.schema, table.num_rows
-        _ = schema.names  # UnicodeDecodeError
-        return schema, rows
 
 
 def _is_parquet(path: Path) -> bool:

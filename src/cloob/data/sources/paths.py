@@ -20,17 +20,15 @@ from pyarrow import parquet
 
 from cloob.data.batch import BadSample, RawSample, clean_caption, printable, read_caption_file, read_image_file
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_EXTENSIONS, IMAGE_SUFFIXES, Fingerprint, digest, of_column, spread
-from cloob.data.sources.files import reading
-from cloob.errors import InputError, counted, first_of
+from cloob.data.sources.arrow import check_name, reading
+from cloob.errors import InputError, counted
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
-_DELIMITERS = ("\t", ",", ";", "|")
-_BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a megabyte is only a bad sample
 FILE_COLUMN = "file_name"
 """The column of pictures in an imagefolder's table; as the caption column of a folder, file names are captions."""
-
-_METADATA = ("metadata.csv", "metadata.jsonl")  # of a Hugging Face imagefolder
+_DELIMITERS = ("\t", ",", ";", "|")
+_BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a megabyte is only a bad sample
 
 
 class TableSource:
@@ -46,8 +44,16 @@ class TableSource:
         check_name(path, there, image_column, "image")
         check_name(path, there, caption_column, "caption")
         table, self.stray = read_table(path, columns)
-        self._images, self._captions = (_as_bytes(table, name, path) for name in (image_column, caption_column))
-        del table
+        texts = []
+        for name in (image_column, caption_column):
+            column = table.column(name)
+            try:
+                is_bytes = column.type in (pa.binary(), pa.large_binary())
+                texts.append(column if is_bytes else column.cast(pa.large_string()).cast(pa.large_binary()))
+            except pa.ArrowException:
+                raise InputError(f"{path}: column {name!r} holds {column.type}, not text") from None
+        self._images, self._captions = texts
+        del table, texts, column
         pa.default_memory_pool().release_unused()  # parsing takes about as much again as the columns
         self.shard_sizes = (len(self),)
         rows, lines = counted(len(self.stray), "rows"), counted(sum(self.stray.values()), "lines")
@@ -99,23 +105,6 @@ def as_text(raw: Any) -> str:
     return raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else "" if raw is None else str(raw)
 
 
-def _as_bytes(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
-    column = table.column(name)
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        return column
-    try:
-        return column.cast(pa.large_string()).cast(pa.large_binary())
-    except pa.ArrowException:
-        raise InputError(f"{path}: column {name!r} holds {column.type}, not text") from None
-
-
-def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None:
-    if (count := there.count(column)) != 1:
-        what = f"{count} columns" if count else "no column"
-        names = f"its columns: {first_of([name[:60] for name in there])} (--{kind}-column names one)"
-        raise InputError(f"{path} has {what} {column!r}; {'rename all but one' if count else names}")
-
-
 def column_names(path: Path, required: Sequence[str]) -> list[str]:
     """A table's columns, of JSON up to the line where all of ``required`` are there; they also tell the delimiter."""
     with reading(path):
@@ -140,7 +129,16 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
     with reading(path):
         match path.suffix.lower():
             case ".csv" | ".tsv":
-                return _read_text(path, columns)
+                delimiter, names = _header(path, columns)
+                table = arrow_csv.read_csv(
+                    path,
+                    read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK_BYTES),
+                    parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                    convert_options=arrow_csv.ConvertOptions(
+                        include_columns=columns, column_types=dict.fromkeys(columns, pa.binary()), check_utf8=False
+                    ),
+                )
+                return table, _stray_quotes(table, delimiter)
             case ".parquet":
                 table = parquet.ParquetFile(path).read(columns=list(columns))
                 return table.select([table.column_names.index(column) for column in columns]), {}
@@ -148,7 +146,7 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, 
     for row in json_rows(path):
         cells = (row.get(column) for column in columns)
         lists = (cell if isinstance(cell, list) and cell else [cell] for cell in cells)
-        rows += itertools.product(*([_stored(value) for value in each] for each in lists))
+        rows += itertools.product(*(map(_stored, values) for values in lists))
     texts = zip(*rows, strict=True) if rows else [[]] * len(columns)
     return pa.table([pa.array(text, pa.large_binary()) for text in texts], list(columns)), {}
 
@@ -177,19 +175,6 @@ def _stored(value: Any) -> bytes | None:
         return text.encode("utf-8", "surrogatepass")
 
 
-def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, int]]:
-    delimiter, names = _header(path, columns)
-    table = arrow_csv.read_csv(
-        path,
-        read_options=arrow_csv.ReadOptions(column_names=names, skip_rows=1, block_size=_BLOCK_BYTES),
-        parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(
-            include_columns=columns, column_types=dict.fromkeys(columns, pa.binary()), check_utf8=False
-        ),
-    )
-    return table, _stray_quotes(table, delimiter)
-
-
 def _stray_quotes(table: pa.Table, delimiter: str) -> dict[int, int]:
     """Rows with a field of which a line looks like a row, with a picture's path in a cell; and how many lines it has.
 
@@ -215,26 +200,23 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
     if b"\0" in line or line.startswith((b"\xff\xfe", b"\xfe\xff")) or not header.strip():
         wrong = "is UTF-16, not UTF-8; convert it: iconv -f UTF-16 -t UTF-8" if line.strip() else "is empty"
         raise InputError(f"{path} {wrong}; the first line must name the columns")
-    written = {delimiter: next(csv.reader([header], delimiter=delimiter)) for delimiter in _DELIMITERS}
-    splits = [(delimiter, [name.strip() for name in names]) for delimiter, names in written.items()]
+    written = ((delimiter, next(csv.reader([header], delimiter=delimiter))) for delimiter in _DELIMITERS)
+    splits = [(delimiter, [name.strip() for name in names]) for delimiter, names in written]
     return max(splits, key=lambda split: ({*columns} <= {*split[1]}, len(split[1])))
 
 
 class FolderSource:
-    """``a/b.jpg`` with ``a/b.txt``, in sub-folders too, sorted by path; without what is hidden, and linked folders.
+    """``a/b.jpg`` with ``a/b.txt``, in sub-folders too, sorted by path; without hidden files and linked folders.
 
-    An image without a caption and a caption without an image are bad samples. ``pairs`` is the number of images with a
-    caption. ``by_name`` takes the words of the file names as captions.
+    An image without a caption and a caption without an image are bad samples. ``pairs`` counts images with a caption.
+    ``by_name`` takes the words of the file names as captions.
     """
 
     streamed = False
 
     def __init__(self, folder: Path, *, by_name: bool = False) -> None:
-        self.name = str(folder)
-        self._by_name = by_name
-        self._folder = folder
+        self.name, self._folder, self._by_name, self.pairs = str(folder), folder, by_name, 0
         linked: list[str] = []
-        self.pairs = 0
         rows: list[tuple[str, str]] = []  # a picture, or a caption without one; and the name of the picture's caption
         for root, folders, names in walk(folder, _refuse):
             linked += [path for name in folders if os.path.islink(path := os.path.join(root, name))]  # noqa: PTH114, PTH118
@@ -246,8 +228,8 @@ class FolderSource:
         rows.sort()
         first = f"{counted(len(linked), 'linked folders')} not followed, e.g. {printable(linked[0])}" if linked else ""
         self.remark = first and f"{first}: give each to --data by itself to read it too"
-        self._paths = pa.array([os.fsencode(path) for path, _ in rows], pa.large_binary())
-        self._captions = pa.array([os.fsencode(name) for _, name in rows], pa.large_binary())
+        stored = (pa.array(map(os.fsencode, names), pa.large_binary()) for names in zip(*rows, strict=True))
+        self._paths, self._captions = stored if rows else (pa.array([], pa.large_binary()),) * 2
         self.shard_sizes = (len(rows),)
 
     def __len__(self) -> int:
@@ -299,16 +281,17 @@ def captions_by_stem(names: Iterable[str]) -> dict[str, str]:
 
 
 def metadata_of(folder: Path) -> Path | None:
-    """The table of an imagefolder; None if there is none."""
-    tables = (path for name in _METADATA if (path := folder / name).is_file())
-    return next((path for path in tables if FILE_COLUMN in column_names(path, (FILE_COLUMN,))), None)
+    """The table of a Hugging Face imagefolder."""
+    for path in (folder / "metadata.csv", folder / "metadata.jsonl"):
+        if path.is_file() and FILE_COLUMN in column_names(path, (FILE_COLUMN,)):
+            return path
+    return None
 
 
 def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource:
     """Opens a folder of images with captions beside them, or a Hugging Face imagefolder with a table of captions.
 
-    Where that table has no ``title``, which is the default, ``text``, ``caption`` or the only column beside
-    ``file_name`` holds the captions. ``file_name`` itself takes the names of the files.
+    Where that table has no ``title``, ``text``, ``caption`` or the only column beside ``file_name`` holds the captions.
     """
     source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
     if source.pairs or (path := metadata_of(folder)) is None:

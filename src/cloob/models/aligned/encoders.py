@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder
-from cloob.models.importing import check_hub_model, fetch_file, fetch_first, translated
+from cloob.models.importing import check_folder, check_hub_model, fetch_file, fetch_first, read_json, translated
 from cloob.models.runs import config_file
 from cloob.models.source import LITE0, MINILM, Source, check_packages
 from cloob.models.tokenizer import describe
 from cloob.models.towers import TOKENIZER_FILES, check_words
-from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights.keymap import preprocess
 
 E = TypeVar("E", bound=nn.Module)

@@ -24,9 +24,8 @@ from torch import Tensor
 
 from cloob.errors import InputError
 from cloob.functional import private
-from cloob.models.importing import translated
+from cloob.models.importing import read_json, translated
 from cloob.models.runs import check_objective
-from cloob.models.untrusted import read_json
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
@@ -55,9 +54,8 @@ def trained_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, checkpoint, _ = read_torch(path)
         with contextlib.suppress(KeyError, IndexError, TypeError):  # no checkpoint, or another program's
             objective = check_objective((checkpoint or {})["optimizer"]["param_groups"][0]["cloob"], f"{path}: cloob")
-    prefix = "module."  # of training by several processes
-    if all(key.startswith(prefix) for key in tensors):
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    if all(key.startswith("module.") for key in tensors):  # of training by several processes
+        tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     return tensors, objective
 
 
@@ -150,8 +148,6 @@ def check_zip(path: Path) -> dict[str, int]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's unpickler, for which a name outside its list is an error."""
-
     names: Mapping[tuple[str, str], Any]
 
     def find_class(self, module: str, name: str) -> Any:
@@ -173,7 +169,6 @@ class _Made:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """As torch's function of this name, which takes storages of a deprecated kind."""
     untyped, dtype = storage
     return torch.empty(0, dtype=dtype).set_(untyped, offset, shape, strides)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
+from cloob.models.importing import read_json
 from cloob.models.runs import check_objective
 from cloob.models.tokenizer import read_tokenizer
-from cloob.models.untrusted import read_json
 from cloob.models.weights.containers import folder_weights
 from cloob.models.weights.keymap import CLIP_MEAN, CLIP_STD, build, fill, key_map
 

@@ -1,7 +1,4 @@
-"""From the tensors of a file to the weights of a module that was built without memory; modules open_clip lacks.
-
-Shapes: n items, L positions, d the width, h heads.
-"""
+"""From the tensors of a file to the weights of a module that was built without memory."""
 
 from __future__ import annotations
 
@@ -10,19 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cloob.errors import InputError, one_line, printable
-from cloob.models.importing import open_clip, translated
-from cloob.models.untrusted import check_layers
+from cloob.models.importing import check_layers, open_clip, translated
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-Gelu = Literal["tanh", "exact"]
 _SHOWN = 6
 _ALIGNED = 64  # bytes, of torch's memory
 
@@ -36,7 +30,6 @@ def without_memory(where: object, config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: object) -> Any:
-    """open_clip's towers of a ``model_cfg``, on the meta device."""
     library = open_clip()
     options = {key: value for key, value in config.items() if key != "custom_text"}
     with without_memory(where, config):
@@ -101,83 +94,14 @@ def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mappin
             value = value.contiguous()
             # An array's memory in the middle of a pickle may begin anywhere, and products would round differently.
             state[key] = value.to(dtype, copy=value.data_ptr() % _ALIGNED > 0)
-            if not _is_finite(state[key]):
+            # Finite, by its extremes: no other tensor of its size is made.
+            if value.numel() and not torch.isfinite(torch.stack(torch.aminmax(state[key]))).all():
                 problems.append(f"{name} holds NaN or infinite values")
         del value  # before the next weight takes its memory
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise InputError(f"{path}: its weights do not fit: {printable('; '.join(problems[:_SHOWN]))}{more}")
     module.load_state_dict(state, assign=True)
-
-
-def _is_finite(value: Tensor) -> bool:
-    """Whether a tensor is finite, by its extremes: no other tensor of its size is made."""
-    return value.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        torch.empty(width, device="meta").view(heads, -1)  # an error where the heads do not divide it
-        self.heads = heads
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        """Where ``queries`` (n, L) is False, a position attends to all alike; where ``keys`` is, none attends to it."""
-        n, length, width = x.shape
-        query, key, value = (
-            layer(x).view(n, length, self.heads, width // self.heads).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )
-        if queries is not None:
-            query = query * queries[:, None, :, None]  # all logits 0: a uniform softmax
-        mask = None if keys is None else keys[:, None, None, :]
-        rows = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        joined: Tensor = self.out(rows.transpose(1, 2).reshape(n, length, width))
-        return joined
-
-
-class Block(nn.Module):
-    """Attention and a feed-forward layer with residuals; norms before each as in ViT, else after as in BERT."""
-
-    def __init__(self, width: int, heads: int, hidden: int, eps: float, *, norm_first: bool, gelu: Gelu) -> None:
-        super().__init__()
-        self.norm_first, self.approximate = norm_first, "tanh" if gelu == "tanh" else "none"
-        self.attention = Attention(width, heads)
-        self.norm_1, self.norm_2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
-        self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        if self.norm_first:
-            x = x + self.attention(self.norm_1(x), queries, keys)
-            return x + self._feed(self.norm_2(x))
-        x = self.norm_1(x + self.attention(x, queries, keys))
-        rows: Tensor = self.norm_2(x + self._feed(x))
-        return rows
-
-    def _feed(self, x: Tensor) -> Tensor:
-        rows: Tensor = self.shrink(F.gelu(self.expand(x), approximate=self.approximate))
-        return rows
-
-
-class Blocks(nn.ModuleList):
-    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
-        for block in self:
-            x = block(x, queries, keys)
-        return x
-
-
-class Patches(nn.Module):
-    def __init__(self, image_size: int, patch_size: int, width: int, *, bias: bool) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, width, patch_size, patch_size, bias=bias)
-        self.class_embedding = nn.Parameter(torch.zeros(width))
-        self.position_embedding = nn.Parameter(torch.zeros(1 + (image_size // patch_size) ** 2, width))
-
-    def forward(self, images: Tensor) -> Tensor:
-        rows = self.conv(images).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(rows.shape[0], 1, -1)
-        return torch.cat([first, rows], 1) + self.position_embedding
 
 
 class Towers(nn.Module):
@@ -188,13 +112,11 @@ class Towers(nn.Module):
         self.visual, self.text = visual, text
         self.logit_scale = nn.Parameter(torch.tensor(logit_scale, device="cpu"), requires_grad=False)
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        rows: Tensor = self.visual(images)
-        return rows
+    def encode_image(self, images: Tensor) -> Any:
+        return self.visual(images)
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        rows: Tensor = self.text(tokens)
-        return rows
+    def encode_text(self, tokens: Tensor) -> Any:
+        return self.text(tokens)
 
 
 def preprocess(size: int, mean: Any, std: Any, interpolation: str) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
+from cloob.models.importing import read_json
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.source import known_models
 from cloob.models.tokenizer import SPECIALS, Ending, clip_tokenizer
-from cloob.models.untrusted import read_json
 from cloob.models.weights.containers import read_torch
 from cloob.models.weights.keymap import Part, build, fill
 from cloob.objective import ContrastiveObjective
@@ -41,7 +41,12 @@ def load(path: Path, create: Callable[[str], DualEncoder]) -> DualEncoder:
     sizes = scripted or bool(tensors.keys() & set(_SIZES))
     why = "" if "text_projection" in tensors else "a torch file, but neither ml-jku's (state_dict) nor OpenAI's"
     if checkpoint or (not sizes and path.stem in {Path(name).stem for name in HUB_WEIGHTS_FILES}):
-        if name := _towers(path.absolute()):
+        place = path.absolute()
+        params = place.parents[1] / "params.txt"  # of open_clip_train
+        text = params.read_text(encoding="utf-8") if params.is_file() else f"model: {place.parent.name}"
+        match = re.search(r"^model: (.+)$", text, re.MULTILINE)
+        name = (match[1] if match else place.parent.name).replace("/", "-")
+        if name in known_models():
             return create(name)
         right = f"open_clip_config.json, or from within its folder NAME/FILE (ViT-B-32/{path.name})"
         why = f"open_clip's weights, which do not say their towers; give the folder with {right}"
@@ -50,49 +55,30 @@ def load(path: Path, create: Callable[[str], DualEncoder]) -> DualEncoder:
     if not sizes and {tensor.dtype for tensor in tensors.values()} != {torch.float16, torch.float32}:
         message = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
         logger.warning("%s: %s (such as ViT-B-32/%s)", path, message, path.name)
-    return _openai(path, tensors)
-
-
-def _towers(checkpoint: Path) -> str:
-    """The towers of a checkpoint of open_clip_train by its ``../params.txt``, else by its folder's name; or ""."""
-    params = checkpoint.parents[1] / "params.txt"
-    match = re.search(r"^model: (.+)$", params.read_text(encoding="utf-8"), re.MULTILINE) if params.is_file() else None
-    name = (match[1] if match else checkpoint.parent.name).replace("/", "-")
-    return name if name in known_models() else ""
-
-
-def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], checkpoint: dict[str, Any]) -> DualEncoder:
-    """open_clip's towers under other names."""
-    stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
-    beta = None if stored is None else float(stored.double().exp())
-    ours = {"logit_inv_tau": "logit_scale"}
-    keys = {ours.get(name, name.removeprefix("transformer.")): key for name, key in names.items()}
-    config = _config({name: tensors[key] for name, key in keys.items()})
-    config["text_cfg"]["heads"] = _heads(path, checkpoint) or config["text_cfg"]["heads"]
-    encoder = _encoder(path, config, SPECIALS, "cut")
-    fill(encoder.model, path, tensors, {name: Part((keys.get(name, name),)) for name in encoder.model.state_dict()})
-    encoder.objective_config = cloob_objective(float(encoder.model.logit_scale.double().exp()), beta, "paper")
-    return encoder
-
-
-def _heads(path: Path, checkpoint: dict[str, Any]) -> int:
-    """The text tower's heads by the JSON file that a checkpoint names, or of its name; 0 where there is none."""
-    named = checkpoint.get("model_config_file")
-    if named in _PUBLISHED:
-        return 0
-    names = [named] if named is not None else [f"{path.stem}.json", f"{checkpoint.get('name')}.json"]
-    files = [path.parent / Path(name).name for name in names]
-    chosen = next((file for file in files if named is not None or file.is_file()), None)
-    return int(read_json(chosen).get("transformer_heads", 0)) if chosen else 0
-
-
-def _openai(path: Path, tensors: dict[str, Tensor]) -> DualEncoder:
     for key in _SIZES:
         tensors.pop(key, None)
     encoder = _encoder(path, _config(tensors), ("<|startoftext|>", "<|endoftext|>"), "kept")
     fill(encoder.model, path, tensors)
     inv_tau = float(encoder.model.logit_scale.double().exp())
     encoder.objective_config = ContrastiveObjective.clip(inv_tau=min(inv_tau, 100.0)).config()
+    return encoder
+
+
+def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], checkpoint: dict[str, Any]) -> DualEncoder:
+    stored = tensors.pop(names.pop("logit_scale_hopfield", ""), None)
+    beta = None if stored is None else float(stored.double().exp())
+    ours = {"logit_inv_tau": "logit_scale"}
+    keys = {ours.get(name, name.removeprefix("transformer.")): key for name, key in names.items()}
+    config = _config({name: tensors[key] for name, key in keys.items()})
+    if (named := checkpoint.get("model_config_file")) not in _PUBLISHED:  # the file may hold the heads
+        files = [named] if named is not None else [f"{path.stem}.json", f"{checkpoint.get('name')}.json"]
+        places = [path.parent / Path(file).name for file in files]
+        chosen = next((place for place in places if named is not None or place.is_file()), None)
+        heads = int(read_json(chosen).get("transformer_heads", 0)) if chosen else 0
+        config["text_cfg"]["heads"] = heads or config["text_cfg"]["heads"]
+    encoder = _encoder(path, config, SPECIALS, "cut")
+    fill(encoder.model, path, tensors, {name: Part((keys.get(name, name),)) for name in encoder.model.state_dict()})
+    encoder.objective_config = cloob_objective(float(encoder.model.logit_scale.double().exp()), beta, "paper")
     return encoder
 
 

@@ -25,8 +25,8 @@ import pyarrow.compute as pc
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption, read_caption_file
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES, RAW_SUFFIXES
-from cloob.data.sources.arrow import ARROW_SUFFIXES
-from cloob.data.sources.paths import as_text, captions_by_stem, check_name, column_names, json_rows, read_table, walk
+from cloob.data.sources.arrow import ARROW_SUFFIXES, check_name
+from cloob.data.sources.paths import as_text, captions_by_stem, column_names, json_rows, read_table, walk
 from cloob.errors import InputError, one_line
 from cloob.pictures import read_file
 from cloob.search.metadata import files_beside, read_beside

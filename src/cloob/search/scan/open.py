@@ -23,9 +23,8 @@ from cloob.data.shards.remote import RemoteShardSource, open_remote
 from cloob.data.shards.spec import expand, is_pattern, is_remote, local_path
 from cloob.data.shards.tar import Member, TarReader, group_members
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, IMAGE_SUFFIXES, RAW_SUFFIXES
-from cloob.data.sources.arrow import ArrowSource, is_image
-from cloob.data.sources.files import FileSource
-from cloob.data.sources.paths import FILE_COLUMN, check_name, metadata_of
+from cloob.data.sources.arrow import ArrowSource, FileSource, check_name, is_image
+from cloob.data.sources.paths import FILE_COLUMN, metadata_of
 from cloob.errors import InputError, one_line
 from cloob.pictures import MAX_IMAGE_BYTES, Unreadable, thumbnail
 from cloob.search.models import was_typed

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from torch import Tensor
 
-from cloob.data.sources.paths import check_name
+from cloob.data.sources.arrow import check_name
 from cloob.data.vectors import as_floats, read_ids_of, read_matrix, rows_of
 from cloob.errors import InputError, one_line
 from cloob.models.aligned.model import Side, embed_rows

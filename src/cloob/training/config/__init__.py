@@ -19,7 +19,7 @@ from typing import Any
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError, nearest, one_line
 from cloob.family import ALIASES
-from cloob.models.untrusted import read_json
+from cloob.models.importing import read_json
 from cloob.training.config.parts import (
     LENGTHS,
     SCALES,

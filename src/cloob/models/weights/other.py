@@ -1,0 +1,222 @@
+"""Towers that open_clip does not have: crowsonkb's and rinna's.
+
+- crowsonkb/cloob-training, pickles of haiku parameters. No norm stands before or after the blocks, and the projection
+  has a bias. The text tower's mask lies on the query axis: positions after the end token attend to all alike, and the
+  start token, whose row is the embedding, sees the padding. The model was trained with the tanh form of GELU; the same
+  repository's port to torch has the exact one.
+- rinnakk/japanese-clip, a BERT or RoBERTa and a ViT of Hugging Face's, under their names of 2022. Positions are 0 … 76
+  in every row, whatever RoBERTa does by itself; the padding is masked; the first row after the last norm is projected
+  without a bias.
+
+Shapes: n items, L positions, d the width, h heads.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder, EncoderConfig, cloob_objective
+from cloob.models.importing import read_json
+from cloob.models.tokenizer import NoTokenizer, RinnaTokenizer, Tokenizer, clip_tokenizer
+from cloob.models.weights.containers import array, folder_weights, read_arrays
+from cloob.models.weights.keymap import CLIP_MEAN, CLIP_STD, Towers, fill, key_map, preprocess, without_memory
+
+Gelu = Literal["tanh", "exact"]
+_RINNA_LENGTH = 77
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        torch.empty(width, device="meta").view(heads, -1)  # an error where the heads do not divide it
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Any:
+        """Where ``queries`` (n, L) is False, a position attends to all alike; where ``keys`` is, none attends to it."""
+        n, length, width = x.shape
+        query, key, value = (
+            layer(x).view(n, length, self.heads, width // self.heads).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        if queries is not None:
+            query = query * queries[:, None, :, None]  # all logits 0: a uniform softmax
+        mask = None if keys is None else keys[:, None, None, :]
+        rows = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out(rows.transpose(1, 2).reshape(n, length, width))
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer with residuals; norms before each as in ViT, else after as in BERT."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float, *, norm_first: bool, gelu: Gelu) -> None:
+        super().__init__()
+        self.norm_first, self.approximate = norm_first, "tanh" if gelu == "tanh" else "none"
+        self.attention = Attention(width, heads)
+        self.norm_1, self.norm_2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Any:
+        if self.norm_first:
+            x = x + self.attention(self.norm_1(x), queries, keys)
+            return x + self._feed(self.norm_2(x))
+        x = self.norm_1(x + self.attention(x, queries, keys))
+        return self.norm_2(x + self._feed(x))
+
+    def _feed(self, x: Tensor) -> Any:
+        return self.shrink(F.gelu(self.expand(x), approximate=self.approximate))
+
+
+class Blocks(nn.ModuleList):
+    def __init__(self, layers: int, width: int, heads: int, hidden: int, eps: float, **kind: Any) -> None:
+        super().__init__(Block(width, heads, hidden, eps, **kind) for _ in range(layers))
+        self.width = width
+
+    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        for block in self:
+            x = block(x, queries, keys)
+        return x
+
+
+class Patches(nn.Module):
+    def __init__(self, image_size: int, patch_size: int, width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, patch_size, patch_size, bias=bias)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.position_embedding = nn.Parameter(torch.zeros(1 + (image_size // patch_size) ** 2, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.conv(images).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(rows.shape[0], 1, -1)
+        return torch.cat([first, rows], 1) + self.position_embedding
+
+
+class ImageTower(nn.Module):
+    """A ViT: with a last norm and a bias of the patches, or with a bias of the projection and unit rows."""
+
+    def __init__(
+        self, pixels: dict[str, Any], patch: int, blocks: Blocks, embed_dim: int, norm: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.preprocess_cfg = pixels
+        self.patches = Patches(pixels["size"], patch, blocks.width, bias=norm is not None)
+        self.blocks = blocks
+        self.norm = norm or nn.Identity()
+        self.proj = nn.Linear(blocks.width, embed_dim, bias=norm is None)
+
+    def forward(self, images: Tensor) -> Any:
+        rows = self.proj(self.norm(self.blocks(self.patches(images))[:, 0]))
+        return rows if self.proj.bias is None else F.normalize(rows, dim=-1)
+
+
+class HaikuText(nn.Module):
+    def __init__(self, config: dict[str, Any], width: int, gelu: Gelu) -> None:
+        super().__init__()
+        self.end = config["vocab_size"] - 1
+        self.token_embedding = nn.Embedding(config["vocab_size"], width)
+        self.position_embedding = nn.Parameter(torch.zeros(config["text_size"], width))
+        self.blocks = _haiku_blocks(config, width, gelu)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Any:
+        ends = tokens == self.end
+        text_tokens = ends.cumsum(1) == ends.long()  # up to the first end token
+        x = self.token_embedding(tokens) + self.position_embedding
+        return F.normalize(self.proj(self.blocks(x, queries=text_tokens)[:, 0]), dim=-1)
+
+
+class BertText(nn.Module):
+    def __init__(self, config: dict[str, Any], embed_dim: int) -> None:
+        super().__init__()
+        width = config.get("hidden_size", 768)
+        eps = config.get("layer_norm_eps", 1e-12 if config.get("model_type") == "bert" else 1e-5)
+        self.pad = config.get("pad_token_id", RinnaTokenizer.PAD)
+        self.token_embedding = nn.Embedding(config["vocab_size"], width)
+        self.position_embedding = nn.Embedding(config.get("max_position_embeddings", 512), width)
+        self.type_embedding = nn.Embedding(config.get("type_vocab_size", 2), width)
+        self.norm_embedding = nn.LayerNorm(width, eps)
+        self.blocks = _bert_blocks(config, eps, norm_first=False)
+        self.proj = nn.Linear(width, embed_dim, bias=False)
+
+    def forward(self, tokens: Tensor) -> Any:
+        text_tokens = (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0  # all but the padding at a row's end
+        x = self.token_embedding(tokens) + self.type_embedding.weight[0]
+        x = self.norm_embedding(x + self.position_embedding.weight[: tokens.shape[1]])
+        return self.proj(self.blocks(x, keys=text_tokens)[:, 0])
+
+
+def _haiku_blocks(config: dict[str, Any], width: int, gelu: Gelu) -> Blocks:
+    return Blocks(config["n_layers"], width, config["n_heads"], 4 * width, 1e-5, norm_first=True, gelu=gelu)
+
+
+def _bert_blocks(config: dict[str, Any], eps: float, *, norm_first: bool) -> Blocks:
+    layers, width = config.get("num_hidden_layers", 12), config.get("hidden_size", 768)
+    heads, hidden = config.get("num_attention_heads", 12), config.get("intermediate_size", 3072)
+    return Blocks(layers, width, heads, hidden, eps, norm_first=norm_first, gelu="exact")
+
+
+def load_pickle(path: Path, config: dict[str, Any] | None, gelu: Gelu) -> DualEncoder:
+    """Crowsonkb's encoder; its configuration may be a JSON file next to the pickle."""
+    configs = [file for file in (path.with_suffix(".json"), path.parent / "config.json") if file.is_file()]
+    if config is None and not configs:
+        right = f"must lie beside it as {path.with_suffix('.json').name} or config.json (the weights do not hold it)"
+        raise InputError(f"{path}: its configuration {right}")
+    where, settings = path if config else configs[0], config or read_json(configs[0])
+    encoder = build(path.stem, where, {"family": "crowsonkb", "gelu": gelu, "config": settings})
+    return _filled(encoder, path, _arrays(path))
+
+
+def load_folder(folder: Path, config: dict[str, Any]) -> DualEncoder:
+    weights, tensors = folder_weights(folder)
+    return _filled(build(folder.name, folder / "config.json", {"family": "rinna", "config": config}), weights, tensors)
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    """The arrays by ``module path/name``, of which nothing else holds the memory."""
+    image, text = read_arrays(path)["params"]
+    return {f"{module}/{name}": array(data) for module, part in (image | text).items() for name, data in part.items()}
+
+
+def _filled(encoder: DualEncoder, weights: Path, tensors: dict[str, Tensor]) -> DualEncoder:
+    blocks = len(encoder.model.text.blocks), len(encoder.model.visual.blocks)
+    fill(encoder.model, weights, tensors, key_map(encoder.config.settings["family"], *blocks))
+    return encoder
+
+
+def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
+    """The encoder by the settings of a ``towers.json``, without weights; rinna's tokenizer lies in the folder."""
+    config = settings["config"]
+    with without_memory(where, config):
+        if settings["family"] == "crowsonkb":
+            image, text, embed_dim = config["image_encoder"], config["text_encoder"], config["d_embed"]
+            pixels = preprocess(image["image_size"], image["normalize"]["mean"], image["normalize"]["std"], "lanczos")
+            blocks = _haiku_blocks(image, image["d_model"], settings["gelu"])
+            visual = ImageTower(pixels, image["patch_size"], blocks, embed_dim, None)
+            length, inv_tau = text["text_size"], config["inv_tau"]
+            towers = Towers(visual, HaikuText(text, embed_dim, settings["gelu"]), math.log(inv_tau))
+        else:
+            image, text, embed_dim = config["vision_config"], config["text_config"], config["projection_dim"]
+            pixels = preprocess(image.get("image_size", 224), CLIP_MEAN, CLIP_STD, "bilinear")
+            eps = image.get("layer_norm_eps", 1e-12)
+            blocks = _bert_blocks(image, eps, norm_first=True)
+            norm = nn.LayerNorm(blocks.width, eps)
+            visual = ImageTower(pixels, image.get("patch_size", 16), blocks, embed_dim, norm)
+            length, inv_tau = _RINNA_LENGTH, config["init_inv_tau"]
+            towers = Towers(visual, BertText(text, embed_dim), math.log(inv_tau))
+    if settings["family"] == "crowsonkb":
+        specials = "<|startoftext|>", "<|endoftext|>"
+        tokenizer: Tokenizer = clip_tokenizer(where, text["vocab_size"], length, specials, "kept")
+    elif (pieces := where.parent / RinnaTokenizer.FILE).is_file():
+        tokenizer = RinnaTokenizer(pieces, length)
+    else:
+        right = "spiece.model of rinna/japanese-roberta-base must lie here for texts; give tokens, or copy it"
+        tokenizer = NoTokenizer(f"{where.parent}: {right}")
+    objective = cloob_objective(inv_tau, config["scale_hopfield"], "unit")
+    return DualEncoder(name, towers, tokenizer, EncoderConfig("towers", embed_dim, length, settings), objective)
