@@ -90,13 +90,6 @@ def machine(record: Record) -> str:
     return ", ".join([*parts, f"load {loads[0]:.3g} to {loads[-1]:.3g}"] if loads else parts)
 
 
-def bench() -> str:
-    """The newest line of results.jsonl."""
-    line = json.loads((ROOT / "benchmarks" / "results.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    about = f"{machine({'machine': line['machine'], 'rows': []})}, {line['date']}, commit {line['commit']}"
-    return f"\n{about}.\n\n{table(['what', 'figure'], [[k, number(v)] for k, v in line['figures'].items()])}\n"
-
-
 def results(name: str) -> Record:
     record: Record = json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8"))
     return record
@@ -185,7 +178,6 @@ PROSE: dict[str, Callable[[], str]] = {
 
 
 def speed(text: str) -> str:
-    text = replaced(text, bench(), "<!-- figures-bench:begin -->", "<!-- figures-bench:end -->")
     for name, (command, tables) in SECTIONS.items():
         record = results(name)
         link = f"[record](../benchmarks/results/{name}/results.json)"

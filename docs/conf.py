@@ -34,7 +34,7 @@ if not (HERE.parent / "benchmarks" / "frozen" / "records.jsonl.gz").is_file():  
 
 nitpicky = True
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 # A tutorial takes minutes, so only the published site runs them. A cell that fails ends the build.
 nb_execution_mode = os.environ.get("CLOOB_DOCS_EXECUTE", "off")

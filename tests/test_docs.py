@@ -164,11 +164,10 @@ def test_commands_that_find_run(page: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def run_python(page: Path) -> dict[str, Any]:
-    """The names after all Python of a page has run, one block after the other; torchrun starts the others."""
+    """The names after all Python of a page has run, one block after the other."""
     names: dict[str, Any] = {}
     for block in blocks(page, "python"):
-        if ": torchrun" not in block.partition("\n")[0]:
-            exec(compile(block, page.name, "exec"), names)
+        exec(compile(block, page.name, "exec"), names)
     return names
 
 
@@ -244,17 +243,14 @@ def test_python_of_vectors_runs(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("name", "objective"), [("train.py", "cloob"), ("train.py", "clip"), ("fsdp.py", "clip")])
+@pytest.mark.parametrize(("name", "objective"), [("ddp.py", "cloob"), ("ddp.py", "clip"), ("fsdp.py", "clip")])
 def test_two_ranks_print_what_one_does(name: str, objective: str, tmp_path: Path) -> None:
-    """The scripts of own-loop.md that torchrun starts."""
-    started = ((re.match(r"# (\w+\.py): torchrun", block), block) for block in blocks(DOCS / "own-loop.md", "python"))
-    scripts = {found[1]: block for found, block in started if found}
-    (tmp_path / "script.py").write_text(scripts[name], encoding="utf-8")
+    """The scripts that own-loop.md shows."""
 
     def losses(ranks: int) -> list[float]:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         how = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "timeout": 240}
-        done = subprocess.run([*command, "script.py", objective], stdout=subprocess.PIPE, text=True, check=True, **how)
+        done = subprocess.run([*command, str(ROOT / "examples" / name), objective], stdout=subprocess.PIPE, text=True, check=True, **how)
         return [float(number) for number in re.findall(r"^step \d: loss (\S+)$", done.stdout, re.MULTILINE)]
 
     one, two = losses(1), losses(2)

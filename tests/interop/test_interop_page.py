@@ -21,7 +21,6 @@ names, found = {}, []
 for block in json.loads(sys.argv[1]):
     exec(block, names)
     found.append(names.pop("nearest", None))
-names["client"].close()
 print(json.dumps(found))
 """
 
@@ -30,9 +29,9 @@ print(json.dumps(found))
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not PAGE.is_file(), reason="docs/interop.md is not beside the tests")
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("datasets", "faiss", "sentence_transformers"):
+    for package in ("datasets", "sentence_transformers"):
         pytest.importorskip(package)
-    python = overlaid("lancedb", "qdrant-client")
+    python = overlaid("lancedb")
     monkeypatch.chdir(tmp_path)
     tiny_model(Path("runs/mine"))
     Path("pictures").mkdir()
@@ -46,6 +45,6 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.run([python, "-c", RUN, json.dumps(blocks)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    lance, qdrant, flat = [each for each in found if each is not None]
-    assert lance == qdrant == flat and len(set(lance)) == 3
+    (lance,) = [nearest for nearest in found if nearest is not None]
+    assert len(set(lance)) == 3 and "red" in lance[0]
     assert Path("tuned/model.safetensors").is_file()
