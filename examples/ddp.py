@@ -1,4 +1,5 @@
-# torchrun --nproc-per-node 2 ddp.py
+"""A step over several ranks: torchrun --nproc-per-node 2 ddp.py."""
+
 import sys
 
 import torch
@@ -19,6 +20,7 @@ class Model(nn.Module):
         self.objective = make_objective(name, gather=True)
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit rows of both sides."""
         return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
 
 
@@ -36,7 +38,7 @@ for step in range(3):
         loss = model.objective(*ddp(images, texts))
         loss.backward()
     else:  # the same with gradient caching: gradients travel once, after the last part
-        parts = list(zip(images.split(4), texts.split(4)))
+        parts = list(zip(images.split(4), texts.split(4), strict=True))
         loss = cached_backward(lambda part: ddp(*part), model.objective, parts, towers=model, no_sync=ddp.no_sync)
     optimizer.step()
     if rank == 0:

@@ -1,4 +1,5 @@
-# torchrun --nproc-per-node 2 fsdp.py
+"""The same with shards: torchrun --nproc-per-node 2 fsdp.py."""
+
 import sys
 
 import torch
@@ -18,6 +19,7 @@ class Towers(nn.Module):
         self.image, self.text = nn.Linear(64, 32), nn.Linear(48, 32)
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit rows of both sides."""
         return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
 
 

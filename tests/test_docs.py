@@ -250,7 +250,8 @@ def test_two_ranks_print_what_one_does(name: str, objective: str, tmp_path: Path
     def losses(ranks: int) -> list[float]:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         how = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "timeout": 240}
-        done = subprocess.run([*command, str(ROOT / "examples" / name), objective], stdout=subprocess.PIPE, text=True, check=True, **how)
+        command += [str(ROOT / "examples" / name), objective]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, **how)
         return [float(number) for number in re.findall(r"^step \d: loss (\S+)$", done.stdout, re.MULTILINE)]
 
     one, two = losses(1), losses(2)
