@@ -95,7 +95,7 @@ def score_set(images: Tensor, labels: np.ndarray, classes: Tensor) -> dict[str, 
     return {
         "acc1": round(ranking.topk_accuracy(ranks, 1), 6),
         "acc5": round(ranking.topk_accuracy(ranks, 5), 6),
-        "mean_per_class_recall": round(ranking.mean_per_class_recall(ranks < 1, right, len(classes)), 6),
+        "mean_per_class_recall": round(float(ranking.per_class_recall(ranks < 1, right, len(classes)).nanmean()), 6),
         "predictions": pack_numbers(cosines.argmax(1).numpy()),
     }
 

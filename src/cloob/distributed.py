@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cloob.errors import InputError, one_line
-from cloob.functional.private import backend_config, differentiable_once
+from cloob.functional.private import backend_config, refuse_second_derivatives
 
 T = TypeVar("T")
 
@@ -278,8 +278,9 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:n] for part, n in zip(torch.split(parts, most), layout.sizes, strict=True)])
 
     @staticmethod
-    @differentiable_once("what is gathered over ranks can be differentiated once; gather=False has more derivatives")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        once = "what is gathered over ranks can be differentiated once; gather=False has more derivatives"
+        refuse_second_derivatives(once)
         layout: Layout = ctx.layout
         equal = len(set(layout.sizes)) == 1
         if equal and grad.is_cuda and "cuda:nccl" in backend_config():

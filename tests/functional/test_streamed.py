@@ -68,7 +68,7 @@ def test_tiles_of_the_real_size() -> None:
 @pytest.mark.parametrize(("length", "beta"), [(2.0, 14.9), (2.0, 15.1), (0.01, 3000.0)])
 def test_rows_of_any_length_on_both_branches(length: float, beta: float) -> None:
     x, y = (length * side for side in pairs(20, 16))
-    safe = streamed.retrieval.unshifted_is_safe(x.float(), y.float(), torch.tensor(beta), torch.float32)
+    safe = streamed.retrieval._unshifted_is_safe(x.float(), y.float(), beta, torch.float32, False)
     assert safe == (beta * length**2 <= 60.0)
     assert_as_exact(x, y, *scalars(10.0, beta))
 

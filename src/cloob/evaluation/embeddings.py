@@ -114,12 +114,30 @@ class Embeddings:
             self._loaded = None  # let go of the other one first
             encoder = load_model(self._folder(model) or source, device=self._options.device)
             if isinstance(encoder, AlignedEncoder) and not encoder.on_features:
-                self._remember(encoder)
+                # Features that training kept of its frozen encoders, and that other models computed with equal ones.
+                for key, kept in zip(encoder.encoder_keys(), ("images", "texts"), strict=True):
+                    if key not in self._memories:
+                        cache = self._options.cache
+                        files = [] if cache is None else cache.named("features", f"-{key}-")
+                        self._memories[key] = FeatureMemory(files, kept)
+                images, texts = (self._memories[key] for key in encoder.encoder_keys())
+                encoder.memories = images, texts
             self._loaded = (model, encoder)
         return self._loaded[1]
 
     def facts(self, model: str) -> ModelFacts:
-        return self._once("facts", model, None, lambda: _model_facts(self.encoder(model)), lambda: "model")
+        def read() -> ModelFacts:
+            encoder = self.encoder(model)
+            settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
+            objective = member_name(settings.get("contrast"), settings.get("hopfield")) or settings.get("closed_form")
+            scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
+            trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
+            beta = settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else _PAPER_BETA
+            known = isinstance(encoder, nn.Module) or hasattr(encoder, "fingerprint")
+            inv_tau = float(settings.get("inv_tau", trained_scale))
+            return ModelFacts(objective, settings, inv_tau, float(beta), fingerprint(encoder) if known else None)
+
+        return self._once("facts", model, None, read, lambda: "model")
 
     def labelled(self, model: str, data: Labelled) -> LabelledEmbeddings:
         """The images, labels and classes of a set through a model; InputError too if a label has no class."""
@@ -153,15 +171,6 @@ class Embeddings:
 
         return self._once("captioned", model, source, embed, lambda: self._content_key(source))
 
-    def _remember(self, encoder: AlignedEncoder) -> None:
-        """Gives a model what training kept of its frozen encoders, and what other models computed with equal ones."""
-        keys, cache = encoder.encoder_keys(), self._options.cache
-        for key, kept in zip(keys, ("images", "texts"), strict=True):
-            if key not in self._memories:
-                files = [] if cache is None else cache.named("features", f"-{key}-")
-                self._memories[key] = FeatureMemory(files, kept)
-        encoder.memories = self._memories[keys[0]], self._memories[keys[1]]
-
     def _images(self, model: str, data: Labelled, tower: bool) -> ImageEmbeddings:
         def embed() -> ImageEmbeddings:
             report = self._report(model, data.name)
@@ -176,31 +185,28 @@ class Embeddings:
     def _once(
         self, kind: str, model: str, data: Any, compute: Callable[[], T], key: Callable[[], str] | None = None
     ) -> T:
-        """What is computed once of a model and a set; with a ``key`` of the set it is kept in the cache too."""
+        """A value that is computed once of a model and a set; with a ``key`` of the set it is kept in the cache too."""
         known = kind, model, id(data)
         if known not in self._known:
-            value = compute() if key is None else self._cached(kind, model, compute, key)
+            cache = None if key is None else self._options.cache
+            model_key = None if cache is None else self._key(model)
+            name = "" if key is None or model_key is None else f"{model_key}/{kind}-{key()}.pt"
+            value: T | None = None
+            if cache is not None and name and (path := cache.find("embeddings", name)) is not None:
+                with (
+                    contextlib.suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError),
+                    torch.serialization.safe_globals(_KEPT),
+                ):
+                    value = torch.load(path, weights_only=True)
+            if value is None:
+                value = compute()
+                if cache is not None and name:
+                    stream = io.BytesIO()
+                    torch.save(value, stream)
+                    cache.put("embeddings", name, stream.getvalue())
             self._known[known] = data, value  # with the set, so that its id stays its own: two may have one name
         found: T = self._known[known][1]
         return found
-
-    def _cached(self, kind: str, model: str, compute: Callable[[], T], key: Callable[[], str]) -> T:
-        cache = self._options.cache
-        model_key = None if cache is None else self._key(model)
-        if cache is None or model_key is None:
-            return compute()
-        name = f"{model_key}/{kind}-{key()}.pt"
-        if (path := cache.find("embeddings", name)) is not None:
-            with (
-                contextlib.suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError),
-                torch.serialization.safe_globals(_KEPT),
-            ):
-                kept: T = torch.load(path, weights_only=True)
-                return kept
-        value, stream = compute(), io.BytesIO()
-        torch.save(value, stream)
-        cache.put("embeddings", name, stream.getvalue())
-        return value
 
     def _content_key(self, data: Reader) -> str:
         return self._once("content", "", data, lambda: content_key(data))
@@ -231,17 +237,6 @@ class Embeddings:
         return self._once(
             "folder", model, None, lambda: find_model_folder(source) if isinstance(source, str | Path) else None
         )
-
-
-def _model_facts(encoder: Encoder) -> ModelFacts:
-    settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
-    objective = member_name(settings.get("contrast"), settings.get("hopfield")) or settings.get("closed_form")
-    scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
-    beta = settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else _PAPER_BETA
-    known = isinstance(encoder, nn.Module) or hasattr(encoder, "fingerprint")
-    inv_tau = float(settings.get("inv_tau", trained_scale))
-    return ModelFacts(objective, settings, inv_tau, float(beta), fingerprint(encoder) if known else None)
 
 
 def folder_key(folder: Path, device: str | torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Example queries and searches: a few texts, and the pictures that each model finds for them."""
+"""Example queries: a few texts, and the pictures that each model finds for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cloob.evaluation.report import ExampleQuery, ShownPicture
 
 
 class _Gallery(NamedTuple):
-    """A set as one model sees it. A group is a class, or all captions that are equal; a text asks for its group."""
+    """A set as one model sees it. A group is a class, or all captions that are equal; a text queries its group."""
 
     images: Tensor  # (n, D)
     groups_of_image: Sequence[set[int]]
@@ -34,33 +34,29 @@ def example_queries(
     k: int = 5,
     models: Sequence[str] | None = None,
 ) -> list[ExampleQuery]:
-    """What each model finds for texts among the pictures of a set; nobody says what is right.
+    """The ``k`` nearest pictures of a set that each model finds for texts, of which none counts as right.
 
-    Without texts, for ``n`` class names or captions of the set that a picture answers, the same for all models.
+    Without texts, for ``n`` class names or captions of the set that a picture answers, the same for all models. Of
+    equal cosines the earlier in the set comes first.
     """
     galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
     drawn = [] if texts else _draw(first, n)
-    answers = {}
+    words = texts or [first.words[row] for row in drawn]
+    queries = [ExampleQuery(text, {}) for text in words]
     for model, seen in galleries.items():
         rows = embed_texts(embeddings.encoder(model), texts) if texts else seen.texts[drawn]
         groups: list[int | None] = [seen.group_of_text[row] for row in drawn] or [None for _ in texts]
-        answers[model] = [_nearest(data, seen, row, k, group) for row, group in zip(rows, groups, strict=True)]
-    words = texts or [first.words[row] for row in drawn]
-    return [ExampleQuery(text, {model: found[i] for model, found in answers.items()}) for i, text in enumerate(words)]
-
-
-def _nearest(data: Labelled | Reader, seen: _Gallery, text: Tensor, k: int, group: int | None) -> list[ShownPicture]:
-    """The ``k`` images of largest cosine, best first; of equal ones the earlier in the set."""
-    cosines = (seen.images @ text).nan_to_num(nan=-torch.inf)
-    best = cosines.sort(descending=True, stable=True)
-    shown = []
-    for image, score in zip(best.indices[:k].tolist(), best.values[:k].tolist(), strict=True):
-        if score > -torch.inf:
-            sample = data.read(image)
-            picture = sample[1] if isinstance(sample, tuple) else sample.image
-            shown.append(ShownPicture(picture, seen.labels[image], group in seen.groups_of_image[image], score))
-    return shown
+        for query, text, group in zip(queries, rows, groups, strict=True):
+            best = (seen.images @ text).nan_to_num(nan=-torch.inf).sort(descending=True, stable=True)
+            shown = query.answers[model] = []
+            for image, score in zip(best.indices[:k].tolist(), best.values[:k].tolist(), strict=True):
+                if score > -torch.inf:
+                    sample = data.read(image)
+                    picture = sample[1] if isinstance(sample, tuple) else sample.image
+                    right = group in seen.groups_of_image[image]
+                    shown.append(ShownPicture(picture, seen.labels[image], right, score))
+    return queries
 
 
 def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
@@ -68,8 +64,9 @@ def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Ga
         names = data.classnames
         images, labels, classes = embeddings.labelled(model, cast("Labelled", data))
         groups = [{label} for label in labels.tolist()]
-        shown = [names[label] for label in labels.tolist()]
-        return _Gallery(images.features, groups, shown, classes, range(len(classes)), names)
+        return _Gallery(
+            images.features, groups, [names[label] for label in labels.tolist()], classes, range(len(classes)), names
+        )
     pairs = embeddings.pairs(model, data)
     # An unreadable caption has no words and equals no other.
     ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(pairs.captions)]
@@ -88,6 +85,5 @@ def _draw(seen: _Gallery, n: int) -> list[int]:
     for row, group in enumerate(seen.group_of_text):
         if group in answered and seen.words[row]:
             rows.setdefault(group, row)
-    candidates = list(rows.values())
-    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0))
-    return [candidates[i] for i in order[:n].tolist()]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return [list(rows.values())[i] for i in order[:n].tolist()]

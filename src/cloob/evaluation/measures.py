@@ -1,10 +1,9 @@
-"""The numbers of a model on a set: zero-shot classification, retrieval, and how its embeddings lie on the sphere.
+"""The numbers of a model on a set: zero-shot classification, retrieval, and the geometry of its embeddings.
 
-Legend: n images or pairs, T texts, C classes, D the embedding dimension; rows are unit rows, NaN where unreadable.
-
-Zero-shot by the protocol of CLIP and CLOOB: normalise the embedding of each prompt, average over the templates,
-normalise again, take the class of largest cosine. Retrieval goes both ways, with several captions an image and captions
-that occur more than once. Most measures of geometry depend on the number of pairs: compare them at equal n only.
+n images or pairs, T texts, C classes, D the embedding dimension; rows are unit rows, NaN where unreadable. Zero-shot by
+the protocol of CLIP and CLOOB: normalise the embedding of each prompt, average over the templates, normalise again,
+take the class of largest cosine. Retrieval goes both ways, with several captions an image and captions that occur more
+than once. Most measures of geometry depend on the number of pairs: compare them at equal n only.
 """
 
 from __future__ import annotations
@@ -73,13 +72,11 @@ def zeroshot_numbers(
     names = [f"{name} [{i}]" if uses[name] > 1 else name for i, name in enumerate(classnames)]
     per_class = zip(names, recalls.tolist(), strict=True)
     return {
-        "acc1": ranking.topk_accuracy(ranks, 1),
-        "acc5": ranking.topk_accuracy(ranks, 5),
+        **{f"acc{k}": ranking.topk_accuracy(ranks, k) for k in (1, 5)},
         "mean_per_class_recall": float(recalls.nanmean()),
         "n": len(ranks),
         "n_classes": len(classnames),
-        "acc1_interval": list(bootstrap_interval(ranks < 1, level=level, seed=seed)),
-        "acc5_interval": list(bootstrap_interval(ranks < 5, level=level, seed=seed)),
+        **{f"acc{k}_interval": list(bootstrap_interval(ranks < k, level=level, seed=seed)) for k in (1, 5)},
         "per_class": {name: recall for name, recall in per_class if recall == recall},  # not NaN
     }
 
@@ -137,19 +134,18 @@ def retrieval_numbers(
 
     Median ranks are 1-based, and infinite if half is unreadable.
     """
-    result: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
     for direction, values in ranks._asdict().items():
         for k in RECALLS:
-            result[f"{direction}@{k}"] = ranking.recall_at_k(values, k)
-        result[f"{direction}_median_rank"] = ranking.median_rank(values)
-    for direction, values in ranks._asdict().items():
-        for k in RECALLS:
+            numbers[f"{direction}@{k}"] = ranking.recall_at_k(values, k)
             hits = values < k
             if direction == "text_to_image" and image_of_text is not None:
                 hits = by_picture(hits, image_of_text)
             low, high = bootstrap_interval(hits, level=level, seed=seed)
-            result[f"{direction}@{k}_interval"] = [max(low, 0.0), min(high, 1.0)]
-    return {**result, "n": len(ranks.text_to_image), "n_images": len(ranks.image_to_text)}
+            intervals[f"{direction}@{k}_interval"] = [max(low, 0.0), min(high, 1.0)]
+        numbers[f"{direction}_median_rank"] = ranking.median_rank(values)
+    return {**numbers, **intervals, "n": len(ranks.text_to_image), "n_images": len(ranks.image_to_text)}
 
 
 def vector_numbers(
@@ -190,26 +186,18 @@ def geometry(
     if len(kept) > limit:
         kept = kept[torch.arange(limit) * len(kept) // limit]
     image, text = image_features[kept], text_features[kept]
-    clouds = {
-        "image": image,
-        "text": text,
-        "image_retrieved": _retrieve(image, beta),
-        "text_retrieved": _retrieve(text, beta),
-    }
+    clouds = {"image": image, "text": text}
+    for side, x in list(clouds.items()):
+        retrieved = [hopfield_retrieval(part, x, beta) for part in torch.split(x, _CHUNK)]
+        clouds[f"{side}_retrieved"] = torch.cat(retrieved)
     saturation = shape.saturation(image, text, inv_tau) + shape.saturation(text, image, inv_tau)
     return {
         "n": len(kept),
         **{f"effective_eigenvalues_{k}": int(shape.effective_eigenvalues(x)) for k, x in clouds.items()},
-        "ajne_image": float(shape.ajne(image)),
-        "ajne_text": float(shape.ajne(text)),
+        **{f"ajne_{side}": float(shape.ajne(clouds[side])) for side in ("image", "text")},
         "alignment": float(shape.alignment(image, text)),
-        "uniformity_image": float(shape.uniformity(image)),
-        "uniformity_text": float(shape.uniformity(text)),
+        **{f"uniformity_{side}": float(shape.uniformity(clouds[side])) for side in ("image", "text")},
         "modality_gap": float(shape.modality_gap(image, text)),
         "saturation": float(saturation) / 2,
         **{f"spectrum_{k}": [float(f"{v:.6g}") for v in shape.covariance_spectrum(x)] for k, x in clouds.items()},
     }
-
-
-def _retrieve(x: Tensor, beta: float) -> Tensor:
-    return torch.cat([hopfield_retrieval(part, x, beta) for part in torch.split(x, _CHUNK)])

@@ -241,28 +241,22 @@ def write_per_class(
             matrices[model] = measures.confusion_matrix(images.features, labels, classes)
         if not matrices:
             continue
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        columns = [f"{model}: {number}" for model in matrices for number in ("recall", "mostly taken for")]
+        writer.writerow(["label", "class", "images", *columns])
+        for label, name in enumerate(data.classnames):
+            cells: list[str] = []
+            for matrix in matrices.values():
+                row, n = matrix[label].clone(), int(matrix[label].sum())
+                cells.append(f"{int(row[label]) / n:.6g}" if n else "")
+                row[label] = 0
+                worst = int(row.argmax())
+                cells.append([*data.classnames, "(unreadable)"][worst] if int(row[worst]) else "")
+            writer.writerow([label, name, n, *cells])
         stem = re.sub(r"[^\w.+-]+", "-", data.name).strip("-.") or "set"
         names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
         free = next(name for name in names if name.casefold() not in files)
         files[free.casefold()] = folder / f"{free}.csv"
-        write_whole(files[free.casefold()], _per_class(data.classnames, matrices))
+        write_whole(files[free.casefold()], text.getvalue())
     return list(files.values())
-
-
-def _per_class(classnames: Sequence[str], matrices: Mapping[str, Tensor]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    columns = [f"{model}: {what}" for model in matrices for what in ("recall", "mostly taken for")]
-    writer.writerow(["label", "class", "images", *columns])
-    for label, name in enumerate(classnames):
-        images = int(next(iter(matrices.values()))[label].sum())
-        cells: list[str] = []
-        for matrix in matrices.values():
-            row = matrix[label].clone()
-            right = int(row[label])
-            row[label] = 0
-            worst = int(row.argmax())
-            recall = f"{right / images:.6g}" if images else ""
-            cells += [recall, [*classnames, "(unreadable)"][worst] if int(row[worst]) else ""]
-        writer.writerow([label, name, images, *cells])
-    return text.getvalue()

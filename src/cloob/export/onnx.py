@@ -70,24 +70,20 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False) -> Ex
     how = f"also takes rows without the padding that all of them share ({pad})"
     if pad is None:
         how = f'takes {encoder.context_length} tokens, padding included (`padding: "max_length"`)'
-    notes += [f"`{text}` {how}.", _write_settings(encoder, folder, precision), tokenizer_note(config["tokenizer"])]
+    # What transformers.js reads beside graphs and tokenizer.
+    beside = {"use_external_data_format": precision == "float32"}
+    content = {"model_type": "clip", "architectures": ["CLIPModel"], "transformers.js_config": beside}
+    (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    pictures = "transformers.js cannot prepare this model's pictures: `preprocessor_config.json` is missing."
+    if processor := processor_config(encoder):
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
+        pictures = "transformers.js resizes pictures in its way, ignores EXIF tags, and drops what is transparent."
+    notes += [f"`{text}` {how}.", pictures, tokenizer_note(config["tokenizer"])]
     summary = "cloob.load_model, transformers.js and any ONNX runtime read it"
     usage = usage_of("onnx")
     if int8:
         usage = usage.replace("fp32", "q8").replace("model.onnx", "model_quantized.onnx")
     return Exported("onnx", summary, usage, tuple(notes), ("onnx", "transformers.js"))
-
-
-def _write_settings(encoder: DualEncoder, folder: Path, precision: str) -> str:
-    """Writes what transformers.js reads beside graphs and tokenizer; returns what is to be known of its pictures."""
-    beside = {"use_external_data_format": precision == "float32"}
-    content = {"model_type": "clip", "architectures": ["CLIPModel"], "transformers.js_config": beside}
-    (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    processor = processor_config(encoder)
-    if processor is None:
-        return "transformers.js cannot prepare this model's pictures: `preprocessor_config.json` is missing."
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2), encoding="utf-8")
-    return "transformers.js resizes pictures in its own way, turns none by its EXIF tag, and drops what is transparent."
 
 
 def _join(folder: Path, precision: str, inv_tau: float) -> None:
@@ -111,12 +107,17 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     """Writes one tower's graph and checks it; returns how much an entry of its rows is off at most."""
     ends = ("pixel_values", "image_embeds") if tower.kind == "image" else ("input_ids", "text_embeds")
     path = graph_file(folder, tower.kind)
+    sizes = {0: torch.export.Dim(f"{tower.kind}s", min=1)}
+    example = tower.samples[:2]
+    if tower.pad is not None:  # texts one token short, as no size is to be met by chance
+        sizes[1] = torch.export.Dim("length", min=2, max=example.shape[1])
+        example = example[:, :-1].contiguous()
     with _translated(f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower"):
         program: Any = torch.onnx.export(
             tower.module,
-            tower.example(),
+            (example,),
             dynamo=True,
-            dynamic_shapes=tower.dynamic_shapes(),
+            dynamic_shapes=(sizes,),
             input_names=ends[:1],
             output_names=ends[1:],
             opset_version=OPSET,
@@ -175,18 +176,8 @@ class Tower:
     kind: str  # "image" or "text"
     module: nn.Module  # the tensor to (n, D) unit rows
     samples: Tensor  # seven items: (7, 3, H, W) float32 pixels, or (7, L) int64 tokens
-    wanted: Tensor  # (7, D), what the encoder makes of them
+    expected: Tensor  # (7, D), their rows by the encoder
     pad: int | None = None  # the padding that texts may come without; None: they have L tokens
-
-    def example(self) -> tuple[Tensor]:
-        """What a graph is traced with: two items; texts one token short, as no size is to be met by chance."""
-        return (self.samples[:2] if self.pad is None else self.samples[:2, :-1].contiguous(),)
-
-    def dynamic_shapes(self) -> tuple[dict[int, Any]]:
-        sizes = {0: torch.export.Dim(f"{self.kind}s", min=1)}
-        if self.pad is not None:
-            sizes[1] = torch.export.Dim("length", min=2, max=self.samples.shape[1])
-        return (sizes,)
 
 
 class _Rows(nn.Module):
@@ -205,7 +196,10 @@ class _Rows(nn.Module):
 
 
 def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
-    """The image tower and the text tower of an encoder on the CPU in float32, which is in eval mode afterwards."""
+    """The image tower and the text tower of an encoder on the CPU in float32, which is in eval mode afterwards.
+
+    Texts may have up to L tokens where their padding has no part in the result, else they have L.
+    """
     encoder.check_weights()
     images, tokens = _samples(encoder)
     encoder.eval()
@@ -213,7 +207,19 @@ def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
         image_rows, text_rows = encoder(images, tokens)
     encoder.set_channels_last(False)
     image = _Rows(_side(encoder.model, image=True), lambda model, pixels: model.encode_image(pixels))
-    return Tower("image", image.eval(), images, image_rows), _text(encoder, tokens, text_rows)
+    model = _side(encoder.model, image=False)
+    causal = causal_tower(model, encoder.context_length)
+    pad: int | None = None
+    if causal is not None:
+        text, pad = _Rows(model, lambda model, tokens: encode_short(model, causal, tokens, new_mask=True)), 0
+    elif isinstance(model, AlignedTowers) and isinstance(model.text, TextEncoder):
+        text, pad = _Rows(model, lambda model, tokens: model.text_head(model.text.pooled(tokens))), model.text.pad
+    else:
+        text = _Rows(model, lambda model, tokens: model.encode_text(tokens))
+    with contextlib.suppress(InputError):  # of a model that takes tokens alone
+        short, long = encoder.tokenizer(["x", "a " * encoder.context_length]).tolist()
+        text.end = long[-1] if long[-1] in short else None
+    return Tower("image", image.eval(), images, image_rows), Tower("text", text.eval(), tokens, text_rows, pad)
 
 
 @torch.no_grad()
@@ -229,36 +235,19 @@ def worst_difference(name: str, tower: Tower, run: Callable[[Tensor], Tensor], m
             longest = int(((items != tower.pad) * torch.arange(1, items.shape[1] + 1)).max())
             tried.append(items[:, : max(longest, 2)].contiguous())
         for some in tried:
-            worst = max(worst, float((run(some) - tower.wanted[:n]).abs().nan_to_num(torch.inf).max()))
+            worst = max(worst, float((run(some) - tower.expected[:n]).abs().nan_to_num(torch.inf).max()))
     if worst > most:
         what = f"the exported {tower.kind} tower is off by {worst:.1g} (at most {most:.0e})"
         raise InputError(f"{name}: {what}; nothing is written")
     return worst
 
 
-def _text(encoder: DualEncoder, tokens: Tensor, wanted: Tensor) -> Tower:
-    """The text tower; up to L tokens where its padding has no part in the result, else L."""
-    model = _side(encoder.model, image=False)
-    causal = causal_tower(model, encoder.context_length)
-    pad: int | None = None
-    if causal is not None:
-        rows, pad = _Rows(model, lambda model, tokens: encode_short(model, causal, tokens, new_mask=True)), 0
-    elif isinstance(model, AlignedTowers) and isinstance(model.text, TextEncoder):
-        rows, pad = _Rows(model, lambda model, tokens: model.text_head(model.text.pooled(tokens))), model.text.pad
-    else:
-        rows = _Rows(model, lambda model, tokens: model.encode_text(tokens))
-    with contextlib.suppress(InputError):  # of a model that takes tokens alone
-        short, long = encoder.tokenizer(["x", "a " * encoder.context_length]).tolist()
-        rows.end = long[-1] if long[-1] in short else None
-    return Tower("text", rows.eval(), tokens, wanted, pad)
-
-
 def _side(model: Any, *, image: bool) -> Any:
     """A model without the parts of the other tower, whose weights a graph would carry along; it shares the rest."""
     side = copy.copy(model)
-    for held in MODULE_PARTS:
-        values = {key: value for key, value in getattr(model, held).items() if (key in _IMAGE_PARTS) == image}
-        side.__dict__[held] = values
+    for part in MODULE_PARTS:
+        values = {key: value for key, value in getattr(model, part).items() if (key in _IMAGE_PARTS) == image}
+        side.__dict__[part] = values
     return side
 
 

@@ -33,7 +33,11 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
     save_model(folder, encoder, encoder.objective_config)
     usage, library = usage_of("cloob"), "cloob"
     if encoder.config.kind == "open_clip":
-        _name_tokenizer(folder, name)
+        # open_clip looks for a tokenizer under the name of the repository.
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+            config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = name
+            (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, allow_nan=False), encoding="utf-8")
         usage, library = f"{usage}\n{usage_of('open_clip')}", "open_clip"
     tags: tuple[str, ...] = (library, "clip")
     try:
@@ -47,15 +51,6 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
         notes = (f"There are no files of transformers: {without}.",)
     write_card(folder, facts, Exported(library, "", usage, notes, tags), name, license)
     return without
-
-
-def _name_tokenizer(folder: Path, name: str) -> None:
-    """Lets open_clip find a tokenizer in the repository where it looks for it: under the repository's name."""
-    path = folder / CONFIG_FILE
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
-        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = name
-        path.write_text(json.dumps(config, indent=2, allow_nan=False), encoding="utf-8")
 
 
 def check_online(name: str) -> None:

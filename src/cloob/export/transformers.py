@@ -7,6 +7,7 @@ what was written is read by transformers and compared with the model before it c
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,24 +29,7 @@ _PLAIN = ("a photo of a dog", "Two  red Hearts, 3 (three)!", "a cat's toy, it'll
 START, END = "<|startoftext|>", "<|endoftext|>"
 _ACTIVATIONS = {"GELU": "gelu", "GELU tanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu"}
 _RESAMPLE = {"bilinear": 2, "bicubic": 3, "random": 3}  # PIL's numbers; open_clip tests "random" with bicubic
-_UNCLEANED = (
-    "The tokenizer of transformers does not clean texts as open_clip's does: HTML (`&amp;`), typographic quotes (`’`), "
-    "broken encodings (`Ã¶`), ligatures (`ﬁ`) and wide letters (`Ａ`) give other tokens. "
-    "`html.unescape(ftfy.fix_text(text))` before it makes them equal."
-)
-_UNCUT = (
-    "transformers cuts a text to {} tokens only when it is asked to (`truncation=True`); its `pipeline` passes the "
-    "wish over and fails on a longer one (transformers 5.24). sentence-transformers 5 and 6 always cut."
-)
-_ENDED = (
-    "A text that is too long loses its end token in the original program; transformers keeps it, so that such texts "
-    "have other embeddings."
-)
-_CROPPED = (
-    "transformers crops pictures of one size in four that is not square one row or column away from where open_clip "
-    "does, as the two round half a row differently; elsewhere pixels are up to one grey level apart. torchvision's "
-    "`Resize({size}, BICUBIC)` and `CenterCrop({size})` before the processor give the pixels of training."
-)
+_NOTES: dict[str, str] = json.loads((Path(__file__).parent / "usage" / "notes.json").read_text(encoding="utf-8"))
 Specials = tuple[int, int, int]
 """The tokens that a text begins with and ends with, and what fills rows up."""
 
@@ -60,12 +44,13 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
         raise Unsupported(f"{encoder.name}: {why}; --to onnx takes it")
     specials, notes = _write_tokenizer(encoder, folder)
     _write_configs(encoder, specials, folder)
-    _write_sentence_transformers(folder)
+    theirs = Path(__file__).parent / "sentence_transformers"
+    shutil.copytree(theirs, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
     write_safetensors(folder / "model.safetensors", _state(encoder))
     for why in _differences(encoder, folder):
         raise Unsupported(f"{encoder.name}: {why}; --to onnx takes it")
     if encoder.preprocess_cfg.get("resize_mode") != "squash":
-        notes.append(_CROPPED.format(size=encoder.image_size))
+        notes.append(_NOTES["cropped"].format(size=encoder.image_size))
     summary = "transformers and sentence-transformers read it"
     tags = ("transformers", "sentence-transformers", "clip")
     return Exported("transformers", summary, usage_of("transformers"), tuple(notes), tags)
@@ -134,10 +119,22 @@ def _state(encoder: DualEncoder) -> dict[str, Tensor]:
 def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list[str]]:
     """Writes the tokenizer as transformers reads it; returns its special tokens, and for which texts tokens differ."""
     tokenizer: Any = encoder.tokenizer
-    cut = _UNCUT.format(encoder.context_length)
+    cut = _NOTES["uncut"].format(encoder.context_length)
     if isinstance(tokenizer, ClipTokenizer):
-        ended = [_ENDED] if (tokenizer.settings or {}).get("ending") == "cut" else []
-        return _write_clip(tokenizer, folder), [_UNCLEANED, cut, *ended]
+        library: Any = require("tokenizers", "export")
+        prepare = library.normalizers
+        steps = [prepare.NFC(), prepare.Replace(library.Regex(r"\s+"), " "), prepare.Lowercase()]
+        rules = clip_rules(tokenizer, (START, END), steps, lower=False)  # the special words as Hugging Face has them
+        (folder / "tokenizer.json").write_text(rules.to_str(pretty=True), encoding="utf-8")
+        rules.model.save(str(folder))  # vocab.json and merges.txt, the older files of the same content
+        words = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+        _write_json(folder / "special_tokens_map.json", words)
+        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **words}
+        config |= {"add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
+        _write_json(folder / "tokenizer_config.json", config)
+        ended = [_NOTES["ended"]] if (tokenizer.settings or {}).get("ending") == "cut" else []
+        specials = tokenizer.sot_token_id, tokenizer.eot_token_id, tokenizer.eot_token_id
+        return specials, [_NOTES["uncleaned"], cut, *ended]
     if isinstance(tokenizer, FileTokenizer):
         tokenizer.save_pretrained(folder)
         return (int(tokenizer.ids(["a"])[0, 0]), int(tokenizer.end or 0), int(tokenizer.pad or 0)), [cut]
@@ -147,22 +144,6 @@ def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list
     start = next(number for number in numbers if number is not None)
     specials = int(start), int(theirs.eos_token_id), int(theirs.pad_token_id)
     return specials, ["The tokenizer of transformers does not clean texts as open_clip does before it.", cut]
-
-
-def _write_clip(tokenizer: ClipTokenizer, folder: Path) -> Specials:
-    """``tokenizer.json``, and the older files of the same content, with the special words as Hugging Face has them."""
-    library: Any = require("tokenizers", "export")
-    prepare = library.normalizers
-    spaces = prepare.Replace(library.Regex(r"\s+"), " ")
-    rules = clip_rules(tokenizer, (START, END), [prepare.NFC(), spaces, prepare.Lowercase()], lower=False)
-    (folder / "tokenizer.json").write_text(rules.to_str(pretty=True), encoding="utf-8")
-    rules.model.save(str(folder))  # vocab.json and merges.txt
-    words = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    _write_json(folder / "special_tokens_map.json", words)
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **words}
-    config |= {"add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
-    _write_json(folder / "tokenizer_config.json", config)
-    return tokenizer.sot_token_id, tokenizer.eot_token_id, tokenizer.eot_token_id
 
 
 def _write_configs(encoder: DualEncoder, specials: Specials, folder: Path) -> None:
@@ -222,26 +203,6 @@ def processor_config(encoder: DualEncoder) -> dict[str, Any] | None:
     }
 
 
-def _write_sentence_transformers(folder: Path) -> None:
-    """Writes what ``SentenceTransformer(DIR)`` reads beside transformers' files: CLIP's features as unit rows."""
-    method = {"method_output_name": "pooler_output"}
-    modalities = {kind: {"method": f"get_{kind}_features", **method} for kind in ("text", "image")}
-    row = "sentence_embedding"
-    kinds = "sentence_transformers.models"  # as every version since 3.4 knows them
-    listed = [
-        {"idx": 0, "name": "0", "path": "", "type": f"{kinds}.CLIPModel"},
-        {"idx": 1, "name": "1", "path": "1_Normalize", "type": f"{kinds}.Normalize"},
-    ]
-    transformer = {"transformer_task": "feature-extraction", "modality_config": modalities, "module_output_name": row}
-    config: dict[str, Any] = {"model_type": "SentenceTransformer", "prompts": {"query": "", "document": ""}}
-    _write_json(folder / "modules.json", listed)
-    _write_json(folder / "sentence_bert_config.json", transformer)
-    config |= {"default_prompt_name": None, "similarity_fn_name": "cosine"}
-    _write_json(folder / "config_sentence_transformers.json", config)
-    (folder / "1_Normalize").mkdir()
-    _write_json(folder / "1_Normalize" / "config.json", {"module_input_name": row, "module_output_name": row})
-
-
 def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -262,13 +223,12 @@ def _differences(encoder: DualEncoder, folder: Path) -> Iterator[str]:
     with evaluating(encoder):
         features = encoder.model.encode_image(pixels), encoder.model.encode_text(tokens)
     others = model.get_image_features(pixels), model.get_text_features(tokens)
-    for what, own, other in zip(("image", "text"), features, others, strict=True):
+    for side, ours, other in zip(("image", "text"), features, others, strict=True):
         other = getattr(other, "pooler_output", other)  # of transformers 5
-        apart = float((own - other).abs().max() / own.abs().max().clamp_min(1))
+        apart = float((ours - other).abs().max() / ours.abs().max().clamp_min(1))
         if not apart <= TOLERANCE:
-            yield f"CLIPModel computes another {what} feature ({apart:.1e} apart)"
+            yield f"CLIPModel computes another {side} feature ({apart:.1e} apart)"
     for text in _PLAIN:
-        wanted = encoder.tokenizer([text])[0].tolist()
-        found = tokenizer(text, truncation=True, max_length=length)["input_ids"]
-        if wanted[: len(found)] != found:
+        ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
+        if encoder.tokenizer([text])[0].tolist()[: len(ids)] != ids:
             yield f"transformers makes other tokens of {text!r}"

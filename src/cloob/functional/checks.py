@@ -1,4 +1,4 @@
-"""What every function of this floor asks of its tensors.
+"""Checks of tensors and numbers that the functions here share.
 
 Shapes: N anchors or states, M candidates or stored patterns, D the embedding dimension.
 """
@@ -25,17 +25,14 @@ def as_rows(**named: Tensor) -> list[Tensor]:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}; a tensor of shape (N, D) is expected")
         if tensor.ndim != 2 or not tensor.is_floating_point():
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
-                "a floating-point matrix (N, D) is expected"
-            )
-        for what, here, there in (
-            ("dtype", _lifted(tensor), _lifted(first)),
-            ("device", tensor.device, first.device),
-            ("embedding dimension", tensor.shape[1], first.shape[1]),
-        ):
-            if here != there:
-                raise ValueError(f"{name} has {what} {here}, but {first_name} has {there}")
+            given = f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}"
+            raise ValueError(f"{given}; a floating-point matrix (N, D) is expected")
+        here, there = (
+            {"dtype": _lifted(t), "device": t.device, "embedding dimension": t.shape[1]} for t in (tensor, first)
+        )
+        for fact, value in here.items():
+            if value != there[fact]:
+                raise ValueError(f"{name} has {fact} {value}, but {first_name} has {there[fact]}")
     return [t.to(_lifted(t)) for t in named.values()]
 
 
@@ -67,10 +64,7 @@ def check_number(name: str, number: float, dtype: torch.dtype, *, positive: bool
 
 
 def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
-    """The least and greatest length of each matrix' rows (NaN if one is), and each 0-d tensor's value.
-
-    Waits for the device once.
-    """
+    """Least and greatest length of each matrix' rows (NaN if one is), or each 0-d tensor's value; one wait for all."""
     ends = [(t.norm(dim=1) if t.ndim else t).aminmax() for t in (tensor.detach() for tensor in named.values())]
     flat = [end for pair in ends for end in pair]
     numbers = list(map(float, flat)) if in_transform() else torch.stack(flat).tolist()  # torch 2.6 cannot list those
@@ -78,7 +72,7 @@ def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
 
 
 def check_rows(name: str, rows: Tensor, *, zeros: bool = False) -> None:
-    """Refuses a matrix with rows that are NaN or infinite, or zero unless ``zeros`` may be."""
+    """Refuses a matrix with rows that are NaN, infinite or, unless ``zeros``, zero."""
     norms = rows.detach().norm(dim=1)
     bad = ~norms.isfinite() if zeros else ~(norms.isfinite() & (norms > 0))
     if bad.any():
@@ -109,15 +103,13 @@ def check_ids(
     candidate_ids = ids if candidate_ids is None else candidate_ids
     for name, vector, length in (("ids", ids, n), ("candidate_ids", candidate_ids, m)):
         if vector.shape != (length,) or vector.is_floating_point() or vector.device != device:
-            raise ValueError(
-                f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype} on {vector.device}; "
-                f"{length} integers on {device} are expected"
-            )
+            given = f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype} on {vector.device}"
+            raise ValueError(f"{given}; {length} integers on {device} are expected")
     return ids, candidate_ids
 
 
 def as_vector(x: Tensor, name: str) -> Tensor:
-    """``x``, if it is a vector that holds something, and finite numbers alone."""
+    """``x``, if it is a non-empty vector of finite numbers."""
     if x.ndim != 1 or len(x) == 0 or not x.isfinite().all():
         raise ValueError(f"{name}: expected a non-empty vector of finite numbers, got shape {tuple(x.shape)}")
     return x

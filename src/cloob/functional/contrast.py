@@ -2,10 +2,8 @@
 
 Both draw an anchor to its positive and push it from the other candidates. They differ in one term: InfoNCE keeps the
 positive in the denominator, so that its gradient carries a factor 1 − p and dies once p, the softmax probability of the
-positive, nears one; InfoLOOB leaves it out and does not saturate.
-
-SigLIP's sigmoid loss (Zhai et al. 2023, arXiv:2303.15343) asks of each anchor and candidate by itself whether they are
-a pair: no term knows of the others.
+positive, nears one; InfoLOOB leaves it out and does not saturate. SigLIP's sigmoid loss (Zhai et al. 2023,
+arXiv:2303.15343) classifies every anchor and candidate by itself as a pair or none.
 """
 
 from __future__ import annotations
@@ -49,9 +47,10 @@ def info_loob(
         TypeError: Not tensors.
         ValueError: Shapes, dtypes, devices or ids do not fit, M < 2, or τ⁻¹ is not positive and finite.
     """
-    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
+    logits, own, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
+    positive = logits.diagonal(positive_offset)
     # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient, instead of ln 0.
-    lone = same.all(dim=1, keepdim=True) & _is_positive(same, positive_offset)
+    lone = same.all(dim=1, keepdim=True) & own
     return (logits.masked_fill(same & ~lone, -torch.inf).logsumexp(dim=1) - positive).mean()
 
 
@@ -70,9 +69,9 @@ def info_nce(
 
     Arguments, returned value and errors as in :func:`info_loob`.
     """
-    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
-    others = same & ~_is_positive(same, positive_offset)
-    return (logits.masked_fill(others, -torch.inf).logsumexp(dim=1) - positive).mean()
+    logits, own, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
+    positive = logits.diagonal(positive_offset)
+    return (logits.masked_fill(same & ~own, -torch.inf).logsumexp(dim=1) - positive).mean()
 
 
 @outside_autocast
@@ -93,7 +92,8 @@ def sigmoid_loss(
     the start, since nearly all candidates are no pair of the anchor. Candidates that are no negatives are left out of
     the sum, the positive stays.
     """
-    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
+    logits, _, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
+    positive = logits.diagonal(positive_offset)
     b = scalar("bias", bias, logits, positive=False)
     negatives = F.logsigmoid(-(logits + b)).masked_fill(same, 0.0).sum(dim=1)
     return -(F.logsigmoid(positive + b) + negatives).mean()
@@ -108,24 +108,18 @@ def _logits(
     candidate_ids: Tensor | None,
     exclude_above: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, M) logits, their (N,) positives, and the (N, M) mask of the positives and all else that is no negative."""
+    """(N, M) logits, and two masks of them: the positives, and these with all else that is no negative."""
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
     inv_tau = scalar("inv_tau", inv_tau, anchors)
     logits = inv_tau * anchors @ candidates.T
-    same = _is_positive(logits, positive_offset)
+    place = torch.arange(m, device=logits.device)
+    same = own = place[None, :m] == place[positive_offset : positive_offset + n, None]
     if both := check_ids(ids, candidate_ids, n, m, anchors.device):
         same = same | (both[0][:, None] == both[1][None, :])
-    positive = logits.diagonal(positive_offset)
     if exclude_above is not None:
-        same = same | (logits > positive[:, None] + inv_tau * exclude_above)
-    return logits, positive, same
-
-
-def _is_positive(matrix: Tensor, offset: int) -> Tensor:
-    n, m = matrix.shape
-    rows = torch.arange(n, device=matrix.device)[:, None]
-    return torch.arange(m, device=matrix.device)[None, :] == rows + offset
+        same = same | (logits > logits.diagonal(positive_offset)[:, None] + inv_tau * exclude_above)
+    return logits, own, same
 
 
 def check_contrast(anchors: Tensor, candidates: Tensor, positive_offset: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
-"""How embeddings lie on the sphere: the measures by which the CLOOB paper explains itself, and their kin.
+"""How embeddings lie on the sphere: the measures of the CLOOB paper and related ones.
 
-Every function takes (N, D) rows, N ≥ 2 for what is of pairs, computes in float64, and returns a 0-d tensor, if nothing
-else is said, in the input's dtype (float32 for a lower precision). Nothing of size N × N is kept: pairs are visited in
-blocks of ``chunk`` rows, which does not change the value. A TypeError is raised for what is no tensor, a ValueError for
-rows that are not finite, too few or of another shape, and for options out of range.
+Every function takes (N, D) rows, N ≥ 2 for pairwise measures, computes in float64, and returns a 0-d tensor in the
+input's dtype (float32 for a lower precision), if nothing else is stated. Nothing of size N × N is kept: pairs are
+visited in blocks of ``chunk`` rows, which does not change the value. Raises TypeError for arguments that are no
+tensors, ValueError for rows that are not finite, too few or of another shape.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ def covariance_spectrum(embeddings: Tensor) -> Tensor:
 
 
 def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor:
-    """How many eigenvalues of the covariance hold ``threshold`` of their sum (Fürst et al. 2022, section 5).
+    """The smallest k with λ₁ + … + λ_k ≥ threshold · Σ λ of the covariance (Fürst et al. 2022, section 5).
 
-    The smallest k with λ₁ + … + λ_k ≥ threshold · Σ λ, int64 in [0, min(N − 1, D)]; 0 when all rows are equal. Few mean
-    that the embeddings fill a thin slice of their space only; the paper sees the number rise most for InfoLOOB with
-    Hopfield retrieval.
+    int64 in [0, min(N − 1, D)]; 0 when all rows are equal. A small k means that the embeddings fill a thin slice of
+    their space; in the paper it rises most for InfoLOOB with Hopfield retrieval.
     """
     spectrum = _spectrum(_rows(2, embeddings=embeddings)[0])
     # Eigenvalues below the rounding of the largest are zeros: without this a threshold of 1 would count noise.
     noise = spectrum[0] * max(embeddings.shape) * torch.finfo(torch.float64).eps
-    held = torch.where(spectrum > noise, spectrum, 0).cumsum(0)
-    return (held < threshold * held[-1]).sum() + (held[-1] > 0)
+    sums = torch.where(spectrum > noise, spectrum, 0).cumsum(0)
+    return (sums < threshold * sums[-1]).sum() + (sums[-1] > 0)
 
 
 def ajne(embeddings: Tensor, chunk: int = 1024) -> Tensor:
@@ -121,9 +120,9 @@ def _pairs_above_diagonal(block: Tensor) -> Tensor:
 def _rows(at_least: int, same_rows: bool = True, zeros: bool = True, **named: Tensor) -> list[Tensor]:
     """The matrices in float64, checked; MPS has none."""
     matrices = [(x.cpu() if x.device.type == "mps" else x).double() for x in as_rows(**named)]
-    counts = {name: len(x) for name, x in named.items()}
-    if min(counts.values()) < at_least or (same_rows and len(set(counts.values())) > 1):
-        numbers = " and ".join(f"{name} {count}" for name, count in counts.items())
+    counts = [len(x) for x in matrices]
+    if min(counts) < at_least or (same_rows and len(set(counts)) > 1):
+        numbers = " and ".join(f"{name} {count}" for name, count in zip(named, counts, strict=True))
         alike = ", all alike," if same_rows else ""
         raise ValueError(f"numbers of rows: {numbers}; at least {at_least}{alike} are expected")
     for name, x in zip(named, matrices, strict=True):

@@ -31,8 +31,8 @@ def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
     """Runs ``function`` with autocast off on the device of its first tensor argument.
 
-    Logits of unit rows times τ⁻¹ = 30 are off by 0.1 in bfloat16; the towers may run in it, this maths does not.
-    torch.compile would run the backward pass in the autocast around the call: there the call breaks the graph.
+    Logits of unit rows times τ⁻¹ = 30 are off by 0.1 in bfloat16. torch.compile would run the backward pass in the
+    autocast around the call: there the call breaks the graph.
     """
     eager = outside_compiler(function)
 
@@ -77,31 +77,19 @@ def lowers_products() -> bool:
 @contextlib.contextmanager
 def full_products() -> Iterator[None]:
     """Inside, float32 matrix products are computed in float32, whatever TF32 says; a decorator as well."""
-    if not lowers_products():
-        yield
-        return
     with contextlib.ExitStack() as stack:
-        if not _MATMULS:
+        if lowers_products() and not _MATMULS:
             stack.enter_context(float32_products("highest"))
-        for backend in _MATMULS:
+        for backend in _MATMULS if lowers_products() else ():
             stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
             backend.fp32_precision = "ieee"
         yield
 
 
-def differentiable_once(refusal: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """For a backward pass: refuses ``create_graph=True``, whose second derivatives would be wrong without a word."""
-
-    def decorate(backward: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(backward)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            if torch.is_grad_enabled():
-                raise RuntimeError(refusal)
-            return backward(*args, **kwargs)
-
-        return wrapper
-
-    return decorate
+def refuse_second_derivatives(message: str) -> None:
+    """For the start of a backward pass: with ``create_graph=True`` its derivatives would be wrong without a word."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(message)
 
 
 def readable() -> bool:
@@ -136,13 +124,8 @@ def backend_config() -> str:
     return str(torch.distributed.get_backend_config())
 
 
-def loss_scale(scaler: torch.amp.GradScaler) -> Tensor | None:
-    """The loss scale where it is, which ``get_scale()`` would read; None without, or before the first loss."""
-    return scaler._scale if scaler.is_enabled() else None
-
-
-def loss_scale_state(scaler: torch.amp.GradScaler) -> list[Tensor]:
-    """The tensors that ``GradScaler.update`` changes."""
+def scaler_state(scaler: torch.amp.GradScaler) -> list[Tensor]:
+    """The tensors that ``GradScaler.update`` changes, the loss scale first; none without, or before the first loss."""
     state = (scaler._scale, scaler._growth_tracker) if scaler.is_enabled() else ()
     return [tensor for tensor in state if tensor is not None]
 
@@ -186,5 +169,5 @@ def archive(path: str) -> Any:
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
-    """The module's own dictionary of its buffers, in which one is replaced without hooks."""
+    """The module's dictionary of its buffers, in which one is replaced without hooks."""
     return module._buffers

@@ -1,50 +1,44 @@
-"""Where the right answer lands: ranks, and the accuracies read off them.
+"""Ranks of the right answers, and the accuracies that follow from them.
 
 Queries are (Q, D) rows, a gallery (G, D) rows of the same dtype; scores are computed in float32 (float64 for float64
 rows), in blocks of ``chunk`` rows, which bound memory to a few of chunk². Ranks are int64, 0-based, on the queries'
-device; one rank serves every k. Measures are fractions in [0, 1]. A ValueError is raised for shapes that do not fit,
-nothing to rank, and an index out of range.
+device; one rank serves every k. Measures are fractions in [0, 1]. Raises ValueError for shapes that do not fit, nothing
+to rank, and an index out of range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from cloob.functional.checks import as_vector
 from cloob.functional.private import full_products, outside_autocast
+from cloob.functional.streamed.tiles import blocks
 
 UNRANKED = torch.iinfo(torch.int64).max
 """The rank of a query that has no finite score with any of its positives: no k reaches it."""
 
 
-def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[int]], chunk: int = 4096) -> Tensor:
-    """(Q,) ranks of each query's best positive in the gallery by scalar product, see :func:`ranks_of_pairs`.
-
-    ``targets`` are the positives: a (Q,) int64 tensor of gallery rows, or Q non-empty sequences of them.
-    """
-    if isinstance(targets, Tensor):
-        pairs = torch.stack([torch.arange(len(targets), device=targets.device), targets.long()], 1)
-    else:
-        flat = [(i, j) for i, positives in enumerate(targets) for j in positives]
-        pairs = torch.tensor(flat, dtype=torch.int64).reshape(-1, 2)
-    return ranks_of_pairs(query, gallery, pairs, chunk)
-
-
 @outside_autocast
-def ranks_of_pairs(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int = 4096) -> Tensor:
-    """(Q,) ranks of each query's best positive, from (P, 2) int64 pairs (query, gallery row) in any order.
+def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[int]], chunk: int = 4096) -> Tensor:
+    """(Q,) ranks of each query's best positive in the gallery by scalar product.
 
-    Each query has a pair or more; repeats do no harm. The rank is the number of negatives (gallery rows that are no
-    positive of the query) that score at least as much as the best positive: a tie ranks last, so that a tower that maps
-    everything to one point earns nothing. Scores count as tied within the rounding of a scalar product (8 ulp of
-    ‖query‖·max ‖gallery‖), which makes the rank of duplicate rows independent of ``chunk`` and of the matmul at hand;
-    pass float64 rows for exact ranks. A row that is not finite scores −∞: in the gallery it is ahead of nobody, and a
-    query without any finite positive score is ``UNRANKED``.
+    ``targets`` are the positives: a (Q,) int64 tensor of gallery rows, Q non-empty sequences of them, or (P, 2) int64
+    pairs (query, gallery row) in any order, of each query one or more; repeats do no harm. The rank is the number of
+    negatives (gallery rows that are no positive of the query) that score at least as much as the best positive: a tie
+    ranks last, so that a tower that maps everything to one point earns nothing. Scores count as tied within the
+    rounding of a scalar product (8 ulp of ‖query‖·max ‖gallery‖), which makes the rank of duplicate rows independent of
+    ``chunk`` and of the matmul at hand; pass float64 rows for exact ranks. A row that is not finite scores −∞: in the
+    gallery it is ahead of nobody, and a query without any finite positive score is ``UNRANKED``.
     """
-    return _count_ahead(query, gallery, pairs, chunk, both=False)[0]
+    if not isinstance(targets, Tensor):
+        flat = [(i, j) for i, positives in enumerate(targets) for j in positives]
+        targets = torch.tensor(flat, dtype=torch.int64).reshape(-1, 2)
+    elif targets.ndim == 1:
+        targets = torch.stack([torch.arange(len(targets), device=targets.device), targets.long()], 1)
+    return _count_ahead(query, gallery, targets, chunk, both=False)[0]
 
 
 def ranks_of_ids(query: Tensor, gallery: Tensor, ids: Tensor, chunk: int = 4096) -> Tensor:
@@ -62,7 +56,7 @@ def ranks_of_ids(query: Tensor, gallery: Tensor, ids: Tensor, chunk: int = 4096)
 def mutual_ranks(
     x: Tensor, y: Tensor, pairs: Tensor, chunk: int = 4096, group: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Ranks in both directions from one sweep over the scores: half the work of two calls of :func:`ranks_of_pairs`.
+    """Ranks in both directions from one sweep over the scores: half the work of two calls of :func:`ranks`.
 
     Args:
         x: (N, D) rows.
@@ -109,11 +103,6 @@ def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     return hits / torch.bincount(labels, minlength=n_classes)
 
 
-def mean_per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> float:
-    """Mean of :func:`per_class_recall` over the classes that have samples: scikit-learn's balanced accuracy."""
-    return float(per_class_recall(correct, labels, n_classes).nanmean())
-
-
 @full_products()  # beside scores that are computed one by one nothing would tie in TF32
 def _count_ahead(
     query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool, group: Tensor | None = None
@@ -121,19 +110,30 @@ def _count_ahead(
     """The ranks of the queries' positives in the gallery, and of the gallery's among the queries (only if ``both``)."""
     group = torch.arange(len(query), device=query.device) if group is None else group.to(query.device)
     pairs = pairs.to(query.device)
-    for fault in _faults(query, gallery, pairs, group, both):
-        raise ValueError(fault)
+    _check(query, gallery, pairs, group, both)
     # Within the rounding of half precision whole neighbourhoods would tie.
-    query, gallery = (_nan_unless_finite(t if t.dtype == torch.float64 else t.float()) for t in (query, gallery))
+    query, gallery = (t if t.dtype == torch.float64 else t.float() for t in (query, gallery))
+    finite = [t.isfinite().all(1, keepdim=True) for t in (query, gallery)]
+    query, gallery = (
+        t if ok.all() else t.masked_fill(~ok, torch.nan) for t, ok in zip((query, gallery), finite, strict=True)
+    )
     positives = _Positives(pairs, group, chunk, -(-len(gallery) // chunk))
-    blocks = [(rows, columns) for rows in _blocks(len(query), chunk) for columns in _blocks(len(gallery), chunk)]
+    cells = [(rows, columns) for rows in blocks(query, chunk) for columns in blocks(gallery, chunk)]
     best, best_back = (rows.new_full((len(rows),), -torch.inf) for rows in (query, gallery))
-    for rows, columns in blocks:
-        if (inside := positives.inside(rows, columns)) is not None:
-            _raise_best(best[rows], best_back[columns], query[rows], gallery[columns], inside)
+    for rows, columns in cells:
+        inside = positives.inside(rows, columns)
+        if inside is not None and int(inside.sum()) <= 4 * max(inside.shape):  # few are computed one by one
+            row, column = inside.nonzero(as_tuple=True)
+            scores = (query[rows][row] * gallery[columns][column]).sum(1).nan_to_num(nan=-torch.inf)
+            best[rows].scatter_reduce_(0, row, scores, "amax")
+            best_back[columns].scatter_reduce_(0, column, scores, "amax")
+        elif inside is not None:
+            scores = (query[rows] @ gallery[columns].T).nan_to_num_(nan=-torch.inf).masked_fill_(~inside, -torch.inf)
+            torch.maximum(best[rows], scores.amax(1), out=best[rows])
+            torch.maximum(best_back[columns], scores.amax(0), out=best_back[columns])
     least, least_back = _least_tie(best, query, gallery), _least_tie(best_back, gallery, query)
     ahead, ahead_back = (torch.zeros_like(b, dtype=torch.int64) for b in (best, best_back))
-    for rows, columns in blocks:
+    for rows, columns in cells:
         scores = query[rows] @ gallery[columns].T
         if (inside := positives.inside(rows, columns)) is not None:
             scores.masked_fill_(inside, torch.nan)  # no negatives; NaN is ahead of nobody
@@ -167,19 +167,6 @@ class _Positives:
         return inside
 
 
-def _raise_best(best: Tensor, best_back: Tensor, query: Tensor, gallery: Tensor, inside: Tensor) -> None:
-    """Raises the best positive scores, in place, to those of a block; few are computed one by one, many all at once."""
-    if int(inside.sum()) <= 4 * max(inside.shape):
-        row, column = inside.nonzero(as_tuple=True)
-        scores = (query[row] * gallery[column]).sum(1).nan_to_num(nan=-torch.inf)
-        best.scatter_reduce_(0, row, scores, "amax")
-        best_back.scatter_reduce_(0, column, scores, "amax")
-    else:
-        scores = (query @ gallery.T).nan_to_num_(nan=-torch.inf).masked_fill_(~inside, -torch.inf)
-        torch.maximum(best, scores.amax(1), out=best)
-        torch.maximum(best_back, scores.amax(0), out=best_back)
-
-
 def _least_tie(best: Tensor, query: Tensor, gallery: Tensor) -> Tensor:
     """The least score that ties with each query's best positive."""
     rounding = 8 * torch.finfo(query.dtype).eps * gallery.norm(dim=1).nan_to_num(nan=0.0).max()
@@ -187,26 +174,16 @@ def _least_tie(best: Tensor, query: Tensor, gallery: Tensor) -> Tensor:
     return least
 
 
-def _blocks(n: int, chunk: int) -> list[slice]:
-    return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
-
-
-def _nan_unless_finite(rows: Tensor) -> Tensor:
-    finite = torch.isfinite(rows).all(1)
-    return rows if finite.all() else rows.masked_fill(~finite[:, None], torch.nan)
-
-
-def _faults(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, both: bool) -> Iterator[str]:
-    """What makes a ranking impossible, each looked at if there was nothing before it."""
+def _check(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, both: bool) -> None:
     fit = query.ndim == gallery.ndim == 2 and query.shape[1] == gallery.shape[1] and query.dtype == gallery.dtype
     if not fit or len(query) == 0 or len(gallery) == 0:
         shapes = f"{query.dtype} {tuple(query.shape)} and {gallery.dtype} {tuple(gallery.shape)}"
-        yield f"expected non-empty (Q, D) queries and a (G, D) gallery of one dtype, got {shapes}"
-    sides = ((pairs[:, 0], int(group.max()) + 1, "query"), (pairs[:, 1], len(gallery), "gallery row"))
-    for index, size, what in sides:
+        raise ValueError(f"expected non-empty (Q, D) queries and a (G, D) gallery of one dtype, got {shapes}")
+    rows = torch.arange(len(gallery), device=group.device)
+    for index, place, side in (pairs[:, 0], group, "query"), (pairs[:, 1], rows, "gallery row"):
+        size = int(place.max()) + 1
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
-            yield f"targets: {what} {int(index.min())} to {int(index.max())} is out of range for {size}"
-    queries, rows = (torch.bincount(index, minlength=size) > 0 for index, size, _ in sides)
-    for has, what in (queries[group], "query"), (rows, "gallery row"):
-        if not has.all() and (both or what == "query"):
-            yield f"{what} {int((~has).nonzero()[0])} has no positive"
+            raise ValueError(f"targets: {side} {int(index.min())} to {int(index.max())} is out of range for {size}")
+        has = (torch.bincount(index, minlength=size) > 0)[place]
+        if not has.all() and (both or side == "query"):
+            raise ValueError(f"{side} {int((~has).nonzero()[0])} has no positive")

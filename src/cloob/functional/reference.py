@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,15 +17,6 @@ from cloob.functional.checks import as_rows, one_of, scalar
 from cloob.functional.private import outside_autocast
 
 Scale = Literal["paper", "unit"]
-
-
-class Retrieved(NamedTuple):
-    """The four retrievals of a batch, each (N, D): the letter names the memory, the index the query."""
-
-    u_x: Tensor
-    u_y: Tensor
-    v_x: Tensor
-    v_y: Tensor
 
 
 def cloob_reference(
@@ -65,19 +56,13 @@ def cloob_reference(
         TypeError: Not tensors.
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``, or two that do not fit.
     """
-    return pair_loss(
-        sys.modules[__name__],
-        image_features,
-        text_features,
-        inv_tau,
-        beta,
-        contrast=contrast,
-        hopfield=hopfield,
-        scale=scale,
-        bias=bias,
-        ids=ids,
-        exclude_above=exclude_above,
-    )
+    member: dict[str, Any] = {
+        "contrast": contrast,
+        "hopfield": hopfield,
+        "scale": scale,
+        "exclude_above": exclude_above,
+    }
+    return pair_loss(sys.modules[__name__], image_features, text_features, inv_tau, beta, bias=bias, ids=ids, **member)
 
 
 def pair_loss(
@@ -100,8 +85,8 @@ def pair_loss(
     check_member(contrast, scale)
     direction = direction_of(backend, contrast, bias, exclude_above, matmul)
     x, y = check_pairs(image_features, text_features)
-    more: dict[str, Any] = {"unit_rows": unit_rows, "matmul": matmul} if unit_rows or matmul else {}
-    u_x, u_y, v_x, v_y = backend.retrieve(x, y, beta, **more) if hopfield else Retrieved(x, y, x, y)
+    fast: dict[str, Any] = {"unit_rows": unit_rows, "matmul": matmul} if unit_rows or matmul else {}
+    u_x, u_y, v_x, v_y = backend.retrieve(x, y, beta, **fast) if hopfield else (x, y, x, y)
     images = direction(u_x, u_y, inv_tau, ids=ids)
     symmetric = is_symmetric(contrast, hopfield, exclude_above)
     return combine(images, images if symmetric else direction(v_y, v_x, inv_tau, ids=ids), inv_tau, scale)
@@ -152,14 +137,10 @@ def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> T
     return torch.where(norms == 0, 0.0, average / norms.clamp_min(torch.finfo(norms.dtype).tiny))  # NaN stays
 
 
-def retrieve(x: Tensor, y: Tensor, beta: float | Tensor) -> Retrieved:
-    """Eq. 4 and 5: the queries x and y (N, D) against the image memory x and the text memory y."""
-    return Retrieved(
-        u_x=hopfield_retrieval(x, x, beta),
-        u_y=hopfield_retrieval(y, x, beta),
-        v_x=hopfield_retrieval(x, y, beta),
-        v_y=hopfield_retrieval(y, y, beta),
-    )
+def retrieve(x: Tensor, y: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Eq. 4 and 5: U_x, U_y from the image memory x and V_x, V_y from the text memory y; the index names the query."""
+    u_x, u_y, v_x, v_y = (hopfield_retrieval(query, memory, beta) for memory in (x, y) for query in (x, y))
+    return u_x, u_y, v_x, v_y
 
 
 def check_pairs(image_features: Tensor, text_features: Tensor, at_least: int = 2) -> list[Tensor]:
@@ -174,10 +155,7 @@ def check_pairs(image_features: Tensor, text_features: Tensor, at_least: int = 2
 
 
 def check_member(contrast: str, scale: str) -> None:
-    """Refuses what is no member of the family.
-
-    τ · sum is no scale for the sigmoid loss: τ takes the τ⁻¹ out of a logit, but here a bias stands beside it.
-    """
+    """Refuses what is no member of the family: τ · sum takes the τ⁻¹ out of a logit, but not out of one with a bias."""
     one_of("contrast", contrast, tuple(CONTRASTS))
     one_of("scale", scale, get_args(Scale))
     if not CONTRASTS[contrast].softmax and scale == "paper":

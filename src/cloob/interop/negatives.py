@@ -5,9 +5,8 @@ Anchors x, positives y, further candidates z; R(q | M) is the retrieval of q fro
 - the anchors R(x | x) against the candidates R(y | x) and R(z | x): the memory holds the N anchors;
 - the positives R(y | y) against the candidates R(x | y): the memory holds the N positives.
 
-Hard negatives are candidates of every anchor, and nothing else: they are stored in no memory. Stored beside the
-positive that it resembles, a hard negative would be averaged into what is retrieved for that positive, and the
-difference that it is there to teach would be lost.
+Hard negatives are candidates of every anchor, and stored in no memory: there a hard negative would be averaged with the
+positive that it resembles, and the difference that it is there to teach would be lost.
 """
 
 from __future__ import annotations
@@ -33,30 +32,6 @@ def contrast_with_negatives(
     if objective.training:
         objective.clamp_()
     x, y, z = anchors, positives, negatives
-    pairs, extra = _layouts(x, y, z, objective)
-    backend = objective.backend_of(pairs.total + extra.total, x.device, objective.hopfield)
-    one_of("contrast", objective.contrast, ("infoloob", "infonce"))
-    direction = direction_of(backend, objective.contrast, 0.0, objective.exclude_above, objective.matmul)
-    inv_tau, beta = objective.inv_tau, objective.beta
-
-    everywhere = distributed.gather_rows if objective.gather else lambda rows, _: rows
-    if objective.hopfield:
-        all_x, all_y = everywhere(x, pairs), everywhere(y, pairs)
-        more = {"matmul": objective.matmul} if objective.matmul else {}
-        u_x, u_y, u_z = (backend.hopfield_retrieval(query, all_x, beta, **more) for query in (x, y, z))
-        v_x, v_y = (backend.hopfield_retrieval(query, all_y, beta, **more) for query in (x, y))
-    else:
-        u_x, u_y, u_z, v_x, v_y = x, y, z, x, y
-    offset = pairs.local.start if objective.gather else 0
-    candidates = torch.cat([everywhere(u_y, pairs), everywhere(u_z, extra)])
-    to_documents = direction(u_x, candidates, inv_tau, positive_offset=offset)
-    to_anchors = direction(v_y, everywhere(v_x, pairs), inv_tau, positive_offset=offset)
-    loss = combine(to_documents, to_anchors, inv_tau, objective.scale)
-    return distributed.global_sum(loss * (len(x) / pairs.total)) if objective.gather else loss
-
-
-def _layouts(x: Tensor, y: Tensor, z: Tensor, objective: ContrastiveObjective) -> tuple[Layout, Layout]:
-    """Whose pairs and whose negatives are where, once every rank found its own rows in order."""
     fault: Exception | None = None
     try:
         if x.shape != y.shape or z.shape[1:] != x.shape[1:] or len(x) < 1:
@@ -66,8 +41,25 @@ def _layouts(x: Tensor, y: Tensor, z: Tensor, objective: ContrastiveObjective) -
     except Exception as error:
         if not objective.gather:
             raise
-        fault = error
-    if not objective.gather:
-        return Layout((len(x),)), Layout((len(z),))
-    ranks = distributed.agree({"pairs": len(x), "negatives": len(z)}, fault, x.device)
-    return Layout(ranks["pairs"]), Layout(ranks["negatives"])
+        fault = error  # raised on all ranks
+    pairs, extra = Layout((len(x),)), Layout((len(z),))
+    if objective.gather:
+        ranks = distributed.agree({"pairs": len(x), "negatives": len(z)}, fault, x.device)
+        pairs, extra = Layout(ranks["pairs"]), Layout(ranks["negatives"])
+    everywhere = distributed.gather_rows if objective.gather else lambda rows, _: rows
+    backend = objective.backend_of(pairs.total + extra.total, x.device, objective.hopfield)
+    one_of("contrast", objective.contrast, ("infoloob", "infonce"))
+    direction = direction_of(backend, objective.contrast, 0.0, objective.exclude_above, objective.matmul)
+    inv_tau, beta = objective.inv_tau, objective.beta
+    u_x, u_y, u_z, v_x, v_y = x, y, z, x, y
+    if objective.hopfield:
+        all_x, all_y = everywhere(x, pairs), everywhere(y, pairs)
+        more = {"matmul": objective.matmul} if objective.matmul else {}
+        u_x, u_y, u_z = (backend.hopfield_retrieval(query, all_x, beta, **more) for query in (x, y, z))
+        v_x, v_y = (backend.hopfield_retrieval(query, all_y, beta, **more) for query in (x, y))
+    offset = pairs.local.start if objective.gather else 0
+    candidates = torch.cat([everywhere(u_y, pairs), everywhere(u_z, extra)])
+    to_documents = direction(u_x, candidates, inv_tau, positive_offset=offset)
+    to_anchors = direction(v_y, everywhere(v_x, pairs), inv_tau, positive_offset=offset)
+    loss = combine(to_documents, to_anchors, inv_tau, objective.scale)
+    return distributed.global_sum(loss * (len(x) / pairs.total)) if objective.gather else loss

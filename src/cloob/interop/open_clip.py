@@ -10,10 +10,9 @@ objective into the checkpoint, ``parse_args`` writes it into ``params.txt``, and
 the bias out of SigLIP's models: no objective here trains it. Our tiny models are known (``--model tiny-vit``).
 
 With a fixed τ⁻¹ the model's ``logit_scale`` has no influence on the loss, and is set to ln τ⁻¹ for checkpoints, logs
-and open_clip's evaluation. A learned one is exp(logit_scale), which open_clip_train clamps to [1, 100]. docs/interop.md
-has the rest. With ``--accum-freq k`` open_clip_train evaluates the loss k times on all k batches, each time with the
-graph of one of them; each evaluation carries 1/k of the gradient of ``logit_scale`` here (open_clip's own losses count
-it k times).
+and open_clip's evaluation. A learned one is exp(logit_scale), which open_clip_train clamps to [1, 100]. With
+``--accum-freq k`` open_clip_train evaluates the loss k times on all k batches, each time with the graph of one of them;
+here each evaluation carries 1/k of the gradient of ``logit_scale`` (open_clip's losses count it k times).
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cloob import distributed
@@ -92,9 +90,7 @@ class OpenClipLoss(nn.Module):
             inv_tau = value + (logit_scale - value) / self.evaluations
         loss = self.objective(image_features, text_features, logit_scale=inv_tau, hopfield=self.retrieves)
         for scalar in (logit_scale, logit_bias):
-            if scalar is not None:
-                # DDP stops at a parameter without any gradient; this one is zero.
-                loss = loss + 0.0 * scalar.sum()
+            loss = loss if scalar is None else loss + 0.0 * scalar.sum()  # DDP stops at a parameter without gradient
         return {"contrastive_loss": loss} if output_dict else loss
 
 
@@ -120,11 +116,6 @@ class Options:
         """Whether τ⁻¹ is the model's ``logit_scale``."""
         return self.temperature == "learned" or (self.temperature is None and self.objective == "clip")
 
-    @property
-    def retrieves(self) -> bool:
-        """Whether embeddings are retrieved, from ``retrieval_from`` on."""
-        return FAMILY[self.objective].hopfield
-
     def build(self, *, gather: bool) -> ContrastiveObjective:
         """The objective, without parameters; ValueError where a value is out of range."""
         given: dict[str, Any] = {"inv_tau": self.inv_tau, "scale": "unit" if self.learned else self.scale}
@@ -133,16 +124,12 @@ class Options:
         return make_objective(self.objective, learnable_inv_tau=False, gather=gather, **chosen)
 
 
-@torch.no_grad()
-def set_inv_tau(model: nn.Module, inv_tau: float) -> None:
-    """Sets the ``logit_scale`` of an open_clip model, however wrapped (DDP, ``torch.compile``), to ln τ⁻¹."""
-    _inner(model).logit_scale.fill_(math.log(inv_tau))
-
-
-def _inner(model: Any) -> Any:
+def _logit_scale(model: Any) -> nn.Parameter:
+    """The ``logit_scale`` of an open_clip model, however wrapped (DDP, ``torch.compile``)."""
     while (wrapped := getattr(model, "_orig_mod", getattr(model, "module", None))) is not None:
         model = wrapped
-    return model
+    scale: nn.Parameter = model.logit_scale
+    return scale
 
 
 @contextlib.contextmanager
@@ -173,15 +160,15 @@ def installed(main: Any, options: Options) -> Iterator[None]:
             model, loss, epoch, optimizer = first.task.trainable_module, first.task.loss, first.epoch, first.optimizer
         else:  # (model, data, loss, epoch, optimizer, …)
             model, (loss, epoch, optimizer) = first, rest[:3]
-        loss.retrieves = options.retrieves and epoch >= plain_epochs
+        loss.retrieves = FAMILY[options.objective].hopfield and epoch >= plain_epochs
         inv_tau = float(loss.objective.inv_tau)
         if not options.learned or (options.inv_tau is not None and epoch == 0):
-            set_inv_tau(model, inv_tau)
+            _logit_scale(model).data.fill_(math.log(inv_tau))
         theirs["train_one_epoch"](first, data, *rest, **named)
         if not options.learned:
-            set_inv_tau(model, inv_tau)  # once more, since each step clamps it to [1, 100]
+            _logit_scale(model).data.fill_(math.log(inv_tau))  # once more, since each step clamps it to [1, 100]
         # A checkpoint holds the optimiser's groups with whatever is in them: load_model reads the objective there.
-        inv_tau = float(_inner(model).logit_scale.detach().exp()) if options.learned else inv_tau
+        inv_tau = float(_logit_scale(model).detach().exp()) if options.learned else inv_tau
         optimizer.param_groups[0]["cloob"] = loss.objective.config() | {"inv_tau": inv_tau}
 
     def create_model_and_transforms(*given: Any, **named: Any) -> tuple[Any, Any, Any]:
@@ -231,13 +218,14 @@ def run(argv: Sequence[str]) -> int:
     with needs("open-clip-train"):
         main = importlib.import_module("open_clip_train.main")
         args = importlib.import_module("open_clip_train.params").parse_args(rest)
+    retrieves = FAMILY[options.objective].hopfield
     learns, inv_tau, starts, most = options.learned, options.inv_tau, options.retrieval_from, MAX_INV_TAU
     late = 0 < starts < 1 and math.ceil(starts * args.epochs) >= args.epochs
     for refused, why in (
         (learns and options.scale == "paper", "--cloob-scale paper: a learned temperature needs unit"),
         (learns and not 1 <= (inv_tau or 1) <= most, f"--cloob-inv-tau {inv_tau}: 1 to {most:g} can be learned"),
         (not 0 <= starts < 1, f"--cloob-retrieval-from {starts:g}: a share of the epochs, from 0 to below 1"),
-        (starts and not options.retrieves, f"--cloob-retrieval-from: {options.objective} does not retrieve"),
+        (starts and not retrieves, f"--cloob-retrieval-from: {options.objective} does not retrieve"),
         (late, f"--cloob-retrieval-from of --epochs {args.epochs} leaves no whole epoch that retrieves"),
         (args.siglip, "--siglip: asks for another loss than CLIP's"),
         (args.distill_model, "--distill-model: asks for another loss than CLIP's"),
@@ -247,8 +235,7 @@ def run(argv: Sequence[str]) -> int:
     ):
         if refused:
             raise InputError(why)
-    first = os.environ.get("RANK", "0") == "0"
-    if first and options.retrieves and not (starts or args.pretrained or args.resume):
+    if retrieves and os.environ.get("RANK", "0") == "0" and not (starts or args.pretrained or args.resume):
         print(_RANDOM, file=sys.stderr)
     with installed(main, options):
         return 1 if main.main(rest) else 0

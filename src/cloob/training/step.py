@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from cloob.data.batch import micro_batches, rows_of
 from cloob.distributed import Layout, world_size
-from cloob.functional.private import loss_scale, loss_scale_state, step_unless
+from cloob.functional.private import scaler_state, step_unless
 from cloob.objective import ContrastiveObjective
 from cloob.objective.batch import acceptable
 from cloob.training import sharding
@@ -194,8 +194,8 @@ class Stepper:
             sharding.average_gradients(self._parameters)
         # Not torch.where: it would copy the number to the device, and wait for that.
         loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *positive), math.nan)
-        scale = loss_scale(self.scaler)
-        before = torch.ones_like(loss) if scale is None else scale.clone()
+        state = scaler_state(self.scaler)
+        before = state[0].clone() if state else torch.ones_like(loss)
         self.scaler.unscale_(self.optimizer)
         total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
         norm = total.masked_fill(~loss.isfinite(), math.nan)
@@ -208,14 +208,13 @@ class Stepper:
         buffers.restore_unless(finite)
         if self.average is not None:
             self.average.update(self.module.encoder, finite)
-        state = loss_scale_state(self.scaler)
         backup = [tensor.clone() for tensor in state]
         self.scaler.update()
         for tensor, former in zip(state, backup, strict=True):  # a loss that is not finite leaves the scale alone
             torch.where(loss.isfinite(), tensor, former, out=tensor)
         self.optimizer.zero_grad(set_to_none=True)
         scales = _learned(objective)
-        known = (loss, norm, finite, before, before if scale is None else scale, *scales.values())
+        known = (loss, norm, finite, before, state[0] if state else before, *scales.values())
         numbers = torch.stack([number.float() for number in known])
         return Launched(numbers, tuple(scales), (features[0], features[1]))
 

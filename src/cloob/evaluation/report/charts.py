@@ -52,16 +52,12 @@ def losses(curves: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def training_geometry(curves: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
-    figures = []
-    for side, heading in _SIDES:
-        lines = []
-        for model, metrics in curves.items():
-            points, band = _thin(_curve(metrics, f"effective_eigenvalues_{side}"))
-            if points:
-                remark = f"last {count(round(points[-1][1], 1))}"
-                lines.append(_Line(model, colours[model], points, remark, band))
-        figures += _eigenvalues(heading, lines, "training step", "step")
-    return figures
+    def line(model: str, metrics: Sequence[Mapping[str, Any]], key: str) -> _Line | None:
+        points, band = _thin(_curve(metrics, key))
+        remark = f"last {count(round(points[-1][1], 1))}" if points else ""
+        return _Line(model, colours[model], points, remark, band) if points else None
+
+    return _eigenvalues(curves, line, "training step", "step")
 
 
 def by_epoch(runs: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -69,17 +65,24 @@ def by_epoch(runs: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
     dated = {model: [point for point in run if point["step"] is not None] for model, run in runs.items()}
     several = {model: points for model, points in dated.items() if len(points) > 1}
     unit = "epoch" if all(point["epoch"] is not None for run in several.values() for point in run) else "step"
+
+    def line(model: str, run: Sequence[Mapping[str, Any]], key: str) -> _Line | None:
+        points = sorted((point[unit], point[key]) for point in run if key in point)
+        remark = f"{count(points[0][1])} → {count(points[-1][1])}" if points else ""
+        return _Line(model, colours[model], points, remark, dots=True) if points else None
+
+    return _eigenvalues(several, line, unit, unit)
+
+
+def _eigenvalues(
+    curves: Lines, line_of: Callable[[str, Sequence[Mapping[str, Any]], str], _Line | None], over: str, x_label: str
+) -> list[dict[str, Any]]:
     figures = []
     for side, heading in _SIDES:
-        lines = []
-        key = f"effective_eigenvalues_{side}"
-        for model, run in several.items():
-            points = sorted((point[unit], point[key]) for point in run if key in point)
-            if not points:
-                continue
-            remark = f"{count(points[0][1])} → {count(points[-1][1])}"
-            lines.append(_Line(model, colours[model], points, remark, dots=True))
-        figures += _eigenvalues(heading, lines, unit, unit)
+        found = (line_of(model, entries, f"effective_eigenvalues_{side}") for model, entries in curves.items())
+        if lines := [line for line in found if line]:
+            label = f"Effective eigenvalues of the {heading.lower()} by {over}"
+            figures.append(_figure(heading, lines, label, x_label, "effective eigenvalues", from_zero=True))
     return figures
 
 
@@ -87,32 +90,25 @@ def spectra(rows: Sequence[Row], colours: Mapping[str, int]) -> list[tuple[str, 
     """Per set: eigenvalue spectra as shares of their sum, with the 99 % count marked."""
     sections = []
     for name in set_names(rows, "geometry"):
-        measured = [row for row in rows if name in row.get("geometry", {})]
         figures = []
         for side, heading in _SIDES:
-            with_side = [row for row in measured if f"spectrum_{side}" in row["geometry"][name]]
-            lines = [line for row in with_side if (line := _spectrum(row, colours, name, side)).points]
+            lines = []
+            for row in rows:
+                values = row.get("geometry", {}).get(name, {})
+                spectrum, k = values.get(f"spectrum_{side}", ()), values.get(f"effective_eigenvalues_{side}")
+                total = sum(spectrum) or 1.0
+                # Below 1e-9 of the sum an eigenvalue of float32 embeddings is rounding and would stretch the axis.
+                points = [(float(rank), v / total) for rank, v in enumerate(spectrum, 1) if v / total > 1e-9]
+                if points:
+                    mark = (float(k), points[k - 1][1], count(k)) if 0 < k <= len(points) else None
+                    remark = f"{count(k)} of {len(spectrum)} hold 99 %"
+                    thinned = points[:: len(points) // _SPECTRUM_POINTS + 1]
+                    lines.append(_Line(row["model"], colours[row["model"]], thinned, remark, mark=mark))
             label = f"Eigenvalue spectrum of the {side} embeddings on {name}, logarithmic"
             axes = "eigenvalue, by size", "share of the variance"
             figures += [_figure(heading, lines, label, *axes, log_y=True)] if lines else []
         sections.append((name, figures))
     return sections
-
-
-def _spectrum(row: Row, colours: Mapping[str, int], name: str, side: str) -> _Line:
-    values, model = row["geometry"][name], row["model"]
-    spectrum, k = values[f"spectrum_{side}"], values[f"effective_eigenvalues_{side}"]
-    total = sum(spectrum) or 1.0
-    # Below 1e-9 of the sum an eigenvalue of float32 embeddings is rounding error and would stretch the axis.
-    points = [(float(rank), value / total) for rank, value in enumerate(spectrum, 1) if value / total > 1e-9]
-    mark = (float(k), points[k - 1][1], count(k)) if 0 < k <= len(points) else None
-    remark = f"{count(k)} of {len(spectrum)} hold 99 %"
-    return _Line(model, colours[model], points[:: len(points) // _SPECTRUM_POINTS + 1], remark, mark=mark)
-
-
-def _eigenvalues(heading: str, lines: Sequence[_Line], over: str, x_label: str) -> list[dict[str, Any]]:
-    label = f"Effective eigenvalues of the {heading.lower()} by {over}"
-    return [_figure(heading, lines, label, x_label, "effective eigenvalues", from_zero=True)] if lines else []
 
 
 def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:

@@ -1,4 +1,4 @@
-"""The headline: which model is ahead, by how much, whether the intervals allow saying so, and its chart."""
+"""The headline: which model is ahead, by how much, whether the intervals support it, and its chart."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Measure:
         return sum(self.values[model][name].value for name in self.sets) / len(self.sets)
 
     def is_guessing(self, model: str) -> bool:
-        """Whether the interval of the mean holds what guessing gives; distances of independent sets add squared."""
+        """Whether the interval of the mean includes guessing; distances of independent sets add squared."""
         estimates = [self.values[model][name] for name in self.sets]
         below = math.hypot(*(each.value - each.low for each in estimates))
         return sum(each.value for each in estimates) - below <= sum(self.guessing[name] for name in self.sets)
@@ -84,8 +84,8 @@ class Verdict(NamedTuple):
 def verdict(results: Mapping[str, Any], what: Measure | None, gaps: Gaps) -> Verdict:
     """Which model is ahead, and by how much.
 
-    Two models do not differ clearly if the interval of their difference holds zero. No model leads if the best one's
-    interval holds what guessing gives.
+    Two models do not differ clearly if the interval of their difference includes zero. No model leads if the best one's
+    interval includes guessing.
     """
     if what is None:
         return _geometry_verdict(results["rows"])

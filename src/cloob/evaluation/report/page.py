@@ -42,7 +42,7 @@ class ExampleQuery:
     """A text, and model -> the pictures nearest to it, best first."""
 
     query: str
-    answers: Mapping[str, Sequence[ShownPicture]]
+    answers: dict[str, list[ShownPicture]]
 
 
 def write_report(
@@ -132,16 +132,14 @@ def _settings(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
         if settings.get("hopfield") is False:  # β is without effect
             settings |= {"beta": None, "learnable_beta": None}
     keys = dict.fromkeys(key for settings in per_model for key in settings)
+
+    def shown(value: object) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return MISSING if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+
     return [
-        (_SETTINGS.get(key, key.replace("_", " ").capitalize()), [_setting(s.get(key)) for s in per_model])
+        (_SETTINGS.get(key, key.replace("_", " ").capitalize()), [shown(s.get(key)) for s in per_model])
         for key in keys
         if any(s.get(key) is not None for s in per_model)
     ]
-
-
-def _setting(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    return MISSING if value is None else str(value)

@@ -1,10 +1,12 @@
-"""How the report writes numbers, which of them its tables show, and what it says is missing. No HTML here."""
+"""How the report writes numbers, its tables (``tables.json`` lists their columns), and what is missing. No HTML."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
@@ -18,6 +20,10 @@ METRICS = {
     "text_to_image@1": "text → image recall@1",
     **{f"{one}_to_{other}@{k}": f"recall@{k}, {one} → {other}" for one, other in ("ab", "ba") for k in (1, 5, 10)},
 }
+
+
+# By part of a row: columns, and of unreadable samples their name, the numbers that add up to the total, their fate.
+_TABLES: dict[str, Any] = json.loads((Path(__file__).parent / "tables.json").read_text(encoding="utf-8"))
 
 
 def set_names(rows: Sequence[Row], key: str) -> list[str]:
@@ -65,15 +71,6 @@ class Problem(NamedTuple):
     message: str
 
 
-# Part of a row -> what its unreadable samples are, the numbers that add up to the total, and what becomes of them.
-_PARTS = {
-    "zeroshot": ("images", ("n",), "they count as wrong"),
-    "retrieval": ("images or captions", ("n_images", "n"), "they count as not found"),
-    "geometry": ("images or captions", (), "they are in no measure"),
-    "vectors": ("rows", (), "they are in no measure"),
-}
-
-
 def problems(results: Mapping[str, Any]) -> dict[str, list[Problem]]:
     """``missing`` sets, ``unloaded`` models, ``failed`` measurements and ``unreadable`` samples."""
     found: dict[str, list[Problem]] = {"missing": [], "unloaded": [], "failed": []}
@@ -82,25 +79,22 @@ def problems(results: Mapping[str, Any]) -> dict[str, list[Problem]]:
         kind = "missing" if model is None else "unloaded" if name is None else "failed"
         error = entry["error"].removeprefix(f"{name}: ").removeprefix(f"{model}: ")
         found[kind].append(Problem(name, model, error))
-    return {**found, "unreadable": _unreadable(results["rows"])}
-
-
-def _unreadable(rows: Sequence[Row]) -> list[Problem]:
-    """What all models could not read is listed once."""
     models: dict[tuple[str, str], list[str | None]] = {}
-    for row in rows:
-        for key, (what, totals, fate) in _PARTS.items():
-            for name, values in row.get(key, {}).items():
-                if counts := values.get("unreadable"):
-                    of = f" of {count(sum(values[total] for total in totals))}" if totals else ""
-                    reasons = ", ".join(f"{reason} × {n}" for reason, n in sorted(counts.items()))
-                    message = f"{count(sum(counts.values()))}{of} {what} could not be read ({reasons}); {fate}"
-                    models.setdefault((name, message), []).append(row["model"])
-    return [
+    rows = results["rows"]
+    for row, (key, table) in itertools.product(rows, _TABLES.items()):
+        for name, values in row.get(key, {}).items():
+            if counts := values.get("unreadable"):
+                samples, totals, fate = table["unreadable"]
+                of = f" of {count(sum(values[total] for total in totals))}" if totals else ""
+                reasons = ", ".join(f"{reason} × {n}" for reason, n in sorted(counts.items()))
+                message = f"{count(sum(counts.values()))}{of} {samples} could not be read ({reasons}); {fate}"
+                models.setdefault((name, message), []).append(row["model"])
+    found["unreadable"] = [
         Problem(name, model, message)
         for (name, message), some in models.items()
-        for model in ([None] if len(some) == len(rows) else some)
+        for model in ([None] if len(some) == len(rows) else some)  # for all models it is listed once
     ]
+    return found
 
 
 class Cell(NamedTuple):
@@ -123,61 +117,9 @@ class _Column(NamedTuple):
     group: str = ""
 
 
-_SIDES = ("image", "text", "a", "b")
-_ACCURACIES = [
-    _Column("acc1", "Top-1, %", percent, 1),
-    _Column("acc5", "Top-5, %", percent, 1),
-    _Column("mean_per_class_recall", "Mean per class,\u00a0%", percent, 1),
-]
-_COLUMNS = {
-    "zeroshot": [*_ACCURACIES, _Column("n_classes", "Classes"), _Column("n", "Images")],
-    "probe": [
-        *_ACCURACIES,
-        *(_Column("shots", "Images a class"), _Column("n_train", "Training images"), _Column("n", "Test images")),
-    ],
-    "retrieval": [
-        *(_Column(f"image_to_text@{k}", f"@{k}", percent, 1, "Image → text recall, %") for k in (1, 5, 10)),
-        *(_Column(f"text_to_image@{k}", f"@{k}", percent, 1, "Text → image recall, %") for k in (1, 5, 10)),
-        _Column("image_to_text_median_rank", "image → text", count, -1, "Median rank"),
-        _Column("text_to_image_median_rank", "text → image", count, -1, "Median rank"),
-        *(_Column("n_images", "Images"), _Column("n", "Texts")),
-    ],
-    "vectors": [
-        *(
-            _Column(f"{one}_to_{other}@{k}", f"@{k}", percent, 1, f"{one} → {other} recall, %")
-            for one, other in ("ab", "ba")
-            for k in (1, 5, 10)
-        ),
-        *(_Column(f"chance@{k}", f"@{k}", percent, 0, "Chance, %") for k in (1, 5, 10)),
-        _Column("a_to_b_median_rank", "a → b", count, -1, "Median rank"),
-        _Column("b_to_a_median_rank", "b → a", count, -1, "Median rank"),
-        *(_Column("n_ids", "Ids"), _Column("n", "Pairs")),
-    ],
-    "geometry": [
-        *(
-            _Column(
-                f"effective_eigenvalues_{side}{also}", side + also.replace("_", ", "), group="Effective eigenvalues"
-            )
-            for also in ("", "_retrieved")
-            for side in _SIDES
-        ),
-        *(_Column(f"ajne_{side}", side, decimal, group="Ajne") for side in _SIDES),
-        _Column("modality_gap", "Modality gap", decimal),
-        _Column("train_seconds", "Training time", duration),
-        _Column("alignment", "Alignment", decimal),
-        *(_Column(f"uniformity_{side}", side, decimal, group="Uniformity") for side in _SIDES),
-        *(_Column("saturation", "InfoNCE saturation", decimal), _Column("n", "Pairs")),
-    ],
-}
-_CAPTIONS = {
-    "zeroshot": "Zero-shot classification",
-    "probe": "Linear probe",
-    "retrieval": "Retrieval",
-    "vectors": "Retrieval",
-    "geometry": "Geometry of the embeddings, and cost",
-}
-
-_Line = tuple[str, str, Mapping[str, Any]]  # set, model, numbers
+def _columns(kind: str) -> list[_Column]:
+    forms = {form.__name__: form for form in (percent, count, decimal, duration)}
+    return [_Column(key, header, forms[form], *more) for key, header, form, *more in _TABLES[kind]["columns"]]
 
 
 def result_tables(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -186,7 +128,7 @@ def result_tables(results: Mapping[str, Any], colours: Mapping[str, int]) -> lis
     ``groups`` are (heading or "", number of columns) over the headers, empty without headings.
     """
     rows = results["rows"]
-    tables = [_table(key, rows, colours) for key in _COLUMNS if set_names(rows, key)]
+    tables = [_table(key, rows, colours) for key in _TABLES if set_names(rows, key)]
     return [*tables, _differences(results, colours)] if results.get("differences") else tables
 
 
@@ -206,14 +148,18 @@ def _differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> dict
 
 
 def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> dict[str, Any]:
-    lines: list[_Line] = [
+    lines: list[tuple[str, str, Mapping[str, Any]]] = [
         (name, row["model"], row[key][name] | {"train_seconds": row.get("train_seconds")})
         for name in set_names(rows, key)
         for row in rows
         if name in row.get(key, {})
     ]
-    columns = [column for column in _COLUMNS[key] if any(line[2].get(column.key) is not None for line in lines)]
-    best = {(i, column.key) for column in columns if column.better for i in _best(lines, column)}
+    columns = [column for column in _columns(key) if any(line[2].get(column.key) is not None for line in lines)]
+    best = set()  # the best numbers of each set, if at least two models differ
+    for column, name in itertools.product([c for c in columns if c.better], set_names(rows, key)):
+        scores = {i: column.better * line[2][column.key] for i, line in enumerate(lines) if line[0] == name}
+        if min(scores.values()) < max(scores.values()):
+            best |= {(i, column.key) for i, score in scores.items() if score == max(scores.values())}
     body = []
     for i, (name, model, values) in enumerate(lines):
         cells = [Cell(name), Cell(model, colour=colours[model])]
@@ -230,15 +176,5 @@ def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> dict[st
     if any(column.group for column in columns):
         runs = itertools.groupby(columns, lambda column: column.group)
         groups = [("", 2), *((group, len(list(run))) for group, run in runs)]
-    table = {"id": key, "caption": _CAPTIONS[key], "groups": groups}
+    table = {"id": key, "caption": _TABLES[key]["caption"], "groups": groups}
     return {**table, "headers": headers, "numeric": [i > 1 for i in range(len(headers))], "rows": body}
-
-
-def _best(lines: Sequence[_Line], column: _Column) -> list[int]:
-    """The lines with the best number of each set, if at least two models differ."""
-    best = []
-    for _, group in itertools.groupby(range(len(lines)), lambda i: lines[i][0]):
-        scores = {i: column.better * lines[i][2][column.key] for i in group}
-        if min(scores.values()) < max(scores.values()):
-            best += [i for i, score in scores.items() if score == max(scores.values())]
-    return best

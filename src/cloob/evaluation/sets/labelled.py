@@ -110,7 +110,10 @@ def _open_shards(folder: Path, part: Path, classnames: tuple[str, ...] | None) -
 
 def _open_folders(folder: Path, root: Path, classnames: tuple[str, ...] | None) -> _Opened:
     names = [path.name for path in subfolders(root)]
-    images = [_images_below(root, name) for name in names]
+    images = []
+    for name in names:
+        files = ((Path(at).relative_to(root) / file).as_posix() for at, _, files in walk(root / name) for file in files)
+        images.append(sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES)))
     wrong = ""
     if not names or set(names) <= _SPLITS:
         holds = f"holds splits ({first_of(names)}); give the folder of one" if names else "has no sub-folder"
@@ -125,11 +128,6 @@ def _open_folders(folder: Path, root: Path, classnames: tuple[str, ...] | None) 
     labels = [label for label, paths in enumerate(images) for _ in paths]
     classes = classnames or tuple(printable(name).replace("_", " ") for name in names)
     return classes, labels, partial(read_file, root, [path for paths in images for path in paths])
-
-
-def _images_below(root: Path, name: str) -> list[str]:
-    files = ((Path(at).relative_to(root) / file).as_posix() for at, _, files in walk(root / name) for file in files)
-    return sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
 
 
 def _read_lines(path: Path, wanted: str = "") -> tuple[str, ...] | None:

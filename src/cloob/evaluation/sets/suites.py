@@ -31,16 +31,7 @@ PROMPTS = Path(__file__).parent / "prompts"
 
 Sample = tuple[Path, int]
 
-LAYOUTS: Mapping[str, str] = {
-    "birdsnap": "birdsnap/ with species.txt, images.txt, test_images.txt and download/images/ (get_birdsnap.py)",
-    "country211": "country211/test/<ISO code>/*.jpg (country211.tgz of OpenAI, unpacked)",
-    "flowers102": "flowers-102/ with jpg/, imagelabels.mat and setid.mat (102flowers.tgz of Oxford VGG, unpacked)",
-    "gtsrb": "gtsrb/ with GTSRB/Final_Test/Images/*.ppm and GT-final_test.csv (GTSRB_Final_Test_*.zip, unpacked)",
-    "ucf101": "ucf101/ with ucfTrainTestlist/ and the middle frame of each video, frames/<class>/<video>.jpg",
-    "stanford_cars": "stanford_cars/ with cars_test/, cars_test_annos_withlabels.mat and devkit/",
-    "imagenet": "imagenet/val/<wnid>/*.JPEG in 1000 folders (ILSVRC2012_img_val.tar sorted into classes)",
-    "imagenetv2": "imagenetv2-matched-frequency-format-val/<0 … 999>/*.jpeg (its .tar.gz, unpacked)",
-}
+LAYOUTS: dict[str, str] = json.loads((Path(__file__).parent / "layouts.json").read_text(encoding="utf-8"))
 """What to put under the root for each set, in the order of the paper's table."""
 
 
@@ -59,16 +50,12 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
     except Exception as error:  # torchvision, scipy and the readers here raise all sorts
         why = one_line(error).partition(" You can use")[0]  # download=True is no option here
         raise InputError(f"{name}: cannot be read under {root} ({why}); put there {LAYOUTS[name]}") from error
-    pictures = partial(read_file, root, [_below(name, root, path) for path, _ in samples])
+    below = [Path(os.path.relpath(path, root)) for path, _ in samples]
+    for (path, _), relative in zip(samples, below, strict=True):
+        if relative.parts[:1] == (os.pardir,):  # a list may have come from anywhere
+            raise InputError(f"{name}: its lists name {os.path.normpath(path)[:300]!r}, which is not below {root}")
+    pictures = partial(read_file, root, [path.as_posix() for path in below])
     return LabelledSet(name, classnames, templates, labels, pictures)
-
-
-def _below(name: str, root: Path, path: Path) -> str:
-    """A picture's path below the root: its list may have come from anywhere."""
-    below = Path(os.path.relpath(path, root))
-    if below.parts[:1] == (os.pardir,):
-        raise InputError(f"{name}: its lists name {os.path.normpath(path)[:300]!r}, which is not below {root}")
-    return below.as_posix()
 
 
 def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -82,14 +69,11 @@ def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _torchvision(kind: str, root: Path, split: str) -> list[Sample]:
-    data: Any = getattr(require("torchvision.datasets", "train"), kind)(root, split=split, download=False)
-    samples = zip(data._image_files, data._labels, strict=True) if kind == "Flowers102" else data._samples
-    return [(Path(path), int(label)) for path, label in samples]
-
-
-def _flowers102(root: Path, split: str) -> list[Sample]:
-    parts = ("train", "val") if split == "train" else ("test",)
-    return [sample for part in parts for sample in _torchvision("Flowers102", root, part)]
+    pictures: list[tuple[Any, Any]] = []
+    for part in ("train", "val") if (kind, split) == ("Flowers102", "train") else (split,):
+        data: Any = getattr(require("torchvision.datasets", "train"), kind)(root, split=part, download=False)
+        pictures += zip(data._image_files, data._labels, strict=True) if kind == "Flowers102" else data._samples
+    return [(Path(path), int(label)) for path, label in pictures]
 
 
 def _imagenet(root: Path, split: str) -> list[Sample]:
@@ -132,7 +116,7 @@ def _ucf101(root: Path, split: str) -> list[Sample]:
 _READERS: Mapping[str, Callable[[Path, str], list[Sample]]] = {
     "birdsnap": _birdsnap,
     "country211": lambda root, split: _class_folders(root / "country211" / split, 211),
-    "flowers102": _flowers102,
+    "flowers102": partial(_torchvision, "Flowers102"),
     "gtsrb": partial(_torchvision, "GTSRB"),
     "ucf101": _ucf101,
     "stanford_cars": partial(_torchvision, "StanfordCars"),
@@ -185,10 +169,18 @@ class SuiteSets:
     def training_failed(self) -> bool:
         return any(name.endswith(_TRAINING) for name in self.missing)
 
-    def add(self, name: str, test: Callable[[], LabelledSet], train: Callable[[], LabelledSet | None] | None) -> None:
+    def add(
+        self,
+        name: str,
+        test: Callable[[], LabelledSet | CaptionedSet],
+        train: Callable[[], LabelledSet | None] | None,
+    ) -> None:
         failed = name
         try:
             data = test()
+            if isinstance(data, CaptionedSet):
+                self.pairs.append(data)
+                return
             self.sets.append(data)
             failed = name + _TRAINING
             if train is not None and (training := train()) is not None:
@@ -209,16 +201,17 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
             raise InputError(no_folder if name in SUITES else f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
         folder = local_folder(named, "the sets of a suite")
         if name == "paper":
-            for each in LAYOUTS:
-                test, train = (partial(open_paper_set, each, folder, split) for split in ("test", "train"))
-                opened.add(each, test, train if probe else None)
+            for paper_set in LAYOUTS:
+                test, training = (partial(open_paper_set, paper_set, folder, split) for split in ("test", "train"))
+                opened.add(paper_set, test, training if probe else None)
             continue
         places = subfolders(folder) if name == "pictograms" else _webdatasets(folder, _MAX_DEPTH)
         if not places:
             wanted = "folder" if name == "pictograms" else "test/nshards.txt"
             raise InputError(f"--suite {name}: {folder} holds no {wanted}")
         for place in places:
-            _add_folder(opened, place, place.relative_to(folder).as_posix(), probe)
+            train = partial(training_split, place) if probe else None
+            opened.add(place.relative_to(folder).as_posix(), partial(_open_folder, place), train)
     return opened
 
 
@@ -231,14 +224,9 @@ def training_split(path: str | Path) -> LabelledSet | None:
     return open_labelled(path, "train")
 
 
-def _add_folder(opened: SuiteSets, folder: Path, name: str, probe: bool) -> None:
-    try:
-        if check_type(folder, "classification", "retrieval") == "retrieval":
-            opened.pairs.append(open_captioned(folder))
-        else:
-            opened.add(name, partial(open_labelled, folder), partial(training_split, folder) if probe else None)
-    except (InputError, OSError) as error:
-        opened.missing[name] = str(error)
+def _open_folder(folder: Path) -> LabelledSet | CaptionedSet:
+    retrieval = check_type(folder, "classification", "retrieval") == "retrieval"
+    return open_captioned(folder) if retrieval else open_labelled(folder)
 
 
 def _webdatasets(folder: Path, depth: int) -> list[Path]:

@@ -18,29 +18,20 @@ from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, fi
 class _Contrast(torch.autograd.Function):
     """One direction of a contrast, and its gradient up to the factor that comes back to it.
 
-    A strip of logits, some anchors against all candidates, holds whole rows: it gives value and gradient at once, and
-    the backward pass computes no product again. With a ``bias`` it is the sigmoid loss, without InfoLOOB
-    (``leave_out``) or InfoNCE.
+    A strip of logits, some anchors against all candidates, has full rows: it gives value and gradient at once, and the
+    backward pass computes no product again. With a ``bias`` it is the sigmoid loss, without InfoLOOB (``leave_out``) or
+    InfoNCE.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        anchors: Tensor,
-        candidates: Tensor,
-        inv_tau: Tensor,
-        bias: Tensor | None,
-        leave_out: bool,
-        offset: int,
-        ids: tuple[Tensor, Tensor] | None,
-        exclude_above: float | None,
-        differentiable: bool,
-        matmul: torch.dtype,
+        ctx: Any, anchors: Tensor, candidates: Tensor, inv_tau: Tensor, bias: Tensor | None, options: tuple[Any, ...]
     ) -> Tensor:
+        leave_out, offset, ids, exclude_above, differentiable, matmul = options
         n = len(anchors)
         # Without their mean, close candidates differ in more of the digits that low precision keeps. A softmax ignores
         # what the logits of a row share; the sigmoid loss gets it back with its bias, as a constant of the row. In a
-        # candidate's gradient what the anchors have in common all but cancels, so it is kept apart too.
+        # candidate's gradient the mean of the anchors all but cancels, so it is kept apart too.
         mean, scaled = candidates.mean(dim=0), inv_tau * anchors
         centred, common = candidates - mean, scaled.mean(dim=0)
         own_part = scaled - common
@@ -90,7 +81,7 @@ class _Contrast(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> Any:
         gradients = (None if gradient is None else grad * gradient for gradient in ctx.saved_tensors)
-        return *gradients, None, None, None, None, None, None
+        return *gradients, None
 
 
 def to_softmax(logits: Tensor, positive: Tensor, leave_out: bool) -> tuple[Tensor, Tensor]:
@@ -138,7 +129,7 @@ def _direction(
     given = (anchors, candidates, scalar("inv_tau", inv_tau, anchors), b)
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     options = (leave_out, positive_offset, both, exclude_above, differentiable, matmul_dtype(matmul, anchors))
-    loss: Tensor = apply(_Contrast, *given, *options)
+    loss: Tensor = apply(_Contrast, *given, options)
     return loss
 
 

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cloob.functional.checks import as_rows, scalar
-from cloob.functional.reference import Retrieved
 from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, first_order, matmul_dtype, tile_pairs
 
-_UNIT = 1.01  # the longest that unit rows are after rounding in low precision
 
-
-class _Patterns(NamedTuple):
+class _Patterns:
     """Stored patterns as they are, or, for products in low precision, without what they have in common.
 
-    Embeddings lie in a cone, a narrow one early in training. Low-precision products of patterns that share a mean lose
-    what tells them apart; with the mean kept aside, rounding is relative to the difference. ``rows`` are (N, D), or
-    with a mean (N, D + 8): patterns without it, a column of ones, which counts how often the mean is in a sum, and
-    zeros (a product with one column more would be a fifth slower). ``weight``, (N, 1), is what is left of exp(β s)
-    beside the exponential of the centred product: that of a centred pattern's product with the mean of the queries. The
-    rest is constant over the patterns, and cancels.
+    Low-precision products of patterns that share a mean lose what tells them apart; without the mean, rounding is
+    relative to the difference. ``rows`` are (N, D), or with a mean (N, D + 8): patterns without it, a column of ones,
+    which counts how often the mean is in a sum, and zeros (one column more would be a fifth slower). With the mean of
+    the queries there is a ``weight``, (N, 1): exp(β s) without the exponential of the centred product, as far as it
+    differs between patterns. ``low`` and ``weighted`` are rows, and rows times weights, in the dtype to multiply in.
     """
 
-    rows: Tensor
-    mean: Tensor | None = None
-    weight: Tensor | None = None
-
-    @property
-    def weighted(self) -> Tensor:
-        """The rows times their weights."""
-        return self.rows if self.weight is None else self.weight * self.rows
+    def __init__(self, stored: Tensor, beta: Tensor, matmul: torch.dtype, queries_mean: Tensor | None = None) -> None:
+        self.rows, self.mean, self.weight = stored, None, None
+        if matmul != stored.dtype:
+            self.mean = stored.mean(dim=0)
+            centred = stored - self.mean
+            self.rows = _widened(centred, torch.ones_like(centred[:, :1]))
+            if queries_mean is not None:
+                self.weight = (beta * (centred @ queries_mean)).exp_()[:, None]
+        self.low = self.rows.to(matmul)
+        self.weighted = self.low if self.weight is None else (self.weight * self.rows).to(matmul)
 
     def with_mean(self, sums: Tensor) -> Tensor:
         """(M, D) sums of patterns from sums of ``rows``."""
@@ -42,42 +40,38 @@ class _Patterns(NamedTuple):
         return torch.addcmul(sums[:, :d], sums[:, d : d + 1], self.mean)
 
     def along(self, grad: Tensor) -> Tensor:
-        """What, multiplied with ``rows``, is the product of an (M, D) gradient with the patterns."""
-        return grad if self.mean is None else _widened(grad, (grad @ self.mean)[:, None])
-
-
-def _patterns(stored: Tensor, queries_mean: Tensor, beta: Tensor, matmul: torch.dtype) -> _Patterns:
-    if matmul == stored.dtype:
-        return _Patterns(stored)
-    mean = stored.mean(dim=0)
-    centred = stored - mean
-    weight = (beta * (centred @ queries_mean)).exp_()[:, None]
-    return _Patterns(_widened(centred, torch.ones_like(weight)), mean, weight)
+        """The matrix whose product with ``rows`` is that of an (M, D) gradient with the patterns."""
+        return (grad if self.mean is None else _widened(grad, (grad @ self.mean)[:, None])).to(self.low.dtype)
 
 
 def _widened(matrix: Tensor, column: Tensor) -> Tensor:
     return torch.cat([matrix, column, matrix.new_zeros(len(matrix), 7)], dim=1)
 
 
+def _sides(left: Tensor, right: Tensor | None, beta: Tensor, matmul: torch.dtype) -> tuple[_Patterns, _Patterns]:
+    a = _Patterns(left, beta, matmul, (left if right is None else right).mean(dim=0))
+    return a, a if right is None else _Patterns(right, beta, matmul, left.mean(dim=0))
+
+
 class _MutualRetrieval(torch.autograd.Function):
     """``norm(E right)`` and ``norm(Eᵀ left)`` from one pass over E = exp(β left rightᵀ).
 
-    With ``right`` None it is ``left``; E is symmetric then, both retrievals are one, and half of the tiles do. In the
-    tiles stands ``e``, the exponential of the centred product: E_ij is e_ij · weight_j for the queries of the left, and
-    e_ij · weight_i for those of the right, up to a factor of the query's that normalisation takes away.
+    With ``right`` None it is ``left``; E is symmetric then, both retrievals are one, and half of the tiles suffice.
+    ``e`` is the exponential of the centred product: E_ij is e_ij · weight_j for the queries of the left, and e_ij ·
+    weight_i for those of the right, up to a factor of the query that normalisation takes away.
     """
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor | None, beta: Tensor, matmul: torch.dtype) -> Any:
-        a, b, (l, l_weighted, r, r_weighted) = _sides(left, right, beta, matmul)
+        a, b = _sides(left, right, beta, matmul)
         d = left.shape[1]
         sums_l = torch.zeros_like(a.rows)
         sums_r = sums_l if right is None else torch.zeros_like(b.rows)
         for rows, columns in tile_pairs(left, right):
-            e = (l[rows, :d] @ r[columns, :d].T).to(left.dtype).mul_(beta).exp_().to(matmul)
-            accumulate(sums_l[rows], e, r_weighted[columns])
+            e = (a.low[rows, :d] @ b.low[columns, :d].T).to(left.dtype).mul_(beta).exp_().to(matmul)
+            accumulate(sums_l[rows], e, b.weighted[columns])
             if right is not None or rows != columns:
-                accumulate(sums_r[columns], e.T, l_weighted[rows])
+                accumulate(sums_r[columns], e.T, a.weighted[rows])
         retrieved_l, norms_l = to_unit(b.with_mean(sums_l))
         retrieved_r, norms_r = (None, None) if right is None else to_unit(a.with_mean(sums_r))
         ctx.save_for_backward(left, right, beta, retrieved_l, norms_l, retrieved_r, norms_r)
@@ -88,57 +82,39 @@ class _MutualRetrieval(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad_l: Tensor, *grad_r: Tensor) -> Any:
         left, right, beta, retrieved_l, norms_l, retrieved_r, norms_r = ctx.saved_tensors
-        matmul = ctx.matmul
-        a, b, (l, l_weighted, r, r_weighted) = _sides(left, right, beta, matmul)
+        a, b = _sides(left, right, beta, ctx.matmul)
         d = left.shape[1]
-        g_l = b.along(through_unit(grad_l, retrieved_l, norms_l)).to(matmul)
-        g_r = g_l if right is None else a.along(through_unit(grad_r[0], retrieved_r, norms_r)).to(matmul)
-        # Through the softmax, and as a term of the sum, which the weights are still to be taken with if there are any.
-        soft_l, term_l = _buffers(a)
-        soft_r, term_r = (soft_l, term_l) if right is None else _buffers(b)
+        g_l = b.along(through_unit(grad_l, retrieved_l, norms_l))
+        g_r = g_l if right is None else a.along(through_unit(grad_r[0], retrieved_r, norms_r))
+        # Through the softmax, and as a term of the sum, to be multiplied by the weights at the end if there are any.
+        soft_l = torch.zeros_like(a.rows)
+        soft_r = soft_l if right is None else torch.zeros_like(b.rows)
+        term_l = soft_l if a.weight is None else torch.zeros_like(left)
+        term_r = term_l if right is None else soft_r if b.weight is None else torch.zeros_like(right)
         d_beta = torch.zeros_like(beta)
         for rows, columns in tile_pairs(left, right):
-            s = (l[rows, :d] @ r[columns, :d].T).to(left.dtype)
+            s = (a.low[rows, :d] @ b.low[columns, :d].T).to(left.dtype)
             e = (beta * s).exp_()
-            t = (g_l[rows] @ r_weighted[columns].T).to(left.dtype)
-            accumulate(t, l_weighted[rows], g_r[columns].T)
+            t = (g_l[rows] @ b.weighted[columns].T).to(left.dtype)
+            accumulate(t, a.weighted[rows], g_r[columns].T)
             t.mul_(e)
             if ctx.needs_input_grad[2]:
                 # A diagonal tile of a symmetric E holds each pair twice.
                 d_beta += (t * s).sum() / (2 if right is None and rows == columns else 1)
-            t, e = t.mul_(beta).to(matmul), e.to(matmul)
-            accumulate(soft_l[rows], t, r[columns])
+            t, e = t.mul_(beta).to(ctx.matmul), e.to(ctx.matmul)
+            accumulate(soft_l[rows], t, b.low[columns])
             accumulate(term_l[rows], e, g_r[columns, :d])
             if right is not None or rows != columns:
-                accumulate(soft_r[columns], t.T, l[rows])
+                accumulate(soft_r[columns], t.T, a.low[rows])
                 accumulate(term_r[columns], e.T, g_l[rows, :d])
-        if ctx.needs_input_grad[2]:
-            # What the centred product lacks of s; what is constant over a query's patterns adds up to nothing.
-            for patterns, soft in ((a, soft_l), (b, soft_r))[: 1 if right is None else 2]:
-                if patterns.weight is not None:
-                    d_beta += (soft[:, d : d + 1] * patterns.weight.log()).sum() / beta**2
-        d_left = _gradient(a, b, soft_l, term_l)
-        return d_left, None if right is None else _gradient(b, a, soft_r, term_r), d_beta, None
-
-
-def _sides(
-    left: Tensor, right: Tensor | None, beta: Tensor, matmul: torch.dtype
-) -> tuple[_Patterns, _Patterns, list[Tensor]]:
-    """The patterns of both sides, and of each the rows and the weighted rows in the dtype to multiply in."""
-    a = _patterns(left, (left if right is None else right).mean(dim=0), beta, matmul)
-    b = a if right is None else _patterns(right, left.mean(dim=0), beta, matmul)
-    left_rows = [a.rows.to(matmul), a.weighted.to(matmul)]
-    return a, b, left_rows + (left_rows if right is None else [b.rows.to(matmul), b.weighted.to(matmul)])
-
-
-def _buffers(patterns: _Patterns) -> tuple[Tensor, Tensor]:
-    """Zeros for the two parts of a side's gradient; one buffer for both where no weights keep them apart."""
-    soft = torch.zeros_like(patterns.rows)
-    return soft, soft if patterns.mean is None else soft.new_zeros(len(soft), len(patterns.mean))
-
-
-def _gradient(patterns: _Patterns, others: _Patterns, soft: Tensor, term: Tensor) -> Tensor:
-    return soft if patterns.weight is None else others.with_mean(soft).addcmul_(patterns.weight, term)
+        gradients = []
+        for side, other, soft, term in ((a, b, soft_l, term_l), (b, a, soft_r, term_r))[: 1 if right is None else 2]:
+            if side.weight is not None:
+                # What the centred product lacks of s; what is constant over a query's patterns adds up to nothing.
+                d_beta += (soft[:, d : d + 1] * side.weight.log()).sum() / beta**2
+                soft = other.with_mean(soft).addcmul_(side.weight, term)
+            gradients.append(soft)
+        return gradients[0], None if right is None else gradients[1], d_beta, None
 
 
 class _Retrieval(torch.autograd.Function):
@@ -146,8 +122,8 @@ class _Retrieval(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, state: Tensor, stored: Tensor, beta: Tensor, matmul: torch.dtype) -> Tensor:
-        patterns = _patterns(stored, torch.zeros_like(stored[0]), beta, matmul)
-        q, m, d = state.to(matmul), patterns.rows.to(matmul), state.shape[1]
+        patterns = _Patterns(stored, beta, matmul)
+        q, m, d = state.to(matmul), patterns.low, state.shape[1]
         sums = state.new_zeros(len(state), m.shape[1])
         shift = state.new_full((len(state), 1), -torch.inf)
         for rows in blocks(state):
@@ -167,9 +143,9 @@ class _Retrieval(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         state, stored, beta, shift, retrieved, norms = ctx.saved_tensors
         matmul = ctx.matmul
-        patterns = _patterns(stored, torch.zeros_like(stored[0]), beta, matmul)
-        q, m, d = state.to(matmul), patterns.rows.to(matmul), state.shape[1]
-        g = patterns.along(through_unit(grad, retrieved, norms)).to(matmul)
+        patterns = _Patterns(stored, beta, matmul)
+        q, m, d = state.to(matmul), patterns.low, state.shape[1]
+        g = patterns.along(through_unit(grad, retrieved, norms))
         d_state, d_stored, d_beta = torch.zeros_like(state), torch.zeros_like(stored), torch.zeros_like(beta)
         for rows in blocks(state):
             for columns in blocks(stored):
@@ -202,25 +178,22 @@ def hopfield_retrieval(
 @eager
 def retrieve(
     x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype | None = None, unit_rows: bool = False
-) -> Retrieved:
-    """The four retrievals of a batch that is its own memory (Eq. 4 and 5), sharing what they share.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`cloob.functional.reference.retrieve`, sharing what the four retrievals share.
 
-    With ``unit_rows`` the rows are known to be of unit length. Then nothing is read to choose between the two forms,
-    which would wait for a device; a β that is a tensor takes the one that is safe for every β.
+    With ``unit_rows`` no row is read to choose between the two forms, which would wait for a device; a β that is a
+    tensor takes the one that is safe for every β.
     """
     x, y = as_rows(x=x, y=y)
-    number, beta = beta, scalar("beta", beta, x)
     dtype = matmul_dtype(matmul, x)
-    safe = safe_for_unit_rows(number, x.dtype, dtype) if unit_rows else unshifted_is_safe(x, y, beta, dtype)
+    safe = _unshifted_is_safe(x, y, beta, dtype, unit_rows)
+    beta = scalar("beta", beta, x)
     if not safe:
-        return Retrieved(*(apply(_Retrieval, q, m, beta, dtype) for m in (x, y) for q in (x, y)))
-    v_x, u_y = apply(_MutualRetrieval, x, y, beta, dtype)
-    return Retrieved(
-        u_x=apply(_MutualRetrieval, x, None, beta, dtype),
-        u_y=u_y,
-        v_x=v_x,
-        v_y=apply(_MutualRetrieval, y, None, beta, dtype),
-    )
+        u_x, u_y, v_x, v_y = (apply(_Retrieval, q, m, beta, dtype) for m in (x, y) for q in (x, y))
+    else:
+        v_x, u_y = apply(_MutualRetrieval, x, y, beta, dtype)
+        u_x, v_y = (apply(_MutualRetrieval, side, None, beta, dtype) for side in (x, y))
+    return u_x, u_y, v_x, v_y
 
 
 def to_unit(sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,27 +210,21 @@ def through_unit(grad: Tensor, rows: Tensor, norms: Tensor) -> Tensor:
     return projected.mul_(torch.where(norms > 0, 1 / norms, 0.0))
 
 
-def unshifted_is_safe(x: Tensor, y: Tensor, beta: Tensor, matmul: torch.dtype) -> bool:
+def _unshifted_is_safe(x: Tensor, y: Tensor, beta: float | Tensor, matmul: torch.dtype, unit_rows: bool) -> bool:
     """Whether no exponential leaves the range of the type: not of a centred product, nor times weights and summed."""
-    both = [x.detach(), y.detach()]
-    parts = [beta.detach(), *(rows.norm(dim=1).max() for rows in both)]
-    if matmul != x.dtype:
-        means = [rows.mean(dim=0) for rows in both]
-        parts += [(rows - mean).norm(dim=1).max() for rows, mean in zip(both, means, strict=True)]
-        parts += [mean.norm() for mean in means]
-    number, *lengths = torch.stack(parts).tolist()  # waits for the device once
-    longest, centred, mean_length = (max(lengths[k : k + 2], default=0.0) for k in (0, 2, 4))
-    bound = longest**2 if matmul == x.dtype else centred * (max(longest, centred) + mean_length)
-    return bool(number * bound <= _unshifted_limit(x.dtype, matmul))
-
-
-def safe_for_unit_rows(beta: float | Tensor, dtype: torch.dtype, matmul: torch.dtype) -> bool:
-    """The same of rows of unit length, without a look at them or at a tensor; so a β that is one is not safe."""
-    # Centred rows are at most twice as long, their means at most as long.
-    bound = _UNIT**2 if matmul == dtype else 2 * _UNIT * (2 * _UNIT + _UNIT)
-    return not isinstance(beta, Tensor) and beta * bound <= _unshifted_limit(dtype, matmul)
-
-
-def _unshifted_limit(dtype: torch.dtype, matmul: torch.dtype) -> float:
-    """That exp(±limit), summed over a million rows, is a normal number; bfloat16 has the range of float32."""
-    return 600.0 if dtype == matmul == torch.float64 else 60.0
+    low = matmul != x.dtype
+    if unit_rows and isinstance(beta, Tensor):
+        return False
+    if unit_rows:  # 1.01 after rounding; centred rows are at most twice as long, their means at most as long
+        number, longest, centred, mean = float(beta), 1.01, 2.02, 1.01
+    else:
+        both = [x.detach(), y.detach()]
+        means = [rows.mean(dim=0) for rows in both] if low else []
+        lengths = [rows.norm(dim=1).max() for rows in both]
+        lengths += [(rows - m).norm(dim=1).max() for rows, m in zip(both, means, strict=False)]
+        lengths += [m.norm() for m in means]
+        parts = torch.stack([scalar("beta", beta, x).detach(), *lengths]).tolist()  # waits for the device once
+        number, (longest, centred, mean) = parts[0], (max(parts[k : k + 2], default=0.0) for k in (1, 3, 5))
+    bound = centred * (max(longest, centred) + mean) if low else longest**2
+    # exp(±limit), summed over a million rows, is a normal number; bfloat16 has the range of float32.
+    return bool(number * bound <= (600.0 if x.dtype == matmul == torch.float64 else 60.0))

@@ -9,27 +9,29 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from cloob.functional.private import (
-    differentiable_once,
-    full_products,
-    in_transform,
-    outside_autocast,
-    outside_compiler,
-)
+from cloob.functional import private
+from cloob.functional.private import full_products, outside_autocast
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_once = differentiable_once("the streamed path can be differentiated once; backend='reference' has more derivatives")
-
 
 def first_order(backward: Callable[P, R]) -> Callable[P, R]:
     """For a backward pass of the streamed path: in float32, and no derivative of it."""
-    return _once(full_products()(outside_autocast(backward)))
+    computed = full_products()(outside_autocast(backward))
+
+    @functools.wraps(backward)
+    def once(*args: P.args, **kwargs: P.kwargs) -> R:
+        private.refuse_second_derivatives(
+            "the streamed path can be differentiated once; backend='reference' has more derivatives"
+        )
+        return computed(*args, **kwargs)
+
+    return once
 
 
 def tile_rows(device: torch.device) -> int:
-    """Rows of a tile: on a CPU its buffers stay in the cache, an accelerator wants to be filled."""
+    """Rows of a tile: on a CPU its buffers stay in the cache, on an accelerator they fill it."""
     return 512 if device.type == "cpu" else 4096
 
 
@@ -76,14 +78,12 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def direct(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling() or in_transform():
-            raise RuntimeError(
-                "the streamed path goes through neither torch.func (grad, vmap, …) nor torch.export; "
-                "backend='reference' does"
-            )
+        if torch.compiler.is_compiling() or private.in_transform():
+            refused = "the streamed path goes through neither torch.func (grad, vmap, …) nor torch.export"
+            raise RuntimeError(f"{refused}; backend='reference' does")
         return computed(*args, **kwargs)
 
-    return outside_compiler(direct)
+    return private.outside_compiler(direct)
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
