@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from cloob.errors import InputError
+from cloob.evaluation.analysis import example_queries
 from cloob.evaluation.embed import EmbedOptions
 from cloob.evaluation.embeddings import Embeddings
-from cloob.evaluation.examples import example_queries
 from cloob.evaluation.sets.captioned import open_captioned
 from cloob.evaluation.suite import differences, evaluate, write_per_class, write_results
 from cloob.models.folder import save_model

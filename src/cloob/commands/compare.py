@@ -64,8 +64,7 @@ def compare(
 ) -> tuple[Embeddings, dict[str, Any]]:
     """Measures models and writes results.json, with means over groups of ``seeds``; a missing set fails no model."""
     from cloob.evaluation.embeddings import Embeddings
-    from cloob.evaluation.seeds import over_seeds
-    from cloob.evaluation.suite import evaluate, write_results
+    from cloob.evaluation.suite import evaluate, over_seeds, write_results
 
     with progress() as update:
         embeddings = Embeddings(models, options, progress=update, tower=bool(sets.training))
@@ -81,7 +80,7 @@ def compare(
 
 def write_page(path: Path, embeddings: Embeddings, results: Mapping[str, Any], sets: SuiteSets, **more: Any) -> None:
     """Writes the report: the numbers, curves of the runs, example queries, and what ``write_report`` takes besides."""
-    from cloob.evaluation.examples import example_queries
+    from cloob.evaluation.analysis import example_queries
     from cloob.evaluation.report import write_report
     from cloob.evaluation.suite import of_sides
     from cloob.models.runs import curve

@@ -72,8 +72,8 @@ def run(options: Options) -> int:
 def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: LabelledSet, held_out: CaptionedSet) -> int:
     """Trains runs by their names; classifies and searches ``noto``; retrieves among the pairs ``held_out``."""
     from cloob.distributed import resolve_device
+    from cloob.evaluation.analysis import example_queries
     from cloob.evaluation.embed import EmbedOptions
-    from cloob.evaluation.examples import example_queries
     from cloob.evaluation.sets.suites import SuiteSets
     from cloob.training.callbacks import ProgressDisplay
 

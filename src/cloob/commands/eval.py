@@ -94,8 +94,7 @@ def run(options: Options) -> int:
     models = compare.begin(options.models, out)
 
     from cloob.evaluation.probe import ProbeOptions
-    from cloob.evaluation.seeds import seed_lines
-    from cloob.evaluation.suite import write_per_class
+    from cloob.evaluation.suite import seed_lines, write_per_class
 
     probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
     seeds = _seeds(models)

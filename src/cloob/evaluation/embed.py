@@ -1,7 +1,7 @@
 """Images and texts to embeddings, once; everything else in this package is computed from them.
 
-Legend: n images or pairs, T texts, D the embedding dimension, F the width of the image tower's features. Embeddings are
-float32 on the CPU, unit rows. A sample that cannot be read keeps its place as a row of NaN: it counts as wrong.
+n images or pairs, T texts, D the embedding dimension, F the width of the image tower's features. Embeddings are float32
+on the CPU, unit rows. A sample that cannot be read keeps its place as a row of NaN: it counts as wrong.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -101,8 +101,19 @@ def embed_images(
     options = options or EmbedOptions()
     samples: list[_Loaded] = []
     features, of_tower = [], []
-    load, ahead = partial(_load, encoder, reader), 2 * options.batch_size
-    loaded = in_threads(load, range(len(reader)), options.workers, ahead)
+
+    def load(index: int) -> _Loaded:
+        captions: tuple[str, ...] = ("",)
+        try:
+            sample = reader.read(index)
+            key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
+            captions = getattr(sample, "captions", None) or (getattr(sample, "caption", ""),)
+            with decoding(key):
+                return _Loaded(key, captions, encoder.preprocess(decode(data)))
+        except BadSample as error:
+            return _Loaded(error.key, error.captions or captions, None, error.skip)
+
+    loaded = in_threads(load, range(len(reader)), options.workers, 2 * options.batch_size)
     with evaluating(encoder), capture_tower(encoder) if tower else nullcontext() as captured:
         while batch := list(islice(loaded, options.batch_size)):
             samples += [sample._replace(pixels=None) for sample in batch]
@@ -164,9 +175,9 @@ def embed_texts(
 def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yields a function from the embeddings of the batch just encoded to features of its tower, (n, F) on the CPU.
 
-    They are what comes before the projection in open_clip's vision transformers (parameter ``proj``), timm towers
-    (module ``head``) and heads on frozen encoders (``image_head``), as CLIP took them; the image tower's output in
-    others (ResNets end in an attention pool). For an encoder without an image tower, the embeddings themselves.
+    As CLIP took them: the input of the projection in open_clip's vision transformers (parameter ``proj``), timm towers
+    (module ``head``) and heads on frozen encoders (``image_head``); the image tower's output in others (ResNets end in
+    an attention pool); the embeddings for an encoder without an image tower.
     """
     model: Any = getattr(encoder, "model", None)
     visual: Any = getattr(model, "visual", None)
@@ -200,22 +211,10 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
 
 
 def _in_place(rows: Tensor, readable: Sequence[bool]) -> Tensor:
-    """``rows`` where ``readable`` says so, NaN between them."""
+    """``rows`` in the places that are ``readable``, NaN in the others."""
     features = torch.full((len(readable), rows.shape[1]), torch.nan)
     features[torch.tensor(readable)] = rows
     return features
-
-
-def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
-    captions: tuple[str, ...] = ("",)
-    try:
-        sample = reader.read(index)
-        key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
-        captions = getattr(sample, "captions", None) or (getattr(sample, "caption", ""),)
-        with decoding(key):
-            return _Loaded(key, captions, encoder.preprocess(decode(data)))
-    except BadSample as error:
-        return _Loaded(error.key, error.captions or captions, None, error.skip)
 
 
 def _check_finite(encoder: Encoder, features: Tensor, names: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """Linear probe: logistic regression on features of the image tower, see :func:`cloob.evaluation.embed.capture_tower`.
 
-Legend: n images, F the width of the features, C classes. Protocol of CLIP (Radford et al. 2021, appendix A.3), which
-CLOOB's probes follow: L-BFGS with at most 1000 iterations and an L2 penalty whose strength is swept on a validation
-split, from 10⁻⁶ to 10⁶ in eighths of a decade by halving around the best of a coarse sweep; then a last fit on all.
+n images, F the width of the features, C classes. Protocol of CLIP (Radford et al. 2021, appendix A.3), which CLOOB's
+probes follow: L-BFGS with at most 1000 iterations and an L2 penalty whose strength is swept on a validation split, from
+10⁻⁶ to 10⁶ in eighths of a decade by halving around the best of a coarse sweep; then a last fit on all.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Probe(NamedTuple):
 def fit_probe(
     features: Tensor, labels: Tensor, n_classes: int, *, options: ProbeOptions | None = None, seed: int = 0
 ) -> Probe:
-    """Fits a probe, the strength of its penalty chosen on images that are held out.
+    """Fits a probe, the strength of its penalty chosen on images that are not fitted.
 
     With ``shots`` k, k images a class are fitted and up to min(k, 4) others a class choose the strength; the last fit
     stays with the k. Without, a fifth of each class chooses, and the last fit takes all. A class of one image is
@@ -106,8 +106,7 @@ def probe_numbers(
         "acc1": float(accuracies.mean()),
         "acc5": float(hits[5].mean()),
         "mean_per_class_recall": sum(recalls) / len(recalls),
-        "acc1_interval": list(bootstrap_interval(hits[1].mean(0), level=level, seed=seed)),
-        "acc5_interval": list(bootstrap_interval(hits[5].mean(0), level=level, seed=seed)),
+        **{f"acc{k}_interval": list(bootstrap_interval(hits[k].mean(0), level=level, seed=seed)) for k in (1, 5)},
         "acc1_sd": float(accuracies.std()) if len(fits) > 1 else None,
         "n": len(labels),
         "n_classes": n_classes,
@@ -141,15 +140,12 @@ def _search(score: Callable[[float], float]) -> tuple[float, float]:
     """The best exponent and its score, coarse steps first, then halved ones; ties go to the stronger penalty."""
     scores = {exponent: score(exponent) for exponent in _COARSE}
 
-    def best() -> float:
-        return max(scores, key=lambda exponent: (scores[exponent], -exponent))
-
-    for step in (1.0, 0.5, 0.25, 0.125):
-        centre = best()
-        for exponent in (centre - step, centre + step):
+    for step in (1.0, 0.5, 0.25, 0.125, 0.0):
+        best = max(scores, key=lambda exponent: (scores[exponent], -exponent))
+        for exponent in (best - step, best + step):
             if _COARSE[0] <= exponent <= _COARSE[-1] and exponent not in scores:
                 scores[exponent] = score(exponent)
-    return best(), scores[best()]
+    return best, scores[best]
 
 
 def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float) -> Tensor:

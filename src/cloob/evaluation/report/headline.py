@@ -109,7 +109,15 @@ def verdict(results: Mapping[str, Any], what: Measure | None, gaps: Gaps) -> Ver
         sentences.append(f"Ahead of {b} on {wins} of {len(sets)} sets")
     if guessing and a not in guessing:
         sentences.append(f"Not clearly above guessing: {_listed(guessing)}")
-    sentences += _elsewhere(results, what.key, a)
+    elsewhere = []
+    for entry in results["differences"]:
+        models = [entry["model"], entry["baseline"]]
+        clear_there = entry["low"] > 0 or entry["high"] < 0
+        if clear_there and entry["metric"] != what.key and entry["set"] is not None and a in models:
+            side = "ahead of" if (entry["difference"] > 0) == (a == entry["model"]) else "behind"
+            by = f"{percent(abs(entry['difference']))} points in {METRICS[entry['metric']]}"
+            elsewhere.append(f"{a} is {side} {models[1 - models.index(a)]} by {by} on {entry['set']}")
+    sentences += elsewhere[:3]
     level = [other for other, lead in leads.items() if lead.low <= 0]
     behind = [other for other in order[1:] if other not in level]
     title = f"{a} is ahead of {b}" if len(order) == 2 else f"{a} leads, {b} follows"
@@ -121,19 +129,6 @@ def verdict(results: Mapping[str, Any], what: Measure | None, gaps: Gaps) -> Ver
         title = f"No clear difference between {_listed([a, *level])}"
         title += f"; {_listed(behind)} {'is' if len(behind) == 1 else 'are'} behind" if behind else ""
     return Verdict(title, f"{'. '.join(sentences)}.", a, b)
-
-
-def _elsewhere(results: Mapping[str, Any], key: str, leader: str, most: int = 3) -> list[str]:
-    sentences = []
-    for entry in results["differences"]:
-        models = [entry["model"], entry["baseline"]]
-        clear = entry["low"] > 0 or entry["high"] < 0
-        if clear and entry["metric"] != key and entry["set"] is not None and leader in models:
-            other = models[1 - models.index(leader)]
-            side = "ahead of" if (entry["difference"] > 0) == (leader == entry["model"]) else "behind"
-            by = f"{percent(abs(entry['difference']))} points in {METRICS[entry['metric']]}"
-            sentences.append(f"{leader} is {side} {other} by {by} on {entry['set']}")
-    return sentences[:most]
 
 
 def _listed(names: Sequence[str]) -> str:

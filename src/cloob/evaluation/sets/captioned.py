@@ -104,12 +104,12 @@ def _of_table(table: TableSource) -> CaptionedSet:
     """Pictures of a table, each with the captions of all rows that name it."""
     captions: dict[str, list[str]] = {}
     faults: dict[str, BadSample] = {}  # the first of each picture
-    wrong = ""  # a test set must be whole
+    wrong = ""  # a test set must be complete
     for number in range(len(table)):
         stored, caption = table.row(number)
         if not stored or number in table.stray:
-            why = "a stray quote takes in rows; close it, or double it" if stored else "there is no path"
-            wrong = wrong or f"row {number + 1:,}: {why}"
+            fault = "a stray quote takes in rows; close it, or double it" if stored else "there is no path"
+            wrong = wrong or f"row {number + 1:,}: {fault}"
         try:
             usable = " ".join(clean_caption(caption, printable(stored), f"row {number + 1:,}").split())
         except BadSample as bad:
