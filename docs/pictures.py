@@ -1,7 +1,7 @@
-"""Takes a picture of a page for the docs: ``python docs/pictures.py PAGE PICTURE.png [WIDTH HEIGHT]``.
+"""Takes the pictures of docs/images/ in headless Chromium: ``python docs/pictures.py PAGE``. Needs selenium.
 
-PAGE is a file or an address. The pictures in docs/images/ are of the demo's pages:
-``python docs/pictures.py runs/demo/report.html docs/images/report.png``. Needs Chromium, its driver and selenium.
+PAGE is ``runs/demo/report.html`` for report.png, or the address of ``cloob serve runs/demo/index`` for the rest. First
+copy some of ``runs/demo/pictures`` into a folder in it, as duplicates, and run ``cloob index --out runs/demo/index``.
 """
 
 from __future__ import annotations
@@ -10,16 +10,24 @@ import io
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from PIL import Image
 from selenium import webdriver
 
+IMAGES = Path(__file__).parent / "images"
 FLAGS = "headless=new no-sandbox disable-gpu disable-dev-shm-usage no-first-run hide-scrollbars"
+MARK = "document.querySelector('.group-head button').click(); scrollTo(0, 90)"
+SERVED = (  # name, address, script, width, height, pixels per point
+    ("serve-light", "?q=musical+instrument", "", 1280, 820, 1),
+    ("serve-duplicates", "?view=duplicates", MARK, 1280, 860, 1),
+    ("serve-phone", "?q=musical+instrument", "", 390, 780, 2),
+)
 
 
-def take(page: str, picture: Path, width: int = 1280, height: int = 900) -> None:
-    """Writes the upper part of a page, ``width`` × ``height`` pixels, as a PNG with a palette of 256 colours."""
+def take(page: str, picture: Path, script: str = "", width: int = 1280, height: int = 900, scale: int = 1) -> None:
+    """Writes the visible part of a page when its pictures are there, after a script: PNG of 256 colours, or WebP."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
     with tempfile.TemporaryDirectory() as profile:
@@ -27,17 +35,37 @@ def take(page: str, picture: Path, width: int = 1280, height: int = 900) -> None
             options.add_argument(f"--{flag}")
         driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
         try:
-            driver.set_window_size(width, height)
-            driver.get(page if "://" in page else Path(page).resolve().as_uri())
-            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": scale > 1}
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            driver.get(page if "://" in page else Path(page).resolve().as_uri())
+            if "://" in page:
+                wait(driver)
+                driver.execute_script(script)
+                wait(driver)
             pixels = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
         finally:
             driver.quit()
-    pixels.quantize(256).save(picture, optimize=True)
+    if picture.suffix == ".png":
+        pixels.quantize(256).save(picture, optimize=True)
+    else:
+        pixels.save(picture, quality=80, method=6)
+
+
+def wait(driver: webdriver.Chrome) -> None:
+    """Waits until tiles are there and all have their picture."""
+    tiles = "return ['.tile.ready', '.tile:not(.ready)'].map(tile => document.querySelectorAll(tile).length)"
+    end = time.monotonic() + 120
+    time.sleep(1)
+    while (counts := driver.execute_script(tiles)) != [max(counts[0], 1), 0]:
+        if time.monotonic() > end:
+            sys.exit(f"{driver.current_url}: {counts} tiles with and without a picture")
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 5):
-        sys.exit("usage: python docs/pictures.py PAGE PICTURE.png [WIDTH HEIGHT]")
-    take(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python docs/pictures.py runs/demo/report.html | http://localhost:8017/")
+    if "://" not in sys.argv[1]:
+        take(sys.argv[1], IMAGES / "report.png")
+    for name, address, script, *size in SERVED if "://" in sys.argv[1] else ():
+        take(sys.argv[1] + address, IMAGES / f"{name}.webp", script, *size)

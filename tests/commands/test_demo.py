@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from cloob.evaluation.sets.captioned import open_captioned
 from cloob.evaluation.sets.labelled import open_labelled
 from cloob.search.index import Index
 from cloob.training.config import TrainConfig
-from make import tiny_model, write_classes, write_pairs
+from make import tiny_model, write_classes, write_forty
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
@@ -36,10 +35,14 @@ def check_written(folder: Path, capsys: pytest.CaptureFixture[str], models: list
     best = max(rows, key=lambda row: row["zeroshot"]["emoji"]["acc1"])["model"]
     (other,) = [model for model in models if model != best]
     assert f"Nearest first, by {best};" in page and f"The same by {other}" in page and f"found by {best}:" in out
-    lines = [line.partition(":")[2] for line in err.splitlines() if line.startswith(("next:", "  or:"))]
-    serve, search, suspects = (shlex.split(line)[1:] for line in lines)
-    assert serve == ["serve", str(folder / "demo" / "index")] and search[0] == "search"
-    assert suspects == ["data", "demo", "--suspects", str(folder / "demo" / "suspects.csv")]
+    assert err.endswith(f"next: cloob serve {folder / 'demo' / 'index'}\n")
+    table = out.partition("its own captions:")[0]
+    titles = ["zero-shot top-1", "image → text recall@1", "text → image recall@1", "text → image recall@10"]
+    assert [line.split("  ")[0] for line in table.splitlines()[-6:] if line] == [*titles, "training, seconds"]
+    assert "of 40 pairs are more probably wrong than right" in out
+    suspects = (folder / "demo" / "suspects.csv").read_text(encoding="utf-8").splitlines()
+    assert len(suspects) == 41 and (folder / "demo" / "suspects.html").is_file()
+    assert max(map(len, table.splitlines())) <= 80
     with Index.open(folder / "demo" / "index") as index:
         names = [Path(item.path).name for item in index.items(index.store.ids())]
         assert len(index) == 8 and sum(name.startswith(("red.", "red ")) for name in names) == 2
@@ -47,9 +50,9 @@ def check_written(folder: Path, capsys: pytest.CaptureFixture[str], models: list
 
 
 def test_small_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads on frozen encoders, four pairs to train on, and as small sets in the places of the demo's."""
+    """Heads on frozen encoders, and small sets in the places of the demo's."""
     monkeypatch.chdir(tmp_path)
-    write_pairs(tmp_path / "pairs", {name: (colour, f"{name} picture") for name, colour in COLOURS.items()})
+    write_forty(tmp_path / "pairs")
     write_classes(tmp_path / "emoji", COLOURS, 2)
     tiny_model(tmp_path / "tower", objective="clip")
     base = TrainConfig().override(data=["pairs"], epochs=1, batch_size=4, workers=0, device="cpu", tensorboard=False)

@@ -42,7 +42,7 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
     words = ["eval", str(work / "model"), "--suite", "pictograms", str(work / "sets"), "--probe", "--device", "cpu"]
     words += ["--out", str(work / "out"), "--probe-seeds", "0", "1", "--shots", "2"]
     assert cli.main(words) == 0
-    assert "probe acc1" in capsys.readouterr().out
+    assert "linear probe top-1" in capsys.readouterr().out
     text = (work / "out" / "results.json").read_text(encoding="utf-8")
     row = json.loads(text)["rows"][0]
     assert list(row["zeroshot"]) == ["one", "two"] and list(row["probe"]) == ["one"]

@@ -88,12 +88,14 @@ def test_a_filter_narrows_every_way_of_asking(client: TestClient, index: Index) 
     assert newest == [item.id for item in by_date]
 
 
-def test_beyond_this_machine_a_filter_tells_no_paths(index: Index) -> None:
-    token = "a-token-of-twenty-letters"
-    with web_of(index, local=False, token=token) as web:
-        for where, code in (("source like '/%'", 400), ("not path is null", 400), ("name like '1%'", 200)):
-            answer = web.get("/api/ids", params={"where": where}, headers={"authorization": f"Bearer {token}"})
-            assert answer.status_code == code, answer.text
+def test_beyond_this_machine_neither_an_answer_nor_a_filter_shows_a_full_path(index: Index, pictures: Path) -> None:
+    for local in (True, False):
+        with web_of(index, local=local) as web:
+            answer = web.get("/api/items/1")
+            assert (str(pictures) in answer.text) is local and answer.json()["path"].endswith(answer.json()["name"])
+            for where in ("source like '/%'", "not path is null"):
+                assert web.get("/api/ids", params={"where": where}).status_code == (200 if local else 400)
+            assert web.get("/api/ids", params={"where": "name like '1%'"}).status_code == 200
 
 
 def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
@@ -127,6 +129,9 @@ def test_copies_and_files_of_one_shot_name_the_first(tmp_path: Path) -> None:
             frozenset({"0.png", "copy.png"}),
             frozenset({"1.png", "1.jpg"}),
         }
+        shots = web.get("/api/shots").json()
+        pairs = [{names[id_], names[first]} for id_, first in zip(shots["ids"], shots["firsts"], strict=True)]
+        assert sorted(map(sorted, pairs)) == [["0.png", "copy.png"], ["1.jpg", "1.png"]]
 
 
 def test_words_are_never_a_path_or_an_address(client: TestClient, tmp_path: Path) -> None:

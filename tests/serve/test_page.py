@@ -256,7 +256,8 @@ def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page: Page, tm
         page.one("[data-view=find]").send_keys(Keys.ENTER)
         page.says("#found-note", "11 pictures")
         page.one("#mark-all").send_keys(Keys.ENTER)
-        page.until(lambda: len(page.all("#columns .marked")) == 11)
+        page.until(lambda: len(page.all("#columns .marked")) == 9, "a copy has no tile")
+        assert sum(tile.endswith(", +1, marked") for tile in page.tiles()) == 2
         page.all("#marks .button")[1].send_keys(Keys.ENTER)
         page.says("#marks", "11 in the list")
         page.until(lambda: (tmp_path / "cloob-pictures.txt").is_file())

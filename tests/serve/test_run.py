@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import httpx
 import pytest
@@ -62,21 +63,28 @@ def test_a_token_comes_from_a_file_or_the_environment(
     assert "CLOOB_TOKEN): 16 letters" in refused(capsys, "serve", str(tmp_path / "idx"))
 
 
-def test_it_brings_its_index_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_brings_its_index_up_to_date_and_shows_the_folder_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads(monkeypatch)
     pictures = write_pictures(tmp_path / "pictures", n=1)
-    place = make_index(tmp_path / "idx", pictures)
-    (pictures / "new.png").write_bytes((pictures / "red-0.png").read_bytes())
+    place = make_index(pictures / ".cloob", pictures)
+    (pictures / "sub").mkdir()
+    (pictures / "sub" / "new.png").write_bytes((pictures / "red-0.png").read_bytes())
 
     def child() -> int:
         monkeypatch.setattr("cloob.serve.app.serve", lambda *_: time.sleep(120))
-        return cli.main(["serve", str(place), "--port", "0", "--update", "1"])
+        return cli.main(["serve", str(pictures / "sub"), "--port", "0", "--update", "1"])
 
     server = fork(tmp_path / "out", 1, child)
     try:
         server.until(lambda: server.outputs[0].exists() and "1 added" in server.told())
         with Index.open(place) as index:
             assert len(index) == 9
+            (where,) = parse_qs(re.findall(r"http\S+\?(\S+)", server.told())[0])["where"]
+            assert [item.path for item in index.items(index.store.ids(index.filter(where)).tolist())] == [
+                str(pictures / "sub" / "new.png")
+            ]
     finally:
         os.kill(server.pids[0], signal.SIGKILL)
         server.wait()

@@ -48,4 +48,4 @@ def test_the_api_keeps_to_its_description(schemathesis: Any, described: Any) -> 
                 case.call_and_validate()
 
             ask()
-    assert len(operations) == 16
+    assert len(operations) == 17

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cloob.commands.compare import MeasureOptions, begin, check_models, print_results, report_problems
-from cloob.commands.console import as_words, progress, say, say_next, tyro, within
+from cloob.commands.console import MeasureOptions, as_words, progress, say, say_next, tyro, within
+from cloob.commands.eval import begin, check_models, print_results, report_problems
 
 if TYPE_CHECKING:
     from cloob.data.batch import Reader
@@ -57,7 +57,7 @@ def run(options: Options) -> int:
     write_results(options.out / "analysis.json", analysis)
     _write_page(options.out / "report.html", results, analysis["runs"], models, source)
     print(f"{options.out / 'analysis.json'}\n{options.out / 'report.html'}")
-    print_results(rows, all_geometry=True)
+    print_results(rows, geometry=True)
     code = report_problems(results)
     if options.pairs == DEMO:
         say(f"measured on {len(source):,} pairs of the demo, {DEMO}; --pairs names others")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import cloob
-from cloob.commands.collection import check_source, folder_name, opened
 from cloob.commands.console import DecodeOptions, check_out, exclusive, goes_with, refuse, say, say_next, tyro
 from cloob.commands.copies import copy
+from cloob.commands.index import check_source, folder_name, opened
 from cloob.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run(options: Options) -> int:
         where = " and ".join(f"({clause})" for clause in (options.where, folder) if clause) or None
         options = dataclasses.replace(options, source=address, where=where)
     check_source(options.source, options.model)
-    from cloob.search.classify import NONE, TEMPLATES, LabelOptions, label_by_head, read_head
+    from cloob.search.classify import TEMPLATES, LabelOptions, label_by_head, read_head
 
     templates = options.templates or TEMPLATES
     how = LabelOptions(templates, options.multi, options.none, options.cutoff, options.inv_tau)
@@ -81,13 +81,15 @@ def run(options: Options) -> int:
             labels = index.classify(names, how, where=options.where)
         else:
             labels = label_by_head(index.view(options.where), _head(options, index))
-        best = _print(index, labels, options)
+        place, move = options.copy_to or options.move_to, options.move_to is not None
+        if options.json or options.csv or place is None:
+            _print(index, labels, options)
         counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)
         left = f"; {unread:,} could not be read (see above)" if unread else ""
         say(f"{len(labels.ids):,} pictures: {counts}{left}")
-        folders = {id_: None if label == NONE else folder_name(label) for id_, label in best.items()}
-        place, move = options.copy_to or options.move_to, options.move_to is not None
-        failed = copy(index, index.items(list(folders)), place, folders, move=move) if place else 0
+        best = dict(zip(labels.ids.tolist(), labels.chosen, strict=True))
+        folders = {id_: folder_name(labels.names[chosen[0]]) if chosen else None for id_, chosen in best.items()}
+        failed = copy(index, index.items(list(folders)), place, folders, move=move)
         if options.move_to is not None and is_there(options.source):  # or its vectors would go with the old paths
             say_next(["index", *index.store.sources(), options.move_to.absolute(), "--out", index.store.address])
     return 1 if unread or failed else 0
@@ -107,20 +109,20 @@ def _labels(text: str, how: LabelOptions) -> tuple[str, ...]:
 
 
 def _head(options: Options, index: cloob.Index) -> Head:
-    """The head of the examples, kept where it was asked for; or one that was kept before."""
+    """The head of the examples, saved; or one that was saved before."""
     from cloob.search.address import is_there
     from cloob.search.classify import head_of, load_head, save_head
 
-    asked, file = index.model(), options.head
+    of, file = index.model(), options.head
     if options.examples is None:
         assert file is not None
-        return load_head(file, asked.fingerprint)
+        return load_head(file, of.fingerprint)
     model: str | DualEncoder | None = options.model
     if is_there(options.source):
-        model = index.encoder(asked, options.machine.device)  # its vectors have to be of these weights
+        model = index.encoder(of, options.machine.device)  # its vectors have to be of these weights
         if file is None and "://" not in options.source:
             file = Path(options.source) / "heads" / f"{folder_name(options.examples.resolve().name)}.safetensors"
-    with opened(options.examples, model, options.machine, asked.precision) as (examples, _):
+    with opened(options.examples, model, options.machine, of.precision) as (examples, _):
         refuse({f"--examples {options.examples}: no pictures in it; give one folder a label": not len(examples)})
         head, zero_shot = head_of(examples.view(), options.examples)
     right = f"{head.accuracy:.1%} of {head.examples} examples right, each held out once ({head.folds} folds)"
@@ -131,8 +133,8 @@ def _head(options: Options, index: cloob.Index) -> Head:
     return head
 
 
-def _print(index: cloob.Index, labels: Labels, options: Options) -> dict[int, str]:
-    """Prints the labels of each picture, in pages; returns the best one of each id."""
+def _print(index: cloob.Index, labels: Labels, options: Options) -> None:
+    """Prints the labels of each picture, in pages."""
     from cloob.search.classify import NONE
 
     if labels.by_default:
@@ -141,24 +143,19 @@ def _print(index: cloob.Index, labels: Labels, options: Options) -> dict[int, st
     writer = csv.writer(sys.stdout, lineterminator="\n")
     if options.csv:
         writer.writerow(("path", "label", "probability", "margin"))
-    ids, best = labels.ids.tolist(), dict[int, str]()
+    ids = labels.ids.tolist()
     rows = {id_: row for row, id_ in enumerate(ids)}
-    for start in range(0, len(ids), _PAGE):
-        for item in index.items(ids[start : start + _PAGE]):
-            chosen = [_entry(labels, rows[item.id], label) for label in labels.chosen[rows[item.id]]]
-            best[item.id] = str(chosen[0]["label"]) if chosen else NONE
-            if options.json:
-                print(json.dumps({"id": item.id, "path": item.path, "labels": chosen}))
-            elif options.csv:
-                cells = [list(entry.values()) for entry in chosen] or [["", "", ""]]
-                writer.writerows((item.path, *row) for row in cells)
-            else:
-                shown = ", ".join(f"{printable(str(entry['label']))} {entry['probability']:.2f}" for entry in chosen)
-                print(f"{printable(item.path)}\t{shown or NONE}")
-    return best
-
-
-def _entry(labels: Labels, row: int, label: int) -> dict[str, str | float | None]:
-    margin = None if labels.margins is None else round(float(labels.margins[row, label]), 3)
-    probability = round(float(labels.probabilities[row, label]), 6)
-    return {"label": labels.names[label], "probability": probability, "margin": margin}
+    for item in (item for start in range(0, len(ids), _PAGE) for item in index.items(ids[start : start + _PAGE])):
+        row, chosen = rows[item.id], []
+        for label in labels.chosen[row]:
+            margin = None if labels.margins is None else round(float(labels.margins[row, label]), 3)
+            probability = round(float(labels.probabilities[row, label]), 6)
+            chosen.append({"label": labels.names[label], "probability": probability, "margin": margin})
+        if options.json:
+            print(json.dumps({"id": item.id, "path": item.path, "labels": chosen}))
+        elif options.csv:
+            cells = [list(entry.values()) for entry in chosen] or [["", "", ""]]
+            writer.writerows((item.path, *of_label) for of_label in cells)
+        else:
+            shown = ", ".join(f"{printable(str(entry['label']))} {entry['probability']:.2f}" for entry in chosen)
+            print(f"{printable(item.path)}\t{shown or NONE}")

@@ -15,12 +15,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import tyro as tyro  # for all commands: annotations of their options are read when words are parsed
 
 from cloob.errors import InputError
 from cloob.errors import refuse as refuse
+
+if TYPE_CHECKING:
+    from cloob.evaluation.embed import EmbedOptions
 
 T = TypeVar("T")
 _LINE_SECONDS = 60.0  # between two lines of progress where there is no terminal
@@ -97,6 +100,20 @@ class ColumnOptions:
     @property
     def columns(self) -> dict[str, Any]:
         return {"image_column": self.image_column, "caption_column": self.caption_column}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureOptions(ColumnOptions, DecodeOptions):
+    """How pairs are read, where the model runs, and what is kept."""
+
+    batch_size: int = 256  # Images or texts a forward pass.
+
+    def embedding(self) -> EmbedOptions:
+        from cloob.cache import Cache
+        from cloob.distributed import resolve_device
+        from cloob.evaluation.embed import EmbedOptions
+
+        return EmbedOptions(resolve_device(self.device), self.batch_size, self.threads(), Cache())
 
 
 def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", description: str | None = None) -> T:

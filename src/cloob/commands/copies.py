@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cloob
-from cloob.commands.collection import folder_name
 from cloob.commands.console import say
+from cloob.commands.index import folder_name
 from cloob.errors import InputError, message, printable
 
 if TYPE_CHECKING:
@@ -47,8 +47,11 @@ def copy(
 
     if root is None:
         return 0
-    past, earlier, listed = "moved" if move else "copied", _moved(root) if move else set(), cache(_by_stem)
-    counts, full = Counter[str](), False
+    past, listed, counts, full = "moved" if move else "copied", cache(_by_stem), Counter[str](), False
+    earlier = set()  # the old paths of moved.jsonl, of which the last line may be cut off
+    for line in (root / MOVED).read_text().splitlines() if move and (root / MOVED).exists() else ():
+        with contextlib.suppress(ValueError):
+            earlier.add(str(json.loads(line)["old"]))
     shots: dict[str, list[Item]] = {}
     for item in items:
         shots.setdefault(shot_of(item.path), []).append(item)
@@ -71,10 +74,13 @@ def copy(
             cause = error.__cause__ if isinstance(error, InputError) else error
             if full := isinstance(cause, OSError) and cause.errno in _FULL:
                 break
-    also = f", {counts['there']} were there" if counts["there"] else ""
-    also += f", {counts['before']} were moved before ({root / MOVED})" if counts["before"] else ""
-    also += f", {counts['failed']} could not be {past}" if counts["failed"] else ""
-    say(f"{counts['done']} {past} to {root}{also}")
+    ends = {
+        "done": f"{past} to {root}",
+        "there": "were there",
+        "before": f"were moved before ({root / MOVED})",
+        "failed": f"could not be {past}",
+    }
+    say(", ".join(f"{counts[kind]} {end}" for kind, end in ends.items() if counts[kind] or kind == "done"))
     if full:
         say("the disk is full, so nothing more was tried; make room and call again, which goes on from here")
     return 1 if counts["failed"] else 0
@@ -161,13 +167,3 @@ def _note(path: Path, pairs: Sequence[tuple[Path | bytes, Path]]) -> None:
         except OSError:
             os.truncate(path, size)
             raise
-
-
-def _moved(root: Path) -> set[str]:
-    """The old paths that ``moved.jsonl`` lists; a last line that was cut off is none."""
-    found = set()
-    with contextlib.suppress(FileNotFoundError):
-        for line in (root / MOVED).read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                found.add(str(json.loads(line)["old"]))
-    return found

@@ -9,17 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from cloob.commands.console import (
-    CacheOptions,
-    ColumnOptions,
-    as_words,
-    check_out,
-    progress,
-    refuse,
-    say_next,
-    tyro,
-    within,
-)
+import cloob
+from cloob.commands.console import CacheOptions, ColumnOptions, as_words, check_out, progress, say_next, tyro, within
+from cloob.errors import refuse
 
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
 
@@ -59,21 +51,21 @@ def run(options: Options) -> int:
             "--out shows pictures; vectors have none": vectors and options.out is not None,
         }
     )
-    if options.suspects is not None:
-        return _list_suspects(options, options.suspects)
     if options.count:
         from cloob.data.shards.remote import write_counts
 
         path, sizes = write_counts(options.data, options.out)
-        counted = f"{path or options.data}: {len(sizes):,} shards, {sum(sizes.values()):,} samples"
-        print(json.dumps(sizes) if options.json else counted)
-        if path is None:  # the counts are remembered
+        line = f"{path or options.data}: {len(sizes):,} shards, {sum(sizes.values()):,} samples"
+        print(json.dumps(sizes) if options.json else line)
+        if path is None:  # the cache has the counts
             say_next(["train", "--data", options.data, *as_words(options, "cache_dir")])
         return 0
+    if options.suspects is not None:
+        return _list_suspects(options, options.suspects)
     from cloob.data.open import open_source
 
     source = open_source(options.data, **options.table.columns)
-    from cloob.data.survey import survey, write_sheet  # what is heavier, once there are data
+    from cloob.data.survey import survey, write_sheet  # heavier, once there are data
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
 
@@ -114,7 +106,8 @@ def _list_suspects(options: Options, path: Path) -> int:
 
     source = open_source(options.data, **options.table.columns)
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # how far the frozen encoders are
-    found = suspects.of_pictures(source, options.workers, options.machine.cache_dir)
+    config = cloob.get_recipe("align").override(workers=options.workers, cache_dir=options.machine.cache_dir)
+    found = suspects.of_pictures(source, config)
     suspects.write_list(path, found)
     if options.out is not None:
         suspects.write_page(options.out, source, found, options.pictures)
@@ -148,7 +141,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if not facts["usable"]:
         return lines
     pictures, captions, twice = facts["pictures"], facts["captions"], facts["duplicates"]
-    frequent = "".join(f"; {most['count']:,} say {most['text'][:60]!r}" for most in twice["captions"]["most"][:1])
+    frequent = "".join(f"; {most['count']:,} are {most['text'][:60]!r}" for most in twice["captions"]["most"][:1])
     return [
         *lines,
         ("width", f"{_range(pictures['width'])} pixels"),

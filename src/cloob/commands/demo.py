@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloob
-from cloob.commands import compare
+from cloob.commands import eval as measure
 from cloob.commands.console import refuse, say, say_next
 from cloob.family import ObjectiveName
 
@@ -71,15 +71,18 @@ def run(options: Options) -> int:
 
 def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: LabelledSet, held_out: CaptionedSet) -> int:
     """Trains runs by their names; classifies and searches ``noto``; retrieves among the pairs ``held_out``."""
+    from cloob.commands import suspects
+    from cloob.data.open import open_source
     from cloob.distributed import resolve_device
     from cloob.evaluation.analysis import example_queries
     from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.sets.suites import SuiteSets
+    from cloob.search.update import UpdateOptions
     from cloob.training.callbacks import ProgressDisplay
 
     out = next(iter(configs.values())).save.out.parent
     embedding = EmbedOptions(resolve_device(device), workers=2)
-    compare.begin((), out)
+    measure.begin((), out)
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the frozen encoders are
     runs, settings = {}, {}
     for name, config in configs.items():
@@ -95,7 +98,7 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
     seconds = {name: result.seconds for name, result in runs.items()}
     folders = {name: result.run for name, result in runs.items()}
     sets = SuiteSets([noto], pairs=[held_out])
-    embeddings, results = compare.compare(folders, sets, embedding, out, train_seconds=seconds, settings=settings)
+    embeddings, results = measure.compare(folders, sets, embedding, out, train_seconds=seconds, settings=settings)
     # The model that classifies most pictures right: its finds are shown first, and the index is built with it.
     best = max(results["rows"], key=lambda row: max((of_set["acc1"] for of_set in row["zeroshot"].values()), default=0))
     finder = str(best["model"])
@@ -106,29 +109,28 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
     notes = (_NOTES, same + _CLOSED if "cca" in configs else same)
     title = f"Five searches among {len(noto):,} pictures that no model here was trained on"
     page = out / "report.html"
-    compare.write_page(page, embeddings, results, sets, title=title, notes=notes, searches=found)
-    compare.print_results(results["rows"])
+    measure.write_page(page, embeddings, results, sets, title=title, notes=notes, searches=found)
+    measure.print_results(results["rows"])
+    if frozen:
+        config = next(iter(configs.values()))
+        source = open_source(*config.pairs.data)
+        doubtful = suspects.of_pictures(source, config)
+        print("\nits own captions:")
+        suspects.write_list(out / "suspects.csv", doubtful)
+        suspects.write_page(out / "suspects.html", source, doubtful, 60)
     print(f"\nfound by {finder}:")
     for query in found:
         names = ", ".join(picture.label for picture in query.answers[finder][:4])
         print(f"  {query.query:<{max(map(len, TEXTS))}}  {names}")
-    index = _build_index(folders[finder], noto, out, device)
-    print(f"\n{out}/  one run folder per objective, results.json, pictures/, index/\n{page}")
-    suspects = [["data", "demo", "--suspects", str(out / "suspects.csv")]] if frozen else []
-    say_next(["serve", index], ["search", index, "something red"], *suspects)
-    return compare.report_problems(results)
-
-
-def _build_index(model: Path, data: LabelledSet, out: Path, device: str) -> Path:
-    from cloob.search.update import UpdateOptions
-
     pictures, index = out / "pictures", out / "index"
     pictures.mkdir(exist_ok=True)
-    for place, label in enumerate(data.labels.tolist()):
-        name = re.sub(r"[^\w (),.'-]", "_", data.classnames[label])
-        (pictures / f"{name} {place}.webp").write_bytes(data.read(place)[1])
+    for place, label in enumerate(noto.labels.tolist()):
+        name = re.sub(r"[^\w (),.'-]", "_", noto.classnames[label])
+        (pictures / f"{name} {place}.webp").write_bytes(noto.read(place)[1])
     shutil.rmtree(index, ignore_errors=True)  # of an earlier demo, with another model
     say("an index of the pictures …")
     with cloob.Index.create(index) as created:
-        created.update([pictures], UpdateOptions(model=str(model), device=device))
-    return index
+        created.update([pictures], UpdateOptions(model=str(folders[finder]), device=device))
+    print(f"\n{out}/  one run folder per objective, results.json, pictures/, index/\n{page}")
+    say_next(["serve", index])
+    return measure.report_problems(results)

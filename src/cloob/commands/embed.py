@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import cloob
-from cloob.commands.collection import check_source, opened
 from cloob.commands.console import DecodeOptions, RowOptions, check_out, exclusive, refuse, say, tyro
+from cloob.commands.index import check_source, opened
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,13 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Embeds; 1 where a picture could not be read."""
+    """Embeds; 1 where a picture could not be read, or a row is not finite."""
     from cloob.models.runs import RUN_CONFIG_FILE
 
-    rows = [spec for spec in (options.rows.a, options.rows.b, options.texts) if spec is not None]
+    rows, out = [spec for spec in (options.rows.a, options.rows.b, options.texts) if spec is not None], options.out
     kinds = (".npy", ".npz", ".safetensors") if rows else (".npz", ".safetensors", ".parquet")
-    check_out("--out", options.out, kinds, [*rows, options.source])
-    refuse({f"{options.out}: exists; --overwrite replaces it": options.out.exists() and not options.overwrite})
+    check_out("--out", out, kinds, [*rows, options.source])
+    refuse({f"{out}: exists; --overwrite replaces it": out.exists() and not options.overwrite})
     exclusive(options, "a b texts model")
     if rows:
         return _embed_rows(options)
@@ -44,14 +43,21 @@ def run(options: Options) -> int:
     refuse({run: options.model is None and (Path(options.source) / RUN_CONFIG_FILE).is_file()})
     check_source(options.source, options.model)
     with opened(options.source, options.model, options.machine) as (index, unread):
-        count = index.export(options.out) if options.out.suffix == ".parquet" else _write_vectors(index, options.out)
+        if out.suffix == ".parquet":
+            count = index.export(out)
+        else:
+            blocks = list(index.view().blocks())
+            items = [item for some, _ in blocks for item in some]
+            refuse({"no picture has a vector; there is nothing to write": not items})
+            more = {"paths": [item.path for item in items], "captions": [item.caption or "" for item in items]}
+            count = _write(out, [rows for _, rows in blocks], more, index.model().name)
     left = f", {unread:,} could not be read" if unread else ""
-    say(f"{options.out}: {count:,} pictures{left}")
+    say(f"{out}: {count:,} pictures{left}")
     return 1 if unread else 0
 
 
 def _embed_rows(options: Options) -> int:
-    """Writes a unit row for each text or row; one that is not finite gives NaN, and then the code is 1."""
+    """Writes a unit row for each text or row; one that is not finite gives NaN."""
     import numpy as np
 
     from cloob.data.vectors import read_ids, read_matrix
@@ -64,42 +70,29 @@ def _embed_rows(options: Options) -> int:
         vectors = embed_rows(encoder, side, read_matrix(file)).numpy()
     else:
         vectors = encoder.encode_text(read_ids(str(options.texts))).cpu().numpy()
-    _write(options.out, vectors)
-    bad = int((~np.isfinite(vectors).all(1)).sum())
+    count, bad = _write(options.out, [vectors]), int((~np.isfinite(vectors).all(1)).sum())
     left = f", {bad:,} of them NaN, as their numbers are not finite" if bad else ""
-    say(f"{options.out}: {len(vectors):,} rows{left}")
+    say(f"{options.out}: {count:,} rows{left}")
     return 1 if bad else 0
 
 
-def _write_vectors(index: cloob.Index, out: Path) -> int:
-    """Writes the vectors of an index's default model in the order of ids, with paths and captions; returns how many."""
-    import numpy as np
-
-    asked = index.model()
-    blocks = list(index.view(model=asked).blocks())
-    items = [item for some, _ in blocks for item in some]
-    refuse({"no picture has a vector; there is nothing to write": not items})
-    paths = [item.path for item in items]
-    captions = json.dumps([item.caption or "" for item in items])
-    # Captions are one array of texts: numpy pads each text to the longest.
-    more = {"paths": paths, "captions": np.array(captions.encode()), "model": asked.name}
-    facts = {"paths": json.dumps(paths), "captions": captions, "model": asked.name}
-    _write(out, np.concatenate([rows for _, rows in blocks]), more, facts)
-    return len(items)
-
-
-def _write(out: Path, vectors: Any, more: Mapping[str, Any] = {}, facts: dict[str, str] | None = None) -> None:
-    """Writes a matrix, with ``more`` arrays into an .npz file, with ``facts`` into a .safetensors file."""
+def _write(out: Path, blocks: Sequence[Any], texts: Mapping[str, list[str]] = {}, model: str = "") -> int:
+    """Writes rows with lists of texts and the model's name, if any; returns how many rows."""
     import numpy as np
     from safetensors.numpy import save
 
     from cloob.files import write_whole
 
-    stream = io.BytesIO()
+    vectors, stream = np.concatenate(blocks), io.BytesIO()
+    lists = {name: json.dumps(each) for name, each in texts.items()} | ({"model": model} if model else {})
     if out.suffix == ".npy":
         np.save(stream, vectors)
     elif out.suffix == ".npz":
+        more: dict[str, Any] = {**lists, **texts}
+        if "captions" in more:  # one array of bytes: numpy pads each of several texts to the longest
+            more["captions"] = np.array(lists["captions"].encode())
         np.savez(stream, vectors=vectors, **more)
     else:
-        stream.write(save({"vectors": vectors}, facts))
+        stream.write(save({"vectors": vectors}, lists or None))
     write_whole(out, stream.getvalue())
+    return len(vectors)

@@ -1,4 +1,4 @@
-"""``cloob eval``: models side by side on labelled sets and pairs."""
+"""``cloob eval``: models side by side on labelled sets and pairs; ``demo`` and ``analyze`` measure by it, too."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cloob
-from cloob.commands import compare
-from cloob.commands.compare import MeasureOptions
-from cloob.commands.console import as_words, exclusive, goes_with, refuse, say, say_next, tyro, within
-from cloob.errors import InputError
+from cloob.commands.console import MeasureOptions, as_words, exclusive, goes_with, progress, say, say_next, tyro, within
+from cloob.errors import InputError, refuse
 
 if TYPE_CHECKING:
+    from cloob.evaluation.embed import EmbedOptions
+    from cloob.evaluation.embeddings import Embeddings
     from cloob.evaluation.sets.suites import SuiteSets
+
+# The numbers that a terminal shows; the report has all.
+_SHOWN = {"zeroshot": "acc1", "probe": "acc1", "retrieval": "image_to_text@1|text_to_image@10?", "vectors": r".*@\d+"}
+_TITLES = {"zeroshot acc1": "zero-shot top-1", "probe acc1": "linear probe top-1"}
 
 
 @dataclass(frozen=True)
@@ -49,28 +54,28 @@ class Options:
 
 def run(options: Options) -> int:
     """Evaluates; 1 when a part could not be evaluated, with what there is written."""
-    compare.check_models(options.models)
     goes_with(options, root="suite", shots="probe", probe_seeds="probe")
     goes_with(options, image_column="retrieval", caption_column="retrieval")
     goes_with(options, a="b", b="a", ids="a", a_ids="b_ids", b_ids="a_ids")
     exclusive(options, "a zeroshot", "a suite", "a retrieval", "a held_out", "a probe", "ids a_ids")
     within(options, shots=(1, 1_000_000))
+    check_models(options.models)
     on = options.zeroshot or options.retrieval or options.suite or options.held_out or options.a
-    asked = "--zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of vectors --a and --b"
-    refuse({f"nothing to evaluate on: give {asked}": not on})
+    choice = "--zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of vectors --a and --b"
+    refuse({f"nothing to evaluate on: give {choice}": not on})
     from cloob.evaluation.sets.captioned import open_captioned
     from cloob.evaluation.sets.labelled import open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 
     sets, out = open_suites(options.suite, options.root, probe=options.probe), options.out
     labelled = [open_labelled(path) for path in options.zeroshot]
-    names = compare.distinct([data.name for data in labelled], options.zeroshot)
+    names = distinct([data.name for data in labelled], options.zeroshot)
     for path, data, name in zip(options.zeroshot, labelled, names, strict=True):
         sets.sets.append(dataclasses.replace(data, name=name))
         if options.probe and (train := training_split(path)) is not None:
             sets.training[name] = train
     captioned = [open_captioned(path, **options.machine.columns) for path in options.retrieval]
-    names = compare.distinct([data.name for data in captioned], options.retrieval)
+    names = distinct([data.name for data in captioned], options.retrieval)
     sets.pairs += [dataclasses.replace(data, name=name) for data, name in zip(captioned, names, strict=True)]
     if options.a is not None and options.b is not None:
         from cloob.data.vectors import open_pairs  # torch
@@ -78,7 +83,12 @@ def run(options: Options) -> int:
         sets.vectors.append(open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids))
     if options.held_out:
         _add_held_out(sets, options.models)
-    _say_trained_on(options)
+    judged = {os.path.realpath(spec) for spec in (*options.retrieval, *filter(None, [options.a]))}
+    for model, _, config in _runs(options.models) if judged else ():
+        trained = [spec for spec in (*config.pairs.data, config.vectors.a) if spec and os.path.realpath(spec) in judged]
+        advice = "; --held-out judges by pairs that were not" if config.holds_out else ""
+        if trained:
+            say(f"{model}: was trained on {', '.join(trained)}{advice}")
     for skip in (skip for pairs in sets.vectors for skip in pairs.skipped[:3]):
         say(f"{skip.key}: {skip.detail}")
     for line in sets.missing.values():
@@ -91,26 +101,25 @@ def run(options: Options) -> int:
             "--probe: none of the sets has training images (a folder train/ beside test/)": untrained,
         }
     )
-    models = compare.begin(options.models, out)
+    models = begin(options.models, out)
 
     from cloob.evaluation.probe import ProbeOptions
     from cloob.evaluation.suite import seed_lines, write_per_class
 
     probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
     seeds = _seeds(models)
-    embeddings, results = compare.compare(models, sets, options.machine.embedding(), out, seeds=seeds, probe=probe)
-    tables = write_per_class(out / "per_class", results, embeddings, sets.sets)
+    embeddings, results = compare(models, sets, options.machine.embedding(), out, seeds=seeds, probe=probe)
     per_class = "Recall of each class, and what it is mostly taken for: per_class/*.csv beside this page."
-    notes = [per_class] if tables else []
-    compare.write_page(out / "report.html", embeddings, results, sets, title="Evaluation", notes=notes)
-    compare.print_results(results["rows"])
+    notes = [per_class] if write_per_class(out / "per_class", results, embeddings, sets.sets) else []
+    write_page(out / "report.html", embeddings, results, sets, title="Evaluation", notes=notes)
+    print_results(results["rows"])
     for entry in results["differences"] if sets.vectors else ():
         mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
         print(f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
     for line in seed_lines(results.get("seeds", ())):
         print(line)
     print(f"{out / 'results.json'}\n{out / 'report.html'}")
-    code = compare.report_problems(results)
+    code = report_problems(results)
     if code == 0 and not sets.vectors:
         columns = as_words(options, "image_column", "caption_column")
         of_pairs = ["--pairs", options.retrieval[0], *columns] if options.retrieval else []
@@ -170,15 +179,6 @@ def _split(config: cloob.TrainConfig) -> tuple[object, ...]:
     return split, config.vectors, pairs.image_column, pairs.caption_column
 
 
-def _say_trained_on(options: Options) -> None:
-    judged = {os.path.realpath(spec) for spec in (*options.retrieval, *filter(None, [options.a]))}
-    for model, _, config in _runs(options.models) if judged else ():
-        trained = [spec for spec in (*config.pairs.data, config.vectors.a) if spec and os.path.realpath(spec) in judged]
-        if trained:
-            advice = "; --held-out judges by pairs that were not" if config.holds_out else ""
-            say(f"{model}: was trained on {', '.join(trained)}{advice}")
-
-
 def _seeds(models: Mapping[str, str]) -> dict[str, dict[int, str]]:
     """The models of runs whose configurations differ by seed (and folder) alone: by group, then by seed."""
     groups: dict[str, dict[int, str]] = {}
@@ -203,3 +203,117 @@ def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, cloob.TrainConfig]
             folder = find_model_folder(model)
             if folder is not None and (run := run_of(folder)) is not None:
                 yield model, folder, cloob.TrainConfig.from_json(run / RUN_CONFIG_FILE)
+
+
+def check_models(models: Sequence[str]) -> None:
+    refuse({"no model given: name a run folder, or NAME/TAG of open_clip (--help says more)": not models})
+
+
+def begin(models: Sequence[str], out: Path) -> dict[str, str]:
+    """Models by name; refuses a folder that cannot be written, and says which runs stand for their best checkpoint."""
+    from cloob.models.runs import checkpoint_step, chosen_checkpoint, with_checkpoint
+
+    place = next(path for path in (out, *out.parents) if path.exists())  # a folder made here would outlive an error
+    refuse({f"{out}: results cannot be written here": not (place.is_dir() and os.access(place, os.W_OK))})
+    for model in models:
+        if with_checkpoint(model) == f"{model}:best":
+            step = checkpoint_step(chosen_checkpoint(Path(model)))
+            say(f"{model}: its best checkpoint, step {step:,} ({model}:last is the last)")
+    return dict(zip(distinct([Path(model).name or model for model in models], models), models, strict=True))
+
+
+def distinct(names: Sequence[str], places: Sequence[str]) -> list[str]:
+    """Names; in place of equal ones what was typed."""
+    return [place if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
+
+
+def compare(
+    models: Mapping[str, str | Path],
+    sets: SuiteSets,
+    options: EmbedOptions,
+    out: Path,
+    *,
+    seeds: Mapping[str, Mapping[int, str]] | None = None,
+    **more: Any,
+) -> tuple[Embeddings, dict[str, Any]]:
+    """Measures models and writes results.json, with means over groups of ``seeds``; a missing set fails no model."""
+    from cloob.evaluation.embeddings import Embeddings
+    from cloob.evaluation.suite import evaluate, over_seeds, write_results
+
+    with progress() as update:
+        embeddings = Embeddings(models, options, progress=update, tower=bool(sets.training))
+        results = evaluate(embeddings, sets.sets, sets.pairs, vectors=sets.vectors, training=sets.training, **more)
+    if sets.missing:
+        absent = [{"model": None, "set": name, "error": error} for name, error in sets.missing.items()]
+        results["failures"] = [*absent, *results.get("failures", ())]
+    if seeds:
+        results["seeds"] = over_seeds(results["rows"], seeds)
+    write_results(out / "results.json", results)
+    return embeddings, results
+
+
+def write_page(path: Path, embeddings: Embeddings, results: Mapping[str, Any], sets: SuiteSets, **more: Any) -> None:
+    """Writes the report: the numbers, curves of the runs, example queries, and what ``write_report`` takes besides."""
+    from cloob.evaluation.analysis import example_queries
+    from cloob.evaluation.report import write_report
+    from cloob.evaluation.suite import of_sides
+    from cloob.models.runs import curve
+
+    rows, queries = results["rows"], []
+    models = [row["model"] for row in rows]
+    for some, key, n in ((sets.sets, "zeroshot", 8), (sets.pairs, "retrieval", 4)):
+        measured = [data for data in some if all(data.name in row[key] for row in rows)]
+        queries += example_queries(embeddings, measured[0], n=n, models=models) if measured else []
+    curves = {model: lines for model in models if (lines := curve(str(embeddings.models[model])))}
+    if sets.vectors:
+        curves = {model: list(map(of_sides, lines)) for model, lines in curves.items()}
+    write_report(path, results, curves=curves, queries=queries, **more)
+
+
+def report_problems(results: Mapping[str, Any]) -> int:
+    """Says what could not be read, loaded or measured, missing sets apart; returns the exit code."""
+    from cloob.evaluation.report.tables import problems
+
+    found = problems(results)
+    templates = {"unreadable": "{0.set}", "unloaded": "{0.model} could not be loaded", "failed": "{0.model} on {0.set}"}
+    for kind, what in templates.items():
+        for problem in found[kind]:
+            say(f"{what.format(problem)}: {problem.message}")
+    return 1 if results.get("failures") else 0
+
+
+def print_results(rows: Sequence[Mapping[str, Any]], *, geometry: bool = False) -> None:
+    """Prints a row for each accuracy, or number of the geometry, and a column for each model."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("" if geometry else "%, ± half the 95 % CI", no_wrap=True)
+    for row in rows:
+        table.add_column(escape(row["model"]), justify="right")
+    for section, pattern in {"geometry": ".*"}.items() if geometry else _SHOWN.items():
+        names = dict.fromkeys(name for row in rows for name in row.get(section, ()))
+        for name in names:
+            of_models = [row.get(section, {}).get(name, {}) for row in rows]
+            keys = (key for numbers in of_models for key, value in numbers.items() if isinstance(value, int | float))
+            for key in dict.fromkeys(key for key in keys if re.fullmatch(pattern, key)):
+                title = _TITLES.get(f"{section} {key}") or key.replace("_to_", " → ").replace("@", " recall@")
+                title = f"{name}: {title}" if len(names) > 1 else title.replace("_", " ")
+                table.add_row(escape(title), *(_cell(key, numbers) for numbers in of_models))
+    seconds = [row.get("train_seconds") for row in rows]
+    if any(each is not None for each in seconds):
+        table.add_row("training, seconds", *("–" if each is None else f"{each:,.0f}" for each in seconds))
+    if table.row_count:
+        Console().print(table)
+
+
+def _cell(key: str, numbers: Mapping[str, Any]) -> str:
+    value = numbers.get(key)
+    if value is None:
+        return "–"
+    if interval := numbers.get(f"{key}_interval"):
+        return f"{100 * value:.1f} ± {50 * (interval[1] - interval[0]):.1f}"
+    if "@" in key:
+        return f"{100 * value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"

@@ -13,7 +13,6 @@ from typing import Annotated
 
 import cloob
 from cloob.commands import index, search
-from cloob.commands.collection import INDEX_FILE
 from cloob.commands.console import DecodeOptions, RowOptions, refuse, say, tyro
 
 
@@ -41,7 +40,7 @@ def run(options: Options) -> int:
     from cloob.models.source import PHOTOS
 
     folder, model, name = Path(options.index), options.model, None
-    refuse({f"{folder}: is an index; cloob search takes it": (folder / INDEX_FILE).exists()})
+    refuse({f"{folder}: is an index; cloob search takes it": (folder / index.INDEX_FILE).exists()})
     refuse({f"{folder}: no such folder": not folder.is_dir()})
     search.check(options)
     from cloob.search.address import find_index, is_there, place_of
@@ -49,7 +48,7 @@ def run(options: Options) -> int:
     from cloob.search.records import Busy
     from cloob.search.scan.collection import Folder
 
-    Query.parse(options.query)  # a mistake in it is told before pictures are indexed
+    Query.parse(options.query)  # a mistake in it is reported before pictures are indexed
     refuse({f"{folder}: no pictures in it": next(Folder(folder).scan(), None) is None})
     place, _ = find_index(options.index)
     sources: tuple[str, ...] = (options.index,)
@@ -68,10 +67,7 @@ def run(options: Options) -> int:
     else:
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                wanted = index.Options(sources, place, model, name, machine=options.machine)
-                code = index.run(wanted, then=False)
+                code = index.run(index.Options(sources, place, model, name, machine=options.machine), then=False)
         except Busy:
             say("another `cloob find` or `cloob index` is at work here; searched is what it has done so far")
-    if code == 130:
-        return code
-    return search.run(dataclasses.replace(options, model=model or name)) or code
+    return code if code == 130 else search.run(dataclasses.replace(options, model=model or name)) or code

@@ -1,22 +1,27 @@
-"""``cloob index``: makes an index of pictures, or brings one up to date."""
+"""``cloob index``: makes an index of pictures, or brings one up to date; and how other commands open one."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import cloob
-from cloob.commands.collection import INDEX_FILE, report_left_out
 from cloob.commands.console import DecodeOptions, RowOptions, check_there, progress, refuse, say, say_next, tyro, within
 from cloob.errors import printable
 
 if TYPE_CHECKING:
+    from cloob.models.encoder import DualEncoder
     from cloob.search.build import Summary
+    from cloob.search.records import Precision
+
+INDEX_FILE = "index.sqlite"
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def _check(options: Options) -> None:
 
 
 def run(options: Options, *, then: bool = True) -> int:
-    """Indexes and merges, and says what to do ``then``; 1 when a source could not be read, with the rest written."""
+    """Indexes and merges, and names what comes ``then``; 1 when a source could not be read, with the rest written."""
     _check(options)
     from cloob.search.address import remove
     from cloob.search.scan.open import source_name
@@ -102,24 +107,30 @@ def run(options: Options, *, then: bool = True) -> int:
         if options.moved:
             index.store.move(*map(source_name, options.moved))
         address, failed, things = index.store.address, False, "rows" if options.rows.given else "pictures"
+        done = ""
         if options.sources or not options.merge:
             try:
                 summary = _update(index, options, things)
             except KeyboardInterrupt:
                 say(f"interrupted; {len(index):,} {things} are in {address}, the same command goes on")
                 return 130
-            failed = _report(summary, address, things)
+            done, failed = _describe(summary)
+            if then:
+                more = f"; cloob index --out {address} --faults lists those not read" if summary.faults else ""
+                report_left_out(summary, more)
+            for source, why in summary.refused.items():
+                say(f"{printable(source)}: {printable(why)}")
         if options.merge is not None:
             with cloob.Index.open(options.merge) as other:
-                done = index.merge(other)
-                added = f"{done.added:,} pictures added, {done.vectors:,} vectors, {done.present:,} known"
+                merged = index.merge(other)
+                added = f"{merged.added:,} pictures added, {merged.vectors:,} vectors, {merged.present:,} known"
                 print(f"{other.store.address}: {added}")
-            if done.other:
-                say(f"{done.other:,} pictures are other ones here; they stay as they are")
+            if merged.other:
+                say(f"{merged.other:,} pictures are other ones here; they stay as they are")
         models = "".join(f", {printable(model.name)}" for model in index.models)
-        print(f"{address}: {len(index):,} {things}{models}", flush=True)
+        print(f"{address}: {len(index):,} {things}{models}{done}", flush=True)
         if then and len(index) and models and not failed and things == "pictures":
-            say_next(["search", address, "something red"], ["serve", address, "--open"])
+            say_next(["search", address, "something red"])
     return 1 if failed else 0
 
 
@@ -162,10 +173,8 @@ def _update(index: cloob.Index, options: Options, things: str) -> Summary:
         return index.update(rows or options.sources, settings, progress=functools.partial(update, things))
 
 
-def _report(summary: Summary, address: str, things: str) -> bool:
-    """Says what was done and what was not; whether a source could not be read, or nothing of it."""
-    from cloob.search.scan.collection import EXAMPLES
-
+def _describe(summary: Summary) -> tuple[str, bool]:
+    """A clause for each kind of picture, and whether a source could not be read, or nothing of it."""
     counts = {
         "added": summary.added,
         "changed": summary.changed,
@@ -176,10 +185,74 @@ def _report(summary: Summary, address: str, things: str) -> bool:
     }
     done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     speed = f" ({summary.embedded / summary.seconds:,.0f} a second)" if summary.embedded > 1 else ""
-    print(f"{things}: {done or 'none'}; {summary.embedded:,} embedded in {summary.seconds:,.1f} s{speed}")
-    report_left_out(summary)
-    if any(count > EXAMPLES for count in summary.faults.values()):
-        say_next(["index", "--out", address, "--faults"])
-    for source, why in summary.refused.items():
-        say(f"{printable(source)}: {printable(why)}")
-    return bool(summary.refused or summary.unread or not done)
+    left = {"not read": summary.faults.total(), "left out": summary.left_out.counts.total()}
+    more = "".join(f"; {count:,} {what}" for what, count in left.items() if count)
+    line = f"; {done or 'none'}; {summary.embedded:,} embedded in {summary.seconds:,.1f} s{speed}{more}"
+    return line, bool(summary.refused or summary.unread or not done)
+
+
+def check_index(typed: str) -> tuple[str, str | None]:
+    """The address of the index that is meant, and the filter of a folder in it; refuses a place without one.
+
+    Of a database the server is asked later.
+    """
+    from cloob.search.address import find_index, is_there
+
+    address, within = find_index(typed)
+    path = Path(address)
+    there = "holds no index" if path.is_dir() else "is a file" if path.exists() else "no such folder"
+    free = not any(path.iterdir()) if path.is_dir() else not path.exists()
+    message = f"{address}: {there}; cloob index SRC --model M --out {address if free else 'NAME.idx'} makes one"
+    refuse({message: not is_there(address)})
+    return address, within
+
+
+def check_source(source: str, model: str | None) -> None:
+    """Refuses a source that is not there, and pictures in no index without a model to embed them."""
+    from cloob.models.source import check_source as check_model
+
+    if "://" not in source and not (Path(source) / INDEX_FILE).is_file():
+        check_there(source)
+        refuse({"no model given: --model names a run folder, or NAME/TAG of open_clip": model is None})
+        check_model(str(model))
+
+
+@contextlib.contextmanager
+def opened(
+    source: str | Path, model: str | DualEncoder | None, machine: DecodeOptions, precision: Precision | None = None
+) -> Iterator[tuple[cloob.Index, int]]:
+    """An index of a source, and how many of its pictures, folders and shards could not be read; some are named.
+
+    Pictures are embedded into an index that is gone at the end. The model is one of an index, by name or by what it is
+    loaded from; or for pictures what ``load_model`` takes, or a loaded one.
+    """
+    from cloob.search.address import is_there
+    from cloob.search.update import UpdateOptions
+
+    if is_there(source):
+        with cloob.Index.open(source, model=model if isinstance(model, str) else None) as index:
+            yield index, 0
+        return
+    options = UpdateOptions(model, device=machine.device, precision=precision, workers=machine.threads())
+    with tempfile.TemporaryDirectory(prefix="cloob-") as folder, cloob.Index.create(Path(folder) / "index") as index:
+        with progress() as update:
+            done = index.update([source], options, progress=functools.partial(update, "pictures"))
+        refuse({f"{printable(place)}: {why}": True for place, why in done.refused.items()})
+        report_left_out(done)
+        yield index, done.faults.total() + done.unread
+
+
+def report_left_out(summary: Summary, more: str = "") -> None:
+    """Names on one line what of the sources is left out, and why."""
+    reasons = []
+    for kind in (summary.unreadable, summary.left_out):
+        for reason, count in kind.counts.most_common():
+            example, *others = map(printable, kind.examples[reason])
+            reasons.append(f"{count:,} × {reason}: {example}{', …' if others else ''}")
+    if reasons:
+        say(f"left out: {'; '.join(reasons)}{more}")
+
+
+def folder_name(label: str) -> str:
+    name = re.sub(r"[/\\]", "_", printable(label)).strip()
+    return "_" if name in ("", ".", "..") else name[:200]

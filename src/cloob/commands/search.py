@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import cloob
-from cloob.commands.collection import check_index
 from cloob.commands.console import DeviceOptions, RowOptions, exclusive, goes_with, parse, refuse, say, tyro, within
 from cloob.commands.copies import copy
+from cloob.commands.index import check_index
 from cloob.errors import InputError, counted, printable
 
 if TYPE_CHECKING:
-    from cloob.search.alike import Duplicates
     from cloob.search.query import Query
     from cloob.search.records import Hit, Item
 
@@ -45,7 +44,8 @@ class Options:
     query: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUERY …")] = ()
     """Words, pictures and addresses; none with --like or --duplicates, or to list by --where alone."""
     where: str | None = None
-    """Only among these: "date >= 2024 and caption like '%dog%'" (docs/find.md); without a query, newest first."""
+    """Only among these: "date >= 2024 and caption like '%dog%'" (see the page “Search, sort and look through
+    pictures”); without a query, newest first."""
     top: int = 20  # How many at most.
     cutoff: float | Literal["auto", "none"] = "auto"
     """Standard deviations by which a hit must beat unrelated queries; auto: 3, 2 for pictures, none for --like."""
@@ -86,21 +86,25 @@ def read(words: Sequence[str], kind: type[T] = Options, command: str = "search I
 
 
 def check(options: Options) -> None:
-    alone = [f"duplicates {other}" for other in ("query", "like", "explain", "top", "cutoff")]
-    no_rows = ("query", "like", "duplicates", "explain", "cutoff", "paths", "copy_to")
-    alone += [f"{side} {other}" for side in "ab" for other in no_rows]
-    alone += [f"explain {other}" for other in ("paths", "copy_to", "cutoff")]
-    exclusive(options, "paths json rest", "exact threshold", *alone)
+    alone = {"duplicates": "query like explain top cutoff", "explain": "paths copy_to cutoff"}
+    alone |= dict.fromkeys("ab", "query like duplicates explain cutoff paths copy_to")
+    pairs = [f"{name} {other}" for name, others in alone.items() for other in others.split()]
+    exclusive(options, "paths json rest", "exact threshold", *pairs)
     goes_with(options, threshold="duplicates", exact="duplicates", rest="duplicates")
     goes_with(options, null="paths or rest", beta="explain")
     nothing = 'nothing to search for: give words ("a red bird"), a picture, --like ID or --where'
-    refuse({nothing: not (options.duplicates or options.query or options.like or options.where or options.rows.given)})
-    refuse({"--explain needs a query": options.explain and not (options.query or options.like)})
+    query = options.query or options.like
+    refuse(
+        {
+            nothing: not (options.duplicates or query or options.where or options.rows.given),
+            "--explain needs a query": options.explain and not query,
+        }
+    )
     within(options, top=(1, 100_000), threshold=(0.001, 1), beta=(1e-6, 1e6), cutoff=(-1e9, 1e9))
 
 
 def run(options: Options) -> int:
-    """Searches; 1 where something found could not be copied."""
+    """Searches; 1 where a match could not be copied."""
     check(options)
     address, below = check_index(options.index)
     if below:
@@ -120,25 +124,20 @@ def run(options: Options) -> int:
         if like is not None:
             filters = [equals("path", path) for path in (like, os.path.abspath(like))]  # noqa: PTH100 - links stay
             filters += [Filter(f"id = {like[:18]}")] if like.isascii() and like.isdigit() else []
-            found = [index.store.ids(each, limit=1).tolist() for each in filters]
-            item = next((ids[0] for ids in found if ids), 0)
+            item = next((id_ for each in filters for id_ in index.store.ids(each, limit=1).tolist()), 0)
             refuse({f"--like {like}: no picture of {index.store.address} has this id or path": not item})
             query = Query((Term(item, "item"), *query.terms))
-        if options.by == "words" and not options.explain:
-            return _search(index, options, query)
-        if query.needs_model or (options.explain and options.beta is None):  # β is the model's own
+        own_beta = options.explain and options.beta is None  # that of the model
+        if own_beta or (query.needs_model and (options.explain or options.by != "words")):
             say(f"loading {printable(index.model().name)} …")
-        if query.needs_model:
-            index.embedder(device=device)
-        if options.explain:
-            return _explain(index, options, query)
-        return _search(index, options, query)
+            (index.encoder if own_beta else index.embedder)(device=device)
+        return (_explain if options.explain else _search)(index, options, query)
 
 
 def _search(index: cloob.Index, options: Options, query: Query) -> int:
     cutoff = None if options.cutoff == "none" else options.cutoff
     if cutoff == "auto" and not query.needs_model:
-        cutoff = None  # what is like a picture of the index is asked for in order
+        cutoff = None  # pictures like one of the index are a ranking
     found = index.search(query, top=options.top, where=options.where, cutoff=cutoff, by=options.by)
     _print(options, found.hits, model=found.model, searched=found.searched, cut=found.cut)
     if not found.searched:
@@ -154,8 +153,48 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
     return copy(index, [hit.item for hit in found.hits], options.copy_to)
 
 
+def _list(index: cloob.Index, options: Options) -> int:
+    from cloob.search.records import Hit
+
+    where = index.view(options.where).where
+    items = index.items(index.store.ids(where, limit=options.top, order="newest").tolist())
+    count = index.store.count(where)
+    _print(options, [Hit(item, math.nan) for item in items], model=None, searched=count, cut=0)
+    if count > len(items):
+        say(f"{len(items):,} of {count:,} pictures, the newest; --top shows more")
+    elif not count:
+        say("no picture: the filter lets none through")
+    return copy(index, items, options.copy_to)
+
+
+def _print(options: Options, hits: Sequence[Hit], **facts: object) -> None:
+    """Prints a line for each shot: score and margin, or date and origin, and how many more files are equal to it."""
+    from cloob.search.alike import first_alike
+
+    if options.json:
+        print(json.dumps({"query": options.query, **facts, "hits": list(map(_hit_dict, hits))}))
+    elif options.paths:
+        _print_paths([[hit.item for hit in hits]], null=options.null)
+    firsts = [] if options.json or options.paths else first_alike(hit.item for hit in hits)
+    count = Counter(firsts)
+    for hit, first in zip(hits, firsts, strict=False):
+        item, unscored = hit.item, math.isnan(hit.score)
+        if item.id != first:
+            continue
+        margin = "" if hit.margin is None else f"{hit.margin:.1f}"
+        date, origin = item.date or "", printable(item.date_from)
+        marks = [printable(", ".join(hit.words))] if hit.words else []
+        more = [f"+{count[first] - 1}"] if count[first] > 1 else []
+        if sys.stdout.isatty():
+            numbers = f"{date:19}  {origin:6}" if unscored else f"{hit.score:6.3f}  {margin:>5}"
+            print(_aligned("  ".join([numbers, *(f"[{mark}]" for mark in marks), *more]), item))
+        else:
+            columns = (date, origin) if unscored else (f"{hit.score:.4f}", margin)
+            print(*columns, item.id, printable(item.path), _first_line(item), *marks, *more, sep="\t")
+
+
 def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], file: str) -> int:
-    """Prints what is nearest to each row of a file; 1 where one is not finite."""
+    """Prints the nearest to each row of a file; 1 where one is not finite."""
     from cloob.data.vectors import read_matrix
     from cloob.models.aligned.model import embed_rows
     from cloob.search.find import search
@@ -176,80 +215,34 @@ def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], 
     return 1 if bad else 0
 
 
-def _list(index: cloob.Index, options: Options) -> int:
-    from cloob.search.records import Hit
-
-    where = index.view(options.where).where
-    items = index.items(index.store.ids(where, limit=options.top, order="newest").tolist())
-    count = index.store.count(where)
-    _print(options, [Hit(item, math.nan) for item in items], model=None, searched=count, cut=0)
-    if count > len(items):
-        say(f"{len(items):,} of {count:,} pictures, the newest; --top shows more")
-    elif not count:
-        say("no picture: the filter lets none through")
-    return copy(index, items, options.copy_to)
-
-
-def _print(options: Options, hits: Sequence[Hit], **facts: object) -> None:
-    """Prints pictures with their scores and margins; without a score, the date and its origin."""
-    if options.json:
-        print(json.dumps({"query": options.query, **facts, "hits": list(map(_hit_dict, hits))}))
-    elif options.paths:
-        _print_paths([[hit.item for hit in hits]], null=options.null)
-    else:
-        _print_lines(hits)
-
-
-def _print_lines(hits: Sequence[Hit]) -> None:
-    """A line for each shot, and at its end how many more files have equal bytes or are of that shot."""
-    from cloob.search.alike import first_alike
-
-    firsts = first_alike(hit.item for hit in hits)
-    count = Counter(firsts)
-    for hit, first in zip(hits, firsts, strict=True):
-        item, unscored = hit.item, math.isnan(hit.score)
-        if item.id != first:
-            continue
-        margin = "" if hit.margin is None else f"{hit.margin:.1f}"
-        date, origin = item.date or "", printable(item.date_from)
-        marks = [printable(", ".join(hit.words))] if hit.words else []
-        more = [f"+{count[first] - 1}"] if count[first] > 1 else []
-        if sys.stdout.isatty():
-            numbers = f"{date:19}  {origin:6}" if unscored else f"{hit.score:6.3f}  {margin:>5}"
-            print(_aligned("  ".join([numbers, *(f"[{mark}]" for mark in marks), *more]), item))
-        else:
-            columns = (date, origin) if unscored else (f"{hit.score:.4f}", margin)
-            print(*columns, item.id, printable(item.path), _first_line(item), *marks, *more, sep="\t")
-
-
 def _duplicates(index: cloob.Index, options: Options) -> int:
+    """Prints groups; in JSON ``equal`` is the id of the first picture with the same bytes, None for that one."""
     from cloob.search import alike
 
     found = alike.duplicates(index.view(options.where), options.threshold, exact=options.exact)
-    items = [[hit.item for hit in group] for group in found.groups]
-    rows = list(map(_twins, found.groups))
+    items, rows = [[hit.item for hit in group] for group in found.groups], []
+    for group in found.groups:
+        first = {hit.item.content: hit.item.id for hit in reversed(group)}
+        equal = [None if first[hit.item.content] == hit.item.id else first[hit.item.content] for hit in group]
+        pairs = zip(group, equal, strict=True)
+        rows.append([{"cosine": round(hit.score, 6), "equal": id_, **_item_dict(hit.item)} for hit, id_ in pairs])
     if options.json:
         print(json.dumps({"threshold": None if options.exact else options.threshold, "groups": rows}))
     elif options.paths or options.rest:
-        every = [item for group in found.groups for item in alike.rest(group)]
-        _print_paths([every] if options.rest else items, null=options.null)
-    for number, group in enumerate([] if options.json or options.paths or options.rest else rows):
+        rest = [item for group in found.groups for item in alike.rest(group)]
+        _print_paths([rest] if options.rest else items, null=options.null)
+    for number, twins in enumerate([] if options.json or options.paths or options.rest else rows):
         print(end="\n" if number else "")
-        for row in group:
-            equal = [] if row["equal"] is None else [f"same bytes as {row['equal']}"]
+        for row in twins:
+            more = [] if row["equal"] is None else [f"same bytes as {row['equal']}"]
             size, date = f"{row['width']}x{row['height']}", f"{row['date'] or ''} {row['date_from']}".strip()
-            print(f"{row['cosine']:.4f}", size, row["bytes"], row["id"], printable(row["path"]), date, *equal, sep="\t")
-    _say_duplicates(index, options, found)
-    return copy(index, [item for group in items for item in group], options.copy_to)
-
-
-def _say_duplicates(index: cloob.Index, options: Options, found: Duplicates) -> None:
-    every = [hit.item for group in found.groups for hit in group]
-    same = [n for n in Counter(item.content for item in every).values() if n > 1]
-    counts = f"{counted(len(same), 'groups')} equal byte by byte, {counted(sum(same), 'files')}"
+            print(f"{row['cosine']:.4f}", size, row["bytes"], row["id"], printable(row["path"]), date, *more, sep="\t")
+    every = [item.content for group in items for item in group]
+    copies = [count for count in Counter(every).values() if count > 1]
+    counts = f"{counted(len(copies), 'groups')} equal byte by byte, {counted(sum(copies), 'files')}"
     if not options.exact:
-        counts = f"{counted(len(found.groups), 'groups')} of look-alikes, {counted(len(every), 'pictures')} ({counts})"
-    if not found.groups:
+        counts = f"{counted(len(rows), 'groups')} of look-alikes, {counted(len(every), 'pictures')} ({counts})"
+    if not rows:
         counts = "no files are equal" if options.exact else f"no look-alikes (cosine {options.threshold:g} and above)"
     say(counts)
     if found.twice:
@@ -257,21 +250,10 @@ def _say_duplicates(index: cloob.Index, options: Options, found: Duplicates) -> 
     if found.stale:
         again = f"cloob index --out {index.store.address} looks again"
         say(f"{counted(found.stale, 'files')} left out: gone, or changed since indexed; {again}")
-
-
-def _twins(group: Sequence[Hit]) -> list[dict[str, Any]]:
-    """A group as JSON has it; ``equal`` is the id of the first picture with the same bytes, None for that one."""
-    first = {hit.item.content: hit.item.id for hit in reversed(group)}
-    equal = [None if first[hit.item.content] == hit.item.id else first[hit.item.content] for hit in group]
-    return [
-        {"cosine": round(hit.score, 6), "equal": same, **_item_dict(hit.item)}
-        for hit, same in zip(group, equal, strict=True)
-    ]
+    return copy(index, [item for group in items for item in group], options.copy_to)
 
 
 def _explain(index: cloob.Index, options: Options, query: Query) -> int:
-    if options.beta is None:
-        index.encoder(device=options.machine.device)
     found = index.explain(query, beta=options.beta, top=options.top, where=options.where)
     if options.json:
         facts = ("beta", "memory", "collection", "effective", "agreement", "model")

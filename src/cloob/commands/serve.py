@@ -12,10 +12,11 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlencode
 
 import cloob
-from cloob.commands.collection import check_index
 from cloob.commands.console import exclusive, refuse, say, say_next, tyro, within
+from cloob.commands.index import check_index
 from cloob.errors import printable, require
 from cloob.machine import processors
 
@@ -42,7 +43,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
-    place, _ = check_index(options.index)
+    place, below = check_index(options.index)
     within(options, port=(0, 65535), update=(1, 10**7))
     exclusive(options, "token token_file")
     token = options.token or os.environ.get("CLOOB_TOKEN")
@@ -66,6 +67,10 @@ def run(options: Options) -> int:
         local = is_loopback(options.host)
         config = ServeConfig(local=local, token=token or (None if local else secrets.token_urlsafe(32)))
         shown = address(opened, config)
+        if below and local:  # others may not filter by path
+            shown += f"{'&' if '?' in shown else '?'}{urlencode({'where': below})}"
+        elif below:
+            say(f"all pictures of {place} are served, and not those of {options.index} alone")
         models = ", ".join(printable(each.name) for each in index.models)
         print(f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cloob
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,17 +53,16 @@ def of_vectors(a: str, b: str, ids: str | None) -> Suspects:
     return _suspects(pairs.name, keys, rows_a, rows_b, of_ids, keys.__getitem__)
 
 
-def of_pictures(source: Any, workers: int, cache_dir: Path | None) -> Suspects:
-    """Of pictures with captions, by what the two frozen encoders of ``cloob train align`` give for them."""
+def of_pictures(source: Any, config: cloob.TrainConfig) -> Suspects:
+    """Of pictures with captions, by the features of the two frozen encoders of a configuration."""
     import torch
 
     from cloob.cache import Cache
-    from cloob.recipes import get_recipe
     from cloob.training.align import Features, feature_loader, make_aligned
 
-    config = get_recipe("align").override(workers=workers, batch_size=2, max_bad_fraction=1.0)
+    config = config.override(batch_size=2, max_bad_fraction=1.0)
     encoder = make_aligned(config)
-    loader = feature_loader(source, encoder, config, torch.device("cpu"), Cache(cache_dir), train=False)
+    loader = feature_loader(source, encoder, config, torch.device("cpu"), Cache(config.pairs.cache_dir), train=False)
     features = loader.features
     assert isinstance(features, Features)
     unusable = {skip.key for skip in features.skipped}

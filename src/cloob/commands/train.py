@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _USAGE = "[RECIPE] [--config FILE]"
 _DESCRIPTION = (
     "Trains two towers, starting from a recipe (`cloob recipes` lists them) or from the defaults below. --config FILE "
-    "(JSON or TOML, such as the config.json of a run) changes them, and sets what has no option here; docs/"
-    "train.md says how. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
+    "(JSON or TOML, such as the config.json of a run) changes them, and sets what has no option here; the "
+    "page “Train” says how. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
 )
 
 

@@ -39,7 +39,7 @@ with command_line(__name__), needs("train"):
 
 _RANDOM = (
     "cloob: towers from random weights: in trials of some hundred steps retrieval from the start did not leave chance; "
-    "--cloob-retrieval-from 0.5 retrieves later, --cloob-objective infoloob never (docs/choose.md)"
+    "--cloob-retrieval-from 0.5 retrieves later, --cloob-objective infoloob never (the page “Which objective”)"
 )
 
 

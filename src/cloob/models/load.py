@@ -49,7 +49,7 @@ def load_model(
     Args:
         source: A run folder (its best checkpoint if one was validated, else its last; ``"RUN:best"``, ``"RUN:last"``),
             a checkpoint folder, a model folder, or as a string open_clip's ``"NAME/TAG"``, ``"hf-hub:…"``,
-            ``"local-dir:…"``; a file, folder or public name of another program (docs/weights.md).
+            ``"local-dir:…"``; a file, folder or public name of another program (the page “Weights of other programs”).
         device: Where the towers go; ``"auto"`` is CUDA where there is one, else the CPU.
         towers: For a run that trained a module of yours (``train(…, towers=module)``): such a module, whose weights
             are replaced.

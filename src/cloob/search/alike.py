@@ -10,7 +10,7 @@ import numpy as np
 
 from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
 from cloob.pictures import Unreadable, is_one_colour, read_file
-from cloob.search.records import Hit, Item, file_of
+from cloob.search.records import FileState, Hit, Item, file_of
 from cloob.search.store import Vectors
 from cloob.search.view import View
 
@@ -39,13 +39,13 @@ def is_raw(path: str) -> bool:
     return path.lower().endswith(RAW_SUFFIXES)
 
 
-def first_alike(items: Iterable[Item]) -> list[int]:
+def first_alike(items: Iterable[Item | FileState]) -> list[int]:
     """For each item the id of the first one with equal bytes or of the same shot; its own id where there is none."""
     firsts: dict[str, int] = {}
     ids = []
     for item in items:
         keys = (item.content, shot_of(item.path))
-        first = next((firsts[key] for key in keys if key in firsts), item.id)
+        first = next((firsts[key] for key in keys if key in firsts), item.id or 0)
         firsts.update(dict.fromkeys(keys, first))
         ids.append(first)
     return ids

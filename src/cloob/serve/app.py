@@ -41,7 +41,7 @@ mimetypes.add_type("text/javascript", ".js")  # some Windows say text/plain, whi
 
 
 def make_app(index: Index, config: ServeConfig) -> ASGIApp:
-    """The whole server as an ASGI application; the caller closes the index when the server has ended."""
+    """The server as an ASGI application; the caller closes the index when the server has ended."""
     collection = Collection(index, config)
 
     @asynccontextmanager
@@ -69,39 +69,34 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
     app.add_api_route("/api/uploads", routes.upload, methods=["POST"], max_body_size=config.max_upload_bytes)
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
     app.mount("/page", StaticFiles(packages=[("cloob.serve", "page")]))
-    app.add_exception_handler(RequestValidationError, _undescribed)  # type: ignore[arg-type]
-    app.add_exception_handler(InputError, _refused)
-    app.add_exception_handler(RowsError, _refused)
+    for kind in (RequestValidationError, InputError, RowsError):
+        app.add_exception_handler(kind, _refused)
     app.add_exception_handler(HTTPException, _unparsed)  # type: ignore[arg-type]
     app.add_exception_handler(Exception, _failed)
     return Guard(app, config, (PAGE / "login.html").read_text(encoding="utf-8"))
 
 
-def _undescribed(_: Request, error: RequestValidationError) -> Response:
-    """One line about a request that is not what the API describes."""
-    first = error.errors()[0]
-    place = ".".join(str(step) for step in first["loc"])
-    why = first["ctx"]["error"] if first["type"] == "json_invalid" else first["msg"]
-    return JSONResponse({"detail": one_line(ValueError(f"{place}: {why}"))}, 422)
-
-
 async def _refused(request: Request, error: Exception) -> Response:
-    """One line about what was asked for and cannot be done; the log has its places, too."""
+    """One line about a request that the API does not describe, or that cannot be answered; the log has its places."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        why = first["ctx"]["error"] if first["type"] == "json_invalid" else first["msg"]
+        place = ".".join(map(str, first["loc"]))
+        return JSONResponse({"detail": one_line(ValueError(f"{place}: {why}"))}, 422)
     logger.warning("refused: %s", one_line(error))
     text = await request.app.state.collection.without_places(one_line(error))
     return JSONResponse({"detail": text}, 400)
 
 
 async def _unparsed(request: Request, error: HTTPException) -> Response:
-    """An HTTP error as FastAPI has it; but a body that could not be kept (a full disk) is the server's fault."""
+    """An HTTP error as FastAPI has it; but a body that could not be stored (a full disk) is the server's fault."""
     if isinstance(error.__cause__, OSError):
         return _failed(request, error.__cause__)
     return await http_exception_handler(request, error)
 
 
 def _failed(_: Request, error: Exception) -> Response:
-    """What is not the asker's fault is for the log alone."""
-    logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
+    logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))  # for the log alone
     return JSONResponse({"detail": "the server failed at this; its own window says more"}, 500)
 
 
@@ -127,10 +122,7 @@ def address(opened: socket.socket, config: ServeConfig) -> str:
 
 
 def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:
-    """Answers until SIGTERM, then returns; by Ctrl-C it raises KeyboardInterrupt.
-
-    A thread may still be at work afterwards: it is for the caller to end the process.
-    """
+    """Answers until SIGTERM; after Ctrl-C raises KeyboardInterrupt. A thread may still run: end the process."""
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn hands the signal on to this at its end
     server = uvicorn.Config(
         make_app(index, config),

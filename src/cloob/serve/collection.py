@@ -1,4 +1,4 @@
-"""An index that many ask at once: what waits where, and what is kept between queries."""
+"""An index that many clients query at once: what waits where, and what is cached between queries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,12 +94,11 @@ class Collection:
         self._turn, self._slow = asyncio.Lock(), asyncio.Lock()  # to embed a batch; to do what takes long
 
     async def run(self, work: Callable[[], T], kind: Kind = "search") -> T:
-        """Runs work of a kind in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads[kind], work)
 
     async def run_slow(self, work: Callable[[], T], request: Request) -> T:
-        """Runs what takes long, one after the other; skips what nobody waits for any more when its turn comes."""
-        await request.body()  # what comes after it is that the client has left
+        """Runs slow work one after the other; skips it where the client has left when its turn comes."""
+        await request.body()  # after it comes that the client has left
         async with self._slow:
             if await request.is_disconnected():
                 raise HTTPException(499, "nobody waits for this any more")
@@ -117,7 +116,7 @@ class Collection:
         return _PLACE.sub("…", text)
 
     async def warm(self) -> None:
-        """Loads the first model and what the cutoff compares with, so that the first query has not to wait for it."""
+        """Loads the first model and what the cutoff compares with, so that the first query does not wait for it."""
         try:
             model = await self.model(None)
             query, row = await self.query([Part(words="a picture")], model)
@@ -126,28 +125,20 @@ class Collection:
             logger.warning("%s", one_line(error))
 
     async def model(self, name: str | None) -> IndexedModel:
-        """The model that is meant; the first by default."""
         return await self.run(lambda: self.index.model(name))
 
-    async def filter(self, where: str | None, *, some: bool = False) -> Filter | None:
-        """A filter as the index takes it; with ``some`` it must let a picture through."""
-        if not where:
-            return None
+    async def filter(self, where: str | None) -> Filter | None:
         hidden = () if self.config.local else ("path", "source")  # letter by letter they would tell where pictures lie
-        found = await self.run(lambda: self.index.filter(where, hidden))
-        if some and not await self.run(lambda: self.index.store.count(found)):
-            raise HTTPException(400, "the filter lets no picture through")
-        return found
+        return await self.run(lambda: self.index.filter(where, hidden)) if where else None
 
     def picture(self, item: Item) -> Picture:
-        """A picture as the API has it; beyond this machine, of its path what lies below the source."""
+        """A picture as the API has it; beyond this machine, its path begins below the source."""
         container, _, member = item.path.partition(SEPARATOR)
         inside = member and container.lower().endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES))
         name = os.path.basename(member if inside else item.path)  # noqa: PTH119
         below = item.path.removeprefix(item.source).lstrip("/\\:") if item.path.startswith(item.source) else name
-        exact = {
-            column: str(value) if isinstance(value, int) and abs(value) > 2**53 else value
-            for column, value in item.columns.items()
+        large = {
+            key: str(value) for key, value in item.columns.items() if isinstance(value, int) and abs(value) > 2**53
         }
         return {
             "id": item.id,
@@ -159,7 +150,7 @@ class Collection:
             "width": item.width,
             "height": item.height,
             "bytes": item.bytes,
-            "columns": exact,
+            "columns": {**item.columns, **large},
         }
 
     async def item(self, id_: int) -> Item:
@@ -167,14 +158,6 @@ class Collection:
         if not found:
             raise HTTPException(404, f"no picture {id_}")
         return found[0]
-
-    async def once(self, key: Hashable, work: Callable[[], T], request: Request) -> tuple[int, T]:
-        """What takes long, computed once for each revision of the index, and that revision."""
-        revision = await self.run(self.index.revision)
-        known: Any = self.index.memo.get((revision, key))  # which does not wait for others
-        if known is None:
-            known = await self.run_slow(lambda: self.index.memo.of((revision, key), work), request)
-        return revision, known
 
     async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Vector]:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,)."""
@@ -184,7 +167,6 @@ class Collection:
         return Query(tuple(map(_term, weighing))), row
 
     async def row(self, part: Part, model: IndexedModel) -> Vector:
-        """The unit row (D,) of one part, whatever its weight."""
         if part.words is not None:
             return await self._text(part.words, model)
         if part.item is not None:

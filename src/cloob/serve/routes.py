@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from cloob.errors import InputError
 from cloob.pictures import Unreadable
 from cloob.search.alike import DUPLICATE, first_alike, look_alikes, present, shot_of
 from cloob.search.classify import NONE, TEMPLATES, LabelOptions, check_labels
-from cloob.search.records import Hit, Results, valid
+from cloob.search.records import Results, valid
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import NUMBERS, TEXTS
 from cloob.serve import schemas
@@ -103,7 +104,7 @@ async def explain(served: Served, query: schemas.ExplainQuery) -> schemas.Explai
 
     The greater β, the fewer pictures share the weight.
     """
-    model, where = await served.model(query.model), await served.filter(query.where, some=True)
+    model, where = await served.model(query.model), await served.filter(query.where)
     asked, row = await served.query(query.parts, model)
     found = await served.run(
         lambda: served.index.explain(asked, row=row, beta=query.beta, top=query.top, where=where, model=model)
@@ -128,7 +129,7 @@ def _cosine(value: float) -> float:
 @api.post("/classify")
 async def classify(request: Request, served: Served, query: schemas.ClassifyQuery) -> schemas.Classified:
     """Sorts all pictures, or those that a filter lets through, by labels in your own words."""
-    model, where = await served.model(query.model), await served.filter(query.where, some=True)
+    model, where = await served.model(query.model), await served.filter(query.where)
     options = LabelOptions(templates=tuple(query.templates) or TEMPLATES, multi=query.multi, none=query.none)
     check_labels(query.labels, options)
     revision, labels = await served.run_slow(
@@ -164,25 +165,27 @@ async def duplicates(
 
     Files that are gone or have changed by now are left out: ``stale`` of them.
     """
-    asked, condition = await served.model(model), await served.filter(where)
-    view = await served.run(lambda: served.index.view(condition, asked))
-    revision, groups = await served.once(
-        ("duplicates", asked, threshold, where), lambda: look_alikes(view, threshold, exact=False), request
-    )
+    by, condition, memo = await served.model(model), await served.filter(where), served.index.memo
+    view, revision = await served.run(lambda: (served.index.view(condition, by), served.index.revision()))
+    key = ("duplicates", revision, by, threshold, where)
+    groups: Any = memo.get(key)  # which does not wait for others
+    if groups is None:
+        look = partial(look_alikes, view, threshold, exact=False)
+        groups = await served.run_slow(lambda: memo.of(key, look), request)
     found = await served.run(lambda: present(view, groups), "files")
-    shown = list(map(_group, found.groups))
-    return {"model": asked.name, "revision": revision, "groups": shown, "stale": found.stale, "twice": found.twice}
-
-
-def _group(hits: Sequence[Hit]) -> schemas.Group:
-    firsts: dict[str, int] = {}
-    shots: dict[str, int] = {}
-    return {
-        "ids": [hit.item.id for hit in hits],
-        "scores": [_cosine(hit.score) for hit in hits],
-        "equal": [firsts.setdefault(hit.item.content, hit.item.id) for hit in hits],
-        "shot": [shots.setdefault(shot_of(hit.item.path), hit.item.id) for hit in hits],
-    }
+    shown: list[schemas.Group] = []
+    for group in found.groups:
+        equal: dict[str, int] = {}
+        shot: dict[str, int] = {}
+        shown.append(
+            {
+                "ids": [hit.item.id for hit in group],
+                "scores": [_cosine(hit.score) for hit in group],
+                "equal": [equal.setdefault(hit.item.content, hit.item.id) for hit in group],
+                "shot": [shot.setdefault(shot_of(hit.item.path), hit.item.id) for hit in group],
+            }
+        )
+    return {"model": by.name, "revision": revision, "groups": shown, "stale": found.stale, "twice": found.twice}
 
 
 @api.post("/embed")
@@ -209,6 +212,21 @@ async def ids(
     condition, store = await served.filter(where), served.index.store
     revision, found = await served.run(lambda: (store.revision(), store.ids(condition, order=order)))
     return {"revision": revision, "ids": found.tolist()}
+
+
+@api.get("/shots")
+async def shots(served: Served) -> schemas.Shots:
+    """The files that have the same bytes as an earlier one, or are of its shot (RAW and JPEG of one stem)."""
+    store = served.index.store
+
+    def work() -> dict[int, int]:
+        states = [state for source in store.sources() for state in store.states(source) if state.id is not None]
+        pairs = zip(states, first_alike(states), strict=True)
+        return {state.id: first for state, first in pairs if state.id is not None and state.id != first}
+
+    revision = await served.run(served.index.revision)
+    found = await served.run(lambda: served.index.memo.of((revision, "shots"), work))
+    return {"revision": revision, "ids": list(found), "firsts": list(found.values())}
 
 
 @api.get("/columns")
@@ -255,7 +273,7 @@ async def _file(request: Request, served: Collection, id: int, form: str, read: 
 
 
 async def upload(served: Served, file: Annotated[UploadFile, File(description="A picture.")]) -> dict[str, str | int]:
-    """Takes a picture to search with; it is kept in memory for a while, and only its thumbnail is given back."""
+    """Takes a picture to search with; it stays in memory for a while, and only its thumbnail is given back."""
     try:
         added = await served.add_upload(file.file)
     except Unreadable as error:

@@ -171,6 +171,14 @@ class Group(TypedDict):
     shot: list[int]
 
 
+class Shots(TypedDict):
+    """Files (``ids``) and, for each, the first one with equal bytes or of the same shot."""
+
+    revision: int
+    ids: list[int]
+    firsts: list[int]
+
+
 class Duplicates(TypedDict):
     """Groups; ``stale`` files that are gone or have changed and ``twice`` second names of a file were left out."""
 

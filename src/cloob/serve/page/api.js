@@ -59,6 +59,21 @@ export const thumbnail = (id, size = 256) => `/api/items/${id}/thumbnail?size=${
 export const picture = (id) => `/api/items/${id}/picture`;
 export const uploadThumbnail = (id) => `/api/uploads/${id}/thumbnail`;
 
+let shots = { round: -1, firsts: null };
+
+/** One tile for copies and for the files of one shot: {id, others, value} in the order of the ids. */
+export async function fold(ids, values = []) {
+  if (shots.round !== round) shots = { round, firsts: ask("shots").then((found) => new Map(found.ids.map((id, i) => [id, found.firsts[i]]))) };
+  const firsts = await shots.firsts.catch(() => new Map());
+  const tiles = new Map();
+  ids.forEach((id, place) => {
+    const first = firsts.get(id) ?? id;
+    if (tiles.has(first)) tiles.get(first).others.push(id);
+    else tiles.set(first, { id, others: [], value: values[place] });
+  });
+  return [...tiles.values()];
+}
+
 // What is known of pictures: asked for in groups, once.
 const known = new Map();
 let wanted = new Map();

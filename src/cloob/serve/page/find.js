@@ -80,11 +80,12 @@ function wait(column) {
 
 async function browse(where, signal) {
   const found = await api.ids(where, signal);
+  const tiles = await api.fold(found.ids);
   const words = where ? `${pictures(found.ids.length)} in all` : `${pictures(found.ids.length)}`;
   $("found-note").textContent = words;
   for (const column of columns) {
     column.note.textContent = "";
-    if (found.ids.length) show(column, found.ids);
+    if (found.ids.length) show(column, found.ids, tiles);
     else column.body.replaceChildren(empty(where ? "No picture passes the filter" : "The collection is empty", where ? "Change the filter, or take it away." : "cloob index adds pictures; they appear here while this page is open."));
   }
   announce(words);
@@ -95,12 +96,12 @@ async function search(column, parts, where, cutoff, signal) {
   const found = await api.search(body, signal);
   if (state.get().order === "newest") found.hits.sort((one, other) => (other.date ?? "").localeCompare(one.date ?? ""));
   const hits = found.hits.filter((hit) => hit.same === hit.id); // copies, and files of one shot, are one tile
-  for (const hit of hits) hit.others = found.hits.filter((other) => other.same === hit.id && other !== hit);
+  for (const hit of hits) hit.others = found.hits.filter((other) => other.same === hit.id && other !== hit).map((other) => other.id);
   api.remember(found.hits);
   const note = noteFor(found, cutoff);
   (columns.length > 1 ? column.note : $("found-note")).textContent = note;
   if (columns.length > 1) $("found-note").textContent = `${pictures(found.searched)} searched`;
-  if (hits.length) show(column, hits.map((hit) => hit.id), hits, found, cutoff);
+  if (hits.length) show(column, found.hits.map((hit) => hit.id), hits, found, cutoff);
   else column.body.replaceChildren(nothing(found));
   announce(found.hits.length ? note : "Nothing fits");
 }
@@ -112,9 +113,10 @@ function noteFor(found, cutoff) {
 }
 
 /** Under a tile: where the query's words are, the score, and how many more files it stands for. */
-const under = (hit) => [hit.words[0], score(hit.score), hit.others.length && `+${number(hit.others.length)}`].filter(Boolean).join(" ");
+const under = ({ words, score: cosine, others }) => [words?.[0], words && score(cosine), others.length && `+${number(others.length)}`].filter(Boolean).join(" ");
 
-function show(column, ids, values = null, found = null, cutoff = true) {
+/** Shows tiles that stand for these ids, all of them. */
+function show(column, ids, tiles, found = null, cutoff = true) {
   const end = [];
   if (found?.cut && cutoff) {
     end.push(h("p.end", {}, "The next ones fit no better than they fit unrelated words. ", h("button.button", { type: "button", onclick: () => state.change({ cutoff: false }) }, "Show them too")));
@@ -122,8 +124,8 @@ function show(column, ids, values = null, found = null, cutoff = true) {
     end.push(h("p.end", {}, h("button.button", { type: "button", onclick: () => state.change({ cutoff: true }) }, "Only what fits")));
   }
   column.body.replaceChildren(column.grid.element, ...end);
-  column.all = found ? found.hits.map((hit) => hit.id) : ids;
-  column.grid.set(ids, values, under);
+  column.all = ids;
+  column.grid.set(tiles.map((tile) => tile.id), tiles, under);
   $("mark-all").disabled = false;
 }
 

@@ -157,7 +157,7 @@ export class Grid {
     tile.words.textContent = title(item);
     const facts = this.facts(item, tile.place);
     tile.facts.replaceChildren(...facts.map((fact) => h("span", {}, fact)));
-    tile.label = [title(item), ...(this.values ? [tile.value.textContent] : []), ...facts].join(", ");
+    tile.label = [title(item), tile.value.textContent, ...facts].filter(Boolean).join(", ");
     this.mark(tile);
   }
 

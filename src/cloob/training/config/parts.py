@@ -96,7 +96,7 @@ class PairsConfig(Checked):
     data: Annotated[tuple[str, ...], Rule("sources without empty names", all)] = ()
     """Training pairs: a table (.csv, .tsv, .parquet, .jsonl), WebDataset tars (path, pattern, folder, or streamed
     by pipe:…, s3://, https://), a Hugging Face datasets folder, a folder of images with .txt files beside them, or
-    "demo"; several are read as one. See docs/data.md."""
+    "demo"; several are read as one. See the page “Data”."""
     val_data: Annotated[tuple[str, ...], Rule("sources without empty names", all)] = ()
     """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data. Of a recipe, demo:val
     goes with --data demo alone: of other data a tenth is held out, unless this or --val-split is given."""
@@ -162,7 +162,7 @@ class LossConfig(Checked):
     """Start of the bias that the sigmoid loss learns; siglip and siglip-hopfield alone."""
     retrieval_from: Annotated[float, Rule("a share of the run, from 0 to below 1", DECAY.holds)] = 0.0
     """Share of the run that is over when the Hopfield retrieval joins: until then the plain embeddings are contrasted.
-    0 retrieves from the first step, as published, which short runs do badly with (benchmarks/LOG.md)."""
+    0 retrieves from the first step, as published, which short runs do badly with."""
     learnable_inv_tau: bool | None = None
     """Learn the contrast's inverse temperature (with the scale unit, which is then the default)."""
     learnable_beta: bool | None = None
