@@ -343,8 +343,9 @@ def joined() -> Iterator[Joined]:
         ((*CLOSED, *CONTROLS), False, wrong),
         *fewer[3_000],
         *fewer[12_000],
-        ((*ROWS, *CONTROLS), True, right),
+        (ROWS, True, right),
         *((WIDE, False, world) for world in (wrong, right)),
+        (CONTROLS, True, right),
         *fewer[6_000],
         *fewer[24_000],
     ]

@@ -49,8 +49,10 @@ def pack(study: Path) -> None:
     stages = sorted({*_packed(study), *(folder.name for folder in (study / "runs").glob("*"))})
     lines = [{"stage": stage, **record} for stage in stages for record in read(stage, study).values()]
     text = "".join(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n" for line in lines)
-    with (study / PACKED).open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as whole:
+    temporary = study / f".tmp-{PACKED}"  # a study that runs reads the packed file
+    with temporary.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as whole:
         whole.write(text.encode("ascii"))
+    temporary.replace(study / PACKED)
 
 
 def _packed(study: Path) -> dict[str, dict[str, Record]]:
