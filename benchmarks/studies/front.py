@@ -20,7 +20,6 @@ from benchmarks.pictograms import tables as pictograms
 from benchmarks.pictograms import wrong
 from benchmarks.studies import records
 from benchmarks.studies.comparison import Difference, compared, counted, together, zeroshot_mean
-from benchmarks.studies.leads import Lead
 from benchmarks.studies.pages import NAMES, points, span, spread, table
 
 AUTO = Path(__file__).parents[1] / "results" / "auto"
@@ -125,17 +124,6 @@ def synthetic() -> str:
         gaps = [factors.paired(factor_cells(), world, m, "clip", factors.mean_zero_shot) for m in factors.MEMBERS]
         lines.append([f"{100 * share:.0f} %", spread(clip), *map(factors.shown, gaps)])
     return table(["wrong captions", "CLIP, %", *(f"{NAMES[m]} − CLIP" for m in factors.MEMBERS)], lines)
-
-
-def changed() -> str:
-    """Leads in the synthetic world where one thing is changed."""
-
-    def written(found: Lead | None) -> str:
-        return "–" if found is None else f"{found.mean:+z.1f} ({found.low:+z.1f} … {found.high:+z.1f})"
-
-    lines = [[r.label, *(written(of.get(m)) for of in r.leads for m in METHODS)] for r in factors.rows(factor_cells())]
-    shares = [f"{100 * share:.0f} % wrong" for share in factors.SHARES]
-    return table(["world", *(f"{NAMES[m]} − CLIP, {share}" for share in shares for m in METHODS)], lines)
 
 
 def vectors(task: str, method: str) -> str:
@@ -281,7 +269,6 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "fewer": fewer,
     "towers": towers,
     "synthetic": synthetic,
-    "changed": changed,
     "settings": search_settings,
     **{f"hours-{s}": functools.partial(hours, AUTO.parents[1] / s) for s in ("pictograms", "frozen", "factors")},
     "frozen-claim": frozen_claim,
