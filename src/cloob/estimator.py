@@ -21,7 +21,6 @@ from cloob.data.vectors import SparseRows, pairs_in_memory
 from cloob.errors import InputError, TrainingFailed
 from cloob.family import OBJECTIVES
 from cloob.functional.ranking import mutual_ranks
-from cloob.models.aligned.model import VectorEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import EPOCHS_FILE, read_lines
@@ -33,6 +32,7 @@ from cloob.training.select import TEMPORARY, read_choice
 
 _CPU = torch.device("cpu")
 _MISSING = ("None", "nan", "NaT", "<NA>")
+_SCALES = ("inv_tau", "beta", "learnable_inv_tau")  # None leaves them to the objective
 # The configuration's leaves by the names of parameters.
 _SAME = ("head", "members", "standardise", "weight_decay", "epochs", "batch_size", "patience", "device", "precision")
 _LEAVES = {
@@ -134,23 +134,19 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             a, b = (SparseRows(side) if hasattr(side, "toarray") else side for side in (X, Y))
             pairs = pairs_in_memory(a, b, ids)
             check_fraction(pairs.name, "pairs", pairs.skipped, len(pairs.a), 0.0)
-            settings = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}
             member = next((name for name in OBJECTIVES if name == self.objective), None)
             config = get_recipe("vectors", objective=member).override(objective=self.objective)
-            config = config.override(**settings, seed=int(seed), out=f"{folder}/run")
-            scales = {name: _plain(getattr(self, name)) for name in ("inv_tau", "beta", "learnable_inv_tau")}
-            scales = {name: value for name, value in scales.items() if value is not None}
-            config = config.override(**TEMPORARY, max_bad_fraction=0.0, **scales)
-            config = config if self.validation_fraction else config.override(patience=0)
-            result = train(config, pairs=pairs)
+            leaves = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}
+            leaves |= {name: _plain(value) for name in _SCALES if (value := getattr(self, name)) is not None}
+            leaves |= {**TEMPORARY, "max_bad_fraction": 0.0, "seed": int(seed), "out": f"{folder}/run"}
+            leaves["patience"] = leaves["patience"] if self.validation_fraction else 0
+            result = train(config.override(**leaves), pairs=pairs)
             if result.stopped:
                 raise TrainingFailed(f"stopped by {result.stopped} after step {result.steps:,}")
-            encoder = load_model(result.run, self.device).eval()
-            assert isinstance(encoder, VectorEncoder)
-            self.encoder_ = encoder
-            self.objective_ = encoder.objective_config
+            self.encoder_: Any = load_model(result.run, self.device).eval()
+            self.objective_ = self.encoder_.objective_config
             if self.objective != "cca":
-                self.objective_ = encoder.make_objective().config()
+                self.objective_ = self.encoder_.make_objective().config()
             self.history_ = read_lines(result.run / EPOCHS_FILE)
             self.objectives_ = read_choice(result.run)
         self._n_features_out = self.encoder_.embed_dim
@@ -161,9 +157,8 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if X is None and y is not None:
             check_is_fitted(self)
             return _encoded(self.encoder_.encode_b, _second(y)).numpy()
-        X = self._checked(X)
-        rows = _encoded(self.encoder_.encode_a, X)
-        return rows.numpy() if y is None else (rows.numpy(), _encoded(self.encoder_.encode_b, _second(y)).numpy())
+        rows = _encoded(self.encoder_.encode_a, self._checked(X)).numpy()
+        return rows if y is None else (rows, _encoded(self.encoder_.encode_b, _second(y)).numpy())
 
     def score(self, X: Any, y: Any) -> float:
         """The mean of recall@1 in both directions. Equal rows of a matrix are one answer."""
@@ -212,9 +207,8 @@ def _second(matrix: Any) -> Any:
 def _ids(groups: Any) -> list[str]:
     """Groups as texts; ValueError where one is missing."""
     ids = [str(group) for group in groups]
-    named = [name and (isinstance(group, str) or name not in _MISSING) for group, name in zip(groups, ids, strict=True)]
-    missing = [row for row, has_name in enumerate(named) if not has_name]
-    if missing:
+    texts = [isinstance(group, str) for group in groups]
+    if missing := [row for row, id in enumerate(ids) if not id or (id in _MISSING and not texts[row])]:
         rows = f"row {missing[0]} has none" + (f", as have {len(missing) - 1:,} others" if missing[1:] else "")
         raise ValueError(f"groups: {rows}; give every row an id, a unique one where it is unknown")
     return ids
@@ -233,7 +227,7 @@ def _own_names() -> Iterator[None]:
 
 
 def _blocks(matrix: Any) -> Iterator[np.ndarray]:
-    """The rows, dense, some million numbers at a time."""
+    """The rows, dense, four million numbers at a time."""
     size = max(1, (1 << 22) // matrix.shape[1])
     for start in range(0, matrix.shape[0], size):
         rows = matrix[start : start + size]

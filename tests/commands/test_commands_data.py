@@ -116,11 +116,15 @@ def test_suspects_of_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     lines = list(csv.DictReader((tmp_path / "list.csv").read_text().splitlines()))
     assert {line["pair"] for line in lines[:3]} == {"3", "4", "5"} and len(lines) == 200
     assert "of 200 pairs are more probably wrong" in capsys.readouterr().out
+    assert main(["data", *vectors, "--suspects"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in printed[1:]] == [line["pair"] for line in lines[:10]]
     for wrong, told in (
         (["data", *vectors], "--suspects"),
         (["data", str(tmp_path), *vectors, "--suspects", "x.csv"], "without DATA"),
         (["data"], "DATA is missing"),
         (["data", *vectors, "--suspects", "x.txt"], "wanted"),
+        (["data", *vectors, "--suspects", "x.csv", "y.csv"], "takes one FILE.csv"),
     ):
         assert main(wrong) == 2
         assert told in capsys.readouterr().err

@@ -31,7 +31,8 @@ def whole(bert: Path, tower: Path) -> AlignedEncoder:
     heads = [Head(side.features, 12, "mlp", 0.5) for side in (image, text)]
     names = {"image_encoder": str(tower), "text_encoder": str(bert)}
     encoder = aligned_encoder(image, text, heads[0], heads[1], names)
-    encoder.fit(torch.randn(50, image.features) + 3, torch.randn(50, text.features) * 5)
+    heads[0].fit(torch.randn(50, image.features) + 3)
+    heads[1].fit(torch.randn(50, text.features) * 5)
     for head in heads:
         torch.nn.init.normal_(head.branch[-1].weight)  # type: ignore[index, arg-type]
     return encoder.eval()
@@ -67,22 +68,22 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
         open_text_encoder(str(folder), load_model)
 
 
-def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
+def test_encode_is_encoder_then_head(whole: AlignedEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels by hand: normalise, encode, standardise, matrix and branch, unit length."""
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     mean, std = torch.tensor(whole.mean).view(3, 1, 1), torch.tensor(whole.std).view(3, 1, 1)
     head = whole.model.image_head
     with torch.no_grad():
-        features = whole.model.visual((pixels / 255 - mean) / std)
-        rows = (features - head.mean) / head.scale
+        rows = (whole.model.visual((pixels / 255 - mean) / std) - head.mean) / head.scale
         first, act, _, last = head.branch
         expected = F.normalize(head.matrix(rows) + last(act(first(rows))), dim=1)
         torch.testing.assert_close(whole.encode_image(pixels), expected)
         tokens = whole.tokenizer(TEXTS[:3])
-        by_features = whole.project(*whole.features(pixels, tokens))
-        torch.testing.assert_close(by_features[0], expected)
-        torch.testing.assert_close(by_features, whole(pixels, tokens))
-        torch.testing.assert_close(by_features[1], whole.encode_text(TEXTS[:3]))
+        by_pixels, features = whole(pixels, tokens), whole.features(pixels, tokens)
+        torch.testing.assert_close(by_pixels, (expected, whole.encode_text(TEXTS[:3])))
+        with monkeypatch.context() as patch:
+            patch.setattr(whole, "on_features", True)
+            torch.testing.assert_close(whole(*features), by_pixels)
 
 
 def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) -> None:

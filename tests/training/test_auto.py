@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import cloob
 from cloob import ContrastiveHeads, cli
 from cloob.errors import InputError
 from cloob.training.config import TrainConfig
-from cloob.training.select import crossed
+from cloob.training.select import Selection, crossed
+from cloob.training.step import Stepper
 
 N = 500
 
@@ -40,9 +42,19 @@ def config(files: Path, tmp_path: Path) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def run(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "run"
+    """What is tried and joined takes no more steps than three trainings."""
+    out, steps, launch = tmp_path_factory.mktemp("run") / "run", [0], Stepper.launch
+
+    def counting(*args: Any, **options: Any) -> Any:
+        steps[0] += 1
+        return launch(*args, **options)
+
     words = f"--a {files}/a.npy --b {files}/b.npy --epochs 6 --batch-size 50 --lr 0.01 --device cpu --out {out}"
-    assert cli.main(["train", "vectors", *words.split()]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "launch", counting)
+        assert cli.main(["train", "vectors", *words.split()]) == 0
+    one_training = 6 * (N - N // 10) // 50
+    assert one_training < steps[0] <= 3 * one_training
     return out
 
 
@@ -83,6 +95,31 @@ def test_rows_are_the_heads_side_by_side_less_the_hubs(run: Path, files: Path) -
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", [4, 6])
+def test_a_bias_against_hubs_does_not_lower_recall_at_ten(seed: int, tmp_path: Path) -> None:
+    """Of three equal closed forms, where all that joining can change is the bias; by the pairs that chose it."""
+    rng = np.random.default_rng(seed)
+    cause = rng.normal(size=(300, 6))
+    a = (cause @ rng.normal(size=(6, 12)) + rng.normal(size=(300, 12))).astype(np.float32)
+    b = (np.tanh(cause @ rng.normal(size=(6, 8))) + 0.5 * rng.normal(size=(300, 8))).astype(np.float32)
+    files = {"a": a[:240], "b": b[:240], "val_a": a[240:], "val_b": b[240:]}
+    for name, rows in files.items():
+        np.save(tmp_path / f"{name}.npy", rows)
+    config = cloob.get_recipe("vectors").override(**{name: f"{tmp_path}/{name}.npy" for name in files})
+    config = config.override(objective="cca", members=2, device="cpu", tensorboard=False, out=tmp_path / "run")
+    model: Any = cloob.load_model(cloob.train(config).run)
+    rows = [model.encode_a(a[240:]), model.encode_b(b[240:])]
+    width = sum(head.options["embed_dim"] for head in getattr(model.heads[0], "heads", [model.heads[0]]))
+    assert at_ten(*rows) >= at_ten(*(F.normalize(side[:, :width], dim=1) for side in rows))
+
+
+def at_ten(x: torch.Tensor, y: torch.Tensor) -> float:
+    scores = x @ y.T
+    right = scores.diagonal()
+    ahead = torch.stack([(scores > right[:, None]).sum(1), (scores > right).sum(0)])
+    return float((ahead < 10).double().mean())
+
+
 def test_a_joined_run_is_searched_and_judged_as_any_other(run: Path, files: Path, tmp_path: Path) -> None:
     index = tmp_path / "b.idx"
     np.save(tmp_path / "q.npy", np.load(files / "a.npy")[:3])
@@ -100,11 +137,9 @@ def test_a_joined_run_is_searched_and_judged_as_any_other(run: Path, files: Path
 
 def test_members_of_other_seeds_are_resumed_and_cut(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ended before its heads were joined joins them when it is resumed; a longer one joins anew."""
-    from cloob.training import loop
-
     config = config.override(objective="clip", members=2, embed_dim=16)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "join", lambda asked, result, **_: result)
+        patch.setattr(Selection, "join", lambda self, result: result)
         alone = cloob.train(config)
     resumed = cloob.train(config.override(resume="auto"))
     assert resumed.already_finished and resumed.checkpoint > alone.checkpoint  # type: ignore[operator]

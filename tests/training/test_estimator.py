@@ -19,28 +19,20 @@ import cloob
 from cloob import ContrastiveHeads, cli
 
 N = 240
-QUICK = {
-    "objective": "infoloob",
-    "n_components": 8,
-    "epochs": 8,
-    "learning_rate": 1e-2,
-    "batch_size": 60,
-    "device": "cpu",
-    "random_state": 3,
-}
+QUICK = {"objective": "infoloob", "n_components": 8, "epochs": 8, "learning_rate": 1e-2, "batch_size": 60}
+QUICK |= {"device": "cpu", "random_state": 3}
+Matrices = tuple[np.ndarray, np.ndarray, list[str]]
 
 
 @pytest.fixture(scope="module")
-def matrices() -> tuple[np.ndarray, np.ndarray, list[str]]:
+def matrices() -> Matrices:
     rng = np.random.default_rng(0)
     cause = rng.normal(size=(N, 5))
     X = (cause @ rng.normal(size=(5, 12)) + 2).astype(np.float32)
     return X, np.tanh(cause @ rng.normal(size=(5, 7)) / 2).astype(np.float32), [f"M{row // 3}" for row in range(N)]
 
 
-def test_it_trains_what_the_command_trains(
-    matrices: tuple[np.ndarray, np.ndarray, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_trains_what_the_command_trains(matrices: Matrices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     X, Y, groups = matrices
     drawn = np.random.get_state()[1].tolist()  # noqa: NPY002
@@ -50,25 +42,8 @@ def test_it_trains_what_the_command_trains(
     np.save("y.npy", Y)
     Path("ids.txt").write_text("\n".join(groups))
     Path("small.toml").write_text("[align]\nembed_dim = 8\n[log]\ntensorboard = false\n")
-    settings = "--epochs 8 --lr 0.01 --batch-size 60 --seed 3 --device cpu --out run --config small.toml"
-    assert (
-        cli.main(
-            [
-                "train",
-                "vectors",
-                "--objective",
-                "infoloob",
-                "--a",
-                "x.npy",
-                "--b",
-                "y.npy",
-                "--ids",
-                "ids.txt",
-                *settings.split(),
-            ]
-        )
-        == 0
-    )
+    words = "train vectors --objective infoloob --a x.npy --b y.npy --ids ids.txt --epochs 8 --lr 0.01 --batch-size 60"
+    assert cli.main(f"{words} --seed 3 --device cpu --out run --config small.toml".split()) == 0
     run = cloob.load_model("run")
     x, y = heads.transform(X, Y)
     assert (heads.transform(None, Y) == y).all()
@@ -82,7 +57,7 @@ def test_it_trains_what_the_command_trains(
     assert heads.score(X, Y) == again.score(X.repeat(2, 0), Y.repeat(2, 0)) > 5 / N
 
 
-def test_the_closed_form_is_an_objective(matrices: tuple[np.ndarray, np.ndarray, list[str]], tmp_path: Path) -> None:
+def test_the_closed_form_is_an_objective(matrices: Matrices, tmp_path: Path) -> None:
     X, Y, groups = matrices
     heads = ContrastiveHeads("cca", random_state=0).fit(X, Y, groups=groups)
     assert heads.objective_["closed_form"] == "cca" and heads.transform(X).shape == (N, 7)
@@ -94,7 +69,7 @@ def test_the_closed_form_is_an_objective(matrices: tuple[np.ndarray, np.ndarray,
         ContrastiveHeads("cca", inv_tau=9).fit(X, Y)
 
 
-def test_it_takes_any_matrices_and_is_searched(matrices: tuple[np.ndarray, np.ndarray, list[str]]) -> None:
+def test_it_takes_any_matrices_and_is_searched(matrices: Matrices) -> None:
     X, Y, groups = matrices
     X = np.where(X > 2, X, 0)
     plain = ContrastiveHeads(**{**QUICK, "epochs": 2}).fit(X, Y).transform(X)
@@ -104,9 +79,8 @@ def test_it_takes_any_matrices_and_is_searched(matrices: tuple[np.ndarray, np.nd
         assert (heads.transform(x) == plain).all() and heads.n_features_in_ == 12
     folds = GroupKFold(2)
     assert len(cross_val_score(heads, X, Y, groups=groups, cv=folds)) == 2
-    search = GridSearchCV(heads, {"objective": ["clip", "cloob"], "epochs": np.array([2])}, cv=folds).fit(
-        X, Y, groups=groups
-    )
+    search = GridSearchCV(heads, {"objective": ["clip", "cloob"], "epochs": np.array([2])}, cv=folds)
+    search.fit(X, Y, groups=groups)
     assert search.best_estimator_.encoder_.make_objective().name == search.best_params_["objective"]
     assert search.transform(X).shape == (N, 8)
     with pytest.raises(ValueError, match="NaN"):
@@ -122,9 +96,8 @@ def test_it_takes_any_matrices_and_is_searched(matrices: tuple[np.ndarray, np.nd
 def test_sparse_rows_are_never_dense_all_at_once() -> None:
     X = sparse.random_array((16_000, 2_000), density=1e-3, format="csr", rng=0)
     tracemalloc.start()
-    ContrastiveHeads("clip", head="linear", n_components=2, epochs=1, batch_size=4096, device="cpu").fit(
-        X, X[:, :2].toarray()
-    )
+    heads = ContrastiveHeads("clip", head="linear", n_components=2, epochs=1, batch_size=4096, device="cpu")
+    heads.fit(X, X[:, :2].toarray())
     assert tracemalloc.get_traced_memory()[1] < 16_000 * 2_000 * 8
     tracemalloc.stop()
 
@@ -141,7 +114,7 @@ def test_sparse_rows_are_never_dense_all_at_once() -> None:
     ],
 )
 def test_errors_name_the_parameters_of_the_estimator(
-    matrices: tuple[np.ndarray, np.ndarray, list[str]], settings: dict[str, float], groups: list[str], error: str
+    matrices: Matrices, settings: dict[str, float], groups: list[str], error: str
 ) -> None:
     X, Y, _ = matrices
     with pytest.raises(ValueError, match=error):
@@ -161,10 +134,6 @@ ONE_COMPONENT = [
 @pytest.mark.filterwarnings("ignore")
 def test_scikit_learn_finds_nothing_else() -> None:
     failed = dict.fromkeys(ONE_COMPONENT, "n_components=1")
-    checks = check_estimator(
-        ContrastiveHeads("infoloob", epochs=1, n_components=4),
-        expected_failed_checks=failed,
-        on_skip=None,
-        on_fail="raise",
-    )
+    heads = ContrastiveHeads("infoloob", epochs=1, n_components=4)
+    checks = check_estimator(heads, expected_failed_checks=failed, on_skip=None, on_fail="raise")
     assert {check["check_name"] for check in checks if check["status"] == "xfail"} == set(ONE_COMPONENT)

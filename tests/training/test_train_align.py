@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from train_helpers import exact, lines
 
+from cloob import cli
+from cloob.data.batch import caption_id
 from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.aligned.encoders import ImageEncoder, TowerText
@@ -99,7 +101,7 @@ def test_features_are_those_of_the_bytes_that_are_there(
 
     def features(config: TrainConfig = config) -> torch.Tensor:
         loader = make_loader(open_source(folder), make_encoder(config), config, torch.device("cpu"))
-        return loader.features.images  # type: ignore[union-attr]
+        return torch.from_numpy(loader.pairs.a)  # type: ignore[attr-defined]
 
     before, paths = features(), [folder / "00.png", folder / "01.png"]
     for path, content in zip(paths, [path.read_bytes() for path in reversed(paths)], strict=True):
@@ -156,6 +158,29 @@ def _never(*arguments: object) -> None:
     raise AssertionError("computed again")
 
 
+def test_a_picture_with_several_captions_is_one_pair_of_an_epoch(
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path
+) -> None:
+    """Ten pictures with one to three captions: one is drawn for each epoch; a held-out picture has its first."""
+    captions = [(i, f"caption {i} {j}") for i in range(10) for j in range(1 + i % 3)]
+    table = "".join(f"{pairs_folder}/{i:02}.png\t{text}\n" for i, text in captions)
+    (tmp_path / "t.csv").write_text(f"filepath\ttitle\n{table}")
+    config = heads.override(data=[str(tmp_path / "t.csv")], batch_size=5)
+    source, encoder = open_source(tmp_path / "t.csv"), make_encoder(config)
+    texts = {caption_id(text): (i, text) for i, text in captions}
+
+    def drawn(epoch: int, *, train: bool = True) -> dict[int, str]:
+        loader = make_loader(source, encoder, config, torch.device("cpu"), train=train)
+        return dict(texts[id] for batch in loader.epoch(epoch) for id in batch.ids.tolist())
+
+    epochs = [drawn(epoch) for epoch in range(6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and drawn(3) == epochs[3]
+    for i in range(10):
+        assert {epoch[i] for epoch in epochs} <= {text for picture, text in captions if picture == i}
+    assert len({epoch[2] for epoch in epochs}) > 1
+    assert drawn(1, train=False) == {i: f"caption {i} 0" for i in range(10)}
+
+
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_only_the_heads_learn_and_the_run_is_a_model(head: str, heads: TrainConfig, towers: list[str]) -> None:
     result = train(heads.override(head=head))
@@ -174,6 +199,18 @@ def test_only_the_heads_learn_and_the_run_is_a_model(head: str, heads: TrainConf
     assert model.encode_text(["a red disc"]).shape == (1, 12)
     last = lines(result.run / "epochs.jsonl")[-1]
     assert 0 < last["val_recall"] <= 1 and last["val_loss"] is not None
+
+
+def test_members_stand_side_by_side(
+    heads: TrainConfig, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cloob.training.select")
+    assert cli.main(["train", "align", "--help"]) == 0
+    assert "--members" in capsys.readouterr().out
+    result = train(heads.override(members=2, best="val_recall", epochs=2))
+    assert "joined: " in caplog.text
+    joined = load_model(str(result.checkpoint)).heads
+    assert joined is not None and {"members", "linear"} & {head.options["kind"] for head in joined}
 
 
 def test_other_pairs_are_refused_before_they_go_through_the_encoders(
@@ -218,8 +255,6 @@ def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(
     heads: TrainConfig, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of several models on equal encoders each row goes through them once, and none that training kept features of."""
-    from cloob import cli
-
     cache = heads.pairs.cache_dir
     runs = [str(train(heads.override(epochs=1, seed=seed, out=tmp_path / f"{seed}")).run) for seed in (1, 2)]
     pairs = tmp_path / "pairs"

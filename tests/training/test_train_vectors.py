@@ -27,6 +27,7 @@ from cloob import cli
 from cloob.data.vectors import open_pairs
 from cloob.errors import InputError
 from cloob.functional.cca import PairMoments, canonical_directions
+from cloob.training import align
 from cloob.training.align import open_vectors
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import VAL_SPLIT
@@ -72,10 +73,8 @@ def test_the_command_trains_heads_that_find_partners(
 ) -> None:
     monkeypatch.chdir(files)
     out = tmp_path / "run"
-    words = (
-        f"--a a.npy --b b.npy --ids ids.txt --objective infoloob --epochs 8 --batch-size 40 --device cpu --out {out}"
-    )
-    assert cli.main(["train", "vectors", *words.split()]) == 0
+    words = "train vectors --a a.npy --b b.npy --ids ids.txt --objective infoloob --epochs 8 --batch-size 40"
+    assert cli.main([*words.split(), "--device", "cpu", "--out", str(out)]) == 0
     stored = json.loads((out / "config.json").read_text())
     assert (stored["loss"]["objective"], stored["loss"]["inv_tau"], stored["optim"]["lr"]) == ("infoloob", 10.0, 1e-3)
     epochs, skipped = lines(out / "epochs.jsonl"), lines(out / "skipped.jsonl")
@@ -126,7 +125,9 @@ def test_the_closed_form_takes_the_place_of_training(
     torch.testing.assert_close(cloob.load_model(out).encode_a(a), model.encode_a(a), atol=1e-4, rtol=0)  # type: ignore[operator]
 
 
-def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(config: TrainConfig, tmp_path: Path) -> None:
+def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     cause = rng.normal(size=(800, 8))
     wrong = np.arange(0, 800, 4)
@@ -142,11 +143,17 @@ def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(config: Trai
     assert held_out is not None
     trained = set(np.setdiff1d(wrong, held_out.rows[:, 0]).tolist())
     listed = list(csv.reader((tmp_path / "auto/suspects.csv").read_text().splitlines()))
-    assert listed[0] == ["pair", "score"] and float(listed[1][1]) <= float(listed[-1][1])
-    left_out = {int(pair) for pair, _ in listed[1:]}
+    assert listed[0] == ["pair", "score", "row"] and float(listed[1][1]) <= float(listed[-1][1])
+    left_out = {int(pair) for pair, *_ in listed[1:]}
     assert len(left_out & trained) > 0.9 * len(trained) > 0.8 * len(left_out)
     assert not left_out & set(held_out.rows[:, 0].tolist())
     assert lines(tmp_path / "auto/metrics.jsonl")[-1]["samples_seen"] <= 2 * (len(train) - len(left_out))
+    with monkeypatch.context() as patch:  # a resumed run leaves out those that its folder lists
+        patch.setattr(align, "suspicion", None)
+        more = ["infoloob", "--clean", "auto", "--out", f"{tmp_path}/auto", "--resume", "auto"]
+        assert cli.main([*words, *more, "--epochs", "3"]) == 0
+    assert list(csv.reader((tmp_path / "auto/suspects.csv").read_text().splitlines())) == listed
+    assert lines(tmp_path / "auto/epochs.jsonl")[-1]["epoch"] == 3
     assert cli.main([*words, "cca", "--clean", "0.1", "--out", f"{tmp_path}/share"]) == 0
     assert len((tmp_path / "share/suspects.csv").read_text().splitlines()) == 1 + round(0.1 * len(train))
     few = config.override(**dict.fromkeys(("a", "b"), f"{tmp_path}/few.npy"), ids=None, clean="auto")
@@ -260,8 +267,6 @@ def test_held_out_files_take_the_place_of_a_split(
 
 
 def test_hdf5_is_read_where_h5py_is(config: TrainConfig, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cloob.data.vectors import open_pairs
-
     monkeypatch.chdir(files)
     Path("none.h5").write_bytes(b"")
     with monkeypatch.context() as patch:
@@ -363,8 +368,6 @@ def test_rows_in_a_cone_are_told_of_once_if_they_are_retrieved(
 
 
 def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, tmp_path: Path) -> None:
-    from cloob.data.vectors import open_pairs
-
     names = [*(f"M{row}" for row in range(N - 1)), "one\u2028id\x0c"]
     (tmp_path / "b.txt").write_text("".join(f"{name}\n" for name in names))
     pairs = open_pairs(str(files / "a.npy"), str(files / "b.npy"), None, str(files / "ids.txt"), f"{tmp_path}/b.txt")

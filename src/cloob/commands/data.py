@@ -27,8 +27,9 @@ class Options:
     """Write a contact sheet, one HTML file; with --count the list of counts, by default a local folder's sizes.json."""
     pictures: int = 60  # Pictures on the contact sheet.
     json: bool = False  # Print one JSON object instead of the table.
-    suspects: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
-    """List the pairs that do not seem to belong together, the most suspicious first; --out FILE.html shows them."""
+    suspects: Annotated[tuple[Path, ...] | None, tyro.conf.arg(metavar="[FILE.csv]")] = None
+    """After DATA: print the pairs that least seem to belong together, and list all of them in the file, if one is
+    given, the most suspicious first; --out FILE.html shows them."""
     a: str | None = None  # With --suspects, in place of DATA: a file of vectors, as of `cloob train vectors`.
     b: str | None = None  # The vectors that row by row belong to those of --a.
     ids: str | None = None  # An id for each pair of vectors.
@@ -47,7 +48,8 @@ def run(options: Options) -> int:
     refuse(
         {
             "DATA is missing; name a table, a folder or shards": not options.data and not vectors,
-            "--a and --b go with --suspects and without DATA": vectors and (options.data or not options.suspects),
+            "--a and --b go with --suspects and without DATA": vectors and (options.data or options.suspects is None),
+            "--suspects takes one FILE.csv, and stands after DATA": len(options.suspects or ()) > 1,
             "--out shows pictures; vectors have none": vectors and options.out is not None,
         }
     )
@@ -61,7 +63,7 @@ def run(options: Options) -> int:
             say_next(["train", "--data", options.data, *as_words(options, "cache_dir")])
         return 0
     if options.suspects is not None:
-        return _list_suspects(options, options.suspects)
+        return _list_suspects(options, *options.suspects)
     from cloob.data.open import open_source
 
     source = open_source(options.data, **options.table.columns)
@@ -94,12 +96,15 @@ def run(options: Options) -> int:
     return 0
 
 
-def _list_suspects(options: Options, path: Path) -> int:
+def _list_suspects(options: Options, path: Path | None = None) -> int:
+    if path is not None:
+        check_out("--suspects", path, (".csv",), [options.data])
     from cloob.commands import suspects
 
-    check_out("--suspects", path, (".csv",), [options.data])
     if options.a is not None and options.b is not None:
-        suspects.write_list(path, suspects.of_vectors(options.a, options.b, options.ids))
+        from cloob.data.vectors import open_pairs
+
+        suspects.Suspects(open_pairs(options.a, options.b, options.ids)).write(path)
         say_next(["train", "vectors", "--clean", "auto", *as_words(options, "a", "b", "ids")])
         return 0
     from cloob.data.open import open_source
@@ -108,7 +113,7 @@ def _list_suspects(options: Options, path: Path) -> int:
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # how far the frozen encoders are
     config = cloob.get_recipe("align").override(workers=options.workers, cache_dir=options.machine.cache_dir)
     found = suspects.of_pictures(source, config)
-    suspects.write_list(path, found)
+    found.write(path)
     if options.out is not None:
         suspects.write_page(options.out, source, found, options.pictures)
         print(options.out)

@@ -116,7 +116,7 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
         source = open_source(*config.pairs.data)
         doubtful = suspects.of_pictures(source, config)
         print("\nits own captions:")
-        suspects.write_list(out / "suspects.csv", doubtful)
+        doubtful.write(out / "suspects.csv")
         suspects.write_page(out / "suspects.html", source, doubtful, 60)
     print(f"\nfound by {finder}:")
     for query in found:

@@ -163,6 +163,17 @@ class PairLoader(Loader):
             yield epoch, rows(start)
 
 
+def row_of_picture(pictures: Pictures | None, picture: int, seed: int | None, epoch: int) -> int:
+    """The row whose caption a picture has in an epoch; without a seed its first."""
+    if pictures is None:
+        return picture
+    rows = pictures.rows(picture)
+    if len(rows) == 1 or seed is None:
+        return int(rows[0])
+    generator = sample_generator(seed ^ _CAPTIONS, epoch, picture)
+    return int(rows[int(torch.randint(len(rows), (), generator=generator))])
+
+
 class BatchBuilder(Dataset[Batch]):
     """Reads, decodes, augments and tokenises the pairs of a batch; each worker has a copy."""
 
@@ -171,6 +182,7 @@ class BatchBuilder(Dataset[Batch]):
     ) -> None:
         self._source, self._transform, self._tokenizer = source, transform, tokenizer
         self._seed, self._pictures = seed, pictures
+        self._drawn = seed if isinstance(transform, TrainTransform) else None
         # What an empty batch looks like has to be known before the first good sample.
         random = [torch.Generator()] if isinstance(transform, TrainTransform) else []
         self._no_images = transform(Image.new("RGB", (32, 32)), *random)[None][:0]
@@ -183,7 +195,7 @@ class BatchBuilder(Dataset[Batch]):
             opened: list[tuple[int, RawSample, Encoded]] = []
             for index in indices[start : start + _TOGETHER].tolist():
                 with _skipping(f"{self._source.name}: pair {index + 1:,}", skipped):
-                    sample = self._source.read(self._row(epoch, index))
+                    sample = self._source.read(row_of_picture(self._pictures, index, self._drawn, epoch))
                     with decoding(sample.key):
                         opened.append((index, sample, Encoded(sample.image)))
             for index, sample, encoded in opened:
@@ -216,16 +228,6 @@ class BatchBuilder(Dataset[Batch]):
         except RuntimeError as error:
             raise InputError(f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}") from None
         return self._no_images.new_empty(0).set_(storage).view(shape)
-
-    def _row(self, epoch: int, picture: int) -> int:
-        """The row whose caption a picture has in an epoch."""
-        if self._pictures is None:
-            return picture
-        rows = self._pictures.rows(picture)
-        if len(rows) == 1 or not isinstance(self._transform, TrainTransform):
-            return int(rows[0])
-        generator = sample_generator(self._seed ^ _CAPTIONS, epoch, picture)
-        return int(rows[int(torch.randint(len(rows), (), generator=generator))])
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def read_ids(spec: str) -> list[str]:
 
 
 def _split(spec: str) -> tuple[Path, str]:
-    """The file and the name of what is in it."""
+    """The file and the name inside it."""
     place, _, name = spec.rpartition(":")
     return (Path(place), name) if Path(place).suffix in _SUFFIXES[1:] else (Path(spec), "")
 
@@ -62,7 +62,13 @@ def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
     array: Any = None
     with reading(path, ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError):
         if path.suffix == ".npy":
-            array = _of_npy(path)
+            try:
+                array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # rows of a memmap come slower
+            except ValueError as error:
+                if "Python objects" not in str(error):
+                    raise
+                advice = "Python objects, which are not read; save numbers, or texts as numpy.array(texts, str)"
+                raise InputError(f"{path}: holds {advice}") from None
         elif path.suffix == ".npz" and name:
             with np.load(path, allow_pickle=False) as archive:
                 array = archive[_known(name, archive.files, path)]
@@ -71,7 +77,12 @@ def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
                 tensor = file.get_tensor(_known(name, file.keys(), path))
             array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         elif path.suffix in _HDF5 and name:
-            array = _of_hdf5(name, path)
+            h5py: Any = require("h5py", "h5py")
+            with h5py.File(path) as file:
+                names: list[str] = []
+                file.visititems(lambda key, part: names.append(key) if isinstance(part, h5py.Dataset) else None)
+                part = file[_known(name.strip("/"), names, path)]
+                array = (part.asstr() if h5py.check_string_dtype(part.dtype) else part)[()]
         elif path.suffix in _TABLES:
             array = _of_table(path, name)
     if not isinstance(array, np.ndarray):
@@ -83,25 +94,20 @@ def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
     raise InputError(f"{spec}: {wrong}")
 
 
-def _of_npy(path: Path) -> np.ndarray:
-    try:
-        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # rows of a memmap come slower
-    except ValueError as error:
-        if "Python objects" not in str(error):
-            raise
-        advice = "Python objects, which are not read; save numbers, or texts as numpy.array(texts, str)"
-        raise InputError(f"{path}: holds {advice}") from None
-
-
 def _of_table(path: Path, name: str) -> np.ndarray:
-    """A column of a table, or without a name its columns side by side."""
+    """A column of a table, (n, F) of lists of equal length without gaps; without a name its columns side by side."""
     if path.suffix == ".csv":
         table = csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=not _has_header(path)))
     else:
         names = parquet.read_schema(path).names
         table = parquet.read_table(path, columns=[_known(name, names, path)] if name else None)
     if name:
-        return _of_column(table[_known(name, table.column_names, path)])
+        cells, shape = table[_known(name, table.column_names, path)].combine_chunks(), [-1]
+        if "list" in str(cells.type).partition("<")[0]:
+            numbers = cells.flatten()
+            if not cells.null_count and not numbers.null_count and len({len(row) for row in cells}) == 1:
+                cells, shape = numbers, [len(cells), -1]
+        return np.asarray(cells.to_numpy(zero_copy_only=False)).reshape(shape)
     for column, field in enumerate(table.schema, 1):
         if field.name in ("", "__index_level_0__"):  # row numbers, the same in both files, would give the pairs away
             raise InputError(f"{path}: column {column} is an index of pandas; save the table with index=False")
@@ -121,31 +127,10 @@ def _has_header(path: Path) -> bool:
     return len(cells) > 1 and numbers == [*range(len(cells))]
 
 
-def _of_hdf5(name: str, path: Path) -> np.ndarray:
-    h5py: Any = require("h5py", "h5py")
-    with h5py.File(path) as file:
-        names: list[str] = []
-        file.visititems(lambda key, part: names.append(key) if isinstance(part, h5py.Dataset) else None)
-        part = file[_known(name.strip("/"), names, path)]
-        array: np.ndarray = (part.asstr() if h5py.check_string_dtype(part.dtype) else part)[()]
-        return array
-
-
 def _known(name: str, names: Sequence[str], path: Path) -> str:
     if name not in names:
         raise InputError(f"{path}: has no {name!r}; it has {first_of(names)}")
     return name
-
-
-def _of_column(column: Any) -> np.ndarray:
-    """A column as an array: (n, F) of lists of equal length without gaps, else (n,)."""
-    cells = column.combine_chunks()
-    shape: tuple[int, ...] = (-1,)
-    if str(cells.type).startswith(("list", "large_list", "fixed_size_list")):
-        numbers = cells.flatten()
-        if not cells.null_count and not numbers.null_count and len({len(row) for row in cells}) == 1:
-            cells, shape = numbers, (len(cells), -1)
-    return np.asarray(cells.to_numpy(zero_copy_only=False)).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -251,8 +236,11 @@ def _usable(
         what = "holds NaN, infinity or a number that float32 cannot hold"
         skipped += [Skip(f"{spec} row {row}", "not finite", what) for row in np.flatnonzero(bad)]
         rows = rows[~bad[rows[:, place]]] if bad.any() else rows
-    if labels is None:
-        digests = _scattered(rows[:, 0])
+    if labels is None:  # in no order: the finaliser of SplitMix64
+        x = rows[:, 0].astype(np.uint64) + np.uint64(1)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+            x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)
+        digests = (x >> np.uint64(1)).view(np.int64)
     else:
         digests = np.fromiter((id_digest(labels[row]) for row in rows[:, 0].tolist()), np.int64, len(rows))
     return VectorPairs(name, a, b, rows, digests, labels, tuple(skipped))
@@ -283,14 +271,6 @@ def rows_of(labels: Sequence[str], spec: str) -> dict[str, int]:
         if places.setdefault(label, row) != row:
             raise InputError(f"{spec}: {label!r} stands at rows {places[label]} and {row}; once is right")
     return places
-
-
-def _scattered(numbers: np.ndarray) -> np.ndarray:
-    """(n,) digests of integers, in no order (the finaliser of SplitMix64)."""
-    x = numbers.astype(np.uint64) + np.uint64(1)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        x = (x ^ x >> np.uint64(shift)) * np.uint64(factor)
-    return (x >> np.uint64(1)).view(np.int64)
 
 
 def _not_finite(side: np.ndarray | SparseRows) -> np.ndarray:

@@ -35,7 +35,6 @@ from cloob.evaluation.measures import class_embeddings
 from cloob.evaluation.probe import Probe, ProbeOptions, fit_probe
 from cloob.family import member_name
 from cloob.models.aligned.encoders import FeatureMemory
-from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.load import find_model_folder, fingerprint, load_model, package_versions
 from cloob.models.tokenizer import describe
 
@@ -112,8 +111,8 @@ class Embeddings:
             return source
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None  # let go of the other one first
-            encoder = load_model(self._folder(model) or source, device=self._options.device)
-            if isinstance(encoder, AlignedEncoder) and not encoder.on_features:
+            encoder: Any = load_model(self._folder(model) or source, device=self._options.device)
+            if encoder.config.kind == "aligned":
                 # Features that training kept of its frozen encoders, and that other models computed with equal ones.
                 for key, kept in zip(encoder.encoder_keys(), ("images", "texts"), strict=True):
                     if key not in self._memories:

@@ -24,7 +24,6 @@ from cloob.export.exported import Exported, quiet, usage_of
 from cloob.export.transformers import processor_config
 from cloob.functional.private import MODULE_PARTS
 from cloob.models.aligned.encoders import TextEncoder
-from cloob.models.aligned.model import AlignedTowers
 from cloob.models.encoder import DualEncoder, causal_tower, encode_short
 from cloob.models.onnx import Graph, graph_file, write_config
 from cloob.models.tokenizer import tokenizer_note
@@ -212,7 +211,7 @@ def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
     pad: int | None = None
     if causal is not None:
         text, pad = _Rows(model, lambda model, tokens: encode_short(model, causal, tokens, new_mask=True)), 0
-    elif isinstance(model, AlignedTowers) and isinstance(model.text, TextEncoder):
+    elif isinstance(getattr(model, "text", None), TextEncoder):
         text, pad = _Rows(model, lambda model, tokens: model.text_head(model.text.pooled(tokens))), model.text.pad
     else:
         text = _Rows(model, lambda model, tokens: model.encode_text(tokens))

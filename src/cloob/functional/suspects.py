@@ -93,29 +93,25 @@ def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = 5) -> Suspicio
     fold = (torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0)) % folds)[group]
     moments = [PairMoments.of(a[fold == k], b[fold == k]) for k in range(folds)]
     found = Suspicion(torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.long))
-    way: tuple[float, bool] | None = None
+    ridge, by_column = 0.0, False
     for k in range(folds):
         others = [part for j, part in enumerate(moments) if j != k]
         total, rows = sum(others[1:], others[0]), (fold == k).nonzero().squeeze(1)
         sides = a[rows], b[rows], group[rows]
-        if way is None:
-            way = _best_way(total, *sides)
-        (directions,) = canonical_directions(total, [way[0]], by_column=way[1])
+        if k == 0:  # what tells its pairs from mismatched ones best
+            tried = []
+            for columns in (False, True):
+                for share, directions in zip(
+                    _RIDGES, canonical_directions(total, _RIDGES, by_column=columns), strict=True
+                ):
+                    part = _judged(total, directions, *sides)
+                    above = torch.searchsorted(part.mismatched.sort().values, part.scores).sum()
+                    tried.append((int(above), share, columns))
+            _, ridge, by_column = max(tried, key=lambda one: one[0])
+        (directions,) = canonical_directions(total, [ridge], by_column=by_column)
         part = _judged(total, directions, *sides)
         found.scores[rows], found.mismatched[rows], found.better[rows] = part.scores, part.mismatched, rows[part.better]
     return found
-
-
-def _best_way(moments: PairMoments, a: Tensor, b: Tensor, group: Tensor) -> tuple[float, bool]:
-    """Ridge and standardisation that tell the pairs of a fold from mismatched ones best."""
-    tried = []
-    for by_column in (False, True):
-        for ridge, directions in zip(_RIDGES, canonical_directions(moments, _RIDGES, by_column=by_column), strict=True):
-            part = _judged(moments, directions, a, b, group)
-            above = torch.searchsorted(part.mismatched.sort().values, part.scores).sum()
-            tried.append((int(above), ridge, by_column))
-    _, ridge, by_column = max(tried, key=lambda one: one[0])
-    return ridge, by_column
 
 
 def _judged(moments: PairMoments, directions: CanonicalDirections, a: Tensor, b: Tensor, group: Tensor) -> Suspicion:

@@ -71,6 +71,7 @@ class DualEncoder(nn.Module):
     _mean: Tensor
     _std: Tensor
     _causal_tower: str | None = None
+    on_features = False  # whether ``forward`` takes features of frozen encoders in place of pixels and tokens
 
     def __init__(
         self, name: str, model: Any, tokenizer: Tokenize, config: EncoderConfig, objective: dict[str, Any] | None = None
@@ -104,6 +105,11 @@ class DualEncoder(nn.Module):
 
     def check_weights(self) -> None:
         """Raises InputError for an encoder that has no weights to train, store or export: an ONNX export."""
+
+    @property
+    def heads(self) -> tuple[Any, Any] | None:
+        """The heads of both sides, where these alone are trained: on frozen encoders, or on vectors."""
+        return None
 
     @property
     def trims_texts(self) -> bool:

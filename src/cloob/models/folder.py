@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cloob.files import flush
 from cloob.models import runs
-from cloob.models.aligned.model import ModelFiles, aligned_files, vector_files
+from cloob.models.aligned.model import ModelFiles, heads_files
 from cloob.models.encoder import DualEncoder
 from cloob.models.tokenizer import RinnaTokenizer
 from cloob.models.weights.containers import write_safetensors
@@ -29,10 +29,8 @@ def save_model(
     """
     encoder.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
-    if encoder.config.kind == "aligned":  # heads on frozen encoders: the encoders by name alone
-        files = aligned_files(encoder)
-    elif encoder.config.kind == "vectors":
-        files = vector_files(encoder)
+    if encoder.heads is not None:
+        files = heads_files(encoder)
     elif encoder.config.kind == "module":
         files = runs.MODULE_FILE, encoder.config.settings, runs.TOWERS_WEIGHTS_FILE, encoder.model.state_dict()
     else:

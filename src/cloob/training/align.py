@@ -11,9 +11,9 @@ import csv
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from cloob.cache import Cache
 from cloob.data.batch import Batch, Skip
-from cloob.data.loader import Loader, PairLoader
+from cloob.data.loader import Loader, PairLoader, row_of_picture
 from cloob.data.order import EpochOrder, Part
-from cloob.data.source import Source, content_key, spread
+from cloob.data.source import Pictures, Source, content_key, pictures_of, spread
 from cloob.data.sources.arrow import reading
 from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.distributed import no_timeout, on_rank_zero, rank, world_size
@@ -35,7 +35,9 @@ from cloob.models.aligned.encoders import open_image_encoder, row_keys
 from cloob.models.aligned.encoders import open_text_encoder as open_text
 from cloob.models.aligned.heads import Head, Standardise
 from cloob.models.aligned.model import AlignedEncoder, VectorEncoder, aligned_encoder
+from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
+from cloob.models.runs import RUN_CONFIG_FILE, SUSPECTS_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import wrong
@@ -43,66 +45,37 @@ from cloob.training.log import check_fraction
 
 logger = logging.getLogger(__name__)
 
-SUSPECTS_FILE = "suspects.csv"
 _LEAST = 100  # distinct ids for --clean
 _BATCH = 128
-LeftOut = list[tuple[str, float]]  # the keys and scores of pairs, lowest first
+_KEPT = ("images", "texts", "ids", "images_rows", "texts_rows")
+LeftOut = list[tuple[str, str, int]]  # the keys and scores of pairs, lowest first, and their places
 
 
-@dataclass(frozen=True)
-class Features:
-    """The usable pairs of a source as the frozen encoders see them."""
+def cleaned(pairs: VectorPairs, config: TrainConfig, *, resumed: bool) -> tuple[VectorPairs, LeftOut]:
+    """The pairs without the suspicious ones, and those; every rank calls this.
 
-    images: Tensor  # (N, F) float32
-    texts: Tensor  # (N, F') float32
-    ids: Tensor  # (N,) int64 caption ids
-    keys: tuple[str, ...]
-    skipped: tuple[Skip, ...] = ()  # the pairs that cannot be used
+    ``resumed``: those that the run folder lists, if it was made with the same ``clean``.
+    """
+    how, run = config.align.clean or "auto", config.save.out
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def take(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
-        index = torch.from_numpy(places)
-        return self.images[index], self.texts[index], self.ids[index], tuple(self.keys[i] for i in places.tolist())
-
-    def only(self, places: np.ndarray) -> Features:
-        """Some of the pairs."""
-        return Features(*self.take(places), self.skipped)
-
-
-def cleaned(pairs: Features | VectorPairs, how: str, name: str) -> tuple[Features | VectorPairs, LeftOut]:
-    """The pairs without the suspicious ones, ``"auto"`` or a share of all, and those; every rank calls this."""
-
-    def judge() -> tuple[np.ndarray, LeftOut]:
+    def left_out() -> LeftOut:
+        file = run / SUSPECTS_FILE
+        if resumed and file.is_file() and TrainConfig.from_json(run / RUN_CONFIG_FILE).align.clean == how:
+            with reading(file, ValueError), file.open(encoding="utf-8", newline="") as lines:
+                return [(key, score, int(place)) for key, score, place in list(csv.reader(lines))[1:]]
         a, b, ids, keys = pairs.take(np.arange(len(pairs)))
         distinct = len(torch.unique(ids))
         if distinct < _LEAST:
-            wrong(f"{name}: {distinct} distinct ids; --clean needs {_LEAST} or more")
+            wrong(f"{pairs.name}: {distinct} distinct ids; --clean needs {_LEAST} or more")
         found = suspicion(a, b, ids)
-        order = found.scores.argsort().numpy()
-        count = found.count() if how == "auto" else round(float(how) * len(order))
-        return np.sort(order[count:]), [(keys[place], float(found.scores[place])) for place in order[:count]]
+        count = found.count() if how == "auto" else round(float(how) * len(pairs))
+        return [(keys[place], f"{found.scores[place]:.6g}", place) for place in found.scores.argsort()[:count].tolist()]
 
-    kept, left_out = on_rank_zero(judge, slow=True)
+    listed = on_rank_zero(left_out, slow=True)
     if rank() == 0:
         message = "%s of %s training pairs are left out (--clean %s); %s lists them"
-        logger.info(message, f"{len(left_out):,}", f"{len(pairs):,}", how, SUSPECTS_FILE)
-    return pairs.only(kept), left_out
-
-
-def write_left_out(run: Path, left_out: LeftOut) -> None:
-    """Lists the pairs that a run leaves out."""
-    with (run / SUSPECTS_FILE).open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("pair", "score"), *left_out])
-
-
-def as_vectors(features: Features | VectorPairs, name: str) -> VectorPairs:
-    """Features as pairs of vectors."""
-    if isinstance(features, VectorPairs):
-        return features
-    rows = np.broadcast_to(np.arange(len(features))[:, None], (len(features), 2))
-    return VectorPairs(name, features.images.numpy(), features.texts.numpy(), rows, features.ids.numpy())
+        logger.info(message, f"{len(listed):,}", f"{len(pairs):,}", how, SUSPECTS_FILE)
+    return pairs.only(np.delete(np.arange(len(pairs)), [place for *_, place in listed])), listed
 
 
 def make_aligned(config: TrainConfig) -> AlignedEncoder:
@@ -114,36 +87,28 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
     way: Standardise = "one" if align.standardise is None or align.standardise == "auto" else align.standardise
     heads = new_heads(config, (image.features, text.features), (way, way))
     names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
-    encoder = aligned_encoder(image, text, heads[0], heads[1], names)
+    encoder = aligned_encoder(image, text, *heads, names)
     encoder.on_features = True
     return encoder
 
 
 def new_heads(
     config: TrainConfig, widths: tuple[int, int], standardise: Sequence[Standardise] = ("one", "one")
-) -> list[Head]:
+) -> tuple[Head, Head]:
     """Fresh heads for features of these widths; their weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
         kind, embed_dim, dropout = config.align.heads().values()
         if config.loss.objective == "cca":  # its weights are singular values, so a direction more does no harm
             kind, embed_dim, dropout = "linear", min(config.align.embed_dim or max(widths), *widths), 0.0
-        return [Head(width, embed_dim, kind, dropout, how) for width, how in zip(widths, standardise, strict=True)]
+        first, second = (Head(n, embed_dim, kind, dropout, how) for n, how in zip(widths, standardise, strict=True))
+        return first, second
 
 
-def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:
-    """What ``AlignConfig`` would have to say for these heads."""
+def head_settings(encoder: DualEncoder) -> dict[str, Any]:
+    """What ``AlignConfig`` would have to say for the heads of this encoder."""
     options = encoder.model.image_head.options
     return {"head": options["kind"], "embed_dim": options["embed_dim"], "head_dropout": options["dropout"]}
-
-
-@dataclass
-class Chosen:
-    """What the closed form took; see ``functional.cca``."""
-
-    ridge: float
-    power: float
-    by_column: bool
 
 
 class ClosedForm(ContrastiveObjective):
@@ -151,78 +116,84 @@ class ClosedForm(ContrastiveObjective):
 
     def __init__(self) -> None:
         super().__init__(hopfield=False)
-        self.chosen: Chosen | None = None
+        self.chosen: dict[str, Any] = {}  # ridge, power, by_column (see ``functional.cca``)
 
     def config(self) -> dict[str, Any]:
         """What ``objective.json`` holds."""
-        return {"closed_form": "cca", **(asdict(self.chosen) if self.chosen else {})}
+        return {"closed_form": "cca", **self.chosen}
 
     def forward(self, image_features: Tensor, *_: Any, **__: Any) -> Tensor:
         return image_features.new_full((), torch.nan)
 
 
 class FeatureLoader(Loader):
-    """A ``Loader`` of features; the first batch of the first epoch, on rank 0, lists all pairs that cannot be used."""
+    """A ``Loader`` of features; the first batch of the first epoch, on rank 0, lists all pairs that cannot be used.
 
-    left_out: LeftOut | None = None  # by --clean
+    When training it leaves out what --clean does. ``by_id``: the rows of an id are one answer. A picture with several
+    captions is one pair of an epoch, as of a ``PairLoader``; for the closed form each caption is one.
+    """
 
-    def __init__(self, features: Features | VectorPairs, name: str, *, batch_size: int, seed: int, train: bool) -> None:
-        order = EpochOrder([Part((len(features),))], seed=seed, shuffle=train)
-        super().__init__(name, order, batch_size, drop_last=train, rank=rank(), world_size=world_size())
-        self.features = features
-        self.by_id = isinstance(features, VectorPairs)
+    left_out: LeftOut | None = None
+
+    def __init__(self, pairs: VectorPairs, config: TrainConfig, *, train: bool, by_id: bool) -> None:
+        name = pairs.name
+        if train and config.align.clean is not None:
+            pairs, self.left_out = cleaned(pairs, config, resumed=config.save.resume != "none")
+        learns = train and config.loss.objective != "cca"
+        self._pictures = None
+        _, first, which = np.unique(pairs.rows[:, 0], return_index=True, return_inverse=True)
+        if (learns or not train) and len(first) < len(pairs):
+            self._pictures = Pictures(first[which], [len(pairs)])
+        count = len(pairs) if self._pictures is None else len(first)
+        order = EpochOrder([Part((count,))], seed=config.run.seed, shuffle=learns)
+        super().__init__(name, order, config.run.batch_size, drop_last=learns, rank=rank(), world_size=world_size())
+        self.pairs, self.by_id = pairs, by_id
+        self._seed = config.run.seed if learns else None
 
     def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
         for start in starts:
-            images, texts, ids, keys = self.features.take(rows(start))
-            yield Batch(images, texts, ids, keys, self.features.skipped if epoch == start == rank() == 0 else ())
+            places = rows(start)
+            if self._pictures is not None:
+                drawn = (row_of_picture(self._pictures, place, self._seed, epoch) for place in places.tolist())
+                places = np.fromiter(drawn, np.int64)
+            images, texts, ids, keys = self.pairs.take(places)
+            yield Batch(images, texts, ids, keys, self.pairs.skipped if epoch == start == rank() == 0 else ())
 
 
 def feature_loader(
-    source: Source, encoder: AlignedEncoder, config: TrainConfig, device: torch.device, cache: Cache, *, train: bool
+    source: Source, encoder: DualEncoder, config: TrainConfig, device: torch.device, cache: Cache, *, train: bool
 ) -> FeatureLoader:
     """The features of a source in batches; computed here unless they are cached. Fits fresh heads when training."""
-    limit = config.pairs.max_bad_fraction
     encoder = encoder.to(device)
+    assert isinstance(encoder, AlignedEncoder)
     # Named by what they are made from: both encoders, by which `cloob eval` finds them, and the bytes of all pairs.
     key = on_rank_zero(lambda: "-".join((*encoder.encoder_keys(), content_key(source)[:20])), slow=True)
 
-    def checked(features: Features) -> Features:
-        kind, total = "samples" if train else "held-out pairs", len(features) + len(features.skipped)
-        check_fraction(source.name, kind, features.skipped, total, limit)
-        return features
-
-    def make(target: Path) -> None:  # what is refused is not kept: the pictures may be there again tomorrow
-        features, rows = _compute(source, encoder, config.pairs.workers, target.touch)
-        _write(target, checked(features), rows)
-
-    def get() -> Features:
-        return checked(_read(cache.get("features", f"{key}.safetensors", make)))
+    def get() -> VectorPairs:
+        path = cache.get("features", f"{key}.safetensors", partial(_compute, source, encoder, config.pairs.workers))
+        with reading(path, SafetensorError), safe_open(path, framework="pt") as file:
+            keys, skips = (json.loads(file.metadata()[name]) for name in ("keys", "skipped"))
+            images, texts, ids, pixels = (file.get_tensor(name).numpy() for name in _KEPT[:4])
+        skipped, rows = tuple(Skip(*skip) for skip in skips), np.arange(len(keys)).repeat(2).reshape(-1, 2)
+        if pictures_of(source) is not None:  # with several captions
+            _, first, rows[:, 0] = np.unique(pixels, axis=0, return_index=True, return_inverse=True)
+            images, keys = images[first], [keys[row] for row in first]
+        kind = "samples" if train else "held-out pairs"
+        check_fraction(source.name, kind, skipped, len(rows) + len(skipped), config.pairs.max_bad_fraction)
+        return VectorPairs(source.name, images, texts, rows, ids, keys, skipped)
 
     # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
-    first: list[Features] = []
+    first: list[VectorPairs] = []
     on_rank_zero(lambda: first.append(get()), slow=True)
     with no_timeout():
-        features = first[0] if first else get()
+        pairs = first[0] if first else get()
     if train and config.towers.init is None:  # heads that were trained before keep their standardisation
-        encoder.fit(features.images, features.texts)
-    return loader_of(features, source.name, config, train=train)
+        for head, side in zip(encoder.heads, (pairs.a, pairs.b), strict=True):
+            cast(Head, head).fit(torch.from_numpy(np.asarray(side)))
+    return FeatureLoader(pairs, config, train=train, by_id=False)
 
 
-def loader_of(features: Features | VectorPairs, name: str, config: TrainConfig, *, train: bool) -> FeatureLoader:
-    """Features in batches, when training without those that --clean leaves out."""
-    left_out = None
-    if train and config.align.clean is not None:
-        features, left_out = cleaned(features, config.align.clean, name)
-    shuffles, seed = train and config.loss.objective != "cca", config.run.seed
-    loader = FeatureLoader(features, name, batch_size=config.run.batch_size, seed=seed, train=shuffles)
-    loader.left_out = left_out
-    return loader
-
-
-def _compute(
-    source: Source, encoder: AlignedEncoder, workers: int, still_running: Callable[[], object]
-) -> tuple[Features, list[Tensor]]:
+def _compute(source: Source, encoder: AlignedEncoder, workers: int, target: Path) -> None:
     """Features of all pairs, and (N, 16) uint8 keys of pictures and texts, by which `cloob eval` finds them."""
     preprocess, tokenizer = encoder.preprocess, encoder.tokenizer
     loader = PairLoader(source, preprocess, tokenizer, _BATCH, shuffle=False, drop_last=False, workers=workers)
@@ -232,7 +203,7 @@ def _compute(
     shown = -1
     with contextlib.closing(loader):
         for batch in loader.epoch(0):
-            still_running()
+            target.touch()  # still running
             skipped += batch.skipped
             keys += batch.keys
             if len(batch):
@@ -242,24 +213,10 @@ def _compute(
             if place * 10 // len(source) > shown:
                 shown = place * 10 // len(source)
                 logger.info("%s: features of %d of %d pairs", source.name, place, len(source))
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else [torch.empty(0)] * 5
-    images, texts, ids, *rows = columns
-    return Features(images, texts, ids, tuple(keys), tuple(skipped)), rows
-
-
-def _write(path: Path, features: Features, rows: Sequence[Tensor]) -> None:
-    tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
-    tensors |= {"images_rows": rows[0], "texts_rows": rows[1]}
-    skipped = [(skip.key, skip.reason, skip.detail) for skip in features.skipped]
-    metadata = {"keys": json.dumps(features.keys), "skipped": json.dumps(skipped)}
-    path.write_bytes(save(tensors, metadata=metadata))
-
-
-def _read(path: Path) -> Features:
-    with reading(path, SafetensorError), safe_open(path, framework="pt") as file:
-        images, texts, ids = (file.get_tensor(name) for name in ("images", "texts", "ids"))
-        keys, skipped = (json.loads(file.metadata()[name]) for name in ("keys", "skipped"))
-        return Features(images, texts, ids, tuple(keys), tuple(Skip(*skip) for skip in skipped))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)] if parts else [torch.empty(0)] * len(_KEPT)
+    reasons = [(skip.key, skip.reason, skip.detail) for skip in skipped]
+    metadata = {"keys": json.dumps(keys), "skipped": json.dumps(reasons)}
+    target.write_bytes(save(dict(zip(_KEPT, columns, strict=True)), metadata=metadata))
 
 
 _FITTED, _FITTED_NUMBERS = 32_768, 1 << 24  # rows, and numbers of a side
@@ -306,18 +263,15 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
         if bool((rows == rows[0]).all()):
             logger.warning("all rows of %s are equal: nothing can be learned from them", side)
     asked = config.align.standardise or "auto"
-    ways = [_way(side) if asked == "auto" else asked for side in (a, b)]
-    if asked == "auto" and "column" in ways:
-        sides = " and ".join(f"--{side}" for side, way in zip("ab", ways, strict=True) if way == "column")
-        message = "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)"
-        logger.info(message, sides)
-    of_a, of_b = new_heads(config, (a.shape[1], b.shape[1]), ways)
-    encoder = VectorEncoder(of_a, of_b)
-    encoder.fit(a, b)
-    return encoder
-
-
-def _way(rows: Tensor) -> Standardise:
-    """By column where one scale would all but hide half of the columns; features of an encoder keep one scale."""
-    variance = rows[:: -(-len(rows) // 4096)].double().var(0, unbiased=False)
-    return "column" if variance.median() < 0.01 * variance.mean() else "one"
+    ways = [asked, asked]
+    if asked == "auto":  # by column where one scale would all but hide half of the columns
+        variances = [rows[:: -(-len(rows) // 4096)].double().var(0, unbiased=False) for rows in (a, b)]
+        ways = ["column" if variance.median() < 0.01 * variance.mean() else "one" for variance in variances]
+        if "column" in ways:
+            sides = " and ".join(f"--{side}" for side, way in zip("ab", ways, strict=True) if way == "column")
+            message = "columns of %s vary unlike: each is divided by its own spread (--standardise one: all alike)"
+            logger.info(message, sides)
+    heads = new_heads(config, (a.shape[1], b.shape[1]), cast(list[Standardise], ways))
+    for head, rows in zip(heads, (a, b), strict=True):
+        head.fit(rows)
+    return VectorEncoder(*heads)

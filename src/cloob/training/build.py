@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 from collections.abc import Callable
@@ -17,14 +18,14 @@ from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.machine import warn_of_emulated_bfloat16
-from cloob.models.aligned.model import AlignedEncoder, VectorEncoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.importing import import_open_clip
 from cloob.models.load import load_model
-from cloob.models.runs import OBJECTIVES_FILE, RUN_CONFIG_FILE
+from cloob.models.runs import OBJECTIVES_FILE, RUN_CONFIG_FILE, SUSPECTS_FILE
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import align, sharding
+from cloob.training.align import FeatureLoader
 from cloob.training.checkpoint import HELD_OUT, TRAINING, Saver, find_checkpoint, remove_leftovers, restore
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import check_combination, check_with_heads, check_without_heads, wrong
@@ -56,10 +57,10 @@ def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given |
     encoder = load_model(towers.init, device="cpu")
     encoder.check_weights()
     holds = f"init {towers.init!r} holds"
-    if isinstance(encoder, VectorEncoder):
+    if encoder.config.kind == "vectors":
         wrong(f"{holds} heads for vectors; `cloob train vectors` begins anew")
     settings = {"model": encoder.name, "image_size": encoder.image_size}
-    if isinstance(encoder, AlignedEncoder):
+    if encoder.config.kind == "aligned":
         check_with_heads(config)
         encoder.on_features = True
         settings |= align.head_settings(encoder)
@@ -93,7 +94,7 @@ def resolved(
         chosen = objective.config()
         names = chosen.keys() & set(SCALES) - (set() if objective.hopfield else {"beta"})
         leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
-    if isinstance(encoder, AlignedEncoder):
+    if encoder.heads is not None:
         leaves |= align.head_settings(encoder)
     elif config.towers.init is None and config.given.given_towers is None:
         leaves |= {"model": config.towers.model or encoder.name, "image_size": encoder.image_size}
@@ -226,12 +227,13 @@ def assemble(
     if rank() == 0:
         remove_leftovers(config.save.out)
         write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
-        if isinstance(loader, align.FeatureLoader) and loader.left_out is not None:
-            align.write_left_out(config.save.out, loader.left_out)
+        if isinstance(loader, FeatureLoader) and loader.left_out is not None:
+            with (config.save.out / SUSPECTS_FILE).open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows([("pair", "score", "row"), *loader.left_out])
         if choice is not None:
             write_whole(config.save.out / OBJECTIVES_FILE, json.dumps(choice, indent=2))
     log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)
     # The features that heads train on were checked when they were made or read.
-    limit = 1.0 if isinstance(encoder, AlignedEncoder) else config.pairs.max_bad_fraction
+    limit = 1.0 if encoder.heads is not None else config.pairs.max_bad_fraction
     bad = BadSamples(progress, loader, limit, log)
     return Run(config, encoder, objective, loader, val_loader, towers, stepper, progress, saver, log, bad)

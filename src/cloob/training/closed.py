@@ -10,6 +10,7 @@ import functools
 import logging
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,7 @@ from cloob.data.loader import Loader
 from cloob.distributed import gather_objects, rank
 from cloob.errors import InputError
 from cloob.functional.cca import CanonicalDirections, PairMoments, canonical_directions
-from cloob.models.aligned.heads import Head
-from cloob.training.align import Chosen, ClosedForm
+from cloob.training.align import ClosedForm
 from cloob.training.build import Run
 from cloob.training.faults import StopSignal, agree, fetch
 from cloob.training.validate import mean_recall
@@ -45,10 +45,10 @@ def fit(run: Run, stop: StopSignal) -> None:
     moments = functools.reduce(operator.add, total)
     judges = [] if run.val_loader is None else list(_batches(run, run.val_loader, stop, counts=False))
     chosen, directions = _choose(run, moments, judges)
-    of_a, of_b = directions.weighted(chosen.power)
-    run.encoder.model.image_head.solve(moments.mean_a, of_a)
-    run.encoder.model.text_head.solve(moments.mean_b, of_b)
-    assert isinstance(run.objective, ClosedForm)
+    assert run.encoder.heads is not None and isinstance(run.objective, ClosedForm)
+    means, matrices = (moments.mean_a, moments.mean_b), directions.weighted(chosen["power"])
+    for head, mean, matrix in zip(run.encoder.heads, means, matrices, strict=True):
+        head.solve(mean, matrix)
     run.objective.chosen = chosen
     progress.step, progress.samples_seen = 1, moments.count
     progress.position = progress.passed = run.loader.steps_per_epoch * size
@@ -65,32 +65,29 @@ def _batches(run: Run, loader: Loader, stop: StopSignal, *, counts: bool) -> Ite
             yield batch.images[::every], batch.tokens[::every], batch.ids[::every]
 
 
-def _choose(run: Run, moments: PairMoments, judges: list[Rows]) -> tuple[Chosen, CanonicalDirections]:
+def _choose(run: Run, moments: PairMoments, judges: list[Rows]) -> tuple[dict[str, Any], CanonicalDirections]:
     """The best by the held-out pairs, or the first without; every rank comes to the same."""
-    heads: tuple[Head, Head] = run.encoder.model.image_head, run.encoder.model.text_head
-    usual = any(head.standardise == "column" for head in heads)
+    assert run.encoder.heads is not None
+    width, usual = run.encoder.embed_dim, any(head.standardise == "column" for head in run.encoder.heads)
     tries_both = judges and run.config.align.standardise in (None, "auto")
-    tried: list[tuple[float, Chosen, CanonicalDirections]] = []
+    tried: list[tuple[float, dict[str, Any], CanonicalDirections]] = []
     for by_column in (usual, not usual) if tries_both else (usual,):
         for ridge, found in zip(_RIDGES, canonical_directions(moments, _RIDGES, by_column=by_column), strict=True):
-            directions = CanonicalDirections(*(part[..., : heads[0].options["embed_dim"]] for part in found))
+            directions = CanonicalDirections(*(part[..., :width] for part in found))
+            settings = {"ridge": ridge, "power": _POWERS[0], "by_column": by_column}
             if not judges:
-                return Chosen(ridge, _POWERS[0], by_column), directions
-            for power, recall in zip(_POWERS, _recalls(run, moments, directions, judges), strict=True):
-                tried.append((recall, Chosen(ridge, power, by_column), directions))
-    recall, chosen, directions = max(tried, key=operator.itemgetter(0))
+                return settings, directions
+            a, b, ids = (torch.cat(side) for side in zip(*judges, strict=True))
+            a = (a - moments.mean_a).float() @ directions.a.float()
+            b = (b - moments.mean_b).float() @ directions.b.float()
+            for power in _POWERS:
+                weights = (directions.correlations**power).float()
+                rows = F.normalize(a * weights, dim=1), F.normalize(b * weights, dim=1), ids
+                recall = mean_recall([rows], torch.device("cpu"), run.loader.by_id) or 0.0
+                tried.append((recall, settings | {"power": power}, directions))
+    _, settings, directions = max(tried, key=operator.itemgetter(0))
     if rank() == 0:
-        columns = ", columns standardised" if chosen.by_column else ""
+        columns = ", columns standardised" if settings["by_column"] else ""
         message = "cca: ridge %g, power %g%s (the best of %d on held-out pairs)"
-        logger.info(message, chosen.ridge, chosen.power, columns, len(tried))
-    return chosen, directions
-
-
-def _recalls(run: Run, moments: PairMoments, directions: CanonicalDirections, judges: list[Rows]) -> Iterator[float]:
-    """The mean recall of the held-out pairs for each power."""
-    a, b, ids = (torch.cat(side) for side in zip(*judges, strict=True))
-    a, b = (a - moments.mean_a).float() @ directions.a.float(), (b - moments.mean_b).float() @ directions.b.float()
-    for power in _POWERS:
-        weights = (directions.correlations**power).float()
-        rows = F.normalize(a * weights, dim=1), F.normalize(b * weights, dim=1), ids
-        yield mean_recall([rows], torch.device("cpu"), run.loader.by_id) or 0.0
+        logger.info(message, settings["ridge"], settings["power"], columns, len(tried))
+    return settings, directions

@@ -28,7 +28,7 @@ from cloob.training.optim import MakeOptimizer, freeze, write_average
 from cloob.training.pairs import GivenPairs
 from cloob.training.progress import Course, is_whole, preserved_rng
 from cloob.training.record import Step, StepLog
-from cloob.training.select import choose, join
+from cloob.training.select import Selection
 from cloob.training.step import TowersWithLoss
 from cloob.training.validate import validate
 
@@ -88,10 +88,11 @@ def train(
     with process_group(device), run_folder.hold(config.save.out) as check_lock:
         trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
         trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
+        selection = Selection(config, given, train)
         try:
-            run = assemble(config, given, device, partial(choose, given=given, train=train))
+            run = assemble(config, given, device, selection.choose)
         except Ended as ended:
-            return join(config, ended.result, given=given, train=train)
+            return selection.join(ended.result)
         loop = Loop(run, given, [*callbacks, *trackers], check_lock)
         tf32 = run.config.run.tf32 and device.type == "cuda"
         with StopSignal() as stop, float32_products("high") if tf32 else contextlib.nullcontext():
@@ -100,7 +101,7 @@ def train(
         checkpoint = result.checkpoint
         if config.towers.average_with_start is not None and checkpoint is not None and result.stopped is None:
             on_rank_zero(lambda: write_average(config, checkpoint))
-        return join(config, result, given=given, train=train)
+        return selection.join(result)
 
 
 class Loop:

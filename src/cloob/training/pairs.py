@@ -22,7 +22,6 @@ from cloob.data.transforms import TrainTransform
 from cloob.data.vectors import VectorPairs
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.files import write_whole
-from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.encoder import DualEncoder, trimmed_tokens
 from cloob.models.importing import read_json
 from cloob.models.runs import CHECKPOINTS_FOLDER, HELD_OUT_FILE
@@ -120,8 +119,8 @@ def make_loader(
     if isinstance(pairs, Items):
         return ItemLoader(pairs, size, seed=seed, train=train, workers=workers, **ranks)
     if isinstance(pairs, VectorPairs):
-        return align.loader_of(pairs, pairs.name, config, train=train)
-    if isinstance(encoder, AlignedEncoder):
+        return align.FeatureLoader(pairs, config, train=train, by_id=True)
+    if encoder.heads is not None:
         return align.feature_loader(pairs, encoder, config, device, _cache(config), train=train)
     augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
     # Shared padding is left out where that is exact; a compiled tower wants one shape.

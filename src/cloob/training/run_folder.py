@@ -101,8 +101,8 @@ LOCK = ".lock"
 LEASE_SECONDS, HEARTBEAT_SECONDS = 60.0, 2.0
 _RUN_FILES = (runs.RUN_CONFIG_FILE, runs.METRICS_FILE, runs.EPOCHS_FILE, runs.SKIPPED_FILE, runs.CHECKPOINTS_FOLDER)
 _PRODUCTS = (
-    *("tensorboard", "results.json", "suspects.csv", "nonfinite-step-*.json"),
-    *(runs.AVERAGED_FOLDER, runs.MEMBERS_FOLDER, runs.OBJECTIVES_FILE),
+    *("tensorboard", "results.json", "nonfinite-step-*.json"),
+    *(runs.AVERAGED_FOLDER, runs.MEMBERS_FOLDER, runs.OBJECTIVES_FILE, runs.SUSPECTS_FILE),
 )
 
 

