@@ -70,9 +70,9 @@ def read_beside(paths: Iterable[str]) -> dict[str, Value]:
 
 def of_file(encoded: Encoded) -> dict[str, Value]:
     """What a picture's file states: its XMP, and IPTC where that is silent."""
-    by_iptc = {}
+    iptc, by_iptc = encoded.iptc, {}
     for name, key, separator in (("tags", _KEYWORDS, ", "), ("caption", _CAPTION, " ")):
-        raw, texts = encoded.iptc.get(key), []
+        raw, texts = iptc.get(key), []
         for text in raw if isinstance(raw, list) else [raw]:
             if isinstance(text, bytes):
                 try:

@@ -18,12 +18,13 @@ Value = str | int | float | bool | None  # what a metadata column holds
 Precision = Literal["fp32", "bf16"]
 _WORD = re.compile(r"[^\W_]+")
 _MOST = 100_000  # letters of an item that are looked through
+_ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() else 32 for code in range(128)).ljust(256)
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def valid(text: str) -> str:
     """Text that databases and pages take: without NUL and without halves of surrogate pairs."""
-    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
+    return text if text.isprintable() else _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Busy(InputError):  # noqa: N818 - it names a state, and is told as one
@@ -139,13 +140,13 @@ def words(text: str) -> list[str]:
 
 def texts(item: Item) -> dict[str, str]:
     """What of an item is text: its file's name, its caption, and columns."""
-    name = re.split(r"/|::", item.path)[-1]
     columns = {name: value for name, value in item.columns.items() if isinstance(value, str) and name != "date_from"}
-    return columns | {"name": name, "caption": item.caption or ""}
+    return columns | {"name": item.path.rpartition("/")[2].rpartition("::")[2], "caption": item.caption or ""}
 
 
 def all_words(item: Item) -> str:
-    return " ".join(words(" ".join(texts(item).values())[:_MOST]))
+    text = " ".join(texts(item).values())[:_MOST]
+    return text.encode().translate(_ASCII_WORDS).decode() if text.isascii() else " ".join(words(text))
 
 
 def places(item: Item, query: Sequence[str]) -> tuple[str, ...]:
