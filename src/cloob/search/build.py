@@ -277,7 +277,8 @@ def take(
                 done.add_fault("vector not finite, or 0", row.path)
                 continue
             seen.add(hash(row.path))
-            content = hashlib.sha256(vectors[place].tobytes() + repr(row).encode("utf-8", "surrogatepass")).hexdigest()
+            text = f"{row.path}\0{row.caption}\0{row.columns}".encode("utf-8", "surrogatepass")
+            content = hashlib.sha256(vectors[place].tobytes() + text).hexdigest()
             if known.get(row.path) == content:
                 done.unchanged += 1
                 continue

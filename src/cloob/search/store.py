@@ -426,11 +426,9 @@ class Store(ABC):
 
 def _values(item: Item) -> tuple[Any, ...]:
     """An item's fields but for its id, source and path, in the order of ``_FIELDS``."""
-    sizes = (item.content, item.bytes, item.mtime_ns, item.width, item.height)
-    texts = (None if text is None else valid(text) for text in (item.date, item.caption))
-    columns = {
-        valid(name): valid(value) if isinstance(value, str) else value
-        for name, value in item.columns.items()
-        if not (isinstance(value, float) and not math.isfinite(value))
-    }
-    return (*sizes, *texts, json.dumps(columns))
+    date, caption, columns = item.date and valid(item.date), item.caption and valid(item.caption), "{}"
+    if item.columns:
+        kept = {valid(name): valid(value) if isinstance(value, str) else value for name, value in item.columns.items()}
+        infinite = [name for name, value in kept.items() if isinstance(value, float) and not math.isfinite(value)]
+        columns = json.dumps({name: value for name, value in kept.items() if name not in infinite})
+    return item.content, item.bytes, item.mtime_ns, item.width, item.height, date, caption, columns
