@@ -17,11 +17,12 @@ from typing import Any
 from benchmarks.factors import tables as factors
 from benchmarks.frozen import tables as frozen
 from benchmarks.pictograms import tables as pictograms
-from benchmarks.studies.front import FIGURES
+from benchmarks.studies.front import FIGURES, lines_of
 from benchmarks.studies.pages import replaced, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+SUSPECTS = RESULTS / "suspects" / "records.jsonl"
 Record = dict[str, Any]
 
 
@@ -95,7 +96,7 @@ def results(name: str) -> Record:
     return record
 
 
-def row(of: str, **values: object) -> Record:
+def row_of(of: str, **values: object) -> Record:
     """The row of a record with these values."""
     found: Record = next(each for each in results(of)["rows"] if values.items() <= each.items())
     return found
@@ -103,12 +104,12 @@ def row(of: str, **values: object) -> Record:
 
 def over_ranks(name: str) -> str:
     """Operations of a rank ÷ those of one process, on 1, 2 and 4 ranks."""
-    one, *several = (row("ranks", name=name, ranks=n)["flops"] for n in (1, 2, 4))
+    one, *several = (row_of("ranks", name=name, ranks=n)["flops"] for n in (1, 2, 4))
     return f"1, {several[0] / one:.2g} and {several[1] / one:.2g}"
 
 
 def activations(pairs: int) -> str:
-    found = row("gradient_cache", micro_batch_size=pairs)
+    found = row_of("gradient_cache", micro_batch_size=pairs)
     return f"{found['activations'] / 1e6:,.0f} MB of activations and {found['seconds']:.2f} s"
 
 
@@ -152,6 +153,38 @@ def hopfield_cost() -> str:
     )
 
 
+def suspected(**values: object) -> str:
+    """How often a wrong pair scores below a right one, in %, where a record has these values."""
+    lines = (RESULTS / "suspects" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [
+        r["auc"] for r in map(json.loads, lines) if r.get("auc") and values.items() <= ({"errors": None} | r).items()
+    ]
+    return " to ".join(dict.fromkeys(f"{100 * auc:.0f}" for auc in (min(found), max(found)))) + " %"
+
+
+def cleaned(arm: str) -> str:
+    values = {"set": "molecules", "share": 0.4, "arm": arm, "objective": "infoloob"}
+    return next(f"{100 * r['recall']:.1f} %" for r in lines_of(SUSPECTS) if values.items() <= r.items())
+
+
+_TOWERS = {
+    "ReLU": "three layers, each with a ReLU",
+    "Linear-GELU-Linear": "Linear-GELU-Linear",
+    "cloob.Head, fitted": '`cloob.Head` of kind `"mlp"`, fitted',
+}
+
+
+def cone() -> str:
+    """Recall by towers and objective, a number a seed."""
+    lines = []
+    for towers, shown in _TOWERS.items():
+        runs = [run for run in results("cone")["runs"] if run["towers"] == towers]
+        cosines = sorted(f"{cosine:.2f}" for run in runs for cosine in run["cosines"])
+        recalls = [", ".join(f"{r['recall']:.0f}" for r in runs if r["objective"] == o) for o in ("cloob", "infoloob")]
+        lines.append([shown, " to ".join(dict.fromkeys((cosines[0], cosines[-1]))), *recalls])
+    return table(["towers", "mean cosine at the start", "CLOOB", "InfoLOOB"], lines)
+
+
 PROSE: dict[str, Callable[[], str]] = {
     "photos": photos,
     "hopfield-cost": hopfield_cost,
@@ -160,21 +193,28 @@ PROSE: dict[str, Callable[[], str]] = {
     "rounding-plain": lambda: f"{100 * rounding('plain float32'):.0f} %",
     "rounding-streamed": lambda: f"{rounding('streamed float32'):.1e}".replace("e-0", "e-"),
     "rounding-bf16": lambda: f"{100 * rounding('streamed bfloat16'):.1f} %",
-    "padding-resnet": lambda: f"{row('text_padding', tower='resnet, text context 77')['ratio']:.2f}",
-    "padding-vit": lambda: f"{row('text_padding', tower='ViT-B-32')['ratio']:.2f}",
-    "ranks-memory": lambda: f"{row('retrieval', n=100_000)['peak_bytes'] / 1e9:.2f} GB",
-    "ranks-seconds": lambda: f"{row('retrieval', n=100_000)['seconds']:.0f} s",
+    "padding-resnet": lambda: f"{row_of('text_padding', tower='resnet, text context 77')['ratio']:.2f}",
+    "padding-vit": lambda: f"{row_of('text_padding', tower='ViT-B-32')['ratio']:.2f}",
+    "ranks-memory": lambda: f"{row_of('retrieval', n=100_000)['peak_bytes'] / 1e9:.2f} GB",
+    "ranks-seconds": lambda: f"{row_of('retrieval', n=100_000)['seconds']:.0f} s",
     **{
         f"index-{pictures}-{what}": functools.partial(indexing, pictures, what)
         for pictures in ("web", "camera")
         for what in ("cloob", "loop", "forward")
     },
     "queries": queries,
-    "start-help": lambda: f"{row('start', name='cloob --help')['seconds']:.3f} s",
-    "start-mistake": lambda: f"{row('start', name='cloob train, a mistake')['seconds']:.2f} s",
-    "start-torch": lambda: f"{row('start', name='import torch')['seconds']:.2f} s",
+    "cone": cone,
+    "suspects-5000": lambda: suspected(pairs=5000, set="pictograms", errors=None),
+    "suspects-43276": lambda: suspected(pairs=43_276),
+    "suspects-names": lambda: suspected(errors="a file's name"),
+    "suspects-cut": lambda: suspected(errors="cut"),
+    "suspects-near": lambda: suspected(errors="a word changed")[:3] + "to " + suspected(errors="a neighbour's caption"),
+    **{f"clean-{arm}": functools.partial(cleaned, arm) for arm in ("all", "cleaned", "right")},
+    "start-help": lambda: f"{row_of('start', name='cloob --help')['seconds']:.3f} s",
+    "start-mistake": lambda: f"{row_of('start', name='cloob train, a mistake')['seconds']:.2f} s",
+    "start-torch": lambda: f"{row_of('start', name='import torch')['seconds']:.2f} s",
 }
-"""Numbers within the text of docs/speed.md, by the name in their marks."""
+"""Numbers of the pages' text, by the name in their marks."""
 
 
 def speed(text: str) -> str:
@@ -201,6 +241,8 @@ PAGES: dict[str, Callable[[str], str]] = {
     "docs/study.md": marked,
     "docs/choose.md": marked,
     "docs/vectors.md": marked,
+    "docs/data.md": marked,
+    "docs/own-loop.md": marked,
     "docs/speed.md": speed,
     "benchmarks/README.md": marked,
     "benchmarks/frozen/claim.md": marked,
