@@ -47,6 +47,7 @@ def faults(wheel: Path, sdist: Path) -> list[str]:
     """What is wrong with the two files, a line each."""
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = archive.namelist()
+        metadata = next(archive.read(name).decode() for name in in_wheel if name.endswith("METADATA"))
     with tarfile.open(sdist) as tar:
         in_sdist = [name.partition("/")[2] for name in tar.getnames()]
     found = [f"{path.name}: {path.stat().st_size:,} bytes" for path in (wheel, sdist) if path.stat().st_size >= LIMIT]
@@ -54,6 +55,8 @@ def faults(wheel: Path, sdist: Path) -> list[str]:
     found += [f"{sdist.name} has no {name}" for name in IN_SDIST if name not in in_sdist]
     found += [f"{name} is in it" for name in (*in_wheel, *in_sdist) if NOT_WANTED.search(name)]
     found += [f"{wheel.name}: {name} is no part of the package" for name in in_wheel if not name.startswith("cloob")]
+    relative = re.findall(r"\]\((?!https?:)[^)]+\)", metadata)
+    found += [f"{wheel.name}: {link} leads nowhere on the page of its metadata" for link in relative]
     modules = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src").rglob("*.py")}
     found += [f"{wheel.name} has no {name}" for name in sorted(modules - set(in_wheel))]
     return found
