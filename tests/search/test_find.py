@@ -77,17 +77,6 @@ def test_pictures_rows_and_mistakes(index: Index, coloured: Path) -> None:
             index.search(query, **how)  # type: ignore[arg-type]
 
 
-def test_a_filter_reads_the_columns_once(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
-    monkeypatch.setattr(index.store, "columns", lambda: read.append(1) or {"iso": "number"})
-    monkeypatch.setattr(index.store, "revision", iter(range(9)).__next__)  # another one each time
-    for _ in range(3):
-        index.view("iso = 100 and width > 1")
-    assert len(read) == 1
-    with pytest.raises(InputError, match="no column 'fnumber'"):
-        index.view("fnumber = 2")
-
-
 def test_a_query_is_compared_with_queries_of_its_shape(index: Index, tmp_path: Path) -> None:
     for query in (Query((Term(1, "item"),)), Query((Term("red", "words"), Term(1, "item", -0.5)))):
         assert all(hit.margin is not None for hit in index.search(query).hits)

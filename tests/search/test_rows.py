@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,8 @@ from starlette.testclient import TestClient
 
 import cloob
 from cloob import cli
-from cloob.models.aligned.model import VectorEncoder
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
-from support import fork
 
 
 @pytest.fixture
@@ -105,31 +100,6 @@ def test_only_what_changed_is_embedded(place: Path, capsys: pytest.CaptureFixtur
     out, err = run(capsys, "search rows.idx --b b.npy --top 1", code=1)
     assert [line.split("\t")[:2] for line in out] == [[str(row), "1.0000"] for row in range(50) if row != 4]
     assert err == "cloob: b.npy: 1 row left out, as not finite: row 4 …\n"
-
-
-def test_after_kill_9_the_same_command_completes(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    np.save("many.npy", np.random.default_rng(1).normal(size=(5000, 10)))
-    Path("many.txt").write_text("\n".join(map(str, range(5000))))
-    words = "index --b many.npy --labels many.txt --model heads --out many.idx"
-    encode = VectorEncoder.encode_b
-
-    def stop(self: VectorEncoder, rows: Any) -> Any:
-        if len(rows) == 5000 - 4096:
-            Path("begun").touch()
-            time.sleep(120)
-        return encode(self, rows)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(VectorEncoder, "encode_b", stop)
-        first = fork(place / "ranks", 1, lambda: cli.main(words.split()))
-    while not Path("begun").exists():
-        assert not first.poll(), first.told()
-        time.sleep(0.02)
-    os.kill(first.pids[0], signal.SIGKILL)
-    first.wait()
-    assert run(capsys, words)[0][0].startswith("many.idx: 5,000 rows, heads; 904 added, 4,096 as they were;")
 
 
 def test_what_else_takes_an_index_takes_one_of_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

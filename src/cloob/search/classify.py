@@ -2,12 +2,9 @@
 
 Legend: n pictures, C labels, D the width of a model's rows.
 
-A label's row is the mean of its prompts' rows, made a unit row again, as CLIP has it. Probabilities are the softmax of
-τ⁻¹ · cosine over the labels: how the labels share a picture *if one of them is right*. Whether one is right is the
-margin's question: how far a label's score lies above the scores of unrelated texts (:mod:`cloob.search.view`).
-
-A head is a logistic regression on a model's rows, kept as numbers and names in a safetensors file. Its accuracy is
-cross-validated with the penalty chosen anew inside each fold, so that the choice does not flatter it.
+A label's row is the mean of its prompts' rows, at unit length. Probabilities are the softmax of τ⁻¹ · cosine over the
+labels, as if one of them was right; its margin tells whether one is (:mod:`cloob.search.view`). A head is a
+logistic regression on rows. Its accuracy is cross-validated with the penalty chosen inside each fold.
 """
 
 from __future__ import annotations

@@ -39,19 +39,6 @@ class Index(AbstractContextManager["Index"]):
     A mistake of the user (an address, a query, a filter, a model, a file) raises ``InputError`` with one line. In all
     methods ``where`` is a filter over the metadata (:mod:`cloob.search.where`), and ``model`` the name of a model of
     the index; None is the default one.
-
-    Example:
-        >>> import cloob
-        >>> from cloob.search.update import UpdateOptions
-        >>> from PIL import Image
-        >>> from pathlib import Path
-        >>> Path("pictures").mkdir()
-        >>> for name in ("red", "blue"):
-        ...     Image.new("RGB", (64, 64), name).save(f"pictures/{name}.png")
-        >>> with cloob.Index.create("pictures.idx") as index:
-        ...     done = index.update(["pictures"], UpdateOptions(model=cloob.create_model("tiny-vit", seed=0)))
-        ...     print(done.added, len(index), [Path(item.path).name for item in index.items(index.store.ids())])
-        2 2 ['blue.png', 'red.png']
     """
 
     def __init__(self, store: Store, model: str | None = None) -> None:

@@ -1,9 +1,8 @@
 """The vectors of one model in a mapped file beside the database, and exact search in them.
 
-A file belongs to one revision of the index, and its name has the random stamp of that revision. Each vector carries the
+A file belongs to one revision of the index, and its name has the random stamp of that revision. A vector carries the
 revision in which it was written: so a newer index is the file without the rows that have gone or changed since, and
-with those that were written since. These are kept in memory; when they are many, a new file is written. It holds the
-ids (int64, ascending), then the rows (float32).
+with newer ones. These are kept in memory; when they are many, a new file is written: ids (int64, ascending), then rows.
 
 Legend: n rows, D their width, k = top. A float32 product of unit rows is off by at most about D·2⁻²⁴; so the k best are
 among the rows that come within twice that of the k-th best product. These few are scored again one by one, so that a

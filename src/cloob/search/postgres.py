@@ -1,8 +1,7 @@
 """An index of several machines: PostgreSQL with pgvector.
 
 HNSW over float16 finds candidates, float32 ranks them. A filter is applied while HNSW is walked
-(``hnsw.iterative_scan``), so that a filter that few items pass still gets as many answers as were asked for; where the
-walk ends before that, the answer is computed exactly.
+(``hnsw.iterative_scan``); where the walk ends with too few answers, they are computed exactly.
 """
 
 from __future__ import annotations

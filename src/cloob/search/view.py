@@ -1,12 +1,10 @@
 """The pictures of an index that a filter lets through, as one of its models sees them, and whether anything fits.
 
-A cosine says little by itself: it depends on the model, on the words, and on pictures that are near to everything. So
-each hit has a *margin*: with s the query's score and m, d the mean and the standard deviation of the scores of B
-unrelated queries **for that picture**, the margin is (s − m) / d. A hit whose margin is below the cutoff is left out,
-and if none is left nothing fits. An unrelated query has the shape of the query: a term of words becomes a line of
-``background.txt``, a picture becomes one drawn from the index, the weights stay.
-
-docs/find.md says what the cutoff was measured to do.
+A cosine depends on the model, on the words, and on pictures that are near to everything. So a hit has a *margin*: with
+s the query's score and m, d the mean and standard deviation of the scores of B unrelated queries **for that picture**,
+it is (s − m) / d. Hits below the cutoff are left out; if none is left nothing fits. An unrelated query has the query's
+shape: words become a line of ``background.txt``, a picture becomes one drawn from the index, the weights stay.
+docs/find.md has measurements of the cutoff.
 """
 
 from __future__ import annotations

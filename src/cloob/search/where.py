@@ -1,9 +1,7 @@
 r"""Filters over an index's metadata: a small language that is parsed to SQL; no text of it reaches a database as SQL.
 
-``date >= 2024 and (caption like '%dog%' or not camera is null)``: comparisons joined by ``and``, ``or``, ``not`` and
-brackets. Text stands in single quotes, a quote in it twice. A column with another name than letters, digits and ``_``
-stands in double quotes. docs/find.md says what is compared with what. In a pattern of ``like`` ``\`` takes the next
-character as it is.
+``date >= 2024 and (caption like '%dog%' or not camera is null)``; docs/find.md describes it. In a pattern of ``like``
+``\`` takes the next character as it is.
 """
 
 from __future__ import annotations

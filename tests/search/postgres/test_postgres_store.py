@@ -16,10 +16,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from index_fakes import item, units, write_heads
+from index_fakes import item, units
 from where_cases import CASES, ITEMS
 
-from cloob import cli
 from cloob.errors import InputError
 from cloob.search import postgres as postgres_module
 from cloob.search.postgres import PostgresStore
@@ -226,19 +225,3 @@ def test_the_block_of_the_page_finds_the_nearest(address: str) -> None:
     names: dict[str, Any] = {"rows": rows, "query": vectors[3].tolist()}
     exec(block, names)
     assert [path for (path,) in names["nearest"]] == [f"{i}.png" for i in np.argsort(-vectors @ vectors[3])[:3]]
-
-
-def test_rows_with_labels_are_found_as_in_a_folder(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_heads(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    found = []
-    for place in ("rows.idx", address):
-        for more in (["--model", "heads"], []):
-            assert cli.main(["index", "--b", "b.npy", "--labels", "names.txt", "--out", place, *more]) == 0
-        capsys.readouterr()
-        for words in (["--a", "a.npy", "--top", "3"], ["--like", "m07", "--where", "path > 'm2'"]):
-            assert cli.main(["search", place, *words]) == 0
-        found.append(capsys.readouterr().out)
-    assert found[0] == found[1] and found[0].count("\n") > 180
