@@ -64,23 +64,6 @@ def test_a_folder_of_an_index_that_lies_elsewhere(
     assert "holds no source" in refused(capsys, *words, str(new))
 
 
-def test_an_index_of_another_format_names_what_to_do(
-    tmp_path: Path, find: Callable[..., tuple[list[str], str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    index, pictures = tmp_path / "idx", write_pictures(tmp_path / "p", n=1)
-    make_index(index, pictures)
-    for version, said in ((6, f"delete it and index again, or do both: cloob index SRC --model M --out {index} --anew"),
-                          (99, "of a newer cloob")):  # fmt: skip
-        with sqlite3.connect(index / INDEX_FILE) as database:
-            database.execute(f"PRAGMA user_version = {version}")
-        database.close()
-        for words in (("search", str(index), "red"), ("index", "--out", str(index))):
-            assert said in refused(capsys, *words)
-    (index / "heads").mkdir()
-    assert cli.main(["index", str(pictures), "--model", "m", "--out", str(index), "--anew"]) == 0
-    assert "8 added; 8 embedded" in capsys.readouterr().out and (index / "heads").is_dir()
-
-
 def test_a_damaged_index_says_what_is_still_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Index.create(tmp_path / "idx") as index:
         index.store.add_model(IndexedModel("m", "m", "f" * 32, 512))

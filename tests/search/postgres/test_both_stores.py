@@ -1,20 +1,25 @@
-"""What both stores do: models are replaced as a unit, and words find pictures."""
+"""What both stores do: models are replaced as a unit, words find pictures, another format is made anew."""
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import psycopg
 import pyarrow as pa
 import pytest
 from index_fakes import FakeEncoder, content, options, units, write_noise
 from pyarrow import parquet
 
+from cloob import cli
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.records import By, IndexedModel, Item
+from cloob.search.records import INDEX_FILE, By, IndexedModel, Item
 from cloob.search.scan.open import ScanOptions
 from cloob.search.where import equals
+from search_colours import loads, write_pictures
 
 
 class Stopped(FakeEncoder):
@@ -154,3 +159,30 @@ def test_vectors_that_exist_are_taken_and_their_file_stays_the_source(place: str
         assert "--remove-all" in index.update([], options(encoder)).refused[str(file)] and len(index) == 3
         with pytest.raises(InputError, match="vec"):
             index.update([file], options(encoder, scan=ScanOptions(vectors="vec")))
+
+
+def test_an_index_of_another_format_names_what_to_do(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads(monkeypatch)
+    pictures = write_pictures(tmp_path / "p", n=1)
+    make = ["index", str(pictures), "--model", "m", "--out", place]
+    assert cli.main(make) == 0
+    with Index.open(place) as index:
+        address = index.store.address  # without the password
+    for version, said in ((6, f"cloob index SRC --model M --out {address} --anew"), (99, "of a newer cloob")):
+        if place.startswith("postgresql:"):
+            with psycopg.connect(place) as server:
+                server.execute("UPDATE cloob_index SET version = %s", [version])
+        else:
+            with closing(sqlite3.connect(Path(place) / INDEX_FILE)) as file:
+                file.execute(f"PRAGMA user_version = {version}")
+        for words in (["search", place, "red"], ["index", "--out", place]):
+            assert cli.main(words) == 2
+            err = capsys.readouterr().err
+            assert said in err and "pass" not in err
+    if not place.startswith("postgresql:"):
+        (Path(place) / "heads").mkdir()
+    assert cli.main([*make, "--anew"]) == 0
+    assert "8 added; 8 embedded" in capsys.readouterr().out
+    assert place.startswith("postgresql:") or (Path(place) / "heads").is_dir()
