@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -71,18 +72,33 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["trian"]) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_ctrl_c_ends_with_130_and_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("command", "error", "code", "line"),
+    [
+        ("models", KeyboardInterrupt(), 130, "interrupted"),
+        ("demo", KeyboardInterrupt(), 130, "interrupted; the last complete checkpoint stays as it is"),
+        (
+            "train",
+            KeyboardInterrupt(),
+            130,
+            "interrupted; the last complete checkpoint stays as it is, and --resume",
+        ),
+        ("models", MemoryError(), 2, "out of memory; a smaller --batch-size or fewer --workers need less"),
+        ("models", RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "out of memory; a smaller "),
+    ],
+)
+def test_an_interruption_and_a_lack_of_memory_are_one_line(
+    command: str,
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(options: object) -> int:
-        raise KeyboardInterrupt
-
-    stays = "; the last complete checkpoint stays as it is"
-    goes_on = f"{stays}, and --resume auto goes on from it"
-    for where, said in (("models.run", ""), ("demo.run", stays), ("train.run", goes_on)):
-        monkeypatch.setattr(f"cloob.commands.{where}", interrupted)
-        assert cli.main([where.partition(".")[0]]) == 130
-        assert capsys.readouterr().err == f"cloob: interrupted{said}\n"
+    monkeypatch.setattr(f"cloob.commands.{command}.run", Mock(side_effect=error))
+    assert cli.main([command]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(f"cloob: {line}") and err.count("\n") == 1
 
 
 def test_brackets_in_a_name_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,14 +119,3 @@ def test_a_missing_package_is_named_with_the_install_that_brings_it(tmp_path: Pa
         code = f"import sys; sys.modules[{package!r}] = None; import cloob.cli; {call}"
         brings = f'{package} is not installed; pip install -e ".[train]" in a clone of cloob brings it\n'
         assert run_script(code, cwd=tmp_path).stderr.endswith(brings)
-
-
-def test_no_memory_left_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for error in (MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")):
-
-        def fail(options: object, error: Exception = error) -> int:
-            raise error
-
-        monkeypatch.setattr("cloob.commands.models.run", fail)
-        assert cli.main(["models"]) == 2
-        assert capsys.readouterr().err == "cloob: out of memory; a smaller --batch-size or fewer --workers need less\n"

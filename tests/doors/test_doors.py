@@ -158,21 +158,6 @@ def test_index(world: World, recorded: Check, tmp_path: Path) -> None:
     assert rows(anew) == found["removed"]
 
 
-def test_index_goes_on_after_kill_9(world: World, tmp_path: Path) -> None:
-    place = tmp_path / "idx"
-    words = ["index", str(world.pairs), "--model", str(world.model), "--out", str(place)]
-    ranks = fork(tmp_path / "out", 1, lambda: cli.main([*words, "--batch-size", "4"]))
-    end = time.monotonic() + 60
-    while not place.exists() and not ranks.poll() and time.monotonic() < end:
-        time.sleep(0.001)
-    time.sleep(0.05)
-    if not ranks.poll():
-        os.kill(ranks.pids[0], signal.SIGKILL)
-    ranks.wait()
-    cloob(*words)
-    assert rows(place) == rows(world.index)
-
-
 class Browser:
     """Asks a server; gives status, content type and what a rewrite must not change of the body."""
 

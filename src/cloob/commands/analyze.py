@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cloob.commands.console import MeasureOptions, as_words, progress, say, say_next, tyro, within
 from cloob.commands.eval import begin, check_models, print_results, report_problems
 
-if TYPE_CHECKING:
-    from cloob.data.batch import Reader
-
-    Row = Mapping[str, Any]
+Row = Mapping[str, Any]
 DEMO = "demo:val"
 
 
@@ -42,7 +39,9 @@ def run(options: Options) -> int:
     models = begin(options.models, options.out)
 
     from cloob.evaluation.analysis import analyze
+    from cloob.evaluation.report import ShownPicture, write_report
     from cloob.evaluation.suite import write_results
+    from cloob.models.runs import curve
     from cloob.search.alike import partition
 
     how: Row = {"similar": options.similar, "groups": partition, "limit": options.limit}
@@ -55,7 +54,21 @@ def run(options: Options) -> int:
     failures = [{**failure, "set": pairs} for failure in analysis.get("failures", ())]
     results = {"rows": rows, "failures": failures}  # as in results.json
     write_results(options.out / "analysis.json", analysis)
-    _write_page(options.out / "report.html", results, analysis["runs"], models, source)
+    of_pairs = {row for run in analysis["runs"] for pair in run["similar"] for row in pair["rows"]}
+    images = {row: source.read(row).image for row in sorted(of_pairs)}
+
+    def shown(pair: Row) -> Any:
+        both = zip(pair["rows"], pair["captions"], strict=True)
+        return tuple(ShownPicture(images[row], caption, False, pair["cosine"]) for row, caption in both)
+
+    write_report(
+        options.out / "report.html",
+        results,
+        title="Geometry of the embeddings",
+        curves={name: lines for name, model in models.items() if (lines := curve(model))},
+        checkpoints={run["model"]: run["checkpoints"] for run in analysis["runs"]},
+        similar={run["model"]: list(map(shown, run["similar"])) for run in analysis["runs"]},
+    )
     print(f"{options.out / 'analysis.json'}\n{options.out / 'report.html'}")
     print_results(rows, geometry=True)
     code = report_problems(results)
@@ -65,24 +78,3 @@ def run(options: Options) -> int:
     columns = as_words(options, "image_column", "caption_column")
     say_next(["eval", *measured, "--retrieval", options.pairs, *columns, "--out", options.out / "eval"])
     return code
-
-
-def _write_page(path: Path, results: Row, runs: Sequence[Row], models: Mapping[str, str], source: Reader) -> None:
-    from cloob.evaluation.report import ShownPicture, write_report
-    from cloob.models.runs import curve
-
-    rows = {row for run in runs for pair in run["similar"] for row in pair["rows"]}
-    images = {row: source.read(row).image for row in sorted(rows)}
-
-    def shown(pair: Row) -> Any:
-        of_pair = zip(pair["rows"], pair["captions"], strict=True)
-        return tuple(ShownPicture(images[row], caption, False, pair["cosine"]) for row, caption in of_pair)
-
-    write_report(
-        path,
-        results,
-        title="Geometry of the embeddings",
-        curves={name: lines for name, model in models.items() if (lines := curve(model))},
-        checkpoints={run["model"]: run["checkpoints"] for run in runs},
-        similar={run["model"]: [shown(pair) for pair in run["similar"]] for run in runs},
-    )

@@ -31,12 +31,9 @@ class Options:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC|IDX")]
     """An index, a folder that `cloob find` has indexed, or with --model whatever `cloob index` takes."""
     labels: str | None = None  # cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments.
-    templates: tuple[str, ...] = ()
-    """Prompts with {c} in the place of the label; left out, "a photo of a {c}." and "{c}"."""
-    examples: Path | None = None
-    """A folder with a folder of pictures for each label: fits a head to them and says how good it is."""
-    head: Path | None = None
-    """FILE.safetensors: the head to use, or with --examples where to keep it; left out, in IDX/heads/ of an index."""
+    templates: tuple[str, ...] = ()  # Prompts with {c} for the label; left out, "a photo of a {c}." and "{c}".
+    examples: Path | None = None  # A folder of pictures for each label, in this folder: fits a head, and measures it.
+    head: Path | None = None  # FILE.safetensors: the head, or with --examples where to keep it; else IDX/heads/.
     multi: bool = False  # Each label that fits, any number of them.
     none: bool = False  # A picture may also be none of these.
     cutoff: float = 1.75  # Of --multi and --none: a label fits from so many standard deviations above unrelated texts.
@@ -45,8 +42,7 @@ class Options:
     json: bool = False  # Print one JSON object a line.
     csv: bool = False  # Print CSV: path, label, probability, margin.
     copy_to: Path | None = None  # Copy each picture into a folder of its label here; nothing is overwritten.
-    move_to: Path | None = None
-    """Move each shot (RAW, JPEG, captions, edits) into a folder of its label here; moved.jsonl lists what moved."""
+    move_to: Path | None = None  # Move shots (RAW, JPEG, captions, edits) likewise; moved.jsonl lists them.
     model: str | None = None  # What `cloob eval` takes, for a SRC; for an index the name of one of its models.
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 

@@ -23,8 +23,7 @@ class Options:
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")] = ""
     """Whatever `cloob train --data` reads; with --count a folder or pattern of shards."""
     most: int = 10_000  # Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at all.
-    out: Path | None = None
-    """Write a contact sheet, one HTML file; with --count the list of counts, by default a local folder's sizes.json."""
+    out: Path | None = None  # A contact sheet (HTML); with --count the counts, for a local folder else sizes.json.
     pictures: int = 60  # Pictures on the contact sheet.
     json: bool = False  # Print one JSON object instead of the table.
     suspects: Annotated[tuple[Path, ...] | None, tyro.conf.arg(metavar="[FILE.csv]")] = None
@@ -33,8 +32,7 @@ class Options:
     a: str | None = None  # With --suspects, in place of DATA: a file of vectors, as of `cloob train vectors`.
     b: str | None = None  # The vectors that row by row belong to those of --a.
     ids: str | None = None  # An id for each pair of vectors.
-    count: bool = False
-    """Count the samples in each shard, and nothing else; what streamed shards need before they can be read."""
+    count: bool = False  # Only count the samples in each shard, which streamed shards need before they can be read.
     workers: int = 2  # Decoding threads.
     table: ColumnOptions = field(default_factory=ColumnOptions)
     machine: CacheOptions = field(default_factory=CacheOptions)

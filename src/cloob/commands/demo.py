@@ -33,14 +33,11 @@ _NOTES = (
 class Options:
     """Train CLIP, InfoLOOB, CLOOB and a closed form on pictures that come along, then search others; no network."""
 
-    objectives: tuple[ObjectiveName, ...] | None = None
-    """Members of the family to train; left out, clip, infoloob, cloob and cca, from scratch clip and cloob."""
-    from_scratch: bool = False
-    """Train both towers from random weights, in place of heads on two frozen encoders (the extra align)."""
+    objectives: tuple[ObjectiveName, ...] | None = None  # Left out: clip, infoloob, cloob, cca; from scratch two.
+    from_scratch: bool = False  # Train both towers from random weights; else heads on frozen encoders (extra align).
     seed: int = 0  # Seed of weights, order and augmentation.
     epochs: int | None = None  # Passes over the 6,110 pairs; the recipe's when left out.
-    out: Path | None = None
-    """Folder of the runs, the index and the report, replaced if there; left out, runs/demo or runs/demo-scratch."""
+    out: Path | None = None  # Folder of all this, replaced if there; left out, runs/demo or runs/demo-scratch.
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps.
 
 

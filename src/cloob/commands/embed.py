@@ -37,8 +37,20 @@ def run(options: Options) -> int:
     check_out("--out", out, kinds, [*rows, options.source])
     refuse({f"{out}: exists; --overwrite replaces it": out.exists() and not options.overwrite})
     exclusive(options, "a b texts model")
-    if rows:
-        return _embed_rows(options)
+    if rows:  # unit rows; of one that is not finite NaN
+        import numpy as np
+
+        from cloob.data.vectors import read_ids, read_matrix
+        from cloob.models.aligned.model import embed_rows
+        from cloob.models.load import load_model
+
+        encoder, given = load_model(options.source, options.machine.device), options.rows.given
+        embedded = embed_rows(encoder, given[0], read_matrix(given[1])) if given else None
+        vectors = (encoder.encode_text(read_ids(str(options.texts))) if embedded is None else embedded).cpu().numpy()
+        bad = int((~np.isfinite(vectors).all(1)).sum())
+        left = f", {bad:,} of them NaN, as their numbers are not finite" if bad else ""
+        say(f"{out}: {_write(out, [vectors]):,} rows{left}")
+        return 1 if bad else 0
     run = f"{options.source}: is a run; --texts names texts for it, --a or --b rows for its heads"
     refuse({run: options.model is None and (Path(options.source) / RUN_CONFIG_FILE).is_file()})
     check_source(options.source, options.model)
@@ -54,26 +66,6 @@ def run(options: Options) -> int:
     left = f", {unread:,} could not be read" if unread else ""
     say(f"{out}: {count:,} pictures{left}")
     return 1 if unread else 0
-
-
-def _embed_rows(options: Options) -> int:
-    """Writes a unit row for each text or row; one that is not finite gives NaN."""
-    import numpy as np
-
-    from cloob.data.vectors import read_ids, read_matrix
-    from cloob.models.aligned.model import embed_rows
-    from cloob.models.load import load_model
-
-    encoder = load_model(options.source, options.machine.device)
-    if options.rows.given:
-        side, file = options.rows.given
-        vectors = embed_rows(encoder, side, read_matrix(file)).numpy()
-    else:
-        vectors = encoder.encode_text(read_ids(str(options.texts))).cpu().numpy()
-    count, bad = _write(options.out, [vectors]), int((~np.isfinite(vectors).all(1)).sum())
-    left = f", {bad:,} of them NaN, as their numbers are not finite" if bad else ""
-    say(f"{options.out}: {count:,} rows{left}")
-    return 1 if bad else 0
 
 
 def _write(out: Path, blocks: Sequence[Any], texts: Mapping[str, list[str]] = {}, model: str = "") -> int:

@@ -32,13 +32,10 @@ class Options:
 
     models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL …")]
     """Run folders (RUN: its best checkpoint, RUN:last), model folders, open_clip NAME/TAG, hf-hub:… or local-dir:…"""
-    zeroshot: tuple[str, ...] = ()
-    """Labelled sets: folders of CLIP_benchmark, folders with one sub-folder a class, or demo:noto-emoji."""
-    suite: tuple[str, ...] = ()
-    """Many labelled sets: paper, pictograms or vtab+, each followed by its folder unless --root is given."""
+    zeroshot: tuple[str, ...] = ()  # Labelled sets: of CLIP_benchmark, a sub-folder a class, or demo:noto-emoji.
+    suite: tuple[str, ...] = ()  # Many sets: paper, pictograms or vtab+, each with its folder unless --root is given.
     root: Path | None = None  # Folder of the suites that have no folder of their own.
-    retrieval: tuple[str, ...] = ()
-    """Pictures and captions, one or several each: what `cloob train --data` reads, or folders of CLIP_benchmark."""
+    retrieval: tuple[str, ...] = ()  # Pictures with captions, as `cloob train --data` reads, or of CLIP_benchmark.
     held_out: bool = False  # Judge by the pairs that a run held out of its training, as by --retrieval.
     a: str | None = None  # Vectors, for runs of `cloob train vectors`: as --a there.
     b: str | None = None  # Vectors that belong to those of --a.

@@ -32,13 +32,10 @@ class Options:
     """Folders of pictures, or what `cloob train --data` reads, captions or not; none: all that the index knows."""
     out: Annotated[str, tyro.conf.arg(aliases=["--store"], metavar="DIR|postgresql://…")] = ""
     """The index: a folder, made where it is missing, or a PostgreSQL database with pgvector."""
-    model: str | None = None
-    """Run or model folder, open_clip NAME/TAG, hf-hub:… or local-dir:…; left out, the only one of the index."""
+    model: str | None = None  # Run or model folder, NAME/TAG of open_clip, hf-hub:…; left out, the index's only one.
     name: str | None = None  # What the index calls the model; its file name or tag when left out.
-    replace_model: bool = False
-    """Make all vectors anew where the model of this name has other weights or another --precision than it had."""
-    exclude: tuple[str, ...] = ()
-    """Globs of files and folders to leave out; the index remembers them, and --exclude '' clears them."""
+    replace_model: bool = False  # Make all vectors anew where this model has other weights or --precision than before.
+    exclude: tuple[str, ...] = ()  # Globs of files and folders to leave out; they are remembered, and '' clears them.
     max_megapixels: float | None = None  # Leave larger pictures out; left out, those above 179 (of JPEG 2,048).
     remove_all: bool = False  # Remove all pictures of a source of which nothing is there any more.
     moved: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="OLD NEW")] = None
@@ -47,12 +44,10 @@ class Options:
     merge: str | None = None  # Another index, to be taken into this one.
     faults: bool = False  # List the files that could not be read, and why; index nothing.
     labels: str | None = None  # Names for the rows of --a or --b: as --ids of `cloob train vectors`.
-    vectors: str | None = None
-    """Column of SRC, which is Parquet, with vectors that --model has made: they are taken as they are."""
+    vectors: str | None = None  # Column of SRC, which is Parquet, with vectors of --model, which are taken as they are.
     image_column: str | None = None  # Column of a table with the picture or its path.
     caption_column: str | None = None  # Column of a table with the caption.
-    precision: Literal["fp32", "bf16"] | None = None
-    """Of the image tower; bf16 is for GPUs and processors with AMX. Left out, as the index has it, else fp32."""
+    precision: Literal["fp32", "bf16"] | None = None  # Of the image tower (bf16: GPUs, AMX); else the index's, or fp32.
     batch_size: int = 64  # Pictures a forward pass, and a transaction.
     rows: RowOptions = field(default_factory=RowOptions)
     machine: DecodeOptions = field(default_factory=DecodeOptions)

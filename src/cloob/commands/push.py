@@ -9,7 +9,6 @@ from typing import Annotated
 
 from cloob.commands.console import as_words, refuse, say_next, tyro
 from cloob.commands.export import is_repository, spell_licence
-from cloob.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -20,11 +19,9 @@ class Options:
     """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
     repository: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ORG/NAME")]
     """The repository on the hub; it is made if it is not there."""
-    license: str | None = None
-    """The weights' licence, as the hub spells it: mit, apache-2.0, cc-by-4.0, … It has to be given."""
+    license: str | None = None  # The weights' licence, needed: mit, apache-2.0, cc-by-4.0, … as the hub spells it.
     private: bool = False  # Let nobody but you or your organisation see a repository that is made.
-    results: Path | None = None
-    """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
+    results: Path | None = None  # A results.json of `cloob eval` for the card; left out, the one in or beside the run.
     dry_run: bool = False  # List the files and their sizes, and send nothing.
 
 
@@ -46,24 +43,20 @@ def run(options: Options) -> int:
     encoder = load_model(options.source, device="cpu")
     check_exportable(encoder.config.kind, options.source)
     facts = gather_facts(options.source, encoder, options.results)
-    try:
-        with tempfile.TemporaryDirectory(prefix="cloob-push-") as temporary:
-            folder = Path(temporary)
-            without = write_repository(encoder, folder, repository, facts, licence)
-            files = list_files(folder)
-            for name, size in [*files, ("in all", sum(size for _, size in files))]:
-                print(f"{size:>15,}  {name}")
-            if without is not None:
-                print(f"without files of transformers: {without}")
-            if options.dry_run:
-                print(f"{repository}: not sent, as --dry-run asks", flush=True)
-                more = as_words(options, "private", "results")
-                say_next(["push", options.source, repository, "--license", licence, *more])
-                return 0
-            address = send(folder, repository, private=options.private)
-    except OSError as error:
-        place = error.filename or "the files"
-        raise InputError(f"{place}: cannot be written ({error.strerror}); TMPDIR names another place") from error
+    with tempfile.TemporaryDirectory(prefix="cloob-push-") as temporary:
+        folder = Path(temporary)
+        without = write_repository(encoder, folder, repository, facts, licence)
+        files = list_files(folder)
+        for name, size in [*files, ("in all", sum(size for _, size in files))]:
+            print(f"{size:>15,}  {name}")
+        if without is not None:
+            print(f"without files of transformers: {without}")
+        if options.dry_run:
+            print(f"{repository}: not sent, as --dry-run asks", flush=True)
+            more = as_words(options, "private", "results")
+            say_next(["push", options.source, repository, "--license", licence, *more])
+            return 0
+        address = send(folder, repository, private=options.private)
     print(f'{address}\ncloob.load_model("hf-hub:{repository}") loads it', flush=True)
     say_next(["eval", f"hf-hub:{repository}", "--zeroshot", "demo:noto-emoji"])
     return 0

@@ -43,31 +43,23 @@ class Options:
     """What `cloob index` made (a folder, or postgresql://…), or a folder that `cloob find` was given."""
     query: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUERY …")] = ()
     """Words, pictures and addresses; none with --like or --duplicates, or to list by --where alone."""
-    where: str | None = None
-    """Only among these: "date >= 2024 and caption like '%dog%'" (see the page “Search, sort and look through
-    pictures”); without a query, newest first."""
+    where: str | None = None  # Only among these: "date >= 2024 and caption like '%dog%'"; without a query newest first.
     top: int = 20  # How many at most.
     cutoff: float | Literal["auto", "none"] = "auto"
     """Standard deviations by which a hit must beat unrelated queries; auto: 3, 2 for pictures, none for --like."""
-    by: Literal["meaning", "words", "both"] = "both"
-    """meaning: what the model finds; words: what has all words in name, caption or text columns; both: one list."""
+    by: Literal["meaning", "words", "both"] = "both"  # By the model, by all words in name, caption or columns, or both.
     like: str | None = None  # More like this picture of the index: its id or its path.
-    duplicates: bool = False
-    """Groups of pictures that look alike, the best of each first: RAW, most pixels, EXIF, most bytes, oldest."""
+    duplicates: bool = False  # Groups of look-alikes, the best first: RAW, most pixels, EXIF, most bytes, oldest.
     threshold: float = 0.97  # Of --duplicates: the least cosine of any two pictures of a group.
     exact: bool = False  # Of --duplicates: files of equal bytes alone.
     rest: bool = False  # Of --duplicates: print the paths of all but the best of each group; with -0 for xargs -0.
-    explain: bool = False
-    """What the query retrieves from the pictures as a Hopfield memory: the associated pictures with their weights."""
-    beta: float | None = None
-    """Of --explain: small averages over all pictures, large takes the nearest; left out, the model's own, else 8."""
+    explain: bool = False  # The pictures that the query retrieves as from a Hopfield memory, with their weights.
+    beta: float | None = None  # Of --explain: small averages all pictures, large takes the nearest; else the model's.
     json: bool = False  # Print one JSON object.
-    paths: bool = False
-    """Print the paths alone, for pipes; of --duplicates all of each group, an empty line between groups."""
+    paths: bool = False  # Print the paths alone; of --duplicates all, with an empty line between groups.
     null: bool = False  # End each path with a NUL instead of a line feed; also -0.
     copy_to: Path | None = None  # Copy what is found into this folder; nothing there is overwritten.
-    model: str | None = None
-    """Which of the index's models, by its name or by what it is loaded from; the first when left out."""
+    model: str | None = None  # A model of the index, by its name or by what it is loaded from; left out, the first.
     rows: RowOptions = field(default_factory=RowOptions)
     machine: DeviceOptions = field(default_factory=DeviceOptions)
 
@@ -119,8 +111,6 @@ def run(options: Options) -> int:
             return _duplicates(index, options)
         if options.rows.given:
             return _search_rows(index, options, *options.rows.given)
-        if not options.query and like is None:
-            return _list(index, options)
         if like is not None:
             filters = [equals("path", path) for path in (like, os.path.abspath(like))]  # noqa: PTH100 - links stay
             filters += [Filter(f"id = {like[:18]}")] if like.isascii() and like.isdigit() else []
@@ -135,56 +125,53 @@ def run(options: Options) -> int:
 
 
 def _search(index: cloob.Index, options: Options, query: Query) -> int:
-    cutoff = None if options.cutoff == "none" else options.cutoff
-    if cutoff == "auto" and not query.needs_model:
-        cutoff = None  # pictures like one of the index are a ranking
-    found = index.search(query, top=options.top, where=options.where, cutoff=cutoff, by=options.by)
-    _print(options, found.hits, model=found.model, searched=found.searched, cut=found.cut)
-    if not found.searched:
-        say(f"no picture to search: {index.view(options.where, found.model).why_none()}")
-    elif not found.hits and options.by == "words":
-        say(f"none of {found.searched:,} pictures has these words in its name, caption or columns")
-    elif not found.hits and not found.cut:
-        say("there is no other picture to search")
-    elif not found.hits:
-        say(f"nothing fits among {found.searched:,} pictures; --cutoff none shows the nearest all the same")
-    elif found.cut and sys.stdout.isatty():
-        say(f"{found.cut} more are below the cutoff (--cutoff none shows them)")
-    return copy(index, [hit.item for hit in found.hits], options.copy_to)
+    """Prints what a query finds, or without one the newest pictures."""
+    from cloob.search.records import Hit, Results
 
-
-def _list(index: cloob.Index, options: Options) -> int:
-    from cloob.search.records import Hit
-
-    where = index.view(options.where).where
-    items = index.items(index.store.ids(where, limit=options.top, order="newest").tolist())
-    count = index.store.count(where)
-    _print(options, [Hit(item, math.nan) for item in items], model=None, searched=count, cut=0)
-    if count > len(items):
-        say(f"{len(items):,} of {count:,} pictures, the newest; --top shows more")
-    elif not count:
-        say("no picture: the filter lets none through")
-    return copy(index, items, options.copy_to)
-
-
-def _print(options: Options, hits: Sequence[Hit], **facts: object) -> None:
-    """Prints a line for each shot: score and margin, or date and origin, and how many more files are equal to it."""
-    from cloob.search.alike import first_alike
-
+    if query.terms:
+        cutoff = None if options.cutoff == "none" else options.cutoff
+        if cutoff == "auto" and not query.needs_model:
+            cutoff = None  # pictures like one of the index are a ranking
+        found = index.search(query, top=options.top, where=options.where, cutoff=cutoff, by=options.by)
+    else:
+        where = index.view(options.where).where
+        items = index.items(index.store.ids(where, limit=options.top, order="newest").tolist())
+        found = Results(tuple(Hit(item, math.nan) for item in items), index.store.count(where), 0, "")
+    hits, searched = found.hits, found.searched
     if options.json:
-        print(json.dumps({"query": options.query, **facts, "hits": list(map(_hit_dict, hits))}))
+        facts = {"query": options.query, "model": found.model or None, "searched": searched, "cut": found.cut}
+        print(json.dumps({**facts, "hits": list(map(_hit_dict, hits))}))
     elif options.paths:
         _print_paths([[hit.item for hit in hits]], null=options.null)
-    firsts = [] if options.json or options.paths else first_alike(hit.item for hit in hits)
+    else:
+        _print_lines(hits)
+    if not query.terms and searched > len(hits):
+        say(f"{len(hits):,} of {searched:,} pictures, the newest; --top shows more")
+    elif not searched:
+        say(f"no picture to search: {index.view(options.where, found.model or None).why_none()}")
+    elif not hits and options.by == "words":
+        say(f"none of {searched:,} pictures has these words in its name, caption or columns")
+    elif not hits and not found.cut:
+        say("there is no other picture to search")
+    elif not hits:
+        say(f"nothing fits among {searched:,} pictures; --cutoff none shows the nearest all the same")
+    elif found.cut and sys.stdout.isatty():
+        say(f"{found.cut} more are below the cutoff (--cutoff none shows them)")
+    return copy(index, [hit.item for hit in hits], options.copy_to)
+
+
+def _print_lines(hits: Sequence[Hit]) -> None:
+    """A line for each shot: score and margin, or date and origin; at its end how many more files are equal to it."""
+    from cloob.search.alike import first_alike
+
+    firsts = first_alike(hit.item for hit in hits)
     count = Counter(firsts)
-    for hit, first in zip(hits, firsts, strict=False):
-        item, unscored = hit.item, math.isnan(hit.score)
-        if item.id != first:
-            continue
+    for hit in (hit for hit, first in zip(hits, firsts, strict=True) if hit.item.id == first):
+        item, unscored, others = hit.item, math.isnan(hit.score), count[hit.item.id] - 1
         margin = "" if hit.margin is None else f"{hit.margin:.1f}"
         date, origin = item.date or "", printable(item.date_from)
         marks = [printable(", ".join(hit.words))] if hit.words else []
-        more = [f"+{count[first] - 1}"] if count[first] > 1 else []
+        more = [f"+{others}"] if others else []
         if sys.stdout.isatty():
             numbers = f"{date:19}  {origin:6}" if unscored else f"{hit.score:6.3f}  {margin:>5}"
             print(_aligned("  ".join([numbers, *(f"[{mark}]" for mark in marks), *more]), item))

@@ -30,11 +30,9 @@ class Options:
 
     index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")]
     """What `cloob index` made (a folder, or postgresql://…), or a folder that `cloob find` was given."""
-    host: str = "127.0.0.1"
-    """Where to listen. Beyond this machine (0.0.0.0: everywhere) every request must show a token."""
+    host: str = "127.0.0.1"  # Where to listen; beyond this machine (0.0.0.0: everywhere) requests need a token.
     port: int = 8017  # 0 takes any that is free.
-    token: str | None = None
-    """What requests must show as bearer or cookie; else $CLOOB_TOKEN, or one is made where the host is not loopback."""
+    token: str | None = None  # Bearer or cookie of requests; else $CLOOB_TOKEN, or made where the host is not loopback.
     token_file: Path | None = None  # The file with the token: it is in no list of processes.
     model: str | None = None  # The model of the index that is asked first; the index's first when left out.
     update: float | None = None  # Seconds between updates of the index, which are made beside the searches.
