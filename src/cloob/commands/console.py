@@ -30,11 +30,11 @@ _LINE_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-_PLAIN = (  # what tyro says, and how we do
+_PLAIN = (  # words of tyro, and ours
     (r"^Error parsing (\w+: )?", ""),
     (r"invalid literal for int\(\) with base 10:", "a whole number is wanted, not"),
     (r"could not convert string to float:", "a number is wanted, not"),
-    (r"'None', |, 'None'", ""),  # a default that says: left out
+    (r"'None', |, 'None'", ""),  # a default that means: left out
     (r"\. Got errors: .*", ""),
 )
 

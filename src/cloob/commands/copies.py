@@ -1,4 +1,4 @@
-"""Copies and moves pictures out of an index. The files of one shot go together, whole, and nothing is overwritten."""
+"""Copies and moves pictures out of an index. The files of one shot stay together, and nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def _planned(
         stem, files[data] = member.stem, member.suffix
     else:
         stem = first.stem
-        beside = [path for path in listed(first.parent).get(stem, ()) if path.is_file() and not path.is_symlink()]
-        files |= {path: path.name.removeprefix(stem) for path in (*beside, *contents)}
+        others = [path for path in listed(first.parent).get(stem, ()) if path.is_file() and not path.is_symlink()]
+        files |= {path: path.name.removeprefix(stem) for path in (*others, *contents)}
     if move and any(path.is_symlink() or path not in files for path in contents):
         raise InputError("it is no file of its own (in a container, or a link)")
     if move and first.is_relative_to(folder):

@@ -48,8 +48,8 @@ def run(options: Options) -> int:
     recipe = "demo-scratch" if options.from_scratch else "demo"
     usual: tuple[ObjectiveName, ...] = ("clip", "cloob") if options.from_scratch else ("clip", "infoloob", "cloob")
     out, objectives = options.out or Path("runs", recipe), usual if options.objectives is None else options.objectives
-    wanted = f"--objectives is {' '.join(objectives) or 'empty'}; one or several different ones are wanted"
-    refuse({wanted: not objectives or len(set(objectives)) < len(objectives)})
+    message = f"--objectives is {' '.join(objectives) or 'empty'}; one or several different ones are wanted"
+    refuse({message: not objectives or len(set(objectives)) < len(objectives)})
     more: dict[str, Any] = {} if options.epochs is None else {"epochs": options.epochs}
     more |= {"seed": options.seed, "device": options.device, "overwrite": True}
     starts = ((name, cloob.get_recipe(recipe, objective=name)) for name in objectives)
@@ -80,11 +80,11 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
     out = next(iter(configs.values())).save.out.parent
     embedding = EmbedOptions(resolve_device(device), workers=2)
     measure.begin((), out)
-    logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the frozen encoders are
+    logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # progress of the frozen encoders
     runs, settings = {}, {}
     for name, config in configs.items():
         runs[name] = cloob.train(config, callbacks=[ProgressDisplay(title=name)])
-        if runs[name].stopped:  # what is asked to end does not begin the next training
+        if runs[name].stopped:  # after SIGTERM the next training does not begin
             say(f"{name} was stopped by {runs[name].stopped}; nothing is compared")
             return 1
         run, align = config.run, config.align

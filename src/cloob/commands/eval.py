@@ -34,7 +34,7 @@ class Options:
     """Run folders (RUN: its best checkpoint, RUN:last), model folders, open_clip NAME/TAG, hf-hub:… or local-dir:…"""
     zeroshot: tuple[str, ...] = ()  # Labelled sets: of CLIP_benchmark, a sub-folder a class, or demo:noto-emoji.
     suite: tuple[str, ...] = ()  # Many sets: paper, pictograms or vtab+, each with its folder unless --root is given.
-    root: Path | None = None  # Folder of the suites that have no folder of their own.
+    root: Path | None = None  # Folder of the suites that are named without one.
     retrieval: tuple[str, ...] = ()  # Pictures with captions, as `cloob train --data` reads, or of CLIP_benchmark.
     held_out: bool = False  # Judge by the pairs that a run held out of its training, as by --retrieval.
     a: str | None = None  # Vectors, for runs of `cloob train vectors`: as --a there.
@@ -125,7 +125,7 @@ def run(options: Options) -> int:
 
 
 def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
-    """Adds the pairs that the runs among the models held out, which must be the same for all of them."""
+    """Adds the held-out pairs of the runs among the models, which must be the same for all of them."""
     from cloob.data.shards.spec import is_remote
     from cloob.data.source import digest
     from cloob.evaluation.sets.captioned import by_picture, open_captioned
@@ -170,7 +170,7 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
 
 
 def _split(config: cloob.TrainConfig) -> tuple[object, ...]:
-    """What decides over the held-out pairs."""
+    """The settings that choose the held-out pairs."""
     pairs = config.pairs
     split = pairs.val_data or (pairs.data, pairs.val_split)
     return split, config.vectors, pairs.image_column, pairs.caption_column
@@ -196,7 +196,7 @@ def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, cloob.TrainConfig]
     from cloob.models.runs import RUN_CONFIG_FILE, run_of
 
     for model in models:
-        with contextlib.suppress(InputError):  # which loading it says
+        with contextlib.suppress(InputError):  # loading it will report that
             folder = find_model_folder(model)
             if folder is not None and (run := run_of(folder)) is not None:
                 yield model, folder, cloob.TrainConfig.from_json(run / RUN_CONFIG_FILE)
@@ -207,7 +207,7 @@ def check_models(models: Sequence[str]) -> None:
 
 
 def begin(models: Sequence[str], out: Path) -> dict[str, str]:
-    """Models by name; refuses a folder that cannot be written, and says which runs stand for their best checkpoint."""
+    """Models by name; refuses an unwritable folder, and reports which runs stand for their best checkpoint."""
     from cloob.models.runs import checkpoint_step, chosen_checkpoint, with_checkpoint
 
     place = next(path for path in (out, *out.parents) if path.exists())  # a folder made here would outlive an error

@@ -189,7 +189,7 @@ def _describe(summary: Summary) -> tuple[str, bool]:
 def check_index(typed: str) -> tuple[str, str | None]:
     """The address of the index that is meant, and the filter of a folder in it; refuses a place without one.
 
-    Of a database the server is asked later.
+    A database is asked later.
     """
     from cloob.search.address import find_index, is_there
 

@@ -34,8 +34,8 @@ class Options:
     port: int = 8017  # 0 takes any that is free.
     token: str | None = None  # Bearer or cookie of requests; else $CLOOB_TOKEN, or made where the host is not loopback.
     token_file: Path | None = None  # The file with the token: it is in no list of processes.
-    model: str | None = None  # The model of the index that is asked first; the index's first when left out.
-    update: float | None = None  # Seconds between updates of the index, which are made beside the searches.
+    model: str | None = None  # The default model of the index; its first when left out.
+    update: float | None = None  # Seconds between updates of the index, which searches do not wait for.
     open: bool = False  # Open the page in the browser.
 
 
@@ -48,8 +48,8 @@ def run(options: Options) -> int:
     if options.token_file is not None:
         token = options.token_file.read_text(encoding="utf-8").strip()
     form = r"[A-Za-z0-9._~-]{16,256}"
-    wanted = "the token (--token, --token-file, CLOOB_TOKEN): 16 letters, digits, . _ ~ or - at least are wanted"
-    refuse({wanted: token is not None and not re.fullmatch(form, token)})
+    message = "the token (--token, --token-file, CLOOB_TOKEN): 16 letters, digits, . _ ~ or - at least are wanted"
+    refuse({message: token is not None and not re.fullmatch(form, token)})
     # Threads of numpy and of torch are not to wait for each other; what is set already stays. Two searches run at a
     # time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin. docs/serve.md has the figures.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

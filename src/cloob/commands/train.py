@@ -33,19 +33,20 @@ def read(words: Sequence[str]) -> cloob.TrainConfig:
     recipe = rest.pop(0) if rest and not rest[0].startswith("-") else None
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", nargs="?", const="")
-    asked, rest = early.parse_known_args(rest)
-    refuse({"--config needs a value": asked.config == ""})
+    first, rest = early.parse_known_args(rest)
+    refuse({"--config needs a value": first.config == ""})
     start = cloob.TrainConfig()
     if recipe is not None:
         early.add_argument("--objective", nargs="?")  # an unknown one is refused when the words are parsed
         early.add_argument("--model", nargs="?")
-        asked, _ = early.parse_known_args(rest, asked)
-        typed_name = ALIASES.get(asked.objective, asked.objective)
+        first, _ = early.parse_known_args(rest, first)
+        typed_name = ALIASES.get(first.objective, first.objective)
         objective: ObjectiveName | None = next((name for name in OBJECTIVES if name == typed_name), None)
-        start = cloob.get_recipe(recipe, objective=objective, model=asked.model or None)
-    if asked.config is not None:  # perhaps of a run: this one may not overwrite, and does not go on
-        start = start.merge_file(asked.config).override(overwrite=False)
-        start = start.override(resume="none") if (Path(asked.config).parent / CHECKPOINTS_FOLDER).is_dir() else start
+        start = cloob.get_recipe(recipe, objective=objective, model=first.model or None)
+    if first.config is not None:  # perhaps of a run: this one may not overwrite, and does not go on
+        start = start.merge_file(first.config).override(overwrite=False)
+        of_run = (Path(first.config).parent / CHECKPOINTS_FOLDER).is_dir()
+        start = start.override(resume="none") if of_run else start
     typed = typed_leaves(rest)
     vectors = recipe == "vectors" or start.vectors.a is not None
     parsed = parse(options(start, rest, vectors=vectors), rest, "cloob train", usage=_USAGE, description=_DESCRIPTION)
@@ -53,7 +54,7 @@ def read(words: Sequence[str]) -> cloob.TrainConfig:
 
 
 def run(config: cloob.TrainConfig) -> int:
-    """Trains; 0 when the run reached its end or was asked to stop by SIGTERM."""
+    """Trains; 0 when the run reached its end or was stopped by SIGTERM."""
     from cloob.training.config.checks import preflight
 
     preflight(config)
@@ -65,7 +66,7 @@ def run(config: cloob.TrainConfig) -> int:
 
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
     logging.getLogger("cloob.training").setLevel(logging.INFO)  # progress of encoders, held-out pairs, what was tried
-    logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
+    logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # what was opened
     result = cloob.train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
     if first:
         _report(config, result)

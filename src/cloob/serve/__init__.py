@@ -1,5 +1,5 @@
-"""An index in the browser: an HTTP API, described by OpenAPI, and one page of our own that uses it.
+"""An index in the browser: an HTTP API, described by OpenAPI, and a page that uses it.
 
-Read in this order: ``guard`` (who may ask, and how much), ``collection`` (an index that many ask at once), ``routes``
-(what can be asked), ``app`` (all of it together). ``page/`` is what the browser gets.
+Read in this order: ``guard`` (access and limits), ``collection`` (an index for many clients), ``routes`` (the API),
+``app`` (the application). ``page/`` is sent to the browser.
 """

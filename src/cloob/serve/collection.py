@@ -37,7 +37,7 @@ MAX_UPLOADS, MAX_UPLOADS_BYTES = 256, 256_000_000  # that are kept; those used l
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # Threads of each kind of work: one runs the models, as each one that does has a team of torch's threads; what takes
-# long (duplicates, labels) goes one after the other beside the searches; 64 megapixels that are decoded are 192 MB.
+# long (duplicates, labels) goes one after the other, next to the searches; 64 megapixels that are decoded are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
 Kind = Literal["encode", "search", "slow", "files", "decode"]
 _MAX_BATCH, _KEPT_TEXTS = 64, 4096
@@ -53,7 +53,7 @@ class Upload:
     width: int  # upright, pixels
     height: int
     thumbnail: bytes  # JPEG
-    rows: dict[str, Vector] = field(default_factory=dict)  # a unit row (D,) for each model asked, by its fingerprint
+    rows: dict[str, Vector] = field(default_factory=dict)  # unit rows (D,) by the fingerprint of the model
 
 
 class Batcher:

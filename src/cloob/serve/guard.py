@@ -1,4 +1,4 @@
-"""Who may ask, how much, and what every answer says: around the whole application, so that no route is forgotten."""
+"""Access, limits and headers: around the application, so that no route is forgotten."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _COOKIE_SECONDS = 30 * 24 * 3600
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Who may ask, and how much."""
+    """Access and limits."""
 
     token: str | None = None  # what a request must show as bearer or cookie; None where whoever reaches us may ask
-    local: bool = True  # only requests for a loopback name are answered, which stops DNS rebinding; paths are told
+    local: bool = True  # only requests for a loopback name are answered, against DNS rebinding; full paths are shown
     max_upload_bytes: int = 20_000_000  # of the form with a file
     max_upload_pixels: int = 64_000_000  # by its header, before anything is decoded
     max_body_bytes: int = 1_000_000  # of a request that uploads nothing

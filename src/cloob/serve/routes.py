@@ -1,4 +1,4 @@
-"""What can be asked: searches, labels, explanations, embeddings, pictures by id, and uploads."""
+"""The API: searches, labels, explanations, embeddings, pictures by id, and uploads."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def health(served: Served) -> dict[str, str | int | list[str]]:
 
 @api.get("/models")
 async def models(served: Served) -> list[dict[str, str | int]]:
-    """The models whose vectors the index holds; the first is asked where a query names none."""
+    """The models whose vectors the index has; the first is the default."""
     return [{"name": model.name, "dim": model.dim} for model in await served.run(lambda: served.index.models)]
 
 
@@ -105,9 +105,9 @@ async def explain(served: Served, query: schemas.ExplainQuery) -> schemas.Explai
     The greater β, the fewer pictures share the weight.
     """
     model, where = await served.model(query.model), await served.filter(query.where)
-    asked, row = await served.query(query.parts, model)
+    terms, row = await served.query(query.parts, model)
     found = await served.run(
-        lambda: served.index.explain(asked, row=row, beta=query.beta, top=query.top, where=where, model=model)
+        lambda: served.index.explain(terms, row=row, beta=query.beta, top=query.top, where=where, model=model)
     )
     return {
         "model": model.name,
@@ -200,7 +200,7 @@ async def embed(served: Served, query: schemas.EmbedQuery) -> schemas.Embedded:
 
 @api.get("/items")
 async def items(served: Served, id: Annotated[list[Id], Query(min_length=1, max_length=200)]) -> list[schemas.Picture]:
-    """What is known of some pictures, in the order asked for; those that are not there are left out."""
+    """Facts of some pictures, in the order of the request; unknown ids are left out."""
     return list(map(served.picture, await served.run(lambda: served.index.items(id))))
 
 
@@ -232,14 +232,14 @@ async def shots(served: Served) -> schemas.Shots:
 @api.get("/columns")
 async def columns(served: Served) -> list[dict[str, str]]:
     """What a filter can name: ``name`` and ``kind`` of each column."""
-    own = dict.fromkeys(TEXTS, "text") | dict.fromkeys(NUMBERS, "number") | {"date": "date"}
-    found = own | await served.run(served.index.columns)
-    return [{"name": name, "kind": kind} for name, kind in found.items()]
+    kinds = dict.fromkeys(TEXTS, "text") | dict.fromkeys(NUMBERS, "number") | {"date": "date"}
+    kinds |= await served.run(served.index.columns)
+    return [{"name": name, "kind": kind} for name, kind in kinds.items()]
 
 
 @api.get("/items/{id}")
 async def item(served: Served, id: Id) -> schemas.Picture:
-    """What is known of a picture."""
+    """Facts of a picture."""
     return served.picture(await served.item(id))
 
 

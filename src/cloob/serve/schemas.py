@@ -91,7 +91,7 @@ class Problem(TypedDict):
 
 
 class Picture(TypedDict):
-    """A picture of the index; of ``columns``, a whole number beyond 2^53 is text, as JavaScript would round it."""
+    """A picture of the index; of ``columns``, an integer beyond 2^53 is text, as JavaScript would round it."""
 
     id: int
     name: str
@@ -150,7 +150,7 @@ class LabelPictures(TypedDict):
 
 
 class Classified(TypedDict):
-    """Labels in the order asked for; 'none of these' last."""
+    """Labels in the order of the request; 'none of these' last."""
 
     model: str
     revision: int
