@@ -224,6 +224,17 @@ def test_hard_links_in_a_tar_are_the_files_that_they_link(tmp_path: Path) -> Non
     assert source.read(0).image == source.read(1).image == noise(1)
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose reading fails")
+def test_a_tar_whose_reading_fails_is_not_missing(tmp_path: Path) -> None:
+    for i in range(3):
+        write_tar(tmp_path / f"{i}.tar", pairs(1))
+    source = open_source(tmp_path)  # the third is not read yet
+    (tmp_path / "2.tar").unlink()
+    (tmp_path / "2.tar").symlink_to("/proc/self/mem")
+    with pytest.raises(BadSample, match=r"2\.tar/0: cannot be read \(.*2\.tar: Input/output error"):
+        source.read(2)
+
+
 def test_brace_patterns_are_a_shells(tmp_path: Path) -> None:
     names = ["a-08", "a-09", "a-10", "b", "c{x}", "d,e"]
     for i, name in enumerate(names):

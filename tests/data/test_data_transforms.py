@@ -18,18 +18,6 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_crop_by_hand() -> None:
-    # First try: half the area at aspect 1: 100·√½ = 70.7 -> 71 pixels; placed at 29·½ and at 0.
-    uniforms = [0.5, 0.5, *[0.9] * 18, 0.5, 0.0]
-    assert crop_box(100, 100, (0.0, 1.0), (0.5, 2.0), uniforms) == (15, 0, 71, 71)
-    # First try: all of it at aspect 4/3 is wider than the image; second: a quarter at aspect 1.
-    uniforms = [1.0, 1.0, 0.25, 0.5, *[0.9] * 16, 0.0, 0.99]
-    assert crop_box(100, 100, (0.0, 1.0), (3 / 4, 4 / 3), uniforms) == (0, 50, 50, 50)
-    # Never fits: a strip 10 high gets its largest central crop of aspect 4/3.
-    assert crop_box(10, 1000, (0.9, 1.0), (3 / 4, 4 / 3), [0.5] * 22) == (0, 493, 10, 13)
-    assert crop_box(1000, 12, (0.9, 1.0), (3 / 4, 4 / 3), [0.5] * 22) == (492, 0, 16, 12)
-
-
 @pytest.mark.parametrize(("height", "width"), [(300, 200), (40, 400)])
 def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
     """Means of the box over many draws agree within five standard errors."""

@@ -15,28 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cloob.errors import InputError
 from cloob.files import TooLarge, read_at_most
-from cloob.pictures import MAX_IMAGE_BYTES, Unreadable
+from cloob.pictures import MAX_IMAGE_BYTES, Fault, Unreadable
 
 if TYPE_CHECKING:  # sources are opened, and refused, before torch is imported
     import torch
     from torch import Tensor
 
-Reason = Literal[
-    "missing image",
-    "no permission to read",
-    "corrupt image",
-    "image too large",
-    "no decoder",
-    "missing caption",
-    "empty caption",
-    "caption not UTF-8",
-    "caption too long",
-    "truncated shard",
-    "stray quote",
-    "not finite",
-    "no partner",
-    "item raised an error",
-]
+CaptionFault = Literal["missing caption", "empty caption", "caption not UTF-8", "caption too long"]
+FileFault = Literal["missing image", "no permission to read", "cannot be read", "truncated shard", "stray quote"]
+RowFault = Literal["not finite", "no partner", "item raised an error"]
+Reason = Fault | CaptionFault | FileFault | RowFault
 MAX_CAPTION_BYTES = 64 * 1024  # above this many UTF-8 bytes a caption is a file in the wrong place
 
 
@@ -195,9 +183,15 @@ def _read(path: Path | str, key: str, most: int, missing: Reason, too_large: Rea
     except TooLarge as error:
         reason, message = too_large, str(error)
     except (OSError, ValueError) as error:
-        reason = "no permission to read" if isinstance(error, PermissionError) else missing
-        message = getattr(error, "strerror", None) or str(error)
+        reason, message = read_fault(error, missing), getattr(error, "strerror", None) or str(error)
     raise BadSample(reason, key, ": ".join(filter(None, (where, f"{path}: {message}"))))
+
+
+def read_fault(error: OSError | ValueError, missing: Reason) -> Reason:
+    if isinstance(error, PermissionError):
+        return "no permission to read"
+    there_is_none = isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    return missing if there_is_none else "cannot be read"
 
 
 @contextmanager

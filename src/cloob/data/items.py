@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from cloob.data.batch import Batch, Skip, tensors_of
-from cloob.data.loader import Loader, WorkerPool, check_shared_memory
+from cloob.data.loader import Loader, WorkerPool
 from cloob.data.order import EpochOrder, Part, sample_generator
 from cloob.data.source import Fingerprint
 from cloob.errors import InputError, one_line
@@ -42,6 +42,10 @@ class Items:
         """The number of pairs and the kind of the first that can be used: contents may be drawn anew at each look."""
         return {"pairs": len(self), "kinds of items": str([_kind(part) for part in self.first() or ()])}
 
+    @property
+    def collate(self) -> Callable[[list[Any]], Any]:
+        return getattr(self.dataset, "collate_fn", None) or default_collate
+
     def first(self) -> tuple[Any, ...] | None:
         """The first item that can be used; None where there is none among the first hundred."""
         items = map(partial(_ItemBuilder(self, 0).item, 0), range(min(len(self), _PROBED)))
@@ -59,18 +63,16 @@ class ItemLoader(Loader):
     ) -> None:
         order = EpochOrder([Part((len(items),))], seed=seed, shuffle=train)
         super().__init__(items.name, order, batch_size, drop_last=train, rank=rank, world_size=world_size)
-        if workers and (first := items.first()) is not None:
-            size = sum(tensor.nbytes for tensor in tensors_of(collation(items)([first])))
-            check_shared_memory(workers, size * -(-batch_size // world_size))
-        self._pool = WorkerPool(_ItemBuilder(items, seed), workers, pin_memory=False)
+
+        def batch_bytes() -> int:
+            first = items.first()
+            tensors = [] if first is None else tensors_of(items.collate([first]))
+            return sum(tensor.nbytes for tensor in tensors) * -(-batch_size // world_size)
+
+        self._pool = WorkerPool(_ItemBuilder(items, seed), workers, batch_bytes)
 
     def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
         return self._pool.batches((epoch, rows(start)) for start in starts)
-
-
-def collation(items: Items) -> Callable[[list[Any]], Any]:
-    """The Dataset's ``collate_fn``, if it has one, else torch's."""
-    return getattr(items.dataset, "collate_fn", None) or default_collate
 
 
 class _ItemBuilder(Dataset[Batch]):
@@ -96,7 +98,7 @@ class _ItemBuilder(Dataset[Batch]):
         if not items:
             return Batch(torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.int64), (), skipped)
         try:
-            a, b, *ids = collation(self._items)(list(items.values()))
+            a, b, *ids = self._items.collate(list(items.values()))
         except (TypeError, ValueError, RuntimeError) as error:
             advice = "an item is (a, b) or (a, b, id), and the Dataset may have a collate_fn of its own"
             raise InputError(f"{self._items.name}: items cannot be collated ({one_line(error)}); {advice}") from error

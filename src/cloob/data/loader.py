@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id, decoding, tensors_of
-from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Part, local_part, sample_generator
+from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Part, sample_generator
 from cloob.data.source import MixedSource, Pictures, Source, pictures_of, prefetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError, counted
@@ -52,7 +52,7 @@ class Loader(ABC):
     """This rank's batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before.
 
     Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of an ``EpochOrder``; ``batch_size`` B is over all ranks.
-    Each rank takes every W-th pair of it (``local_part``), so a batch that the ranks cannot share equally gives unequal
+    Each rank takes every W-th pair of it, so a batch that the ranks cannot share equally gives unequal
     parts. An epoch is made of ``lanes`` sequences of shards.
     """
 
@@ -89,8 +89,9 @@ class Loader(ABC):
         """
         order, size = self._order.epoch(epoch, lanes or self.lanes), self.batch_size
 
-        def rows(start: int) -> np.ndarray:
-            return order[local_part(start, min(start + size, len(order)), self._rank, self._world_size)]
+        def rows(start: int) -> np.ndarray:  # those whose positions are ``rank`` modulo ``world_size``
+            first = start + (self._rank - start) % self._world_size
+            return order[first : min(start + size, len(order)) : self._world_size]
 
         return self._batches(epoch, range(offset + start_step * size, offset + self.steps(offset) * size, size), rows)
 
@@ -147,9 +148,9 @@ class PairLoader(Loader):
         self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))
         self._pictures = pictures
         builder = BatchBuilder(source, transform, tokenizer, seed, pictures)
-        if workers:
-            check_shared_memory(workers, builder.image_bytes * -(-batch_size // world_size))
-        self._pool = WorkerPool(builder, workers, pin_memory=pin_memory and torch.cuda.is_available())
+        batch_bytes = builder.image_bytes * -(-batch_size // world_size)
+        pin_memory = pin_memory and torch.cuda.is_available()
+        self._pool = WorkerPool(builder, workers, lambda: batch_bytes, pin_memory=pin_memory)
 
     def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
         return self._pool.batches(self._requests(epoch, starts, rows))
@@ -240,22 +241,22 @@ def _skipping(key: str, skipped: list[Skip]) -> Iterator[None]:
         skipped.append(Skip(key, "image too large", _TOO_MUCH))
 
 
-def check_shared_memory(workers: int, batch_bytes: int) -> None:
-    """InputError where the batches that wait do not fit into shared memory: torch would hang without an error."""
-    if not SHARED_MEMORY.is_dir():
-        return
-    space, ranks = os.statvfs(SHARED_MEMORY), local_ranks()
-    free, needed = space.f_bavail * space.f_frsize, (_WAITING * workers + 2) * batch_bytes * ranks
-    if needed > free:
-        processes = f"{counted(workers, 'workers')}{f' of each of {ranks} ranks' if ranks > 1 else ''}"
-        sizes = f"{free / 1e6:,.1f} MB free, the batches of {processes} need {needed / 1e6:,.1f} MB"
-        raise InputError(f"{SHARED_MEMORY}: {sizes}; {_MORE_SHARED}")
-
-
 class WorkerPool:
-    """Processes that live until ``close``, each with a copy of the builder; without ``workers`` this process."""
+    """Processes that live until ``close``, each with a copy of the builder; without ``workers`` this process.
 
-    def __init__(self, builder: Dataset[Batch], workers: int, *, pin_memory: bool) -> None:
+    InputError where the batches that wait do not fit into shared memory: torch would hang without an error.
+    """
+
+    def __init__(
+        self, builder: Dataset[Batch], workers: int, batch_bytes: Callable[[], int], *, pin_memory: bool = False
+    ) -> None:
+        if workers and SHARED_MEMORY.is_dir():
+            space, ranks = os.statvfs(SHARED_MEMORY), local_ranks()
+            free, needed = space.f_bavail * space.f_frsize, (_WAITING * workers + 2) * batch_bytes() * ranks
+            if needed > free:
+                processes = f"{counted(workers, 'workers')}{f' of each of {ranks} ranks' if ranks > 1 else ''}"
+                sizes = f"{free / 1e6:,.1f} MB free, the batches of {processes} need {needed / 1e6:,.1f} MB"
+                raise InputError(f"{SHARED_MEMORY}: {sizes}; {_MORE_SHARED}")
         self._builder, self._workers, self._pin = builder, workers, pin_memory
         self._requests: Iterable[Request] = ()
         self._loader: DataLoader[Any] = DataLoader(

@@ -25,11 +25,6 @@ _ROUNDS = 8
 Rows = Callable[[np.ndarray], np.ndarray]  # gives the rows at some places
 
 
-def local_part(start: int, stop: int, rank: int, world_size: int) -> slice:
-    """The positions that a rank takes of ``start:stop``: those that are ``rank`` modulo ``world_size``."""
-    return slice(start + (rank - start) % world_size, stop, world_size)
-
-
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     """A generator for one sample in one epoch (4 µs; numpy's cost 8 to 11)."""
     digest = hashlib.blake2b(struct.pack("<QQQ", seed & _U64, epoch, index), digest_size=8).digest()
@@ -99,7 +94,7 @@ class EpochOrder:
       holds every source in its proportion (a part that is neither streamed nor in several files is shuffled in itself);
     - this sequence is cut into ``lanes`` pieces of equal length, so that neighbours share at most one shard of a part;
     - each lane is shuffled in blocks of ``buffer`` pairs;
-    - position p of the epoch belongs to lane p mod lanes. With as many lanes as ranks a rank (``local_part``) reads the
+    - position p of the epoch belongs to lane p mod lanes. With as many lanes as ranks a rank reads the
       shards of its own lane only. Another number of ranks gives the same batches, with more shards shared.
 
     From ``long`` pairs on a permutation is computed place by place.

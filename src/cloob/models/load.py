@@ -175,6 +175,7 @@ class OnnxEncoder(DualEncoder):
         towers = Towers(images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale)
         config = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
         super().__init__(plain.name, towers, plain.tokenizer, config, objective)
+        self.fingerprint = plain.fingerprint
 
     def check_weights(self) -> None:
         raise InputError(f"{self.name}: an ONNX export embeds and does no more; give the model that it was made of")
@@ -227,8 +228,8 @@ def _family(folder: Path) -> Callable[[Path], DualEncoder]:
 
 
 def fingerprint(encoder: Any) -> str:
-    """A digest of a model's weights, towers and preprocessing; an encoder that is no module brings one."""
-    return digest(encoder, _facts(encoder)) if isinstance(encoder, nn.Module) else str(encoder.fingerprint)
+    """A digest of a model's weights, towers and preprocessing, which an ONNX export brings along."""
+    return str(getattr(encoder, "fingerprint", None) or digest(encoder, _facts(encoder)))
 
 
 def _facts(encoder: nn.Module) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from cloob.data.source import add_part
 from cloob.errors import require
 from cloob.machine import processors
 from cloob.models.importing import check_folder, read_json, translated
@@ -120,12 +119,8 @@ class PlainEncoder:
     @property
     def fingerprint(self) -> str:
         """What :func:`cloob.models.load.fingerprint` gives for the loaded encoder."""
-        facts = {"config": self.settings, "preprocess": self.preprocess_cfg}
-        state = hashlib.blake2b(digest_size=16)
-        add_part(state, json.dumps(facts, sort_keys=True, default=str).encode())
-        add_part(state, b"model.logit_scale torch.float32 ()")
-        state.update(np.float32(self.logit_scale).tobytes())
-        return str(state.hexdigest())
+        facts = json.dumps([self.settings, self.preprocess_cfg, self.logit_scale], sort_keys=True)
+        return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
     def texts(self, texts: Sequence[str]) -> Rows:
         return _unit_rows(self.text_graph(self.tokenizer.ids(list(texts))))

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from cloob.cache import Cache
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable, read_fault
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, Fingerprint, digest, of_column
 from cloob.data.sources.arrow import reading
 from cloob.errors import InputError, counted
@@ -37,7 +37,7 @@ _MAX_OPEN_FILES = 64
 
 _ABSENT = -1  # offset of a part that a sample does not have
 _CUT = -2  # offset of the image in the row that stands for what a truncated shard has lost
-_FORMAT = 8
+_FORMAT = 9
 _COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
 _ODD = "that a tar holds twice, or whose key has a dot: WebDataset's key ends at the first"
 
@@ -57,20 +57,30 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem, extension.lower()) if stem and dot else ("", "")
 
 
-def group_members(members: Sequence[Member], extensions: Sequence[Sequence[str]]) -> dict[str, list[Member | None]]:
-    """The samples of one tar by key: the member of each part, which has one of its ``extensions``, or None."""
+def group_members(
+    members: Sequence[Member], extensions: Sequence[Sequence[str]]
+) -> tuple[dict[str, list[Member | None]], list[str]]:
+    """The samples of a tar by key: the member of each part, which has one of its ``extensions``, or None.
+
+    Also the names of what looks like a part and is none: its key has a dot, or the tar holds it before.
+    """
     place = {ext: (part, rank) for part, group in enumerate(extensions) for rank, ext in enumerate(group)}
     samples: dict[str, list[Member | None]] = {}
     ranks: dict[tuple[str, int], int] = {}
+    dotted, twice = [], []
     for member in members:
         key, extension = split_name(member.name)
         if extension not in place:
+            dotted += [(key, member.name)] if extension.rpartition(".")[2] in place else []
             continue
         part, rank = place[extension]
-        sample = samples.setdefault(key, [None] * len(extensions))
-        if rank < ranks.get((key, part), len(place)):
+        sample, before = samples.setdefault(key, [None] * len(extensions)), ranks.get((key, part), len(place))
+        if rank < before:
             sample[part], ranks[key, part] = member, rank
-    return samples
+        elif rank == before:
+            twice.append(member.name)
+    # a.seg.png beside a.jpg is meant so
+    return samples, [*(name for key, name in dotted if key not in samples), *twice]
 
 
 class TarReader:
@@ -165,8 +175,8 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
     for number, path in enumerate(reader.paths):
         with reading(path):
             members, cut = reader.listing(number)
-        odd += (printable(f"{path.name}/{name}") for name in _left_out(members))
-        samples = group_members(members, (IMAGE_EXTENSIONS, captions))
+        samples, left_out = group_members(members, (IMAGE_EXTENSIONS, captions))
+        odd += (printable(f"{path.name}/{name}") for name in left_out)
         if cut is not None:
             cuts[number] = cut
             if samples and None in samples[last := next(reversed(samples))]:
@@ -176,9 +186,9 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
         rows += [] if cut is None else [[_CUT, 0, _CUT, 0]]
         places.append(np.array(rows, np.int64).reshape(-1, len(_COLUMNS)))
         keys.append(pa.array([*map(printable, samples), ""][: len(rows)], pa.large_string()))
-    left_out = f"{counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}" if odd else ""
+    remark = f"not read: {counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}" if odd else ""
     columns = dict(zip(_COLUMNS, map(pa.array, np.ascontiguousarray(np.concatenate(places).T)), strict=True))
-    about = json.dumps({"sizes": [*map(len, keys)], "cuts": cuts, "left_out": left_out})
+    about = json.dumps({"sizes": [*map(len, keys)], "cuts": cuts, "remark": remark})
     return pa.table({"key": pa.concat_arrays(keys), **columns}, metadata={"cloob": about})
 
 
@@ -193,19 +203,6 @@ def _kept_index(reader: TarReader, captions: Sequence[str], cache: Cache) -> pa.
     file = cache.get("indices", f"{facts}.arrow", write)
     with reading(file), pa.memory_map(str(file)) as source:
         return pa.ipc.open_file(source).read_all()
-
-
-def _left_out(members: list[Member]) -> list[str]:
-    """Names of what looks like a part of a sample and is none: its key has a dot, or the tar holds it before."""
-    parts = frozenset((*IMAGE_EXTENSIONS, *CAPTION_EXTENSIONS))
-    names = [split_name(member.name) for member in members]
-    keys, seen, left_out = {key for key, extension in names if extension in parts}, set[tuple[str, str]](), []
-    for member, (key, extension) in zip(members, names, strict=True):
-        dotted = extension not in parts and extension.rpartition(".")[2] in parts
-        if (dotted and key not in keys) or (key, extension) in seen:  # a.seg.png beside a.jpg is meant so
-            left_out.append(member.name)
-        seen |= {(key, extension)} if extension in parts else set()
-    return left_out
 
 
 class ShardSource:
@@ -237,7 +234,7 @@ class ShardSource:
         self.shard_sizes: tuple[int, ...] = tuple(about["sizes"])
         self.cuts: dict[int, str] = {int(tar): cut for tar, cut in about["cuts"].items()}  # what truncated tars lack
         self.complete = tuple(size - (tar in self.cuts) for tar, size in enumerate(self.shard_sizes))
-        self.remark = f"not read: {about['left_out']}" if about["left_out"] else ""
+        self.remark: str = about["remark"]
         self._ends = np.cumsum(self.shard_sizes)
 
     def __len__(self) -> int:
@@ -273,7 +270,7 @@ class ShardSource:
             caption: Any = self.reader.read(shard, caption_at, caption_size)
             image = self.reader.read(shard, image_at, image_size)
         except OSError as error:
-            raise BadSample("missing image", key, f"{path}: {error.strerror or error}") from None
+            raise BadSample(read_fault(error, "missing image"), key, f"{path}: {error.strerror or error}") from None
         if self._member is not None:
             try:
                 caption = json.loads(caption).get(self._member)

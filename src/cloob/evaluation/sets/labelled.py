@@ -95,7 +95,7 @@ def _open_shards(folder: Path, part: Path, classnames: tuple[str, ...] | None) -
         members, cut = reader.listing(shard)
         if cut:
             wrong.append(f"{path} is truncated ({cut}): a test set must be whole, get the file again")
-        for key, (image, cls) in group_members(members, (IMAGE_EXTENSIONS, ("cls",))).items():
+        for key, (image, cls) in group_members(members, (IMAGE_EXTENSIONS, ("cls",)))[0].items():
             label = reader.read(shard, cls.offset, min(cls.size, _MAX_LABEL_BYTES)).strip() if cls else b""
             if image is not None and label.isdigit() and int(label) < len(classnames):
                 labels.append(int(label))

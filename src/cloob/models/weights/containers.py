@@ -105,6 +105,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None, bool]:
     """The tensors that ``torch.save`` wrote, the (mapped) checkpoint around them, and whether it is TorchScript."""
     zipped = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        if not zipped and file.read(4) == b"PK\3\4":
+            raise InputError(f"{path}: is cut short: it begins as a zip and lacks its end; get it again")
     records = check_zip(path) if zipped else {}
     with translated(f"{path}: cannot be read as weights"):
         if "constants.pkl" in records:

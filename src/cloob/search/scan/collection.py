@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason, clean_caption, read_caption_file
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, read_caption_file, read_fault
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES, RAW_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES, check_name
@@ -339,7 +339,7 @@ def reading(path: str) -> Iterator[None]:
         yield
     except (OSError, InputError) as error:
         why = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
-        reason: Reason = "no permission to read" if isinstance(error, PermissionError) else "missing image"
+        reason = read_fault(error, "missing image")
         kind = BadSample if isinstance(error, _NOT_THERE) else ReadFailed
         raise kind(reason, path, why) from None
 

@@ -91,7 +91,7 @@ class Tars(Collection, FileSource[_Tar]):
         reader.read(0, 0, 0)  # stays open when the cache drops it
         tar = _Tar(reader, {}, cut, [])
         mtime = None if is_remote(self.name) else file.stat().st_mtime_ns
-        for key, (image, caption, about) in group_members(members, _PARTS).items():
+        for key, (image, caption, about) in group_members(members, _PARTS)[0].items():
             path = f"{self._names[shard]}{SEPARATOR}{image.name if image else key}"
             if image is None or self.excluded(image.name):
                 tar.left_out.append(("excluded" if image else "sample without a picture", printable(path)))
