@@ -251,6 +251,19 @@ def recalled(ours: claims.Key, theirs: claims.Key) -> str:
     return factors.shown([a[s]["val"]["mean_recall"] - b[s]["val"]["mean_recall"] for s in sorted(a.keys() & b)])
 
 
+def right_cleaned() -> str:
+    """What cleaning costs where all captions are right: the worst mean of a method at a size, and the pairs dropped."""
+    gaps, dropped = [], set()
+    for key, cleaned in claim().items():
+        if key.clean and not key.share and key.members in SINGLE:
+            whole = claim()[key._replace(clean=False)]
+            gaps.append(
+                statistics.mean(cleaned[s]["val"]["mean_recall"] - whole[s]["val"]["mean_recall"] for s in cleaned)
+            )
+            dropped |= {record["cleaning"]["dropped"] for record in cleaned.values()}
+    return f"{points(min(gaps))} at worst, {min(dropped)} to {max(dropped)} pairs left out"
+
+
 def few_lead(members: tuple[str, ...], share: float, other: tuple[str, ...] = ("clip",)) -> str:
     """A row of claim.md with 3,000 pairs − another, in recall."""
     return recalled(*(claims.Key(each, False, share, SIZES[0]) for each in (members, other)))
@@ -285,6 +298,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
         for what, judge in (("zeroshot", apart), ("recall", recalled))
         for share in (0.0, 0.4)
     },
+    "cleaning-right": right_cleaned,
     **{
         f"cleaning-{m}": functools.partial(recalled, claims.Key((m,), True), claims.Key((m,)))
         for m in ("clip", "infoloob", "cloob", CCA)
