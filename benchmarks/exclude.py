@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from cloob.data.order import EpochOrder, Part
 from cloob.objective import make_objective
 from cloob.training.config import OptimConfig
-from cloob.training.optim import make_optimizer, make_schedule, set_learning_rate
+from cloob.training.optim import make_optimizer, make_schedule
 
 PAIRS, EPOCHS, BATCH, SEEDS = 6_000, 12, 256, (0, 1)
 JUDGED_EVERY = 2  # epochs
@@ -56,7 +56,8 @@ def run(data: Data, share: float, name: str, margin: float | None, seed: int) ->
             rows = order[step * BATCH : (step + 1) * BATCH]
             optimizer.zero_grad()
             objective(*heads(images[view.pictures[rows]], texts[view.rows[rows]])).backward()
-            set_learning_rate(optimizer, schedule(epoch * steps + step))
+            for group in optimizer.param_groups:
+                group["lr"] = schedule(epoch * steps + step) * group["lr_scale"]
             optimizer.step()
         if (epoch + 1) % JUDGED_EVERY:
             continue

@@ -67,6 +67,16 @@ def test_each_public_name_is_in_the_api() -> None:
     assert all(pydoc.locate(at) is getattr(cloob, name) for name, at in shown.items())
 
 
+def test_the_walk_of_a_step_names_its_files_which_are_few_and_short() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    walk = re.findall(r"^\d\. `(training/\w+\.py)`: (.*)$", text, flags=re.MULTILINE)
+    sources = [(ROOT / "src" / "cloob" / file).read_text(encoding="utf-8") for file, _ in walk]
+    for (file, sentence), source in zip(walk, sources, strict=True):
+        names = re.findall(r"`(\w+)`", sentence)
+        assert names and all(re.search(rf"(def|class) {name}\b|\b{name}\(", source) for name in names), file
+    assert len(walk) == 5 and sum(source.count("\n") for source in sources) <= 900
+
+
 def test_links_lead_to_files() -> None:
     lost = []
     for page in SHOWN:

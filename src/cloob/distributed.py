@@ -154,35 +154,6 @@ class Layout:
         return slice(start, start + self.sizes[rank()])
 
 
-@dataclass(frozen=True)
-class Tally:
-    """The batch of a step over all ranks."""
-
-    sizes: tuple[int, ...]  # usable samples of each rank
-    bad: int
-    stop: bool
-    fault: bool
-
-    @property
-    def samples(self) -> int:
-        """Usable samples over all ranks."""
-        return sum(self.sizes)
-
-    @property
-    def smallest(self) -> int:
-        """Usable samples of the rank that has fewest."""
-        return min(self.sizes)
-
-
-def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool = False) -> Tally:
-    """The batches of all ranks, and whether any rank stops or has a fault; the same on every rank."""
-    if world_size() == 1:
-        return Tally((samples,), bad, stop, fault)
-    here = torch.tensor([[samples, bad, int(stop), int(fault)]], device=host(device))
-    sizes, bads, stops, faults = gather_rows(here, Layout((1,) * world_size())).T.tolist()
-    return Tally(tuple(sizes), sum(bads), any(stops), any(faults))
-
-
 def gather_objects(value: T) -> list[T]:
     """The value of every rank, in the order of ranks, on every rank."""
     return [value] if world_size() == 1 else [of_rank for of_rank, _ in _exchange(value, None)]

@@ -24,10 +24,9 @@ from cloob.errors import InputError
 from cloob.models.aligned.encoders import ImageEncoder, TowerText
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.load import load_model
-from cloob.training.build import make_encoder
 from cloob.training.config import TrainConfig
+from cloob.training.given import make_encoder, make_loader
 from cloob.training.loop import train
-from cloob.training.pairs import make_loader
 from make import tiny_model
 
 

@@ -121,7 +121,7 @@ def test_held_out_pairs_judge(
     kept = json.loads((tmp_path / "run" / "checkpoints" / "held_out.json").read_text())
     assert [len(rows) for rows in kept["rows"]] == [11]
     with monkeypatch.context() as patch:
-        patch.setattr("cloob.training.pairs.choose_held_out", None)
+        patch.setattr("cloob.training.given.choose_held_out", None)
         assert train(config.override(resume="auto", epochs=2)).epochs == 2
     # Changed pairs are split otherwise.
     write_table(table, rows[3:])

@@ -24,8 +24,8 @@ from cloob.models.runs import list_checkpoints
 from cloob.objective import make_objective
 from cloob.training.checkpoint import find_checkpoint
 from cloob.training.config import TrainConfig
+from cloob.training.given import make_loader
 from cloob.training.loop import train
-from cloob.training.pairs import make_loader
 from cloob.training.step import TowersWithLoss
 from support import fork
 

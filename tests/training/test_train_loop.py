@@ -56,7 +56,8 @@ def test_the_log_lines(trained: Trained) -> None:
     assert trained.result.loss == found[-1]["loss"] and trained.result.samples_seen == 114
     for line in found:
         assert line["grad_norm"] > 0 and line["inv_tau"] == pytest.approx(30) and line["beta"] == pytest.approx(8)
-        assert line["images_per_second"] > 0 and 0 <= line["data_wait"] <= 1
+        assert line["images_per_second"] == line["images_per_second_per_rank"] > 0 and 0 <= line["data_wait"] <= 1
+        assert 1e8 < line["peak_memory"] < 1e11
         measured = {"saturation", "effective_eigenvalues_image", "effective_eigenvalues_text"} <= line.keys()
         assert measured == (line["step"] % 4 == 0)
     assert 0 < found[3]["saturation"] < 1 and 1 <= found[3]["effective_eigenvalues_image"] <= 8

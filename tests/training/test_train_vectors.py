@@ -291,7 +291,7 @@ def test_hdf5_is_read_where_h5py_is(config: TrainConfig, files: Path, monkeypatc
 
 def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -> None:
     from cloob.data.order import EpochOrder, Part
-    from cloob.training.build import make_encoder
+    from cloob.training.given import make_encoder
 
     config = config.override(head_dropout=0.0, val_split=0.0, epochs=5, log_every=1, embed_dim=32)
     pairs, _ = open_vectors(config)

@@ -131,7 +131,7 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
     from cloob.evaluation.sets.captioned import by_picture, open_captioned
     from cloob.models.runs import read_validation
     from cloob.training.align import open_vectors
-    from cloob.training.pairs import open_both
+    from cloob.training.given import open_both
 
     runs = list(_runs(models))
     refuse({"--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval": not runs})

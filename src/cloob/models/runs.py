@@ -4,7 +4,7 @@
 
     RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  averaged/ (a model folder)
           checkpoints/  held_out.json
-          checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another model folder)
+          checkpoints/step-00000100/  trainer.pt  validation.json  model/  ema/ (another model folder)  shards/
     model folder, one of
           open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a ``local-dir:`` folder
           towers.json            model.safetensors              towers that open_clip does not have
@@ -41,6 +41,7 @@ CHECKPOINTS_FOLDER = "checkpoints"
 MODEL_FOLDER = "model"
 EMA_FOLDER = "ema"
 TRAINER_FILE = "trainer.pt"
+SHARDS_FOLDER = "shards"
 VALIDATION_FILE = "validation.json"
 JOINED_FILE = "joined.json"
 """In a checkpoint of several heads that were joined: there is nothing to resume."""

@@ -288,7 +288,8 @@ class ContrastiveObjective(ScaledModule):
             if not torch.compiler.is_compiling() and in_transform():
                 raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
             rows = local_rows(image_features, text_features, ids, prepare, member, trusted)
-            backend = self.backend_of(rows.layout.total, rows.x.device, hopfield)
+            x, layout = rows[0], rows[-1]
+            backend = self.backend_of(layout.total, x.device, hopfield)
             loss = loss_over_ranks(rows, backend, member, self.matmul)
         else:
             x, y = check_pairs(image_features, text_features)

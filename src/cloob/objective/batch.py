@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -102,14 +102,8 @@ def acceptable(x: Tensor, y: Tensor, *scales: Tensor) -> Tensor:
     return good
 
 
-class LocalRows(NamedTuple):
-    """A rank's x and y (n, D), ids (n,) or None, and scales; and the number of rows of every rank."""
-
-    x: Tensor
-    y: Tensor
-    ids: Tensor | None
-    scales: Scales
-    layout: Layout
+LocalRows = tuple[Tensor, Tensor, Tensor | None, Scales, Layout]
+"""A rank's x and y (n, D), ids (n,) or None, and scales; and the number of rows of every rank."""
 
 
 @outside_compiler
@@ -136,7 +130,7 @@ def local_rows(
         ids = None if both is None else both[0].to(torch.int64)
         scales = prepare(x, y)
         if layout is not None:
-            return LocalRows(x, y, ids, scales, layout)
+            return x, y, ids, scales, layout
         facts |= {name: float(scale.detach() if isinstance(scale, Tensor) else scale) for name, scale in scales.items()}
         facts |= {"rows": len(x), "embedding dimension": x.shape[1], "dtype": str(x.dtype), "ids": ids is not None}
     except Exception as error:
@@ -158,7 +152,7 @@ def local_rows(
             named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(of_ranks))
             advice = "; average a learnable one's gradient: inside what DDP wraps, or by yourself"
             raise ValueError(f"ranks differ in {name}: {named}{advice if name in scales else ''}")
-    return LocalRows(x, y, ids, scales, Layout(by_name["rows"]))
+    return x, y, ids, scales, Layout(by_name["rows"])
 
 
 def loss_over_ranks(

@@ -13,76 +13,28 @@ import torch
 from torch import nn
 
 from cloob.data.loader import Loader
-from cloob.data.vectors import VectorPairs
 from cloob.distributed import gather_objects, on_rank_zero, rank, world_size
 from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.encoder import DualEncoder
 from cloob.models.importing import import_open_clip
-from cloob.models.load import load_model
 from cloob.models.runs import OBJECTIVES_FILE, RUN_CONFIG_FILE, SUSPECTS_FILE
-from cloob.models.towers import create_model
-from cloob.objective import ContrastiveObjective, make_objective
+from cloob.objective import ContrastiveObjective
 from cloob.training import align, sharding
 from cloob.training.align import FeatureLoader
 from cloob.training.checkpoint import HELD_OUT, TRAINING, Saver, find_checkpoint, remove_leftovers, restore
 from cloob.training.config import TrainConfig
-from cloob.training.config.checks import check_combination, check_with_heads, check_without_heads, wrong
+from cloob.training.config.checks import check_combination
 from cloob.training.config.parts import SCALES, RunConfig
-from cloob.training.given import Given, GivenTowers, as_objective
+from cloob.training.given import Given, make_encoder, make_loader, make_loss, open_pairs, same_on_every_rank
 from cloob.training.log import BadSamples, RunLog
 from cloob.training.optim import freeze, make_optimizer, warmup_steps
-from cloob.training.pairs import Pairs, make_loader, open_pairs, same_on_every_rank
-from cloob.training.progress import Progress, seed_generators
+from cloob.training.progress import Progress, seed_generators, set_rng_state
 from cloob.training.run_folder import prepare_run_folder, progress_of, refuse_another_run
 from cloob.training.step import Stepper, TowersWithLoss
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_MODEL = "RN50"
-
-
-def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given | None = None) -> DualEncoder:
-    """The towers to start from, on the CPU: given, by name, loaded, frozen encoders with heads, or heads alone."""
-    towers = config.towers
-    if given is not None and given.towers is not None:
-        return GivenTowers(given.towers, towers.image_size)
-    if isinstance(pairs, VectorPairs):
-        return align.make_vector_encoder(config, pairs)
-    if config.align.encoders():
-        return align.make_aligned(config)
-    if towers.init is None:
-        return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
-    encoder = load_model(towers.init, device="cpu")
-    encoder.check_weights()
-    holds = f"init {towers.init!r} holds"
-    if encoder.config.kind == "vectors":
-        wrong(f"{holds} heads for vectors; `cloob train vectors` begins anew")
-    settings = {"model": encoder.name, "image_size": encoder.image_size}
-    if encoder.config.kind == "aligned":
-        check_with_heads(config)
-        encoder.on_features = True
-        settings |= align.head_settings(encoder)
-    else:
-        check_without_heads(config.align)
-    for key, value in settings.items():
-        configured = (vars(towers) | vars(config.align))[key]
-        if configured not in (None, value):
-            wrong(f"{key} is {configured!r}, but {holds} {value!r}; leave it out, also of --config")
-    return encoder
-
-
-def make_loss(config: TrainConfig, given: nn.Module | None) -> ContrastiveObjective:
-    """The given objective, else the configuration's; over several ranks it gathers."""
-    if given is not None:
-        return as_objective(given)
-    if config.loss.objective == "cca":
-        return align.ClosedForm()
-    try:
-        return make_objective(config.loss.objective, gather=world_size() > 1, **config.loss.overrides())
-    except (ValueError, TypeError) as error:
-        raise InputError(f"objective {config.loss.objective!r}: {error}") from error
 
 
 def resolved(
@@ -221,8 +173,9 @@ def assemble(
     if checkpoint is not None:
         restore(checkpoint, stepper)
     on_rank_zero(lambda: prepare_run_folder(config, resumed))
-    seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
-
+    seed_generators(config.run.seed + rank())
+    if checkpoint is not None and rank() < len(checkpoint.state["rng"]):
+        set_rng_state(checkpoint.state["rng"][rank()], device)
     saver = Saver(config, stepper, data, resumed)
     if rank() == 0:
         remove_leftovers(config.save.out)

@@ -116,7 +116,7 @@ class ProgressDisplay(Callback):
             from rich.console import Console  # for terminals alone
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            texts = ("{task.description}", "loss {task.fields[loss]}", "{task.fields[rate]} pairs/s", "left")
+            texts = ("{task.description}", "loss {task.fields[loss]}", "{task.fields[rate]}", "left")
             title, loss, rate, left = map(TextColumn, texts)
             columns = title, BarColumn(), MofNCompleteColumn(), loss, rate, TimeRemainingColumn(), left
             self._bar = Progress(*columns, console=Console(stderr=True))
@@ -133,15 +133,18 @@ class ProgressDisplay(Callback):
             shares.append(metrics.get(f"{name}_wait", 0.0))
         step, total, speed = metrics["step"], self._info.total_steps, metrics["images_per_second"]
         self._rate = speed if self._rate == 0 else 0.9 * self._rate + 0.1 * speed
-        loss, rate = _loss(metrics, "skipped"), f"{self._rate:.0f}"
-        now = time.perf_counter()
+        loss, rate, now = _loss(metrics, "skipped"), f"{self._rate:.0f} pairs/s", time.perf_counter()
+        if (of_rank := metrics["images_per_second_per_rank"]) < speed:
+            rate += f" ({self._rate * of_rank / speed:.0f} a rank)"
+        waits, memory = sum(self._waits["data"]) / len(self._waits["data"]), metrics["peak_memory"] / 1024**3
+        rate += f", {waits:.0%} waiting for data, {memory:.1f} GiB at most"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=loss, rate=rate)
         elif self._done == 1 or now - self._last >= self.every_seconds:
             self._last = now
             left = timedelta(seconds=round((now - self._began) / self._done * (total - step)))
             epoch = metrics["epoch"]
-            self._say(f"{self.title}: step {step}/{total}, epoch {epoch}, loss {loss}, {rate} pairs/s, {left} left")
+            self._say(f"{self.title}: step {step}/{total}, epoch {epoch}, loss {loss}, {rate}, {left} left")
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
         if self._info is None:

@@ -5,6 +5,7 @@
 - ``model/``: an open_clip ``local-dir:`` folder, what people load: the exact float32 weights;
 - ``ema/``: another, with the moving average of the weights, where the configuration has ``ema``;
 - ``trainer.pt``: all else that is resumed (tensors and plain types only, read with ``weights_only=True``);
+- ``shards/``: with FSDP weights and moments in the safetensors files of ``torch.distributed.checkpoint``;
 - ``validation.json``: how good ``model/`` is, when it was judged on held-out pairs.
 
 The newest ``keep`` stay, and the best one by its validation.
@@ -13,6 +14,7 @@ The newest ``keep`` stay, and the best one by its validation.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -20,15 +22,19 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from cloob.data.source import Fingerprint, digest
-from cloob.distributed import gather_objects, on_rank_zero
+from cloob.distributed import gather_objects, on_rank_zero, rank
 from cloob.errors import InputError, one_line
 from cloob.files import flush
 from cloob.models import runs
@@ -57,32 +63,41 @@ def weights_digest(checkpoint: Path) -> str:
     """A digest of the weights files, by which a resumed run notices damage: a safetensors file has no checksum."""
     files = [runs.weights_file(checkpoint / folder) for folder in (runs.MODEL_FOLDER, runs.EMA_FOLDER)]
     contents = hashlib.blake2b()
-    for path in filter(None, files):
+    for path in filter(None, (*files, *sorted((checkpoint / runs.SHARDS_FOLDER).glob("*")))):
         with path.open("rb") as file:
             contents.update(hashlib.file_digest(file, "blake2b").digest())
     return contents.hexdigest()
 
 
 class Saver:
-    """Writes the checkpoints of one run, and knows the last (or the one it was resumed from) and the best."""
+    """Writes the checkpoints of one run, and knows the last (or the one it was resumed from) and the best.
+
+    Shards are written while the training goes on; ``notify`` is called with each checkpoint once it is complete.
+    """
 
     def __init__(
         self, config: TrainConfig, stepper: Stepper, data: Mapping[str, Fingerprint], resumed: Path | None
     ) -> None:
         self.config, self.stepper, self.data = config, stepper, data
         self.last = resumed
+        self.notify: Callable[[Path], object] = lambda path: None
         self._saved: tuple[int, int] | None = None
         self._measured = measured(config, data)
         self._validation: tuple[int, dict[str, float | None]] | None = None
+        self.pending: Future[Path] | None = None  # one that is being written
+        if sharding.is_sharded(stepper.module.encoder):
+            self._thread = ThreadPoolExecutor(1, "checkpoint")
+            self._ranks, self._alone = dist.new_group(backend="gloo"), dist.new_group([0], backend="gloo")
 
     def judged(self, step: int, metrics: dict[str, float | None]) -> bool:
         """Whether the weights after ``step`` are better than those of every checkpoint."""
+        self.finish()
         self._validation = step, metrics
         run, metric = self.config.save.out, self.config.save.best
         best, value = on_rank_zero(lambda: runs.find_best(run, metric, self._measured)), metrics[metric]
         return value is not None and (best is None or runs.is_better(metric, value, best[1]))
 
-    def save(self, progress: Progress, *, hopfield: bool) -> Path | None:
+    def save(self, progress: Progress, *, hopfield: bool) -> None:
         """Writes a checkpoint of this step, unless there is one or the loss is not finite just now.
 
         If it stays so, the weights may be at fault: they must not push the good checkpoints out. One that was written
@@ -90,16 +105,26 @@ class Saver:
         the state; ``hopfield``: whether the objective retrieved at the last step.
         """
         if (progress.step, progress.epoch) == self._saved or progress.nonfinite:
-            return None
-        towers = self.stepper.module
+            return
+        self.finish()
+        towers, save = self.stepper.module, self.config.save
         encoder: Any = towers.encoder
         average = self.stepper.average
-        weights, moments = sharding.whole_state(encoder, self.stepper.optimizer)
+        moments = self.stepper.optimizer.state_dict()
+        final = save.out / runs.CHECKPOINTS_FOLDER / runs.checkpoint_name(progress.step)
+        folder, shards, weights = final.with_name(f".tmp-{final.name}"), None, None
+        if sharding.is_sharded(encoder):
+            with _written(final):
+                on_rank_zero(lambda: folder.mkdir(parents=True, exist_ok=True))
+            shards = sharding.write_shards(folder / runs.SHARDS_FOLDER, encoder, self.stepper.optimizer, self._ranks)
+            moments["state"] = {}
+            # Shapes alone; asked here, as towers that compute at the same time must not be asked for their state.
+            weights = {k: torch.empty(v.shape, dtype=v.dtype) for k, v in encoder.state_dict().items()}
         state = {
             "optimizer": moments,
             "options": self.stepper.options,
             "scaler": self.stepper.scaler.state_dict(),
-            "objective": towers.objective.state_dict(),
+            "objective": copy.deepcopy(towers.objective.state_dict()),
             "progress": dict(vars(progress)),
             "rng": gather_objects(rng_state(self.stepper.device)),  # of every rank
             "batch_size": self.config.run.batch_size,
@@ -107,12 +132,15 @@ class Saver:
         }
         validation: dict[str, Any] | None = None
         if self._validation is not None and self._validation[0] == progress.step:
-            metric = self.config.save.best
-            validation = {"step": progress.step, "metric": metric, **self._validation[1], **self._measured}
+            validation = {"step": progress.step, "metric": save.best, **self._validation[1], **self._measured}
+        settings = towers.objective.config()  # none of a caller's loss
+        settings |= {"hopfield": hopfield} if settings else {}
 
-        def write(folder: Path) -> None:
-            settings = towers.objective.config()  # none of a caller's loss
-            settings |= {"hopfield": hopfield} if settings else {}
+        def write() -> None:
+            if shards is not None:
+                shards.result()
+                targets = {f"weights.{name}": value for name, value in (weights or {}).items()}
+                sharding.read_shards(folder / runs.SHARDS_FOLDER, targets, self._alone)
             save_model(folder / runs.MODEL_FOLDER, encoder, settings, weights)
             if average is not None:
                 save_model(folder / runs.EMA_FOLDER, average.encoder, settings)
@@ -122,32 +150,50 @@ class Saver:
             with (folder / runs.TRAINER_FILE).open("wb") as file:  # torch's own writer says no reason of the disk's
                 torch.save(state, file)
 
-        save = self.config.save
-        self.last = on_rank_zero(lambda: _write(save.out, progress.step, write, keep=save.keep))
         self._saved = progress.step, progress.epoch
-        return self.last
+        complete = partial(_complete, final, folder, write, save.keep)
+        if shards is None:
+            self.last = on_rank_zero(complete)
+            self.notify(self.last)
+        else:
+            self.pending = self._thread.submit(complete) if rank() == 0 else shards
+
+    def finish(self) -> None:
+        """Waits for the checkpoint that is being written, if there is one; InputError where that failed."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.exception()  # of another rank, which rank 0 knows
+            self.last = on_rank_zero(pending.result)
+            self.notify(self.last)
 
 
-def _write(run: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep`` and the best."""
-    folder = run / runs.CHECKPOINTS_FOLDER
-    final = folder / runs.checkpoint_name(step)
-    temporary = folder / f".tmp-{final.name}-{os.getpid()}"
+@contextlib.contextmanager
+def _written(final: Path) -> Iterator[None]:
+    """Inside, an error of the disk is an InputError that names the last complete checkpoint."""
     try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        flush(*temporary.rglob("*"), temporary)
-        if final.exists():  # of a run that was stopped while it validated, or one that could not be read
-            final.rename(_hidden(final))
-        temporary.rename(final)
-        flush(folder)
-    except (OSError, RuntimeError) as error:
-        # torch's writer hides the disk's own error.
-        cause = error if isinstance(error, OSError) else error.__context__ or error
+        yield
+    except (OSError, RuntimeError, CheckpointException) as error:
+        cause: BaseException = error if isinstance(error, OSError) else error.__context__ or error  # torch hides it
+        if isinstance(error, CheckpointException):  # the first rank's
+            cause = next(iter(error.failures.values()))[0]
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else one_line(cause)
-        before = runs.list_checkpoints(run)
+        before = runs.list_checkpoints(final.parent.parent)
         kept = f"the last whole checkpoint is {before[-1]}" if before else "there is no earlier checkpoint"
         raise InputError(f"{final}: checkpoint cannot be written ({reason}); {kept}") from error
+
+
+def _complete(final: Path, folder: Path, write: Callable[[], None], keep: int) -> Path:
+    """Writes into a temporary folder, flushes it, then renames it; keeps the last ``keep`` checkpoints and the best."""
+    run = final.parent.parent
+    try:
+        with _written(final):
+            folder.mkdir(parents=True, exist_ok=True)
+            write()
+            flush(*folder.rglob("*"), folder)
+            if final.exists():  # of a run that was stopped while it validated, or one that could not be read
+                final.rename(_hidden(final))
+            folder.rename(final)
+            flush(folder.parent)
     finally:
         remove_leftovers(run)
     if keep:
@@ -174,7 +220,7 @@ class Checkpoint:
     """A checkpoint read back."""
 
     path: Path
-    weights: dict[str, Tensor]  # of the encoder, from ``model/``
+    weights: dict[str, Tensor] | None  # of the encoder, from ``model/``; None: they are in shards
     average: dict[str, Tensor] | None  # from ``ema/``
     state: dict[str, Any]  # what ``trainer.pt`` holds
     progress: Progress  # as it was written
@@ -186,9 +232,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         check_zip(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-        weights = _read_weights(path / runs.MODEL_FOLDER)
+        weights = None if (path / runs.SHARDS_FOLDER).is_dir() else _read_weights(path / runs.MODEL_FOLDER)
         if state["weights"] != weights_digest(path):
-            damaged = runs.weights_file(path / runs.MODEL_FOLDER)
+            damaged = path / runs.SHARDS_FOLDER if weights is None else runs.weights_file(path / runs.MODEL_FOLDER)
             raise InputError(f"{damaged}: damaged, its digest is not the one in {file.name}")
         average = _read_weights(path / runs.EMA_FOLDER) if (path / runs.EMA_FOLDER).is_dir() else None
         return Checkpoint(path, weights, average, state, Progress(**state["progress"]))
@@ -204,37 +250,34 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
     """The checkpoint of a run or of a path to resume from, None to start afresh; the same on every rank."""
-    if resume == "none":
-        return None
-    held: list[Checkpoint] = []  # on rank 0
+    read: list[Checkpoint] = []  # on rank 0
 
     def choose() -> Path | None:
-        held.extend(checkpoint for checkpoint in [_newest(run, resume)] if checkpoint is not None)
-        return held[0].path if held else None
+        place = run if resume == "auto" else Path(resume)
+        single = resume != "auto" and (place / runs.TRAINER_FILE).is_file()
+        errors: list[InputError] = []
+        for path in [place] if single else reversed(runs.list_checkpoints(place)):
+            if not single and (path / runs.JOINED_FILE).is_file():
+                continue
+            try:
+                read.append(read_checkpoint(path))
+                return path
+            except InputError as error:
+                if single:
+                    raise
+                errors.append(error)
+                logger.warning("%s; trying the checkpoint before it", error)
+        if errors or resume != "auto":
+            newest = f" (the newest: {errors[0]})" if errors else "; none, auto, a checkpoint or a run is wanted"
+            raise InputError(
+                f"resume is {resume!r}: {place} holds no whole checkpoint{newest}; another --out starts anew"
+            )
+        return None
 
-    chosen = on_rank_zero(choose)
+    chosen = on_rank_zero(choose) if resume != "none" else None
     if chosen is None:
         return None
-    return held[0] if held else read_checkpoint(chosen)
-
-
-def _newest(run: Path, resume: str) -> Checkpoint | None:
-    run = run if resume == "auto" else Path(resume)
-    if resume != "auto" and (run / runs.TRAINER_FILE).is_file():
-        return read_checkpoint(run)
-    errors: list[InputError] = []
-    for path in reversed(runs.list_checkpoints(run)):
-        if (path / runs.JOINED_FILE).is_file():
-            continue
-        try:
-            return read_checkpoint(path)
-        except InputError as error:
-            errors.append(error)
-            logger.warning("%s; trying the checkpoint before it", error)
-    if errors or resume != "auto":
-        newest = f" (the newest: {errors[0]})" if errors else "; none, auto, a checkpoint or a run is wanted"
-        raise InputError(f"resume is {resume!r}: {run} holds no whole checkpoint{newest}; another --out starts anew")
-    return None
+    return read[0] if read else read_checkpoint(chosen)
 
 
 def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
@@ -242,8 +285,12 @@ def restore(checkpoint: Checkpoint, stepper: Stepper) -> None:
     encoder, optimizer, scaler = stepper.module.encoder, stepper.optimizer, stepper.scaler
     load_objective(checkpoint, stepper.module.objective)
     with _other_parameters(checkpoint):
-        sharding.load_whole(encoder, checkpoint.weights)
-        sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
+        if checkpoint.weights is None:
+            groups = checkpoint.state["optimizer"]["param_groups"]
+            sharding.load_shards(checkpoint.path / runs.SHARDS_FOLDER, encoder, optimizer, groups)
+        else:
+            sharding.load_whole(encoder, checkpoint.weights)
+            sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
         if stepper.average is not None and checkpoint.average is not None:
             stepper.average.load(checkpoint.average)
     # An option is the configuration's where that changed; all else is the checkpoint's: some optimisers count in there.
@@ -264,6 +311,15 @@ def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
     """The error of a state that does not go into what was built."""
     try:
         yield
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, FixedScaleWarning) as error:
-        said = f"was trained with other parameters, or is damaged ({one_line(error, 200)})"
-        raise InputError(f"{checkpoint.path}: {said}") from error
+    except (
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        FixedScaleWarning,
+        CheckpointException,
+    ) as error:
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        message = f"was trained with other parameters, or is damaged ({one_line(reason, 200)})"
+        raise InputError(f"{checkpoint.path}: {message}") from error

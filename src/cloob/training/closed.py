@@ -23,7 +23,7 @@ from cloob.functional.cca import CanonicalDirections, PairMoments, canonical_dir
 from cloob.training.align import ClosedForm
 from cloob.training.build import Run
 from cloob.training.faults import StopSignal, agree, fetch
-from cloob.training.validate import mean_recall
+from cloob.training.record import mean_recall
 
 _RIDGES, _POWERS = (0.1, 0.01, 0.03, 0.3, 1.0, 3.0), (1.0, 0.5, 2.0)
 """What is tried, the usual first: it is taken without held-out pairs, and where they see no difference."""
@@ -58,9 +58,9 @@ def _batches(run: Run, loader: Loader, stop: StopSignal, *, counts: bool) -> Ite
     """This rank's rows on the CPU: all of training pairs, which are counted, or some of held-out ones."""
     batches, every = loader.epoch(0), 1 if counts else -(-loader.pairs_per_epoch // _JUDGES)
     while not isinstance((fetched := fetch(batches, stop))[1], StopIteration):
-        batch, tally = agree(*fetched, stop, run.stepper.device, run.saver.last)
+        batch, layout, bad = agree(*fetched, stop, run.stepper.device, run.saver.last)
         if counts:
-            run.bad.count(batch, tally)
+            run.bad.count(batch, layout.total, bad)
         if len(batch):
             yield batch.images[::every], batch.tokens[::every], batch.ids[::every]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cloob.data.batch import Batch
-from cloob.distributed import Tally, gather_objects, tally, world_size
+from cloob.distributed import Layout, gather_objects, gather_rows, host, world_size
 from cloob.errors import InputError, TrainingFailed, out_of_memory
 from cloob.training.config.parts import RunConfig
 
@@ -62,11 +62,14 @@ def fetch(batches: Iterator[Batch], stop: StopSignal) -> tuple[Batch | None, Exc
 
 def agree(
     batch: Batch | None, fault: Exception | None, stop: StopSignal, device: torch.device, last_checkpoint: Path | None
-) -> tuple[Batch, Tally]:
-    """The fetched batch and its sizes on all ranks; StopRequested and TrainingFailed are raised on every rank."""
+) -> tuple[Batch, Layout, int]:
+    """The fetched batch, the usable samples of all ranks and the number of bad ones; every rank raises the same."""
     good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
-    counts = tally(good, bad, stop.requested, device, fault is not None)
-    if counts.fault:
+    rows = [[good, bad, int(stop.requested), int(fault is not None)]]
+    if world_size() > 1:
+        rows = gather_rows(torch.tensor(rows, device=host(device)), Layout((1,) * world_size())).tolist()
+    sizes, bads, stops, faults = zip(*rows, strict=True)
+    if any(faults):
         dead = _DEAD_WORKER.search(str(fault))
         last = (str(fault).strip().splitlines() or [""])[-1]  # torch wraps a worker's error in a traceback
         message = "" if fault is None else f"{type(fault).__name__}: {last}"
@@ -77,10 +80,10 @@ def agree(
             raise fault
         where = "; ".join(f"rank {i}: {text}" for i, text in enumerate(messages) if text)
         raise TrainingFailed(f"{where}; {kept(last_checkpoint)}; go on with --resume auto") from fault
-    if counts.stop:
+    if any(stops):
         raise StopRequested
     assert batch is not None
-    return batch, counts
+    return batch, Layout(sizes), sum(bads)
 
 
 def kept(last: Path | None) -> str:

@@ -1,28 +1,51 @@
-"""The parts of a run that its caller brings as objects, in the place of what the configuration names."""
+"""Pairs, towers and objective of a run: what the caller gave to ``train``, or what the configuration names."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import json
+import logging
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
-from cloob.distributed import Layout, gather_objects, gather_rows, world_size
+from cloob.cache import Cache
+from cloob.data.items import ItemLoader, Items
+from cloob.data.loader import Loader, PairLoader
+from cloob.data.open import open_source
+from cloob.data.source import Fingerprint, Source, choose_held_out, mix, split
+from cloob.data.transforms import TrainTransform
+from cloob.data.vectors import VectorPairs
+from cloob.distributed import Layout, gather_objects, gather_rows, on_rank_zero, rank, world_size
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.importing import import_open_clip
+from cloob.files import write_whole
+from cloob.models.encoder import DualEncoder, EncoderConfig, trimmed_tokens
+from cloob.models.importing import import_open_clip, read_json
+from cloob.models.load import load_model
 from cloob.models.pixels import EvalTransform
+from cloob.models.runs import CHECKPOINTS_FOLDER, HELD_OUT_FILE
 from cloob.models.tokenizer import ClipTokenizer
-from cloob.objective import ContrastiveObjective
+from cloob.models.towers import create_model
+from cloob.objective import ContrastiveObjective, make_objective
+from cloob.training import align
 from cloob.training.config import TrainConfig
+from cloob.training.config.checks import check_with_heads, check_without_heads, wrong
 from cloob.training.config.parts import SCALES
 from cloob.training.optim import MakeOptimizer
-from cloob.training.pairs import GivenPairs
+
+logger = logging.getLogger(__name__)
+Pairs = Source | VectorPairs | Items
+GivenPairs = Source | VectorPairs | Dataset[Any]
+DEFAULT_MODEL = "RN50"
 
 
 @dataclass(frozen=True)
@@ -57,6 +80,112 @@ class Given:
             auto = {"objective": "cloob"} if config.loss.objective == "auto" else {}  # there is nothing to choose
             config = config.override(**dict.fromkeys(SCALES), retrieval_from=0.0, **auto)
         return config.override(**names)
+
+
+def open_pairs(
+    config: TrainConfig, given: GivenPairs | None = None, given_held_out: GivenPairs | None = None
+) -> tuple[Pairs, Pairs | None]:
+    """The training pairs and the held-out pairs, if there are any: those that are given, else the configuration's."""
+    share = config.pairs.val_split
+    parts: Any = (given, given_held_out)
+    pairs, held_out = (part if part is None or hasattr(part, "fingerprint") else Items(part) for part in parts)
+    if pairs is None:
+        both = align.open_vectors(config) if config.vectors.a is not None else open_both(config, train=True)
+        return both[0], both[1] if held_out is None else held_out
+    if isinstance(pairs, VectorPairs) and not isinstance(held_out, Items):
+        return align.with_held_out(pairs, held_out, share)
+    if share:
+        if isinstance(pairs, Items | VectorPairs):
+            wrong(f"val_split is {share}, but pairs= is a Dataset; split it yourself, and give a part as held_out=")
+        return _without_held_out([pairs], config, train=True)
+    if held_out is None and config.pairs.val_data:
+        held_out = mix(_open(config.pairs.val_data, config))
+    return pairs, held_out
+
+
+def open_both(config: TrainConfig, *, train: bool = False) -> tuple[Source, Source | None]:
+    """The training and held-out pairs; a run keeps the rows of held-out ones beside its checkpoints."""
+    pairs = config.pairs
+    sources = _open(pairs.data, config)
+    if pairs.val_split:
+        return _without_held_out(sources, config, train)
+    return mix(sources), mix(_open(pairs.val_data, config)) if pairs.val_data else None
+
+
+def _without_held_out(sources: Sequence[Source], config: TrainConfig, train: bool) -> tuple[Source, Source]:
+    file, share = config.save.out / CHECKPOINTS_FOLDER / HELD_OUT_FILE, config.pairs.val_split
+
+    def held_out_rows() -> list[np.ndarray]:
+        key = [share, *(source.fingerprint() for source in sources)]
+        resumes = train and config.save.resume != "none" and file.is_file()
+        if resumes and (kept := read_json(file))["of"] == key:
+            return [np.array(rows, np.int64) for rows in kept["rows"]]
+        logger.info("reading all pairs once, to hold some out (--val-split) …")
+        rows = choose_held_out(sources, share)
+        if train:
+            write_whole(file, json.dumps({"of": key, "rows": [part.tolist() for part in rows]}))
+        return rows
+
+    source, held_out = split(sources, on_rank_zero(held_out_rows, slow=True))
+    if rank() == 0:
+        total = len(source) + len(held_out)
+        logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)
+    return source, held_out
+
+
+def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
+    pairs = config.pairs
+    columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
+    return [open_source(spec, **columns, cache=_cache(config)) for spec in specs]
+
+
+def _cache(config: TrainConfig) -> Cache:
+    gigabytes = config.pairs.cache_gb
+    return Cache(config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3))
+
+
+def same_on_every_rank(pairs: Pairs) -> Fingerprint:
+    """The fingerprint of pairs; InputError where some host has others: ranks divide them by their number."""
+    looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on each host: it may look into a hundred thousand files
+    first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
+    for number, (size, found) in enumerate(others, 1):
+        if size != first[0] or (found and found != first[1]):
+            other = f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or with other contents)"
+            wrong(f"{pairs.name}: rank {number} {other}; give all the same")
+    return first[1]
+
+
+def make_loader(
+    pairs: Pairs, encoder: DualEncoder, config: TrainConfig, device: torch.device, *, train: bool = True
+) -> Loader:
+    """This rank's training batches, or those of held-out pairs: all of them, in order and without augmentation."""
+    size, seed, workers = config.run.batch_size, config.run.seed, config.pairs.workers
+    if train and size < 2 * world_size():
+        wrong(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
+    ranks = {"rank": rank(), "world_size": world_size()}
+    if isinstance(pairs, Items):
+        return ItemLoader(pairs, size, seed=seed, train=train, workers=workers, **ranks)
+    if isinstance(pairs, VectorPairs):
+        return align.FeatureLoader(pairs, config, train=train, by_id=True)
+    if encoder.heads is not None:
+        return align.feature_loader(pairs, encoder, config, device, _cache(config), train=train)
+    augmented = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
+    # Shared padding is left out where that is exact; a compiled tower wants one shape.
+    trims = encoder.trims_texts and not config.run.compile
+    return PairLoader(
+        pairs,
+        augmented if train else encoder.preprocess,
+        partial(trimmed_tokens, encoder.tokenizer) if trims else encoder.tokenizer,
+        size,
+        seed=seed,
+        shuffle=train,
+        drop_last=train,
+        shuffle_buffer=config.pairs.shuffle_buffer if train else None,
+        workers=workers,
+        pin_memory=train and device.type == "cuda",
+        by_picture=True,
+        **ranks,
+    )
 
 
 class GivenTowers(DualEncoder):
@@ -143,9 +272,46 @@ class GivenObjective(nn.Module):
         return {}
 
 
-def as_objective(loss: nn.Module) -> ContrastiveObjective:
-    """A given loss as the loop calls it. One that extends the family is not of it: it may compute something else."""
-    if type(loss) is ContrastiveObjective:
-        loss.gather = world_size() > 1
-        return loss
-    return GivenObjective(loss)  # type: ignore[return-value] # has the part of it that training uses
+def make_encoder(config: TrainConfig, pairs: Pairs | None = None, given: Given | None = None) -> DualEncoder:
+    """The towers to start from, on the CPU: given, by name, loaded, frozen encoders with heads, or heads alone."""
+    towers = config.towers
+    if given is not None and given.towers is not None:
+        return GivenTowers(given.towers, towers.image_size)
+    if isinstance(pairs, VectorPairs):
+        return align.make_vector_encoder(config, pairs)
+    if config.align.encoders():
+        return align.make_aligned(config)
+    if towers.init is None:
+        return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
+    encoder = load_model(towers.init, device="cpu")
+    encoder.check_weights()
+    holds = f"init {towers.init!r} holds"
+    if encoder.config.kind == "vectors":
+        wrong(f"{holds} heads for vectors; `cloob train vectors` begins anew")
+    settings = {"model": encoder.name, "image_size": encoder.image_size}
+    if encoder.config.kind == "aligned":
+        check_with_heads(config)
+        encoder.on_features = True
+        settings |= align.head_settings(encoder)
+    else:
+        check_without_heads(config.align)
+    for key, value in settings.items():
+        configured = (vars(towers) | vars(config.align))[key]
+        if configured not in (None, value):
+            wrong(f"{key} is {configured!r}, but {holds} {value!r}; leave it out, also of --config")
+    return encoder
+
+
+def make_loss(config: TrainConfig, given: nn.Module | None) -> ContrastiveObjective:
+    """The given objective, else the configuration's; over several ranks it gathers."""
+    if type(given) is ContrastiveObjective:
+        given.gather = world_size() > 1
+        return given
+    if given is not None:  # one that extends the family is not of it: it may compute something else
+        return GivenObjective(given)  # type: ignore[return-value] # has the part of it that training uses
+    if config.loss.objective == "cca":
+        return align.ClosedForm()
+    try:
+        return make_objective(config.loss.objective, gather=world_size() > 1, **config.loss.overrides())
+    except (ValueError, TypeError) as error:
+        raise InputError(f"objective {config.loss.objective!r}: {error}") from error

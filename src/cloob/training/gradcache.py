@@ -1,14 +1,11 @@
 """Gradient caching: the gradient of a batch that does not fit in memory, from micro-batches that do (Gao et al. 2021).
 
-A contrastive loss needs all embeddings at once, but the towers' activations of only some of them: embed every
-micro-batch without a graph, differentiate the objective once with respect to all embeddings, then embed each
-micro-batch again and carry its embeddings' gradients into the towers. The activations of one micro-batch are alive at a
-time; the price is a second forward pass. It has to compute what the first one did, so random state (dropout, stochastic
-depth, augmentation on the device) is replayed and buffers are put back between the passes.
+Embed every micro-batch without a graph, differentiate the objective once with respect to all embeddings, then embed
+each micro-batch again and carry its embeddings' gradients into the towers: one micro-batch's activations at a time, for
+a second forward pass. That repeats the first, so random state is replayed and buffers are put back in between.
 
-Batch normalisation sees micro-batches: its statistics are those of a micro-batch, so the result is that of the same
-micro-batches in one pass with a graph, not that of one large batch. Running statistics move once for each micro-batch,
-in their order, as they do in such a pass: the first pass leaves no trace in them.
+Batch normalisation sees micro-batches: the result is that of the same micro-batches in one pass with a graph, not that
+of one large batch. Running statistics move once for each micro-batch, in their order.
 """
 
 from __future__ import annotations

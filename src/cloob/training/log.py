@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Loader
-from cloob.distributed import Tally, gather_objects
+from cloob.distributed import gather_objects
 from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.models.runs import EPOCHS_FILE, METRICS_FILE, SKIPPED_FILE
@@ -79,17 +79,18 @@ class BadSamples:
         self._in_a_row = 0
         self._examples: dict[str, str] = {}
 
-    def count(self, batch: Batch, counts: Tally) -> None:
+    def count(self, batch: Batch, good: int, bad: int) -> None:
+        """Adds a batch with so many usable and bad samples over all ranks."""
         progress = self.progress
         for skip in batch.skipped:
             progress.reasons[skip.reason] = progress.reasons.get(skip.reason, 0) + 1
             self._examples.setdefault(skip.reason, _example(skip))
-        if counts.bad and progress.epoch_bad < MAX_NAMED:
+        if bad and progress.epoch_bad < MAX_NAMED:
             place = {"step": progress.step + 1, "epoch": progress.epoch + 1}
             self.log.write_skipped(place, with_readers(batch.skipped))
-        progress.epoch_good += counts.samples
-        progress.epoch_bad += counts.bad
-        self._in_a_row = 0 if counts.samples else self._in_a_row + counts.bad
+        progress.epoch_good += good
+        progress.epoch_bad += bad
+        self._in_a_row = 0 if good else self._in_a_row + bad
         if progress.epoch_bad >= MIN_BAD:
             self.check()
 

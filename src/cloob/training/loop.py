@@ -14,7 +14,7 @@ from torch import nn
 
 from cloob.data.batch import Skip
 from cloob.data.loader import Copies
-from cloob.distributed import Layout, on_rank_zero, process_group, rank, resolve_device
+from cloob.distributed import on_rank_zero, process_group, rank, resolve_device
 from cloob.errors import InputError, TrainingFailed
 from cloob.functional.private import float32_products
 from cloob.training import closed, faults, run_folder
@@ -22,17 +22,13 @@ from cloob.training.build import Run, assemble
 from cloob.training.callbacks import Callback, Ended, RunInfo, RunResult, TensorBoard, WandB
 from cloob.training.config import TrainConfig
 from cloob.training.faults import StopRequested, StopSignal
-from cloob.training.given import Given
+from cloob.training.given import Given, GivenPairs
 from cloob.training.log import by_reason
 from cloob.training.optim import MakeOptimizer, freeze, write_average
-from cloob.training.pairs import GivenPairs
 from cloob.training.progress import Course, is_whole, preserved_rng
-from cloob.training.record import Step, StepLog
+from cloob.training.record import Step, StepLog, judge
 from cloob.training.select import Selection
-from cloob.training.step import TowersWithLoss
-from cloob.training.validate import validate
 
-_CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
 
 
@@ -106,13 +102,12 @@ def train(
 
 class Loop:
     def __init__(self, run: Run, given: Given, callbacks: Sequence[Callback], check_lock: Callable[[], None]) -> None:
-        self.run, self.given = run, given
-        self.check_lock = check_lock
+        self.run, self.given, self.callbacks, self.check_lock = run, given, callbacks, check_lock
         self.course = Course(run.config, run.loader, run.progress, hopfield=run.objective.hopfield)
-        self.callbacks = callbacks
         self.modules = list(run.towers.modules())
         self.copies = Copies(run.stepper.device)
         self.steps = StepLog(run, partial(self._call, "on_step"))
+        run.saver.notify = partial(self._call, "on_checkpoint")
         self.skipped: dict[str, int] = {}
 
     def go(self, stop: StopSignal) -> RunResult:
@@ -135,9 +130,11 @@ class Loop:
         try:
             self._call("on_start", info)
             stopped = False
-            while not stopped and not self.course.is_over():
+            patience = run.config.run.patience
+            while not (stopped or is_whole(run.config.run, progress) or 0 < patience <= progress.stale):
                 stopped = self._epoch(stop)
             self._save()
+            run.saver.finish()
             if progress.nonfinite and rank() == 0:
                 message = "the last step was not finite, and nothing is saved until one is: %s"
                 logger.warning(message, faults.kept(run.saver.last))
@@ -159,6 +156,8 @@ class Loop:
                 self.steps.flush()
             raise
         finally:
+            if run.saver.pending is not None:
+                run.saver.pending.exception()  # waits
             for part in (run.loader, run.val_loader, run.log):
                 if part is not None:
                     part.close()
@@ -190,22 +189,22 @@ class Loop:
             freeze(run.encoder, run.config.towers.freeze)
             for index in range(start, steps):
                 began = time.perf_counter()
-                with preserved_rng(_CPU):
+                with preserved_rng(torch.device("cpu")):
                     fetched = faults.fetch(batches, stop)
                 stop.ignore_children()  # only now: torch sets its own handler when the workers begin
                 waited = time.perf_counter() - began
-                batch, counts = faults.agree(*fetched, stop, run.stepper.device, run.saver.last)
-                run.bad.count(batch, counts)
+                batch, layout, bad = faults.agree(*fetched, stop, run.stepper.device, run.saver.last)
+                run.bad.count(batch, layout.total, bad)
                 place = self.course.place()
                 lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
                 progress.step += 1
                 outcome = None
-                if counts.samples >= 2 and counts.smallest >= 1:
-                    on, layout = self.copies(batch), Layout(counts.sizes)
+                if layout.total >= 2 and min(layout.sizes) >= 1:
+                    on = self.copies(batch)
                     ids = on.ids if run.hands_over_ids else None
                     with faults.enough_memory(run.config.run):
                         outcome = run.stepper.launch(on.images, on.tokens, ids, lr, hopfield=hopfield, layout=layout)
-                self.steps.add(Step(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
+                self.steps.add(Step(progress.step, lr, hopfield, layout.total, batch.keys, began, waited, outcome))
                 progress.position += size
                 progress.passed += size
                 if save_every and progress.step % save_every == 0 and index + 1 < steps:
@@ -230,17 +229,10 @@ class Loop:
         metrics: dict[str, float | None] = {"val_loss": None, "val_recall": None}
         if due and run.val_loader is not None:
             try:
-                metrics, lost = validate(run, stop, run.towers, hopfield=self.course.retrieved())
-                if run.stepper.average is not None:
-                    averaged = TowersWithLoss(run.stepper.average.encoder, run.objective, run.config.run.precision)
-                    of_average, _ = validate(run, stop, averaged, hopfield=self.course.retrieved())
-                    metrics |= {f"ema_{name}": value for name, value in of_average.items()}
+                metrics, lost, best = judge(run, stop, hopfield=self.course.retrieved())
             except (InputError, TrainingFailed):
                 self._save()  # the epoch's work; a resumed run begins with this validation
                 raise
-            # Weights after a step that was not finite are not saved, so they cannot be the best.
-            best = not progress.nonfinite and run.saver.judged(progress.step, metrics)
-            progress.stale = 0 if best else progress.stale + 1
         line = {
             "epoch": epoch,
             "step": progress.step,
@@ -251,8 +243,7 @@ class Loop:
             **({"val_skipped": by_reason(lost)} if lost else {}),
             "seconds": time.perf_counter() - self.began,
         }
-        progress.epoch = epoch
-        progress.begin_epoch()
+        progress.end_epoch()
         run.log.write("epochs", line)
         self._call("on_epoch_end", line)
         return best
@@ -262,6 +253,4 @@ class Loop:
         self.check_lock()
         reasons, seconds = self.run.bad.reasons(), time.perf_counter() - self.began
         progress = dataclasses.replace(self.run.progress, reasons=reasons, seconds=seconds)
-        written = self.run.saver.save(progress, hopfield=self.course.retrieved())
-        if written is not None:
-            self._call("on_checkpoint", written)
+        self.run.saver.save(progress, hopfield=self.course.retrieved())

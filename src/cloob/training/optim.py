@@ -1,12 +1,12 @@
-"""An optimiser with the right groups, the course of its learning rate, and what starting from trained towers adds.
+"""The optimiser with its groups, the schedule of its rate, the average of the weights, and starts from trained towers.
 
-Depth of a parameter in its tower: 0 for what first touches pixels or tokens (stem, patch and token embeddings,
-positions), 1, 2, … for the blocks in their order, and one more than the last block for what comes after them (final
-norm, attention pool, projection).
+Depth of a parameter in its tower: 0 for what first touches pixels or tokens, 1, 2, … for the blocks in their order, and
+one more than the last block for what comes after them (final norm, attention pool, projection).
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cloob.errors import InputError, nearest, one_line, require
 from cloob.files import whole_folder
@@ -39,8 +39,6 @@ _BOTTOM = re.compile(r".*embed.*|stem|conv_stem|(cls|dist|reg|mask)_token|cls_em
 
 
 class Depth(NamedTuple):
-    """Where a parameter lies in its tower."""
-
     depth: int  # 0 for the input, ``top`` for what comes after the last block
     top: int  # number of blocks plus one
 
@@ -53,9 +51,8 @@ def tower_of(name: str) -> Tower:
 def layer_depths(names: Iterable[str]) -> dict[str, Depth]:
     """The depth of every parameter of two towers, from the names alone, in the order of ``named_parameters()``.
 
-    Known are the stacks of open_clip's vision and text transformers and ModifiedResNets, of timm's towers (ViT,
-    ConvNeXt, EfficientNet, ResNet, Swin) and of Hugging Face's text towers. A tower without a stack has two depths, 0
-    and 1. What is in no stack and comes before the tower's first block belongs to the input.
+    Known are the stacks of open_clip's, timm's and Hugging Face's towers; one without a stack has the depths 0 and 1.
+    What is in no stack and comes before the tower's first block belongs to the input.
     """
     ordered = list(names)
     depths: dict[str, Depth] = {}
@@ -113,15 +110,13 @@ def parameter_groups(
     embeddings_apart: bool = False,
     by_name: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups by two rules: what decays, and how fast it learns; each with its ``lr_scale``, the largest first.
+    """Groups by what decays and how fast it learns; each with its ``lr_scale``, the largest first.
 
-    CLIP's rule for the decay: matrices and kernels decay, embeddings among them; norms, biases, gains, τ⁻¹ and β do
-    not. A parameter decays when it has two dimensions or more, is no bias and belongs to no norm layer.
-
-    Layer-wise learning rates (as in ELECTRA and BEiT): a parameter at depth d of a tower of depths 0 … top learns
-    with ``layer_decay ** (top − d)`` times the schedule's rate; the objective's temperatures with the full rate.
-    ``embeddings_apart``: groups of embeddings have ``use_fallback``, by which timm's Muon leaves them to its AdamW.
-    ``by_name``: all decays but what the authors' program takes out by name; the temperatures decay.
+    CLIP's rule: a parameter decays when it has two dimensions or more, is no bias and belongs to no norm layer. At
+    depth d of a tower of depths 0 … top it learns with ``layer_decay ** (top − d)`` times the schedule's rate (as in
+    ELECTRA and BEiT), the objective's temperatures with the full rate. ``embeddings_apart``: groups of embeddings have
+    ``use_fallback``, by which timm's Muon leaves them to its AdamW. ``by_name``: all decays but what the authors'
+    program takes out by name.
     """
     depths = layer_depths(name for name, _ in encoder.named_parameters())
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
@@ -194,10 +189,28 @@ def make_optimizer(
         raise InputError(f"optimizer is {name!r}: {one_line(error)}") from error
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives each group its share of the schedule's rate: ``lr`` times the group's ``lr_scale``, if it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+class Average:
+    """The moving average of an encoder's weights and statistics, from the first step on; ``decay``: the share kept."""
+
+    def __init__(self, encoder: nn.Module, decay: float) -> None:
+        self.encoder: Any = copy.deepcopy(encoder).requires_grad_(False)
+        self._decay, self._begun = decay, False
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Goes on from an average that was saved."""
+        self.encoder.load_state_dict(state)
+        self._begun = True
+
+    @torch.no_grad()
+    def update(self, encoder: nn.Module, finite: Tensor) -> None:
+        """Moves towards the encoder's weights if the 0-d ``finite`` is true; waits for no device."""
+        share = finite * (1 - self._decay)
+        for averaged, now in zip(self.encoder.state_dict().values(), encoder.state_dict().values(), strict=True):
+            if self._begun and now.is_floating_point():  # attention masks are buffers of −∞, whose difference is NaN
+                averaged.add_(share.to(averaged.dtype) * (now - averaged).nan_to_num())
+            else:
+                averaged.copy_(now)
+        self._begun = True
 
 
 def warmup_steps(config: OptimConfig, total: int) -> int:

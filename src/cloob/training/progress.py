@@ -59,14 +59,11 @@ def preserved_rng(device: torch.device) -> Iterator[None]:
         set_rng_state(state, device)
 
 
-def seed_generators(seed: int, states: list[dict[str, Any]], device: torch.device) -> None:
-    """Sets this rank's generators to its checkpoint's ``states``, or freshly to ``seed`` + rank if there are none."""
-    seed += rank()
+def seed_generators(seed: int) -> None:
+    """Seeds whatever a tower may draw from."""
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (whatever a tower may draw from)
-    if rank() < len(states):
-        set_rng_state(states[rank()], device)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
 
 
 @dataclass
@@ -88,9 +85,9 @@ class Progress:
     loss_steps: int = 0  # their number
     stale: int = 0  # validations in a row that found nothing better
 
-    def begin_epoch(self) -> None:
-        """Forgets what there is of the current epoch, so that it begins, or begins anew."""
-        self.position = self.lanes = 0
+    def end_epoch(self) -> None:
+        """Turns to the next epoch."""
+        self.epoch, self.position, self.lanes = self.epoch + 1, 0, 0
         self.epoch_good = self.epoch_bad = self.loss_steps = 0
         self.loss_sum, self.reasons = 0.0, {}
 
@@ -133,10 +130,6 @@ class Course:
             return 0
         start, offset = divmod(self._progress.position, self._run.batch_size)
         return self._loader.steps(offset) - start + later * self._loader.steps_per_epoch
-
-    def is_over(self) -> bool:
-        """Whether the run has its whole length, or the held-out pairs showed nothing better ``patience`` times."""
-        return is_whole(self._run, self._progress) or 0 < self._run.patience <= self._progress.stale
 
 
 def is_whole(run: RunConfig, progress: Progress) -> bool:

@@ -27,13 +27,11 @@ from cloob.models.aligned.model import AlignedEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.training.align import FeatureLoader, cleaned
-from cloob.training.build import make_encoder
 from cloob.training.callbacks import Ended, RunResult
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import HEAD_SCALES, LENGTHS
-from cloob.training.given import Given
-from cloob.training.pairs import make_loader, open_pairs
-from cloob.training.validate import GALLERY, RECALLS, recalls_of_ids
+from cloob.training.given import Given, make_encoder, make_loader, open_pairs
+from cloob.training.record import GALLERY, RECALLS, recalls_of_ids
 
 _TRIED = ("infoloob", "clip", "siglip", "cloob")  # the first is taken unless another is clearly better
 _FEW_EPOCHS = 2  # of a trial

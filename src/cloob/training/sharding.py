@@ -1,24 +1,33 @@
-"""FSDP2: weights, gradients and optimiser state in shards over the ranks, and whole again for a checkpoint.
+"""FSDP2: weights, gradients and optimiser state in shards over the ranks, and their checkpoints.
 
-A sharded weight is a ``DTensor`` of which each rank holds a part. What is written to a checkpoint is always the whole,
-in the same format as without sharding, so a run may go on with or without it, on any number of ranks. Scalars cannot be
-sharded: open_clip's frozen ``logit_scale`` and the objective's τ⁻¹ and β stay whole on each rank. Buffers do too; like
-DDP, :func:`share_buffers` hands rank 0's to all.
+A sharded weight is a ``DTensor`` of which each rank holds a part. A run may go on with or without sharding, on any
+number of ranks: ``torch.distributed.checkpoint`` reads shards into whatever is there, and what was written whole is
+cut here. Scalars cannot be sharded: open_clip's frozen ``logit_scale`` and the objective's τ⁻¹ and β stay whole on
+each rank. Buffers do too; like DDP, :func:`share_buffers` hands rank 0's to all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+import contextlib
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from cloob.distributed import rank, world_size
+from cloob.distributed import world_size
 
 
 def shard(encoder: nn.Module, device: torch.device) -> None:
@@ -85,25 +94,47 @@ def _by_kind(tensors: Iterable[Any]) -> tuple[list[Any], list[Any]]:
     return kinds
 
 
-def whole_state(
-    encoder: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
-    """The encoder's weights (None: it has them whole) and the optimiser's state; every rank calls this."""
-    if not is_sharded(encoder):
-        return None, optimizer.state_dict()
-    return _gather(encoder.state_dict()), _gather(optimizer.state_dict())
+def write_shards(
+    folder: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, group: dist.ProcessGroup | None
+) -> Future[Any]:
+    """Begins to write this rank's shards of weights and moments as safetensors files, from a copy that is made first.
+
+    Every rank calls this; ``group``, which nothing else uses, carries what ranks compare while the training goes on.
+    """
+    tensors = {f"weights.{name}": value for name, value in encoder.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"moments.{index}.{key}": value for key, value in moments.items()}
+    tensors = {name: value if value.ndim else value.view(1) for name, value in tensors.items()}  # files have slices
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # what is whole on each rank is rank 0's
+    written: Any = async_save(tensors, storage_writer=writer, planner=planner, process_group=group)
+    return cast("Future[Any]", getattr(written, "upload_completion", written))
 
 
-def _gather(value: Any) -> Any:
-    """Nested dicts and lists with every shard replaced by the whole tensor, on rank 0's CPU; None elsewhere."""
-    if isinstance(value, dict):
-        return {key: _gather(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_gather(item) for item in value)
-    if isinstance(value, DTensor):
-        gathered = value.full_tensor()
-        return gathered.cpu() if rank() == 0 else None
-    return value
+def read_shards(folder: Path, targets: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Reads shards of any number of ranks into tensors, whole or sharded; every rank of the group calls this."""
+    targets = {name: value if value.ndim else value.view(1) for name, value in targets.items()}
+    reader, alone = HuggingFaceStorageReader(str(folder)), world_size() == 1
+    with warnings.catch_warnings() if alone else contextlib.nullcontext():
+        if alone:
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(dict(targets), storage_reader=reader, process_group=group, no_dist=alone)
+
+
+def load_shards(folder: Path, encoder: nn.Module, optimizer: torch.optim.Optimizer, groups: list[Any]) -> None:
+    """Weights and moments from shards, and the optimiser's options; every rank calls this."""
+    targets: dict[str, Tensor] = {f"weights.{name}": value for name, value in encoder.state_dict().items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+    for name, kept in HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata.items():
+        kind, _, place = name.partition(".")
+        if kind == "moments":
+            index, _, key = place.partition(".")
+            like, size = parameters[int(index)], getattr(kept, "size", None)
+            targets[name] = torch.zeros_like(like) if like.ndim and size == like.shape else torch.zeros(())
+            moments[int(index)][key] = targets[name]
+    read_shards(folder, targets)
+    optimizer.load_state_dict({"state": dict(moments), "param_groups": groups})
 
 
 @torch.no_grad()
@@ -117,9 +148,8 @@ def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """``optimizer.load_state_dict`` of a whole state, for sharded parameters too, without communication.
 
-    Moments get the memory layout of their parameters: torch's fused AdamW goes through memory in order and, without a
-    word, would pair numbers of other elements when one is channels-last and the other is not. Statistics of rows and
-    columns, as Adafactor keeps them, stay as they are.
+    Moments get the memory layout of their parameters, since torch's fused AdamW goes through memory in order.
+    Statistics of rows and columns, as Adafactor keeps them, stay as they are.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     fused = bool(optimizer.defaults.get("fused"))

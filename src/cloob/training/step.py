@@ -1,7 +1,6 @@
-"""One optimiser step: towers (in autocast if asked), loss in float32, backward, clipping, update.
+"""One optimiser step: towers (perhaps in autocast), loss in float32, backward, clipping, update.
 
-A step waits for no device. Whether loss and gradient are finite is decided where they are, and a step that is bad
-leaves no trace; the numbers stay on the device until somebody reads them.
+A step waits for no device, decides there whether loss and gradient are finite, and leaves no trace where they are not.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from cloob.data.batch import micro_batches, rows_of
 from cloob.distributed import Layout, world_size
@@ -24,37 +22,7 @@ from cloob.objective import ContrastiveObjective
 from cloob.objective.batch import acceptable
 from cloob.training import sharding
 from cloob.training.gradcache import Buffers, cached_backward
-from cloob.training.optim import set_learning_rate
-
-
-class Average:
-    """torch's ``AveragedModel`` of an encoder; ``decay``: the share kept. A step that is not finite is left out."""
-
-    def __init__(self, encoder: nn.Module, decay: float) -> None:
-        self._decay, self._share = decay, torch.zeros(())
-        self._averaged = AveragedModel(encoder, avg_fn=self._mixed, use_buffers=True).requires_grad_(False)
-
-    @property
-    def encoder(self) -> Any:
-        """The encoder with the averaged weights."""
-        return self._averaged.module
-
-    def update(self, encoder: nn.Module, finite: Tensor) -> None:
-        """Moves towards the encoder's weights if the 0-d ``finite`` is true; waits for no device."""
-        self._share = finite * (1 - self._decay)
-        self._averaged.update_parameters(encoder)
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Goes on from an average that was saved."""
-        self.encoder.load_state_dict(state)
-        self._averaged.n_averaged.fill_(1)
-
-    def _mixed(self, averaged: Tensor, now: Tensor, _: Tensor | int) -> Tensor:
-        if not averaged.is_floating_point():
-            return now
-        # Attention masks are buffers of −∞, whose difference is NaN.
-        return averaged + self._share.to(averaged.dtype) * (now - averaged).nan_to_num()
-
+from cloob.training.optim import Average
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,20 +35,12 @@ class TowersWithLoss(nn.Module):
         self.encoder, self.objective, self.precision = encoder, objective, precision
 
     def forward(
-        self,
-        images: Any,
-        tokens: Any,
-        ids: Tensor | None = None,
-        *,
-        hopfield: bool | None = None,
-        loss: bool = True,
-        trusted: Layout | None = None,
+        self, images: Any, tokens: Any, ids: Tensor | None = None, *, loss: bool = True, **how: Any
     ) -> tuple[Tensor, ...]:
         """The 0-d float32 loss, and the detached (n, D) float32 image and text features of a batch.
 
-        ``ids`` is (n,) int64: pairs of equal id are no negatives of each other. ``hopfield``: whether the objective
-        retrieves this time; None leaves it to the objective. ``trusted`` is the objective's. Without ``loss``, for a
-        micro-batch, the features alone, with their graph.
+        ``ids`` is (n,) int64: pairs of equal id are no negatives of each other. ``hopfield`` and ``trusted`` are the
+        objective's. Without ``loss``, for a micro-batch, the features alone, with their graph.
         """
         low = _AUTOCAST.get(self.precision)
         device = next(self.encoder.parameters()).device.type
@@ -90,7 +50,7 @@ class TowersWithLoss(nn.Module):
         image_features, text_features = image_features.float(), text_features.float()
         if not loss:
             return image_features, text_features
-        value = self.loss_of(image_features, text_features, ids, hopfield=hopfield, trusted=trusted)
+        value = self.loss_of(image_features, text_features, ids, **how)
         return value, image_features.detach(), text_features.detach()
 
     def loss_of(self, image_features: Tensor, text_features: Tensor, ids: Tensor | None, **how: Any) -> Tensor:
@@ -157,15 +117,12 @@ class Stepper:
         self._sharded = sharding.is_sharded(module.encoder)
         self._wrapped: nn.Module = module
         if world_size() > 1 and not self._sharded:
-            self._wrapped = nn.parallel.DistributedDataParallel(
-                module, device_ids=[device] if device.type == "cuda" else None
-            )
+            ids = [device] if device.type == "cuda" else None
+            self._wrapped = nn.parallel.DistributedDataParallel(module, device_ids=ids)
 
-    def __call__(
-        self, images: Any, tokens: Any, ids: Tensor | None, lr: float, *, hopfield: bool | None = None
-    ) -> StepResult:
-        """Takes one step and waits for its numbers; the rest as ``launch``."""
-        launched = self.launch(images, tokens, ids, lr, hopfield=hopfield)
+    def __call__(self, images: Any, tokens: Any, ids: Tensor | None, lr: float, **how: Any) -> StepResult:
+        """As ``launch``, but waits for the numbers."""
+        launched = self.launch(images, tokens, ids, lr, **how)
         return launched.result(launched.numbers.tolist())
 
     def launch(
@@ -202,7 +159,8 @@ class Stepper:
         finite = norm.isfinite()
         if self.clip_grad_norm > 0:
             sharding.clip(self._parameters, self.clip_grad_norm, total)
-        set_learning_rate(self.optimizer, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         step_unless(~finite, self.optimizer)
         objective.clamp_()
         buffers.restore_unless(finite)
@@ -220,7 +178,7 @@ class Stepper:
 
     def _cached_backward(
         self, images: Any, tokens: Any, ids: Tensor | None, hopfield: bool | None, layout: Layout | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         # As even as can be: where samples are left out, none is alone in a micro-batch, which has no spread to norm by.
         parts, features = max(1, -(-rows_of(images) // self.micro_batch_size)), []
 
@@ -241,8 +199,7 @@ class Stepper:
             hopfield=hopfield,
             trusted=layout,
         )
-        image_features, text_features = (torch.cat(side) for side in zip(*features, strict=True))
-        return loss, image_features, text_features
+        return loss, *(torch.cat(side) for side in zip(*features, strict=True))
 
 
 def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:

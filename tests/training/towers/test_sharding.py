@@ -1,8 +1,10 @@
-"""FSDP2 over two gloo processes against DDP and against one process; checkpoints that do not know about shards."""
+"""FSDP2 over two gloo processes against DDP and against one process; checkpoints in shards."""
 
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,21 @@ import torch.distributed as dist
 from device_reads import reads
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from train_helpers import lines
 
 from cloob.distributed import Layout
+from cloob.errors import InputError
+from cloob.models.load import load_model
+from cloob.models.runs import list_checkpoints
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.training import sharding
+from cloob.training import checkpoint, sharding
 from cloob.training.build import prepare_towers
 from cloob.training.config import TrainConfig
+from cloob.training.loop import train
 from cloob.training.optim import make_optimizer
 from cloob.training.step import Stepper, StepResult, TowersWithLoss
-from support import on_ranks
+from support import fork, on_ranks
 
 CPU = torch.device("cpu")
 RANKS = 2
@@ -73,13 +80,15 @@ def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
     bad[0, 0, 0, 0] = torch.nan
     refused = take(bad if dist.get_rank() else images.float(), tokens, None, 0.01)
     sharded = [p for p in encoder.parameters() if isinstance(p, DTensor)]
-    weights, moments = sharding.whole_state(encoder, optimizer)
+    weights = {n: v.full_tensor() if isinstance(v, DTensor) else v for n, v in encoder.state_dict().items()}
+    moments = optimizer.state_dict()
     return {
         "numbers": [(r.loss, r.grad_norm) for r in results],
         "refused": not refused.finite,
-        "weights": weights or encoder.state_dict(),
+        "weights": weights,
         "inv_tau": float(objective.inv_tau.detach()),
-        "moments": moments,
+        "groups": moments["param_groups"],
+        "shapes": {i: {key: tuple(x.shape) for key, x in state.items()} for i, state in moments["state"].items()},
         "sharded": sum(p.numel() for p in sharded),
         "held": sum(p.to_local().numel() for p in sharded),
         "all": sum(p.numel() for p in encoder.parameters() if p.ndim),
@@ -113,10 +122,59 @@ def test_fsdp_takes_the_steps_of_ddp_and_reads_nothing(found: list[dict[str, Any
             atol=1e-2 if setting == "bf16" else 5e-5,
             msg=lambda m, k=name: f"{k}: {m}",
         )
-    assert fsdp["moments"]["param_groups"] == ddp["moments"]["param_groups"]
-    for index, state in ddp["moments"]["state"].items():
-        for key, value in state.items():
-            assert fsdp["moments"]["state"][index][key].shape == value.shape
+    assert (fsdp["groups"], fsdp["shapes"]) == (ddp["groups"], ddp["shapes"])
+
+
+def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_number_resumes(
+    base: TrainConfig, tmp_path: Path
+) -> None:
+    """By two processes, by one without shards, and by two again: together the run of one that was left alone."""
+    leaves = {
+        "model": "nano-vit",
+        "learnable_inv_tau": True,
+        "schedule": "constant",
+        "save_every": 2,
+        "keep": 0,
+        "eps": 1e-4,
+    }
+    config = base.override(**leaves, steps=7, fsdp=True, out=tmp_path / "run")
+
+    def work() -> None:
+        save, calls = checkpoint.save_model, iter(range(9))
+
+        def dies(*arguments: Any) -> None:
+            if next(calls) == 1:  # of rank 0, in the background
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(*arguments)
+
+        checkpoint.save_model = dies  # type: ignore[attr-defined] # in a process of its own
+        train(config)
+
+    ranks = fork(tmp_path / "ranks", RANKS, work)
+    assert -9 in ranks.wait(together=True), ranks.told()
+    (kept,) = list_checkpoints(config.save.out)
+    assert kept.name == "step-00000002" and list(kept.parent.glob(".tmp-step-00000004"))
+    assert len(list((kept / "shards").glob("*.safetensors"))) == RANKS
+    assert not torch.load(kept / "trainer.pt", weights_only=True)["optimizer"]["state"]
+
+    plain = config.override(fsdp=False)
+    assert train(plain.override(resume="auto", steps=5)).steps == 5
+    ranks = fork(tmp_path / "again", RANKS, lambda: train(config.override(resume="auto")) and None)
+    assert set(ranks.wait()) == {0}, ranks.told()
+    assert list_checkpoints(config.save.out)[-1].name == "step-00000007"
+    train(plain.override(out=tmp_path / "plain", save_every=0))
+    runs = [lines(tmp_path / name / "metrics.jsonl") for name in ("run", "plain")]
+    for found, wanted in zip(*runs, strict=True):
+        for key in ("loss", "grad_norm", "inv_tau"):
+            assert found[key] == pytest.approx(wanted[key], rel=1e-4), (found["step"], key)
+    first, second = (load_model(tmp_path / name).state_dict() for name in ("run", "plain"))
+    for name, value in second.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+    shard = next((kept / "shards").glob("*"))
+    os.truncate(shard, shard.stat().st_size - 8)
+    with pytest.raises(InputError, match="shards: damaged, its digest is not the one"):
+        train(plain.override(resume=str(kept), out=tmp_path / "other"))
 
 
 def test_moments_take_the_layout_of_their_weights() -> None:

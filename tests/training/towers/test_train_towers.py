@@ -16,7 +16,7 @@ from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.training.build import prepare_towers
 from cloob.training.config import TrainConfig
-from cloob.training.pairs import make_loader
+from cloob.training.given import make_loader
 from cloob.training.step import Stepper, TowersWithLoss
 
 CPU = torch.device("cpu")

@@ -66,7 +66,8 @@ def test_a_tracker_that_cannot_begin_ends_all_ranks_in_one_line(trained: Trained
 
 
 def metrics(step: int, **more: Any) -> dict[str, Any]:
-    return {"step": step, "epoch": 1, "loss": 0.25, "images_per_second": 100.0, "skipped": {}} | more
+    speed = {"images_per_second": 100.0, "images_per_second_per_rank": 50.0, "data_wait": 0.25, "peak_memory": 3 << 29}
+    return {"step": step, "epoch": 1, "loss": 0.25, **speed, "skipped": {}} | more
 
 
 @pytest.mark.parametrize(("bar", "rank"), [(False, 0), (True, 0), (False, 1)])
@@ -85,7 +86,8 @@ def test_progress(bar: bool, rank: int, capsys: pytest.CaptureFixture[str], monk
     assert "cloob: epoch 1 done, mean loss 0.2500, validation loss 0.5000; skipped samples (named in " in told
     assert "in skipped.jsonl): 3 corrupt image" in told
     if not bar:
-        assert "cloob: step 1/4, epoch 1, loss 0.2500, 100 pairs/s, 0:00:00 left\n" in told
+        speed = "100 pairs/s (50 a rank), 25% waiting for data, 1.5 GiB at most"
+        assert f"cloob: step 1/4, epoch 1, loss 0.2500, {speed}, 0:00:00 left\n" in told
         assert "step 2/4, epoch 1, loss skipped, 100 pairs/s" in told
 
 
