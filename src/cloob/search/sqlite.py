@@ -33,6 +33,8 @@ _TABLES = TABLES.format(**_TYPES, strict="STRICT")
 _SHAPE = """SELECT s.type, s.name, iif(s.sql LIKE 'CREATE VIRTUAL%', s.sql, ''), coalesce(a.name, b.name), a.type,
 a."notnull", a.pk, a.hidden FROM sqlite_schema s
 LEFT JOIN pragma_table_xinfo(s.name) a ON s.type = 'table' LEFT JOIN pragma_index_xinfo(s.name) b ON s.type = 'index'"""
+_PLACE = """CASE WHEN {0} >= '..0' OR {0} < '..' THEN {0} WHEN {0} = '..' OR {0} GLOB '../..*' THEN cloob_place({0})
+    ELSE 'ABOVE' || substr({0}, 3) END"""  # a function alone would cost ten times as much
 _MESSAGES = {
     "SQLITE_CANTOPEN": "holds no index, or one that may not be read; `cloob index` makes one",
     "SQLITE_BUSY": f"another process has been writing for {PATIENCE_SECONDS:.0f} s; wait until it is done",
@@ -44,7 +46,6 @@ _MESSAGES = {
 class SqliteStore(Store):
     """Any number of processes may read while one writes; threads use one connection in turn."""
 
-    _dialect = SQLITE
     _each_column = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
     _among = "IN (SELECT value FROM json_each(?))"
     _word_item = "rowid"
@@ -58,6 +59,8 @@ class SqliteStore(Store):
         """Opens an index; ``table`` makes what keeps its vectors in the place of the database."""
         self.address, self.writable = str(folder), writable
         self.path, self._folder = folder / INDEX_FILE, os.path.abspath(folder)  # noqa: PTH100 - links in it stay
+        above = os.path.dirname(self._folder).translate({ord(sign): 2 * sign for sign in "'{}"})  # noqa: PTH120
+        self._dialect = SQLITE._replace(place=_PLACE.replace("ABOVE", above))
         self._lock = threading.RLock()
         self._busy: Any = None  # the lock of updates
         self.table = (table or FlatVectors)(self)

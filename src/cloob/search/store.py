@@ -132,7 +132,7 @@ class Store(ABC):
     address: str  # what opens it again; of a database without the password
     writable: bool
     table: VectorTable
-    _dialect: ClassVar[Dialect]
+    _dialect: Dialect
     _each_column: ClassVar[str]  # selects the keys and types of all columns
     _among: ClassVar[str]  # what follows a column that has to have one of several values
     _word_item: ClassVar[str]  # the column of the words' table that has the item
