@@ -1,10 +1,7 @@
 """The one cache: what this package can make again, in one folder of one size, which any number of processes share.
 
 A file appears under its name, a digest of what determines its content, when it is complete. Adding one above the size
-removes those used longest ago, which harms no process that has them open. The folder may be deleted at any time.
-
-Never counted or removed: ``weights/`` (slow to fetch), ``sizes/`` (costly to recount), ``addresses/`` (user input),
-``photos/`` (indices of folders that cannot be written).
+removes those used longest ago. Never counted or removed: ``weights/``, ``sizes/``, ``addresses/`` and ``photos/``.
 """
 
 from __future__ import annotations

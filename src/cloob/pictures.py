@@ -1,18 +1,12 @@
 """From the bytes of an image file to upright RGB pixels: the one decoder of training, evaluation and ``encode_image``.
 
-What the pixels are, whatever the file holds:
-
-- Turned as the EXIF orientation says (1 to 8), as browsers and phones show the picture.
+- Turned as the EXIF orientation says (1 to 8); colour profiles are not applied, as open_clip's models had none.
 - Transparency is composited on white; a picture of which white leaves nearly one colour, on black.
 - Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point does not define white: the narrowest of the
   ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds the brightest pixel counts.
-- Of an animation the first frame. A CMYK JPEG holds its inks inverted, as Adobe writes them and browsers take them.
-- Colour profiles (ICC) are not applied: open_clip's models were trained on pixels without.
-- Of a camera's RAW file the JPEG inside counts (``rawpy``). JPEG XL needs ``pillow-jxl-plugin``.
-- A JPEG above ``WHOLE_PIXELS`` is decoded at a half, a quarter or an eighth of its width and height. Of one that lacks
-  its end, what is missing is grey: up to ``MAX_MISSING`` of its rows, else it is corrupt.
-
-Needs Pillow and NumPy (the extra ``train``).
+- Of an animation the first frame; of a camera's RAW file the JPEG inside (``rawpy``). A CMYK JPEG holds inverted inks.
+- A JPEG above ``WHOLE_PIXELS`` is decoded at a half, a quarter or an eighth of its sides. Of one that lacks its end,
+  up to ``MAX_MISSING`` of the rows may be missing, and are grey.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Raw samples, batches of them, and a Skip for a sample that cannot be used.
-
-Shapes: n pairs in the batch, H×W pixels, L tokens a caption.
-"""
+"""Raw samples, batches of n pairs of them (H×W pixels, L tokens), and a Skip for a sample that cannot be used."""
 
 from __future__ import annotations
 

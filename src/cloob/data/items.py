@@ -1,7 +1,6 @@
 """Pairs of a map-style torch ``Dataset``, whose items are (a, b) or (a, b, id) of anything that can be collated.
 
-An item may draw random numbers: the generators of python, numpy and torch are seeded by (seed, epoch, number) before
-it, so that it is the same with any number of workers and after every resume.
+The generators of python, numpy and torch are seeded by (seed, epoch, number) before an item is drawn.
 """
 
 from __future__ import annotations

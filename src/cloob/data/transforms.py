@@ -1,7 +1,4 @@
-"""The training augmentation: one random crop, resized; normalisation is the encoder's.
-
-A crop is drawn before the image is decoded: a JPEG is decoded no larger than the crop needs (``Crop.reduction``).
-"""
+"""The training augmentation: a random crop, drawn before the image is decoded, and resized."""
 
 from __future__ import annotations
 

@@ -5,11 +5,8 @@
     onnx.json                format, name, sizes, preprocess_cfg, tokenizer, fingerprint of the graphs
     onnx/vision_model.onnx   pixel_values float32 (n, 3, H, W), normalised -> image_embeds float32 (n, D), unit rows
     onnx/text_model.onnx     input_ids int64 (n, L), or L' ≤ L without padding -> text_embeds float32 (n, D)
-    onnx/*.onnx_data         the weights of either, which onnxruntime maps
-    tokenizer.json           for the package tokenizers; spiece.model for rinna's
-    objective.json           as in every model folder
-
-Graphs in 8-bit integers are ``onnx/*_quantized.onnx``. Shapes: n items, L tokens, D = embed_dim.
+    onnx/*.onnx_data         the weights of either; 8-bit graphs are onnx/*_quantized.onnx
+    tokenizer.json           or spiece.model; objective.json as in every model folder
 """
 
 from __future__ import annotations

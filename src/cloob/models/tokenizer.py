@@ -1,15 +1,13 @@
 """CLIP's byte-pair tokenizer, open_clip's tokens in a tenth of its time; and those of files, without torch.
 
-No part of CLIP's pattern matches white space, so the tokens of a text are those of its words, and a word's are kept.
+No part of CLIP's pattern matches white space: the tokens of a text are those of its words, and a word's are kept.
 
-The settings of a tokenizer, in ``open_clip_config.json`` or ``onnx.json``, are one of
+Settings, in ``open_clip_config.json`` or ``onnx.json``, have one of these kinds:
 
-- ``{"kind": "clip", "specials": [start, end], "ending": "kept" | "cut"}``: CLIP's byte pairs;
-- ``{"kind": "hub", "pad": …, "end": …}``: tokenizer.json, rows of which are filled with ``pad``;
-- ``{"kind": "json", "clean": …, "strip": …}``: tokenizer.json as it is, after one of open_clip's cleanings; zeros take
-  the place of the token ``strip``;
-- ``{"kind": "rinna"}``: sentencepiece's ``spiece.model``;
-- ``{"kind": "none", "why": …}``: none; the model takes tokens.
+- ``clip`` (``specials``: [start, end]; ``ending``: kept or cut): CLIP's byte pairs;
+- ``hub`` (``pad``, ``end``): tokenizer.json, rows of which are filled with ``pad``;
+- ``json`` (``clean``, ``strip``): tokenizer.json after one of open_clip's cleanings; zeros replace the token ``strip``;
+- ``rinna``: sentencepiece's ``spiece.model``; ``none`` (``why``): the model takes tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Two towers by name: every configuration of open_clip, and three tiny ones of ours for 64-pixel work on a CPU.
+"""Two towers by name: every configuration of open_clip, and three tiny ones of ours (``configs/``) for 64 pixels.
 
-Ours are open_clip ``model_cfg`` files in ``configs/``. How their sizes were chosen: ``benchmarks/towers.py`` at commit
-fc415074.
+How their sizes were chosen: ``benchmarks/towers.py`` at commit fc415074.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Pairs in tar shards that lie elsewhere: each is fetched into a bounded cache when it is first needed.
 
-``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec, so no URL reaches a shell. The order
-of an epoch needs the number of samples in each shard: from ``sizes.json`` beside the shards, ``{"0.tar": 9876, …}``, or
-by ``cloob data SHARDS --count``.
+``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec, so no URL reaches a shell. The
+order needs the number of samples of each shard: ``sizes.json`` beside the shards, or ``cloob data SHARDS --count``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Pairs in WebDataset tars on this machine: ``key.jpg`` and ``key.txt`` are one sample.
 
-Headers are read once; a member is then one read. Where each sample lies stands in Arrow columns, mapped from a file in
-the cache that later runs and the other ranks of a host use: reading the headers of millions of members takes minutes.
-A compressed tar (gzip, bzip2 or xz by its first bytes, as WebDataset and GNU tar do) is unpacked into the cache.
+Headers are read once, which takes minutes for millions of members: an index of them in the cache serves later runs and
+other ranks. A compressed tar (gzip, bzip2 or xz by its first bytes) is unpacked into the cache.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Tensors out of files that anyone may have written: none runs code.
 
-safetensors and ``torch.load(weights_only=True)`` read their own files. Python's unpickler with a list of exact names
-reads pickles of numpy and jax arrays, and TorchScript archives.
+Python's unpickler with a list of exact names reads pickles of numpy and jax arrays, and TorchScript archives.
 """
 
 from __future__ import annotations

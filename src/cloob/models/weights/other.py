@@ -1,14 +1,10 @@
-"""Towers that open_clip does not have: crowsonkb's and rinna's.
+"""Towers that open_clip does not have, by n items, L positions, width d and h heads.
 
-- crowsonkb/cloob-training, pickles of haiku parameters. No norm stands before or after the blocks, and the projection
-  has a bias. The text tower's mask lies on the query axis: positions after the end token attend to all alike, and the
-  start token, whose row is the embedding, sees the padding. The model was trained with the tanh form of GELU; the same
-  repository's port to torch has the exact one.
-- rinnakk/japanese-clip, a BERT or RoBERTa and a ViT of Hugging Face's, under their names of 2022. Positions are 0 … 76
-  in every row, whatever RoBERTa does by itself; the padding is masked; the first row after the last norm is projected
-  without a bias.
-
-Shapes: n items, L positions, d the width, h heads.
+- crowsonkb/cloob-training, pickles of haiku parameters: no norm before or after the blocks, a bias in the projection.
+  The text mask lies on the query axis: positions after the end token attend to all alike, and the start token, whose
+  row is the embedding, sees the padding. Trained with tanh GELU; the same repository's port to torch has the exact one.
+- rinnakk/japanese-clip, a BERT or RoBERTa and a ViT under Hugging Face's names of 2022: positions are 0 … 76 in every
+  row, the padding is masked, and the first row after the last norm is projected without a bias.
 """
 
 from __future__ import annotations

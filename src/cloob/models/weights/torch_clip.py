@@ -1,8 +1,4 @@
-"""Torch checkpoints of CLIP towers without their sizes: ml-jku/cloob's and OpenAI's.
-
-Both have QuickGELU and open_clip's towers. All sizes but the heads are in the shapes, and heads are 64 wide in each
-published model.
-"""
+"""Torch checkpoints of CLIP towers without their sizes: ml-jku/cloob's and OpenAI's, with QuickGELU and heads of 64."""
 
 from __future__ import annotations
 
