@@ -71,67 +71,48 @@ class TooClose(Exception):
     """A similarity lies so near a margin that rounding decides on which side."""
 
 
-def too_similar(anchor: Sequence[Number], candidate: Sequence[Number], positive: Any, margin: float | None) -> bool:
-    """Whether the candidate is more similar to the anchor than its positive, by more than the margin."""
-    if margin is None:
-        return False
-    gap = complex(dot(anchor, candidate) - positive).real - margin
-    if abs(gap) < 1e-2:
-        raise TooClose
-    return gap > 0
-
-
-def contrast_loop(
-    contrast: str,
+def similarities(
     anchors: Rows,
     candidates: Rows,
-    inv_tau: Number,
     offset: int = 0,
     ids: Sequence[int] | None = None,
     candidate_ids: Sequence[int] | None = None,
     exclude_above: float | None = None,
-) -> Any:
-    """One direction of Eq. 3, anchor by anchor; an anchor without negatives adds nothing."""
-    candidate_ids = ids if candidate_ids is None else candidate_ids
-    losses = []
+) -> list[tuple[Any, list[Any]]]:
+    """For each anchor that of its positive and those of its negatives: other ids, above the positive by a margin."""
+    found, candidate_ids = [], ids if candidate_ids is None else candidate_ids
     for i, anchor in enumerate(anchors):
-        similarity = dot(anchor, candidates[i + offset])
-        positive = inv_tau * similarity
-        negatives = [
-            inv_tau * dot(anchor, candidate)
-            for j, candidate in enumerate(candidates)
-            if j != i + offset
-            and (ids is None or ids[i] != candidate_ids[j])
-            and not too_similar(anchor, candidate, similarity, exclude_above)
-        ]
+        positive, negatives = dot(anchor, candidates[i + offset]), []
+        for j, candidate in enumerate(candidates):
+            if j == i + offset or (ids is not None and candidate_ids is not None and ids[i] == candidate_ids[j]):
+                continue
+            gap = 0.0 if exclude_above is None else complex(dot(anchor, candidate) - positive).real - exclude_above
+            if exclude_above is not None and abs(gap) < 1e-2:
+                raise TooClose
+            if gap <= 0:
+                negatives.append(dot(anchor, candidate))
+        found.append((positive, negatives))
+    return found
+
+
+def contrast_loop(contrast: str, anchors: Rows, candidates: Rows, inv_tau: Number, *masks: Any, **named: Any) -> Any:
+    """One direction of Eq. 3, anchor by anchor; an anchor without negatives adds nothing."""
+    losses = []
+    for positive, others in similarities(anchors, candidates, *masks, **named):
+        negatives = [inv_tau * other for other in others]
         if contrast == "infonce":
-            losses.append(log_sum_exp([positive, *negatives]) - positive)
+            losses.append(log_sum_exp([inv_tau * positive, *negatives]) - inv_tau * positive)
         else:
-            losses.append(log_sum_exp(negatives) - positive if negatives else 0.0)
+            losses.append(log_sum_exp(negatives) - inv_tau * positive if negatives else 0.0)
     return sum(losses) / len(losses)
 
 
-def sigmoid_loop(
-    anchors: Rows,
-    candidates: Rows,
-    inv_tau: Number,
-    bias: Number,
-    offset: int = 0,
-    ids: Sequence[int] | None = None,
-    candidate_ids: Sequence[int] | None = None,
-    exclude_above: float | None = None,
-) -> Any:
+def sigmoid_loop(anchors: Rows, candidates: Rows, inv_tau: Number, bias: Number, *masks: Any, **named: Any) -> Any:
     """SigLIP's loss (arXiv:2303.15343, Eq. 1), pair by pair; others that are no negatives are left out."""
-    candidate_ids = ids if candidate_ids is None else candidate_ids
     losses = []
-    for i, anchor in enumerate(anchors):
-        for j, candidate in enumerate(candidates):
-            if j != i + offset and ids is not None and ids[i] == candidate_ids[j]:
-                continue
-            if j != i + offset and too_similar(anchor, candidate, dot(anchor, candidates[i + offset]), exclude_above):
-                continue
-            z = 1.0 if j == i + offset else -1.0
-            losses.append(log_sum_exp([0.0, -z * (inv_tau * dot(anchor, candidate) + bias)]))  # ln(1 + e^…)
+    for positive, negatives in similarities(anchors, candidates, *masks, **named):
+        signed = [-(inv_tau * positive + bias), *(inv_tau * negative + bias for negative in negatives)]
+        losses += [log_sum_exp([0.0, value]) for value in signed]  # ln(1 + e^…)
     return sum(losses) / len(anchors)
 
 
@@ -153,11 +134,10 @@ def objective_loop(
     if hopfield:
         u_x, u_y = retrieval_loop(x, x, beta), retrieval_loop(y, x, beta)
         v_x, v_y = retrieval_loop(x, y, beta), retrieval_loop(y, y, beta)
-    sides = ((u_x, u_y), (v_y, v_x))
+    sides, masks = ((u_x, u_y), (v_y, v_x)), {"ids": ids, "exclude_above": exclude_above}
     if contrast == "sigmoid":
-        both = (sigmoid_loop(a, c, inv_tau, bias, ids=ids, exclude_above=exclude_above) for a, c in sides)
-        return sum(both) / 2
-    both = sum(contrast_loop(contrast, a, c, inv_tau, ids=ids, exclude_above=exclude_above) for a, c in sides)
+        return sum(sigmoid_loop(a, c, inv_tau, bias, **masks) for a, c in sides) / 2
+    both = sum(contrast_loop(contrast, a, c, inv_tau, **masks) for a, c in sides)
     return both / inv_tau if scale == "paper" else both / 2
 
 

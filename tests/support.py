@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,26 +201,3 @@ def on_ranks(folder: Path, processes: int, work: Callable[[int], Any], limit: fl
     ranks = fork(folder, processes, action)
     assert set(ranks.wait(limit)) == {0}, ranks.told()
     return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
-
-
-def chromium(profile: Path) -> Iterator[Any]:
-    """A driver of a headless Chromium; skips where there is no Chromium, no chromedriver or no selenium."""
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver_path = shutil.which("chromedriver")
-    if binary is None or driver_path is None:
-        pytest.skip("no chromium with chromedriver on this machine")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    flags = "headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-quic no-first-run window-size=1280,860"
-    flags += " disable-background-networking disable-component-update disable-sync"
-    for flag in flags.split():
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={profile}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
-    driver.set_script_timeout(120)  # a busy machine draws a few frames a second
-    try:
-        yield driver
-    finally:
-        driver.quit()

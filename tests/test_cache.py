@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all; the one cache is bounded, and harmless to whoever is about to read."""
+"""Files and folders appear whole or not at all; the one cache is bounded; what this machine has for a process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cloob import machine
 from cloob.cache import DEFAULT_BYTES, Cache, Kind, use_cache
 from cloob.errors import InputError
 from cloob.files import read_at_most, whole_folder, write_whole
@@ -141,3 +142,14 @@ def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path: Path, monkey
         assert (target / "file").read_text() == "old"
     assert (target / "file").read_text() == "new" and link.is_symlink()
     assert sorted(tmp_path.iterdir()) == [link, target]
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", None)])
+def test_a_containers_quota_bounds_the_processors(
+    quota: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(machine, "_CPU_QUOTA", tmp_path / "cpu.max")
+    assert machine.processors() == 8
+    (tmp_path / "cpu.max").write_text(quota)
+    assert machine.processors() == (expected or 8)

@@ -59,22 +59,14 @@ def web() -> Iterator[Web]:
         yield server
 
 
-def test_streamed_shards_read_like_local_ones(spec: str, shards: Path) -> None:
+def test_streamed_shards_read_like_local_ones_and_are_fetched_once(spec: str, shards: Path) -> None:
+    spec, asked = f"{spec} && echo $0 >> {shards}/asked", shards / "asked"
     source, local = open_source(spec), open_source(shards)
     assert source.streamed and source.name == spec and source.shard_sizes == (5, 4, 3) and len(source) == 12
-    assert [source.read(i) for i in range(12)] == [local.read(i) for i in range(12)]
-    assert source.read(5).key == "00001.tar/p005" and source.read(5).image == noise(5)
-    assert pickle.loads(pickle.dumps(source)).read(11) == local.read(11)
-
-
-def test_a_shard_is_fetched_once_and_kept(spec: str, shards: Path) -> None:
-    spec, asked = f"{spec} && echo $0 >> {shards}/asked", shards / "asked"
-    source = open_source(spec)
     assert asked.read_text().count("\n") == 2  # sizes.json, and the first shard to see that it works
-    for i in (0, 11, 5, 0):
-        source.read(i)
-    again = open_source(spec)
-    assert [again.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
+    expected = [local.read(i) for i in range(12)]
+    assert [source.read(i) for i in range(12)] == expected
+    assert open_source(spec).read(0) == expected[0] and pickle.loads(pickle.dumps(source)).read(11) == expected[11]
     assert asked.read_text().count("\n") == 5
 
 

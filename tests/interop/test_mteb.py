@@ -1,20 +1,24 @@
-"""MTEB evaluates our checkpoints: in this environment where it is installed, else in one of its own."""
+"""MTEB, CLIP_benchmark and the code of docs/interop.md, each in an environment of its own unless it is installed."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from cloob import cli
 from cloob.evaluation.embed import embed_images, embed_texts
 from cloob.evaluation.embeddings import folder_key
 from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.suite import evaluate
 from cloob.models.load import load_model
 from make import tiny_model
 from support import overlaid
@@ -42,3 +46,56 @@ def test_a_set_through_mteb(tmp_path: Path, shared_data: Path) -> None:
     assert found["model_name"] == f"cloob/{model}" and found["revision"] == folder_key(model, "cpu")
     assert found["embed_dim"] == encoder.embed_dim and found["known"] == [True, True]
     assert found["norms"] == pytest.approx([1.0], abs=1e-6)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_parity_to_the_last_image(tmp_path: Path, shared_data: Path) -> None:
+    from benchmarks.overlay import CLIP_BENCHMARK
+
+    python = overlaid(*CLIP_BENCHMARK)
+    model, data = tiny_model(tmp_path / "model"), shared_data / "zeroshot" / "road-signs"
+    worker = Path(__file__).with_name("clip_benchmark_worker.py")
+    done = subprocess.run([python, str(worker), str(model), str(data)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    ours = evaluate({"a": model}, [open_labelled(data)])["rows"][0]["zeroshot"]["road-signs"]
+    for name in ("acc1", "acc5"):
+        assert round(abs(ours[name] - theirs[name]) * ours["n"], 6) == 0, name
+    assert ours["mean_per_class_recall"] == pytest.approx(theirs["mean_per_class_recall"], abs=1e-6)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
+RUN = """
+import json, sys
+names, found = {}, []
+for block in json.loads(sys.argv[1]):
+    exec(block, names)
+    found.append(names.pop("nearest", None))
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not PAGE.is_file(), reason="docs/interop.md is not beside the tests")
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("datasets", "sentence_transformers"):
+        pytest.importorskip(package)
+    python = overlaid("lancedb")
+    monkeypatch.chdir(tmp_path)
+    tiny_model(Path("runs/mine"))
+    Path("pictures").mkdir()
+    for name in ("red", "green", "blue", "white"):
+        Image.new("RGB", (64, 48), name).save(f"pictures/{name}.png")
+    text = PAGE.read_text(encoding="utf-8")
+    for words in re.findall(r"^\$ cloob (export .*|embed .*)", text, flags=re.MULTILINE):
+        assert cli.main(words.split()) == 0
+    shown = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[1:]
+    blocks = [block for block in shown if not re.search(r"^import (mteb|psycopg)", block, flags=re.MULTILINE)]
+    done = subprocess.run([python, "-c", RUN, json.dumps(blocks)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    (lance,) = [nearest for nearest in found if nearest is not None]
+    assert len(set(lance)) == 3 and "red" in lance[0]
+    assert Path("tuned/model.safetensors").is_file()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,12 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cloob import cli
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import TINY_MODELS, create_model, open_clip
@@ -164,3 +168,73 @@ def test_a_tag_brings_its_weights_activation_and_pixels(
     assert encoder.config.settings["quick_gelu"] is True
     assert encoder.mean == (0.5, 0.5, 0.5) and encoder.preprocess_cfg["interpolation"] == "bilinear"
     assert torch.equal(encoder.model.visual.proj, load_model(tower).model.visual.proj)
+
+
+# Short texts at their own length: the towers' own answer, its gradient, and the towers as they were
+
+
+PADDED = ["a", "a photo of a cat.", "a picture of " + "very " * 12 + "small bird", "", "word " * 200]
+
+
+@pytest.mark.parametrize("custom", [False, True], ids=["", "a text tower that is a module"])
+def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom: bool) -> None:
+    encoder, library = create_model("tiny-vit", seed=0).eval(), open_clip()
+    if custom:
+        model = library.create_model("tiny-vit", force_custom_text=True)
+        config = EncoderConfig.open_clip(library.get_model_config("tiny-vit"))
+        encoder = DualEncoder("custom", model, library.get_tokenizer("tiny-vit"), config).eval()
+    for texts in (PADDED[:4], PADDED):
+        with torch.no_grad():
+            short, padded = encoder.encode_text(texts), encoder.model.encode_text(encoder.tokenizer(texts))
+        torch.testing.assert_close(short, F.normalize(padded, dim=1), rtol=0, atol=2e-6)
+    weights = torch.randn(2, encoder.embed_dim, generator=torch.Generator().manual_seed(0))
+
+    def gradients(rows: Tensor) -> dict[str, Tensor]:
+        encoder.zero_grad()
+        (rows * weights).sum().backward()
+        return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+
+    padded = encoder.model.encode_text(encoder.tokenizer(PADDED[:2]))
+    cut, whole = gradients(encoder.encode_text(PADDED[:2], grad=True)), gradients(F.normalize(padded, dim=1))
+    encoder.zero_grad()
+    assert cut.keys() == whole.keys() and any("positional" in name for name in cut)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cut[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_threads_that_share_a_model_leave_it_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second thread comes while the first one's positions are in; the first one ends before the second."""
+    encoder = create_model("tiny-vit", seed=0).eval()
+    whole, second_came, first_ended = encoder.model.encode_text, threading.Event(), threading.Event()
+
+    def encode_text(tokens: Tensor) -> Tensor:
+        if tokens.shape[1] == 8:
+            second_came.wait(0.3)
+        else:
+            second_came.set()
+            assert first_ended.wait(30)
+        return whole(tokens)
+
+    monkeypatch.setattr(encoder.model, "encode_text", encode_text)
+    expected = encoder.encode_text(["a cat"])
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(encoder.encode_text, ["a cat"])
+        first.add_done_callback(lambda _: first_ended.set())
+        time.sleep(0.05)
+        second = pool.submit(encoder.encode_text, ["a " * 20])
+        torch.testing.assert_close(first.result(), expected)
+        second.result()
+    assert len(encoder.model.positional_embedding) == encoder.context_length
+
+
+def test_towers_that_look_at_the_padding_get_it() -> None:
+    encoder = create_model("tiny-vit", seed=0).eval()
+    model, mask = encoder.model, encoder.model.attn_mask
+    model.attn_mask = torch.zeros_like(mask)  # every token sees every other
+    assert encoder.trims_texts and not DualEncoder("all", model, encoder.tokenizer, encoder.config).trims_texts
+    model.attn_mask = mask
+    setattr(model, "text_pool_type" if hasattr(model, "text_pool_type") else "pool_type", "last")
+    looking = DualEncoder("last", model, encoder.tokenizer, encoder.config).eval()
+    assert looking.encode_text(["a"]).shape == (1, encoder.embed_dim)
+    with pytest.raises(ValueError, match=r"\(1, 8\) found"):
+        looking.encode_text(torch.zeros(1, 8, dtype=torch.int64))
