@@ -50,7 +50,7 @@ lowest: $(VENV)/.dev
 
 # The core of the suite with another Python, and data workers by each way of starting them: make newest NEWEST=3.14
 NEWEST ?= 3.13
-CORE := tests/functional tests/data tests/models tests/training tests/recipes tests/commands $(wildcard tests/test_*.py)
+CORE := tests/functional tests/data tests/models tests/training tests/commands $(wildcard tests/test_*.py)
 WORKERS := tests/data/test_data_loader.py tests/training/test_train_loop.py tests/training/test_train_faults.py
 newest: $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(NEWEST) .venv-newest

@@ -1,4 +1,4 @@
-"""Tables of paths and captions, also with one quote too many, which takes rows into one field."""
+"""Tables of paths and captions, also with one quote too many; Arrow and Parquet files with the images inside."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import pickle
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cloob import open_source
+from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
+from cloob.data.loader import PairLoader
+from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
-from make import noise, write_table
+from make import code_points, noise, outcomes, write_arrow, write_table
 
 ROWS = [{"title": f"caption {i}", "filepath": f"img/{i}.png", "n": i} for i in range(4)]
 FORMATS = ("t.csv", "t.tsv", "t.parquet", "t.jsonl")
@@ -136,3 +140,166 @@ def test_captions_of_several_lines_are_no_fault(folder: Path) -> None:
     source = open_source(quoted(folder / "t.csv", captions))
     assert [bool(source.read(i).caption) for i in range(64)] == [True] * 64
     assert source.read(4).caption == 'a "quoted" word\r\n\r\nafter an empty line'
+
+
+# Arrow and Parquet with the images inside
+
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+KINDS = pytest.mark.parametrize("kind", ["parquet", "arrow"])
+
+
+def table(rows: range, caption: str = "caption") -> pa.Table:
+    """Columns as ``datasets`` stores them: {bytes, path} and text."""
+    pictures = pa.array([{"bytes": noise(i), "path": None} for i in rows], IMAGE)
+    return pa.table({"image": pictures, caption: [f"pair {i}" for i in rows]})
+
+
+def write_saved(folder: Path, tables: list[pa.Table]) -> Path:
+    """What ``Dataset.save_to_disk`` writes."""
+    names = [f"data-{i:05d}-of-{len(tables):05d}.arrow" for i in range(len(tables))]
+    for name, content in zip(names, tables, strict=True):
+        write_arrow(folder / name, content, "stream")
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    return Cache()
+
+
+def test_a_saved_dataset(tmp_path: Path) -> None:
+    folder = write_saved(tmp_path / "set", [table(range(5)), table(range(5, 8))])
+    source = open_source(folder)
+    assert source.shard_sizes == (5, 3) and not source.streamed and source.name == str(folder)
+    assert [(source.read(i).image, source.read(i).caption) for i in range(8)] == [
+        (noise(i), f"pair {i}") for i in range(8)
+    ]
+    assert source.read(6).key == "data-00001-of-00002.arrow/1"
+    packed = pickle.dumps(source)
+    assert len(packed) < 3000 and pickle.loads(packed).read(7) == source.read(7)
+    assert open_source(folder / "data-00000-of-00002.arrow").read(4).caption == "pair 4"
+    assert open_source(folder / "*.arrow").shard_sizes == (5, 3)
+
+
+def test_what_datasets_itself_writes(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    rows = {
+        "image": [{"bytes": noise(i), "path": None} for i in range(6)],
+        "caption": [f"pair {i}" for i in range(6)],
+    }
+    made = datasets.Dataset.from_dict(rows, features=features)
+    made.save_to_disk(str(tmp_path / "one"), num_shards=2)
+    datasets.DatasetDict({"train": made, "test": made.select([4, 1])}).save_to_disk(str(tmp_path / "splits"))
+    made.to_parquet(tmp_path / "p" / "train-00000-of-00001.parquet")
+    for place, order in (("one", range(6)), ("splits/test", (4, 1)), ("p", range(6))):
+        source = open_source(tmp_path / place)
+        found = [source.read(i) for i in range(len(source))]
+        assert [(s.image, s.caption) for s in found] == [(noise(i), f"pair {i}") for i in order]
+    with pytest.raises(InputError, match="splits holds the splits test, train; name one"):
+        open_source(tmp_path / "splits")
+
+
+def test_parquet_with_images_is_unpacked_once(tmp_path: Path) -> None:
+    for number, rows in enumerate((range(70), range(70, 73))):  # more rows than are unpacked at once
+        write_arrow(tmp_path / "set" / f"train-0000{number}-of-00002.parquet", table(rows))
+    source = open_source(tmp_path / "set")
+    assert source.streamed and source.shard_sizes == (70, 3)
+    assert [source.read(i).image for i in (72, 0, 69)] == [noise(i) for i in (72, 0, 69)]
+    assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
+    found: list[str] = []
+    for workers in (0, 1):
+        pairs = PairLoader(source, TrainTransform(4), code_points, 20, drop_last=False, workers=workers)
+        found.append(str([batch.keys for batch in pairs.epoch(0)]))
+        pairs.close()
+    assert found[0] == found[1] and all(f"0000{n}" in found[0] for n in (0, 1))
+    # A changed file is unpacked anew.
+    write_arrow(tmp_path / "set" / "train-00001-of-00002.parquet", table(range(20, 24)))
+    assert open_source(tmp_path / "set").read(70).image == noise(20)
+
+
+@KINDS
+def test_images_as_bytes_and_as_paths(tmp_path: Path, kind: str) -> None:
+    struct = [{"bytes": None, "path": "a.png"}, {"bytes": noise(2), "path": "gone.png"}]
+    columns = {"s": pa.array(struct, IMAGE), "b": pa.array([noise(1), noise(2)]), "p": ["a.png", "a.png"]}
+    path = write_arrow(
+        tmp_path / f"a.{kind}", pa.table({**columns, "text": pa.array(["one", "two"], pa.large_string())})
+    )
+    (tmp_path / "a.png").write_bytes(noise(1))
+    for column, expected in (("s", [1, 2]), ("b", [1, 2]), ("p", [1, 1])):
+        source = open_source(path, image_column=column, caption_column="text")
+        assert [source.read(i).image for i in range(2)] == [noise(i) for i in expected]
+    assert open_source(path, image_column="p", caption_column="p").read(0).caption == "a.png"  # one column can be both
+
+
+def test_bad_rows_of_arrow_are_counted_by_reason(tmp_path: Path) -> None:
+    good = {"bytes": noise(0), "path": None}
+    rows = [
+        (good, b"good"),
+        (good, b"good"),
+        ({"bytes": None, "path": None}, b"x"),
+        (None, b"x"),
+        ({"bytes": None, "path": "gone.png"}, b"x"),
+        (good, None),
+        (good, b" "),
+        (good, b"caf\xe9"),
+    ]
+    images, captions = zip(*rows, strict=True)
+    text = pa.array(captions, pa.binary()).view(pa.string())  # not checked to be UTF-8
+    source = open_source(write_saved(tmp_path / "set", [pa.table({"image": pa.array(images, IMAGE), "title": text})]))
+    reasons = ["missing image"] * 3 + ["missing caption", "empty caption", "caption not UTF-8"]
+    assert [*outcomes(source).values()] == ["good"] * 2 + reasons
+
+
+def test_columns_are_found_or_asked_for(tmp_path: Path) -> None:
+    content = table(range(3)).append_column("other", pa.array(["a", "b", "c"]))
+    folder = write_saved(tmp_path / "set", [content.append_column("n", pa.array([1, 2, 3]))])
+    assert open_source(folder, caption_column="other").read(2).caption == "c"
+    for columns, said in (
+        ({}, r"no column 'title'; its columns: image, caption, other, n .*--caption-column"),
+        ({"image_column": "img", "caption_column": "other"}, r"no column 'img'.*--image-column"),
+        ({"caption_column": "n"}, "column 'n' holds int64, not text"),
+        ({"image_column": "n", "caption_column": "other"}, "column 'n' holds int64, not images"),
+    ):
+        with pytest.raises(InputError, match=said):
+            open_source(folder, **columns)
+
+
+@KINDS
+def test_a_later_file_of_another_form_is_named(tmp_path: Path, kind: str) -> None:
+    first = table(range(3))
+    write_arrow(tmp_path / "set" / f"0.{kind}", first)
+    for content, said in (
+        (first.set_column(1, "caption", pa.array([1, 2, 3])), "holds int64, not text"),
+        (table(range(3), "other"), "has no column 'caption'"),
+    ):
+        write_arrow(tmp_path / "set" / f"1.{kind}", content)
+        with pytest.raises(InputError, match=rf"1\.{kind}.* {said}"):
+            open_source(tmp_path / "set")
+    write_arrow(tmp_path / "set" / f"1.{kind}", first.set_column(1, "caption", pa.nulls(3)))
+    with pytest.raises(BadSample, match="missing caption"):
+        open_source(tmp_path / "set").read(3)
+    (tmp_path / "set" / f"1.{kind}").write_bytes(b"junk")
+    with pytest.raises(InputError, match=rf"1\.{kind} cannot be read as {kind}"):
+        open_source(tmp_path / "set")
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_arrow_of_either_kind_is_mapped_unless_compressed(tmp_path: Path, kind: str) -> None:
+    content = table(range(300)).append_column("kind", pa.array(["a", "b", "a"] * 100).dictionary_encode())
+    path = write_arrow(tmp_path / "a.arrow", content, kind)
+    now = pa.total_allocated_bytes()
+    source = open_source(path, caption_column="caption")
+    assert [(source.read(i).image, source.read(i).caption) for i in (0, 299)] == [
+        (noise(0), "pair 0"),
+        (noise(299), "pair 299"),
+    ]
+    assert pa.total_allocated_bytes() - now < path.stat().st_size / 4
+    write_arrow(path, content, kind, compression="lz4")
+    with pytest.raises(InputError, match=r"a\.arrow: is compressed; save it as Arrow without compression"):
+        open_source(path)
