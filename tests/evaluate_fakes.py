@@ -1,7 +1,5 @@
 """A model that knows colours, and sets of solid colours: what it should answer is known by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

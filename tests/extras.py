@@ -4,8 +4,6 @@ Each extra gets an environment of its own in FOLDER, for each Python of PYTHONS 
 What runs there is small but real: a training, an export, a server that answers.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What tests make: pictures, archives, tables, folders of pairs and of classes, a tiny BERT, servers of the web."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

@@ -5,8 +5,6 @@ the wheel runs in ENVIRONMENT, made anew: there torch and what it requires are l
 With ``--whole`` the wheel is installed with its extras from the index instead, and ``cloob demo`` runs.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -4,8 +4,6 @@ Every loop also takes complex numbers. ``value_and_slope`` uses that for exact d
 f(x + ih·d), divided by a tiny h, is the derivative along d.
 """
 
-from __future__ import annotations
-
 import cmath
 import itertools
 import math

@@ -1,7 +1,5 @@
 """A model that knows colours, and an index of pictures of one colour each: what is found is known by hand."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What tests of several folders share beside what they make: processes, their output, a browser."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import importlib

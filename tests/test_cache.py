@@ -1,7 +1,5 @@
 """Files and folders appear whole or not at all; the one cache is bounded; what this machine has for a process."""
 
-from __future__ import annotations
-
 import errno
 import os
 import time

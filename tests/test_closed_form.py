@@ -3,8 +3,6 @@
 Wrong pairs score lowest by a closed form that has not seen them; equal ids stay together; wrong pairs are counted.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

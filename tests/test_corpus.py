@@ -4,8 +4,6 @@ Nothing in it runs, nothing is fetched, and nothing is written. Each file is rea
 and time. ``corpus/README.md`` says how to add a file.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -4,8 +4,6 @@ W processes do all checks of their world size at once, forked from a server that
 what takes the time.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import multiprocessing

@@ -3,8 +3,6 @@
 That the site builds without a warning, and each page is in its contents, is checked by ``make docs``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import io

@@ -1,7 +1,5 @@
 """What ``cloob`` shows of itself: its public names, their examples, and how little importing it costs."""
 
-from __future__ import annotations
-
 import doctest
 import inspect
 import re

@@ -1,7 +1,5 @@
 """The table of mistakes in ``mistakes.txt``: each ends with exit code 2 and one line, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -3,8 +3,6 @@
 That it computes the formula: ``functional/test_matrix.py``; over ranks: ``test_distributed.py``.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

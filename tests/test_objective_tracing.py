@@ -1,7 +1,5 @@
 """torch.compile, torch.export, torch.func: the reference goes through each, the streamed path says that it does not."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

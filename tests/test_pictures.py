@@ -1,7 +1,5 @@
 """The one decoder: a zoo of files gives the same pixels in training, in evaluation and in ``encode_image``."""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A tiny BERT with random weights and a vocabulary of its own, and data, shared by tests and their worker processes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

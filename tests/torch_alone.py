@@ -4,8 +4,6 @@
 pytest-timeout and hypothesis require, and no numpy. A second download of torch would take minutes.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys

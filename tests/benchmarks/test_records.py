@@ -1,7 +1,5 @@
 """Pages hold what the committed records give, the statistics behind them are right, and the scripts still import."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import importlib.util

@@ -1,7 +1,5 @@
 """The command line as a user meets it: help, one-line errors and exit codes, in real processes where it matters."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

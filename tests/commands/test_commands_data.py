@@ -1,7 +1,5 @@
 """``cloob data`` as a user runs it, on a folder with most faults that a folder can have."""
 
-from __future__ import annotations
-
 import base64
 import csv
 import json

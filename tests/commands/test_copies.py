@@ -1,7 +1,5 @@
 """Copies and moves by label: nothing is overwritten, torn apart, renamed without need, or lost to a fault."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """``cloob demo``: what it says and what it writes."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

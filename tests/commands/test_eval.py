@@ -1,7 +1,5 @@
 """``cloob eval`` from end to end on a tiny model: suites with missing sets, probes, the files, and a repeated run."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

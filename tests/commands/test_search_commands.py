@@ -1,7 +1,5 @@
 """``cloob search``, ``cloob classify`` and ``cloob embed`` as a user runs them, with a model that knows colours."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

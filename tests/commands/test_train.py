@@ -1,7 +1,5 @@
 """``cloob train`` and ``cloob recipes``: the configuration that words describe, and what a run says at its end."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

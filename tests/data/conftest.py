@@ -1,7 +1,5 @@
 """Shards made on the spot."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

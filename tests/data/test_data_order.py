@@ -1,7 +1,5 @@
 """The order of an epoch: each pair once, shard by shard, and the same for whoever asks for which stretch."""
 
-from __future__ import annotations
-
 import tracemalloc
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Nothing that a list of counts or a server names is run, and nothing hangs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

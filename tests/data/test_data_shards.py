@@ -1,7 +1,5 @@
 """WebDataset tar shards on local disks, and the index of where their samples lie."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import pickle

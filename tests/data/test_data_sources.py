@@ -1,7 +1,5 @@
 """Folders of pairs, imagefolders and the set inside the package; what ``open_source`` says of unusable sources."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

@@ -1,7 +1,5 @@
 """``--val-split``: what is held out shares no picture and no caption with what is trained on."""
 
-from __future__ import annotations
-
 import io
 import pickle
 from collections import Counter

@@ -1,7 +1,5 @@
 """Tables of paths and captions, also with one quote too many; Arrow and Parquet files with the images inside."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

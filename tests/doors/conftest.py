@@ -1,7 +1,5 @@
 """The world of the doors, an index of it, and the record."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

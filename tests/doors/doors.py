@@ -4,8 +4,6 @@ The world is made of fixed numbers: 40 pictures in four colours with captions, f
 of bad row. `model/` holds towers that were trained on these pairs (InfoLOOB, 160 steps). Rows of unused tokens are 0.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -3,8 +3,6 @@
 ``pytest tests/doors --update-golden`` writes the record anew. A commit that does so says why.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

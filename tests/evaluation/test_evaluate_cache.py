@@ -1,7 +1,5 @@
 """Embeddings: in order, whatever the batches and workers, and what the cache keeps of them."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import shutil

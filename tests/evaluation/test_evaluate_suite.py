@@ -1,7 +1,5 @@
 """Several models on several sets: the form of results.json, comparisons, failures, and each image embedded once."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

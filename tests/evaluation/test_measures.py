@@ -1,7 +1,5 @@
 """The measures by hand and against loops: zero-shot, retrieval with captions that repeat, geometry of retrievals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The linear probe against hand-made clouds, its splits, its errors, and which features it takes of real towers."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """A small model, and its export."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

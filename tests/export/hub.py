@@ -3,8 +3,6 @@
 What it answers is what huggingface_hub asks for when a folder is uploaded and when a snapshot is fetched.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -3,8 +3,6 @@
 A process of its own: sentence-transformers imports for long, and warnings are errors here too.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import warnings

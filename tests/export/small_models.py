@@ -1,7 +1,5 @@
 """Small models in open_clip's format, with CLIP's vocabulary unless it is said otherwise."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

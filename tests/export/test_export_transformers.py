@@ -1,7 +1,5 @@
 """``cloob export``: towers of each kind, what other programs compute of the folder, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

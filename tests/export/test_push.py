@@ -1,7 +1,5 @@
 """``cloob push``, against a stand-in for the hub: what arrives, what loads again, and what goes wrong."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

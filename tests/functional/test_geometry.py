@@ -1,7 +1,5 @@
 """Geometry against plain loops, hand-computed numbers, and the definitions the closed forms come from."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -4,8 +4,6 @@ At the end what random batches do not hit: overflow, masks, anchors without nega
 arguments. Over ranks: ``test_distributed.py``, since that takes real processes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Undocumented names of torch: that each is there, and what breaks without it. A new torch is tried with this file."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Ranking against plain loops and hand-computed numbers; the bootstrap against the distribution that it claims."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -3,8 +3,6 @@
 That both compute the formula: ``test_matrix.py``.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any

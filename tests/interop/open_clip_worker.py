@@ -4,8 +4,6 @@ open_clip_train 3.3 hands DDP ``device_ids=[cpu]``, which DDP refuses, so severa
 Nothing else is changed here.
 """
 
-from __future__ import annotations
-
 import runpy
 from typing import Any
 

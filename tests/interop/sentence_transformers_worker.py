@@ -1,7 +1,5 @@
 """One process of a SentenceTransformerTrainer run under torchrun: folder, kind; rank 0 saves what came out."""
 
-from __future__ import annotations
-
 import gc
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """MTEB, CLIP_benchmark and the code of docs/interop.md, each in an environment of its own unless it is installed."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

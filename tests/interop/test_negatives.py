@@ -1,7 +1,5 @@
 """Hard negatives against the formula, written as loops."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """open_clip_train, as it is installed, really trains with our objective."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

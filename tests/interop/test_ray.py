@@ -1,7 +1,5 @@
 """Embedding by Ray Data: the columns of a batch, and nightly a worker that is killed in the middle."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

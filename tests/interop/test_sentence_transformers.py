@@ -1,7 +1,5 @@
 """Our losses in sentence-transformers' trainer, on a tiny model that is really trained."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

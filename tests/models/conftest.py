@@ -1,7 +1,5 @@
 """Towers whose output depends on their input, and two folders with encoders."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

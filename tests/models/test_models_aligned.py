@@ -1,7 +1,5 @@
 """Frozen encoders of several origins, heads on them, and the folder that names the one and holds the other."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

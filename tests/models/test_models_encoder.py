@@ -1,7 +1,5 @@
 """DualEncoder and create_model: what goes in (names, seeds, pixels, files, texts), and the rows that come out."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Model folders: read by a plain open_clip, read back, found in a run, refused when wrong."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """Pixels by Pillow alone and tokens are those of open_clip, also of the tokenizer in an ONNX folder."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Names of models: runs, the hub and its cache, paths as people write them; and folders from strangers."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

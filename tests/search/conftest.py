@@ -1,7 +1,5 @@
 """One index of colours for all tests that only read."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is listed as a copy is there, is another file, and is no other shot's: originals are safe."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Queries, and that an index answers what plain loops over its vectors give."""
 
-from __future__ import annotations
-
 import math
 import pickle
 from pathlib import Path

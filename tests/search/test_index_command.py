@@ -1,7 +1,5 @@
 """``cloob index`` as a user runs it."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

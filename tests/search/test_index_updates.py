@@ -1,7 +1,5 @@
 """An index that is brought up to date is the one that would be made anew, whatever happened to the files."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A store of vectors that is not SQL: the example's, found by ``cloob search``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

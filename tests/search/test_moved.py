@@ -1,7 +1,5 @@
 """An index in the hands of people: moved, linked, aged, damaged, merged, exported, shared, and a stranger's."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sqlite3

@@ -1,7 +1,5 @@
 """Rows of vectors with labels through ``cloob index`` and ``cloob search``; a plain loop says what is right."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What sources name: folders, tables, shards, data sets."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

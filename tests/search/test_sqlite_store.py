@@ -1,7 +1,5 @@
 """The SQLite store: its cache follows the database, and a stranger's database is data."""
 
-from __future__ import annotations
-
 import os
 import re
 import sqlite3

@@ -1,7 +1,5 @@
 """Pictures, filters, and what each of these finds; the same in both databases."""
 
-from __future__ import annotations
-
 from cloob.search.records import Item
 
 ITEMS = [

@@ -1,7 +1,5 @@
 """One index of sixty small pictures for all tests that do not change it, and a client of its server."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """An index of small pictures in six colours, for the tests of the server."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

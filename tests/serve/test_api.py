@@ -1,7 +1,5 @@
 """The API against answers by plain loops over the index's own rows."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import threading

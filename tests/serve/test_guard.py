@@ -1,7 +1,5 @@
 """The guard by itself: host, origin, token, sizes and headers, around an application that answers everything."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

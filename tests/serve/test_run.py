@@ -1,7 +1,5 @@
 """``cloob serve`` as a process: what it prints, and how it ends."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Uploads of strangers: bombs, lies and noise are refused in a line, and nothing of them is kept."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from unittest.mock import Mock

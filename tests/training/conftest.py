@@ -1,7 +1,5 @@
 """One tiny data set, one tiny model and one whole training, shared by the tests of this folder."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

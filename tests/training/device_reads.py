@@ -1,7 +1,5 @@
 """Counts what a step reads from its device; the stand-in of a device is the CPU."""
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Iterator

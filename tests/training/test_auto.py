@@ -1,7 +1,5 @@
 """``--objective auto`` and ``members``: what is tried, joined, cut, resumed and refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

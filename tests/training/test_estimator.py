@@ -1,7 +1,5 @@
 """``ContrastiveHeads`` in scikit-learn's hands: equal to the command, any matrices, splits by group, saved and read."""
 
-from __future__ import annotations
-
 import pickle
 import tracemalloc
 from pathlib import Path

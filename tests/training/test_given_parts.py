@@ -1,7 +1,5 @@
 """Parts of a caller's own in ``train``: pairs in memory, towers, a loss, an optimiser; alone, together, over ranks."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import json

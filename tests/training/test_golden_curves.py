@@ -4,8 +4,6 @@ A change that is meant to alter the numbers writes them anew with ``pytest tests
 --update-golden`` and says in its commit why.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 For every partition, with ids and learned scales, in every precision: ``functional/test_matrix.py``.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import weakref

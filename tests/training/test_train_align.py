@@ -1,7 +1,5 @@
 """Heads on frozen encoders through the ordinary loop: features once, resume, early stopping, one-line errors."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

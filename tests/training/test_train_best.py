@@ -1,7 +1,5 @@
 """Which checkpoint is the best, that it outlives the others, and how it is loaded."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

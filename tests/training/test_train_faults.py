@@ -1,7 +1,5 @@
 """Processes that are killed, told to end, or lose a rank, a disk, a mount or memory: real ones, with real signals."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

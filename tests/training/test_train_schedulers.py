@@ -1,7 +1,5 @@
 """The Slurm script in examples/ starts real runs here, with stand-ins for the cluster."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

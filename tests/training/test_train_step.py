@@ -1,7 +1,5 @@
 """One step: against the same step written out, waited for or not, in each precision; a bad one leaves no trace."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math

@@ -1,7 +1,5 @@
 """Two files of vectors through train, eval, embed and load_model: bad rows and files, ids, resume."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

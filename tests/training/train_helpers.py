@@ -1,7 +1,5 @@
 """What the tests of training alone share beside fixtures: its callbacks, its logs, and processes that train."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The report of one evaluation: what stands on its page, its verdict, escaping, and the page in a headless Chromium."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import math

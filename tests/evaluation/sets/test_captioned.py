@@ -1,7 +1,5 @@
 """Sets to judge by: several captions a picture from every documented layout, and labelled pictures."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Suites on tiny folders in each set's own layout, and CLIP's names and templates as they were published."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """An ONNX folder of a small model, made once by the command line."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

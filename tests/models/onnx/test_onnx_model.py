@@ -1,7 +1,5 @@
 """An ONNX folder by ``load_model`` and without torch: the model's rows, what it cannot do, the example of its page."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

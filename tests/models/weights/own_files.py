@@ -1,7 +1,5 @@
 """Small random checkpoints in each family's format, written here, so that no other program's file is needed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

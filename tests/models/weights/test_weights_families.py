@@ -1,7 +1,5 @@
 """Torch files that are no zip, shards, weights that name no program, and public files that are fetched."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Each family's features, pixels, tokens and scales equal what the original program computes."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A PostgreSQL server for the tests, on loopback, with pgvector."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import pwd

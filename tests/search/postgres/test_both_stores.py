@@ -1,7 +1,5 @@
 """What both stores do: models are replaced as a unit, words find pictures, another format is made anew."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The store in PostgreSQL against the one in SQLite, on a real server."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A configuration: to JSON and back, what takes the place of what, what is refused; and the recipes."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math

@@ -1,7 +1,5 @@
 """Checkpoints of whole runs: their layout, writes that break off, damage, and what is refused on resumption."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

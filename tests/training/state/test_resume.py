@@ -3,8 +3,6 @@
 The moment is drawn by the feature's name; ``pytest -m nightly`` has the features one by one.
 """
 
-from __future__ import annotations
-
 import random
 import signal
 from collections import Counter

@@ -1,7 +1,5 @@
 """A run folder is written by one process at a time: real processes, killed and alive."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Groups of parameters and their learning rates, by layer too; frozen towers, averaging with the start."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

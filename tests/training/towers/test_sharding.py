@@ -1,7 +1,5 @@
 """FSDP2 over two gloo processes against DDP and against one process; checkpoints in shards."""
 
-from __future__ import annotations
-
 import copy
 import os
 import signal

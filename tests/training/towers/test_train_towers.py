@@ -1,7 +1,5 @@
 """How towers are readied for training: layout, recomputation, compilation; each against the plain towers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

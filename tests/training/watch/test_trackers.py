@@ -1,7 +1,5 @@
 """Weights & Biases, by a module that has its documented calls as it is not installed; and what a terminal shows."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import SimpleNamespace
