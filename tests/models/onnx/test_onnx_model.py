@@ -51,13 +51,10 @@ def test_what_else_it_says_is_the_models(model: DualEncoder, loaded: DualEncoder
     assert loaded.config.kind == "onnx" and loaded.config.settings["precision"] == "float32"
     for name in ("name", "embed_dim", "context_length", "image_size", "mean", "std", "preprocess_cfg"):
         assert getattr(loaded, name) == getattr(model, name)
-    objective = loaded.make_objective()
-    assert float(objective.inv_tau) == pytest.approx(30) and float(objective.beta) == pytest.approx(8)
-
-
-def test_a_copy_runs(loaded: DualEncoder) -> None:
     copy = pickle.loads(pickle.dumps(loaded))
     assert torch.equal(copy.encode_text(TEXTS[:3]), loaded.encode_text(TEXTS[:3]))
+    objective = loaded.make_objective()
+    assert float(objective.inv_tau) == pytest.approx(30) and float(objective.beta) == pytest.approx(8)
 
 
 def test_graphs_that_are_not_there_or_are_others_are_one_line(exported: Path, tmp_path: Path) -> None:
