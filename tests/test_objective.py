@@ -56,7 +56,7 @@ def test_a_new_contrast_is_a_function_and_a_row(monkeypatch: pytest.MonkeyPatch)
         return (1 + logits - logits.diagonal()[:, None]).relu().mean()
 
     monkeypatch.setitem(CONTRASTS, "hinge", ContrastRow("hinge", "a hinge"))
-    monkeypatch.setattr("cloob.functional.contrast.hinge", hinge, raising=False)
+    monkeypatch.setattr("cloob.functional.reference.hinge", hinge, raising=False)
     x, y = pairs(6, 5)
     for hopfield in (True, False):
         with pytest.warns(UserWarning, match="contrast='hinge' has no streamed form: it keeps N×N matrices"):

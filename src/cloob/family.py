@@ -1,6 +1,6 @@
 """The family of objectives as one table, without torch; whatever names, lists or describes a member reads it.
 
-A new contrast is a function in ``functional/contrast.py``, a row of ``CONTRASTS``, a row of ``FAMILY`` and, if it has
+A new contrast is a function in ``functional/reference.py``, a row of ``CONTRASTS``, a row of ``FAMILY`` and, if it has
 one, a fast path of the function's name in ``functional/streamed``.
 """
 

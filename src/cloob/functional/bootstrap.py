@@ -15,8 +15,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron 1979).
 
-    Where all values are 1, or all 0, every resample is the same, which says nothing of other samples: there the exact
-    binomial interval stands in (Clopper and Pearson 1934), one end of which is α^(1/N), α = (1 − level) / 2.
+    Where all values are 1, or all 0, every resample is the same: there the exact binomial interval stands in (Clopper
+    and Pearson 1934), one end of which is α^(1/N), α = (1 − level) / 2.
 
     Args:
         values: (N,) per-sample values, e.g. 0/1 correctness.
@@ -60,23 +60,17 @@ def grouped_bootstrap(
         raise ValueError(f"expected groups, n ≥ 1 and a level in (0, 1), got {len(groups)}, n={n}, level={level}")
     generator = torch.Generator().manual_seed(seed)
     samples = [as_vector(values, "values").detach().cpu().double() for values in groups]
-    means = torch.stack([_resampled_means(sample, n, generator) for sample in samples]).mean(0)
-    ends = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype))
-    return float(torch.stack([sample.mean() for sample in samples]).mean()), float(ends[0]), float(ends[1])
-
-
-def _resampled_means(sample: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """(n,) means of resamples with replacement.
-
-    How often a resample draws each distinct value is multinomial, drawn as a chain of conditional binomials: n times
-    the number of distinct values (two for accuracies, three for their differences) in place of n·N draws.
-    """
-    distinct, counts = torch.unique(sample, return_counts=True)
-    open_draws = torch.full((n,), float(len(sample)), dtype=torch.float64)
-    open_count, sums = float(len(sample)), torch.zeros(n, dtype=torch.float64)
-    for value, count in zip(distinct.tolist(), counts.tolist(), strict=True):
-        share = torch.full_like(open_draws, count / open_count)
-        drawn = torch.binomial(open_draws, share, generator=generator)
-        sums += value * drawn
-        open_draws, open_count = open_draws - drawn, open_count - count
-    return sums / len(sample)
+    resampled = []
+    for sample in samples:
+        # How often a resample draws each distinct value is multinomial, drawn as a chain of conditional binomials: n
+        # times the number of distinct values (two for accuracies, three for their differences) in place of n·N draws.
+        left, remaining = torch.full((n,), float(len(sample)), dtype=torch.float64), len(sample)
+        sums = torch.zeros_like(left)
+        for value, count in zip(*(part.tolist() for part in torch.unique(sample, return_counts=True)), strict=True):
+            drawn = torch.binomial(left, torch.full_like(left, count / remaining), generator=generator)
+            sums += value * drawn
+            left, remaining = left - drawn, remaining - count
+        resampled.append(sums / len(sample))
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.quantile(torch.stack(resampled).mean(0), ends).tolist()
+    return float(torch.stack([sample.mean() for sample in samples]).mean()), low, high

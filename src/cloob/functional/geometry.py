@@ -17,11 +17,11 @@ from cloob.functional.checks import as_rows, check_rows, scalar
 
 
 def covariance_spectrum(embeddings: Tensor) -> Tensor:
-    """(D,) eigenvalues of the covariance of the embeddings, largest first.
+    """(D,) eigenvalues of the centred covariance of the embeddings (divided by N), largest first.
 
-    The covariance is the centred one, divided by N. Rows that are all equal have a spectrum of exact zeros.
+    Rows that are all equal have a spectrum of exact zeros.
     """
-    return _like(_spectrum(_rows(2, embeddings=embeddings)[0]), embeddings)
+    return _like(_spectrum(embeddings), embeddings)
 
 
 def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor:
@@ -30,7 +30,7 @@ def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor
     int64 in [0, min(N − 1, D)]; 0 when all rows are equal. A small k means that the embeddings fill a thin slice of
     their space; in the paper it rises most for InfoLOOB with Hopfield retrieval.
     """
-    spectrum = _spectrum(_rows(2, embeddings=embeddings)[0])
+    spectrum = _spectrum(embeddings)
     # Eigenvalues below the rounding of the largest are zeros: without this a threshold of 1 would count noise.
     noise = spectrum[0] * max(embeddings.shape) * torch.finfo(torch.float64).eps
     sums = torch.where(spectrum > noise, spectrum, 0).cumsum(0)
@@ -40,11 +40,10 @@ def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor
 def ajne(embeddings: Tensor, chunk: int = 1024) -> Tensor:
     """Ajne's statistic for uniformity of directions on the sphere; lower is more uniform.
 
-    A_N = N/4 − 1/(πN) Σ_{i<j} ψ_ij with the angle ψ_ij = arccos(x_i·x_j) in [0, π]; only directions count. It is the
-    average over all hemispheres of (points inside − N/2)² / N: 0 for antipodal pairs, 1/4 in expectation for uniform
-    points, N/4 when all points coincide. It grows with N, so only values of equal N compare. It is blind to axial
-    clustering. Source: Ajne 1968 (Biometrika 55) on the circle, Prentice 1978 (Annals of Statistics 6) on the sphere;
-    Fürst et al. 2022 use it on the towers' outputs.
+    A_N = N/4 − 1/(πN) Σ_{i<j} arccos(x_i·x_j), the average over all hemispheres of (points inside − N/2)² / N: 0 for
+    antipodal pairs, 1/4 in expectation for uniform points, N/4 when all points coincide. It grows with N, so compare
+    equal N only, and is blind to axial clustering. Ajne 1968 (Biometrika 55) on the circle, Prentice 1978 (Annals of
+    Statistics 6) on the sphere; Fürst et al. 2022 use it on the towers' outputs.
     """
     x = _rows(2, embeddings=embeddings, zeros=False)[0]
     x = x / x.norm(dim=1, keepdim=True)
@@ -58,7 +57,7 @@ def ajne(embeddings: Tensor, chunk: int = 1024) -> Tensor:
 def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
     """Mean distance of positive pairs, E ‖x − y‖^α; lower is closer (Wang & Isola 2020, arXiv:2005.10242).
 
-    Row i of ``y`` is the positive of row i of ``x``. For unit rows it lies in [0, 2^α].
+    Row i of ``y`` is the positive of row i of ``x``; in [0, 2^α] for unit rows.
     """
     a, b = _rows(1, x=x, y=y)
     return _like((a - b).norm(dim=1).pow(alpha).mean(), x)
@@ -104,9 +103,9 @@ def saturation(anchors: Tensor, candidates: Tensor, inv_tau: float | Tensor, chu
     return _like(total / len(a), anchors)
 
 
-def _spectrum(rows: Tensor) -> Tensor:
-    # The covariance does not depend on the origin; from a row of the data, equal rows become exact zeros.
-    rows = rows - rows[:1]
+def _spectrum(embeddings: Tensor) -> Tensor:
+    (rows,) = _rows(2, embeddings=embeddings)
+    rows = rows - rows[:1]  # the covariance does not depend on the origin; so equal rows become exact zeros
     rows = rows - rows.mean(0)
     ascending: Tensor = torch.linalg.eigvalsh(rows.T @ rows / len(rows))
     return ascending.flip(0).clamp_min(0)

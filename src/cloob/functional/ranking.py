@@ -117,11 +117,16 @@ def _count_ahead(
     query, gallery = (
         t if ok.all() else t.masked_fill(~ok, torch.nan) for t, ok in zip((query, gallery), finite, strict=True)
     )
-    positives = _Positives(pairs, group, chunk, -(-len(gallery) // chunk))
-    cells = [(rows, columns) for rows in blocks(query, chunk) for columns in blocks(gallery, chunk)]
+    block = pairs[:, 1] // chunk
+    of_block = pairs[block.argsort()].split(torch.bincount(block, minlength=-(-len(gallery) // chunk)).tolist())
+    cells = [
+        (rows, columns, theirs)
+        for rows in blocks(query, chunk)
+        for columns, theirs in zip(blocks(gallery, chunk), of_block, strict=True)
+    ]
     best, best_back = (rows.new_full((len(rows),), -torch.inf) for rows in (query, gallery))
-    for rows, columns in cells:
-        inside = positives.inside(rows, columns)
+    for rows, columns, theirs in cells:
+        inside = _inside(group[rows], theirs, columns)
         if inside is not None and int(inside.sum()) <= 4 * max(inside.shape):  # few are computed one by one
             row, column = inside.nonzero(as_tuple=True)
             scores = (query[rows][row] * gallery[columns][column]).sum(1).nan_to_num(nan=-torch.inf)
@@ -133,9 +138,9 @@ def _count_ahead(
             torch.maximum(best_back[columns], scores.amax(0), out=best_back[columns])
     least, least_back = _least_tie(best, query, gallery), _least_tie(best_back, gallery, query)
     ahead, ahead_back = (torch.zeros_like(b, dtype=torch.int64) for b in (best, best_back))
-    for rows, columns in cells:
+    for rows, columns, theirs in cells:
         scores = query[rows] @ gallery[columns].T
-        if (inside := positives.inside(rows, columns)) is not None:
+        if (inside := _inside(group[rows], theirs, columns)) is not None:
             scores.masked_fill_(inside, torch.nan)  # no negatives; NaN is ahead of nobody
         ahead[rows] += (scores >= least[rows, None]).sum(1)
         if both:
@@ -143,28 +148,17 @@ def _count_ahead(
     return torch.where(best > -torch.inf, ahead, UNRANKED), torch.where(best_back > -torch.inf, ahead_back, UNRANKED)
 
 
-class _Positives:
-    """Which queries and gallery rows belong together, spelt out for one block at a time."""
-
-    def __init__(self, pairs: Tensor, group: Tensor, chunk: int, n_blocks: int) -> None:
-        block = pairs[:, 1] // chunk
-        self._group, self._chunk = group, chunk
-        self._groups, self._rows = pairs[block.argsort()].T.contiguous()
-        self._bounds = [0, *torch.bincount(block, minlength=n_blocks).cumsum(0).tolist()]
-
-    def inside(self, rows: slice, columns: slice) -> Tensor | None:
-        """(rows, columns) bool; None where nothing of the block belongs together."""
-        part = slice(*self._bounds[columns.start // self._chunk :][:2])
-        groups, members = self._groups[part], self._rows[part] - columns.start
-        present, place = torch.unique(self._group[rows], return_inverse=True)
-        of = torch.searchsorted(present, groups).clamp_max(len(present) - 1)
-        kept = present[of] == groups
-        if not kept.any():
-            return None
-        belongs = torch.zeros(len(present), columns.stop - columns.start, dtype=torch.bool, device=present.device)
-        belongs[of[kept], members[kept]] = True
-        inside: Tensor = belongs[place]
-        return inside
+def _inside(group: Tensor, pairs: Tensor, columns: slice) -> Tensor | None:
+    """(rows, columns) bool of a block: positives, by the rows' groups and the columns' pairs; None without any."""
+    present, place = torch.unique(group, return_inverse=True)
+    of = torch.searchsorted(present, pairs[:, 0].contiguous()).clamp_max(len(present) - 1)
+    kept = present[of] == pairs[:, 0]
+    if not kept.any():
+        return None
+    belongs = torch.zeros(len(present), columns.stop - columns.start, dtype=torch.bool, device=group.device)
+    belongs[of[kept], pairs[kept, 1] - columns.start] = True
+    inside: Tensor = belongs[place]
+    return inside
 
 
 def _least_tie(best: Tensor, query: Tensor, gallery: Tensor) -> Tensor:

@@ -3,11 +3,10 @@
     import mteb, cloob.interop.mteb
     mteb.evaluate(mteb.get_model("cloob/runs/demo/cloob"), mteb.get_tasks(["CIFAR10ZeroShot"]))
 
-``python -m cloob.interop.mteb`` is MTEB's command line with these names known to it. A name is ``cloob/`` and whatever
-:func:`cloob.load_model` takes. MTEB keeps results by name and revision: the revision of a folder or file is a hash of
-its bytes, so that a run that goes on is another model to it; that of what is not on this machine is ``None``.
-
-Of items with an image and a text the embedding is the unit row of the sum, as MTEB's own CLIP models do it. MTEB 2.26.
+``python -m cloob.interop.mteb`` is MTEB's command line with these names. A name is ``cloob/`` and an argument of
+:func:`cloob.load_model`. MTEB keeps results by name and revision: a hash of the bytes of a folder or file, ``None`` for
+models that are not on this machine. Items with an image and a text have the unit row of the sum, as MTEB's CLIP models
+do it. MTEB 2.26.
 """
 
 from __future__ import annotations
@@ -70,9 +69,7 @@ def meta(model_name: str) -> ModelMeta:
     if folder is not None and (folder / CONFIG_FILE).is_file():  # heads on frozen encoders have none
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
         facts = {"embed_dim": config["embed_dim"], "max_tokens": config["text_cfg"].get("context_length", 77)}
-    unknown = dict.fromkeys(
-        ("release_date", "n_parameters", "memory_usage_mb", "license", "public_training_code", "public_training_data")
-    )
+    names = "release_date n_parameters memory_usage_mb license public_training_code public_training_data"
     return ModelMeta(
         loader=CloobEncoder,
         name=model_name,
@@ -85,7 +82,7 @@ def meta(model_name: str) -> ModelMeta:
         training_datasets=None,
         modalities=["image", "text"],
         citation=BIBTEX,
-        **{**unknown, "max_tokens": None, "embed_dim": None, **facts},
+        **{**dict.fromkeys([*names.split(), "max_tokens", "embed_dim"]), **facts},
     )
 
 

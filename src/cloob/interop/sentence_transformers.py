@@ -3,14 +3,11 @@
     loss = CLOOBLoss(model, inv_tau=30.0, beta=8.0)
     trainer = SentenceTransformerTrainer(model, train_dataset=pairs, loss=loss)
 
-Columns: anchor x, positive y, and any number K of hard-negative columns z. These are further candidates of every
-anchor, N·K of them, and stored in no memory. Without such columns this is the
-paper's objective, anchors in the place of images and positives in that of texts; :class:`InfoLOOBLoss` is the same
-without retrieval. Embeddings are normalised here, so that the model needs no ``Normalize`` module.
-``BatchSamplers.NO_DUPLICATES`` keeps a text from being its own negative.
-
-The cached variants bound memory by ``mini_batch_size`` with sentence-transformers' own gradient caching: one evaluation
-of the objective on the whole batch, mini-batches embedded twice, random state replayed.
+Columns: anchor x, positive y, and any number K of hard-negative columns z, further candidates of every anchor, N·K of
+them, stored in no memory. Without them this is the paper's objective on anchors and positives; :class:`InfoLOOBLoss`
+has no retrieval. Embeddings are normalised here: the model needs no ``Normalize`` module.
+``BatchSamplers.NO_DUPLICATES`` keeps a text from being its own negative. The cached variants bound memory by
+``mini_batch_size`` with sentence-transformers' gradient caching: one evaluation of the objective on the full batch.
 """
 
 from __future__ import annotations
@@ -54,12 +51,7 @@ class InfoLOOBLoss(nn.Module):
     _contrasts = False  # whether a batch had a second pair
 
     def __init__(
-        self,
-        model: nn.Module,
-        inv_tau: float = 30.0,
-        *,
-        scale: Scale = "paper",
-        gather_across_devices: bool = False,
+        self, model: nn.Module, inv_tau: float = 30.0, *, scale: Scale = "paper", gather_across_devices: bool = False
     ) -> None:
         if not isinstance(scale, str):
             raise ValueError("scale is 'paper' or 'unit'; MultipleNegativesRankingLoss's scale is inv_tau here")
@@ -94,7 +86,10 @@ class InfoLOOBLoss(nn.Module):
 
         ``with_backward`` also runs the backward pass, and returns the loss without graph.
         """
-        anchors, positives, *negatives = (_unit_rows(torch.cat(parts)) for parts in reps)
+        columns = (torch.cat(parts) for parts in reps)
+        anchors, positives, *negatives = (
+            F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1) for rows in columns
+        )
         self.objective.gather = self.gather_across_devices and distributed.world_size() > 1
         if len(anchors) == len(positives) < 2 and not self.objective.gather:
             further = {f"negative_{k}": rows for k, rows in enumerate(negatives, start=1)}
@@ -161,7 +156,7 @@ class RetrievalFrom(TrainerCallback):  # type: ignore[misc] # its types are not 
 
 
 class _Cached(InfoLOOBLoss, gradcache.CachedLossMixin):
-    """The forward pass with gradient caching, for a loss of this module that stands behind it among the bases."""
+    """The forward pass with gradient caching, for a loss of this module that follows it among the bases."""
 
     def __init__(
         self,
@@ -198,7 +193,3 @@ class CachedInfoLOOBLoss(_Cached):
 
 class CachedCLOOBLoss(_Cached, CLOOBLoss):
     """:class:`CLOOBLoss` with gradient caching, cut as in :class:`CachedInfoLOOBLoss`."""
-
-
-def _unit_rows(embeddings: Tensor) -> Tensor:
-    return F.normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=1)

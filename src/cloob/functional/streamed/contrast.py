@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloob.functional.checks import as_rows, check_ids, scalar
-from cloob.functional.contrast import check_contrast
+from cloob.functional.reference import check_contrast
 from cloob.functional.streamed import tiles
 from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, first_order, matmul_dtype
 
