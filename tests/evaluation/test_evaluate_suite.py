@@ -157,12 +157,8 @@ def test_recalls_and_confusions(tmp_path: Path) -> None:
     assert [row["good: recall"] for row in rows] == ["1", "0.5", "1", "1", "1", "1"]
     assert rows[1]["good: mostly taken for"] == "(unreadable)" and rows[0]["good: mostly taken for"] == ""
     assert rows[0]["runs/bad: recall"] == "0" and rows[0]["runs/bad: mostly taken for"] == "blue"
-
-
-def test_names_that_are_alike_as_file_names_keep_their_files(tmp_path: Path) -> None:
-    """Also on systems that do not tell ``A`` from ``a``."""
+    # Names that are alike as file names keep their files, also on systems that do not tell ``A`` from ``a``.
     sets = [Labels(NAMES, name="my set"), Labels(NAMES[:1], name="My-Set", classnames=NAMES[:2])]
-    embeddings = Embeddings({"a": ColourModel(), "b": ColourModel()})
     files = write_per_class(tmp_path, evaluate(embeddings, sets), embeddings, sets)
     lengths = {path.name: len(path.read_text().splitlines()) for path in files}
     assert lengths == {"my-set.csv": 7, "My-Set-2.csv": 3}

@@ -10,25 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cloob.evaluation.measures import (
-    RetrievalRanks,
-    by_picture,
-    class_embeddings,
-    confusion_matrix,
-    geometry,
-    retrieval_numbers,
-    retrieval_ranks,
-    zeroshot_numbers,
-    zeroshot_ranks,
-)
-from cloob.functional import geometry as measures
+from cloob.evaluation import measures as m
+from cloob.functional import geometry as shape
 from cloob.functional.bootstrap import bootstrap_interval
 from evaluate_fakes import ColourModel
 
 
 def test_class_embeddings_are_the_renormalised_mean_over_templates() -> None:
     model = ColourModel()
-    found = class_embeddings(model, ("red", "blue"), ("{c}", "a picture of {c}", "{c}"), batch_size=3)
+    found = m.class_embeddings(model, ("red", "blue"), ("{c}", "a picture of {c}", "{c}"), batch_size=3)
     assert [len(batch) for batch in model.text_batches] == [3, 1]  # each distinct text once
     with torch.no_grad():
         for row, name in zip(found, ("red", "blue"), strict=True):
@@ -41,7 +31,7 @@ def test_zeroshot_by_hand() -> None:
     # Scores are the coordinates: classes are the axes.
     images = torch.tensor([[0.9, 0.3, 0.1], [0.2, 0.8, 0.1], [0.5, 0.6, 0.4], [0.1, 0.2, 0.9]])
     labels = torch.tensor([0, 1, 0, 2])  # the third image is taken for class 1
-    result = zeroshot_numbers(zeroshot_ranks(images, labels, torch.eye(3)), labels, ("a", "b", "c"))
+    result = m.zeroshot_numbers(m.zeroshot_ranks(images, labels, torch.eye(3)), labels, ("a", "b", "c"))
     assert result["acc1"] == 0.75 and result["acc5"] == 1.0
     assert result["mean_per_class_recall"] == pytest.approx((0.5 + 1 + 1) / 3)
     assert result["per_class"] == {"a": 0.5, "b": 1.0, "c": 1.0}
@@ -53,9 +43,9 @@ def test_zeroshot_by_hand() -> None:
 
 def test_classes_of_equal_score_are_never_told_apart() -> None:
     classes = torch.nn.functional.normalize(torch.tensor([[1.0, 2, 3], [1, 2, 3], [3, -1, 0]]), dim=1)
-    assert zeroshot_ranks(classes[[0, 1, 2]], torch.tensor([0, 1, 2]), classes).tolist() == [1, 1, 0]
+    assert m.zeroshot_ranks(classes[[0, 1, 2]], torch.tensor([0, 1, 2]), classes).tolist() == [1, 1, 0]
     images = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [torch.nan] * 3, [0.6, 0.6, 0]])
-    matrix = confusion_matrix(images, torch.tensor([0, 1, 2, 2, 0]), torch.eye(3))
+    matrix = m.confusion_matrix(images, torch.tensor([0, 1, 2, 2, 0]), torch.eye(3))
     assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 1]]  # the tie in the last row is no hit
 
 
@@ -66,7 +56,7 @@ def retrieval(
     captions: Sequence[str] | None = None,
     chunk: int = 4096,
 ) -> dict[str, Any]:
-    return retrieval_numbers(retrieval_ranks(images, texts, image_of_text, captions, chunk=chunk), image_of_text)
+    return m.retrieval_numbers(m.retrieval_ranks(images, texts, image_of_text, captions, chunk=chunk), image_of_text)
 
 
 def unit(n: int, d: int, seed: int) -> Tensor:
@@ -126,7 +116,7 @@ def test_captions_of_a_picture_are_resampled_together(counts: list[int]) -> None
     generator = torch.Generator().manual_seed(0)
     image = torch.arange(len(counts) * 50).repeat_interleave(torch.tensor(counts * 50))
     hits = torch.rand(len(counts) * 50, generator=generator)[image] > 0.6  # a picture's captions all hit or none does
-    values = by_picture(hits, image)
+    values = m.by_picture(hits, image)
     assert values.mean().item() == pytest.approx(hits.double().mean().item())
     drawn = torch.randint(0, len(values), (2000, len(values)), generator=generator)
     captions = torch.bincount(image)
@@ -134,8 +124,8 @@ def test_captions_of_a_picture_are_resampled_together(counts: list[int]) -> None
     recalls = right[drawn].sum(1) / captions[drawn].sum(1)
     expected = torch.quantile(recalls, torch.tensor([0.025, 0.975]))
     found = bootstrap_interval(values)
-    ranks = RetrievalRanks(torch.zeros(len(values), dtype=torch.int64), torch.where(hits, 0, 20))
-    assert retrieval_numbers(ranks, image)["text_to_image@1_interval"] == list(found)
+    ranks = m.RetrievalRanks(torch.zeros(len(values), dtype=torch.int64), torch.where(hits, 0, 20))
+    assert m.retrieval_numbers(ranks, image)["text_to_image@1_interval"] == list(found)
     assert found == pytest.approx(expected.tolist(), abs=0.015)
     alone = bootstrap_interval(hits)
     assert found[1] - found[0] > 1.2 * (alone[1] - alone[0])  # captions by themselves would claim to know more
@@ -143,16 +133,16 @@ def test_captions_of_a_picture_are_resampled_together(counts: list[int]) -> None
 
 def test_geometry_of_retrievals_without_unreadable_pairs() -> None:
     image, text = F.normalize(torch.randn(2, 30, 6, generator=torch.Generator().manual_seed(0)), dim=2)
-    result = geometry(image, text, inv_tau=20.0, beta=4.0)
+    result = m.geometry(image, text, inv_tau=20.0, beta=4.0)
     for name, x in (("image", image), ("text", text)):
         weights = torch.exp(4 * x @ x.T)
         retrieved = F.normalize(weights / weights.sum(1, keepdim=True) @ x, dim=1)
         assert result[f"spectrum_{name}_retrieved"] == pytest.approx(
-            measures.covariance_spectrum(retrieved).tolist(), rel=1e-3
+            shape.covariance_spectrum(retrieved).tolist(), rel=1e-3
         )
-        assert result[f"ajne_{name}"] == pytest.approx(float(measures.ajne(x)))
+        assert result[f"ajne_{name}"] == pytest.approx(float(shape.ajne(x)))
     p = torch.softmax(20 * image @ text.T, 1).diagonal(), torch.softmax(20 * text @ image.T, 1).diagonal()
     assert result["saturation"] == pytest.approx(float(1 - torch.cat(p).mean()))
     broken = torch.tensor([[torch.nan] * 6])
     with_broken = torch.cat([image[:9], broken, image[9:]]), torch.cat([text[:9], text[:1], text[9:]])
-    assert geometry(*with_broken, inv_tau=20.0, beta=4.0) == result and result["n"] == 30
+    assert m.geometry(*with_broken, inv_tau=20.0, beta=4.0) == result and result["n"] == 30

@@ -50,11 +50,13 @@ def test_a_tie_ranks_behind_its_copies_in_every_precision(dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rows_in_half_precision_rank_as_their_values_do(dtype: torch.dtype) -> None:
+def test_rows_in_half_precision_and_under_autocast_rank_as_their_values_do(dtype: torch.dtype) -> None:
     queries, noise = rows(60, 64), rows(60, 64, 1)
     x, y = (F.normalize(t, dim=1).to(dtype) for t in (queries, queries + 2.5 * noise))
     exact = r.ranks(x.double(), y.double(), torch.arange(60))
     assert torch.equal(r.ranks(x, y, torch.arange(60)), exact) and exact.max() > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(r.ranks(x.float(), y.float(), torch.arange(60)), exact)
 
 
 def test_rows_that_are_not_finite() -> None:
@@ -86,20 +88,8 @@ def test_mutual_ranks_are_both_directions_and_groups_their_pairs_spelt_out(
     assert [found.tolist() for found in r.mutual_ranks(x, y, pairs, chunk, group)] == expected
 
 
-def test_mutual_ranks_need_a_positive_on_both_sides() -> None:
-    with pytest.raises(ValueError, match="gallery row 2 has no positive"):
-        r.mutual_ranks(torch.ones(2, 3), torch.ones(3, 3), torch.tensor([[0, 0], [1, 1]]))
-
-
-def test_ranking_ignores_autocast() -> None:
-    query, gallery = rows(20, 32, dtype=torch.float32), rows(20, 32, 1, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = r.ranks(query, gallery, torch.arange(20))
-    assert inside.tolist() == r.ranks(query, gallery, torch.arange(20)).tolist()
-
-
 @pytest.mark.parametrize(
-    ("query", "gallery", "targets", "said"),
+    ("query", "gallery", "targets", "message"),
     [
         (torch.ones(2, 3), torch.ones(2, 4), torch.tensor([0, 1]), r"\(2, 3\)"),
         (torch.ones(2, 3), torch.ones(2, 3).double(), torch.tensor([0, 1]), "of one dtype"),
@@ -109,9 +99,11 @@ def test_ranking_ignores_autocast() -> None:
         (torch.ones(2, 3), torch.ones(0, 3), torch.tensor([0, 0]), "non-empty"),
     ],
 )
-def test_ranking_errors(query: Tensor, gallery: Tensor, targets: Tensor, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_ranking_errors(query: Tensor, gallery: Tensor, targets: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         r.ranks(query, gallery, targets)
+    with pytest.raises(ValueError, match="gallery row 2 has no positive"):
+        r.mutual_ranks(torch.ones(2, 3), torch.ones(3, 3), torch.tensor([[0, 0], [1, 1]]))
 
 
 def test_accuracy_recall_and_median() -> None:
@@ -122,9 +114,6 @@ def test_accuracy_recall_and_median() -> None:
     assert r.median_rank(torch.tensor([7, 0, 2])) == 3.0
     with pytest.raises(ValueError, match="non-empty"):
         r.median_rank(ranks[:0])
-
-
-def test_per_class_recall() -> None:
     correct, labels = torch.tensor([True, False, True, True]), torch.tensor([0, 0, 3, 0])
     recall = r.per_class_recall(correct, labels, 5).tolist()
     assert recall[0] == pytest.approx(2 / 3) and recall[3] == 1.0
@@ -133,15 +122,11 @@ def test_per_class_recall() -> None:
         r.per_class_recall(correct, labels, 3)
 
 
-def test_bootstrap_agrees_with_drawing_indices() -> None:
+def test_bootstrap_agrees_with_drawing_indices_and_is_a_function_of_its_seed() -> None:
     values = torch.tensor([0.0] * 30 + [1.0] * 50 + [4.0] * 20)
     index = torch.randint(0, 100, (20_000, 100), generator=torch.Generator().manual_seed(1))
     expected = torch.quantile(values[index].mean(1), torch.tensor([0.05, 0.95])).tolist()
     assert bootstrap_interval(values, n=20_000, level=0.9) == pytest.approx(expected, abs=0.02)
-
-
-def test_bootstrap_is_a_function_of_its_seed() -> None:
-    values = torch.rand(50, generator=torch.Generator().manual_seed(0))
     state = torch.random.get_rng_state()
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
     assert bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)

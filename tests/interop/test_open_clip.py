@@ -41,9 +41,6 @@ def features(n: int = 6, d: int = 5) -> tuple[Tensor, Tensor]:
     return x.requires_grad_(), y.requires_grad_()
 
 
-# The loss by itself
-
-
 def test_fixed_inv_tau_leaves_logit_scale_alone() -> None:
     x, y = features()
     log_scale, bias = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-10.0))
@@ -91,9 +88,6 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path: Path, monk
         assert load_model(f"tiny-vit/{file}", device="cpu").objective_config == {}
 
 
-# The launcher's options
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -105,9 +99,6 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path: Path, monk
 def test_what_would_train_another_loss_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         run(arguments)
-
-
-# Training
 
 
 class World(NamedTuple):

@@ -80,7 +80,7 @@ _KEPT: list[Any] = [ImageEmbeddings, PairEmbeddings, ModelFacts, Probe, Skip]
 class Embeddings:
     """The embeddings of all models and sets, computed on first use and kept, in the cache too if there is one.
 
-    At most one of the models that are given by their source is held at a time, and none if the cache has everything.
+    Of models given by their source at most one is loaded at a time, and none if the cache has everything.
 
     Args:
         models: Models by the name they have in results: loaded, or what ``load_model`` takes.

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloob.data.batch import Skip
 from cloob.errors import InputError, message, refuse
 from cloob.evaluation import measures
 from cloob.evaluation.embed import Encoder, Reader
@@ -55,26 +56,25 @@ def evaluate(
     """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs (retrieval and geometry).
 
     Args:
-        models: Models by name, or an ``Embeddings`` over them (to choose device, batch size and workers, to see
-            progress, and to use the embeddings again).
+        models: Models by name, or an ``Embeddings`` over them (which has the device, batch size, workers, progress and
+            cache, and can be used again).
         zeroshot: Labelled sets.
         retrieval: Sources of pairs; pairs of equal caption count as correct for each other.
         vectors: Pairs of vectors, for models of vectors.
         training: Name of a labelled set -> its training images; these sets get a linear probe as well.
         probe: How probes are fitted; None takes the defaults.
         train_seconds: Model name -> seconds that its training took.
-        settings: Model name -> more settings for its row, beside its objective's.
+        settings: Model name -> settings for its row, added to its objective's.
         geometry_limit: Pairs that the geometry is measured on, at most.
         level: Level of all intervals.
         seed: Seed of the bootstrap.
 
     Returns:
-        ``{"rows": [...], "differences": [...], "level": level}`` in the form of results.json. A row has ``model``,
-        ``objective`` (None if unknown), ``settings``, ``fingerprint``, ``train_seconds`` (None if not given) and, by
-        set, ``zeroshot``, ``retrieval``, ``geometry``, and with ``training`` or ``vectors`` also ``probe`` or
-        ``vectors``; ``unreadable`` in them counts samples that could not be read, by reason. ``differences`` holds the
-        paired bootstrap of every two models, see :func:`differences`. ``failures``, if any, lists ``model``, ``set``
-        and ``error`` of what went wrong; a model that cannot be loaded has no row, and its failure no ``set`` (None).
+        ``{"rows": [...], "differences": [...], "level": level}`` as in results.json. A row has ``model``, ``objective``
+        (None if unknown), ``settings``, ``fingerprint``, ``train_seconds`` and, by set, ``zeroshot``, ``retrieval``,
+        ``geometry``, ``probe`` and ``vectors``; ``unreadable`` in them counts samples by reason. ``differences`` has
+        the paired bootstrap of every two models, see :func:`differences`. ``failures``, if any, lists ``model``,
+        ``set`` (None for a model that cannot be loaded, which has no row) and ``error``.
 
     Raises:
         InputError: Nothing to evaluate, two sets of one name, or nothing that could be measured.
@@ -101,8 +101,7 @@ def evaluate(
         *((pairs, measuring.match) for pairs in vectors),
     ]
     kinds = {"zeroshot": True, "retrieval": True, "geometry": True, "probe": training, "vectors": vectors}
-    rows: list[dict[str, Any]] = []
-    failures: list[dict[str, Any]] = []
+    rows, failures = list[dict[str, Any]](), list[dict[str, Any]]()
     for model in embeddings.models:
         try:
             facts = embeddings.facts(model)
@@ -116,8 +115,8 @@ def evaluate(
             try:
                 measure(data, row)
             except ValueError as error:  # an InputError, or too few pairs for a geometry
-                what = str(error) if str(error).startswith(data.name) else f"{data.name}: {error}"
-                failures.append({"model": model, "set": data.name, "error": what})
+                text = str(error) if str(error).startswith(data.name) else f"{data.name}: {error}"
+                failures.append({"model": model, "set": data.name, "error": text})
         rows.append(row | {"train_seconds": (train_seconds or {}).get(model)})
     refuse_if_all_failed([row for row in rows if any(row.get(kind) for kind in kinds)], failures)
     compared = differences(measuring.hits, level=level, seed=seed)
@@ -139,8 +138,7 @@ class _Measuring:
         images, labels, classes = self.embeddings.labelled(row["model"], data)
         ranks = measures.zeroshot_ranks(images.features, labels, classes)
         numbers = measures.zeroshot_numbers(ranks, labels, data.classnames, **self.bootstrap)
-        bad = dict(sorted(Counter(skip.reason for skip in images.bad).items()))
-        row["zeroshot"][data.name] = numbers | ({"unreadable": bad} if bad else {})
+        row["zeroshot"][data.name] = numbers | _unreadable(images.bad)
         self._keep("acc1", data, row, ranks < 1)
 
     def probe(self, train: Labelled, data: Labelled, row: dict[str, Any]) -> None:
@@ -174,8 +172,7 @@ class _Measuring:
         a, b = embed_pairs(encoder, pairs)
         numbers, hits = measures.vector_numbers(a, b, torch.from_numpy(pairs.ids), **self.bootstrap)
         first = np.unique(pairs.ids, return_index=True)[1]
-        bad = dict(Counter(skip.reason for skip in pairs.skipped))
-        row["vectors"][pairs.name] = numbers | ({"unreadable": bad} if bad else {})
+        row["vectors"][pairs.name] = numbers | _unreadable(pairs.skipped)
         measured = measures.geometry(a[first], b[first], facts.inv_tau, facts.beta, self.geometry_limit)
         row["geometry"][pairs.name] = of_sides(measured)
         for metric, right in hits.items():
@@ -183,6 +180,11 @@ class _Measuring:
 
     def _keep(self, metric: str, data: Reader | VectorPairs, row: Mapping[str, Any], right: Tensor) -> None:
         self.hits.setdefault((metric, data.name), {})[row["model"]] = right
+
+
+def _unreadable(skipped: Sequence[Skip]) -> dict[str, Any]:
+    counts = dict(sorted(Counter(skip.reason for skip in skipped).items()))
+    return {"unreadable": counts} if counts else {}
 
 
 def of_sides(measured: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,14 +207,10 @@ def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[
     """
     entries = []
     for metric in dict.fromkeys(metric for metric, _ in hits):
-        of_sets: dict[str | None, list[dict[str, Tensor]]] = {
-            name: [by_model] for (m, name), by_model in hits.items() if m == metric
-        }
+        of_sets = {name: [by_model] for (m, name), by_model in hits.items() if m == metric}
         everyone = {model for groups in of_sets.values() for model in groups[0]}
-        shared = [by_model[0] for by_model in of_sets.values() if by_model[0].keys() == everyone]
-        if len(shared) > 1:
-            of_sets[None] = shared
-        for name, groups in of_sets.items():
+        shared = [groups[0] for groups in of_sets.values() if groups[0].keys() == everyone]
+        for name, groups in [*of_sets.items(), *([(None, shared)] if len(shared) > 1 else [])]:
             for baseline, model in itertools.combinations(groups[0], 2):
                 values = [by_model[model].double() - by_model[baseline].double() for by_model in groups]
                 gap, low, high = grouped_bootstrap(values, level=level, seed=seed)

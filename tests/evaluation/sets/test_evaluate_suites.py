@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +13,6 @@ from cloob.evaluation.sets.suites import LAYOUTS, open_paper_set, open_suites, p
 from cloob.pictures import decode
 from evaluate_fakes import picture
 from make import write_tar
-
-COUNTS = {  # classes (of the sets), templates (the paper's, section on zero-shot evaluation)
-    "birdsnap": (500, 1),
-    "country211": (211, 5),
-    "flowers102": (102, 1),
-    "gtsrb": (43, 3),
-    "ucf101": (101, 48),
-    "stanford_cars": (196, 8),
-    "imagenet": (1000, 80),
-    "imagenetv2": (1000, 80),
-}
 
 
 def put(path: Path, content: bytes | str = picture("red")) -> None:
@@ -121,15 +111,16 @@ def imagenetv2(root: Path) -> list[int]:
     return [2, 10]  # by number: as text, 10 would come first
 
 
-MAKERS: dict[str, Callable[[Path], list[int]]] = {
-    "birdsnap": birdsnap,
-    "country211": country211,
-    "flowers102": flowers102,
-    "gtsrb": gtsrb,
-    "ucf101": ucf101,
-    "stanford_cars": stanford_cars,
-    "imagenet": imagenet,
-    "imagenetv2": imagenetv2,
+# Classes (of the sets), templates (the paper's, section on zero-shot evaluation), and the labels to train on.
+SETS: dict[Callable[[Path], list[int]], tuple[int, int, list[int] | None]] = {
+    birdsnap: (500, 1, []),  # the label of the first
+    country211: (211, 5, None),
+    flowers102: (102, 1, [2, 0, 3, 4]),
+    gtsrb: (43, 3, [0, 1]),
+    ucf101: (101, 48, [100]),
+    stanford_cars: (196, 8, [1, 2]),
+    imagenet: (1000, 80, None),
+    imagenetv2: (1000, 80, None),
 }
 
 
@@ -139,43 +130,36 @@ def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda path, *_: Path(path).is_file())
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_a_set_in_its_own_layout(name: str, tmp_path: Path) -> None:
-    labels = MAKERS[name](tmp_path)
+@pytest.mark.parametrize("make", SETS, ids=lambda make: make.__name__)
+def test_a_set_in_its_own_layout(make: Callable[[Path], list[int]], tmp_path: Path) -> None:
+    labels, name, (classes, templates, training) = make(tmp_path), make.__name__, SETS[make]
     data = open_paper_set(name, tmp_path)
     assert data.name == name and data.labels.tolist() == labels
-    assert (len(data.classnames), len(data.templates)) == COUNTS[name]
+    assert (len(data.classnames), len(data.templates)) == (classes, templates)
     for index in range(min(len(data), 3)):
         key, content = data.read(index)
         assert (tmp_path / key).read_bytes() == content and decode(content).mode == "RGB"
+    if training is not None:
+        assert open_paper_set(name, tmp_path, "train").labels.tolist() == (training or labels[:1])
 
 
 @pytest.mark.parametrize(
-    ("name", "labels"),
-    [("birdsnap", None), ("flowers102", [2, 0, 3, 4]), ("gtsrb", [0, 1]), ("ucf101", [100]), ("stanford_cars", [1, 2])],
-)
-def test_training_images(name: str, labels: list[int] | None, tmp_path: Path) -> None:
-    first = MAKERS[name](tmp_path)[:1]
-    assert open_paper_set(name, tmp_path, "train").labels.tolist() == (first if labels is None else labels)
-
-
-@pytest.mark.parametrize(
-    ("name", "files", "old"),
+    ("make", "files", "old"),
     [
-        ("birdsnap", ("birdsnap/images.txt", "birdsnap/test_images.txt"), "Allens_Hummingbird/1.jpg"),
-        ("gtsrb", ("gtsrb/GT-final_test.csv",), "00000.ppm"),
-        ("ucf101", ("ucf101/ucfTrainTestlist/testlist01.txt",), "YoYo/v_YoYo_g01_c01.avi"),
+        (birdsnap, ("birdsnap/images.txt", "birdsnap/test_images.txt"), "Allens_Hummingbird/1.jpg"),
+        (gtsrb, ("gtsrb/GT-final_test.csv",), "00000.ppm"),
+        (ucf101, ("ucf101/ucfTrainTestlist/testlist01.txt",), "YoYo/v_YoYo_g01_c01.avi"),
     ],
 )
-def test_a_list_leads_not_out_of_the_root(tmp_path: Path, name: str, files: tuple[str, ...], old: str) -> None:
+def test_a_list_leads_not_out_of_the_root(tmp_path: Path, make: Any, files: tuple[str, ...], old: str) -> None:
     root, secret = tmp_path / "root", tmp_path / "YoYo" / "secret.jpg"
-    MAKERS[name](root)
+    make(root)
     put(secret)
     outside = "../" * 40 + str(secret).lstrip("/")
     for file in files:
         put(root / file, (root / file).read_text().replace(old, outside))
-    with pytest.raises(InputError, match=rf"^{name}: its lists name '.*YoYo/secret\.jpg', which is not below"):
-        open_paper_set(name, root)
+    with pytest.raises(InputError, match=rf"^{make.__name__}: its lists name '.*YoYo/secret\.jpg', which is not below"):
+        open_paper_set(make.__name__, root)
 
 
 def test_the_paper_suite_keeps_what_is_there(tmp_path: Path) -> None:

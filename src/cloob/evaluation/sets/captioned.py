@@ -19,7 +19,7 @@ from cloob.errors import InputError, counted
 
 @dataclass(frozen=True)
 class CaptionedSample:
-    """One picture: ``image`` is the encoded file; a caption that cannot be used is empty and keeps its place."""
+    """One encoded picture; a caption that cannot be used is empty and keeps its place."""
 
     key: str
     image: bytes
@@ -48,9 +48,8 @@ class CaptionedSet:
 def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> CaptionedSet:
     """Opens pictures and captions for retrieval: what :func:`cloob.open_source` takes.
 
-    A picture has several captions in a table whose rows name the same picture, and in CLIP_benchmark's folder of a
-    retrieval set (``test/nshards.txt`` in it), where each line of a .txt is a caption. Pictures come in the order in
-    which they first appear.
+    A picture has several captions in a table with several rows of it, and in CLIP_benchmark's folder of a retrieval set
+    (``test/nshards.txt`` in it), where each line of a .txt is a caption. Pictures come in the order of their first.
 
     Raises:
         InputError: Nothing there, not readable as what it is, or fewer than two pictures.
