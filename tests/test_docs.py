@@ -32,6 +32,7 @@ from cloob import cli
 from cloob.models.load import load_model
 from make import picture, tiny_model
 from search_colours import ColourModel, loads, write_pictures
+from support import overlaid
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -201,6 +202,21 @@ def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
         }
         loss -= math.log(sum(mass[1]) / len(mass[1]) / sum(mass[0])) / 5
     assert names["with_positives"](x, y, ids, 4.0).item() == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_the_loops_of_other_trainers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's, transformers' and accelerate's, on the towers of the page's first block."""
+    pytest.importorskip("accelerate")
+    page = DOCS / "own-loop.md"
+    code = "\n".join([blocks(page, "python")[0], *blocks(page, "py"), "assert lightning and Trainer and accelerator"])
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    words = [overlaid("lightning"), "-c", code]
+    done = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_python_of_dcl_runs_and_lightlys_loss_is_as_it_says() -> None:

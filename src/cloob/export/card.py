@@ -43,13 +43,26 @@ class Facts:
 
 
 def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None) -> Facts:
+    """The facts of a model; its row in ``results``, or in a file beside its run, is that of its weights.
+
+    A row without a fingerprint counts where it is the only one of ``results``.
+    """
     folder = find_model_folder(source)
     run = run_of(folder)
     objective = member_name(*(encoder.objective_config.get(key) for key in ("contrast", "hopfield")))
     objective = objective or encoder.objective_config.get("closed_form")
     training = _training(run, folder) if run is not None and folder is not None else {}
-    row, level = _results(source, run, results, fingerprint(encoder))
-    return Facts(encoder, objective, training, row, level)
+    weights, beside = fingerprint(encoder), [place / RESULTS_FILE for place in (run, run.parent)] if run else []
+    for place in [results] if results else [place for place in beside if place.is_file()]:
+        content = read_json(place)
+        rows = [row for row in content.get("rows") or () if isinstance(row, dict)]
+        alone = results is not None and len(rows) == 1
+        for row in rows:
+            if row.get("fingerprint", weights if alone else None) == weights:
+                return Facts(encoder, objective, training, row, float(content.get("level", 0.95)))
+    if results is not None:
+        raise InputError(f"{results}: has no row of the weights of {source}; measure them by `cloob eval {source}`")
+    return Facts(encoder, objective, training, {}, 0.95)
 
 
 def write_card(folder: Path, facts: Facts, exported: Exported, name: str, license: str | None = None) -> None:
@@ -154,7 +167,7 @@ def _cell(text: object) -> str:
 
 
 def _training(run: Path, folder: Path) -> dict[str, str]:
-    """What a run says of the training up to the checkpoint that a model folder is of."""
+    """The training of a run up to the checkpoint of a model folder."""
     config = read_json(run / RUN_CONFIG_FILE)
     pairs, towers, loss, optim, settings = (config.get(key, {}) for key in ("pairs", "towers", "loss", "optim", "run"))
     checkpoint = folder.resolve().parent
@@ -202,21 +215,3 @@ def data_name(source: str) -> str:
     if source and not path.is_absolute() and ".." not in path.parts and not source.startswith("~"):
         return source
     return path.name.lstrip("~.") or "a folder"
-
-
-def _results(source: str, run: Path | None, given: Path | None, weights: str) -> tuple[Mapping[str, Any], float]:
-    """The row of the model's weights, whatever it is called there, and the level of its intervals.
-
-    A row without a fingerprint counts where it is the only one of a file that was ``given``.
-    """
-    beside = [place / RESULTS_FILE for place in (run, run.parent)] if run else []
-    for place in [given] if given else [place for place in beside if place.is_file()]:
-        content = read_json(place)
-        rows = [row for row in content.get("rows") or () if isinstance(row, dict)]
-        alone = given is not None and len(rows) == 1
-        for row in rows:
-            if row.get("fingerprint", weights if alone else None) == weights:
-                return row, float(content.get("level", 0.95))
-    if given is not None:
-        raise InputError(f"{given}: has no row of the weights of {source}; measure them by `cloob eval {source}`")
-    return {}, 0.95

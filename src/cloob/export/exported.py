@@ -1,4 +1,4 @@
-"""What an exporter says of the folder that it wrote, where it may write one, and what it needs. No torch here."""
+"""An export: how it is described, where it may be written, and what it needs. No torch here."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Unsupported(InputError):  # noqa: N818 (what the model is, in the words a 
 
 @dataclass(frozen=True)
 class Exported:
-    """What the model card and the command line say of an export."""
+    """An export as the model card and the command line describe it."""
 
     library: str  # the library_name of the hub's metadata
     summary: str  # one clause for the command line: who reads the folder

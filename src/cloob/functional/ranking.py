@@ -118,7 +118,8 @@ def _count_ahead(
         t if ok.all() else t.masked_fill(~ok, torch.nan) for t, ok in zip((query, gallery), finite, strict=True)
     )
     block = pairs[:, 1] // chunk
-    of_block = pairs[block.argsort()].split(torch.bincount(block, minlength=-(-len(gallery) // chunk)).tolist())
+    sizes = torch.bincount(block, minlength=-(-len(gallery) // chunk)).tolist()
+    of_block = torch.split(pairs[block.argsort()], sizes)
     cells = [
         (rows, columns, theirs)
         for rows in blocks(query, chunk)

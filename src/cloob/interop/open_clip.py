@@ -30,7 +30,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.errors import InputError, command_line, needs
+from cloob.errors import InputError, command_line, needs, refuse
 from cloob.family import FAMILY, PAPER_OBJECTIVES
 from cloob.objective import BACKENDS, MAX_INV_TAU, ContrastiveObjective, make_objective
 
@@ -221,20 +221,21 @@ def run(argv: Sequence[str]) -> int:
     retrieves = FAMILY[options.objective].hopfield
     learns, inv_tau, starts, most = options.learned, options.inv_tau, options.retrieval_from, MAX_INV_TAU
     late = 0 < starts < 1 and math.ceil(starts * args.epochs) >= args.epochs
-    for refused, why in (
-        (learns and options.scale == "paper", "--cloob-scale paper: a learned temperature needs unit"),
-        (learns and not 1 <= (inv_tau or 1) <= most, f"--cloob-inv-tau {inv_tau}: 1 to {most:g} can be learned"),
-        (not 0 <= starts < 1, f"--cloob-retrieval-from {starts:g}: a share of the epochs, from 0 to below 1"),
-        (starts and not retrieves, f"--cloob-retrieval-from: {options.objective} does not retrieve"),
-        (late, f"--cloob-retrieval-from of --epochs {args.epochs} leaves no whole epoch that retrieves"),
-        (args.siglip, "--siglip: asks for another loss than CLIP's"),
-        (args.distill_model, "--distill-model: asks for another loss than CLIP's"),
-        ("coca" in args.model.lower(), f"--model {args.model}: asks for another loss than CLIP's"),
-        (getattr(args, "horovod", False), "--horovod: cloob gathers over torch.distributed; start with torchrun"),
-        (not {"create_loss", "create_task"} & vars(main).keys(), "open_clip_train: version 3.3 or 4 is expected"),
-    ):
-        if refused:
-            raise InputError(why)
+    other_loss = "asks for another loss than CLIP's"
+    refuse(
+        {
+            "--cloob-scale paper: a learned temperature needs unit": learns and options.scale == "paper",
+            f"--cloob-inv-tau {inv_tau}: 1 to {most:g} can be learned": learns and not 1 <= (inv_tau or 1) <= most,
+            f"--cloob-retrieval-from {starts:g}: a share of the epochs, from 0 to below 1": not 0 <= starts < 1,
+            f"--cloob-retrieval-from: {options.objective} does not retrieve": starts and not retrieves,
+            f"--cloob-retrieval-from of --epochs {args.epochs} leaves no whole epoch that retrieves": late,
+            f"--siglip: {other_loss}": args.siglip,
+            f"--distill-model: {other_loss}": args.distill_model,
+            f"--model {args.model}: {other_loss}": "coca" in args.model.lower(),
+            "--horovod: cloob gathers over torch.distributed; start with torchrun": getattr(args, "horovod", False),
+            "open_clip_train: version 3.3 or 4 is expected": not {"create_loss", "create_task"} & vars(main).keys(),
+        }
+    )
     if retrieves and os.environ.get("RANK", "0") == "0" and not (starts or args.pretrained or args.resume):
         print(_RANDOM, file=sys.stderr)
     with installed(main, options):

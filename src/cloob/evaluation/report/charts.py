@@ -187,6 +187,13 @@ def _figure(
         }
         for line in lines
     ]
+    marks: list[dict[str, Any]] = []  # dots with a number; numbers that would overlap go one above the other
+    for value, y_value, text, colour in sorted((*line.mark, line.colour) for line in lines if line.mark):
+        x, y = px(value), py(y_value)
+        text_y = y - 9
+        while any(abs(x - other["x"]) < 34 and abs(text_y - other["text_y"]) < 15 for other in marks):
+            text_y -= 15
+        marks.append({"x": x, "y": y, "text_y": max(text_y, _TOP - 2), "text": text, "colour": colour})
     return {
         "heading": heading,
         "legend": [(line.model, line.colour, line.remark) for line in lines],
@@ -197,7 +204,7 @@ def _figure(
         "x_ticks": [(px(x), tick_text(x)) for x in nice_ticks(x0, x1)],
         "y_ticks": y_ticks,
         "lines": drawn,
-        "marks": _marks(lines, px, py),
+        "marks": marks,
     }
 
 
@@ -205,15 +212,3 @@ def _padded(low: float, high: float, share: float) -> Point:
     """Widens a range by a share of itself on both sides, and an empty one to something with an extent."""
     extra = share * (high - low) if high - low >= 1e-12 else abs(low) * 0.1 or 1.0
     return low - extra, high + extra
-
-
-def _marks(lines: Sequence[_Line], px: Callable[[float], float], py: Callable[[float], float]) -> list[dict[str, Any]]:
-    """Dots with a number; numbers that would overlap go one above the other."""
-    marks: list[dict[str, Any]] = []
-    for value, y_value, text, colour in sorted((*line.mark, line.colour) for line in lines if line.mark):
-        x, y = px(value), py(y_value)
-        text_y = y - 9
-        while any(abs(x - other["x"]) < 34 and abs(text_y - other["text_y"]) < 15 for other in marks):
-            text_y -= 15
-        marks.append({"x": x, "y": y, "text_y": max(text_y, _TOP - 2), "text": text, "colour": colour})
-    return marks

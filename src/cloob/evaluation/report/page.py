@@ -67,6 +67,18 @@ def write_report(
     what = headline.measure(rows)
     gaps = headline.differences(results, what.key) if what else {}
     verdict = headline.verdict(results, what, gaps)
+    tiles = []
+    for row in rows if len(rows) <= 4 else ():
+        model = row["model"]
+        values: Mapping[str, Any] = next(iter(row.get("geometry", {}).values()), {})
+        # By itself an objective's name would read like that of another model.
+        facts = [f"objective: {row['objective']}"] if row.get("objective") not in (None, model) else []
+        counts = {side: values.get(f"effective_eigenvalues_{side}") for side in ("image", "a")}
+        facts += [f"{count(n)} effective eigenvalues ({side})" for side, n in counts.items() if n is not None]
+        if row.get("train_seconds") is not None:
+            facts.append(f"trained in {duration(row['train_seconds'])}")
+        value = percent(what.mean(model)) if what and model in what.values else MISSING
+        tiles.append({"model": model, "colour": colours[model], "value": value, "facts": facts})
     found = {kind: some for kind, some in tables.problems(results).items() if some}
     jinja2 = require("jinja2", "train")
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
@@ -82,7 +94,7 @@ def write_report(
         colours=colours,
         models=[row["model"] for row in rows],
         verdict=verdict,
-        tiles=[_tile(row, what, colours) for row in rows] if len(rows) <= 4 else [],
+        tiles=tiles,
         measure=what,
         metric=METRICS[what.key] if what else None,
         forest=headline.forest(what, gaps, colours, verdict) if what else None,
@@ -106,23 +118,6 @@ def _data_uri(picture: bytes) -> str | None:
         return data_uri(picture, _SIDE)
     except Unreadable:
         return None
-
-
-def _tile(row: Row, what: headline.Measure | None, colours: Mapping[str, int]) -> dict[str, Any]:
-    """A model with its headline number."""
-    model = row["model"]
-    # By itself an objective's name would read like that of another model.
-    facts = [f"objective: {row['objective']}"] if row.get("objective") not in (None, model) else []
-    geometry: Mapping[str, Any] = next(iter(row.get("geometry", {}).values()), {})
-    facts += [
-        f"{count(geometry[key])} effective eigenvalues ({side})"
-        for side in ("image", "a")
-        if (key := f"effective_eigenvalues_{side}") in geometry
-    ]
-    if row.get("train_seconds") is not None:
-        facts.append(f"trained in {duration(row['train_seconds'])}")
-    value = percent(what.mean(model)) if what and model in what.values else MISSING
-    return {"model": model, "colour": colours[model], "value": value, "facts": facts}
 
 
 def _settings(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
