@@ -37,6 +37,7 @@ from support import overlaid
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+API = (DOCS / "api.md").read_text(encoding="utf-8") if DOCS.is_dir() else ""
 SHOWN = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="an installed package has no documentation beside it")
 
@@ -58,10 +59,9 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def test_each_public_name_is_in_the_api() -> None:
-    text = (DOCS / "api.md").read_text(encoding="utf-8")
-    shown = dict(re.findall(r"^\| \{py:\w+\}`(\w+) <([\w.]+)>`", text, flags=re.MULTILINE))
+    shown = dict(re.findall(r"^\| \{py:\w+\}`(\w+) <([\w.]+)>`", API, flags=re.MULTILINE))
     assert sorted(shown) == sorted(name for name in cloob.__all__ if not name.startswith("__"))
-    pages = {page.replace("/", ".") for page in re.findall(r"^api/(\S+)/index$", text, flags=re.MULTILINE)}
+    pages = {page.replace("/", ".") for page in re.findall(r"^api/(\S+)/index$", API, flags=re.MULTILINE)}
     assert [name for name, at in shown.items() if not pages & {at, at.rpartition(".")[0]}] == []  # else a dead link
     assert all(pydoc.locate(at) is getattr(cloob, name) for name, at in shown.items())
 
@@ -74,6 +74,27 @@ def test_the_walk_of_a_step_names_its_files_which_are_few_and_short() -> None:
         names = re.findall(r"`(\w+)`", sentence)
         assert names and all(re.search(rf"(def|class) {name}\b|\b{name}\(", source) for name in names), file
     assert len(walk) == 5 and sum(source.count("\n") for source in sources) <= 900
+
+
+def located(name: str) -> bool:
+    """Whether there is an object of this full name; one whose module needs a package that is not here counts."""
+    try:
+        return pydoc.locate(name) is not None
+    except pydoc.ErrorDuringImport:
+        return True
+
+
+def test_modules_of_the_api_and_targets_of_docstrings_are_there() -> None:
+    """Also of names that are no public ones of ``cloob`` but stand on pages."""
+    pages = {page.replace("/", ".") for page in re.findall(r"^api/(\S+)/index$", API, flags=re.MULTILINE)}
+    shown = "\n".join(block for page in SHOWN for block in blocks(page, "python", "py"))
+    imported = set(re.findall(r"^(?:from|import) (cloob\.[\w.]+)", shown, flags=re.MULTILINE))
+    assert (
+        imported | {"cloob.evaluation.analysis", "cloob.evaluation.sets.captioned", "cloob.interop.negatives"} <= pages
+    )
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    targets = set(re.findall(r":(?:func|class|mod|meth|attr|data):`~?(cloob\.[\w.]+)`", sources))
+    assert [name for name in sorted(pages | targets) if not located(name)] == []
 
 
 def test_links_lead_to_files() -> None:
