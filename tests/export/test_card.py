@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from small_models import OBJECTIVE, write_model
 
@@ -115,6 +115,7 @@ def test_a_model_without_a_run(small: Path, tmp_path: Path) -> None:
     assert "is not known here" in body and "Not measured" in body
 
 
+@example("~", "https://host.org/")
 @given(st.text(max_size=40), st.sampled_from(["", "/", "~/", "../", "https://host.org/", "s3://b/", "a/", "pipe:cat "]))
 def test_the_name_of_data_is_never_a_place(tail: str, start: str) -> None:
     name = data_name(start + tail)

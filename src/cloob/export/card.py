@@ -210,7 +210,7 @@ def data_name(source: str) -> str:
         return source
     if _ADDRESS.match(source):
         place = source.partition("://" if "://" in source else ":")[2]
-        return PurePosixPath(re.split(r"[?#]", place.partition("/")[2])[0]).name or "an address"
+        return PurePosixPath(re.split(r"[?#]", place.partition("/")[2])[0]).name.lstrip("~.") or "an address"
     path = Path(source)
     if source and not path.is_absolute() and ".." not in path.parts and not source.startswith("~"):
         return source
