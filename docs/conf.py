@@ -73,6 +73,9 @@ def imported_names(module: str) -> dict[str, str]:
 # Other names of what is documented: `cloob.load_model` is that of `cloob.models.load`.
 HOMES = imported_names("cloob") | {home: name for face in FACES for name, home in imported_names(face).items()}
 
+HOMES |= {"cloob.evaluation.embed.Reader": "cloob.data.batch.Reader"}
+HOMES |= dict.fromkeys(("Encoder", "cloob.evaluation.embed.Encoder"), "cloob.models.encoder.DualEncoder")
+
 
 def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool:
     """Whether a module has no page, or a name is left out of its module's page."""
@@ -110,16 +113,16 @@ _OTHERS = (
 )
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_OTHERS.split())})\..*"),
-    (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Parts|Precision|Scale|Reason|Backend|\w+Name|LoadModel|ContextFactory)"),
+    (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Parts|Precision|Scale|Reason|Backend|\w*Name|LoadModel|ContextFactory)"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?(Merged|Shown|Standardise|PlainEncoder|Tokenize|Fingerprint|AnyHead|Module|[A-Z])"),
-    (r"py:.*", r"(cloob\.[\w.]+\.)?(GivenPairs|MakeOptimizer)|pyarrow\..*"),
+    (r"py:.*", r"(cloob\.[\w.]+\.)?(GivenPairs|MakeOptimizer|Groups|Encoder|Reader|Kind|Item)|pyarrow\..*"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?_[\w.]+|cuda|callable|optional|(u?int|float|bool)\d*"),
     (r"py:.*", r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged"),
     (r"py:.*", r"(all|math.isfinite|at_least|DECAY|NAMED|POSITIVE|RANGE|SHARE|Annotated|Rule|_DEVICE)\b.*"),  # fields
     # Classes and modules that have no page: who reads the signature finds them in the source.
     (
         r"py:.*",
-        r"cloob\.(cache|scales|models\.(runs|aligned(?!\.heads))|data\.vectors)\b.*",
+        r"cloob\.(cache|scales|models\.(runs|aligned(?!\.heads))|evaluation\.report|data\.vectors)\b.*",
     ),
 ]
 

@@ -42,6 +42,8 @@ class EmbedOptions:
 
 
 class ImageEmbeddings(NamedTuple):
+    """The n images of a set; NaN rows where unreadable."""
+
     features: Tensor  # (n, D)
     keys: tuple[str, ...]  # of the n samples
     bad: list[Skip]  # one for each row of NaN, in order
