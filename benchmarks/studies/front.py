@@ -299,6 +299,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
         for share in (0.0, 0.4)
     },
     "cleaning-right": right_cleaned,
+    "wide": lambda: claims.both(claim()[claims.Key(plan.WIDE[0])]),
     **{
         f"cleaning-{m}": functools.partial(recalled, claims.Key((m,), True), claims.Key((m,)))
         for m in ("clip", "infoloob", "cloob", CCA)
