@@ -58,6 +58,7 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         beta: Inverse temperature of the Hopfield retrieval; None for the objective's own.
         learnable_inv_tau: Whether it is learned; None: as the objective does, but for CLIP, where it stays.
         members: Heads of other first weights that stand side by side with the closed form; None: 1, with ``"auto"`` 2.
+        clean: ``"auto"`` leaves pairs out that do not seem to belong together, a share such as 0.2 as many of them.
         head: ``"mlp"`` or ``"linear"``.
         n_components: Dimension of the shared space, to which joined heads are cut; None: 256 a head, and no cut.
         dropout: As ``head_dropout`` of the configuration.
@@ -98,6 +99,7 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     beta: float | None = None
     learnable_inv_tau: bool | None = None
     members: int | None = None
+    clean: str | float | None = None
     head: Literal["linear", "mlp"] = "mlp"
     n_components: int | None = None
     dropout: float = 0.1
@@ -138,6 +140,7 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             config = get_recipe("vectors", objective=member).override(objective=self.objective)
             leaves = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}
             leaves |= {name: _plain(value) for name in _SCALES if (value := getattr(self, name)) is not None}
+            leaves["clean"] = None if self.clean is None else str(self.clean)
             leaves |= {**TEMPORARY, "max_bad_fraction": 0.0, "seed": int(seed), "out": f"{folder}/run"}
             leaves["patience"] = leaves["patience"] if self.validation_fraction else 0
             result = train(config.override(**leaves), pairs=pairs)

@@ -67,6 +67,19 @@ def test_the_closed_form_is_an_objective(matrices: Matrices, tmp_path: Path) -> 
         ContrastiveHeads("cca", inv_tau=9).fit(X, Y)
 
 
+def test_wrong_pairs_are_left_out(matrices: Matrices) -> None:
+    X, Y, _ = matrices
+    wrong = np.arange(0, N, 4)
+    swapped = Y.copy()
+    swapped[wrong] = np.roll(Y[wrong], 1, 0)
+    scores = [
+        ContrastiveHeads("cca", clean=clean, random_state=0).fit(X, swapped).score(X, Y) for clean in (None, 0.25)
+    ]
+    assert scores[1] > scores[0] + 0.02
+    with pytest.raises(ValueError, match=r"clean is '2\.0'; it must be auto, or a share"):
+        ContrastiveHeads("cca", clean=2.0).fit(X, Y)
+
+
 def test_it_takes_any_matrices_and_is_searched(matrices: Matrices) -> None:
     X, Y, groups = matrices
     X = np.where(X > 2, X, 0)

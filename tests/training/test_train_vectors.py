@@ -25,7 +25,7 @@ from cloob import cli
 from cloob.data.vectors import open_pairs
 from cloob.errors import InputError
 from cloob.functional.cca import PairMoments, canonical_directions
-from cloob.training import align
+from cloob.training import align, validate
 from cloob.training.align import open_vectors
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import VAL_SPLIT
@@ -217,17 +217,11 @@ def evaluated(a: np.ndarray, b: np.ndarray, ids: Iterable[int]) -> dict[str, Any
     return results
 
 
-def test_every_form_gives_the_same_run_and_a_resumed_one_too(config: TrainConfig, files: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_gives_the_same_numbers(config: TrainConfig, tmp_path: Path) -> None:
     result = cloob.train(config)
     whole = exact(result.run)
     assert result.skipped == {"not finite": 1}
     assert len(whole) == 3 * 8  # of 90 ids with 4 rows each, one of them bad
-    forms = ["ab.npz:{}", "ab.safetensors:{}", "ab.parquet:{}", "{}.csv", "{}-bare.csv", "{}.parquet"]
-    for number, form in enumerate(forms):
-        ids = f"{files}/ab.parquet:id" if form.startswith("ab.p") else str(files / "ids.txt")
-        a, b = (f"{files}/{form.format(side)}" for side in "ab")
-        run = cloob.train(config.override(a=a, b=b, ids=ids, steps=2, out=tmp_path / str(number))).run
-        assert exact(run)[0] == whole[0]
     stopped = config.override(out=tmp_path / "stopped", save_every=5, keep=0)
     cloob.train(stopped)
     resume = str(stopped.save.out / "checkpoints" / "step-00000010")
@@ -264,27 +258,38 @@ def test_held_out_files_take_the_place_of_a_split(
         cloob.train(config.override(**own, val_split=0.2))
 
 
-def test_hdf5_is_read_where_h5py_is(config: TrainConfig, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FORMS = ["ab.npz:{}", "ab.safetensors:{}", "ab.parquet:{}", "{}.csv", "{}-bare.csv", "{}.parquet", "ab.h5:cells/{}"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_holds_the_same_pairs(form: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+    if form.startswith("ab.h5"):
+        h5py, arrays = pytest.importorskip("h5py"), np.load("ab.npz")
+        with h5py.File("ab.h5", "w") as file:
+            file["cells/a"], file["cells/b"] = arrays["a"].astype(np.float64), arrays["b"]
+            file["cells/id"] = [f"M{row // 4}" for row in range(N)]
+    a, b, ids = (form.format(name) for name in ("a", "b", "id"))
+    found = open_pairs(a, b, ids if form.startswith(("ab.p", "ab.h5")) else "ids.txt")
+    wanted = open_pairs("a.npy", "b.npy", "ids.txt")
+    for one, other in zip(found.take(np.arange(N - 1)), wanted.take(np.arange(N - 1)), strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    assert [skip.key for skip in found.skipped] == [f"{a} row 7"]
+
+
+def test_hdf5_that_cannot_be_read_is_one_line(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
     Path("none.h5").write_bytes(b"")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "h5py", None)
         with pytest.raises(InputError, match="pip install h5py"):
-            cloob.train(config.override(a="none.h5:a"))
+            open_pairs("none.h5:a", "b.npy")
     h5py = pytest.importorskip("h5py")
-    arrays = np.load("ab.npz")
-    with h5py.File("ab.h5", "w") as file:
-        file["cells/a"] = arrays["a"].astype(np.float64)
-        file["b"] = arrays["b"]
-        file["id"] = [f"M{row // 4}" for row in range(N)]
-    found = open_pairs("ab.h5:cells/a", "ab.h5:b", "ab.h5:id")
-    wanted = open_pairs("a.npy", "b.npy", "ids.txt")
-    for one, other in zip(found.take(np.arange(N - 1)), wanted.take(np.arange(N - 1)), strict=True):
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-    assert [skip.key for skip in found.skipped] == ["ab.h5:cells/a row 7"]
-    for spec, error in (("ab.h5:c", "has no 'c'; it has b, cells/a, id"), ("none.h5:a", "cannot be read")):
+    with h5py.File("few.h5", "w") as file:
+        file["cells/a"] = file["b"] = np.ones((2, 2))
+    for spec, error in (("few.h5:c", "has no 'c'; it has b, cells/a"), ("none.h5:a", "cannot be read")):
         with pytest.raises(InputError, match=error):
-            cloob.train(config.override(a=spec))
+            open_pairs(spec, "b.npy")
 
 
 def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -> None:
@@ -429,22 +434,25 @@ def test_a_mistake_is_named_in_one_line(
     assert str(caught.value).startswith(error) and "\n" not in str(caught.value)
 
 
-def test_of_many_held_out_pairs_every_other_batch_is_in_the_recall(config: TrainConfig, tmp_path: Path) -> None:
+def test_of_many_held_out_pairs_every_other_batch_is_in_the_recall(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate, "GALLERY", 1000)
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(N, 6)), rng.normal(size=(6, 20)), rng.normal(size=(6, 10))
-    cause = rng.normal(size=(12_000, 6))
+    cause = rng.normal(size=(1200, 6))
     a, b = cause @ weights[1] + 3, np.tanh(cause @ weights[2] / 2)
     for name, side in (("a", a), ("b", b)):
         np.save(tmp_path / f"val_{name}.npy", side.astype(np.float32))
     files = {f"val_{name}": str(tmp_path / f"val_{name}.npy") for name in "ab"}
     run = cloob.train(config.override(**files, ids=None, val_split=0.0, batch_size=100, epochs=6, lr=1e-2))
-    model = cloob.load_model(run.run)
-    rows = np.arange(12_000) // 100 % 2 == 0
+    model: Any = cloob.load_model(run.run)
+    rows = np.arange(1200) // 100 % 2 == 0
     scores = model.encode_a(a[rows]) @ model.encode_b(b[rows]).T
     right = scores.diagonal()
     ahead = torch.stack([(scores > right[:, None]).sum(1), (scores > right).sum(0)])
     recall = np.mean([(ahead < k).float().mean().item() for k in (1, 5, 10)])
-    assert recall > 0.01
+    assert recall > 0.02
     assert lines(tmp_path / "run" / "epochs.jsonl")[-1]["val_recall"] == pytest.approx(recall, abs=1e-3)
 
 

@@ -53,18 +53,18 @@ class _Trial:
     heads: Heads
     found: Tensor  # as of ``_found``
 
-    @property
-    def recall(self) -> float:
-        return float(self.found.mean())
-
     def line(self) -> dict[str, Any]:
         """Its entry in ``objectives.json``, which is printed too."""
         shown = {"inv_tau": "τ⁻¹ {:g}", "beta": "β {:g}", "standardise": "{}"}
         settings = [form.format(value) for key, form in shown.items() if (value := self.settings.get(key)) is not None]
         low, high = bootstrap_interval(self.found)
-        recall = 100 * self.recall, 100 * low, 100 * high
-        logger.info("%-26s recall %.1f %% (%.1f to %.1f)", " ".join([self.objective, *settings]), *recall)
-        return {"objective": self.objective, **self.settings, "recall": self.recall, "interval": (low, high)}
+        recall, what = float(self.found.mean()), " ".join([self.objective, *settings])
+        logger.info("%-26s recall %.1f %% (%.1f to %.1f)", what, 100 * recall, 100 * low, 100 * high)
+        return {"objective": self.objective, **self.settings, "recall": recall, "interval": (low, high)}
+
+
+def _recall(trial: _Trial) -> float:
+    return float(trial.found.mean())
 
 
 def read_choice(run: Path) -> dict[str, Any] | None:
@@ -85,9 +85,9 @@ class Selection:
     def choose(self, config: TrainConfig) -> dict[str, Any]:
         """What held-out pairs choose: ``chosen``, an objective, its ``settings``, ``beside`` it, and what was tried.
 
-        The closed form, InfoLOOB with both ways to standardise, and the others with the better way train for some
-        epochs. Another takes the place of InfoLOOB where it is better on ids that did not choose it, with its interval.
-        A resumed run keeps its choice. Ended where a signal ended a trial.
+        The closed form, InfoLOOB with both ways to standardise, and the others with the way that is taken train for two
+        epochs at most. Columns, and another objective in the place of InfoLOOB, are taken where they are better on ids
+        that did not choose them, with the interval. A resumed run keeps its choice. Ended where a signal ended a trial.
         """
         if config.save.resume != "none" and (kept := read_choice(config.save.out)) is not None:
             return kept
@@ -99,27 +99,24 @@ class Selection:
         closed = self._try("cca", {"standardise": asked}, judge)
         self._closed = closed.heads
         first = [self._try(_TRIED[0], self._settings(_TRIED[0], way), judge) for way in ways]
-        usual = max(first, key=lambda trial: trial.recall)
+        usual = first[-1] if crossed([trial.found for trial in first])[1] > 0 else first[0]
         way = usual.settings["standardise"]
         others = [self._try(name, self._settings(name, way), judge) for name in _TRIED[1:]]
         trials = [trial.line() for trial in (closed, *first, *others)]
         gain = crossed([usual.found, *(trial.found for trial in others)])
-        best = max([usual, *others], key=lambda trial: trial.recall)
+        best = max([usual, *others], key=_recall)
         clear = gain[1] > 0 and best is not usual
         taken = best if clear else usual
-        second = max((trial for trial in (usual, *others) if trial is not taken), key=lambda trial: trial.recall)
+        second = max((trial for trial in (usual, *others) if trial is not taken), key=_recall)
         verdict = f"{best.objective} is clearly better" if clear else "none is clearly better than another"
         says = f"{verdict} ({_points(gain)}): {taken.objective} is taken"
         logger.info("%s", says)
         members = config.align.members or (2 if len(pairs) <= _SMALL else 1)
-        beside = [
-            {"objective": trial.objective, **trial.settings, "seed": config.run.seed + i}
-            for i in range(1, members)
-            for trial in [(taken, second)[i % 2]]
-        ]
+        turns = [(taken, second)[i % 2] for i in range(1, members)]
+        beside = [{"objective": t.objective, **t.settings, "seed": config.run.seed + i} for i, t in enumerate(turns, 1)]
         beside.append({"objective": "cca", **closed.settings})
-        chosen = {"chosen": taken.objective, "settings": taken.settings, "beside": beside}
         outcome = {"says": says, "clear": clear, "best": best.objective, "difference": gain}
+        chosen = {"chosen": taken.objective, "settings": taken.settings, "beside": beside}
         return {**chosen, **outcome, "trials": trials}
 
     def join(self, result: RunResult) -> RunResult:
@@ -202,10 +199,9 @@ class Selection:
 
     def _try(self, objective: str, settings: dict[str, Any], judge: _Rows) -> _Trial:
         """Trains for a part of the run, in a folder that goes, and judges its best epoch."""
-        config = self.config
-        length = next(name for name in LENGTHS if getattr(config.run, name) is not None)
-        part = -(-getattr(config.run, length) // 4)
-        part = min(part, _FEW_EPOCHS) if length == "epochs" else part
+        config, lengths = self.config, {name: getattr(self.config.run, name) for name in LENGTHS}
+        length, of_run = next((name, value) for name, value in lengths.items() if value is not None)
+        part = min(-(-of_run // 8), _FEW_EPOCHS if length == "epochs" else of_run)
         with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
             leaves = {"objective": objective, "out": f"{folder}/run", **settings, length: part}
             result = self._quietly(config.override(**leaves, **TEMPORARY))
