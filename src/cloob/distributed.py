@@ -82,10 +82,7 @@ _joined = itertools.count()
 
 @functools.cache
 def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
-    """The store of all ranks at an address, this rank and the number of ranks; cached for the life of the process.
-
-    Without torchrun rank 0 has the store: a rank that is early at its next group would meet the old one, which closes.
-    """
+    """The store of all ranks at an address, this rank and the number of ranks; one for the life of the process."""
     from torch.distributed.rendezvous import rendezvous  # a torch built without distributed has none
 
     try:
@@ -100,8 +97,7 @@ def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
 
-    Every restart of torchrun, and every group that a process joins, has separate keys in the store, which torch keeps:
-    a rank that reads the address of a dead one there waits for ever.
+    Every restart and every group has separate keys in the store: a rank that reads a dead one's address waits for ever.
     """
     if "WORLD_SIZE" not in os.environ or is_initialized():
         yield
@@ -192,10 +188,9 @@ def no_timeout() -> Iterator[None]:
 
 
 def agree(facts: Mapping[str, Any], fault: Exception | None, device: torch.device) -> dict[str, tuple[Any, ...]]:
-    """For each name the values of all ranks; or the same error on all of them where some rank has a ``fault``.
+    """For each name the values of all ranks; or the same error on all of them, where some rank has a ``fault``.
 
-    A rank that raised alone would leave the others waiting in their next collective call. The error has the type of the
-    first fault, or is a RuntimeError, and names the ranks. ``device``: where the process group can send tensors from.
+    It has the type of the first fault and names the ranks. ``device``: where the process group can send tensors from.
     """
     ranks = _exchange(dict(facts), fault, device)
     faults = {r: error for r, (_, error) in enumerate(ranks) if error is not None}
@@ -223,10 +218,7 @@ def _exchange(
 
 
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
-    """(N, …) rows of all ranks, in the order of ranks, from the (n, …) of each; differentiable once.
-
-    In the backward pass a rank gets the sum over ranks of the gradients of its rows.
-    """
+    """(N, …) rows of all ranks from the (n, …) of each; a rank's gradient is the sum over ranks of that of its rows."""
     return cast(Tensor, cast(Any, _GatherRows).apply(rows, layout))
 
 

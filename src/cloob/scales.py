@@ -22,10 +22,8 @@ class FixedScaleWarning(UserWarning):
 class ScaledModule(nn.Module):
     """Base of a module with positive scalars.
 
-    A fixed scalar is in the state as ``fixed_NAME`` (0-d, float64 whatever the module is cast to), a learnable one as
-    ``log_NAME``. Reading a fixed one waits for no device: its number is stored apart from the buffer, and only
-    ``load_state_dict`` changes it. Scalar parameters are never cast below float32, since bfloat16 rounds an optimiser's
-    steps away.
+    A fixed scalar is in the state as ``fixed_NAME`` (0-d float64), a learnable one as ``log_NAME``, never cast below
+    float32. Reading a fixed one waits for no device: its number is stored apart from the buffer.
     """
 
     def __init__(self) -> None:

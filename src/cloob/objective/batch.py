@@ -1,8 +1,4 @@
-"""What a call needs from its batch: rows and scales that are checked, on one rank or over all.
-
-Values are read where that may wait for the device (``check_values``), or decided on it (``acceptable``). The gradient
-contract over ranks is :mod:`cloob.distributed`'s.
-"""
+"""What a call needs from its batch: rows and scales that are checked, on one rank or over all."""
 
 from __future__ import annotations
 
@@ -117,8 +113,8 @@ def local_rows(
 ) -> LocalRows:
     """This rank's rows after the checks on every rank; ``prepare`` looks at rows and gives the scales.
 
-    The first rank's fault is raised on all ranks, as is ValueError where their widths, dtypes, scales or ``member``
-    (contrast, hopfield, scale and margin) differ. With a ``layout`` ranks compare nothing.
+    All ranks raise the first fault, or ValueError where widths, dtypes, scales or ``member`` differ. With a ``layout``
+    they compare nothing.
     """
     fault: Exception | None = None
     facts: dict[str, Any] = dict(member)

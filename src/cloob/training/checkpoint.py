@@ -98,11 +98,10 @@ class Saver:
         return value is not None and (best is None or runs.is_better(metric, value, best[1]))
 
     def save(self, progress: Progress, *, hopfield: bool) -> None:
-        """Writes a checkpoint of this step, unless there is one or the loss is not finite just now.
+        """Writes a checkpoint of this step, unless there is one or the loss is not finite now; every rank calls it.
 
-        If it stays so, the weights may be at fault: they must not push the good checkpoints out. One that was written
-        at the end of an epoch before it was validated is written again. Every rank calls this, as each holds a part of
-        the state; ``hopfield``: whether the objective retrieved at the last step.
+        Weights that may be at fault must not push the good checkpoints out. ``hopfield``: whether the objective
+        retrieved at the last step.
         """
         if (progress.step, progress.epoch) == self._saved or progress.nonfinite:
             return

@@ -97,8 +97,8 @@ class BadSamples:
     def check(self, *, ended: bool = False) -> None:
         """Compares the bad samples with the limit; every rank comes to the same answer.
 
-        They are a fraction of the whole epoch, since the rest of it may be good; once it has ``ended``, or very many in
-        a row were bad, of the epoch so far. At its end one sample at least must have been usable, whatever the limit.
+        They are a fraction of the epoch; once it has ``ended``, or very many in a row were bad, of the epoch so far. At
+        its end one sample at least must have been usable, whatever the limit.
         """
         good, bad = self.progress.epoch_good, self.progress.epoch_bad
         so_far = ended or self._in_a_row >= MAX_BAD_IN_A_ROW

@@ -88,14 +88,11 @@ class Launched:
 
 
 class Stepper:
-    """Takes optimiser steps on a ``TowersWithLoss``.
+    """Takes optimiser steps on a ``TowersWithLoss``, in DDP over several ranks unless its towers are sharded.
 
     The decision to skip a step is the same on every rank, as the loss is the global one and gradients are averaged. In
-    fp16 the loss is scaled (``torch.amp.GradScaler``), gradients are unscaled before they are measured and clipped, and
-    one that overflowed lowers the scale; once that is down at 1, a gradient that is not finite is a fault as in fp32.
-
-    With several ranks ``module`` is wrapped in DDP, unless its towers are sharded. Of ``micro_batch_size`` pairs a
-    rank activations are held at a time (gradient caching); 0: of all. ``average``: of the weights, with decay ``ema``.
+    fp16 one that overflowed lowers the loss scale; once that is down at 1, it is a fault as in fp32. Of
+    ``micro_batch_size`` pairs a rank activations are kept at a time (gradient caching); 0: of all.
     """
 
     def __init__(
