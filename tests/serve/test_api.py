@@ -269,7 +269,7 @@ def test_the_api_keeps_to_its_description(schemathesis: Any, described: Any) -> 
         for mode in (modes.POSITIVE, modes.NEGATIVE):
             wrong = mode is modes.NEGATIVE
             if wrong and (operation.path == "/api/uploads" or not (operation.body or operation.query)):
-                continue  # nothing to get wrong; forms that are none: test_uploads.py
+                continue  # nothing to get wrong; forms that are none: test_guard.py
 
             @settings(max_examples=300, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)  # fmt: skip # noqa: E501
             @given(case=operation.as_strategy(generation_mode=mode))

@@ -1,13 +1,21 @@
-"""The guard by itself: host, origin, token, sizes and headers, around an application that answers everything."""
+"""The guard by itself, and uploads of strangers: refused in a line, and nothing of them is kept."""
 
+import io
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from PIL import Image
+from served_colours import web_of
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
+from cloob.errors import InputError
+from cloob.search.index import Index
 from cloob.serve.guard import HEADERS, Guard, ServeConfig, is_loopback
+from make import picture, raw_file
 
 TOKEN = "a-token-of-twenty-letters"
 
@@ -98,3 +106,151 @@ def test_the_token_opens_by_bearer_address_and_form() -> None:
     for others in ('a={"b":1}', "a b", "über=1", "a=x=y", ""):  # odd cookies of other programs
         for cookie in (f"{others}; cloob-token-8017={TOKEN}", f"cloob-token-8017={TOKEN};{others}"):
             assert web.get("/api/x", headers={"cookie": cookie.encode()}).status_code == 200
+
+
+# Uploads
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "message"),
+    [
+        (bytes(201_000), 413, "200,000 bytes"),
+        (picture("red", (1200, 1000)), 413, "image too large"),
+        (raw_file(picture("red", kind="JPEG")), 415, "RAW and JPEG XL are not taken"),
+        (b"\xff\x0a" + bytes(90), 415, "RAW and JPEG XL are not taken"),
+    ],
+)
+def test_what_is_too_large_or_has_no_bound_is_refused(client: TestClient, data: bytes, code: int, message: str) -> None:
+    answer = client.post("/api/uploads", files={"file": ("a.png", data)})
+    assert answer.status_code == code and message in answer.json()["detail"]
+
+
+def test_only_a_clean_thumbnail_is_given_back(client: TestClient) -> None:
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = "a secret place", 6
+    drawn = Image.new("RGB", (500, 300), "blue")
+    drawn.paste("red", (0, 0, 250, 300))
+    drawn.save(stream, "JPEG", exif=exif, comment=b"a secret word")
+    answer = client.post("/api/uploads", files={"file": ("a.jpg", stream.getvalue())}).json()
+    assert (answer["width"], answer["height"]) == (300, 500)  # turned by a quarter
+    small = client.get(f"/api/uploads/{answer['upload']}/thumbnail")
+    assert small.headers["content-type"] == "image/jpeg" and b"secret" not in small.content
+    image = Image.open(io.BytesIO(small.content))
+    assert image.size == (154, 256) and not image.getexif()
+    assert image.getpixel((80, 20))[0] > 200 and image.getpixel((80, 230))[2] > 200
+
+
+def test_a_form_without_a_file_and_several_files(client: TestClient) -> None:
+    assert client.post("/api/uploads").status_code == 422
+    assert client.post("/api/uploads", data={"file": "text"}).status_code == 422
+    many = [("file", (f"{i}.png", picture("red"))) for i in range(1200)]
+    assert client.post("/api/uploads", files=many).status_code in (400, 413)
+
+
+@pytest.mark.parametrize("bound", ["MAX_UPLOADS", "MAX_UPLOADS_BYTES"])
+def test_those_used_longest_ago_are_forgotten(index: Index, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    files = [picture(colour) for colour in ("red", "green", "blue")]
+    monkeypatch.setattr(f"cloob.serve.collection.{bound}", 2 if bound == "MAX_UPLOADS" else len(files[0]) * 2 + 9)
+    with web_of(index) as client:
+        held = []
+        for data in files:
+            held.append(client.post("/api/uploads", files={"file": ("a.png", data)}).json()["upload"])
+            client.get(f"/api/uploads/{held[0]}/thumbnail")
+        assert [client.get(f"/api/uploads/{upload}/thumbnail").status_code for upload in held] == [200, 404, 200]
+
+
+FORM = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "start", "kind"),
+    [("search", b"{", "application/json"), ("uploads", FORM, "multipart/form-data; boundary=x")],
+)
+def test_a_body_is_refused_by_what_it_says_and_by_what_it_is(
+    client: TestClient, path: str, start: bytes, kind: str
+) -> None:
+    def long() -> Iterator[bytes]:
+        yield start
+        for _ in range(30):
+            yield b" " * 60_000
+
+    for content in (start + b" " * 1_100_000, long()):  # of the latter no length is said
+        answer = client.post(f"/api/{path}", content=content, headers={"content-type": kind})
+        assert answer.status_code == 413 and answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "page/../app.py", "page/%2e%2e/app.py", "page/..%2fapp.py", "page/%2fetc%2fpasswd", "page/__init__.py", "page/",
+        "api/items/../../etc/passwd", "api/items/1%2f..%2f2/picture", "api/items/-1/picture", "api/items/1e3/picture",
+        "api/items/99999999999999999999999/picture", "etc/passwd", "page/..%5capp.py",
+        "api/uploads/..%2f..%2fx/thumbnail",
+    ],
+)  # fmt: skip
+def test_no_path_leaves_the_index(client: TestClient, path: str) -> None:
+    answer = client.get(f"/{path}")
+    assert answer.status_code in (404, 422), path
+    assert "root:" not in answer.text and "import" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "path", "body", "status", "detail"),
+    [
+        ("picture", FileNotFoundError(2, "No such file", "/secret/m"), "items/1/picture", None, 404, "cloob index"),
+        ("thumbnail", FileNotFoundError(2, "No such file", "/secret/m"), "items/1/thumbnail", None, 404, "cloob index"),
+        ("search", RuntimeError("/secret/m"), "search", {"parts": [{"words": "red"}]}, 500, "the server failed"),
+        ("search", FileNotFoundError("/secret/m"), "search", {"parts": [{"words": "red"}]}, 500, "the server failed"),
+        ("search", InputError("/secret/m is bad"), "search", {"parts": [{"words": "red"}]}, 400, "… is bad"),
+        ("classify", InputError("/secret/m is bad; IDX"), "classify", {"labels": ["red", "blue"]}, 400, "… is bad; …"),
+    ],
+)
+def test_an_error_names_no_place_on_this_machine(
+    client: TestClient,
+    index: Index,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    error: Exception,
+    path: str,
+    body: dict[str, object] | None,
+    status: int,
+    detail: str,
+) -> None:
+    error = type(error)(*(str(arg).replace("IDX", index.store.address) for arg in error.args))
+    monkeypatch.setattr(Index, call, Mock(side_effect=error))
+    answer = client.post(f"/api/{path}", json=body) if body else client.get(f"/api/{path}")
+    assert answer.status_code == status and detail in answer.json()["detail"]
+    assert "secret" not in answer.text and index.store.address not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert status == 404 or "secret" in caplog.text
+
+
+def test_a_full_disk_is_the_servers_fault(
+    index: Index, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")  # where a form above a megabyte is kept
+    with web_of(index) as web:
+        assert web.post("/api/uploads", files={"file": ("a.png", bytes(1_500_000))}).status_code == 500
+        assert "a request failed" in caplog.text
+        assert web.post("/api/uploads", files={"file": ("a.png", picture("red"))}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("search", {"parts": [{"words": "red"}], "where": "width >"}, "filter"),
+        ("search", {"parts": [{"words": "red"}], "model": "no"}, "of a model 'no'"),
+        ("search", {"parts": [{"words": "red"}, {"words": "red", "weight": -1}]}, "cancel"),
+        ("search", {"parts": [{"words": " "}]}, "empty query"),
+        ("explain", {"parts": [{"words": "red"}], "where": "width > 99"}, "no picture"),
+        ("classify", {"labels": ["red", "red"]}, "the label 'red' is there twice"),
+    ],
+)
+def test_what_the_asker_did_wrong_is_told(
+    client: TestClient, index: Index, path: str, body: dict[str, object], said: str
+) -> None:
+    answer = client.post(f"/api/{path}", json=body)
+    assert answer.status_code == 400 and said in answer.json()["detail"]
+    assert str(index.store.address) not in answer.text
