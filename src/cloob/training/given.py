@@ -223,13 +223,14 @@ class GivenTowers(DualEncoder):
         """Does nothing: the module's layout is the caller's."""
 
     def forward(self, images: Any, tokens: Any) -> tuple[Tensor, Tensor]:
-        """Unit rows (n, D) float32 of both sides, from whatever rows the module gives."""
+        """Unit rows (n, D), float32 or float64, of both sides, from whatever rows the module gives."""
         rows: Any = self.model(images, tokens)
         sides = rows if isinstance(rows, tuple | list) else (rows,)
         shapes = [tuple(side.shape) if isinstance(side, Tensor) else type(side).__name__ for side in sides]
         if len(shapes) != 2 or len(shapes[0]) != 2 or shapes[0] != shapes[1]:
             raise InputError(f"{self.name}: returned {shapes}; two tensors (n, D) of the same n and D are expected")
-        return F.normalize(rows[0].float(), dim=1), F.normalize(rows[1].float(), dim=1)
+        a, b = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in rows)
+        return F.normalize(a, dim=1), F.normalize(b, dim=1)
 
 
 class GivenObjective(nn.Module):

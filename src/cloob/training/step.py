@@ -46,8 +46,10 @@ class TowersWithLoss(nn.Module):
         device = next(self.encoder.parameters()).device.type
         with torch.autocast(device, dtype=low, enabled=low is not None):
             image_features, text_features = self.encoder(images, tokens)
-        # The encoder returns float32 unit rows whatever autocast says; other towers may not.
-        image_features, text_features = image_features.float(), text_features.float()
+        # The encoder returns float32 unit rows whatever autocast says; other towers may return less, or float64.
+        image_features, text_features = (
+            side.to(torch.promote_types(side.dtype, torch.float32)) for side in (image_features, text_features)
+        )
         if not loss:
             return image_features, text_features
         value = self.loss_of(image_features, text_features, ids, **how)
