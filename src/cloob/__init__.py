@@ -47,7 +47,7 @@ __all__ = [
     "train",
 ]
 
-# Where each name is defined.
+# Where every name is defined.
 _HOMES = {
     "ContrastiveHeads": "cloob.estimator",
     "ContrastiveObjective": "cloob.objective",

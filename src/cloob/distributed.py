@@ -1,9 +1,9 @@
 """The process group, exchanges between its ranks, and a gather of rows over ranks with an exact gradient.
 
-The gradient contract over W ranks: each rank computes its own rows' part of the global loss; :func:`gather_rows` sends
+The gradient contract over W ranks: every rank computes its own rows' part of the global loss; :func:`gather_rows` sends
 the gradients of gathered rows back to the ranks that own them, and :func:`global_sum` reports the sum on every rank
 while it scales the gradient by W. Data-parallel wrappers (DDP, FSDP2) average over ranks, which takes that W away:
-what the optimiser sees is the gradient of one process with the whole batch, for equal and unequal parts.
+what the optimiser sees is the gradient of one process with the full batch, for equal and unequal parts.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def host(device: torch.device) -> torch.device:
 
 @dataclass(frozen=True)
 class Layout:
-    """Whose rows are where among the gathered rows: the number of each rank's rows, in the order of ranks."""
+    """Whose rows are where among the gathered rows: the number of every rank's rows, in the order of ranks."""
 
     sizes: tuple[int, ...]
 
@@ -188,7 +188,7 @@ def no_timeout() -> Iterator[None]:
 
 
 def agree(facts: Mapping[str, Any], fault: Exception | None, device: torch.device) -> dict[str, tuple[Any, ...]]:
-    """For each name the values of all ranks; or the same error on all of them, where some rank has a ``fault``.
+    """For every name the values of all ranks; or the same error on all of them, where some rank has a ``fault``.
 
     It has the type of the first fault and names the ranks. ``device``: where the process group can send tensors from.
     """

@@ -62,7 +62,7 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         head: ``"mlp"`` or ``"linear"``.
         n_components: Dimension of the shared space, to which joined heads are cut; None: 256 a head, and no cut.
         dropout: As ``head_dropout`` of the configuration.
-        standardise: ``"column"`` divides each column by its own spread, ``"one"`` all by one number, ``"none"`` leaves
+        standardise: ``"column"`` divides every column by its own spread, ``"one"`` all by one number, ``"none"`` leaves
             the numbers as they are; ``"auto"`` takes columns of unlike units apart.
         learning_rate: Peak learning rate.
         weight_decay: AdamW's.
@@ -78,7 +78,7 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     Attributes:
         encoder_: The two heads, as ``load_model`` gives them.
         objective_: The objective's settings.
-        history_: A line of numbers for each epoch.
+        history_: A line of numbers per epoch.
         objectives_: With ``objective="auto"`` what was tried, and what was chosen.
         n_features_in_: Columns of X.
 
@@ -242,7 +242,7 @@ def _encoded(encode: Callable[[np.ndarray], Tensor], matrix: Any) -> Tensor:
 
 
 def _distinct(matrix: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Where each distinct row stands first, and the number of each row's distinct one."""
+    """Where each distinct row stands first, and the number of every row's distinct one."""
     digests = [hash(row.tobytes()) for rows in _blocks(matrix) for row in rows]
     _, first, place = np.unique(digests, return_index=True, return_inverse=True)
     return first, place

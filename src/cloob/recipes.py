@@ -15,7 +15,7 @@ from cloob.training.config.parts import HEAD_SCALES, VAL_SPLIT, LogConfig
 
 __all__ = ["RECIPES", "describe", "get_recipe"]
 
-# Found with the same effort for each method on held-out pairs of the demo's training set (benchmarks/demo_search.py at
+# Found with the same effort per method on held-out pairs of the demo's training set (benchmarks/demo_search.py at
 # commit fc415074). infonce-hopfield and siglip-hopfield have CLOOB's, siglip CLIP's.
 _DEMO: dict[ObjectiveName, dict[str, Any]] = {
     "cloob": {"inv_tau": 10.0, "beta": 8.0, "lr": 1e-3, "head_dropout": 0.5},

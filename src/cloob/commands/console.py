@@ -139,7 +139,7 @@ def goes_with(options: object, **table: str) -> None:
     """Refuses options without the option that they need, or one of several (``"this or that"``)."""
     leaves = _leaves(options)
     for name, needed in table.items():
-        (_, given, spelled), choices = leaves[name], [leaves[each] for each in needed.split(" or ")]
+        (_, given, spelled), choices = leaves[name], [leaves[item] for item in needed.split(" or ")]
         message = f"{spelled} needs {' or '.join(choice for _, _, choice in choices)}"
         refuse({message: given and not any(there for _, there, _ in choices)})
 
@@ -178,11 +178,11 @@ def check_there(source: str) -> None:
 
 
 def check_out(option: str, path: Path, endings: Sequence[str], inputs: Iterable[str] = ()) -> None:
-    wanted, same = f"a file {' or '.join(endings)} is wanted", os.path.realpath(path) in map(os.path.realpath, inputs)
+    expected, same = f"a file {' or '.join(endings)} is wanted", os.path.realpath(path) in map(os.path.realpath, inputs)
     refuse(
         {
-            f"{option} {path}: ends in {path.suffix or 'nothing'}; {wanted}": path.suffix not in endings,
-            f"{option} {path}: is a folder; {wanted}": path.is_dir(),
+            f"{option} {path}: ends in {path.suffix or 'nothing'}; {expected}": path.suffix not in endings,
+            f"{option} {path}: is a folder; {expected}": path.is_dir(),
             f"{option} {path}: is what is read; name another file": same,
         }
     )

@@ -110,10 +110,10 @@ def _list_suspects(options: Options, path: Path | None = None) -> int:
     source = open_source(options.data, **options.table.columns)
     logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # how far the frozen encoders are
     config = cloob.get_recipe("align").override(workers=options.workers, cache_dir=options.machine.cache_dir)
-    found = suspects.of_pictures(source, config)
-    found.write(path)
+    result = suspects.of_pictures(source, config)
+    result.write(path)
     if options.out is not None:
-        suspects.write_page(options.out, source, found, options.pictures)
+        suspects.write_page(options.out, source, result, options.pictures)
         print(options.out)
     say_next([*_training(options, few=True), "--clean", "auto"])
     return 0

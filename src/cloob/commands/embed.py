@@ -76,7 +76,7 @@ def _write(out: Path, blocks: Sequence[Any], texts: Mapping[str, list[str]] = {}
     from cloob.files import write_whole
 
     vectors, stream = np.concatenate(blocks), io.BytesIO()
-    lists = {name: json.dumps(each) for name, each in texts.items()} | ({"model": model} if model else {})
+    lists = {name: json.dumps(item) for name, item in texts.items()} | ({"model": model} if model else {})
     if out.suffix == ".npy":
         np.save(stream, vectors)
     elif out.suffix == ".npz":

@@ -153,15 +153,15 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
     try:
         if pairs.val_data:
             opened = [open_captioned(spec, **columns) for spec in pairs.val_data]
-            sets.pairs += [dataclasses.replace(each, name=f"{each.name} (held out)") for each in opened]
+            sets.pairs += [dataclasses.replace(item, name=f"{item.name} (held out)") for item in opened]
             return
         held_out = open_vectors(config)[1] if config.vectors.a else open_both(cloob.TrainConfig(pairs))[1]
     except InputError as error:
         raise InputError(f"{model}: its held-out pairs cannot be read; {error}") from None
     known = (read_validation(folder.parent) or {}).get("held_out")
-    found = digest([json.dumps(held_out.fingerprint(), sort_keys=True)])
+    result = digest([json.dumps(held_out.fingerprint(), sort_keys=True)])
     changed = f"{model}: its pairs have changed since the training, so nobody knows which were held out"
-    refuse({changed: known not in (None, found)})
+    refuse({changed: known not in (None, result)})
     if config.vectors.a:
         sets.vectors.append(held_out)
         return
@@ -183,11 +183,11 @@ def _seeds(models: Mapping[str, str]) -> dict[str, dict[int, str]]:
     for model, _, config in _runs(list(names)):
         alike = config.override(seed=0, out=Path("runs/train")).to_json()
         groups.setdefault(alike, {})[config.run.seed] = names[model]
-    found = {}
+    result = {}
     for i, group in enumerate((group for group in groups.values() if len(group) > 1), 1):
         start = os.path.commonprefix(list(group.values()))  # noqa: RUF071 - letter by letter
-        found[start.rstrip("-_0123456789") or f"group {i}"] = group
-    return found
+        result[start.rstrip("-_0123456789") or f"group {i}"] = group
+    return result
 
 
 def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, cloob.TrainConfig]]:
@@ -271,10 +271,10 @@ def report_problems(results: Mapping[str, Any]) -> int:
     """Says what could not be read, loaded or measured, missing sets apart; returns the exit code."""
     from cloob.evaluation.report.tables import problems
 
-    found = problems(results)
+    result = problems(results)
     templates = {"unreadable": "{0.set}", "unloaded": "{0.model} could not be loaded", "failed": "{0.model} on {0.set}"}
     for kind, what in templates.items():
-        for problem in found[kind]:
+        for problem in result[kind]:
             say(f"{what.format(problem)}: {problem.message}")
     return 1 if results.get("failures") else 0
 
@@ -299,8 +299,8 @@ def print_results(rows: Sequence[Mapping[str, Any]], *, geometry: bool = False) 
                 title = f"{name}: {title}" if len(names) > 1 else title.replace("_", " ")
                 table.add_row(escape(title), *(_cell(key, numbers) for numbers in of_models))
     seconds = [row.get("train_seconds") for row in rows]
-    if any(each is not None for each in seconds):
-        table.add_row("training, seconds", *("–" if each is None else f"{each:,.0f}" for each in seconds))
+    if any(item is not None for item in seconds):
+        table.add_row("training, seconds", *("–" if item is None else f"{item:,.0f}" for item in seconds))
     if table.row_count:
         Console().print(table)
 

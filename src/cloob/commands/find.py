@@ -54,7 +54,7 @@ def run(options: Options) -> int:
     sources: tuple[str, ...] = (options.index,)
     if is_there(place):
         with cloob.Index.open(place) as there:
-            name = next((each.name for each in there.models if model is None), None)
+            name = next((item.name for item in there.models if model is None), None)
             sources = () if there.store.sources() else sources
     else:
         place = str(place_of(folder))

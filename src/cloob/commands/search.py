@@ -132,14 +132,14 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
         cutoff = None if options.cutoff == "none" else options.cutoff
         if cutoff == "auto" and not query.needs_model:
             cutoff = None  # pictures like one of the index are a ranking
-        found = index.search(query, top=options.top, where=options.where, cutoff=cutoff, by=options.by)
+        result = index.search(query, top=options.top, where=options.where, cutoff=cutoff, by=options.by)
     else:
         where = index.view(options.where).where
         items = index.items(index.store.ids(where, limit=options.top, order="newest").tolist())
-        found = Results(tuple(Hit(item, math.nan) for item in items), index.store.count(where), 0, "")
-    hits, searched = found.hits, found.searched
+        result = Results(tuple(Hit(item, math.nan) for item in items), index.store.count(where), 0, "")
+    hits, searched = result.hits, result.searched
     if options.json:
-        facts = {"query": options.query, "model": found.model or None, "searched": searched, "cut": found.cut}
+        facts = {"query": options.query, "model": result.model or None, "searched": searched, "cut": result.cut}
         print(json.dumps({**facts, "hits": list(map(_hit_dict, hits))}))
     elif options.paths:
         _print_paths([[hit.item for hit in hits]], null=options.null)
@@ -148,15 +148,15 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
     if not query.terms and searched > len(hits):
         say(f"{len(hits):,} of {searched:,} pictures, the newest; --top shows more")
     elif not searched:
-        say(f"no picture to search: {index.view(options.where, found.model or None).why_none()}")
+        say(f"no picture to search: {index.view(options.where, result.model or None).why_none()}")
     elif not hits and options.by == "words":
         say(f"none of {searched:,} pictures has these words in its name, caption or columns")
-    elif not hits and not found.cut:
+    elif not hits and not result.cut:
         say("there is no other picture to search")
     elif not hits:
         say(f"nothing fits among {searched:,} pictures; --cutoff none shows the nearest all the same")
-    elif found.cut and sys.stdout.isatty():
-        say(f"{found.cut} more are below the cutoff (--cutoff none shows them)")
+    elif result.cut and sys.stdout.isatty():
+        say(f"{result.cut} more are below the cutoff (--cutoff none shows them)")
     return copy(index, [hit.item for hit in hits], options.copy_to)
 
 
@@ -186,17 +186,17 @@ def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], 
     from cloob.models.aligned.model import embed_rows
     from cloob.search.find import search
 
-    view, found = index.view(options.where), []
+    view, result = index.view(options.where), []
     view.check_some(index.store.count(view.where))
     queries = embed_rows(index.encoder(view.model, options.machine.device), side, read_matrix(file))
     finite = queries.isfinite().all(1).tolist()
     for row, query in enumerate(queries.numpy()):
         hits = search(view, query, options.top).hits if finite[row] else ()
-        found.append(list(map(_hit_dict, hits)))
+        result.append(list(map(_hit_dict, hits)))
         for hit in () if options.json else hits:
             print(row, f"{hit.score:.4f}", printable(hit.item.path), sep="\t")
     if options.json:
-        print(json.dumps({"query": [file], "model": view.model.name, "rows": found}))
+        print(json.dumps({"query": [file], "model": view.model.name, "rows": result}))
     if bad := finite.count(False):
         say(f"{file}: {counted(bad, 'rows')} left out, as not finite: row {finite.index(False)} …")
     return 1 if bad else 0
@@ -206,9 +206,9 @@ def _duplicates(index: cloob.Index, options: Options) -> int:
     """Prints groups; in JSON ``equal`` is the id of the first picture with the same bytes, None for that one."""
     from cloob.search import alike
 
-    found = alike.duplicates(index.view(options.where), options.threshold, exact=options.exact)
-    items, rows = [[hit.item for hit in group] for group in found.groups], []
-    for group in found.groups:
+    result = alike.duplicates(index.view(options.where), options.threshold, exact=options.exact)
+    items, rows = [[hit.item for hit in group] for group in result.groups], []
+    for group in result.groups:
         first = {hit.item.content: hit.item.id for hit in reversed(group)}
         equal = [None if first[hit.item.content] == hit.item.id else first[hit.item.content] for hit in group]
         pairs = zip(group, equal, strict=True)
@@ -216,7 +216,7 @@ def _duplicates(index: cloob.Index, options: Options) -> int:
     if options.json:
         print(json.dumps({"threshold": None if options.exact else options.threshold, "groups": rows}))
     elif options.paths or options.rest:
-        rest = [item for group in found.groups for item in alike.rest(group)]
+        rest = [item for group in result.groups for item in alike.rest(group)]
         _print_paths([rest] if options.rest else items, null=options.null)
     for number, twins in enumerate([] if options.json or options.paths or options.rest else rows):
         print(end="\n" if number else "")
@@ -232,29 +232,29 @@ def _duplicates(index: cloob.Index, options: Options) -> int:
     if not rows:
         counts = "no files are equal" if options.exact else f"no look-alikes (cosine {options.threshold:g} and above)"
     say(counts)
-    if found.twice:
-        say(f"{counted(found.twice, 'second names')} of a file (links, or a disk mounted twice) left out")
-    if found.stale:
+    if result.twice:
+        say(f"{counted(result.twice, 'second names')} of a file (links, or a disk mounted twice) left out")
+    if result.stale:
         again = f"cloob index --out {index.store.address} looks again"
-        say(f"{counted(found.stale, 'files')} left out: gone, or changed since indexed; {again}")
+        say(f"{counted(result.stale, 'files')} left out: gone, or changed since indexed; {again}")
     return copy(index, [item for group in items for item in group], options.copy_to)
 
 
 def _explain(index: cloob.Index, options: Options, query: Query) -> int:
-    found = index.explain(query, beta=options.beta, top=options.top, where=options.where)
+    result = index.explain(query, beta=options.beta, top=options.top, where=options.where)
     if options.json:
         facts = ("beta", "memory", "collection", "effective", "agreement", "model")
-        pictures = [{"weight": p.weight, "score": p.score, **_item_dict(p.item)} for p in found.pictures]
-        nearest = list(map(_hit_dict, found.nearest))
-        print(json.dumps({name: getattr(found, name) for name in facts} | {"pictures": pictures, "nearest": nearest}))
+        pictures = [{"weight": p.weight, "score": p.score, **_item_dict(p.item)} for p in result.pictures]
+        nearest = list(map(_hit_dict, result.nearest))
+        print(json.dumps({name: getattr(result, name) for name in facts} | {"pictures": pictures, "nearest": nearest}))
         return 0
-    part = "" if found.memory == found.collection else f" (the nearest of {found.collection:,})"
-    print(f"β = {found.beta:g}: of {found.memory:,} pictures{part} some {found.effective:,.1f} take part;")
-    print(f"what they make has a cosine of {found.agreement:.3f} with the query. By weight:")
-    for picture in found.pictures:
+    part = "" if result.memory == result.collection else f" (the nearest of {result.collection:,})"
+    print(f"β = {result.beta:g}: of {result.memory:,} pictures{part} some {result.effective:,.1f} take part;")
+    print(f"what they make has a cosine of {result.agreement:.3f} with the query. By weight:")
+    for picture in result.pictures:
         print(_aligned(f"{picture.weight:7.2%}  {picture.score:6.3f}", picture.item))
     print("Nearest to what was retrieved:")
-    for hit in found.nearest:
+    for hit in result.nearest:
         print(_aligned(f"{'':9}{hit.score:6.3f}{'':7}", hit.item))
     return 0
 

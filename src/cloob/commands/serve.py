@@ -69,7 +69,7 @@ def run(options: Options) -> int:
             shown += f"{'&' if '?' in shown else '?'}{urlencode({'where': below})}"
         elif below:
             say(f"all pictures of {place} are served, and not those of {options.index} alone")
-        models = ", ".join(printable(each.name) for each in index.models)
+        models = ", ".join(printable(item.name) for item in index.models)
         print(f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         if options.open:

@@ -29,12 +29,12 @@ class Suspects:
         a, b, ids, keys = pairs.take(torch.arange(len(pairs)).numpy())
         if (distinct := len(torch.unique(ids))) < _LEAST:
             raise InputError(f"{pairs.name}: {distinct} distinct ids; --suspects needs {_LEAST} or more")
-        found, caption = suspicion(a, b, ids), caption or keys.__getitem__
-        self.name, self.count, self.lines = pairs.name, found.count(), list[dict[str, Any]]()
-        for place in found.scores.argsort().tolist():
-            better = int(found.better[place])
+        result, caption = suspicion(a, b, ids), caption or keys.__getitem__
+        self.name, self.count, self.lines = pairs.name, result.count(), list[dict[str, Any]]()
+        for place in result.scores.argsort().tolist():
+            better = int(result.better[place])
             fits = "" if better == place else caption(better)
-            score = round(float(found.scores[place]), 4)
+            score = round(float(result.scores[place]), 4)
             self.lines.append({"pair": keys[place], "score": score, "b": caption(place), "fits better": fits})
 
     def write(self, path: Path | None) -> None:

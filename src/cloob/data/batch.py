@@ -84,7 +84,7 @@ class Batch:
     # What the towers take, of a caller's Dataset whatever its collation made.
     images: Any  # (n, 3, H, W) uint8 raw pixels: the encoder normalises on its device
     tokens: Any  # (n, L) int64
-    ids: Tensor  # (n,) int64, caption_id of each caption: equal captions have equal ids
+    ids: Tensor  # (n,) int64, caption_id of every caption: equal captions have equal ids
     keys: tuple[str, ...]
     skipped: tuple[Skip, ...] = ()
 

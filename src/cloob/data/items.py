@@ -52,7 +52,7 @@ class Items:
 
 
 class ItemLoader(Loader):
-    """This rank's batches of a ``Dataset``; ``train``: a new order in each epoch, without the last, smaller batch."""
+    """This rank's batches of a ``Dataset``; ``train``: a new order in every epoch, without the last, smaller batch."""
 
     by_id = True
     _pool: WorkerPool

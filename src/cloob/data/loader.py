@@ -42,7 +42,7 @@ _DYING = 10  # seconds from a process's broken pipe to its end; one with much me
 _TOGETHER = 16  # pairs that are read before they are decoded: 3 to 10 % faster, as decoding empties the caches
 MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins with; shared batches do not count
 SHARED_MEMORY = Path("/dev/shm")  # where workers leave their batches; a container has 64 MB of it by default
-_WAITING = 2  # batches of each worker that wait there, torch's ``prefetch_factor``
+_WAITING = 2  # batches of every worker that wait there, torch's ``prefetch_factor``
 _MORE_SHARED = "give the container more (docker run --shm-size 8g), a smaller --batch-size, or --workers 0"
 _CAPTIONS = 0x43415054  # sets the draws of captions apart from those of crops
 _TOO_MUCH = "takes more memory than a data worker may"
@@ -52,11 +52,11 @@ class Loader(ABC):
     """This rank's batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before.
 
     Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of an ``EpochOrder``; ``batch_size`` B is over all ranks.
-    Each rank takes every W-th pair of it, so a batch that the ranks cannot share equally gives unequal
+    Every rank takes every W-th pair of it, so a batch that the ranks cannot share equally gives unequal
     parts. An epoch is made of ``lanes`` sequences of shards.
     """
 
-    by_id = False  # whether held-out pairs of one id are one answer; else each pair is its own
+    by_id = False  # whether held-out pairs of one id are one answer; else every pair is its own
     _pool: WorkerPool | None = None  # of those that make batches of single items
 
     def __init__(
@@ -176,7 +176,7 @@ def row_of_picture(pictures: Pictures | None, picture: int, seed: int | None, ep
 
 
 class BatchBuilder(Dataset[Batch]):
-    """Reads, decodes, augments and tokenises the pairs of a batch; each worker has a copy."""
+    """Reads, decodes, augments and tokenises the pairs of a batch; every worker has a copy."""
 
     def __init__(
         self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int, pictures: Pictures | None

@@ -44,12 +44,12 @@ def open_source(
             - WebDataset shards: a ``.tar`` (also compressed), a brace pattern (``"cc3m/{00000..00331}.tar"``), a glob
               (``"cc3m/*.tar"``), or a folder that holds tars;
             - streamed shards: a brace pattern behind ``pipe:COMMAND``, ``s3://``, ``gs://``, ``http(s)://``, with
-              ``sizes.json`` beside the shards;
+              ``sizes.json`` next to the shards;
             - a Hugging Face ``datasets`` folder (``save_to_disk``), Arrow or Parquet files with the images inside, a
               folder or a glob of them;
-            - a folder of images with a .txt beside each, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
+            - a folder of images with a .txt next to each, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
         image_column: Column of a table with the image or its path.
-        caption_column: Column of a table with the caption; of tars ``"json:KEY"`` takes it from each sample's .json.
+        caption_column: Column of a table with the caption; of tars ``"json:KEY"`` takes it from every sample's .json.
         cache: Where streamed shards, unpacked Parquet and the places of samples are kept; None: ``Cache()``.
 
     Returns:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-DEFAULT_BUFFER = 10_000  # pairs of each lane in which streamed sources are shuffled
+DEFAULT_BUFFER = 10_000  # pairs of every lane in which streamed sources are shuffled
 LONG = 2**22  # pairs from which on a permutation is computed place by place; numpy's costs less below
 _U64 = 2**64 - 1
 _STREAM = 0x5354524D  # sets the draws of shards apart from those of pairs
@@ -68,7 +68,7 @@ class KeyedPermutation:
 
 
 class Part(NamedTuple):
-    shard_sizes: tuple[int, ...]  # rows of each file
+    shard_sizes: tuple[int, ...]  # rows of every file
     streamed: bool = False  # costly to read in random order
 
 
@@ -86,11 +86,11 @@ class Order:
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The order of the pairs in each epoch; rows are numbered over all parts, one part after the other.
+    """The order of the pairs in every epoch; rows are numbered over all parts, one part after the other.
 
     Without a buffer the epoch is one permutation. With a buffer shards are read one after the other:
 
-    - the shards of each part are shuffled, and the parts are spread evenly through each other, so that each stretch
+    - the shards of every part are shuffled, and the parts are spread evenly through each other, so that each stretch
       holds every source in its proportion (a part that is neither streamed nor in several files is shuffled in itself);
     - this sequence is cut into ``lanes`` pieces of equal length, so that neighbours share at most one shard of a part;
     - each lane is shuffled in blocks of ``buffer`` pairs;
@@ -118,7 +118,7 @@ class EpochOrder:
             return Order(n, _permutation(n, [seed, epoch], self.long))
         firsts = np.cumsum([0, *(sum(part.shard_sizes) for part in self.parts)]).tolist()
         keys = [[seed, _STREAM, epoch, 1 + i] for i in range(len(self.parts))]
-        streams = [_stream(*each) for each in zip(self.parts, keys, firsts, strict=False) if sum(each[0].shard_sizes)]
+        streams = [_stream(*item) for item in zip(self.parts, keys, firsts, strict=False) if sum(item[0].shard_sizes)]
         begins = [lane * (n // lanes) + min(lane, n % lanes) for lane in range(lanes + 1)]
 
         @functools.lru_cache(maxsize=2 * lanes)

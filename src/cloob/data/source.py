@@ -91,13 +91,13 @@ def mix(sources: Sequence[Source]) -> Source:
 
 
 def pictures_of(source: Any) -> np.ndarray | None:
-    """(N,) int64: for each row of a source the first that names the same picture; None where no two do."""
+    """(N,) int64: per row of a source the first that names the same picture; None where no two do."""
     if isinstance(source, MixedSource):
         parts = [pictures_of(part) for part in source.parts]
         if all(same is None for same in parts):
             return None
-        each = zip(source.bounds, source.parts, parts, strict=False)
-        return np.concatenate([start + (range(len(part)) if same is None else same) for start, part, same in each])
+        item = zip(source.bounds, source.parts, parts, strict=False)
+        return np.concatenate([start + (range(len(part)) if same is None else same) for start, part, same in item])
     same = pictures_of(source.whole) if isinstance(source, Subset) else getattr(source, "pictures", lambda: None)()
     if same is None:
         return None
@@ -128,7 +128,7 @@ class Subset:
     def __init__(self, whole: Source, rows: np.ndarray, part: str) -> None:
         self.whole, self.rows, self.part = whole, rows, part
         self.name, self.streamed = f"{whole.name} ({part})", whole.streamed
-        # Rows that are left of each file; files of which nothing is left do not count.
+        # Rows that are left of every file; files of which nothing is left do not count.
         ends = np.searchsorted(rows, np.cumsum(whole.shard_sizes))
         self.shard_sizes = tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
 
@@ -146,7 +146,7 @@ class Subset:
 
 
 def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:
-    """The held-out rows of each source, ascending int64: at most ``share`` of all, at least two.
+    """The held-out rows of every source, ascending int64: at most ``share`` of all, at least two.
 
     Pairs of equal pictures (byte by byte) or equal captions (up to case and spaces) are a group, with all that they are
     linked to. Groups are taken in the order of a hash of their bytes until the share is reached. One that is too large

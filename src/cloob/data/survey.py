@@ -110,7 +110,7 @@ def write_sheet(
     """Writes the contact sheet: ``most`` pairs, spread evenly, and what was seen of all of them."""
     shown = pair_cards(source, (usable[i] for i in spread(len(usable), most)))
     pictures, captions = (facts["duplicates"][kind]["most"] for kind in ("pictures", "captions"))
-    copies = [each for repeat in pictures for each in pair_cards(source, [repeat["row"]], f"{repeat['count']:,} times")]
+    copies = [item for repeat in pictures for item in pair_cards(source, [repeat["row"]], f"{repeat['count']:,} times")]
     repeats = [(f"{repeat['count']:,} times", repeat["text"]) for repeat in captions]
     sections: list[tuple[str, Any, list[dict[str, Any]]]] = [
         ("", lines, []),
@@ -123,13 +123,13 @@ def write_sheet(
 
 def pair_cards(source: Source, rows: Iterable[int], *more: str) -> list[dict[str, Any]]:
     """Pairs with their pictures, for ``render_sheet``; those that cannot be read are left out."""
-    found = []
+    result = []
     for row in rows:
         with contextlib.suppress(BadSample, Unreadable):  # gone or broken since the survey
             pair = source.read(row)
             uri = data_uri(pair.image, _THUMBNAIL)
-            found.append({"uri": uri, "caption": pair.caption[:160], "lines": [*more, pair.key]})
-    return found
+            result.append({"uri": uri, "caption": pair.caption[:160], "lines": [*more, pair.key]})
+    return result
 
 
 def render_sheet(path: Path, title: str, sections: Sequence[tuple[str, Any, list[dict[str, Any]]]]) -> None:

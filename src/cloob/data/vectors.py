@@ -247,7 +247,7 @@ def _usable(
 
 
 def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:
-    """The ids in a file, one for each row of a matrix."""
+    """The ids in a file, one per row of a matrix."""
     ids = read_ids(spec)
     if len(ids) != rows:
         raise InputError(f"{spec} has {len(ids):,} ids, {matrix} has {rows:,} rows; one id a row is wanted")
@@ -265,7 +265,7 @@ def _joined(of_a: list[str], of_b: list[str], spec: str, skipped: list[Skip]) ->
 
 
 def rows_of(labels: Sequence[str], spec: str) -> dict[str, int]:
-    """The row of each label, none of which may stand twice."""
+    """The row of every label, none of which may stand twice."""
     places: dict[str, int] = {}
     for row, label in enumerate(labels):
         if places.setdefault(label, row) != row:

@@ -100,8 +100,8 @@ def _pictures(embedded: PairEmbeddings, similar: int, groups: Groups | None) -> 
         {"rows": [a, b], "keys": [images.keys[a], images.keys[b]], "captions": [captions[a], captions[b]], "cosine": c}
         for a, b, c in similar_pairs(images.features, similar)
     ]
-    found = groups(images.features.numpy()) if groups else ()
-    twins = {"similar": pairs, "duplicates": [[images.keys[i] for i, _ in group] for group in found if len(group) > 1]}
+    result = groups(images.features.numpy()) if groups else ()
+    twins = {"similar": pairs, "duplicates": [[images.keys[i] for i, _ in group] for group in result if len(group) > 1]}
     return {**twins, "unreadable": embedded.unreadable} if embedded.unreadable else twins
 
 
@@ -125,7 +125,7 @@ def example_queries(
     k: int = 5,
     models: Sequence[str] | None = None,
 ) -> list[ExampleQuery]:
-    """The ``k`` nearest pictures of a set that each model finds for texts, of which none counts as right.
+    """The ``k`` nearest pictures of a set that every model finds for texts, of which none counts as right.
 
     Without texts, for ``n`` class names or captions of the set that a picture answers, the same for all models. Of
     equal cosines the earlier in the set comes first.

@@ -28,7 +28,7 @@ from cloob.pictures import decode
 
 Encoder = DualEncoder  # or any object with its preprocess, encode_image and encode_text
 Progress = Callable[[int, int], None]
-"""Called with (images done, images in all) after each batch."""
+"""Called with (images done, images in all) after every batch."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class ImageEmbeddings(NamedTuple):
 
     features: Tensor  # (n, D)
     keys: tuple[str, ...]  # of the n samples
-    bad: list[Skip]  # one for each row of NaN, in order
-    captions: tuple[tuple[str, ...], ...] = ()  # of each image
+    bad: list[Skip]  # one per row of NaN, in order
+    captions: tuple[tuple[str, ...], ...] = ()  # of every image
     tower: Tensor | None = None  # (n, F) features of the image tower, if they were asked for
 
 
@@ -65,13 +65,13 @@ class PairEmbeddings:
 
     @cached_property
     def image_of_text(self) -> Tensor:
-        """(T,) int64, ascending: the image that each caption describes."""
+        """(T,) int64, ascending: the image that every caption describes."""
         counts = torch.tensor([len(group) for group in self.images.captions])
         return torch.arange(len(counts)).repeat_interleave(counts)
 
     @property
     def first_texts(self) -> Tensor:
-        """(n,) int64, the first caption of each image: what is measured on pairs takes this one."""
+        """(n,) int64, the first caption of every image: what is measured on pairs takes this one."""
         return torch.searchsorted(self.image_of_text, torch.arange(len(self.images.keys)))
 
     @property

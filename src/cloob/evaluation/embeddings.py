@@ -85,7 +85,7 @@ class Embeddings:
     Args:
         models: Models by the name they have in results: loaded, or what ``load_model`` takes.
         options: How to embed; None takes the defaults.
-        progress: Called with ("model: set", images done, images in all) after each batch.
+        progress: Called with ("model: set", images done, images in all) after every batch.
         tower: Keep the image tower's features of labelled sets too, for :meth:`tower`.
     """
 
@@ -178,8 +178,8 @@ class Embeddings:
         def once(kind: str) -> ImageEmbeddings:
             return self._once(kind, model, data, embed, lambda: self._content_key(data))
 
-        found = once("images")  # with the tower's features, if a run with probes was the first
-        return once("images-tower") if tower and found.tower is None else found
+        result = once("images")  # with the tower's features, if a run with probes was the first
+        return once("images-tower") if tower and result.tower is None else result
 
     def _once(
         self, kind: str, model: str, data: Any, compute: Callable[[], T], key: Callable[[], str] | None = None
@@ -204,8 +204,8 @@ class Embeddings:
                     torch.save(value, stream)
                     cache.put("embeddings", name, stream.getvalue())
             self._known[known] = data, value  # with the set, so that its id stays its own: two may have one name
-        found: T = self._known[known][1]
-        return found
+        result: T = self._known[known][1]
+        return result
 
     def _content_key(self, data: Reader) -> str:
         return self._once("content", "", data, lambda: content_key(data))

@@ -1,7 +1,7 @@
 """The numbers of a model on a set: zero-shot classification, retrieval, and the geometry of its embeddings.
 
 n images or pairs, T texts, C classes, D the embedding dimension; rows are unit rows, NaN where unreadable. Zero-shot by
-the protocol of CLIP and CLOOB: normalise the embedding of each prompt, average over the templates, normalise again,
+the protocol of CLIP and CLOOB: normalise the embedding of every prompt, average over the templates, normalise again,
 take the class of largest cosine. Retrieval goes both ways, with several captions an image and captions that occur more
 than once. Most measures of geometry depend on the number of pairs: compare them at equal n only.
 """
@@ -31,7 +31,7 @@ _CHUNK = 1024
 def class_embeddings(
     encoder: Encoder, classnames: Sequence[str], templates: Sequence[str], batch_size: int = 256
 ) -> Tensor:
-    """(C, D) unit rows on the CPU: the mean over the templates, with each class name in the place of ``{c}``."""
+    """(C, D) unit rows on the CPU: the mean over the templates, with every class name in the place of ``{c}``."""
     if not classnames or not templates or not all("{c}" in template for template in templates):
         raise InputError(f"expected class names and templates with {{c}} in the place of one; got {list(templates)}")
     prompts = [template.replace("{c}", name) for name in classnames for template in templates]
@@ -40,7 +40,7 @@ def class_embeddings(
 
 
 def zeroshot_ranks(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:
-    """(n,) 0-based rank of the right class of each image, after those of equal score. NaN rows are never right."""
+    """(n,) 0-based rank of the right class of every image, after those of equal score. NaN rows are never right."""
     # In float64 a tie is a tie of the embeddings and not of rounding.
     return ranking.ranks(image_features.double(), class_embeddings.double(), labels)
 
@@ -82,7 +82,7 @@ def zeroshot_numbers(
 
 
 class RetrievalRanks(NamedTuple):
-    """0-based rank of the best correct text of each image (n,), and of the best correct image of each text (T,)."""
+    """0-based rank of the best correct text of every image (n,), and of the best correct image of every text (T,)."""
 
     image_to_text: Tensor
     text_to_image: Tensor
@@ -98,7 +98,7 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """The ranks of all images and texts; NaN rows are never found.
 
-    ``image_of_text`` is the image that each text describes, None if text i describes image i. Equal ``captions`` share
+    ``image_of_text`` is the image that every text describes, None if text i describes image i. Equal ``captions`` share
     their correct images; None takes every text as different. ``chunk`` is the rows of a block of scores.
     """
     image = torch.arange(len(image_features)) if image_of_text is None else torch.as_tensor(image_of_text)
@@ -130,7 +130,7 @@ def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
 def retrieval_numbers(
     ranks: RetrievalRanks, image_of_text: Tensor | Sequence[int] | None = None, *, level: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
-    """The numbers of one set, with bootstrap intervals; ``image_of_text`` is None if each image has one text.
+    """The numbers of one set, with bootstrap intervals; ``image_of_text`` is None if every image has one text.
 
     Median ranks are 1-based, and infinite if half is unreadable.
     """
@@ -151,7 +151,7 @@ def retrieval_numbers(
 def vector_numbers(
     a: Tensor, b: Tensor, ids: Tensor, *, level: float = 0.95, seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The numbers of n pairs of vectors, and by metric how often the rows of each id are right.
+    """The numbers of n pairs of vectors, and by metric how often the rows of every id are right.
 
     An id is one sample: its rows stand or fall together. The gallery has one row an id, its first.
     """

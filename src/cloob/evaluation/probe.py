@@ -49,7 +49,7 @@ def fit_probe(
     """Fits a probe, the strength of its penalty chosen on images that are not fitted.
 
     With ``shots`` k, k images a class are fitted and up to min(k, 4) others a class choose the strength; the last fit
-    stays with the k. Without, a fifth of each class chooses, and the last fit takes all. A class of one image is
+    stays with the k. Without, a fifth of every class chooses, and the last fit takes all. A class of one image is
     always fitted. NaN rows are left out. InputError where that leaves too few images.
     """
     options = options or ProbeOptions()
@@ -81,7 +81,7 @@ def fit_probe(
 
 
 def probe_ranks(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    """(n,) 0-based rank of the right class for each image; NaN rows and classes without images are never right."""
+    """(n,) 0-based rank of the right class per image; NaN rows and classes without images are never right."""
     x = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], 1)
     return ranking.ranks(x, weight, labels)
 
@@ -95,7 +95,7 @@ def probe_numbers(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The numbers of one set from the (n,) ranks of the test images and the probe of each seed.
+    """The numbers of one set from the (n,) ranks of the test images and the probe of every seed.
 
     Accuracies and recall are means over the seeds; intervals are over images, ``acc1_sd`` is over seeds (None for one).
     """

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # it brings pyarrow
     from cloob.data.vectors import VectorPairs
 
 Hits = dict[tuple[str, str], dict[str, Tensor]]
-"""(metric, set) -> model -> (n,) whether each sample is right: its mean over seeds of a probe, texts by picture."""
+"""(metric, set) -> model -> (n,) whether every sample is right: its mean over seeds of a probe, texts by picture."""
 
 _SEED_METRICS = {"zeroshot": ("acc1",), "probe": ("acc1",), "retrieval": tuple(METRICS), "vectors": tuple(METRICS)}
 
@@ -110,7 +110,7 @@ def evaluate(
             continue
         row: dict[str, Any] = {"model": model, "objective": facts.objective}
         row |= {"settings": {**facts.settings, **(settings or {}).get(model, {})}, "fingerprint": facts.fingerprint}
-        row |= {kind: {} for kind, asked in kinds.items() if asked}
+        row |= {kind: {} for kind, requested in kinds.items() if requested}
         for data, measure in tasks:
             try:
                 measure(data, row)
@@ -201,7 +201,7 @@ def refuse_if_all_failed(done: Sequence[Any], failures: Sequence[Mapping[str, An
 
 
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
-    """Compares every two models (``model`` minus the earlier ``baseline``) by paired bootstrap, on each set.
+    """Compares every two models (``model`` minus the earlier ``baseline``) by paired bootstrap, on every set.
 
     If a metric has several sets that all models with it share, the means over these follow, with ``set`` None.
     """
@@ -265,7 +265,7 @@ def write_per_class(
 
 
 def over_seeds(rows: Sequence[Row], groups: Mapping[str, Mapping[int, str]]) -> list[dict[str, Any]]:
-    """Means over seeds of the accuracies and recalls of each group of models, by set, and paired differences.
+    """Means over seeds of the accuracies and recalls of every group of models, by set, and paired differences.
 
     A bootstrap interval is over test samples; the deviation here is over seeds.
 
@@ -287,7 +287,7 @@ def over_seeds(rows: Sequence[Row], groups: Mapping[str, Mapping[int, str]]) -> 
         }
         what = {"metric": metric, "set": name}
         entries += [
-            {"group": group, **what, **_spread(list(found.values()))} for group, found in values.items() if found
+            {"group": group, **what, **_spread(list(result.values()))} for group, result in values.items() if result
         ]
         for one, other in itertools.combinations(values, 2):
             gaps = [values[other][seed] - values[one][seed] for seed in values[one].keys() & values[other].keys()]
@@ -296,17 +296,17 @@ def over_seeds(rows: Sequence[Row], groups: Mapping[str, Mapping[int, str]]) -> 
 
 
 def _by_set(rows: Sequence[Row]) -> Iterator[tuple[str, str | None, dict[str, float]]]:
-    """Each metric and set with its number for each model, then the metric's mean over the sets that all models have."""
+    """Every metric and set with its number per model, then the metric's mean over the sets that all models have."""
     for kind, keys in _SEED_METRICS.items():
         for key in keys:
             metric = f"probe_{key}" if kind == "probe" else key
-            found = {
+            result = {
                 name: {row["model"]: row[kind][name][key] for row in rows if key in row.get(kind, {}).get(name, {})}
                 for name in set_names(rows, kind)
             }
-            found = {name: numbers for name, numbers in found.items() if numbers}
-            yield from ((metric, name, numbers) for name, numbers in found.items())
-            shared = [numbers for numbers in found.values() if len(numbers) == len(rows)]
+            result = {name: numbers for name, numbers in result.items() if numbers}
+            yield from ((metric, name, numbers) for name, numbers in result.items())
+            shared = [numbers for numbers in result.values() if len(numbers) == len(rows)]
             if len(shared) > 1:
                 yield metric, None, {model: mean(numbers[model] for numbers in shared) for model in shared[0]}
 
@@ -316,7 +316,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def seed_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each entry, in percent and percentage points."""
+    """A line per entry, in percent and percentage points."""
     lines = []
     for entry in entries:
         what = f"{METRICS[entry['metric']]}, {entry['set'] or 'mean of the sets'}"

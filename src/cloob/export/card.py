@@ -43,7 +43,7 @@ class Facts:
 
 
 def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None) -> Facts:
-    """The facts of a model; its row in ``results``, or in a file beside its run, is that of its weights.
+    """The facts of a model; its row in ``results``, or in a file next to its run, is that of its weights.
 
     A row without a fingerprint counts where it is the only one of ``results``.
     """
@@ -148,7 +148,7 @@ def _results_table(facts: Facts) -> str:
 
 
 def _numbers(facts: Facts) -> Iterator[tuple[str, str, str, float, Mapping[str, Any]]]:
-    """Section, set, measure and value of each finite result, and all numbers of the set."""
+    """Section, set, measure and value of every finite result, and all numbers of the set."""
     for section, (_, labels) in _SECTIONS.items():
         for set_name, numbers in (facts.results.get(section) or {}).items():
             for key in labels:

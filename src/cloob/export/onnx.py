@@ -122,7 +122,7 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
             opset_version=OPSET,
             verbose=False,
         )
-        # Source locations hold local paths. Weights beside the graph are mapped: it opens in a third of the time.
+        # Source locations hold local paths. Weights next to the graph are mapped: it opens in a third of the time.
         require("onnx_ir.passes.common", "export").ClearMetadataAndDocStringPass()(program.model)
         require("onnx_ir", "export").save(program.model, path, external_data=f"{path.name}_data")
     return worst_difference(encoder.name, tower, _runner(path, encoder))

@@ -23,7 +23,7 @@ def bootstrap_interval(
         n: Number of resamples.
         level: Coverage, in (0, 1).
         seed: Seed of the resampling; equal seeds give equal intervals.
-        groups: (N,) integer ids, where samples of one id depend on each other: each id counts as one sample.
+        groups: (N,) integer ids, where samples of one id depend on each other: every id counts as one sample.
 
     Returns:
         (low, high).
@@ -53,7 +53,7 @@ def grouped_bootstrap(
 ) -> tuple[float, float, float]:
     """Mean of the groups' means, each group weighing the same, with its bootstrap interval: (mean, low, high).
 
-    ``groups`` are (N_g,) per-sample values, e.g. of each test set; the rest as :func:`bootstrap_interval`. They are
+    ``groups`` are (N_g,) per-sample values, e.g. of every test set; the rest as :func:`bootstrap_interval`. They are
     resampled apart: there are no other test sets to be drawn.
     """
     if not 0 < level < 1 or n < 1 or not groups:

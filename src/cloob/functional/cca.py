@@ -1,6 +1,6 @@
 """Regularised canonical correlation analysis (CCA) in closed form: two matrices that bring pairs of rows together.
 
-With covariances C_a, C_b and cross-covariance C_ab of N centred pairs (a, b), and a ridge r on each side,
+With covariances C_a, C_b and cross-covariance C_ab of N centred pairs (a, b), and a ridge r on every side,
 
     R_x = C_x + r · tr(C_x) / F_x · I,    U S Vᵀ = R_a^(-1/2) C_ab R_b^(-1/2),
     A = R_a^(-1/2) U,    B = R_b^(-1/2) V,
@@ -80,7 +80,7 @@ def canonical_directions(
     Args:
         moments: Those of the pairs.
         ridges: Shares r > 0 of a side's mean variance that are added to its variances (see above).
-        by_column: Divide each column by its spread first (a constant one by 1); the matrices take columns as they are.
+        by_column: Divide every column by its spread first (a constant one by 1); the matrices take columns as they are.
 
     Example:
         >>> import torch

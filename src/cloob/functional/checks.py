@@ -64,7 +64,7 @@ def check_number(name: str, number: float, dtype: torch.dtype, *, positive: bool
 
 
 def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
-    """Least and greatest length of each matrix' rows (NaN if one is), or each 0-d tensor's value; one wait for all."""
+    """Least and greatest length of every matrix' rows (NaN if one is), or each 0-d tensor's value; one wait for all."""
     ends = [(t.norm(dim=1) if t.ndim else t).aminmax() for t in (tensor.detach() for tensor in named.values())]
     flat = [end for pair in ends for end in pair]
     numbers = list(map(float, flat)) if in_transform() else torch.stack(flat).tolist()  # torch 2.6 cannot list those

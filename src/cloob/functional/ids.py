@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def ids(names: Iterable[object]) -> Tensor:
-    """An integer for each name: what the ``ids`` of an objective are.
+    """An integer per name: what the ``ids`` of an objective are.
 
     Args:
         names: Texts or whole numbers, one a pair (captions, InChIKeys), also a tensor; equal ones get equal integers.

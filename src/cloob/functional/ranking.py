@@ -23,10 +23,10 @@ UNRANKED = torch.iinfo(torch.int64).max
 
 @outside_autocast
 def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[int]], chunk: int = 4096) -> Tensor:
-    """(Q,) ranks of each query's best positive in the gallery by scalar product.
+    """(Q,) ranks of every query's best positive in the gallery by scalar product.
 
     ``targets`` are the positives: a (Q,) int64 tensor of gallery rows, Q non-empty sequences of them, or (P, 2) int64
-    pairs (query, gallery row) in any order, of each query one or more; repeats do no harm. The rank is the number of
+    pairs (query, gallery row) in any order, of every query one or more; repeats do no harm. The rank is the number of
     negatives (gallery rows that are no positive of the query) that score at least as much as the best positive: a tie
     ranks last, so that a tower that maps everything to one point earns nothing. Scores count as tied within the
     rounding of a scalar product (8 ulp of ‖query‖·max ‖gallery‖), which makes the rank of duplicate rows independent of
@@ -42,7 +42,7 @@ def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[in
 
 
 def ranks_of_ids(query: Tensor, gallery: Tensor, ids: Tensor, chunk: int = 4096) -> Tensor:
-    """(N,) ranks of each query's id among the distinct ids; the gallery keeps the first row of an id.
+    """(N,) ranks of every query's id among the distinct ids; the gallery keeps the first row of an id.
 
     ``ids`` are (N,) integers: row i of both sides has id i.
     """
@@ -61,9 +61,9 @@ def mutual_ranks(
     Args:
         x: (N, D) rows.
         y: (M, D) rows, of the same dtype.
-        pairs: (P, 2) int64 rows of x and y that belong together; each row of x and of y at least once.
+        pairs: (P, 2) int64 rows of x and y that belong together; every row of x and of y at least once.
         chunk: Rows in a block.
-        group: (N,) int64 group of each row of x. With it ``pairs`` name a group and a row of y, and a pair holds for
+        group: (N,) int64 group of every row of x. With it ``pairs`` name a group and a row of y, and a pair holds for
             all rows of its group: k rows that share k positives take 2k numbers, not k².
 
     Returns:
@@ -92,7 +92,7 @@ def median_rank(ranks: Tensor) -> float:
 
 
 def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """(n_classes,) share of correct samples in each class, float64 on the CPU; NaN for a class without samples.
+    """(n_classes,) share of correct samples in every class, float64 on the CPU; NaN for a class without samples.
 
     ``correct`` is (N,) bool or 0/1, ``labels`` (N,) int64 in [0, n_classes).
     """
@@ -163,7 +163,7 @@ def _inside(group: Tensor, pairs: Tensor, columns: slice) -> Tensor | None:
 
 
 def _least_tie(best: Tensor, query: Tensor, gallery: Tensor) -> Tensor:
-    """The least score that ties with each query's best positive."""
+    """The least score that ties with every query's best positive."""
     rounding = 8 * torch.finfo(query.dtype).eps * gallery.norm(dim=1).nan_to_num(nan=0.0).max()
     least: Tensor = best - rounding * query.norm(dim=1)
     return least

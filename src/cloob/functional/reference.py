@@ -168,7 +168,7 @@ def info_loob(
         candidates: (M, D) candidates c. The positive of anchor i is candidate ``i + positive_offset``.
         inv_tau: Inverse temperature τ⁻¹ > 0. The value carries no factor τ; the paper's objective multiplies by it.
         positive_offset: Row of the first anchor's positive among the candidates.
-        ids: (N,) integer id of each pair. Candidates of the anchor's own id are no negatives (duplicate captions).
+        ids: (N,) integer id of every pair. Candidates of the anchor's own id are no negatives (duplicate captions).
         candidate_ids: (M,) ids of the candidates; ``ids`` where N = M.
         exclude_above: Margin m. A candidate with ``a_i·c_j > a_i·c_i + m`` is no negative: it is taken for a second
             positive that nobody marked, as in GISTEmbed (arXiv:2402.16829) with the model as its own guide.

@@ -52,7 +52,7 @@ class Suspicion:
 
 
 def suspects(a: Any, b: Any, ids: Any = None, folds: int = 5) -> Tensor:
-    """How well the two sides of each pair belong together; the lowest scores are the most suspicious pairs.
+    """How well the two sides of every pair belong together; the lowest scores are the most suspicious pairs.
 
     Args:
         a: (n, F_a) finite numbers, a tensor or an array; row i belongs to row i of b, or is suspected not to.
@@ -92,7 +92,7 @@ def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = 5) -> Suspicio
         )
     fold = (torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0)) % folds)[group]
     moments = [PairMoments.of(a[fold == k], b[fold == k]) for k in range(folds)]
-    found = Suspicion(torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.long))
+    result = Suspicion(torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.long))
     ridge, by_column = 0.0, False
     for k in range(folds):
         others = [part for j, part in enumerate(moments) if j != k]
@@ -110,8 +110,12 @@ def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = 5) -> Suspicio
             _, ridge, by_column = max(tried, key=lambda one: one[0])
         (directions,) = canonical_directions(total, [ridge], by_column=by_column)
         part = _judged(total, directions, *sides)
-        found.scores[rows], found.mismatched[rows], found.better[rows] = part.scores, part.mismatched, rows[part.better]
-    return found
+        result.scores[rows], result.mismatched[rows], result.better[rows] = (
+            part.scores,
+            part.mismatched,
+            rows[part.better],
+        )
+    return result
 
 
 def _judged(moments: PairMoments, directions: CanonicalDirections, a: Tensor, b: Tensor, group: Tensor) -> Suspicion:
@@ -129,7 +133,7 @@ def _judged(moments: PairMoments, directions: CanonicalDirections, a: Tensor, b:
 
 
 def _neighbours(queries: Tensor, rows: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each query: the mean cosine of the nearest rows of other groups, the greatest one, and its row."""
+    """Of every query: the mean cosine of the nearest rows of other groups, the greatest one, and its row."""
     candidates = torch.arange(0, len(rows), max(1, -(-len(rows) // _CANDIDATES)))
     others, count = rows[candidates], min(_NEAREST, len(candidates))
     means, bests, places = [], [], []

@@ -61,7 +61,7 @@ class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped 
 
 
 def meta(model_name: str) -> ModelMeta:
-    """What MTEB writes about a model beside its results; the weights are hashed, and not loaded."""
+    """What MTEB writes about a model next to its results; the weights are hashed, and not loaded."""
     source = model_name.removeprefix(PREFIX)
     folder = find_model_folder(source)
     place = folder or Source.parse(source).path  # files and folders of other programs

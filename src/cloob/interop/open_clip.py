@@ -166,7 +166,7 @@ def installed(main: Any, options: Options) -> Iterator[None]:
             _logit_scale(model).data.fill_(math.log(inv_tau))
         theirs["train_one_epoch"](first, data, *rest, **named)
         if not options.learned:
-            _logit_scale(model).data.fill_(math.log(inv_tau))  # once more, since each step clamps it to [1, 100]
+            _logit_scale(model).data.fill_(math.log(inv_tau))  # once more, since every step clamps it to [1, 100]
         # A checkpoint holds the optimiser's groups with whatever is in them: load_model reads the objective there.
         inv_tau = float(_logit_scale(model).detach().exp()) if options.learned else inv_tau
         optimizer.param_groups[0]["cloob"] = loss.objective.config() | {"inv_tau": inv_tau}
@@ -178,8 +178,8 @@ def installed(main: Any, options: Options) -> Iterator[None]:
         return model, *transforms
 
     ours = (parse_args, create_loss, create_task, train_one_epoch, create_model_and_transforms)
-    theirs = {each.__name__: getattr(main, each.__name__) for each in ours if hasattr(main, each.__name__)}
-    vars(main).update({each.__name__: each for each in ours if each.__name__ in theirs})
+    theirs = {item.__name__: getattr(main, item.__name__) for item in ours if hasattr(main, item.__name__)}
+    vars(main).update({item.__name__: item for item in ours if item.__name__ in theirs})
     try:
         yield
     finally:

@@ -69,7 +69,7 @@ class InfoLOOBLoss(nn.Module):
                 config.cloob = objective.config()
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
-        """The 0-d loss of a batch: for each column N tokenised texts; ``labels`` have no effect.
+        """The 0-d loss of a batch: per column N tokenised texts; ``labels`` have no effect.
 
         A batch of one pair, which a sampler may leave at the end of an epoch, gives 0 and zero gradients, hard
         negatives or not: its other direction and its memories have no second row.

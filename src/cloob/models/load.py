@@ -258,4 +258,4 @@ def _stamp(source: str | Path) -> list[tuple[str | int, ...]] | None:
 
 def package_versions(packages: Iterable[str]) -> list[str]:
     """The versions of what decides over pixels and towers, without importing it; empty for what is not installed."""
-    return [next((found.version for found in metadata.distributions(name=name)), "") for name in packages]
+    return [next((result.version for result in metadata.distributions(name=name)), "") for name in packages]

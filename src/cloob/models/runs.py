@@ -1,4 +1,4 @@
-"""The layout of a run folder, spelled once, down to the files of the model folder in each checkpoint.
+"""The layout of a run folder, spelled once, down to the files of the model folder in every checkpoint.
 
 ::
 
@@ -208,7 +208,7 @@ def curve(run: str | Path) -> list[dict[str, Any]]:
 
 
 def epoch_of(run: Path, step: int) -> float | None:
-    """Epochs done at a step, by the run's epochs.jsonl (a line at each epoch's end), in between by proportion."""
+    """Epochs done at a step, by the run's epochs.jsonl (a line at every epoch's end), in between by proportion."""
     try:
         first = read_lines(run / EPOCHS_FILE)[0]
         return round(float(step * first["epoch"] / first["step"]), 3)

@@ -134,7 +134,7 @@ class Source:
             return f"{source}: no such public model; {nearest(source, PUBLIC)}"
         path = Path(source.removesuffix(PORT))
         if path.suffix in WEIGHTS_ENDINGS:
-            near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.*")], n=1)
+            near = difflib.get_close_matches(path.name, [item.name for item in path.parent.glob("*.*")], n=1)
             return f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}"
         name = (source.rpartition("/")[0] or source).replace("/", "-")
         near = difflib.get_close_matches(name, known_models(), n=3, cutoff=0.6)

@@ -143,7 +143,7 @@ def _check_image_size(name: str, model: Any, image_size: int) -> None:
         fits, right = image_size == vision.get("image_size", 224), f"{vision.get('image_size', 224)} alone"
     elif trunk is not None:
         fits, right = image_size >= 32, "at least 32"
-    else:  # the attention pool of a ModifiedResNet has a position for each cell of stride 32
+    else:  # the attention pool of a ModifiedResNet has a position per cell of stride 32
         step = 32 if isinstance(vision.get("layers", 12), list) else int(vision.get("patch_size", 16))
         fits, right = image_size % step == 0, f"a multiple of {step}"
     if not fits:

@@ -259,7 +259,7 @@ class ContrastiveObjective(ScaledModule):
             ids: (N,) integers (tensor, numpy, list); pairs of equal id are not each other's negatives (``cloob.ids``).
             hopfield: Takes the place of the constructor's for this call; with ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
-            trusted: The number of rows of each rank. With it the call reads nothing from a device and ranks exchange
+            trusted: The number of rows of every rank. With it the call reads nothing from a device and ranks exchange
                 rows alone: values go unchecked, rows are taken to be of unit length (much longer ones may overflow to
                 a loss that is not finite), and a rank with wrong arguments leaves the others waiting.
                 ``cloob.objective.batch.acceptable`` checks the values on the device.

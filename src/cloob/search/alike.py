@@ -24,7 +24,7 @@ Group = tuple[Hit, ...]
 
 @dataclass(frozen=True)
 class Duplicates:
-    groups: list[Group]  # the largest first; of each the best first
+    groups: list[Group]  # the largest first; of every the best first
     stale: int  # files left out because they are gone, or have changed since they were indexed
     twice: int  # second names of a file, left out: links, or one disk mounted twice
 
@@ -40,7 +40,7 @@ def is_raw(path: str) -> bool:
 
 
 def first_alike(items: Iterable[Item | FileState]) -> list[int]:
-    """For each item the id of the first one with equal bytes or of the same shot; its own id where there is none."""
+    """For every item the id of the first one with equal bytes or of the same shot; its own id where there is none."""
     firsts: dict[str, int] = {}
     ids = []
     for item in items:
@@ -85,7 +85,7 @@ def look_alikes(view: View, threshold: float, *, exact: bool) -> list[Group]:
 
 
 def present(view: View, groups: Sequence[Group]) -> Duplicates:
-    """The groups as far as their files are there unchanged, each file once, and more than one shot in a group."""
+    """The groups as far as their files are there unchanged, every file once, and more than one shot in a group."""
     kept, stale, twice = [], 0, 0
     for group in groups:
         files: dict[Hashable, Hit] = {}

@@ -100,25 +100,25 @@ def make_plan(
     work: list[Work] = []
     seen: set[str] = set()
     now: set[bool] = set()  # of the pictures that are there, whether in containers
-    for found in collection.scan(known.keys()):
-        if not found.missing:
-            now.add(SEPARATOR in found.path)
-        if found.path in seen:
+    for result in collection.scan(known.keys()):
+        if not result.missing:
+            now.add(SEPARATOR in result.path)
+        if result.path in seen:
             continue
-        seen.add(found.path)
-        if valid(found.path) != found.path:
-            summary.left_out.add("name that is not UTF-8, to be renamed", found.path)
+        seen.add(result.path)
+        if valid(result.path) != result.path:
+            summary.left_out.add("name that is not UTF-8, to be renamed", result.path)
             continue
-        state = known.pop(found.path, None)
-        same = state and found.bytes in (None, state.bytes) and found.content in ("", state.content)
-        if state is None or not same or state.mtime_ns != found.mtime_ns:
-            work.append(Work(found, state, collection))
-        elif state.fault is not None and (found.missing or _FINAL.search(state.fault)):
+        state = known.pop(result.path, None)
+        same = state and result.bytes in (None, state.bytes) and result.content in ("", state.content)
+        if state is None or not same or state.mtime_ns != result.mtime_ns:
+            work.append(Work(result, state, collection))
+        elif state.fault is not None and (result.missing or _FINAL.search(state.fault)):
             summary.add_fault(state.fault, state.path)
         elif state.fault is None and model in state.models:
             summary.unchanged += 1
         else:
-            work.append(Work(found, state, collection))
+            work.append(Work(result, state, collection))
     unlisted = tuple(f"{folder}{end}" for folder in collection.unlisted for end in ("/", SEPARATOR))
     gone = [state for path, state in known.items() if not path.startswith(unlisted)]
     if pictures and not were & now and not remove_all and not (unlisted and not now):  # unmounted, or of another kind
@@ -134,10 +134,10 @@ def make_plan(
 
 @dataclass
 class Builder:
-    """Reads, embeds and writes pictures. Each batch is a transaction: the next update goes on after the last one.
+    """Reads, embeds and writes pictures. Every batch is a transaction: the next update goes on after the last one.
 
-    On a CPU the decoding threads rest while the model runs: both have a thread for each processor, and those of a
-    matrix product wait for each other, so that one picture beside it holds up all of them.
+    On a CPU the decoding threads rest while the model runs: both have a thread per processor, and those of a
+    matrix product wait for each other, so that one picture next to it holds up all of them.
     """
 
     _store: Store

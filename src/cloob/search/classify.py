@@ -48,12 +48,12 @@ class Labels:
     ids: Ids  # (n,)
     probabilities: Vectors  # (n, C); rows add up to 1
     margins: Vectors | None  # (n, C); None if the options need none
-    chosen: tuple[tuple[int, ...], ...]  # places in ``names`` for each picture, best first; none where none fits
+    chosen: tuple[tuple[int, ...], ...]  # places in ``names`` per picture, best first; none where none fits
     inv_tau: float | None = None  # None for a head, which was fitted at its own
     by_default: bool = False  # the model does not say its τ⁻¹, so that probabilities show an order alone
 
     def counts(self) -> dict[str, int]:
-        """How many pictures each label has, ``NONE`` last if it has some."""
+        """How many pictures every label has, ``NONE`` last if it has some."""
         counted = dict.fromkeys((*self.names, NONE), 0)
         for labels in self.chosen:
             for name in [self.names[label] for label in labels] or [NONE]:
@@ -64,7 +64,7 @@ class Labels:
 @dataclass(frozen=True)
 class LabelOptions:
     templates: tuple[str, ...] = TEMPLATES  # prompts with {c} in the place of the label
-    multi: bool = False  # each label that fits, any number; else the best one
+    multi: bool = False  # every label that fits, any number; else the best one
     none: bool = False  # the best label may not fit either
     cutoff: float = LABEL_CUTOFF  # margin from which a label fits
     inv_tau: float | None = None  # τ⁻¹ in the place of the model's
@@ -158,7 +158,7 @@ def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str],
     selection, folds = require("sklearn.model_selection", "train"), int(min(_FOLDS, counts.min()))
     plain = require("sklearn.linear_model", "train").LogisticRegression(C=_DEFAULT_STRENGTH, max_iter=1000)
     model, outer = plain, selection.StratifiedKFold(folds, shuffle=True, random_state=0)
-    if counts.min() > _FOLDS:  # each inner fold has one of each label
+    if counts.min() > _FOLDS:  # each inner fold has one of every label
         inner = selection.StratifiedKFold(_INNER_FOLDS, shuffle=True, random_state=0)
         model = selection.GridSearchCV(plain, {"C": STRENGTHS}, cv=inner)
     early = require("sklearn.exceptions", "train").ConvergenceWarning
@@ -176,7 +176,7 @@ def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str],
 
 
 def head_of(view: View, folder: Path) -> tuple[Head, float]:
-    """A head from an index of a folder with a sub-folder for each label, and zero-shot's accuracy on the examples."""
+    """A head from an index of a folder with a sub-folder per label, and zero-shot's accuracy on the examples."""
     ids, rows = _all_rows(view)
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - as the index has it: links stay
     names: list[str] = []

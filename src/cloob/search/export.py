@@ -30,17 +30,17 @@ def export(view: View, path: Path) -> int:
     types |= {"width": pa.int32(), "height": pa.int32(), "bytes": pa.int64()}
     fields = list(types)
     types |= {"vector": pa.list_(pa.float32(), model.dim)}
-    found: dict[str, set[type]] = defaultdict(set)
+    result: dict[str, set[type]] = defaultdict(set)
     for items, _ in view.blocks():
         for item in items:
             for name, value in item.columns.items():
-                found[name].add(type(value))
+                result[name].add(type(value))
     own = {}
-    for name in sorted(found):
+    for name in sorted(result):
         title = name
         while title in types:
             title = f"column_{title}"
-        kind = next(kind for kind, (held, _) in _KINDS.items() if found[name] <= held)
+        kind = next(kind for kind, (held, _) in _KINDS.items() if result[name] <= held)
         types[title], own[title] = pa.type_for_alias(kind), (name, _KINDS[kind][1])
     schema = pa.schema(types).with_metadata({"model": model.name, "fingerprint": model.fingerprint})
     count = 0

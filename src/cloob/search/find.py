@@ -60,11 +60,11 @@ def search(
         for id_, rank in ranks.items():
             fused[id_] = fused.get(id_, 0.0) + 1 / (_K + rank)
     order = [id_ for id_ in sorted(fused, key=lambda id_: -fused[id_]) if math.isfinite(scores[id_])]
-    found = [
+    result = [
         Hit(item, scores[id_], above[id_], places(item, spoken) if id_ in by_words else ())
         for id_, item in view.items(order[:top]).items()
     ]
-    return Results(tuple(found), near.searched, cut, view.model.name)
+    return Results(tuple(result), near.searched, cut, view.model.name)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def explain(view: View, query: AnyQuery, beta: float | None, top: int, row: Vect
     """The pictures are the stored patterns X, the query is the state q of a modern Hopfield network.
 
     One update (Eq. 4 of arXiv:2110.11316) gives ``norm(Xᵀ softmax(β X q))``: an average of the pictures, weighted by
-    the softmax. A small β averages over the whole collection, a large one returns the nearest picture. Against M
+    the softmax. A small β averages over the full collection, a large one returns the nearest picture. Against M
     pictures it has to be compared with ln M.
     """
     import torch

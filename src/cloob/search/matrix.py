@@ -1,4 +1,4 @@
-"""The vectors of one model in a mapped file beside the database, and exact search in them.
+"""The vectors of one model in a mapped file next to the database, and exact search in them.
 
 A file belongs to one revision of the index, and its name has the random stamp of that revision. A vector carries the
 revision in which it was written: so a newer index is the file without the rows that have gone or changed since, and

@@ -92,7 +92,7 @@ def of_xmp(data: bytes) -> dict[str, Value]:
     except (ElementTree.ParseError, ValueError):
         root = None
     columns: dict[str, Value] = {}
-    for about in [] if root is None else [each for rdf in root.iter(f"{_RDF}RDF") for each in rdf]:
+    for about in [] if root is None else [item for rdf in root.iter(f"{_RDF}RDF") for item in rdf]:
         texts = {}
         for name in ("subject", "description"):
             lines = [line for parent in about.findall(f"{_DC}{name}") for line in parent.iter(f"{_RDF}li")]

@@ -76,9 +76,9 @@ class Models:
         """The name of a model that was typed by its name, or by what it is loaded from."""
         spec, models = absolute(model), self._store.models()
         run = spec if split_checkpoint(model)[1] else split_checkpoint(spec)[0]
-        named = [each for each in models if each.name == model]
-        named += [each for each in models if each.spec == spec]
-        named += [each for each in models if split_checkpoint(each.spec)[0] == run]  # by another checkpoint
+        named = [item for item in models if item.name == model]
+        named += [item for item in models if item.spec == spec]
+        named += [item for item in models if split_checkpoint(item.spec)[0] == run]  # by another checkpoint
         if named and named[0].spec == spec:
             remember(spec)
         return named[0].name if named else model

@@ -160,19 +160,19 @@ class HnswVectors(VectorTable):
             self._counts = {known: count for known, count in self._counts.items() if known[0] == key[0]}
             self._counts[key] = int(self.store._rows(f"SELECT count(*) FROM {among}", values)[0][0])
         searched = self._counts[key]
-        wanted = min(top, searched)
+        expected = min(top, searched)
         query = np.ascontiguousarray(query, np.float32)
-        rows = self._walk(among, query, wanted, values) if wanted and self._has_hnsw(number) else []
-        if len(rows) < wanted:
+        rows = self._walk(among, query, expected, values) if expected and self._has_hnsw(number) else []
+        if len(rows) < expected:
             rows = self.store._rows(
                 f"SELECT item, -(vector <#> ?) AS score FROM {among} ORDER BY score DESC, item LIMIT ?",
-                (query, *values, wanted),
+                (query, *values, expected),
             )
         ids, scores = np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.float32)
         return Neighbours(ids, scores, searched)
 
     def optimise(self) -> None:
-        """Makes an HNSW index of each model's vectors once there are many, and counts for the planner."""
+        """Makes an HNSW index of every model's vectors once there are many, and counts for the planner."""
         for number, dim in self.store._rows("SELECT id, dim FROM cloob_models"):
             ((count,),) = self.store._rows("SELECT count(*) FROM cloob_vectors WHERE model = ?", (number,))
             if count > HNSW_ROWS and dim <= _HNSW_DIM and not self._has_hnsw(number):

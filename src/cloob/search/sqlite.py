@@ -1,4 +1,4 @@
-"""An index in one folder: a SQLite file is the truth, matrices beside it are caches for searching.
+"""An index in one folder: a SQLite file is the truth, matrices next to it are caches for searching.
 
 A file that somebody hands over is data: its tables have to be exactly those that are made here, so that no view,
 trigger or generated column in it is ever run, functions in its schema are not trusted, and no extension is loaded.
@@ -186,7 +186,7 @@ class SqliteStore(Store):
 
 
 class FlatVectors(VectorTable):
-    """Vectors in SQLite, and a matrix of each model beside it."""
+    """Vectors in SQLite, and a matrix of every model next to it."""
 
     store: SqliteStore
 

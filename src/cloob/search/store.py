@@ -127,7 +127,7 @@ class VectorTable(ABC):
 
 
 class Store(ABC):
-    """Items, metadata and vectors of one index. Each call that writes is one transaction: all of it or nothing."""
+    """Items, metadata and vectors of one index. Every call that writes is one transaction: all of it or nothing."""
 
     address: str  # what opens it again; of a database without the password
     writable: bool
@@ -165,7 +165,7 @@ class Store(ABC):
             yield self._rows(_REVISE, (secrets.randbits(62),))[0][0]
 
     def revision(self) -> int:
-        """Grows with each committed change: caches and servers look here whether to read again."""
+        """Grows with every committed change: caches and servers look here whether to read again."""
         return int(self._rows("SELECT max(revision) FROM cloob_revisions")[0][0])
 
     def models(self, *, unfinished: bool = False) -> tuple[IndexedModel, ...]:
@@ -191,7 +191,7 @@ class Store(ABC):
         """
         with self._writing():
             models, place = self.models(unfinished=True), None
-            there = next((each for each in models if each.name == model.name), model)
+            there = next((item for item in models if item.name == model.name), model)
             if there.fingerprint != model.fingerprint:
                 if not replace:
                     raise InputError(
@@ -200,7 +200,7 @@ class Store(ABC):
                     )
                 model = dataclasses.replace(model, name=f"{model.name} +{model.fingerprint}", replaces=there.number)
                 ((place,),) = self._rows("SELECT place FROM cloob_models WHERE id = ?", (there.number,))
-            same = [each for each in models if (each.name, each.fingerprint) == (model.name, model.fingerprint)]
+            same = [item for item in models if (item.name, item.fingerprint) == (model.name, model.fingerprint)]
             for other in models if model.replaces else ():
                 if other.replaces == model.replaces and other not in same:
                     self._drop(other)  # it was to replace the same one
@@ -213,7 +213,7 @@ class Store(ABC):
 
     def finish(self, model: IndexedModel) -> None:
         """Puts a model in the place of the one that it replaces, whose vectors go."""
-        for old in [each for each in self.models() if each.number == model.replaces]:
+        for old in [item for item in self.models() if item.number == model.replaces]:
             with self._writing():
                 self._drop(old)
                 statement = "UPDATE cloob_models SET name = ?, replaces = NULL WHERE id = ?"
@@ -319,8 +319,8 @@ class Store(ABC):
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
-        known = [(each.bytes, each.mtime_ns, valid(each.fault or "")) for each in faults]
-        rows = [(*self._stored(source, each.path), *row) for each, row in zip(faults, known, strict=True)]
+        known = [(item.bytes, item.mtime_ns, valid(item.fault or "")) for item in faults]
+        rows = [(*self._stored(source, item.path), *row) for item, row in zip(faults, known, strict=True)]
         with self._writing():
             self._forget(rows, items=True)
             self._many("INSERT INTO cloob_faults (source, path, bytes, mtime_ns, fault) VALUES (?, ?, ?, ?, ?)", rows)
@@ -355,13 +355,13 @@ class Store(ABC):
         return {name: "mixed" if len(some) > 1 else (some or ["number"])[0] for name, some in known.items()}
 
     def known(self, model: IndexedModel, contents: Iterable[str]) -> dict[str, Vectors]:
-        """The vector (D,) of each content that has one."""
+        """The vector (D,) of every content that has one."""
         of_item = "SELECT item FROM cloob_vectors WHERE item = id AND model = ?"  # a join would read all vectors
         statement = f"SELECT ({of_item}), content FROM cloob_items WHERE content {self._among}"
-        found = dict(self._rows(statement, (model.number, list(contents))))
-        found.pop(None, None)
-        ids, rows = self.table.vectors(model, [*found]) if found else ((), ())
-        return {found[id_]: row for id_, row in zip(ids, rows, strict=True)}
+        result = dict(self._rows(statement, (model.number, list(contents))))
+        result.pop(None, None)
+        ids, rows = self.table.vectors(model, [*result]) if result else ((), ())
+        return {result[id_]: row for id_, row in zip(ids, rows, strict=True)}
 
     def count(self, where: Filter | None = None) -> int:
         condition, values = self._condition(where)
@@ -405,10 +405,10 @@ class Store(ABC):
 
     def vectors(self, model: str | IndexedModel, ids: Sequence[int] | Ids) -> Vectors:
         """(n, D) in the order asked for; rows of NaN where there is no vector."""
-        known, wanted = self.model(model), list(map(int, ids))
-        result = np.full((len(wanted), known.dim), np.nan, np.float32)
-        for start in range(0, len(wanted), _PAGE):
-            page = wanted[start : start + _PAGE]
+        known, expected = self.model(model), list(map(int, ids))
+        result = np.full((len(expected), known.dim), np.nan, np.float32)
+        for start in range(0, len(expected), _PAGE):
+            page = expected[start : start + _PAGE]
             there, rows = self.table.vectors(known, page)
             if len(there):
                 order = dict(zip(there, range(len(there)), strict=True))

@@ -54,21 +54,21 @@ def update(
     collections = [sources] if isinstance(sources, Rows) else _open_all(store, sources, options)
     model, is_new = _model(store, models, options, device, collections)
     if model.replaces is not None:  # which is finished when it has vectors of all
-        others = {*store.sources()} - {each.name for each in collections}
+        others = {*store.sources()} - {item.name for item in collections}
         collections += _open_all(store, sorted(others), options) if others else []
     done, settings = Summary(), store.settings()
-    files = [each for each in collections if isinstance(each, VectorFile)]
-    collections = [each for each in collections if not isinstance(each, VectorFile)]
-    plans = [make_plan(store, each, model.number, done, remove_all=options.remove_all) for each in collections]
+    files = [item for item in collections if isinstance(item, VectorFile)]
+    collections = [item for item in collections if not isinstance(item, VectorFile)]
+    plans = [make_plan(store, item, model.number, done, remove_all=options.remove_all) for item in collections]
     for file in files if options.scan.vectors is None else ():
         if file.name in settings and settings[file.name].fingerprint != model.fingerprint:
             done.refused[file.name] = "its vectors are of another model; --vectors names a column of this one's"
     for name, why in done.refused.items() if model.replaces is not None else ():
         raise InputError(f"{name}: {why}")
-    for each in collections if options.scan.exclude else ():
-        store.set(each.name, SourceSettings(tuple(filter(None, options.scan.exclude))))
+    for item in collections if options.scan.exclude else ():
+        store.set(item.name, SourceSettings(tuple(filter(None, options.scan.exclude))))
     start = time.monotonic()
-    work = [each for some, _ in plans for each in some]
+    work = [item for some, _ in plans for item in some]
     if work and model.precision == "bf16" and device.type == "cpu":
         warn_of_emulated_bfloat16()
     most = None if options.max_megapixels is None else max(1, int(options.max_megapixels * 1e6))
@@ -82,8 +82,8 @@ def update(
     for file in files:
         if file.name not in done.refused:
             take(store, model, file, done, options.remove_all, progress)
-    for each, (_, gone) in zip(collections, plans, strict=True):  # nothing goes before its vectors were copied
-        store.remove(each.name, [state.path for state in gone])
+    for item, (_, gone) in zip(collections, plans, strict=True):  # nothing goes before its vectors were copied
+        store.remove(item.name, [state.path for state in gone])
         done.removed += sum(state.id is not None for state in gone)
     if is_new and not done.added + done.changed + done.completed:
         store.remove_model(model)
@@ -135,8 +135,8 @@ def _model(
     store: Store, models: Models, options: UpdateOptions, device: torch.device, collections: Sequence[Collection]
 ) -> tuple[IndexedModel, bool]:
     """The model of an update, which the index has then, and whether it is new; loaded unless it goes on as it is."""
-    precision, asked = options.precision, options.model
-    if asked is None:
+    precision, requested = options.precision, options.model
+    if requested is None:
         existing = store.models()
         named = [model for model in existing if options.name in (None, model.name)]
         if len(named) != 1:
@@ -148,17 +148,19 @@ def _model(
             return old, False
         name, spec, precision = old.name, old.spec, precision or old.precision
         encoder, weights = load_named(spec, device)
-    elif isinstance(asked, str | Path):
-        spec = str(asked).partition(":")[2] if str(asked).startswith(("hf-hub:", "local-dir:")) else str(asked)
+    elif isinstance(requested, str | Path):
+        spec = (
+            str(requested).partition(":")[2] if str(requested).startswith(("hf-hub:", "local-dir:")) else str(requested)
+        )
         stem = Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
-        name, spec = options.name or stem, absolute(str(asked))
+        name, spec = options.name or stem, absolute(str(requested))
         remember(spec)
         encoder, weights = load_with_fingerprint(spec, device)
     else:
-        name = spec = options.name or asked.name
-        encoder, weights = asked, fingerprint(asked)
-    for each in collections:
-        each.check(encoder)
+        name = spec = options.name or requested.name
+        encoder, weights = requested, fingerprint(requested)
+    for item in collections:
+        item.check(encoder)
     alike = [model for model in store.models(unfinished=True) if model.weights == weights]
     alike.sort(key=lambda model: model.name != name)
     if precision is None:

@@ -66,7 +66,7 @@ POSTGRESQL = Dialect(
     like="ILIKE {} ESCAPE '\\'",
     lower="",
     collate=' COLLATE "C"',
-    number="?::numeric",  # as a float it would overflow beside a larger number of a column
+    number="?::numeric",  # as a float it would overflow next to a larger number of a column
     place="{}",
 )
 
@@ -163,7 +163,7 @@ class _Parser:
         return f"({self._column_value(column)} IS NOT NULL AND NOT ({self._compared(column, operator, values)}))"
 
     def _compared(self, column: str, operator: str, values: list[Literal]) -> str:
-        """False where the column has nothing; of ``in`` a part for each kind of value."""
+        """False where the column has nothing; of ``in`` a part per kind of value."""
         groups: dict[tuple[str, int], list[Literal]] = {}
         for value in values:
             kind = {bool: "bool", str: "text"}.get(type(value), "number")
@@ -193,7 +193,7 @@ class _Parser:
         kind, name = self._kind, self._value
         if kind != "quoted" and (kind != "word" or name.lower() in _KEYWORDS):
             self._expected("a column's name")
-        known = [each for each in (*TEXTS, *NUMBERS, *(self._columns or ())) if each not in self._hidden]
+        known = [item for item in (*TEXTS, *NUMBERS, *(self._columns or ())) if item not in self._hidden]
         if name in self._hidden or (self._columns is not None and name not in known):
             self._fail(f"no column {name!r}; {nearest(name, known)}")
         self._pop()

@@ -46,7 +46,7 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # FastAPI puts routes together at their first use, with the warnings of the whole process changed
+        # FastAPI puts routes together at their first use, with the warnings of the full process changed
         # meanwhile. That must be over when the model is loaded, in a thread, by libraries that do the same.
         app.openapi()
         warming = asyncio.create_task(collection.warm())

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MAX_UPLOADS, MAX_UPLOADS_BYTES = 256, 256_000_000  # that are kept; those used longest ago go first
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-# Threads of each kind of work: one runs the models, as each one that does has a team of torch's threads; what takes
+# Threads of every kind of work: one runs the models, as each one that does has a team of torch's threads; what takes
 # long (duplicates, labels) goes one after the other, next to the searches; 64 megapixels that are decoded are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
 Kind = Literal["encode", "search", "slow", "files", "decode"]
@@ -83,7 +83,7 @@ class Batcher:
 
 
 class Collection:
-    """An open index with its encoders, and bounds for each kind of work."""
+    """An open index with its encoders, and bounds per kind of work."""
 
     def __init__(self, index: Index, config: ServeConfig) -> None:
         self.index, self.config = index, config
@@ -154,10 +154,10 @@ class Collection:
         }
 
     async def item(self, id_: int) -> Item:
-        found = await self.run(lambda: self.index.items([id_]))
-        if not found:
+        result = await self.run(lambda: self.index.items([id_]))
+        if not result:
             raise HTTPException(404, f"no picture {id_}")
-        return found[0]
+        return result[0]
 
     async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Vector]:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,)."""
@@ -211,7 +211,7 @@ class Collection:
         added, kept = await self.run(checked, "decode"), self._uploads
         kept.setdefault(added.id, added)
         kept.move_to_end(added.id)
-        while len(kept) > MAX_UPLOADS or sum(len(each.data) for each in kept.values()) > MAX_UPLOADS_BYTES:
+        while len(kept) > MAX_UPLOADS or sum(len(item.data) for item in kept.values()) > MAX_UPLOADS_BYTES:
             kept.popitem(last=False)
         return kept[added.id]
 

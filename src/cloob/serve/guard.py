@@ -56,7 +56,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Checks host, origin and token of each request, and adds the headers that keep a browser careful."""
+    """Checks host, origin and token of every request, and adds the headers that keep a browser careful."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig, login_page: str) -> None:
         self._app, self._config, self._login_page = app, config, login_page

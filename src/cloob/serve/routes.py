@@ -25,9 +25,9 @@ from cloob.serve.schemas import Id, Name, Part, Top, Where
 
 
 async def collection(request: Request) -> Collection:
-    """The collection that the server was started with; async, as FastAPI runs others in a thread for each request."""
-    found: Collection = request.app.state.collection
-    return found
+    """The collection that the server was started with; async, as FastAPI runs others in a thread per request."""
+    result: Collection = request.app.state.collection
+    return result
 
 
 api = APIRouter(prefix="/api")
@@ -47,7 +47,7 @@ _ANY: Responses = {200: {"content": {"image/*": {}, "application/octet-stream": 
 
 @api.get("/health")
 async def health(served: Served) -> dict[str, str | int | list[str]]:
-    """That the server is there, and in which state the index is: ``revision`` grows with each change."""
+    """That the server is there, and in which state the index is: ``revision`` grows with every change."""
     index = served.index
     pictures, revision, models = await served.run(lambda: (len(index), index.revision(), index.models))
     return {"status": "ok", "pictures": pictures, "revision": revision, "models": [model.name for model in models]}
@@ -83,8 +83,8 @@ async def _found(
         revision = index.revision()
         return revision, index.search(query, row=row, top=top, where=condition, model=model, cutoff=cutoff)
 
-    revision, found = await served.run(work)
-    same = first_alike(hit.item for hit in found.hits)
+    revision, result = await served.run(work)
+    same = first_alike(hit.item for hit in result.hits)
     hits: list[schemas.FoundPicture] = [
         {
             **served.picture(hit.item),
@@ -93,9 +93,9 @@ async def _found(
             "words": list(hit.words),
             "same": first,
         }
-        for hit, first in zip(found.hits, same, strict=True)
+        for hit, first in zip(result.hits, same, strict=True)
     ]
-    return {"model": found.model, "revision": revision, "searched": found.searched, "cut": found.cut, "hits": hits}
+    return {"model": result.model, "revision": revision, "searched": result.searched, "cut": result.cut, "hits": hits}
 
 
 @api.post("/explain")
@@ -106,18 +106,18 @@ async def explain(served: Served, query: schemas.ExplainQuery) -> schemas.Explai
     """
     model, where = await served.model(query.model), await served.filter(query.where)
     terms, row = await served.query(query.parts, model)
-    found = await served.run(
+    result = await served.run(
         lambda: served.index.explain(terms, row=row, beta=query.beta, top=query.top, where=where, model=model)
     )
     return {
         "model": model.name,
-        "beta": found.beta,
-        "memory": found.memory,
-        "effective": found.effective,
-        "agreement": _cosine(found.agreement),
+        "beta": result.beta,
+        "memory": result.memory,
+        "effective": result.effective,
+        "agreement": _cosine(result.agreement),
         "memories": [
             {**served.picture(each.item), "weight": each.weight, "score": _cosine(each.score)}
-            for each in found.pictures
+            for each in result.pictures
         ],
     }
 
@@ -161,7 +161,7 @@ async def duplicates(
     where: Where | None = None,
     model: Name | None = None,
 ) -> schemas.Duplicates:
-    """Groups of pictures that look alike, the largest first; all are compared, once for each state of the index.
+    """Groups of pictures that look alike, the largest first; all are compared, once per state of the index.
 
     Files that are gone or have changed by now are left out: ``stale`` of them.
     """
@@ -172,9 +172,9 @@ async def duplicates(
     if groups is None:
         look = partial(look_alikes, view, threshold, exact=False)
         groups = await served.run_slow(lambda: memo.of(key, look), request)
-    found = await served.run(lambda: present(view, groups), "files")
+    result = await served.run(lambda: present(view, groups), "files")
     shown: list[schemas.Group] = []
-    for group in found.groups:
+    for group in result.groups:
         equal: dict[str, int] = {}
         shot: dict[str, int] = {}
         shown.append(
@@ -185,7 +185,7 @@ async def duplicates(
                 "shot": [shot.setdefault(shot_of(hit.item.path), hit.item.id) for hit in group],
             }
         )
-    return {"model": by.name, "revision": revision, "groups": shown, "stale": found.stale, "twice": found.twice}
+    return {"model": by.name, "revision": revision, "groups": shown, "stale": result.stale, "twice": result.twice}
 
 
 @api.post("/embed")
@@ -210,8 +210,8 @@ async def ids(
 ) -> dict[str, int | list[int]]:
     """The ids of all pictures, or of those that a filter lets through."""
     condition, store = await served.filter(where), served.index.store
-    revision, found = await served.run(lambda: (store.revision(), store.ids(condition, order=order)))
-    return {"revision": revision, "ids": found.tolist()}
+    revision, result = await served.run(lambda: (store.revision(), store.ids(condition, order=order)))
+    return {"revision": revision, "ids": result.tolist()}
 
 
 @api.get("/shots")
@@ -225,13 +225,13 @@ async def shots(served: Served) -> schemas.Shots:
         return {state.id: first for state, first in pairs if state.id is not None and state.id != first}
 
     revision = await served.run(served.index.revision)
-    found = await served.run(lambda: served.index.memo.of((revision, "shots"), work))
-    return {"revision": revision, "ids": list(found), "firsts": list(found.values())}
+    result = await served.run(lambda: served.index.memo.of((revision, "shots"), work))
+    return {"revision": revision, "ids": list(result), "firsts": list(result.values())}
 
 
 @api.get("/columns")
 async def columns(served: Served) -> list[dict[str, str]]:
-    """What a filter can name: ``name`` and ``kind`` of each column."""
+    """What a filter can name: ``name`` and ``kind`` of every column."""
     kinds = dict.fromkeys(TEXTS, "text") | dict.fromkeys(NUMBERS, "number") | {"date": "date"}
     kinds |= await served.run(served.index.columns)
     return [{"name": name, "kind": kind} for name, kind in kinds.items()]
@@ -257,8 +257,8 @@ async def picture(request: Request, served: Served, id: Id) -> Response:
 
 async def _file(request: Request, served: Collection, id: int, form: str, read: Callable[[], bytes]) -> Response:
     """A browser may keep it, and asks each time: the next index has another picture under the same address."""
-    found = await served.item(id)
-    headers = {"etag": f'"{found.content[:32]}{form}"', "cache-control": "private, no-cache"}
+    result = await served.item(id)
+    headers = {"etag": f'"{result.content[:32]}{form}"', "cache-control": "private, no-cache"}
     known = request.headers.get("if-none-match", "").split(",")
     if headers["etag"] in (tag.strip().removeprefix("W/") for tag in known):
         return Response(status_code=304, headers=headers)

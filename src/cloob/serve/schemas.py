@@ -161,7 +161,7 @@ class Classified(TypedDict):
 class Group(TypedDict):
     """Pictures that look alike, the best first.
 
-    ``equal`` is for each the first of the group with the same bytes, ``shot`` the first of the same shot (RAW and JPEG
+    ``equal`` is per the first of the group with the same bytes, ``shot`` the first of the same shot (RAW and JPEG
     of one stem); or itself.
     """
 

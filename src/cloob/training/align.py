@@ -67,9 +67,11 @@ def cleaned(pairs: VectorPairs, config: TrainConfig, *, resumed: bool) -> tuple[
         distinct = len(torch.unique(ids))
         if distinct < _LEAST:
             wrong(f"{pairs.name}: {distinct} distinct ids; --clean needs {_LEAST} or more")
-        found = suspicion(a, b, ids)
-        count = found.count() if how == "auto" else round(float(how) * len(pairs))
-        return [(keys[place], f"{found.scores[place]:.6g}", place) for place in found.scores.argsort()[:count].tolist()]
+        result = suspicion(a, b, ids)
+        count = result.count() if how == "auto" else round(float(how) * len(pairs))
+        return [
+            (keys[place], f"{result.scores[place]:.6g}", place) for place in result.scores.argsort()[:count].tolist()
+        ]
 
     listed = on_rank_zero(left_out, slow=True)
     if rank() == 0:
@@ -130,7 +132,7 @@ class FeatureLoader(Loader):
     """A ``Loader`` of features; the first batch of the first epoch, on rank 0, lists all pairs that cannot be used.
 
     When training it leaves out what --clean does. ``by_id``: the rows of an id are one answer. A picture with several
-    captions is one pair of an epoch, as of a ``PairLoader``; for the closed form each caption is one.
+    captions is one pair of an epoch, as of a ``PairLoader``; for the closed form every caption is one.
     """
 
     left_out: LeftOut | None = None
@@ -231,13 +233,13 @@ def open_vectors(config: TrainConfig) -> tuple[VectorPairs, VectorPairs | None]:
     if files.val_a is not None and files.val_b is not None:
         held_out = open_pairs(files.val_a, files.val_b, files.val_ids)
         for side in ("a", "b"):
-            width, other = (getattr(each, side).shape[1] for each in (pairs, held_out))
+            width, other = (getattr(item, side).shape[1] for item in (pairs, held_out))
             if width != other:
                 wrong(f"val_{side} has {other:,} columns, {side} has {width:,}")
-    for each in (pairs, held_out):
-        if each is not None:
-            total = len(each) + len(each.skipped)
-            check_fraction(each.name, "pairs", each.skipped, total, config.pairs.max_bad_fraction)
+    for item in (pairs, held_out):
+        if item is not None:
+            total = len(item) + len(item.skipped)
+            check_fraction(item.name, "pairs", item.skipped, total, config.pairs.max_bad_fraction)
     return with_held_out(pairs, held_out, share)
 
 
@@ -262,9 +264,9 @@ def make_vector_encoder(config: TrainConfig, pairs: VectorPairs) -> VectorEncode
     for side, rows in (("a", a), ("b", b)):
         if bool((rows == rows[0]).all()):
             logger.warning("all rows of %s are equal: nothing can be learned from them", side)
-    asked = config.align.standardise or "auto"
-    ways = [asked, asked]
-    if asked == "auto":  # by column where one scale would all but hide half of the columns
+    requested = config.align.standardise or "auto"
+    ways = [requested, requested]
+    if requested == "auto":  # by column where one scale would all but hide half of the columns
         variances = [rows[:: -(-len(rows) // 4096)].double().var(0, unbiased=False) for rows in (a, b)]
         ways = ["column" if variance.median() < 0.01 * variance.mean() else "one" for variance in variances]
         if "column" in ways:

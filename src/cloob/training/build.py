@@ -1,4 +1,4 @@
-"""From a configuration and given parts to a ``Run``, each part checked before the first step."""
+"""From a configuration and given parts to a ``Run``, every part checked before the first step."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class RunInfo:
     encoder: Any  # a DualEncoder, or the given towers; a callback may switch it to eval mode, the loop switches back
     objective: Any  # a ContrastiveObjective, or the given loss
     device: torch.device
-    total_steps: int  # of the whole run
+    total_steps: int  # of the full run
     steps_per_epoch: int
     start_step: int = 0  # steps done before this process took over; 0 unless resumed
     rank: int = 0  # this process's
@@ -83,7 +83,7 @@ class Callback:
         """
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
-        """After each epoch, with the line of ``epochs.jsonl``; also after one that the run's length ended early."""
+        """After every epoch, with the line of ``epochs.jsonl``; also after one that the run's length ended early."""
 
     def on_checkpoint(self, path: Path) -> None:
         """After a checkpoint was written whole."""

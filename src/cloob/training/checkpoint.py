@@ -72,7 +72,7 @@ def weights_digest(checkpoint: Path) -> str:
 class Saver:
     """Writes the checkpoints of one run, and knows the last (or the one it was resumed from) and the best.
 
-    Shards are written while the training goes on; ``notify`` is called with each checkpoint once it is complete.
+    Shards are written while the training goes on; ``notify`` is called with every checkpoint once it is complete.
     """
 
     def __init__(

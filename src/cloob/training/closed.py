@@ -72,8 +72,8 @@ def _choose(run: Run, moments: PairMoments, judges: list[Rows]) -> tuple[dict[st
     tries_both = judges and run.config.align.standardise in (None, "auto")
     tried: list[tuple[float, dict[str, Any], CanonicalDirections]] = []
     for by_column in (usual, not usual) if tries_both else (usual,):
-        for ridge, found in zip(_RIDGES, canonical_directions(moments, _RIDGES, by_column=by_column), strict=True):
-            directions = CanonicalDirections(*(part[..., :width] for part in found))
+        for ridge, result in zip(_RIDGES, canonical_directions(moments, _RIDGES, by_column=by_column), strict=True):
+            directions = CanonicalDirections(*(part[..., :width] for part in result))
             settings = {"ridge": ridge, "power": _POWERS[0], "by_column": by_column}
             if not judges:
                 return settings, directions

@@ -59,7 +59,7 @@ class Given:
     optimizer: MakeOptimizer | None = None
 
     def named(self, config: TrainConfig) -> TrainConfig:
-        """The configuration with the class of each given part, and without what that part takes the place of."""
+        """The configuration with the class of every given part, and without what that part takes the place of."""
         names: dict[str, str | None] = {}
         for name, part in vars(self).items():
             before = getattr(config.given, f"given_{name}")
@@ -104,7 +104,7 @@ def open_pairs(
 
 
 def open_both(config: TrainConfig, *, train: bool = False) -> tuple[Source, Source | None]:
-    """The training and held-out pairs; a run keeps the rows of held-out ones beside its checkpoints."""
+    """The training and held-out pairs; a run keeps the rows of held-out ones next to its checkpoints."""
     pairs = config.pairs
     sources = _open(pairs.data, config)
     if pairs.val_split:
@@ -148,8 +148,8 @@ def same_on_every_rank(pairs: Pairs) -> Fingerprint:
     """The fingerprint of pairs; InputError where some host has others: ranks divide them by their number."""
     looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on each host: it may look into a hundred thousand files
     first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
-    for number, (size, found) in enumerate(others, 1):
-        if size != first[0] or (found and found != first[1]):
+    for number, (size, result) in enumerate(others, 1):
+        if size != first[0] or (result and result != first[1]):
             other = f"finds other data than rank 0 ({size:,} pairs, not {first[0]:,}, or with other contents)"
             wrong(f"{pairs.name}: rank {number} {other}; give all the same")
     return first[1]
@@ -258,8 +258,8 @@ class GivenObjective(nn.Module):
             ids = None if ids is None else gather_rows(ids, layout)
         value = self.loss(x, y, ids=ids) if self._takes_ids else self.loss(x, y)
         if not isinstance(value, Tensor) or value.ndim:
-            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"{type(self.loss).__qualname__}: returned {found}; a 0-d tensor is expected")
+            result = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"{type(self.loss).__qualname__}: returned {result}; a 0-d tensor is expected")
         return value
 
     def clamp_(self) -> None:

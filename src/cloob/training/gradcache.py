@@ -5,7 +5,7 @@ each micro-batch again and carry its embeddings' gradients into the towers: one 
 a second forward pass. That repeats the first, so random state is replayed and buffers are put back in between.
 
 Batch normalisation sees micro-batches: the result is that of the same micro-batches in one pass with a graph, not that
-of one large batch. Running statistics move once for each micro-batch, in their order.
+of one large batch. Running statistics move once per micro-batch, in their order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cached_backward(
     autocast: ContextFactory = nullcontext,
     **options: Any,
 ) -> Tensor:
-    """Adds the gradient of ``objective`` on the whole batch to the parameters' ``.grad``; runs ``encode`` twice.
+    """Adds the gradient of ``objective`` on the full batch to the parameters' ``.grad``; runs ``encode`` twice.
 
     Args:
         encode: A micro-batch of n items -> image and text features, (n, D) each. Under DDP it calls the wrapped module.
@@ -53,7 +53,7 @@ def cached_backward(
             ``find_unused_parameters`` has to be off when the objective has parameters or an option learns, and
             ``static_graph`` always.
         scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
-        autocast: Entered for each call of ``encode``.
+        autocast: Entered per call of ``encode``.
         **options: Handed to the objective. A tensor that requires grad, as ``logit_scale=model.logit_scale.exp()``,
             gets its gradient as the objective's parameters do.
 
@@ -173,7 +173,7 @@ def _share_buffers(towers: nn.Module, wrapped: object) -> None:
 def _first_pass(
     encode: Callable[[T], tuple[Tensor, ...]], micro_batches: Sequence[T], towers: nn.Module, autocast: ContextFactory
 ) -> tuple[list[tuple[Tensor, ...]], list[Any]]:
-    """Each micro-batch's features, without a graph, and the random state before it; TypeError for other features."""
+    """Every micro-batch's features, without a graph, and the random state before it; TypeError for other features."""
     features, states, buffers = [], [], Buffers(towers.modules())
     try:
         with torch.no_grad():
@@ -182,9 +182,9 @@ def _first_pass(
                 with autocast():
                     sides: Any = encode(micro_batch)
                 sides = tuple(sides) if isinstance(sides, tuple | list) else (sides,)
-                found = [tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,) for side in sides]
-                if [len(shape) for shape in found] != [2, 2] or found[0][0] != found[1][0]:
-                    raise TypeError(f"encode returned {found}; two tensors (n, D) of the same n are expected")
+                result = [tuple(side.shape) if isinstance(side, Tensor) else (type(side).__name__,) for side in sides]
+                if [len(shape) for shape in result] != [2, 2] or result[0][0] != result[1][0]:
+                    raise TypeError(f"encode returned {result}; two tensors (n, D) of the same n are expected")
                 features.append(sides)
     finally:
         buffers.restore()

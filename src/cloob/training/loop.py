@@ -42,9 +42,9 @@ def train(
     optimizer: MakeOptimizer | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:
-    """Trains two towers. Each part below stands in the place of what the configuration names.
+    """Trains two towers. Every part below stands in the place of what the configuration names.
 
-    Under ``torchrun`` each process calls this; the run folder must be visible to all of them. SIGTERM ends the run
+    Under ``torchrun`` every process calls this; the run folder must be visible to all of them. SIGTERM ends the run
     after the current step with a checkpoint. On the CPU in float32 with one or two processes the same configuration
     gives the same numbers, bit for bit, whether or not the run was interrupted; with more up to rounding.
 

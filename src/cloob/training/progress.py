@@ -74,7 +74,7 @@ class Progress:
     epoch: int = 0  # epochs completed; the last may have been cut short
     passed: int = 0  # samples of all epochs already passed, whether usable or not
     position: int = 0  # those of the current epoch's order
-    lanes: int = 0  # sequences of shards of the current epoch's order; 0: not begun, one for each process
+    lanes: int = 0  # sequences of shards of the current epoch's order; 0: not begun, one per process
     samples_seen: int = 0  # usable samples trained on
     nonfinite: int = 0  # steps in a row skipped for a non-finite loss or gradient
     seconds: float = 0.0  # training time so far

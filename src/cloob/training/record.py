@@ -58,7 +58,7 @@ class Step:
 
 
 class StepLog:
-    """Accounts for the steps; every rank has one. ``notify`` is called with each line of ``metrics.jsonl``."""
+    """Accounts for the steps; every rank has one. ``notify`` is called with every line of ``metrics.jsonl``."""
 
     def __init__(self, run: Run, notify: Callable[[Mapping[str, Any]], None]) -> None:
         self.run = run
@@ -90,7 +90,7 @@ class StepLog:
         steps, self._pending = self._pending, []
         if not steps:
             return
-        asked = time.perf_counter()
+        requested = time.perf_counter()
         launched = [step.outcome.numbers for step in steps if step.outcome is not None]
         rows = iter(torch.stack(launched).tolist() if launched else ())  # all numbers come in one copy
         results = [step.outcome.result(next(rows)) if step.outcome is not None else None for step in steps]
@@ -105,7 +105,7 @@ class StepLog:
             "peak_memory": _peak_memory(self.run.stepper.device),
         }
         if self._late:
-            shared["device_wait"] = (answered - asked) / elapsed
+            shared["device_wait"] = (answered - requested) / elapsed
         for step, result, line in zip(steps, results, lines, strict=True):
             self.run.log.write("metrics", line | shared)
             self.notify(line | shared)
@@ -188,10 +188,10 @@ def _geometry(features: tuple[Tensor, Tensor], objective: ContrastiveObjective) 
         return {}
     images, texts = (torch.cat([both[side] for both in everywhere]) for side in (0, 1))
     sides = {"image": images, "text": texts}
-    found: dict[str, float] = {f"effective_eigenvalues_{k}": int(effective_eigenvalues(x)) for k, x in sides.items()}
+    result: dict[str, float] = {f"effective_eigenvalues_{k}": int(effective_eigenvalues(x)) for k, x in sides.items()}
     if objective.contrast in ("infoloob", "infonce"):  # saturation is that of a softmax
-        found["saturation"] = float(saturation(images, texts, float(objective.inv_tau.detach())))
-    return found
+        result["saturation"] = float(saturation(images, texts, float(objective.inv_tau.detach())))
+    return result
 
 
 def judge(run: Run, stop: StopSignal, *, hopfield: bool) -> tuple[dict[str, float | None], list[Skip], bool]:

@@ -94,9 +94,9 @@ class Selection:
         pairs, held_out = self._opened(resumed=False)
         judge = _rows(held_out, _JUDGES)
         logger.info("trying cca, %s on %s held-out ids …", ", ".join(_TRIED), f"{len(np.unique(judge[2])):,}")
-        asked = config.align.standardise
-        ways = ("one", "column") if asked in (None, "auto") else (asked,)
-        closed = self._try("cca", {"standardise": asked}, judge)
+        requested = config.align.standardise
+        ways = ("one", "column") if requested in (None, "auto") else (requested,)
+        closed = self._try("cca", {"standardise": requested}, judge)
         self._closed = closed.heads
         first = [self._try(_TRIED[0], self._settings(_TRIED[0], way), judge) for way in ways]
         usual = first[-1] if crossed([trial.found for trial in first])[1] > 0 else first[0]
@@ -120,13 +120,13 @@ class Selection:
         return {**chosen, **outcome, "trials": trials}
 
     def join(self, result: RunResult) -> RunResult:
-        """Adds a checkpoint of the run's best heads with others and the closed form beside them, if they find more.
+        """Adds a checkpoint of the run's best heads with others and the closed form next to them, if they find more.
 
         Held-out pairs choose which, the weight of the closed form and the strength of the bias against hubs. Rows are
         cut to the configured ``embed_dim``. The others train in ``OUT/members``, which goes when they are joined.
         """
-        run, asked, choice = result.run, self.config.align, read_choice(result.run)
-        single = self.config.loss.objective != "auto" and (asked.members or 1) == 1
+        run, requested, choice = result.run, self.config.align, read_choice(result.run)
+        single = self.config.loss.objective != "auto" and (requested.members or 1) == 1
         if single or result.stopped or result.checkpoint is None:
             return result
         if (runs.latest_checkpoint(run) / runs.JOINED_FILE).is_file():
@@ -135,7 +135,7 @@ class Selection:
         recalls = [line["val_recall"] or 0.0 for line in runs.read_lines(run / runs.EPOCHS_FILE)]
         if config.run.epochs is not None:  # those that the first took to its best
             config = config.override(epochs=max(2, (int(np.argmax(recalls)) + 1) * config.pairs.val_every), patience=0)
-        seeds = [{"seed": config.run.seed + i} for i in range(1, asked.members or 1)]
+        seeds = [{"seed": config.run.seed + i} for i in range(1, requested.members or 1)]
         beside: list[dict[str, Any]] = choice["beside"] if choice else [*seeds, {"objective": "cca"}]
         pairs, held_out = self._opened()
         best = runs.chosen_checkpoint(run)
@@ -147,7 +147,7 @@ class Selection:
             if is_closed and self._closed is not None:
                 heads.append(self._closed)
                 continue
-            width = {"embed_dim": asked.embed_dim} if is_closed else {}
+            width = {"embed_dim": requested.embed_dim} if is_closed else {}
             leaves = {"out": run / runs.MEMBERS_FOLDER / str(number), "resume": "auto", **width, **leaves}
             trained = self._quietly(config.override(**{**TEMPORARY, **leaves, "members": None}))
             if trained.stopped:
@@ -155,7 +155,7 @@ class Selection:
             heads.append(_heads(trained.run))
         names = ["first head", *(f"{leaves.get('objective', 'head')} {i}" for i, leaves in enumerate(beside, 2))]
         judge, bank = _rows(held_out, _JUDGES), _rows(pairs, _BANK)
-        tried = list(_combinations(heads, names, judge, bank, asked.embed_dim or 0))
+        tried = list(_combinations(heads, names, judge, bank, requested.embed_dim or 0))
         what, sides, _ = max(tried, key=lambda one: float(one[2].mean()))
         gain = crossed([found for *_, found in tried])
         judge = _rows(held_out, len(held_out) // -(-len(held_out) // GALLERY))
@@ -264,7 +264,7 @@ def _combinations(
 ) -> Iterator[tuple[str, Heads, Tensor]]:
     """What may be joined, cut to ``width`` columns (0: no cut), in words, as heads, and what it finds.
 
-    The first head alone comes first. Features go through each head once. A bias may not lower recall@10.
+    The first head alone comes first. Features go through every head once. A bias may not lower recall@10.
     """
     closed = names[-1].startswith("cca")
     n, trained = len(heads), len(heads) - closed

@@ -1,9 +1,9 @@
 """FSDP2: weights, gradients and optimiser state in shards over the ranks, and their checkpoints.
 
-A sharded weight is a ``DTensor`` of which each rank holds a part. A run may go on with or without sharding, on any
+A sharded weight is a ``DTensor`` of which every rank holds a part. A run may go on with or without sharding, on any
 number of ranks: ``torch.distributed.checkpoint`` reads shards into whatever is there, and what was written whole is
 cut here. Scalars cannot be sharded: open_clip's frozen ``logit_scale`` and the objective's τ⁻¹ and β stay whole on
-each rank. Buffers do too; like DDP, :func:`share_buffers` hands rank 0's to all.
+every rank. Buffers do too; like DDP, :func:`share_buffers` hands rank 0's to all.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def write_shards(
         tensors |= {f"moments.{index}.{key}": value for key, value in moments.items()}
     tensors = {name: value if value.ndim else value.view(1) for name, value in tensors.items()}  # files have slices
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # what is whole on each rank is rank 0's
+    planner = DefaultSavePlanner(dedup_save_to_lowest_rank=True)  # what is whole on every rank is rank 0's
     written: Any = async_save(tensors, storage_writer=writer, planner=planner, process_group=group)
     return cast("Future[Any]", getattr(written, "upload_completion", written))
 
@@ -168,7 +168,7 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 def _like(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor in the memory format of ``like``, or this rank's shard of it; RuntimeError for other sizes."""
+    """A full tensor in the memory format of ``like``, or this rank's shard of it; RuntimeError for other sizes."""
     if value.shape != like.shape:
         raise RuntimeError(f"{tuple(value.shape)} found where {tuple(like.shape)} belongs")
     if isinstance(like, DTensor):

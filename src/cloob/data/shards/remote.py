@@ -1,7 +1,7 @@
 """Pairs in tar shards that lie elsewhere: each is fetched into a bounded cache when it is first needed.
 
 ``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec, so no URL reaches a shell. The
-order needs the number of samples of each shard: ``sizes.json`` beside the shards, or ``cloob data SHARDS --count``.
+order needs the number of samples of every shard: ``sizes.json`` next to the shards, or ``cloob data SHARDS --count``.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class RemoteShardSource(FileSource[ShardSource]):
 
 
 def open_remote(spec: str, cache: Cache, member: str | None = None) -> RemoteShardSource:
-    """Opens streamed shards, whose counts are remembered on this machine or lie beside the shards."""
+    """Opens streamed shards, whose counts are remembered on this machine or lie next to the shards."""
     urls = expand(spec, escape=False)
     counts = _read_sizes(_memory(spec))
     if not counts.keys() >= {*urls}:

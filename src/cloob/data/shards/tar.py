@@ -59,7 +59,7 @@ def split_name(name: str) -> tuple[str, str]:
 def group_members(
     members: Sequence[Member], extensions: Sequence[Sequence[str]]
 ) -> tuple[dict[str, list[Member | None]], list[str]]:
-    """The samples of a tar by key: the member of each part, which has one of its ``extensions``, or None.
+    """The samples of a tar by key: the member of every part, which has one of its ``extensions``, or None.
 
     Also the names of what looks like a part and is none: its key has a dot, or the tar holds it before.
     """

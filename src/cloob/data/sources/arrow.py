@@ -32,7 +32,7 @@ from cloob.pictures import MAX_IMAGE_BYTES
 T = TypeVar("T")
 
 _FAILED_SECONDS = 60.0  # for which a file that could not be opened is not tried again: each of its rows would wait
-_DOWNLOADS = 2  # at the same time, by each process
+_DOWNLOADS = 2  # at the same time, by every process
 _LOST = (errno.ENOENT, errno.ENOSPC, errno.EDQUOT)  # what the cache has removed, or has no room for
 ARROW_SUFFIXES = (".arrow", ".parquet")
 NO_PICTURE = "neither bytes nor a path"  # of a row without a picture
@@ -60,7 +60,7 @@ def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
 
 
 class FileSource(ABC, Generic[T]):
-    """Rows in files. Each is prepared when its first row is read; ``streamed`` is whether that is costly."""
+    """Rows in files. Every is prepared when its first row is read; ``streamed`` is whether that is costly."""
 
     max_open = 32  # of a streamed source
 
@@ -181,7 +181,7 @@ class ArrowSource(FileSource[pa.Table]):
                 _check(path, schema, self._caption, "caption")
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``; its key is ``file/row``, rows counted from 0 in each file."""
+        """The pair at ``index``; its key is ``file/row``, rows counted from 0 in every file."""
         path, table, row = self.row(index)
         caption = clean_caption(_bytes(table.column(self._caption)[row]), f"{path.name}/{row}", str(path))
         return RawSample(f"{path.name}/{row}", self.picture(index), caption)
@@ -202,7 +202,7 @@ class ArrowSource(FileSource[pa.Table]):
         return self.paths[shard], self.opened(shard), row
 
     def picture(self, index: int) -> bytes:
-        """The bytes of a row's picture: in the row, or in a file beside the table that the row names."""
+        """The bytes of a row's picture: in the row, or in a file next to the table that the row names."""
         path, table, row = self.row(index)
         key, cell = f"{path.name}/{row}", table.column(self.image)[row]
         if isinstance(cell, pa.StructScalar):

@@ -1,4 +1,4 @@
-"""Pairs of picture files: listed in a table (CSV, TSV, Parquet, JSON lines), or in a folder beside their captions."""
+"""Pairs of picture files: listed in a table (CSV, TSV, Parquet, JSON lines), or in a folder next to their captions."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def walk(
 ) -> Iterator[tuple[str, list[str], list[str]]]:
     """A folder and those below it, as ``os.walk``: without hidden files and folders, sorted; links are not followed."""
     for root, folders, names in os.walk(folder, onerror=failed):
-        folders[:], names[:] = (sorted(name for name in each if not name.startswith(".")) for each in (folders, names))
+        folders[:], names[:] = (sorted(name for name in item if not name.startswith(".")) for item in (folders, names))
         yield root, folders, names
 
 
@@ -289,7 +289,7 @@ def metadata_of(folder: Path) -> Path | None:
 
 
 def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource:
-    """Opens a folder of images with captions beside them, or a Hugging Face imagefolder with a table of captions.
+    """Opens a folder of images with captions next to them, or a Hugging Face imagefolder with a table of captions.
 
     Where that table has no ``title``, ``text``, ``caption`` or the only column beside ``file_name`` holds the captions.
     """

@@ -79,8 +79,8 @@ def _eigenvalues(
 ) -> list[dict[str, Any]]:
     figures = []
     for side, heading in _SIDES:
-        found = (line_of(model, entries, f"effective_eigenvalues_{side}") for model, entries in curves.items())
-        if lines := [line for line in found if line]:
+        result = (line_of(model, entries, f"effective_eigenvalues_{side}") for model, entries in curves.items())
+        if lines := [line for line in result if line]:
             label = f"Effective eigenvalues of the {heading.lower()} by {over}"
             figures.append(_figure(heading, lines, label, x_label, "effective eigenvalues", from_zero=True))
     return figures

@@ -42,8 +42,8 @@ class Measure:
     def is_guessing(self, model: str) -> bool:
         """Whether the interval of the mean includes guessing; distances of independent sets add squared."""
         estimates = [self.values[model][name] for name in self.sets]
-        below = math.hypot(*(each.value - each.low for each in estimates))
-        return sum(each.value for each in estimates) - below <= sum(self.guessing[name] for name in self.sets)
+        below = math.hypot(*(item.value - item.low for item in estimates))
+        return sum(item.value for item in estimates) - below <= sum(self.guessing[name] for name in self.sets)
 
 
 def measure(rows: Sequence[Row]) -> Measure | None:
@@ -62,14 +62,14 @@ def measure(rows: Sequence[Row]) -> Measure | None:
 
 def differences(results: Mapping[str, Any], key: str) -> Gaps:
     """The differences of a metric, both ways round."""
-    found = {}
+    result = {}
     for entry in results["differences"]:
         if entry["metric"] == key:
             model, baseline, name = entry["model"], entry["baseline"], entry["set"]
             gap = Estimate(entry["difference"], entry["low"], entry["high"])
-            found[model, baseline, name] = gap
-            found[baseline, model, name] = Estimate(-gap.value, -gap.high, -gap.low)
-    return found
+            result[model, baseline, name] = gap
+            result[baseline, model, name] = Estimate(-gap.value, -gap.high, -gap.low)
+    return result
 
 
 class Verdict(NamedTuple):
@@ -138,10 +138,10 @@ def _listed(names: Sequence[str]) -> str:
 
 def _geometry_verdict(rows: Sequence[Row]) -> Verdict:
     """Whose image embeddings use most directions, if only the geometry was measured."""
-    found = {row["model"]: next(iter(row["geometry"].items())) for row in rows if row.get("geometry")}
-    if not found:
+    result = {row["model"]: next(iter(row["geometry"].items())) for row in rows if row.get("geometry")}
+    if not result:
         return Verdict("Nothing to compare yet", "The results hold neither zero-shot nor retrieval numbers.")
-    counts = {model: values["effective_eigenvalues_image"] for model, (_, values) in found.items()}
+    counts = {model: values["effective_eigenvalues_image"] for model, (_, values) in result.items()}
     first, *others = sorted(counts, key=lambda model: -counts[model])
     title = f"{first}’s image embeddings use the most directions"
     if not others:
@@ -149,7 +149,7 @@ def _geometry_verdict(rows: Sequence[Row]) -> Verdict:
     elif counts[first] == counts[others[0]]:
         title = f"{first} and {others[0]} use equally many directions"
     listed = ", ".join(f"{model} {count(counts[model])}" for model in (first, *others))
-    return Verdict(title, f"Effective eigenvalues of the image embeddings on {found[first][0]}: {listed}.")
+    return Verdict(title, f"Effective eigenvalues of the image embeddings on {result[first][0]}: {listed}.")
 
 
 def forest(what: Measure, gaps: Gaps, colours: Mapping[str, int], ahead: Verdict) -> dict[str, Any]:
@@ -159,14 +159,14 @@ def forest(what: Measure, gaps: Gaps, colours: Mapping[str, int], ahead: Verdict
     """
     a, b = ahead.leader, ahead.runner_up
     between = {name: gap for (one, other, name), gap in gaps.items() if name is not None and (one, other) == (a, b)}
-    ends = [end for of_set in what.values.values() for each in of_set.values() for end in each]
+    ends = [end for of_set in what.values.values() for item in of_set.values() for end in item]
     top = _ceiling([*ends, *what.guessing.values()])
     reach = _ceiling([end for gap in between.values() for end in gap])
     rows = []
     for name in what.guessing:
         measured = [(model, of_set[name]) for model, of_set in what.values.items() if name in of_set]
         row = {"name": name, "chance": round(100 * what.guessing[name] / top, 2), "difference": None}
-        row["spans"] = [_span(model, colours[model], found, 0.0, top, percent) for model, found in measured]
+        row["spans"] = [_span(model, colours[model], result, 0.0, top, percent) for model, result in measured]
         if (gap := between.get(name)) and (better := a if gap.value >= 0 else b):
             row["difference"] = _span(better, colours[better], gap, -reach, reach, points)
         rows.append(row)

@@ -29,7 +29,7 @@ _PROBLEMS = {  # heading, and what is counted at the head of the page: one, seve
 
 @dataclass(frozen=True)
 class ShownPicture:
-    """One picture beside a query or another picture."""
+    """One picture next to a query or another picture."""
 
     image: bytes  # encoded
     label: str  # its class or caption
@@ -79,7 +79,7 @@ def write_report(
             facts.append(f"trained in {duration(row['train_seconds'])}")
         value = percent(what.mean(model)) if what and model in what.values else MISSING
         tiles.append({"model": model, "colour": colours[model], "value": value, "facts": facts})
-    found = {kind: some for kind, some in tables.problems(results).items() if some}
+    result = {kind: some for kind, some in tables.problems(results).items() if some}
     jinja2 = require("jinja2", "train")
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), **options)
@@ -98,8 +98,10 @@ def write_report(
         measure=what,
         metric=METRICS[what.key] if what else None,
         forest=headline.forest(what, gaps, colours, verdict) if what else None,
-        problems=[(_PROBLEMS[kind][0], some) for kind, some in found.items()],
-        summary="; ".join(f"{len(some)} {_PROBLEMS[kind][1 if len(some) == 1 else 2]}" for kind, some in found.items()),
+        problems=[(_PROBLEMS[kind][0], some) for kind, some in result.items()],
+        summary="; ".join(
+            f"{len(some)} {_PROBLEMS[kind][1 if len(some) == 1 else 2]}" for kind, some in result.items()
+        ),
         tables=tables.result_tables(results, colours),
         queries=queries,
         searches=searches,

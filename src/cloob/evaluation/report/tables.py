@@ -48,7 +48,7 @@ def decimal(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """A whole number with thin spaces (12345 -> ``12 345``); others with one decimal."""
+    """A full number with thin spaces (12345 -> ``12 345``); others with one decimal."""
     return (f"{value:,.0f}" if value == int(value) else f"{value:,.1f}").replace(",", "\u202f")
 
 
@@ -73,12 +73,12 @@ class Problem(NamedTuple):
 
 def problems(results: Mapping[str, Any]) -> dict[str, list[Problem]]:
     """``missing`` sets, ``unloaded`` models, ``failed`` measurements and ``unreadable`` samples."""
-    found: dict[str, list[Problem]] = {"missing": [], "unloaded": [], "failed": []}
+    result: dict[str, list[Problem]] = {"missing": [], "unloaded": [], "failed": []}
     for entry in results.get("failures", ()):
         name, model = entry["set"], entry["model"]
         kind = "missing" if model is None else "unloaded" if name is None else "failed"
         error = entry["error"].removeprefix(f"{name}: ").removeprefix(f"{model}: ")
-        found[kind].append(Problem(name, model, error))
+        result[kind].append(Problem(name, model, error))
     models: dict[tuple[str, str], list[str | None]] = {}
     rows = results["rows"]
     for row, (key, table) in itertools.product(rows, _TABLES.items()):
@@ -89,12 +89,12 @@ def problems(results: Mapping[str, Any]) -> dict[str, list[Problem]]:
                 reasons = ", ".join(f"{reason} × {n}" for reason, n in sorted(counts.items()))
                 message = f"{count(sum(counts.values()))}{of} {samples} could not be read ({reasons}); {fate}"
                 models.setdefault((name, message), []).append(row["model"])
-    found["unreadable"] = [
+    result["unreadable"] = [
         Problem(name, model, message)
         for (name, message), some in models.items()
         for model in ([None] if len(some) == len(rows) else some)  # for all models it is listed once
     ]
-    return found
+    return result
 
 
 class Cell(NamedTuple):
@@ -155,7 +155,7 @@ def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> dict[st
         if name in row.get(key, {})
     ]
     columns = [column for column in _columns(key) if any(line[2].get(column.key) is not None for line in lines)]
-    best = set()  # the best numbers of each set, if at least two models differ
+    best = set()  # the best numbers of every set, if at least two models differ
     for column, name in itertools.product([c for c in columns if c.better], set_names(rows, key)):
         scores = {i: column.better * line[2][column.key] for i, line in enumerate(lines) if line[0] == name}
         if min(scores.values()) < max(scores.values()):

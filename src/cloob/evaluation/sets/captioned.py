@@ -49,7 +49,7 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     """Opens pictures and captions for retrieval: what :func:`cloob.open_source` takes.
 
     A picture has several captions in a table with several rows of it, and in CLIP_benchmark's folder of a retrieval set
-    (``test/nshards.txt`` in it), where each line of a .txt is a caption. Pictures come in the order of their first.
+    (``test/nshards.txt`` in it), where every line of a .txt is a caption. Pictures come in the order of their first.
 
     Raises:
         InputError: Nothing there, not readable as what it is, or fewer than two pictures.
@@ -80,7 +80,7 @@ def check_type(folder: Path, *wanted: str) -> str:
 def by_picture(name: str, source: Source, *, together: bool = True, by_line: bool = False) -> CaptionedSet:
     """Pairs of a source, equal pictures together with all their captions; ``name`` is what results call them.
 
-    With ``together`` False each row is a picture; ``by_line``: each line of its text is a caption.
+    With ``together`` False every row is a picture; ``by_line``: every line of its text is a caption.
     """
     rows: dict[bytes | int, list[int]] = {}
     for row in range(len(source)):
@@ -102,7 +102,7 @@ def by_picture(name: str, source: Source, *, together: bool = True, by_line: boo
 def _of_table(table: TableSource) -> CaptionedSet:
     """Pictures of a table, each with the captions of all rows that name it."""
     captions: dict[str, list[str]] = {}
-    faults: dict[str, BadSample] = {}  # the first of each picture
+    faults: dict[str, BadSample] = {}  # the first of every picture
     wrong = ""  # a test set must be complete
     for number in range(len(table)):
         stored, caption = table.row(number)

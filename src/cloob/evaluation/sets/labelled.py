@@ -59,7 +59,7 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
         root = part if part.is_dir() and subfolders(part) else folder
         name, opened = folder.resolve().name, _open_folders(folder, root, classnames)
     classes, labels, pictures = opened
-    templates = next(filter(None, (_read_lines(folder / each, "{c}") for each in _TEMPLATE_FILES)), ("{c}",))
+    templates = next(filter(None, (_read_lines(folder / item, "{c}") for item in _TEMPLATE_FILES)), ("{c}",))
     return LabelledSet(name, classes, templates, np.array(labels, np.int64), pictures)
 
 
@@ -101,8 +101,8 @@ def _open_shards(folder: Path, part: Path, classnames: tuple[str, ...] | None) -
                 labels.append(int(label))
                 places.append((f"{path.name}/{key}", shard, image.offset, image.size))
             else:
-                wanted = f"an image and a .cls from 0 to {len(classnames) - 1}, a line of classnames.txt"
-                wrong.append(f"{path}: sample {key!r}: {wanted} is expected")
+                expected = f"an image and a .cls from 0 to {len(classnames) - 1}, a line of classnames.txt"
+                wrong.append(f"{path}: sample {key!r}: {expected} is expected")
     if wrong or not labels:
         raise InputError(wrong[0] if wrong else f"{part} holds no samples (an image and a .cls each)")
     return classnames, labels, lambda index: (places[index][0], reader.read(*places[index][1:]))

@@ -32,7 +32,7 @@ PROMPTS = Path(__file__).parent / "prompts"
 Sample = tuple[Path, int]
 
 LAYOUTS: dict[str, str] = json.loads((Path(__file__).parent / "layouts.json").read_text(encoding="utf-8"))
-"""What to put under the root for each set, in the order of the paper's table."""
+"""What to put under the root per set, in the order of the paper's table."""
 
 
 def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
@@ -207,8 +207,8 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
             continue
         places = subfolders(folder) if name == "pictograms" else _webdatasets(folder, _MAX_DEPTH)
         if not places:
-            wanted = "folder" if name == "pictograms" else "test/nshards.txt"
-            raise InputError(f"--suite {name}: {folder} holds no {wanted}")
+            expected = "folder" if name == "pictograms" else "test/nshards.txt"
+            raise InputError(f"--suite {name}: {folder} holds no {expected}")
         for place in places:
             train = partial(training_split, place) if probe else None
             opened.add(place.relative_to(folder).as_posix(), partial(_open_folder, place), train)

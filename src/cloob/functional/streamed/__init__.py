@@ -24,7 +24,7 @@ without the above 72 N²D.
 
 Unshifted sums are used while β · max‖row‖² ≤ 60 in float32 (600 in float64), that is β ≤ 60 for unit rows; in low
 precision the centred rows decide, and without a look at them (``unit_rows``) β ≤ 9.8, or 58.8 in float32. Beyond,
-retrievals run one by one with a running row maximum, which is safe for every β. The contrast subtracts each row's
+retrievals run one by one with a running row maximum, which is safe for every β. The contrast subtracts every row's
 maximum, so every τ⁻¹ is safe; the sigmoid loss needs no shift.
 """
 

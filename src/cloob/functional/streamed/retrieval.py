@@ -99,7 +99,7 @@ class _MutualRetrieval(torch.autograd.Function):
             accumulate(t, a.weighted[rows], g_r[columns].T)
             t.mul_(e)
             if ctx.needs_input_grad[2]:
-                # A diagonal tile of a symmetric E holds each pair twice.
+                # A diagonal tile of a symmetric E holds every pair twice.
                 d_beta += (t * s).sum() / (2 if right is None and rows == columns else 1)
             t, e = t.mul_(beta).to(ctx.matmul), e.to(ctx.matmul)
             accumulate(soft_l[rows], t, b.low[columns])

@@ -222,14 +222,14 @@ def encoder_key(facts: Sequence[object], device: torch.device) -> str:
 
 
 def row_keys(batch: Tensor) -> Tensor:
-    """(n, 16) uint8: a digest of each row of n pictures (uint8 pixels) or texts (integer tokens)."""
+    """(n, 16) uint8: a digest of every row of n pictures (uint8 pixels) or texts (integer tokens)."""
     rows = batch.cpu() if batch.dtype == torch.uint8 else batch.cpu().long()
     digests = [hashlib.blake2b(row.numpy().tobytes(), digest_size=_KEY_BYTES).digest() for row in rows]
     return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.uint8).view(-1, _KEY_BYTES)
 
 
 class FeatureMemory:
-    """What one frozen encoder gave for each row (``kept``: ``"images"`` or ``"texts"``), in files and here."""
+    """What one frozen encoder gave per row (``kept``: ``"images"`` or ``"texts"``), in files and here."""
 
     def __init__(self, files: Sequence[Path], kept: str) -> None:
         self._known: dict[bytes, Tensor] = {}

@@ -137,7 +137,7 @@ def _load(path: Path, records: Mapping[str, int]) -> Any:
 
 
 def check_zip(path: Path) -> dict[str, int]:
-    """The bytes of each record of torch's zip, by its name without the folder; InputError for a damaged one."""
+    """The bytes of every record of torch's zip, by its name without the folder; InputError for a damaged one."""
     with translated(f"{path}: cannot be read as weights"), zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         if any(info.compress_type != zipfile.ZIP_STORED and "/data/" in info.filename for info in infos):

@@ -58,7 +58,7 @@ class Found(NamedTuple):
 
 @dataclass
 class LeftOut:
-    """What a source holds and an index does not: how much for each reason, and the first few."""
+    """What a source holds and an index does not: how much per reason, and the first few."""
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -135,13 +135,13 @@ class Table(Collection):
             is_text = path.suffix.lower() != ".parquet"
             others = [name for name in names if name != image_column]
             self._table = pa.table({name: _typed(columns[name], is_text, name == self._caption) for name in others})
-        self._stored = [_text(each).strip() for each in images]  # paths as the table has them
-        self.by_path: dict[str, list[int]] = {}  # the rows of each picture by its absolute path
+        self._stored = [_text(item).strip() for item in images]  # paths as the table has them
+        self.by_path: dict[str, list[int]] = {}  # the rows of every picture by its absolute path
         folder = os.path.dirname(self.name)  # noqa: PTH120
         for row, stored in enumerate(self._stored):
             if stored and "\0" not in stored:
                 self.by_path.setdefault(os.path.normpath(os.path.join(folder, stored)), []).append(row)  # noqa: PTH118
-        self._composed = {unicodedata.normalize("NFC", each): rows for each, rows in self.by_path.items()}
+        self._composed = {unicodedata.normalize("NFC", item): rows for item, rows in self.by_path.items()}
 
     def of(self, path: str) -> list[int]:
         """The rows that name a picture, letters with their accents in one character or in two."""
@@ -219,9 +219,9 @@ class Folder(Collection):
                 if self._left_out(path):
                     self.left_out.add("excluded", path)
                 elif lower.endswith((*IMAGE_SUFFIXES, *RAW_SUFFIXES)):
-                    if (found := self._found(folder, name, captions, beside)) is not None:
+                    if (result := self._found(folder, name, captions, beside)) is not None:
                         seen.update(self._table.of(path) if self._table else ())
-                        yield found
+                        yield result
                     used.update(beside.get(name.rpartition(".")[0], ()), beside.get(name, ()))
                 elif lower.endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES)):
                     self.left_out.add("tar or Arrow file beside pictures", path)
@@ -257,7 +257,7 @@ class Folder(Collection):
         """A picture, whose time is also that of what describes it; None where it is no file of the source."""
         stem, path = name.rpartition(".")[0], os.path.join(folder, name)  # noqa: PTH118
         names = (captions.get(stem), *beside.get(stem, ()), *beside.get(name, ()))
-        others = [each and os.path.join(folder, each) for each in names]  # noqa: PTH118
+        others = [item and os.path.join(folder, item) for item in names]  # noqa: PTH118
         try:
             state: os.stat_result | None = os.lstat(path)
             if state and stat.S_ISLNK(state.st_mode):
@@ -270,7 +270,7 @@ class Folder(Collection):
                 self.left_out.add("pipe or device", path)
                 return None
             table = self._table.state if self._table else None
-            time = _newest(state, *(_state(each) for each in others if each), table)
+            time = _newest(state, *(_state(item) for item in others if item), table)
             return Found(path, state.st_size, time, others)
         except OSError:  # reading it says why
             return Found(path, None, None, others)
@@ -282,8 +282,8 @@ class Single(Folder):
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         folder, name = os.path.split(self.name)
         names = os.listdir(folder)  # noqa: PTH208
-        found = self._found(folder, name, captions_by_stem(names), files_beside(names))
-        return iter([found] if found else [])
+        result = self._found(folder, name, captions_by_stem(names), files_beside(names))
+        return iter([result] if result else [])
 
 
 def values(row: Mapping[Any, Any]) -> dict[str, Value]:
@@ -299,7 +299,7 @@ def values(row: Mapping[Any, Any]) -> dict[str, Value]:
             continue
         if hasattr(raw, "isoformat"):
             raw = raw.isoformat()
-        if isinstance(raw, list) and all(isinstance(each, str) for each in raw):
+        if isinstance(raw, list) and all(isinstance(item, str) for item in raw):
             raw = ", ".join(raw)
         with contextlib.suppress(TypeError, ValueError, RecursionError):
             text = raw if isinstance(raw, str) else json.dumps(raw, default=str)
@@ -362,7 +362,7 @@ def as_list(column: pa.Array) -> list[Any]:
 
 def _text(raw: Any) -> str:
     if isinstance(raw, list):
-        return "\n".join(filter(None, dict.fromkeys(_text(each).strip() for each in raw if not isinstance(each, list))))
+        return "\n".join(filter(None, dict.fromkeys(_text(item).strip() for item in raw if not isinstance(item, list))))
     return as_text(raw)
 
 

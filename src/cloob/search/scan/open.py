@@ -149,7 +149,7 @@ class Tars(Collection, FileSource[_Tar]):
             return clean_caption(caption, found.path), columns
         except BadSample:
             captions = (columns.get(key) for key in CAPTION_COLUMNS)
-            return next((each for each in captions if isinstance(each, str)), None) or None, columns
+            return next((item for item in captions if isinstance(item, str)), None) or None, columns
 
     def _bytes(self, shard: int, member: Member) -> bytes:
         with reading(f"{self._names[shard]}{SEPARATOR}{member.name}"):
@@ -302,8 +302,8 @@ class Pictures:
                     self._open[item.source] = open_named(item.source)
                 collection = self._open[item.source]
         try:
-            found = None if collection is None else collection.find(item.path)
-            data = collection.read(found) if collection is not None and found else read_regular(item.path)
+            result = None if collection is None else collection.find(item.path)
+            data = collection.read(result) if collection is not None and result else read_regular(item.path)
             if hashlib.sha256(data).hexdigest() != item.content:
                 raise InputError(f"{item.path}: has changed since it was indexed; `cloob index` looks again")
         except (BadSample, InputError) as error:  # of ReadFailed nothing says that the source has changed

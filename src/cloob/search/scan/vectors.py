@@ -71,11 +71,11 @@ class VectorFile(Collection):
             if column_name is not None:
                 check_name(Path(name), names, column_name, what)
         self.column = column
-        self._path = path_column or next((each for each in PATH_COLUMNS if each in names), None)
-        self._caption = caption_column or next((each for each in CAPTION_COLUMNS if each in names), None)
+        self._path = path_column or next((item for item in PATH_COLUMNS if item in names), None)
+        self._caption = caption_column or next((item for item in CAPTION_COLUMNS if item in names), None)
         plain = [not pa.types.is_nested(kind) and not pa.types.is_binary(kind) for kind in self._data.schema.types]
         used = (column, self._path, self._caption)
-        self._others = [each for each, is_plain in zip(names, plain, strict=True) if is_plain and each not in used]
+        self._others = [item for item, is_plain in zip(names, plain, strict=True) if is_plain and item not in used]
 
     def check(self, encoder: Any) -> None:
         """Any model may have made them; their width is compared."""

@@ -39,7 +39,7 @@ from cloob.training.config.parts import (
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training run.
+    """A full training run.
 
     Example:
         >>> from cloob import TrainConfig

@@ -61,13 +61,13 @@ def _check_run(config: TrainConfig) -> None:
         wrong(f"{' and '.join(lengths)}; give one of them, each is the length of the run")
     if save.overwrite and save.resume != "none":
         _excluded(save, "overwrite", f"--resume {save.resume}")
-    # A rank whose batch lost samples has fewer micro-batches, and both of these communicate in each forward pass: the
+    # A rank whose batch lost samples has fewer micro-batches, and both of these communicate in every forward pass: the
     # other ranks would wait for it.
     for key in ("sync_bn", "fsdp"):
         if getattr(run, key) and run.micro_batch_size:
             _excluded(run, key, "--micro-batch-size")
     if run.fsdp and run.precision == "fp16":
-        # GradScaler looks for overflow in one rank's shard and would scale each rank by another factor.
+        # GradScaler looks for overflow in one rank's shard and would scale every rank by another factor.
         _excluded(run, "fsdp", "--precision fp16 (take bf16)")
     if run.fsdp and run.compile:
         _excluded(run, "fsdp", "--compile")
@@ -166,14 +166,14 @@ def check_with_heads(config: TrainConfig) -> None:
     """Refuses settings that make no sense where nothing but heads is trained."""
     auto, members = config.loss.objective == "auto", config.align.members or 1
     if auto or members > 1:
-        asked = "objective is 'auto'" if auto else f"members is {members}"
+        requested = "objective is 'auto'" if auto else f"members is {members}"
         if not config.holds_out:
             other = "; name an objective, or give" if auto else ", or give"
-            wrong(f"{asked}, but there are no held-out pairs to choose by{other} --val-split")
+            wrong(f"{requested}, but there are no held-out pairs to choose by{other} --val-split")
         if _processes() > 1:
-            wrong(f"{asked}, which needs one process; choose with one, then train with what it chose")
+            wrong(f"{requested}, which needs one process; choose with one, then train with what it chose")
         if config.save.best == "val_loss":
-            wrong(f"best is 'val_loss', but {asked}, which goes by recall; leave --best out")
+            wrong(f"best is 'val_loss', but {requested}, which goes by recall; leave --best out")
     for key in config.loss.overrides() if auto else ():
         _excluded(config.loss, key, "the objective auto, which tries several")
     for key in ("fsdp", "compile", "grad_checkpointing"):

@@ -95,7 +95,7 @@ class PairsConfig(Checked):
 
     data: Annotated[tuple[str, ...], Rule("sources without empty names", all)] = ()
     """Training pairs: a table (.csv, .tsv, .parquet, .jsonl), WebDataset tars (path, pattern, folder, or streamed
-    by pipe:…, s3://, https://), a Hugging Face datasets folder, a folder of images with .txt files beside them, or
+    by pipe:…, s3://, https://), a Hugging Face datasets folder, a folder of images with .txt files next to them, or
     "demo"; several are read as one. See the page “Data”."""
     val_data: Annotated[tuple[str, ...], Rule("sources without empty names", all)] = ()
     """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data. Of a recipe, demo:val
@@ -204,7 +204,7 @@ class OptimConfig(Checked):
     restarts: Annotated[int, at_least(1)] = 10
     """Cosine cycles of the cosine-restarts schedule."""
     layer_decay: Annotated[float, Rule("above 0 and at most 1", lambda factor: 0 < factor <= 1)] = 1.0
-    """Factor of the learning rate from a layer to the one below it, in each tower; 1 treats all alike."""
+    """Factor of the learning rate from a layer to the one below it, in every tower; 1 treats all alike."""
     like_ml_jku: bool = False
     """Weight decay by the parameters' names and a warm-up that begins at 0, as in the authors' program."""
     ema: Annotated[float | None, Rule("above 0 and below 1", lambda decay: 0 < decay < 1)] = None
@@ -228,7 +228,7 @@ class RunConfig(Checked):
     """Pairs per step over all ranks together; 0: 256, of fewer than 4,096 pairs a power of two that makes 16 steps or
     more of an epoch, 8 at least."""
     micro_batch_size: Annotated[int, at_least(0, "1 or more, or 0 for the whole batch")] = 0
-    """Pairs whose activations are held at a time on each rank (gradient caching: the loss is still that of the whole
+    """Pairs whose activations are held at a time on every rank (gradient caching: the loss is still that of the whole
     batch, at the price of a second forward pass); 0 holds all."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU that has it, else fp32
@@ -244,7 +244,7 @@ class RunConfig(Checked):
     compile: bool = False
     """Compile the towers with torch.compile: the first steps take longer, the others less."""
     sync_bn: bool = False
-    """Batch normalisation over the batches of all ranks (CUDA only) instead of each rank's own."""
+    """Batch normalisation over the batches of all ranks (CUDA only) instead of every rank's own."""
     fsdp: bool = False
     """Shard weights, gradients and optimiser state over the ranks (FSDP2) instead of a copy on each (DDP)."""
     seed: Annotated[int, Rule("0 or more", lambda seed: 0 <= seed < 2**63)] = 0
@@ -260,7 +260,7 @@ class RunConfig(Checked):
             object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Steps of the whole run."""
+        """Steps of the full run."""
         if self.epochs is not None:
             return self.epochs * steps_per_epoch
         return self.steps if self.steps is not None else math.ceil((self.samples or 0) / self.batch_size)
@@ -273,9 +273,9 @@ class SaveConfig(Checked):
     out: Path = Path("runs/train")
     """Run folder: config.json, metrics.jsonl, epochs.jsonl, checkpoints."""
     save_every: Annotated[int, at_least(0, "a number of steps, or 0 for every epoch")] = 0
-    """Steps between checkpoints; 0 writes one at the end of each epoch."""
+    """Steps between checkpoints; 0 writes one at the end of every epoch."""
     keep: Annotated[int, at_least(0, "1 or more, or 0 to keep all")] = 3
-    """Newest checkpoints to keep, beside the best one; 0 keeps all."""
+    """Newest checkpoints to keep, next to the best one; 0 keeps all."""
     best: Literal["val_loss", "val_recall"] = "val_loss"
     """What makes a checkpoint the best, which RUN then means: the held-out pairs' loss, or their mean recall at 1, 5
     and 10 in both directions."""
@@ -316,7 +316,7 @@ class AlignConfig(Checked):
     """Leave training pairs out that do not seem to belong together: this share of them, or auto: those that are more
     probably wrong than right. OUT/suspects.csv lists them. Held-out pairs are never left out."""
     standardise: Literal["auto", "column", "one", "none"] | None = None
-    """Each column of the vectors loses its mean; then column: is divided by its own spread, one: all by one number.
+    """Every column of the vectors loses its mean; then column: is divided by its own spread, one: all by one number.
     none: neither. auto, or left out: column where half of the columns vary less than a tenth of what all do, else one.
     """
 
@@ -344,18 +344,18 @@ class VectorsConfig(Checked):
     b: Annotated[str | None, NAMED] = None
     """Vectors of the second kind, in the same forms; row i belongs to row i of --a unless ids join them."""
     ids: Annotated[str | None, NAMED] = None
-    """An id for each pair, one a line or in the forms of --a: pairs of one id are no negatives of each other, and are
+    """An id per pair, one a line or in the forms of --a: pairs of one id are no negatives of each other, and are
     held out together."""
     a_ids: Annotated[str | None, NAMED] = None
-    """In place of --ids: an id for each row of --a, by which it finds its row of --b."""
+    """In place of --ids: an id per row of --a, by which it finds its row of --b."""
     b_ids: Annotated[str | None, NAMED] = None
-    """An id for each row of --b, each but once."""
+    """An id per row of --b, each but once."""
     val_a: Annotated[str | None, NAMED] = None
     """Held-out vectors of the first kind, in place of --val-split."""
     val_b: Annotated[str | None, NAMED] = None
     """Held-out vectors of the second kind; row i belongs to row i of --val-a."""
     val_ids: Annotated[str | None, NAMED] = None
-    """An id for each held-out pair; the rows of an id are one answer."""
+    """An id per held-out pair; the rows of an id are one answer."""
 
 
 @dataclass(frozen=True)
