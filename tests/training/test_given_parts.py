@@ -165,6 +165,30 @@ def cloob_checkpoint(run: Path) -> Path:
     return max((run / "checkpoints").iterdir()) / "trainer.pt"
 
 
+class Doubled(DictTowers):
+    """Towers in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.double()
+
+    def forward(self, a: dict[str, Tensor], b: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward({"x": a["x"].double()}, b.double())
+
+
+def test_towers_in_float64_are_trained_in_float64(config: TrainConfig) -> None:
+    class Seen(nn.Module):
+        dtypes: set[torch.dtype] = set()  # noqa: RUF012 - of all calls
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            self.dtypes |= {x.dtype, y.dtype}
+            assert torch.allclose(x.norm(dim=1), torch.ones(len(x), dtype=x.dtype), rtol=0, atol=1e-12)
+            return -(x * y).sum(1).mean()
+
+    train(config.override(epochs=1, ema=None), towers=Doubled, objective=Seen, held_out=None)
+    assert Seen.dtypes == {torch.float64}
+
+
 def test_what_an_optimiser_keeps_is_resumed(config: TrainConfig, tmp_path: Path) -> None:
     """Counters beside its options, and statistics that have not the shape of their weights."""
     make = partial(Counting, lr=0.05)
