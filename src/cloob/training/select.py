@@ -85,9 +85,9 @@ class Selection:
     def choose(self, config: TrainConfig) -> dict[str, Any]:
         """What held-out pairs choose: ``chosen``, an objective, its ``settings``, ``beside`` it, and what was tried.
 
-        The closed form, InfoLOOB with both ways to standardise, and the others with the way that is taken train for two
-        epochs at most. Columns, and another objective in the place of InfoLOOB, are taken where they are better on ids
-        that did not choose them, with the interval. A resumed run keeps its choice. Ended where a signal ended a trial.
+        The closed form, InfoLOOB with both ways to standardise, and the others with the better way train for two epochs
+        at most. Another objective is taken in the place of InfoLOOB where it is better on ids that did not choose it,
+        with the interval. A resumed run keeps its choice. Ended where a signal ended a trial.
         """
         if config.save.resume != "none" and (kept := read_choice(config.save.out)) is not None:
             return kept
@@ -99,7 +99,7 @@ class Selection:
         closed = self._try("cca", {"standardise": requested}, judge)
         self._closed = closed.heads
         first = [self._try(_TRIED[0], self._settings(_TRIED[0], way), judge) for way in ways]
-        usual = first[-1] if crossed([trial.found for trial in first])[1] > 0 else first[0]
+        usual = max(first, key=_recall)
         way = usual.settings["standardise"]
         others = [self._try(name, self._settings(name, way), judge) for name in _TRIED[1:]]
         trials = [trial.line() for trial in (closed, *first, *others)]
