@@ -25,7 +25,7 @@ from cloob import cli
 from cloob.data.vectors import open_pairs
 from cloob.errors import InputError
 from cloob.functional.cca import PairMoments, canonical_directions
-from cloob.training import align, validate
+from cloob.training import align, record
 from cloob.training.align import open_vectors
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import VAL_SPLIT
@@ -437,7 +437,7 @@ def test_a_mistake_is_named_in_one_line(
 def test_of_many_held_out_pairs_every_other_batch_is_in_the_recall(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validate, "GALLERY", 1000)
+    monkeypatch.setattr(record, "GALLERY", 1000)
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(N, 6)), rng.normal(size=(6, 20)), rng.normal(size=(6, 10))
     cause = rng.normal(size=(1200, 6))

@@ -39,6 +39,21 @@ class Index(AbstractContextManager["Index"]):
     A mistake of the user (an address, a query, a filter, a model, a file) raises ``InputError`` with one line. In all
     methods ``where`` is a filter over the metadata (:mod:`cloob.search.where`), and ``model`` the name of a model of
     the index; None is the default one.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import cloob
+        >>> from cloob.search.update import UpdateOptions
+        >>> from PIL import Image
+        >>> folder = Path("pictures")
+        >>> folder.mkdir()
+        >>> for name in ("red", "blue"):
+        ...     Image.new("RGB", (64, 64), name).save(folder / f"{name}.png")
+        >>> model = cloob.create_model("tiny-vit", seed=0)
+        >>> with cloob.Index.create("pictures.idx") as index:
+        ...     done = index.update([folder], UpdateOptions(model=model))
+        ...     print(done.added, len(index), [Path(item.path).name for item in index.items(index.store.ids())])
+        2 2 ['blue.png', 'red.png']
     """
 
     def __init__(self, store: Store, model: str | None = None) -> None:
