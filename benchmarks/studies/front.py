@@ -172,7 +172,11 @@ def auto_verdict() -> str:
         if mean["auto"][1] < mean["infoloob"][1]:
             losses.append(f"{task} ({mean['infoloob'][1]:.1f} to {mean['auto'][1]:.1f})")
     best = f"within 0.5 points of the best single one in {near} of {len(auto_tasks())}, ahead in {ahead}"
-    return f"{best}; recall@10 is below InfoLOOB's in {', '.join(losses) or 'none'}"
+    seconds = [record["cpu_seconds"] for record in lines_of(AUTO / "members.jsonl")]
+    times = [of["auto"] / of["infoloob"] for of in seconds]
+    middle = statistics.median(times)
+    cost = f"it takes {min(times):.1f} to {max(times):.1f} times InfoLOOB's CPU time (median {middle:.1f})"
+    return f"{best}; recall@10 is below InfoLOOB's in {', '.join(losses) or 'none'}; {cost}"
 
 
 def search_settings() -> str:
