@@ -185,7 +185,7 @@ def test_towers_in_float64_are_trained_in_float64(config: TrainConfig) -> None:
             assert torch.allclose(x.norm(dim=1), torch.ones(len(x), dtype=x.dtype), rtol=0, atol=1e-12)
             return -(x * y).sum(1).mean()
 
-    train(config.override(epochs=1, ema=None), towers=Doubled, objective=Seen, held_out=None)
+    train(config.override(epochs=1, ema=None), towers=Doubled, objective=Seen)
     assert Seen.dtypes == {torch.float64}
 
 

@@ -55,8 +55,8 @@ def train(
             item draws at random depends on (seed, epoch, its number).
         held_out: Held-out pairs, likewise; pairs of one id are one answer.
         towers: A module that makes of a batch's a and b two (n, D) matrices, whose rows need not be of length one.
-        objective: A module: ``loss(x, y, ids=…)`` of (N, D) float32 unit rows -> 0-d tensor. ``ids`` is (N,) int64, and
-            may be left out of its signature. Over ranks it sees the rows of all.
+        objective: A module: ``loss(x, y, ids=…)`` of (N, D) float32 or float64 unit rows -> 0-d tensor. ``ids`` is (N,)
+            int64, and may be left out of its signature. Over ranks it sees the rows of all.
         optimizer: Parameter groups -> optimiser. Its learning rates are the schedule's peak; groups of norms and
             biases come with a weight decay of 0.
         callbacks: Called along the way, on every rank.

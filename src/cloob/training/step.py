@@ -37,7 +37,7 @@ class TowersWithLoss(nn.Module):
     def forward(
         self, images: Any, tokens: Any, ids: Tensor | None = None, *, loss: bool = True, **how: Any
     ) -> tuple[Tensor, ...]:
-        """The 0-d float32 loss, and the detached (n, D) float32 image and text features of a batch.
+        """The 0-d loss and the detached (n, D) image and text features of a batch: float32, or float64 of such towers.
 
         ``ids`` is (n,) int64: pairs of equal id are no negatives of each other. ``hopfield`` and ``trusted`` are the
         objective's. Without ``loss``, for a micro-batch, the features alone, with their graph.
@@ -56,7 +56,7 @@ class TowersWithLoss(nn.Module):
         return value, image_features.detach(), text_features.detach()
 
     def loss_of(self, image_features: Tensor, text_features: Tensor, ids: Tensor | None, **how: Any) -> Tensor:
-        """The 0-d float32 loss of (n, D) float32 features; ``hopfield`` and ``trusted`` as of ``forward``."""
+        """The 0-d loss of (n, D) features, float32 or float64; ``hopfield`` and ``trusted`` as of ``forward``."""
         with torch.autocast(image_features.device.type, enabled=False):
             value: Tensor = self.objective(image_features, text_features, ids=ids, **how)
         return value
