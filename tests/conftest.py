@@ -8,9 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -28,28 +26,28 @@ settings.register_profile("nightly", deadline=None, derandomize=False)
 settings.load_profile("cloob")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write the golden loss curves anew")
     methods = multiprocessing.get_all_start_methods()
     parser.addoption("--start-method", choices=methods, help="how data workers begin; Python's own way when left out")
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config):
     if method := config.getoption("--start-method"):
         multiprocessing.set_start_method(method, force=True)
 
 
-def pytest_collection() -> None:
+def pytest_collection():
     gc.disable()  # a fifth of the time of all imports is looking for cycles in them
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish():
     gc.freeze()  # nor is it looked for again with each test
     gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick() -> Iterator[None]:
+def quick():
     """Half of the time of a tiny model: CLIP's tables, read once if open_clip is imported, and waiting for the disk."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda _: None)  # a process is killed here, no machine
@@ -62,7 +60,7 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
+def shared_data():
     """The folder of the pictogram benchmark beside the checkout; absent for most users."""
     path = Path(__file__).parents[2] / "shared" / "data"
     if not path.is_dir():
@@ -71,7 +69,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def browser(tmp_path_factory):
     """A headless Chromium; skips where there is no Chromium, no chromedriver or no selenium."""
     binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     driver_path = shutil.which("chromedriver")

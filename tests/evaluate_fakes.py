@@ -5,35 +5,33 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 import make
 from cloob.data.batch import BadSample, RawSample
 from make import PURE as COLOURS
 
 
-def picture(colour: str, size: int = 6) -> bytes:
+def picture(colour, size=6):
     return make.picture(COLOURS[colour], (size, size))
 
 
 class ColourModel:
     """Embeds a picture as its mean colour and a text as the colour that it names; ``confused`` swaps two names."""
 
-    def __init__(self, name: str = "colours", confused: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, name="colours", confused=()):
         self.name = name
         self.swap = {a: b for pair in confused for a, b in (pair, pair[::-1])}
-        self.text_batches: list[list[str]] = []
+        self.text_batches = []
 
-    def preprocess(self, image: Image.Image) -> Tensor:
+    def preprocess(self, image):
         return torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1)
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    def encode_image(self, images):
         assert images.dtype == torch.uint8 and images.shape[1:] == (3, 4, 4)
         assert not torch.is_grad_enabled()
         return self._embed(images.float().mean((2, 3)))
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
+    def encode_text(self, texts):
         assert not torch.is_grad_enabled()
         self.text_batches.append(list(texts))
         names = [next(word for word in text.lower().split() if word in COLOURS) for text in texts]
@@ -42,7 +40,7 @@ class ColourModel:
         lengths = torch.tensor([[len(text.split()) * 9.0] for text in texts])
         return self._embed(colours + lengths * torch.tensor([[1.0, 0, 0]]))
 
-    def _embed(self, colours: Tensor) -> Tensor:
+    def _embed(self, colours):
         x = colours - 127.5
         return x / x.norm(dim=1, keepdim=True)
 
@@ -58,14 +56,14 @@ class Labels:
     name: str = "solid"
     labels: Sequence[int] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         if not self.labels:
             self.labels = [self.classnames.index(colour) for colour in self.colours]
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.colours)
 
-    def read(self, index: int) -> tuple[str, bytes]:
+    def read(self, index):
         return f"s{index}", b"not an image" if index in self.broken else picture(self.colours[index])
 
 
@@ -79,10 +77,10 @@ class Pairs:
     missing: Sequence[int] = ()
     name: str = "pairs"
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.colours)
 
-    def read(self, index: int) -> RawSample:
+    def read(self, index):
         if index in self.missing:
             raise BadSample("missing image", f"p{index}", "gone")
         data = b"not an image" if index in self.broken else picture(self.colours[index])

@@ -62,7 +62,7 @@ words = "--dataset-type synthetic --train-data none --train-num-samples 8 --batc
 run(["--cloob-objective", "infoloob", "--", "--model", "local-dir:{MODEL}", *words.split(), "--workers", "0"])
 """
 # What runs in each environment: words after `cloob`, or a program.
-USES: dict[str, list[list[str] | str]] = {
+USES = {
     "train": [
         ["train", "vectors", "--a", "a.npy", "--b", "b.npy", "--epochs", "2", "--out", "run"],
         ["train", "--data", "pairs.csv", "--init", MODEL, "--steps", "2", "--batch-size", "4", "--out", "towers"],
@@ -87,14 +87,14 @@ REFUSED = {
 }
 
 
-def run(command: list[str], folder: str) -> tuple[int, str]:
+def run(command, folder):
     """The exit code, and what went to stderr, which is also shown."""
     done = subprocess.run(command, cwd=folder, check=False, timeout=600, stderr=subprocess.PIPE, text=True)
     print(done.stderr, end="", file=sys.stderr)
     return done.returncode, done.stderr
 
 
-def try_out(wheel: Path, version: str, extra: str, environment: Path) -> None:
+def try_out(wheel, version, extra, environment):
     """Makes the environment, uses the extra in an empty folder, and removes the environment."""
     subprocess.run([*UV, "venv", "--quiet", "--clear", "--python", version, str(environment)], check=True)
     python = str(environment / "bin" / "python")
@@ -114,7 +114,7 @@ def try_out(wheel: Path, version: str, extra: str, environment: Path) -> None:
     print(f"Python {version}, {extra}: works alone", flush=True)
 
 
-def main() -> None:
+def main():
     wheel, folder, *chosen = sys.argv[1:]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(extras) == {*USES, "all"}, "an extra is not tried"

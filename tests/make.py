@@ -4,17 +4,15 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
 Colour = tuple[int, int, int] | str
-PURE: dict[str, tuple[int, int, int]] = {
+PURE = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
     "blue": (0, 0, 255),
@@ -29,19 +27,19 @@ WORDS = ("red", "green", "blue", "round", "flat", "old", "new", "car", "tree", "
 # Pictures
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encoded(image, kind="PNG", **options):
     """The file of a picture."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
 
 
-def picture(colour: Colour, size: tuple[int, int] = (16, 16), kind: str = "PNG") -> bytes:
+def picture(colour, size=(16, 16), kind="PNG"):
     """An encoded picture of one colour; ``size`` is width and height."""
     return encoded(Image.new("RGB", size, colour), kind)
 
 
-def raw_file(jpeg: bytes, side: int = 64) -> bytes:
+def raw_file(jpeg, side=64):
     """A camera's RAW file (DNG): a picture as JPEG, to be turned by a quarter, then the sensor's values."""
     preview, sensor = TiffImagePlugin.ImageFileDirectory_v2(), TiffImagePlugin.ImageFileDirectory_v2()
     sensor.tagtype.update({33421: 3, 33422: 1})
@@ -59,12 +57,12 @@ def raw_file(jpeg: bytes, side: int = 64) -> bytes:
     return b"II*\0\10\0\0\0" + directories + jpeg + bytes(2 * side**2)
 
 
-def noise_image(seed: int, width: int = 12, height: int = 10) -> Image.Image:
+def noise_image(seed, width=12, height=10):
     """A picture that no other seed gives."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def noise(i: int = 0, width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
+def noise(i=0, width=8, height=8, kind="PNG"):
     """An encoded picture of noise that differs for each i; the top left pixel is (i % 256, i // 256, 7)."""
     image = noise_image(i, width, height)
     image.putpixel((0, 0), (i % 256, i // 256, 7))
@@ -77,14 +75,14 @@ def noise(i: int = 0, width: int = 8, height: int = 8, kind: str = "PNG") -> byt
 class Code:
     """Makes a folder where it is unpickled."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder = folder
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return Path.mkdir, (self.folder,)
 
 
-def write_tar(path: Path, files: Mapping[str, bytes], kind: int = tarfile.PAX_FORMAT, *, sized: bool = False) -> Path:
+def write_tar(path, files, kind=tarfile.PAX_FORMAT, *, sized=False):
     """A tar, compressed as the path's ending says; ``sized``: a PAX record alone has a file's size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = path.suffix[1:]
@@ -97,7 +95,7 @@ def write_tar(path: Path, files: Mapping[str, bytes], kind: int = tarfile.PAX_FO
     return path
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+def write_table(path, rows):
     """The rows in the format that the ending says; by pyarrow's writers where a person would use them."""
     if path.suffix == ".parquet":
         import pyarrow as pa
@@ -112,7 +110,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     return path
 
 
-def write_arrow(path: Path, table: Any, kind: str = "file", **options: object) -> Path:
+def write_arrow(path, table, kind="file", **options):
     """A table of Arrow's, in batches or groups of two rows: Parquet by its name, else Arrow's file or stream."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -132,17 +130,17 @@ class Listed:
 
     streamed = False
 
-    def __init__(self, pairs: Sequence[tuple[bytes, str] | None], name: str = "listed") -> None:
+    def __init__(self, pairs, name="listed"):
         self.pairs, self.name = tuple(pairs), name
         self.shard_sizes = (len(self.pairs) // 2, len(self.pairs) - len(self.pairs) // 2)
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.pairs)
 
-    def fingerprint(self) -> dict[str, int | str]:
+    def fingerprint(self):
         return {"pairs": len(self)}
 
-    def read(self, index: int) -> Any:
+    def read(self, index):
         from cloob.data.batch import BadSample, RawSample
 
         if (pair := self.pairs[index]) is None:
@@ -150,7 +148,7 @@ class Listed:
         return RawSample(str(index), *pair)
 
 
-def outcomes(source: Any) -> dict[str, str]:
+def outcomes(source):
     """For the key of each pair its caption, or the reason why it cannot be used."""
     from cloob.data.batch import BadSample
 
@@ -164,7 +162,7 @@ def outcomes(source: Any) -> dict[str, str]:
     return found
 
 
-def write_pairs(folder: Path, captions: Mapping[str, tuple[Colour, str]], size: tuple[int, int] = (64, 64)) -> Path:
+def write_pairs(folder, captions, size=(64, 64)):
     """A folder with ``STEM.png`` and ``STEM.txt`` for each stem's colour and caption."""
     folder.mkdir(parents=True)
     for stem, (colour, caption) in captions.items():
@@ -173,7 +171,7 @@ def write_pairs(folder: Path, captions: Mapping[str, tuple[Colour, str]], size: 
     return folder
 
 
-def write_forty(folder: Path) -> Path:
+def write_forty(folder):
     """Pairs ``CT.png`` with ``CT.txt`` of the C-th colour and the T-th thing, 40 pixels a side."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -186,7 +184,7 @@ def write_forty(folder: Path) -> Path:
     return folder
 
 
-def write_classes(folder: Path, colours: Mapping[str, Colour], n: int) -> Path:
+def write_classes(folder, colours, n):
     """A folder with a sub-folder a class, each with ``n`` pictures of its colour, no two of one size."""
     for name, colour in colours.items():
         (folder / name).mkdir(parents=True)
@@ -198,7 +196,7 @@ def write_classes(folder: Path, colours: Mapping[str, Colour], n: int) -> Path:
 # Models
 
 
-def tiny_model(folder: Path, name: str = "tiny-vit", seed: int = 0, objective: str = "cloob", **options: Any) -> Path:
+def tiny_model(folder, name="tiny-vit", seed=0, objective="cloob", **options):
     """The folder of a model with fresh weights."""
     from cloob.models.folder import save_model
     from cloob.models.towers import create_model
@@ -208,7 +206,7 @@ def tiny_model(folder: Path, name: str = "tiny-vit", seed: int = 0, objective: s
     return folder
 
 
-def write_bert(folder: Path, **settings: object) -> Path:
+def write_bert(folder, **settings):
     """A tiny BERT with random weights, the words ``WORDS`` and a word's width of 16, as a folder of transformers."""
     import torch
     from transformers import BertConfig, BertModel, BertTokenizer
@@ -224,7 +222,7 @@ def write_bert(folder: Path, **settings: object) -> Path:
     return folder
 
 
-def code_points(captions: Sequence[str]) -> Any:
+def code_points(captions):
     """Four tokens a caption, for a model that has no tokenizer: its length, and the first three code points."""
     import torch
 
@@ -235,7 +233,7 @@ def code_points(captions: Sequence[str]) -> Any:
 
 
 @contextmanager
-def served(server: ThreadingHTTPServer) -> Iterator[str]:
+def served(server):
     """The address of a server on loopback, which runs in a thread until the end of the block."""
     with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -252,17 +250,17 @@ class Web:
 
     url: str
 
-    def __init__(self) -> None:
-        self.pages: dict[str, Any] = {}
-        self.asked: list[str] = []  # paths
-        self.headers: list[dict[str, str]] = []  # of the same requests
+    def __init__(self):
+        self.pages = {}
+        self.asked = []  # paths
+        self.headers = []  # of the same requests
         web = self
 
         class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
+            def log_message(self, *_):
                 """Silent."""
 
-            def do_GET(self) -> None:
+            def do_GET(self):
                 web.asked.append(self.path)
                 web.headers.append(dict(self.headers))
                 page = web.pages.get(self.path)
@@ -273,7 +271,7 @@ class Web:
 
             do_HEAD = do_GET
 
-            def answer(self, status: int, content: bytes, length: int | None = None, **headers: str) -> None:
+            def answer(self, status, content, length=None, **headers):
                 self.send_response(status)
                 for name, value in {"Content-Length": str(length or len(content)), **headers}.items():
                     self.send_header(name, value)
@@ -283,12 +281,12 @@ class Web:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 
-    def redirect(self, path: str, to: str) -> None:
+    def redirect(self, path, to):
         self.pages[path] = lambda request: request.answer(302, b"", Location=to)
 
 
 @contextmanager
-def web() -> Iterator[Web]:
+def web():
     """A server without pages yet."""
     made = Web()
     with served(made.server) as made.url:

@@ -13,7 +13,6 @@ import tarfile
 import tempfile
 import venv
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch_alone import link, required
@@ -32,7 +31,7 @@ NOT_WANTED = re.compile(
 )
 
 
-def build(dist: Path) -> tuple[Path, Path]:
+def build(dist):
     """The wheel and the sdist, built anew."""
     shutil.rmtree(dist, ignore_errors=True)
     run([sys.executable, "-m", "build", "--outdir", str(dist), str(ROOT)], quiet=True)
@@ -41,7 +40,7 @@ def build(dist: Path) -> tuple[Path, Path]:
     return wheel, sdist
 
 
-def faults(wheel: Path, sdist: Path) -> list[str]:
+def faults(wheel, sdist):
     """What is wrong with the two files, a line each."""
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = archive.namelist()
@@ -60,7 +59,7 @@ def faults(wheel: Path, sdist: Path) -> list[str]:
     return found
 
 
-def try_out(wheel: Path, environment: Path, *, whole: bool) -> None:
+def try_out(wheel, environment, *, whole):
     """Installs the wheel into a fresh environment and runs it there, away from the checkout."""
     shutil.rmtree(environment, ignore_errors=True)
     venv.create(environment, with_pip=False, symlinks=True)
@@ -84,7 +83,7 @@ def try_out(wheel: Path, environment: Path, *, whole: bool) -> None:
             run([command, "demo", "--out", "runs/demo"], cwd=folder)
 
 
-def run(command: Sequence[str], cwd: str | None = None, *, quiet: bool = False) -> str:
+def run(command, cwd=None, *, quiet=False):
     """Runs a command to its end and returns what it wrote, which is also shown unless ``quiet``."""
     done = subprocess.run(command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=None, check=False)
     if not quiet or done.returncode:
@@ -94,7 +93,7 @@ def run(command: Sequence[str], cwd: str | None = None, *, quiet: bool = False) 
     return done.stdout
 
 
-def main() -> None:
+def main():
     dist, environment = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
     wheel, sdist = build(dist)
     if found := faults(wheel, sdist):

@@ -7,11 +7,9 @@ f(x + ih·d), divided by a tiny h, is the derivative along d.
 import cmath
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 Number = float | complex
@@ -20,15 +18,13 @@ MEMBERS = list(itertools.product(("infoloob", "infonce", "sigmoid"), (True, Fals
 MEMBER_IDS = [f"{contrast}{'-hopfield' if hopfield else ''}" for contrast, hopfield in MEMBERS]
 
 
-def unit(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def unit(n, d, seed=0, dtype=torch.float64):
     """(n, d) random unit rows."""
     rows = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return (rows / rows.norm(dim=1, keepdim=True)).to(dtype)
 
 
-def pairs(
-    n: int, d: int, noise: float = 2.0, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, Tensor]:
+def pairs(n, d, noise=2.0, seed=0, dtype=torch.float64):
     """Two (n, d) sides of n pairs, cosines about 1 / (1 + noise²): early in training, nothing is saturated."""
     common = unit(n, d, seed)
     sides = (common + noise * unit(n, d, seed + k) for k in (1, 2))
@@ -36,23 +32,23 @@ def pairs(
     return x.to(dtype), y.to(dtype)
 
 
-def by_type(name: str) -> Callable[[Number], Any]:
+def by_type(name):
     return lambda number: getattr(cmath if isinstance(number, complex) else math, name)(number)
 
 
 exp, log, sqrt = map(by_type, ("exp", "log", "sqrt"))
 
 
-def dot(a: Sequence[Number], b: Sequence[Number]) -> Any:
+def dot(a, b):
     return sum(p * q for p, q in zip(a, b, strict=True))
 
 
-def log_sum_exp(values: Sequence[Number]) -> Any:
+def log_sum_exp(values):
     highest = max(value.real for value in values)
     return highest + log(sum(exp(value - highest) for value in values))
 
 
-def retrieval_loop(state: Rows, stored: Rows, beta: Number) -> list[list[Any]]:
+def retrieval_loop(state, stored, beta):
     """Eq. 4 and 5, query by query."""
     found = []
     for query in state:
@@ -70,13 +66,13 @@ class TooClose(Exception):
 
 
 def similarities(
-    anchors: Rows,
-    candidates: Rows,
-    offset: int = 0,
-    ids: Sequence[int] | None = None,
-    candidate_ids: Sequence[int] | None = None,
-    exclude_above: float | None = None,
-) -> list[tuple[Any, list[Any]]]:
+    anchors,
+    candidates,
+    offset=0,
+    ids=None,
+    candidate_ids=None,
+    exclude_above=None,
+):
     """For each anchor that of its positive and those of its negatives: other ids, above the positive by a margin."""
     found, candidate_ids = [], ids if candidate_ids is None else candidate_ids
     for i, anchor in enumerate(anchors):
@@ -93,7 +89,7 @@ def similarities(
     return found
 
 
-def contrast_loop(contrast: str, anchors: Rows, candidates: Rows, inv_tau: Number, *masks: Any, **named: Any) -> Any:
+def contrast_loop(contrast, anchors, candidates, inv_tau, *masks, **named):
     """One direction of Eq. 3, anchor by anchor; an anchor without negatives adds nothing."""
     losses = []
     for positive, others in similarities(anchors, candidates, *masks, **named):
@@ -105,7 +101,7 @@ def contrast_loop(contrast: str, anchors: Rows, candidates: Rows, inv_tau: Numbe
     return sum(losses) / len(losses)
 
 
-def sigmoid_loop(anchors: Rows, candidates: Rows, inv_tau: Number, bias: Number, *masks: Any, **named: Any) -> Any:
+def sigmoid_loop(anchors, candidates, inv_tau, bias, *masks, **named):
     """SigLIP's loss (arXiv:2303.15343, Eq. 1), pair by pair; others that are no negatives are left out."""
     losses = []
     for positive, negatives in similarities(anchors, candidates, *masks, **named):
@@ -115,18 +111,18 @@ def sigmoid_loop(anchors: Rows, candidates: Rows, inv_tau: Number, bias: Number,
 
 
 def objective_loop(
-    x: Rows,
-    y: Rows,
-    inv_tau: Number,
-    beta: Number,
+    x,
+    y,
+    inv_tau,
+    beta,
     *,
-    contrast: str = "infoloob",
-    hopfield: bool = True,
-    scale: str = "paper",
-    bias: Number = -10.0,
-    ids: Sequence[int] | None = None,
-    exclude_above: float | None = None,
-) -> Any:
+    contrast="infoloob",
+    hopfield=True,
+    scale="paper",
+    bias=-10.0,
+    ids=None,
+    exclude_above=None,
+):
     """Eq. 3 with the authors' factor τ, or the mean of both directions."""
     u_x, u_y, v_x, v_y = x, y, x, y
     if hopfield:
@@ -139,7 +135,7 @@ def objective_loop(
     return both / inv_tau if scale == "paper" else both / 2
 
 
-def value_and_slope(loop: Callable[..., Any], inputs: Sequence[Tensor], along: Sequence[Tensor]) -> tuple[float, float]:
+def value_and_slope(loop, inputs, along):
     """The value of a loop over ``inputs``, and its derivative along a direction of the same shapes."""
     h = 1e-30
     both = (torch.complex(t.double(), h * d.double()) for t, d in zip(inputs, along, strict=True))
@@ -147,7 +143,7 @@ def value_and_slope(loop: Callable[..., Any], inputs: Sequence[Tensor], along: S
     return found.real, found.imag / h
 
 
-def value_and_gradients(loss: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> list[Tensor]:
+def value_and_gradients(loss, *inputs, **options):
     """The loss, and its gradient by each input (zeros where it does not depend on it)."""
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
     value = loss(*leaves, **options)
@@ -155,21 +151,21 @@ def value_and_gradients(loss: Callable[..., Tensor], *inputs: Tensor, **options:
     return [value.detach(), *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True))]
 
 
-def relative_error(got: Tensor, expected: Tensor) -> float:
+def relative_error(got, expected):
     """‖got − expected‖ / ‖expected‖, in float64; 0 where both are zero."""
     difference, size = (got.double() - expected.double()).norm(), expected.double().norm()
     return float(difference / size) if size > 0 else float(difference)
 
 
-def joint(gradients: Sequence[Tensor]) -> Tensor:
+def joint(gradients):
     """All gradients as one vector: rounding is relative to its norm, not to that of a part that nearly cancels."""
     return torch.cat([g.double().flatten() for g in gradients])
 
 
-def count_flops(work: Callable[[], object]) -> int:
+def count_flops(work):
     """Operations of the matrix products in ``work``; torch by itself does not count those in place."""
 
-    def addmm(total: Sequence[int], a: Sequence[int], b: Sequence[int], **others: object) -> int:
+    def addmm(total, a, b, **others):
         return 2 * a[0] * a[1] * b[1]
 
     in_place = {torch.ops.aten.addmm_: addmm}

@@ -2,15 +2,9 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
 import make
 from cloob.search.index import Index
@@ -28,16 +22,16 @@ class ColourModel:
 
     embed_dim = DIM
 
-    def __init__(self, name: str = "colours", **config: object) -> None:
+    def __init__(self, name="colours", **config):
         self.name, self.objective_config = name, config
         self.fingerprint = hashlib.sha256(name.encode()).hexdigest()[:32]
-        self.texts: list[str] = []
-        self.batches: list[int] = []
+        self.texts = []
+        self.batches = []
 
-    def preprocess(self, image: Image.Image) -> Tensor:
+    def preprocess(self, image):
         return torch.from_numpy(np.array(image.convert("RGB").resize((4, 4)))).permute(2, 0, 1)
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    def encode_image(self, images):
         self.batches.append(len(images))
         means = images.float().mean((2, 3))
         palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
@@ -47,14 +41,14 @@ class ColourModel:
             [self._row(list(COLOURS)[n], float(mean.sum())) for n, mean in zip(nearest, means, strict=True)]
         )
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
+    def encode_text(self, texts):
         self.texts += texts
         self.batches.append(len(texts))
         return torch.stack(
             [self._row(next((w for w in re.findall("[a-z]+", text) if w in COLOURS), text)) for text in texts]
         )
 
-    def _row(self, name: str, shade: float | None = None) -> Tensor:
+    def _row(self, name, shade=None):
         salted = self.name.removeprefix("colours") + name
         seed = int.from_bytes(hashlib.sha256(salted.encode()).digest()[:4], "big")
         row = torch.randn(DIM, generator=torch.Generator().manual_seed(seed))
@@ -63,13 +57,13 @@ class ColourModel:
         return row / row.norm()
 
 
-def loads(patch: pytest.MonkeyPatch, load: Callable[..., Any] = lambda *_, **__: ColourModel()) -> None:
+def loads(patch, load=lambda *_, **__: ColourModel()):
     """Whatever model a command is given is what ``load`` makes of it; each name is one of a model."""
     patch.setattr("cloob.models.source.check_source", lambda _: None)
     patch.setattr("cloob.models.load.load_model", load)
 
 
-def write_pictures(folder: Path, n: int = 4) -> Path:
+def write_pictures(folder, n=4):
     """``n`` shades of each colour, ``red-0.png`` … with a caption beside."""
     folder.mkdir(parents=True)
     for name, colour in COLOURS.items():
@@ -80,14 +74,14 @@ def write_pictures(folder: Path, n: int = 4) -> Path:
     return folder
 
 
-def make_index(place: Path, pictures: Path, model: ColourModel | None = None) -> Path:
+def make_index(place, pictures, model=None):
     """An index of a folder by the model that knows colours."""
     with Index.create(place) as index:
         index.update([pictures], UpdateOptions(model=model or ColourModel(), name="colours"))
     return place
 
 
-def open_index(place: Path, model: ColourModel | None = None) -> Index:
+def open_index(place, model=None):
     index = Index.open(place)
     index.use("colours", model or ColourModel())
     return index

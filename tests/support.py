@@ -14,10 +14,8 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -29,7 +27,7 @@ OPENING = "cloob: opening data …\n"
 """What `cloob train` and `cloob eval` say first."""
 
 
-def overlaid(*packages: str) -> str:
+def overlaid(*packages):
     """The python of an environment with these packages in front of ours; skips where pip cannot install them."""
     from benchmarks.overlay import overlay
 
@@ -39,7 +37,7 @@ def overlaid(*packages: str) -> str:
         pytest.skip(f"cannot be installed here: {error}")
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, work: Callable[[Path], None]) -> Path:
+def made_once(factory, name, work):
     """A folder that ``work`` has filled, once for all workers of pytest-xdist; the others wait for it."""
     base = factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -53,7 +51,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, work: Callable[[Path],
     return base / name
 
 
-def originals(path: str) -> Path:
+def originals(path):
     """A checkpoint that the original program wrote, of the corpus or beside the checkout."""
     places = [Path(__file__).parent / "corpus" / "weights", Path(__file__).parents[2] / "shared" / "weights"]
     for place in places:
@@ -62,7 +60,7 @@ def originals(path: str) -> Path:
     pytest.skip(f"{path} is neither in the corpus nor beside the checkout")
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def refused(capsys, *words):
     """The one line on stderr of a command, run here, that must exit with 2, beside the one that says it begins."""
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
@@ -73,7 +71,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return err
 
 
-def use_hub(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path) -> None:
+def use_hub(monkeypatch, address, cache):
     """Makes another address the Hugging Face hub of this process, and a folder its cache."""
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
     constants = {"ENDPOINT": address, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}
@@ -82,7 +80,7 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
-def fill_hub_cache(cache: Path, name: str, folder: Path) -> Path:
+def fill_hub_cache(cache, name, folder):
     """Puts a folder into a cache of the hub, as if it had been fetched before; where it lies there."""
     place = cache / f"models--{name.replace('/', '--')}"
     shutil.copytree(folder, place / "snapshots" / ("0" * 40))
@@ -91,14 +89,14 @@ def fill_hub_cache(cache: Path, name: str, folder: Path) -> Path:
     return place
 
 
-def run_script(script: str, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_script(script, *words, cwd=None):
     """``python -c SCRIPT WORDS`` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=cwd, timeout=120, check=False
     )
 
 
-def free_port() -> int:
+def free_port():
     """A port of 127.0.0.1 that nobody is given by asking for any: it may be bound seconds later."""
     chance = random.Random()
     while True:
@@ -116,7 +114,7 @@ class Ranks:
     outputs: list[Path]
     codes: dict[int, int] = field(default_factory=dict)
 
-    def poll(self) -> dict[int, int]:
+    def poll(self):
         """Exit codes of the ranks that have ended, negative for a signal."""
         for i, pid in enumerate(self.pids):
             if i not in self.codes:
@@ -125,7 +123,7 @@ class Ranks:
                     self.codes[i] = os.waitstatus_to_exitcode(status)
         return self.codes
 
-    def wait(self, limit: float = 120, *, together: bool = False) -> list[int]:
+    def wait(self, limit=120, *, together=False):
         """Exit codes of all ranks; ``together``: one that is killed takes the others with it, as a machine does."""
         end = time.monotonic() + limit
         while len(self.poll()) < len(self.pids):
@@ -138,18 +136,18 @@ class Ranks:
             time.sleep(0.01)
         return [self.codes[i] for i in range(len(self.pids))]
 
-    def until(self, done: Callable[[], object], limit: float = 120) -> None:
+    def until(self, done, limit=120):
         """Waits for what the ranks bring about."""
         end = time.monotonic() + limit
         while not done():
             assert not self.poll() and time.monotonic() < end, self.told()
             time.sleep(0.01)
 
-    def told(self) -> str:
+    def told(self):
         return "\n".join(path.read_text() for path in self.outputs)
 
 
-def fork(folder: Path, processes: int, action: Callable[[], int | None]) -> Ranks:
+def fork(folder, processes, action):
     """Runs ``action`` in each of some processes, which need no time for imports; several are the ranks of a run."""
     # What a run imports late would take each of its processes seconds; pyarrow imports pandas where there is one.
     for late in ("torch._dynamo", "pandas", "tyro"):
@@ -183,12 +181,12 @@ def fork(folder: Path, processes: int, action: Callable[[], int | None]) -> Rank
     return ranks
 
 
-def on_ranks(folder: Path, processes: int, work: Callable[[int], Any], limit: float = 120) -> list[Any]:
+def on_ranks(folder, processes, work, limit=120):
     """What ``work`` returns on each rank of a gloo group."""
     import torch
     import torch.distributed as dist
 
-    def action() -> None:
+    def action():
         rank = int(os.environ["RANK"])
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)

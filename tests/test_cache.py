@@ -8,27 +8,27 @@ from pathlib import Path
 import pytest
 
 from cloob import machine
-from cloob.cache import DEFAULT_BYTES, Cache, Kind, use_cache
+from cloob.cache import DEFAULT_BYTES, Cache, use_cache
 from cloob.errors import InputError
 from cloob.files import read_at_most, whole_folder, write_whole
 
 DAY = 86_400.0
 
 
-def entry(cache: Cache, name: str, used_ago: float, kind: Kind = "embeddings", size: int = 1000) -> Path:
+def entry(cache, name, used_ago, kind="embeddings", size=1000):
     path = cache.put(kind, name, bytes(size))
     os.utime(path, (time.time() - used_ago,) * 2)
     return path
 
 
-def sized(cache: Cache, max_bytes: int) -> Cache:
+def sized(cache, max_bytes):
     return Cache(cache.folder, max_bytes)
 
 
-def test_what_was_used_longest_ago_makes_room_whatever_it_is(tmp_path: Path) -> None:
+def test_what_was_used_longest_ago_makes_room_whatever_it_is(tmp_path):
     cache = Cache(tmp_path)
     again = entry(cache, "again", 9 * DAY)
-    kinds: tuple[Kind, ...] = ("shards", "indices", "features", "embeddings")
+    kinds = ("shards", "indices", "features", "embeddings")
     paths = [entry(cache, f"of day {day}", day * DAY, kind) for day, kind in enumerate(kinds, 1)]
     half = again.with_name(f".tmp-{again.name}-9-9")
     half.write_bytes(bytes(1000))
@@ -41,7 +41,7 @@ def test_what_was_used_longest_ago_makes_room_whatever_it_is(tmp_path: Path) -> 
     assert not paths[0].exists()
 
 
-def test_what_another_run_may_be_about_to_read_stays(tmp_path: Path) -> None:
+def test_what_another_run_may_be_about_to_read_stays(tmp_path):
     cache = Cache(tmp_path)
     young = [entry(cache, str(kind), 1800, kind) for kind in ("embeddings", "features", "indices")]
     streamed = entry(cache, "shard", 1800, "shards")
@@ -52,7 +52,7 @@ def test_what_another_run_may_be_about_to_read_stays(tmp_path: Path) -> None:
     assert sorted(sized(cache, 0).evict()) == sorted(young)
 
 
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
     for key in ("CLOOB_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 987_654)
@@ -60,7 +60,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
         Cache().find("digests", "x")
 
 
-def test_what_is_not_of_the_cache_stays(tmp_path: Path) -> None:
+def test_what_is_not_of_the_cache_stays(tmp_path):
     """Weights that an offline machine was given, counts, and files of other programs."""
     names = ("weights/clip/model.pt", "sizes/0.json", "embeddings/notes.safetensors", "shards/.tmp-5", "model.tar")
     for path in (tmp_path / name for name in names):
@@ -72,8 +72,8 @@ def test_what_is_not_of_the_cache_stays(tmp_path: Path) -> None:
     assert all((tmp_path / name).is_file() for name in names)
 
 
-def test_a_failed_making_leaves_nothing(tmp_path: Path) -> None:
-    def fail(path: Path) -> None:
+def test_a_failed_making_leaves_nothing(tmp_path):
+    def fail(path):
         path.write_bytes(b"half")
         raise InputError("broke off")
 
@@ -83,7 +83,7 @@ def test_a_failed_making_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name[:5] for path in (tmp_path / "shards").iterdir()] in ([], ["lock-"])
 
 
-def test_folder_and_size_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_and_size_come_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("CLOOB_CACHE", "")
     monkeypatch.setenv("CLOOB_CACHE_BYTES", "")
     assert Cache().max_bytes == DEFAULT_BYTES == 50 * 1024**3
@@ -95,7 +95,7 @@ def test_folder_and_size_come_from_the_environment(tmp_path: Path, monkeypatch: 
         Cache()
 
 
-def test_a_file_is_whole_or_what_was_there_stays(tmp_path: Path) -> None:
+def test_a_file_is_whole_or_what_was_there_stays(tmp_path):
     path = tmp_path / "made" / "name.txt"
     write_whole(path, "é\nfirst")
     assert path.read_bytes() == "é\nfirst".encode()
@@ -108,7 +108,7 @@ def test_a_file_is_whole_or_what_was_there_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-def test_no_pipe_and_no_device_is_read(tmp_path: Path) -> None:
+def test_no_pipe_and_no_device_is_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
@@ -117,13 +117,13 @@ def test_no_pipe_and_no_device_is_read(tmp_path: Path) -> None:
             read_at_most(tmp_path / name, 100)
 
 
-def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path, monkeypatch):
     target = tmp_path / "target"
     target.mkdir()
     (target / "file").write_text("old")
     rename = Path.rename
 
-    def fail(path: Path, to: Path) -> Path:
+    def fail(path, to):
         if (path / "file").read_text() == "new":
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         return rename(path, to)
@@ -143,9 +143,7 @@ def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", None)])
-def test_a_containers_quota_bounds_the_processors(
-    quota: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_containers_quota_bounds_the_processors(quota, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(machine, "_CPU_QUOTA", tmp_path / "cpu.max")
     assert machine.processors() == 8

@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import eigh
 from sklearn.cross_decomposition import CCA
-from torch import Tensor
 
 import cloob
 from cloob.functional.cca import PairMoments, canonical_directions
 from cloob.functional.suspects import suspicion
 
 
-def pairs(n: int, seed: int, *, of_a: int = 7, of_b: int = 4) -> tuple[Tensor, Tensor]:
+def pairs(n, seed, *, of_a=7, of_b=4):
     """Two views of one cause, with columns of unlike units, and far from zero."""
     rng = np.random.default_rng(seed)
     cause = rng.normal(size=(n, 3))
@@ -26,7 +25,7 @@ def pairs(n: int, seed: int, *, of_a: int = 7, of_b: int = 4) -> tuple[Tensor, T
 
 
 @given(st.integers(9, 60), st.integers(0, 99), st.sampled_from([0.003, 0.1, 2.0]), st.booleans())
-def test_directions_solve_the_generalised_eigenproblem(n: int, seed: int, ridge: float, by_column: bool) -> None:
+def test_directions_solve_the_generalised_eigenproblem(n, seed, ridge, by_column):
     """(0 C_ab; C_ba 0) v = s (R_a 0; 0 R_b) v, solved by scipy as one problem of both sides. Tolerance 1e-8."""
     a, b = pairs(n, seed)
     x, y = a.numpy() - a.numpy().mean(0), b.numpy() - b.numpy().mean(0)
@@ -46,7 +45,7 @@ def test_directions_solve_the_generalised_eigenproblem(n: int, seed: int, ridge:
     assert np.allclose(found, expected, atol=1e-8 * max(1.0, float(np.abs(expected).max())))
 
 
-def test_with_hardly_a_ridge_it_is_scikit_learns() -> None:
+def test_with_hardly_a_ridge_it_is_scikit_learns():
     """scikit-learn's CCA has no ridge; it iterates, so the correlations agree to 1e-5."""
     a, b = pairs(300, 0)
     (directions,) = canonical_directions(PairMoments.of(a, b), [1e-12])
@@ -55,7 +54,7 @@ def test_with_hardly_a_ridge_it_is_scikit_learns() -> None:
     assert directions.correlations[:3].tolist() == pytest.approx(theirs, abs=1e-5)
 
 
-def test_moments_of_blocks_add() -> None:
+def test_moments_of_blocks_add():
     """Rows that lie 10⁶ from zero, where sums of squares would keep no digit of a float32."""
     sizes = [1, 20, 3, 7]
     a, b = pairs(sum(sizes), 0)
@@ -67,7 +66,7 @@ def test_moments_of_blocks_add() -> None:
         torch.testing.assert_close(getattr(total, name), getattr(whole, name), rtol=1e-7, atol=1e-6)
 
 
-def test_a_column_that_is_constant_brings_nothing() -> None:
+def test_a_column_that_is_constant_brings_nothing():
     a, b = pairs(50, 1)
     constant = torch.cat([a, torch.full((50, 1), 0.1, dtype=torch.float32).double()], 1)
     for by_column in (False, True):
@@ -76,20 +75,20 @@ def test_a_column_that_is_constant_brings_nothing() -> None:
         assert float((with_it.weighted(1.0)[0][-1]).abs().max()) < 1e-6
 
 
-def views(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def views(n, seed=0):
     rng = np.random.default_rng(seed)
     cause = rng.normal(size=(n, 12))
     a, b = (cause @ rng.normal(size=(12, width)) + 0.5 * rng.normal(size=(n, width)) for width in (30, 20))
     return torch.from_numpy(a).float(), torch.from_numpy(np.tanh(b / 3) + 7).float()
 
 
-def above(scores: Tensor, others: Tensor) -> float:
+def above(scores, others):
     """How often a score is above another: the area under the curve."""
     return float((scores[:, None] > others).double().mean())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.4])
-def test_swapped_pairs_score_lowest_and_are_counted(share: float) -> None:
+def test_swapped_pairs_score_lowest_and_are_counted(share):
     a, b = views(800)
     wrong = torch.arange(800) % 100 < 100 * share
     places = torch.arange(800)
@@ -105,7 +104,7 @@ def test_swapped_pairs_score_lowest_and_are_counted(share: float) -> None:
         assert float(fits[wrong].double().mean()) < 0.1 < 0.5 < float(fits[~wrong].double().mean())
 
 
-def test_equal_ids_are_judged_by_others_alone() -> None:
+def test_equal_ids_are_judged_by_others_alone():
     """Noise that is there three times scores as mismatched pairs do, but for those that have seen their copies."""
     rng = np.random.default_rng(1)
     a, b = (torch.from_numpy(rng.normal(size=(100, 40))).repeat(3, 1) for _ in range(2))
@@ -115,7 +114,7 @@ def test_equal_ids_are_judged_by_others_alone() -> None:
     assert above(apart.scores, apart.mismatched) > 0.9
 
 
-def test_scores_follow_their_pairs_in_any_order() -> None:
+def test_scores_follow_their_pairs_in_any_order():
     a, b = views(120, 3)
     ids, order = torch.arange(120) // 2, torch.randperm(120, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
@@ -123,7 +122,7 @@ def test_scores_follow_their_pairs_in_any_order() -> None:
     )
 
 
-def test_what_cannot_be_judged_is_one_line() -> None:
+def test_what_cannot_be_judged_is_one_line():
     a, b = views(12)
     with pytest.raises(ValueError, match="as many rows"):
         cloob.suspects(a, b[:7])

@@ -11,9 +11,8 @@ import re
 import shutil
 import socket
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +36,7 @@ ASKED_THE_NETWORK = 99
 Case = tuple[str, dict[str, Any]]
 
 
-def cases(*folders: str) -> list[Any]:
+def cases(*folders):
     """A parameter for each entry of the folders' ``expect.json``: its path in the corpus, and what is expected."""
     return [
         pytest.param(CORPUS / folder / name, wanted, id=f"{folder}/{name}")
@@ -46,7 +45,7 @@ def cases(*folders: str) -> list[Any]:
     ]
 
 
-def markers() -> list[Path]:
+def markers():
     """What code of the files has left behind; taken away, as the next file is not to blame."""
     found = list(Path("/tmp").glob("cloob-was-here-*"))
     for path in found:
@@ -54,21 +53,21 @@ def markers() -> list[Path]:
     return found
 
 
-def no_network(*_: object, **__: object) -> NoReturn:
+def no_network(*_, **__):
     os._exit(ASKED_THE_NETWORK)
 
 
 class Child:
     """Runs work in a forked process and an empty folder, and looks at what it left behind."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         self.folder, self.empty, self.given = folder, folder / "empty", folder / "given"
         self.empty.mkdir()
 
-    def run(self, work: Callable[[], object]) -> tuple[int, str]:
+    def run(self, work):
         """The exit code and the output; InputErrors end as the command line's do."""
 
-        def limited() -> int:
+        def limited():
             os.chdir(self.empty)
             used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**29,) * 2)
@@ -89,7 +88,7 @@ class Child:
         assert self._files() == before, "it wrote files"
         return code, said
 
-    def check(self, work: Callable[[], object], wanted: dict[str, Any]) -> str:
+    def check(self, work, wanted):
         """What the work said; its end and its line are as expected."""
         code, said = self.run(work)
         assert code in {"ok": (0,), "refused": (2,)}.get(next(iter(wanted), ""), (0, 2)), (code, said)
@@ -100,23 +99,23 @@ class Child:
             assert len(line) < 1200 and all(word in line for word in words), said
         return said
 
-    def _files(self) -> list[str]:
+    def _files(self):
         """But for what SQLite keeps beside a database."""
         paths = (path for place in (self.empty, self.given) for path in place.rglob("*"))
         return sorted(str(path) for path in paths if not re.search(r"-(shm|wal)$|vectors-", path.name))
 
 
-def command(*words: object) -> Callable[[], int]:
+def command(*words):
     return lambda: cli.main([str(word) for word in words])
 
 
 @pytest.fixture
-def child(tmp_path: Path, warm: Path) -> Child:
+def child(tmp_path, warm):
     return Child(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def warm(tmp_path_factory):
     """Has this process import what the doors need, once; an index of three pictures, and a set of pairs."""
     markers()
     folder = tmp_path_factory.mktemp("warm")
@@ -134,11 +133,11 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def column(name: str) -> str:
+def column(name):
     return "image" if name.endswith(("arrow", "parquet")) and not name.endswith("paths.parquet") else "filepath"
 
 
-def on_base(path: Path, home: Path) -> Path:
+def on_base(path, home):
     """A copy of a file where only its own fault stands between it and a model; what ``load_model`` is given."""
     shutil.copytree(BASE, home)
     for name in ("open_clip_config.json", "open_clip_model.safetensors"):
@@ -162,7 +161,7 @@ def on_base(path: Path, home: Path) -> Path:
 
 
 @pytest.mark.parametrize(("path", "wanted"), cases("hostile"))
-def test_weights(child: Child, path: Path, wanted: dict[str, Any]) -> None:
+def test_weights(child, path, wanted):
     made = child.folder / "made"
     source = on_base(path, child.given)
     said = child.check(command("convert", source, made), wanted)
@@ -170,7 +169,7 @@ def test_weights(child: Child, path: Path, wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("path", "wanted"), cases("models"))
-def test_model_folders(child: Child, warm: Path, path: Path, wanted: dict[str, Any]) -> None:
+def test_model_folders(child, warm, path, wanted):
     kind = path.parent.name
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
@@ -194,7 +193,7 @@ def test_model_folders(child: Child, warm: Path, path: Path, wanted: dict[str, A
         child.check(lambda: use(load_model(child.given, device="cpu"), kind), wanted)
 
 
-def use(model: Any, kind: str) -> int:
+def use(model, kind):
     """Graphs are opened by the first row that is asked of them."""
     if kind == "onnx":
         model.encode_image(torch.zeros(1, 3, model.image_size, model.image_size, dtype=torch.uint8))
@@ -203,10 +202,10 @@ def use(model: Any, kind: str) -> int:
 
 
 @pytest.mark.parametrize(("path", "wanted"), cases("tables", "tars"))
-def test_data(child: Child, path: Path, wanted: dict[str, Any]) -> None:
+def test_data(child, path, wanted):
     given = shutil.copytree(path.parent, child.given) / path.name
 
-    def read() -> None:
+    def read():
         source, bad, usable = open_source(given, image_column=column(path.name)), [], 0
         for i in range(len(source)):
             try:
@@ -220,7 +219,7 @@ def test_data(child: Child, path: Path, wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("path", "wanted"), cases("indices"))
-def test_indices(child: Child, warm: Path, path: Path, wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_indices(child, warm, path, wanted, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     database = shutil.copytree(warm / "index", child.given) / "index.sqlite"
     for cached in child.given.glob("vectors-*"):
@@ -232,7 +231,7 @@ def test_indices(child: Child, warm: Path, path: Path, wanted: dict[str, Any], m
     else:
         shutil.copy(path, database)
 
-    def use() -> None:
+    def use():
         with Index.open(child.given) as index:
             index.search("a cat")
             index.columns()
@@ -255,7 +254,7 @@ GOOD, BAD = ([name for name, wanted in PICTURES.items() if kind in wanted] for k
 
 
 @pytest.fixture
-def pairs(child: Child) -> Path:
+def pairs(child):
     """All pictures of the corpus, each with a caption."""
     child.given.mkdir()
     for name in PICTURES:
@@ -264,13 +263,13 @@ def pairs(child: Child) -> Path:
     return child.given
 
 
-def test_pictures_of_a_training_set(child: Child, pairs: Path) -> None:
+def test_pictures_of_a_training_set(child, pairs):
     found = json.loads(child.check(command("data", pairs, "--json"), {"ok": {}}).splitlines()[-1])
     bad = {reason: case["count"] for reason, case in found["bad"].items()}
     assert found["usable"] == len(GOOD) and sum(bad.values()) == len(BAD), bad
 
 
-def test_pictures_of_an_index(child: Child, pairs: Path, warm: Path) -> None:
+def test_pictures_of_an_index(child, pairs, warm):
     index = shutil.copytree(warm / "index", child.folder / "index")
     child.check(command("index", pairs, "--out", index, "--workers", 1), {"ok": {}})
     with Index.open(index) as opened:
@@ -279,7 +278,7 @@ def test_pictures_of_an_index(child: Child, pairs: Path, warm: Path) -> None:
     assert sorted(name for name, fault in here.items() if fault) == sorted(BAD)
 
 
-def test_pictures_of_a_test_set(child: Child, pairs: Path) -> None:
+def test_pictures_of_a_test_set(child, pairs):
     out = child.folder / "results"
     words = ["--retrieval", pairs, "--out", out, "--workers", 0, "--device", "cpu"]
     child.check(command("eval", MODEL, *words), {"ok": {}})
@@ -287,8 +286,8 @@ def test_pictures_of_a_test_set(child: Child, pairs: Path) -> None:
     assert row["retrieval"]["given"]["n"] == len(PICTURES)  # those that cannot be read are misses
 
 
-def test_uploads(child: Child, warm: Path) -> None:
-    def send() -> None:
+def test_uploads(child, warm):
+    def send():
         index = Index.open(warm / "index")
         with index, TestClient(make_app(index, ServeConfig()), base_url="http://localhost") as web:
             for name in PICTURES:
@@ -302,7 +301,7 @@ def test_uploads(child: Child, warm: Path) -> None:
         assert "\n" not in detail and "/" not in detail, line
 
 
-def mutate(content: bytes, source: random.Random) -> bytes:
+def mutate(content, source):
     """One to three changes: other bytes, a cut, or a piece that is there twice."""
     changed = bytearray(content)
     for _ in range(source.randint(1, 3)):
@@ -312,12 +311,12 @@ def mutate(content: bytes, source: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["mljku_micro.pt", "crowsonkb_micro.pkl", "open_clip_model.safetensors"])
-def test_mutated_weights(child: Child, name: str) -> None:
+def test_mutated_weights(child, name):
     source = on_base(BASE / name, child.given)
     target = source / name if source.is_dir() else source
     content = target.read_bytes()
 
-    def load() -> None:
+    def load():
         refused = 0
         for seed in range(40):
             target.write_bytes(mutate(content, random.Random(seed)))

@@ -9,16 +9,14 @@ import math
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor, nn
+from torch import nn
 
 from cloob import distributed
 from cloob.distributed import Layout
@@ -49,29 +47,29 @@ COMPILED = 2  # ranks around which a compiled module is tried: tracing is what t
 class Towers(nn.Module):
     """Two small towers; with an objective, the whole of what DDP wraps."""
 
-    def __init__(self, objective: ContrastiveObjective | None) -> None:
+    def __init__(self, objective):
         super().__init__()
         torch.manual_seed(0)
         self.image, self.text = (nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4)) for _ in range(2))
         self.objective = objective
 
-    def forward(self, images: Tensor, texts: Tensor, ids: Tensor | None = None) -> Any:
+    def forward(self, images, texts, ids=None):
         x, y = (nn.functional.normalize(tower(t), dim=1) for tower, t in ((self.image, images), (self.text, texts)))
         return (x, y) if self.objective is None else self.objective(x, y, ids=ids)
 
 
-def batch(n: int) -> tuple[Tensor, Tensor, Tensor]:
+def batch(n):
     """The global batch: images, texts, and ids that repeat within and across ranks."""
     images, texts = torch.randn(2, n, 5, generator=torch.Generator().manual_seed(n))
     return images, texts, torch.arange(n) * 3 % 4
 
 
-def learnable(name: str, backend: str, gather: bool | str, **more: Any) -> ContrastiveObjective:
+def learnable(name, backend, gather, **more):
     options = {"learnable_inv_tau": True, "learnable_beta": "hopfield" in name or name == "cloob"}
     return make_objective(name, backend=backend, gather=gather, inv_tau=10.0, **options, **more)
 
 
-def two_steps(name: str, backend: str, rows: tuple[Tensor, ...], gather: bool) -> dict[str, Any]:
+def two_steps(name, backend, rows, gather):
     """Of SGD: the second loss depends on the first gradient. DDP averages learnable τ and β as it does the weights."""
     outside = make_objective("cloob", backend=backend, gather=gather) if name == "outside" else None
     # With ids also a margin; objectives that gather where there is a process group.
@@ -88,9 +86,9 @@ def two_steps(name: str, backend: str, rows: tuple[Tensor, ...], gather: bool) -
     return {"losses": losses, "parameters": {k: v.detach().clone() for k, v in towers.named_parameters()}}
 
 
-def steps(own: Callable[[str], slice], sizes: dict[str, tuple[int, ...]], gather: bool) -> dict[Any, Any]:
+def steps(own, sizes, gather):
     """All cases; ``own`` gives the rows of this process."""
-    results: dict[Any, Any] = {}
+    results = {}
     for name, backend, split, with_ids in STEP_CASES:
         if split in sizes:
             rows = tuple(t[own(split)] for t in batch(sum(sizes[split])))
@@ -98,7 +96,7 @@ def steps(own: Callable[[str], slice], sizes: dict[str, tuple[int, ...]], gather
     return results
 
 
-def flops_and_values() -> dict[str, Any]:
+def flops_and_values():
     """Arithmetic of one step of CLOOB at a global batch that every world size divides; the loss without gradients."""
     n, found = 24, {}
     x, y = pairs(n, 8, dtype=torch.float32)
@@ -115,7 +113,7 @@ def flops_and_values() -> dict[str, Any]:
     return found
 
 
-def under_autocast() -> dict[str, float]:
+def under_autocast():
     """How far loss and gradients of a call under autocast are from those without it; streamed, also backward in it."""
     found, sides = {}, pairs(6, 8, seed=dist.get_rank(), dtype=torch.float32)
     for name, backend, inside in itertools.product(OBJECTIVES, ("reference", "streamed"), (False, True)):
@@ -133,19 +131,19 @@ def under_autocast() -> dict[str, float]:
     return found
 
 
-def faults() -> dict[str, tuple[str, str]]:
+def faults():
     """What each rank raises when the last one alone makes a mistake; the loss in between shows all are in step."""
     last, (x, y) = dist.get_rank() == dist.get_world_size() - 1, pairs(4, 3, seed=dist.get_rank(), dtype=torch.float32)
     nan = x.clone()
     nan[2, 0] = math.nan
-    mistakes: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    mistakes = {
         "NaN row": ((nan, y), {}),
         "not a tensor": ((None, y), {}),
         "no rows": ((x[:0], y[:0]), {}),
         "other scale": ((x, y), {"logit_scale": 31.0}),
         "other contrast": ((x, y), {}),
     }
-    raised: dict[str, tuple[str, str]] = {}
+    raised = {}
     for backend, (name, (arguments, options)) in itertools.product(("reference", "streamed"), mistakes.items()):
         objective = ContrastiveObjective(gather=True, backend=backend)
         other = ContrastiveObjective(gather=True, backend=backend, contrast="infonce")
@@ -178,7 +176,7 @@ def faults() -> dict[str, tuple[str, str]]:
     return raised
 
 
-def primitives() -> None:
+def primitives():
     """What the losses do not show: ids keep all their bits, and ranks agree or fail together."""
     rank, world = distributed.rank(), distributed.world_size()
     layout = Layout(tuple(range(1, world + 1)))
@@ -196,7 +194,7 @@ def primitives() -> None:
         with pytest.raises(RuntimeError, match=f"^rank {world - 1}: .*of its own"):
             distributed.agree({}, fault if rank == world - 1 else None, torch.device("cpu"))
 
-    def fails() -> None:
+    def fails():
         raise Local("of its own")
 
     with pytest.raises(RuntimeError if rank else Local, match=r"^of its own"):
@@ -205,7 +203,7 @@ def primitives() -> None:
     assert [value["rank"].tolist() for value in everywhere] == [[r] * 3 for r in range(world)]
 
 
-def compiled() -> dict[str, float]:
+def compiled():
     """How far the loss and the gradients of a compiled module that gathers are from the same module's, eagerly."""
     images, texts, ids = (t[Layout((3,) * dist.get_world_size()).local] for t in batch(3 * dist.get_world_size()))
     found = {}
@@ -226,7 +224,7 @@ def compiled() -> dict[str, float]:
     return found
 
 
-def worker(rank: int, world: int, folder: str) -> None:
+def worker(rank, world, folder):
     torch.set_num_threads(1)
     path = Path(folder)
     dist.init_process_group("gloo", f"file://{path}/store", timedelta(seconds=SECONDS), rank=rank, world_size=world)
@@ -247,9 +245,9 @@ def worker(rank: int, world: int, folder: str) -> None:
 @pytest.fixture(
     scope="module", params=[pytest.param(1, marks=pytest.mark.nightly), 2, 3], ids=["1-ranks", "2-ranks", "3-ranks"]
 )
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(request, tmp_path_factory):
     """What each rank of a run found."""
-    world: int = request.param
+    world = request.param
     folder = tmp_path_factory.mktemp(f"ranks-{world}")
     context = mp.start_processes(worker, (world, str(folder)), nprocs=world, join=False, start_method="forkserver")
     try:
@@ -267,7 +265,7 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-def test_loss_and_sgd_steps_are_those_of_one_process(ranks: list[dict[str, Any]]) -> None:
+def test_loss_and_sgd_steps_are_those_of_one_process(ranks):
     whole = steps(lambda split: slice(None), SIZES[len(ranks)], gather=False)
     assert whole.keys() == ranks[0]["steps"].keys()
     for case, expected in whole.items():
@@ -284,7 +282,7 @@ def test_loss_and_sgd_steps_are_those_of_one_process(ranks: list[dict[str, Any]]
                 torch.testing.assert_close(got["parameters"][name], value, rtol=close, atol=close, msg=where)
 
 
-def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, Any]]) -> None:
+def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks):
     n, d, world = 24, 8, len(ranks)
     x, y = pairs(n, d, dtype=torch.float32)
     expected, plain = (ContrastiveObjective(hopfield=hopfield)(x, y).item() for hopfield in (True, False))
@@ -300,13 +298,13 @@ def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, 
             assert low == lifted
 
 
-def test_autocast_and_torch_compile_around_it_change_nothing(ranks: list[dict[str, Any]]) -> None:
+def test_autocast_and_torch_compile_around_it_change_nothing(ranks):
     for found in ranks:
         assert found["autocast"] == dict.fromkeys(found["autocast"], 0.0)
         assert max(found["compiled"].values(), default=0.0) < 1e-6
 
 
-def test_a_mistake_on_one_rank_is_raised_on_all(ranks: list[dict[str, Any]]) -> None:
+def test_a_mistake_on_one_rank_is_raised_on_all(ranks):
     last = len(ranks) - 1
     for mistake, error, message in (
         ("NaN row", "NonFiniteFeaturesError", "image_features: 1 of 4 rows are bad; row 2 is not finite"),
@@ -324,7 +322,7 @@ def test_a_mistake_on_one_rank_is_raised_on_all(ranks: list[dict[str, Any]]) -> 
 
 
 @pytest.mark.parametrize("rank", [None, "first"])
-def test_a_world_that_torchrun_has_not_set_up_is_said(rank: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_that_torchrun_has_not_set_up_is_said(rank, monkeypatch):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")

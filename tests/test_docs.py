@@ -15,9 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,12 +40,12 @@ SHOWN = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="an installed package has no documentation beside it")
 
 
-def blocks(page: Path, *kinds: str) -> list[str]:
+def blocks(page, *kinds):
     found = re.findall(r"^```(\S+)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [text for kind, text in found if kind in kinds]
 
 
-def commands(page: Path) -> list[list[str]]:
+def commands(page):
     """The words of each ``cloob`` command of a page, those behind torchrun too; ``…`` stands for more."""
     text = "\n".join(blocks(page, "console", "sh", "yaml")).replace("\\\n", " ")
     text = re.sub(r"(?<=\S)\n {12,}(?=\S)", " ", text)  # a folded line of YAML
@@ -58,7 +56,7 @@ def commands(page: Path) -> list[list[str]]:
 # Pages
 
 
-def test_each_public_name_is_in_the_api() -> None:
+def test_each_public_name_is_in_the_api():
     shown = dict(re.findall(r"^\| \{py:\w+\}`(\w+) <([\w.]+)>`", API, flags=re.MULTILINE))
     assert sorted(shown) == sorted(name for name in cloob.__all__ if not name.startswith("__"))
     pages = {page.replace("/", ".") for page in re.findall(r"^api/(\S+)/index$", API, flags=re.MULTILINE)}
@@ -66,7 +64,7 @@ def test_each_public_name_is_in_the_api() -> None:
     assert all(pydoc.locate(at) is getattr(cloob, name) for name, at in shown.items())
 
 
-def test_the_walk_of_a_step_names_its_files_which_are_few_and_short() -> None:
+def test_the_walk_of_a_step_names_its_files_which_are_few_and_short():
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     walk = re.findall(r"^\d\. `(training/\w+\.py)`: (.*)$", text, flags=re.MULTILINE)
     sources = [(ROOT / "src" / "cloob" / file).read_text(encoding="utf-8") for file, _ in walk]
@@ -76,7 +74,7 @@ def test_the_walk_of_a_step_names_its_files_which_are_few_and_short() -> None:
     assert len(walk) == 5 and sum(source.count("\n") for source in sources) <= 900
 
 
-def located(name: str) -> bool:
+def located(name):
     """Whether there is an object of this full name; one whose module needs a package that is not here counts."""
     try:
         return pydoc.locate(name) is not None
@@ -84,7 +82,7 @@ def located(name: str) -> bool:
         return True
 
 
-def test_modules_of_the_api_and_targets_of_docstrings_are_there() -> None:
+def test_modules_of_the_api_and_targets_of_docstrings_are_there():
     """Also of names that are no public ones of ``cloob`` but stand on pages."""
     pages = {page.replace("/", ".") for page in re.findall(r"^api/(\S+)/index$", API, flags=re.MULTILINE)}
     shown = "\n".join(block for page in SHOWN for block in blocks(page, "python", "py"))
@@ -97,7 +95,7 @@ def test_modules_of_the_api_and_targets_of_docstrings_are_there() -> None:
     assert [name for name in sorted(pages | targets) if not located(name)] == []
 
 
-def test_links_lead_to_files() -> None:
+def test_links_lead_to_files():
     lost = []
     for page in SHOWN:
         text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
@@ -114,14 +112,14 @@ class Understood(BaseException):
 
 
 @pytest.mark.parametrize("page", [page for page in SHOWN if commands(page)], ids=lambda page: page.name)
-def test_commands_are_understood(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_understood(page, tmp_path, monkeypatch):
     parse = tyro.cli
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "config.json").write_text("{}")
     (tmp_path / "more.toml").write_text("\n".join(blocks(page, "toml")), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
 
-    def only_parse(*args: Any, **kwargs: Any) -> None:
+    def only_parse(*args, **kwargs):
         parse(*args, **kwargs)
         raise Understood
 
@@ -131,7 +129,7 @@ def test_commands_are_understood(page: Path, tmp_path: Path, monkeypatch: pytest
             assert cli.main(words) == 0, (words, err.getvalue())
 
 
-def test_make_has_the_targets_that_are_named() -> None:
+def test_make_has_the_targets_that_are_named():
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     for page in [*SHOWN, ROOT / "CONTRIBUTING.md"]:
         assert set(re.findall(r"[`$] ?make ([a-z-]+)", page.read_text(encoding="utf-8"))) <= targets, page
@@ -143,14 +141,14 @@ def test_make_has_the_targets_that_are_named() -> None:
 class PathModel(ColourModel):
     """Takes paths too, as loaded models do."""
 
-    def encode_image(self, images: Tensor | Sequence[str]) -> Tensor:
+    def encode_image(self, images):
         if isinstance(images, Tensor):
             return super().encode_image(images)
         return super().encode_image(torch.stack([self.preprocess(Image.open(path)) for path in images]))
 
 
 @pytest.fixture
-def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def beginner(tmp_path, monkeypatch):
     """A folder with what the pages name, and a model that knows colours in place of any other."""
     monkeypatch.chdir(tmp_path)
     loads(monkeypatch, lambda *_, **__: PathModel())
@@ -177,7 +175,7 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("beginner")
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "find.md"], ids=lambda page: page.name)
-def test_commands_that_find_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_that_find_run(page, capsys):
     """Those that index, search, sort and embed; an export needs real towers, and a run minutes."""
     shown = [words for words in commands(page) if words[0] in ("find", "index", "search", "classify", "embed")]
     found = [words for words in shown if not any("-onnx" in word or ":best" in word for word in words)]
@@ -193,9 +191,9 @@ def test_commands_that_find_run(page: Path, capsys: pytest.CaptureFixture[str]) 
         assert "red" in capsys.readouterr().out
 
 
-def run_python(page: Path) -> dict[str, Any]:
+def run_python(page):
     """The names after all Python of a page has run, one block after the other."""
-    names: dict[str, Any] = {}
+    names = {}
     for block in blocks(page, "python"):
         exec(compile(block, page.name, "exec"), names)
     return names
@@ -203,9 +201,9 @@ def run_python(page: Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("beginner")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute")
-def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_runs(capsys):
     assert run_python(ROOT / "README.md")["loss"].isfinite()
-    assert capsys.readouterr().out.splitlines() == re.search(r"# prints: ([^(]*) \(", README)[1].split(", ")  # type: ignore[index]
+    assert capsys.readouterr().out.splitlines() == re.search(r"# prints: ([^(]*) \(", README)[1].split(", ")
     names = run_python(DOCS / "own-loop.md")
     expected = names["objective"](*names["features"])
     torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
@@ -227,7 +225,7 @@ def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-def test_the_loops_of_other_trainers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loops_of_other_trainers_run(tmp_path, monkeypatch):
     """Lightning's, transformers' and accelerate's, on the towers of the page's first block."""
     pytest.importorskip("accelerate")
     page = DOCS / "own-loop.md"
@@ -240,7 +238,7 @@ def test_the_loops_of_other_trainers_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def test_python_of_dcl_runs_and_lightlys_loss_is_as_it_says() -> None:
+def test_python_of_dcl_runs_and_lightlys_loss_is_as_it_says():
     names = run_python(DOCS / "dcl.md")
     x, y = (names[side].detach() for side in "xy")
     expected = 0.0
@@ -249,22 +247,18 @@ def test_python_of_dcl_runs_and_lightlys_loss_is_as_it_says() -> None:
             others = [math.exp(10 * float(a[i] @ side[j])) for side in (a, b) for j in range(8) if j != i]
             expected += (math.log(sum(others)) - 10 * float(a[i] @ b[i])) / 16
     assert float(names["lightly_dcl"](x, y, 0.1)) == pytest.approx(expected, abs=1e-5)
-    dcl, infoloob = (cloob.get_recipe("vectors", objective=name) for name in ("dcl", "infoloob"))  # type: ignore[arg-type]
+    dcl, infoloob = (cloob.get_recipe("vectors", objective=name) for name in ("dcl", "infoloob"))
     assert dcl == infoloob == infoloob.override(objective="dcl")
 
 
-def test_python_of_weights_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_python_of_weights_runs(tmp_path, monkeypatch, capsys):
     model = load_model(tiny_model(tmp_path / "model"))
     loads(monkeypatch, lambda *_, **__: model)
     run_python(DOCS / "weights.md")
     assert capsys.readouterr().out.endswith(" 30.0 8.0\n")
 
 
-def test_python_of_vectors_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     digits, suspected, used, searched, fitted = blocks(DOCS / "vectors.md", "python")
@@ -289,10 +283,10 @@ def test_python_of_vectors_runs(
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(("name", "objective"), [("ddp.py", "cloob"), ("ddp.py", "clip"), ("fsdp.py", "clip")])
-def test_two_ranks_print_what_one_does(name: str, objective: str, tmp_path: Path) -> None:
+def test_two_ranks_print_what_one_does(name, objective, tmp_path):
     """The scripts that own-loop.md shows."""
 
-    def losses(ranks: int) -> list[float]:
+    def losses(ranks):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         how = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "timeout": 240}
         command += [str(ROOT / "examples" / name), objective]
@@ -307,7 +301,7 @@ def test_two_ranks_print_what_one_does(name: str, objective: str, tmp_path: Path
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda page: page.name)
-def test_tutorials_run(page: Path, tmp_path: Path) -> None:
+def test_tutorials_run(page, tmp_path):
     (tmp_path / "tutorial.py").write_text("\n".join(blocks(page, "{code-cell}")), encoding="utf-8")
     done = subprocess.run([sys.executable, "tutorial.py"], cwd=tmp_path, env={**os.environ, "MPLBACKEND": "agg"})
     assert done.returncode == 0

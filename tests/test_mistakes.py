@@ -46,7 +46,7 @@ print(json.dumps(found))
 """
 
 
-def make(folder: Path) -> None:
+def make(folder):
     """What the mistakes name: pairs, tables, sets, a model, an index; whole ones and broken ones."""
     for name in ("sets/one/test", "sets/one/train", "sets/two", "sets/names", "sets/templates"):
         write_classes(folder / name, COLOURS, 2)
@@ -69,17 +69,17 @@ def make(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory):
     return made_once(tmp_path_factory, "mistakes", make)
 
 
-def listing(place: Path) -> list[Path]:
+def listing(place):
     """The files of the folder, but for what SQLite keeps beside an index that is read."""
     files = (path for path in place.rglob("*") if path.is_file())
     return sorted(path for path in files if not path.name.startswith("index.sqlite-"))
 
 
-def faults(rows: list[list[str]], told: list[tuple[object, str, str]]) -> list[str]:
+def faults(rows, told):
     """The rows that were not answered by exit code 2 and one line that holds all their words."""
     found = []
     for (command, *words), (code, out, err) in zip(rows, told, strict=True):
@@ -92,7 +92,7 @@ def faults(rows: list[list[str]], told: list[tuple[object, str, str]]) -> list[s
     return found
 
 
-def test_words_are_refused_before_torch_is_imported(place: Path) -> None:
+def test_words_are_refused_before_torch_is_imported(place):
     before = listing(place)
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     helps = [[name, "--help"] for name in cli.COMMANDS]
@@ -117,7 +117,7 @@ def test_words_are_refused_before_torch_is_imported(place: Path) -> None:
     assert listing(place) == before
 
 
-def test_files_are_refused_and_nothing_is_left_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_refused_and_nothing_is_left_behind(place, monkeypatch):
     monkeypatch.chdir(place)
     before, told = listing(place), []
     for command, *_ in LATER:

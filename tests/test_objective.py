@@ -8,8 +8,7 @@ import json
 import math
 import pickle
 import warnings
-from collections.abc import Callable
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -34,7 +33,7 @@ from paper_loops import MEMBERS, pairs, relative_error, value_and_gradients
 both_backends = pytest.mark.parametrize("backend", ["reference", "streamed"])
 
 
-def test_members_by_name() -> None:
+def test_members_by_name():
     assert tuple(FAMILY) == OBJECTIVES and tuple(CONTRASTS) == get_args(Contrast)
     assert [make_objective(name).name for name in OBJECTIVES] == [*OBJECTIVES]
     config = ContrastiveObjective().config()
@@ -46,12 +45,10 @@ def test_members_by_name() -> None:
         make_objective("clop")
 
 
-def test_a_new_contrast_is_a_function_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_contrast_is_a_function_and_a_row(monkeypatch):
     """Without a fast path it runs in the reference form, and one warning says so."""
 
-    def hinge(
-        anchors: Tensor, candidates: Tensor, inv_tau: Tensor, *, positive_offset: int = 0, ids: Any = None
-    ) -> Any:
+    def hinge(anchors, candidates, inv_tau, *, positive_offset=0, ids=None):
         logits = inv_tau * anchors @ candidates.T
         return (1 + logits - logits.diagonal()[:, None]).relu().mean()
 
@@ -74,7 +71,7 @@ def test_a_new_contrast_is_a_function_and_a_row(monkeypatch: pytest.MonkeyPatch)
         ("siglip", "SigLipLoss", {"log_inv_tau": math.log(10), "bias": -10.0}, (12.0, -4.0)),
     ],
 )
-def test_clip_and_siglip_are_open_clips_losses(name: str, theirs: str, start: dict[str, float], given: Any) -> None:
+def test_clip_and_siglip_are_open_clips_losses(name, theirs, start, given):
     """``logit_scale`` and ``logit_bias`` take the places of their own, as open_clip's trainer hands them over."""
     objective = make_objective(name)
     assert {key: p.item() for key, p in objective.named_parameters()} == pytest.approx(start)
@@ -86,7 +83,7 @@ def test_clip_and_siglip_are_open_clips_losses(name: str, theirs: str, start: di
 
 @both_backends
 @pytest.mark.parametrize("hopfield", [True, False])
-def test_a_call_says_whether_to_retrieve(hopfield: bool, backend: str) -> None:
+def test_a_call_says_whether_to_retrieve(hopfield, backend):
     """The loss and gradient of the member that a call asks for, whichever it was made as; the module stays as it is."""
     made, wanted = (ContrastiveObjective(hopfield=h, backend=backend) for h in (not hopfield, hopfield))
     before = made.config()
@@ -98,7 +95,7 @@ def test_a_call_says_whether_to_retrieve(hopfield: bool, backend: str) -> None:
     assert made.config() == before
 
 
-def test_config_is_json_and_builds_the_same_objective() -> None:
+def test_config_is_json_and_builds_the_same_objective():
     for name in OBJECTIVES:
         retrieves = name == "cloob" or "hopfield" in name
         objective = make_objective(name, learnable_inv_tau=True, learnable_beta=retrieves, matmul="bfloat16")
@@ -115,7 +112,7 @@ def test_config_is_json_and_builds_the_same_objective() -> None:
 
 
 @pytest.mark.parametrize("name", PAPER_OBJECTIVES)
-def test_a_temperature_that_learns_takes_the_mean_since_the_papers_scale_only_raises_it(name: str) -> None:
+def test_a_temperature_that_learns_takes_the_mean_since_the_papers_scale_only_raises_it(name):
     assert make_objective(name, learnable_inv_tau=True).scale == "unit"
     with pytest.raises(ValueError, match="learnable_inv_tau=True needs scale='unit'"):
         make_objective(name, learnable_inv_tau=True, scale="paper")
@@ -134,7 +131,7 @@ def test_a_temperature_that_learns_takes_the_mean_since_the_papers_scale_only_ra
         assert objective(x, y, logit_scale=given) == objective(x, y, 30.0)
 
 
-def test_a_learnable_scale_is_bounded_by_100() -> None:
+def test_a_learnable_scale_is_bounded_by_100():
     """Its value always, its parameter in training: an optimiser's last step may end beyond."""
     objective = ContrastiveObjective.clip()
     x, y = pairs(4, 3)
@@ -155,7 +152,7 @@ def test_a_learnable_scale_is_bounded_by_100() -> None:
     ContrastiveObjective.cloob(inv_tau=250.0).clamp_()  # fixed ones stay as they were asked for
 
 
-def test_the_bound_leaves_graphs_that_hold_the_parameter() -> None:
+def test_the_bound_leaves_graphs_that_hold_the_parameter():
     objective = ContrastiveObjective.clip()
     x, y = pairs(4, 3)
     with torch.no_grad():
@@ -169,7 +166,7 @@ def test_the_bound_leaves_graphs_that_hold_the_parameter() -> None:
     assert given.grad.isfinite() and computed == given.exp()
 
 
-def test_a_given_logit_scale_takes_the_place_of_inv_tau_and_learns() -> None:
+def test_a_given_logit_scale_takes_the_place_of_inv_tau_and_learns():
     x, y = pairs(6, 5, dtype=torch.float32)
     scale = torch.tensor(12.0, requires_grad=True)
     objective = ContrastiveObjective.cloob(scale="unit")
@@ -182,7 +179,7 @@ def test_a_given_logit_scale_takes_the_place_of_inv_tau_and_learns() -> None:
     assert objective(x, y, logit_scale=12.0, logit_bias=torch.tensor(-10.0)) == objective(x, y, 12.0)
 
 
-def test_a_parameter_without_a_part_has_a_gradient_of_zero() -> None:
+def test_a_parameter_without_a_part_has_a_gradient_of_zero():
     """Else DDP stops."""
     x, y = pairs(6, 8)
     cloob = ContrastiveObjective(learnable_beta=True)
@@ -196,7 +193,7 @@ def test_a_parameter_without_a_part_has_a_gradient_of_zero() -> None:
     assert siglip.bias is not None and siglip.bias.grad == 0 and siglip.log_inv_tau.grad != 0
 
 
-def test_another_fixed_value_is_taken_and_told() -> None:
+def test_another_fixed_value_is_taken_and_told():
     objective, saved = ContrastiveObjective(inv_tau=30.0), ContrastiveObjective(inv_tau=50.0, beta=8.0)
     with pytest.warns(FixedScaleWarning, match="inv_tau was 30 and is 50 now, as in the state that was loaded") as told:
         assert objective.load_state_dict(saved.state_dict()).missing_keys == []
@@ -208,7 +205,7 @@ def test_another_fixed_value_is_taken_and_told() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
-def test_a_state_with_a_scale_that_is_none_is_refused(value: float) -> None:
+def test_a_state_with_a_scale_that_is_none_is_refused(value):
     state = ContrastiveObjective().state_dict()
     state["fixed_beta"] = torch.tensor(value)
     with pytest.raises(RuntimeError, match=r"fixed_beta is .*; a positive, finite number"):
@@ -225,7 +222,7 @@ def test_a_state_with_a_scale_that_is_none_is_refused(value: float) -> None:
     ],
     ids=["deepcopy", "pickle", "to", "to_empty"],
 )
-def test_number_and_buffer_stay_together(change: Callable[[Any], Any]) -> None:
+def test_number_and_buffer_stay_together(change):
     objective, saved = ContrastiveObjective(inv_tau=30.0), ContrastiveObjective(inv_tau=1 / 0.07).state_dict()
     with pytest.warns(FixedScaleWarning):
         objective.load_state_dict(saved)
@@ -235,7 +232,7 @@ def test_number_and_buffer_stay_together(change: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
-def test_learned_scales_are_cast_to_no_lower_precision(cast: str) -> None:
+def test_learned_scales_are_cast_to_no_lower_precision(cast):
     objective = make_objective("siglip-hopfield", learnable_beta=True)
     objective.head = nn.Linear(2, 2)  # of a subclass: cast as usual
     x, y = pairs(6, 5, dtype=torch.float32)
@@ -251,7 +248,7 @@ def test_learned_scales_are_cast_to_no_lower_precision(cast: str) -> None:
     assert {p.dtype for p in objective.float().parameters()} == {torch.float32}
 
 
-def test_the_bias_is_in_the_state_and_has_to_be_there() -> None:
+def test_the_bias_is_in_the_state_and_has_to_be_there():
     objective = ContrastiveObjective.siglip(inv_tau=200.0)  # no bound, as SigLIP's
     fresh = ContrastiveObjective.siglip()
     with torch.no_grad():
@@ -265,7 +262,7 @@ def test_the_bias_is_in_the_state_and_has_to_be_there() -> None:
 
 
 @pytest.mark.parametrize(("n", "made"), [(16, True), (255, True), (64, False)])
-def test_the_gradient_of_rows_in_a_cone_is_right_whenever_it_retrieves(n: int, made: bool) -> None:
+def test_the_gradient_of_rows_in_a_cone_is_right_whenever_it_retrieves(n, made):
     """As where untrained towers begin: the plain form is off by 4 to 94 % there (docs/own-loop.md)."""
     drawn = torch.Generator().manual_seed(0)
     cone = 12.6 * torch.randn(1, 512, generator=drawn)
@@ -279,9 +276,9 @@ def test_the_gradient_of_rows_in_a_cone_is_right_whenever_it_retrieves(n: int, m
 class _TF32(TorchDispatchMode):
     """Rounds the inputs of matrix products as a GPU does while torch says so."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
-            backend: Any = torch.backends.cuda.matmul
+            backend = torch.backends.cuda.matmul
             if getattr(backend, "fp32_precision", None) == "tf32" or not hasattr(backend, "fp32_precision"):
                 args = [(a.view(torch.int32) + 2**12 & -(2**13)).view(a.dtype) if a.ndim == 2 else a for a in args]
         return func(*args, **(kwargs or {}))
@@ -289,7 +286,7 @@ class _TF32(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("newer", [False, True])
-def test_tf32_changes_nothing(name: str, newer: bool) -> None:
+def test_tf32_changes_nothing(name, newer):
     """The products of the loss and of its gradient are in float32, by whichever of torch's interfaces TF32 is on."""
     if newer and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         pytest.skip("from torch 2.9 on")
@@ -311,7 +308,7 @@ def test_tf32_changes_nothing(name: str, newer: bool) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_backward_pass_inside_autocast_is_as_outside(name: str) -> None:
+def test_a_backward_pass_inside_autocast_is_as_outside(name):
     gradients = []
     for inside in (True, False):
         generator = torch.Generator().manual_seed(0)  # rows that are alike, as those of fresh towers
@@ -331,7 +328,7 @@ def test_a_backward_pass_inside_autocast_is_as_outside(name: str) -> None:
 
 @both_backends
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
-def test_sides_of_other_precisions_are_lifted(backend: str, low: torch.dtype) -> None:
+def test_sides_of_other_precisions_are_lifted(backend, low):
     x, y = pairs(6, 5, dtype=torch.float32)
     objective = ContrastiveObjective(backend=backend)
     expected = value_and_gradients(objective, x.to(low).float(), y)
@@ -340,14 +337,14 @@ def test_sides_of_other_precisions_are_lifted(backend: str, low: torch.dtype) ->
     assert torch.equal(found[1], expected[1].to(low)) and torch.equal(found[2], expected[2])
 
 
-def spoil(rows: Tensor, row: int, value: float) -> Tensor:
+def spoil(rows, row, value):
     rows = rows.clone()
     rows[row, 1 if value else slice(None)] = value
     return rows
 
 
 @pytest.mark.parametrize(("value", "what"), [(math.nan, "not finite"), (-math.inf, "not finite"), (0.0, "zero")])
-def test_bad_rows_are_named(value: float, what: str) -> None:
+def test_bad_rows_are_named(value, what):
     x, y = pairs(5, 4)
     for contrast, hopfield in MEMBERS:
         objective = ContrastiveObjective(contrast=contrast, hopfield=hopfield)
@@ -374,13 +371,13 @@ def test_bad_rows_are_named(value: float, what: str) -> None:
         ({"hopfield": False, "learnable_beta": True}, "learnable_beta=True needs hopfield=True"),
     ],
 )
-def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ContrastiveObjective(**options)
 
 
 @both_backends
-def test_wrong_batches_are_refused(backend: str) -> None:
+def test_wrong_batches_are_refused(backend):
     objective, (x, y) = ContrastiveObjective(backend=backend), pairs(4, 3)
     with pytest.raises(TypeError, match="text_features is a NoneType"):
         objective(x, None)
@@ -389,7 +386,7 @@ def test_wrong_batches_are_refused(backend: str) -> None:
             objective(x, y, logit_scale=scale)
 
 
-def test_what_needs_a_process_group_or_a_softmax() -> None:
+def test_what_needs_a_process_group_or_a_softmax():
     x, y = pairs(4, 3)
     with pytest.raises(RuntimeError, match=r"gather=True needs a process group: start with torchrun.* gather='auto'"):
         ContrastiveObjective(gather=True)(x, y)
@@ -399,7 +396,7 @@ def test_what_needs_a_process_group_or_a_softmax() -> None:
 
 
 @both_backends
-def test_check_false_looks_at_no_row(backend: str) -> None:
+def test_check_false_looks_at_no_row(backend):
     x, y = pairs(5, 4)
     objective = ContrastiveObjective(backend=backend, check=False, hopfield=False)
     assert objective.config()["check"] is False
@@ -407,7 +404,7 @@ def test_check_false_looks_at_no_row(backend: str) -> None:
     assert objective(3 * x, y).isfinite()
 
 
-def test_rows_that_are_no_unit_vectors_are_told_of_once() -> None:
+def test_rows_that_are_no_unit_vectors_are_told_of_once():
     x, y = pairs(6, 5)
     objective = ContrastiveObjective()
     with pytest.warns(UserWarning, match=r"text_features has rows of length 3 to 3, but .* unit rows") as told:
@@ -423,16 +420,16 @@ def test_rows_that_are_no_unit_vectors_are_told_of_once() -> None:
 class _Reads(TorchDispatchMode):
     """Counts the values that are read one by one."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += func is torch.ops.aten._local_scalar_dense.default
         return func(*args, **(kwargs or {}))
 
 
-def reads(monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
+def reads(monkeypatch, **options):
     """How often a call waits for the device."""
     objective, (x, y) = ContrastiveObjective(**options), pairs(6, 8, dtype=torch.float32)
     counted, lists = _Reads(), []
@@ -444,7 +441,7 @@ def reads(monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
 
 
 @pytest.mark.filterwarnings("default")
-def test_the_mistakes_of_copies_are_told_of_once() -> None:
+def test_the_mistakes_of_copies_are_told_of_once():
     cone = F.normalize(torch.randn(64, 32, generator=torch.Generator().manual_seed(0)) + 4, dim=1)
     objective, learned = ContrastiveObjective(), make_objective("infoloob", learnable_inv_tau=True)
     with pytest.warns(UserWarning, match=r"mean cosine of 0\.\d+"):
@@ -464,7 +461,7 @@ def test_the_mistakes_of_copies_are_told_of_once() -> None:
         make_objective("clip")(cone, cone, torch.tensor(math.log(1 / 0.07), requires_grad=True))
 
 
-def test_ids_come_as_texts_from_numpy_and_as_a_list() -> None:
+def test_ids_come_as_texts_from_numpy_and_as_a_list():
     np = pytest.importorskip("numpy")
     names = ["a", "b", "a", "c"]
     x, y = (F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(i)), dim=1) for i in (0, 1))
@@ -479,7 +476,7 @@ def test_ids_come_as_texts_from_numpy_and_as_a_list() -> None:
         objective(x, y, ids=names)
 
 
-def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch):
     assert [reads(monkeypatch, check=check, backend="reference") for check in (True, False)] == [1, 0]
     # The streamed path looks once more, whether exponentials stay in range.
     assert [reads(monkeypatch, check=check) for check in (True, False)] == [2, 1]

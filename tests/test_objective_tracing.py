@@ -1,12 +1,9 @@
 """torch.compile, torch.export, torch.func: the reference goes through each, the streamed path says that it does not."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from cloob.objective import ContrastiveObjective
 from paper_loops import MEMBER_IDS, MEMBERS, pairs, value_and_gradients
@@ -18,13 +15,13 @@ COMPILED_QUICKLY = [("infoloob", True, True), ("sigmoid", False, False)]
 
 
 @pytest.fixture
-def fresh_compiler() -> Iterator[None]:
+def fresh_compiler():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
-def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+def batch(seed=0):
     return pairs(6, 5, seed=seed, dtype=torch.float32)
 
 
@@ -37,7 +34,7 @@ def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
         for case in ((*member, learnable) for member in MEMBERS for learnable in (False, True))
     ],
 )
-def test_a_whole_compiled_graph_equals_eager(contrast: str, hopfield: bool, learnable: bool) -> None:
+def test_a_whole_compiled_graph_equals_eager(contrast, hopfield, learnable):
     scales = {"learnable_inv_tau": learnable, "learnable_beta": learnable and hopfield}
     objective = Objective(contrast=contrast, hopfield=hopfield, backend="reference", **scales)
     compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
@@ -57,7 +54,7 @@ def test_a_whole_compiled_graph_equals_eager(contrast: str, hopfield: bool, lear
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.usefixtures("fresh_compiler")
 @two_members
-def test_an_exported_program_gives_the_same(contrast: str, hopfield: bool) -> None:
+def test_an_exported_program_gives_the_same(contrast, hopfield):
     objective = Objective(contrast=contrast, hopfield=hopfield)
     program = torch.export.export(objective, batch())
     x, y = batch(seed=5)
@@ -65,7 +62,7 @@ def test_an_exported_program_gives_the_same(contrast: str, hopfield: bool) -> No
 
 
 @two_members
-def test_vmap_over_batches_and_temperatures(contrast: str, hopfield: bool) -> None:
+def test_vmap_over_batches_and_temperatures(contrast, hopfield):
     objective = Objective(contrast=contrast, hopfield=hopfield, backend="reference")
     problems = [batch(seed=seed) for seed in range(3)]
     x, y = (torch.stack(side) for side in zip(*problems, strict=True))
@@ -81,7 +78,7 @@ def test_vmap_over_batches_and_temperatures(contrast: str, hopfield: bool) -> No
 
 
 @each_member
-def test_func_grad_and_double_backward(contrast: str, hopfield: bool) -> None:
+def test_func_grad_and_double_backward(contrast, hopfield):
     objective = Objective(contrast=contrast, hopfield=hopfield, backend="reference")
     x, y = pairs(6, 5)
     both = torch.func.grad(objective, argnums=(0, 1))(x, y)
@@ -99,7 +96,7 @@ def test_func_grad_and_double_backward(contrast: str, hopfield: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script")
 @pytest.mark.parametrize("inv_tau", [30.0, 100.0])
-def test_func_through_a_learned_scale(inv_tau: float) -> None:
+def test_func_through_a_learned_scale(inv_tau):
     """In training mode, in which the parameter is bounded in place; inside a transformation nothing can be."""
     x, y = pairs(4, 3)
     objective = Objective.clip(backend="reference", inv_tau=inv_tau).double()
@@ -123,7 +120,7 @@ def test_func_through_a_learned_scale(inv_tau: float) -> None:
 
 
 @two_members
-def test_the_streamed_path_names_the_backend_that_has_them(contrast: str, hopfield: bool) -> None:
+def test_the_streamed_path_names_the_backend_that_has_them(contrast, hopfield):
     objective = Objective(contrast=contrast, hopfield=hopfield, backend="streamed")
     x, y = batch()
     for transformed in (torch.func.grad(objective), torch.func.jacrev(objective)):
@@ -137,7 +134,7 @@ def test_the_streamed_path_names_the_backend_that_has_them(contrast: str, hopfie
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler's own look at a loss
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_a_gradient_compiled_inside_an_autocast_is_that_of_float32(backend: Any, fresh_compiler: None) -> None:
+def test_a_gradient_compiled_inside_an_autocast_is_that_of_float32(backend, fresh_compiler):
     """torch.compile lays the backward pass into the autocast of the forward: in there it may not be."""
     objective = ContrastiveObjective.cloob(backend=backend)
     drawn = torch.Generator().manual_seed(0)

@@ -2,20 +2,17 @@
 
 import io
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms, features
-from torch import Tensor
 
 from cloob import pictures
 from cloob.data.loader import BatchBuilder
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.evaluation.embed import embed_images
-from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from make import Listed, encoded, raw_file
 
@@ -34,42 +31,42 @@ STORED = {  # the transposition that makes the stored picture of the upright one
 }
 
 
-def one(data: bytes) -> Listed:
+def one(data):
     """A list of one sample, as training and evaluation read it."""
     return Listed([(data, "a caption")])
 
 
 @pytest.fixture(scope="module")
-def encoder() -> DualEncoder:
+def encoder():
     return create_model("tiny-vit", seed=0).eval()
 
 
-def upright(width: int = SIDE, height: int = SIDE) -> Image.Image:
+def upright(width=SIDE, height=SIDE):
     """A smooth picture that no turn maps onto itself."""
     small = np.random.default_rng(7).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def turned(image: Image.Image, orientation: int, kind: str, **options: object) -> bytes:
+def turned(image, orientation, kind, **options):
     """The file of a picture that is stored turned, and says so."""
     method = STORED[orientation]
     stored = image if method is None else image.transpose(method)
     return encoded(stored, kind, exif=exif_of(orientation), **options)
 
 
-def exif_of(orientation: int) -> bytes:
+def exif_of(orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return exif.tobytes()
 
 
-def without_adobe(jpeg: bytes) -> bytes:
+def without_adobe(jpeg):
     """The same CMYK JPEG without Adobe's marker."""
     at = jpeg.index(b"\xff\xee")
     return jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big") :]
 
 
-def zoo() -> dict[str, tuple[bytes, np.ndarray, float]]:
+def zoo():
     """Name: (file, the RGB pixels that it shows, how far a pixel may be off)."""
     rgb = upright()
     colours, grey = np.asarray(rgb), np.asarray(rgb.convert("L"))
@@ -90,7 +87,7 @@ def zoo() -> dict[str, tuple[bytes, np.ndarray, float]]:
     cmyk = encoded(rgb.convert("CMYK"), "JPEG", quality=100, subsampling=0)
     other = Image.new("RGB", rgb.size, "blue")
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    found: dict[str, tuple[bytes, np.ndarray, float]] = {
+    found = {
         "8-bit grey": (encoded(rgb.convert("L"), "PNG"), greys, 0),
         "16-bit grey PNG": (encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), greys, 0),
         "16-bit grey TIFF": (encoded(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"), greys, 0),
@@ -131,7 +128,7 @@ def zoo() -> dict[str, tuple[bytes, np.ndarray, float]]:
 ZOO = zoo()
 
 
-def trained_on(data: bytes) -> Tensor:
+def trained_on(data):
     """The pixels that training takes with a crop of everything, (H, W, 3)."""
     builder = BatchBuilder(
         one(data), TrainTransform(SIDE, scale=(1, 1)), lambda texts: torch.zeros(len(texts), 3), 0, None
@@ -142,7 +139,7 @@ def trained_on(data: bytes) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_the_zoo(name: str, encoder: DualEncoder, tmp_path: Path) -> None:
+def test_the_zoo(name, encoder, tmp_path):
     data, shows, tolerance = ZOO[name]
     image = pictures.decode(data)
     pixels = np.asarray(image, dtype=float)
@@ -160,7 +157,7 @@ def test_the_zoo(name: str, encoder: DualEncoder, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_crop_of_a_turned_picture_is_the_upright_one_s(orientation: int, flip: bool) -> None:
+def test_a_crop_of_a_turned_picture_is_the_upright_one_s(orientation, flip):
     image = upright(101, 77)
     transform = TrainTransform(20, scale=(0.2, 0.7), flip=flip, reduce=False)
     data = turned(image, orientation, "PNG")
@@ -174,7 +171,7 @@ def test_a_crop_of_a_turned_picture_is_the_upright_one_s(orientation: int, flip:
 
 
 @pytest.mark.parametrize("reduction", [1, 8])
-def test_a_huge_jpeg_is_decoded_smaller(monkeypatch: pytest.MonkeyPatch, reduction: int) -> None:
+def test_a_huge_jpeg_is_decoded_smaller(monkeypatch, reduction):
     size = (641, 479)
     image = upright(*size)
     data = turned(image, 6, "JPEG", quality=95)
@@ -193,12 +190,12 @@ def test_a_huge_jpeg_is_decoded_smaller(monkeypatch: pytest.MonkeyPatch, reducti
     assert (found.float() - transform(image.resize(half), torch.Generator().manual_seed(1)).float()).abs().mean() < 2
 
 
-def test_of_grey_of_16_bits_the_high_byte_counts() -> None:
+def test_of_grey_of_16_bits_the_high_byte_counts():
     values = np.arange(0, 65536, 7, dtype=np.uint16).reshape(1, -1)
     assert np.array_equal(np.asarray(pictures.upright(Image.fromarray(values)))[..., 0], values >> 8)
 
 
-def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, tmp_path: Path) -> None:
+def test_one_limit_everywhere(monkeypatch, encoder, tmp_path):
     """A bomb is refused by its header, whoever reads it."""
     image = upright()
     data = encoded(image, "PNG")
@@ -218,7 +215,7 @@ def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEnco
     assert (skip.key, skip.reason) == ("0", "image too large")
 
 
-def test_no_other_program_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_program_decodes(tmp_path, monkeypatch):
     """Pillow hands PostScript to Ghostscript."""
     eps = encoded(upright(), "EPS")
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
@@ -229,9 +226,7 @@ def test_no_other_program_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert caught.value.detail.endswith("not an image file") and not (tmp_path / "ran").exists()
 
 
-def test_a_format_without_its_package_names_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, tmp_path: Path
-) -> None:
+def test_a_format_without_its_package_names_what_to_install(monkeypatch, encoder, tmp_path):
     for package in ("pillow_heif.HeifImagePlugin", "pillow_jxl", "rawpy"):
         monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
@@ -248,7 +243,7 @@ def test_a_format_without_its_package_names_what_to_install(
         assert pictures.is_unbounded(data)
 
 
-def test_jpeg_xl(encoder: DualEncoder, tmp_path: Path) -> None:
+def test_jpeg_xl(encoder, tmp_path):
     pytest.importorskip("pillow_jxl", reason="pillow-jxl-plugin is not installed")
     lossless = encoded(upright(), "JXL", lossless=True, exif=exif_of(6))  # which a decoder has to ignore
     assert np.array_equal(np.asarray(pictures.decode(lossless)), np.asarray(upright()))
@@ -260,7 +255,7 @@ def test_jpeg_xl(encoder: DualEncoder, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(pictures.decode(repacked)), np.asarray(expected))
 
 
-def test_a_white_drawing_is_put_on_black_and_any_other_on_white() -> None:
+def test_a_white_drawing_is_put_on_black_and_any_other_on_white():
     white = Image.new("RGBA", (60, 60), (255, 255, 255, 0))
     white.paste((255, 255, 255, 255), (20, 0, 40, 60))
     on_black = Image.new("RGB", (60, 60))
@@ -277,7 +272,7 @@ def test_a_white_drawing_is_put_on_black_and_any_other_on_white() -> None:
         assert np.array_equal(np.asarray(pictures.decode(encoded(drawing))), np.asarray(on_white))
 
 
-def test_raw_is_the_jpeg_inside() -> None:
+def test_raw_is_the_jpeg_inside():
     pytest.importorskip("rawpy", reason="rawpy is not installed")
     stored, turned = upright(48, 64).transpose(STORED[6]), exif_of(6)
     raw = pictures.Encoded(raw_file(encoded(stored, "JPEG", quality=95)))
@@ -288,7 +283,7 @@ def test_raw_is_the_jpeg_inside() -> None:
         pictures.decode(raw_file(b""))
 
 
-def test_heic(encoder: DualEncoder) -> None:
+def test_heic(encoder):
     heif = pytest.importorskip("pillow_heif")
     file = io.BytesIO()
     heif.from_pillow(upright().transpose(STORED[6])).save(file, quality=100, chroma=444, exif=exif_of(6))

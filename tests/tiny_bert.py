@@ -1,8 +1,5 @@
 """A tiny BERT with random weights and a vocabulary of its own, and data, shared by tests and their worker processes."""
 
-from pathlib import Path
-from typing import Any
-
 COLOURS, AGES, KINDS = ("red", "green", "blue"), ("old", "new"), ("car", "tree")
 THINGS = [f"{colour} {age} {kind}" for colour in COLOURS for age in AGES for kind in KINDS]
 PAIRS = {
@@ -12,7 +9,7 @@ PAIRS = {
 }
 
 
-def build(folder: Path) -> None:
+def build(folder):
     """Writes the model, without dropout, as a sentence-transformers folder."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -24,14 +21,14 @@ def build(folder: Path) -> None:
     model.save_pretrained(str(folder / "model"), create_model_card=False)
 
 
-def load(folder: Path) -> Any:
+def load(folder):
     """The model that ``build`` wrote."""
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(folder / "model"), device="cpu")
 
 
-def pictures() -> dict[str, list[Any]]:
+def pictures():
     """Eight coloured pictures with their captions, for a ``CLIPModel``."""
     from PIL import Image
 
@@ -39,9 +36,7 @@ def pictures() -> dict[str, list[Any]]:
     return {"image": images, "caption": PAIRS["anchor"]}
 
 
-def fit(
-    model: Any, loss: Any, columns: dict[str, list[Any]], out: Path, callbacks: Any = None, **arguments: Any
-) -> list[float]:
+def fit(model, loss, columns, out, callbacks=None, **arguments):
     """Trains; the losses of the steps."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments

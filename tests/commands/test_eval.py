@@ -19,7 +19,7 @@ COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     tiny_model(folder / "model", "tiny-convnext")
     write_classes(folder / "sets" / "one" / "test", COLOURS, 3)
@@ -29,14 +29,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def work(made: Path, tmp_path: Path) -> Path:
+def work(made, tmp_path):
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
-def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(work, capsys):
     words = ["eval", str(work / "model"), "--suite", "pictograms", str(work / "sets"), "--probe", "--device", "cpu"]
     words += ["--out", str(work / "out"), "--probe-seeds", "0", "1", "--shots", "2"]
     assert cli.main(words) == 0
@@ -54,7 +52,7 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
     assert (work / "out" / "results.json").read_text(encoding="utf-8") == text
 
 
-def test_an_unreadable_picture_is_counted_told_and_wrong(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_picture_is_counted_told_and_wrong(work, capsys):
     (work / "sets" / "two" / "red" / "1.png").write_bytes(b"no picture")
     words = ["eval", str(work / "model"), "--zeroshot", str(work / "sets" / "two"), "--device", "cpu"]
     assert cli.main([*words, "--out", str(work / "out"), "--batch-size", "1"]) == 0
@@ -66,7 +64,7 @@ def test_an_unreadable_picture_is_counted_told_and_wrong(work: Path, capsys: pyt
     assert said in (work / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def without_tokenizer(model: Path, name: str) -> Path:
+def without_tokenizer(model, name):
     """A copy of a model folder that asks for a tokenizer which is not there."""
     folder = model.with_name(name)
     shutil.copytree(model, folder)
@@ -76,7 +74,7 @@ def without_tokenizer(model: Path, name: str) -> Path:
     return folder
 
 
-def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kind_of_failure_names_its_file_as_it_was_typed(work, capsys):
     """Also in a folder with a space in its name."""
     (work / "sets").rename(work / "my sets")
     sets, broken = work / "my sets", create_model("tiny-convnext", seed=0)
@@ -108,7 +106,7 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path, capsys
     assert len(said) == len(results["failures"]) == 17
 
 
-def test_sets_of_one_name_are_told_apart_by_their_folders(work: Path) -> None:
+def test_sets_of_one_name_are_told_apart_by_their_folders(work):
     for folder in ("a", "b"):
         shutil.copytree(work / "sets" / "one", work / folder / "one")
         lines = [f"../sets/two/{name}/0.png,{name} {folder}" for name in COLOURS]
@@ -123,18 +121,14 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(work: Path) -> None:
     assert (work / "out" / "report.html").is_file()
 
 
-def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(work, capsys):
     assert cli.main(["eval", str(work / "model"), "--suite", "paper", str(work), "--out", str(work / "out")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 9 and "none of the 8 sets" in lines[-1]
     assert not (work / "out").exists()
 
 
-def test_runs_that_differ_by_seed_alone_are_one_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_that_differ_by_seed_alone_are_one_group(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     for name in "ab":
         np.save(tmp_path / f"{name}.npy", rng.normal(size=(60, 4)).astype(np.float32))

@@ -18,7 +18,7 @@ from search_colours import ColourModel, loads, make_index, write_pictures
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory):
     """A folder with ``pictures`` and ``index``."""
     folder = tmp_path_factory.mktemp("searched")
     make_index(folder / "index", write_pictures(folder / "pictures"))
@@ -26,24 +26,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def colour_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def colour_model(monkeypatch):
     """Whatever model is asked for knows colours, and each name is one of a model."""
     loads(monkeypatch)
     for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
         monkeypatch.setenv(variable, os.environ.get(variable, ""))  # put back at the end
 
 
-def no_model(*_: object, **__: object) -> ColourModel:
+def no_model(*_, **__):
     raise AssertionError("a model is loaded")
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+def run(capsys, *words):
     assert main(words) == 0
     out, err = capsys.readouterr()
     return out, err
 
 
-def test_lines_json_and_paths(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_json_and_paths(place, capsys):
     index = str(place / "index")
     out, err = run(capsys, "search", index, "a red thing")
     lines = [line.split("\t") for line in out.splitlines()]
@@ -63,7 +63,7 @@ def test_lines_json_and_paths(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert found["query"] == ["~root"] and len(found["hits"]) == 20  # words
 
 
-def test_a_file_that_is_gone_or_changed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_gone_or_changed_is_named(tmp_path, capsys):
     pictures = write_pictures(tmp_path / "pictures")
     index = make_index(tmp_path / "index", pictures)
     (pictures / "red-0.png").unlink()
@@ -73,9 +73,7 @@ def test_a_file_that_is_gone_or_changed_is_named(tmp_path: Path, capsys: pytest.
     assert "red-0.png is not copied" in err and "red-1.png is not copied" in err and "2 could not be copied" in err
 
 
-def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(tmp_path, capsys):
     pictures = write_pictures(tmp_path / "pictures", n=1)
     (pictures / "a-link.png").symlink_to("red-0.png")
     (pictures / "a-blue-link.png").symlink_to("blue-copy.png")
@@ -108,13 +106,11 @@ def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(
     assert err == "cloob: no look-alikes (cosine 0.97 and above)\n"
     (tmp_path / "t.csv").write_text("filepath\npictures/red-0.png\n")
     with Index.open(index, writable=True) as opened:
-        opened.update([tmp_path / "t.csv"], UpdateOptions(model=ColourModel()))  # type: ignore[arg-type]
+        opened.update([tmp_path / "t.csv"], UpdateOptions(model=ColourModel()))
     assert run(capsys, "search", str(index), "--duplicates", "--exact", "--paths")[0] == out
 
 
-def test_classify_an_index_and_a_folder_alike(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_classify_an_index_and_a_folder_alike(place, tmp_path, capsys, monkeypatch):
     of_index, err = run(
         capsys, "classify", str(place / "index"), "--labels", "red, blue", "--json", "--none", "--cutoff", "3"
     )
@@ -136,9 +132,7 @@ def test_classify_an_index_and_a_folder_alike(
     assert len(table) == 32 and table[0].keys() == {"path", "label", "probability", "margin"} and "τ⁻¹" not in err
 
 
-def test_embed_writes_the_same_rows_in_three_forms(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_embed_writes_the_same_rows_in_three_forms(place, tmp_path, capsys, monkeypatch):
     from pyarrow import parquet
     from safetensors import safe_open
 
@@ -168,7 +162,7 @@ def test_embed_writes_the_same_rows_in_three_forms(
     assert "32 pictures" in capsys.readouterr().err
 
 
-def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path, capsys):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (pictures / "red\x1b]0;title\x07\u202e.png").write_bytes(picture("red"))
@@ -181,7 +175,7 @@ def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, caps
     assert "\x1b" not in out and "\u202e" not in out
 
 
-def test_a_single_picture(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_single_picture(place, tmp_path, capsys):
     (tmp_path / "link.png").symlink_to(place / "pictures" / "red-0.png")
     for path in (place / "pictures" / "red-0.png", tmp_path / "link.png"):
         out, _ = run(capsys, "classify", str(path), "--labels", "red,blue", "--model", "colours", "--json")
@@ -192,9 +186,7 @@ def test_a_single_picture(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
             assert json.loads(file["captions"].item()) == ["red number 0" if path.name == "red-0.png" else ""]
 
 
-def test_find_indexes_what_is_new_and_answers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_find_indexes_what_is_new_and_answers(tmp_path, capsys, monkeypatch):
     pictures = write_pictures(tmp_path / "pictures", n=1)
     out, err = run(capsys, "find", str(pictures), "a red thing", "--json")
     assert [Path(hit["path"]).name for hit in json.loads(out)["hits"]] == ["red-0.png"]
@@ -212,9 +204,7 @@ def test_find_indexes_what_is_new_and_answers(
     assert not list((tmp_path / "empty").iterdir())
 
 
-def test_find_in_a_folder_that_cannot_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_find_in_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     """The index that lies in it is used; else one in the cache, which the other commands find too."""
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     there, bare = (write_pictures(tmp_path / name, n=1) for name in ("there", "bare"))
@@ -228,9 +218,7 @@ def test_find_in_a_folder_that_cannot_be_written(
         assert str(bare / "red-0.png") in run(capsys, *words)[0]
 
 
-def test_a_folder_inside_an_indexed_folder_is_answered_by_the_index_above(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_inside_an_indexed_folder_is_answered_by_the_index_above(tmp_path, capsys):
     pictures = write_pictures(tmp_path / "pictures", n=1)
     for name in ("a'b", "a'bc"):
         (pictures / name).mkdir()
@@ -243,7 +231,7 @@ def test_a_folder_inside_an_indexed_folder_is_answered_by_the_index_above(
     assert not (pictures / "a'b" / ".cloob").exists()
 
 
-def test_the_newest_pictures_that_a_filter_lets_through(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_newest_pictures_that_a_filter_lets_through(place, capsys):
     words = ("search", str(place / "index"), "--where", "caption like 'red%'")
     out, err = run(capsys, *words, "--top", "3")
     assert out.count("\n") == out.count("\tfile\t") == 3 and "3 of 4 pictures, the newest" in err

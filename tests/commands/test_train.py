@@ -17,31 +17,31 @@ from make import write_pairs
 TINY = ["train", "--model", "tiny-vit", "--image-size", "32", "--workers", "0", "--device", "cpu"]
 
 
-def config_of(words: str) -> TrainConfig:
+def config_of(words):
     config = train.read(shlex.split(words))
     check_combination(config)
     return config
 
 
-def colours(folder: Path, n: int) -> None:
+def colours(folder, n):
     write_pairs(folder, {f"{i}": ((6 * i, 255 - 6 * i, 90), f"colour number {i}") for i in range(n)})
 
 
-def next_commands(err: str) -> list[str]:
+def next_commands(err):
     """The commands that were offered, without ``cloob``."""
     lines = [line.partition(": cloob ")[2] for line in err.splitlines() if line.startswith(("next:", "  or:"))]
     assert all(line.split()[0] in cli.COMMANDS for line in lines)
     return lines
 
 
-def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_are_listed_with_a_line_each(capsys):
     assert cli.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
     assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
 
 
-def test_options_change_a_recipe() -> None:
+def test_options_change_a_recipe():
     changed = get_recipe("finetune").override(epochs=3, data=["a", "b"], mask_duplicates=True)
     assert train.read(["finetune", "--epochs", "3", "--data", "a", "b", "--mask-duplicates"]) == changed
     run = config_of("demo --steps 5").run
@@ -49,7 +49,7 @@ def test_options_change_a_recipe() -> None:
 
 
 @pytest.mark.parametrize("words", ["--objective clip", "--objective=clip", "--objective cloob --objective clip"])
-def test_a_recipe_has_settings_for_each_objective(words: str) -> None:
+def test_a_recipe_has_settings_for_each_objective(words):
     for recipe, tau in (("demo", 14.0), ("cc3m", 1 / 0.07), ("align", None)):
         loss = train.read([recipe, *words.split()]).loss
         assert (loss.objective, loss.inv_tau, loss.beta) == ("clip", tau, None)
@@ -57,14 +57,14 @@ def test_a_recipe_has_settings_for_each_objective(words: str) -> None:
     assert train.read(["cc3m", "--objective", "cloob"]) == get_recipe("cc3m")
 
 
-def test_a_file_stands_over_the_recipe_and_options_over_both(tmp_path: Path) -> None:
+def test_a_file_stands_over_the_recipe_and_options_over_both(tmp_path):
     file = tmp_path / "more.toml"
     file.write_text("[optim]\nbeta2 = 0.5\nlr = 1.0\n[run]\nsteps = 7\n")
     config = train.read(["cc3m", "--config", str(file), "--lr", "0.25"])
     assert config == get_recipe("cc3m").override(beta2=0.5, lr=0.25, steps=7)
 
 
-def test_the_help_shows_at_most_45_options_the_usual_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_shows_at_most_45_options_the_usual_first(capsys):
     with pytest.raises(SystemExit):
         train.read(["--help"])
     shown = re.findall(r"^\W*(?:-h, )?(--[a-z-]+)", capsys.readouterr().out, flags=re.MULTILINE)
@@ -86,14 +86,14 @@ def test_the_help_shows_at_most_45_options_the_usual_first(capsys: pytest.Captur
         ("finetune --init a --data pairs.csv", ((), 0.0)),
     ],
 )
-def test_the_demos_held_out_pairs_judge_no_others(words: str, held_out: tuple[tuple[str, ...], float]) -> None:
+def test_the_demos_held_out_pairs_judge_no_others(words, held_out):
     pairs = config_of(words).pairs
     assert (pairs.val_data, pairs.val_split) == held_out
     pairs = get_recipe("align").override(data=["pairs.csv"]).pairs  # and by Python
     assert (pairs.val_data, pairs.val_split) == ((), 0.1)
 
 
-def test_a_config_of_a_run_begins_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_of_a_run_begins_another_run(tmp_path, capsys):
     file = tmp_path / "config.json"
     config = TrainConfig().override(data=["demo"], resume="auto", out=tmp_path, model="tiny-vit", device="cpu")
     file.write_text(config.override(overwrite=True).to_json())
@@ -106,11 +106,11 @@ def test_a_config_of_a_run_begins_another_run(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_data_leads_to_training_and_training_to_looking(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tmp_path,
+    capsys,
+    caplog,
+    monkeypatch,
+):
     """The batch suits the number of pairs, and the run, which says so once, finds the same one when it goes on."""
     monkeypatch.chdir(tmp_path)
     colours(tmp_path / "my pairs", 40)

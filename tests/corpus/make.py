@@ -12,7 +12,6 @@ import sys
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -29,23 +28,23 @@ EVIL = "import os\nos.system('touch /tmp/cloob-was-here-{}')\nfrom transformers 
 DIM, SIZE, LENGTH = 4, 8, 16
 
 
-def write(name: str, content: bytes) -> None:
+def write(name, content):
     (HERE / name).parent.mkdir(parents=True, exist_ok=True)
     (HERE / name).write_bytes(content)
 
 
-def saved(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+def saved(kind, mode="RGB", **options):
     return encoded(noise_image(7, 4, 3).resize((40, 24)).convert(mode), kind, **options)
 
 
 PNG = saved("PNG")
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def pictures() -> None:
+def pictures():
     jpeg, turned = saved("JPEG"), Image.Exif()
     turned[0x0112] = 6
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
@@ -72,20 +71,20 @@ def pictures() -> None:
         write(f"pictures/{name}", content)
 
 
-def arrow(table: pa.Table) -> bytes:
+def arrow(table):
     stream = io.BytesIO()
     with pa.ipc.new_file(stream, table.schema) as file:
         file.write_table(table)
     return stream.getvalue()
 
 
-def packed(table: pa.Table) -> bytes:
+def packed(table):
     stream = io.BytesIO()
     parquet.write_table(table, stream, store_schema=False)
     return stream.getvalue()
 
 
-def tables() -> None:
+def tables():
     write("tables/a.png", PNG)
     rows = pa.table({"image": pa.array([PNG] * 3), "title": ["aaaaa", "bbbbb", "ccccc"]})
     paths = pa.table({"filepath": ["a.png"] * 3, "title": ["a red car", "b", "c"]})
@@ -103,7 +102,7 @@ def tables() -> None:
     write("tables/bad_offsets.arrow", arrow(rows).replace(good, lies))
 
 
-def tar(*members: tuple[str, bytes], **links: Any) -> bytes:
+def tar(*members, **links):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as file:
         for name, data in members:
@@ -115,13 +114,13 @@ def tar(*members: tuple[str, bytes], **links: Any) -> bytes:
     return stream.getvalue()
 
 
-def header(name: str, size: int, kind: bytes = tarfile.REGTYPE, content: bytes = b"") -> bytes:
+def header(name, size, kind=tarfile.REGTYPE, content=b""):
     info = tarfile.TarInfo(name)
     info.size, info.type = size, kind
     return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
 
 
-def tars() -> None:
+def tars():
     pairs = [(f"{i}.{ext}", data) for i in range(4) for ext, data in (("png", PNG), ("txt", b"a cat"))]
     good = tar(*pairs)
     with tarfile.open(fileobj=io.BytesIO(good)) as file:
@@ -148,7 +147,7 @@ def tars() -> None:
         write(f"tars/{name}", content)
 
 
-def graph(source: tuple[str, int, list[Any]], result: str, axes: list[int], nodes: Any = (), given: Any = ()) -> bytes:
+def graph(source, result, axes, nodes=(), given=()):
     """Means of what comes in, beside a constant: ``nodes`` and tensors are added to it."""
     helper = onnx.helper
     ends = [helper.make_tensor_value_info(*source), helper.make_tensor_value_info(result, 1, ["n", DIM])]
@@ -163,11 +162,10 @@ def graph(source: tuple[str, int, list[Any]], result: str, axes: list[int], node
     whole = helper.make_graph([*nodes, *made], "g", ends[:1], ends[1:], initializer=tensors)
     model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18)])
     model.ir_version = 9
-    written: bytes = model.SerializeToString()
-    return written
+    return model.SerializeToString()
 
 
-def far(location: str) -> Any:
+def far(location):
     """A tensor whose bytes lie in another file."""
     tensor = onnx.TensorProto(name="far", data_type=1, dims=[4], data_location=1)
     for key, value in (("location", location), ("offset", "0"), ("length", "16")):
@@ -175,7 +173,7 @@ def far(location: str) -> Any:
     return tensor
 
 
-def graphs() -> None:
+def graphs():
     port = ("pixel_values", 1, ["n", 3, SIZE, SIZE])
     good = graph(port, "image_embeds", [1, 2, 3])
     write("models/onnx/good/onnx/vision_model.onnx", good)

@@ -1,14 +1,12 @@
 """Shards made on the spot."""
 
-from pathlib import Path
-
 import pytest
 
 from make import noise, write_tar
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> Path:
+def shards(tmp_path):
     """A folder with three shards of 5, 4 and 3 pairs; pair i has the caption ``"pair i"``."""
     i = 0
     for number, size in enumerate((5, 4, 3)):

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
 
-from cloob.data.batch import BadSample, Batch, RawSample, caption_id
+from cloob.data.batch import BadSample, RawSample, caption_id
 from cloob.data.loader import PairLoader
 from cloob.data.open import open_source
 from cloob.data.order import EpochOrder, Part, sample_generator
@@ -40,14 +37,14 @@ class Numbers:
     name = "numbers"
     streamed = False
 
-    def __init__(self, n: int, bad: Sequence[int] = (), corrupt: Sequence[int] = (), huge: int = -1) -> None:
+    def __init__(self, n, bad=(), corrupt=(), huge=-1):
         self.n, self.bad, self.corrupt, self.huge = n, frozenset(bad), frozenset(corrupt), huge
         self.shard_sizes = (n,)
 
-    def __len__(self) -> int:
+    def __len__(self):
         return self.n
 
-    def read(self, index: int) -> RawSample:
+    def read(self, index):
         if index in self.bad:
             raise BadSample("empty caption", str(index))
         if index == self.huge:
@@ -55,19 +52,19 @@ class Numbers:
         return RawSample(str(index), b"junk" if index in self.corrupt else _PIXEL, str(index))
 
 
-def pixel(image: Image.Image) -> Tensor:
+def pixel(image):
     return torch.tensor(np.asarray(image.resize((2, 2)))).permute(2, 0, 1)
 
 
-def loader(source: Numbers | Listed, batch_size: int, **options: object) -> PairLoader:
+def loader(source, batch_size, **options):
     return PairLoader(source, options.pop("transform", pixel), code_points, batch_size, **options)
 
 
-def keys(batches: Sequence[Batch]) -> list[int]:
+def keys(batches):
     return [int(key) for batch in batches for key in batch.keys]
 
 
-def assert_same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
+def assert_same(a, b):
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
         assert x.keys == y.keys and x.skipped == y.skipped
@@ -76,9 +73,7 @@ def assert_same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
 
 @settings(max_examples=60)
 @given(st.integers(2, 60), st.integers(1, 5), st.integers(1, 20), st.booleans(), st.booleans(), st.integers(0, 3))
-def test_each_sample_exactly_once_over_all_ranks(
-    n: int, world: int, batch: int, drop_last: bool, shuffle: bool, epoch: int
-) -> None:
+def test_each_sample_exactly_once_over_all_ranks(n, world, batch, drop_last, shuffle, epoch):
     batch = min(batch, n)
     options = {"drop_last": drop_last, "shuffle": shuffle, "world_size": world, "seed": 9}
     ranks = [loader(Numbers(n), batch, rank=rank, **options) for rank in range(world)]
@@ -95,7 +90,7 @@ def test_each_sample_exactly_once_over_all_ranks(
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(shards: Path, workers: int) -> None:
+def test_workers_change_nothing(shards, workers):
     with (shards / "00001.tar").open("r+b") as file:
         file.truncate(3000)
     source = open_source(shards)
@@ -118,12 +113,10 @@ def test_workers_change_nothing(shards: Path, workers: int) -> None:
 @given(
     st.integers(2, 60), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3), st.integers(0, 60)
 )
-def test_an_epoch_goes_on_with_another_batch_size_and_other_ranks(
-    streamed: bool, n: int, before: int, now: int, lanes: int, world: int, steps: int
-) -> None:
+def test_an_epoch_goes_on_with_another_batch_size_and_other_ranks(streamed, n, before, now, lanes, world, steps):
     """The pairs that are left, batch by batch in the order of the epoch as it was begun; read shard by shard too."""
 
-    def epoch(batch: int, world: int, start: int = 0, offset: int = 0) -> list[list[int]]:
+    def epoch(batch, world, start=0, offset=0):
         options = {"shuffle_buffer": 5 if streamed else 0, "drop_last": False, "world_size": world}
         loaders = [loader(Numbers(n), batch, rank=rank, **options) for rank in range(world)]
         ranks = [list(each.epoch(1, start, lanes, offset=offset)) for each in loaders]
@@ -140,10 +133,10 @@ def test_an_epoch_goes_on_with_another_batch_size_and_other_ranks(
     assert epoch(now, world, start, offset) == [sorted(left[at : at + now]) for at in range(0, len(left), now)]
 
 
-def test_augmentation_depends_on_seed_epoch_and_sample_alone() -> None:
+def test_augmentation_depends_on_seed_epoch_and_sample_alone():
     alike = Listed([(noise(0, 240, 240), str(i)) for i in range(12)])  # only the crops differ
 
-    def drawn(seed: int, epoch: int, batch_size: int = 4, **options: object) -> dict[str, tuple[int, ...]]:
+    def drawn(seed, epoch, batch_size=4, **options):
         transform = TrainTransform(8, scale=(0.1, 0.9))
         pairs = loader(alike, batch_size, transform=transform, seed=seed, **options)
         found = [each for batch in pairs.epoch(epoch) for each in zip(batch.keys, batch.images, strict=True)]
@@ -156,7 +149,7 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone() -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_of_several_captions_of_a_picture_one_is_drawn_in_each_epoch(tmp_path: Path, form: str) -> None:
+def test_of_several_captions_of_a_picture_one_is_drawn_in_each_epoch(tmp_path, form):
     """5 pictures with 3 captions each, and one with one; the same on any ranks, with workers and after a resumption."""
     captions = {f"{i}.png": [f"caption {i} {j}" for j in range(3 if i else 1)] for i in range(6)}
     rows = [(name, text) for j in range(3) for name, texts in captions.items() for text in texts[j : j + 1]]
@@ -168,7 +161,7 @@ def test_of_several_captions_of_a_picture_one_is_drawn_in_each_epoch(tmp_path: P
     source = open_source(tmp_path / f"t.{form}")
     assert len(source) == 16
 
-    def drawn(epoch: int, batch_size: int = 4, start: int = 0, transform: object = None, **options: object) -> list:
+    def drawn(epoch, batch_size=4, start=0, transform=None, **options):
         options = {"seed": 3, "drop_last": False, "by_picture": True} | options
         pairs = PairLoader(source, transform or TrainTransform(8), code_points, batch_size, **options)
         batches = list(pairs.epoch(epoch, start))
@@ -190,7 +183,7 @@ def test_of_several_captions_of_a_picture_one_is_drawn_in_each_epoch(tmp_path: P
     assert len(drawn(0, by_picture=False)) == 16
 
 
-def test_pictures_of_mixed_sources_are_those_of_each(tmp_path: Path) -> None:
+def test_pictures_of_mixed_sources_are_those_of_each(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(noise(i))
     (tmp_path / "a.csv").write_text("filepath,title\n0.png,a\n0.png,b\n1.png,c\n,d\n,e\n")
@@ -204,7 +197,7 @@ def test_pictures_of_mixed_sources_are_those_of_each(tmp_path: Path) -> None:
     assert last.keys == ("0.png", "1.png", "2.png") and len(last.skipped) == 2
 
 
-def test_bad_samples_leave_the_batch_smaller_and_are_listed() -> None:
+def test_bad_samples_leave_the_batch_smaller_and_are_listed():
     source = Numbers(10, bad=[0, 5], corrupt=[1, 6, 7, 8], huge=9)
     first, second = loader(source, 5, shuffle=False).epoch(0)
     assert first.keys == ("2", "3", "4") and len(first.images) == len(first.tokens) == len(first.ids) == 3
@@ -214,14 +207,14 @@ def test_bad_samples_leave_the_batch_smaller_and_are_listed() -> None:
     assert ("numbers: pair 10", "image too large") in [(skip.key, skip.reason) for skip in second.skipped]
 
 
-def smooth(index: int) -> bytes:
+def smooth(index):
     """A picture of a size that depends on the number: JPEG for even ones, else PNG."""
     large = noise_image(index, 8, 8).resize((90 + 17 * index, 70 + 11 * index), Image.Resampling.BICUBIC)
     return encoded(large, "PNG" if index % 2 else "JPEG")
 
 
 @pytest.mark.parametrize("reduce", [True, False])
-def test_a_batch_is_the_plain_loop(reduce: bool) -> None:
+def test_a_batch_is_the_plain_loop(reduce):
     source = Listed([(smooth(i), f"caption {i}") for i in range(8)])
     transform = TrainTransform(32, scale=(0.5, 0.9), flip=True, reduce=reduce)
     (batch,) = loader(source, 8, transform=transform, seed=4).epoch(2)
@@ -241,7 +234,7 @@ def test_a_batch_is_the_plain_loop(reduce: bool) -> None:
     assert (max(reductions) > 1) == reduce
 
 
-def test_a_batch_larger_than_the_data() -> None:
+def test_a_batch_larger_than_the_data():
     with pytest.raises(InputError, match="fewer than one batch of 5; give --batch-size 4 or less"):
         loader(Numbers(4), 5)
     with pytest.raises(InputError, match=r"^numbers holds 1 pair; at least 2 training pairs are needed$"):
@@ -251,7 +244,7 @@ def test_a_batch_larger_than_the_data() -> None:
         loader(Numbers(0), 1, drop_last=False)
 
 
-def test_an_abandoned_epoch_does_not_leak_into_the_next() -> None:
+def test_an_abandoned_epoch_does_not_leak_into_the_next():
     pool = loader(Numbers(40), 4, workers=2)
     next(pool.epoch(0))
     assert_same(list(pool.epoch(1)), list(loader(Numbers(40), 4).epoch(1)))
@@ -261,17 +254,17 @@ def test_an_abandoned_epoch_does_not_leak_into_the_next() -> None:
 class Breaking(Numbers):
     """Its worker breaks off while the main process fetches a tensor from it, and is dead only half a second later."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n):
         super().__init__(n)
         self.parent = os.getpid()
 
-    def read(self, index: int) -> RawSample:
+    def read(self, index):
         if index == 4 and os.getpid() != self.parent:
             multiprocessing.reduction.send_handle = self._break_off
         return super().read(index)
 
     @staticmethod
-    def _break_off(connection: Connection, *_: object) -> None:
+    def _break_off(connection, *_):
         connection.close()
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -280,12 +273,12 @@ class Breaking(Numbers):
 class Wordy(Numbers):
     """Keys so long that a batch does not fit into a pipe."""
 
-    def read(self, index: int) -> RawSample:
+    def read(self, index):
         return RawSample("x" * 200_000, _PIXEL, str(index))
 
 
 @pytest.mark.parametrize("source", [Breaking, Wordy])
-def test_a_worker_that_dies_is_named(source: type[Numbers]) -> None:
+def test_a_worker_that_dies_is_named(source):
     """Between the announcement of a batch and its tensors, where torch lets the broken pipe's error pass; and in the
     middle of a message, the rest of which never comes: to begin reading it would be to wait for ever.
     """
@@ -308,7 +301,7 @@ def test_a_worker_that_dies_is_named(source: type[Numbers]) -> None:
     pool.close()
 
 
-def test_workers_leave_ctrl_c_to_the_main_process() -> None:
+def test_workers_leave_ctrl_c_to_the_main_process():
     pool = loader(Numbers(8), 2, workers=1, shuffle=False)
     batches = pool.epoch(0)
     first = next(batches)
@@ -324,9 +317,7 @@ forked = pytest.mark.skipif(
 
 
 @forked
-def test_a_picture_that_takes_too_much_memory_is_one_bad_sample(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_takes_too_much_memory_is_one_bad_sample(tmp_path, monkeypatch):
     monkeypatch.setattr("cloob.data.loader.MAX_MEMORY", 200 * 1024**2)
     for name, side in (("a", 32), ("b", 9_000), ("c", 32)):
         Image.new("L", (side, side)).save(tmp_path / f"{name}.png", compress_level=1)
@@ -338,7 +329,7 @@ def test_a_picture_that_takes_too_much_memory_is_one_bad_sample(
 
 
 @forked
-def test_a_batch_does_not_count_as_memory_of_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_does_not_count_as_memory_of_its_worker(monkeypatch):
     """96 MB of pixels in a worker that may take 48 MB; in memory that both processes share."""
     monkeypatch.setattr("cloob.data.loader.MAX_MEMORY", 48 * 1024**2)
     pairs = PairLoader(Numbers(32), TrainTransform(1024), code_points, 32, workers=1)
@@ -347,18 +338,18 @@ def test_a_batch_does_not_count_as_memory_of_its_worker(monkeypatch: pytest.Monk
     assert len(batch) == 32 and not batch.skipped and batch.images.is_shared()
 
 
-def small_shared_memory() -> int:
+def small_shared_memory():
     """Puts a /dev/shm of 2 MiB before this process; 0 where it may."""
     mounts = (("--make-rprivate", "/"), ("-t", "tmpfs", "-o", "size=2m", "none", "/dev/shm"))
     return ctypes.CDLL(None).unshare(0x20000) or max(subprocess.run(["mount", *each]).returncode for each in mounts)
 
 
-def test_batches_that_do_not_fit_into_shared_memory(tmp_path: Path) -> None:
+def test_batches_that_do_not_fit_into_shared_memory(tmp_path):
     """Said before the pool starts, or by a worker where others have taken it since: torch's queue would hang."""
     if sys.platform != "linux" or fork(tmp_path / "try", 1, small_shared_memory).wait() != [0]:
         pytest.skip("this user may not mount a /dev/shm: it takes root")
 
-    def action() -> None:
+    def action():
         small_shared_memory()
         small = PairLoader(Numbers(16), TrainTransform(64), code_points, 8, workers=1, shuffle=False)
         with pytest.raises(InputError, match=r"^/dev/shm: 2.1 MB free, the batches of 1 worker need 3.1 MB; give the"):
@@ -374,7 +365,7 @@ def test_batches_that_do_not_fit_into_shared_memory(tmp_path: Path) -> None:
     assert ranks.wait() == [0], ranks.told()
 
 
-def test_caption_id_ignores_case_and_spacing_only() -> None:
+def test_caption_id_ignores_case_and_spacing_only():
     assert caption_id("A  red\n Flag ") == caption_id("a red flag") == caption_id("A RED FLAG")
     assert caption_id("STRASSE") == caption_id("straße")  # casefold, not lower
     assert caption_id("a red flag") == 4936043505520030197  # in every process

@@ -4,9 +4,7 @@ import io
 import pickle
 import tracemalloc
 from collections import Counter
-from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +18,7 @@ from cloob.cache import Cache
 from cloob.data.batch import BadSample, caption_id
 from cloob.data.open import open_source
 from cloob.data.order import LONG, EpochOrder, KeyedPermutation, Part
-from cloob.data.source import Source, choose_held_out
+from cloob.data.source import choose_held_out
 from cloob.data.source import split as part
 from cloob.errors import InputError
 from make import Listed, noise
@@ -29,11 +27,11 @@ SHARDS = st.lists(st.integers(0, 40), min_size=1, max_size=12)
 either_length = pytest.mark.parametrize("long", [LONG, 1])
 
 
-def shard_of(sizes: Sequence[int], rows: np.ndarray) -> np.ndarray:
+def shard_of(sizes, rows):
     return np.searchsorted(np.cumsum(sizes), rows, side="right")
 
 
-def excess(counts: np.ndarray) -> float:
+def excess(counts):
     """How far counts are from equal ones, in standard deviations of χ²; about N(0, 1) for fair draws."""
     expected = counts.sum() / counts.size
     degrees = counts.size - 1
@@ -41,7 +39,7 @@ def excess(counts: np.ndarray) -> float:
 
 
 @given(st.integers(1, 5000), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4))
-def test_a_keyed_permutation_is_one(n: int, key: list[int]) -> None:
+def test_a_keyed_permutation_is_one(n, key):
     numbers = KeyedPermutation(n, key)(np.arange(n))
     assert np.array_equal(np.sort(numbers), np.arange(n))
     some = np.arange(n)[:: max(1, n // 7)]
@@ -49,7 +47,7 @@ def test_a_keyed_permutation_is_one(n: int, key: list[int]) -> None:
 
 
 @pytest.mark.parametrize("n", [60, pytest.param(101, marks=pytest.mark.nightly)])
-def test_any_two_places_hold_any_two_numbers_equally_often(n: int) -> None:
+def test_any_two_places_hold_any_two_numbers_equally_often(n):
     """Over 4,000 keys: a place's number, and the numbers of two places together, of one half or of both."""
     a, side = np.arange(n), int(np.ceil(np.sqrt(n)))
     others = (1, side, n - 1)
@@ -62,7 +60,7 @@ def test_any_two_places_hold_any_two_numbers_equally_often(n: int) -> None:
     assert all(np.diag(each).sum() == 0 and excess(each[~np.eye(n, dtype=bool)]) < 4 for each in pairs)
 
 
-def test_a_local_order_is_numpys_permutation() -> None:
+def test_a_local_order_is_numpys_permutation():
     expected = np.random.Generator(np.random.PCG64([5, 2])).permutation(42)
     for lanes in (1, 4):
         assert np.array_equal(EpochOrder([Part((30, 12))], seed=5).epoch(2, lanes)[:], expected)
@@ -73,10 +71,8 @@ def test_a_local_order_is_numpys_permutation() -> None:
 @either_length
 @settings(max_examples=60)
 @given(SHARDS, st.integers(1, 7), st.integers(0, 300), st.integers(0, 5), st.integers(0, 9))
-def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(
-    long: int, sizes: list[int], lanes: int, buffer: int, epoch: int, seed: int
-) -> None:
-    def order() -> EpochOrder:
+def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(long, sizes, lanes, buffer, epoch, seed):
+    def order():
         return EpochOrder([Part(tuple(sizes), True)], seed=seed, buffer=buffer, long=long)
 
     rows = order().epoch(epoch, lanes)[:]
@@ -89,13 +85,11 @@ def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(
 
 @settings(max_examples=80)
 @given(SHARDS, st.integers(1, 7), st.integers(1, 60), st.integers(0, 5))
-def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(
-    sizes: list[int], lanes: int, buffer: int, epoch: int
-) -> None:
+def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(sizes, lanes, buffer, epoch):
     parts = [Part(tuple(sizes), True)]
     shuffled = EpochOrder(parts, seed=3, buffer=buffer).epoch(epoch, lanes)
     straight = EpochOrder(parts, seed=3, buffer=1).epoch(epoch, lanes)  # blocks of one pair: nothing moves
-    seen: list[int] = []
+    seen = []
     for lane in range(lanes):
         plain = straight[lane::lanes]
         place = {row: i for i, row in enumerate(plain.tolist())}
@@ -106,7 +100,7 @@ def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(
     assert all(seen[seen.index(s) : seen.index(s) + seen.count(s)] == [s] * seen.count(s) for s in set(seen))
 
 
-def test_each_stretch_holds_every_source_in_its_proportion() -> None:
+def test_each_stretch_holds_every_source_in_its_proportion():
     parts = [Part((1000,) * 10, True), Part((5_000,), False), Part((300,) * 7, True)]
     rows = EpochOrder(parts, seed=0, buffer=2000).epoch(0, lanes=2)[:]
     of_first = [(rows[i : i + 500] < 10_000).mean() for i in range(0, 17_000, 500)]
@@ -116,7 +110,7 @@ def test_each_stretch_holds_every_source_in_its_proportion() -> None:
 
 
 @pytest.mark.parametrize("buffer", [0, 10_000])
-def test_400_million_pairs_cost_no_memory(buffer: int) -> None:
+def test_400_million_pairs_cost_no_memory(buffer):
     """The start of an epoch, a batch in its middle and its end, for one rank of eight."""
     parts = [Part((10_000,) * 40_000, buffer > 0)]
     tracemalloc.start()
@@ -137,7 +131,7 @@ Pair = tuple[bytes, str]
 
 
 @cache
-def as_png(row: bytes) -> bytes:
+def as_png(row):
     """A picture of one row of grey pixels; none of no pixels."""
     file = io.BytesIO(b"no picture")
     if row:
@@ -145,12 +139,12 @@ def as_png(row: bytes) -> bytes:
     return file.getvalue()
 
 
-def split(sources: Sequence[Source], share: float) -> tuple[Source, Source]:
+def split(sources, share):
     return part(sources, choose_held_out(sources, share))
 
 
-def contents(source: Source) -> list[Pair | None]:
-    found: list[Pair | None] = []
+def contents(source):
+    found = []
     for index in range(len(source)):
         try:
             sample = source.read(index)
@@ -165,7 +159,7 @@ sets = st.lists(st.none() | pairs, min_size=1, max_size=60)
 
 
 @given(st.lists(sets, min_size=1, max_size=3), st.floats(0.01, 0.6), st.randoms())
-def test_no_picture_or_caption_is_on_both_sides(lists: list[list[Pair | None]], share: float, random: object) -> None:
+def test_no_picture_or_caption_is_on_both_sides(lists, share, random):
     sources = [Listed(pairs) for pairs in lists]
     everything = [pair for pairs in lists for pair in pairs]
     readable = [pair for pair in everything if pair is not None]
@@ -182,13 +176,13 @@ def test_no_picture_or_caption_is_on_both_sides(lists: list[list[Pair | None]], 
     assert 2 <= len(held) <= max(2, round(share * len(readable)))
     # The bytes alone decide: not the order of the rows, nor which source has them.
     shuffled = list(everything)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     again = split([Listed(shuffled)], share)
     assert Counter(contents(again[1])) == Counter(held)
 
 
 @given(st.integers(10, 300), st.sampled_from([0.05, 0.1, 0.3]))
-def test_of_different_pairs_exactly_the_share_is_held_out(n: int, share: float) -> None:
+def test_of_different_pairs_exactly_the_share_is_held_out(n, share):
     source = Listed([(as_png(n.to_bytes(2, "big")), f"caption {n}") for n in range(n)])
     train, held = split([source], share)
     assert len(held) == max(2, round(share * n)) and len(train) == n - len(held)
@@ -197,7 +191,7 @@ def test_of_different_pairs_exactly_the_share_is_held_out(n: int, share: float) 
     assert train.fingerprint() != held.fingerprint()
 
 
-def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
+def test_parquet_with_pictures_inside(tmp_path):
     """It is unpacked file by file, so training reads it so, and what it will read soon is asked for."""
     pictures = [noise(n) for n in range(40)]
     table = pa.table({"image": pictures, "caption": [f"caption {n}" for n in range(40)]})
@@ -206,13 +200,13 @@ def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "p-*.parquet"), cache=Cache(tmp_path / "cache"))
     train, held = split([source], 0.25)
     assert train.streamed and held.streamed and len(train.shard_sizes) == 4 and sum(train.shard_sizes) == 30
-    asked: list[np.ndarray] = []
-    source.prefetch = asked.append  # type: ignore[attr-defined]
-    train.prefetch(np.array([0, 29]))  # type: ignore[attr-defined]
+    asked = []
+    source.prefetch = asked.append
+    train.prefetch(np.array([0, 29]))
     assert [source.read(row).caption for row in asked[0]] == [train.read(0).caption, train.read(29).caption]
 
 
-def test_what_cannot_be_split_is_refused_in_one_line() -> None:
+def test_what_cannot_be_split_is_refused_in_one_line():
     same = Listed([(as_png(bytes([n])), "a photo") for n in range(20)])
     with pytest.raises(InputError, match=r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data"):
         split([same], 0.1)

@@ -12,9 +12,7 @@ import shutil
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import fsspec
@@ -30,14 +28,14 @@ from cloob.data.shards import remote as opener
 from cloob.data.shards.remote import fetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
-from make import Web, code_points, noise, write_tar
+from make import code_points, noise, write_tar
 
 SIZES = {"00000.tar": 5, "00001.tar": 4, "00002.tar": 3}
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="commands of a POSIX shell")
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     """The folder of the cache. No attempt waits for the one before."""
     monkeypatch.setattr(opener, "_PAUSES", (0.0, 0.0))
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
@@ -45,19 +43,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def spec(shards: Path) -> str:
+def spec(shards):
     """Three shards behind a command, with their list."""
     (shards / "sizes.json").write_text(json.dumps(SIZES))
     return f"pipe:cat {shards}/{{00000..00002}}.tar"
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
+def web():
     with make.web() as server:
         yield server
 
 
-def test_streamed_shards_read_like_local_ones_and_are_fetched_once(spec: str, shards: Path) -> None:
+def test_streamed_shards_read_like_local_ones_and_are_fetched_once(spec, shards):
     spec, asked = f"{spec} && echo $0 >> {shards}/asked", shards / "asked"
     source, local = open_source(spec), open_source(shards)
     assert source.streamed and source.name == spec and source.shard_sizes == (5, 4, 3) and len(source) == 12
@@ -68,7 +66,7 @@ def test_streamed_shards_read_like_local_ones_and_are_fetched_once(spec: str, sh
     assert asked.read_text().count("\n") == 5
 
 
-def test_http_and_what_else_fsspec_opens(spec: str, shards: Path, web: Web) -> None:
+def test_http_and_what_else_fsspec_opens(spec, shards, web):
     web.pages = {f"/{path.name}": path.read_bytes() for path in shards.iterdir()}
     source = open_source(f"{web.url}/{{00000..00002}}.tar")
     assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
@@ -83,7 +81,7 @@ def test_http_and_what_else_fsspec_opens(spec: str, shards: Path, web: Web) -> N
         memory.rm("/pairs", recursive=True)
 
 
-def test_a_failed_fetch_names_shard_status_and_attempts(spec: str, shards: Path, cache: Path) -> None:
+def test_a_failed_fetch_names_shard_status_and_attempts(spec, shards, cache):
     source = open_source(spec)
     (shards / "00001.tar").unlink()
     said = r"^pipe:cat \S*00001\.tar: its command ended with exit status 1 \(3 attempts\)$"
@@ -98,7 +96,7 @@ def test_a_failed_fetch_names_shard_status_and_attempts(spec: str, shards: Path,
         open_source("pipe:no-such-command-here x/0.tar 2> /dev/null")
 
 
-def test_a_flaky_command_is_tried_again(spec: str, shards: Path) -> None:
+def test_a_flaky_command_is_tried_again(spec, shards):
     once, shard = shards / "once", shards / "00000.tar"
     flaky = f"pipe:if test -e {once} || echo {shard} | grep -q json; then cat {shard}; else touch {once}; exit 3; fi"
     assert open_source(flaky).read(4).caption == "pair 4" and once.exists()
@@ -106,9 +104,7 @@ def test_a_flaky_command_is_tried_again(spec: str, shards: Path) -> None:
         open_source(f"pipe:head -c 10 {shards}/00000.tar; exit 141")
 
 
-def test_a_shard_with_fewer_or_more_samples_than_listed(
-    spec: str, shards: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_shard_with_fewer_or_more_samples_than_listed(spec, shards, caplog):
     (shards / "sizes.json").write_text(json.dumps({**SIZES, "00000.tar": 7, "00001.tar": 2}))
     source = open_source(spec)
     assert source.shard_sizes == (7, 2, 3)
@@ -121,7 +117,7 @@ def test_a_shard_with_fewer_or_more_samples_than_listed(
     assert caplog.text.count("00001.tar: holds 4 samples, sizes.json says 2: the others are left out") == 1
 
 
-def test_what_is_left_out_of_streamed_shards_is_said(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_left_out_of_streamed_shards_is_said(shards, caplog):
     """A key with a dot: both where the shards are counted and where they are read."""
     write_tar(shards / "00001.tar", {"0.jpg": noise(), "0.txt": b"c", "photo.0.png": noise(), "photo.0.txt": b"c"})
     spec, said = f"pipe:cat {shards}/{{00000..00002}}.tar", "2 files that a tar holds twice, or whose key has a dot"
@@ -132,7 +128,7 @@ def test_what_is_left_out_of_streamed_shards_is_said(shards: Path, caplog: pytes
     assert f"00001.tar: not read: {said}" in caplog.text
 
 
-def test_damaged_streamed_shards(spec: str, shards: Path, cache: Path) -> None:
+def test_damaged_streamed_shards(spec, shards, cache):
     with tarfile.open(shards / "00001.tar") as tar:
         cut = tar.getmember("p007.png").offset_data + 10
     os.truncate(shards / "00001.tar", cut)
@@ -148,7 +144,7 @@ def test_damaged_streamed_shards(spec: str, shards: Path, cache: Path) -> None:
     assert not list(cache.rglob("*.tar"))  # it is not kept
 
 
-def test_counting(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counting(shards, capsys):
     (shards / "sizes.json").write_text('{"00000.tar": 99}')  # a stale one is no obstacle
     assert main(["data", str(shards), "--count"]) == 0
     assert json.loads((shards / "sizes.json").read_text()) == SIZES
@@ -170,7 +166,7 @@ def test_counting(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"{shards}/0000{number}.tar: cut after 2,000 bytes" in line for number in (0, 2))
 
 
-def test_a_count_goes_on_where_it_stopped(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_count_goes_on_where_it_stopped(shards, capsys):
     asked, last = shards / "asked", shards / "00002.tar"
     spec = f"pipe:echo x >> {asked}; cat {shards}/{{00000..00002}}.tar"
     content = last.read_bytes()
@@ -182,9 +178,7 @@ def test_a_count_goes_on_where_it_stopped(shards: Path, capsys: pytest.CaptureFi
         assert main(["data", spec, "--count"]) == 0 and asked.read_text().count("x") == fetched
 
 
-def test_a_shard_that_had_to_make_room_is_still_read(
-    spec: str, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_shard_that_had_to_make_room_is_still_read(spec, shards, tmp_path, caplog):
     together = sum((shards / name).stat().st_size for name in SIZES)
     source = open_source(spec, cache=Cache(tmp_path / "small", max_bytes=together - 1))
     with caplog.at_level(logging.WARNING):
@@ -196,7 +190,7 @@ def test_a_shard_that_had_to_make_room_is_still_read(
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "pair 1"  # fetched again
 
 
-def test_shards_are_fetched_before_they_are_needed(spec: str, cache: Path) -> None:
+def test_shards_are_fetched_before_they_are_needed(spec, cache):
     next(PairLoader(open_source(spec), TrainTransform(4), code_points, 5).epoch(0))
     limit = time.monotonic() + 20
     while len(list((cache / "shards").glob("*.tar"))) < 3:
@@ -204,7 +198,7 @@ def test_shards_are_fetched_before_they_are_needed(spec: str, cache: Path) -> No
         time.sleep(0.02)
 
 
-def test_a_list_of_counts_runs_no_command(shards: Path, tmp_path: Path, web: Web) -> None:
+def test_a_list_of_counts_runs_no_command(shards, tmp_path, web):
     marker = tmp_path / "executed"
     content = json.dumps({f"pipe:touch {marker}; cat x.tar": 5, "../x.tar": 1, "/etc/x.tar": 1}).encode()
     (shards / "sizes.json").write_bytes(content)
@@ -217,7 +211,7 @@ def test_a_list_of_counts_runs_no_command(shards: Path, tmp_path: Path, web: Web
     assert not marker.exists()
 
 
-def test_redirects(web: Web, tmp_path: Path) -> None:
+def test_redirects(web, tmp_path):
     target = tmp_path / "got"
     web.pages["/there"] = b"here"
     web.redirect("/moved", "/there")
@@ -235,7 +229,7 @@ def test_redirects(web: Web, tmp_path: Path) -> None:
     assert "Authorization" in web.headers[0] and "Authorization" not in other.headers[0]
 
 
-def test_no_redirect_leaves_encryption() -> None:
+def test_no_redirect_leaves_encryption():
     (traces,) = opener._web("https://a.example/x").client_kwargs["trace_configs"]
     for to, refused in (("http://a.example/x", True), ("https://b.example/x", False), ("/x", False)):
         answer = SimpleNamespace(headers={"Location": to})
@@ -244,12 +238,10 @@ def test_no_redirect_leaves_encryption() -> None:
             asyncio.run(traces.on_request_redirect[0](None, None, asked))
 
 
-def test_a_body_that_ends_early_and_a_server_that_says_nothing(
-    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_body_that_ends_early_and_a_server_that_says_nothing(web, tmp_path, monkeypatch):
     monkeypatch.setattr(opener, "_SILENT_SECONDS", 0.2)
     target = tmp_path / "got"
-    cut: Callable[..., None] = lambda request: request.answer(200, b"x" * 10, length=1000)  # noqa: E731
+    cut = lambda request: request.answer(200, b"x" * 10, length=1000)  # noqa: E731
     web.pages["/cut"] = cut
     web.pages["/once"] = lambda request: (web.pages.update({"/once": b"whole"}), cut(request))
     web.pages["/silent"] = lambda request: request.rfile.read(1)  # until the client goes

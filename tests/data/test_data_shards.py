@@ -12,17 +12,16 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from cloob import open_source
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
-from cloob.data.source import Source
 from cloob.errors import InputError
 from make import noise, outcomes, write_tar
 
 
-def captions(source: Source) -> list[str]:
+def captions(source):
     """For each row its caption, or the reason why it has none."""
     return [*outcomes(source).values()]
 
 
-def pairs(count: int, size: int = 4) -> dict[str, bytes]:
+def pairs(count, size=4):
     """The members of pairs ``0`` to ``count - 1``, whose captions are ``c0``, ``c1``, …"""
     files = {}
     for i in range(count):
@@ -33,7 +32,7 @@ def pairs(count: int, size: int = 4) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "spec", ["shards", "shards/*.tar", "shards/{00000..00002}.tar", "shards/0000[0-2].tar", "./shards/0000{0,1,2}.tar"]
 )
-def test_every_way_to_name_shards(shards: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_to_name_shards(shards, spec, monkeypatch):
     monkeypatch.chdir(shards.parent)
     monkeypatch.setenv("HOME", str(shards.parent))
     source = open_source(spec)
@@ -45,7 +44,7 @@ def test_every_way_to_name_shards(shards: Path, spec: str, monkeypatch: pytest.M
     assert len(open_source("~/shards")) == len(open_source(f"file://{shards}/*.tar")) == 12
 
 
-def test_reads_what_webdataset_reads(shards: Path) -> None:
+def test_reads_what_webdataset_reads(shards):
     names = ("a/b.png", "a/b.seg.PNG", "a/b.txt", "a.b/c.png", "a.b/c.txt", "README", "a/.hidden")
     write_tar(shards / "00003.tar", {name: noise() if name.lower().endswith("png") else b"x" for name in names})
     theirs = []
@@ -59,7 +58,7 @@ def test_reads_what_webdataset_reads(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["gz", "xz", "bz2"])
-def test_compressed_shards(tmp_path: Path, suffix: str) -> None:
+def test_compressed_shards(tmp_path, suffix):
     path = write_tar(tmp_path / f"0.tar.{suffix}", pairs(3))
     source = open_source(path)
     assert [source.read(i).image for i in (2, 0)] == [noise(2, 4, 4), noise(0, 4, 4)]
@@ -67,7 +66,7 @@ def test_compressed_shards(tmp_path: Path, suffix: str) -> None:
     assert pickle.loads(pickle.dumps(open_source(tmp_path))).read(1).caption == "c1"
 
 
-def test_a_compressed_shard_cut_short(tmp_path: Path) -> None:
+def test_a_compressed_shard_cut_short(tmp_path):
     path = write_tar(tmp_path / "0.tar.gz", pairs(40, 32))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     found = captions(open_source(path))
@@ -75,7 +74,7 @@ def test_a_compressed_shard_cut_short(tmp_path: Path) -> None:
     assert found[:-1] == [f"c{i}" for i in range(len(found) - 1)]
 
 
-def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:
+def test_bad_samples_are_counted_by_reason(tmp_path):
     files = {
         "good.png": noise(),
         "b/nocaption.jpg": noise(),
@@ -109,9 +108,7 @@ def test_bad_samples_are_counted_by_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "complete"), [("data", 2), ("caption", 2), ("header", 2), ("between", 2), ("end", 4), ("nothing", 0)]
 )
-def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(
-    shards: Path, place: str, complete: int
-) -> None:
+def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(shards, place, complete):
     with tarfile.open(shards / "00001.tar") as tar:
         third, caption, last = tar.getmember("p007.png"), tar.getmember("p007.txt"), tar.getmembers()[-1]
     length = {"data": third.offset_data + 10, "header": third.offset + 100, "between": third.offset, "nothing": 0}
@@ -126,9 +123,7 @@ def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(
     assert caught.value.key == "00001.tar" and f"{complete} samples are complete" in caught.value.detail
 
 
-def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(tmp_path, caplog):
     """A dot in a key, and a name that comes twice; a second archive after the end of the first is read."""
     dotted = {"photo.0.png": noise(), "photo.0.txt": b"c", "photo.0.json": b"{}", "0.seg.png": b""}
     first = write_tar(tmp_path / "0.tar", pairs(2) | dotted)
@@ -147,7 +142,7 @@ def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(
 
 
 @pytest.mark.parametrize(("kind", "sized"), [(tarfile.GNU_FORMAT, False), (tarfile.PAX_FORMAT, True)])
-def test_names_and_sizes_that_a_header_has_no_room_for(tmp_path: Path, kind: int, sized: bool) -> None:
+def test_names_and_sizes_that_a_header_has_no_room_for(tmp_path, kind, sized):
     """A name of 140 letters; a size in a record of its own, as a file of 8 GB has it."""
     place = "folder/" * 20
     files = {f"{place}{name}": data for name, data in pairs(2).items()}
@@ -156,7 +151,7 @@ def test_names_and_sizes_that_a_header_has_no_room_for(tmp_path: Path, kind: int
     assert source.read(1).key == f"0.tar/{place}1"
 
 
-def test_threads_read_more_tars_than_are_open(tmp_path: Path) -> None:
+def test_threads_read_more_tars_than_are_open(tmp_path):
     """Each gets the bytes of its own tar while files are let go of under its hands; few stay open."""
     picture = noise()
     for i in range(90):
@@ -169,9 +164,7 @@ def test_threads_read_more_tars_than_are_open(tmp_path: Path) -> None:
         assert sum(link.startswith(str(tmp_path)) for link in linked) == 64
 
 
-def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(shards, tmp_path, monkeypatch):
     """With so many bytes that it is kept; they are a hole."""
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     indices, info = tmp_path / "cache" / "indices", tarfile.TarInfo("hole.bin")
@@ -194,8 +187,8 @@ def test_an_index_is_kept_for_as_long_as_the_shards_are_the_same(
     assert len(list(indices.glob("*.arrow"))) == 2 and not list(indices.glob(".tmp-*"))
 
 
-def test_captions_from_a_key_of_each_samples_json(tmp_path: Path) -> None:
-    files: dict[str, bytes] = {}
+def test_captions_from_a_key_of_each_samples_json(tmp_path):
+    files = {}
     texts = [b'{"llava": "a red bird"}', b'{"llava": "a dog", "other": 1}', b'{"other": "x"}', b"no json", b"[1]"]
     for i, content in enumerate(texts):
         files |= {f"{i}.png": noise(i), f"{i}.txt": b"alt text", f"{i}.json": content}
@@ -209,7 +202,7 @@ def test_captions_from_a_key_of_each_samples_json(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "a dog"
 
 
-def test_hard_links_in_a_tar_are_the_files_that_they_link(tmp_path: Path) -> None:
+def test_hard_links_in_a_tar_are_the_files_that_they_link(tmp_path):
     (tmp_path / "a.png").write_bytes(noise(1))
     os.link(tmp_path / "a.png", tmp_path / "b.png")
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
@@ -223,7 +216,7 @@ def test_hard_links_in_a_tar_are_the_files_that_they_link(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose reading fails")
-def test_a_tar_whose_reading_fails_is_not_missing(tmp_path: Path) -> None:
+def test_a_tar_whose_reading_fails_is_not_missing(tmp_path):
     for i in range(3):
         write_tar(tmp_path / f"{i}.tar", pairs(1))
     source = open_source(tmp_path)  # the third is not read yet
@@ -233,7 +226,7 @@ def test_a_tar_whose_reading_fails_is_not_missing(tmp_path: Path) -> None:
         source.read(2)
 
 
-def test_brace_patterns_are_a_shells(tmp_path: Path) -> None:
+def test_brace_patterns_are_a_shells(tmp_path):
     names = ["a-08", "a-09", "a-10", "b", "c{x}", "d,e"]
     for i, name in enumerate(names):
         write_tar(tmp_path / f"{name}.tar", {"p.png": noise(i), "p.txt": name.encode()})

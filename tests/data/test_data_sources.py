@@ -6,12 +6,11 @@ import pickle
 import re
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from cloob import open_source
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, caption_id
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, caption_id
 from cloob.data.open import DEMO
 from cloob.data.source import mix
 from cloob.errors import InputError
@@ -22,7 +21,7 @@ from make import noise, outcomes
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     (tmp_path / "sub").mkdir()
     for i, name in enumerate(("b.png", "sub/a.JPG", "c.d.webp")):
         (tmp_path / name).write_bytes(noise(i))
@@ -30,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_is_read_with_its_sub_folders_in_order(folder: Path) -> None:
+def test_a_folder_is_read_with_its_sub_folders_in_order(folder):
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "x.png").write_bytes(b"")
     (folder / "._b.png").write_bytes(b"")
@@ -41,7 +40,7 @@ def test_a_folder_is_read_with_its_sub_folders_in_order(folder: Path) -> None:
     assert source.shard_sizes == (3,) and pickle.loads(pickle.dumps(source)).read(0) == source.read(0)
 
 
-def test_the_names_of_files_are_captions_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_the_names_of_files_are_captions_where_they_are_asked_for(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("red-apple_ripe.png", "sub/blue sky.jpg"):
         (tmp_path / name).write_bytes(noise())
@@ -51,7 +50,7 @@ def test_the_names_of_files_are_captions_where_they_are_asked_for(tmp_path: Path
         open_source(tmp_path)
 
 
-def test_a_folders_bad_samples(folder: Path) -> None:
+def test_a_folders_bad_samples(folder):
     for name, caption in (("alone", b"no image"), ("huge", b"a" * (MAX_CAPTION_BYTES + 1)), ("raw", b"a caption")):
         (folder / f"{name}.txt").write_bytes(caption)
     for name in ("bare.png", "huge.png", "raw.CR2"):
@@ -65,9 +64,7 @@ def test_a_folders_bad_samples(folder: Path) -> None:
     }
 
 
-def test_linked_folders_are_not_followed_and_said(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_linked_folders_are_not_followed_and_said(folder, tmp_path_factory, caplog):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     shutil.copytree(folder, elsewhere / "pairs")
     (folder / "near").symlink_to(elsewhere / "pairs", target_is_directory=True)
@@ -86,7 +83,7 @@ IMAGEFOLDERS = {
 
 
 @pytest.mark.parametrize("name", IMAGEFOLDERS)
-def test_an_imagefolder_is_read_by_its_table(tmp_path: Path, name: str) -> None:
+def test_an_imagefolder_is_read_by_its_table(tmp_path, name):
     for split in ("train", "val"):
         (tmp_path / split / "sub").mkdir(parents=True)
         for i, path in enumerate(("sub/0.png", "1.png")):
@@ -97,7 +94,7 @@ def test_an_imagefolder_is_read_by_its_table(tmp_path: Path, name: str) -> None:
     assert open_captioned(tmp_path / "train").read(0).captions == ("zero, and",)
 
 
-def test_probes_are_spread_over_the_whole_source(tmp_path: Path) -> None:
+def test_probes_are_spread_over_the_whole_source(tmp_path):
     """A table whose first rows are bad is opened; one of bad rows, or of pictures that do not decode, is refused."""
     (tmp_path / "good.png").write_bytes(noise())
     (tmp_path / "cut.png").write_bytes(noise()[:40])
@@ -116,7 +113,7 @@ def test_probes_are_spread_over_the_whole_source(tmp_path: Path) -> None:
             open_source(path)
 
 
-def test_sources_are_read_one_after_the_other(shards: Path) -> None:
+def test_sources_are_read_one_after_the_other(shards):
     two = open_source(shards), open_source(shards / "00002.tar")  # of 5 + 4 + 3 and of 3 pairs
     both = mix(two)
     assert len(both) == 15 and both.shard_sizes == (5, 4, 3, 3) and not both.streamed
@@ -128,14 +125,14 @@ def test_sources_are_read_one_after_the_other(shards: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo() -> dict[str, list[RawSample]]:
+def demo():
     """All pairs of the set inside the package."""
     sources = {spec: open_source(spec) for spec in ("demo", "demo:val")}
     assert len(sources["demo"].shard_sizes) > 1
     return {spec: [source.read(i) for i in range(len(source))] for spec, source in sources.items()}
 
 
-def test_every_pair_is_good_and_held_out_captions_are_not_trained_on(demo: dict[str, list[RawSample]]) -> None:
+def test_every_pair_is_good_and_held_out_captions_are_not_trained_on(demo):
     train, val = demo.values()
     assert 5_500 <= len(train) <= 6_500 and len(val) == 500 and len(open_labelled("demo:noto-emoji")) == 1540
     assert sum(path.stat().st_size for path in DEMO.rglob("*")) <= 10_000_000
@@ -147,7 +144,7 @@ def test_every_pair_is_good_and_held_out_captions_are_not_trained_on(demo: dict[
     assert len(held_out) == 500 and not held_out & {caption_id(sample.caption) for sample in train}
 
 
-def test_the_notice_counts_what_is_there(demo: dict[str, list[RawSample]]) -> None:
+def test_the_notice_counts_what_is_there(demo):
     text = (DEMO / "NOTICE").read_text(encoding="utf-8")
     table = {
         m[1]: (m[2], int(m[3]), int(m[4]))
@@ -163,7 +160,7 @@ def test_the_notice_counts_what_is_there(demo: dict[str, list[RawSample]]) -> No
     assert "Apache License" in (DEMO / "LICENSE-Apache-2.0").read_text()
 
 
-def test_a_file_that_may_not_be_read_is_not_missing(tmp_path: Path) -> None:
+def test_a_file_that_may_not_be_read_is_not_missing(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.png").write_bytes(noise(0))
         (tmp_path / f"{name}.txt").write_text(name)

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -22,7 +21,7 @@ FORMATS = ("t.csv", "t.tsv", "t.parquet", "t.jsonl")
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     (tmp_path / "img").mkdir()
     for i in range(64):
         (tmp_path / "img" / f"{i}.png").write_bytes(noise(i))
@@ -30,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_the_same_pairs(folder: Path, name: str) -> None:
+def test_every_format_gives_the_same_pairs(folder, name):
     path = write_table(folder / name, [*ROWS, {**ROWS[0], "filepath": str(folder / "img" / "0.png")}])
     source = open_source(path)
     assert len(source) == 5 and source.shard_sizes == (5,) and source.name.endswith(name)
@@ -53,7 +52,7 @@ def test_every_format_gives_the_same_pairs(folder: Path, name: str) -> None:
         ("t.jsonl", "".join(json.dumps(row) + "\r" for row in ROWS), [f"caption {i}" for i in range(4)]),
     ],
 )
-def test_delimiters_headers_and_line_ends(folder: Path, name: str, content: str, captions: list[str] | None) -> None:
+def test_delimiters_headers_and_line_ends(folder, name, content, captions):
     (folder / name).write_bytes(content.encode())
     source = open_source(folder / name)
     expected = captions or ['a "fine", red flag', "two\nlines"]  # tab-separated with a csv name, as the authors have it
@@ -61,7 +60,7 @@ def test_delimiters_headers_and_line_ends(folder: Path, name: str, content: str,
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.jsonl"])
-def test_bad_rows_are_counted_by_reason(folder: Path, name: str) -> None:
+def test_bad_rows_are_counted_by_reason(folder, name):
     bad = [
         ("gone", "img/99.png", "missing image"),
         (" ", "img/0.png", "empty caption"),
@@ -80,7 +79,7 @@ def test_bad_rows_are_counted_by_reason(folder: Path, name: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are text here")
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
-def test_what_is_not_utf8(folder: Path, name: str) -> None:
+def test_what_is_not_utf8(folder, name):
     """A caption spoils its own row; a path is read, and its key is UTF-8."""
     (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(noise(7))
     path = write_table(folder / name, [*ROWS, *({**ROWS[0], "filepath": path} for path in ("CAFE.png", "no-CAFE"))])
@@ -95,7 +94,7 @@ def test_what_is_not_utf8(folder: Path, name: str) -> None:
     assert caught.value.key == "no-caf\N{REPLACEMENT CHARACTER}"
 
 
-def test_captions_that_are_no_text(folder: Path) -> None:
+def test_captions_that_are_no_text(folder):
     captions = [7, "caf\xe9", 1.5, True, None]
     rows = [{"filepath": "img/0.png"}, *({**ROWS[0], "title": caption} for caption in captions)]
     source = open_source(write_table(folder / "t.jsonl", rows))
@@ -111,7 +110,7 @@ def test_captions_that_are_no_text(folder: Path) -> None:
     assert [source.read(i).caption for i in range(2)] == ["1", "2"]
 
 
-def quoted(path: Path, changes: dict[int, str], end: str = "\n", turned: bool = False) -> Path:
+def quoted(path, changes, end="\n", turned=False):
     """64 rows with captions of their own; ``changes`` replaces captions, by row from 1."""
     rows = [("filepath", "title"), *((f"img/{i - 1}.png", changes.get(i, f"caption {i}")) for i in range(1, 65))]
     path.write_bytes((end.join(",".join(row[::-1] if turned else row) for row in rows) + end).encode())
@@ -119,7 +118,7 @@ def quoted(path: Path, changes: dict[int, str], end: str = "\n", turned: bool = 
 
 
 @pytest.mark.parametrize(("row", "end"), [(4, "\n"), (41, "\r\n"), (63, "\r")])
-def test_a_quote_that_is_never_closed(folder: Path, row: int, end: str) -> None:
+def test_a_quote_that_is_never_closed(folder, row, end):
     source = open_source(quoted(folder / "t.csv", {row: '"oh no'}, end))
     assert len(source) == row and source.read(row - 2).caption == f"caption {row - 1}"
     with pytest.raises(BadSample, match="stray quote") as caught:
@@ -127,7 +126,7 @@ def test_a_quote_that_is_never_closed(folder: Path, row: int, end: str) -> None:
     assert f"row {row} of t.csv" in str(caught.value)
 
 
-def test_captions_of_several_lines_are_no_fault(folder: Path) -> None:
+def test_captions_of_several_lines_are_no_fault(folder):
     captions = {
         3: '"two\nlines, with a comma"',
         5: '"a ""quoted"" word\r\n\r\nafter an empty line"',
@@ -147,13 +146,13 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 KINDS = pytest.mark.parametrize("kind", ["parquet", "arrow"])
 
 
-def table(rows: range, caption: str = "caption") -> pa.Table:
+def table(rows, caption="caption"):
     """Columns as ``datasets`` stores them: {bytes, path} and text."""
     pictures = pa.array([{"bytes": noise(i), "path": None} for i in rows], IMAGE)
     return pa.table({"image": pictures, caption: [f"pair {i}" for i in rows]})
 
 
-def write_saved(folder: Path, tables: list[pa.Table]) -> Path:
+def write_saved(folder, tables):
     """What ``Dataset.save_to_disk`` writes."""
     names = [f"data-{i:05d}-of-{len(tables):05d}.arrow" for i in range(len(tables))]
     for name, content in zip(names, tables, strict=True):
@@ -164,12 +163,12 @@ def write_saved(folder: Path, tables: list[pa.Table]) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     return Cache()
 
 
-def test_a_saved_dataset(tmp_path: Path) -> None:
+def test_a_saved_dataset(tmp_path):
     folder = write_saved(tmp_path / "set", [table(range(5)), table(range(5, 8))])
     source = open_source(folder)
     assert source.shard_sizes == (5, 3) and not source.streamed and source.name == str(folder)
@@ -183,7 +182,7 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
     assert open_source(folder / "*.arrow").shard_sizes == (5, 3)
 
 
-def test_what_datasets_itself_writes(tmp_path: Path) -> None:
+def test_what_datasets_itself_writes(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
@@ -203,14 +202,14 @@ def test_what_datasets_itself_writes(tmp_path: Path) -> None:
         open_source(tmp_path / "splits")
 
 
-def test_parquet_with_images_is_unpacked_once(tmp_path: Path) -> None:
+def test_parquet_with_images_is_unpacked_once(tmp_path):
     for number, rows in enumerate((range(70), range(70, 73))):  # more rows than are unpacked at once
         write_arrow(tmp_path / "set" / f"train-0000{number}-of-00002.parquet", table(rows))
     source = open_source(tmp_path / "set")
     assert source.streamed and source.shard_sizes == (70, 3)
     assert [source.read(i).image for i in (72, 0, 69)] == [noise(i) for i in (72, 0, 69)]
     assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
-    found: list[str] = []
+    found = []
     for workers in (0, 1):
         pairs = PairLoader(source, TrainTransform(4), code_points, 20, drop_last=False, workers=workers)
         found.append(str([batch.keys for batch in pairs.epoch(0)]))
@@ -222,7 +221,7 @@ def test_parquet_with_images_is_unpacked_once(tmp_path: Path) -> None:
 
 
 @KINDS
-def test_images_as_bytes_and_as_paths(tmp_path: Path, kind: str) -> None:
+def test_images_as_bytes_and_as_paths(tmp_path, kind):
     struct = [{"bytes": None, "path": "a.png"}, {"bytes": noise(2), "path": "gone.png"}]
     columns = {"s": pa.array(struct, IMAGE), "b": pa.array([noise(1), noise(2)]), "p": ["a.png", "a.png"]}
     path = write_arrow(
@@ -235,7 +234,7 @@ def test_images_as_bytes_and_as_paths(tmp_path: Path, kind: str) -> None:
     assert open_source(path, image_column="p", caption_column="p").read(0).caption == "a.png"  # one column can be both
 
 
-def test_bad_rows_of_arrow_are_counted_by_reason(tmp_path: Path) -> None:
+def test_bad_rows_of_arrow_are_counted_by_reason(tmp_path):
     good = {"bytes": noise(0), "path": None}
     rows = [
         (good, b"good"),
@@ -254,7 +253,7 @@ def test_bad_rows_of_arrow_are_counted_by_reason(tmp_path: Path) -> None:
     assert [*outcomes(source).values()] == ["good"] * 2 + reasons
 
 
-def test_columns_are_found_or_asked_for(tmp_path: Path) -> None:
+def test_columns_are_found_or_asked_for(tmp_path):
     content = table(range(3)).append_column("other", pa.array(["a", "b", "c"]))
     folder = write_saved(tmp_path / "set", [content.append_column("n", pa.array([1, 2, 3]))])
     assert open_source(folder, caption_column="other").read(2).caption == "c"
@@ -269,7 +268,7 @@ def test_columns_are_found_or_asked_for(tmp_path: Path) -> None:
 
 
 @KINDS
-def test_a_later_file_of_another_form_is_named(tmp_path: Path, kind: str) -> None:
+def test_a_later_file_of_another_form_is_named(tmp_path, kind):
     first = table(range(3))
     write_arrow(tmp_path / "set" / f"0.{kind}", first)
     for content, said in (
@@ -288,7 +287,7 @@ def test_a_later_file_of_another_form_is_named(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
-def test_arrow_of_either_kind_is_mapped_unless_compressed(tmp_path: Path, kind: str) -> None:
+def test_arrow_of_either_kind_is_mapped_unless_compressed(tmp_path, kind):
     content = table(range(300)).append_column("kind", pa.array(["a", "b", "a"] * 100).dictionary_encode())
     path = write_arrow(tmp_path / "a.arrow", content, kind)
     now = pa.total_allocated_bytes()

@@ -12,12 +12,12 @@ from cloob.pictures import Encoded, Unreadable, decode
 from make import encoded, noise_image
 
 
-def seeded(seed: int) -> torch.Generator:
+def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 200), (40, 400)])
-def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
+def test_crops_are_distributed_as_torchvisions(height, width):
     """Means of the box over many draws agree within five standard errors."""
     n, scale, ratio = 4000, (0.2, 0.8), (3 / 4, 4 / 3)
     blank = torch.empty(3, height, width)
@@ -30,7 +30,7 @@ def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize(("width", "height", "size"), [(64, 64, 64), (500, 375, 224), (20, 30, 64)])
-def test_resize_is_pillows_bicubic_within_one_level(width: int, height: int, size: int) -> None:
+def test_resize_is_pillows_bicubic_within_one_level(width, height, size):
     image = noise_image(0, width, height)
     expected = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     ours = resize(to_tensor(image), size)
@@ -38,7 +38,7 @@ def test_resize_is_pillows_bicubic_within_one_level(width: int, height: int, siz
     assert np.abs(ours.numpy().astype(int) - expected).max() <= 1
 
 
-def test_flip_is_off_by_default_and_mirrors_half_of_the_time() -> None:
+def test_flip_is_off_by_default_and_mirrors_half_of_the_time():
     image = noise_image(0, 16, 16)
     plain, flipping = TrainTransform(16, scale=(1.0, 1.0)), TrainTransform(16, scale=(1.0, 1.0), flip=True)
     flips = 0
@@ -50,9 +50,7 @@ def test_flip_is_off_by_default_and_mirrors_half_of_the_time() -> None:
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.floats(0.01, 1), st.integers(0, 9))
-def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
-    width: int, height: int, size: int, low: float, seed: int
-) -> None:
+def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(width, height, size, low, seed):
     crop = TrainTransform(size, scale=(low, 1.0)).draw(width, height, seeded(seed))
     exact = TrainTransform(size, scale=(low, 1.0), reduce=False).draw(width, height, seeded(seed))
     r = crop.reduction
@@ -72,7 +70,7 @@ def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
         assert box.top + box.height <= height and box.left + box.width <= width
 
 
-def photograph(width: int, height: int, seed: int = 0) -> bytes:
+def photograph(width, height, seed=0):
     """A JPEG whose detail falls off as in photographs: octaves of noise."""
     random = np.random.default_rng(seed)
     pixels = np.zeros((height, width, 3))
@@ -88,7 +86,7 @@ def photograph(width: int, height: int, seed: int = 0) -> bytes:
     ("width", "height", "size", "reduction"),
     [(150, 145, 64, 2), (301, 255, 64, 2), (420, 380, 64, 4), (700, 640, 64, 8)],
 )
-def test_the_reduced_crop_looks_like_the_whole_ones(width: int, height: int, size: int, reduction: int) -> None:
+def test_the_reduced_crop_looks_like_the_whole_ones(width, height, size, reduction):
     data, transform = photograph(width, height), TrainTransform(size)
     for seed in range(5):
         crop = transform.draw(width, height, seeded(seed))
@@ -104,13 +102,13 @@ def test_the_reduced_crop_looks_like_the_whole_ones(width: int, height: int, siz
             assert (shifted.int() - whole.int()).abs().float().mean() > difference.mean()
 
 
-def test_an_image_in_several_pieces_passes() -> None:
+def test_an_image_in_several_pieces_passes():
     """Pillow keeps more than 16 MB in blocks, which cannot be handed out as one."""
     image = Image.new("RGB", (2400, 2000), (9, 8, 7))
     assert TrainTransform(8)(image, seeded(0)).unique().tolist() == [7, 8, 9]
 
 
-def test_a_jpeg_of_several_pictures_is_its_first() -> None:
+def test_a_jpeg_of_several_pictures_is_its_first():
     first, second = Image.new("RGB", (64, 48), (250, 0, 0)), Image.new("RGB", (64, 48), (0, 0, 250))
     data = encoded(first, "MPO", save_all=True, append_images=[second])
     for reduction, size in ((1, (64, 48)), (4, (16, 12))):
@@ -122,7 +120,7 @@ def test_a_jpeg_of_several_pictures_is_its_first() -> None:
     ("mode", "options"),
     [("RGB", {}), ("RGB", {"subsampling": 0}), ("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})],
 )
-def test_a_jpeg_that_lacks_its_end_is_taken(mode: str, options: dict[str, object]) -> None:
+def test_a_jpeg_that_lacks_its_end_is_taken(mode, options):
     """What is there is as it was; what is missing is grey, a tenth of the rows at most."""
     data = encoded(noise_image(0, 640, 480).convert(mode), "JPEG", quality=90, **options)
     whole = np.asarray(decode(data))

@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,12 +24,12 @@ MODEL = Path(__file__).with_name("model")
 class World:
     """The folders that the doors are asked about."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.root, self.pairs, self.classes = root, root / "pairs", root / "classes"
         self.dirty, self.index, self.model = root / "dirty.csv", root / "pairs.idx", root / "model"
 
 
-def make_world(root: Path) -> World:
+def make_world(root):
     world = World(root)
     write_forty(world.pairs)
     for c, colour in enumerate(COLOURS):
@@ -45,7 +44,7 @@ def make_world(root: Path) -> World:
     return world
 
 
-def write_dirty(world: World) -> None:
+def write_dirty(world):
     """A table with each kind of bad row among thirty good ones."""
     rows = [f"pairs/{c}{t}.png,a {colour} {THINGS[t]}" for c, colour in enumerate(COLOURS) for t in range(8)]
     (world.root / "half.png").write_bytes((world.pairs / "00.png").read_bytes()[:500])
@@ -57,7 +56,7 @@ def write_dirty(world: World) -> None:
     world.dirty.write_text("filepath,title\n" + "\n".join(rows) + "\n")
 
 
-def cloob(*words: object, code: int = 0) -> str:
+def cloob(*words, code=0):
     """What a command prints on stdout; fails where it ends with another exit code."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -66,12 +65,12 @@ def cloob(*words: object, code: int = 0) -> str:
     return out.getvalue()
 
 
-def jsons(text: str) -> list[Any]:
+def jsons(text):
     """One JSON value a line."""
     return [json.loads(line) for line in text.splitlines()]
 
 
-def steady(value: Any, world: World) -> Any:
+def steady(value, world):
     """A value as JSON has it, without what differs from one machine, day or release to the next."""
     gone = ("fingerprint", "train_seconds", "version", "revision", "date", "date_from", "bytes", "detail")
     if isinstance(value, Mapping):
@@ -87,7 +86,7 @@ def steady(value: Any, world: World) -> Any:
     return value if value is None or isinstance(value, (bool, int)) else float(f"{value:.6g}")
 
 
-def same(found: Any, expected: Any, at: str = "") -> None:
+def same(found, expected, at=""):
     """A row of numbers is as near as 0.2 % of its length, a number as 0.2 % of itself; all else is equal."""
     if isinstance(expected, dict) and isinstance(found, dict):
         assert sorted(found) == sorted(expected), at

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from cloob import cli, load_model, open_source
-from doors import COLOURS, THINGS, World, cloob, jsons
+from doors import COLOURS, THINGS, cloob, jsons
 from support import fork, free_port
 
 Check = Callable[[str, Any], None]
@@ -27,12 +27,12 @@ OBJECTIVES = ("clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip
 TEXTS = [f"a {colour} {thing}" for colour in COLOURS for thing in THINGS[:2]]
 
 
-def losses(run: Path) -> list[float]:
+def losses(run):
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_train(world: World, recorded: Check, tmp_path: Path, objective: str) -> None:
+def test_train(world, recorded, tmp_path, objective):
     """Twelve steps from the same weights, with a held-out share and bad rows."""
     run, file = tmp_path / "run", tmp_path / "more.toml"
     file.write_text("[log]\ntensorboard = false\n")
@@ -46,7 +46,7 @@ def test_train(world: World, recorded: Check, tmp_path: Path, objective: str) ->
     recorded(f"train {objective}", {"losses": losses(run), "skipped": dict(skipped)})
 
 
-def test_align(world: World, recorded: Check, tmp_path: Path) -> None:
+def test_align(world, recorded, tmp_path):
     run = tmp_path / "run"
     words = ["--data", world.pairs, "--val-split", 0.25, "--batch-size", 8, "--steps", 12, "--warmup", 2]
     cloob("train", "align", *words, "--objective", "cloob", "--workers", 0, "--device", "cpu", "--out", run)
@@ -54,7 +54,7 @@ def test_align(world: World, recorded: Check, tmp_path: Path) -> None:
     recorded("train align", {"losses": losses(run), "cosines": found @ found[0]})
 
 
-def test_eval(world: World, recorded: Check, tmp_path: Path) -> None:
+def test_eval(world, recorded, tmp_path):
     words = ["--zeroshot", world.classes, "--retrieval", world.pairs, "--probe"]
     cloob("eval", world.model, *words, "--device", "cpu", "--out", tmp_path / "eval")
     (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]
@@ -63,7 +63,7 @@ def test_eval(world: World, recorded: Check, tmp_path: Path) -> None:
     assert (tmp_path / "eval" / "report.html").is_file()
 
 
-def test_analyze(world: World, recorded: Check, tmp_path: Path) -> None:
+def test_analyze(world, recorded, tmp_path):
     cloob("analyze", world.model, "--pairs", world.pairs, "--device", "cpu", "--out", tmp_path / "analyze")
     recorded("analyze", json.loads((tmp_path / "analyze" / "analysis.json").read_text()))
 
@@ -82,7 +82,7 @@ def test_analyze(world: World, recorded: Check, tmp_path: Path) -> None:
         ("duplicates", ["--duplicates", "--threshold", 0.9995]),
     ],
 )
-def test_search(world: World, recorded: Check, door: str, words: list[object]) -> None:
+def test_search(world, recorded, door, words):
     words = [str(word).format(pairs=world.pairs) for word in words]
     place = words.index("--") if "--" in words else len(words)
     found = cloob("search", world.index, *words[:place], "--json", *words[place:])
@@ -90,19 +90,19 @@ def test_search(world: World, recorded: Check, door: str, words: list[object]) -
 
 
 @pytest.mark.parametrize("more", [(), ("--none",), ("--multi",)], ids=["softmax", "none", "multi"])
-def test_classify(world: World, recorded: Check, more: tuple[str, ...]) -> None:
+def test_classify(world, recorded, more):
     found = cloob("classify", world.index, "--labels", "red,green,blue", *more, "--json")
     recorded(f"classify {' '.join(more)}".strip(), jsons(found))
 
 
-def test_few_shot(world: World, recorded: Check, tmp_path: Path) -> None:
+def test_few_shot(world, recorded, tmp_path):
     head = tmp_path / "head.safetensors"
     found = cloob("classify", world.index, "--examples", world.classes / "train", "--head", head, "--json")
     recorded("classify by examples", jsons(found))
     assert jsons(cloob("classify", world.index, "--head", head, "--json")) == jsons(found)
 
 
-def test_embed(world: World, recorded: Check, tmp_path: Path) -> None:
+def test_embed(world, recorded, tmp_path):
     for ending in ("npz", "safetensors", "parquet"):
         cloob("embed", world.index, "--out", tmp_path / f"rows.{ending}")
         assert (tmp_path / f"rows.{ending}").stat().st_size > 40 * 16 * 4
@@ -112,28 +112,28 @@ def test_embed(world: World, recorded: Check, tmp_path: Path) -> None:
     recorded("embed", found)
 
 
-def test_data(world: World, recorded: Check, tmp_path: Path) -> None:
+def test_data(world, recorded, tmp_path):
     recorded("data", jsons(cloob("data", world.dirty, "--json")))
     source = open_source(str(world.dirty))
     recorded("open_source", {"pairs": len(source)})
 
 
-def rows(place: Path) -> dict[str, Any]:
+def rows(place):
     """All pictures of an index by name, as a search lists them."""
     (found,) = jsons(cloob("search", place, "red", "--top", 1000, "--cutoff", "none", "--json"))
     return {Path(hit["path"]).name: [hit["caption"], hit["width"], hit["height"]] for hit in found["hits"]}
 
 
-def test_index(world: World, recorded: Check, tmp_path: Path) -> None:
+def test_index(world, recorded, tmp_path):
     """Add, change, rename and remove pictures: the index follows, and each step ends as one made anew would."""
     pictures, place = tmp_path / "pictures", tmp_path / "idx"
     pictures.mkdir()
 
-    def copy(*names: str) -> None:
+    def copy(*names):
         for name in names:
             shutil.copy(world.pairs / name, pictures / name)
 
-    def updated() -> dict[str, Any]:
+    def updated():
         cloob("index", pictures, "--model", world.model, "--out", place)
         return rows(place)
 
@@ -159,12 +159,10 @@ def test_index(world: World, recorded: Check, tmp_path: Path) -> None:
 class Browser:
     """Asks a server; gives status, content type and what a rewrite must not change of the body."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port):
         self.port = port
 
-    def ask(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, raw: bytes | None = None
-    ) -> tuple[int, str, Any]:
+    def ask(self, method, path, body=None, headers=None, raw=None):
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         asked = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, method=method)
         for name, value in ({"content-type": "application/json"} | (headers or {})).items():
@@ -179,18 +177,18 @@ class Browser:
         return code, kind, len(content) > 0
 
 
-def multipart(name: str, content: bytes) -> dict[str, Any]:
+def multipart(name, content):
     head = f'--frontier\r\ncontent-disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
     kind = {"content-type": "multipart/form-data; boundary=frontier"}
     return {"raw": head + content + b"\r\n--frontier--\r\n", "headers": kind}
 
 
 @pytest.fixture(scope="module")
-def browser(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(world, tmp_path_factory):
     yield from serve(world, tmp_path_factory.mktemp("serve"))
 
 
-def serve(world: World, folder: Path, *more: str) -> Iterator[Browser]:
+def serve(world, folder, *more):
     port = free_port()
     words = ["serve", str(world.index), "--port", str(port), *more]
     ranks = fork(folder, 1, lambda: cli.main(words))
@@ -208,7 +206,7 @@ def serve(world: World, folder: Path, *more: str) -> Iterator[Browser]:
 
 
 PARTS = [{"words": "a red bar"}, {"item": 25, "weight": -0.5}]
-ROUTES: list[tuple[str, str, Any]] = [
+ROUTES = [
     ("GET", "/", None),
     ("GET", "/page/base.css", None),
     ("GET", "/api/health", None),
@@ -226,7 +224,7 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", "/api/explain", {"parts": [{"words": "a red bar"}], "top": 2}),
     ("POST", "/api/embed", {"texts": ["a red bar"]}),
 ]
-REFUSALS: list[tuple[str, str, Any, dict[str, str]]] = [
+REFUSALS = [
     ("GET", "/api/items/4711", None, {}),
     ("GET", "/api/items/4711/picture", None, {}),
     ("GET", "/page/..%2f..%2f..%2fetc%2fpasswd", None, {}),
@@ -245,7 +243,7 @@ REFUSALS: list[tuple[str, str, Any, dict[str, str]]] = [
 ]
 
 
-def test_serve(recorded: Check, browser: Browser, world: World) -> None:
+def test_serve(recorded, browser, world):
     found = {f"{method} {path}": browser.ask(method, path, body) for method, path, body in ROUTES}
     upload = browser.ask("POST", "/api/uploads", **multipart("red.png", (world.pairs / "05.png").read_bytes()))
     key = upload[2].pop("upload")
@@ -255,7 +253,7 @@ def test_serve(recorded: Check, browser: Browser, world: World) -> None:
     recorded("serve", found)
 
 
-def test_serve_refuses(recorded: Check, browser: Browser, world: World) -> None:
+def test_serve_refuses(recorded, browser, world):
     """The status is recorded; that there is one short line about it is asserted."""
     found = {}
     for method, path, body, headers in REFUSALS:
@@ -268,7 +266,7 @@ def test_serve_refuses(recorded: Check, browser: Browser, world: World) -> None:
     recorded("serve: refusals", found)
 
 
-def test_serve_wants_its_token(recorded: Check, world: World, tmp_path: Path) -> None:
+def test_serve_wants_its_token(recorded, world, tmp_path):
     for browser in serve(world, tmp_path, "--token", "a-long-secret-token"):
         answers = [browser.ask("GET", path)[0] for path in ("/", "/api/health", "/api/items/3", "/page/base.css")]
         headers = {"authorization": "Bearer a-long-secret-token"}
@@ -278,13 +276,13 @@ def test_serve_wants_its_token(recorded: Check, world: World, tmp_path: Path) ->
     recorded("serve: token", answers)
 
 
-def features(model: object, world: World) -> dict[str, np.ndarray]:
+def features(model, world):
     opened = load_model(str(model))
     pictures = [world.pairs / f"{c}0.png" for c in range(4)]
     return {"image": opened.encode_image(pictures).numpy(), "text": opened.encode_text(TEXTS[:4]).numpy()}
 
 
-def test_load_convert_and_export(world: World, recorded: Check, tmp_path: Path) -> None:
+def test_load_convert_and_export(world, recorded, tmp_path):
     """The same features from the model, its copy and its export; of ONNX: ``models/onnx``."""
     found = features(world.model, world)
     recorded("load_model", found)

@@ -3,8 +3,6 @@
 import json
 import pickle
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,21 +22,20 @@ NAMES = list(COLOURS)
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def models(tmp_path_factory):
     return [tiny_model(tmp_path_factory.mktemp("models") / "m", seed=seed) for seed in (0, 1)]
 
 
-def test_what_is_in_the_cache_is_not_embedded_again(models: list[Path], tmp_path: Path) -> None:
+def test_what_is_in_the_cache_is_not_embedded_again(models, tmp_path):
     data, train, pairs = Labels(NAMES, broken=[2]), Labels(NAMES * 5), Pairs(NAMES, broken=[1], missing=[3])
-    embedded: list[str] = []
+    embedded = []
 
-    def run(model: Path = models[0], data: Labels = data, *, probe: bool = True) -> dict[str, Any]:
+    def run(model=models[0], data=data, *, probe=True):
         embedded.clear()
         options = EmbedOptions(cache=Cache(tmp_path))
         embeddings = Embeddings({"m": model}, options, progress=lambda *call: embedded.append(call[0]), tower=probe)
         training = {"solid": train} if probe else None
-        row: dict[str, Any] = evaluate(embeddings, [data], [pairs], training=training)["rows"][0]
-        return row
+        return evaluate(embeddings, [data], [pairs], training=training)["rows"][0]
 
     first = run()
     assert set(embedded) == {"m: solid", "m: pairs", "m: pairs, texts"}
@@ -55,11 +52,11 @@ def test_what_is_in_the_cache_is_not_embedded_again(models: list[Path], tmp_path
     assert set(embedded) == {"m: solid"}
 
 
-def test_texts_of_another_tokenizer_are_other_embeddings(tmp_path: Path) -> None:
+def test_texts_of_another_tokenizer_are_other_embeddings(tmp_path):
     data, encoder = Labels(NAMES), create_model("tiny-vit", seed=0)
     library = pytest.importorskip("tokenizers")
 
-    def classes(more: dict[str, int]) -> torch.Tensor:
+    def classes(more):
         words = {"?": 0, **{text: place for place, text in enumerate(NAMES, 2)}, **more}
         library.Tokenizer(library.models.WordLevel(words, "?")).save(str(tmp_path / "tokenizer.json"))
         encoder.tokenizer = FileTokenizer(tmp_path / "tokenizer.json", encoder.context_length, {"pad": 0, "end": 1})
@@ -69,10 +66,10 @@ def test_texts_of_another_tokenizer_are_other_embeddings(tmp_path: Path) -> None
     assert torch.equal(classes({}), first) and not torch.equal(classes({NAMES[0]: 40}), first)
 
 
-def test_what_decides_over_a_result_is_in_its_name(models: list[Path], tmp_path: Path) -> None:
+def test_what_decides_over_a_result_is_in_its_name(models, tmp_path):
     """Of a folder the preprocessing, of a loaded model weights and objective, of a set prompts, captions, pictures."""
 
-    def found(model: Any, **changes: Any) -> list[Any]:
+    def found(model, **changes):
         embeddings = Embeddings({"m": model}, EmbedOptions(cache=Cache(tmp_path)))
         labelled = embeddings.labelled("m", Labels(NAMES, **changes))
         return [labelled.images.features.tolist(), labelled.classes.tolist(), embeddings.facts("m").settings]
@@ -94,18 +91,18 @@ def test_what_decides_over_a_result_is_in_its_name(models: list[Path], tmp_path:
     assert len({content_key(pairs) for pairs in (one, *others)}) == 3 and content_key(Pairs(NAMES)) == content_key(one)
 
 
-def test_two_sets_of_one_name_are_two() -> None:
+def test_two_sets_of_one_name_are_two():
     embeddings = Embeddings({"m": ColourModel()})
     one, other = (embeddings.labelled("m", Labels(names)).images.features for names in (NAMES, NAMES[::-1]))
     torch.testing.assert_close(other, one.flip(0))
     assert [len(embeddings.pairs("m", Pairs(names)).texts) for names in (NAMES, NAMES[:4])] == [len(NAMES), 4]
 
 
-def test_a_run_that_goes_on_while_it_is_judged(models: list[Path], tmp_path: Path) -> None:
+def test_a_run_that_goes_on_while_it_is_judged(models, tmp_path):
     """What is the newest checkpoint at first stays the model: else newer weights would be kept under its key."""
     options = EmbedOptions(cache=Cache(tmp_path / "cache"))
 
-    def checkpoint(step: int, model: Path) -> None:
+    def checkpoint(step, model):
         shutil.copytree(model, tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "model")
 
     checkpoint(1, models[0])
@@ -118,7 +115,7 @@ def test_a_run_that_goes_on_while_it_is_judged(models: list[Path], tmp_path: Pat
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(2, 0), (2, 3), (100, 3)])
-def test_rows_are_the_single_images_in_order_and_unreadable_ones_nan(batch_size: int, workers: int) -> None:
+def test_rows_are_the_single_images_in_order_and_unreadable_ones_nan(batch_size, workers):
     data = Labels([*NAMES, "blue"], broken=[0, 5])
     features, keys, bad, *_ = embed_images(ColourModel(), data, EmbedOptions(batch_size=batch_size, workers=workers))
     expected = torch.tensor([COLOURS[colour] for colour in data.colours]).float() - 127.5
@@ -129,7 +126,7 @@ def test_rows_are_the_single_images_in_order_and_unreadable_ones_nan(batch_size:
     assert [(skip.key, skip.reason) for skip in bad] == [("s0", "corrupt image"), ("s5", "corrupt image")]
 
 
-def test_pairs_are_read_once_and_unreadable_ones_are_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_read_once_and_unreadable_ones_are_nan(monkeypatch):
     source, reads, original = Pairs(NAMES, broken=[1], missing=[2]), [], Pairs.read
     monkeypatch.setattr(Pairs, "read", lambda self, index: (reads.append(index), original(self, index))[1])
     pairs = embed_pairs(ColourModel(), source, EmbedOptions(batch_size=2))

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,14 +26,14 @@ NAMES = list(COLOURS)
 
 
 @pytest.fixture
-def models() -> dict[str, ColourModel]:
+def models():
     good, bad = ColourModel("good"), ColourModel("bad", confused=[("red", "blue")])
     good.objective_config = make_objective("cloob").config()
     bad.objective_config = make_objective("clip").config()
     return {"bad": bad, "good": good}
 
 
-def test_results_have_the_documented_form(models: dict[str, ColourModel]) -> None:
+def test_results_have_the_documented_form(models):
     zeroshot = [Labels(NAMES * 4, broken=[1]), Labels(["red", "blue"] * 3, name="two")]
     results = evaluate(models, zeroshot, [Pairs(NAMES)], train_seconds={"good": 12.5}, settings={"bad": {"seed": 3}})
     bad, good = results["rows"]
@@ -50,7 +49,7 @@ def test_results_have_the_documented_form(models: dict[str, ColourModel]) -> Non
     assert results["level"] == 0.95 and "failures" not in results
 
 
-def test_differences_are_paired_and_averaged_over_shared_sets(models: dict[str, ColourModel]) -> None:
+def test_differences_are_paired_and_averaged_over_shared_sets(models):
     zeroshot = [Labels(NAMES * 4), Labels(["red", "blue", "green", "cyan"], name="four")]
     entries = evaluate(models, zeroshot, [Pairs(NAMES)])["differences"]
     found = {(e["metric"], e["set"]): e for e in entries}
@@ -62,7 +61,7 @@ def test_differences_are_paired_and_averaged_over_shared_sets(models: dict[str, 
     assert 0 < mean["low"] < mean["difference"] < mean["high"] < 1
 
 
-def test_differences_of_three_models_and_sets_that_one_lacks() -> None:
+def test_differences_of_three_models_and_sets_that_one_lacks():
     """A model without a tokenizer has probes and no zero-shot accuracy, and takes no mean from the others."""
     hit, miss = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
     both = {"a": hit, "b": miss}
@@ -79,7 +78,7 @@ def test_differences_of_three_models_and_sets_that_one_lacks() -> None:
     ]
 
 
-def test_a_set_that_fails_is_listed_and_the_rest_is_there(models: dict[str, ColourModel]) -> None:
+def test_a_set_that_fails_is_listed_and_the_rest_is_there(models):
     wrong = Labels(["red"], labels=[6], name="wrong")
     results = evaluate(models, [wrong, Labels(NAMES)], [Pairs(["red"] * 2, broken=[1], name="one")])
     failed = [("bad", "wrong"), ("bad", "one"), ("good", "wrong"), ("good", "one")]
@@ -90,7 +89,7 @@ def test_a_set_that_fails_is_listed_and_the_rest_is_there(models: dict[str, Colo
     assert list(results["rows"][1]["retrieval"]) == ["one"]
 
 
-def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str, ColourModel]) -> None:
+def test_written_results_are_deterministic_json(tmp_path, models):
     for name in ("a.json", "b.json"):
         results = evaluate(models, [Labels(NAMES)], [Pairs(NAMES, broken=[0, 1, 2, 3])])
         write_results(tmp_path / "sub" / name, results)
@@ -102,7 +101,7 @@ def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str
         write_results(tmp_path / "sub" / "a.json" / "x", {})
 
 
-def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
+def test_a_picture_answers_each_of_its_captions(tmp_path):
     for stem, colour in (("r", "red"), ("b", "blue")):
         (tmp_path / f"{stem}.png").write_bytes(picture(colour))
     (tmp_path / "t.csv").write_text("filepath,title\nr.png,red\nb.png,blue\nr.png,magenta\n")
@@ -113,7 +112,7 @@ def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
     assert [(item.label, item.correct) for item in query.answers["m"]] == [("red", True), ("blue", False)]
 
 
-def test_a_search_finds_what_a_loop_over_the_pictures_finds() -> None:
+def test_a_search_finds_what_a_loop_over_the_pictures_finds():
     model, texts = ColourModel(), ["something blue", "red heart"]
     data = Labels(["red", "blue", "green", "red", "cyan", "yellow", "magenta", "blue"], broken=[3])
     found = example_queries(Embeddings({"m": model}), data, texts, k=3)
@@ -127,10 +126,10 @@ def test_a_search_finds_what_a_loop_over_the_pictures_finds() -> None:
     assert [each.label for each in found[0].answers["m"][:2]] == ["blue", "blue"]
 
 
-def test_a_loaded_model_is_the_model_that_was_saved(tmp_path: Path) -> None:
+def test_a_loaded_model_is_the_model_that_was_saved(tmp_path):
     encoder, data = create_model("tiny-vit", seed=0), Labels(NAMES, broken=[1])
     save_model(tmp_path / "saved", encoder, make_objective("infoloob", inv_tau=20.0).config())
-    seen: list[tuple[str, int, int]] = []
+    seen = []
     models = {"fresh": encoder, "loaded": str(tmp_path / "saved")}
     embeddings = Embeddings(models, EmbedOptions(batch_size=4, workers=2), progress=lambda *call: seen.append(call))
     results = evaluate(embeddings, [data], [Pairs(NAMES)])
@@ -144,7 +143,7 @@ def test_a_loaded_model_is_the_model_that_was_saved(tmp_path: Path) -> None:
     assert {query.query for query in queries} == set(NAMES) - {"green"}
 
 
-def test_recalls_and_confusions(tmp_path: Path) -> None:
+def test_recalls_and_confusions(tmp_path):
     models = {"good": ColourModel(), "runs/bad": ColourModel(confused=[("red", "blue")])}
     data = Labels(NAMES * 2, broken=[1], name="lid")
     embeddings = Embeddings(models)
@@ -171,12 +170,12 @@ def test_recalls_and_confusions(tmp_path: Path) -> None:
 WEIGHTS = "open_clip_model.safetensors"
 
 
-def checkpoint(run: Path, step: int) -> Path:
+def checkpoint(run, step):
     return run / "checkpoints" / f"step-{step:08d}" / "model"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory):
     """A run of three epochs of 5 steps with a checkpoint each: two untrained models, and a file that was cut."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     for seed, step in enumerate((10, 15)):
@@ -188,7 +187,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_checkpoint_of_a_run_is_measured_and_a_damaged_one_named(run: Path) -> None:
+def test_every_checkpoint_of_a_run_is_measured_and_a_damaged_one_named(run):
     source = Pairs([*NAMES, "red"])
     found = analyze({"mine": run, "alone": checkpoint(run, 10).parent}, source, similar=2, groups=partition)
     mine, alone = found["runs"]
@@ -205,7 +204,7 @@ def test_every_checkpoint_of_a_run_is_measured_and_a_damaged_one_named(run: Path
     assert failure["error"].startswith(f"{checkpoint(run, 5)}/")
 
 
-def test_similar_pairs_against_a_loop() -> None:
+def test_similar_pairs_against_a_loop():
     x = torch.nn.functional.normalize(torch.randn(11, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     x[4] = torch.nan
     cells = [(i, j) for i in range(11) for j in range(i + 1, 11) if 4 not in (i, j)]
@@ -216,7 +215,7 @@ def test_similar_pairs_against_a_loop() -> None:
     assert [pair[:2] for pair in alike] == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 2), (1, 3)]
 
 
-def test_the_command_writes_its_page_and_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_its_page_and_json(run, tmp_path, capsys):
     captions = {f"{i}": (COLOURS[name], f"{name}\nmore of {name}\n") for i, name in enumerate(NAMES)}
     write_pairs(tmp_path / "pairs", captions, (40, 40))
     (tmp_path / "pairs" / "6.png").write_bytes(b"no picture")

@@ -1,14 +1,10 @@
 """The measures by hand and against loops: zero-shot, retrieval with captions that repeat, geometry of retrievals."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from cloob.evaluation import measures as m
 from cloob.functional import geometry as shape
@@ -16,7 +12,7 @@ from cloob.functional.bootstrap import bootstrap_interval
 from evaluate_fakes import ColourModel
 
 
-def test_class_embeddings_are_the_renormalised_mean_over_templates() -> None:
+def test_class_embeddings_are_the_renormalised_mean_over_templates():
     model = ColourModel()
     found = m.class_embeddings(model, ("red", "blue"), ("{c}", "a picture of {c}", "{c}"), batch_size=3)
     assert [len(batch) for batch in model.text_batches] == [3, 1]  # each distinct text once
@@ -27,7 +23,7 @@ def test_class_embeddings_are_the_renormalised_mean_over_templates() -> None:
             assert torch.allclose(row, mean / mean.norm(), atol=1e-6)
 
 
-def test_zeroshot_by_hand() -> None:
+def test_zeroshot_by_hand():
     # Scores are the coordinates: classes are the axes.
     images = torch.tensor([[0.9, 0.3, 0.1], [0.2, 0.8, 0.1], [0.5, 0.6, 0.4], [0.1, 0.2, 0.9]])
     labels = torch.tensor([0, 1, 0, 2])  # the third image is taken for class 1
@@ -41,7 +37,7 @@ def test_zeroshot_by_hand() -> None:
     assert result["acc5_interval"] == pytest.approx([0.025 ** (1 / 4), 1.0])
 
 
-def test_classes_of_equal_score_are_never_told_apart() -> None:
+def test_classes_of_equal_score_are_never_told_apart():
     classes = torch.nn.functional.normalize(torch.tensor([[1.0, 2, 3], [1, 2, 3], [3, -1, 0]]), dim=1)
     assert m.zeroshot_ranks(classes[[0, 1, 2]], torch.tensor([0, 1, 2]), classes).tolist() == [1, 1, 0]
     images = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [torch.nan] * 3, [0.6, 0.6, 0]])
@@ -50,21 +46,21 @@ def test_classes_of_equal_score_are_never_told_apart() -> None:
 
 
 def retrieval(
-    images: Tensor,
-    texts: Tensor,
-    image_of_text: Sequence[int] | None = None,
-    captions: Sequence[str] | None = None,
-    chunk: int = 4096,
-) -> dict[str, Any]:
+    images,
+    texts,
+    image_of_text=None,
+    captions=None,
+    chunk=4096,
+):
     return m.retrieval_numbers(m.retrieval_ranks(images, texts, image_of_text, captions, chunk=chunk), image_of_text)
 
 
-def unit(n: int, d: int, seed: int) -> Tensor:
+def unit(n, d, seed):
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
     return x / x.norm(dim=1, keepdim=True)
 
 
-def correct_loop(image_of_text: list[int], captions: list[str]) -> set[tuple[int, int]]:
+def correct_loop(image_of_text, captions):
     plain = [" ".join(caption.lower().split()) or str(i) for i, caption in enumerate(captions)]
     return {
         (t, image)
@@ -74,7 +70,7 @@ def correct_loop(image_of_text: list[int], captions: list[str]) -> set[tuple[int
     }
 
 
-def recall_loop(queries: Tensor, gallery: Tensor, correct: set[tuple[int, int]], k: int) -> float:
+def recall_loop(queries, gallery, correct, k):
     hits = 0
     for q in range(len(queries)):
         nearest = sorted(range(len(gallery)), key=lambda g: -float(queries[q] @ gallery[g]))[:k]
@@ -84,7 +80,7 @@ def recall_loop(queries: Tensor, gallery: Tensor, correct: set[tuple[int, int]],
 
 @settings(max_examples=20)
 @given(data=st.data(), n_images=st.integers(1, 6), more=st.integers(0, 6), seed=st.integers(0, 999))
-def test_recall_is_the_loop(data: st.DataObject, n_images: int, more: int, seed: int) -> None:
+def test_recall_is_the_loop(data, n_images, more, seed):
     extra = data.draw(st.lists(st.integers(0, n_images - 1), min_size=more, max_size=more))
     image_of_text = data.draw(st.permutations([*range(n_images), *extra]))
     words = st.sampled_from(["a dog", "A  Dog", "cat", "bird", ""])
@@ -98,7 +94,7 @@ def test_recall_is_the_loop(data: st.DataObject, n_images: int, more: int, seed:
         assert result[f"image_to_text@{k}"] == pytest.approx(recall_loop(images, texts, flipped, k))
 
 
-def test_unreadable_rows_count_as_not_found_and_a_constant_tower_finds_nothing() -> None:
+def test_unreadable_rows_count_as_not_found_and_a_constant_tower_finds_nothing():
     images, texts = torch.eye(4), torch.eye(4)
     images[0] = float("nan")
     texts[1] = float("nan")
@@ -111,7 +107,7 @@ def test_unreadable_rows_count_as_not_found_and_a_constant_tower_finds_nothing()
 
 
 @pytest.mark.parametrize("counts", [[2, 2, 2], [1, 3, 2]])
-def test_captions_of_a_picture_are_resampled_together(counts: list[int]) -> None:
+def test_captions_of_a_picture_are_resampled_together(counts):
     """As close to the bootstrap of Σ hits / Σ captions over pictures as its linear form is."""
     generator = torch.Generator().manual_seed(0)
     image = torch.arange(len(counts) * 50).repeat_interleave(torch.tensor(counts * 50))
@@ -131,7 +127,7 @@ def test_captions_of_a_picture_are_resampled_together(counts: list[int]) -> None
     assert found[1] - found[0] > 1.2 * (alone[1] - alone[0])  # captions by themselves would claim to know more
 
 
-def test_geometry_of_retrievals_without_unreadable_pairs() -> None:
+def test_geometry_of_retrievals_without_unreadable_pairs():
     image, text = F.normalize(torch.randn(2, 30, 6, generator=torch.Generator().manual_seed(0)), dim=2)
     result = m.geometry(image, text, inv_tau=20.0, beta=4.0)
     for name, x in (("image", image), ("text", text)):

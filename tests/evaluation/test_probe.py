@@ -14,7 +14,7 @@ from evaluate_fakes import COLOURS, ColourModel, Labels
 NAMES = list(COLOURS)
 
 
-def clouds(n: int, spread: float = 0.5, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def clouds(n, spread=0.5, seed=0):
     """n points around each of three corners, far from the origin and in odd units."""
     generator = torch.Generator().manual_seed(seed)
     corners = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 3]])
@@ -22,7 +22,7 @@ def clouds(n: int, spread: float = 0.5, seed: int = 0) -> tuple[torch.Tensor, to
     return 40 * (corners[labels] + spread * torch.randn(3 * n, 3, generator=generator)) + 7, labels
 
 
-def test_a_probe_is_scikit_learns_fit_at_the_strength_it_chose() -> None:
+def test_a_probe_is_scikit_learns_fit_at_the_strength_it_chose():
     x, y = clouds(20, spread=1.5)
     probe = fit_probe(x, y, 3, seed=1)
     assert probe.n_train == 60 and 1e-6 <= probe.strength <= 1e6
@@ -35,7 +35,7 @@ def test_a_probe_is_scikit_learns_fit_at_the_strength_it_chose() -> None:
     assert 0.6 < float((predicted == labels).float().mean()) < 1.0
 
 
-def test_two_classes_a_missing_class_and_unreadable_images() -> None:
+def test_two_classes_a_missing_class_and_unreadable_images():
     x, y = clouds(12)
     two = y != 1
     x[0] = torch.nan
@@ -47,7 +47,7 @@ def test_two_classes_a_missing_class_and_unreadable_images() -> None:
     assert (ranks[y == 1] > 3).all() and ranks[0] > 3  # never learnt, not readable: not even among the last
 
 
-def test_a_probe_in_the_suite_with_shots_and_seeds() -> None:
+def test_a_probe_in_the_suite_with_shots_and_seeds():
     test, train = Labels(NAMES * 2, broken=[0]), Labels(NAMES * 6)
     options = ProbeOptions(shots=2, seeds=(0, 1, 2))
     models = {"a": ColourModel("a"), "b": ColourModel("b")}
@@ -62,7 +62,7 @@ def test_a_probe_in_the_suite_with_shots_and_seeds() -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet"])
-def test_tower_features_of_real_towers(name: str) -> None:
+def test_tower_features_of_real_towers(name):
     """The same embeddings as without, and features that the tower's own last step maps to them."""
     encoder = create_model(name, seed=0).eval()
     data = Labels(NAMES[:3], broken=[1])

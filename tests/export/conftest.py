@@ -1,7 +1,5 @@
 """A small model, and its export."""
 
-from pathlib import Path
-
 import pytest
 from small_models import write_model
 
@@ -9,17 +7,17 @@ from support import made_once
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tmp_path_factory):
     """A model folder with a ViT."""
     return write_model(tmp_path_factory.mktemp("models") / "small")
 
 
 @pytest.fixture(scope="session")
-def exported(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(small, tmp_path_factory):
     """What ``cloob export --to transformers`` makes of ``small``."""
     from cloob import cli
 
-    def work(folder: Path) -> None:
+    def work(folder):
         words = ["export", str(small), str(folder / "exported"), "--to", "transformers", "--license", "mit"]
         assert cli.main(words) == 0
 

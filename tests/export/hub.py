@@ -9,7 +9,6 @@ import json
 import socket
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -25,7 +24,7 @@ class Repository:
     commits: list[str] = field(default_factory=list)
 
     @property
-    def sha(self) -> str:
+    def sha(self):
         return hashlib.sha1(repr((self.commits, sorted(self.files))).encode()).hexdigest()
 
 
@@ -34,15 +33,15 @@ class StandIn(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.address = f"http://127.0.0.1:{self.server_port}"
-        self.repositories: dict[str, Repository] = {}  # by ORG/NAME
-        self.requests: list[str] = []  # method and path of each, in order
+        self.repositories = {}  # by ORG/NAME
+        self.requests = []  # method and path of each, in order
         # Start of "METHOD PATH" -> status to answer with, or "break" to break off in the middle.
-        self.failures: dict[str, int | str] = {}
+        self.failures = {}
 
-    def handle_error(self, *_: object) -> None:
+    def handle_error(self, *_):
         """A peer that breaks off is what some tests are about."""
 
 
@@ -50,10 +49,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: StandIn
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         """Silent."""
 
-    def _serve(self) -> None:
+    def _serve(self):
         self.url = urlsplit(self.path)
         place = unquote(self.url.path)
         self.server.requests.append(f"{self.command} {place}")
@@ -93,28 +92,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = _serve
 
-    def _body(self) -> bytes:
+    def _body(self):
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _json(self, content: object, status: int = 200) -> None:
+    def _json(self, content, status=200):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self._end(json.dumps(content).encode())
 
-    def _end(self, body: bytes) -> None:
+    def _end(self, body):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _create(self, asked: dict[str, Any]) -> None:
+    def _create(self, asked):
         name = f"{asked['organization']}/{asked['name']}"
         private = bool(asked.get("private") or asked.get("visibility") == "private")
         known = name in self.server.repositories
         self.server.repositories.setdefault(name, Repository(private))
         self._json({"url": f"{self.server.address}/{name}", "name": name, "id": "1"}, 409 if known else 200)
 
-    def _validate(self, card: str) -> None:
+    def _validate(self, card):
         """As the hub does: metadata that are YAML, with values that it knows."""
         metadata = yaml.safe_load(card.split("---")[1])
         good = metadata.get("license") in LICENSES_WITHOUT_NAME and isinstance(metadata["tags"], list)
@@ -122,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         errors = [] if good else [{"message": "a value that the hub does not know"}]
         self._json({"errors": errors, "warnings": []}, 200 if good else 400)
 
-    def _commit(self, name: str, body: bytes) -> None:
+    def _commit(self, name, body):
         repository = self.server.repositories[name]
         for line in body.decode().splitlines():
             step = json.loads(line)
@@ -137,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.server.address}/{name}/commit/{repository.sha}"
         self._json({"success": True, "commitOid": repository.sha, "commitUrl": url})
 
-    def _about(self, name: str, rest: list[str]) -> None:
+    def _about(self, name, rest):
         repository = self.server.repositories[name]
         if rest and rest[0] == "tree":
             assert "recursive" in parse_qs(self.url.query)
@@ -150,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         about = {"id": name, "modelId": name, "sha": repository.sha, "private": repository.private}
         return self._json({**about, "siblings": siblings, "tags": []})
 
-    def _file(self, repository: Repository, path: str) -> None:
+    def _file(self, repository, path):
         content = repository.files.get(path)
         if content is None:
             self.send_response(404)

@@ -6,7 +6,6 @@ A process of its own: sentence-transformers imports for long, and warnings are e
 import json
 import sys
 import warnings
-from typing import Any
 
 from PIL import Image
 
@@ -20,7 +19,7 @@ import torch
 import cloob
 
 
-def close(found: Any, expected: Any, tolerance: float = 1e-6) -> None:
+def close(found, expected, tolerance=1e-6):
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=0, atol=tolerance)
 
 
@@ -42,7 +41,7 @@ unit = encoder.encode_image([picture]) @ encoder.encode_text(["a cat", "a dog"])
 logits = float(encoder.model.logit_scale.exp()) * unit
 close([scores["a cat"], scores["a dog"]], torch.softmax(logits, 1)[0], 1e-4)
 # The pages' code, in the folder and with the picture that it names; what it made is looked at here.
-names: dict[str, Any] = {}
+names = {}
 picture.resize((50, 67)).save("picture.jpg")
 for code in json.loads(snippets):
     exec(code, names)

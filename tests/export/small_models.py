@@ -1,8 +1,6 @@
 """Small models in open_clip's format, with CLIP's vocabulary unless it is said otherwise."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -13,7 +11,7 @@ VISION = {"image_size": 32, "layers": 2, "width": 24, "head_width": 12, "patch_s
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "patch_size": None}
 
 
-def write_model(folder: Path, *, text: dict[str, Any] | None = None, **changes: Any) -> Path:
+def write_model(folder, *, text=None, **changes):
     """A model folder with random weights, those of norms and biases too."""
     import open_clip
     from safetensors.torch import save_file
@@ -36,7 +34,7 @@ def write_model(folder: Path, *, text: dict[str, Any] | None = None, **changes: 
     return folder
 
 
-def same_rows(one: Any, other: Any) -> None:
+def same_rows(one, other):
     """Two models give the same rows of texts and of a picture."""
     texts = ["a dog", "", "Two  RED hearts!", "it's 3 o'clock", "naïve 日本語", "long " * 40]
     picture = [Image.effect_noise((90, 44), 80).convert("RGB")]

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -27,7 +25,7 @@ CONFIG = {
     "save": {"out": "/home/xaver/secret/run"},
 }
 NUMBERS = {"acc1": 0.123, "acc1_interval": [0.1, 0.15], "acc5": 0.5, "n": 1540}
-ROW: dict[str, Any] = {
+ROW = {
     "model": "run",
     "settings": OBJECTIVE,
     "zeroshot": {"noto-emoji": NUMBERS},
@@ -36,7 +34,7 @@ ROW: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory):
     """A run folder with two checkpoints, as training leaves it."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     write_model(folder / "checkpoints" / "step-00000040" / "model")
@@ -47,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def card(run: Path | str, folder: Path, results: Path | None = None) -> tuple[dict[str, Any], str]:
+def card(run, folder, results=None):
     """Metadata and text of a run's card."""
     facts = gather_facts(str(run), load_model(run, device="cpu"), results)
     write_card(folder, facts, Exported("open_clip", "", "`use`", (), ("clip", "clip")), "me/small", "mit")
@@ -56,7 +54,7 @@ def card(run: Path | str, folder: Path, results: Path | None = None) -> tuple[di
     return yaml.safe_load(head), body
 
 
-def test_a_run_and_its_results(run: Path, tmp_path: Path) -> None:
+def test_a_run_and_its_results(run, tmp_path):
     own = {**ROW, "fingerprint": fingerprint(load_model(run, device="cpu"))}
     other = {**ROW, "model": "run", "fingerprint": "0" * 32, "zeroshot": {}}
     (tmp_path / "results.json").write_text(json.dumps({"level": 0.9, "rows": [other, own]}))
@@ -80,7 +78,7 @@ def test_a_run_and_its_results(run: Path, tmp_path: Path) -> None:
         assert line in body.splitlines()
 
 
-def test_a_card_says_a_checkpoints_own_steps_and_no_place_of_this_machine(run: Path, tmp_path: Path) -> None:
+def test_a_card_says_a_checkpoints_own_steps_and_no_place_of_this_machine(run, tmp_path):
     _, body = card(run / "checkpoints" / "step-00000020", tmp_path)
     assert "| steps | 20 |" in body and "| pairs seen | 2,560 |" in body
     for secret in ("/home", "xaver", "secret", "key:", "word@", "bucket", "sig=", str(tmp_path)):
@@ -88,7 +86,7 @@ def test_a_card_says_a_checkpoints_own_steps_and_no_place_of_this_machine(run: P
     assert "| data | pairs.csv, {0..9}.tar, sets/a\\|b.csv |" in body
 
 
-def test_results_beside_a_run_are_of_its_weights_or_none(run: Path, tmp_path: Path) -> None:
+def test_results_beside_a_run_are_of_its_weights_or_none(run, tmp_path):
     beside = run.parent / "results.json"
     own = fingerprint(load_model(run, device="cpu"))
     newer = run / "checkpoints" / "step-00000060" / "model"
@@ -108,7 +106,7 @@ def test_results_beside_a_run_are_of_its_weights_or_none(run: Path, tmp_path: Pa
         shutil.rmtree(newer.parent, ignore_errors=True)
 
 
-def test_a_model_without_a_run(small: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_run(small, tmp_path):
     model = shutil.copytree(small, tmp_path / "model", ignore=shutil.ignore_patterns("objective.json"))
     metadata, body = card(model, tmp_path)
     assert "model-index" not in metadata
@@ -117,7 +115,7 @@ def test_a_model_without_a_run(small: Path, tmp_path: Path) -> None:
 
 @example("~", "https://host.org/")
 @given(st.text(max_size=40), st.sampled_from(["", "/", "~/", "../", "https://host.org/", "s3://b/", "a/", "pipe:cat "]))
-def test_the_name_of_data_is_never_a_place(tail: str, start: str) -> None:
+def test_the_name_of_data_is_never_a_place(tail, start):
     name = data_name(start + tail)
     if start == "a/" and ".." not in tail:
         assert name == start + tail
@@ -138,11 +136,11 @@ def test_the_name_of_data_is_never_a_place(tail: str, start: str) -> None:
         ("w.pkl:port", "w.pkl"),
     ],
 )
-def test_a_model_that_training_began_with_keeps_its_owner_and_loses_its_place(source: str, name: str) -> None:
+def test_a_model_that_training_began_with_keeps_its_owner_and_loses_its_place(source, name):
     assert model_name(source) == name
 
 
-def test_a_licence_is_one_word_and_the_hub_knows_which(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_licence_is_one_word_and_the_hub_knows_which(small, capsys):
     words = ("push", str(small), "me/small", "--dry-run", "--license")
     assert "one word of the hub's is wanted" in refused(capsys, *words, "my own licence")
     assert cli.main([*words, "LLAMA3"]) == 0 and "--license llama3" in capsys.readouterr().err

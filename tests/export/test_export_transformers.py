@@ -7,21 +7,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from small_models import OBJECTIVE, RESNET, VISION, same_rows, write_model
-from torch import Tensor
 
 from cloob import cli, load_model
 from cloob.errors import InputError
-from cloob.export.onnx import Tower, export_onnx, towers_of, worst_difference
+from cloob.export.onnx import export_onnx, towers_of, worst_difference
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import aligned_encoder
-from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from make import noise_image, write_bert
 from support import originals, overlaid, refused, run_script
@@ -29,13 +26,13 @@ from support import originals, overlaid, refused, run_script
 TEXTS = ["a dog", "", "Two  RED hearts!", "it's 3 o'clock", "naïve 日本語", "long " * 40]
 
 
-def export(source: Path, target: Path) -> Path:
+def export(source, target):
     assert cli.main(["export", str(source), str(target), "--to", "transformers"]) == 0
     return target
 
 
 @pytest.mark.parametrize("changes", [{"quick_gelu": True}, {"text": {"act_kwargs": {"approximate": "tanh"}}}])
-def test_features_are_those_of_open_clip(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_features_are_those_of_open_clip(changes, tmp_path):
     from transformers import AutoTokenizer, CLIPModel
 
     source = write_model(tmp_path / "model", **changes)
@@ -52,7 +49,7 @@ def test_features_are_those_of_open_clip(changes: dict[str, Any], tmp_path: Path
         assert expected.std() > 0.1
 
 
-def test_special_tokens_have_hugging_faces_names_and_real_numbers(exported: Path) -> None:
+def test_special_tokens_have_hugging_faces_names_and_real_numbers(exported):
     text = json.loads((exported / "config.json").read_text())["text_config"]
     assert (text["bos_token_id"], text["eos_token_id"], text["pad_token_id"]) == (49406, 49407, 49407)
     from transformers import AutoTokenizer
@@ -63,7 +60,7 @@ def test_special_tokens_have_hugging_faces_names_and_real_numbers(exported: Path
     assert tokenizer("<|endoftext|>")["input_ids"] == [49406, 49407, 49407]
 
 
-def test_the_way_to_resize_comes_back(tmp_path: Path) -> None:
+def test_the_way_to_resize_comes_back(tmp_path):
     from transformers import CLIPModel, CLIPProcessor
 
     source = write_model(tmp_path / "model")
@@ -88,7 +85,7 @@ def test_the_way_to_resize_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported: Path, small: Path, tmp_path: Path) -> None:
+def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported, small, tmp_path):
     page = Path(__file__).parents[2] / "docs" / "export.md"
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "models/mine-hf" in code]
@@ -137,7 +134,7 @@ OF_INFINITY = "infinity-emb==0.0.78 sentence-transformers==3.4.1 transformers==4
     ],
     ids=["sentence-transformers 5.4", "sentence-transformers 5.1", "infinity"],
 )
-def test_other_readers_give_our_rows(code: str, packages: str, exported: Path, small: Path, tmp_path: Path) -> None:
+def test_other_readers_give_our_rows(code, packages, exported, small, tmp_path):
     python = overlaid(*packages.split())
     noise_image(0, 32, 32).save(tmp_path / "picture.png")
     words = [str(exported), str(tmp_path / "rows.npz"), str(tmp_path / "picture.png")]
@@ -160,9 +157,7 @@ def test_other_readers_give_our_rows(code: str, packages: str, exported: Path, s
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value)[:40],
 )
-def test_other_towers_are_refused_in_one_line_that_says_what_takes_them(
-    changes: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_towers_are_refused_in_one_line_that_says_what_takes_them(changes, said, tmp_path, capsys):
     source = write_model(tmp_path / "model", **changes)
     if changes.get("text", {}).get("vocab_size"):
         config = json.loads((source / "open_clip_config.json").read_text())
@@ -173,7 +168,7 @@ def test_other_towers_are_refused_in_one_line_that_says_what_takes_them(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_targets(exported: Path, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_targets(exported, small, tmp_path, capsys):
     words, overwrite = ("--to", "transformers"), ("--to", "transformers", "--overwrite")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
@@ -198,7 +193,7 @@ PROGRAMS = ["mljku/rn_full_vocab/published_like.pt", "crowsonkb/full_vocab/slim.
 PROGRAMS += ["openai/vit/vit-jit.pt", "hf_clip/vit_gelu", "open_clip/vit_quickgelu"]
 
 
-def same_pictures_and_tokens(own: DualEncoder, wanted: DualEncoder, atol: float = 1e-5) -> None:
+def same_pictures_and_tokens(own, wanted, atol=1e-5):
     """Holds the rows of pictures and tokens of two encoders against each other."""
     for n in (1, 2, 7):
         source = torch.Generator().manual_seed(n)
@@ -211,14 +206,14 @@ def same_pictures_and_tokens(own: DualEncoder, wanted: DualEncoder, atol: float 
 
 
 @pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vit(tmp_path_factory):
     text = {"width": 16, "heads": 2, "layers": 1}
     return write_model(tmp_path_factory.mktemp("vit") / "small", text=text)
 
 
 @pytest.mark.nightly
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
-def test_a_full_disk_is_called_so(vit: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_called_so(vit, tmp_path):
     script = (
         "import resource, signal, sys; from cloob import cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(cli.main(sys.argv[1:]))"
@@ -229,7 +224,7 @@ def test_a_full_disk_is_called_so(vit: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_package_is_named_before_torch_is_imported(vit: Path, tmp_path: Path) -> None:
+def test_a_missing_package_is_named_before_torch_is_imported(vit, tmp_path):
     script = (
         "import sys; sys.modules['onnxscript'] = sys.modules['tokenizers'] = None; from cloob import cli;"
         "print(cli.main(sys.argv[1:]), 'torch' in sys.modules)"
@@ -241,7 +236,7 @@ def test_a_missing_package_is_named_before_torch_is_imported(vit: Path, tmp_path
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet", "tiny-convnext"])
-def test_our_towers(tmp_path: Path, name: str) -> None:
+def test_our_towers(tmp_path, name):
     wanted = create_model(name, seed=0).eval()
     export_onnx(wanted, tmp_path)
     same_pictures_and_tokens(load_model(tmp_path, device="cpu"), wanted)
@@ -249,7 +244,7 @@ def test_our_towers(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_other_programs_weights(tmp_path: Path, name: str) -> None:
+def test_other_programs_weights(tmp_path, name):
     wanted = load_model(str(originals(name)), device="cpu")
     export_onnx(wanted, tmp_path)
     own = load_model(tmp_path, device="cpu")
@@ -259,7 +254,7 @@ def test_other_programs_weights(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.nightly
-def test_heads_of_align_with_their_encoders(vit: Path, tmp_path: Path) -> None:
+def test_heads_of_align_with_their_encoders(vit, tmp_path):
     words = write_bert(tmp_path / "bert")
     image, text = open_image_encoder(str(vit), load_model), open_text_encoder(f"hf:{words}", load_model)
     with torch.random.fork_rng(devices=[]):
@@ -275,13 +270,12 @@ def test_heads_of_align_with_their_encoders(vit: Path, tmp_path: Path) -> None:
     assert own.config.settings["pad"] == 0
 
 
-def test_a_graph_that_computes_something_else_is_refused(vit: Path) -> None:
+def test_a_graph_that_computes_something_else_is_refused(vit):
     for tower in towers_of(load_model(vit, device="cpu")):
         assert worst_difference("m", tower, tower.module) < 1e-5
 
-        def off(items: Tensor, tower: Tower = tower) -> Tensor:
-            rows: Tensor = tower.module(items) + 2e-4 * (len(items) == 7)
-            return rows
+        def off(items, tower=tower):
+            return tower.module(items) + 2e-4 * (len(items) == 7)
 
         with pytest.raises(InputError, match=r"off by 0\.0002 .*nothing is written"):
             worst_difference("m", tower, off)
@@ -290,7 +284,7 @@ def test_a_graph_that_computes_something_else_is_refused(vit: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_int8_is_smaller_and_close(vit: Path, tmp_path: Path) -> None:
+def test_int8_is_smaller_and_close(vit, tmp_path):
     target = tmp_path / "int8"
     assert cli.main(["export", str(vit), str(target), "--to", "onnx", "--int8"]) == 0
     assert "Entries of unit rows differ" in (target / "README.md").read_text(encoding="utf-8")
@@ -308,7 +302,7 @@ SCRIPT = Path(__file__).with_name("transformers_js.cjs")
 ODD_TEXTS = ["a photo of a dog", "", "far too long " * 40, "it's “quoted”, fine & WIDE", "ΟΔΥΣΣΕΥ 日本語 <x>"]
 
 
-def node(*words: str) -> Any:
+def node(*words):
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     done = subprocess.run(["node", *words], capture_output=True, text=True, env=os.environ, timeout=300)
@@ -320,7 +314,7 @@ def node(*words: str) -> Any:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["fp32", "q8"])
-def test_rows_and_scores_are_the_models(tmp_path: Path, dtype: str) -> None:
+def test_rows_and_scores_are_the_models(tmp_path, dtype):
     node("-e", "require('@huggingface/transformers'); console.log(0)")  # skips before the export, which takes a while
     source, folder = write_model(tmp_path / "small"), tmp_path / "exported"
     words = ["export", str(source), str(folder), "--to", "onnx", *(["--int8"] if dtype == "q8" else [])]

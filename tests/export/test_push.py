@@ -4,8 +4,6 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +26,7 @@ OPEN_CLIP = {"open_clip_config.json", "open_clip_model.safetensors", "objective.
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+def hub(tmp_path, monkeypatch):
     """A hub that this process uses, with a token that it knows and an empty cache."""
     with served(server := StandIn()):
         use_hub(monkeypatch, server.address, tmp_path / "hub-cache")
@@ -41,18 +39,16 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 
 @pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resnet(tmp_path_factory):
     """A model that transformers has not, which is therefore soon written."""
     return write_model(tmp_path_factory.mktemp("models") / "resnet", vision_cfg=RESNET)
 
 
-def push(source: Path, *words: str, name: str = NAME) -> int:
+def push(source, *words, name=NAME):
     return cli.main(["push", str(source), name, "--license", "mit", *words])
 
 
-def test_nothing_private_goes_to_a_public_repository(
-    hub: StandIn, resnet: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_private_goes_to_a_public_repository(hub, resnet, capsys):
     hub.repositories[NAME] = Repository(False)
     assert push(resnet, "--private") == 2
     assert capsys.readouterr().err == (
@@ -61,9 +57,7 @@ def test_nothing_private_goes_to_a_public_repository(
     assert hub.repositories[NAME].commits == []
 
 
-def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(
-    hub: StandIn, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(hub, small, tmp_path, capsys):
     assert push(small, "--private") == 0
     out, err = capsys.readouterr()
     assert err == f"next: cloob eval hf-hub:{NAME} --zeroshot demo:noto-emoji\n"
@@ -96,16 +90,14 @@ def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(
     torch.testing.assert_close(with_hub.encode_text(tokens), own[0], atol=1e-6, rtol=0)
 
 
-def offer(hub: StandIn, folder: Path) -> dict[str, bytes]:
+def offer(hub, folder):
     """A repository with the files of a folder."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     hub.repositories[NAME] = Repository(False, files)
     return files
 
 
-def test_a_repository_of_transformers_files_alone_is_read_as_its_folder(
-    hub: StandIn, exported: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repository_of_transformers_files_alone_is_read_as_its_folder(hub, exported, small, tmp_path, monkeypatch):
     from transformers import CLIPModel
 
     folder = shutil.copytree(exported, tmp_path / "clip")
@@ -120,7 +112,7 @@ def test_a_repository_of_transformers_files_alone_is_read_as_its_folder(
     same_rows(load_model(f"hf-hub:{NAME}", device="cpu"), original)
 
 
-def test_a_repository_that_asks_for_code_is_refused_before_any_weight_is_fetched(hub: StandIn, exported: Path) -> None:
+def test_a_repository_that_asks_for_code_is_refused_before_any_weight_is_fetched(hub, exported):
     files = offer(hub, exported)
     files["config.json"] = json.dumps(json.loads(files["config.json"]) | {"auto_map": {"AutoModel": "evil.M"}}).encode()
     with pytest.raises(InputError, match="auto_map asks for Python code"):
@@ -128,9 +120,7 @@ def test_a_repository_that_asks_for_code_is_refused_before_any_weight_is_fetched
     assert not [request for request in hub.requests if "model.safetensors" in request]
 
 
-def test_a_model_that_transformers_has_not_goes_without_its_files(
-    hub: StandIn, resnet: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_transformers_has_not_goes_without_its_files(hub, resnet, capsys):
     earlier = dict.fromkeys(HUGGING_FACE | OPEN_CLIP, b"of another model")
     hub.repositories[NAME] = Repository(False, earlier | {"notes.txt": b"mine", ".gitattributes": b""})
     assert push(resnet) == 0
@@ -141,7 +131,7 @@ def test_a_model_that_transformers_has_not_goes_without_its_files(
     same_rows(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(resnet, device="cpu"))
 
 
-def test_towers_that_open_clip_has_not(hub: StandIn) -> None:
+def test_towers_that_open_clip_has_not(hub):
     source = originals("crowsonkb/full_vocab/slim.pkl")
     assert push(source) == 0
     files = hub.repositories[NAME].files
@@ -150,9 +140,7 @@ def test_towers_that_open_clip_has_not(hub: StandIn) -> None:
     same_rows(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(source, device="cpu"))
 
 
-def test_heads_on_encoders_of_this_machine_are_refused(
-    hub: StandIn, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_heads_on_encoders_of_this_machine_are_refused(hub, small, tmp_path, capsys):
     tower = str(small)
     image, text = open_image_encoder(tower, load_model, None), open_text_encoder(tower, load_model)
     heads = [Head(side.features, 12, "linear", 0.0) for side in (image, text)]
@@ -162,7 +150,7 @@ def test_heads_on_encoders_of_this_machine_are_refused(
     assert f"its encoder {tower} is on this machine alone" in error and hub.requests == []
 
 
-def test_a_dry_run_lists_and_asks_nobody(hub: StandIn, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_lists_and_asks_nobody(hub, small, capsys):
     assert push(small, "--dry-run") == 0
     out, _ = capsys.readouterr()
     sizes = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in out.splitlines()[:-2]}
@@ -180,9 +168,7 @@ def test_a_dry_run_lists_and_asks_nobody(hub: StandIn, small: Path, capsys: pyte
         ("POST /api/validate-yaml", 400),
     ],
 )
-def test_failures_are_one_line(
-    hub: StandIn, resnet: Path, capsys: pytest.CaptureFixture[str], asked: str, failure: int | str
-) -> None:
+def test_failures_are_one_line(hub, resnet, capsys, asked, failure):
     hub.failures[asked] = failure
     assert push(resnet) == 2
     err = capsys.readouterr().err

@@ -5,16 +5,14 @@ arguments. Over ranks: ``test_distributed.py``, since that takes real processes.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from cloob import ContrastiveObjective, cached_backward, functional
 from cloob.functional import cloob_reference, streamed
@@ -37,13 +35,13 @@ BACKENDS = pytest.mark.parametrize("path", [functional, streamed], ids=["referen
 
 
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_tiles(monkeypatch):
     """Batches of a few pairs take several tiles and strips, which end within them."""
     monkeypatch.setattr(tiles, "tile_rows", lambda device: 3)
     monkeypatch.setattr(tiles, "strip_rows", lambda device: 4)
 
 
-def rows(n: int, d: int, seed: int, dtype: torch.dtype, contiguous: bool, twice: bool) -> Tensor:
+def rows(n, d, seed, dtype, contiguous, twice):
     """(n, d) unit rows; ``twice``: the last of more than two is the first again."""
     found = unit(n, d, seed, dtype)
     found = found[torch.arange(n) % max(2, n - 1)] if twice else found
@@ -51,13 +49,13 @@ def rows(n: int, d: int, seed: int, dtype: torch.dtype, contiguous: bool, twice:
 
 
 def assert_equals(
-    loop: Callable[..., Any],
-    path: Callable[..., tuple[Tensor, Sequence[Tensor]]],
-    inputs: Sequence[Tensor],
-    steepness: float,
-    size: float = 1.0,
-    about: object = None,
-) -> None:
+    loop,
+    path,
+    inputs,
+    steepness,
+    size=1.0,
+    about=None,
+):
     """Value, and gradient along a random direction, of ``path(*inputs)`` are the loop's.
 
     Matrices are in the dtype of the case, scalars in float64. ``steepness`` is what multiplies the rounding of a
@@ -82,7 +80,7 @@ def assert_equals(
     assert abs(found - slope) <= close, (found, slope, close, about)
 
 
-def by_autograd(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+def by_autograd(loss, *inputs):
     leaves = [t.detach().requires_grad_() for t in inputs]
     value = loss(*leaves)
     gradients = torch.autograd.grad(value, leaves, allow_unused=True)
@@ -90,7 +88,7 @@ def by_autograd(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, l
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> SimpleNamespace:
+def cases(draw):
     """A batch as x, y, τ⁻¹, β and the bias; the member, the ids, and what else is asked of it."""
     (contrast, hopfield), n, d = draw(st.sampled_from(MEMBERS)), draw(st.integers(2, 11)), draw(st.integers(2, 6))
     scale = "unit" if contrast == "sigmoid" else draw(st.sampled_from(["paper", "unit"]))
@@ -113,8 +111,8 @@ def cases(draw: st.DrawFn) -> SimpleNamespace:
     return case
 
 
-def plainly(function: Callable[..., Tensor], case: SimpleNamespace) -> tuple[Tensor, list[Tensor]]:
-    def loss(x: Tensor, y: Tensor, inv_tau: Tensor, beta: Tensor, bias: Tensor) -> Tensor:
+def plainly(function, case):
+    def loss(x, y, inv_tau, beta, bias):
         with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
             return function(x, y, inv_tau, beta, bias=bias, ids=case.given_ids, **case.member, **case.margin)
 
@@ -124,12 +122,12 @@ def plainly(function: Callable[..., Tensor], case: SimpleNamespace) -> tuple[Ten
 class Rows(nn.Module):
     """Two towers that know each pair's rows by heart."""
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
+    def __init__(self, x, y):
         super().__init__()
         self.x, self.y = nn.Parameter(x), nn.Parameter(y)
 
 
-def by_module(case: SimpleNamespace, *, backend: str = "auto", cached: bool = False) -> tuple[Tensor, list[Tensor]]:
+def by_module(case, *, backend="auto", cached=False):
     """By ``ContrastiveObjective``; its scales learn where they can, and fixed ones get the gradient of the loop."""
     x, y, *scalars = case.inputs
     sigmoid, hopfield = case.member["contrast"] == "sigmoid", case.member["hopfield"]
@@ -157,7 +155,7 @@ def by_module(case: SimpleNamespace, *, backend: str = "auto", cached: bool = Fa
     return value.detach(), [found["x"], found["y"], *slope]
 
 
-PATHS: dict[str, Callable[[SimpleNamespace], tuple[Tensor, list[Tensor]]]] = {
+PATHS = {
     "reference": partial(plainly, cloob_reference),
     "streamed": partial(plainly, cloob_streamed),
     "module": by_module,
@@ -172,8 +170,8 @@ PATHS: dict[str, Callable[[SimpleNamespace], tuple[Tensor, list[Tensor]]]] = {
 @pytest.mark.parametrize("path", PATHS)
 @given(case=cases())
 @settings(max_examples=60)
-def test_the_objective_is_the_loop(path: str, case: SimpleNamespace) -> None:
-    def loop(x: Any, y: Any, inv_tau: Any, beta: Any, bias: Any) -> Any:
+def test_the_objective_is_the_loop(path, case):
+    def loop(x, y, inv_tau, beta, bias):
         return objective_loop(x, y, inv_tau, beta, bias=bias, ids=case.ids, **case.member, **case.margin)
 
     steepness = case.inv_tau * (1 + case.beta * case.member["hopfield"]) + abs(case.bias)
@@ -201,7 +199,7 @@ DIRECTIONS = st.builds(
 @BACKENDS
 @given(case=DIRECTIONS)
 @settings(max_examples=100)
-def test_one_direction_is_the_loop(path: Any, case: SimpleNamespace) -> None:
+def test_one_direction_is_the_loop(path, case):
     """The positives of n anchors stand in the middle of the candidates, as those of a rank do."""
     name, n, before, given_ids = case.name, case.n, case.before, {}
     margin = {"exclude_above": case.exclude_above}
@@ -211,12 +209,12 @@ def test_one_direction_is_the_loop(path: Any, case: SimpleNamespace) -> None:
     inputs = [rows(k, 5, case.seed + k, case.dtype, case.contiguous, False) for k in (n, m)]
     inputs += [torch.tensor(value, dtype=torch.float64) for value in (case.inv_tau, case.bias)]
 
-    def loop(a: Any, c: Any, t: Any, b: Any) -> Any:
+    def loop(a, c, t, b):
         if name == "sigmoid_loss":
             return sigmoid_loop(a, c, t, b, before, **given_ids, **margin)
         return contrast_loop(name.replace("_", ""), a, c, t, before, **given_ids, **margin)
 
-    def loss(a: Tensor, c: Tensor, t: Tensor, b: Tensor) -> Tensor:
+    def loss(a, c, t, b):
         tensors = {key: torch.tensor(value, dtype=case.id_dtype) for key, value in given_ids.items()}
         scalars = (t, b) if name == "sigmoid_loss" else (t,)
         return getattr(path, name)(a, c, *scalars, positive_offset=before, **tensors, **margin)
@@ -236,18 +234,16 @@ def test_one_direction_is_the_loop(path: Any, case: SimpleNamespace) -> None:
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=100)
-def test_retrieval_is_the_loop(
-    path: Any, n: int, m: int, beta: float, dtype: torch.dtype, contiguous: bool, twice: bool, seed: int
-) -> None:
+def test_retrieval_is_the_loop(path, n, m, beta, dtype, contiguous, twice, seed):
     """From a memory of other patterns, of which one may be there twice; each element weighed at random."""
     weights = torch.randn(n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     inputs = [rows(n, 4, seed, dtype, contiguous, False), rows(m, 4, seed + 1, dtype, contiguous, twice)]
 
-    def loop(state: Any, stored: Any, beta: Any) -> Any:
+    def loop(state, stored, beta):
         found = retrieval_loop(state, stored, beta)
         return sum(w * v for ws, vs in zip(weights.tolist(), found, strict=True) for w, v in zip(ws, vs, strict=True))
 
-    def loss(state: Tensor, stored: Tensor, beta: Tensor) -> Tensor:
+    def loss(state, stored, beta):
         found = path.hopfield_retrieval(state, stored, beta)
         return (found * weights.to(found.dtype)).sum()
 
@@ -258,12 +254,12 @@ def test_retrieval_is_the_loop(
 @BACKENDS
 @pytest.mark.parametrize("ids", [None, [0, 1, 0]], ids=["", "ids"])
 @pytest.mark.parametrize("inv_tau", [1e3, 1e5])
-def test_far_from_overflow_in_float32(path: Any, ids: list[int] | None, inv_tau: float) -> None:
+def test_far_from_overflow_in_float32(path, ids, inv_tau):
     """Masks are −∞: at 1e5 a sentinel of −1e4 would win against the negative."""
     axis = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])[: 2 if ids is None else 3]
     own = None if ids is None else torch.tensor(ids)
 
-    def of(name: str, anchors: Tensor, candidates: Tensor) -> float:
+    def of(name, anchors, candidates):
         args = (inv_tau, 0.0) if name == "sigmoid_loss" else (inv_tau,)
         value, *gradients = value_and_gradients(
             lambda a, c: getattr(path, name)(a, c, *args, ids=own), anchors, candidates
@@ -283,11 +279,11 @@ def test_far_from_overflow_in_float32(path: Any, ids: list[int] | None, inv_tau:
 
 @BACKENDS
 @pytest.mark.parametrize("name", DIRECTION_NAMES[:2])
-def test_an_anchor_without_negatives_adds_zero_value_and_gradient(path: Any, name: str) -> None:
+def test_an_anchor_without_negatives_adds_zero_value_and_gradient(path, name):
     anchors, candidates = unit(3, 4, 0), unit(4, 4, 1)
     sevens = torch.full((4,), 7)
 
-    def direction(ids: list[int]) -> Callable[..., Tensor]:
+    def direction(ids):
         own = torch.tensor(ids)
         return lambda a, c, t: getattr(path, name)(a, c, t, ids=own, candidate_ids=sevens)
 
@@ -301,7 +297,7 @@ def test_an_anchor_without_negatives_adds_zero_value_and_gradient(path: Any, nam
 
 @BACKENDS
 @pytest.mark.parametrize("beta", [2.0, 100.0])
-def test_an_average_of_zero_stays_zero_with_zero_gradient(path: Any, beta: float) -> None:
+def test_an_average_of_zero_stays_zero_with_zero_gradient(path, beta):
     stored = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
     state = torch.tensor([[0.0, 1.0], [0.6, 0.8]], requires_grad=True)
     found = path.hopfield_retrieval(state, stored, beta)
@@ -312,7 +308,7 @@ def test_an_average_of_zero_stays_zero_with_zero_gradient(path: Any, beta: float
 
 
 @BACKENDS
-def test_a_row_that_is_not_finite_is_not_hidden(path: Any) -> None:
+def test_a_row_that_is_not_finite_is_not_hidden(path):
     """Where nothing looks at the rows, as in a compiled graph, the loss has to say so."""
     stored = unit(4, 3)
     stored[2, 0] = math.nan
@@ -359,9 +355,7 @@ IDS = torch.tensor([1, 2, 3])
         (OBJECTIVE, {"contrast": "sigmoid", "scale": "unit", "bias": math.nan}, ValueError, "bias is nan; a finite"),
     ],
 )
-def test_errors_name_the_argument(
-    usual: dict[str, Any], change: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_errors_name_the_argument(usual, change, error, message):
     """By both paths, and in each direction."""
     if usual is DIRECTION:
         called = [getattr(path, name) for path in (functional, streamed) for name in DIRECTION_NAMES]

@@ -1,7 +1,5 @@
 """Undocumented names of torch: that each is there, and what breaks without it. A new torch is tried with this file."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -12,13 +10,13 @@ import cloob.functional.private as private
 BATCH = torch.ones(2, 2)
 
 
-def scaler() -> torch.amp.GradScaler:
+def scaler():
     found = torch.amp.GradScaler("cpu", init_scale=4.0)
     found.scale(torch.ones(()))
     return found
 
 
-NAMES: dict[str, tuple[Any, str]] = {
+NAMES = {
     "_disable_dynamo": (lambda: torch, "the import of cloob takes a second longer; nothing else"),
     "get_interpreter_stack": (lambda: torch._C._functorch, "torch.func is not noticed: streamed paths fail inside it"),
     "TransformType": (lambda: torch._C._functorch, "inside vmap the objective looks at values that are not there"),
@@ -41,14 +39,14 @@ NAMES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_name_is_there(name: str) -> None:
+def test_the_name_is_there(name):
     owner, breaks = NAMES[name]
     assert hasattr(owner(), name), f"without {name}: {breaks}"
 
 
-def test_workers_are_found_and_end() -> None:
+def test_workers_are_found_and_end():
     """Without ``_workers`` a worker that dies leaves the run waiting, without ``_shutdown_workers`` they stay."""
-    loader: Any = DataLoader([0, 1], num_workers=1, persistent_workers=True, multiprocessing_context="fork")
+    loader = DataLoader([0, 1], num_workers=1, persistent_workers=True, multiprocessing_context="fork")
     (worker,) = private.worker_processes(iter(loader))
     assert worker.is_alive()
     private.shut_down(loader)

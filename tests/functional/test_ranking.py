@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.nn import functional as F
 
 from cloob.functional import ranking as r
@@ -14,7 +13,7 @@ from cloob.functional.bootstrap import bootstrap_interval, grouped_bootstrap
 from paper_loops import unit as rows
 
 
-def rank_loop(query: Tensor, gallery: Tensor, targets: list[list[int]]) -> list[int]:
+def rank_loop(query, gallery, targets):
     """Position of the best positive after sorting, negatives first among equals."""
     result = []
     for q, positives in zip(query, targets, strict=True):
@@ -24,7 +23,7 @@ def rank_loop(query: Tensor, gallery: Tensor, targets: list[list[int]]) -> list[
     return result
 
 
-def test_ranks_by_hand() -> None:
+def test_ranks_by_hand():
     gallery = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0.6, 0.8]])
     query = torch.tensor([[1.0, 0], [1.0, 0], [0, 1]])  # scores: 1 0 −1 .6 | the same | 0 1 0 .8
     assert r.ranks(query, gallery, torch.tensor([0, 2, 3])).tolist() == [0, 3, 1]
@@ -33,7 +32,7 @@ def test_ranks_by_hand() -> None:
 
 @settings(max_examples=40)
 @given(data=st.data(), q=st.integers(1, 9), n=st.integers(1, 9), seed=st.integers(0, 999))
-def test_ranks_are_the_loop_for_any_chunk(data: st.DataObject, q: int, n: int, seed: int) -> None:
+def test_ranks_are_the_loop_for_any_chunk(data, q, n, seed):
     query, gallery = rows(q, 3, seed), rows(n, 3, seed + 1)
     gallery = torch.cat([gallery, gallery[: data.draw(st.integers(0, n))]])  # duplicate rows
     positives = st.lists(st.integers(0, len(gallery) - 1), min_size=1, max_size=4)
@@ -43,14 +42,14 @@ def test_ranks_are_the_loop_for_any_chunk(data: st.DataObject, q: int, n: int, s
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_tie_ranks_behind_its_copies_in_every_precision(dtype: torch.dtype) -> None:
+def test_a_tie_ranks_behind_its_copies_in_every_precision(dtype):
     gallery = rows(1, 67, dtype=dtype).repeat(33, 1)
     for chunk in (1, 5, 64):
         assert r.ranks(rows(7, 67, 1, dtype), gallery, torch.arange(7), chunk=chunk).tolist() == [32] * 7
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rows_in_half_precision_and_under_autocast_rank_as_their_values_do(dtype: torch.dtype) -> None:
+def test_rows_in_half_precision_and_under_autocast_rank_as_their_values_do(dtype):
     queries, noise = rows(60, 64), rows(60, 64, 1)
     x, y = (F.normalize(t, dim=1).to(dtype) for t in (queries, queries + 2.5 * noise))
     exact = r.ranks(x.double(), y.double(), torch.arange(60))
@@ -59,7 +58,7 @@ def test_rows_in_half_precision_and_under_autocast_rank_as_their_values_do(dtype
         assert torch.equal(r.ranks(x.float(), y.float(), torch.arange(60)), exact)
 
 
-def test_rows_that_are_not_finite() -> None:
+def test_rows_that_are_not_finite():
     query, gallery = torch.eye(3), torch.eye(3)
     gallery[0] = float("nan")
     query[2] = float("inf")
@@ -72,9 +71,7 @@ def test_rows_that_are_not_finite() -> None:
 
 @settings(max_examples=60)
 @given(data=st.data(), n=st.integers(1, 12), m=st.integers(1, 12), seed=st.integers(0, 999), chunk=st.integers(1, 12))
-def test_mutual_ranks_are_both_directions_and_groups_their_pairs_spelt_out(
-    data: st.DataObject, n: int, m: int, seed: int, chunk: int
-) -> None:
+def test_mutual_ranks_are_both_directions_and_groups_their_pairs_spelt_out(data, n, m, seed, chunk):
     x, y = rows(n, 3, seed), rows(m, 3, seed + 1)
     if data.draw(st.booleans()):
         x[0] = y[0]
@@ -99,14 +96,14 @@ def test_mutual_ranks_are_both_directions_and_groups_their_pairs_spelt_out(
         (torch.ones(2, 3), torch.ones(0, 3), torch.tensor([0, 0]), "non-empty"),
     ],
 )
-def test_ranking_errors(query: Tensor, gallery: Tensor, targets: Tensor, message: str) -> None:
+def test_ranking_errors(query, gallery, targets, message):
     with pytest.raises(ValueError, match=message):
         r.ranks(query, gallery, targets)
     with pytest.raises(ValueError, match="gallery row 2 has no positive"):
         r.mutual_ranks(torch.ones(2, 3), torch.ones(3, 3), torch.tensor([[0, 0], [1, 1]]))
 
 
-def test_accuracy_recall_and_median() -> None:
+def test_accuracy_recall_and_median():
     ranks = torch.tensor([0, 4, 5, 0])
     assert [r.topk_accuracy(ranks, k) for k in (1, 5, 6)] == [0.5, 0.75, 1.0]
     assert r.recall_at_k(ranks, 5) == 0.75
@@ -122,7 +119,7 @@ def test_accuracy_recall_and_median() -> None:
         r.per_class_recall(correct, labels, 3)
 
 
-def test_bootstrap_agrees_with_drawing_indices_and_is_a_function_of_its_seed() -> None:
+def test_bootstrap_agrees_with_drawing_indices_and_is_a_function_of_its_seed():
     values = torch.tensor([0.0] * 30 + [1.0] * 50 + [4.0] * 20)
     index = torch.randint(0, 100, (20_000, 100), generator=torch.Generator().manual_seed(1))
     expected = torch.quantile(values[index].mean(1), torch.tensor([0.05, 0.95])).tolist()
@@ -135,7 +132,7 @@ def test_bootstrap_agrees_with_drawing_indices_and_is_a_function_of_its_seed() -
 
 @settings(max_examples=25)
 @given(st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=1, max_size=30), st.integers(0, 99))
-def test_interval_lies_within_the_values_and_ignores_their_order(values: list[float], seed: int) -> None:
+def test_interval_lies_within_the_values_and_ignores_their_order(values, seed):
     low, high = bootstrap_interval(torch.tensor(values), n=100, seed=seed)
     assert low <= high
     if len(set(values)) > 1:
@@ -146,7 +143,7 @@ def test_interval_lies_within_the_values_and_ignores_their_order(values: list[fl
 
 
 @given(st.integers(1, 2000), st.floats(0.5, 0.99))
-def test_all_right_and_all_wrong_are_as_unsure_as_the_binomial_says(number: int, level: float) -> None:
+def test_all_right_and_all_wrong_are_as_unsure_as_the_binomial_says(number, level):
     low, high = bootstrap_interval(torch.ones(number), level=level)
     assert high == 1
     assert low**number == pytest.approx((1 - level) / 2)  # how likely all are right at this rate
@@ -154,7 +151,7 @@ def test_all_right_and_all_wrong_are_as_unsure_as_the_binomial_says(number: int,
     assert bootstrap_interval(torch.full((number,), 0.5), level=level) == (0.5, 0.5)
 
 
-def test_grouped_bootstrap_weighs_groups_alike() -> None:
+def test_grouped_bootstrap_weighs_groups_alike():
     small, large = torch.tensor([1.0, 0.0]), torch.zeros(1000)
     mean, low, high = grouped_bootstrap([small, large])
     assert mean == pytest.approx(0.25)
@@ -173,12 +170,12 @@ def test_grouped_bootstrap_weighs_groups_alike() -> None:
         lambda: grouped_bootstrap([]),
     ],
 )
-def test_bootstrap_errors(call) -> None:
+def test_bootstrap_errors(call):
     with pytest.raises(ValueError, match="expected"):
         call()
 
 
-def test_rows_of_one_group_are_one_sample() -> None:
+def test_rows_of_one_group_are_one_sample():
     once = torch.rand(60, generator=torch.Generator().manual_seed(0))
     groups, often = torch.arange(60).repeat_interleave(4), once.repeat_interleave(4)
     assert bootstrap_interval(often, groups=groups) == pytest.approx(bootstrap_interval(once))

@@ -4,8 +4,6 @@ That both compute the formula: ``test_matrix.py``.
 """
 
 import itertools
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -21,20 +19,20 @@ each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEM
 
 
 @pytest.fixture
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_tiles(monkeypatch):
     monkeypatch.setattr(tiles, "tile_rows", lambda device: TILE)
     monkeypatch.setattr(tiles, "strip_rows", lambda device: STRIP)
 
 
-def scalars(*values: float) -> list[Tensor]:
+def scalars(*values):
     return [torch.tensor(value, dtype=torch.float64) for value in values]
 
 
-def member(contrast: str, hopfield: bool) -> dict[str, Any]:
+def member(contrast, hopfield):
     return {"contrast": contrast, "hopfield": hopfield, "scale": "unit" if contrast == "sigmoid" else "paper"}
 
 
-def assert_as_exact(*inputs: Tensor, **options: Any) -> None:
+def assert_as_exact(*inputs, **options):
     """In float64 value and gradient equal the reference's to 1e-10; in float32 to 1e-5.
 
     Where float32 itself does not hold that (large β·s, a value near zero), about as well as the float32 reference.
@@ -49,14 +47,14 @@ def assert_as_exact(*inputs: Tensor, **options: Any) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @each_member
-def test_float32_is_as_exact_as_the_reference(contrast: str, hopfield: bool) -> None:
+def test_float32_is_as_exact_as_the_reference(contrast, hopfield):
     """With unshifted sums, and with a running maximum."""
     for n, beta in ((TILE, 8.0), (3 * TILE + 5, 8.0), (4 * STRIP, 70.0)):
         inputs = (*pairs(n, 16, seed=n), *scalars(10.0, beta))
         assert_as_exact(*inputs, ids=torch.arange(n) // 2 * 7 % 10, **member(contrast, hopfield))
 
 
-def test_tiles_of_the_real_size() -> None:
+def test_tiles_of_the_real_size():
     with pytest.raises(ValueError, match="matmul is torch"):
         cloob_streamed(*pairs(4, 3), 30.0, matmul=torch.float16)
     n = 2 * tiles.tile_rows(torch.device("cpu")) + 3
@@ -66,13 +64,13 @@ def test_tiles_of_the_real_size() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(("length", "beta"), [(2.0, 14.9), (2.0, 15.1), (0.01, 3000.0)])
-def test_rows_of_any_length_on_both_branches(length: float, beta: float) -> None:
+def test_rows_of_any_length_on_both_branches(length, beta):
     x, y = (length * side for side in pairs(20, 16))
     assert_as_exact(x, y, *scalars(10.0, beta))
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_unshifted_sums_at_their_limit_in_float32() -> None:
+def test_unshifted_sums_at_their_limit_in_float32():
     x = torch.cat([unit(10, 8), -unit(10, 8)])  # exp(±60): antipodal and equal rows
     y = x.roll(3, 0)
     ours = value_and_gradients(cloob_streamed, x.float(), y.float(), *scalars(10.0, 60.0))
@@ -83,7 +81,7 @@ def test_unshifted_sums_at_their_limit_in_float32() -> None:
 
 
 @each_member
-def test_bfloat16_products_keep_the_gradient_to_a_hundredth(contrast: str, hopfield: bool) -> None:
+def test_bfloat16_products_keep_the_gradient_to_a_hundredth(contrast, hopfield):
     x, y = pairs(384, 256)
     options = member(contrast, hopfield)
     exact = value_and_gradients(cloob_reference, x, y, *scalars(30.0, 8.0), **options)
@@ -97,7 +95,7 @@ def test_bfloat16_products_keep_the_gradient_to_a_hundredth(contrast: str, hopfi
 
 # The sigmoid loss after Hopfield retrieval has no tight bound here: its gradient is off by 3.8 % in this cone.
 @pytest.mark.parametrize(("contrast", "hopfield"), [m for m in MEMBERS if m != ("sigmoid", True)])
-def test_close_embeddings_stay_accurate(contrast: str, hopfield: bool) -> None:
+def test_close_embeddings_stay_accurate(contrast, hopfield):
     # Rows in a narrow cone, as early in training: all logits are near τ⁻¹, and bfloat16 alone would round them to 1/8;
     # what retrieval then averages is closer still.
     cone = unit(1, 256, 9)
@@ -116,7 +114,7 @@ def test_close_embeddings_stay_accurate(contrast: str, hopfield: bool) -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(("beta", "bound"), [(4.0, 2e-2), (80.0, 0.2)])
-def test_scales_have_their_gradient_in_bfloat16(beta: float, bound: float) -> None:
+def test_scales_have_their_gradient_in_bfloat16(beta, bound):
     # β = 80 takes the branch with the running maximum, and makes 80 times the rounding of s.
     x, y = (side + 0.5 * unit(1, 16, 5) for side in pairs(40, 16))
     x, y = (side / side.norm(dim=1, keepdim=True) for side in (x, y))
@@ -126,7 +124,7 @@ def test_scales_have_their_gradient_in_bfloat16(beta: float, bound: float) -> No
     assert max(map(relative_error, low, exact)) <= bound
 
 
-def test_gradients_of_some_inputs_only() -> None:
+def test_gradients_of_some_inputs_only():
     inputs = [*pairs(7, 5), *scalars(10.0, 8.0)]
     _, *gradients = value_and_gradients(cloob_reference, *inputs)
     for trainable in list(itertools.product([True, False], repeat=4))[:-1]:
@@ -137,7 +135,7 @@ def test_gradients_of_some_inputs_only() -> None:
 
 
 @each_member
-def test_one_graph_goes_backward_more_than_once_but_not_to_second_derivatives(contrast: str, hopfield: bool) -> None:
+def test_one_graph_goes_backward_more_than_once_but_not_to_second_derivatives(contrast, hopfield):
     x, y = (side.requires_grad_() for side in pairs(7, 5))
     options = member(contrast, hopfield)
     loss = cloob_streamed(x, y, 10.0, **options)
@@ -157,19 +155,19 @@ class _Largest(TorchDispatchMode):
 
     numbers = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         made = [value for value in torch.utils._pytree.tree_leaves(result) if isinstance(value, Tensor)]
         self.numbers = max([self.numbers, *(value.numel() for value in made)])
         return result
 
 
-def _saved_and_largest(path: Callable[..., Tensor], n: int, d: int, **options: Any) -> tuple[int, int]:
+def _saved_and_largest(path, n, d, **options):
     """Numbers kept for the backward pass (no storage counted twice), and in the largest tensor of the whole step."""
     x, y = (side.requires_grad_() for side in pairs(n, d))
-    kept: dict[int, Tensor] = {}  # alive, so that no address is used again
+    kept = {}  # alive, so that no address is used again
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor):
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
 
@@ -180,7 +178,7 @@ def _saved_and_largest(path: Callable[..., Tensor], n: int, d: int, **options: A
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize(("contrast", "hopfield"), [("infoloob", True), ("infonce", False), ("sigmoid", False)])
-def test_memory_is_linear_in_the_batch(contrast: str, hopfield: bool) -> None:
+def test_memory_is_linear_in_the_batch(contrast, hopfield):
     d, options = 4, member(contrast, hopfield)
     n = 12 * d
     saved, largest = _saved_and_largest(cloob_streamed, n, d, **options)
@@ -195,7 +193,7 @@ def test_memory_is_linear_in_the_batch(contrast: str, hopfield: bool) -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_arithmetic() -> None:
+def test_arithmetic():
     """52 N²D + 8NTD (diagonal tiles of T rows are computed whole) for any whole number of tiles; 60 N²D plainly."""
     d = 8
     for blocks in (1, 2, 5):

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from typing import Any
 
 import torch
 from clip_benchmark.datasets.builder import build_dataset
@@ -13,10 +12,10 @@ from clip_benchmark.models import load_clip
 class WithClasses:
     """A loader whose dataset knows its classes, for which the evaluator asks; ``batched`` does not hand them on."""
 
-    def __init__(self, loader: Any, dataset: Any) -> None:
+    def __init__(self, loader, dataset):
         self.loader, self.dataset = loader, dataset
 
-    def __iter__(self) -> Any:
+    def __iter__(self):
         return iter(self.loader)
 
 

@@ -16,7 +16,7 @@ import cloob.interop.mteb as adapter
 from cloob.evaluation.sets.labelled import open_labelled
 
 
-def about(name: str) -> TaskMetadata:
+def about(name):
     facts = {"name": name, "description": name, "reference": None, "type": "ZeroShotClassification", "category": "i2t"}
     empty = dict.fromkeys(("date", "domains", "license", "annotations_creators", "dialect", "sample_creation"))
     where = {"dataset": {"path": "memory/only", "revision": "1"}, "eval_splits": ["test"], "eval_langs": ["eng-Latn"]}
@@ -24,26 +24,26 @@ def about(name: str) -> TaskMetadata:
     return TaskMetadata(**facts, **empty, **where, **more)
 
 
-def tasks(folder: str) -> list:
+def tasks(folder):
     data = open_labelled(folder)
     prompts = [data.templates[0].replace("{c}", name) for name in data.classnames]
 
     class Pictograms(AbsTaskZeroShotClassification):
         metadata = about("Pictograms")
 
-        def load_data(self, **_: object) -> None:
+        def load_data(self, **_):
             images = [{"bytes": data.read(i)[1], "path": None} for i in range(len(data))]
             table = Dataset.from_dict({"image": images, "label": [int(label) for label in data.labels]})
             self.dataset = {"test": table.cast_column("image", ImageColumn())}
             self.data_loaded = True
 
-        def get_candidate_labels(self) -> list[str]:
+        def get_candidate_labels(self):
             return prompts
 
     return [Pictograms()]
 
 
-def main(model: str, data: str, out: str) -> None:
+def main(model, data, out):
     torch.set_num_threads(1)
     name = f"cloob/{model}"
     meta = mteb.get_model_meta(name)

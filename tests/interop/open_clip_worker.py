@@ -5,16 +5,15 @@ Nothing else is changed here.
 """
 
 import runpy
-from typing import Any
 
 import torch
 
 
 class CpuDdp(torch.nn.parallel.DistributedDataParallel):
-    def __init__(self, module: torch.nn.Module, device_ids: Any = None, **more: Any) -> None:
+    def __init__(self, module, device_ids=None, **more):
         assert device_ids == [torch.device("cpu")]
         super().__init__(module, **more)
 
 
-torch.nn.parallel.DistributedDataParallel = CpuDdp  # type: ignore[misc]
+torch.nn.parallel.DistributedDataParallel = CpuDdp
 runpy.run_module("cloob.interop.open_clip", run_name="__main__")

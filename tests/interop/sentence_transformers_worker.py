@@ -3,7 +3,6 @@
 import gc
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ folder, kind = Path(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 model = tiny_bert.load(folder)
 columns = tiny_bert.pictures() if "pictures" in kind else tiny_bert.PAIRS
-arguments: dict[str, Any] = {"per_device_train_batch_size": 4, "ddp_backend": "gloo"}
+arguments = {"per_device_train_batch_size": 4, "ddp_backend": "gloo"}
 if "cached" in kind:
     loss = CachedCLOOBLoss(model, mini_batch_size=3, gather_across_devices=True)
 else:

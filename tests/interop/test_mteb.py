@@ -24,7 +24,7 @@ from support import overlaid
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-def test_a_set_through_mteb(tmp_path: Path, shared_data: Path) -> None:
+def test_a_set_through_mteb(tmp_path, shared_data):
     """Against the embeddings that we make of it."""
     python = sys.executable if importlib.util.find_spec("mteb") else overlaid("mteb>=2.26,<3")
     data, model = shared_data / "zeroshot" / "tuxpaint-photos", tiny_model(tmp_path / "model")
@@ -48,7 +48,7 @@ def test_a_set_through_mteb(tmp_path: Path, shared_data: Path) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-def test_parity_to_the_last_image(tmp_path: Path, shared_data: Path) -> None:
+def test_parity_to_the_last_image(tmp_path, shared_data):
     from benchmarks.overlay import CLIP_BENCHMARK
 
     python = overlaid(*CLIP_BENCHMARK)
@@ -77,7 +77,7 @@ print(json.dumps(found))
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(not PAGE.is_file(), reason="docs/interop.md is not beside the tests")
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_runs(tmp_path, monkeypatch):
     for package in ("datasets", "sentence_transformers"):
         pytest.importorskip(package)
     python = overlaid("lancedb")

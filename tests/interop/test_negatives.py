@@ -2,12 +2,10 @@
 
 import math
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from cloob import ContrastiveObjective
@@ -19,12 +17,12 @@ from support import on_ranks
 N, M, D = 5, 7, 4
 
 
-def rows(*sizes: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def rows(*sizes, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     return [F.normalize(torch.randn(n, D, generator=generator, dtype=dtype), dim=1).requires_grad_() for n in sizes]
 
 
-def by_loops(objective: ContrastiveObjective, x: Any, y: Any, z: Any) -> Any:
+def by_loops(objective, x, y, z):
     """The paper's loops, with the negatives among the candidates of the anchors x."""
     inv_tau, documents = float(objective.inv_tau), [*y, *z]
     anchors, positives, states = (x, documents), y, x
@@ -38,7 +36,7 @@ def by_loops(objective: ContrastiveObjective, x: Any, y: Any, z: Any) -> Any:
 
 @pytest.mark.parametrize("name", PAPER_OBJECTIVES)
 @pytest.mark.parametrize("path", ["reference", "streamed"])
-def test_equals_the_formula(name: str, path: str) -> None:
+def test_equals_the_formula(name, path):
     objective = make_objective(name, inv_tau=9.0, learnable_inv_tau=False, backend=path)
     given = rows(N, N, M)
     loss, *gradients = value_and_gradients(partial(contrast_with_negatives, objective), *given)
@@ -52,7 +50,7 @@ def test_equals_the_formula(name: str, path: str) -> None:
     assert min(float(g.abs().max()) for g in gradients) > 1e-3
 
 
-def test_learnable_scales_get_their_gradient() -> None:
+def test_learnable_scales_get_their_gradient():
     objective = ContrastiveObjective.cloob(learnable_inv_tau=True, learnable_beta=True)
     contrast_with_negatives(objective, *rows(N, N, M, dtype=torch.float32)).backward()
     assert all(float(p.grad.abs()) > 0 for p in objective.parameters())
@@ -65,7 +63,7 @@ def test_learnable_scales_get_their_gradient() -> None:
 PAIRS, EXTRA = (3, 2), (3, 4)  # rows of the two ranks
 
 
-def _worker(rank: int) -> tuple[dict[str, Any], str]:
+def _worker(rank):
     own = [side.split(sizes)[rank] for side, sizes in zip(rows(N, N, M), (PAIRS, PAIRS, EXTRA), strict=True)]
     found = {}
     for name in ("cloob", "infoloob"):
@@ -79,14 +77,14 @@ def _worker(rank: int) -> tuple[dict[str, Any], str]:
     return found, str(raised.value)
 
 
-def _tower() -> nn.Linear:
+def _tower():
     tower = nn.Linear(D, D, bias=False, dtype=torch.float64)
     with torch.no_grad():
         tower.weight.copy_(torch.eye(D) + torch.arange(D * D).view(D, D) / 20)
     return tower
 
 
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
+def test_two_ranks_equal_one(tmp_path):
     """Unequal numbers of pairs and of negatives, through DDP; an error of one rank is everybody's."""
     ranks = on_ranks(tmp_path, 2, _worker)
     for name in ("cloob", "infoloob"):

@@ -7,10 +7,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -35,13 +34,13 @@ State = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 
 
-def features(n: int = 6, d: int = 5) -> tuple[Tensor, Tensor]:
+def features(n=6, d=5):
     generator = torch.Generator().manual_seed(0)
     x, y = (F.normalize(torch.randn(n, d, generator=generator), dim=1) for _ in range(2))
     return x.requires_grad_(), y.requires_grad_()
 
 
-def test_fixed_inv_tau_leaves_logit_scale_alone() -> None:
+def test_fixed_inv_tau_leaves_logit_scale_alone():
     x, y = features()
     log_scale, bias = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-10.0))
     loss = OpenClipLoss(ContrastiveObjective.cloob(inv_tau=20.0))
@@ -55,7 +54,7 @@ def test_fixed_inv_tau_leaves_logit_scale_alone() -> None:
     assert torch.equal(loss(x, y, log_scale.exp()), losses["contrastive_loss"])
 
 
-def test_learned_inv_tau_is_exact_under_accumulation() -> None:
+def test_learned_inv_tau_is_exact_under_accumulation():
     k, (x, y) = 3, (side.detach() for side in features())
     log_scale = nn.Parameter(torch.tensor(2.0))
     loss = OpenClipLoss(ContrastiveObjective.cloob(scale="unit"), learn_inv_tau=True, evaluations=k)
@@ -72,7 +71,7 @@ def test_learned_inv_tau_is_exact_under_accumulation() -> None:
         torch.testing.assert_close(side.grad, right.grad)
 
 
-def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path, monkeypatch):
     from cloob.models.towers import open_clip
 
     monkeypatch.chdir(tmp_path)
@@ -96,7 +95,7 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path: Path, monk
         (["--cloob-retrieval-from", "0.5", "--", "--epochs", "1"], "--epochs 1 leaves no whole epoch that retrieves"),
     ],
 )
-def test_what_would_train_another_loss_is_refused(arguments: list[str], message: str) -> None:
+def test_what_would_train_another_loss_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         run(arguments)
 
@@ -110,7 +109,7 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory):
     from cloob.models.towers import create_model
 
     folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
@@ -127,7 +126,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(folder / "pairs.csv", folder / "tiny.pt", ((images / 255 - mean) / std, encoder.tokenizer(captions)))
 
 
-def plain_loop(world: World, loss: Any) -> tuple[list[float], State]:
+def plain_loop(world, loss):
     """The oracle: AdamW on the whole batch. Its large epsilon makes it follow the gradient's size, as SGD does."""
     from cloob.models.towers import create_model
 
@@ -146,22 +145,22 @@ def plain_loop(world: World, loss: Any) -> tuple[list[float], State]:
     return losses, {name: p.detach() for name, p in model.named_parameters()}
 
 
-def cloob_loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+def cloob_loss(x, y, scale):
     return cloob_reference(x, y, 25.0, 6.0) + 0.0 * scale
 
 
-def clip_loss(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+def clip_loss(x, y, scale):
     return (info_nce(x, y, scale) + info_nce(y, x, scale)) / 2
 
 
-def arguments(world: World, logs: Path, *more: str) -> list[str]:
+def arguments(world, logs, *more):
     paths = [f"--train-data={world.csv}", f"--pretrained={world.start}", f"--logs={logs}"]
     words = f"--dataset-type=csv --model=tiny-vit --name=run --epochs={EPOCHS} --save-frequency={EPOCHS} --lr={LR}"
     words += " --eps=1 --wd=0 --warmup=0 --lr-scheduler=const --workers=0 --device=cpu --precision=fp32"
     return [*paths, *words.split(), "--log-every-n-steps=1", "--aug-cfg", "scale=(1.0,1.0)", *more]
 
 
-def outcome(logs: Path) -> tuple[list[float], State]:
+def outcome(logs):
     """The logged losses, and the parameters in the last checkpoint."""
     text = (logs / "run" / "out.log").read_text()
     losses = [float(value) for value in re.findall(r"(?<!Avg )Contrastive_loss: (\S+) ", text)]
@@ -169,7 +168,7 @@ def outcome(logs: Path) -> tuple[list[float], State]:
     return losses, {name.removeprefix("module."): value for name, value in checkpoint["state_dict"].items()}
 
 
-def assert_same_training(found: tuple[list[float], State], expected: tuple[list[float], State], world: World) -> None:
+def assert_same_training(found, expected, world):
     assert found[0] == pytest.approx(expected[0], rel=1e-4)  # five digits are logged
     assert max(found[0]) - min(found[0]) > 0.005
     begin = torch.load(world.start)
@@ -180,7 +179,7 @@ def assert_same_training(found: tuple[list[float], State], expected: tuple[list[
 
 
 @contextlib.contextmanager
-def own_logging() -> Iterator[None]:
+def own_logging():
     """open_clip_train adds handlers to the root logger and sets the level of every logger there is."""
     root = logging.getLogger()
     loggers = [root, *(logging.getLogger(name) for name in root.manager.loggerDict)]
@@ -195,7 +194,7 @@ def own_logging() -> Iterator[None]:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("joins", [[True] * EPOCHS, [False, False, True]], ids=["cloob", "retrieval later"])
-def test_accumulation_equals_the_whole_batch(joins: list[bool], world: World, tmp_path: Path) -> None:
+def test_accumulation_equals_the_whole_batch(joins, world, tmp_path):
     """Also where retrieval joins after 1.5 of 3 epochs, each of one step."""
     ours = ["--cloob-inv-tau=25", "--cloob-beta=6", *([] if all(joins) else ["--cloob-retrieval-from=0.5"]), "--"]
     theirs = arguments(world, tmp_path, "--accum-freq=2", f"--batch-size={N // 2}", f"--val-data={world.csv}")
@@ -203,7 +202,7 @@ def test_accumulation_equals_the_whole_batch(joins: list[bool], world: World, tm
         assert run([*ours, *theirs]) == 0
     found, each = outcome(tmp_path), iter(joins)
 
-    def expected(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    def expected(x, y, scale):
         return cloob_reference(x, y, 25.0, 6.0, hopfield=next(each)) + 0.0 * scale
 
     assert_same_training(found, plain_loop(world, expected), world)
@@ -214,7 +213,7 @@ def test_accumulation_equals_the_whole_batch(joins: list[bool], world: World, tm
 
 
 @pytest.mark.nightly
-def test_clip_equals_open_clip_trains_own_loss(world: World, tmp_path: Path) -> None:
+def test_clip_equals_open_clip_trains_own_loss(world, tmp_path):
     from open_clip_train.main import main
 
     ours, theirs = (arguments(world, tmp_path / name, f"--batch-size={N}") for name in ("ours", "theirs"))
@@ -229,7 +228,7 @@ def test_clip_equals_open_clip_trains_own_loss(world: World, tmp_path: Path) -> 
     assert_same_training(found, plain_loop(world, clip_loss), world)
 
 
-def launch(ours: Sequence[str], theirs: Sequence[str], processes: int) -> None:
+def launch(ours, theirs, processes):
     """One process, or several under torchrun."""
     command = [sys.executable, "-m", "cloob.interop.open_clip"]
     if processes > 1:
@@ -243,7 +242,7 @@ def launch(ours: Sequence[str], theirs: Sequence[str], processes: int) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
-def test_a_training_that_is_resumed_equals_one_that_is_not(world: World, tmp_path: Path) -> None:
+def test_a_training_that_is_resumed_equals_one_that_is_not(world, tmp_path):
     for epochs, more in ((EPOCHS - 1, ["--save-frequency=1"]), (EPOCHS, ["--resume=latest"])):
         theirs = arguments(world, tmp_path, f"--batch-size={N}", f"--epochs={epochs}", *more)
         launch(["--cloob-inv-tau=25", "--cloob-beta=6"], theirs, 1)
@@ -255,7 +254,7 @@ def test_a_training_that_is_resumed_equals_one_that_is_not(world: World, tmp_pat
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
-def test_two_processes_that_accumulate_equal_one(learned: bool, world: World, tmp_path: Path) -> None:
+def test_two_processes_that_accumulate_equal_one(learned, world, tmp_path):
     ours = ["--cloob-beta=6", "--cloob-temperature=learned" if learned else "--cloob-inv-tau=25"]
     loss = (lambda x, y, scale: cloob_reference(x, y, scale, 6.0, scale="unit")) if learned else cloob_loss
     launch(ours, arguments(world, tmp_path, "--accum-freq=2", f"--batch-size={N // 4}"), 2)

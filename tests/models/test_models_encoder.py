@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from cloob import cli
@@ -28,11 +27,11 @@ TEXTS = ["a red apple", "bus", "two dogs in the rain"]
 
 
 @pytest.fixture(scope="module", params=TINY_MODELS)
-def encoder(request: pytest.FixtureRequest, lively: Callable[..., DualEncoder]) -> DualEncoder:
+def encoder(request, lively):
     return lively(request.param)
 
 
-def test_pictures_and_texts_in_every_form_are_the_same_unit_rows(encoder: DualEncoder, tmp_path: Path) -> None:
+def test_pictures_and_texts_in_every_form_are_the_same_unit_rows(encoder, tmp_path):
     sizes = (64, 64), (100, 80), (40, 90)
     images = [noise_image(seed, 8, 6).resize(size) for seed, size in enumerate(sizes)]
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (encoder.mean, encoder.std))
@@ -58,7 +57,7 @@ def test_pictures_and_texts_in_every_form_are_the_same_unit_rows(encoder: DualEn
     assert (rows[0] @ rows[0].T).fill_diagonal_(0).max() < 0.999  # and different pictures differ
 
 
-def test_no_graph_is_kept_unless_asked_for(lively: Callable[..., DualEncoder]) -> None:
+def test_no_graph_is_kept_unless_asked_for(lively):
     """A row that holds its graph holds every activation on the way to it."""
     resnet = lively("tiny-resnet")
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
@@ -73,7 +72,7 @@ def test_no_graph_is_kept_unless_asked_for(lively: Callable[..., DualEncoder]) -
     assert all(p.grad is not None for p in (resnet.model.visual.conv1.weight, resnet.model.text_projection))
 
 
-def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path: Path) -> None:
+def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path):
     trained = make_objective("infonce-hopfield", inv_tau=20.0, beta=15.0)
     save_model(tmp_path / "m", create_model("tiny-vit", seed=0), trained.config() | {"gather": True})
     encoder = load_model(tmp_path / "m")
@@ -91,7 +90,7 @@ def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path: P
             encoder.make_objective()
 
 
-def test_embed_takes_texts_from_lines_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embed_takes_texts_from_lines_and_columns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_model(Path("model"))
     Path("texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
@@ -101,14 +100,14 @@ def test_embed_takes_texts_from_lines_and_columns(tmp_path: Path, monkeypatch: p
         torch.testing.assert_close(torch.from_numpy(np.load(out)), load_model("model", "cpu").encode_text(TEXTS))
 
 
-def test_another_models_tokenizer_is_one_line() -> None:
+def test_another_models_tokenizer_is_one_line():
     encoder = create_model("tiny-vit", seed=0)
     encoder.model.token_embedding = nn.Embedding(32, encoder.model.token_embedding.embedding_dim)
     with pytest.raises(InputError, match="tiny-vit: tokens of another model's tokenizer"):
         encoder.encode_text(["a"])
 
 
-def test_an_open_clip_config_by_name_and_by_its_slash_name() -> None:
+def test_an_open_clip_config_by_name_and_by_its_slash_name():
     encoder = create_model("ViT-S-32-alt", seed=0, image_size=32)
     assert encoder.image_size == 32 and encoder.config.settings["vision_cfg"]["image_size"] == 32
     assert encoder.context_length == 77 and encoder.embed_dim == 256
@@ -118,7 +117,7 @@ def test_an_open_clip_config_by_name_and_by_its_slash_name() -> None:
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
-def test_seed_alone_decides_the_weights(name: str) -> None:
+def test_seed_alone_decides_the_weights(name):
     torch.manual_seed(1)
     first = create_model(name, seed=0).state_dict()
     torch.manual_seed(2)
@@ -131,7 +130,7 @@ def test_seed_alone_decides_the_weights(name: str) -> None:
     assert not torch.equal(first["model.token_embedding.weight"], other["model.token_embedding.weight"])
 
 
-def test_a_file_of_open_clips_training_with_siglip(tmp_path: Path) -> None:
+def test_a_file_of_open_clips_training_with_siglip(tmp_path):
     trained = create_model("tiny-vit", seed=0)
     weights = trained.model.state_dict() | {"logit_bias": torch.tensor(-3.0)}
     weights["logit_scale"] = torch.tensor(10.0).log()
@@ -153,9 +152,7 @@ def test_a_file_of_open_clips_training_with_siglip(tmp_path: Path) -> None:
     assert torch.equal(by_its_path.model.visual.proj, weights["visual.proj"])
 
 
-def test_a_tag_brings_its_weights_activation_and_pixels(
-    tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tag_brings_its_weights_activation_and_pixels(tower, tmp_path, monkeypatch):
     """From the hub's cache. OpenAI's weights were trained with QuickGELU; ViT-B-32's configuration alone says GELU."""
     fill_hub_cache(tmp_path, "some/tiny", tower)
     use_hub(monkeypatch, f"http://127.0.0.1:{free_port()}", tmp_path)
@@ -175,7 +172,7 @@ PADDED = ["a", "a photo of a cat.", "a picture of " + "very " * 12 + "small bird
 
 
 @pytest.mark.parametrize("custom", [False, True], ids=["", "a text tower that is a module"])
-def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom: bool) -> None:
+def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom):
     encoder, library = create_model("tiny-vit", seed=0).eval(), open_clip()
     if custom:
         with torch.random.fork_rng(devices=[]):
@@ -189,7 +186,7 @@ def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom: bool)
         torch.testing.assert_close(short, F.normalize(padded, dim=1), rtol=0, atol=2e-6)
     weights = torch.randn(2, encoder.embed_dim, generator=torch.Generator().manual_seed(0))
 
-    def gradients(rows: Tensor) -> dict[str, Tensor]:
+    def gradients(rows):
         encoder.zero_grad()
         (rows * weights).sum().backward()
         return {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
@@ -202,12 +199,12 @@ def test_the_padding_has_no_part_in_an_embedding_nor_in_a_gradient(custom: bool)
         torch.testing.assert_close(cut[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
-def test_threads_that_share_a_model_leave_it_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_share_a_model_leave_it_whole(monkeypatch):
     """The second thread comes while the first one's positions are in; the first one ends before the second."""
     encoder = create_model("tiny-vit", seed=0).eval()
     whole, second_came, first_ended = encoder.model.encode_text, threading.Event(), threading.Event()
 
-    def encode_text(tokens: Tensor) -> Tensor:
+    def encode_text(tokens):
         if tokens.shape[1] == 8:
             second_came.wait(0.3)
         else:
@@ -227,7 +224,7 @@ def test_threads_that_share_a_model_leave_it_whole(monkeypatch: pytest.MonkeyPat
     assert len(encoder.model.positional_embedding) == encoder.context_length
 
 
-def test_towers_that_look_at_the_padding_get_it() -> None:
+def test_towers_that_look_at_the_padding_get_it():
     encoder = create_model("tiny-vit", seed=0).eval()
     model, mask = encoder.model, encoder.model.attn_mask
     model.attn_mask = torch.zeros_like(mask)  # every token sees every other

@@ -5,8 +5,6 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import open_clip
 import pytest
@@ -17,7 +15,6 @@ from safetensors.torch import save_file
 from cloob.cache import Cache
 from cloob.cli import main
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import fingerprint, load_model, load_with_fingerprint
 from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints
@@ -30,23 +27,21 @@ TEXTS = ["a red apple", "bus", "two dogs in the rain"]
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, lively: Callable[..., DualEncoder]) -> Path:
+def saved(tmp_path_factory, lively):
     """A model folder of tiny-resnet; copy it before changing anything."""
     folder = tmp_path_factory.mktemp("saved") / "model"
     save_model(folder, lively("tiny-resnet"), OBJECTIVE)
     return folder
 
 
-def make_run(saved: Path, run: Path, steps: tuple[int, ...]) -> Path:
+def make_run(saved, run, steps):
     for step in steps:
         shutil.copytree(saved, run / "checkpoints" / f"step-{step:08d}" / "model", copy_function=os.link)
     return run
 
 
 @pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit"])
-def test_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(
-    name: str, tmp_path: Path, lively: Callable[..., DualEncoder]
-) -> None:
+def test_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(name, tmp_path, lively):
     noise_image(0, 70, 90).save(tmp_path / "picture.png")
     encoder, folder = lively(name), tmp_path / name
     save_model(folder, encoder, OBJECTIVE)
@@ -70,7 +65,7 @@ def test_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(
     assert torch.equal(loaded.encode_text(TEXTS), ours[1])
 
 
-def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(tmp_path: Path) -> None:
+def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(tmp_path):
     """Of a folder as open_clip writes it: no file of ours, the bias among the weights."""
     cfg = create_model("tiny-vit", seed=0).config.settings | {"init_logit_bias": -10.0, "init_logit_scale": 2.3}
     with torch.random.fork_rng(devices=[]):
@@ -98,7 +93,7 @@ def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(
     assert open_clip.create_model(f"local-dir:{tmp_path / 'clip'}").logit_bias is None
 
 
-def test_newest_complete_checkpoint(saved: Path, tmp_path: Path) -> None:
+def test_newest_complete_checkpoint(saved, tmp_path):
     run = make_run(saved, tmp_path, (100, 20, 123456789, 400, 500))
     checkpoints = run / "checkpoints"
     (checkpoints / "step-00000020").rename(checkpoints / ".tmp-step-00000020")
@@ -113,7 +108,7 @@ def test_newest_complete_checkpoint(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", [WEIGHTS_FILE, CONFIG_FILE])
-def test_a_cut_short_file_falls_back_with_a_warning(saved: Path, tmp_path: Path, damaged: str) -> None:
+def test_a_cut_short_file_falls_back_with_a_warning(saved, tmp_path, damaged):
     run = make_run(saved, tmp_path, (100, 200))
     file = run / "checkpoints" / "step-00000200" / "model" / damaged
     content = file.read_bytes()
@@ -128,9 +123,7 @@ def test_a_cut_short_file_falls_back_with_a_warning(saved: Path, tmp_path: Path,
         load_model(run)
 
 
-def test_it_is_computed_once_for_the_same_files_and_anew_for_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_computed_once_for_the_same_files_and_anew_for_others(tmp_path, monkeypatch):
     folder, cache = tiny_model(tmp_path / "model"), Cache(tmp_path / "cache")
     # Three seconds later: a younger file may change again without another time.
     monkeypatch.setattr(time, "time_ns", lambda: int((time.time() + 3) * 1e9))

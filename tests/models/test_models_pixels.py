@@ -3,8 +3,6 @@
 import copy
 import json
 import pickle
-from pathlib import Path
-from typing import Any
 
 import ftfy
 import pytest
@@ -31,7 +29,7 @@ from cloob.models.towers import open_clip
 SIZE = 24
 
 
-def theirs(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
+def theirs(image, config):
     """open_clip's pixels; lanczos, which it does not have, by its bicubic transform with another filter."""
     lanczos = config["interpolation"] == "lanczos"
     known = config | ({"interpolation": "bicubic"} if lanczos else {})
@@ -45,7 +43,7 @@ def theirs(image: Image.Image, config: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
 @settings(max_examples=40)
 @given(width=st.integers(1, 60), height=st.integers(1, 60), seed=st.integers(0, 9))
-def test_pixels_are_open_clips(mode: str, interpolation: str, width: int, height: int, seed: int) -> None:
+def test_pixels_are_open_clips(mode, interpolation, width, height, seed):
     noise = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
     image = Image.fromarray(noise.numpy())
     config = {"size": SIZE, "interpolation": interpolation, "resize_mode": mode}
@@ -53,7 +51,7 @@ def test_pixels_are_open_clips(mode: str, interpolation: str, width: int, height
     assert own.dtype == torch.uint8 and torch.equal(own, theirs(image, config))
 
 
-def test_a_way_that_open_clip_does_not_have_is_one_line() -> None:
+def test_a_way_that_open_clip_does_not_have_is_one_line():
     with pytest.raises(InputError, match="resize_mode 'tall'"):
         EvalTransform({"size": SIZE, "resize_mode": "tall"})
 
@@ -83,14 +81,14 @@ texts = st.one_of(
 
 @settings(max_examples=200)
 @given(texts)
-def test_every_text_has_open_clips_tokens(text: str) -> None:
+def test_every_text_has_open_clips_tokens(text):
     assert FAST.encode(text) == ORIGINAL.encode(text)
     assert torch.equal(FAST([text]), ORIGINAL([text]))
 
 
 @settings(max_examples=100)
 @given(st.lists(texts, max_size=4), st.integers(2, 12))
-def test_rows_are_cut_and_filled_as_open_clips(some: list[str], length: int) -> None:
+def test_rows_are_cut_and_filled_as_open_clips(some, length):
     short = copy.copy(FAST)
     short.context_length = length
     ours = short(some)
@@ -98,7 +96,7 @@ def test_rows_are_cut_and_filled_as_open_clips(some: list[str], length: int) -> 
     assert torch.equal(short("one text"), ORIGINAL("one text", length))
 
 
-def test_it_travels_without_its_words_and_without_open_clip() -> None:
+def test_it_travels_without_its_words_and_without_open_clip():
     FAST(["a cat"])
     stored = pickle.dumps(FAST)
     assert len(stored) < 2_000_000 and b"open_clip" not in stored  # a worker that loads it need not import that
@@ -128,19 +126,19 @@ OTHER = ["Tom &amp; Jerry", "schÃ¶n", "\x1b[31mred\x1b[0m", "ﬁne", "ＦＵ�
 
 
 @pytest.fixture(scope="module")
-def slow() -> Any:
+def slow():
     return open_clip().tokenizer.SimpleTokenizer(context_length=LENGTH)
 
 
 @pytest.fixture(scope="module")
-def alone(slow: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def alone(slow, tmp_path_factory):
     """What the package ``tokenizers`` makes of the folder's file."""
     folder = tmp_path_factory.mktemp("words")
     store_tokenizer(ClipTokenizer.of(slow), folder, LENGTH)
     return pytest.importorskip("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def test_the_file_alone_gives_open_clips_tokens_but_where_the_card_says(alone: Any, slow: Any) -> None:
+def test_the_file_alone_gives_open_clips_tokens_but_where_the_card_says(alone, slow):
     differ = [text for text in (*SAME, *OTHER) if alone.encode(text).ids != slow(text)[0].tolist()]
     assert differ == OTHER
 
@@ -158,7 +156,7 @@ LETTERS = st.sampled_from(
 
 @given(st.text(LETTERS, max_size=40))
 @settings(max_examples=200)
-def test_any_plain_text(alone: Any, slow: Any, text: str) -> None:
+def test_any_plain_text(alone, slow, text):
     assume(ftfy.fix_encoding(text) == text)  # what looks as if it was decoded wrongly is what differs
     assert alone.encode(text).ids == slow(text)[0].tolist()
 
@@ -170,7 +168,7 @@ def test_any_plain_text(alone: Any, slow: Any, text: str) -> None:
         (("<|startoftext|>", "<|endoftext|>"), "kept"),
     ],
 )
-def test_read_back_the_tokens_are_the_models(tmp_path: Path, specials: tuple[str, str], ending: Any) -> None:
+def test_read_back_the_tokens_are_the_models(tmp_path, specials, ending):
     pytest.importorskip("tokenizers")
     texts = [*SAME, *OTHER, "<|startoftext|> a <|endoftext|>"]
     own = clip_tokenizer(tmp_path, CLIP_VOCABULARY, LENGTH, specials, ending)

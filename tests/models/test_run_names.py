@@ -5,9 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,7 +25,7 @@ BEST, LAST = 60, 160
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for step in (BEST, LAST):
         tiny_model(folder / str(step), seed=step)
@@ -35,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(models, tmp_path, monkeypatch):
     """``runs/mine`` was better at step 60 than at the end, ``runs/plain`` held nothing out."""
     monkeypatch.chdir(tmp_path)
     for run, step, recall in (("mine", BEST, 0.32), ("mine", LAST, 0.25), ("plain", BEST, None), ("plain", LAST, None)):
@@ -49,23 +47,22 @@ def runs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @functools.cache
-def projection(seed: int) -> torch.Tensor:
-    weight: torch.Tensor = create_model("tiny-vit", seed=seed).model.visual.proj
-    return weight
+def projection(seed):
+    return create_model("tiny-vit", seed=seed).model.visual.proj
 
 
-def step_of(model: cloob.models.encoder.DualEncoder) -> int:
+def step_of(model):
     """Of which checkpoint above a model is."""
     return next(seed for seed in (BEST, LAST) if torch.equal(projection(seed), model.model.visual.proj))
 
 
-def test_a_run_is_its_best_checkpoint(runs: Path) -> None:
+def test_a_run_is_its_best_checkpoint(runs):
     names = {"runs/mine": BEST, "local-dir:runs/mine": BEST, "runs/mine:best": BEST, "runs/mine:last": LAST}
     for name, step in (names | {"runs/plain": LAST}).items():
         assert step_of(cloob.load_model(name, device="cpu")) == step, name
 
 
-def test_every_command_takes_the_best(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_takes_the_best(runs, capsys):
     words = ["runs/mine", "runs/mine:last", "runs/mine:best", "--zeroshot", "pictures", "--device", "cpu"]
     assert cli.main(["eval", *words, "--out", "e"]) == 0
     said = "cloob: runs/mine: its best checkpoint, step 60 (runs/mine:last is the last)\n"
@@ -85,7 +82,7 @@ def test_every_command_takes_the_best(runs: Path, capsys: pytest.CaptureFixture[
     assert step_of(cloob.load_model("converted", device="cpu")) == BEST
 
 
-def test_an_index_says_which_checkpoint_it_was_made_by(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_index_says_which_checkpoint_it_was_made_by(runs, capsys):
     assert cli.main(["index", "pictures", "--model", "runs/mine", "--out", "i", "--device", "cpu"]) == 0
     with cloob.Index.open("i") as index:
         model = index.model()
@@ -110,7 +107,7 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs: Path, capsys: pytes
     assert "mine: has other weights" in said and f"({runs}/mine:best)" in said and said.count("\n") == 2
 
 
-def test_a_name_that_means_nothing(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_means_nothing(runs, capsys):
     for name, said in (
         ("runs/mine:worst", "runs/mine:worst: no such folder, and no NAME/TAG of open_clip (such as RN50/openai)"),
         ("nowhere/nosuch", "nowhere/nosuch: no such folder, and no NAME/TAG of open_clip (such as RN50/openai)"),
@@ -119,14 +116,14 @@ def test_a_name_that_means_nothing(runs: Path, capsys: pytest.CaptureFixture[str
             assert refused(capsys, *words) == f"cloob: {said}\n"
 
 
-def test_what_is_of_a_fixed_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_of_a_fixed_list(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.pkl").touch()
     names = ["ViT-B/32/openai", "crowsonkb/vit-b-16-laion400m-16:port", "ViT-B/32", "ViT-B/32/w.pkl", "hf-hub:a/b"]
     assert [Source.parse(name).is_public for name in names] == [True, True, False, False, False]
 
 
-def test_what_is_not_there_and_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_there_and_cannot_be_fetched_is_one_line(tmp_path, monkeypatch):
     address = f"http://127.0.0.1:{free_port()}"
     use_hub(monkeypatch, address, tmp_path)
     for offline, reason in ((False, f"{address} does not answer"), (True, "HF_HUB_OFFLINE is set")):
@@ -138,9 +135,7 @@ def test_what_is_not_there_and_cannot_be_fetched_is_one_line(tmp_path: Path, mon
             assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_in_the_folder_asks_nobody(
-    tower: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tokenizer_in_the_folder_asks_nobody(tower, bert, tmp_path, monkeypatch):
     folder = shutil.copytree(tower, tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bert / name, folder / name)
@@ -153,7 +148,7 @@ def test_a_tokenizer_in_the_folder_asks_nobody(
     assert hub.asked == []
 
 
-def test_names_from_files_are_those_that_open_clip_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_from_files_are_those_that_open_clip_lists(monkeypatch):
     library = open_clip()
     shipped = [path.stem for path in (Path(library.__file__).parent / "model_configs").glob("*.json")]
     listed = [name for name in library.list_models() if name in shipped]
@@ -161,7 +156,7 @@ def test_names_from_files_are_those_that_open_clip_lists(monkeypatch: pytest.Mon
     assert known_models() == [*TINY_MODELS, *listed]
 
 
-def test_home_is_a_tilde(tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_a_tilde(tower, tmp_path, monkeypatch):
     (tmp_path / "mine").symlink_to(tower)
     (tmp_path / "w.pt").write_bytes(b"none")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -177,13 +172,13 @@ def test_home_is_a_tilde(tower: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
 
 
-def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+def change(path, edit):
     content = json.loads(path.read_text())
     edit(content)
     path.write_text(json.dumps(content))
 
 
-def plant(folder: Path, marker: Path, name: str) -> Path:
+def plant(folder, marker, name):
     """Puts Python that leaves a marker into a folder, and an ``auto_map`` that asks for it into one of its files."""
     (folder / "evil.py").write_text(
         f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
@@ -195,7 +190,7 @@ def plant(folder: Path, marker: Path, name: str) -> Path:
     return folder
 
 
-def refused_folder(load: Callable[[], object], *parts: str) -> None:
+def refused_folder(load, *parts):
     with pytest.raises(InputError) as caught:
         load()
     assert "\n" not in str(caught.value)
@@ -203,9 +198,7 @@ def refused_folder(load: Callable[[], object], *parts: str) -> None:
     assert "trust_remote_code=True" not in str(caught.value)
 
 
-def test_a_model_of_the_hub_runs_none_of_its_python(
-    tower: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_the_hub_runs_none_of_its_python(tower, bert, tmp_path, monkeypatch):
     monkeypatch.delattr("builtins.input")  # nobody is asked whether to run it
     hub, marker = tmp_path / "hub", tmp_path / "evil was here"
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):

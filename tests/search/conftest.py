@@ -1,22 +1,18 @@
 """One index of colours for all tests that only read."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from cloob.search.index import Index
 from search_colours import make_index, open_index, write_pictures
 
 
 @pytest.fixture(scope="session")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def coloured(tmp_path_factory):
     """An index of four shades of eight colours; the pictures lie in ``pictures`` beside it."""
     folder = tmp_path_factory.mktemp("coloured")
     return make_index(folder / "index", write_pictures(folder / "pictures"))
 
 
 @pytest.fixture
-def index(coloured: Path) -> Iterator[Index]:
+def index(coloured):
     with open_index(coloured) as opened:
         yield opened

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import normalize
 
 from cloob import ContrastiveHeads
-from cloob.search.index import Index
 from cloob.search.records import Item
 from cloob.search.update import UpdateOptions
 from make import noise_image
@@ -25,7 +20,7 @@ SIDE = 8
 class FakeEncoder(nn.Module):
     """Pixels through one random matrix; the same seed gives the same weights."""
 
-    def __init__(self, name: str = "fake", seed: int = 0, dim: int = 16) -> None:
+    def __init__(self, name="fake", seed=0, dim=16):
         super().__init__()
         self.name = name
         self.embed_dim = dim
@@ -33,45 +28,45 @@ class FakeEncoder(nn.Module):
         self.register_buffer("weight", weight)
         self.seed, self.seen = seed, 0
 
-    def copy(self) -> FakeEncoder:
+    def copy(self):
         return FakeEncoder(self.name, self.seed, self.embed_dim)
 
-    def rows(self, images: Sequence[Image.Image]) -> np.ndarray:
+    def rows(self, images):
         return self.encode_image(torch.stack([self.preprocess(image) for image in images])).numpy()
 
-    def preprocess(self, image: Image.Image, /) -> Tensor:
+    def preprocess(self, image, /):
         return torch.from_numpy(np.array(image.resize((SIDE, SIDE)))).permute(2, 0, 1)
 
-    def encode_image(self, images: Tensor, /) -> Tensor:
+    def encode_image(self, images, /):
         self.seen += len(images)
         return normalize((images.flatten(1).float() / 255 - 0.4) @ self.weight.T, dim=1)
 
-    def encode_text(self, texts: Sequence[str], /) -> Tensor:
+    def encode_text(self, texts, /):
         rows = [torch.randn(self.embed_dim, generator=torch.Generator().manual_seed(len(text))) for text in texts]
         return normalize(torch.stack(rows), dim=1)
 
 
-def units(n: int, dim: int = 8, seed: int = 0) -> np.ndarray:
+def units(n, dim=8, seed=0):
     """Random unit rows."""
     rows = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def item(path: str, content: str = "c", **more: Any) -> Item:
+def item(path, content="c", **more):
     return replace(Item(0, "SRC", path, content, 3, 5, 7, 9), **more)
 
 
-def options(encoder: FakeEncoder, **how: Any) -> UpdateOptions:
+def options(encoder, **how):
     return UpdateOptions(**{"model": encoder, "workers": 0, "batch_size": 4} | how)
 
 
-def write_noise(path: Path, seed: int, **saving: object) -> Path:
+def write_noise(path, seed, **saving):
     path.parent.mkdir(parents=True, exist_ok=True)
     noise_image(seed).save(path, **saving)
     return path
 
 
-def content(index: Index, model: str | None = "fake") -> dict[str, tuple[Any, ...]]:
+def content(index, model="fake"):
     """What an index says by path, vectors rounded: a batch of another size rounds differently."""
     items = index.items(index.store.ids().tolist())
     vectors = index.store.vectors(model, [item.id for item in items]) if items and model else [[np.nan]] * len(items)
@@ -81,7 +76,7 @@ def content(index: Index, model: str | None = "fake") -> dict[str, tuple[Any, ..
     }
 
 
-def faults(index: Index) -> dict[str, str]:
+def faults(index):
     known = (state for source in index.store.sources() for state in index.store.states(source))
     return {state.path: state.fault for state in known if state.fault is not None}
 
@@ -89,7 +84,7 @@ def faults(index: Index) -> dict[str, str]:
 NAMES = [f"m{row:02}" for row in range(60)]  # the labels of the rows of ``write_heads``
 
 
-def write_heads(folder: Path) -> None:
+def write_heads(folder):
     """Two kinds of rows, ``a.npy`` and ``b.npy``, ``names.txt``, and a model of vectors, ``heads``."""
     cause = np.random.default_rng(0).normal(size=(len(NAMES), 4))
     a, b = cause @ np.ones((4, 6)) + cause[:, :1], np.tanh(cause @ np.arange(40).reshape(4, 10) / 40)

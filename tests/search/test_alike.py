@@ -15,26 +15,24 @@ from search_colours import loads, make_index
 
 
 @pytest.fixture(autouse=True)
-def colour_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def colour_model(monkeypatch):
     loads(monkeypatch)
 
 
-def spotted(size: int = 40, colour: str = "blue") -> Image.Image:
+def spotted(size=40, colour="blue"):
     image = Image.new("RGB", (size, size), colour)
     image.paste("black", (0, 0, size // 10, size // 10))
     return image
 
 
-def listed(index: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[list[list[str]], str]:
+def listed(index, capsys, *words):
     """The names of the groups that the command line lists, and what it says."""
     assert main(["search", str(index), "--duplicates", "--paths", *words]) == 0
     out, err = capsys.readouterr()
     return [[Path(path).name for path in group.splitlines()] for group in out.split("\n\n") if group], err
 
 
-def test_a_copy_that_is_gone_or_changed_or_has_another_name_is_not_listed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_copy_that_is_gone_or_changed_or_has_another_name_is_not_listed(tmp_path, capsys):
     pictures = tmp_path / "pictures"
     for size, (group, number) in enumerate((("gone", 3), ("one", 2), ("edited", 3), ("linked", 1)), 40):
         (pictures / group).mkdir(parents=True)
@@ -56,7 +54,7 @@ def test_a_copy_that_is_gone_or_changed_or_has_another_name_is_not_listed(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
-def test_a_disk_that_is_mounted_twice_is_no_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_is_mounted_twice_is_no_copy(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
     spotted().save(tmp_path / "pictures" / "a" / "0.png")
@@ -70,7 +68,7 @@ def test_a_disk_that_is_mounted_twice_is_no_copy(tmp_path: Path, capsys: pytest.
     assert groups == [] and "1 second name" in err
 
 
-def test_the_best_is_the_raw_and_then_what_the_camera_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_is_the_raw_and_then_what_the_camera_wrote(tmp_path, capsys):
     pytest.importorskip("rawpy", reason="rawpy is not installed")
     pictures = tmp_path / "pictures"
     for name in ("dcim", "copies"):
@@ -95,7 +93,7 @@ def test_the_best_is_the_raw_and_then_what_the_camera_wrote(tmp_path: Path, caps
     assert [Path(path).name for path in capsys.readouterr().out.splitlines()] == ["larger.png", "better.jpg"]
 
 
-def test_pictures_of_one_colour_do_not_look_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_of_one_colour_do_not_look_alike(tmp_path, capsys):
     (tmp_path / "pictures").mkdir()
     for size in (30, 31, 30):
         Image.new("RGB", (size, size), "blue").save(tmp_path / "pictures" / f"{size}.png")
@@ -105,7 +103,7 @@ def test_pictures_of_one_colour_do_not_look_alike(tmp_path: Path, capsys: pytest
     assert groups == [["spot-31.png", "spot-30.png"], ["30.png", "copy.png"]]
 
 
-def test_copies_and_files_of_one_shot_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_copies_and_files_of_one_shot_are_one_line(tmp_path, capsys):
     (tmp_path / "pictures").mkdir()
     for name in ("a.png", "copy.png", "b.png"):
         spotted(41 if name == "b.png" else 40).save(tmp_path / "pictures" / name)
@@ -121,7 +119,7 @@ def test_copies_and_files_of_one_shot_are_one_line(tmp_path: Path, capsys: pytes
         }
 
 
-def test_a_thumbnail_is_kept_while_its_file_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thumbnail_is_kept_while_its_file_is_there(tmp_path, monkeypatch):
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "pictures").mkdir()
     for size in (40, 41):
@@ -135,7 +133,7 @@ def test_a_thumbnail_is_kept_while_its_file_is_there(tmp_path: Path, monkeypatch
             index.thumbnail(1, 64)
 
 
-def test_a_line_feed_in_a_name_makes_no_other_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_feed_in_a_name_makes_no_other_path(tmp_path, capsys):
     (tmp_path / "pictures" / "evil\n").mkdir(parents=True)
     for name in ("evil\n/victim.png", "good.png"):
         spotted().save(tmp_path / "pictures" / name)

@@ -14,21 +14,21 @@ from cloob.search import view
 from cloob.search.classify import LabelOptions
 from cloob.search.index import Index
 from cloob.search.query import Query, Term
-from cloob.search.records import Hit, IndexedModel, Item
+from cloob.search.records import IndexedModel, Item
 from make import picture, web
 from search_colours import DIM, ColourModel, make_index, open_index, write_pictures
 
 
-def all_rows(index: Index) -> tuple[list[int], np.ndarray]:
+def all_rows(index):
     ids = index.store.ids().tolist()
     return ids, index.store.vectors("colours", ids)
 
 
-def stems(hits: tuple[Hit, ...]) -> list[str]:
+def stems(hits):
     return [Path(hit.item.path).stem for hit in hits]
 
 
-def test_the_order_and_the_margins_are_those_of_a_loop(index: Index) -> None:
+def test_the_order_and_the_margins_are_those_of_a_loop(index):
     ids, rows = all_rows(index)
     model = ColourModel()
     (row,) = model.encode_text(["blue"]).numpy()
@@ -42,7 +42,7 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index: Index) -> None:
         mean = sum(reached) / len(reached)
         deviation = math.sqrt(sum((x - mean) ** 2 for x in reached) / len(reached))
         assert hit.margin == pytest.approx((hit.score - mean) / deviation, abs=1e-3)
-    cutoff = found.hits[3].margin - 1e-4  # type: ignore[operator]
+    cutoff = found.hits[3].margin - 1e-4
     kept = index.search("blue", top=7, cutoff=cutoff, by="meaning")
     assert {hit.item.id for hit in kept.hits} == {hit.item.id for hit in found.hits if hit.margin >= cutoff}
     tiny = index.search(Query((Term("red", "words", 1e-320),)), top=1, cutoff=None).hits[0]
@@ -51,15 +51,15 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index: Index) -> None:
     assert len(kept.hits) + kept.cut == 7
 
 
-def test_what_fits_is_found_where_it_is_not_the_nearest(index: Index) -> None:
+def test_what_fits_is_found_where_it_is_not_the_nearest(index):
     nearest, *others = index.search("cyan", top=32, cutoff=None).hits
-    best = max(others, key=lambda hit: hit.margin)  # type: ignore[arg-type,return-value]
-    assert best.margin > nearest.margin + 0.01  # type: ignore[operator]
-    found = index.search("cyan", top=1, cutoff=best.margin - 1e-4)  # type: ignore[operator]
+    best = max(others, key=lambda hit: hit.margin)
+    assert best.margin > nearest.margin + 0.01
+    found = index.search("cyan", top=1, cutoff=best.margin - 1e-4)
     assert found.hits == (best,) and found.cut == 1
 
 
-def test_pictures_rows_and_mistakes(index: Index, coloured: Path) -> None:
+def test_pictures_rows_and_mistakes(index, coloured):
     green = Image.open(coloured.parent / "pictures" / "green-1.png")
     assert stems(index.search(green, top=1).hits) == ["green-1"]
     found = index.search(ColourModel().encode_text(["cyan"]).numpy()[0] * 3, top=4)
@@ -75,10 +75,10 @@ def test_pictures_rows_and_mistakes(index: Index, coloured: Path) -> None:
         (Query((Term("red", "words", 0),)), {"row": row}),
     ):
         with pytest.raises(InputError, match=r"at least one hit|an empty query"):
-            index.search(query, **how)  # type: ignore[arg-type]
+            index.search(query, **how)
 
 
-def test_a_query_is_compared_with_queries_of_its_shape(index: Index, tmp_path: Path) -> None:
+def test_a_query_is_compared_with_queries_of_its_shape(index, tmp_path):
     for query in (Query((Term(1, "item"),)), Query((Term("red", "words"), Term(1, "item", -0.5)))):
         assert all(hit.margin is not None for hit in index.search(query).hits)
     few = make_index(tmp_path / "few", write_pictures(tmp_path / "pictures", n=2))  # too few to draw from
@@ -89,7 +89,7 @@ def test_a_query_is_compared_with_queries_of_its_shape(index: Index, tmp_path: P
     assert model.texts == ["red"]  # those of the background were embedded before, for another index
 
 
-def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path: Path) -> None:
+def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path):
     """Rows on a circle, degrees apart: cosine 0.97 is 14 degrees."""
     facts = {  # degrees, content, width, bytes, date
         "small": (0, "a", 10, 5, None),
@@ -109,8 +109,8 @@ def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path: Path) ->
         index.store.add_model(IndexedModel("m", "m", "f" * 32, 2))
         index.store.write(items, "m", np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
 
-        def paths(**how: object) -> list[list[str]]:
-            return [[hit.item.path for hit in group] for group in index.duplicates(**how)]  # type: ignore[arg-type]
+        def paths(**how):
+            return [[hit.item.path for hit in group] for group in index.duplicates(**how)]
 
         # `left` is 20 degrees from `right`: the older of two that are as large takes the one between them.
         assert paths() == [["far", "far copy"], ["heavy", "light"], ["right", "small"]]
@@ -121,7 +121,7 @@ def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path: Path) ->
         assert paths()[0] == ["right", "small", *(item.path for item in many)]
 
 
-def test_explain_is_the_softmax_over_the_pictures(index: Index, coloured: Path) -> None:
+def test_explain_is_the_softmax_over_the_pictures(index, coloured):
     ids, rows = all_rows(index)
     (row,) = ColourModel().encode_text(["red"]).double().numpy()
     for beta in (0.5, 8.0, 60.0):
@@ -153,11 +153,11 @@ def test_explain_is_the_softmax_over_the_pictures(index: Index, coloured: Path) 
         ("-words:-people", Term("-people", "words", -1.0)),
     ],
 )
-def test_terms(word: str, term: Term) -> None:
+def test_terms(word, term):
     assert Query.parse([word]).terms == (term,)
 
 
-def test_pictures_are_files_and_a_string_is_words(tmp_path: Path) -> None:
+def test_pictures_are_files_and_a_string_is_words(tmp_path):
     for name in ("a b.JPG", "bare"):
         path = tmp_path / name
         path.write_bytes(picture("red"))
@@ -167,7 +167,7 @@ def test_pictures_are_files_and_a_string_is_words(tmp_path: Path) -> None:
         assert Query.of(text).terms == (Term(text, "words"),)
 
 
-def test_the_row_is_the_weighted_sum(index: Index, coloured: Path) -> None:
+def test_the_row_is_the_weighted_sum(index, coloured):
     model, path = ColourModel(), coloured.parent / "pictures" / "red-0.png"
     blue, cyan = model.encode_text(["blue", "cyan"]).double().numpy()
     red = model.encode_image(model.preprocess(Image.open(path))[None]).double().numpy()[0]
@@ -183,7 +183,7 @@ def test_the_row_is_the_weighted_sum(index: Index, coloured: Path) -> None:
             index.search(Query.parse(terms))
 
 
-def test_addresses(index: Index) -> None:
+def test_addresses(index):
     with web() as server:
         server.pages |= {"/red": picture("red"), "/page": b"<html>"}
         server.redirect("/on", "/red")
@@ -201,12 +201,12 @@ def test_addresses(index: Index) -> None:
 NAMES = ("red", "green", "blue")
 
 
-def colours_of(index: Index, ids: np.ndarray) -> list[str]:
+def colours_of(index, ids):
     return [Path(item.path).stem.split("-")[0] for item in index.items(ids.tolist())]
 
 
-def test_probabilities_are_the_softmax_at_the_models_temperature(index: Index) -> None:
-    index.encoder().objective_config = {"inv_tau": 12.0}  # type: ignore[attr-defined]
+def test_probabilities_are_the_softmax_at_the_models_temperature(index):
+    index.encoder().objective_config = {"inv_tau": 12.0}
     labels = index.classify(NAMES, LabelOptions(templates=("{c}", "a thing of colour {c}")))
     assert labels.inv_tau == 12.0 and not labels.by_default
     model = ColourModel()
@@ -219,13 +219,13 @@ def test_probabilities_are_the_softmax_at_the_models_temperature(index: Index) -
         assert len(chosen) == 1 and (name not in NAMES or NAMES[chosen[0]] == name)
 
 
-def clouds(n: int) -> tuple[np.ndarray, np.ndarray]:
+def clouds(n):
     """``n`` rows around each of three directions."""
     rows = np.repeat(np.eye(3, 8), n, axis=0) + 0.1 * np.random.default_rng(0).standard_normal((3 * n, 8))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), np.repeat(np.arange(3), n)
 
 
-def test_a_head_is_judged_on_what_it_has_not_seen() -> None:
+def test_a_head_is_judged_on_what_it_has_not_seen():
     # Labels without a meaning: it knows the examples by heart, and cross-validation does not fall for that.
     rows, labels = clouds(8)
     judged = heads.fit_head(rows, np.random.default_rng(1).permutation(labels), ("a", "b", "c"), "f")
@@ -238,7 +238,7 @@ def test_a_head_is_judged_on_what_it_has_not_seen() -> None:
             heads.fit_head(rows[:count], labels[:count], names, "f")
 
 
-def test_a_head_is_kept_as_numbers(tmp_path: Path) -> None:
+def test_a_head_is_kept_as_numbers(tmp_path):
     head, path = heads.fit_head(*clouds(3), ("a", "b", "c"), "f"), tmp_path / "heads" / "x.safetensors"
     heads.save_head(path, head)
     read = heads.load_head(path, "f")
@@ -253,7 +253,7 @@ def test_a_head_is_kept_as_numbers(tmp_path: Path) -> None:
             heads.load_head(path, "f")
 
 
-def test_an_example_lies_in_a_folder_of_its_label(tmp_path: Path) -> None:
+def test_an_example_lies_in_a_folder_of_its_label(tmp_path):
     folder = write_pictures(tmp_path / "examples", n=1)
     loose = pytest.raises(InputError, match=r"black-0\.png: lies in no folder of a label")
     with open_index(make_index(tmp_path / "index", folder)) as examples, loose:

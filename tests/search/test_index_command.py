@@ -4,12 +4,10 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from index_fakes import FakeEncoder, content, write_noise
-from torch import Tensor
 
 from cloob import cli
 from cloob.search.index import Index
@@ -17,13 +15,13 @@ from search_colours import loads
 from support import fork, refused
 
 
-def write_model(folder: Path, seed: int) -> None:
+def write_model(folder, seed):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "seed").write_text(str(seed))
 
 
 @pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def models(tmp_path, monkeypatch):
     """Two model folders, ``one`` and ``two``; with a model that costs nothing."""
     loads(monkeypatch, lambda spec, **_: FakeEncoder(seed=int((Path(spec) / "seed").read_text())))
     for seed, name in enumerate(("one", "two")):
@@ -32,15 +30,13 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def pictures(tmp_path):
     for seed in range(6):
         write_noise(tmp_path / "pictures" / f"{seed}.png", seed)
     return tmp_path / "pictures"
 
 
-def test_a_source_without_pictures_is_a_failure(
-    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_source_without_pictures_is_a_failure(models, pictures, tmp_path, capsys):
     for number, name in enumerate(["svg"] * 5 + ["json"] * 3):
         (tmp_path / "empty").mkdir(exist_ok=True)
         (tmp_path / "empty" / f"{number}.{name}").touch()
@@ -54,9 +50,7 @@ def test_a_source_without_pictures_is_a_failure(
     assert cli.main(["index", "--out", words[-1]]) == 0  # the folder was no source
 
 
-def test_it_says_what_it_did_and_what_comes_next(
-    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_says_what_it_did_and_what_comes_next(models, pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (pictures / "bad\x1b[2J.png").write_bytes(b"nope")
     assert cli.main(["index", "pictures", "--model", str(models / "one"), "--out", "my idx"]) == 0
@@ -100,23 +94,23 @@ def test_it_says_what_it_did_and_what_comes_next(
 class Slow(FakeEncoder):
     """Calls ``stop`` after so many pictures."""
 
-    def __init__(self, pictures: int, stop: Callable[[], object], seed: int = 0) -> None:
+    def __init__(self, pictures, stop, seed=0):
         super().__init__(seed=seed)
         self.pictures, self.stop = pictures, stop
 
-    def encode_image(self, images: Tensor, /) -> Tensor:
+    def encode_image(self, images, /):
         if self.seen >= self.pictures:
             self.stop()
         return super().encode_image(images)
 
 
 def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited_for(
-    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    models, pictures, tmp_path, capsys, monkeypatch
+):
     words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
     begun = tmp_path / "begun"
 
-    def stop() -> None:
+    def stop():
         begun.touch()
         time.sleep(120)
 
@@ -138,24 +132,24 @@ def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited
 
 
 def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(
-    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    models, pictures, tmp_path, capsys, monkeypatch
+):
     place, begun = tmp_path / "idx", tmp_path / "begun"
     words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(place), "--batch-size", "2"]
     assert cli.main(words) == 0
 
-    def content_of() -> object:
+    def content_of():
         with Index.open(place) as index:
             return [model.name for model in index.models], content(index, "one")
 
     before, replace = content_of(), [*words, "--replace-model"]
     write_model(models / "one", 2)
 
-    def stop() -> None:
+    def stop():
         begun.touch()
         time.sleep(120)
 
-    def full() -> int:
+    def full():
         size = (place / "index.sqlite").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
         return cli.main(replace)
@@ -173,13 +167,11 @@ def test_a_replacement_that_is_killed_or_meets_a_full_disk_loses_nothing(
     capsys.readouterr()
     assert cli.main(replace) == 0
     assert "4 known, with a vector of this model now, 2 as they were; 4 embedded" in capsys.readouterr().out
-    names, rows = content_of()  # type: ignore[misc]
-    assert names == before[0] and rows != before[1]  # type: ignore[index]
+    names, rows = content_of()
+    assert names == before[0] and rows != before[1]
 
 
-def test_an_index_remembers_what_is_excluded(
-    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_index_remembers_what_is_excluded(models, pictures, tmp_path, capsys):
     again = ["index", "--out", str(tmp_path / "idx")]
     for words, said in (
         ([*again, str(pictures), "--model", str(models / "one"), "--exclude", "0.*"], "5 added"),

@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ class Updates(RuleBasedStateMachine):
     files = Bundle("files")
 
     @initialize()
-    def begin(self) -> None:
+    def begin(self):
         self.root = Path(tempfile.mkdtemp())
         self.folder = self.root / "pictures"
         self.folder.mkdir()
@@ -35,17 +34,17 @@ class Updates(RuleBasedStateMachine):
         self.index = Index.create(self.root / "index")
         self.clock = 10**18
 
-    def stamp(self, path: Path) -> None:
+    def stamp(self, path):
         self.clock += 10**9
         os.utime(path, ns=(self.clock, self.clock))
 
     @rule(target=files, name=st.sampled_from(NAMES), seed=st.integers(0, 4))
-    def write(self, name: str, seed: int) -> str:
+    def write(self, name, seed):
         self.stamp(write_noise(self.folder / name, seed))
         return name
 
     @rule(target=files, name=st.sampled_from(NAMES))
-    def damage(self, name: str) -> str:
+    def damage(self, name):
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"no picture")
@@ -53,12 +52,12 @@ class Updates(RuleBasedStateMachine):
         return name
 
     @rule(name=files)
-    def touch(self, name: str) -> None:
+    def touch(self, name):
         if (self.folder / name).exists():
             self.stamp(self.folder / name)
 
     @rule(name=files, caption=st.sampled_from(["a dog", "a cat", None]), old=st.booleans())
-    def caption(self, name: str, caption: str | None, old: bool) -> None:
+    def caption(self, name, caption, old):
         beside = (self.folder / name).with_suffix(".txt")
         if caption is None:
             beside.unlink(missing_ok=True)
@@ -69,7 +68,7 @@ class Updates(RuleBasedStateMachine):
                 os.utime(beside, ns=(10**18, 2 * 10**18 - self.clock))
 
     @rule(target=files, name=consumes(files), to=st.sampled_from(NAMES))
-    def move(self, name: str, to: str) -> object:
+    def move(self, name, to):
         if not (self.folder / name).exists():
             return multiple()
         (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,7 @@ class Updates(RuleBasedStateMachine):
         return to
 
     @rule(target=files, name=files, to=st.sampled_from(NAMES))
-    def copy(self, name: str, to: str) -> object:
+    def copy(self, name, to):
         if name == to or not (self.folder / name).exists():
             return multiple()
         (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
@@ -85,18 +84,18 @@ class Updates(RuleBasedStateMachine):
         return to
 
     @rule(name=consumes(files))
-    def delete(self, name: str) -> None:
+    def delete(self, name):
         (self.folder / name).unlink(missing_ok=True)
 
     @rule(one=files, other=files)
-    def swap(self, one: str, other: str) -> None:
+    def swap(self, one, other):
         first, second, between = self.folder / one, self.folder / other, self.root / "between"
         if one != other and first.exists() and second.exists():
             for path, to in ((first, between), (second, first), (between, second)):
                 path.rename(to)
 
     @rule(workers=st.sampled_from([0, 2]), size=st.sampled_from([1, 4]), name=st.sampled_from(["fake", "second"]))
-    def update(self, workers: int, size: int, name: str) -> None:
+    def update(self, workers, size, name):
         encoder, models = self.encoders[name], [model.name for model in self.index.models]
         before, bad = content(self.index, name if name in models else None), faults(self.index)
         seen, known = encoder.seen, {row[0] for row in before.values() if np.isfinite(row[-1]).all()}
@@ -118,7 +117,7 @@ class Updates(RuleBasedStateMachine):
                     with Image.open(path) as image:
                         assert np.allclose(row[-1], self.encoders[model.name].copy().rows([image])[0], atol=1e-3)
 
-    def teardown(self) -> None:
+    def teardown(self):
         if hasattr(self, "index"):
             self.index.close()
             shutil.rmtree(self.root)
@@ -129,22 +128,22 @@ TestUpdates.settings = settings(max_examples=8, stateful_step_count=14, deadline
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     for seed, name in enumerate(["a.png", "sub/b.png", "sub/c.png"]):
         write_noise(tmp_path / "pictures" / name, seed)
     return tmp_path / "pictures"
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Index:
+def index(tmp_path):
     return Index.create(tmp_path / "index")
 
 
-def by_name(index: Index) -> dict[str, int]:
+def by_name(index):
     return {Path(item.path).name: item.id for item in index.items(index.store.ids().tolist())}
 
 
-def test_a_renamed_file_and_a_renamed_source_are_copies_of_their_vectors(folder: Path, index: Index) -> None:
+def test_a_renamed_file_and_a_renamed_source_are_copies_of_their_vectors(folder, index):
     first, second = FakeEncoder(), FakeEncoder("second", seed=1)
     index.update([folder], options(first))
     index.update([folder], options(second))
@@ -166,7 +165,7 @@ def test_a_renamed_file_and_a_renamed_source_are_copies_of_their_vectors(folder:
 
 
 @pytest.mark.parametrize("kind", ["folder", "table"])
-def test_a_source_that_is_not_mounted_keeps_its_pictures(folder: Path, index: Index, kind: str) -> None:
+def test_a_source_that_is_not_mounted_keeps_its_pictures(folder, index, kind):
     encoder, source = FakeEncoder(), folder
     if kind == "table":
         source = folder.with_name("t.csv")
@@ -188,9 +187,9 @@ def test_a_source_that_is_not_mounted_keeps_its_pictures(folder: Path, index: In
     assert len(index) == 0
 
 
-def test_pictures_that_are_too_large_or_have_no_finite_vector_are_faults(folder: Path, index: Index) -> None:
+def test_pictures_that_are_too_large_or_have_no_finite_vector_are_faults(folder, index):
     class Broken(FakeEncoder):
-        def encode_image(self, images):  # type: ignore[no-untyped-def]
+        def encode_image(self, images):
             rows = super().encode_image(images)
             rows[0] = float("nan")
             return rows
@@ -201,13 +200,13 @@ def test_pictures_that_are_too_large_or_have_no_finite_vector_are_faults(folder:
     assert summary.faults == {"embedding not finite": 1} and summary.added == 2
 
 
-def test_equal_files_are_embedded_once(folder: Path, index: Index) -> None:
+def test_equal_files_are_embedded_once(folder, index):
     for number in range(6):  # more than are decoded ahead
         write_noise(folder / f"{number}.png", 50)
     assert index.update([folder], options(FakeEncoder(), workers=2, batch_size=1)).embedded == 4
 
 
-def test_an_index_goes_on_as_it_was_begun(folder: Path, index: Index) -> None:
+def test_an_index_goes_on_as_it_was_begun(folder, index):
     """bf16 is a setting of the vectors: the index keeps it, and never mixes them."""
     encoder = FakeEncoder()
     index.update([folder], options(encoder, precision="bf16"))
@@ -221,7 +220,7 @@ def test_an_index_goes_on_as_it_was_begun(folder: Path, index: Index) -> None:
     assert bf16.tolist() != plain.tolist() and bf16 @ plain > 0.99
 
 
-def test_what_cannot_be_read_now_stays(folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_now_stays(folder, index, monkeypatch):
     first, second = FakeEncoder(), FakeEncoder("second", seed=1)
     index.update([folder], options(first))
     index.update([folder], options(second))
@@ -229,8 +228,8 @@ def test_what_cannot_be_read_now_stays(folder: Path, index: Index, monkeypatch: 
     os.utime(folder / "a.png", (10**9, 10**9))
     write_noise(folder / "new.png", 50)
 
-    def refuse(call: Callable[..., object], *names: str) -> Callable[..., object]:
-        def refused(path: str, *rest: object, **more: object) -> object:
+    def refuse(call, *names):
+        def refused(path, *rest, **more):
             if Path(path).name in names:
                 raise PermissionError(errno.EACCES, "Permission denied", str(path))
             return call(path, *rest, **more)
@@ -252,7 +251,7 @@ def test_what_cannot_be_read_now_stays(folder: Path, index: Index, monkeypatch: 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
-def test_a_name_that_is_not_utf8_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_left_out_and_counted(tmp_path):
     """Neither database nor JSON takes it."""
     write_noise(tmp_path / "p" / "a.png", 1)
     write_noise(Path(os.fsdecode(bytes(tmp_path / "p") + b"/caf\xe9.png")), 2)

@@ -12,9 +12,7 @@ pytest.importorskip("lancedb", reason="LanceDB is missing; pip install lancedb")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def test_it_finds_what_a_folder_finds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_finds_what_a_folder_finds(tmp_path, capsys, monkeypatch):
     if not EXAMPLES.is_dir():
         pytest.skip("examples/ is not beside the tests")
     monkeypatch.syspath_prepend(EXAMPLES)
@@ -22,7 +20,7 @@ def test_it_finds_what_a_folder_finds(
     pictures = write_pictures(tmp_path / "pictures")
     places = [str(tmp_path / "idx"), f"lance_store:open_store:{tmp_path / 'lance.idx'}"]
 
-    def same(*words: str) -> str:
+    def same(*words):
         """What both print, which is the same but for a rounding."""
         printed = []
         for place in places:

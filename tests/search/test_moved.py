@@ -3,7 +3,6 @@
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +16,17 @@ from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.records import INDEX_FILE, Busy, IndexedModel
 from cloob.search.update import UpdateOptions
-from make import Web, web
+from make import web
 from search_colours import loads, make_index, write_pictures
 from support import refused, use_hub
 
 
 @pytest.fixture
-def find(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], str]]:
+def find(capsys, monkeypatch):
     """Runs a command and gives the paths that it prints, and what else it says."""
     loads(monkeypatch)
 
-    def run(*words: object) -> tuple[list[str], str]:
+    def run(*words):
         assert cli.main([*map(str, words), "--paths"]) == 0
         out, err = capsys.readouterr()
         return out.splitlines(), err
@@ -35,9 +34,7 @@ def find(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return run
 
 
-def test_a_folder_that_is_moved_or_linked_keeps_its_index(
-    tmp_path: Path, find: Callable[..., tuple[list[str], str]]
-) -> None:
+def test_a_folder_that_is_moved_or_linked_keeps_its_index(tmp_path, find):
     old, new = write_pictures(tmp_path / "old", n=2), tmp_path / "new ü{0}'s"
     assert len(find("find", old, "red", "--model", "m")[0]) == 2
     old.rename(new)
@@ -55,9 +52,7 @@ def test_a_folder_that_is_moved_or_linked_keeps_its_index(
     assert find("find", new, "red")[0] == [f"{new}/red-1.png"]
 
 
-def test_a_folder_of_an_index_that_lies_elsewhere(
-    tmp_path: Path, find: Callable[..., tuple[list[str], str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_of_an_index_that_lies_elsewhere(tmp_path, find, capsys):
     index, old, new = tmp_path / "idx", tmp_path / "disk" / "photos", tmp_path / "mnt"
     make_index(index, write_pictures(old, n=1))
     (tmp_path / "disk").rename(new)
@@ -69,7 +64,7 @@ def test_a_folder_of_an_index_that_lies_elsewhere(
     assert "holds no source" in refused(capsys, *words, str(new))
 
 
-def test_a_damaged_index_says_what_is_still_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_index_says_what_is_still_good(tmp_path, capsys):
     with Index.create(tmp_path / "idx") as index:
         index.store.add_model(IndexedModel("m", "m", "f" * 32, 512))
         items = [item(f"{number}.png", str(number)) for number in range(400)]
@@ -92,7 +87,7 @@ def test_a_damaged_index_says_what_is_still_good(tmp_path: Path, capsys: pytest.
         Index.open(tmp_path / "no")
 
 
-def test_two_updates_at_once_and_a_search(tmp_path: Path, find: Callable[..., tuple[list[str], str]]) -> None:
+def test_two_updates_at_once_and_a_search(tmp_path, find):
     pictures = write_pictures(tmp_path / "p", n=1)
     find("find", pictures, "red", "--model", "m")
     with Index.open(pictures / ".cloob", writable=True) as index, index.store.exclusive():
@@ -109,7 +104,7 @@ TRACKER = "hf-hub:evil/tracker"
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+def hub(tmp_path, monkeypatch):
     """A hub that has nothing; nothing was typed or fetched."""
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     with web() as server:
@@ -117,7 +112,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         yield server
 
 
-def theirs(folder: Path, spec: str) -> Path:
+def theirs(folder, spec):
     """An index of somebody else, who names this model."""
     write_noise(folder / "pictures" / "a.png", 1)
     with Index.create(folder / "index") as index:
@@ -128,7 +123,7 @@ def theirs(folder: Path, spec: str) -> Path:
     return folder / "index"
 
 
-def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path, hub: Web) -> None:
+def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path, hub):
     said, replace = f"so it is not fetched; .* type it once: --model {TRACKER}$", UpdateOptions(replace_model=True)
     with Index.open(theirs(tmp_path, TRACKER), writable=True) as index, pytest.raises(InputError, match=said):
         index.update([], replace)
@@ -141,7 +136,7 @@ def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path, h
         hub.asked.clear()
 
 
-def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(tmp_path: Path, hub: Web) -> None:
+def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(tmp_path, hub):
     folder = tmp_path / "model"
     folder.mkdir()
     head = {"features": 2, "embed_dim": 2, "kind": "linear", "dropout": 0.0}
@@ -160,7 +155,7 @@ def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone
 # Two indices in one, and exports
 
 
-def make(folder: Path, pictures: dict[str, int], *encoders: FakeEncoder) -> Index:
+def make(folder, pictures, *encoders):
     for path, seed in pictures.items():
         write_noise(folder / "p" / path, seed)
     index = Index.create(folder / "index")
@@ -169,7 +164,7 @@ def make(folder: Path, pictures: dict[str, int], *encoders: FakeEncoder) -> Inde
     return index
 
 
-def test_a_merge_adds_what_is_not_there_and_keeps_what_is_said_here(tmp_path: Path) -> None:
+def test_a_merge_adds_what_is_not_there_and_keeps_what_is_said_here(tmp_path):
     first, second = FakeEncoder(), FakeEncoder("second", seed=1, dim=5)
     here = make(tmp_path / "a", {"x.png": 1, "y.png": 2}, first)
     there = make(tmp_path / "b", {"u.png": 2, "v.png": 3}, FakeEncoder("other name"), second)
@@ -188,7 +183,7 @@ def test_a_merge_adds_what_is_not_there_and_keeps_what_is_said_here(tmp_path: Pa
     assert here.store.nearest("fake", here.store.vectors("fake", ids[-1:])[0], 1).ids.tolist() == ids[-1:]
 
 
-def test_vectors_of_two_models_never_mix_and_no_picture_is_there_twice(tmp_path: Path) -> None:
+def test_vectors_of_two_models_never_mix_and_no_picture_is_there_twice(tmp_path):
     here = make(tmp_path / "a", {"x.png": 1}, FakeEncoder())
     there = make(tmp_path / "b", {"u.png": 2}, FakeEncoder(seed=1))
     before = here.revision()
@@ -208,7 +203,7 @@ def test_vectors_of_two_models_never_mix_and_no_picture_is_there_twice(tmp_path:
     assert here.revision() == before and len(here.models) == 1
 
 
-def test_an_export_has_the_columns_of_the_source(tmp_path: Path) -> None:
+def test_an_export_has_the_columns_of_the_source(tmp_path):
     rows = [
         {"filepath": "a.png", "year": 2020, "id": 2**60, "column_id": "x", "score": 1, "mixed": True, "new": False},
         {"filepath": "b.png", "year": 2021, "id": 7, "column_id": "y", "score": 0.5, "mixed": "no"},

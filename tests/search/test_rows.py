@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,23 +17,23 @@ from cloob.serve.guard import ServeConfig
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path, monkeypatch):
     """The folder of ``write_heads`` as the current one."""
     write_heads(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def run(capsys: pytest.CaptureFixture[str], words: str, code: int = 0) -> tuple[list[str], str]:
+def run(capsys, words, code=0):
     """The lines of a command, and what it says on stderr."""
     assert cli.main(words.split()) == code, capsys.readouterr().err
     out, err = capsys.readouterr()
     return out.splitlines(), err
 
 
-def by_loop(queries: np.ndarray, top: int, names: list[str] = NAMES) -> list[list[Any]]:
+def by_loop(queries, top, names=NAMES):
     """Row, score and label of what is nearest; ``queries`` are unit rows."""
-    library = cloob.load_model("heads").encode_b(np.load("b.npy")).numpy()  # type: ignore[operator]
+    library = cloob.load_model("heads").encode_b(np.load("b.npy")).numpy()
     found = []
     for row, query in enumerate(queries):
         scored = sorted((-float(library[place] @ query), place) for place, name in enumerate(NAMES) if name in names)
@@ -42,10 +41,10 @@ def by_loop(queries: np.ndarray, top: int, names: list[str] = NAMES) -> list[lis
     return found
 
 
-def test_what_is_nearest_is_what_a_loop_finds(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_nearest_is_what_a_loop_finds(place, capsys):
     out, err = run(capsys, "index --b b.npy --labels names.txt --model heads --out rows.idx")
     assert len(out) == 1 and out[0].startswith("rows.idx: 60 rows, heads; 60 added; 60 embedded in ") and not err
-    heads: Any = cloob.load_model("heads")
+    heads = cloob.load_model("heads")
     few = [f"'{name}'" for name in NAMES[:9]]
     for side, encode in (("a", heads.encode_a), ("b", heads.encode_b)):
         queries = encode(np.load(f"{side}.npy")[:5]).numpy()
@@ -67,7 +66,7 @@ def test_what_is_nearest_is_what_a_loop_finds(place: Path, capsys: pytest.Captur
         ]
 
 
-def test_only_what_changed_is_embedded(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_what_changed_is_embedded(place, capsys):
     run(capsys, "index --b b.npy --labels names.txt --model heads --out rows.idx")
     rows = np.load("b.npy")
     rows[3] += 1
@@ -86,7 +85,7 @@ def test_only_what_changed_is_embedded(place: Path, capsys: pytest.CaptureFixtur
     with cloob.Index.open("rows.idx") as index:
         items = {item.path: item.id for item in index.items(index.store.ids())}
         vectors = index.store.vectors("heads", [items["new"], items[NAMES[3]], items[NAMES[9]]])
-    wanted = cloob.load_model("heads").encode_b(rows[[0, 3, 9]]).numpy()  # type: ignore[operator]
+    wanted = cloob.load_model("heads").encode_b(rows[[0, 3, 9]]).numpy()
     np.testing.assert_allclose(vectors, wanted, atol=1e-6)
 
     # By the other head a row is another one. Another form is another source. What is not finite is not searched for.
@@ -100,9 +99,9 @@ def test_only_what_changed_is_embedded(place: Path, capsys: pytest.CaptureFixtur
     assert err == "cloob: b.npy: 1 row left out, as not finite: row 4 …\n"
 
 
-def test_what_else_takes_an_index_takes_one_of_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_else_takes_an_index_takes_one_of_rows(place, capsys):
     run(capsys, "index --a a.npy --labels names.txt --model heads --out rows.idx")
-    heads: Any = cloob.load_model("heads")
+    heads = cloob.load_model("heads")
     rows = heads.encode_a(np.load("a.npy")).numpy()
     order = np.argsort(-(rows @ rows[17]), kind="stable")[1:6]
     for like in (NAMES[17], "18"):  # a label, and an id

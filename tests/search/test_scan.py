@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import unicodedata
-from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -22,23 +21,23 @@ from cloob.search.update import UpdateOptions
 from make import encoded, noise_image, raw_file, web, write_arrow, write_table, write_tar
 
 
-def png(seed: int) -> bytes:
+def png(seed):
     return encoded(noise_image(seed))
 
 
-def scanned(source: Path | str, **how: object) -> dict[str, tuple[str | None, Mapping[str, object]]]:
+def scanned(source, **how):
     """Caption and columns by name."""
-    collection = open_collection(source, ScanOptions(**how))  # type: ignore[arg-type]
+    collection = open_collection(source, ScanOptions(**how))
     return {Path(found.path).name: collection.describe(found) for found in collection.scan(())}
 
 
-def left_out(source: Path | str, **how: object) -> dict[str, int]:
-    collection = open_collection(source, ScanOptions(**how))  # type: ignore[arg-type]
+def left_out(source, **how):
+    collection = open_collection(source, ScanOptions(**how))
     list(collection.scan(()))
     return collection.left_out.counts
 
 
-def test_a_folder(tmp_path: Path) -> None:
+def test_a_folder(tmp_path):
     folder = tmp_path / "p"
     for name in ("a.png", "B.JPG", "sub/c.png", ".hidden.png", ".dir/d.png", "other/e.png", "idx/thumb.png"):
         write_noise(folder / name, 1)
@@ -57,7 +56,7 @@ def test_a_folder(tmp_path: Path) -> None:
     assert set(scanned(folder, exclude=("sub/*",))) == {"a.png", "B.JPG", "e.png"}
 
 
-def test_a_tar_beside_pictures_makes_no_folder_of_shards(tmp_path: Path) -> None:
+def test_a_tar_beside_pictures_makes_no_folder_of_shards(tmp_path):
     folder, encoder = tmp_path / "p", FakeEncoder()
     for seed in range(3):
         write_noise(folder / "sub" / f"{seed}.png", seed)
@@ -79,7 +78,7 @@ def test_a_tar_beside_pictures_makes_no_folder_of_shards(tmp_path: Path) -> None
         assert Path(index.items([4])[0].path).name == f"{tar.name}::x.png"
 
 
-def test_links_and_pipes(tmp_path: Path) -> None:
+def test_links_and_pipes(tmp_path):
     folder = tmp_path / "p"
     write_noise(folder / "a.png", 1)
     write_noise(tmp_path / "outside.png", 2)
@@ -100,7 +99,7 @@ def test_links_and_pipes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "jsonl"])
-def test_a_table(tmp_path: Path, kind: str) -> None:
+def test_a_table(tmp_path, kind):
     write_noise(tmp_path / "a.png", 1)
     rows = [
         {"filepath": "a.png", "title": "a dog", "year": 2020, "score": 0.5, "place": "Linz"},
@@ -121,7 +120,7 @@ def test_a_table(tmp_path: Path, kind: str) -> None:
         open_collection(path, ScanOptions(image_column="picture"))
 
 
-def test_what_a_table_says_stays_what_it_says(tmp_path: Path) -> None:
+def test_what_a_table_says_stays_what_it_says(tmp_path):
     write_noise(tmp_path / "a.png", 1)
     write_noise(tmp_path / "b.png", 2)
     rows = [
@@ -147,7 +146,7 @@ def test_what_a_table_says_stays_what_it_says(tmp_path: Path) -> None:
         assert [item.date for item in index.items([1, 2])] == ["2017", "2018"]
 
 
-def test_shards(tmp_path: Path) -> None:
+def test_shards(tmp_path):
     members = {
         "a.png": png(1),
         "a.txt": b"a dog",
@@ -178,7 +177,7 @@ def test_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["s/*.tar", "s/{0..1}.tar"])
-def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(tmp_path: Path, pattern: str) -> None:
+def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(tmp_path, pattern):
     (tmp_path / "s").mkdir()
     for i in range(2):
         write_tar(tmp_path / "s" / f"{i}.tar", {f"{i}.png": png(i)})
@@ -192,7 +191,7 @@ def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(tmp_path: Path, 
         assert index.update([], options(FakeEncoder(), remove_all=True)).removed == 2
 
 
-def test_streamed_shards_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_shards_are_not_fetched_again(tmp_path, monkeypatch):
     tar = write_tar(tmp_path / "0.tar", {"a.png": png(1), "a.txt": b"a dog", "b.png": png(2), "b.txt": b"a cat"})
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     with web() as server, Index.create(tmp_path / "i") as index:
@@ -214,7 +213,7 @@ def test_streamed_shards_are_not_fetched_again(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kind", ["arrow", "parquet"])
-def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str) -> None:
+def test_a_data_set_with_its_pictures_inside(tmp_path, kind):
     kinds = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     pictures = [{"bytes": png(i), "path": None} for i in range(5)] + [{"bytes": None, "path": "beside.png"}, None]
     write_noise(tmp_path / "data" / "beside.png", 9)
@@ -241,7 +240,7 @@ SECONDS = 10**9
 TIME = datetime.fromtimestamp(SECONDS).isoformat()
 
 
-def test_dates_of_a_column_have_the_year_first_and_others_are_counted(tmp_path: Path) -> None:
+def test_dates_of_a_column_have_the_year_first_and_others_are_counted(tmp_path):
     dates = {"20240601": "2024-06-01", "2024-6-1": "2024-06-01", "2024/06/01 7:30": None, "05/31/2024": None}
     dates |= {"2024.01.02 07:30": "2024-01-02T07:30", "2024-05": "2024-05", "2024-13-01": None, "": TIME}
     rows = ["filepath,date"]
@@ -258,7 +257,7 @@ def test_dates_of_a_column_have_the_year_first_and_others_are_counted(tmp_path: 
             assert summary.left_out.counts == {"date that cannot be read": 3 if name == "t.csv" else 1}
 
 
-def test_an_imagefolder_whatever_the_form_of_its_accents(tmp_path: Path) -> None:
+def test_an_imagefolder_whatever_the_form_of_its_accents(tmp_path):
     folder = tmp_path / "p"
     composed, apart = (unicodedata.normalize(form, "\u00e9t\u00e9.png") for form in ("NFC", "NFD"))
     for place, name in (("0", composed), ("1", apart), ("2", "unnamed.png")):
@@ -274,7 +273,7 @@ def test_an_imagefolder_whatever_the_form_of_its_accents(tmp_path: Path) -> None
 GPS = {1: "S", 2: (12.0, 30.0, 30.0), 3: "E", 4: (9.0, 0.0, 0.0)}
 
 
-def test_what_exif_and_the_name_say(tmp_path: Path) -> None:
+def test_what_exif_and_the_name_say(tmp_path):
     dates = {
         "taken.jpg": ({0x8769: {0x9003: "2021:03:04 05:06:07"}, 0x0132: "2022:01:01 00:00:00"}, "2021-03-04T05:06:07"),
         "changed.jpg": ({0x0132: "2022:01:02 03:04:05"}, "2022-01-02T03:04:05"),
@@ -321,7 +320,7 @@ TAKEOUT = {
 }
 
 
-def test_what_other_programs_wrote(tmp_path: Path) -> None:
+def test_what_other_programs_wrote(tmp_path):
     folder = tmp_path / "p"
     for seed, name in enumerate(("lightroom", "darktable", "own", "takeout", "bomb", "iptc", "texts")):
         write_noise(folder / f"{name}.jpg", seed, **({"xmp": XMP.format(4, "Cleo").encode()} if name == "own" else {}))
@@ -355,7 +354,7 @@ def test_what_other_programs_wrote(tmp_path: Path) -> None:
         assert index.update([folder], options(FakeEncoder())).described == 1
 
 
-def test_a_raw_file_is_taken_by_the_jpeg_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_raw_file_is_taken_by_the_jpeg_inside(tmp_path, monkeypatch):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "IMG_1.DNG").write_bytes(raw_file(encoded(noise_image(0, 64, 48), "JPEG")))
     with Index.create(tmp_path / "i") as index:
@@ -370,7 +369,7 @@ def test_a_raw_file_is_taken_by_the_jpeg_inside(tmp_path: Path, monkeypatch: pyt
     assert item.columns == {"camera": "Canon EOS", "date_from": "exif"}
 
 
-def test_one_source_inside_another(tmp_path: Path) -> None:
+def test_one_source_inside_another(tmp_path):
     write_noise(tmp_path / "p" / "sub" / "a.png", 1)
     with Index.create(tmp_path / "i") as index:
         with pytest.raises(InputError, match="lies in"):

@@ -3,7 +3,6 @@
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -24,14 +23,14 @@ from cloob.search.where import POSTGRESQL, SQLITE, parse
 MODEL = IndexedModel("m", "somewhere", "f" * 32, 8)
 
 
-def filled(folder: Path, n: int = 5) -> SqliteStore:
+def filled(folder, n=5):
     store = SqliteStore.create(folder)
     store.add_model(MODEL)
     store.write([item(f"{i}") for i in range(n)], "m", units(n))
     return store
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_what_is_written_is_read(tmp_path):
     columns = {"b": True, "k": 1, "t": "ä", "n": 1.5}
     whole = item("a/ü.jpg", "x" * 64, date="2024-05-01T12:00:00", caption="a", columns=columns)
     store = filled(tmp_path / "i", 0)
@@ -47,11 +46,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("SRC",)
 
 
-def test_all_of_a_call_or_nothing_and_a_name_is_one_model(tmp_path: Path) -> None:
+def test_all_of_a_call_or_nothing_and_a_name_is_one_model(tmp_path):
     store = filled(tmp_path / "i")
     before = store.revision()
     with pytest.raises(TypeError):
-        store.write([item("a"), item("b", columns={"x": object()})], "m", units(2))  # type: ignore[dict-item]
+        store.write([item("a"), item("b", columns={"x": object()})], "m", units(2))
     with pytest.raises(UnicodeEncodeError):
         store.write([item("a"), item("\ud800")], "m", units(2))
     assert store.count() == 5 and store.revision() == before
@@ -67,7 +66,7 @@ def test_all_of_a_call_or_nothing_and_a_name_is_one_model(tmp_path: Path) -> Non
     assert not list((tmp_path / "i").glob("vectors-*")) and store.count() == 5
 
 
-def nearest(truth: dict[int, np.ndarray], query: np.ndarray, top: int) -> list[tuple[int, np.float32]]:
+def nearest(truth, query, top):
     """Best first, equal ones by id; each product summed in float64."""
     found = [(id_, np.float32((row.astype(np.float64) * query.astype(np.float64)).sum())) for id_, row in truth.items()]
     return sorted(found, key=lambda hit: (-hit[1], hit[0]))[:top]
@@ -81,9 +80,7 @@ def nearest(truth: dict[int, np.ndarray], query: np.ndarray, top: int) -> list[t
     )
 )
 @example([("optimise", 0, 0), ("write", 0, 0), ("optimise", 0, 0), ("write", 0, 2)])  # the same bytes, another vector
-def test_a_search_gives_what_a_loop_gives(
-    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, int, int]]
-) -> None:
+def test_a_search_gives_what_a_loop_gives(tmp_path_factory, changes):
     """Bit by bit, whatever is in the file, was written since, or is not there any more; many vectors are equal."""
     folder = tmp_path_factory.mktemp("i")
     store = filled(folder, 3)
@@ -116,7 +113,7 @@ def test_a_search_gives_what_a_loop_gives(
     other.close()
 
 
-def test_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
+def test_a_damaged_cache_is_not_used(tmp_path):
     store = filled(tmp_path / "i", 1)
     store.table.optimise()
     store.close()
@@ -130,7 +127,7 @@ def test_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
         store.close()
 
 
-def test_two_that_write_the_same_cache_leave_it(tmp_path: Path) -> None:
+def test_two_that_write_the_same_cache_leave_it(tmp_path):
     store = filled(tmp_path / "i", 1)
     store.table.optimise()
     (cache,) = (tmp_path / "i").glob("vectors-*")
@@ -140,10 +137,10 @@ def test_two_that_write_the_same_cache_leave_it(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "i").glob("vectors-*")] == [cache.name] and cache.stat().st_size
 
 
-def test_a_database_that_another_process_makes_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_another_process_makes_meanwhile_stays(tmp_path, monkeypatch):
     link, exists = os.link, Path.exists
 
-    def meanwhile(made: Path, path: Path) -> None:
+    def meanwhile(made, path):
         monkeypatch.undo()
         filled(path.parent).close()
         link(made, path)
@@ -153,7 +150,7 @@ def test_a_database_that_another_process_makes_meanwhile_stays(tmp_path: Path, m
     assert SqliteStore.create(tmp_path / "i").count() == 5
 
 
-def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None:
+def test_a_backup_that_was_put_back_and_went_another_way(tmp_path):
     """Its revisions have the numbers of those that the cache knows, and other vectors."""
     filled(tmp_path / "i", 3).close()
     database = tmp_path / "i" / INDEX_FILE
@@ -167,12 +164,10 @@ def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None
         store.close()
 
 
-def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(tmp_path, monkeypatch):
     connect, log = sqlite3.connect, tmp_path / "i" / f"{INDEX_FILE}-wal"
 
-    def refused(address: object, *given: object, **options: object) -> sqlite3.Connection:
+    def refused(address, *given, **options):
         """SQLite has to make its log to read; that is refused unless a writer has made it."""
         if str(address).endswith("?mode=ro") and not log.exists():
             raise sqlite3.OperationalError("unable to open database file")
@@ -192,7 +187,7 @@ def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(
     reader.close()
 
 
-def test_a_second_writer_waits_then_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_writer_waits_then_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite, "PATIENCE_SECONDS", 0.05)
     store = filled(tmp_path / "i")
     other = sqlite3.connect(tmp_path / "i" / INDEX_FILE, isolation_level=None)
@@ -207,7 +202,7 @@ def test_a_second_writer_waits_then_says_so(tmp_path: Path, monkeypatch: pytest.
     assert store.count() == 4
 
 
-def test_a_journal_or_a_link_beside_it_is_refused(tmp_path: Path) -> None:
+def test_a_journal_or_a_link_beside_it_is_refused(tmp_path):
     """SQLite deletes the file that a journal names, and writes where a link leads."""
     filled(tmp_path / "i").close()
     for suffix, said in (("-journal", "journal"), ("-wal", "link")):
@@ -228,7 +223,7 @@ def test_a_journal_or_a_link_beside_it_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteStore]:
+def store(tmp_path_factory):
     with closing(SqliteStore.create(tmp_path_factory.mktemp("where") / "index")) as store:
         store.add_model(IndexedModel("m", "m", "f", 1))
         store.write(ITEMS, "m", np.ones((len(ITEMS), 1), np.float32))
@@ -236,7 +231,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqliteStore]:
 
 
 @pytest.mark.parametrize("text", CASES)
-def test_what_is_found(store: SqliteStore, text: str) -> None:
+def test_what_is_found(store, text):
     assert store.ids(parse(text, COLUMNS)).tolist() == CASES[text]
 
 
@@ -259,7 +254,7 @@ KNOWN = re.compile(
 )
 @example("caption = '' or 1=1 --'")
 @example("\"x\" = '\\' and id = 1 --")
-def test_whatever_is_written_is_refused_or_goes_as_parameters(store: SqliteStore, text: str) -> None:
+def test_whatever_is_written_is_refused_or_goes_as_parameters(store, text):
     """The condition's own characters are a few known words; nothing of the text is among them."""
     try:
         filter_ = parse(text)

@@ -1,9 +1,5 @@
 """An index of small pictures in six colours, for the tests of the server."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -11,13 +7,13 @@ from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
-from search_colours import COLOURS, ColourModel
+from search_colours import COLOURS
 
 N = 60
 NAMES = ("red", "green", "blue", "yellow", "black", "white")
 
 
-def draw(folder: Path, numbers: Sequence[int]) -> Path:
+def draw(folder, numbers):
     """Pictures NUMBER.png, each a little different, with captions beside them, some of which look like HTML."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
@@ -31,12 +27,12 @@ def draw(folder: Path, numbers: Sequence[int]) -> Path:
     return folder
 
 
-def web_of(index: Index, **config: Any) -> TestClient:
+def web_of(index, **config):
     app = make_app(index, ServeConfig(**config))
     return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
 
 
-def build(place: Path, folder: Path, *models: ColourModel) -> Index:
+def build(place, folder, *models):
     """An index of a folder by some models, open for reading, with the models handed in."""
     with Index.create(place) as made:
         for model in models:

@@ -4,7 +4,6 @@ import asyncio
 import io
 import threading
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from served_colours import N, build, draw, web_of
-from starlette.testclient import TestClient
 
 from cloob.models import load as fingerprints
 from cloob.search.index import Index
@@ -23,23 +21,23 @@ from make import picture
 from search_colours import ColourModel
 
 
-def ask(client: TestClient, path: str, **body: Any) -> Any:
+def ask(client, path, **body):
     answer = client.post(f"/api/{path}", json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def rows(index: Index, model: str = "colours") -> dict[int, np.ndarray]:
+def rows(index, model="colours"):
     ids = index.store.ids().tolist()
     return dict(zip(ids, index.store.vectors(model, ids), strict=True))
 
 
-def nearest(index: Index, query: np.ndarray, model: str = "colours") -> dict[int, float]:
+def nearest(index, query, model="colours"):
     """Scores of all pictures."""
     return {id_: float(row @ query) for id_, row in rows(index, model).items()}
 
 
-def agrees(hits: list[dict[str, Any]], scores: dict[int, float], top: int) -> None:
+def agrees(hits, scores, top):
     """Ties may come in any order: the scores are the best ones, and each belongs to its picture."""
     found = [hit["score"] for hit in hits]
     assert found == pytest.approx(sorted(scores.values(), reverse=True)[:top], abs=1e-5)
@@ -48,13 +46,13 @@ def agrees(hits: list[dict[str, Any]], scores: dict[int, float], top: int) -> No
         assert hit["score"] == pytest.approx(scores[hit["id"]], abs=1e-5)
 
 
-def upload(client: TestClient, data: bytes) -> dict[str, Any]:
+def upload(client, data):
     answer = client.post("/api/uploads", files={"file": ("name.png", data)})
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
 
 
-def test_the_cutoff_says_that_nothing_fits(client: TestClient, index: Index) -> None:
+def test_the_cutoff_says_that_nothing_fits(client, index):
     fitting = ask(client, "search", parts=[{"words": "red"}], top=40)
     assert 0 < len(fitting["hits"]) < 40 and fitting["cut"] == 40 - len(fitting["hits"])
     assert all(hit["caption"] == "a red square" for hit in fitting["hits"][:10])
@@ -65,7 +63,7 @@ def test_the_cutoff_says_that_nothing_fits(client: TestClient, index: Index) -> 
     agrees(found["hits"], nearest(index, row, "others"), 5)
 
 
-def test_a_filter_narrows_every_way_of_asking(client: TestClient, index: Index) -> None:
+def test_a_filter_narrows_every_way_of_asking(client, index):
     where = "caption like '%blue%' and width >= 26"
     fits = {
         item.id for item in index.items(index.store.ids().tolist()) if "blue" in str(item.caption) and item.width >= 26
@@ -87,7 +85,7 @@ def test_a_filter_narrows_every_way_of_asking(client: TestClient, index: Index) 
     assert newest == [item.id for item in by_date]
 
 
-def test_beyond_this_machine_neither_an_answer_nor_a_filter_shows_a_full_path(index: Index, pictures: Path) -> None:
+def test_beyond_this_machine_neither_an_answer_nor_a_filter_shows_a_full_path(index, pictures):
     for local in (True, False):
         with web_of(index, local=local) as web:
             answer = web.get("/api/items/1")
@@ -97,7 +95,7 @@ def test_beyond_this_machine_neither_an_answer_nor_a_filter_shows_a_full_path(in
             assert web.get("/api/ids", params={"where": "name like '1%'"}).status_code == 200
 
 
-def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
+def test_pictures_come_by_id(client, index):
     item = index.items([3])[0]
     answer = client.get("/api/items/3/picture")
     assert answer.content == Path(item.path).read_bytes()
@@ -116,7 +114,7 @@ def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
     assert client.get("/api/items/3").json()["caption"] == item.caption
 
 
-def test_copies_and_files_of_one_shot_name_the_first(tmp_path: Path) -> None:
+def test_copies_and_files_of_one_shot_name_the_first(tmp_path):
     folder = draw(tmp_path / "pictures", range(4))
     (folder / "copy.png").write_bytes((folder / "0.png").read_bytes())
     Image.open(folder / "1.png").save(folder / "1.jpg")
@@ -133,19 +131,17 @@ def test_copies_and_files_of_one_shot_name_the_first(tmp_path: Path) -> None:
         assert sorted(map(sorted, pairs)) == [["0.png", "copy.png"], ["1.jpg", "1.png"]]
 
 
-def test_words_are_never_a_path_or_an_address(client: TestClient, tmp_path: Path) -> None:
+def test_words_are_never_a_path_or_an_address(client, tmp_path):
     (tmp_path / "red.png").write_bytes(picture("red"))
     for words in (str(tmp_path / "red.png"), "http://127.0.0.1:9/red.png", "../red.png"):
         found = ask(client, "embed", texts=[words])
         assert np.array(found["texts"][0]) == pytest.approx(ColourModel().encode_text([words])[0].numpy(), abs=1e-6)
 
 
-def test_queries_that_arrive_together_go_through_the_model_together(
-    index: Index, encoders: tuple[ColourModel, ColourModel]
-) -> None:
+def test_queries_that_arrive_together_go_through_the_model_together(index, encoders):
     words = [f"number {i} of many" for i in range(24)]
 
-    async def together() -> list[Any]:
+    async def together():
         app = make_app(index, ServeConfig())
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
@@ -160,11 +156,11 @@ def test_queries_that_arrive_together_go_through_the_model_together(
         agrees(answer["hits"], nearest(index, encoders[0].encode_text([each])[0].numpy()), 5)
 
 
-def test_what_nobody_waits_for_any_more_is_not_computed(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed: list[float] = []
+def test_what_nobody_waits_for_any_more_is_not_computed(index, monkeypatch):
+    computed = []
     begun, go = threading.Event(), threading.Event()
 
-    def look_alikes(_: Any, threshold: float, *, exact: bool) -> list[Any]:
+    def look_alikes(_, threshold, *, exact):
         computed.append(threshold)
         begun.set()
         assert go.wait(60)
@@ -173,15 +169,15 @@ def test_what_nobody_waits_for_any_more_is_not_computed(index: Index, monkeypatc
     monkeypatch.setattr("cloob.serve.routes.look_alikes", look_alikes)
     app = make_app(index, ServeConfig())
 
-    async def ask(threshold: float, *, leaves: bool) -> int:
+    async def ask(threshold, *, leaves):
         messages = [{"type": "http.disconnect"}] if leaves else []
         messages.append({"type": "http.request", "body": b"", "more_body": False})
-        status: list[int] = []
+        status = []
 
-        async def receive() -> Any:
+        async def receive():
             return messages.pop() if messages else await asyncio.sleep(60)
 
-        async def send(message: Any) -> None:
+        async def send(message):
             status.extend([message["status"]] if "status" in message else [])
 
         query = f"threshold={threshold}".encode()
@@ -190,7 +186,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed(index: Index, monkeypatc
         await app({**scope, "server": ("localhost", 80), "root_path": ""}, receive, send)
         return status[0]
 
-    async def together() -> list[int]:
+    async def together():
         first = asyncio.create_task(ask(0.91, leaves=False))
         await asyncio.to_thread(begun.wait, 60)
         others = [asyncio.create_task(ask(threshold, leaves=threshold < 0.94)) for threshold in (0.92, 0.93, 0.94)]
@@ -201,7 +197,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed(index: Index, monkeypatc
     assert asyncio.run(together()) == [200, 499, 499, 200] and computed == [0.91, 0.94]
 
 
-def test_an_index_that_grows_is_seen_at_once(tmp_path: Path) -> None:
+def test_an_index_that_grows_is_seen_at_once(tmp_path):
     encoder = ColourModel()
     folder = draw(tmp_path / "pictures", range(30))
     with build(tmp_path / "idx", folder, encoder) as opened, web_of(opened) as web:
@@ -219,13 +215,13 @@ def test_an_index_that_grows_is_seen_at_once(tmp_path: Path) -> None:
         assert len(web.get("/api/ids").json()["ids"]) == 40
 
 
-def test_a_model_that_is_replaced_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_replaced_is_asked_anew(tmp_path, monkeypatch):
     """Nothing of the old weights meets the new vectors: no row of an upload, no batch, no text that was kept."""
     old, new = ColourModel(), ColourModel("anew")
     folder = draw(tmp_path / "pictures", range(30))
     data = (folder / "3.png").read_bytes()
     with build(tmp_path / "idx", folder, old) as index, web_of(index) as web:
-        query: dict[str, Any] = {"parts": [{"words": "red"}], "cutoff": False, "top": 5}
+        query = {"parts": [{"words": "red"}], "cutoff": False, "top": 5}
         agrees(ask(web, "search", **query)["hits"], nearest(index, old.encode_text(["red"])[0].numpy()), 5)
         held = upload(web, data)["upload"]
         with Index.open(tmp_path / "idx", writable=True) as other:  # as another process does
@@ -245,7 +241,7 @@ CHECKS = {"positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404, 41
 
 
 @pytest.fixture
-def schemathesis() -> Any:
+def schemathesis():
     found = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     # It imports this late. While threads of an index run, Python 3.11 may fail to parse it: "AST constructor recursion
     # depth mismatch" (python/cpython#106905).
@@ -254,14 +250,14 @@ def schemathesis() -> Any:
 
 
 @pytest.fixture
-def described(schemathesis: Any, index: Index) -> Any:
+def described(schemathesis, index):
     app = make_app(index, ServeConfig(local=False, max_upload_pixels=100_000))
     config = schemathesis.Config.from_dict({"checks": CHECKS})
     return schemathesis.openapi.from_asgi("/api/openapi.json", app, config=config)
 
 
 @pytest.mark.nightly
-def test_the_api_keeps_to_its_description(schemathesis: Any, described: Any) -> None:
+def test_the_api_keeps_to_its_description(schemathesis, described):
     """Asks each operation with well-formed requests and as many malformed ones."""
     operations = [found.ok() for found in described.get_all_operations()]
     modes = schemathesis.GenerationMode
@@ -273,7 +269,7 @@ def test_the_api_keeps_to_its_description(schemathesis: Any, described: Any) -> 
 
             @settings(max_examples=300, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck), database=None)  # fmt: skip # noqa: E501
             @given(case=operation.as_strategy(generation_mode=mode))
-            def ask(case: Any) -> None:
+            def ask(case):
                 case.call_and_validate()
 
             ask()

@@ -1,8 +1,6 @@
 """The guard by itself, and uploads of strangers: refused in a line, and nothing of them is kept."""
 
 import io
-from collections.abc import Iterator
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -20,8 +18,8 @@ from make import picture, raw_file
 TOKEN = "a-token-of-twenty-letters"
 
 
-def client(base: str = "http://localhost:8017", **options: Any) -> TestClient:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
+def client(base="http://localhost:8017", **options):
+    async def app(scope, receive, send):
         body = await Request(scope, receive).body()
         await PlainTextResponse(f"{scope['path']} {len(body)}")(scope, receive, send)
 
@@ -30,7 +28,7 @@ def client(base: str = "http://localhost:8017", **options: Any) -> TestClient:
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "127.0.0.1", "127.8.9.1", "[::1]", "a.localhost"])
-def test_loopback(host: str) -> None:
+def test_loopback(host):
     assert is_loopback(host)
     assert client().get("/x", headers={"host": f"{host}:99"}).status_code == 200
 
@@ -39,7 +37,7 @@ OTHERS = ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "0.0.0.0
 
 
 @pytest.mark.parametrize("host", [*OTHERS, "", "21307"])
-def test_another_name_is_not_answered_on_loopback(host: str) -> None:
+def test_another_name_is_not_answered_on_loopback(host):
     """What DNS rebinding comes with."""
     assert not is_loopback(host)
     for header in (host, f"{host}:8017"):
@@ -47,7 +45,7 @@ def test_another_name_is_not_answered_on_loopback(host: str) -> None:
         assert answer.status_code == 421 and "localhost" in answer.json()["detail"]
 
 
-def test_every_answer_has_the_careful_headers() -> None:
+def test_every_answer_has_the_careful_headers():
     for path, headers in (("/x", {}), ("/api/x", {"origin": "http://evil.example"}), ("/x", {"host": "evil.example"})):
         answer = client().get(path, headers=headers)
         for name, value in HEADERS.items():
@@ -56,7 +54,7 @@ def test_every_answer_has_the_careful_headers() -> None:
     assert "unsafe" not in HEADERS["content-security-policy"]
 
 
-def test_other_sites_get_nothing_from_the_api() -> None:
+def test_other_sites_get_nothing_from_the_api():
     sites = [{"sec-fetch-site": site} for site in ("cross-site", "same-site")]
     sites += [{"origin": origin} for origin in ("null", "http://localhost:1", "http://evil.example")]
     for headers in sites:
@@ -66,7 +64,7 @@ def test_other_sites_get_nothing_from_the_api() -> None:
         assert client().post("/api/x", headers=headers).status_code == 200
 
 
-def test_without_the_token_nothing_but_the_form() -> None:
+def test_without_the_token_nothing_but_the_form():
     web = client("http://10.0.0.5:8017", local=False, token=TOKEN)
     for headers in (
         {},
@@ -87,7 +85,7 @@ def test_without_the_token_nothing_but_the_form() -> None:
     assert web.get(f"/api/x?token={TOKEN}").status_code == 401  # an address is written down in too many places
 
 
-def test_the_token_opens_by_bearer_address_and_form() -> None:
+def test_the_token_opens_by_bearer_address_and_form():
     web = client("http://10.0.0.5:8017", local=False, token=TOKEN)
     assert web.get("/api/x", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
     given = web.post("/?token=nearly&q=red", content=f"token={TOKEN}")
@@ -120,12 +118,12 @@ def test_the_token_opens_by_bearer_address_and_form() -> None:
         (b"\xff\x0a" + bytes(90), 415, "RAW and JPEG XL are not taken"),
     ],
 )
-def test_what_is_too_large_or_has_no_bound_is_refused(client: TestClient, data: bytes, code: int, message: str) -> None:
+def test_what_is_too_large_or_has_no_bound_is_refused(client, data, code, message):
     answer = client.post("/api/uploads", files={"file": ("a.png", data)})
     assert answer.status_code == code and message in answer.json()["detail"]
 
 
-def test_only_a_clean_thumbnail_is_given_back(client: TestClient) -> None:
+def test_only_a_clean_thumbnail_is_given_back(client):
     stream = io.BytesIO()
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "a secret place", 6
@@ -141,7 +139,7 @@ def test_only_a_clean_thumbnail_is_given_back(client: TestClient) -> None:
     assert image.getpixel((80, 20))[0] > 200 and image.getpixel((80, 230))[2] > 200
 
 
-def test_a_form_without_a_file_and_several_files(client: TestClient) -> None:
+def test_a_form_without_a_file_and_several_files(client):
     assert client.post("/api/uploads").status_code == 422
     assert client.post("/api/uploads", data={"file": "text"}).status_code == 422
     many = [("file", (f"{i}.png", picture("red"))) for i in range(1200)]
@@ -149,7 +147,7 @@ def test_a_form_without_a_file_and_several_files(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("bound", ["MAX_UPLOADS", "MAX_UPLOADS_BYTES"])
-def test_those_used_longest_ago_are_forgotten(index: Index, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+def test_those_used_longest_ago_are_forgotten(index, monkeypatch, bound):
     files = [picture(colour) for colour in ("red", "green", "blue")]
     monkeypatch.setattr(f"cloob.serve.collection.{bound}", 2 if bound == "MAX_UPLOADS" else len(files[0]) * 2 + 9)
     with web_of(index) as client:
@@ -167,10 +165,8 @@ FORM = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\
     ("path", "start", "kind"),
     [("search", b"{", "application/json"), ("uploads", FORM, "multipart/form-data; boundary=x")],
 )
-def test_a_body_is_refused_by_what_it_says_and_by_what_it_is(
-    client: TestClient, path: str, start: bytes, kind: str
-) -> None:
-    def long() -> Iterator[bytes]:
+def test_a_body_is_refused_by_what_it_says_and_by_what_it_is(client, path, start, kind):
+    def long():
         yield start
         for _ in range(30):
             yield b" " * 60_000
@@ -189,7 +185,7 @@ def test_a_body_is_refused_by_what_it_says_and_by_what_it_is(
         "api/uploads/..%2f..%2fx/thumbnail",
     ],
 )  # fmt: skip
-def test_no_path_leaves_the_index(client: TestClient, path: str) -> None:
+def test_no_path_leaves_the_index(client, path):
     answer = client.get(f"/{path}")
     assert answer.status_code in (404, 422), path
     assert "root:" not in answer.text and "import" not in answer.text
@@ -207,17 +203,17 @@ def test_no_path_leaves_the_index(client: TestClient, path: str) -> None:
     ],
 )
 def test_an_error_names_no_place_on_this_machine(
-    client: TestClient,
-    index: Index,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    call: str,
-    error: Exception,
-    path: str,
-    body: dict[str, object] | None,
-    status: int,
-    detail: str,
-) -> None:
+    client,
+    index,
+    caplog,
+    monkeypatch,
+    call,
+    error,
+    path,
+    body,
+    status,
+    detail,
+):
     error = type(error)(*(str(arg).replace("IDX", index.store.address) for arg in error.args))
     monkeypatch.setattr(Index, call, Mock(side_effect=error))
     answer = client.post(f"/api/{path}", json=body) if body else client.get(f"/api/{path}")
@@ -227,9 +223,7 @@ def test_an_error_names_no_place_on_this_machine(
     assert status == 404 or "secret" in caplog.text
 
 
-def test_a_full_disk_is_the_servers_fault(
-    index: Index, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_the_servers_fault(index, caplog, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/nonexistent")  # where a form above a megabyte is kept
     with web_of(index) as web:
         assert web.post("/api/uploads", files={"file": ("a.png", bytes(1_500_000))}).status_code == 500
@@ -248,9 +242,7 @@ def test_a_full_disk_is_the_servers_fault(
         ("classify", {"labels": ["red", "red"]}, "the label 'red' is there twice"),
     ],
 )
-def test_what_the_asker_did_wrong_is_told(
-    client: TestClient, index: Index, path: str, body: dict[str, object], said: str
-) -> None:
+def test_what_the_asker_did_wrong_is_told(client, index, path, body, said):
     answer = client.post(f"/api/{path}", json=body)
     assert answer.status_code == 400 and said in answer.json()["detail"]
     assert str(index.store.address) not in answer.text

@@ -8,17 +8,14 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
 from served_colours import N, build, draw
 
-from cloob.search.index import Index
 from cloob.serve.app import make_app
 from cloob.serve.guard import ServeConfig
 from make import picture
@@ -28,7 +25,7 @@ pytest.importorskip("selenium", reason="selenium is not installed")
 
 
 @contextmanager
-def serving(index: Index) -> Iterator[str]:
+def serving(index):
     """The address of a server of an index, which runs in a thread."""
     with socket.create_server(("127.0.0.1", 0)) as opened:
         app = make_app(index, ServeConfig())
@@ -41,7 +38,7 @@ def serving(index: Index) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def site(index: Index) -> Iterator[str]:
+def site(index):
     with serving(index) as address:
         yield address
 
@@ -49,56 +46,56 @@ def site(index: Index) -> Iterator[str]:
 class Page:
     """What a person does with the page."""
 
-    def __init__(self, driver: Any, site: str) -> None:
+    def __init__(self, driver, site):
         self.driver, self.site = driver, site
 
-    def go(self, address: str = "") -> Page:
+    def go(self, address=""):
         self.driver.get(self.site + address)
         return self
 
-    def run(self, script: str, *words: Any) -> Any:
+    def run(self, script, *words):
         return self.driver.execute_script(script, *words)
 
-    def all(self, selector: str) -> list[Any]:
+    def all(self, selector):
         return list(self.driver.find_elements("css selector", selector))
 
-    def one(self, selector: str) -> Any:
+    def one(self, selector):
         self.until(lambda: self.all(selector), selector)
         return self.all(selector)[0]
 
-    def text(self, selector: str) -> str:
+    def text(self, selector):
         return str(self.run("return document.querySelector(arguments[0])?.textContent ?? ''", selector))
 
-    def until(self, holds: Callable[[], Any], what: str = "") -> None:
+    def until(self, holds, what=""):
         from selenium.webdriver.support.ui import WebDriverWait
 
         WebDriverWait(self.driver, 40, poll_frequency=0.05).until(lambda _: holds(), what)
 
-    def says(self, selector: str, words: str) -> None:
+    def says(self, selector, words):
         self.until(lambda: words in self.text(selector), f"{selector} says {words}: {self.text(selector)}")
 
-    def keys(self, *keys: str) -> None:
+    def keys(self, *keys):
         from selenium.webdriver.common.action_chains import ActionChains
 
         ActionChains(self.driver).send_keys(*keys).perform()
 
-    def tiles(self) -> list[str]:
+    def tiles(self):
         script = "return [...document.querySelectorAll('#columns .tile')].map(t => t.getAttribute('aria-label'))"
         return list(self.run(script))
 
-    def focused(self) -> str:
+    def focused(self):
         return str(self.run("return document.activeElement.getAttribute('aria-label') ?? document.activeElement.id"))
 
 
 @pytest.fixture
-def page(browser: Any, site: str) -> Page:
+def page(browser, site):
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.get_log("browser")
     return Page(browser, site)
 
 
-def test_words_become_chips_and_the_address_brings_them_back(page: Page) -> None:
+def test_words_become_chips_and_the_address_brings_them_back(page):
     from selenium.webdriver.common.keys import Keys
 
     page.go().says("#found-note", f"{N} pictures")
@@ -137,7 +134,7 @@ def test_words_become_chips_and_the_address_brings_them_back(page: Page) -> None
     assert page.run("return document.getElementById('words').value") == "-猫"  # as it was typed
 
 
-def test_a_picture_can_be_chosen_dropped_and_pasted(page: Page, tmp_path: Path) -> None:
+def test_a_picture_can_be_chosen_dropped_and_pasted(page, tmp_path):
     (tmp_path / "mine.png").write_bytes(picture(COLOURS["green"]))
     page.go("?cutoff=off").says("#found-note", f"{N} pictures")
     page.one("#file").send_keys(str(tmp_path / "mine.png"))
@@ -164,7 +161,7 @@ def test_a_picture_can_be_chosen_dropped_and_pasted(page: Page, tmp_path: Path) 
     page.says("[role=alert]", "corrupt image")
 
 
-def test_a_picture_opens_and_leads_on(page: Page) -> None:
+def test_a_picture_opens_and_leads_on(page):
     from selenium.webdriver.common.keys import Keys
 
     page.go().until(lambda: page.all(".tile.ready"))
@@ -189,7 +186,7 @@ def test_a_picture_opens_and_leads_on(page: Page) -> None:
     assert "q=1%7Ei%7E" in page.run("return location.search")
 
 
-def test_sort_by_own_labels(page: Page) -> None:
+def test_sort_by_own_labels(page):
     page.go("?view=sort").one("#labels").send_keys("red\nblue\ngreen")
     page.one("#view-sort .primary").click()
     page.says("#sort-note", f"{N} pictures sorted")
@@ -207,7 +204,7 @@ def test_sort_by_own_labels(page: Page) -> None:
     assert page.run(form) == ["red\nblue", True], "what was typed stays"
 
 
-def test_the_filter_is_written_by_three_boxes_and_by_hand(page: Page) -> None:
+def test_the_filter_is_written_by_three_boxes_and_by_hand(page):
     from selenium.webdriver.common.keys import Keys
 
     page.go().one("#filter-button").click()
@@ -226,7 +223,7 @@ def test_the_filter_is_written_by_three_boxes_and_by_hand(page: Page) -> None:
     page.until(lambda: page.text("#found-note") == "4 pictures in all", "the red ones of these")
 
 
-def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page: Page, tmp_path: Path) -> None:
+def test_duplicates_are_marked_by_keys_and_their_paths_taken_away(page, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
     folder = draw(tmp_path / "pictures", [0, 1, 2, 3, 4, 6, 7, 8, 10])
@@ -275,7 +272,7 @@ VIEWS = ["", "?q=red&q=-0.5~w~blue&explain=on", "?view=sort&label=red&label=" + 
 VIEWS += ["?q=red&model=colours&model=others", "?q=fog", "?view=duplicates"]
 
 
-def test_each_view_fits_a_phone_and_axe_finds_nothing(page: Page) -> None:
+def test_each_view_fits_a_phone_and_axe_finds_nothing(page):
     axe_package = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     axe = (resources.files(axe_package) / "axe.min.js").read_text(encoding="utf-8")
     phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}

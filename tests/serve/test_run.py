@@ -7,8 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs
 
 import httpx
@@ -20,7 +18,7 @@ from search_colours import loads, make_index, write_pictures
 from support import fork, refused
 
 
-def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path: Path) -> None:
+def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path):
     Index.create(tmp_path / "idx").close()
     command = [sys.executable, "-m", "cloob", "serve", str(tmp_path / "idx"), "--port", "0", "--host", "0.0.0.0"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -40,9 +38,7 @@ def test_an_empty_index_is_served_to_a_phone_until_the_server_is_ended(tmp_path:
         assert process.communicate(timeout=60)[1].strip().endswith("the server has ended") and not process.returncode
 
 
-def test_a_token_comes_from_a_file_or_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch, capsys):
     Index.create(tmp_path / "idx").close()
     (tmp_path / "token").write_text("of-a-file-0123456789\n")
     for words, token in (
@@ -51,7 +47,7 @@ def test_a_token_comes_from_a_file_or_the_environment(
     ):
         monkeypatch.setenv("CLOOB_TOKEN", "of-the-environment-1")
 
-        def child(words: list[str] = words) -> int:
+        def child(words=words):
             monkeypatch.setattr("cloob.serve.app.serve", lambda *_: None)
             return cli.main(["serve", str(tmp_path / "idx"), "--port", "0", "--host", "0.0.0.0", *words])
 
@@ -61,16 +57,14 @@ def test_a_token_comes_from_a_file_or_the_environment(
     assert "CLOOB_TOKEN): 16 letters" in refused(capsys, "serve", str(tmp_path / "idx"))
 
 
-def test_it_brings_its_index_up_to_date_and_shows_the_folder_that_was_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_brings_its_index_up_to_date_and_shows_the_folder_that_was_named(tmp_path, monkeypatch):
     loads(monkeypatch)
     pictures = write_pictures(tmp_path / "pictures", n=1)
     place = make_index(pictures / ".cloob", pictures)
     (pictures / "sub").mkdir()
     (pictures / "sub" / "new.png").write_bytes((pictures / "red-0.png").read_bytes())
 
-    def child() -> int:
+    def child():
         monkeypatch.setattr("cloob.serve.app.serve", lambda *_: time.sleep(120))
         return cli.main(["serve", str(pictures / "sub"), "--port", "0", "--update", "1"])
 
@@ -89,18 +83,18 @@ def test_it_brings_its_index_up_to_date_and_shows_the_folder_that_was_named(
 
 
 @pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_its_end_does_not_wait_for_what_takes_minutes(told: signal.Signals, code: int, tmp_path: Path) -> None:
+def test_its_end_does_not_wait_for_what_takes_minutes(told, code, tmp_path):
     model = Index.model
 
-    def slow(index: Index, name: Any = None) -> Any:  # the server's first question comes in a thread
+    def slow(index, name=None):  # the server's first question comes in a thread
         if threading.current_thread() is not threading.main_thread():
             os.kill(os.getpid(), told)
             time.sleep(60)
         return model(index, name)
 
-    def child() -> int:
+    def child():
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        Index.model = slow  # type: ignore[method-assign]
+        Index.model = slow
         return cli.main(["serve", str(tmp_path / "idx"), "--port", "0"])
 
     Index.create(tmp_path / "idx").close()

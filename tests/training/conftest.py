@@ -1,7 +1,6 @@
 """One tiny data set, one tiny model and one whole training, shared by the tests of this folder."""
 
 import json
-from pathlib import Path
 
 import open_clip.factory  # noqa: F401  # for the fixture quick
 import pytest
@@ -12,7 +11,7 @@ from make import write_forty
 
 
 @pytest.fixture(scope="session")
-def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pairs_folder(tmp_path_factory):
     """40 pairs of 40 pixels; one picture is no picture and one caption is empty."""
     folder = write_forty(tmp_path_factory.mktemp("pairs"))
     (folder / "13.png").write_bytes(b"this is no picture")
@@ -21,7 +20,7 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pairs_as(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def pairs_as(pairs_folder, tmp_path_factory):
     """The same pairs in three forms: a folder, two shards with sizes.json, a table as the CLOOB authors have it."""
     folder = tmp_path_factory.mktemp("forms")
     shards = write_shards(pairs_folder, folder / "shards")
@@ -31,7 +30,7 @@ def pairs_as(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 @pytest.fixture(scope="session")
-def nano_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nano_configs(tmp_path_factory):
     """open_clip configurations of towers that train in milliseconds; one of them draws random numbers as it trains."""
     from cloob.models.towers import open_clip
 
@@ -50,7 +49,7 @@ def nano_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def base(pairs_folder: Path, nano_configs: Path) -> TrainConfig:
+def base(pairs_folder, nano_configs):
     """15 steps: 3 epochs of 5 batches of 8."""
     return TrainConfig().override(
         data=[str(pairs_folder)],
@@ -69,7 +68,7 @@ def base(pairs_folder: Path, nano_configs: Path) -> TrainConfig:
 
 
 @pytest.fixture(scope="session")
-def trained(base: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(base, tmp_path_factory):
     """The uninterrupted run that the others are compared with."""
     from cloob.training.loop import train
 

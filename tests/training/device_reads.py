@@ -2,8 +2,6 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
 from unittest import mock
 
 import torch
@@ -18,11 +16,11 @@ METHODS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__",
 class Operations(TorchDispatchMode):
     """Counts numbers that are read, sizes that depend on values, and copies to another device."""
 
-    def __init__(self, counts: Counter[str]) -> None:
+    def __init__(self, counts):
         super().__init__()
         self.counts = counts
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         chosen = args[1] if name in ("index", "index_put_", "index_put") else ()
         out = func(*args, **(kwargs or {}))
@@ -36,22 +34,22 @@ class Operations(TorchDispatchMode):
 class Methods(TorchFunctionMode):
     """Counts what a tensor on the CPU answers without an operation, such as ``tolist``."""
 
-    def __init__(self, counts: Counter[str]) -> None:
+    def __init__(self, counts):
         super().__init__()
         self.counts = counts
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         self.counts[func.__name__] += func.__name__ in METHODS
         return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
-def reads() -> Iterator[Counter[str]]:
+def reads():
     """What a device would be waited for. Its stand-in is the CPU, or ``meta``, whose tensors have no values to read.
 
     Scales that lie on the CPU are looked at, as that waits for nothing; not so inside.
     """
-    counts: Counter[str] = Counter()
+    counts = Counter()
     with mock.patch("cloob.functional.checks.readable", return_value=False), Operations(counts), Methods(counts):
         yield counts
     for name in list(counts):

@@ -23,14 +23,14 @@ Matrices = tuple[np.ndarray, np.ndarray, list[str]]
 
 
 @pytest.fixture(scope="module")
-def matrices() -> Matrices:
+def matrices():
     rng = np.random.default_rng(0)
     cause = rng.normal(size=(N, 5))
     X = (cause @ rng.normal(size=(5, 12)) + 2).astype(np.float32)
     return X, np.tanh(cause @ rng.normal(size=(5, 7)) / 2).astype(np.float32), [f"M{row // 3}" for row in range(N)]
 
 
-def test_it_trains_what_the_command_trains(matrices: Matrices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_trains_what_the_command_trains(matrices, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     X, Y, groups = matrices
     drawn = np.random.get_state()[1].tolist()  # noqa: NPY002
@@ -45,7 +45,7 @@ def test_it_trains_what_the_command_trains(matrices: Matrices, tmp_path: Path, m
     run = cloob.load_model("run")
     x, y = heads.transform(X, Y)
     assert (heads.transform(None, Y) == y).all()
-    assert (x == run.encode_a(X).numpy()).all() and (y == run.encode_b(Y).numpy()).all()  # type: ignore[operator]
+    assert (x == run.encode_a(X).numpy()).all() and (y == run.encode_b(Y).numpy()).all()
     heads.save("saved")
     assert cli.main(["embed", "saved", "--a", "x.npy", "--out", "x-8.npz"]) == 0
     assert (np.load("x-8.npz")["vectors"] == x).all()
@@ -55,19 +55,19 @@ def test_it_trains_what_the_command_trains(matrices: Matrices, tmp_path: Path, m
     assert heads.score(X, Y) == again.score(X.repeat(2, 0), Y.repeat(2, 0)) > 5 / N
 
 
-def test_the_closed_form_is_an_objective(matrices: Matrices, tmp_path: Path) -> None:
+def test_the_closed_form_is_an_objective(matrices, tmp_path):
     X, Y, groups = matrices
     heads = ContrastiveHeads("cca", random_state=0).fit(X, Y, groups=groups)
     assert heads.objective_["closed_form"] == "cca" and heads.transform(X).shape == (N, 7)
     heads.save(tmp_path / "saved")
-    assert (cloob.load_model(tmp_path / "saved").encode_a(X).numpy() == heads.transform(X)).all()  # type: ignore[operator]
+    assert (cloob.load_model(tmp_path / "saved").encode_a(X).numpy() == heads.transform(X)).all()
     blind = ContrastiveHeads("cca", validation_fraction=0, n_components=3).fit(X, Y)
     assert blind.transform(X).shape == (N, 3) and min(heads.score(X, Y), blind.score(X, Y)) > 0.4
     with pytest.raises(ValueError, match="inv_tau is 9"):
         ContrastiveHeads("cca", inv_tau=9).fit(X, Y)
 
 
-def test_wrong_pairs_are_left_out(matrices: Matrices) -> None:
+def test_wrong_pairs_are_left_out(matrices):
     X, Y, _ = matrices
     wrong = np.arange(0, N, 4)
     swapped = Y.copy()
@@ -80,7 +80,7 @@ def test_wrong_pairs_are_left_out(matrices: Matrices) -> None:
         ContrastiveHeads("cca", clean=2.0).fit(X, Y)
 
 
-def test_it_takes_any_matrices_and_is_searched(matrices: Matrices) -> None:
+def test_it_takes_any_matrices_and_is_searched(matrices):
     X, Y, groups = matrices
     X = np.where(X > 2, X, 0)
     plain = ContrastiveHeads(**{**QUICK, "epochs": 2}).fit(X, Y).transform(X)
@@ -104,7 +104,7 @@ def test_it_takes_any_matrices_and_is_searched(matrices: Matrices) -> None:
         heads.set_params(objective="clop").fit(X, Y)
 
 
-def test_sparse_rows_are_never_dense_all_at_once() -> None:
+def test_sparse_rows_are_never_dense_all_at_once():
     X = sparse.random_array((16_000, 2_000), density=1e-3, format="csr", rng=0)
     tracemalloc.start()
     heads = ContrastiveHeads("clip", head="linear", n_components=2, epochs=1, batch_size=4096, device="cpu")
@@ -124,9 +124,7 @@ def test_sparse_rows_are_never_dense_all_at_once() -> None:
         ({}, ["x"] * N, "X and y: 1 id; 2 to train on"),
     ],
 )
-def test_errors_name_the_parameters_of_the_estimator(
-    matrices: Matrices, settings: dict[str, float], groups: list[str], error: str
-) -> None:
+def test_errors_name_the_parameters_of_the_estimator(matrices, settings, groups, error):
     X, Y, _ = matrices
     with pytest.raises(ValueError, match=error):
         ContrastiveHeads(**{**QUICK, **settings}).fit(X, Y, groups)
@@ -143,7 +141,7 @@ ONE_COMPONENT = [
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_scikit_learn_finds_nothing_else() -> None:
+def test_scikit_learn_finds_nothing_else():
     failed = dict.fromkeys(ONE_COMPONENT, "n_components=1")
     heads = ContrastiveHeads("infoloob", epochs=1, n_components=4)
     checks = check_estimator(heads, expected_failed_checks=failed, on_skip=None, on_fail="raise")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 from train_helpers import At, Recorder, assert_same_run, exact, lines
 
@@ -26,21 +26,21 @@ from support import fork
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_parts.py"
 spec = importlib.util.spec_from_file_location("own_parts", EXAMPLE)
 assert spec is not None and spec.loader is not None
-own: Any = importlib.util.module_from_spec(spec)
+own = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(own)
 
 
 class Named(Dataset[Any]):
     """80 items as dictionaries, four of an id; items 7, 17, … cannot be read. Draws from all three generators."""
 
-    def __init__(self, n: int = 80, width: int = 20) -> None:
+    def __init__(self, n=80, width=20):
         self.views = own.Views(n, 3)
         self.width = width
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.views)
 
-    def __getitem__(self, index: int) -> tuple[dict[str, Tensor], Tensor, str]:
+    def __getitem__(self, index):
         if index % 10 == 7:
             raise KeyError(f"no graph {index}")
         a, b = self.views[index]
@@ -48,25 +48,24 @@ class Named(Dataset[Any]):
 
 
 class Collated(Named):
-    def collate_fn(self, items: list[Any]) -> Any:
+    def collate_fn(self, items):
         a, b, ids = zip(*items, strict=True)
         return {"x": torch.stack([one["x"] for one in a])}, torch.stack(b), cloob.ids(ids)
 
 
-class DictTowers(own.Towers):  # type: ignore[misc]
-    def forward(self, a: dict[str, Tensor], b: Tensor) -> tuple[Tensor, Tensor]:
-        rows: tuple[Tensor, Tensor] = super().forward(a["x"], b)
-        return rows
+class DictTowers(own.Towers):
+    def forward(self, a, b):
+        return super().forward(a["x"], b)
 
 
 class Learned(nn.Module):
     """A loss with a parameter, which masks by ids."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, x: Tensor, y: Tensor, ids: Tensor | None = None) -> Tensor:
+    def forward(self, x, y, ids=None):
         assert ids is not None and len(x) == len(y) == len(ids)
         assert torch.allclose(x.norm(dim=1), torch.ones(len(x))) and x.dtype == torch.float32
         logits = (x @ y.T * self.log_scale.exp()).masked_fill((ids[:, None] == ids) & ~torch.eye(len(x)).bool(), -1e9)
@@ -76,7 +75,7 @@ class Learned(nn.Module):
 class Counting(torch.optim.Adafactor):
     """Keeps a count beside its options, as schedule-free optimisers do, and statistics of other shapes than weights."""
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure=None):
         for group in self.param_groups:
             group["k"] = group.get("k", 0) + 1
             group["lr"] /= group["k"] ** 0.1
@@ -84,7 +83,7 @@ class Counting(torch.optim.Adafactor):
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> TrainConfig:
+def config(tmp_path):
     start = TrainConfig().override(epochs=3, batch_size=16, device="cpu", workers=0, max_bad_fraction=0.2)
     return start.override(
         out=tmp_path / "run", tensorboard=False, save_every=2, warmup=2, lr=1e-2, resume="auto", ema=0.9
@@ -94,14 +93,14 @@ def config(tmp_path: Path) -> TrainConfig:
 PARTS = {"pairs": Named(), "held_out": Named(20), "towers": DictTowers, "objective": Learned}
 
 
-def train(config: TrainConfig, **changes: Any) -> Any:
+def train(config, **changes):
     """With fresh towers and a fresh loss."""
     return cloob.train(config, **{name: x() if isinstance(x, type) else x for name, x in (PARTS | changes).items()})
 
 
-def test_the_example_killed_at_any_step_ends_with_the_same_bits(tmp_path: Path) -> None:
-    def script(out: Path) -> Any:
-        def action() -> None:
+def test_the_example_killed_at_any_step_ends_with_the_same_bits(tmp_path):
+    def script(out):
+        def action():
             sys.argv = [str(EXAMPLE), str(out)]
             runpy.run_path(str(EXAMPLE), run_name="__main__")
 
@@ -121,9 +120,7 @@ def test_the_example_killed_at_any_step_ends_with_the_same_bits(tmp_path: Path) 
     assert lines(log)[9]["lr"] == pytest.approx(0.02) and lines(run / "epochs.jsonl")[-1]["val_recall"] > 0.9
 
 
-def test_items_are_collated_named_and_drawn_alike_by_workers_and_in_micro_batches(
-    config: TrainConfig, tmp_path: Path
-) -> None:
+def test_items_are_collated_named_and_drawn_alike_by_workers_and_in_micro_batches(config, tmp_path):
     """Torch's collation, the Dataset's own, two workers, and gradient caching: one and the same run."""
     recorder = Recorder()
     run = train(config, callbacks=[recorder]).run
@@ -148,7 +145,7 @@ def test_items_are_collated_named_and_drawn_alike_by_workers_and_in_micro_batche
         assert (here["loss"], here["grad_norm"]) == pytest.approx((there["loss"], there["grad_norm"]), rel=1e-4)
 
 
-def test_two_ranks_are_one_process(config: TrainConfig, tmp_path: Path) -> None:
+def test_two_ranks_are_one_process(config, tmp_path):
     """Also where a bad item leaves them unequal parts, and for the loss's own parameter."""
     ranks = fork(tmp_path / "ranks", 2, lambda: train(config.override(out=tmp_path / "two")) and None)
     assert ranks.wait() == [0, 0], ranks.told()
@@ -161,26 +158,26 @@ def test_two_ranks_are_one_process(config: TrainConfig, tmp_path: Path) -> None:
     assert scales[0] == pytest.approx(scales[1], rel=1e-4) and scales[0] != 2.0
 
 
-def cloob_checkpoint(run: Path) -> Path:
+def cloob_checkpoint(run):
     return max((run / "checkpoints").iterdir()) / "trainer.pt"
 
 
 class Doubled(DictTowers):
     """Towers in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.double()
 
-    def forward(self, a: dict[str, Tensor], b: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, a, b):
         return super().forward({"x": a["x"].double()}, b.double())
 
 
-def test_towers_in_float64_are_trained_in_float64(config: TrainConfig) -> None:
+def test_towers_in_float64_are_trained_in_float64(config):
     class Seen(nn.Module):
         dtypes: set[torch.dtype] = set()  # noqa: RUF012 - of all calls
 
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        def forward(self, x, y):
             self.dtypes |= {x.dtype, y.dtype}
             assert torch.allclose(x.norm(dim=1), torch.ones(len(x), dtype=x.dtype), rtol=0, atol=1e-12)
             return -(x * y).sum(1).mean()
@@ -189,7 +186,7 @@ def test_towers_in_float64_are_trained_in_float64(config: TrainConfig) -> None:
     assert Seen.dtypes == {torch.float64}
 
 
-def test_what_an_optimiser_keeps_is_resumed(config: TrainConfig, tmp_path: Path) -> None:
+def test_what_an_optimiser_keeps_is_resumed(config, tmp_path):
     """Counters beside its options, and statistics that have not the shape of their weights."""
     make = partial(Counting, lr=0.05)
     train(config.override(out=tmp_path / "whole"), optimizer=make)
@@ -200,7 +197,7 @@ def test_what_an_optimiser_keeps_is_resumed(config: TrainConfig, tmp_path: Path)
     assert_same_run(tmp_path / "run", tmp_path / "whole", load=lambda folder: copy.deepcopy(load(folder)))
 
 
-def test_other_parts_than_before_are_one_line(config: TrainConfig, tmp_path: Path) -> None:
+def test_other_parts_than_before_are_one_line(config, tmp_path):
     run = train(config.override(epochs=1)).run
 
     class Wide(nn.Linear):
@@ -236,34 +233,34 @@ def test_other_parts_than_before_are_one_line(config: TrainConfig, tmp_path: Pat
 class Pictures(nn.Module):
     """Towers for images and captions as cloob reads them: uint8 pixels, tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.image, self.text = nn.Linear(3 * 32 * 32, 8), nn.EmbeddingBag(49408, 8)
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images, tokens):
         return self.image(images.flatten(1) / 255), self.text(tokens)
 
 
 class OneSide(nn.Linear):
     """Gives rows of one side alone."""
 
-    def forward(self, images: Tensor, tokens: Tensor) -> Any:
+    def forward(self, images, tokens):
         return images.flatten(1).float()
 
 
 class Encoded(Dataset[Any]):
     """Pixels and tokens, as a model of cloob's takes them."""
 
-    def __len__(self) -> int:
+    def __len__(self):
         return 24
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index):
         return torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), torch.randint(1, 400, (8,))
 
 
-def test_each_part_alone(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
+def test_each_part_alone(base, pairs_folder, tmp_path):
     small = base.override(epochs=1, save_every=0, model="nano-vit", val_data=[str(pairs_folder)])
-    given: dict[str, dict[str, Any]] = {
+    given = {
         "towers": {"towers": Pictures()},
         "pairs": {"pairs": Encoded()},
         "held_out": {"held_out": cloob.open_source(pairs_folder)},

@@ -11,14 +11,13 @@ import pytest
 from train_helpers import lines
 
 from cloob.objective import OBJECTIVES
-from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 
 GOLDEN = Path(__file__).with_name("golden_curves.json")
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_golden_curve(objective: str, base: TrainConfig, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_golden_curve(objective, base, tmp_path, request):
     out = tmp_path / objective
     train(base.override(model="nano-vit", objective=objective, epochs=6, save_every=0, out=str(out)))
     losses = [line["loss"] for line in lines(out / "metrics.jsonl")]

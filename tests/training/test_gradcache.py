@@ -6,10 +6,7 @@ For every partition, with ids and learned scales, in every precision: ``function
 import copy
 import math
 import weakref
-from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -32,34 +29,34 @@ Pair = tuple[Tensor, Tensor]
 class Towers(nn.Module):
     """Two towers of different input widths, unit rows."""
 
-    def __init__(self, *middle: nn.Module) -> None:
+    def __init__(self, *middle):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             self.image = nn.Sequential(nn.Linear(5, 10), nn.GELU(), *middle, nn.Linear(10, D))
             self.text = nn.Sequential(nn.Linear(7, 10), nn.Tanh(), nn.Linear(10, D))
 
-    def forward(self, images: Tensor, texts: Tensor) -> Pair:
+    def forward(self, images, texts):
         return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
 
 
 class Whole(nn.Module):
     """Towers and objective as DDP has to see them; "logit_scale": a parameter that is handed over as an option."""
 
-    def __init__(self, name: str, gather: bool) -> None:
+    def __init__(self, name, gather):
         super().__init__()
         learns = name != "logit_scale"
         self.towers = Towers()
         self.objective = make_objective(name if learns else "clip", gather=gather, learnable_inv_tau=learns)
         self.logit_scale = None if learns else nn.Parameter(torch.tensor(2.0))
 
-    def options(self) -> dict[str, Tensor]:
+    def options(self):
         return {} if self.logit_scale is None else {"logit_scale": self.logit_scale.exp()}
 
-    def forward(self, images: Tensor, texts: Tensor) -> Pair:
+    def forward(self, images, texts):
         return self.towers(images, texts)
 
-    def fit(self, step: Callable[[], Tensor]) -> list[Tensor]:
+    def fit(self, step):
         """The losses of three steps of SGD, which shows a factor that Adam would hide."""
         optimizer, losses = torch.optim.SGD(self.parameters(), lr=0.1), []
         for _ in range(3):
@@ -69,16 +66,16 @@ class Whole(nn.Module):
         return losses
 
 
-def batch() -> Pair:
+def batch():
     generator = torch.Generator().manual_seed(0)
     return torch.randn(N, 5, generator=generator), torch.randn(N, 7, generator=generator)
 
 
-def cut(pairs: Pair, sizes: Sequence[int]) -> list[Pair]:
+def cut(pairs, sizes):
     return list(zip(pairs[0].split(list(sizes)), pairs[1].split(list(sizes)), strict=True))
 
 
-def one_pass(towers: nn.Module, objective: Callable[..., Tensor], micro_batches: Sequence[Pair]) -> Tensor:
+def one_pass(towers, objective, micro_batches):
     """The oracle: the same micro-batches, all graphs kept, one backward pass."""
     parts = [towers(*micro_batch) for micro_batch in micro_batches]
     loss = objective(*(torch.cat(side) for side in zip(*parts, strict=True)))
@@ -86,13 +83,13 @@ def one_pass(towers: nn.Module, objective: Callable[..., Tensor], micro_batches:
     return loss.detach()
 
 
-def gradients(*modules: nn.Module) -> dict[str, Tensor]:
+def gradients(*modules):
     return {
         f"{i}.{name}": p.grad for i, m in enumerate(modules) for name, p in m.named_parameters() if p.grad is not None
     }
 
 
-def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float = 0.0) -> None:
+def assert_same(left, right, tolerance=0.0):
     """Equal but for ``tolerance`` times the largest element of each tensor, or a tenth: small sums are what cancels."""
     assert left.keys() == right.keys() and left
     for name, value in left.items():
@@ -101,13 +98,13 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: fl
 
 
 @pytest.mark.parametrize("loss", ["ContrastiveObjective", "siglip", "OpenClipLoss"])
-def test_a_learned_option_gets_its_gradient(loss: str) -> None:
+def test_a_learned_option_gets_its_gradient(loss):
     """As open_clip hands them over: the exponential of the model's parameter, and a parameter by itself."""
     found = []
     for cached in (False, True):
         towers = Towers()
         towers.logit_scale = nn.Parameter(torch.tensor(2.0))
-        objective: nn.Module = make_objective("siglip" if loss == "siglip" else "clip", learnable_inv_tau=False)
+        objective = make_objective("siglip" if loss == "siglip" else "clip", learnable_inv_tau=False)
         if loss == "OpenClipLoss":
             objective = OpenClipLoss(objective, learn_inv_tau=True)
         options = {"logit_scale": towers.logit_scale.exp()}
@@ -126,12 +123,12 @@ def test_a_learned_option_gets_its_gradient(loss: str) -> None:
 class Jitter(nn.Module):
     """Augmentation on the device, in training mode."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x + 0.3 * torch.randn_like(x) if self.training else x
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[WITH_CUDA, pytest.mark.cuda])])
-def test_random_state_is_replayed(device: str) -> None:
+def test_random_state_is_replayed(device):
     micro_batches = cut(tuple(side.to(device) for side in batch()), [5, 5, 2])
     full, cached = (Towers(nn.Dropout(0.5), Jitter()).to(device) for _ in range(2))
     torch.manual_seed(11)
@@ -144,13 +141,13 @@ def test_random_state_is_replayed(device: str) -> None:
     assert_same(gradients(cached), gradients(full), 2e-6)
 
 
-def test_the_objective_is_in_float32_within_the_callers_autocast() -> None:
+def test_the_objective_is_in_float32_within_the_callers_autocast():
     """Rows in a narrow cone: in bfloat16 little would be left of the gradient of retrieval."""
     drawn = torch.Generator().manual_seed(1)
     axis = F.normalize(torch.randn(D, generator=drawn), dim=0)
     rows = [F.normalize(0.95 * axis + 0.1 * torch.randn(64, D, generator=drawn), dim=1) for _ in "xy"]
 
-    def run(autocast: bool) -> dict[str, Tensor]:
+    def run(autocast):
         towers = nn.ModuleList(nn.Embedding.from_pretrained(side.clone(), freeze=False) for side in rows)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             cached_backward(
@@ -167,18 +164,18 @@ def test_the_objective_is_in_float32_within_the_callers_autocast() -> None:
 class Centre(nn.Module):
     """Takes a running mean off, which it keeps in a new tensor each time."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.register_buffer("centre", None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         centred = x if self.centre is None else x - self.centre
         self.centre = x.detach().mean(0) if self.centre is None else 0.5 * self.centre + 0.5 * x.detach().mean(0)
         return centred
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d, Centre, "spectral norm"])
-def test_buffers_move_as_in_one_pass_over_the_micro_batches(layer: Any) -> None:
+def test_buffers_move_as_in_one_pass_over_the_micro_batches(layer):
     """Once for each: batch norm's statistics, a buffer that is replaced, and power iterations, which embed alike."""
     full, cached = (Towers(*({nn.BatchNorm1d: [nn.BatchNorm1d(10)], Centre: [Centre()]}.get(layer, []))) for _ in "01")
     if layer == "spectral norm":
@@ -195,7 +192,7 @@ def test_buffers_move_as_in_one_pass_over_the_micro_batches(layer: Any) -> None:
     assert any(name not in before or not torch.equal(before[name], buffer) for name, buffer in after.items())
 
 
-def test_bad_rows_raise_before_anything_changed() -> None:
+def test_bad_rows_raise_before_anything_changed():
     towers = Towers(nn.BatchNorm1d(10))
     images, texts = batch()
     images[7] = math.nan
@@ -208,10 +205,10 @@ def test_bad_rows_raise_before_anything_changed() -> None:
     assert_same(dict(towers.named_buffers()), before)
 
 
-def test_what_is_no_batch_no_pair_and_no_loss_is_refused() -> None:
+def test_what_is_no_batch_no_pair_and_no_loss_is_refused():
     towers, objective, parts = Towers(), ContrastiveObjective.cloob(), cut(batch(), [4, 8])
 
-    def step(objective: Callable[..., Any], parts: list[Pair], encode: Any = towers, **options: Any) -> Tensor:
+    def step(objective, parts, encode=towers, **options):
         return cached_backward(lambda part: encode(*part), objective, parts, towers=towers, **options)
 
     with pytest.raises(ValueError, match="no micro-batches"):
@@ -229,11 +226,11 @@ def test_what_is_no_batch_no_pair_and_no_loss_is_refused() -> None:
     assert not gradients(towers)
 
 
-def test_activations_of_one_micro_batch_are_alive_at_a_time() -> None:
+def test_activations_of_one_micro_batch_are_alive_at_a_time():
     towers, hidden = Towers(), []
     towers.image[0].register_forward_hook(lambda *arguments: hidden.append(weakref.ref(arguments[2])))
 
-    def encode(part: Pair) -> Pair:
+    def encode(part):
         assert not any(activation() is not None for activation in hidden)
         return towers(*part)
 
@@ -245,7 +242,7 @@ NAMES = ("clip", "cloob", "logit_scale")
 LOCAL = ([2, 3, 1], [4, 2])  # micro-batches of the two ranks
 
 
-def _worker(rank: int) -> dict[str, Any]:
+def _worker(rank):
     own = slice(0, sum(LOCAL[0])) if rank == 0 else slice(sum(LOCAL[0]), N)
     micro_batches = cut(tuple(side[own] for side in batch()), LOCAL[rank])
     static = DistributedDataParallel(Towers(), static_graph=True)
@@ -254,24 +251,24 @@ def _worker(rank: int) -> dict[str, Any]:
     return {name: _ddp_steps(name, micro_batches) for name in NAMES} | {"buffers": _ddp_buffers(rank)}
 
 
-def _ddp_buffers(rank: int) -> list[Tensor]:
+def _ddp_buffers(rank):
     """Running statistics after a step with equal data, from others on each rank."""
     norm = nn.BatchNorm1d(4, affine=False)
-    norm.running_mean.fill_(rank + 1.0)  # type: ignore[union-attr]
+    norm.running_mean.fill_(rank + 1.0)
     ddp = DistributedDataParallel(nn.Sequential(norm, nn.Linear(4, 4)))
-    norm.running_mean.fill_(rank + 1.0)  # type: ignore[union-attr]  # DDP has shared them as it was made
+    norm.running_mean.fill_(rank + 1.0)  # DDP has shared them as it was made
     rows = torch.arange(24.0).reshape(6, 4).sin()
     objective = make_objective("cloob", check=False)
     cached_backward(lambda part: (ddp(part), part), objective, rows.split(3), towers=ddp, no_sync=ddp.no_sync)
     return [buffer.clone() for buffer in norm.buffers()]
 
 
-def _ddp_steps(name: str, micro_batches: Sequence[Pair]) -> dict[str, Any]:
+def _ddp_steps(name, micro_batches):
     whole = Whole(name, gather=True)
     ddp = DistributedDataParallel(whole)
     syncs = []
 
-    def counted(_, bucket):  # type: ignore[no-untyped-def]  # DDP checks annotations, and they are strings here
+    def counted(_, bucket):  # DDP checks annotations, and they are strings here
         syncs.append(bucket.index())
         return allreduce_hook(None, bucket)
 
@@ -281,7 +278,7 @@ def _ddp_steps(name: str, micro_batches: Sequence[Pair]) -> dict[str, Any]:
     return {"losses": losses, "syncs": syncs, "state": whole.state_dict()}
 
 
-def test_two_ddp_processes_equal_one(tmp_path: Path) -> None:
+def test_two_ddp_processes_equal_one(tmp_path):
     """Different data, different numbers of micro-batches."""
     ranks = on_ranks(tmp_path, 2, _worker)
     torch.testing.assert_close(*(rank["buffers"] for rank in ranks))

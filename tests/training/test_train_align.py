@@ -5,10 +5,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,14 +26,14 @@ from make import tiny_model
 
 
 @pytest.fixture(scope="module")
-def towers(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[str]:
+def towers(tmp_path_factory, nano_configs):
     """Two encoders: the image tower of one model, the text tower of another."""
     folder = tmp_path_factory.mktemp("towers")
     return [str(tiny_model(folder / str(seed), "nano-vit", seed, "clip")) for seed in (7, 8)]
 
 
 @pytest.fixture
-def heads(base: TrainConfig, towers: list[str], pairs_folder: Path, tmp_path: Path) -> TrainConfig:
+def heads(base, towers, pairs_folder, tmp_path):
     return base.override(
         model=None,
         image_encoder=towers[0],
@@ -51,11 +48,11 @@ def heads(base: TrainConfig, towers: list[str], pairs_folder: Path, tmp_path: Pa
 
 
 @pytest.fixture
-def computed(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
+def computed(caplog):
     """Whether features were computed since the last question: the log says how far it is."""
     caplog.set_level(logging.INFO, "cloob.training.align")
 
-    def ask() -> bool:
+    def ask():
         said = ": features of " in caplog.text
         caplog.clear()
         return said
@@ -63,7 +60,7 @@ def computed(caplog: pytest.LogCaptureFixture) -> Callable[[], bool]:
     return ask
 
 
-def test_features_are_computed_once(heads: TrainConfig, computed: Callable[[], bool]) -> None:
+def test_features_are_computed_once(heads, computed):
     """Training and held-out pairs are the same here: one file."""
     first = train(heads)
     assert computed()
@@ -71,7 +68,7 @@ def test_features_are_computed_once(heads: TrainConfig, computed: Callable[[], b
     assert not computed()
     assert (first.stopped, again.stopped) == (None, None)  # by a SIGTERM to whoever runs the tests
     assert exact(again.run) == exact(first.run)
-    (file,) = (heads.pairs.cache_dir / "features").glob("*.safetensors")  # type: ignore[operator]
+    (file,) = (heads.pairs.cache_dir / "features").glob("*.safetensors")
     nothing = {"image_encoder": None, "text_encoder": None, "data": (), "val_data": ()}
     vectors = heads.override(**nothing, a=f"{file}:images", b=f"{file}:texts", out=heads.save.out / "vectors")
     same, of_align = load_model(train(vectors).run), load_model(f"{first.run}:last")
@@ -88,17 +85,15 @@ def test_features_are_computed_once(heads: TrainConfig, computed: Callable[[], b
         train(heads.override(out=heads.save.out / "other", epochs=1))
 
 
-def test_features_are_those_of_the_bytes_that_are_there(
-    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_are_those_of_the_bytes_that_are_there(heads, pairs_folder, tmp_path, monkeypatch):
     """Every picture replaced under its name, size and time: other features. The same bytes elsewhere: the same ones."""
     folder = tmp_path / "pairs"
     shutil.copytree(pairs_folder, folder)
     config = heads.override(data=[str(folder)])
 
-    def features(config: TrainConfig = config) -> torch.Tensor:
+    def features(config=config):
         loader = make_loader(open_source(folder), make_encoder(config), config, torch.device("cpu"))
-        return torch.from_numpy(loader.pairs.a)  # type: ignore[attr-defined]
+        return torch.from_numpy(loader.pairs.a)
 
     before, paths = features(), [folder / "00.png", folder / "01.png"]
     for path, content in zip(paths, [path.read_bytes() for path in reversed(paths)], strict=True):
@@ -120,9 +115,7 @@ def test_features_are_those_of_the_bytes_that_are_there(
     assert torch.equal(features(), captions)
 
 
-def test_pairs_that_cannot_be_used_are_named_counted_and_limited(
-    heads: TrainConfig, pairs_folder: Path, tmp_path: Path
-) -> None:
+def test_pairs_that_cannot_be_used_are_named_counted_and_limited(heads, pairs_folder, tmp_path):
     """As in other runs, also where the features come from the cache: 22 of 40 pictures are gone, 2 others are bad."""
     folder = tmp_path / "pairs"
     shutil.copytree(pairs_folder, folder)
@@ -151,13 +144,11 @@ def test_pairs_that_cannot_be_used_are_named_counted_and_limited(
     assert not (tmp_path / "other" / "metrics.jsonl").exists()
 
 
-def _never(*arguments: object) -> None:
+def _never(*arguments):
     raise AssertionError("computed again")
 
 
-def test_a_picture_with_several_captions_is_one_pair_of_an_epoch(
-    heads: TrainConfig, pairs_folder: Path, tmp_path: Path
-) -> None:
+def test_a_picture_with_several_captions_is_one_pair_of_an_epoch(heads, pairs_folder, tmp_path):
     """Ten pictures with one to three captions: one is drawn for each epoch; a held-out picture has its first."""
     captions = [(i, f"caption {i} {j}") for i in range(10) for j in range(1 + i % 3)]
     table = "".join(f"{pairs_folder}/{i:02}.png\t{text}\n" for i, text in captions)
@@ -166,7 +157,7 @@ def test_a_picture_with_several_captions_is_one_pair_of_an_epoch(
     source, encoder = open_source(tmp_path / "t.csv"), make_encoder(config)
     texts = {caption_id(text): (i, text) for i, text in captions}
 
-    def drawn(epoch: int, *, train: bool = True) -> dict[int, str]:
+    def drawn(epoch, *, train=True):
         loader = make_loader(source, encoder, config, torch.device("cpu"), train=train)
         return dict(texts[id] for batch in loader.epoch(epoch) for id in batch.ids.tolist())
 
@@ -179,7 +170,7 @@ def test_a_picture_with_several_captions_is_one_pair_of_an_epoch(
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
-def test_only_the_heads_learn_and_the_run_is_a_model(head: str, heads: TrainConfig, towers: list[str]) -> None:
+def test_only_the_heads_learn_and_the_run_is_a_model(head, heads, towers):
     result = train(heads.override(head=head))
     model = load_model(result.run)
     assert isinstance(model, AlignedEncoder)
@@ -198,9 +189,7 @@ def test_only_the_heads_learn_and_the_run_is_a_model(head: str, heads: TrainConf
     assert 0 < last["val_recall"] <= 1 and last["val_loss"] is not None
 
 
-def test_members_stand_side_by_side(
-    heads: TrainConfig, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_members_stand_side_by_side(heads, capsys, caplog):
     caplog.set_level(logging.INFO, "cloob.training.select")
     assert cli.main(["train", "align", "--help"]) == 0
     assert "--members" in capsys.readouterr().out
@@ -210,9 +199,7 @@ def test_members_stand_side_by_side(
     assert joined is not None and {"members", "linear"} & {head.options["kind"] for head in joined}
 
 
-def test_other_pairs_are_refused_before_they_go_through_the_encoders(
-    heads: TrainConfig, pairs_folder: Path, computed: Callable[[], bool]
-) -> None:
+def test_other_pairs_are_refused_before_they_go_through_the_encoders(heads, pairs_folder, computed):
     ended = train(heads.override(steps=3, save_every=3))
     assert computed()
     others = heads.override(data=[str(pairs_folder)] * 2, resume=str(ended.run), steps=6)
@@ -221,7 +208,7 @@ def test_other_pairs_are_refused_before_they_go_through_the_encoders(
     assert not computed()
 
 
-def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> None:
+def test_trained_heads_can_be_trained_on(heads, tmp_path):
     """``init`` takes such a run as any other: a step of next to no length leaves its embeddings as they were."""
     first = train(heads.override(epochs=1))
     again = heads.override(image_encoder=None, text_encoder=None, init=str(first.run), out=tmp_path / "again", lr=1e-30)
@@ -248,9 +235,7 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
         assert (fresh.eval().encode_text(texts) - before).abs().max() > 0.01
 
 
-def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(
-    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(heads, pairs_folder, tmp_path, monkeypatch):
     """Of several models on equal encoders each row goes through them once, and none that training kept features of."""
     cache = heads.pairs.cache_dir
     runs = [str(train(heads.override(epochs=1, seed=seed, out=tmp_path / f"{seed}")).run) for seed in (1, 2)]
@@ -265,22 +250,22 @@ def test_cloob_eval_runs_frozen_encoders_for_new_rows_alone(
     counted = {ImageEncoder: 0, TowerText: 0}
     for kind, forward in [(kind, kind.forward) for kind in counted]:
 
-        def counting(self: Any, batch: torch.Tensor, kind: Any = kind, forward: Any = forward) -> torch.Tensor:
+        def counting(self, batch, kind=kind, forward=forward):
             counted[kind] += len(batch) if len(batch) > 1 else 0  # one is the probe of a folder that is opened
-            return forward(self, batch)  # type: ignore[no-any-return]
+            return forward(self, batch)
 
         monkeypatch.setattr(kind, "forward", counting)
 
-    def evaluate(*models: str, cache: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    def evaluate(*models, cache):
         counted.update(dict.fromkeys(counted, 0))
         words = ["--retrieval", str(pairs), "--workers", "0", "--device", "cpu", "--out", str(tmp_path / "e")]
         assert cli.main(["eval", *models, *words, "--cache-dir", str(cache)]) == 0
-        rows: list[dict[str, Any]] = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
+        rows = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
         return rows, list(counted.values())
 
     alone, seen = evaluate(*runs, cache=tmp_path / "empty")
     assert seen == [40, 41] and alone[0]["retrieval"] != alone[1]["retrieval"]
-    rows, seen = evaluate(*runs, cache=cache)  # type: ignore[arg-type]
+    rows, seen = evaluate(*runs, cache=cache)
     assert seen == [2, 3]
     for row, expected in zip(rows, alone, strict=True):
         assert row["retrieval"] == expected["retrieval"]

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_helpers import Trained, lines
+from train_helpers import lines
 
 from cloob import cli
 from cloob.errors import InputError
 from cloob.models.load import find_model_folder, load_model
 from cloob.models.runs import chosen_checkpoint, list_checkpoints
-from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 from make import write_table
 from support import refused
 
 
 @pytest.fixture(scope="module")
-def judged(trained: Trained, pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+def judged(trained, pairs_folder, tmp_path_factory):
     """A run that gets better, then learns too fast and gets worse; beside the best only the newest checkpoint stays."""
     config = trained.config.override(
         val_data=[str(pairs_folder)], save_every=100, keep=1, out=tmp_path_factory.mktemp("judged") / "run"
@@ -29,7 +28,7 @@ def judged(trained: Trained, pairs_folder: Path, tmp_path_factory: pytest.TempPa
     return config
 
 
-def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
+def test_the_best_outlives_the_others(judged):
     epochs = lines(judged.save.out / "epochs.jsonl")
     best = min(epochs, key=lambda line: line["val_loss"])
     assert best["epoch"] < 5, epochs  # else this shows nothing
@@ -41,7 +40,7 @@ def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
     assert told == {"step": best["step"], "metric": "val_loss", **{k: best[k] for k in ("val_loss", "val_recall")}}
 
 
-def test_the_average_of_the_weights_is_saved_and_judged(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
+def test_the_average_of_the_weights_is_saved_and_judged(base, pairs_folder, tmp_path):
     """Running statistics included; it is another model folder, which everything else loads."""
     config = base.override(model="nano-resnet", ema=0.75, epochs=1, save_every=1, keep=0, out=tmp_path / "run")
     train(config.override(val_data=[str(pairs_folder)]))
@@ -61,9 +60,7 @@ def test_the_average_of_the_weights_is_saved_and_judged(base: TrainConfig, pairs
     assert line["ema_val_loss"] == validation["ema_val_loss"] != validation["val_loss"]
 
 
-def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
-    trained: Trained, pairs_folder: Path, pairs_as: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(trained, pairs_folder, pairs_as, tmp_path):
     config = trained.config.override(
         out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=4, patience=1, lr=1e-30, warmup=0, save_every=0
     )
@@ -74,9 +71,7 @@ def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
     assert not went_on.already_finished and went_on.epochs == 4  # epoch 3 is the best again, epoch 4 is not better
 
 
-def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
-    trained: Trained, pairs_folder: Path, tmp_path: Path
-) -> None:
+def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(trained, pairs_folder, tmp_path):
     """Two of the folder's forty are bad: one in five is allowed, one in three is not."""
     config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=2)
     train(config)
@@ -92,12 +87,12 @@ def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
 
 
 def test_held_out_pairs_judge(
-    trained: Trained,
-    pairs_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    trained,
+    pairs_folder,
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
     """`cloob eval RUN --held-out` has the recall that the training saw."""
     good = sorted(path for path in pairs_folder.glob("*.txt") if path.stem not in ("13", "27"))
     rows = [{"filepath": path.with_suffix(".png"), "title": path.read_text()} for path in good]
@@ -127,9 +122,7 @@ def test_held_out_pairs_judge(
     assert refused(capsys, *words, "--held-out") == f"cloob: {tmp_path}/run: {said}\n"
 
 
-def test_held_out_pairs_of_their_own_judge(
-    judged: TrainConfig, trained: Trained, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_held_out_pairs_of_their_own_judge(judged, trained, pairs_folder, tmp_path, capsys):
     run, words = str(judged.save.out), ["--device", "cpu", "--out", str(tmp_path / "out"), "--held-out"]
     assert cli.main(["eval", run, f"{run}:last", *words]) == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

@@ -8,11 +8,10 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from train_helpers import At, Poison, Trained, command_until, exact, lines
+from train_helpers import At, Poison, command_until, exact, lines
 
 from cloob.data.open import open_source
 from cloob.distributed import process_group
@@ -21,18 +20,17 @@ from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.objective import make_objective
 from cloob.training.checkpoint import find_checkpoint
-from cloob.training.config import TrainConfig
 from cloob.training.given import make_loader
 from cloob.training.loop import train
 from cloob.training.step import TowersWithLoss
 from support import fork
 
 
-def test_sigterm_to_the_whole_process_group(trained: Trained, tmp_path: Path) -> None:
+def test_sigterm_to_the_whole_process_group(trained, tmp_path):
     """What a scheduler sends reaches the data workers as well: checkpoint, exit code 0, and the numbers go on."""
     config = trained.config.override(out=tmp_path / "run", save_every=100, workers=1)
 
-    def slowly() -> None:
+    def slowly():
         os.setsid()
         result = train(config, callbacks=[At(None, lambda: time.sleep(0.25))])
         print(f"stopped={result.stopped} steps={result.steps}")
@@ -48,21 +46,21 @@ def test_sigterm_to_the_whole_process_group(trained: Trained, tmp_path: Path) ->
     assert exact(config.save.out) == exact(trained.run)
 
 
-def learned(trained: Trained) -> TrainConfig:
+def learned(trained):
     """12 steps of two ranks with a learned τ⁻¹."""
     return trained.config.override(batch_size=10, epochs=3, keep=0, learnable_inv_tau=True, scale="unit", resume="auto")
 
 
-def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
+def test_two_ranks(trained, tmp_path):
     """The numbers of one process; one rank that is told to end; bad numbers on one rank."""
     same = learned(trained).override(model="nano-vit", epochs=2, save_every=0)  # 4 steps an epoch
     plain, poisoned, stopped = (tmp_path / name for name in ("plain", "poisoned", "stopped"))
 
-    def stop() -> None:
+    def stop():
         if os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def all_runs() -> None:
+    def all_runs():
         with process_group(torch.device("cpu")):
             for out, trouble in ((plain, []), (poisoned, [Poison(5, 6)]), (stopped, [At(5, stop)]), (stopped, [])):
                 result = train(same.override(out=out), callbacks=trouble)
@@ -93,7 +91,7 @@ def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
     assert exact(poisoned)[-1]["loss"] is not None
 
 
-def test_two_ranks_judge_one_model(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:
+def test_two_ranks_judge_one_model(trained, pairs_folder, tmp_path):
     """Running statistics are each rank's own in training; held-out pairs are judged by those that are exported."""
     own = {"model": "nano-resnet", "epochs": 2, "batch_size": 12, "micro_batch_size": 3, "save_every": 0, "keep": 0}
     config = trained.config.override(**own, val_data=[str(pairs_folder)], out=tmp_path / "run")
@@ -110,13 +108,13 @@ def test_two_ranks_judge_one_model(trained: Trained, pairs_folder: Path, tmp_pat
         assert line["val_loss"] == pytest.approx(float(sum(losses)) / 38, rel=1e-5)  # 2 of the 40 pairs are bad
 
 
-def test_ranks_that_find_other_pairs_are_refused(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:
+def test_ranks_that_find_other_pairs_are_refused(trained, pairs_folder, tmp_path):
     """A table that is still on its way to one of two hosts: one that lacks a row, and one of as many others."""
     rows = [f"{pairs_folder}/{n:02}.png,caption {n}\n" for n in range(24)]
     for name, own in (("whole", rows), ("fewer", rows[:-1]), ("others", [*rows[1:], rows[0]])):
         (tmp_path / f"{name}.csv").write_text("filepath,title\n" + "".join(own))
 
-    def run() -> None:
+    def run():
         os.environ["LOCAL_RANK"] = "0"  # a host each
         for there in ("fewer", "others"):
             here = tmp_path / f"{there if os.environ['RANK'] == '1' else 'whole'}.csv"
@@ -134,13 +132,13 @@ def test_ranks_that_find_other_pairs_are_refused(trained: Trained, pairs_folder:
     assert not (tmp_path / "run").exists()
 
 
-def children(pid: int) -> list[int]:
+def children(pid):
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.nightly
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the worker in Linux' /proc")
-def test_a_data_worker_that_dies(trained: Trained, tmp_path: Path) -> None:
+def test_a_data_worker_that_dies(trained, tmp_path):
     """kill -9 to the data worker of one of two ranks: both end at once, in one line that names it, with exit code 1."""
     from cloob.cli import main
 
@@ -162,14 +160,14 @@ def test_a_data_worker_that_dies(trained: Trained, tmp_path: Path) -> None:
     assert found is not None and str(found.path) in said
 
 
-def test_another_rank_s_defect_ends_all_with_its_name(trained: Trained, tmp_path: Path) -> None:
+def test_another_rank_s_defect_ends_all_with_its_name(trained, tmp_path):
     """An error in one rank's loader (a defect, so with its traceback there) reaches the others as one line."""
     from cloob.data.loader import PairLoader
 
-    def broken() -> None:
+    def broken():
         epoch = PairLoader.epoch
 
-        def failing(self: PairLoader, *arguments: Any, **more: Any) -> Any:
+        def failing(self, *arguments, **more):
             for n, batch in enumerate(epoch(self, *arguments, **more)):
                 if n == 3 and os.environ["RANK"] == "1":
                     raise ValueError("the transform gave (3, 31, 31)")
@@ -189,7 +187,7 @@ def test_another_rank_s_defect_ends_all_with_its_name(trained: Trained, tmp_path
     ("file", "tensorboard"),
     [("step-00000006", False), pytest.param("metrics.jsonl", True, marks=pytest.mark.nightly)],
 )
-def test_a_run_whose_files_may_not_grow(trained: Trained, tmp_path: Path, file: str, tensorboard: bool) -> None:
+def test_a_run_whose_files_may_not_grow(trained, tmp_path, file, tensorboard):
     """From step 5 on the kernel refuses what is beyond half a checkpoint's file, or beyond a few lines of a log.
 
     One line and exit code 2; each checkpoint that is there is whole; with room it goes on as the run that had some.
@@ -197,7 +195,7 @@ def test_a_run_whose_files_may_not_grow(trained: Trained, tmp_path: Path, file: 
     weights = list_checkpoints(trained.run)[0] / "model" / "open_clip_model.safetensors"
     half = weights.stat().st_size // 2 if file.startswith("step-") else None
 
-    def limit() -> None:
+    def limit():
         most = half or os.fstat(2).st_size + 700  # what the run says is a file too
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
 
@@ -218,7 +216,7 @@ def test_a_run_whose_files_may_not_grow(trained: Trained, tmp_path: Path, file: 
 
 
 @pytest.fixture
-def mount(pairs_folder: Path, tmp_path: Path) -> Path:
+def mount(pairs_folder, tmp_path):
     """The good pairs, in a folder of their own."""
     folder = tmp_path / "mount"
     shutil.copytree(pairs_folder, folder)
@@ -229,7 +227,7 @@ def mount(pairs_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])
-def test_a_mount_that_dies_ends_the_run(base: TrainConfig, mount: Path, tmp_path: Path, processes: int) -> None:
+def test_a_mount_that_dies_ends_the_run(base, mount, tmp_path, processes):
     """The pictures are gone after step 3: batches without one usable pair count, and the limit ends the run."""
     config = base.override(data=[str(mount)], out=tmp_path / "run", epochs=30)
     ranks = command_until(tmp_path / "a", config, 3, lambda: shutil.rmtree(mount, ignore_errors=True), processes)
@@ -244,9 +242,7 @@ def test_a_mount_that_dies_ends_the_run(base: TrainConfig, mount: Path, tmp_path
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
 
 
-def test_held_out_pairs_that_are_gone_end_the_run_whatever_the_limit(
-    base: TrainConfig, mount: Path, pairs_folder: Path, tmp_path: Path
-) -> None:
+def test_held_out_pairs_that_are_gone_end_the_run_whatever_the_limit(base, mount, pairs_folder, tmp_path):
     sources = {"data": [str(pairs_folder)], "val_data": [str(mount)], "out": tmp_path / "run"}
     config = base.override(**sources, epochs=30, batch_size=19, max_bad_fraction=1, save_every=0)
     ranks = command_until(tmp_path / "first", config, 2, lambda: shutil.rmtree(mount))
@@ -257,18 +253,18 @@ def test_held_out_pairs_that_are_gone_end_the_run_whatever_the_limit(
     assert len(list_checkpoints(tmp_path / "run")) == 1  # the epoch's work is kept
 
 
-def leave(size: int) -> None:
+def leave(size):
     """Lets this process have no more than so many bytes beside those that it has."""
     gc.collect()
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + size, resource.RLIM_INFINITY))
 
 
-def test_memory_that_runs_out_at_a_step_is_one_line(base: TrainConfig, tmp_path: Path) -> None:
+def test_memory_that_runs_out_at_a_step_is_one_line(base, tmp_path):
     """torch's "DefaultCPUAllocator: can't allocate memory": the checkpoint before stays."""
     run = tmp_path / "run"
 
-    def run_out() -> None:  # in the process of the run; what earlier steps have freed could suffice for another one
+    def run_out():  # in the process of the run; what earlier steps have freed could suffice for another one
         leave(120_000_000)
         TowersWithLoss.forward = lambda *_, **__: torch.empty(10**10)  # type: ignore[assignment, method-assign]
 

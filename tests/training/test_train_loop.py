@@ -1,22 +1,19 @@
 import json
 import logging
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
 import pytest
 import torch
 from PIL import Image
-from train_helpers import Poison, Trained, exact, lines
+from train_helpers import Poison, exact, lines
 
 from cloob.cli import main
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
-from cloob.training.callbacks import Callback, RunInfo
+from cloob.training.callbacks import Callback
 from cloob.training.config import TrainConfig
 from cloob.training.config.parts import AlignConfig
 from cloob.training.loop import train
@@ -24,16 +21,16 @@ from cloob.training.loop import train
 RUN_FOLDER = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
 
 
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+def weights(checkpoint):
     return load_model(str(checkpoint)).state_dict()
 
 
-def same_weights(a: Path, b: Path) -> bool:
+def same_weights(a, b):
     here, there = weights(a), weights(b)
     return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
 
 
-def test_the_run_folder(trained: Trained) -> None:
+def test_the_run_folder(trained):
     assert {p.name for p in trained.run.iterdir()} == RUN_FOLDER
     # Every second step, never the last of an epoch twice, and the end.
     names = [p.name for p in list_checkpoints(trained.run)]
@@ -43,7 +40,7 @@ def test_the_run_folder(trained: Trained) -> None:
     assert result.checkpoint == trained.run / "checkpoints" / "step-00000015" and result.seconds > 0
 
 
-def test_the_log_lines(trained: Trained) -> None:
+def test_the_log_lines(trained):
     found = lines(trained.run / "metrics.jsonl")
     assert [line["step"] for line in found] == list(range(1, 16))
     assert [line["epoch"] for line in found] == [1] * 5 + [2] * 5 + [3] * 5
@@ -62,19 +59,19 @@ def test_the_log_lines(trained: Trained) -> None:
     assert np.mean([line["loss"] for line in found[-3:]]) < np.mean([line["loss"] for line in found[:3]])
 
 
-def test_callbacks_see_everything_in_order(trained: Trained) -> None:
+def test_callbacks_see_everything_in_order(trained):
     recorder = trained.recorder
     assert recorder.of("step") == lines(trained.run / "metrics.jsonl")
     assert recorder.of("epoch") == lines(trained.run / "epochs.jsonl")
     assert recorder.of("checkpoint") == list_checkpoints(trained.run)
     assert recorder.of("end") == [trained.result]
-    info: RunInfo = recorder.of("start")[0]
+    info = recorder.of("start")[0]
     assert (info.total_steps, info.steps_per_epoch, info.start_step, info.rank) == (15, 5, 0, 0)
     kinds = [name for name, _ in recorder.events]
     assert kinds[:4] == ["start", "step", "step", "checkpoint"] and kinds[-3:] == ["epoch", "checkpoint", "end"]
 
 
-def test_config_json_is_resolved_and_trains_the_same(trained: Trained, tmp_path: Path) -> None:
+def test_config_json_is_resolved_and_trains_the_same(trained, tmp_path):
     config = TrainConfig.from_json(trained.run / "config.json")
     assert config.align == AlignConfig()  # where there are no heads, nothing is said of them
     assert config.loss.inv_tau == pytest.approx(30) and config.loss.beta == pytest.approx(8)
@@ -85,7 +82,7 @@ def test_config_json_is_resolved_and_trains_the_same(trained: Trained, tmp_path:
     assert same_weights(other.run, trained.run)
 
 
-def cut_back(trained: Trained, out: Path, step: int) -> Path:
+def cut_back(trained, out, step):
     """The run as it would be had it been killed between the checkpoint of ``step`` and the next."""
     shutil.copytree(trained.run, out)
     for path in list_checkpoints(out):
@@ -94,9 +91,7 @@ def cut_back(trained: Trained, out: Path, step: int) -> Path:
     return out
 
 
-def test_a_finished_run_is_said_to_be_finished(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_is_said_to_be_finished(trained, tmp_path, capsys):
     """Exit code 0, one line, and not a byte or a time of its files is changed; another model is no such run."""
     out = cut_back(trained, tmp_path / "run", 15)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
@@ -108,9 +103,7 @@ def test_a_finished_run_is_said_to_be_finished(
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_more_epochs_continue_and_another_objective_does_not(
-    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_more_epochs_continue_and_another_objective_does_not(trained, tmp_path, caplog):
     out = cut_back(trained, tmp_path / "run", 15)
     with pytest.raises(InputError, match=r"was trained with loss\.objective = 'cloob', not 'infoloob'; resume with"):
         train(trained.config.override(out=out, resume="auto", objective="infoloob"))
@@ -126,7 +119,7 @@ def test_more_epochs_continue_and_another_objective_does_not(
     assert "another run.epochs: 4 instead of 3" in caplog.text and "another optim.lr" in caplog.text
 
 
-def test_an_earlier_run_is_not_overwritten_unasked(trained: Trained, tmp_path: Path) -> None:
+def test_an_earlier_run_is_not_overwritten_unasked(trained, tmp_path):
     with pytest.raises(InputError, match="already holds a run; go on with --resume auto, or give --overwrite"):
         train(trained.config)
     out = cut_back(trained, tmp_path / "run", 15)
@@ -137,9 +130,7 @@ def test_an_earlier_run_is_not_overwritten_unasked(trained: Trained, tmp_path: P
     assert {p.name for p in out.iterdir()} == RUN_FOLDER | {"notes.txt"}
 
 
-def test_what_torchrun_starts_again_does_not_overwrite_its_run(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_torchrun_starts_again_does_not_overwrite_its_run(trained, tmp_path, monkeypatch):
     out = cut_back(trained, tmp_path / "run", 10)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with pytest.raises(InputError, match=r"run: holds the run that torchrun has started again.*--resume auto"):
@@ -152,15 +143,15 @@ def test_what_torchrun_starts_again_does_not_overwrite_its_run(
 class Evaluates(Callback):
     """Puts all of the towers into training mode."""
 
-    def on_start(self, info: RunInfo) -> None:
+    def on_start(self, info):
         self.encoder, self.modes = info.encoder, []
 
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
+    def on_step(self, metrics):
         self.modes.append([module.training for module in self.encoder.modules()])
         self.encoder.train()
 
 
-def test_the_loop_switches_the_towers_back(trained: Trained, tmp_path: Path) -> None:
+def test_the_loop_switches_the_towers_back(trained, tmp_path):
     """Also where a frozen tower was in eval mode before, and a callback puts all of it into training mode."""
     config = trained.config.override(out=tmp_path / "run", epochs=1, freeze="image", model="nano-resnet")
     callback = Evaluates()
@@ -171,7 +162,7 @@ def test_the_loop_switches_the_towers_back(trained: Trained, tmp_path: Path) -> 
     assert exact(result.run) == exact(alone.run) and same_weights(result.run, alone.run)
 
 
-def test_nonfinite_steps_are_skipped_and_written_down(trained: Trained, tmp_path: Path) -> None:
+def test_nonfinite_steps_are_skipped_and_written_down(trained, tmp_path):
     result = train(trained.config.override(out=tmp_path / "run", epochs=2), callbacks=[Poison(3, 5)])
     found = lines(result.run / "metrics.jsonl")
     assert [line["step"] for line in found if line.get("skipped") == "not finite"] == [4, 5]
@@ -186,7 +177,7 @@ def test_nonfinite_steps_are_skipped_and_written_down(trained: Trained, tmp_path
     assert lines(result.run / "epochs.jsonl")[0]["loss"] == pytest.approx(np.mean([x["loss"] for x in found[:3]]))
 
 
-def test_too_many_nonfinite_steps_end_the_run(trained: Trained, tmp_path: Path) -> None:
+def test_too_many_nonfinite_steps_end_the_run(trained, tmp_path):
     config = trained.config.override(out=tmp_path / "run", max_nonfinite=3, keep=1)
     with pytest.raises(
         TrainingFailed, match=r"step 6: loss or gradient not finite for 3 steps in a row \(samples "
@@ -199,7 +190,7 @@ def test_too_many_nonfinite_steps_end_the_run(trained: Trained, tmp_path: Path) 
     assert torch.isfinite(weights(kept)["model.token_embedding.weight"]).all()
 
 
-def test_bad_samples_stop_the_run_at_the_end_of_a_small_epoch(trained: Trained, tmp_path: Path) -> None:
+def test_bad_samples_stop_the_run_at_the_end_of_a_small_epoch(trained, tmp_path):
     with pytest.raises(InputError, match=r"2 of 40 samples cannot be used, more than max_bad_fraction = 0\.04") as e:
         train(trained.config.override(out=tmp_path / "run", max_bad_fraction=0.04))
     assert "1 corrupt image (e.g. " in str(e.value) and "13" in str(e.value) and "\n" not in str(e.value)
@@ -207,7 +198,7 @@ def test_bad_samples_stop_the_run_at_the_end_of_a_small_epoch(trained: Trained, 
     train(trained.config.override(out=tmp_path / "run2", max_bad_fraction=0.05, epochs=1))  # 2/40 is not more
 
 
-def test_validation_init_and_several_sources(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:
+def test_validation_init_and_several_sources(trained, pairs_folder, tmp_path):
     held_out = tmp_path / "held-out"
     held_out.mkdir()
     for n in range(5):
@@ -241,7 +232,7 @@ def test_validation_init_and_several_sources(trained: Trained, pairs_folder: Pat
     assert not (tmp_path / "x").exists()
 
 
-def test_retrieval_joins_where_it_is_told_to(base: TrainConfig, trained: Trained, tmp_path: Path) -> None:
+def test_retrieval_joins_where_it_is_told_to(base, trained, tmp_path):
     """Before, the losses are those of InfoLOOB bit for bit; from there on CLOOB's; a run that goes on is the same."""
     warm = base.override(retrieval_from=0.5, out=tmp_path / "warm", keep=0)
     plain = base.override(objective="infoloob", out=tmp_path / "plain")
@@ -259,7 +250,7 @@ def test_retrieval_joins_where_it_is_told_to(base: TrainConfig, trained: Trained
     assert saved == [False] * 4 + [True] * 4  # after 2, 4, 6, 8 and 10, 12, 14, 15 steps
 
 
-def test_siglip_s_bias_goes_into_log_folder_and_another_run(base: TrainConfig, tmp_path: Path) -> None:
+def test_siglip_s_bias_goes_into_log_folder_and_another_run(base, tmp_path):
     train(base.override(objective="siglip", out=tmp_path / "run", epochs=1))
     found = lines(tmp_path / "run" / "metrics.jsonl")
     assert all(line["beta"] is None and "saturation" not in line for line in found)  # that is of a softmax
@@ -279,9 +270,7 @@ def test_siglip_s_bias_goes_into_log_folder_and_another_run(base: TrainConfig, t
     assert left.logit_bias is None  # in a softmax it cancels
 
 
-def test_the_length_of_three_epochs_in_other_words_is_the_same_run(
-    trained: Trained, base: TrainConfig, tmp_path: Path
-) -> None:
+def test_the_length_of_three_epochs_in_other_words_is_the_same_run(trained, base, tmp_path):
     result = train(base.override(out=tmp_path / "run", samples=113, save_every=0))
     assert (result.steps, result.epochs) == (15, 3)
     assert exact(result.run) == exact(trained.run)
@@ -292,9 +281,7 @@ def test_the_length_of_three_epochs_in_other_words_is_the_same_run(
     [("steps", (3, 7), [3, 7]), ("samples", (17, 26, 56), [3, 4, 7])],
     ids=["steps", "samples"],
 )
-def test_a_longer_run_goes_on_with_the_next_epoch(
-    name: str, values: tuple[int, ...], steps: list[int], base: TrainConfig, pairs_folder: Path, tmp_path: Path
-) -> None:
+def test_a_longer_run_goes_on_with_the_next_epoch(name, values, steps, base, pairs_folder, tmp_path):
     """Each length ends with a validation, and is then finished."""
     config = base.override(val_data=[str(pairs_folder)], save_every=0, keep=0, out=tmp_path / "run", resume="auto")
     for value in values:
@@ -309,9 +296,7 @@ def test_a_longer_run_goes_on_with_the_next_epoch(
     assert rates[steps[-2] :] == [line["lr"] for line in lines(whole.run / "metrics.jsonl")][steps[-2] :]
 
 
-def test_patience_counts_the_looks_at_the_held_out_pairs(
-    base: TrainConfig, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_patience_counts_the_looks_at_the_held_out_pairs(base, pairs_folder, tmp_path, capsys):
     """With a learning rate of nearly nothing no look after the first finds a better recall."""
     config = base.override(val_data=[str(pairs_folder)], best="val_recall", lr=1e-12, warmup=0, save_every=0)
     words = ["--epochs", "9", "--patience", "2", "--out", str(tmp_path / "run")]
@@ -331,9 +316,7 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(
     assert len(lines(run / "epochs.jsonl")) == 4
 
 
-def test_batch_norm_keeps_its_digits_and_a_long_warmup_is_named(
-    base: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_batch_norm_keeps_its_digits_and_a_long_warmup_is_named(base, tmp_path, caplog):
     """In channels-last memory torch's batch norm on a CPU has three or four digits fewer."""
     config = base.override(model="nano-resnet", steps=2, warmup=9, save_every=0)
     run = train(config.override(out=tmp_path / "run")).run

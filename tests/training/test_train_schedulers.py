@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from train_helpers import lines, wait_until
@@ -34,7 +33,7 @@ esac
 """
 
 
-def replaced(text: str, *pairs: tuple[str, str]) -> str:
+def replaced(text, *pairs):
     """The text with what belongs to a cluster replaced; each of it has to be there."""
     for before, after in pairs:
         assert before in text, before
@@ -42,12 +41,12 @@ def replaced(text: str, *pairs: tuple[str, str]) -> str:
     return text
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(**more):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"} | more
 
 
-def test_the_slurm_script_requeues_itself_and_goes_on(pairs_as: dict[str, str], tmp_path: Path) -> None:
+def test_the_slurm_script_requeues_itself_and_goes_on(pairs_as, tmp_path):
     """Two launchers from a stand-in for srun: SIGTERM to the shell, the job requeued, and done at the second start."""
     (tmp_path / "bin").mkdir()
     for name, content in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -62,7 +61,7 @@ def test_the_slurm_script_requeues_itself_and_goes_on(pairs_as: dict[str, str], 
     setting["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{setting['PATH']}"
     log = tmp_path / "runs" / "cc3m" / "metrics.jsonl"
 
-    def start(epochs: int) -> Any:
+    def start(epochs):
         changes = (
             ("--nproc-per-node 8", "--nproc-per-node 1"),
             (":29500", f":{free_port()}"),

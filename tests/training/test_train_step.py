@@ -3,35 +3,32 @@
 import copy
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from device_reads import reads
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from train_helpers import Recorder, assert_same_run, lines
 
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.training import record
-from cloob.training.callbacks import Callback, RunInfo
-from cloob.training.config import TrainConfig
+from cloob.training.callbacks import Callback
 from cloob.training.loop import train
-from cloob.training.step import Stepper, StepResult, TowersWithLoss
+from cloob.training.step import Stepper, TowersWithLoss
 
 
 class Towers(nn.Module):
     """Linear towers with batch norm; pixels and tokens are plain numbers. ``gain`` multiplies a gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.image, self.norm, self.text = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(3, 4)
         self.register_buffer("centre", torch.zeros(4))
         self.gain, self.zero = 1.0, False
-        self.seen: set[torch.dtype] = set()
+        self.seen = set()
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images, tokens):
         x, y = self.image(images), self.text(tokens)
         self.seen |= {x.dtype, y.dtype}
         if y.requires_grad and self.gain != 1.0:
@@ -41,7 +38,7 @@ class Towers(nn.Module):
         return F.normalize(self.norm(x.float()), dim=-1), F.normalize(y.float(), dim=-1)
 
 
-def batch() -> tuple[Tensor, Tensor]:
+def batch():
     generator = torch.Generator().manual_seed(3)
     return torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)
 
@@ -51,27 +48,27 @@ class Taking:
 
     def __init__(
         self,
-        objective: str | ContrastiveObjective = "cloob",
+        objective="cloob",
         *,
-        clip: float = 0.0,
-        micro: int = 0,
-        precision: str = "fp32",
-        sgd: bool = False,
-        scale: float = 256.0,  # so few pairs have gradients that overflow at torch's own 2¹⁶
-    ) -> None:
+        clip=0.0,
+        micro=0,
+        precision="fp32",
+        sgd=False,
+        scale=256.0,  # so few pairs have gradients that overflow at torch's own 2¹⁶
+    ):
         torch.manual_seed(0)
         made = make_objective(objective) if isinstance(objective, str) else objective
         self.module = TowersWithLoss(Towers(), made, precision).train()
-        self.towers: Any = self.module.encoder
+        self.towers = self.module.encoder
         kind = torch.optim.SGD if sgd else torch.optim.AdamW
         self.optimizer = kind(self.module.parameters(), lr=9.0, fused=True)
         self.stepper = Stepper(self.module, self.optimizer, clip, micro)
         self.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=precision == "fp16")
 
-    def __call__(self, images: Tensor, tokens: Tensor, ids: Tensor | None = None, lr: float = 0.01) -> StepResult:
+    def __call__(self, images, tokens, ids=None, lr=0.01):
         return self.stepper(images, tokens, ids, lr)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self):
         """Weights, buffers and moments."""
         flat = dict(self.module.state_dict())
         for index, moments in self.optimizer.state_dict()["state"].items():
@@ -81,7 +78,7 @@ class Taking:
 
 @pytest.mark.parametrize("clip", [0.0, 1e-3, 1e3])
 @pytest.mark.parametrize("objective", ["cloob", "clip"])
-def test_step_is_the_plain_step(objective: str, clip: float) -> None:
+def test_step_is_the_plain_step(objective, clip):
     take = Taking(objective, clip=clip, sgd=True)
     module = copy.deepcopy(take.module)
     loss = module.objective(*module.encoder(*batch()))
@@ -104,7 +101,7 @@ def test_step_is_the_plain_step(objective: str, clip: float) -> None:
 
 @pytest.mark.parametrize("micro", [0, 2])
 @pytest.mark.parametrize("where", ["nan", "zero", "gradient"])
-def test_a_step_that_is_not_finite_leaves_no_trace(where: str, micro: int) -> None:
+def test_a_step_that_is_not_finite_leaves_no_trace(where, micro):
     take = Taking(clip=1.0, micro=micro)
     take(*batch())
     before = take.state()
@@ -125,7 +122,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(where: str, micro: int) -> No
 
 @pytest.mark.parametrize("size", [1, 2, 4, 100])
 @pytest.mark.parametrize("objective", ["clip", "cloob"])
-def test_micro_batches_take_the_step_of_the_whole_batch(size: int, objective: str) -> None:
+def test_micro_batches_take_the_step_of_the_whole_batch(size, objective):
     whole, parted = Taking(objective, sgd=True), Taking(objective, micro=size, sgd=True)
     for take in (whole, parted):  # batch norm would see micro-batches
         take.towers.norm = nn.Identity()
@@ -137,11 +134,11 @@ def test_micro_batches_take_the_step_of_the_whole_batch(size: int, objective: st
         torch.testing.assert_close(q, p)
 
 
-def test_autocast_covers_the_towers_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[tuple[torch.dtype, bool]] = []
+def test_autocast_covers_the_towers_only(monkeypatch):
+    called = []
     forward = ContrastiveObjective.forward
 
-    def watched(self: ContrastiveObjective, rows: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def watched(self, rows, *args, **kwargs):
         called.append((rows.dtype, torch.is_autocast_enabled("cpu")))
         return forward(self, rows, *args, **kwargs)
 
@@ -153,7 +150,7 @@ def test_autocast_covers_the_towers_only(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(("clip", "micro"), [(0.0, 0), (1e-2, 2)])
-def test_fp16_takes_the_step_of_fp32_to_its_rounding(clip: float, micro: int) -> None:
+def test_fp16_takes_the_step_of_fp32_to_its_rounding(clip, micro):
     exact, low = Taking(clip=clip, sgd=True), Taking(clip=clip, micro=micro, precision="fp16", sgd=True)
     for take in (exact, low):  # SGD shows a wrong scale, which Adam would hide
         take.towers.norm = nn.Identity()
@@ -166,7 +163,7 @@ def test_fp16_takes_the_step_of_fp32_to_its_rounding(clip: float, micro: int) ->
 
 
 @pytest.mark.parametrize("micro", [0, 4])
-def test_overflow_lowers_the_scale_and_is_no_fault(micro: int) -> None:
+def test_overflow_lowers_the_scale_and_is_no_fault(micro):
     take = Taking(micro=micro, precision="fp16", scale=2.0**16)
     take.towers.gain = 64.0
     scales, before = [], take.state()
@@ -191,7 +188,7 @@ def test_overflow_lowers_the_scale_and_is_no_fault(micro: int) -> None:
     assert overflows == sorted(overflows, reverse=True) and overflows[0] and not overflows[-1]
 
 
-def test_a_run_in_fp16_counts_no_overflow_as_a_fault(base: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_in_fp16_counts_no_overflow_as_a_fault(base, tmp_path):
     train(base.override(precision="fp16", model="nano-resnet", epochs=1, max_nonfinite=1, out=tmp_path / "run"))
     found = lines(tmp_path / "run" / "metrics.jsonl")
     overflowed = [line for line in found if line.get("skipped") == "overflow"]
@@ -203,7 +200,7 @@ def test_a_run_in_fp16_counts_no_overflow_as_a_fault(base: TrainConfig, tmp_path
 
 @pytest.mark.parametrize("pairs", [6, 300])  # the plain path and the streamed one
 @pytest.mark.parametrize(("micro", "precision"), [(0, "fp32"), (300, "fp32"), (0, "fp16")])
-def test_nothing_is_read_in_a_step(pairs: int, micro: int, precision: str) -> None:
+def test_nothing_is_read_in_a_step(pairs, micro, precision):
     take = Taking(clip=1.0, micro=micro, precision=precision)
     with reads() as read:
         launched = take.stepper.launch(torch.randn(pairs, 5), torch.randn(pairs, 3), torch.arange(pairs) // 2, 1e-2)
@@ -213,18 +210,18 @@ def test_nothing_is_read_in_a_step(pairs: int, micro: int, precision: str) -> No
 class Spoils(Callback):
     """Makes the gradients of some steps infinite; counts by backward passes, so that it does not matter who waits."""
 
-    def __init__(self, *steps: int) -> None:
+    def __init__(self, *steps):
         self.steps, self.passes = steps, 0
 
-    def on_start(self, info: RunInfo) -> None:
-        def hook(gradient: Tensor) -> Tensor:
+    def on_start(self, info):
+        def hook(gradient):
             self.passes += 1
             return gradient * math.inf if self.passes in self.steps else gradient
 
         info.encoder.model.text_projection.register_hook(hook)
 
 
-def test_a_late_run_is_the_run(base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_run_is_the_run(base, tmp_path, monkeypatch):
     """Lines, faults and checkpoints; log lines are due each 4 steps, epochs have 5."""
     settings = base.override(learnable_beta=True, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0)
     one, other = tmp_path / "waits", tmp_path / "late"

@@ -6,9 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +25,6 @@ from cloob.errors import InputError
 from cloob.functional.cca import PairMoments, canonical_directions
 from cloob.training import align, record
 from cloob.training.align import open_vectors
-from cloob.training.config import TrainConfig
 from cloob.training.config.parts import VAL_SPLIT
 from support import fork
 
@@ -35,7 +32,7 @@ N = 400
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(tmp_path_factory):
     """Two views of one hidden cause, four rows an id, with one bad row."""
     folder = tmp_path_factory.mktemp("vectors")
     rng = np.random.default_rng(0)
@@ -60,15 +57,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(files: Path, tmp_path: Path) -> TrainConfig:
+def config(files, tmp_path):
     start = cloob.get_recipe("vectors", objective="infoloob").override(a=str(files / "a.npy"), b=str(files / "b.npy"))
     small = start.override(ids=str(files / "ids.txt"), embed_dim=16, batch_size=40, epochs=3, warmup=2, patience=0)
     return small.override(device="cpu", tensorboard=False, out=tmp_path / "run")
 
 
-def test_the_command_trains_heads_that_find_partners(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_trains_heads_that_find_partners(files, tmp_path, monkeypatch):
     monkeypatch.chdir(files)
     out = tmp_path / "run"
     words = "train vectors --a a.npy --b b.npy --ids ids.txt --objective infoloob --epochs 8 --batch-size 40"
@@ -80,23 +75,23 @@ def test_the_command_trains_heads_that_find_partners(
     assert [(line["key"], line["reason"]) for line in skipped] == [("a.npy row 7", "not finite")]
     model = cloob.load_model(out)
     a, b = np.load("a.npy", mmap_mode="r"), torch.from_numpy(np.load("b.npy"))
-    za, zb = model.encode_a(a), model.encode_b(b, batch_size=7)  # type: ignore[operator]
+    za, zb = model.encode_a(a), model.encode_b(b, batch_size=7)
     assert za.shape == zb.shape == (N, 256) and za[0].norm() == pytest.approx(1)
     assert ((za[8:40] @ zb[8:40].T).argmax(1) == torch.arange(32)).float().mean() > 0.8
     assert model.make_objective().name == "infoloob"
     with pytest.raises(InputError, match="encode_a"):
         model.encode_text(["a"])
     with pytest.raises(InputError, match=r"\(n, 20\)"):
-        model.encode_a(b)  # type: ignore[operator]
+        model.encode_a(b)
 
 
 def test_the_closed_form_takes_the_place_of_training(
-    config: TrainConfig,
-    files: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    config,
+    files,
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
     """The heads are the directions of all training pairs, for the ridge and power that the run reports."""
     monkeypatch.chdir(files)
     out = tmp_path / "run"
@@ -110,7 +105,7 @@ def test_the_closed_form_takes_the_place_of_training(
     a, b, *_ = train.take(np.arange(len(train)))
     (directions,) = canonical_directions(PairMoments.of(a, b), [ridge], by_column=by_column)
     expected = F.normalize((a - a.mean(0)).double() @ directions.weighted(power)[0], dim=1)
-    torch.testing.assert_close(model.encode_a(a).double(), expected, atol=1e-4, rtol=0)  # type: ignore[operator]
+    torch.testing.assert_close(model.encode_a(a).double(), expected, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="closed form"):
         model.make_objective()
     capsys.readouterr()
@@ -120,12 +115,10 @@ def test_the_closed_form_takes_the_place_of_training(
     assert json.loads((tmp_path / "report/results.json").read_text())["rows"][0]["objective"] == "cca"
     ranks = fork(tmp_path / "ranks", 2, lambda: cli.main(["train", "vectors", *words.split(), "--overwrite"]))
     assert ranks.wait() == [0, 0], ranks.told()
-    torch.testing.assert_close(cloob.load_model(out).encode_a(a), model.encode_a(a), atol=1e-4, rtol=0)  # type: ignore[operator]
+    torch.testing.assert_close(cloob.load_model(out).encode_a(a), model.encode_a(a), atol=1e-4, rtol=0)
 
 
-def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(config, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     cause = rng.normal(size=(800, 8))
     wrong = np.arange(0, 800, 4)
@@ -161,12 +154,12 @@ def test_clean_leaves_wrong_training_pairs_out_and_no_held_out_ones(
 
 
 def test_runs_are_judged_side_by_side_and_embed(
-    config: TrainConfig,
-    files: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    config,
+    files,
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
     """Each row four times over, with its id, says the same as once."""
     monkeypatch.chdir(tmp_path)
     for name in ("infoloob", "clip"):
@@ -178,7 +171,7 @@ def test_runs_are_judged_side_by_side_and_embed(
     row, same = once["rows"][0]["vectors"]["ta.npy and tb.npy"], often["rows"][0]["vectors"]["ta.npy and tb.npy"]
     assert (row["n"], same["n"], same["n_ids"], same["chance@10"]) == (80, 320, 80, 10 / 80)
     model = cloob.load_model("infoloob")
-    za, zb = model.encode_a(a), model.encode_b(b)  # type: ignore[operator]
+    za, zb = model.encode_a(a), model.encode_b(b)
     ranks = cloob.functional.ranking.ranks(za, zb, torch.arange(80))
     assert row["a_to_b@1"] == same["a_to_b@1"] == pytest.approx(float((ranks < 1).double().mean()))
     assert row["b_to_a@5_interval"] == pytest.approx(same["b_to_a@5_interval"], abs=0.03)
@@ -206,18 +199,17 @@ def test_runs_are_judged_side_by_side_and_embed(
         assert cli.main(["convert", "infoloob", "copy", *more]) == 0
 
 
-def evaluated(a: np.ndarray, b: np.ndarray, ids: Iterable[int]) -> dict[str, Any]:
+def evaluated(a, b, ids):
     """results.json of `cloob eval` on these rows."""
     np.save("ta.npy", a)
     np.save("tb.npy", b)
     Path("ids.txt").write_text("".join(f"{label}\n" for label in ids))
     words = ["eval", "infoloob", "clip", "--a", "ta.npy", "--b", "tb.npy", "--ids", "ids.txt", "--out", "report"]
     assert cli.main(words) == 0
-    results: dict[str, Any] = json.loads(Path("report/results.json").read_text())
-    return results
+    return json.loads(Path("report/results.json").read_text())
 
 
-def test_a_resumed_run_gives_the_same_numbers(config: TrainConfig, tmp_path: Path) -> None:
+def test_a_resumed_run_gives_the_same_numbers(config, tmp_path):
     result = cloob.train(config)
     whole = exact(result.run)
     assert result.skipped == {"not finite": 1}
@@ -231,16 +223,14 @@ def test_a_resumed_run_gives_the_same_numbers(config: TrainConfig, tmp_path: Pat
         cloob.train(stopped.override(resume="auto", ids=None))
 
 
-def test_held_out_files_take_the_place_of_a_split(
-    config: TrainConfig, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_held_out_files_take_the_place_of_a_split(config, files, tmp_path, monkeypatch):
     """What a split would hold out, given as files, is judged alike."""
     monkeypatch.chdir(tmp_path)
     split = cloob.train(config).run
     parts = dict(zip(("", "val_"), open_vectors(config), strict=True))
     own = {}
     for prefix, part in parts.items():
-        a, b, ids, _ = part.take(np.arange(len(part)))  # type: ignore[union-attr]
+        a, b, ids, _ = part.take(np.arange(len(part)))
         for name, rows in (("a", a), ("b", b)):
             np.save(f"{prefix}{name}.npy", rows.numpy())
             own[prefix + name] = f"{prefix}{name}.npy"
@@ -262,7 +252,7 @@ FORMS = ["ab.npz:{}", "ab.safetensors:{}", "ab.parquet:{}", "{}.csv", "{}-bare.c
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_holds_the_same_pairs(form: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_form_holds_the_same_pairs(form, files, monkeypatch):
     monkeypatch.chdir(files)
     if form.startswith("ab.h5"):
         h5py, arrays = pytest.importorskip("h5py"), np.load("ab.npz")
@@ -277,7 +267,7 @@ def test_every_form_holds_the_same_pairs(form: str, files: Path, monkeypatch: py
     assert [skip.key for skip in found.skipped] == [f"{a} row 7"]
 
 
-def test_hdf5_that_cannot_be_read_is_one_line(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hdf5_that_cannot_be_read_is_one_line(files, monkeypatch):
     monkeypatch.chdir(files)
     Path("none.h5").write_bytes(b"")
     with monkeypatch.context() as patch:
@@ -292,7 +282,7 @@ def test_hdf5_that_cannot_be_read_is_one_line(files: Path, monkeypatch: pytest.M
             open_pairs(spec, "b.npy")
 
 
-def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -> None:
+def test_losses_are_those_of_a_plain_loop(config, tmp_path):
     from cloob.data.order import EpochOrder, Part
     from cloob.training.given import make_encoder
 
@@ -307,7 +297,7 @@ def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -
     for epoch in range(5):
         order = torch.from_numpy(EpochOrder([Part((len(pairs),))], 0).epoch(epoch)[:])
         for places in order.split(40)[: len(pairs) // 40]:
-            a, b, ids, _ = pairs.take(places.numpy())  # type: ignore[union-attr]
+            a, b, ids, _ = pairs.take(places.numpy())
             loss = objective(*heads(a, b), ids=ids)
             optimizer.zero_grad()
             loss.backward()
@@ -317,7 +307,7 @@ def test_losses_are_those_of_a_plain_loop(config: TrainConfig, tmp_path: Path) -
     assert [line["loss"] for line in lines(run / "metrics.jsonl")] == pytest.approx(losses, abs=1e-6)
 
 
-def test_auto_keeps_to_its_run(config: TrainConfig, tmp_path: Path) -> None:
+def test_auto_keeps_to_its_run(config, tmp_path):
     """It tries nothing over another run, leaves with it, and ends by a signal as any training does."""
     out, auto = tmp_path / "run", config.override(objective="auto", steps=400)
     cloob.train(config.override(steps=1))
@@ -330,7 +320,7 @@ def test_auto_keeps_to_its_run(config: TrainConfig, tmp_path: Path) -> None:
 
     ended = threading.Event()
 
-    def terminate() -> None:
+    def terminate():
         while not ended.wait(0.02):
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -345,7 +335,7 @@ def test_auto_keeps_to_its_run(config: TrainConfig, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("how", "found"), [("auto", "column"), ("one", None), ("none", "none")])
-def test_columns_of_unlike_units_are_scaled_apart(config: TrainConfig, tmp_path: Path, how: str, found: str) -> None:
+def test_columns_of_unlike_units_are_scaled_apart(config, tmp_path, how, found):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(N, 20)) * np.logspace(-2, 4, 20) + 5
     rows[:, 0] = 7
@@ -360,9 +350,7 @@ def test_columns_of_unlike_units_are_scaled_apart(config: TrainConfig, tmp_path:
         assert middle.std(0)[1] < 0.1
 
 
-def test_rows_in_a_cone_are_told_of_once_if_they_are_retrieved(
-    config: TrainConfig, files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_in_a_cone_are_told_of_once_if_they_are_retrieved(config, files, tmp_path, caplog):
     np.save(tmp_path / "a.npy", np.load(files / "a.npy") + 30)
     config = config.override(a=f"{tmp_path}/a.npy", steps=3, standardise="none", overwrite=True)
     for change in ({"objective": "cloob"}, {"objective": "clip"}, {"objective": "cloob", "standardise": "one"}):
@@ -370,7 +358,7 @@ def test_rows_in_a_cone_are_told_of_once_if_they_are_retrieved(
         assert sum("step 1: rows have a mean cosine of 0.9" in message for message in caplog.messages) == 1
 
 
-def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, tmp_path: Path) -> None:
+def test_ids_join_rows_and_are_held_out_whole(config, files, tmp_path):
     names = [*(f"M{row}" for row in range(N - 1)), "one\u2028id\x0c"]
     (tmp_path / "b.txt").write_text("".join(f"{name}\n" for name in names))
     pairs = open_pairs(str(files / "a.npy"), str(files / "b.npy"), None, str(files / "ids.txt"), f"{tmp_path}/b.txt")
@@ -413,9 +401,7 @@ def test_ids_join_rows_and_are_held_out_whole(config: TrainConfig, files: Path, 
         ({"data": ["demo"]}, "data is ('demo',), but --a and --b give vectors"),
     ],
 )
-def test_a_mistake_is_named_in_one_line(
-    config: TrainConfig, files: Path, leaves: dict[str, str], error: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_is_named_in_one_line(config, files, leaves, error, monkeypatch):
     monkeypatch.chdir(files)
     np.save("objects.npy", np.array([{}, None], object), allow_pickle=True)
     np.save("flat.npy", np.zeros(N))
@@ -434,9 +420,7 @@ def test_a_mistake_is_named_in_one_line(
     assert str(caught.value).startswith(error) and "\n" not in str(caught.value)
 
 
-def test_of_many_held_out_pairs_every_other_batch_is_in_the_recall(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_held_out_pairs_every_other_batch_is_in_the_recall(config, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "GALLERY", 1000)
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(N, 6)), rng.normal(size=(6, 20)), rng.normal(size=(6, 10))
@@ -446,7 +430,7 @@ def test_of_many_held_out_pairs_every_other_batch_is_in_the_recall(
         np.save(tmp_path / f"val_{name}.npy", side.astype(np.float32))
     files = {f"val_{name}": str(tmp_path / f"val_{name}.npy") for name in "ab"}
     run = cloob.train(config.override(**files, ids=None, val_split=0.0, batch_size=100, epochs=6, lr=1e-2))
-    model: Any = cloob.load_model(run.run)
+    model = cloob.load_model(run.run)
     rows = np.arange(1200) // 100 % 2 == 0
     scores = model.encode_a(a[rows]) @ model.encode_b(b[rows]).T
     right = scores.diagonal()
@@ -457,7 +441,7 @@ def test_of_many_held_out_pairs_every_other_batch_is_in_the_recall(
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_bad_rows_are_told_from_large_ones(tmp_path: Path, dtype: type) -> None:
+def test_bad_rows_are_told_from_large_ones(tmp_path, dtype):
     rows = np.random.default_rng(0).normal(size=(700, 4)).astype(dtype)
     rows[300] = min(np.finfo(dtype).max, np.finfo(np.float32).max)  # their sum overflows
     rows[255, 3], rows[256, 0], rows[699] = np.nan, 1e39 if dtype is np.float64 else np.inf, (np.inf, -np.inf, 0, 0)

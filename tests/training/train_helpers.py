@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from safetensors.torch import load_file
 
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
-from cloob.training.callbacks import Callback, ProgressDisplay, RunInfo, RunResult
+from cloob.training.callbacks import Callback, ProgressDisplay, RunResult
 from cloob.training.config import TrainConfig
 from make import write_tar
-from support import Ranks, fork
+from support import fork
 
 # Compared between runs that must be the same; the other keys of a line are times.
 EXACT = ("step", "epoch", "samples_seen", "loss", "lr", "grad_norm", "inv_tau", "beta")
@@ -30,22 +29,22 @@ class Recorder(Callback):
 
     events: list[tuple[str, Any]] = field(default_factory=list)
 
-    def on_start(self, info: RunInfo) -> None:
+    def on_start(self, info):
         self.events.append(("start", info))
 
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
+    def on_step(self, metrics):
         self.events.append(("step", dict(metrics)))
 
-    def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
+    def on_epoch_end(self, metrics):
         self.events.append(("epoch", dict(metrics)))
 
-    def on_checkpoint(self, path: Path) -> None:
+    def on_checkpoint(self, path):
         self.events.append(("checkpoint", path))
 
-    def on_end(self, result: RunResult | None) -> None:
+    def on_end(self, result):
         self.events.append(("end", result))
 
-    def of(self, kind: str) -> list[Any]:
+    def of(self, kind):
         return [value for name, value in self.events if name == kind]
 
 
@@ -57,11 +56,11 @@ class Trained:
     recorder: Recorder
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def exact(run: Path) -> list[dict[str, Any]]:
+def exact(run):
     """What two runs must have in common to the last bit."""
     return [{key: line.get(key) for key in EXACT} for line in lines(run / "metrics.jsonl")]
 
@@ -73,17 +72,17 @@ class KilledAfter(Callback):
     step: int
     seconds: float
 
-    def on_start(self, info: RunInfo) -> None:
+    def on_start(self, info):
         self.last_rank = info.rank == int(os.environ.get("WORLD_SIZE", "1")) - 1
 
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
+    def on_step(self, metrics):
         if metrics["step"] == self.step and self.last_rank:
             threading.Timer(self.seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
         if metrics["step"] >= self.step:
             time.sleep(0.02)
 
 
-def write_shards(pairs: Path, folder: Path) -> str:
+def write_shards(pairs, folder):
     """Two shards of the pairs in a folder, and their sizes.json."""
     stems = sorted({path.stem for path in pairs.iterdir()})
     for number, part in enumerate((stems[:23], stems[23:])):
@@ -93,7 +92,7 @@ def write_shards(pairs: Path, folder: Path) -> str:
     return str(folder)
 
 
-def wait_until(done: Callable[[], bool], process: Any, limit: float = 120) -> None:
+def wait_until(done, process, limit=120):
     """Waits for something that a process does; fails with its output when it ends before, or takes too long."""
     end = time.monotonic() + limit
     while not done():
@@ -103,19 +102,17 @@ def wait_until(done: Callable[[], bool], process: Any, limit: float = 120) -> No
         time.sleep(0.005)
 
 
-def command_until(
-    folder: Path, config: TrainConfig, step: int = 0, then: Callable[[], object] = lambda: None, processes: int = 1
-) -> Ranks:
+def command_until(folder, config, step=0, then=lambda: None, processes=1):
     """``cloob train --config …`` in processes of its own, in which something happens after a step."""
     from cloob.cli import main
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(config.to_json())
 
-    def action() -> int:
+    def action():
         on_step = ProgressDisplay.on_step
 
-        def with_event(self: ProgressDisplay, metrics: Mapping[str, Any]) -> None:
+        def with_event(self, metrics):
             on_step(self, metrics)
             if metrics["step"] == step:
                 then()
@@ -126,7 +123,7 @@ def command_until(
     return fork(folder, processes, action)
 
 
-def equal(a: Any, b: Any) -> bool:
+def equal(a, b):
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
@@ -134,9 +131,7 @@ def equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def assert_same_run(
-    run: Path, other: Path, extra: Collection[str] = (), load: Callable[[Path], torch.nn.Module] = load_model
-) -> None:
+def assert_same_run(run, other, extra=(), load=load_model):
     """All that a run folder holds but for times, and the weights that are loaded from it."""
     assert exact(run) == exact(other)
     for log in ("epochs.jsonl", "skipped.jsonl"):
@@ -165,10 +160,10 @@ def assert_same_run(
 class At(Callback):
     """Does something after a step, or after each."""
 
-    def __init__(self, step: int | None, action: Callable[[], object]) -> None:
+    def __init__(self, step, action):
         self.step, self.action = step, action
 
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
+    def on_step(self, metrics):
         if self.step in (None, metrics["step"]):
             self.action()
 
@@ -176,14 +171,14 @@ class At(Callback):
 class Poison(Callback):
     """Makes a weight NaN after one step and gives it back after another; on the last rank only."""
 
-    def __init__(self, first: int, last: int) -> None:
+    def __init__(self, first, last):
         self.first, self.last = first, last
 
-    def on_start(self, info: RunInfo) -> None:
+    def on_start(self, info):
         self.weight = info.encoder.model.token_embedding.weight
         self.last_rank = info.rank == int(os.environ.get("WORLD_SIZE", "1")) - 1
 
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
+    def on_step(self, metrics):
         if self.last_rank and metrics["step"] == self.first:
             self.kept = self.weight.detach().clone()
             self.weight.data.fill_(float("nan"))

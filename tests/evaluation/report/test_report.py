@@ -6,7 +6,6 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,9 +19,9 @@ GOLDEN = Path(__file__).parent / "golden.txt"
 
 
 @functools.cache
-def results(evil: str = "") -> dict[str, Any]:
+def results(evil=""):
     """Three models, one of which cannot be loaded, on two labelled sets and one of pairs, of which some is broken."""
-    models: dict[str, Any] = {
+    models = {
         f"clip{evil}": ColourModel("clip", confused=[("red", "blue"), ("cyan", "yellow")]),
         f"cloob{evil}": ColourModel("cloob"),
         f"gone{evil}": f"no-such-model{evil}",
@@ -40,7 +39,7 @@ def results(evil: str = "") -> dict[str, Any]:
     return found
 
 
-def extras(evil: str = "") -> dict[str, Any]:
+def extras(evil=""):
     image = picture("red") + b"SECRET trailer"
     found = [ShownPicture(image, f"a cat{evil}", i == 0, 0.5 - i / 10) for i in range(4)]
     found.append(ShownPicture(b"<svg onload=x>", f"lost{evil}", False, 0.1))
@@ -58,7 +57,7 @@ def extras(evil: str = "") -> dict[str, Any]:
     }
 
 
-def written(path: Path, found: dict[str, Any], **more: Any) -> str:
+def written(path, found, **more):
     write_report(path / "report.html", found, **more)
     return (path / "report.html").read_text(encoding="utf-8")
 
@@ -66,17 +65,17 @@ def written(path: Path, found: dict[str, Any], **more: Any) -> str:
 class Page(HTMLParser):
     """The text of a page, what it would fetch, and whether its elements nest; drawings are their legends."""
 
-    def __init__(self, page: str) -> None:
+    def __init__(self, page):
         super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
+        self.open = []
+        self.addresses = []
         self.scripts = 0
-        self.lines: list[str] = []
+        self.lines = []
         self.feed(page)
         self.close()
         assert self.open == []
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.scripts += tag == "script"
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
         self.lines += [f"[{value}]" for name, value in attrs if tag == "img" and name == "alt"]
@@ -85,18 +84,18 @@ class Page(HTMLParser):
         if tag not in {"meta", "link", "img"}:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_startendtag(self, tag, attrs):
         """Parts of drawings."""
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         if data.strip() and not {"style", "script", "svg"} & set(self.open):
             self.lines.append(" ".join(data.split()))
 
 
-def test_the_page_of_an_evaluation(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_the_page_of_an_evaluation(request, tmp_path):
     """``--update-golden`` writes it anew; the numbers in it follow from the colours."""
     page = written(tmp_path, results(), title="A title", notes=["A note."], **extras())
     found = "\n".join(Page(page).lines) + "\n"
@@ -105,7 +104,7 @@ def test_the_page_of_an_evaluation(request: pytest.FixtureRequest, tmp_path: Pat
     assert found == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_user_text_is_escaped_and_nothing_is_external(tmp_path: Path) -> None:
+def test_user_text_is_escaped_and_nothing_is_external(tmp_path):
     page = written(tmp_path, results(EVIL), title=EVIL, notes=[EVIL], **extras(EVIL))
     read = Page(page)
     assert read.scripts == 1 and page.count("alert(1)") > 20 and "<script>alert" not in page
@@ -115,11 +114,11 @@ def test_user_text_is_escaped_and_nothing_is_external(tmp_path: Path) -> None:
     assert not re.search(r"url\(|@import|https?://", page)
 
 
-def verdict(path: Path, best: tuple[float, float], gaps: dict[str, tuple[float, float]], sets: int = 1) -> str:
+def verdict(path, best, gaps, sets=1):
     """The headline where ``a`` leads; ``best`` is its interval, ``gaps`` those of its lead over the others."""
     names = [f"s{i}" for i in range(sets)]
 
-    def row(model: str, value: float, interval: tuple[float, float]) -> dict[str, Any]:
+    def row(model, value, interval):
         numbers = {"acc1": value, "acc1_interval": list(interval), "n_classes": 20, "n": 100}
         zeroshot = dict.fromkeys(names, numbers)
         return {"model": model, "objective": None, "zeroshot": zeroshot, "retrieval": {}, "geometry": {}}
@@ -152,13 +151,11 @@ def verdict(path: Path, best: tuple[float, float], gaps: dict[str, tuple[float, 
         (4, (-0.2, 0.6), {"b": (0.01, 0.05)}, "a is ahead of b"),
     ],
 )
-def test_the_verdict(
-    tmp_path: Path, sets: int, best: tuple[float, float], gaps: dict[str, tuple[float, float]], title: str
-) -> None:
+def test_the_verdict(tmp_path, sets, best, gaps, title):
     assert verdict(tmp_path, best, gaps, sets) == title
 
 
-def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
+def test_the_page_in_a_browser(browser, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
     written(tmp_path, results(), title="A & B", notes=[EVIL], **extras())
@@ -175,11 +172,10 @@ def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
         "return [...document.querySelectorAll('#table-zeroshot tbody tr')].map(r => r.cells[arguments[0]].dataset.v)"
     )
 
-    def sort(column: int, *keys: str) -> list[str]:
+    def sort(column, *keys):
         button = heads[column].find_element("css selector", "button")
         button.send_keys(*keys) if keys else button.click()
-        cells: list[str] = browser.execute_script(script, column)
-        return cells
+        return browser.execute_script(script, column)
 
     for keys, order in (((), "descending"), ((Keys.ENTER,), "ascending")):
         values = [float(value) for value in sort(2, *keys)]

@@ -1,7 +1,6 @@
 """Sets to judge by: several captions a picture from every documented layout, and labelled pictures."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,31 +20,31 @@ EXPECTED = [
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
         (tmp_path / f"{name}.png").write_bytes(picture(colour))
     return tmp_path
 
 
-def table(folder: Path) -> Path:
+def table(folder):
     # Rows of a picture need not be neighbours.
     rows = ["a.png,red one", "b.png,blue", "c.png,green one", "a.png,red two", "c.png,green two", "c.png,green three"]
     (folder / "t.csv").write_text("\n".join(["filepath,title", *rows]) + "\n")
     return folder / "t.csv"
 
 
-def json_lists(folder: Path) -> Path:
+def json_lists(folder):
     lines = [{"filepath": key, "title": list(texts) if len(texts) > 1 else texts[0]} for key, texts in EXPECTED]
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     return folder / "t.jsonl"
 
 
-def parquet(folder: Path) -> Path:
+def parquet(folder):
     rows = [{"filepath": key, "title": text} for key, texts in EXPECTED for text in texts]
     return write_table(folder / "t.parquet", rows)
 
 
-def clip_benchmark(folder: Path) -> Path:
+def clip_benchmark(folder):
     home = folder / "wds" / "three"
     (home / "test").mkdir(parents=True)
     (home / "dataset_type.txt").write_text("retrieval\n")
@@ -60,7 +59,7 @@ LAYOUTS = [table, json_lists, parquet, clip_benchmark]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_pictures(layout: Callable[[Path], Path], folder: Path) -> None:
+def test_every_layout_gives_the_same_pictures(layout, folder):
     place = layout(folder)
     found = open_captioned(place)
     samples = [found.read(i) for i in range(len(found))]
@@ -71,7 +70,7 @@ def test_every_layout_gives_the_same_pictures(layout: Callable[[Path], Path], fo
     assert found.name == place.name
 
 
-def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: Path) -> None:
+def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder):
     path = table(folder)
     path.write_text(path.read_text() + "b.png,\n,x\n".replace(",x\n", ""))
     (folder / "a.png").unlink()
@@ -91,7 +90,7 @@ def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: 
 
 
 @pytest.fixture
-def wds(tmp_path: Path) -> Path:
+def wds(tmp_path):
     """Three classes; shard 0 holds labels 2, 0 and shard 1 holds 1, 2, 2."""
     folder = tmp_path / "pets"
     folder.mkdir()
@@ -108,7 +107,7 @@ def wds(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Path:
+def folders(tmp_path):
     for i, name in enumerate(("polar_bear/1.png", "polar_bear/x/2.jpg", "ant/1.png")):
         path = tmp_path / "zoo" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +115,7 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path / "zoo"
 
 
-def test_clip_benchmark_folder(wds: Path) -> None:
+def test_clip_benchmark_folder(wds):
     labelled = open_labelled(wds)
     assert labelled.name == "pets" and len(labelled) == 5
     assert labelled.classnames == ("cat", "dog {big}", "bird") and labelled.templates == ("a {c}.", "{c}")
@@ -124,7 +123,7 @@ def test_clip_benchmark_folder(wds: Path) -> None:
     assert labelled.read(3) == ("1.tar/s1", noise(11))
 
 
-def test_image_folder(folders: Path) -> None:
+def test_image_folder(folders):
     (folders / ".git").mkdir()
     labelled = open_labelled(folders)
     assert labelled.name == "zoo" and labelled.classnames == ("ant", "polar bear") and labelled.templates == ("{c}",)
@@ -133,7 +132,7 @@ def test_image_folder(folders: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [True, False])
-def test_numbered_folders_are_sorted_by_number(tmp_path: Path, names: bool) -> None:
+def test_numbered_folders_are_sorted_by_number(tmp_path, names):
     words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
     for i in range(12):
         (tmp_path / "set" / "test" / f"{i}").mkdir(parents=True)
@@ -147,14 +146,14 @@ def test_numbered_folders_are_sorted_by_number(tmp_path: Path, names: bool) -> N
         assert labelled.classnames[label] == (words[number] if names else str(number))
 
 
-def test_a_truncated_test_set_is_refused(wds: Path) -> None:
+def test_a_truncated_test_set_is_refused(wds):
     with (wds / "test" / "1.tar").open("r+b") as file:
         file.truncate(2000)
     with pytest.raises(InputError, match=r"1\.tar is truncated"):
         open_labelled(wds)
 
 
-def test_a_file_that_vanishes_is_one_bad_sample(folders: Path) -> None:
+def test_a_file_that_vanishes_is_one_bad_sample(folders):
     labelled = open_labelled(folders)
     (folders / "ant" / "1.png").unlink()
     with pytest.raises(BadSample, match=r"ant/1\.png") as caught:

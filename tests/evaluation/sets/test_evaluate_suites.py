@@ -1,8 +1,6 @@
 """Suites on tiny folders in each set's own layout, and CLIP's names and templates as they were published."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +12,15 @@ from cloob.pictures import decode
 from evaluate_fakes import picture
 from make import write_tar
 
+RED = picture("red")
 
-def put(path: Path, content: bytes | str = picture("red")) -> None:
+
+def put(path, content=RED):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def birdsnap(root: Path) -> list[int]:
+def birdsnap(root):
     home = root / "birdsnap"
     put(
         home / "species.txt",
@@ -38,14 +38,14 @@ def birdsnap(root: Path) -> list[int]:
     return [names.index("Allens Hummingbird"), names.index("Black bellied Plover")]
 
 
-def country211(root: Path) -> list[int]:
+def country211(root):
     codes = [a + b for a in "ABCDEFGHI" for b in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"][:211]
     for code in codes:
         put(root / "country211" / "test" / code / "1.jpg")
     return list(range(211))
 
 
-def flowers102(root: Path) -> list[int]:
+def flowers102(root):
     home = root / "flowers-102"
     for number in range(1, 7):
         put(home / "jpg" / f"image_{number:05d}.jpg")
@@ -54,7 +54,7 @@ def flowers102(root: Path) -> list[int]:
     return [101, 76]
 
 
-def gtsrb(root: Path) -> list[int]:
+def gtsrb(root):
     home = root / "gtsrb"
     ppm = b"P6\n2 2\n255\n" + bytes(range(12))
     for name in ("00000.ppm", "00001.ppm"):
@@ -65,7 +65,7 @@ def gtsrb(root: Path) -> list[int]:
     return [16, 1]
 
 
-def ucf101(root: Path) -> list[int]:
+def ucf101(root):
     home = root / "ucf101"
     put(
         home / "ucfTrainTestlist" / "testlist01.txt",
@@ -78,7 +78,7 @@ def ucf101(root: Path) -> list[int]:
     return [36, 100]
 
 
-def stanford_cars(root: Path) -> list[int]:
+def stanford_cars(root):
     home = root / "stanford_cars"
     fields = [("fname", object), ("class", object)]
     (home / "devkit").mkdir(parents=True)
@@ -94,7 +94,7 @@ def stanford_cars(root: Path) -> list[int]:
     return [195, 0]
 
 
-def imagenet(root: Path) -> list[int]:
+def imagenet(root):
     for label in range(1000):
         (root / "imagenet" / "val" / f"n{label:08d}").mkdir(parents=True)
     put(root / "imagenet" / "val" / "n00000007" / "ILSVRC2012_val_00000001.JPEG")
@@ -102,7 +102,7 @@ def imagenet(root: Path) -> list[int]:
     return [7, 999]
 
 
-def imagenetv2(root: Path) -> list[int]:
+def imagenetv2(root):
     home = root / "imagenetv2-matched-frequency-format-val"
     for label in range(1000):
         (home / str(label)).mkdir(parents=True)
@@ -112,7 +112,7 @@ def imagenetv2(root: Path) -> list[int]:
 
 
 # Classes (of the sets), templates (the paper's, section on zero-shot evaluation), and the labels to train on.
-SETS: dict[Callable[[Path], list[int]], tuple[int, int, list[int] | None]] = {
+SETS = {
     birdsnap: (500, 1, []),  # the label of the first
     country211: (211, 5, None),
     flowers102: (102, 1, [2, 0, 3, 4]),
@@ -125,13 +125,13 @@ SETS: dict[Callable[[Path], list[int]], tuple[int, int, list[int] | None]] = {
 
 
 @pytest.fixture(autouse=True)
-def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+def any_checksum(monkeypatch):
     """Flowers102's files of labels are known by their MD5, which ours cannot have."""
     monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda path, *_: Path(path).is_file())
 
 
 @pytest.mark.parametrize("make", SETS, ids=lambda make: make.__name__)
-def test_a_set_in_its_own_layout(make: Callable[[Path], list[int]], tmp_path: Path) -> None:
+def test_a_set_in_its_own_layout(make, tmp_path):
     labels, name, (classes, templates, training) = make(tmp_path), make.__name__, SETS[make]
     data = open_paper_set(name, tmp_path)
     assert data.name == name and data.labels.tolist() == labels
@@ -151,7 +151,7 @@ def test_a_set_in_its_own_layout(make: Callable[[Path], list[int]], tmp_path: Pa
         (ucf101, ("ucf101/ucfTrainTestlist/testlist01.txt",), "YoYo/v_YoYo_g01_c01.avi"),
     ],
 )
-def test_a_list_leads_not_out_of_the_root(tmp_path: Path, make: Any, files: tuple[str, ...], old: str) -> None:
+def test_a_list_leads_not_out_of_the_root(tmp_path, make, files, old):
     root, secret = tmp_path / "root", tmp_path / "YoYo" / "secret.jpg"
     make(root)
     put(secret)
@@ -162,7 +162,7 @@ def test_a_list_leads_not_out_of_the_root(tmp_path: Path, make: Any, files: tupl
         open_paper_set(make.__name__, root)
 
 
-def test_the_paper_suite_keeps_what_is_there(tmp_path: Path) -> None:
+def test_the_paper_suite_keeps_what_is_there(tmp_path):
     ucf101(tmp_path)
     gtsrb(tmp_path)
     found = open_suites(["paper"], tmp_path, probe=True)
@@ -171,7 +171,7 @@ def test_the_paper_suite_keeps_what_is_there(tmp_path: Path) -> None:
     assert list(found.missing) == [name for name in LAYOUTS if name not in ("gtsrb", "ucf101")]
 
 
-def webdataset(folder: Path, parts: tuple[str, ...] = ("test",)) -> None:
+def webdataset(folder, parts=("test",)):
     put(folder / "classnames.txt", "red\nblue\n")
     put(folder / "zeroshot_classification_templates.txt", "a {c} thing\n")
     for part in parts:
@@ -184,7 +184,7 @@ def webdataset(folder: Path, parts: tuple[str, ...] = ("test",)) -> None:
         write_tar(folder / part / "0.tar", files)
 
 
-def test_folders_of_sets(tmp_path: Path) -> None:
+def test_folders_of_sets(tmp_path):
     webdataset(tmp_path / "wds" / "vtab" / "one", ("test", "train"))
     webdataset(tmp_path / "wds" / "two")
     webdataset(tmp_path / "wds" / "many")

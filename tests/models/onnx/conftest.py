@@ -1,20 +1,17 @@
 """An ONNX folder of a small model, made once by the command line."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from cloob import cli
-from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.towers import open_clip
 from support import made_once
 
 
 @pytest.fixture(scope="session")
-def model(lively: Callable[..., DualEncoder], tmp_path_factory: pytest.TempPathFactory) -> DualEncoder:
+def model(lively, tmp_path_factory):
     config = open_clip().get_model_config("tiny-resnet")
     config["vision_cfg"]["layers"], config["text_cfg"]["layers"] = [1, 1, 1, 1], 1  # a graph that is soon traced
     place = tmp_path_factory.mktemp("configs") / "small-resnet.json"
@@ -26,10 +23,10 @@ def model(lively: Callable[..., DualEncoder], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def exported(model: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(model, tmp_path_factory):
     """``model`` as ``cloob export --to onnx`` writes it."""
 
-    def work(folder: Path) -> None:
+    def work(folder):
         save_model(folder / "model", model, model.objective_config)
         assert cli.main(["export", str(folder / "model"), str(folder / "onnx"), "--to", "onnx"]) == 0
 

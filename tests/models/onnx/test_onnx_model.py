@@ -14,7 +14,6 @@ from PIL import Image
 
 from cloob import cli, load_model
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
 from cloob.models.load import fingerprint
 from cloob.models.onnx import PlainEncoder
 from cloob.models.runs import ONNX_FILE
@@ -27,12 +26,12 @@ TEXTS = ["a dog", "", "two cats & a bird", "long " * 100, "Tom &amp; naïve ☃"
 
 
 @pytest.fixture(scope="module")
-def loaded(exported: Path) -> DualEncoder:
+def loaded(exported):
     return load_model(exported, device="cpu")
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 45])
-def test_rows_are_the_models(model: DualEncoder, loaded: DualEncoder, n: int) -> None:
+def test_rows_are_the_models(model, loaded, n):
     pixels = torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
     for own, wanted in (
         (loaded.encode_image(pixels), model.encode_image(pixels)),
@@ -44,7 +43,7 @@ def test_rows_are_the_models(model: DualEncoder, loaded: DualEncoder, n: int) ->
         torch.testing.assert_close(own, wanted, rtol=0, atol=5e-5)
 
 
-def test_what_else_it_says_is_the_models(model: DualEncoder, loaded: DualEncoder, exported: Path) -> None:
+def test_what_else_it_says_is_the_models(model, loaded, exported):
     graphs = {f"onnx/{name}.onnx{end}" for name in ("vision_model", "text_model", "model") for end in ("", "_data")}
     made = {path.relative_to(exported).as_posix() for path in exported.rglob("*.*")}
     assert made >= graphs | {"tokenizer.json", "tokenizer_config.json", "config.json", "README.md"}
@@ -57,7 +56,7 @@ def test_what_else_it_says_is_the_models(model: DualEncoder, loaded: DualEncoder
     assert float(objective.inv_tau) == pytest.approx(30) and float(objective.beta) == pytest.approx(8)
 
 
-def test_graphs_that_are_not_there_or_are_others_are_one_line(exported: Path, tmp_path: Path) -> None:
+def test_graphs_that_are_not_there_or_are_others_are_one_line(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "m")
     content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
     (folder / ONNX_FILE).write_text(json.dumps(content | {"fingerprint": "0" * 64}), encoding="utf-8")
@@ -68,14 +67,14 @@ def test_graphs_that_are_not_there_or_are_others_are_one_line(exported: Path, tm
         load_model(folder)
 
 
-def test_commands_that_need_weights_say_so(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_that_need_weights_say_so(exported, tmp_path, capsys):
     train = ("train", "--data", "demo:val", "--steps", "1", "--device", "cpu", "--init", str(exported), "--out")
     for words in (train, ("convert", str(exported)), ("export", "--to", "onnx", str(exported))):
         assert "an ONNX export embeds" in refused(capsys, *words, str(tmp_path / "out"))
         assert not list(tmp_path.glob("out/*"))
 
 
-def test_nothing_of_open_clip_is_imported_and_onnxruntime_is_asked_for(exported: Path) -> None:
+def test_nothing_of_open_clip_is_imported_and_onnxruntime_is_asked_for(exported):
     script = """
 import sys
 from PIL import Image
@@ -94,14 +93,14 @@ except Exception as error:
     assert imported == "[]" and "onnxruntime is not installed" in said and "[export]" in said, run.stderr
 
 
-def test_no_path_of_this_machine_is_in_the_graphs(exported: Path) -> None:
+def test_no_path_of_this_machine_is_in_the_graphs(exported):
     for path in (exported / "onnx").glob("*.onnx"):
         content = path.read_bytes()
         assert b"site-packages" not in content and str(Path.home()).encode() + b"/" not in content
         assert b"stack_trace" not in content
 
 
-def test_the_example_without_torch_and_cloob(model: DualEncoder, exported: Path, tmp_path: Path) -> None:
+def test_the_example_without_torch_and_cloob(model, exported, tmp_path):
     (code,) = re.findall(r"```py\n(.*?)```", (exported / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     code = code.replace("dog.jpg", "dog.png")
     pictures = ("cat.jpg", "dog.png")
@@ -122,7 +121,7 @@ def test_the_example_without_torch_and_cloob(model: DualEncoder, exported: Path,
     assert (found[0] - found[1]).abs().max() > 1e-4
 
 
-def indexed(tmp_path: Path, model: Path) -> Path:
+def indexed(tmp_path, model):
     """An index of a red and a blue picture by a model."""
     for name in ("red", "blue"):
         (tmp_path / "pictures").mkdir(exist_ok=True)
@@ -132,7 +131,7 @@ def indexed(tmp_path: Path, model: Path) -> Path:
     return tmp_path / "idx"
 
 
-def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded: DualEncoder, exported: Path) -> None:
+def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded, exported):
     plain = PlainEncoder.open(f"local-dir:{exported}")
     assert plain is not None and plain.fingerprint == fingerprint(loaded)
     np.testing.assert_allclose(plain.texts(TEXTS), loaded.encode_text(TEXTS).numpy(), atol=1e-6)
@@ -141,7 +140,7 @@ def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded: DualEncoder,
     assert plain.texts(TEXTS).dtype == np.float32
 
 
-def test_the_graph_of_both_towers_gives_logits_by_name(loaded: DualEncoder, exported: Path) -> None:
+def test_the_graph_of_both_towers_gives_logits_by_name(loaded, exported):
     """As transformers.js asks ``model.onnx``: a row a picture, a column a text."""
     session = onnxruntime.InferenceSession(exported / "onnx" / "model.onnx")
     raw, tokens = np.stack([np.asarray(noise_image(seed, 64, 64)) for seed in (1, 2)]), loaded.tokenizer(TEXTS[:3])
@@ -158,7 +157,7 @@ def test_the_graph_of_both_towers_gives_logits_by_name(loaded: DualEncoder, expo
         np.testing.assert_allclose(named[name], rows, atol=1e-5 * scale)
 
 
-def test_a_search_by_words_and_pictures_imports_no_torch(exported: Path, tmp_path: Path) -> None:
+def test_a_search_by_words_and_pictures_imports_no_torch(exported, tmp_path):
     with Index.open(indexed(tmp_path, exported)) as index:
         wanted = index.search("a dog", cutoff=None)
     script = """
@@ -178,9 +177,7 @@ print([name for name in heavy if name in sys.modules])
     assert json.loads(shown)["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
 
 
-def test_another_model_at_the_same_place_is_refused(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_model_at_the_same_place_is_refused(exported, tmp_path, capsys):
     indexed(tmp_path, place := shutil.copytree(exported, tmp_path / "model"))
     content = json.loads((place / "onnx.json").read_text())
     (place / "onnx.json").write_text(json.dumps(content | {"logit_scale": 1.0}))
@@ -195,7 +192,7 @@ def test_another_model_at_the_same_place_is_refused(
     assert "other graphs" in capsys.readouterr().err
 
 
-def test_a_model_that_is_handed_in_goes_before_the_folder(exported: Path, loaded: DualEncoder, tmp_path: Path) -> None:
+def test_a_model_that_is_handed_in_goes_before_the_folder(exported, loaded, tmp_path):
     with Index.open(indexed(tmp_path, exported)) as index:
         assert isinstance(index.embedder(), PlainEncoder)
         index.use(index.models[0].name, loaded)

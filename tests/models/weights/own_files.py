@@ -1,10 +1,7 @@
 """Small random checkpoints in each family's format, written here, so that no other program's file is needed."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 CLIP = {
     "embed_dim": 16,
@@ -14,7 +11,7 @@ CLIP = {
 }
 
 
-def drawn(model: Any) -> Any:
+def drawn(model):
     """A model with random weights, biases and norms too."""
     for parameter in model.parameters():
         if parameter.ndim:
@@ -22,7 +19,7 @@ def drawn(model: Any) -> Any:
     return model
 
 
-def write_transformers_clip(folder: Path, text_act: str, image_act: str, max_shard_size: str = "5GB") -> Any:
+def write_transformers_clip(folder, text_act, image_act, max_shard_size="5GB"):
     """A folder of transformers' without an image processor; returns its ``CLIPModel``."""
     import transformers
 
@@ -40,7 +37,7 @@ def write_transformers_clip(folder: Path, text_act: str, image_act: str, max_sha
     return model
 
 
-def open_clip_towers() -> nn.Module:
+def open_clip_towers():
     """open_clip's own module of ``CLIP`` with random weights, biases and norms too."""
     from open_clip import CLIP as Clip  # slow to import
 
@@ -51,9 +48,9 @@ def open_clip_towers() -> nn.Module:
     return model.eval()
 
 
-def mljku_state(model: nn.Module) -> dict[str, Tensor]:
+def mljku_state(model):
     """The towers under ml-jku's names, as its training over several GPUs writes them."""
-    state: dict[str, Tensor] = {}
+    state = {}
     for key, value in model.state_dict().items():
         own = key if key.startswith("visual.") or key == "logit_scale" else f"transformer.{key}"
         state[f"module.{'logit_inv_tau' if key == 'logit_scale' else own}"] = value

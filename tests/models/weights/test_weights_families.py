@@ -6,10 +6,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import own_files
@@ -18,18 +16,18 @@ import torch
 from own_files import write_transformers_clip
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from cloob import load_model
 from cloob.errors import InputError
 from cloob.models import source as hub
 from cloob.models.source import PUBLIC, PublicFile
 from cloob.models.towers import open_clip
-from make import Web, noise_image, web
+from make import noise_image, web
 from support import fork, originals
 
 
-def inputs() -> tuple[Tensor, Tensor]:
+def inputs():
     """Pictures, and tokens with their end at different places; the end is the last word."""
     source = torch.Generator().manual_seed(5)
     images, tokens = torch.randn(6, 3, 32, 32, generator=source), torch.randint(5, 38, (6, 77), generator=source)
@@ -39,7 +37,7 @@ def inputs() -> tuple[Tensor, Tensor]:
     return images, tokens
 
 
-def test_mljku_in_a_file_that_is_no_zip(tmp_path: Path) -> None:
+def test_mljku_in_a_file_that_is_no_zip(tmp_path):
     model, (images, tokens) = own_files.open_clip_towers(), inputs()
     content = {"epoch": 28, "name": "x", "state_dict": own_files.mljku_state(model), "method": "cloob"}
     torch.save(content, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
@@ -51,7 +49,7 @@ def test_mljku_in_a_file_that_is_no_zip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["epoch_2.json", "tiny-RN.json", ""])
-def test_mljku_finds_its_configuration_by_its_own_name_and_the_stored_one(tmp_path: Path, config: str) -> None:
+def test_mljku_finds_its_configuration_by_its_own_name_and_the_stored_one(tmp_path, config):
     source = originals("mljku/rn/published_like.pt")
     content = torch.load(source, map_location="cpu")  # named tiny-RN; its heads are 8 wide
     torch.save({key: content[key] for key in ("epoch", "name", "state_dict")}, tmp_path / "epoch_2.pt")
@@ -66,7 +64,7 @@ def test_mljku_finds_its_configuration_by_its_own_name_and_the_stored_one(tmp_pa
     torch.testing.assert_close(rows[0], rows[1])
 
 
-def rewritten(target: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+def rewritten(target, change, compression=zipfile.ZIP_STORED):
     """The micro ml-jku model in another zip; ``change`` gives each record's bytes by its name."""
     base = Path(__file__).parents[2] / "corpus" / "hostile" / "base"
     shutil.copy(base / "micro.json", target)
@@ -79,7 +77,7 @@ def rewritten(target: Path, change: Callable[[str, bytes], bytes], compression: 
     return target / "m.pt"
 
 
-def test_torch_zips_whose_records_are_not_as_torch_writes_them(tmp_path: Path) -> None:
+def test_torch_zips_whose_records_are_not_as_torch_writes_them(tmp_path):
     load_model(rewritten(tmp_path, lambda _, content: content))
     for short in ("data/7", "data/3"):
         path = rewritten(tmp_path, lambda name, content, of=short: content[: -2 * name.endswith(of) or None])
@@ -89,7 +87,7 @@ def test_torch_zips_whose_records_are_not_as_torch_writes_them(tmp_path: Path) -
         load_model(rewritten(tmp_path, lambda _, content: content, zipfile.ZIP_DEFLATED))
 
 
-def test_a_renamed_weight_is_named_as_it_is_there(tmp_path: Path) -> None:
+def test_a_renamed_weight_is_named_as_it_is_there(tmp_path):
     state = own_files.mljku_state(own_files.open_clip_towers())
     state["module.visual.ln_pre.bias_"] = state.pop("module.visual.ln_pre.bias")
     torch.save({"state_dict": state}, tmp_path / "m.pt")
@@ -99,21 +97,21 @@ def test_a_renamed_weight_is_named_as_it_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory by /proc")
 @pytest.mark.parametrize("form", ["open_clip_model.safetensors", "m.pt"])
-def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path, form: str) -> None:
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path, form):
     """Some 80 MB; a file that stays mapped while it is copied counts twice."""
     config = own_files.CLIP | {"text_cfg": own_files.CLIP["text_cfg"] | {"width": 256, "heads": 4, "layers": 24}}
     with torch.device("meta"):
         shapes = open_clip().CLIP(**config).state_dict()
     state = {key: torch.ones(value.shape) for key, value in shapes.items()}
     if form == "m.pt":
-        module: Any = SimpleNamespace(state_dict=lambda: state)
+        module = SimpleNamespace(state_dict=lambda: state)
         torch.save({"state_dict": own_files.mljku_state(module)}, tmp_path / form)
     else:
         save_file(state, tmp_path / form)
         (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
 
-    def action() -> None:
-        def kilobytes(key: str) -> int:
+    def action():
+        def kilobytes(key):
             lines = Path("/proc/self/status").read_text().splitlines()
             return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
@@ -128,21 +126,19 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path, form:
     assert ranks.wait() == [0], ranks.told()
 
 
-def as_openai(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def as_openai(state):
     """Halved as OpenAI's ``convert_weights`` does it."""
     return {key: value.half() if value.ndim > 1 else value for key, value in state.items()}
 
 
 @pytest.mark.parametrize("change", [dict, as_openai])
-def test_what_may_be_another_programs_is_taken_for_openais_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[dict[str, Tensor]], object]
-) -> None:
+def test_what_may_be_another_programs_is_taken_for_openais_with_a_warning(tmp_path, caplog, change):
     torch.save(change(own_files.open_clip_towers().state_dict()), tmp_path / "m.pt")
     assert load_model(tmp_path / "m.pt").config.settings["quick_gelu"]
     assert len([message for message in caplog.messages if "taken for OpenAI's" in message]) == (change is dict)
 
 
-def test_transformers_clip_in_shards(tmp_path: Path) -> None:
+def test_transformers_clip_in_shards(tmp_path):
     pytest.importorskip("transformers")
     model, (images, tokens) = own_files.write_transformers_clip(tmp_path, "quick_gelu", "quick_gelu", "40KB"), inputs()
     assert (tmp_path / "model.safetensors.index.json").exists()
@@ -157,7 +153,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+def server(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     with web() as running:
         running.pages["/x"] = CONTENT
@@ -167,13 +163,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 @pytest.mark.parametrize(
     ("path", "sha256", "said"), [("x", "0" * 64, "published is 0000"), ("missing", None, "no such file")]
 )
-def test_lies_are_refused_in_one_line(server: Web, tmp_path: Path, path: str, sha256: str | None, said: str) -> None:
+def test_lies_are_refused_in_one_line(server, tmp_path, path, sha256, said):
     with pytest.raises(InputError, match=said) as caught:
         hub.fetch_public(PublicFile(f"{server.url}/{path}", "x.bin", sha256), tmp_path)
     assert "\n" not in str(caught.value) and not list(tmp_path.glob("x.bin*"))
 
 
-def test_two_processes_fetch_once(server: Web, tmp_path: Path) -> None:
+def test_two_processes_fetch_once(server, tmp_path):
     code = (
         "import sys; from pathlib import Path; from cloob.models.source import PublicFile, fetch_public\n"
         "print(fetch_public(PublicFile(sys.argv[1], 'x.bin', sys.argv[2]), Path(sys.argv[3])).stat().st_size)"
@@ -184,7 +180,7 @@ def test_two_processes_fetch_once(server: Web, tmp_path: Path) -> None:
     assert server.asked == ["/x"]
 
 
-def test_a_model_by_name(server: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_by_name(server, tmp_path, monkeypatch):
     source = originals("crowsonkb/full_vocab/slim.pkl")
     server.pages["/slim.pkl"] = source.read_bytes()
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
@@ -215,14 +211,14 @@ OTHER = {"resample": 2, "image_mean": [0.1, 0.5, 0.9], "image_std": [0.5, 0.4, 0
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def clip(tmp_path_factory):
     """A folder, whose processor each test writes, and its ``CLIPModel``."""
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("clip")
     return folder, write_transformers_clip(folder, "gelu", "gelu")
 
 
-def processed(folder: Path, processor: dict[str, Any], name: str = "preprocessor_config.json") -> Path:
+def processed(folder, processor, name="preprocessor_config.json"):
     """The folder with this processor and no other."""
     for old in ("preprocessor_config.json", "processor_config.json"):
         (folder / old).unlink(missing_ok=True)
@@ -230,16 +226,16 @@ def processed(folder: Path, processor: dict[str, Any], name: str = "preprocessor
     return folder
 
 
-def without(*keys: str) -> dict[str, Any]:
+def without(*keys):
     return {key: value for key, value in PROCESSOR.items() if key not in keys}
 
 
-def picture() -> Image.Image:
+def picture():
     """Twice as wide as high, so that squashed and cropped pictures are others."""
     return noise_image(0, 8, 8).resize((180, 90), Image.Resampling.BICUBIC)
 
 
-def theirs(folder: Path, model: Any) -> Tensor:
+def theirs(folder, model):
     """The unit row of the picture by transformers' own processor and towers."""
     from transformers import AutoImageProcessor
 
@@ -259,9 +255,7 @@ def theirs(folder: Path, model: Any) -> Tensor:
     ],
     ids=["shortest", "other colours", "squash", "few fields"],
 )
-def test_pictures_are_prepared_as_transformers_does(
-    clip: tuple[Path, Any], processor: dict[str, Any], mode: str
-) -> None:
+def test_pictures_are_prepared_as_transformers_does(clip, processor, mode):
     folder, model = clip
     encoder = load_model(processed(folder, processor), device="cpu")
     assert encoder.preprocess_cfg["resize_mode"] == mode
@@ -272,7 +266,7 @@ def test_pictures_are_prepared_as_transformers_does(
     assert float((encoder.encode_image([picture()]) * theirs(folder, model)).sum()) > 0.999
 
 
-def test_the_processor_that_transformers_5_writes(clip: tuple[Path, Any]) -> None:
+def test_the_processor_that_transformers_5_writes(clip):
     folder, _ = clip
     wanted = load_model(processed(folder, PROCESSOR | OTHER), device="cpu").preprocess_cfg
     whole = {"processor_class": "CLIPProcessor", "image_processor": PROCESSOR | OTHER}
@@ -290,12 +284,12 @@ def test_the_processor_that_transformers_5_writes(clip: tuple[Path, Any]) -> Non
         (PROCESSOR | {"image_processor_type": "ViTImageProcessor"}, "image_processor_type"),
     ],
 )
-def test_other_pictures_are_refused(clip: tuple[Path, Any], processor: dict[str, Any], said: str) -> None:
+def test_other_pictures_are_refused(clip, processor, said):
     with pytest.raises(InputError, match=f"preprocessor_config.json: {said}"):
         load_model(processed(clip[0], processor))
 
 
-def test_each_tower_has_its_own_activation(tmp_path: Path) -> None:
+def test_each_tower_has_its_own_activation(tmp_path):
     write_transformers_clip(tmp_path / "mixed", "quick_gelu", "gelu")
     config = (tmp_path / "mixed" / "config.json").read_text()
     (tmp_path / "mixed" / "config.json").write_text(config.replace('"quick_gelu"', '"mish"'))

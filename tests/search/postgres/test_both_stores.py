@@ -14,7 +14,7 @@ from pyarrow import parquet
 from cloob import cli
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.records import INDEX_FILE, By, IndexedModel, Item
+from cloob.search.records import INDEX_FILE, IndexedModel, Item
 from cloob.search.scan.open import ScanOptions
 from cloob.search.where import equals
 from search_colours import loads, write_pictures
@@ -23,23 +23,23 @@ from search_colours import loads, write_pictures
 class Stopped(FakeEncoder):
     """Raises an error after so many pictures."""
 
-    def __init__(self, pictures: int, error: BaseException, **how: object) -> None:
-        super().__init__(**how)  # type: ignore[arg-type]
+    def __init__(self, pictures, error, **how):
+        super().__init__(**how)
         self.pictures, self.error = pictures, error
 
-    def encode_image(self, images):  # type: ignore[no-untyped-def]
+    def encode_image(self, images):
         if self.seen >= self.pictures:
             raise self.error
         return super().encode_image(images)
 
 
 @pytest.fixture(params=["folder", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def place(request, tmp_path):
     """The address of a new index in each of both stores."""
     return str(request.getfixturevalue("address") if request.param == "postgresql" else tmp_path / "idx")
 
 
-def test_a_model_is_replaced_when_its_successor_is_complete(place: str, tmp_path: Path) -> None:
+def test_a_model_is_replaced_when_its_successor_is_complete(place, tmp_path):
     folder = tmp_path / "p"
     for seed in range(12):
         write_noise(folder / f"{seed}.png", seed)
@@ -66,7 +66,7 @@ def test_a_model_is_replaced_when_its_successor_is_complete(place: str, tmp_path
         assert index.search(units(1, 5)[0]).searched == 13
 
 
-def test_vectors_of_two_models_never_mix_whoever_writes(place: str, tmp_path: Path) -> None:
+def test_vectors_of_two_models_never_mix_whoever_writes(place, tmp_path):
     folder = tmp_path / "p"
     for seed in range(8):
         write_noise(folder / f"{seed}.png", seed)
@@ -74,7 +74,7 @@ def test_vectors_of_two_models_never_mix_whoever_writes(place: str, tmp_path: Pa
     class Meanwhile(FakeEncoder):
         """Another process replaces the model before the second batch is written."""
 
-        def encode_image(self, images):  # type: ignore[no-untyped-def]
+        def encode_image(self, images):
             if self.seen == 4:
                 with Index.open(place, writable=True) as other:
                     model = IndexedModel("fake", "x", "0" * 32, 16)
@@ -87,7 +87,7 @@ def test_vectors_of_two_models_never_mix_whoever_writes(place: str, tmp_path: Pa
         assert not np.isfinite(index.store.vectors("fake", index.store.ids())).any()
 
 
-def test_words_find_names_captions_and_columns(place: str, tmp_path: Path) -> None:
+def test_words_find_names_captions_and_columns(place, tmp_path):
     """Whatever the model thinks: the list of each is joined by 1 / (60 + rank)."""
     facts = {  # path: caption, columns
         "IMG_1092.jpg": (None, {}),
@@ -102,9 +102,9 @@ def test_words_find_names_captions_and_columns(place: str, tmp_path: Path) -> No
         index.store.write(items, "m", rows)
         index.use("m", FakeEncoder(dim=4), "f" * 32)
 
-        def found(words: str, by: By = "words", **how: object) -> dict[str, tuple[str, ...]]:
+        def found(words, by="words", **how):
             row = np.float32([1, 0.3, 0.2, 0.1])
-            hits = index.search(words, by=by, row=None if by == "words" else row, cutoff=None, **how).hits  # type: ignore[arg-type]
+            hits = index.search(words, by=by, row=None if by == "words" else row, cutoff=None, **how).hits
             return {hit.item.path: hit.words for hit in hits}
 
         assert found("img_1092") == {"IMG_1092.jpg": ("name",)}
@@ -124,11 +124,11 @@ def test_words_find_names_captions_and_columns(place: str, tmp_path: Path) -> No
         assert found("another") == {"a.jpg": ("caption",)}
 
 
-def test_vectors_that_exist_are_taken_and_their_file_stays_the_source(place: str, tmp_path: Path) -> None:
+def test_vectors_that_exist_are_taken_and_their_file_stays_the_source(place, tmp_path):
     file, encoder = tmp_path / "rows", FakeEncoder(dim=8)
     file.mkdir()
 
-    def write(rows: dict[str, np.ndarray], part: str = "0.parquet") -> None:
+    def write(rows, part="0.parquet"):
         columns = {"path": list(rows), "caption": [f"of {name}" for name in rows], "stars": [3] * len(rows)}
         table = pa.table(columns | {"vector": pa.array([row.astype(np.float16).tolist() for row in rows.values()])})
         parquet.write_table(table, file / part)
@@ -159,9 +159,7 @@ def test_vectors_that_exist_are_taken_and_their_file_stays_the_source(place: str
             index.update([file], options(encoder, scan=ScanOptions(vectors="vec")))
 
 
-def test_an_index_of_another_format_names_what_to_do(
-    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_of_another_format_names_what_to_do(place, tmp_path, capsys, monkeypatch):
     loads(monkeypatch)
     pictures = write_pictures(tmp_path / "p", n=1)
     make = ["index", str(pictures), "--model", "m", "--out", place]

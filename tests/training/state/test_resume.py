@@ -6,7 +6,6 @@ The moment is drawn by the feature's name; ``pytest -m nightly`` has the feature
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from cloob import TrainConfig, get_recipe, train
 from cloob.cli import main
 from cloob.models.runs import latest_checkpoint, list_checkpoints
 from make import tiny_model
-from support import Ranks, fork
+from support import fork
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Feature:
     nightly: bool = True
 
 
-def usual(data: str = "table", processes: int = 1, **settings: Any) -> Feature:
+def usual(data="table", processes=1, **settings):
     return Feature(settings, data, processes, nightly=False)
 
 
@@ -75,14 +74,14 @@ FEATURES = {
 CASES = [pytest.param(name, marks=[pytest.mark.nightly] * f.nightly, id=name) for name, f in FEATURES.items()]
 
 
-def killed(folder: Path, processes: int, config: TrainConfig, trouble: KilledAfter) -> None:
+def killed(folder, processes, config, trouble):
     ranks = fork(folder, processes, lambda: train(config, callbacks=[trouble]) and None)
     codes = ranks.wait(together=True)
     # A rank may have seen that the killed one is gone before it was killed itself.
     assert -9 in codes and set(codes) <= {-9, 1}, f"{trouble}: {ranks.told()}"
 
 
-def command(folder: Path, processes: int, config: TrainConfig, *words: str) -> Ranks:
+def command(folder, processes, config, *words):
     """``cloob train --config …`` with what was typed, not with what the run made of it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "typed.json").write_text(config.to_json())
@@ -92,10 +91,8 @@ def command(folder: Path, processes: int, config: TrainConfig, *words: str) -> R
 
 
 @pytest.fixture
-def configured(
-    base: TrainConfig, pairs_as: dict[str, str], nano_configs: Path, tmp_path: Path
-) -> Callable[[Feature], TrainConfig]:
-    def of(feature: Feature) -> TrainConfig:
+def configured(base, pairs_as, nano_configs, tmp_path):
+    def of(feature):
         config = base.override(**{"val_data": [pairs_as["folder"]], **feature.settings})
         if feature.data == "streamed":
             stream = f"pipe:cat {pairs_as['shards']}/{{00000..00001}}.tar"
@@ -117,7 +114,7 @@ def configured(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_killed_and_started_again(name: str, configured: Callable[[Feature], TrainConfig], tmp_path: Path) -> None:
+def test_killed_and_started_again(name, configured, tmp_path):
     feature, chance = FEATURES[name], random.Random(name)
     whole, config = (configured(feature).override(out=tmp_path / folder) for folder in ("whole", "run"))
     command(tmp_path / "a", feature.processes, whole)
@@ -141,9 +138,7 @@ def test_killed_and_started_again(name: str, configured: Callable[[Feature], Tra
         pytest.param(13, signal.SIGTERM, marks=pytest.mark.nightly),
     ],
 )
-def test_told_to_end_and_started_again(
-    base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, step: int, number: int
-) -> None:
+def test_told_to_end_and_started_again(base, pairs_as, tmp_path, step, number):
     """In an epoch, and at the end of one: it is told while it validates, which the next start makes good."""
     config = base.override(val_data=[pairs_as["folder"]], steps=13, save_every=0, keep=0, best="val_recall")
     train(config.override(out=tmp_path / "whole"))
@@ -182,8 +177,8 @@ def test_told_to_end_and_started_again(
     ],
 )
 def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
-    base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, form: str, size: int, processes: tuple[int, int]
-) -> None:
+    base, pairs_as, tmp_path, form, size, processes
+):
     """After 16 of an epoch's 40 samples. A quarter of them is bad: skipped.jsonl names the places that were visited."""
     for path in sorted(Path(pairs_as["folder"]).iterdir()):
         stem = path.stem if path.suffix == ".txt" else ""

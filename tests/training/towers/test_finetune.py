@@ -2,14 +2,12 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
@@ -26,7 +24,7 @@ from cloob.training.optim import (
 )
 
 
-def names_of(model: str) -> list[str]:
+def names_of(model):
     return [name for name, _ in create_model(model, seed=0).named_parameters()]
 
 
@@ -61,11 +59,11 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("depths", [OWN, OTHERS], ids=["open_clip", "timm and Hugging Face"])
-def test_depths_by_names(depths: dict[str, int]) -> None:
+def test_depths_by_names(depths):
     assert {name: depth.depth for name, depth in layer_depths(list(depths)).items()} == depths
 
 
-def test_every_depth_of_a_tower_is_taken(nano_configs: Path) -> None:
+def test_every_depth_of_a_tower_is_taken(nano_configs):
     for model in ("tiny-resnet", "tiny-vit", "tiny-convnext"):
         depths = layer_depths(names_of(model))
         for tower in ("image", "text"):
@@ -74,7 +72,7 @@ def test_every_depth_of_a_tower_is_taken(nano_configs: Path) -> None:
             assert {depth.depth for depth in found} == set(range(top + 1)), (model, tower)
 
 
-def test_layer_decay_groups_and_one_step(nano_configs: Path) -> None:
+def test_layer_decay_groups_and_one_step(nano_configs):
     """AdamW's first step without decay moves each weight by its own learning rate (for gradients far above eps)."""
     encoder, objective = create_model("nano-vit", seed=0), make_objective("clip")
     config = OptimConfig(lr=0.1, weight_decay=0.0, eps=1e-12, layer_decay=0.5)
@@ -94,42 +92,40 @@ def test_layer_decay_groups_and_one_step(nano_configs: Path) -> None:
     assert len({group["lr"] for group in optimizer.param_groups}) == 3
 
 
-def weights(model: DualEncoder) -> dict[str, torch.Tensor]:
+def weights(model):
     return {name: value.clone() for name, value in model.model.state_dict().items()}
 
 
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tower: str) -> dict[str, bool]:
+def same(a, b, tower):
     ignored = ("logit_scale", "num_batches_tracked")
     return {n: torch.equal(a[n], b[n]) for n in a if tower_of(n) == tower and not n.endswith(ignored)}
 
 
 @pytest.fixture
-def few(base: TrainConfig, tmp_path: Path) -> TrainConfig:
+def few(base, tmp_path):
     return base.override(model="nano-resnet", epochs=1, warmup=0, save_every=0, out=tmp_path / "run")
 
 
 @pytest.mark.parametrize("micro", [pytest.param(0, marks=pytest.mark.nightly), 4])
-def test_a_frozen_image_tower_keeps_weights_and_statistics(few: TrainConfig, micro: int) -> None:
+def test_a_frozen_image_tower_keeps_weights_and_statistics(few, micro):
     result = train(few.override(freeze="image", micro_batch_size=micro))
     start, end = weights(create_model("nano-resnet", seed=0)), weights(load_model(result.run))
     assert all(same(start, end, "image").values())
     assert torch.equal(start["visual.bn1.num_batches_tracked"], end["visual.bn1.num_batches_tracked"])
     assert not any(same(start, end, "text").values())
-    state = torch.load(result.checkpoint / "trainer.pt", weights_only=True)["optimizer"]  # type: ignore[operator]
+    state = torch.load(result.checkpoint / "trainer.pt", weights_only=True)["optimizer"]
     text = [name for name in start if tower_of(name) == "text" and name != "logit_scale" and "attn_mask" not in name]
     assert len(state["state"]) == sum(len(group["params"]) for group in state["param_groups"]) == len(text)
 
 
-def test_a_frozen_text_tower_is_warned_of_where_it_is_random(
-    few: TrainConfig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_frozen_text_tower_is_warned_of_where_it_is_random(few, caplog):
     result = train(few.override(freeze="text"))
     assert "the text tower is frozen with random weights; --init gives trained ones" in caplog.text
     start, end = weights(create_model("nano-resnet", seed=0)), weights(load_model(result.run))
     assert all(same(start, end, "text").values()) and not same(start, end, "image")["visual.bn1.running_mean"]
 
 
-def test_a_run_writes_the_average_with_its_start(few: TrainConfig, tmp_path: Path) -> None:
+def test_a_run_writes_the_average_with_its_start(few, tmp_path):
     first = train(few)
     config = few.override(model=None, init=str(first.run), average_with_start=0.25, out=tmp_path / "tuned")
     second = train(config)
@@ -146,7 +142,7 @@ def test_a_run_writes_the_average_with_its_start(few: TrainConfig, tmp_path: Pat
     assert not (second.run / "averaged").exists()  # an old average does not stay beside a new run
 
 
-def test_a_run_does_not_overwrite_what_it_starts_from(few: TrainConfig) -> None:
+def test_a_run_does_not_overwrite_what_it_starts_from(few):
     first = train(few)
     config = few.override(model=None, overwrite=True)
     for start in (first.run, first.checkpoint):
@@ -156,7 +152,7 @@ def test_a_run_does_not_overwrite_what_it_starts_from(few: TrainConfig) -> None:
 
 
 class Towers(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.norm = nn.BatchNorm2d(4)
@@ -169,12 +165,12 @@ class Towers(nn.Module):
         self.tied = self.conv
 
 
-def test_groups_follow_clips_rule() -> None:
+def test_groups_follow_clips_rule():
     towers = Towers()
     objective = make_objective("siglip-hopfield", learnable_beta=True)
     names = {id(p): name for name, p in [*towers.named_parameters(), *objective.named_parameters()]}
     groups = parameter_groups(towers, objective, 0.3)
-    found = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in groups}  # type: ignore[attr-defined]
+    found = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in groups}
     assert found == {
         0.3: {"conv.weight", "tokens.weight", "positions", "attention.in_proj_weight", "attention.out_proj.weight"},
         0.0: {
@@ -194,7 +190,7 @@ def test_groups_follow_clips_rule() -> None:
     assert sum(len(group["params"]) for group in groups) == 16  # type: ignore[arg-type] # each once
     by_name = parameter_groups(towers, objective, 0.3, by_name=True)  # as the authors' program
     plain = next(group["params"] for group in by_name if group["weight_decay"] == 0.0)
-    assert {names[id(p)] for p in plain} == {name for name in names.values() if "bias" in name and "." in name}  # type: ignore[attr-defined]
+    assert {names[id(p)] for p in plain} == {name for name in names.values() if "bias" in name and "." in name}
 
 
 @pytest.mark.parametrize(
@@ -211,17 +207,17 @@ def test_groups_follow_clips_rule() -> None:
         ),
     ],
 )
-def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
-    config = OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2)  # type: ignore[arg-type]
+def test_schedules_by_hand(schedule, expected):
+    config = OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2)
     rate = make_schedule(config, 12)
     assert [rate(step) for step in range(12)] == pytest.approx([2.0 * value for value in expected], abs=1e-12)
     assert rate(12) == rate(20) == (2.0 if schedule == "constant" else 0.0)
-    theirs = make_schedule(OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2, like_ml_jku=True), 12)  # type: ignore[arg-type]
+    theirs = make_schedule(OptimConfig(lr=2.0, warmup=4, schedule=schedule, restarts=2, like_ml_jku=True), 12)
     assert [theirs(step) for step in range(5)] == [0.0, 0.5, 1.0, 1.5, rate(4)]
 
 
 @pytest.mark.parametrize("name", ["muon", "lion", "adafactor"])
-def test_an_optimiser_of_timm_learns_and_has_our_groups(name: str) -> None:
+def test_an_optimiser_of_timm_learns_and_has_our_groups(name):
     """No decay of norms and biases, lower rates below, and embeddings are left to Muon's AdamW."""
     towers, objective = Towers(), make_objective("clip")
     config = OptimConfig(optimizer=name, lr=0.1, weight_decay=0.3, layer_decay=0.5)
@@ -232,7 +228,7 @@ def test_an_optimiser_of_timm_learns_and_has_our_groups(name: str) -> None:
     assert bool(of[id(towers.tokens.weight)].get("use_fallback")) == (name == "muon")
     assert "use_fallback" not in of[id(towers.conv.weight)] and of[id(objective.log_inv_tau)]["lr"] == 0.1
     before = {key: p.detach().clone() for key, p in towers.named_parameters() if p.requires_grad}
-    sum(p.square().sum() + p.sum() for p in towers.parameters()).backward()  # type: ignore[union-attr]
+    sum(p.square().sum() + p.sum() for p in towers.parameters()).backward()
     optimizer.step()
     assert not any(torch.equal(before[key], towers.get_parameter(key)) for key in before)
 
@@ -245,12 +241,12 @@ def test_an_optimiser_of_timm_learns_and_has_our_groups(name: str) -> None:
         ("fusedadam", "CUDA required"),
     ],
 )
-def test_an_optimiser_that_cannot_be_had_is_one_line(name: str, message: str) -> None:
+def test_an_optimiser_that_cannot_be_had_is_one_line(name, message):
     with pytest.raises(InputError, match=message):
         make_optimizer(Towers(), make_objective("cloob"), OptimConfig(optimizer=name), torch.device("cpu"))
 
 
-def test_default_warmup() -> None:
+def test_default_warmup():
     assert warmup_steps(OptimConfig(), 450) == 45
     assert warmup_steps(OptimConfig(), 10**6) == 2000
     assert make_schedule(OptimConfig(lr=1.0, warmup=0), 5)(0) == 1.0

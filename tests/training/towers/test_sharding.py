@@ -3,14 +3,12 @@
 import copy
 import os
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from device_reads import reads
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from train_helpers import lines
 
@@ -25,14 +23,14 @@ from cloob.training.build import prepare_towers
 from cloob.training.config import TrainConfig
 from cloob.training.loop import train
 from cloob.training.optim import make_optimizer
-from cloob.training.step import Stepper, StepResult, TowersWithLoss
+from cloob.training.step import Stepper, TowersWithLoss
 from support import fork, on_ranks
 
 CPU = torch.device("cpu")
 RANKS = 2
 # The gradient of a key's bias is rounding alone, of which AdamW's default eps would make a step of full length.
 CONFIG = TrainConfig().override(lr=1e-2, device="cpu", weight_decay=0.1, eps=1e-4)
-SETTINGS: dict[str, dict[str, Any]] = {
+SETTINGS = {
     "sgd": {},
     "adamw": {"clip": 0.3},
     "bf16": {"precision": "bf16"},
@@ -41,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def batch(rank: int, size: int, context: int) -> tuple[Tensor, Tensor]:
+def batch(rank, size, context):
     """Ranks have different data, and different numbers of them."""
     generator = torch.Generator().manual_seed(rank)
     n = 5 - rank
@@ -51,7 +49,7 @@ def batch(rank: int, size: int, context: int) -> tuple[Tensor, Tensor]:
     return images, tokens
 
 
-def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
+def run(setting, fsdp, steps=3):
     leaves = SETTINGS[setting]
     encoder = create_model("nano-resnet", seed=0).train()
     objective = make_objective("clip", gather=True)  # learns its τ⁻¹, a scalar that is not sharded
@@ -59,13 +57,13 @@ def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
     prepare_towers(encoder, config.run, CPU)
     if setting == "sgd":
         parameters = [p for m in (encoder, objective) for p in m.parameters() if p.requires_grad]
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=0.1)
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
     else:
         optimizer = make_optimizer(encoder, objective, config.optim, CPU)
     module = TowersWithLoss(encoder, objective, leaves.get("precision", "fp32")).train()
     stepper, read = Stepper(module, optimizer, leaves.get("clip", 0.0)), {}
 
-    def take(*arguments: Any) -> StepResult:
+    def take(*arguments):
         with reads() as noted:
             launched = stepper.launch(*arguments, layout=Layout((5, 4)))
         read.update(noted)
@@ -95,7 +93,7 @@ def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[dict[str, Any]]:
+def found(tmp_path_factory, nano_configs):
     """What each rank has found in each setting, by DDP and by FSDP."""
     work = lambda _: {name: [run(name, fsdp) for fsdp in (False, True)] for name in SETTINGS}  # noqa: E731
     return on_ranks(tmp_path_factory.mktemp("sharding"), RANKS, work, 400)
@@ -103,7 +101,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_fsdp_takes_the_steps_of_ddp_and_reads_nothing(found: list[dict[str, Any]], setting: str) -> None:
+def test_fsdp_takes_the_steps_of_ddp_and_reads_nothing(found, setting):
     ddp, fsdp = found[0][setting]
     assert setting == "sgd" or fsdp["read"] == ddp["read"] == {}  # SGD is told by the host to leave a step out
     tolerance = 2e-2 if setting == "bf16" else 2e-5
@@ -123,9 +121,7 @@ def test_fsdp_takes_the_steps_of_ddp_and_reads_nothing(found: list[dict[str, Any
     assert (fsdp["groups"], fsdp["shapes"]) == (ddp["groups"], ddp["shapes"])
 
 
-def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_number_resumes(
-    base: TrainConfig, tmp_path: Path
-) -> None:
+def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_number_resumes(base, tmp_path):
     """By two processes, by one without shards, and by two again: together the run of one that was left alone."""
     leaves = {
         "model": "nano-vit",
@@ -137,10 +133,10 @@ def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_nu
     }
     config = base.override(**leaves, steps=7, fsdp=True, out=tmp_path / "run")
 
-    def work() -> None:
+    def work():
         save, calls = checkpoint.save_model, iter(range(9))
 
-        def dies(*arguments: Any) -> None:
+        def dies(*arguments):
             if next(calls) == 1:  # of rank 0, in the background
                 os.kill(os.getpid(), signal.SIGKILL)
             save(*arguments)
@@ -175,7 +171,7 @@ def test_a_kill_while_shards_are_written_leaves_the_last_checkpoint_which_any_nu
         train(plain.override(resume=str(kept), out=tmp_path / "other"))
 
 
-def test_moments_take_the_layout_of_their_weights() -> None:
+def test_moments_take_the_layout_of_their_weights():
     """Fused AdamW pairs numbers by their place in memory, so a channels-first moment would belong to other weights."""
     after = []
     assert sharding.total_norm([]) == 0

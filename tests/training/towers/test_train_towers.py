@@ -1,15 +1,10 @@
 """How towers are readied for training: layout, recomputation, compilation; each against the plain towers."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 from cloob.data.open import open_source
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.training.build import prepare_towers
@@ -20,18 +15,18 @@ from cloob.training.step import Stepper, TowersWithLoss
 CPU = torch.device("cpu")
 
 
-def towers(name: str) -> DualEncoder:
+def towers(name):
     return create_model(name, seed=0).train()
 
 
-def batch(encoder: DualEncoder, n: int = 6) -> tuple[Tensor, Tensor]:
+def batch(encoder, n=6):
     generator = torch.Generator().manual_seed(5)
     size = encoder.image_size
     images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
     return images, encoder.tokenizer([f"number {i}" for i in range(n)])
 
 
-def steps(encoder: DualEncoder, precision: str = "fp32", micro: int = 0, number: int = 2) -> list[Any]:
+def steps(encoder, precision="fp32", micro=0, number=2):
     """Losses and gradient norms, features of the last step, weights and buffers after SGD."""
     module = TowersWithLoss(encoder, make_objective("cloob"), precision).train()
     take = Stepper(module, torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0), 0.0, micro)
@@ -43,7 +38,7 @@ def steps(encoder: DualEncoder, precision: str = "fp32", micro: int = 0, number:
     return [numbers, results[-1].features[0], dict(encoder.state_dict())]
 
 
-def assert_same(found: list[Any], wanted: list[Any], tolerance: float) -> None:
+def assert_same(found, wanted, tolerance):
     torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(wanted[0]), rtol=tolerance, atol=0.0)
     torch.testing.assert_close(found[1], wanted[1], rtol=0.0, atol=10 * tolerance)
     assert found[2].keys() == wanted[2].keys()
@@ -54,7 +49,7 @@ def assert_same(found: list[Any], wanted: list[Any], tolerance: float) -> None:
         )
 
 
-def prepared(name: str, **leaves: Any) -> DualEncoder:
+def prepared(name, **leaves):
     encoder = towers(name)
     prepare_towers(encoder, TrainConfig().override(device="cpu", **leaves).run, CPU)
     return encoder
@@ -63,10 +58,10 @@ def prepared(name: str, **leaves: Any) -> DualEncoder:
 @pytest.mark.parametrize(
     ("name", "micro"), [("nano-dropout", 2), pytest.param("tiny-convnext", 0, marks=pytest.mark.nightly)]
 )
-def test_recomputation_changes_nothing_but_memory(nano_configs: Path, name: str, micro: int) -> None:
+def test_recomputation_changes_nothing_but_memory(nano_configs, name, micro):
     found, kept = [], []
     for encoder in (towers(name), prepared(name, grad_checkpointing=True)):
-        saved: list[int] = []
+        saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
             found.append(steps(encoder, micro=micro))
         kept.append(sum(saved))
@@ -74,7 +69,7 @@ def test_recomputation_changes_nothing_but_memory(nano_configs: Path, name: str,
     assert kept[1] < kept[0]
 
 
-def test_recomputation_is_refused_where_a_tower_has_no_switch(nano_configs: Path) -> None:
+def test_recomputation_is_refused_where_a_tower_has_no_switch(nano_configs):
     with pytest.raises(InputError, match="grad_checkpointing is True, but the image tower of nano-resnet has no such"):
         prepared("nano-resnet", grad_checkpointing=True)
 
@@ -90,15 +85,13 @@ def test_recomputation_is_refused_where_a_tower_has_no_switch(nano_configs: Path
     ],
     ids=str,
 )
-def test_generated_code_takes_the_same_steps(nano_configs: Path, name: str, leaves: dict[str, Any]) -> None:
+def test_generated_code_takes_the_same_steps(nano_configs, name, leaves):
     micro = leaves.get("micro_batch_size", 0)
     assert_same(steps(prepared(name, compile=True, **leaves), micro=micro), steps(towers(name), micro=micro), 1e-4)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_loaders_leave_shared_padding_out_but_for_compiled_towers(
-    pairs_folder: Path, tmp_path: Path, compiled: bool
-) -> None:
+def test_loaders_leave_shared_padding_out_but_for_compiled_towers(pairs_folder, tmp_path, compiled):
     """The same pairs, and the same step from them: what goes is padding alone."""
     encoder = create_model("tiny-vit", seed=0).train()
     config = TrainConfig().override(

@@ -1,13 +1,11 @@
 """Weights & Biases, by a module that has its documented calls as it is not installed; and what a terminal shows."""
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock, call
 
 import pytest
-from train_helpers import Trained, lines
+from train_helpers import lines
 
 from cloob.training.callbacks import ProgressDisplay
 from cloob.training.loop import train
@@ -15,13 +13,13 @@ from support import fork
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> Mock:
+def wandb(monkeypatch):
     fake = Mock()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     return fake
 
 
-def test_a_run_and_its_resumption(trained: Trained, tmp_path: Path, wandb: Mock) -> None:
+def test_a_run_and_its_resumption(trained, tmp_path, wandb):
     config = trained.config.override(out=tmp_path / "run", epochs=1, keep=1, wandb="cloob-tests")
     train(config)
     train(config.override(epochs=2, resume="auto"))
@@ -43,9 +41,7 @@ def test_a_run_and_its_resumption(trained: Trained, tmp_path: Path, wandb: Mock)
     assert [step for step, data in sent if "epoch/loss" in data] == [5, 10]
 
 
-def test_a_tracker_that_fails_does_not_end_the_training(
-    trained: Trained, tmp_path: Path, wandb: Mock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_tracker_that_fails_does_not_end_the_training(trained, tmp_path, wandb, caplog):
     log = wandb.init.return_value.log
     log.side_effect = [None, None, ConnectionError("the server is gone")]
     train(trained.config.override(out=tmp_path / "run", epochs=1, wandb="x"))
@@ -53,7 +49,7 @@ def test_a_tracker_that_fails_does_not_end_the_training(
     assert caplog.text.count("WandB failed (the server is gone) and is left out from here on") == 1
 
 
-def test_a_tracker_that_cannot_begin_ends_all_ranks_in_one_line(trained: Trained, tmp_path: Path, wandb: Mock) -> None:
+def test_a_tracker_that_cannot_begin_ends_all_ranks_in_one_line(trained, tmp_path, wandb):
     wandb.init.side_effect = ValueError("no API key configured")
     config = trained.config.override(out=tmp_path / "run", epochs=1, wandb="x")
     ranks = fork(tmp_path / "ranks", 2, lambda: train(config) and None)
@@ -63,16 +59,16 @@ def test_a_tracker_that_cannot_begin_ends_all_ranks_in_one_line(trained: Trained
         assert said.endswith("InputError: wandb: no API key configured; log in there, or leave --wandb out")
 
 
-def metrics(step: int, **more: Any) -> dict[str, Any]:
+def metrics(step, **more):
     speed = {"images_per_second": 100.0, "images_per_second_per_rank": 50.0, "data_wait": 0.25, "peak_memory": 3 << 29}
     return {"step": step, "epoch": 1, "loss": 0.25, **speed, "skipped": {}} | more
 
 
 @pytest.mark.parametrize(("bar", "rank"), [(False, 0), (True, 0), (False, 1)])
-def test_progress(bar: bool, rank: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress(bar, rank, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: bar)
     display = ProgressDisplay(title="cloob", every_seconds=0.0)
-    display.on_start(SimpleNamespace(rank=rank, total_steps=4, start_step=0))  # type: ignore[arg-type]
+    display.on_start(SimpleNamespace(rank=rank, total_steps=4, start_step=0))
     display.on_step(metrics(1))
     display.on_step(metrics(2, loss=None))
     display.on_epoch_end(metrics(2, val_loss=0.5, skipped={"corrupt image": 3}))
@@ -97,9 +93,9 @@ def test_progress(bar: bool, rank: int, capsys: pytest.CaptureFixture[str], monk
         (0.4, 0.6, "60% of the time waiting for the device"),
     ],
 )
-def test_it_says_what_is_waited_for(data: float, device: float, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_says_what_is_waited_for(data, device, said, capsys):
     display = ProgressDisplay(every_seconds=1000)
-    display.on_start(SimpleNamespace(rank=0, total_steps=4, start_step=0))  # type: ignore[arg-type]
+    display.on_start(SimpleNamespace(rank=0, total_steps=4, start_step=0))
     for epoch, waits in enumerate(({"data_wait": data, "device_wait": device}, {"data_wait": 0.0}), 1):
         for _ in range(2):
             display.on_step(metrics(2 * epoch, **waits))
