@@ -134,7 +134,10 @@ def host(device: torch.device) -> torch.device:
 
 @dataclass(frozen=True)
 class Layout:
-    """Whose rows are where among the gathered rows: the number of every rank's rows, in the order of ranks."""
+    """Whose rows are where among the gathered rows: the number of every rank's rows, in the order of ranks.
+
+    With one size the rows are this process's alone, and nothing is exchanged.
+    """
 
     sizes: tuple[int, ...]
 
@@ -146,8 +149,9 @@ class Layout:
     @property
     def local(self) -> slice:
         """This rank's rows among the gathered ones."""
-        start = sum(self.sizes[: rank()])
-        return slice(start, start + self.sizes[rank()])
+        place = rank() if len(self.sizes) > 1 else 0
+        start = sum(self.sizes[:place])
+        return slice(start, start + self.sizes[place])
 
 
 def gather_objects(value: T) -> list[T]:
@@ -219,12 +223,12 @@ def _exchange(
 
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
     """(N, …) rows of all ranks from the (n, …) of each; a rank's gradient is the sum over ranks of that of its rows."""
-    return cast(Tensor, cast(Any, _GatherRows).apply(rows, layout))
+    return cast(Tensor, cast(Any, _GatherRows).apply(rows, layout)) if len(layout.sizes) > 1 else rows
 
 
-def global_sum(value: Tensor) -> Tensor:
+def global_sum(value: Tensor, layout: Layout) -> Tensor:
     """The sum of a 0-d value over ranks; its gradient is the sum of the incoming ones, W times that of one."""
-    return gather_rows(value[None], Layout((1,) * world_size())).sum()
+    return gather_rows(value[None], Layout((1,) * len(layout.sizes))).sum()
 
 
 class _GatherRows(torch.autograd.Function):

@@ -11,14 +11,15 @@ positive that it resembles, and the difference that it is there to teach would b
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional.checks import one_of
-from cloob.functional.reference import combine, direction_of
 from cloob.objective import ContrastiveObjective, check_finite
+from cloob.objective.batch import MEMBER, Scales, loss_over_ranks
 
 
 def contrast_with_negatives(
@@ -46,20 +47,8 @@ def contrast_with_negatives(
     if objective.gather:
         ranks = distributed.agree({"pairs": len(x), "negatives": len(z)}, fault, x.device)
         pairs, extra = Layout(ranks["pairs"]), Layout(ranks["negatives"])
-    everywhere = distributed.gather_rows if objective.gather else lambda rows, _: rows
-    backend = objective.backend_of(pairs.total + extra.total, x.device, objective.hopfield)
     one_of("contrast", objective.contrast, ("infoloob", "infonce"))
-    direction = direction_of(backend, objective.contrast, 0.0, objective.exclude_above, objective.matmul)
-    inv_tau, beta = objective.inv_tau, objective.beta
-    u_x, u_y, u_z, v_x, v_y = x, y, z, x, y
-    if objective.hopfield:
-        all_x, all_y = everywhere(x, pairs), everywhere(y, pairs)
-        more = {"matmul": objective.matmul} if objective.matmul else {}
-        u_x, u_y, u_z = (backend.hopfield_retrieval(query, all_x, beta, **more) for query in (x, y, z))
-        v_x, v_y = (backend.hopfield_retrieval(query, all_y, beta, **more) for query in (x, y))
-    offset = pairs.local.start if objective.gather else 0
-    candidates = torch.cat([everywhere(u_y, pairs), everywhere(u_z, extra)])
-    to_documents = direction(u_x, candidates, inv_tau, positive_offset=offset)
-    to_anchors = direction(v_y, everywhere(v_x, pairs), inv_tau, positive_offset=offset)
-    loss = combine(to_documents, to_anchors, inv_tau, objective.scale)
-    return distributed.global_sum(loss * (len(x) / pairs.total)) if objective.gather else loss
+    backend = objective.backend_of(pairs.total + extra.total, x.device, objective.hopfield)
+    scales: Scales = {"inv_tau": objective.inv_tau, "beta": objective.beta, "bias": 0.0}
+    member: dict[str, Any] = {name: getattr(objective, name) for name in MEMBER}
+    return loss_over_ranks(x, y, scales, pairs, backend, matmul=objective.matmul, negatives=(z, extra), **member)

@@ -18,6 +18,7 @@ from cloob.functional.checks import NonFiniteFeaturesError, check_number, one_of
 from cloob.functional.private import in_transform, is_exporting, lowers_products, readable
 from cloob.functional.reference import Scale, check_member, check_pairs, pair_loss
 from cloob.objective.batch import (
+    MEMBER,
     Scales,
     check_finite,
     check_values,
@@ -281,16 +282,14 @@ class ContrastiveObjective(ScaledModule):
             needs = "start with torchrun, call init_process_group first, or give gather='auto'"
             raise RuntimeError(f"gather=True needs a process group: {needs}")
         hopfield = self.hopfield if hopfield is None else hopfield
-        member: dict[str, Any] = {name: getattr(self, name) for name in ("contrast", "scale", "exclude_above")}
-        member["hopfield"] = hopfield
+        member: dict[str, Any] = {name: getattr(self, name) for name in MEMBER} | {"hopfield": hopfield}
         prepare = partial(self._prepare, (logit_scale, logit_bias), hopfield, self.check and trusted is None)
         if self.gather and distributed.world_size() > 1:
             if not torch.compiler.is_compiling() and in_transform():
                 raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
-            rows = local_rows(image_features, text_features, ids, prepare, member, trusted)
-            x, layout = rows[0], rows[-1]
+            x, y, ids, scales, layout = local_rows(image_features, text_features, ids, prepare, member, trusted)
             backend = self.backend_of(layout.total, x.device, hopfield)
-            loss = loss_over_ranks(rows, backend, member, self.matmul)
+            loss = loss_over_ranks(x, y, scales, layout, backend, ids=ids, matmul=self.matmul, **member)
         else:
             x, y = check_pairs(image_features, text_features)
             backend = self.backend_of(len(x), x.device, hopfield)

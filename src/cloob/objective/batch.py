@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,12 +17,13 @@ from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional.checks import check_ids, check_number, check_rows, extremes
 from cloob.functional.private import outside_compiler
-from cloob.functional.reference import check_pairs, combine, direction_of, is_symmetric
+from cloob.functional.reference import Scale, check_pairs, combine, direction_of, is_symmetric
 
 Scales = dict[str, float | Tensor]
 """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: numbers where they are fixed, else 0-d
 tensors."""
 
+MEMBER = ("contrast", "hopfield", "scale", "exclude_above")  # attributes of an objective that ranks share
 # Rows whose length is further from one bring a warning: rows made unit in bfloat16 are within half of it.
 UNIT_TOLERANCE = 0.01
 _CONE = 0.8  # mean cosine from which rows are too much alike for retrieval
@@ -152,33 +154,47 @@ def local_rows(
 
 
 def loss_over_ranks(
-    rows: LocalRows, backend: ModuleType, member: Mapping[str, Any], matmul: torch.dtype | None
+    x: Tensor,
+    y: Tensor,
+    scales: Scales,
+    layout: Layout,
+    backend: ModuleType,
+    *,
+    contrast: str,
+    hopfield: bool,
+    scale: Scale,
+    exclude_above: float | None = None,
+    ids: Tensor | None = None,
+    matmul: torch.dtype | None = None,
+    negatives: tuple[Tensor, Layout] | None = None,
 ) -> Tensor:
-    """The global loss by the functions of a backend, with the gradient of this rank's rows."""
-    x, y, ids, scales, layout = rows
-    contrast, hopfield, scale, exclude_above = (member[k] for k in ("contrast", "hopfield", "scale", "exclude_above"))
-    inv_tau, beta = scales["inv_tau"], scales["beta"]
+    """The global loss of the (n, D) rows of every rank, by the functions of a backend, with this rank's gradient.
+
+    ``negatives``: further candidates of the anchors x, with their layout. They are stored in no memory.
+    """
+    inv_tau, options = scales["inv_tau"], {"matmul": matmul} if matmul else {}
+
+    def retrieve(query: Tensor, memory: Tensor) -> Tensor:
+        return backend.hopfield_retrieval(query, memory, scales["beta"], **options) if hopfield else query
+
     all_x, all_y = _gather_both(x, y, layout)
-    if hopfield:
-        u_x, u_y, v_x, v_y = (
-            backend.hopfield_retrieval(query, memory, beta, **({"matmul": matmul} if matmul else {}))
-            for memory in (all_x, all_y)
-            for query in (x, y)
-        )
-        all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
-    else:
-        u_x, v_y, all_u_y, all_v_x = x, y, all_y, all_x
-    direction = direction_of(backend, contrast, scales["bias"], exclude_above, matmul)
-    positives = {
-        "positive_offset": layout.local.start,
-        "ids": ids,
-        "candidate_ids": None if ids is None else distributed.gather_rows(ids, layout),
-    }
-    images = direction(u_x, all_u_y, inv_tau, **positives)
+    u_x, u_y, v_x, v_y = (retrieve(query, memory) for memory in (all_x, all_y) for query in (x, y))
+    all_u_y, all_v_x = _gather_both(u_y, v_x, layout) if hopfield else (all_y, all_x)
+    if negatives is not None:
+        z, layout_of_z = negatives
+        all_u_y = torch.cat([all_u_y, distributed.gather_rows(retrieve(z, all_x), layout_of_z)])
+    direction = partial(
+        direction_of(backend, contrast, scales["bias"], exclude_above, matmul),
+        inv_tau=inv_tau,
+        positive_offset=layout.local.start,
+        ids=ids,
+        candidate_ids=None if ids is None else distributed.gather_rows(ids, layout),
+    )
+    images = direction(u_x, all_u_y)
     # Where both directions are one sum over all pairs, the sum over ranks of the first is that sum.
-    texts = images if is_symmetric(contrast, hopfield, exclude_above) else direction(v_y, all_v_x, inv_tau, **positives)
+    texts = images if is_symmetric(contrast, hopfield, exclude_above) else direction(v_y, all_v_x)
     share = len(x) / layout.total
-    return distributed.global_sum(combine(images, texts, inv_tau, scale) * share)
+    return distributed.global_sum(combine(images, texts, inv_tau, scale) * share, layout)
 
 
 def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
