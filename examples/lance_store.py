@@ -28,9 +28,7 @@ MARGIN = 100  # more than wanted are looked for, as some may have been removed
 
 def open_store(folder: str, *, writable: bool = False, create: bool = False) -> SqliteStore:
     """What ``cloob`` calls for an address ``lance_store:open_store:FOLDER``."""
-    if create:
-        SqliteStore.create(Path(folder)).close()
-    return SqliteStore(Path(folder), writable=writable or create, table=LanceVectors)
+    return SqliteStore(Path(folder), writable=writable, create=create, table=LanceVectors)
 
 
 class LanceVectors(VectorTable):

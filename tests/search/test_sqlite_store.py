@@ -24,7 +24,7 @@ MODEL = IndexedModel("m", "somewhere", "f" * 32, 8)
 
 
 def filled(folder, n=5):
-    store = SqliteStore.create(folder)
+    store = SqliteStore(folder, create=True)
     store.add_model(MODEL)
     store.write([item(f"{i}") for i in range(n)], "m", units(n))
     return store
@@ -147,7 +147,7 @@ def test_a_database_that_another_process_makes_meanwhile_stays(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "link", meanwhile)
     monkeypatch.setattr(Path, "exists", lambda path: path.name != INDEX_FILE and exists(path))
-    assert SqliteStore.create(tmp_path / "i").count() == 5
+    assert SqliteStore(tmp_path / "i", create=True).count() == 5
 
 
 def test_a_backup_that_was_put_back_and_went_another_way(tmp_path):
@@ -224,7 +224,7 @@ def test_a_journal_or_a_link_beside_it_is_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    with closing(SqliteStore.create(tmp_path_factory.mktemp("where") / "index")) as store:
+    with closing(SqliteStore(tmp_path_factory.mktemp("where") / "index", create=True)) as store:
         store.add_model(IndexedModel("m", "m", "f", 1))
         store.write(ITEMS, "m", np.ones((len(ITEMS), 1), np.float32))
         yield store

@@ -43,7 +43,7 @@ def open_store(address: str | Path, *, writable: bool = False, create: bool = Fa
         home = importlib.import_module("cloob.search.postgres")  # psycopg is an extra
         store = home.PostgresStore(str(address), writable=writable, create=create)
         return store
-    return SqliteStore.create(Path(address)) if create else SqliteStore(Path(address), writable=writable)
+    return SqliteStore(Path(address), writable=writable, create=create)
 
 
 def place_of(folder: Path) -> Path:

@@ -201,7 +201,7 @@ class Builder:
         good = [each for each in batch if each.item is not None and np.isfinite(rows[each.content]).all()]
         kept = set(good)
         arrived = [each for each in good if each.change(self._model.number) in ("added", "changed")]
-        others = [model for model in self._store.models() if model.name != self._model.name]
+        others = [model for model in self._store.models() if model.number != self._model.number]
         copies = {model: self._store.known(model, {each.content for each in arrived}) for model in others}
         for model, vectors in (*copies.items(), (self._model, rows)):  # its own last: what has this vector is done
             some = [each for each in (good if vectors is rows else arrived) if each.content in vectors]

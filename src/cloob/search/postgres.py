@@ -31,16 +31,16 @@ _CANDIDATES = 4  # times as many as asked for are ranked again
 _EF_SEARCH = (200, 1000)  # the least (100 gave recall@10 0.938 at 100,000 vectors), and pgvector's most
 
 # Vectors of up to 2,000 numbers lie in their rows (MAIN), where a scan reads them in place.
-_TYPES = {"int": "bigint", "id": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "json": "jsonb", "vector": "vector"}
-_TYPES["words"] = """CREATE TABLE cloob_words (item bigint PRIMARY KEY REFERENCES cloob_items ON DELETE CASCADE,
+_WORDS = """CREATE TABLE cloob_words (rowid bigint PRIMARY KEY REFERENCES cloob_items ON DELETE CASCADE,
   words text NOT NULL, places tsvector GENERATED ALWAYS AS (to_tsvector('simple', words)) STORED);
-CREATE INDEX cloob_words_places ON cloob_words USING gin (places)"""
+CREATE INDEX cloob_words_places ON cloob_words USING gin (places);
+ALTER TABLE cloob_vectors ALTER vector SET STORAGE MAIN"""
+_IDENTITY = "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
 _EXTENSION = "CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public"
-_TABLES = f"""
-CREATE TABLE cloob_index (version int NOT NULL);
-INSERT INTO cloob_index VALUES ({FORMAT});
-{TABLES};
-ALTER TABLE cloob_vectors ALTER vector SET STORAGE MAIN""".format(**_TYPES, strict="")
+_TABLES = (
+    f"CREATE TABLE cloob_index (version int NOT NULL); INSERT INTO cloob_index VALUES ({FORMAT});"
+    + TABLES.format(int="bigint", id=_IDENTITY, json="jsonb", vector="vector", strict="", words=_WORDS)
+)
 
 
 class PostgresStore(Store):
@@ -53,13 +53,9 @@ class PostgresStore(Store):
     _dialect = POSTGRESQL
     _each_column = "key, jsonb_typeof(value) FROM cloob_items, jsonb_each(columns)"
     _among = "= ANY(?)"
-    _word_item = "item"
-    _add_words = (
-        "INSERT INTO cloob_words (item, words) VALUES (?, ?) ON CONFLICT (item) DO UPDATE SET words = excluded.words"
-    )
-    _find_words = """SELECT item, -ts_rank_cd(places, asked) AS rank
-        FROM cloob_words, plainto_tsquery('simple', ?) asked
-        WHERE places @@ asked AND item IN (SELECT id FROM cloob_items WHERE {}) ORDER BY rank, item LIMIT ?"""
+    _find_words = """SELECT rowid, -ts_rank_cd(places, query) AS rank
+        FROM cloob_words, plainto_tsquery('simple', ?) query
+        WHERE places @@ query AND rowid IN (SELECT id FROM cloob_items WHERE {}) ORDER BY rank, rowid LIMIT ?"""
 
     def __init__(self, address: str, *, writable: bool = False, create: bool = False) -> None:
         """Connects; ``create`` makes the tables, and the extension, where they are missing."""
@@ -113,6 +109,10 @@ class PostgresStore(Store):
             one = f"({', '.join('?' * len(some[0]))})"
             several = statement.replace(f"VALUES {one}", f"VALUES {', '.join([one] * len(some))}")
             self._rows(several, [value for row in some for value in row])
+
+    def _decode(self, cells: list[Any], dim: int) -> Vectors:
+        rows = [cell.to_numpy() if hasattr(cell, "to_numpy") else cell for cell in cells]
+        return np.array(rows, np.float32).reshape(-1, dim)
 
     @contextmanager
     def _transaction(self, *, writing: bool = True) -> Iterator[None]:

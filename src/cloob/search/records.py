@@ -140,8 +140,8 @@ def words(text: str) -> list[str]:
 
 def texts(item: Item) -> dict[str, str]:
     """What of an item is text: its file's name, its caption, and columns."""
-    others = ((name, value) for name, value in item.columns.items() if isinstance(value, str) and name != "date_from")
-    return dict(others, name=item.path.rpartition("/")[2].rpartition("::")[2], caption=item.caption or "")
+    columns = {name: value for name, value in item.columns.items() if isinstance(value, str) and name != "date_from"}
+    return columns | {"name": item.path.rpartition("/")[2].rpartition(SEPARATOR)[2], "caption": item.caption or ""}
 
 
 def all_words(item: Item) -> str:

@@ -1,7 +1,7 @@
 """An index in one folder: a SQLite file is the truth, matrices next to it are caches for searching.
 
-A file that somebody hands over is data: its tables have to be exactly those that are made here, so that no view,
-trigger or generated column in it is ever run, functions in its schema are not trusted, and no extension is loaded.
+A file from somebody else is data: its tables have to be exactly those that are made here, so that no view, trigger or
+generated column in it is ever run, functions in its schema are not trusted, and no extension is loaded.
 """
 
 from __future__ import annotations
@@ -26,15 +26,19 @@ from cloob.search.where import SQLITE, Filter
 
 PATIENCE_SECONDS = 60.0  # for which a writer waits for another one; a batch takes a fraction of a second
 _APPLICATION = 0x434C4F42  # "CLOB"
-_PAGE_BYTES = 16_384  # seven vectors of width 512; of SQLite's own 4,096 each would fill one, half of it empty
-_TYPES = {"int": "INTEGER", "id": "INTEGER PRIMARY KEY AUTOINCREMENT", "json": "TEXT", "vector": "BLOB"}
-_TYPES["words"] = "CREATE VIRTUAL TABLE cloob_words USING fts5 (words)"
-_TABLES = TABLES.format(**_TYPES, strict="STRICT")
+_PAGE_BYTES = 16_384  # seven vectors of width 512; of SQLite's default, 4,096, each would fill one, half of it empty
+_TABLES = TABLES.format(
+    int="INTEGER",
+    id="INTEGER PRIMARY KEY AUTOINCREMENT",
+    json="TEXT",
+    vector="BLOB",
+    strict="STRICT",
+    words="CREATE VIRTUAL TABLE cloob_words USING fts5 (words, columnsize=0)",
+)
 _SHAPE = """SELECT s.type, s.name, iif(s.sql LIKE 'CREATE VIRTUAL%', s.sql, ''), coalesce(a.name, b.name), a.type,
 a."notnull", a.pk, a.hidden FROM sqlite_schema s
 LEFT JOIN pragma_table_xinfo(s.name) a ON s.type = 'table' LEFT JOIN pragma_index_xinfo(s.name) b ON s.type = 'index'"""
-_PLACE = """CASE WHEN {0} >= '..0' OR {0} < '..' THEN {0} WHEN {0} = '..' OR {0} GLOB '../..*' THEN cloob_place({0})
-    ELSE 'ABOVE' || substr({0}, 3) END"""  # a function alone would cost ten times as much
+_PLACE = """iif({0} GLOB '../[^.]*', 'ABOVE' || substr({0}, 3), iif({0} GLOB '..*', cloob_place({0}), {0}))"""
 _MESSAGES = {
     "SQLITE_CANTOPEN": "holds no index, or one that may not be read; `cloob index` makes one",
     "SQLITE_BUSY": f"another process has been writing for {PATIENCE_SECONDS:.0f} s; wait until it is done",
@@ -48,16 +52,19 @@ class SqliteStore(Store):
 
     _each_column = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
     _among = "IN (SELECT value FROM json_each(?))"
-    _word_item = "rowid"
-    _add_words = "INSERT OR REPLACE INTO cloob_words (rowid, words) VALUES (?, ?)"
     _find_words = """SELECT rowid, rank FROM cloob_words WHERE cloob_words MATCH ?
         AND rowid IN (SELECT id FROM cloob_items WHERE {}) ORDER BY rank, rowid LIMIT ?"""
 
     def __init__(
-        self, folder: Path, *, writable: bool = False, table: Callable[[SqliteStore], VectorTable] | None = None
+        self,
+        folder: Path,
+        *,
+        writable: bool = False,
+        create: bool = False,
+        table: Callable[[SqliteStore], VectorTable] | None = None,
     ) -> None:
-        """Opens an index; ``table`` makes what keeps its vectors in the place of the database."""
-        self.address, self.writable = str(folder), writable
+        """Opens the index of a folder, or makes a missing one; ``table`` keeps its vectors in place of the database."""
+        self.address, self.writable = str(folder), writable or create
         self.path, self._folder = folder / INDEX_FILE, os.path.abspath(folder)  # noqa: PTH100 - links in it stay
         above = os.path.dirname(self._folder).translate({ord(sign): 2 * sign for sign in "'{}"})  # noqa: PTH120
         self._dialect = SQLITE._replace(place=_PLACE.replace("ABOVE", above))
@@ -65,27 +72,25 @@ class SqliteStore(Store):
         self._busy: Any = None  # the lock of updates
         self.table = (table or FlatVectors)(self)
         with _one_line(self.path):
+            if create:
+                folder.mkdir(parents=True, exist_ok=True)
+                if not self.path.exists():
+                    self._create(folder / f".tmp-{secrets.token_hex(8)}")
             self._open()
 
-    @classmethod
-    def create(cls, folder: Path) -> SqliteStore:
-        """Opens the index of a folder; a missing one is made, whole or not at all."""
-        path, temporary = folder / INDEX_FILE, folder / f".tmp-{secrets.token_hex(8)}"
-        with _one_line(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
-                    connection.executescript(
-                        f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {_APPLICATION};"
-                        f"PRAGMA user_version = {FORMAT}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
-                    )
-                try:
-                    os.link(temporary, path)
-                except OSError:  # another process has made it meanwhile, or this disk has no links
-                    if not path.exists():
-                        temporary.rename(path)
-                temporary.unlink(missing_ok=True)
-        return cls(folder, writable=True)
+    def _create(self, temporary: Path) -> None:
+        """Makes an empty index, whole or not at all."""
+        with closing(sqlite3.connect(temporary, isolation_level=None)) as connection:
+            connection.executescript(
+                f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {_APPLICATION};"
+                f"PRAGMA user_version = {FORMAT}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
+            )
+        try:
+            os.link(temporary, self.path)
+        except OSError:  # another process has made it meanwhile, or this disk has no links
+            if not self.path.exists():
+                temporary.rename(self.path)
+        temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
         with self._lock:
@@ -134,9 +139,8 @@ class SqliteStore(Store):
     def _check(self) -> None:
         """Refuses other formats, and a database with more than our tables."""
         path, connection = self.path, self._connection
-        (application,), (version,) = (
-            connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
-        )
+        names = ("application_id", "user_version")
+        application, version = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
         if application != _APPLICATION:
             raise InputError(f"{path}: is no index of cloob's")
         check_format(self.address, version)
@@ -184,6 +188,9 @@ class SqliteStore(Store):
             connection.execute("BEGIN IMMEDIATE")
             yield
 
+    def _decode(self, cells: list[Any], dim: int) -> Vectors:
+        return decode(cells, dim, self.path)
+
 
 class FlatVectors(VectorTable):
     """Vectors in SQLite, and a matrix of every model next to it."""
@@ -210,9 +217,6 @@ class FlatVectors(VectorTable):
         self._matrices.pop(model.number, None)
         for path in self.store.path.parent.glob(f"vectors-{model.number}-*"):
             path.unlink(missing_ok=True)
-
-    def decode(self, cells: list[Any], dim: int) -> Vectors:
-        return decode(cells, dim, self.store.path)
 
     def _matrix(self, model: IndexedModel) -> Matrix:
         return self._matrices.setdefault(model.number, Matrix(self.store.path, model.number, model.dim))

@@ -13,8 +13,9 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import groupby
+from itertools import count, groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -27,32 +28,18 @@ from cloob.search.where import Dialect, Filter
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 
-TABLES = """
-CREATE TABLE cloob_revisions (revision {int} PRIMARY KEY, stamp {int} NOT NULL) {strict};
-INSERT INTO cloob_revisions VALUES (0, 0);
-CREATE TABLE cloob_models (id {id}, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL, fingerprint TEXT NOT NULL,
-  dim {int} NOT NULL, place {int} NOT NULL DEFAULT 0, replaces {int}) {strict};
-CREATE TABLE cloob_items (id {id}, source TEXT NOT NULL, path TEXT NOT NULL, content TEXT NOT NULL,
-  bytes {int} NOT NULL, mtime_ns {int}, width {int} NOT NULL, height {int} NOT NULL, date TEXT, caption TEXT,
-  columns {json} NOT NULL, UNIQUE (source, path)) {strict};
-CREATE INDEX cloob_items_content ON cloob_items (content);
-CREATE TABLE cloob_vectors (item {int} NOT NULL REFERENCES cloob_items ON DELETE CASCADE, model {int} NOT NULL,
-  revision {int} NOT NULL, vector {vector} NOT NULL, PRIMARY KEY (item, model)) {strict};
-CREATE INDEX cloob_vectors_revision ON cloob_vectors (model, revision, item);
-CREATE TABLE cloob_faults (source TEXT NOT NULL, path TEXT NOT NULL, bytes {int} NOT NULL, mtime_ns {int},
-  fault TEXT NOT NULL, PRIMARY KEY (source, path)) {strict};
-CREATE TABLE cloob_sources (source TEXT PRIMARY KEY, exclude TEXT NOT NULL, vectors TEXT, fingerprint TEXT) {strict};
-{words}"""
-
-FORMAT = 7  # the number of these tables
-_REVISE = "INSERT INTO cloob_revisions SELECT max(revision) + 1, ? FROM cloob_revisions RETURNING revision"
+FORMAT = 8  # the number of these tables
+TABLES = Path(__file__).with_name("tables.sql").read_text(encoding="utf-8")
+_REVISE = """INSERT INTO cloob_revisions SELECT max(revision) + 1, ?, max(last_id) FROM cloob_revisions
+RETURNING revision, last_id"""
 _FIELDS = ("source", "path", "content", "bytes", "mtime_ns", "width", "height", "date", "caption", "columns")
-_REPLACE_ITEM = f"""INSERT INTO cloob_items ({", ".join(_FIELDS)}) VALUES ({", ".join("?" * len(_FIELDS))})
-ON CONFLICT (source, path) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _FIELDS)}"""
+_REPLACE_ITEM = f"""INSERT INTO cloob_items (id, {", ".join(_FIELDS)}) VALUES ({", ".join("?" * (len(_FIELDS) + 1))})
+ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _FIELDS)}"""
 _REPLACE_VECTOR = """INSERT INTO cloob_vectors VALUES (?, ?, ?, ?)
 ON CONFLICT (item, model) DO UPDATE SET revision = excluded.revision, vector = excluded.vector"""
-_ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim, place, replaces)
-SELECT ?, ?, ?, ?, coalesce(?, max(place) + 1, 1), ? FROM cloob_models"""
+_ADD_MODEL = """INSERT INTO cloob_models (name, spec, fingerprint, dim, replaces, place)
+SELECT ?, ?, ?, ?, ?, coalesce(max(CASE WHEN id = ? THEN place END), max(place) + 1, 1) FROM cloob_models WHERE true
+ON CONFLICT (name, fingerprint) DO UPDATE SET spec = excluded.spec"""
 _STATES = """SELECT id, path, bytes, mtime_ns, content, model FROM cloob_items
 LEFT JOIN cloob_vectors ON item = id WHERE source = ? ORDER BY id, model"""
 _REPLACE_SOURCE = """INSERT INTO cloob_sources (source, exclude, vectors, fingerprint) VALUES (?, ?, ?, ?)
@@ -100,18 +87,13 @@ class VectorTable(ABC):
 
         It is called inside the transaction that writes the items, before it is committed.
         """
-        return vectors  # type: ignore[return-value]  # cells of a row each
+        return vectors  # type: ignore[return-value]  # a cell per row
 
     def vectors(self, model: IndexedModel, ids: Sequence[int]) -> tuple[Sequence[int], Vectors]:
         """Ids, of some thousands, that have a vector, in any order, and these."""
         statement = f"SELECT item, vector FROM cloob_vectors WHERE model = ? AND item {self.store._among}"
         rows = self.store._rows(statement, (model.number, ids))
-        return [row[0] for row in rows], self.decode([row[1] for row in rows], model.dim)
-
-    def decode(self, cells: list[Any], dim: int) -> Vectors:
-        """(n, D) of SQL's cells."""
-        rows = [cell.to_numpy() if hasattr(cell, "to_numpy") else cell for cell in cells]
-        return np.array(rows, np.float32).reshape(-1, dim)
+        return [row[0] for row in rows], self.store._decode([row[1] for row in rows], model.dim)
 
     @abstractmethod
     def nearest(self, model: IndexedModel, query: Vectors, top: int, where: Filter | None) -> Neighbours:
@@ -135,8 +117,6 @@ class Store(ABC):
     _dialect: Dialect
     _each_column: ClassVar[str]  # selects the keys and types of all columns
     _among: ClassVar[str]  # what follows a column that has to have one of several values
-    _word_item: ClassVar[str]  # the column of the words' table that has the item
-    _add_words: ClassVar[str]  # of an item, in the place of those that it had
     _find_words: ClassVar[str]  # items that have all of some words, with a score, best first
 
     @abstractmethod
@@ -148,7 +128,11 @@ class Store(ABC):
 
     @abstractmethod
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Runs a statement for each of some rows of values."""
+        """Runs a statement for every row of values."""
+
+    @abstractmethod
+    def _decode(self, cells: list[Any], dim: int) -> Vectors:
+        """(n, D) of the cells of vectors."""
 
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[object]:
@@ -158,30 +142,39 @@ class Store(ABC):
         """No other process updates meanwhile, or ``Busy``; in a database any number may."""
         return nullcontext()
 
+    def _stored(self, source: str, path: str = "") -> tuple[str, str]:
+        """A source and a path as the tables have them: of a source that holds the index, from where that is."""
+        return source, path
+
+    def _full(self, stored: str) -> str:
+        """The source or path that the tables have as this."""
+        return stored
+
     @contextmanager
-    def _writing(self) -> Iterator[int]:
-        """One transaction, and its revision."""
+    def _writing(self) -> Iterator[tuple[int, int]]:
+        """One transaction: its revision, and the highest id that an item has had."""
         with self._transaction():
-            yield self._rows(_REVISE, (secrets.randbits(62),))[0][0]
+            yield self._rows(_REVISE, (secrets.randbits(62),))[0]
 
     def revision(self) -> int:
         """Grows with every committed change: caches and servers look here whether to read again."""
         return int(self._rows("SELECT max(revision) FROM cloob_revisions")[0][0])
 
     def models(self, *, unfinished: bool = False) -> tuple[IndexedModel, ...]:
-        """The models in order; an unfinished one, which is to replace another, is none of them yet."""
+        """The models in order; an unfinished one has the name of the one that it is to replace."""
         rows = self._rows("SELECT name, spec, fingerprint, dim, id, replaces FROM cloob_models ORDER BY place, id")
         return tuple(IndexedModel(*row) for row in rows if unfinished or row[5] is None)
 
     def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
         """A model by its name; one that has other weights by now is not there any more. None: the first."""
-        models = {model.name: model for model in self.models(unfinished=isinstance(name, IndexedModel))}
-        key = name.name if isinstance(name, IndexedModel) else name or next(iter(models), "")
-        known = models.get(key)
-        if known is None or (isinstance(name, IndexedModel) and known.fingerprint != name.fingerprint):
-            why = f"has no vectors of a model {key!r} (any more); {nearest(key, models)}"
-            raise InputError(f"{self.address}: {why if models else 'is empty; `cloob index` fills it'}")
-        return known
+        models, key, fingerprint = self.models(), name, None
+        if isinstance(name, IndexedModel):
+            models, key, fingerprint = self.models(unfinished=True), name.name, name.fingerprint
+        for model in models:
+            if key in (None, model.name) and fingerprint in (None, model.fingerprint):
+                return model
+        why = f"has no vectors of a model {key!r} (any more); {nearest(str(key), [model.name for model in models])}"
+        raise InputError(f"{self.address}: {why if models else 'is empty; `cloob index` fills it'}")
 
     def add_model(self, model: IndexedModel, *, replace: bool = False) -> IndexedModel:
         """Adds a model without vectors; one of the same weights gets the new place that it is loaded from.
@@ -190,25 +183,19 @@ class Store(ABC):
         stay until :meth:`finish`.
         """
         with self._writing():
-            models, place = self.models(unfinished=True), None
-            there = next((item for item in models if item.name == model.name), model)
-            if there.fingerprint != model.fingerprint:
+            old = next((item for item in self.models() if item.name == model.name), model)
+            if old.fingerprint != model.fingerprint:
                 if not replace:
                     raise InputError(
                         f"{self.address}: holds vectors of another model {model.name!r}; "
                         "index one of the two anew with --replace-model, or under another --name"
                     )
-                model = dataclasses.replace(model, name=f"{model.name} +{model.fingerprint}", replaces=there.number)
-                ((place,),) = self._rows("SELECT place FROM cloob_models WHERE id = ?", (there.number,))
-            same = [item for item in models if (item.name, item.fingerprint) == (model.name, model.fingerprint)]
-            for other in models if model.replaces else ():
-                if other.replaces == model.replaces and other not in same:
-                    self._drop(other)  # it was to replace the same one
-            if same:
-                self._rows("UPDATE cloob_models SET spec = ? WHERE id = ?", (model.spec, same[0].number))
-            else:
-                fields = (model.name, model.spec, model.fingerprint, model.dim, place, model.replaces)
-                self._rows(_ADD_MODEL, fields)
+                model = dataclasses.replace(model, replaces=old.number)
+                for other in self.models(unfinished=True):  # it was to replace the same one
+                    if other.replaces == old.number and other.fingerprint != model.fingerprint:
+                        self._drop(other)
+            fields = (model.name, model.spec, model.fingerprint, model.dim, model.replaces, model.replaces)
+            self._rows(_ADD_MODEL, fields)
             return self.model(model)
 
     def finish(self, model: IndexedModel) -> None:
@@ -216,8 +203,7 @@ class Store(ABC):
         for old in [item for item in self.models() if item.number == model.replaces]:
             with self._writing():
                 self._drop(old)
-                statement = "UPDATE cloob_models SET name = ?, replaces = NULL WHERE id = ?"
-                self._rows(statement, (old.name, self.model(model).number))
+                self._rows("UPDATE cloob_models SET replaces = NULL WHERE id = ?", (self.model(model).number,))
 
     def remove_model(self, name: str | IndexedModel) -> None:
         with self._writing():
@@ -237,14 +223,6 @@ class Store(ABC):
         faults = "SELECT path, bytes, mtime_ns, fault FROM cloob_faults WHERE source = ? ORDER BY path"
         for path, size, mtime, fault in self._rows(faults, stored):
             yield FileState(None, self._full(path), size, mtime, "", fault, ())
-
-    def _stored(self, source: str, path: str = "") -> tuple[str, str]:
-        """A source and a path as the tables have them: of a source that holds the index, from where that is."""
-        return source, path
-
-    def _full(self, stored: str) -> str:
-        """A source or a path of the tables as it is."""
-        return stored
 
     def move(self, old: str, new: str) -> None:
         """Takes note that a folder was moved, with the sources that it is or holds."""
@@ -267,62 +245,57 @@ class Store(ABC):
         A replaced item keeps its id, and loses other models' vectors where its content differs.
         """
         rows = [(*self._stored(item.source, item.path), *_values(item)) for item in items]
-        with self._writing() as revision:
+        with self._writing() as (revision, last):
             known = self.model(model)  # in the transaction, so that vectors of other weights never come under its name
-            before = self._places(rows)
+            before, fresh = self._places(rows), count(last + 1)
             changed = [before[row[:2]][0] for row in rows if row[:2] in before and before[row[:2]][1] != row[2]]
-            if changed:
-                self._rows(f"DELETE FROM cloob_vectors WHERE item {self._among}", (changed,))
-            self._many(_REPLACE_ITEM, rows)
-            places = self._places(rows)
-            ids = [places[row[:2]][0] for row in rows]
+            self._rows(f"DELETE FROM cloob_vectors WHERE item {self._among}", (changed,))
+            self._rows(f"DELETE FROM cloob_words WHERE rowid {self._among}", ([id_ for id_, _ in before.values()],))
+            ids = [before[row[:2]][0] if row[:2] in before else next(fresh) for row in rows]
+            self._rows("UPDATE cloob_revisions SET last_id = ? WHERE revision = ?", (max([last, *ids]), revision))
+            self._many(_REPLACE_ITEM, [(id_, *row) for id_, row in zip(ids, rows, strict=True)])
             cells = self.table.write(known, ids, np.ascontiguousarray(vectors, np.float32))
             given = [(id_, known.number, revision, cell) for id_, cell in zip(ids, cells, strict=True)]
             self._many(_REPLACE_VECTOR, given)
-            self._many(self._add_words, [(id_, all_words(item)) for id_, item in zip(ids, items, strict=True)])
-            self._forget(rows)
+            spoken = [(id_, all_words(item)) for id_, item in zip(ids, items, strict=True)]
+            self._many("INSERT INTO cloob_words (rowid, words) VALUES (?, ?)", spoken)
+            self._forget_faults(rows)
 
-    def having(self, model: IndexedModel, ids: Sequence[int]) -> list[int]:
-        """Those of some ids that have a vector of a model."""
-        statement = f"SELECT item FROM cloob_vectors WHERE model = ? AND item {self._among} ORDER BY item"
-        return [row[0] for row in self._rows(statement, (model.number, list(ids)))]
-
-    def find_words(self, words: Sequence[str], top: int, where: Filter | None = None) -> dict[int, int]:
-        """The ``top`` items whose texts have all of some words, best first, and their ranks; equal ones share one."""
-        condition, values = self._condition(where)
-        rows = self._rows(self._find_words.format(condition), (" ".join(words), *values, top))
-        scores = [round(score, 4) for _, score in rows]
-        return {id_: 1 + scores.index(score) for (id_, _), score in zip(rows, scores, strict=True)}
+    def _by_source(self, rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, list[str]]]:
+        """The paths of every source, of rows that begin with source and path."""
+        for source in {row[0] for row in rows}:
+            yield source, [row[1] for row in rows if row[0] == source]
 
     def _places(self, rows: Sequence[Sequence[Any]]) -> dict[tuple[str, str], tuple[int, str]]:
         """Ids and contents of the items that are there, by source and path, of rows that begin with these."""
         statement = f"SELECT source, path, id, content FROM cloob_items WHERE source = ? AND path {self._among}"
-        by_source = ((source, [row[1] for row in rows if row[0] == source]) for source in {row[0] for row in rows})
-        matches = (row for values in by_source for row in self._rows(statement, values))
+        matches = (row for values in self._by_source(rows) for row in self._rows(statement, values))
         return {(source, path): (id_, content) for source, path, id_, content in matches}
 
-    def _forget(self, rows: Sequence[Sequence[Any]], *, items: bool = False) -> None:
-        """Deletes the faults, or the items too, of rows that begin with source and path."""
-        for source in {row[0] for row in rows}:
-            files = f"source = ? AND path {self._among}"
-            words = f"cloob_words WHERE {self._word_item} IN (SELECT id FROM cloob_items WHERE {files})"
-            paths = [row[1] for row in rows if row[0] == source]
-            for table in [words, f"cloob_items WHERE {files}"] if items else []:
-                self._rows(f"DELETE FROM {table}", (source, paths))
-            self._rows(f"DELETE FROM cloob_faults WHERE {files}", (source, paths))
+    def _forget_faults(self, rows: Sequence[Sequence[Any]]) -> None:
+        for values in self._by_source(rows):
+            self._rows(f"DELETE FROM cloob_faults WHERE source = ? AND path {self._among}", values)
+
+    def _forget(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Deletes the items and the faults of rows that begin with source and path."""
+        ids = [id_ for id_, _ in self._places(rows).values()]
+        self._rows(f"DELETE FROM cloob_words WHERE rowid {self._among}", (ids,))
+        self._rows(f"DELETE FROM cloob_items WHERE id {self._among}", (ids,))
+        self._forget_faults(rows)
 
     def remove(self, source: str, paths: Sequence[str]) -> None:
         """Forgets files that are gone, those that could not be read as well."""
         if paths:
             with self._writing():
-                self._forget([self._stored(source, path) for path in paths], items=True)
+                self._forget([self._stored(source, path) for path in paths])
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
-        known = [(item.bytes, item.mtime_ns, valid(item.fault or "")) for item in faults]
-        rows = [(*self._stored(source, item.path), *row) for item, row in zip(faults, known, strict=True)]
+        rows = [
+            (*self._stored(source, item.path), item.bytes, item.mtime_ns, valid(item.fault or "")) for item in faults
+        ]
         with self._writing():
-            self._forget(rows, items=True)
+            self._forget(rows)
             self._many("INSERT INTO cloob_faults (source, path, bytes, mtime_ns, fault) VALUES (?, ?, ?, ?, ?)", rows)
 
     def sources(self) -> tuple[str, ...]:
@@ -338,64 +311,70 @@ class Store(ABC):
         with self._writing():
             self._rows(_REPLACE_SOURCE, (self._stored(source)[0], "\n".join(settings.exclude), *settings[1:]))
 
+    def having(self, model: IndexedModel, ids: Sequence[int]) -> list[int]:
+        """Those of some ids that have a vector of a model."""
+        statement = f"SELECT item FROM cloob_vectors WHERE model = ? AND item {self._among} ORDER BY item"
+        return [row[0] for row in self._rows(statement, (model.number, list(ids)))]
+
     def contents(self, source: str, paths: Sequence[str], model: IndexedModel) -> dict[str, str]:
         """The contents of items that have a vector of a model, by path."""
-        statement = f"""SELECT path, content FROM cloob_items WHERE source = ? AND path {self._among}
-            AND EXISTS (SELECT 1 FROM cloob_vectors WHERE item = id AND model = ?)"""
-        stored = [self._stored(source, path)[1] for path in paths]
-        rows = self._rows(statement, (self._stored(source)[0], stored, model.number))
-        return {self._full(path): content for path, content in rows}
-
-    def columns(self) -> dict[str, str]:
-        """The sources' own columns by name, sorted: ``text``, ``number``, ``boolean`` or ``mixed``; reads all items."""
-        kinds: dict[str, set[str]] = defaultdict(set)
-        for name, kind in self._rows(f"SELECT DISTINCT {self._each_column}"):
-            kinds[name].add(_KINDS.get(kind, kind))
-        known = {name: sorted(some & {"text", "number", "boolean"}) for name, some in sorted(kinds.items())}
-        return {name: "mixed" if len(some) > 1 else (some or ["number"])[0] for name, some in known.items()}
+        places = self._places([self._stored(source, path) for path in paths])
+        having = {*self.having(model, [id_ for id_, _ in places.values()])}
+        return {self._full(path): content for (_, path), (id_, content) in places.items() if id_ in having}
 
     def known(self, model: IndexedModel, contents: Iterable[str]) -> dict[str, Vectors]:
         """The vector (D,) of every content that has one."""
         of_item = "SELECT item FROM cloob_vectors WHERE item = id AND model = ?"  # a join would read all vectors
-        statement = f"SELECT ({of_item}), content FROM cloob_items WHERE content {self._among}"
-        result = dict(self._rows(statement, (model.number, list(contents))))
+        statement = f"""SELECT ({of_item}), content FROM cloob_items
+            WHERE substr(content, 1, 12) {self._among} AND content {self._among}"""
+        keys = list(contents)
+        result = dict(self._rows(statement, (model.number, [key[:12] for key in keys], keys)))
         result.pop(None, None)
         ids, rows = self.table.vectors(model, [*result]) if result else ((), ())
         return {result[id_]: row for id_, row in zip(ids, rows, strict=True)}
+
+    def find_words(self, words: Sequence[str], top: int, where: Filter | None = None) -> dict[int, int]:
+        """The ``top`` items whose texts have all of some words, best first, and their ranks; equal ones share one."""
+        condition, values = self._condition(where)
+        rows = self._rows(self._find_words.format(condition), (" ".join(words), *values, top))
+        scores = [round(score, 4) for _, score in rows]
+        return {id_: 1 + scores.index(score) for (id_, _), score in zip(rows, scores, strict=True)}
+
+    def columns(self) -> dict[str, str]:
+        """The sources' columns by name, sorted: ``text``, ``number``, ``boolean`` or ``mixed``; reads all items."""
+        kinds: dict[str, set[str]] = defaultdict(set)
+        for name, kind in self._rows(f"SELECT DISTINCT {self._each_column}"):
+            kinds[name] |= {_KINDS.get(kind, kind)} & {"text", "number", "boolean"}
+        return {name: "mixed" if len(some) > 1 else [*some, "number"][0] for name, some in sorted(kinds.items())}
 
     def count(self, where: Filter | None = None) -> int:
         condition, values = self._condition(where)
         return int(self._rows(f"SELECT count(*) FROM cloob_items WHERE {condition}", values)[0][0])
 
-    def ids(
-        self, where: Filter | None = None, *, after: int = 0, limit: int = 2**62, order: Literal["id", "newest"] = "id"
-    ) -> Ids:
-        """Ids of the items that match, above ``after``: ascending, or by date, those without one last."""
+    def ids(self, where: Filter | None = None, *, limit: int = 2**62, order: Literal["id", "newest"] = "id") -> Ids:
+        """Ids of the items that match: ascending, or by date, those without one last."""
         condition, values = self._condition(where)
         by = "id" if order == "id" else "coalesce(date, '') DESC, id DESC"
-        statement = f"SELECT id FROM cloob_items WHERE {condition} AND id > ? ORDER BY {by} LIMIT ?"
-        rows = self._rows(statement, (*values, after, limit))
+        statement = f"SELECT id FROM cloob_items WHERE {condition} ORDER BY {by} LIMIT ?"
+        rows = self._rows(statement, (*values, limit))
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
     def pages(self, where: Filter | None = None) -> Iterator[list[int]]:
         """The ids of the items that match, ascending, some thousands at a time."""
-        last = 0
-        while len(ids := self.ids(where, after=last, limit=_PAGE)):
-            last = int(ids[-1])
-            yield ids.tolist()
+        ids = self.ids(where)
+        return (ids[start : start + _PAGE].tolist() for start in range(0, len(ids), _PAGE))
 
     def sample(self, most: int) -> Ids:
         """Ids of at most so many items, ascending: those of the lowest SHA-256, which is as good as chance."""
-        rows = self._rows("SELECT id FROM cloob_items ORDER BY content LIMIT ?", (most,))
+        rows = self._rows("SELECT id FROM cloob_items ORDER BY substr(content, 1, 12), id LIMIT ?", (most,))
         return np.array(sorted(row[0] for row in rows), np.int64)
 
     def items(self, ids: Sequence[int] | Ids) -> list[Item]:
-        """Items in the order asked for; ids that are not there are left out."""
+        """Items in the order of the ids; those that are not there are left out."""
         order = list(map(int, ids))
         statement = f"SELECT id, {', '.join(_FIELDS)} FROM cloob_items WHERE id {self._among}"
         items: dict[int, Item] = {}
-        for row in self._rows(statement, (order,)):
-            id_, source, path, *fields, columns = row
+        for id_, source, path, *fields, columns in self._rows(statement, (order,)):
             try:
                 fields.append(json.loads(columns) if isinstance(columns, str) else columns)
             except ValueError:
@@ -404,16 +383,14 @@ class Store(ABC):
         return [items[id_] for id_ in order if id_ in items]
 
     def vectors(self, model: str | IndexedModel, ids: Sequence[int] | Ids) -> Vectors:
-        """(n, D) in the order asked for; rows of NaN where there is no vector."""
-        known, expected = self.model(model), list(map(int, ids))
-        result = np.full((len(expected), known.dim), np.nan, np.float32)
-        for start in range(0, len(expected), _PAGE):
-            page = expected[start : start + _PAGE]
-            there, rows = self.table.vectors(known, page)
-            if len(there):
-                order = dict(zip(there, range(len(there)), strict=True))
-                places = [place for place, id_ in enumerate(page) if id_ in order]
-                result[start + np.array(places)] = rows[[order[page[place]] for place in places]]
+        """(n, D) in the order of the ids; rows of NaN where there is no vector."""
+        known = self.model(model)
+        result = np.full((len(ids), known.dim), np.nan, np.float32)
+        for start in range(0, len(ids), _PAGE):
+            page = list(map(int, ids[start : start + _PAGE]))
+            rows = dict(zip(*self.table.vectors(known, page), strict=True))
+            for place, id_ in enumerate(page, start):
+                result[place] = rows.get(id_, np.nan)
         return result
 
     def nearest(self, model: str | IndexedModel, query: Vectors, top: int, where: Filter | None = None) -> Neighbours:
@@ -426,9 +403,10 @@ class Store(ABC):
 
 def _values(item: Item) -> tuple[Any, ...]:
     """An item's fields but for its id, source and path, in the order of ``_FIELDS``."""
-    date, caption, columns = item.date and valid(item.date), item.caption and valid(item.caption), "{}"
-    if item.columns:
-        kept = {valid(name): valid(value) if isinstance(value, str) else value for name, value in item.columns.items()}
-        infinite = [name for name, value in kept.items() if isinstance(value, float) and not math.isfinite(value)]
-        columns = json.dumps({name: value for name, value in kept.items() if name not in infinite})
-    return item.content, item.bytes, item.mtime_ns, item.width, item.height, date, caption, columns
+    columns = {
+        valid(name): valid(value) if isinstance(value, str) else value
+        for name, value in item.columns.items()
+        if not isinstance(value, float) or math.isfinite(value)
+    }
+    sizes = (item.content, item.bytes, item.mtime_ns, item.width, item.height)
+    return (*sizes, item.date and valid(item.date), item.caption and valid(item.caption), json.dumps(columns))

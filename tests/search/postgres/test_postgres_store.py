@@ -91,7 +91,7 @@ def test_it_does_what_sqlite_does(address, tmp_path_factory, steps):
     with psycopg.connect(address, autocommit=True) as connection:
         for (table,) in connection.execute("SELECT tablename FROM pg_tables WHERE tablename LIKE 'cloob%'").fetchall():
             connection.execute(f"DROP TABLE {table} CASCADE".encode())
-    stores = [PostgresStore(address, create=True), SqliteStore.create(tmp_path_factory.mktemp("index"))]
+    stores = [PostgresStore(address, create=True), SqliteStore(tmp_path_factory.mktemp("index"), create=True)]
     for store in stores:
         store.add_model(MODEL)
         store.add_model(OTHER)
