@@ -233,6 +233,27 @@ def plain_loop(train: Rows, test: Rows, seed: int) -> list[float]:
         return recalls(*(head(side) for head, side in zip(heads, tests, strict=True)))
 
 
+def without_hubs(heads: Any, train: Rows, val: Rows, test: Rows) -> list[float]:
+    """One pair of heads with the bias against hubs that held-out pairs choose, none among them."""
+    import torch
+
+    from cloob.models.aligned.heads import Members, fit_members
+
+    def unit(part: Rows) -> list[Any]:
+        with torch.no_grad():
+            rows = [head(torch.as_tensor(x).float()) for head, x in zip(heads, part, strict=True)]
+            return [torch.nn.functional.normalize(side, dim=1) for side in rows]
+
+    (bank_a, bank_b), (val_a, val_b), (test_a, test_b) = map(unit, (tuple(x[:1024] for x in train), val, test))
+    tried = []
+    for strength in (0.0, 0.25, 0.5):
+        options = {"rows": len(bank_a) * bool(strength), "strength": strength}
+        a, b = (Members([head], [1.0], side=side, **options) for side, head in enumerate(heads))
+        fit_members(a, b, [bank_a], [bank_b])
+        tried.append((recalls(a.joined([val_a]), b.joined([val_b])), recalls(a.joined([test_a]), b.joined([test_b]))))
+    return max((pair for pair in tried if pair[0][1] >= tried[0][0][1]), key=lambda pair: pair[0][0])[1]
+
+
 def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
     """A record of all methods; the seed also deals the pairs and the wrong ones."""
     import cloob
@@ -245,11 +266,13 @@ def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
     partners = train.copy()
     partners[: round(wrong * n)] = np.roll(train[: round(wrong * n)], 1)
     mixed = rng.permutation(n)
-    tests, recall, cpu = (views[0][test], views[1][test]), {}, {}
+    tests, recall, cpu, hubs = (views[0][test], views[1][test]), {}, {}, {}
     with tempfile.TemporaryDirectory(prefix="cloob-") as place:
         np.save(f"{place}/a.npy", views[0][train[mixed]])
         np.save(f"{place}/b.npy", views[1][partners[mixed]])
         files = {"a": f"{place}/a.npy", "b": f"{place}/b.npy"}
+        parts = [part.take(np.arange(len(part))) for part in open_pairs(**files).split(0.1)]
+        arrays = [(part[0].numpy(), part[1].numpy()) for part in parts]
         for objective in ("auto", *SINGLE):
             began = time.process_time()
             given = {} if objective in ("auto", "cca") else {"objective": objective}
@@ -259,15 +282,15 @@ def judged(name: str, views: Views, wrong: float, seed: int) -> dict[str, Any]:
             cpu[objective] = round(time.process_time() - began, 1)
             heads = cloob.load_model(run).eval()
             recall[objective] = recalls(heads.encode_a(tests[0]), heads.encode_b(tests[1]))
+            if objective in ("infoloob", "cca"):
+                hubs[objective] = without_hubs(heads.heads, *arrays, tests)
             if objective == "auto":
                 newest = max((run / "checkpoints").iterdir()) / "joined.json"
                 joined = json.loads(newest.read_text()) if newest.is_file() else None
-        parts = [part.take(np.arange(len(part))) for part in open_pairs(**files).split(0.1)]
-        arrays = [(part[0].numpy(), part[1].numpy()) for part in parts]
         recall |= zoo(arrays[0], arrays[1], tests)
         recall["plain loop"] = plain_loop(arrays[0], tests, seed)
     record = {"task": name, "wrong": wrong, "seed": seed, "train": n, "test": len(test), "joined": joined}
-    return record | {"recall": recall, "cpu_seconds": cpu}
+    return record | {"recall": recall, "hubs": hubs, "cpu_seconds": cpu}
 
 
 def table(records: list[dict[str, Any]]) -> str:
