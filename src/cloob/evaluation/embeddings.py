@@ -12,6 +12,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -103,51 +104,39 @@ class Embeddings:
         self._with_tower = tower
         self._loaded: tuple[str, Encoder] | None = None
         self._memories: dict[str, FeatureMemory] = {}
-        self._known: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+        self._folders: dict[str, Path | None] = {}
+        self._keys: dict[str, str | None] = {}
+        self._contents: dict[int, tuple[Reader, str]] = {}  # with the set, so that its id stays unique
+        self._known: dict[tuple[str, str, int], tuple[Any, Any]] = {}  # likewise: two sets may have one name
 
     def encoder(self, model: str) -> Encoder:
         source = self.models[model]
         if not isinstance(source, str | Path):
             return source
         if self._loaded is None or self._loaded[0] != model:
-            self._loaded = None  # let go of the other one first
+            self._loaded = None  # frees the other one first
             encoder: Any = load_model(self._folder(model) or source, device=self._options.device)
             if encoder.config.kind == "aligned":
                 # Features that training kept of its frozen encoders, and that other models computed with equal ones.
-                for key, kept in zip(encoder.encoder_keys(), ("images", "texts"), strict=True):
+                cache, keys = self._options.cache, encoder.encoder_keys()
+                for key, kept in zip(keys, ("images", "texts"), strict=True):
                     if key not in self._memories:
-                        cache = self._options.cache
                         files = [] if cache is None else cache.named("features", f"-{key}-")
                         self._memories[key] = FeatureMemory(files, kept)
-                images, texts = (self._memories[key] for key in encoder.encoder_keys())
-                encoder.memories = images, texts
+                encoder.memories = tuple(self._memories[key] for key in keys)
             self._loaded = (model, encoder)
         return self._loaded[1]
 
     def facts(self, model: str) -> ModelFacts:
-        def read() -> ModelFacts:
-            encoder = self.encoder(model)
-            settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
-            objective = member_name(settings.get("contrast"), settings.get("hopfield")) or settings.get("closed_form")
-            scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
-            trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
-            beta = settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else _PAPER_BETA
-            known = isinstance(encoder, nn.Module) or hasattr(encoder, "fingerprint")
-            inv_tau = float(settings.get("inv_tau", trained_scale))
-            return ModelFacts(objective, settings, inv_tau, float(beta), fingerprint(encoder) if known else None)
-
-        return self._once("facts", model, None, read, lambda: "model")
+        return self._once("facts", model, None, _facts_of, "model")
 
     def labelled(self, model: str, data: Labelled) -> LabelledEmbeddings:
         """The images, labels and classes of a set through a model; InputError too if a label has no class."""
-        labels, names = _labels(data), data.classnames
-
-        def classes() -> Tensor:
-            return class_embeddings(self.encoder(model), names, data.templates, self._options.batch_size)
-
-        words = str(len(names)), *names, *data.templates
-        prompts = self._once("classes", model, data, classes, lambda: digest(words))
-        return LabelledEmbeddings(self._images(model, data, self._with_tower), labels, prompts)
+        labels, names, templates = _labels(data), data.classnames, data.templates
+        embed = partial(class_embeddings, classnames=names, templates=templates, batch_size=self._options.batch_size)
+        words = digest([str(len(names)), *names, *templates])
+        classes = self._once("classes", model, data, embed, words)
+        return LabelledEmbeddings(self._images(model, data, self._with_tower), labels, classes)
 
     def tower(self, model: str, data: Labelled) -> tuple[Tensor, Tensor]:
         """The (n, F) features of the image tower on a labelled set, for probes, and the (n,) labels."""
@@ -156,86 +145,85 @@ class Embeddings:
         return features, _labels(data)
 
     def probe(self, model: str, train: Labelled, n_classes: int, options: ProbeOptions, seed: int) -> Probe:
-        how = json.dumps([n_classes, seed, options.shots, _labels(train).tolist()])
-
-        def fit() -> Probe:
+        def fit(_: Encoder) -> Probe:
             return fit_probe(*self.tower(model, train), n_classes, options=options, seed=seed)
 
-        return self._once(f"probe-{digest([how])}", model, train, fit, lambda: self._content_key(train))
+        how = json.dumps([n_classes, seed, options.shots, _labels(train).tolist()])
+        return self._once(f"probe-{digest([how])}", model, train, fit)
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:
-        def embed() -> PairEmbeddings:
-            reports = self._report(model, source.name), self._report(model, f"{source.name}, texts")
-            return embed_pairs(self.encoder(model), source, self._options, *reports)
-
-        return self._once("captioned", model, source, embed, lambda: self._content_key(source))
+        of_images, of_texts = (self._report(model, name) for name in (source.name, f"{source.name}, texts"))
+        embed = partial(embed_pairs, source=source, options=self._options, progress=of_images, text_progress=of_texts)
+        return self._once("captioned", model, source, embed)
 
     def _images(self, model: str, data: Labelled, tower: bool) -> ImageEmbeddings:
-        def embed() -> ImageEmbeddings:
-            report = self._report(model, data.name)
-            return embed_images(self.encoder(model), data, self._options, report, tower=tower)
+        report = self._report(model, data.name)
+        embed = partial(embed_images, reader=data, options=self._options, progress=report, tower=tower)
+        result = self._once("images", model, data, embed)  # with the tower's features, if a run with probes was first
+        return self._once("images-tower", model, data, embed) if tower and result.tower is None else result
 
-        def once(kind: str) -> ImageEmbeddings:
-            return self._once(kind, model, data, embed, lambda: self._content_key(data))
+    def _once(self, kind: str, model: str, data: Any, compute: Callable[[Encoder], T], key: str | None = None) -> T:
+        """A value that is computed once of a model and a set, and kept in the cache by the content of both.
 
-        result = once("images")  # with the tower's features, if a run with probes was the first
-        return once("images-tower") if tower and result.tower is None else result
-
-    def _once(
-        self, kind: str, model: str, data: Any, compute: Callable[[], T], key: Callable[[], str] | None = None
-    ) -> T:
-        """A value that is computed once of a model and a set; with a ``key`` of the set it is kept in the cache too."""
+        ``key`` stands for the content of the set, where less than all of it matters.
+        """
         known = kind, model, id(data)
         if known not in self._known:
-            cache = None if key is None else self._options.cache
-            model_key = None if cache is None else self._key(model)
-            name = "" if key is None or model_key is None else f"{model_key}/{kind}-{key()}.pt"
+            cache, name = self._options.cache, ""
+            if cache is not None and (model_key := self._key(model)) is not None:
+                name = f"{model_key}/{kind}-{key or self._content_key(data)}.pt"
             value: T | None = None
             if cache is not None and name and (path := cache.find("embeddings", name)) is not None:
-                with (
-                    contextlib.suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError),
-                    torch.serialization.safe_globals(_KEPT),
-                ):
+                damaged = contextlib.suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError)
+                with damaged, torch.serialization.safe_globals(_KEPT):
                     value = torch.load(path, weights_only=True)
             if value is None:
-                value = compute()
+                value = compute(self.encoder(model))
                 if cache is not None and name:
                     stream = io.BytesIO()
                     torch.save(value, stream)
                     cache.put("embeddings", name, stream.getvalue())
-            self._known[known] = data, value  # with the set, so that its id stays its own: two may have one name
+            self._known[known] = data, value
         result: T = self._known[known][1]
         return result
 
     def _content_key(self, data: Reader) -> str:
-        return self._once("content", "", data, lambda: content_key(data))
+        if id(data) not in self._contents:
+            self._contents[id(data)] = data, content_key(data)
+        return self._contents[id(data)][1]
 
     def _report(self, model: str, name: str) -> Progress | None:
-        call = self._progress
-        return None if call is None else lambda done, total: call(f"{model}: {name}", done, total)
+        return None if self._progress is None else partial(self._progress, f"{model}: {name}")
 
     def _key(self, model: str) -> str | None:
-        """What the cache knows a model by; None for an encoder whose weights nobody can see."""
-
-        def compute() -> str | None:
+        """The key of a model in the cache; None for an encoder whose weights cannot be read."""
+        if model not in self._keys:
             folder, device = self._folder(model), self._options.device
-            if folder is not None:
-                return folder_key(folder, device)
-            encoder = self.encoder(model)
-            if not isinstance(encoder, nn.Module):
-                return None
-            objective = json.dumps(getattr(encoder, "objective_config", None), sort_keys=True, default=str)
-            parts = fingerprint(encoder), describe(getattr(encoder, "tokenizer", None)), objective
-            return digest([*_place(getattr(encoder, "device", device)), *parts])
-
-        return self._once("key", model, None, compute)
+            key = None if folder is None else folder_key(folder, device)
+            if folder is None and isinstance(encoder := self.encoder(model), nn.Module):
+                objective = json.dumps(getattr(encoder, "objective_config", None), sort_keys=True, default=str)
+                parts = fingerprint(encoder), describe(getattr(encoder, "tokenizer", None)), objective
+                key = digest([*_place(getattr(encoder, "device", device)), *parts])
+            self._keys[model] = key
+        return self._keys[model]
 
     def _folder(self, model: str) -> Path | None:
         """The model folder, the same one even if a run goes on to write newer checkpoints; None for others."""
-        source = self.models[model]
-        return self._once(
-            "folder", model, None, lambda: find_model_folder(source) if isinstance(source, str | Path) else None
-        )
+        if model not in self._folders:
+            source = self.models[model]
+            self._folders[model] = find_model_folder(source) if isinstance(source, str | Path) else None
+        return self._folders[model]
+
+
+def _facts_of(encoder: Encoder) -> ModelFacts:
+    settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
+    objective = member_name(settings.get("contrast"), settings.get("hopfield")) or settings.get("closed_form")
+    scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
+    trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
+    beta = settings.get("beta", _PAPER_BETA) if settings.get("hopfield") else _PAPER_BETA
+    inv_tau = float(settings.get("inv_tau", trained_scale))
+    known = isinstance(encoder, nn.Module) or hasattr(encoder, "fingerprint")
+    return ModelFacts(objective, settings, inv_tau, float(beta), fingerprint(encoder) if known else None)
 
 
 def folder_key(folder: Path, device: str | torch.device) -> str:
