@@ -19,12 +19,7 @@ Lines = Mapping[str, Sequence[Mapping[str, Any]]]
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 446, 26, 224  # where the axes are, in a drawing of 460 × 264
 _MAX_POINTS = 160
 _SPECTRUM_POINTS = 200
-_SIDES = (
-    ("image", "Image embeddings"),
-    ("text", "Text embeddings"),
-    ("a", "Embeddings of a"),
-    ("b", "Embeddings of b"),
-)
+_SIDES = {"image": "Image embeddings", "text": "Text embeddings", "a": "Embeddings of a", "b": "Embeddings of b"}
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -42,7 +37,7 @@ class _Line:
 def losses(curves: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
     figures = []
     for model, metrics in curves.items():
-        points, band = _thin(_curve(metrics, "loss"))
+        points, band = _curve(metrics, "loss")
         if points:
             broken = sum("loss" in entry and entry["loss"] is None for entry in metrics)
             remark = f"last {decimal(points[-1][1])}" + (f", {broken} skipped or not finite" if broken else "")
@@ -52,12 +47,15 @@ def losses(curves: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def training_geometry(curves: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
-    def line(model: str, metrics: Sequence[Mapping[str, Any]], key: str) -> _Line | None:
-        points, band = _thin(_curve(metrics, key))
-        remark = f"last {count(round(points[-1][1], 1))}" if points else ""
-        return _Line(model, colours[model], points, remark, band) if points else None
-
-    return _eigenvalues(curves, line, "training step", "step")
+    lines = []
+    for model, metrics in curves.items():
+        for side in _SIDES:
+            points, band = _curve(metrics, f"effective_eigenvalues_{side}")
+            if points:
+                lines.append(
+                    (side, _Line(model, colours[model], points, f"last {count(round(points[-1][1], 1))}", band))
+                )
+    return _eigenvalues(lines, "training step", "step")
 
 
 def by_epoch(runs: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -65,24 +63,22 @@ def by_epoch(runs: Lines, colours: Mapping[str, int]) -> list[dict[str, Any]]:
     dated = {model: [point for point in run if point["step"] is not None] for model, run in runs.items()}
     several = {model: points for model, points in dated.items() if len(points) > 1}
     unit = "epoch" if all(point["epoch"] is not None for run in several.values() for point in run) else "step"
+    lines = []
+    for model, run in several.items():
+        for side in _SIDES:
+            key = f"effective_eigenvalues_{side}"
+            if points := sorted((point[unit], point[key]) for point in run if key in point):
+                remark = f"{count(points[0][1])} → {count(points[-1][1])}"
+                lines.append((side, _Line(model, colours[model], points, remark, dots=True)))
+    return _eigenvalues(lines, unit, unit)
 
-    def line(model: str, run: Sequence[Mapping[str, Any]], key: str) -> _Line | None:
-        points = sorted((point[unit], point[key]) for point in run if key in point)
-        remark = f"{count(points[0][1])} → {count(points[-1][1])}" if points else ""
-        return _Line(model, colours[model], points, remark, dots=True) if points else None
 
-    return _eigenvalues(several, line, unit, unit)
-
-
-def _eigenvalues(
-    curves: Lines, line_of: Callable[[str, Sequence[Mapping[str, Any]], str], _Line | None], over: str, x_label: str
-) -> list[dict[str, Any]]:
+def _eigenvalues(lines: Sequence[tuple[str, _Line]], over: str, x_label: str) -> list[dict[str, Any]]:
     figures = []
-    for side, heading in _SIDES:
-        result = (line_of(model, entries, f"effective_eigenvalues_{side}") for model, entries in curves.items())
-        if lines := [line for line in result if line]:
+    for side, heading in _SIDES.items():
+        if some := [line for of, line in lines if of == side]:
             label = f"Effective eigenvalues of the {heading.lower()} by {over}"
-            figures.append(_figure(heading, lines, label, x_label, "effective eigenvalues", from_zero=True))
+            figures.append(_figure(heading, some, label, x_label, "effective eigenvalues", from_zero=True))
     return figures
 
 
@@ -91,7 +87,7 @@ def spectra(rows: Sequence[Row], colours: Mapping[str, int]) -> list[tuple[str, 
     sections = []
     for name in set_names(rows, "geometry"):
         figures = []
-        for side, heading in _SIDES:
+        for side, heading in _SIDES.items():
             lines = []
             for row in rows:
                 values = row.get("geometry", {}).get(name, {})
@@ -111,13 +107,10 @@ def spectra(rows: Sequence[Row], colours: Mapping[str, int]) -> list[tuple[str, 
     return sections
 
 
-def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
+def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[Sequence[Point], list[tuple[float, float, float]]]:
+    """The finite numbers by step; many in few bins: the mean of each, and a band of its extremes."""
     numbers = (entry for entry in metrics if isinstance(entry.get(key), int | float))
-    return sorted((entry["step"], entry[key]) for entry in numbers if math.isfinite(entry[key]))
-
-
-def _thin(points: Sequence[Point]) -> tuple[Sequence[Point], list[tuple[float, float, float]]]:
-    """A long curve in few bins: the mean of each, and a band of its extremes (no band if it was short)."""
+    points = sorted((entry["step"], entry[key]) for entry in numbers if math.isfinite(entry[key]))
     n = len(points)
     if n <= _MAX_POINTS:
         return points, []

@@ -1,10 +1,11 @@
-"""How the report writes numbers, its tables (``tables.json`` lists their columns), and what is missing. No HTML."""
+"""How the report writes numbers, its tables (``tables.json`` has their columns), and what is missing. No HTML."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +14,14 @@ Row = Mapping[str, Any]
 """One model in the results of ``cloob.evaluate``."""
 
 MISSING = "–"
-METRICS = {
-    "acc1": "zero-shot top-1",
-    "probe_acc1": "linear probe top-1",
-    "image_to_text@1": "image → text recall@1",
-    "text_to_image@1": "text → image recall@1",
-    **{f"{one}_to_{other}@{k}": f"recall@{k}, {one} → {other}" for one, other in ("ab", "ba") for k in (1, 5, 10)},
-}
-
-
-# By part of a row: columns, and of unreadable samples their name, the numbers that add up to the total, their fate.
-_TABLES: dict[str, Any] = json.loads((Path(__file__).parent / "tables.json").read_text(encoding="utf-8"))
+_WORDS: dict[str, Any] = json.loads((Path(__file__).parent / "tables.json").read_text(encoding="utf-8"))
+METRICS: dict[str, str] = _WORDS["metrics"]
+PROBLEMS: dict[str, list[str]] = _WORDS["problems"]
+"""Kind -> heading, and what is counted at the head of the page: one, several."""
+SETTINGS: dict[str, str] = _WORDS["settings"]
+# By part of a row: columns (key, header, form, whether higher is better (1) or lower (-1), group), and of unreadable
+# samples their name, the numbers that add up to the total, their fate.
+_TABLES: dict[str, Any] = _WORDS["tables"]
 
 
 def set_names(rows: Sequence[Row], key: str) -> list[str]:
@@ -107,19 +105,7 @@ class Cell(NamedTuple):
     colour: int | None = None
 
 
-class _Column(NamedTuple):
-    """A number of a result; ``better`` is +1 (higher), −1 (lower) or 0."""
-
-    key: str
-    header: str
-    form: Callable[[float], str] = count
-    better: int = 0
-    group: str = ""
-
-
-def _columns(kind: str) -> list[_Column]:
-    forms = {form.__name__: form for form in (percent, count, decimal, duration)}
-    return [_Column(key, header, forms[form], *more) for key, header, form, *more in _TABLES[kind]["columns"]]
+_FORMS: dict[str, Callable[[float], str]] = {form.__name__: form for form in (percent, count, decimal, duration)}
 
 
 def result_tables(results: Mapping[str, Any], colours: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -128,7 +114,7 @@ def result_tables(results: Mapping[str, Any], colours: Mapping[str, int]) -> lis
     ``groups`` are (heading or "", number of columns) over the headers, empty without headings.
     """
     rows = results["rows"]
-    tables = [_table(key, rows, colours) for key in _TABLES if set_names(rows, key)]
+    tables = [_table(kind, rows, colours) for kind in _TABLES if set_names(rows, kind)]
     return [*tables, _differences(results, colours)] if results.get("differences") else tables
 
 
@@ -147,34 +133,36 @@ def _differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> dict
     return {**table, "headers": headers, "numeric": [i == 4 for i in range(6)], "rows": body}
 
 
-def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> dict[str, Any]:
+def _table(kind: str, rows: Sequence[Row], colours: Mapping[str, int]) -> dict[str, Any]:
     lines: list[tuple[str, str, Mapping[str, Any]]] = [
-        (name, row["model"], row[key][name] | {"train_seconds": row.get("train_seconds")})
-        for name in set_names(rows, key)
+        (name, row["model"], row[kind][name] | {"train_seconds": row.get("train_seconds")})
+        for name in set_names(rows, kind)
         for row in rows
-        if name in row.get(key, {})
+        if name in row.get(kind, {})
     ]
-    columns = [column for column in _columns(key) if any(line[2].get(column.key) is not None for line in lines)]
-    best = set()  # the best numbers of every set, if at least two models differ
-    for column, name in itertools.product([c for c in columns if c.better], set_names(rows, key)):
-        scores = {i: column.better * line[2][column.key] for i, line in enumerate(lines) if line[0] == name}
-        if min(scores.values()) < max(scores.values()):
-            best |= {(i, column.key) for i, score in scores.items() if score == max(scores.values())}
-    body = []
-    for i, (name, model, values) in enumerate(lines):
-        cells = [Cell(name), Cell(model, colour=colours[model])]
-        for column in columns:
-            value, ends = values.get(column.key), values.get(f"{column.key}_interval")
+    table = _TABLES[kind]
+    columns = [column for column in table["columns"] if any(line[2].get(column[0]) is not None for line in lines)]
+    body = [[Cell(name), Cell(model, colour=colours[model])] for name, model, _ in lines]
+    for key, _, form, better, _ in columns:
+        write = _FORMS[form]
+        for cells, (name, _, values) in zip(body, lines, strict=True):
+            value, ends = values.get(key), values.get(f"{key}_interval")
             if value is None or not math.isfinite(value):  # a median rank where half is unreadable
                 cells.append(Cell(MISSING))
                 continue
-            span = " – ".join(map(column.form, ends)) if ends else ""
-            cells.append(Cell(column.form(value), value, span, best=(i, column.key) in best))
-        body.append(cells)
-    headers = ["Set", "Model", *(column.header for column in columns)]
-    groups: list[tuple[str, int]] = []
-    if any(column.group for column in columns):
-        runs = itertools.groupby(columns, lambda column: column.group)
-        groups = [("", 2), *((group, len(list(run))) for group, run in runs)]
-    table = {"id": key, "caption": _TABLES[key]["caption"], "groups": groups}
-    return {**table, "headers": headers, "numeric": [i > 1 for i in range(len(headers))], "rows": body}
+            # The best number of a set is in bold, if at least two models differ.
+            scores = [better * others[key] for other, _, others in lines if better and other == name]
+            best = bool(scores) and min(scores) < max(scores) == better * value
+            cells.append(Cell(write(value), value, " – ".join(map(write, ends or ())), best))
+    headers = ["Set", "Model", *(column[1] for column in columns)]
+    groups = [(group, len(list(some))) for group, some in itertools.groupby(columns, operator.itemgetter(4))]
+    heads = [("", 2), *groups] if any(group for group, _ in groups) else []
+    numeric = [i > 1 for i in range(len(headers))]
+    return {
+        "id": kind,
+        "caption": table["caption"],
+        "groups": heads,
+        "headers": headers,
+        "numeric": numeric,
+        "rows": body,
+    }
