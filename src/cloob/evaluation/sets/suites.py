@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,8 @@ PROMPTS = Path(__file__).parent / "prompts"
 
 Sample = tuple[Path, int]
 
-LAYOUTS: dict[str, str] = json.loads((Path(__file__).parent / "layouts.json").read_text(encoding="utf-8"))
-"""What to put under the root per set, in the order of the paper's table."""
+LAYOUTS: dict[str, Any] = json.loads((Path(__file__).parent / "layouts.json").read_text(encoding="utf-8"))
+"""What to put under the root per set, and who reads it, in the order of the paper's table."""
 
 
 def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
@@ -41,15 +41,22 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
     ``test`` is ImageNet's validation set; ``train`` is, for Flowers102, its train and validation images, as CLIP had
     them, and for ImageNet V2 ImageNet's.
     """
+    layout = LAYOUTS[name]
     try:
-        samples = _READERS[name](root, split)
         classnames, templates = prompts_of(name)
+        if "folders" in layout:
+            samples = _class_folders(root / layout["folders"][split], len(classnames))
+        elif "torchvision" in layout:
+            samples = _torchvision(layout["torchvision"], root, split)
+        else:
+            label_of = {_letters(classname): label for label, classname in enumerate(classnames)}
+            samples = (_birdsnap if name == "birdsnap" else _ucf101)(root / name, split, label_of)
         labels = np.array([label for _, label in samples], np.int64)
         if not samples or labels.min() < 0 or labels.max() >= len(classnames):
             raise ValueError(f"{len(samples)} pictures, with labels up to {labels.max(initial=0)}")
     except Exception as error:  # torchvision, scipy and the readers here raise all sorts
         why = one_line(error).partition(" You can use")[0]  # download=True is no option here
-        raise InputError(f"{name}: cannot be read under {root} ({why}); put there {LAYOUTS[name]}") from error
+        raise InputError(f"{name}: cannot be read under {root} ({why}); put there {layout['put']}") from error
     below = [Path(os.path.relpath(path, root)) for path, _ in samples]
     for (path, _), relative in zip(samples, below, strict=True):
         if relative.parts[:1] == (os.pardir,):  # a list may have come from anywhere
@@ -68,63 +75,6 @@ def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(content["classes"]), tuple(content["templates"])
 
 
-def _torchvision(kind: str, root: Path, split: str) -> list[Sample]:
-    pictures: list[tuple[Any, Any]] = []
-    for part in ("train", "val") if (kind, split) == ("Flowers102", "train") else (split,):
-        data: Any = getattr(require("torchvision.datasets", "train"), kind)(root, split=part, download=False)
-        pictures += zip(data._image_files, data._labels, strict=True) if kind == "Flowers102" else data._samples
-    return [(Path(path), int(label)) for path, label in pictures]
-
-
-def _imagenet(root: Path, split: str) -> list[Sample]:
-    return _class_folders(root / "imagenet" / ("val" if split == "test" else split), 1000)
-
-
-def _imagenetv2(root: Path, split: str) -> list[Sample]:
-    folder = root / "imagenetv2-matched-frequency-format-val"
-    return _class_folders(folder, 1000) if split == "test" else _imagenet(root, split)
-
-
-def _birdsnap(root: Path, split: str) -> list[Sample]:
-    folder = root / "birdsnap"
-    label_of = _labels_by_name("birdsnap")
-    species, images, tests = (_table(folder / f"{name}.txt") for name in ("species", "images", "test_images"))
-    folder_of = {row["id"]: row["dir"] for row in species}
-    test_paths = {row["path"] for row in tests}
-    pictures = []
-    for row in images:
-        file = folder / "download" / "images" / row["path"]
-        if (row["path"] in test_paths) == (split == "test") and file.is_file():
-            pictures.append((file, label_of[_letters(folder_of[row["species_id"]])]))
-    return pictures
-
-
-def _ucf101(root: Path, split: str) -> list[Sample]:
-    folder = root / "ucf101"
-    label_of = _labels_by_name("ucf101")
-    pictures = []
-    for line in (folder / "ucfTrainTestlist" / f"{split}list01.txt").read_text(encoding="utf-8").splitlines():
-        if line.strip():
-            video = Path(line.split()[0])  # a list of training videos has the class's number behind
-            frames = [(folder / "frames" / video).with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
-            frame = next((path for path in frames if path.is_file()), frames[0])
-            pictures.append((frame, label_of[_letters(video.parent.name)]))
-    # A frame that is missing is counted as an unreadable picture.
-    return pictures if any(path.is_file() for path, _ in pictures) else []
-
-
-_READERS: Mapping[str, Callable[[Path, str], list[Sample]]] = {
-    "birdsnap": _birdsnap,
-    "country211": lambda root, split: _class_folders(root / "country211" / split, 211),
-    "flowers102": partial(_torchvision, "Flowers102"),
-    "gtsrb": partial(_torchvision, "GTSRB"),
-    "ucf101": _ucf101,
-    "stanford_cars": partial(_torchvision, "StanfordCars"),
-    "imagenet": _imagenet,
-    "imagenetv2": _imagenetv2,
-}
-
-
 def _class_folders(folder: Path, classes: int) -> list[Sample]:
     """The pictures in one folder a class; torchvision's own readers of such sets would unpack archives here."""
     folders = subfolders(folder)
@@ -134,17 +84,44 @@ def _class_folders(folder: Path, classes: int) -> list[Sample]:
     return [(path, label) for label, paths in enumerate(pictures) for path in paths]
 
 
-def _table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+def _torchvision(kind: str, root: Path, split: str) -> list[Sample]:
+    pictures: list[tuple[Any, Any]] = []
+    for part in ("train", "val") if (kind, split) == ("Flowers102", "train") else (split,):
+        data: Any = getattr(require("torchvision.datasets", "train"), kind)(root, split=part, download=False)
+        pictures += zip(data._image_files, data._labels, strict=True) if kind == "Flowers102" else data._samples
+    return [(Path(path), int(label)) for path, label in pictures]
 
 
-def _labels_by_name(name: str) -> dict[str, int]:
-    """Labels by class name, of which only letters and digits count: ``ApplyEyeMakeup`` is ``Apply Eye Makeup``."""
-    return {_letters(classname): label for label, classname in enumerate(prompts_of(name)[0])}
+def _birdsnap(folder: Path, split: str, label_of: dict[str, int]) -> list[Sample]:
+    tables = []
+    for name in ("species", "images", "test_images"):
+        with (folder / f"{name}.txt").open(encoding="utf-8", newline="") as file:
+            tables.append(list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)))
+    species, images, tests = tables
+    folder_of = {row["id"]: row["dir"] for row in species}
+    test_paths = {row["path"] for row in tests}
+    pictures = []
+    for row in images:
+        file_of_row = folder / "download" / "images" / row["path"]
+        if (row["path"] in test_paths) == (split == "test") and file_of_row.is_file():
+            pictures.append((file_of_row, label_of[_letters(folder_of[row["species_id"]])]))
+    return pictures
+
+
+def _ucf101(folder: Path, split: str, label_of: dict[str, int]) -> list[Sample]:
+    pictures = []
+    for line in (folder / "ucfTrainTestlist" / f"{split}list01.txt").read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            video = Path(line.split()[0])  # in a list of training videos the class's number follows
+            frames = [(folder / "frames" / video).with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
+            frame = next((path for path in frames if path.is_file()), frames[0])
+            pictures.append((frame, label_of[_letters(video.parent.name)]))
+    # A frame that is missing is counted as an unreadable picture.
+    return pictures if any(path.is_file() for path, _ in pictures) else []
 
 
 def _letters(text: str) -> str:
+    """Letters and digits of a class name: ``ApplyEyeMakeup`` is ``Apply Eye Makeup``."""
     return "".join(c for c in text.casefold() if c.isalnum())
 
 
@@ -157,10 +134,10 @@ _MAX_DEPTH = 3
 
 @dataclass
 class SuiteSets:
-    """``missing`` says why a set is not there; ``"NAME (training)"``: its training images cannot be used."""
+    """``missing`` has the reason per missing set; ``"NAME (training)"``: its training images cannot be used."""
 
     sets: list[LabelledSet] = field(default_factory=list)
-    training: dict[str, LabelledSet] = field(default_factory=dict)  # where it was asked for
+    training: dict[str, LabelledSet] = field(default_factory=dict)  # where it was requested
     pairs: list[CaptionedSet] = field(default_factory=list)  # for retrieval
     vectors: list[VectorPairs] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -169,49 +146,39 @@ class SuiteSets:
     def training_failed(self) -> bool:
         return any(name.endswith(_TRAINING) for name in self.missing)
 
-    def add(
-        self,
-        name: str,
-        test: Callable[[], LabelledSet | CaptionedSet],
-        train: Callable[[], LabelledSet | None] | None,
-    ) -> None:
-        failed = name
-        try:
-            data = test()
-            if isinstance(data, CaptionedSet):
-                self.pairs.append(data)
-                return
-            self.sets.append(data)
-            failed = name + _TRAINING
-            if train is not None and (training := train()) is not None:
-                self.training[data.name] = training
-        except (InputError, OSError) as error:
-            self.missing[failed] = str(error)
-
 
 def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool = False) -> SuiteSets:
     """Opens suites; ``words`` are names, each followed by its folder if that is not ``root``."""
-    opened = SuiteSets()
-    rest = list(words)
+    opened, members, rest = SuiteSets(), list[tuple[str, Path, bool]](), list(words)
     while rest:
         name = rest.pop(0)
-        named = rest.pop(0) if rest and rest[0] not in SUITES else root
-        if name not in SUITES or named is None:
+        place = rest.pop(0) if rest and rest[0] not in SUITES else root
+        if name not in SUITES or place is None:
             no_folder = f"--suite {name}: no folder; write --suite {name} DIR, or --root DIR"
             raise InputError(no_folder if name in SUITES else f"--suite: no suite {name!r}; {nearest(name, SUITES)}")
-        folder = local_folder(named, "the sets of a suite")
+        folder = local_folder(place, "the sets of a suite")
         if name == "paper":
-            for paper_set in LAYOUTS:
-                test, training = (partial(open_paper_set, paper_set, folder, split) for split in ("test", "train"))
-                opened.add(paper_set, test, training if probe else None)
+            members += [(paper_set, folder, True) for paper_set in LAYOUTS]
             continue
         places = subfolders(folder) if name == "pictograms" else _webdatasets(folder, _MAX_DEPTH)
         if not places:
             expected = "folder" if name == "pictograms" else "test/nshards.txt"
             raise InputError(f"--suite {name}: {folder} holds no {expected}")
-        for place in places:
-            train = partial(training_split, place) if probe else None
-            opened.add(place.relative_to(folder).as_posix(), partial(_open_folder, place), train)
+        members += [(item.relative_to(folder).as_posix(), item, False) for item in places]
+    for name, folder, of_paper in members:
+        failed = name
+        try:
+            if not of_paper and check_type(folder, "classification", "retrieval") == "retrieval":
+                opened.pairs.append(open_captioned(folder))
+                continue
+            data = open_paper_set(name, folder) if of_paper else open_labelled(folder)
+            opened.sets.append(data)
+            failed = name + _TRAINING
+            if probe:
+                training = open_paper_set(name, folder, "train") if of_paper else training_split(folder)
+                opened.training |= {} if training is None else {data.name: training}
+        except (InputError, OSError) as error:
+            opened.missing[failed] = str(error)
     return opened
 
 
@@ -222,11 +189,6 @@ def training_split(path: str | Path) -> LabelledSet | None:
     if inside is None or (inside and not any(p.is_dir() or is_tar(p) or p.name == "nshards.txt" for p in inside)):
         return None  # pictures alone: a class of that name
     return open_labelled(path, "train")
-
-
-def _open_folder(folder: Path) -> LabelledSet | CaptionedSet:
-    retrieval = check_type(folder, "classification", "retrieval") == "retrieval"
-    return open_captioned(folder) if retrieval else open_labelled(folder)
 
 
 def _webdatasets(folder: Path, depth: int) -> list[Path]:
