@@ -22,7 +22,7 @@ from benchmarks.studies.comparison import ZEROSHOT
 from torch import Tensor
 
 from cloob.data.open import open_source
-from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.sets.pictures import open_labelled
 from cloob.files import write_whole
 from cloob.models.aligned.model import AlignedEncoder
 from cloob.pictures import decode

@@ -25,7 +25,7 @@ from cloob.data.batch import caption_id
 from cloob.data.open import open_source
 from cloob.data.order import sample_generator
 from cloob.data.transforms import TrainTransform
-from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.sets.pictures import open_labelled
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
 from cloob.pictures import decode

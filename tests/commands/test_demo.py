@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloob.commands import demo
-from cloob.evaluation.sets.captioned import open_captioned
-from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.sets.pictures import open_captioned, open_labelled
 from cloob.search.index import Index
 from cloob.training.config import TrainConfig
 from make import tiny_model, write_classes, write_forty

@@ -14,8 +14,7 @@ from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, caption_id
 from cloob.data.open import DEMO
 from cloob.data.source import mix
 from cloob.errors import InputError
-from cloob.evaluation.sets.captioned import open_captioned
-from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.sets.pictures import open_captioned, open_labelled
 from cloob.pictures import decode
 from make import noise, outcomes
 

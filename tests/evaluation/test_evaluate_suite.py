@@ -13,7 +13,7 @@ from cloob.evaluation.analysis import analyze, example_queries, similar_pairs
 from cloob.evaluation.embed import EmbedOptions, embed_pairs
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.measures import geometry
-from cloob.evaluation.sets.captioned import open_captioned
+from cloob.evaluation.sets.pictures import open_captioned
 from cloob.evaluation.suite import differences, evaluate, write_per_class, write_results
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model

@@ -37,8 +37,8 @@ BACKENDS = pytest.mark.parametrize("path", [functional, streamed], ids=["referen
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Batches of a few pairs take several tiles and strips, which end within them."""
-    monkeypatch.setattr(tiles, "tile_rows", lambda device: 3)
-    monkeypatch.setattr(tiles, "strip_rows", lambda device: 4)
+    monkeypatch.setitem(tiles.TILE, "cpu", 3)
+    monkeypatch.setitem(tiles.STRIP, "cpu", 4)
 
 
 def rows(n, d, seed, dtype, contiguous, twice):

@@ -20,8 +20,8 @@ each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEM
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(tiles, "tile_rows", lambda device: TILE)
-    monkeypatch.setattr(tiles, "strip_rows", lambda device: STRIP)
+    monkeypatch.setitem(tiles.TILE, "cpu", TILE)
+    monkeypatch.setitem(tiles.STRIP, "cpu", STRIP)
 
 
 def scalars(*values):
@@ -57,8 +57,8 @@ def test_float32_is_as_exact_as_the_reference(contrast, hopfield):
 def test_tiles_of_the_real_size():
     with pytest.raises(ValueError, match="matmul is torch"):
         cloob_streamed(*pairs(4, 3), 30.0, matmul=torch.float16)
-    n = 2 * tiles.tile_rows(torch.device("cpu")) + 3
-    assert n > tiles.strip_rows(torch.device("cpu"))
+    n = 2 * tiles.TILE["cpu"] + 3
+    assert n > tiles.STRIP["cpu"]
     assert_as_exact(*pairs(n, 32), *scalars(30.0, 8.0))
 
 

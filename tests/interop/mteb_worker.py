@@ -13,7 +13,7 @@ from mteb.abstasks.zeroshot_classification import AbsTaskZeroShotClassification
 from PIL import Image
 
 import cloob.interop.mteb as adapter
-from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.sets.pictures import open_labelled
 
 
 def about(name):

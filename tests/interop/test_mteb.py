@@ -17,7 +17,7 @@ from pyarrow import parquet
 from cloob import cli
 from cloob.evaluation.embed import embed_images, embed_texts
 from cloob.evaluation.embeddings import folder_key
-from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.sets.pictures import open_labelled
 from cloob.evaluation.suite import evaluate
 from cloob.models.load import load_model
 from make import tiny_model

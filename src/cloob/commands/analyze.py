@@ -33,7 +33,7 @@ def run(options: Options) -> int:
     """Analyses; 1 when a checkpoint could not be measured, with what there is written."""
     check_models(options.models)
     within(options, similar=(0, 10_000), limit=(2, 10**9))
-    from cloob.evaluation.sets.captioned import open_captioned
+    from cloob.evaluation.sets.pictures import open_captioned
 
     source = open_captioned(options.pairs, **options.machine.columns)
     models = begin(options.models, options.out)

@@ -16,8 +16,7 @@ from cloob.commands.console import refuse, say, say_next
 from cloob.family import ObjectiveName
 
 if TYPE_CHECKING:
-    from cloob.evaluation.sets.captioned import CaptionedSet
-    from cloob.evaluation.sets.labelled import LabelledSet
+    from cloob.evaluation.sets.pictures import CaptionedSet, LabelledSet
 
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
 _SAME = "The same {what}, data, seed and number of steps; the objective and its tuned settings differ."
@@ -60,8 +59,7 @@ def run(options: Options) -> int:
         check_packages(config.align.encoders(), ", and cloob demo --from-scratch needs none")
         preflight(config)
     say(f"{', '.join(configs)} on 6,110 pictures with captions; loading …")
-    from cloob.evaluation.sets.captioned import open_captioned
-    from cloob.evaluation.sets.labelled import open_labelled
+    from cloob.evaluation.sets.pictures import open_captioned, open_labelled
 
     return present(configs, options.device, open_labelled("demo:noto-emoji"), open_captioned("demo:val"))
 

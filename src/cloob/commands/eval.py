@@ -60,8 +60,7 @@ def run(options: Options) -> int:
     on = options.zeroshot or options.retrieval or options.suite or options.held_out or options.a
     choice = "--zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of vectors --a and --b"
     refuse({f"nothing to evaluate on: give {choice}": not on})
-    from cloob.evaluation.sets.captioned import open_captioned
-    from cloob.evaluation.sets.labelled import open_labelled
+    from cloob.evaluation.sets.pictures import open_captioned, open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 
     sets, out = open_suites(options.suite, options.root, probe=options.probe), options.out
@@ -128,7 +127,7 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
     """Adds the held-out pairs of the runs among the models, which must be the same for all of them."""
     from cloob.data.shards.spec import is_remote
     from cloob.data.source import digest
-    from cloob.evaluation.sets.captioned import by_picture, open_captioned
+    from cloob.evaluation.sets.pictures import by_picture, open_captioned
     from cloob.models.runs import read_validation
     from cloob.training.align import open_vectors
     from cloob.training.given import open_both

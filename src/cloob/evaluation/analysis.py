@@ -38,20 +38,20 @@ def analyze(
 ) -> dict[str, Any]:
     """Measures models on pairs; of a run folder every checkpoint, and ``geometry`` is that of its best one.
 
-    ``similar`` pictures are listed at most; ``groups`` finds those that look alike, if it is given: from unit rows
-    (n, D) to groups of places (``cloob.search.alike.partition``). The geometry is measured on ``limit`` pairs at most.
-    ``failures`` lists what could not be measured; InputError if nothing could be.
+    ``similar`` pictures are listed at most; ``groups`` partitions unit rows into look-alikes
+    (``cloob.search.alike.partition``). The geometry is measured on ``limit`` pairs at most. ``failures`` lists what
+    could not be measured; InputError if nothing could be.
     """
     runs: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     for name, place in models.items():
-        found = list_checkpoints(Path(place)) if Path(place).is_dir() else []
-        best = find_best(Path(place)) if found else None
+        stored = list_checkpoints(Path(place)) if Path(place).is_dir() else []
+        best = find_best(Path(place)) if stored else None
         checkpoints: list[dict[str, Any]] = []
         shown: tuple[PairEmbeddings, dict[str, Any]] | None = None
-        sources: list[str | Path] = [*found] or [place]
+        sources: list[str | Path] = [*stored] or [place]
         for checkpoint in sources:
-            step = checkpoint_step(Path(checkpoint)) if found else None
+            step = checkpoint_step(Path(checkpoint)) if stored else None
             label = name if step is None else f"{name}, step {step}"
             try:
                 embeddings = Embeddings({label: checkpoint}, options, progress=progress)
@@ -67,18 +67,24 @@ def analyze(
             if shown is None or best is None or checkpoint == best[0]:
                 shown = pairs, measured
         if shown is not None:
-            pictures = _pictures(shown[0], similar, groups)
-            runs.append({"model": name, "geometry": shown[1], "checkpoints": checkpoints, **pictures})
+            pairs, measured = shown
+            keys, captions = pairs.images.keys, [pairs.captions[text] for text in pairs.first_texts.tolist()]
+            alike = [
+                {"rows": [a, b], "keys": [keys[a], keys[b]], "captions": [captions[a], captions[b]], "cosine": cosine}
+                for a, b, cosine in similar_pairs(pairs.images.features, similar)
+            ]
+            partition = groups(pairs.images.features.numpy()) if groups else ()
+            duplicates = [[keys[i] for i, _ in group] for group in partition if len(group) > 1]
+            run = {"model": name, "geometry": measured, "checkpoints": checkpoints, "similar": alike}
+            unreadable = {"unreadable": pairs.unreadable} if pairs.unreadable else {}
+            runs.append({**run, "duplicates": duplicates, **unreadable})
     refuse_if_all_failed(runs, failures)
     result: dict[str, Any] = {"pairs": source.name, "runs": runs}
     return {**result, "failures": failures} if failures else result
 
 
 def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[tuple[int, int, float]]:
-    """The k pairs of largest cosine as (first, second, cosine), best first, of equal ones the earlier.
-
-    None of NaN rows. Memory is chunk × n.
-    """
+    """The k pairs of largest cosine as (first, second, cosine), best first, of equal ones the earlier; no NaN rows."""
     pairs: list[tuple[int, int, float]] = []
     for start in range(0, len(features) if k else 0, chunk):
         scores = (features[start : start + chunk] @ features.T).nan_to_num(nan=-torch.inf)
@@ -91,18 +97,6 @@ def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[tuple[int
         pairs += [cell for cell in cells if cell[2] > -torch.inf]
         pairs = sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))[:k]
     return pairs
-
-
-def _pictures(embedded: PairEmbeddings, similar: int, groups: Groups | None) -> dict[str, Any]:
-    images = embedded.images
-    captions = [embedded.captions[text] for text in embedded.first_texts.tolist()]
-    pairs = [
-        {"rows": [a, b], "keys": [images.keys[a], images.keys[b]], "captions": [captions[a], captions[b]], "cosine": c}
-        for a, b, c in similar_pairs(images.features, similar)
-    ]
-    result = groups(images.features.numpy()) if groups else ()
-    twins = {"similar": pairs, "duplicates": [[images.keys[i] for i, _ in group] for group in result if len(group) > 1]}
-    return {**twins, "unreadable": embedded.unreadable} if embedded.unreadable else twins
 
 
 class _Gallery(NamedTuple):
@@ -132,21 +126,29 @@ def example_queries(
     """
     galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
-    drawn = [] if texts else _draw(first, n)
-    words = texts or [first.words[row] for row in drawn]
-    queries = [ExampleQuery(text, {}) for text in words]
+    drawn: list[int] = []
+    if not texts:  # rows of different texts that a readable image answers
+        readable = torch.isfinite(first.images).all(1).tolist()
+        of_image = zip(first.groups_of_image, readable, strict=True)
+        answered = {group for groups, good in of_image if good for group in groups}
+        rows_of: dict[int, int] = {}
+        for row, group in enumerate(first.group_of_text):
+            if group in answered and first.words[row]:
+                rows_of.setdefault(group, row)
+        order = torch.randperm(len(rows_of), generator=torch.Generator().manual_seed(0))
+        drawn = [list(rows_of.values())[i] for i in order[:n].tolist()]
+    queries = [ExampleQuery(text, {}) for text in texts or [first.words[row] for row in drawn]]
     for model, seen in galleries.items():
         rows = embed_texts(embeddings.encoder(model), texts) if texts else seen.texts[drawn]
         groups: list[int | None] = [seen.group_of_text[row] for row in drawn] or [None for _ in texts]
-        for query, text, group in zip(queries, rows, groups, strict=True):
+        for query, text, right in zip(queries, rows, groups, strict=True):
             best = (seen.images @ text).nan_to_num(nan=-torch.inf).sort(descending=True, stable=True)
             shown = query.answers[model] = []
             for image, score in zip(best.indices[:k].tolist(), best.values[:k].tolist(), strict=True):
                 if score > -torch.inf:
                     sample = data.read(image)
                     picture = sample[1] if isinstance(sample, tuple) else sample.image
-                    right = group in seen.groups_of_image[image]
-                    shown.append(ShownPicture(picture, seen.labels[image], right, score))
+                    shown.append(ShownPicture(picture, seen.labels[image], right in seen.groups_of_image[image], score))
     return queries
 
 
@@ -154,10 +156,8 @@ def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Ga
     if hasattr(data, "classnames"):
         names = data.classnames
         images, labels, classes = embeddings.labelled(model, cast("Labelled", data))
-        groups = [{label} for label in labels.tolist()]
-        return _Gallery(
-            images.features, groups, [names[label] for label in labels.tolist()], classes, range(len(classes)), names
-        )
+        groups, of_images = [{label} for label in labels.tolist()], [names[label] for label in labels.tolist()]
+        return _Gallery(images.features, groups, of_images, classes, range(len(classes)), names)
     pairs = embeddings.pairs(model, data)
     # An unreadable caption has no words and equals no other.
     ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(pairs.captions)]
@@ -166,15 +166,3 @@ def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Ga
         groups[image].add(group)
     firsts = [pairs.captions[text] for text in pairs.first_texts.tolist()]
     return _Gallery(pairs.images.features, groups, firsts, pairs.texts, ids, pairs.captions)
-
-
-def _draw(seen: _Gallery, n: int) -> list[int]:
-    """Rows of ``n`` different texts that a readable image answers."""
-    readable = torch.isfinite(seen.images).all(1).tolist()
-    answered = {group for groups, good in zip(seen.groups_of_image, readable, strict=True) if good for group in groups}
-    rows: dict[int, int] = {}
-    for row, group in enumerate(seen.group_of_text):
-        if group in answered and seen.words[row]:
-            rows.setdefault(group, row)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    return [list(rows.values())[i] for i in order[:n].tolist()]

@@ -1,7 +1,7 @@
-"""Images and texts to embeddings, once; everything else in this package is computed from them.
+"""Images and texts to embeddings, once: float32 on the CPU, unit rows.
 
-n images or pairs, T texts, D the embedding dimension, F the width of the image tower's features. Embeddings are float32
-on the CPU, unit rows. A sample that cannot be read keeps its place as a row of NaN: it counts as wrong.
+n images or pairs, T texts, D the embedding dimension, F the width of the image tower's features. A sample that cannot
+be read keeps its place as a row of NaN: it counts as wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """How pictures and texts are embedded; no embedding depends on it but for rounding."""
+    """How pictures and texts are embedded; embeddings depend on it by rounding alone."""
 
     device: str | torch.device = "cpu"  # where models are loaded to
     batch_size: int = 256  # images or texts a forward pass
@@ -48,7 +48,7 @@ class ImageEmbeddings(NamedTuple):
     keys: tuple[str, ...]  # of the n samples
     bad: list[Skip]  # one per row of NaN, in order
     captions: tuple[tuple[str, ...], ...] = ()  # of every image
-    tower: Tensor | None = None  # (n, F) features of the image tower, if they were asked for
+    tower: Tensor | None = None  # (n, F) features of the image tower, if requested
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,8 @@ def embed_texts(
 def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yields a function from the embeddings of the batch just encoded to features of its tower, (n, F) on the CPU.
 
-    As CLIP took them: the input of the projection in open_clip's vision transformers (parameter ``proj``), timm towers
-    (module ``head``) and heads on frozen encoders (``image_head``); the image tower's output in others (ResNets end in
-    an attention pool); the embeddings for an encoder without an image tower.
+    As CLIP took them: the input of the projection in open_clip's vision transformers (``proj``), timm towers (``head``)
+    and heads on frozen encoders (``image_head``), the output of other image towers, the embeddings without one.
     """
     model: Any = getattr(encoder, "model", None)
     visual: Any = getattr(model, "visual", None)

@@ -46,7 +46,7 @@ _PAPER_BETA = 8.0
 
 
 class Labelled(Reader, Protocol):
-    """A set of labelled images; :class:`cloob.evaluation.sets.labelled.LabelledSet` is one."""
+    """A set of labelled images; :class:`cloob.evaluation.sets.pictures.LabelledSet` is one."""
 
     @property
     def classnames(self) -> Sequence[str]: ...  # C names; a label is an index into them

@@ -1,9 +1,6 @@
 """The numbers of a model on a set: zero-shot classification, retrieval, and the geometry of its embeddings.
 
-n images or pairs, T texts, C classes, D the embedding dimension; rows are unit rows, NaN where unreadable. Zero-shot by
-the protocol of CLIP and CLOOB: normalise the embedding of every prompt, average over the templates, normalise again,
-take the class of largest cosine. Retrieval goes both ways, with several captions an image and captions that occur more
-than once. Most measures of geometry depend on the number of pairs: compare them at equal n only.
+n images or pairs, T texts, C classes, D the embedding dimension; rows are unit rows, NaN where unreadable.
 """
 
 from __future__ import annotations
@@ -31,7 +28,7 @@ _CHUNK = 1024
 def class_embeddings(
     encoder: Encoder, classnames: Sequence[str], templates: Sequence[str], batch_size: int = 256
 ) -> Tensor:
-    """(C, D) unit rows on the CPU: the mean over the templates, with every class name in the place of ``{c}``."""
+    """(C, D) unit rows on the CPU: unit rows of the prompts, averaged over the templates, as CLIP and CLOOB do."""
     if not classnames or not templates or not all("{c}" in template for template in templates):
         raise InputError(f"expected class names and templates with {{c}} in the place of one; got {list(templates)}")
     prompts = [template.replace("{c}", name) for name in classnames for template in templates]
@@ -63,9 +60,9 @@ def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: T
 def zeroshot_numbers(
     ranks: Tensor, labels: Tensor, classnames: Sequence[str], *, level: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
-    """The numbers of one set, with bootstrap intervals.
+    """The numbers of a set, with bootstrap intervals; ``per_class`` has the classes with images.
 
-    ``per_class`` has the classes with images; a name that several classes share is followed by the label in brackets.
+    A name that several classes share is followed by the label in brackets.
     """
     recalls = ranking.per_class_recall(ranks < 1, labels, len(classnames))
     uses = Counter(classnames)
@@ -130,10 +127,7 @@ def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
 def retrieval_numbers(
     ranks: RetrievalRanks, image_of_text: Tensor | Sequence[int] | None = None, *, level: float = 0.95, seed: int = 0
 ) -> dict[str, Any]:
-    """The numbers of one set, with bootstrap intervals; ``image_of_text`` is None if every image has one text.
-
-    Median ranks are 1-based, and infinite if half is unreadable.
-    """
+    """The numbers of a set, with bootstrap intervals; median ranks are 1-based, and infinite if half is unreadable."""
     numbers: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     for direction, values in ranks._asdict().items():
@@ -171,14 +165,11 @@ def vector_numbers(
 def geometry(
     image_features: Tensor, text_features: Tensor, inv_tau: float, beta: float, limit: int = DEFAULT_LIMIT
 ) -> dict[str, Any]:
-    """Measures the embeddings of n pairs and of their Hopfield retrievals, the anchors of the CLOOB objective.
+    """Measures (n, D) unit rows of pairs and of their Hopfield retrievals, the anchors of the CLOOB objective.
 
-    Args:
-        image_features: (n, D) unit rows.
-        text_features: (n, D) unit rows; pairs with a NaN row in either are left out.
-        inv_tau: τ⁻¹ of the saturation of InfoNCE.
-        beta: β of the retrievals: images from the memory of all images, texts from that of all texts.
-        limit: Pairs measured at most, evenly spaced over the set (time is O(n²)).
+    Images are retrieved from the memory of all images, texts from that of all texts; ``inv_tau`` is that of the
+    saturation of InfoNCE. Pairs with a NaN row are left out. At most ``limit`` pairs are measured, evenly spaced over
+    the set: time is O(n²), and most measures depend on n.
     """
     kept = (torch.isfinite(image_features).all(1) & torch.isfinite(text_features).all(1)).nonzero()[:, 0]
     if len(kept) < 2:

@@ -1,13 +1,12 @@
-"""Linear probe: logistic regression on features of the image tower, see :func:`cloob.evaluation.embed.capture_tower`.
+"""Linear probe: logistic regression on (n, F) features of the image tower, by CLIP's protocol, which CLOOB's follow.
 
-n images, F the width of the features, C classes. Protocol of CLIP (Radford et al. 2021, appendix A.3), which CLOOB's
-probes follow: L-BFGS with at most 1000 iterations and an L2 penalty whose strength is swept on a validation split, from
-10⁻⁶ to 10⁶ in eighths of a decade by halving around the best of a coarse sweep; then a last fit on all.
+Radford et al. 2021, appendix A.3: L-BFGS with at most 1000 iterations and an L2 penalty whose strength is swept on a
+validation split, from 10⁻⁶ to 10⁶ in eighths of a decade by halving around the best of a coarse sweep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter
@@ -46,20 +45,18 @@ class Probe(NamedTuple):
 def fit_probe(
     features: Tensor, labels: Tensor, n_classes: int, *, options: ProbeOptions | None = None, seed: int = 0
 ) -> Probe:
-    """Fits a probe, the strength of its penalty chosen on images that are not fitted.
+    """Fits a probe, the strength of its penalty chosen on images that are not fitted; NaN rows are left out.
 
     With ``shots`` k, k images a class are fitted and up to min(k, 4) others a class choose the strength; the last fit
-    stays with the k. Without, a fifth of every class chooses, and the last fit takes all. A class of one image is
-    always fitted. NaN rows are left out. InputError where that leaves too few images.
+    stays with the k. Without, a fifth of every class chooses, and the last fit takes all.
     """
     options = options or ProbeOptions()
     readable = torch.isfinite(features).all(1).nonzero()[:, 0]
     fitted, held_out = _split(readable, labels, options, seed)
     if (n := len(torch.unique(labels[readable]))) < 2 or len(held_out) == 0:
-        raise InputError(
-            "a linear probe needs readable training images of two classes or more, and of one of them more than "
-            f"{options.shots or 1}, to choose the strength of the penalty on; there are {n} classes"
-        )
+        needed = "readable training images of two classes or more, and of one of them more than"
+        why = f"{options.shots or 1}, to choose the strength of the penalty on"
+        raise InputError(f"a linear probe needs {needed} {why}; there are {n} classes")
     # The bias has no penalty, so that taking the mean off changes no optimum and speeds L-BFGS up; one number for all
     # features makes the sweep mean the same for towers of any scale.
     mean = features[readable].double().mean(0)
@@ -75,13 +72,18 @@ def fit_probe(
         ranks = probe_ranks(fit(fitted, exponent), features[held_out], labels[held_out])
         return ranking.topk_accuracy(ranks, 1)
 
-    exponent, accuracy = _search(score)
+    scores = {exponent: score(exponent) for exponent in _COARSE}
+    for step in (1.0, 0.5, 0.25, 0.125, 0.0):
+        best = max(scores, key=lambda exponent: (scores[exponent], -exponent))  # ties go to the stronger penalty
+        for exponent in (best - step, best + step):
+            if _COARSE[0] <= exponent <= _COARSE[-1] and exponent not in scores:
+                scores[exponent] = score(exponent)
     last = fitted if options.shots is not None else readable
-    return Probe(fit(last, exponent), 10**exponent, accuracy, len(last))
+    return Probe(fit(last, best), 10**best, scores[best], len(last))
 
 
 def probe_ranks(weight: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    """(n,) 0-based rank of the right class per image; NaN rows and classes without images are never right."""
+    """(n,) ranks of the right classes, from 0; NaN rows and classes without images are never right."""
     x = torch.cat([features.double(), torch.ones(len(features), 1, dtype=torch.float64)], 1)
     return ranking.ranks(x, weight, labels)
 
@@ -95,9 +97,9 @@ def probe_numbers(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The numbers of one set from the (n,) ranks of the test images and the probe of every seed.
+    """The numbers of a set, means over the seeds, from the (n,) ranks of the test images and the probe of every seed.
 
-    Accuracies and recall are means over the seeds; intervals are over images, ``acc1_sd`` is over seeds (None for one).
+    Intervals are over images, ``acc1_sd`` is over seeds (None for one).
     """
     hits = {k: torch.stack([(ranks < k).double() for ranks, _ in fits]) for k in (1, 5)}
     recalls = [float(ranking.per_class_recall(ranks < 1, labels, n_classes).nanmean()) for ranks, _ in fits]
@@ -134,18 +136,6 @@ def _split(readable: Tensor, labels: Tensor, options: ProbeOptions, seed: int) -
         fitted.append(rows[:n_fitted])
         held_out.append(rows[n_fitted : n_fitted + n_held])
     return torch.cat(fitted).sort().values, torch.cat(held_out).sort().values
-
-
-def _search(score: Callable[[float], float]) -> tuple[float, float]:
-    """The best exponent and its score, coarse steps first, then halved ones; ties go to the stronger penalty."""
-    scores = {exponent: score(exponent) for exponent in _COARSE}
-
-    for step in (1.0, 0.5, 0.25, 0.125, 0.0):
-        best = max(scores, key=lambda exponent: (scores[exponent], -exponent))
-        for exponent in (best - step, best + step):
-            if _COARSE[0] <= exponent <= _COARSE[-1] and exponent not in scores:
-                scores[exponent] = score(exponent)
-    return best, scores[best]
 
 
 def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float) -> Tensor:

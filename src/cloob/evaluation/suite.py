@@ -1,4 +1,4 @@
-"""The whole evaluation: several models on several sets, side by side, into results.json and per_class/."""
+"""An evaluation: several models on several sets, side by side, into results.json and per_class/."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,15 +56,14 @@ def evaluate(
     """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs (retrieval and geometry).
 
     Args:
-        models: Models by name, or an ``Embeddings`` over them (which has the device, batch size, workers, progress and
-            cache, and can be used again).
+        models: Models by name, or an ``Embeddings`` over them, which has the device, workers, progress and cache.
         zeroshot: Labelled sets.
         retrieval: Sources of pairs; pairs of equal caption count as correct for each other.
         vectors: Pairs of vectors, for models of vectors.
         training: Name of a labelled set -> its training images; these sets get a linear probe as well.
         probe: How probes are fitted; None takes the defaults.
-        train_seconds: Model name -> seconds that its training took.
-        settings: Model name -> settings for its row, added to its objective's.
+        train_seconds: Seconds of the training by model.
+        settings: Settings by model, added to those of its objective.
         geometry_limit: Pairs that the geometry is measured on, at most.
         level: Level of all intervals.
         seed: Seed of the bootstrap.
@@ -73,8 +72,8 @@ def evaluate(
         ``{"rows": [...], "differences": [...], "level": level}`` as in results.json. A row has ``model``, ``objective``
         (None if unknown), ``settings``, ``fingerprint``, ``train_seconds`` and, by set, ``zeroshot``, ``retrieval``,
         ``geometry``, ``probe`` and ``vectors``; ``unreadable`` in them counts samples by reason. ``differences`` has
-        the paired bootstrap of every two models, see :func:`differences`. ``failures``, if any, lists ``model``,
-        ``set`` (None for a model that cannot be loaded, which has no row) and ``error``.
+        the paired bootstrap of every two models. ``failures``, if any, lists ``model``, ``set`` (None for a model that
+        cannot be loaded, which has no row) and ``error``.
 
     Raises:
         InputError: Nothing to evaluate, two sets of one name, or nothing that could be measured.
@@ -126,20 +125,20 @@ def evaluate(
 
 @dataclass
 class _Measuring:
-    """Writes the numbers of one model on one set into the model's row, and keeps what is right for each."""
+    """Writes the numbers of a model on a set into the model's row, and keeps which samples are right."""
 
     embeddings: Embeddings
     how: ProbeOptions
     geometry_limit: int
     bootstrap: dict[str, Any]
-    hits: Hits = field(default_factory=dict)
+    hits: Hits = field(default_factory=lambda: defaultdict(dict))
 
     def classify(self, data: Labelled, row: dict[str, Any]) -> None:
         images, labels, classes = self.embeddings.labelled(row["model"], data)
         ranks = measures.zeroshot_ranks(images.features, labels, classes)
         numbers = measures.zeroshot_numbers(ranks, labels, data.classnames, **self.bootstrap)
         row["zeroshot"][data.name] = numbers | _unreadable(images.bad)
-        self._keep("acc1", data, row, ranks < 1)
+        self.hits["acc1", data.name][row["model"]] = ranks < 1
 
     def probe(self, train: Labelled, data: Labelled, row: dict[str, Any]) -> None:
         for label, (tested, trained) in enumerate(itertools.zip_longest(data.classnames, train.classnames)):
@@ -152,7 +151,8 @@ class _Measuring:
             fit = self.embeddings.probe(row["model"], train, n_classes, self.how, seed)
             fits.append((probe_ranks(fit.weight, features, labels), fit))
         row["probe"][data.name] = probe_numbers(fits, labels, n_classes, self.how, **self.bootstrap)
-        self._keep("probe_acc1", data, row, torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0))
+        right = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
+        self.hits["probe_acc1", data.name][row["model"]] = right
 
     def retrieve(self, source: Reader, row: dict[str, Any]) -> None:
         name, model = source.name, row["model"]
@@ -161,9 +161,8 @@ class _Measuring:
         ranks = measures.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
         numbers = measures.retrieval_numbers(ranks, pairs.image_of_text, **self.bootstrap)
         row["retrieval"][name] = numbers | ({"unreadable": pairs.unreadable} if pairs.unreadable else {})
-        self._keep("image_to_text@1", source, row, ranks.image_to_text < 1)
-        by_text = measures.by_picture(ranks.text_to_image < 1, pairs.image_of_text)
-        self._keep("text_to_image@1", source, row, by_text)
+        self.hits["image_to_text@1", name][model] = ranks.image_to_text < 1
+        self.hits["text_to_image@1", name][model] = measures.by_picture(ranks.text_to_image < 1, pairs.image_of_text)
         facts, texts = self.embeddings.facts(model), pairs.texts[pairs.first_texts]
         row["geometry"][name] = measures.geometry(images, texts, facts.inv_tau, facts.beta, self.geometry_limit)
 
@@ -176,10 +175,7 @@ class _Measuring:
         measured = measures.geometry(a[first], b[first], facts.inv_tau, facts.beta, self.geometry_limit)
         row["geometry"][pairs.name] = of_sides(measured)
         for metric, right in hits.items():
-            self._keep(metric, pairs, row, right)
-
-    def _keep(self, metric: str, data: Reader | VectorPairs, row: Mapping[str, Any], right: Tensor) -> None:
-        self.hits.setdefault((metric, data.name), {})[row["model"]] = right
+            self.hits[metric, pairs.name][row["model"]] = right
 
 
 def _unreadable(skipped: Sequence[Skip]) -> dict[str, Any]:
@@ -194,10 +190,12 @@ def of_sides(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_if_all_failed(done: Sequence[Any], failures: Sequence[Mapping[str, Any]]) -> None:
     """InputError, one line, where nothing could be measured."""
-    named = [(failure["model"], failure["error"]) for failure in failures]
-    lines = list(dict.fromkeys(error if error.startswith(model) else f"{model}: {error}" for model, error in named))
+    lines = dict[str, None]()
+    for failure in failures:
+        named = failure["error"].startswith(failure["model"])
+        lines[failure["error"] if named else f"{failure['model']}: {failure['error']}"] = None
     if not done:
-        raise InputError(lines[0] if len(lines) == 1 else f"nothing could be measured; {'; '.join(lines)}")
+        raise InputError(f"{'nothing could be measured; ' if len(lines) > 1 else ''}{'; '.join(lines)}")
 
 
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
@@ -267,16 +265,9 @@ def write_per_class(
 def over_seeds(rows: Sequence[Row], groups: Mapping[str, Mapping[int, str]]) -> list[dict[str, Any]]:
     """Means over seeds of the accuracies and recalls of every group of models, by set, and paired differences.
 
-    A bootstrap interval is over test samples; the deviation here is over seeds.
-
-    Args:
-        rows: Results, one row a model.
-        groups: Name of a group -> its models by seed.
-
-    Returns:
-        Entries with ``group``, ``metric``, ``set`` (None: the mean of the sets), ``mean``, ``sd`` (n − 1 in the
-        denominator; None for one seed) and ``n``. With ``minus``, another group, the numbers are of the differences
-        between the two models of a seed, for the seeds that both groups have.
+    ``groups`` are models by seed. An entry has ``group``, ``metric``, ``set`` (None: the mean of the sets), ``mean``,
+    ``sd`` (over seeds, n − 1 in the denominator; None for one) and ``n``. With ``minus``, another group, the numbers
+    are of the differences between the two models of a seed, for the seeds that both groups have.
     """
     by_model = {row["model"]: row for row in rows}
     entries = []

@@ -22,7 +22,7 @@ def bootstrap_interval(
         values: (N,) per-sample values, e.g. 0/1 correctness.
         n: Number of resamples.
         level: Coverage, in (0, 1).
-        seed: Seed of the resampling; equal seeds give equal intervals.
+        seed: Equal seeds give equal intervals.
         groups: (N,) integer ids, where samples of one id depend on each other: every id counts as one sample.
 
     Returns:
@@ -51,10 +51,9 @@ def group_means(values: Tensor, groups: Tensor) -> Tensor:
 def grouped_bootstrap(
     groups: Sequence[Tensor], n: int = 2000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of the groups' means, each group weighing the same, with its bootstrap interval: (mean, low, high).
+    """The unweighted mean of the groups' means with its bootstrap interval: (mean, low, high).
 
-    ``groups`` are (N_g,) per-sample values, e.g. of every test set; the rest as :func:`bootstrap_interval`. They are
-    resampled apart: there are no other test sets to be drawn.
+    ``groups`` are (N_g,) per-sample values, e.g. of every test set. Samples are drawn within a group, groups are not.
     """
     if not 0 < level < 1 or n < 1 or not groups:
         raise ValueError(f"expected groups, n ≥ 1 and a level in (0, 1), got {len(groups)}, n={n}, level={level}")

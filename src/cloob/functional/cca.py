@@ -9,7 +9,7 @@ the columns of A and B are the canonical directions and S their correlations (Ho
 Rows a·A·S^p and b·B·S^p are compared by their cosine: the power p weights a direction by how well both sides agree in
 it, which is what "canonical similarity analysis" (CSA, arXiv:2410.07610) does with its weighted cosine.
 
-All is float64, and no function here keeps a row: pairs of any number come in blocks, each a ``PairMoments``, which add.
+All is float64, and no row is kept: pairs of any number come in blocks, each a ``PairMoments``, which add.
 """
 
 from __future__ import annotations
@@ -24,11 +24,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PairMoments:
-    """Number, means and centred second moments of pairs of rows: all that the closed form needs, O(F²) memory.
-
-    Moments of disjoint sets of pairs add (Chan et al. 1983), in blocks and over processes, without the cancellation of
-    plain sums of squares.
-    """
+    """Number, means and centred second moments of pairs of rows; those of disjoint sets add (Chan et al. 1983)."""
 
     count: int
     mean_a: Tensor  # (F_a,) float64, as all of these
@@ -64,7 +60,7 @@ class CanonicalDirections(NamedTuple):
 
     a: Tensor  # (F_a, D) float64
     b: Tensor  # (F_b, D)
-    correlations: Tensor  # (D,), not below 0; that of two directions of unit variance, but for the ridge
+    correlations: Tensor  # (D,), not below 0
 
     def weighted(self, power: float) -> tuple[Tensor, Tensor]:
         """The (F_a, D) and (F_b, D) matrices whose rows are compared by their cosine."""
@@ -103,7 +99,7 @@ def canonical_directions(
 
 
 def _side(covariance: Tensor, mean: Tensor, by_column: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What a side's columns are divided by; eigenvalues, none below zero, and eigenvectors of the quotients."""
+    """The divisors of a side's columns; eigenvalues, above zero, and eigenvectors of the quotients' covariance."""
     scale = covariance.diagonal().sqrt() if by_column else torch.ones_like(mean)
     scale = scale.masked_fill(scale <= 1e-6 * mean.abs(), 1.0)  # what is left of a constant column is rounding
     values, vectors = torch.linalg.eigh(covariance / torch.outer(scale, scale))

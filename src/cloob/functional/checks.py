@@ -1,7 +1,4 @@
-"""Checks of tensors and numbers that the functions here share.
-
-Shapes: N anchors or states, M candidates or stored patterns, D the embedding dimension.
-"""
+"""Checks of tensors and numbers that the functions here share."""
 
 from __future__ import annotations
 
@@ -16,10 +13,7 @@ class NonFiniteFeaturesError(ValueError):
 
 
 def as_rows(**named: Tensor) -> list[Tensor]:
-    """The tensors as matrices of one device and width, in float64 where they were and in float32 otherwise.
-
-    float64 goes with float64 alone: beside float32 it would promise digits that the other side does not have.
-    """
+    """The tensors as matrices of one device and width, in float64 if all of them are and in float32 if none is."""
     (first_name, first), *_ = named.items()
     for name, tensor in named.items():
         if not isinstance(tensor, Tensor):
@@ -42,10 +36,7 @@ def _lifted(tensor: Tensor) -> torch.dtype:
 
 
 def scalar(name: str, value: float | Tensor, like: Tensor, *, positive: bool = True) -> Tensor:
-    """A finite scalar as a 0-d tensor of ``like``'s dtype and device; keeps its graph if it has one.
-
-    A tensor's value is checked where looking at it waits for no device: on the CPU, outside of traces.
-    """
+    """A finite scalar as a 0-d tensor of ``like``'s dtype and device, with its graph; checked where no device waits."""
     if not isinstance(value, Tensor):
         check_number(name, float(value), like.dtype, positive=positive)
         return torch.full((), value, dtype=like.dtype, device=like.device)
@@ -64,7 +55,7 @@ def check_number(name: str, number: float, dtype: torch.dtype, *, positive: bool
 
 
 def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
-    """Least and greatest length of every matrix' rows (NaN if one is), or each 0-d tensor's value; one wait for all."""
+    """Least and greatest length of every matrix' rows (NaN if one is), or a 0-d tensor's value; one wait for all."""
     ends = [(t.norm(dim=1) if t.ndim else t).aminmax() for t in (tensor.detach() for tensor in named.values())]
     flat = [end for pair in ends for end in pair]
     numbers = list(map(float, flat)) if in_transform() else torch.stack(flat).tolist()  # torch 2.6 cannot list those
@@ -82,7 +73,7 @@ def check_rows(name: str, rows: Tensor, *, zeros: bool = False) -> None:
 
 
 def one_of(name: str, value: str, options: tuple[str, ...]) -> None:
-    """Refuses a setting that is none of its options."""
+    """Refuses a setting that is not among its options."""
     if value not in options:
         raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected")
 

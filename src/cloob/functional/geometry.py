@@ -1,9 +1,7 @@
 """How embeddings lie on the sphere: the measures of the CLOOB paper and related ones.
 
-Every function takes (N, D) rows, N ≥ 2 for pairwise measures, computes in float64, and returns a 0-d tensor in the
-input's dtype (float32 for a lower precision), if nothing else is stated. Nothing of size N × N is kept: pairs are
-visited in blocks of ``chunk`` rows, which does not change the value. Raises TypeError for arguments that are no
-tensors, ValueError for rows that are not finite, too few or of another shape.
+Every function takes (N, D) rows, computes in float64 in blocks of ``chunk`` rows, and returns a 0-d tensor in the
+input's dtype (float32 for a lower precision). ValueError for rows that are not finite, too few or of another shape.
 """
 
 from __future__ import annotations
@@ -19,9 +17,12 @@ from cloob.functional.checks import as_rows, check_rows, scalar
 def covariance_spectrum(embeddings: Tensor) -> Tensor:
     """(D,) eigenvalues of the centred covariance of the embeddings (divided by N), largest first.
 
-    Rows that are all equal have a spectrum of exact zeros.
+    Equal rows have a spectrum of exact zeros.
     """
-    return _like(_spectrum(embeddings), embeddings)
+    (rows,) = _rows(2, embeddings=embeddings)
+    rows = rows - rows[:1]  # the covariance does not depend on the origin; so equal rows become exact zeros
+    rows = rows - rows.mean(0)
+    return _like(torch.linalg.eigvalsh(rows.T @ rows / len(rows)).flip(0).clamp_min(0), embeddings)
 
 
 def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor:
@@ -30,7 +31,7 @@ def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor
     int64 in [0, min(N − 1, D)]; 0 when all rows are equal. A small k means that the embeddings fill a thin slice of
     their space; in the paper it rises most for InfoLOOB with Hopfield retrieval.
     """
-    spectrum = _spectrum(embeddings)
+    spectrum = covariance_spectrum(_rows(2, embeddings=embeddings)[0])
     # Eigenvalues below the rounding of the largest are zeros: without this a threshold of 1 would count noise.
     noise = spectrum[0] * max(embeddings.shape) * torch.finfo(torch.float64).eps
     sums = torch.where(spectrum > noise, spectrum, 0).cumsum(0)
@@ -103,16 +104,8 @@ def saturation(anchors: Tensor, candidates: Tensor, inv_tau: float | Tensor, chu
     return _like(total / len(a), anchors)
 
 
-def _spectrum(embeddings: Tensor) -> Tensor:
-    (rows,) = _rows(2, embeddings=embeddings)
-    rows = rows - rows[:1]  # the covariance does not depend on the origin; so equal rows become exact zeros
-    rows = rows - rows.mean(0)
-    ascending: Tensor = torch.linalg.eigvalsh(rows.T @ rows / len(rows))
-    return ascending.flip(0).clamp_min(0)
-
-
 def _pairs_above_diagonal(block: Tensor) -> Tensor:
-    """The entries of the pairs i < j, flat, of a block whose first row and column have the same i."""
+    """The entries of the pairs i < j, flat, of a block on the diagonal."""
     return block[torch.ones_like(block, dtype=torch.bool).triu(1)]
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def ids(names: Iterable[object]) -> Tensor:
-    """An integer per name: what the ``ids`` of an objective are.
+    """Integers for the ``ids`` of an objective.
 
     Args:
-        names: Texts or whole numbers, one a pair (captions, InChIKeys), also a tensor; equal ones get equal integers.
+        names: Texts or integers, one per pair (captions, InChIKeys), also a tensor; equal ones get equal integers.
             Case and spaces count: ``C`` and ``c`` are two molecules.
 
     Returns:

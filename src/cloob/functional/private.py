@@ -1,7 +1,4 @@
-"""Modes of torch around a call, and all undocumented names of torch that this package uses.
-
-``tests/functional/test_private.py`` tests each of the names.
-"""
+"""Modes of torch around a call, and undocumented names of torch, tested in ``tests/functional/test_private.py``."""
 
 from __future__ import annotations
 
@@ -19,8 +16,6 @@ __all__ = ["tree_flatten", "tree_map", "tree_unflatten"]  # lists, tuples and ma
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Modes
-
 
 def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
     """As ``torch.compiler.disable``, which imports the compiler: that takes a second."""
@@ -29,12 +24,8 @@ def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Runs ``function`` with autocast off on the device of its first tensor argument.
-
-    Logits of unit rows times τ⁻¹ = 30 are off by 0.1 in bfloat16. torch.compile would run the backward pass in the
-    autocast around the call: there the call breaks the graph.
-    """
-    eager = outside_compiler(function)
+    """Runs ``function`` with autocast off: logits of unit rows times τ⁻¹ = 30 are off by 0.1 in bfloat16."""
+    eager = outside_compiler(function)  # torch.compile would run the backward pass in the autocast around the call
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -87,13 +78,13 @@ def full_products() -> Iterator[None]:
 
 
 def refuse_second_derivatives(message: str) -> None:
-    """For the start of a backward pass: with ``create_graph=True`` its derivatives would be wrong without a word."""
+    """For the start of a backward pass, whose derivatives (``create_graph=True``) would be wrong without a warning."""
     if torch.is_grad_enabled():
         raise RuntimeError(message)
 
 
 def readable() -> bool:
-    """Whether tensors have values to look at: not while torch.compile or torch.export trace, nor inside vmap."""
+    """Whether tensors have values: not while torch.compile or torch.export trace, nor inside vmap."""
     vmap = torch._C._functorch.TransformType.Vmap
     return not torch.compiler.is_compiling() and all(transform.key() != vmap for transform in _transforms())
 
@@ -112,8 +103,6 @@ def _transforms() -> list[Any]:
     return list(torch._C._functorch.get_interpreter_stack() or ())
 
 
-# Undocumented names
-
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)
 """Normalisation layers; batch and instance norms have only a private base."""
 MODULE_PARTS = ("_modules", "_parameters", "_buffers")  # the dictionaries of what was assigned to a module
@@ -131,10 +120,8 @@ def scaler_state(scaler: torch.amp.GradScaler) -> list[Tensor]:
 
 
 def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """A step that changes neither weights nor moments nor their count if the 0-d ``bad`` is true.
-
-    Sets the attribute through which GradScaler skips the step of a fused optimiser; others wait for the device.
-    """
+    """A step that changes neither weights nor moments nor their count if the 0-d ``bad`` is true."""
+    # GradScaler skips the step of a fused optimiser through ``found_inf``; others wait for the device.
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         if not bad:
             optimizer.step()

@@ -1,9 +1,7 @@
 """Ranks of the right answers, and the accuracies that follow from them.
 
 Queries are (Q, D) rows, a gallery (G, D) rows of the same dtype; scores are computed in float32 (float64 for float64
-rows), in blocks of ``chunk`` rows, which bound memory to a few of chunk². Ranks are int64, 0-based, on the queries'
-device; one rank serves every k. Measures are fractions in [0, 1]. Raises ValueError for shapes that do not fit, nothing
-to rank, and an index out of range.
+rows), in blocks of ``chunk`` rows. Ranks are int64, 0-based, on the queries' device; one rank serves every k.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[in
     """(Q,) ranks of every query's best positive in the gallery by scalar product.
 
     ``targets`` are the positives: a (Q,) int64 tensor of gallery rows, Q non-empty sequences of them, or (P, 2) int64
-    pairs (query, gallery row) in any order, of every query one or more; repeats do no harm. The rank is the number of
-    negatives (gallery rows that are no positive of the query) that score at least as much as the best positive: a tie
-    ranks last, so that a tower that maps everything to one point earns nothing. Scores count as tied within the
-    rounding of a scalar product (8 ulp of ‖query‖·max ‖gallery‖), which makes the rank of duplicate rows independent of
-    ``chunk`` and of the matmul at hand; pass float64 rows for exact ranks. A row that is not finite scores −∞: in the
-    gallery it is ahead of nobody, and a query without any finite positive score is ``UNRANKED``.
+    pairs (query, gallery row), of every query one or more. The rank is the number of negatives (gallery rows that are
+    no positive of the query) that score at least as much as the best positive: a tie ranks last, so that a tower that
+    maps everything to one point earns nothing. Scores within the rounding of a scalar product (8 ulp of
+    ‖query‖·max ‖gallery‖) are tied, which makes the rank of duplicate rows independent of ``chunk`` and of the matmul.
+    A row that is not finite scores −∞: in the gallery it is ahead of nobody; a query without a finite positive score is
+    ``UNRANKED``.
     """
     if not isinstance(targets, Tensor):
         flat = [(i, j) for i, positives in enumerate(targets) for j in positives]
@@ -56,24 +54,17 @@ def ranks_of_ids(query: Tensor, gallery: Tensor, ids: Tensor, chunk: int = 4096)
 def mutual_ranks(
     x: Tensor, y: Tensor, pairs: Tensor, chunk: int = 4096, group: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Ranks in both directions from one sweep over the scores: half the work of two calls of :func:`ranks`.
+    """The (N,) ranks of x's positives among the (M, D) rows y and the (M,) ranks of y's among x, from one sweep.
 
-    Args:
-        x: (N, D) rows.
-        y: (M, D) rows, of the same dtype.
-        pairs: (P, 2) int64 rows of x and y that belong together; every row of x and of y at least once.
-        chunk: Rows in a block.
-        group: (N,) int64 group of every row of x. With it ``pairs`` name a group and a row of y, and a pair holds for
-            all rows of its group: k rows that share k positives take 2k numbers, not k².
-
-    Returns:
-        The (N,) ranks of x's positives among y, and the (M,) ranks of y's positives among x.
+    ``pairs`` are (P, 2) int64 rows of x and y that belong together; every row of x and of y at least once. With
+    ``group``, the (N,) int64 group of every row of x, they name a group and a row of y, and a pair holds for all rows
+    of its group: k rows that share k positives take 2k numbers, not k².
     """
     return _count_ahead(x, y, pairs, chunk, both=True, group=group)
 
 
 def topk_accuracy(ranks: Tensor, k: int = 1) -> float:
-    """Share of samples whose label is among the k best classes, from their (N,) int64 0-based ranks."""
+    """Share of samples whose label is among the k best classes, from their (N,) 0-based ranks."""
     return int((as_vector(ranks, "ranks") < k).sum()) / len(ranks)
 
 
@@ -82,10 +73,7 @@ recall_at_k = topk_accuracy
 
 
 def median_rank(ranks: Tensor) -> float:
-    """Median of (Q,) ranks, counted from 1 as in retrieval papers; for even Q the mean of the middle two.
-
-    It is ``inf`` where it falls on an ``UNRANKED`` query.
-    """
+    """Median of (Q,) ranks, counted from 1 as in retrieval papers; ``inf`` where it falls on an ``UNRANKED`` query."""
     ordered = as_vector(ranks, "ranks").sort().values
     low, high = ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]].tolist()
     return float("inf") if high == UNRANKED else (low + high) / 2 + 1
@@ -103,7 +91,7 @@ def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     return hits / torch.bincount(labels, minlength=n_classes)
 
 
-@full_products()  # beside scores that are computed one by one nothing would tie in TF32
+@full_products()  # in TF32 nothing would tie with scores that are computed one by one
 def _count_ahead(
     query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool, group: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -165,8 +153,7 @@ def _inside(group: Tensor, pairs: Tensor, columns: slice) -> Tensor | None:
 def _least_tie(best: Tensor, query: Tensor, gallery: Tensor) -> Tensor:
     """The least score that ties with every query's best positive."""
     rounding = 8 * torch.finfo(query.dtype).eps * gallery.norm(dim=1).nan_to_num(nan=0.0).max()
-    least: Tensor = best - rounding * query.norm(dim=1)
-    return least
+    return torch.sub(best, rounding * query.norm(dim=1))
 
 
 def _check(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, both: bool) -> None:

@@ -1,10 +1,9 @@
 """The contrasts, Hopfield retrieval and the objective as the paper writes them: the oracle of all other paths.
 
-InfoLOOB and InfoNCE (Eq. 3 of arXiv:2110.11316; Poole et al. 2019; van den Oord et al. 2018) draw an anchor to its
-positive and push it from the other candidates. InfoNCE keeps the positive in the denominator, so that its gradient
-carries a factor 1 − p and dies once p, the softmax probability of the positive, nears one; InfoLOOB leaves it out and
-does not saturate. SigLIP's sigmoid loss (Zhai et al. 2023, arXiv:2303.15343) classifies every anchor and candidate by
-itself as a pair or none.
+InfoLOOB and InfoNCE (Eq. 3 of arXiv:2110.11316) draw an anchor to its positive and push it from the other candidates.
+InfoNCE keeps the positive in the denominator, so that its gradient carries a factor 1 − p and dies once p, the softmax
+probability of the positive, nears one; InfoLOOB leaves it out and does not saturate. SigLIP's sigmoid loss
+(arXiv:2303.15343) classifies every anchor and candidate by itself as a pair or none.
 """
 
 from __future__ import annotations
@@ -62,13 +61,9 @@ def cloob_reference(
         TypeError: Not tensors.
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``, or two that do not fit.
     """
-    member: dict[str, Any] = {
-        "contrast": contrast,
-        "hopfield": hopfield,
-        "scale": scale,
-        "exclude_above": exclude_above,
-    }
-    return pair_loss(sys.modules[__name__], image_features, text_features, inv_tau, beta, bias=bias, ids=ids, **member)
+    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
+    member |= {"bias": bias, "ids": ids, "exclude_above": exclude_above}
+    return pair_loss(sys.modules[__name__], image_features, text_features, inv_tau, beta, **member)
 
 
 def pair_loss(
@@ -118,15 +113,15 @@ def direction_of(
 def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> Tensor:
     """One update of a modern Hopfield network, renormalised: ``norm(softmax(β · state storedᵀ) stored)``.
 
-    Each state pattern is replaced by an average of the stored patterns, weighted by their similarity to it (Ramsauer et
-    al. 2021; Eq. 4 and 5). Features that co-occur in the memory reinforce each other, so the retrieved patterns have a
-    richer covariance.
+    A state pattern becomes an average of the stored patterns, weighted by their similarity to it (Ramsauer et al. 2021;
+    Eq. 4 and 5). Features that co-occur in the memory reinforce each other, so the retrieved patterns have a richer
+    covariance.
 
     Args:
         state: (N, D) state (query) patterns, unit rows.
         stored: (M, D) stored patterns, unit rows.
-        beta: Inverse temperature β > 0. Large β returns the nearest pattern, small β the mean of the memory; the
-            matched pattern has to win e^{β·s} against M others, so β has to be seen against ln M.
+        beta: Inverse temperature β > 0. Large β returns the nearest pattern, small β the mean of the memory; compare
+            it with ln M.
 
     Returns:
         (N, D) retrieved patterns, unit rows, float32 (float64 for float64 input). An average that is exactly zero
@@ -260,10 +255,9 @@ def check_contrast(anchors: Tensor, candidates: Tensor, positive_offset: int) ->
     """(N, M), if each anchor has a positive and a negative."""
     n, m = len(anchors), len(candidates)
     if n < 1 or m < 2 or not 0 <= positive_offset <= m - n:
-        raise ValueError(
-            f"{n} anchors, {m} candidates and positive_offset {positive_offset}: at least one anchor is expected, and "
-            "for each its positive and a negative among the candidates"
-        )
+        given = f"{n} anchors, {m} candidates and positive_offset {positive_offset}"
+        needed = "at least one anchor is expected, and for each its positive and a negative among the candidates"
+        raise ValueError(f"{given}: {needed}")
     return n, m
 
 

@@ -40,8 +40,8 @@ class Suspicion:
         """How many of the lowest pairs are more probably wrong than right.
 
         With the distributions F of the scores and G of the mismatched ones, F = π G + (1 - π) H for a share π of wrong
-        pairs. Its estimate is F(q) / G(q) at the tenth percentile q of G, below which few right pairs lie. Pairs below
-        the maximum of 2 π G - F are left out: there a pair is as probably wrong as right.
+        pairs, estimated by F(q) / G(q) at the tenth percentile q of G. At the maximum of 2 π G - F a pair is as
+        probably wrong as right.
         """
         scores, mismatched = self.scores.sort().values, self.mismatched.sort().values
         n = len(scores)
@@ -78,7 +78,7 @@ def suspects(a: Any, b: Any, ids: Any = None, folds: int = 5) -> Tensor:
 
 
 def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = 5) -> Suspicion:
-    """As ``suspects``, with what a share and the page of ``cloob data`` need."""
+    """As ``suspects``, with the scores of mismatched pairs, and better partners."""
     n = len(a)
     if a.ndim != 2 or b.ndim != 2 or len(b) != n:
         raise ValueError(f"a is {tuple(a.shape)}, b is {tuple(b.shape)}; two matrices with as many rows are needed")
@@ -87,9 +87,8 @@ def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = 5) -> Suspicio
         groups = checked[0]
     distinct, group = torch.unique(groups, return_inverse=True)
     if folds < 2 or len(distinct) < 2 * folds:
-        raise ValueError(
-            f"{len(distinct)} distinct ids in {folds} folds; 2 folds or more, of 2 ids or more, are needed"
-        )
+        few = f"{len(distinct)} distinct ids in {folds} folds"
+        raise ValueError(f"{few}; 2 folds or more, of 2 ids or more, are needed")
     fold = (torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0)) % folds)[group]
     moments = [PairMoments.of(a[fold == k], b[fold == k]) for k in range(folds)]
     result = Suspicion(torch.empty(n), torch.empty(n), torch.empty(n, dtype=torch.long))
@@ -98,23 +97,19 @@ def suspicion(a: Tensor, b: Tensor, ids: Any = None, folds: int = 5) -> Suspicio
         others = [part for j, part in enumerate(moments) if j != k]
         total, rows = sum(others[1:], others[0]), (fold == k).nonzero().squeeze(1)
         sides = a[rows], b[rows], group[rows]
-        if k == 0:  # what tells its pairs from mismatched ones best
-            tried = []
+        if k == 0:  # the first fold chooses what tells its pairs from mismatched ones best
+            most = -1
             for columns in (False, True):
-                for share, directions in zip(
-                    _RIDGES, canonical_directions(total, _RIDGES, by_column=columns), strict=True
-                ):
+                tried = canonical_directions(total, _RIDGES, by_column=columns)
+                for share, directions in zip(_RIDGES, tried, strict=True):
                     part = _judged(total, directions, *sides)
-                    above = torch.searchsorted(part.mismatched.sort().values, part.scores).sum()
-                    tried.append((int(above), share, columns))
-            _, ridge, by_column = max(tried, key=lambda one: one[0])
+                    above = int(torch.searchsorted(part.mismatched.sort().values, part.scores).sum())
+                    if above > most:
+                        most, ridge, by_column = above, share, columns
         (directions,) = canonical_directions(total, [ridge], by_column=by_column)
         part = _judged(total, directions, *sides)
-        result.scores[rows], result.mismatched[rows], result.better[rows] = (
-            part.scores,
-            part.mismatched,
-            rows[part.better],
-        )
+        result.scores[rows], result.mismatched[rows] = part.scores, part.mismatched
+        result.better[rows] = rows[part.better]
     return result
 
 

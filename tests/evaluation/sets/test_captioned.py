@@ -8,8 +8,7 @@ import pytest
 
 from cloob.data.batch import BadSample
 from cloob.errors import InputError
-from cloob.evaluation.sets.captioned import open_captioned
-from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.sets.pictures import open_captioned, open_labelled
 from make import noise, picture, write_table, write_tar
 
 EXPECTED = [

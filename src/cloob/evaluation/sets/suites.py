@@ -19,8 +19,15 @@ import numpy as np
 from cloob.data.shards.spec import is_tar, local_folder
 from cloob.data.source import IMAGE_SUFFIXES
 from cloob.errors import InputError, nearest, one_line, require
-from cloob.evaluation.sets.captioned import CaptionedSet, check_type, open_captioned
-from cloob.evaluation.sets.labelled import LabelledSet, open_labelled, read_file, subfolders
+from cloob.evaluation.sets.pictures import (
+    CaptionedSet,
+    LabelledSet,
+    check_type,
+    open_captioned,
+    open_labelled,
+    read_file,
+    subfolders,
+)
 from cloob.models.importing import import_open_clip
 
 if TYPE_CHECKING:  # it brings torch

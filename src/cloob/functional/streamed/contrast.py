@@ -16,11 +16,9 @@ from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, fi
 
 
 class _Contrast(torch.autograd.Function):
-    """One direction of a contrast, and its gradient up to the factor that comes back to it.
+    """One direction of a contrast: a strip of logits, some anchors against all candidates, gives value and gradient.
 
-    A strip of logits, some anchors against all candidates, has full rows: it gives value and gradient at once, and the
-    backward pass computes no product again. With a ``bias`` it is the sigmoid loss, without InfoLOOB (``leave_out``) or
-    InfoNCE.
+    With a ``bias`` it is the sigmoid loss, without InfoLOOB (``leave_out``) or InfoNCE.
     """
 
     @staticmethod
@@ -44,7 +42,7 @@ class _Contrast(torch.autograd.Function):
         d_anchors, d_candidates = (torch.zeros_like(t) if differentiable else None for t in (anchors, candidates))
         weigh = partial(to_softmax, leave_out=leave_out) if bias is None else to_sigmoid
         by_anchor, by_candidate = torch.zeros_like(positive), candidates.new_zeros(len(candidates), 1)
-        for rows in blocks(anchors, tiles.strip_rows(anchors.device)):
+        for rows in blocks(anchors, tiles.STRIP.get(anchors.device.type, 4096)):
             p = (a[rows] @ c.T).to(anchors.dtype)
             if constant is not None:
                 p += constant[rows]
@@ -85,10 +83,10 @@ class _Contrast(torch.autograd.Function):
 
 
 def to_softmax(logits: Tensor, positive: Tensor, leave_out: bool) -> tuple[Tensor, Tensor]:
-    """Turns whole rows of logits without their (n, 1) positives into probabilities, in place.
+    """Turns full rows of logits without their (n, 1) positives into probabilities, in place.
 
-    Gives the (n, 1) losses, and their (n, 1) derivatives by the positives' logits: p − 1, where p is 0 if they are
-    left out; both 0 for an anchor that has no negative.
+    Gives the (n, 1) losses and their derivatives by the positives' logits: p − 1, with p = 0 if they are left out; both
+    0 for an anchor that has no negative.
     """
     highest = logits.amax(dim=1, keepdim=True)
     lone = highest == -torch.inf

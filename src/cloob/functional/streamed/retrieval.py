@@ -12,13 +12,12 @@ from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, fi
 
 
 class _Patterns:
-    """Stored patterns as they are, or, for products in low precision, without what they have in common.
+    """Stored patterns as they are, or, for products in low precision, without their mean.
 
-    Low-precision products of patterns that share a mean lose what tells them apart; without the mean, rounding is
-    relative to the difference. ``rows`` are (N, D), or with a mean (N, D + 8): patterns without it, a column of ones,
-    which counts how often the mean is in a sum, and zeros (one column more would be a fifth slower). With the mean of
-    the queries there is a ``weight``, (N, 1): exp(β s) without the exponential of the centred product, as far as it
-    differs between patterns. ``low`` and ``weighted`` are rows, and rows times weights, in the dtype to multiply in.
+    ``rows`` are (N, D), or with a mean (N, D + 8): patterns without it, a column of ones, which counts how often the
+    mean is in a sum, and zeros (one column more would be a fifth slower). With the mean of the queries there is a
+    ``weight``, (N, 1): exp(β s) without the exponential of the centred product, as far as it differs between patterns.
+    ``low`` and ``weighted`` are rows, and rows times weights, in the dtype to multiply in.
     """
 
     def __init__(self, stored: Tensor, beta: Tensor, matmul: torch.dtype, queries_mean: Tensor | None = None) -> None:
@@ -211,7 +210,7 @@ def through_unit(grad: Tensor, rows: Tensor, norms: Tensor) -> Tensor:
 
 
 def _unshifted_is_safe(x: Tensor, y: Tensor, beta: float | Tensor, matmul: torch.dtype, unit_rows: bool) -> bool:
-    """Whether no exponential leaves the range of the type: not of a centred product, nor times weights and summed."""
+    """Whether no exponential leaves the range of the type, also centred, times weights and summed."""
     low = matmul != x.dtype
     if unit_rows and isinstance(beta, Tensor):
         return False

@@ -15,34 +15,26 @@ from cloob.functional.private import full_products, outside_autocast
 P = ParamSpec("P")
 R = TypeVar("R")
 
+TILE = {"cpu": 512}  # rows of a tile, whose buffers stay in the cache; 4096 on an accelerator, which they fill
+STRIP = {"cpu": 1024}  # rows of a strip, whose columns are all candidates; 4096 on an accelerator
+
 
 def first_order(backward: Callable[P, R]) -> Callable[P, R]:
-    """For a backward pass of the streamed path: in float32, and no derivative of it."""
+    """Runs a backward pass of the streamed path in float32, and refuses derivatives of it."""
     computed = full_products()(outside_autocast(backward))
 
     @functools.wraps(backward)
-    def once(*args: P.args, **kwargs: P.kwargs) -> R:
-        private.refuse_second_derivatives(
-            "the streamed path can be differentiated once; backend='reference' has more derivatives"
-        )
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        once = "the streamed path can be differentiated once; backend='reference' has more derivatives"
+        private.refuse_second_derivatives(once)
         return computed(*args, **kwargs)
 
-    return once
+    return checked
 
 
-def tile_rows(device: torch.device) -> int:
-    """Rows of a tile: on a CPU its buffers stay in the cache, on an accelerator they fill it."""
-    return 512 if device.type == "cpu" else 4096
-
-
-def strip_rows(device: torch.device) -> int:
-    """Rows of a strip, whose columns are all candidates: enough for a fast product, few enough for little memory."""
-    return 1024 if device.type == "cpu" else 4096
-
-
-def blocks(matrix: Tensor, size: int | None = None) -> list[slice]:
+def blocks(matrix: Tensor, size: int = 0) -> list[slice]:
     """Slices of at most ``size`` rows, a tile's if not given, that cover ``matrix``."""
-    n, size = len(matrix), size or tile_rows(matrix.device)
+    n, size = len(matrix), size or TILE.get(matrix.device.type, 4096)
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
