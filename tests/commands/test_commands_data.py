@@ -118,7 +118,7 @@ def test_suspects_of_vectors(tmp_path, capsys):
         (["data", *vectors], "--suspects"),
         (["data", str(tmp_path), *vectors, "--suspects", "x.csv"], "without DATA"),
         (["data"], "DATA is missing"),
-        (["data", *vectors, "--suspects", "x.txt"], "wanted"),
+        (["data", *vectors, "--suspects", "x.txt"], "must be a file .csv"),
         (["data", *vectors, "--suspects", "x.csv", "y.csv"], "takes one FILE.csv"),
     ):
         assert main(wrong) == 2

@@ -54,7 +54,7 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch, cap
         ranks = fork(tmp_path / token, 1, child)
         assert ranks.wait() == [0] and f"/?token={token} " in ranks.told()
     monkeypatch.setenv("CLOOB_TOKEN", "short")
-    assert "CLOOB_TOKEN): 16 letters" in refused(capsys, "serve", str(tmp_path / "idx"))
+    assert "CLOOB_TOKEN): it needs 16 letters" in refused(capsys, "serve", str(tmp_path / "idx"))
 
 
 def test_it_brings_its_index_up_to_date_and_shows_the_folder_that_was_named(tmp_path, monkeypatch):

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from cloob.commands.console import MeasureOptions, as_words, progress, say, say_next, tyro, within
-from cloob.commands.eval import begin, check_models, print_results, report_problems
+from cloob.commands.console import MeasureOptions, as_words, check, progress, refuse, say, say_next, tyro
+from cloob.commands.eval import NO_MODEL, begin, print_results
 
 Row = Mapping[str, Any]
 DEMO = "demo:val"
@@ -31,8 +31,8 @@ class Options:
 
 def run(options: Options) -> int:
     """Analyses; 1 when a checkpoint could not be measured, with what there is written."""
-    check_models(options.models)
-    within(options, similar=(0, 10_000), limit=(2, 10**9))
+    check(options, similar=(0, 10_000), limit=(2, 10**9))
+    refuse({NO_MODEL: not options.models})
     from cloob.evaluation.sets.pictures import open_captioned
 
     source = open_captioned(options.pairs, **options.machine.columns)
@@ -57,21 +57,20 @@ def run(options: Options) -> int:
     of_pairs = {row for run in analysis["runs"] for pair in run["similar"] for row in pair["rows"]}
     images = {row: source.read(row).image for row in sorted(of_pairs)}
 
-    def shown(pair: Row) -> Any:
+    similar: dict[str, list[Any]] = {run["model"]: [] for run in analysis["runs"]}
+    for model, pair in ((run["model"], pair) for run in analysis["runs"] for pair in run["similar"]):
         both = zip(pair["rows"], pair["captions"], strict=True)
-        return tuple(ShownPicture(images[row], caption, False, pair["cosine"]) for row, caption in both)
-
+        similar[model].append(tuple(ShownPicture(images[row], text, False, pair["cosine"]) for row, text in both))
     write_report(
         options.out / "report.html",
         results,
         title="Geometry of the embeddings",
         curves={name: lines for name, model in models.items() if (lines := curve(model))},
         checkpoints={run["model"]: run["checkpoints"] for run in analysis["runs"]},
-        similar={run["model"]: list(map(shown, run["similar"])) for run in analysis["runs"]},
+        similar=similar,
     )
     print(f"{options.out / 'analysis.json'}\n{options.out / 'report.html'}")
-    print_results(rows, geometry=True)
-    code = report_problems(results)
+    code = print_results(results, geometry=True)
     if options.pairs == DEMO:
         say(f"measured on {len(source):,} pairs of the demo, {DEMO}; --pairs names others")
     measured = [models[run["model"]] for run in analysis["runs"]]

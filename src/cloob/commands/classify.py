@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import cloob
-from cloob.commands.console import DecodeOptions, check_out, exclusive, goes_with, refuse, say, say_next, tyro
+from cloob.commands.console import DecodeOptions, check, check_out, refuse, say, say_next, tyro
 from cloob.commands.copies import copy
-from cloob.commands.index import check_source, folder_name, opened
+from cloob.commands.index import folder_name, opened
 from cloob.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ def run(options: Options) -> int:
     by_head = options.examples is not None or options.head is not None
     one = "give --labels cat,dog (or a file of them), or --examples DIR, or --head FILE; one of them"
     refuse({one: (options.labels is None) is not by_head})
-    goes_with(options, cutoff="multi or none", multi="labels", none="labels", templates="labels", inv_tau="labels")
-    exclusive(options, "json csv", "copy_to multi", "copy_to move_to", "move_to multi")
+    of_labels = [f"{name} needs labels" for name in ("multi", "none", "templates", "inv_tau")]
+    copies = ("copy_to excludes multi move_to", "move_to excludes multi")
+    check(options, "cutoff needs multi or none", *of_labels, "json excludes csv", *copies)
     kept, examples = options.head if options.examples else None, options.examples
     refuse({f"--examples {examples}: no such folder; give one folder a label": examples and not examples.is_dir()})
     if kept is not None:
@@ -64,7 +65,6 @@ def run(options: Options) -> int:
         address, folder = find_index(options.source)
         where = " and ".join(f"({clause})" for clause in (options.where, folder) if clause) or None
         options = dataclasses.replace(options, source=address, where=where)
-    check_source(options.source, options.model)
     from cloob.search.classify import TEMPLATES, LabelOptions, label_by_head, read_head
 
     templates = options.templates or TEMPLATES
@@ -118,7 +118,7 @@ def _head(options: Options, index: cloob.Index) -> Head:
         model = index.encoder(of, options.machine.device)  # its vectors have to be of these weights
         if file is None and "://" not in options.source:
             file = Path(options.source) / "heads" / f"{folder_name(options.examples.resolve().name)}.safetensors"
-    with opened(options.examples, model, options.machine, of.precision) as (examples, _):
+    with opened(str(options.examples), model, options.machine, of.precision) as (examples, _):
         refuse({f"--examples {options.examples}: no pictures in it; give one folder a label": not len(examples)})
         head, zero_shot = head_of(examples.view(), options.examples)
     right = f"{head.accuracy:.1%} of {head.examples} examples right, each held out once ({head.folds} folds)"

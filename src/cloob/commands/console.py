@@ -29,11 +29,12 @@ T = TypeVar("T")
 _LINE_SECONDS = 60.0  # between two lines of progress where there is no terminal
 
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
+_HELP = f"│{'':9}"  # in tyro's box
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _PLAIN = (  # words of tyro, and ours
     (r"^Error parsing (\w+: )?", ""),
-    (r"invalid literal for int\(\) with base 10:", "a whole number is wanted, not"),
-    (r"could not convert string to float:", "a number is wanted, not"),
+    (r"invalid literal for int\(\) with base 10:", "needs a whole number, not"),
+    (r"could not convert string to float:", "needs a number, not"),
     (r"'None', |, 'None'", ""),  # a default that means: left out
     (r"\. Got errors: .*", ""),
 )
@@ -50,7 +51,7 @@ class CacheOptions:
     def use(self) -> None:
         from cloob.cache import use_cache
 
-        within(self, cache_gb=(0.001, 1_000_000), workers=(0, 1024), batch_size=(1, 2**20))
+        check(self, cache_gb=(0.001, 1_000_000), workers=(0, 1024), batch_size=(1, 2**20))
         device = getattr(self, "device", "auto")  # whether the machine has it, torch knows
         refuse({f"device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps": not _DEVICE.fullmatch(device)})
         use_cache(self.cache_dir, self.cache_gb)
@@ -84,7 +85,7 @@ class RowOptions:
 
     @property
     def given(self) -> tuple[Literal["a", "b"], str] | None:
-        refuse({"--a and --b exclude each other; give one of them": None not in (self.a, self.b)})
+        check(self, "a excludes b")
         if self.a is not None:
             return "a", self.a
         return None if self.b is None else ("b", self.b)
@@ -117,6 +118,7 @@ class MeasureOptions(ColumnOptions, DecodeOptions):
 
 
 def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", description: str | None = None) -> T:
+    """Options from words; of a mistake the sentence of tyro's box, and the options that it takes to be meant."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -125,38 +127,42 @@ def parse(kind: type[T], words: Sequence[str], prog: str, *, usage: str = "", de
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        raise InputError(f"{_complaint(box.getvalue())} ({prog} --help)") from None
+        lines = (line.strip("│╭╮╰╯ ") for line in box.getvalue().splitlines()[1:] if not line.startswith(_HELP))
+        text = [line for line in lines if line]
+        rule = next((i for i, line in enumerate(text) if i and not line.strip("─-")), len(text))
+        sentence = " ".join(line for line in text[:rule] if line.strip("─-"))
+        for jargon, plain in _PLAIN:
+            sentence = re.sub(jargon, plain, sentence)
+        meant = dict.fromkeys(line.split()[0] for line in text[rule:] if re.match(r"--\w", line))
+        if meant and sentence.startswith("Unrecognized"):
+            sentence += f"; did you mean {', '.join(meant)}?"
+        raise InputError(f"{sentence} ({prog} --help)") from None
     for value, _, spelled in _leaves(options).values():
         if isinstance(value, Path):
             empty = value == Path() and bool({"", f"{spelled}="} & set(words))
             address = _ADDRESS.match(str(value))  # it would make folders called `https:`
-            wrong = f"{spelled} is {'empty' if empty else 'an address'}; the path of a file or folder is wanted"
+            wrong = f"{spelled} is {'empty' if empty else 'an address'}; it must be the path of a file or folder"
             refuse({wrong: empty or address})
     return options
 
 
-def goes_with(options: object, **table: str) -> None:
-    """Refuses options without the option that they need, or one of several (``"this or that"``)."""
+def check(options: object, *rules: str, **ranges: tuple[float, float]) -> None:
+    """Refuses numbers out of their ranges, and options by rules: ``a needs b or c``, ``a excludes b c``."""
     leaves = _leaves(options)
-    for name, needed in table.items():
-        (_, given, spelled), choices = leaves[name], [leaves[item] for item in needed.split(" or ")]
-        message = f"{spelled} needs {' or '.join(choice for _, _, choice in choices)}"
-        refuse({message: given and not any(there for _, there, _ in choices)})
-
-
-def exclusive(options: object, *groups: str) -> None:
-    """Refuses options that exclude each other: of each group of names one may be given."""
-    leaves = _leaves(options)
-    for group in groups:
-        both = [spelled for _, given, spelled in map(leaves.__getitem__, group.split()) if given]
-        refuse({f"{' and '.join(both[:2])} exclude each other; give one of them": len(both) > 1})
-
-
-def within(options: object, **table: tuple[float, float]) -> None:
-    for name, (value, _, spelled) in _leaves(options).items():
-        if name in table and value is not None and not isinstance(value, str):
-            low, high = table[name]
-            refuse({f"{spelled} is {value}; {low:,} or more is wanted, {high:,} at most": not low <= value <= high})
+    for name, (low, high) in ranges.items():
+        value, _, spelled = leaves.get(name, (None, False, ""))
+        if value is not None and not isinstance(value, str):
+            refuse(
+                {f"{spelled} is {value}; it must be {low:,} or more, and at most {high:,}": not low <= value <= high}
+            )
+    for rule in rules:
+        name, verb, *others = rule.replace(" or ", " ").split()
+        _, given, spelled = leaves[name]
+        there = [leaves[other][2] for other in others if leaves[other][1]]
+        if verb == "needs":
+            refuse({f"{spelled} needs {' or '.join(leaves[other][2] for other in others)}": given and not there})
+        else:
+            refuse({f"{' and '.join([spelled, *there[:1]])} exclude each other; give one of them": given and there})
 
 
 def as_words(options: object, *names: str) -> list[str]:
@@ -178,7 +184,10 @@ def check_there(source: str) -> None:
 
 
 def check_out(option: str, path: Path, endings: Sequence[str], inputs: Iterable[str] = ()) -> None:
-    expected, same = f"a file {' or '.join(endings)} is wanted", os.path.realpath(path) in map(os.path.realpath, inputs)
+    expected, same = (
+        f"it must be a file {' or '.join(endings)}",
+        os.path.realpath(path) in map(os.path.realpath, inputs),
+    )
     refuse(
         {
             f"{option} {path}: ends in {path.suffix or 'nothing'}; {expected}": path.suffix not in endings,
@@ -200,18 +209,6 @@ def _leaves(options: object) -> dict[str, tuple[Any, bool, str]]:
             spelled = positional[1] if positional else f"--{name.replace('_', '-')}"
             leaves[name] = value, value != field.default, spelled
     return leaves
-
-
-def _complaint(box: str) -> str:
-    """Tyro's sentence, without the help of what is missing: from its box's title to the first rule; hints follow."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:] if not line.startswith(f"│{'':9}")]
-    text = [line for line in lines if line]
-    rule = next((i for i, line in enumerate(text) if i and not line.strip("─-")), len(text))
-    message = " ".join(line for line in text[:rule] if line.strip("─-"))
-    for jargon, plain in _PLAIN:
-        message = re.sub(jargon, plain, message)
-    meant = dict.fromkeys(line.split()[0] for line in text[rule:] if re.match(r"--\w", line))
-    return f"{message}; did you mean {', '.join(meant)}?" if meant and message.startswith("Unrecognized") else message
 
 
 def say(text: str) -> None:

@@ -1,18 +1,26 @@
-"""``cloob data``: looks at a set of pairs, or counts its shards."""
+"""``cloob data``: looks at a set of pairs, lists those that do not seem to belong together, or counts its shards."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import logging
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cloob
-from cloob.commands.console import CacheOptions, ColumnOptions, as_words, check_out, progress, say_next, tyro, within
+from cloob.commands.console import CacheOptions, ColumnOptions, as_words, check, check_out, progress, say_next, tyro
 from cloob.errors import refuse
 
+if TYPE_CHECKING:
+    from cloob.data.source import Source
+    from cloob.data.vectors import VectorPairs
+
+_LEAST = 20  # distinct ids of which suspects can be judged
+_SHOWN = 10  # suspects that are printed
 _FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
 
 
@@ -38,11 +46,72 @@ class Options:
     machine: CacheOptions = field(default_factory=CacheOptions)
 
 
+def list_suspects(
+    pairs: VectorPairs, path: Path | None, source: Any = None, rows: Any = (), page: Path | None = None, most: int = 0
+) -> None:
+    """Prints the pairs that least seem to belong together; lists all in a file, and shows ``most`` on a page."""
+    import torch
+
+    from cloob.data.survey import pair_cards, render_sheet
+    from cloob.functional.suspects import suspicion
+
+    a, b, ids, keys = pairs.take(torch.arange(len(pairs)).numpy())
+    distinct = len(torch.unique(ids))
+    refuse({f"{pairs.name}: {distinct} distinct ids; --suspects needs {_LEAST} or more": distinct < _LEAST})
+    result, lines, cards = suspicion(a, b, ids), list[dict[str, Any]](), list[dict[str, Any]]()
+    for place in result.scores.argsort().tolist():
+        better, score = int(result.better[place]), float(result.scores[place])
+        text, other = (str(source.read(rows[i]).caption) if source else keys[i] for i in (place, better))
+        fits = "" if better == place else other
+        if page is not None and len(lines) < most:
+            facts = [f"score {score:.3f}", *([f"fits better: {fits[:160]}"] if fits else [])]
+            cards += pair_cards(source, [rows[place]], *facts)
+        lines.append({"pair": keys[place], "score": round(score, 4), "b": text, "fits better": fits})
+    count = result.count()
+    print(f"{pairs.name}: {count:,} of {len(lines):,} pairs are more probably wrong than right")
+    for line in lines[: _SHOWN if path is None else min(_SHOWN, count)]:
+        fits = f"; fits better: {line['fits better'][:60]}" if line["fits better"] else ""
+        print(f"  {line['score']:7.3f}  {line['pair']}  {line['b'][:60]}{fits}")
+    if path is not None:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, lines[0])
+            writer.writeheader()
+            writer.writerows(lines)
+        print(path)
+    if page is not None:
+        facts_of_all = [("pairs", f"{len(lines):,}"), ("probably wrong", f"{count:,}")]
+        heading = f"The {len(cards):,} most suspicious pairs, lowest score first"
+        render_sheet(page, f"Suspects in {pairs.name}", [("", facts_of_all, []), (heading, [], cards)])
+        print(page)
+
+
+def suspects_of_pictures(
+    source: Any, config: cloob.TrainConfig, path: Path | None, page: Path | None, most: int
+) -> None:
+    """Of pictures with captions, by the features of the two frozen encoders of a configuration."""
+    import torch
+
+    from cloob.cache import Cache
+    from cloob.data.batch import BadSample
+    from cloob.training.align import feature_loader, make_aligned
+
+    config = config.override(batch_size=2, max_bad_fraction=1.0)
+    encoder, cache = make_aligned(config), Cache(config.pairs.cache_dir)
+    pairs = feature_loader(source, encoder, config, torch.device("cpu"), cache, train=False).pairs
+    rows = list(range(len(source)))
+    if unusable := {skip.key for skip in pairs.skipped}:
+        rows = []
+        for row in range(len(source)):
+            with contextlib.suppress(BadSample):
+                rows += [] if source.read(row).key in unusable else [row]
+    list_suspects(pairs, path, source, rows, page, most)
+
+
 def run(options: Options) -> int:
-    within(options, most=(0, 10**9), pictures=(1, 10_000), workers=(1, 1024))
+    check(options, most=(0, 10**9), pictures=(1, 10_000), workers=(1, 1024))
     if options.out is not None:
         check_out("--out", options.out, (".json",) if options.count else (".html", ".htm"))
-    vectors = options.a is not None and options.b is not None
+    vectors, path = options.a is not None and options.b is not None, next(iter(options.suspects or ()), None)
     refuse(
         {
             "DATA is missing; name a table, a folder or shards": not options.data and not vectors,
@@ -54,18 +123,34 @@ def run(options: Options) -> int:
     if options.count:
         from cloob.data.shards.remote import write_counts
 
-        path, sizes = write_counts(options.data, options.out)
-        line = f"{path or options.data}: {len(sizes):,} shards, {sum(sizes.values()):,} samples"
+        counts, sizes = write_counts(options.data, options.out)
+        line = f"{counts or options.data}: {len(sizes):,} shards, {sum(sizes.values()):,} samples"
         print(json.dumps(sizes) if options.json else line)
-        if path is None:  # the cache has the counts
+        if counts is None:  # the cache has the counts
             say_next(["train", "--data", options.data, *as_words(options, "cache_dir")])
         return 0
-    if options.suspects is not None:
-        return _list_suspects(options, *options.suspects)
+    if path is not None:
+        check_out("--suspects", path, (".csv",), [options.data])
+    if vectors:
+        from cloob.data.vectors import open_pairs
+
+        list_suspects(open_pairs(str(options.a), str(options.b), options.ids), path)
+        say_next(["train", "vectors", "--clean", "auto", *as_words(options, "a", "b", "ids")])
+        return 0
     from cloob.data.open import open_source
 
     source = open_source(options.data, **options.table.columns)
-    from cloob.data.survey import survey, write_sheet  # heavier, once there are data
+    if options.suspects is None:
+        return _survey(options, source)
+    logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # how far the frozen encoders are
+    config = cloob.get_recipe("align").override(workers=options.workers, cache_dir=options.machine.cache_dir)
+    suspects_of_pictures(source, config, path, options.out, options.pictures)
+    say_next([*_training(options, few=True), "--clean", "auto"])
+    return 0
+
+
+def _survey(options: Options, source: Source) -> int:
+    from cloob.data.survey import survey, write_sheet
     from cloob.models.tokenizer import ClipTokenizer
     from cloob.models.towers import open_clip
 
@@ -79,7 +164,31 @@ def run(options: Options) -> int:
             workers=options.workers,
             progress=partial(update, "pairs"),
         )
-    lines = _lines(facts)
+    spread = ", spread over the set (--most 0 looks at all)" if facts["looked_at"] < facts["rows"] else ""
+    files = f" in {facts['shards']:,} files" if facts["shards"] > 1 else ""
+    lines = [("rows", f"{facts['rows']:,}{files}"), ("looked at", f"{facts['looked_at']:,}{spread}")]
+    lines.append(("usable", f"{facts['usable']:,}"))
+    for reason, fault in sorted(facts["bad"].items(), key=lambda item: -item[1]["count"]):
+        examples = fault["examples"]
+        why = f" ({examples[0]['detail']})" if examples[0]["detail"] else ""
+        lines.append((reason, f"{fault['count']:,}, such as {', '.join(item['key'] for item in examples)}{why}"))
+    if (truncated := facts["truncated"])["count"]:
+        lines.append(("truncated JPEG", f"{truncated['count']:,}, taken, such as {', '.join(truncated['examples'])}"))
+    if facts["usable"]:
+        pictures, captions, twice = facts["pictures"], facts["captions"], facts["duplicates"]
+        frequent = "".join(f"; {most['count']:,} are {most['text'][:60]!r}" for most in twice["captions"]["most"][:1])
+        tokens = f"{_range(captions['tokens'])} a caption (CLIP's tokeniser, start and end included)"
+        lines += [
+            ("width", f"{_range(pictures['width'])} pixels"),
+            ("height", f"{_range(pictures['height'])} pixels"),
+            ("file", f"{pictures['bytes'] / facts['usable'] / 1e3:,.1f} kB a picture"),
+            ("small pictures", f"{pictures['below_224']:,} with a side below 224 pixels"),
+            ("characters", f"{_range(captions['characters'])} a caption"),
+            ("tokens", tokens),
+            ("cut captions", f"{captions['cut']:,} with more than {captions['context_length']} tokens"),
+            ("equal pictures", f"{twice['pictures']['surplus']:,} copies among captioned pictures, byte by byte"),
+            ("equal captions", f"{twice['captions']['surplus']:,} repeats of another one{frequent}"),
+        ]
     if options.out is not None:
         write_sheet(options.out, source, facts, usable, lines, options.pictures)
     if options.json:
@@ -94,31 +203,6 @@ def run(options: Options) -> int:
     return 0
 
 
-def _list_suspects(options: Options, path: Path | None = None) -> int:
-    if path is not None:
-        check_out("--suspects", path, (".csv",), [options.data])
-    from cloob.commands import suspects
-
-    if options.a is not None and options.b is not None:
-        from cloob.data.vectors import open_pairs
-
-        suspects.Suspects(open_pairs(options.a, options.b, options.ids)).write(path)
-        say_next(["train", "vectors", "--clean", "auto", *as_words(options, "a", "b", "ids")])
-        return 0
-    from cloob.data.open import open_source
-
-    source = open_source(options.data, **options.table.columns)
-    logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # how far the frozen encoders are
-    config = cloob.get_recipe("align").override(workers=options.workers, cache_dir=options.machine.cache_dir)
-    result = suspects.of_pictures(source, config)
-    result.write(path)
-    if options.out is not None:
-        suspects.write_page(options.out, source, result, options.pictures)
-        print(options.out)
-    say_next([*_training(options, few=True), "--clean", "auto"])
-    return 0
-
-
 def _training(options: Options, *, few: bool) -> list[str]:
     from cloob.data.shards.spec import is_remote
 
@@ -128,35 +212,6 @@ def _training(options: Options, *, few: bool) -> list[str]:
     elif not few:  # of few the recipe holds a tenth out by itself
         more += ["--val-split", "0.1"]
     return ["train", *(["align"] if few else []), "--data", options.data, *more]
-
-
-def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    spread = ", spread over the set (--most 0 looks at all)" if facts["looked_at"] < facts["rows"] else ""
-    files = f" in {facts['shards']:,} files" if facts["shards"] > 1 else ""
-    lines = [("rows", f"{facts['rows']:,}{files}"), ("looked at", f"{facts['looked_at']:,}{spread}")]
-    lines.append(("usable", f"{facts['usable']:,}"))
-    for reason, fault in sorted(facts["bad"].items(), key=lambda item: -item[1]["count"]):
-        examples = fault["examples"]
-        why = f" ({examples[0]['detail']})" if examples[0]["detail"] else ""
-        lines.append((reason, f"{fault['count']:,}, such as {', '.join(each['key'] for each in examples)}{why}"))
-    if (truncated := facts["truncated"])["count"]:
-        lines.append(("truncated JPEG", f"{truncated['count']:,}, taken, such as {', '.join(truncated['examples'])}"))
-    if not facts["usable"]:
-        return lines
-    pictures, captions, twice = facts["pictures"], facts["captions"], facts["duplicates"]
-    frequent = "".join(f"; {most['count']:,} are {most['text'][:60]!r}" for most in twice["captions"]["most"][:1])
-    return [
-        *lines,
-        ("width", f"{_range(pictures['width'])} pixels"),
-        ("height", f"{_range(pictures['height'])} pixels"),
-        ("file", f"{pictures['bytes'] / facts['usable'] / 1e3:,.1f} kB a picture"),
-        ("small pictures", f"{pictures['below_224']:,} with a side below 224 pixels"),
-        ("characters", f"{_range(captions['characters'])} a caption"),
-        ("tokens", f"{_range(captions['tokens'])} a caption (CLIP's tokeniser, start and end included)"),
-        ("cut captions", f"{captions['cut']:,} with more than {captions['context_length']} tokens"),
-        ("equal pictures", f"{twice['pictures']['surplus']:,} copies among captioned pictures, byte by byte"),
-        ("equal captions", f"{twice['captions']['surplus']:,} repeats of another one{frequent}"),
-    ]
 
 
 def _range(numbers: dict[str, int]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cloob
 from cloob.commands import eval as measure
 from cloob.commands.console import refuse, say, say_next
+from cloob.commands.data import suspects_of_pictures
 from cloob.family import ObjectiveName
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ def run(options: Options) -> int:
 
 def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: LabelledSet, held_out: CaptionedSet) -> int:
     """Trains runs by their names; classifies and searches ``noto``; retrieves among the pairs ``held_out``."""
-    from cloob.commands import suspects
     from cloob.data.open import open_source
     from cloob.distributed import resolve_device
     from cloob.evaluation.analysis import example_queries
@@ -105,14 +105,12 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
     title = f"Five searches among {len(noto):,} pictures that no model here was trained on"
     page = out / "report.html"
     measure.write_page(page, embeddings, results, sets, title=title, notes=notes, searches=found)
-    measure.print_results(results["rows"])
+    code = measure.print_results(results)
     if frozen:
         config = next(iter(configs.values()))
         source = open_source(*config.pairs.data)
-        doubtful = suspects.of_pictures(source, config)
         print("\nits own captions:")
-        doubtful.write(out / "suspects.csv")
-        suspects.write_page(out / "suspects.html", source, doubtful, 60)
+        suspects_of_pictures(source, config, out / "suspects.csv", out / "suspects.html", 60)
     print(f"\nfound by {finder}:")
     for query in found:
         names = ", ".join(picture.label for picture in query.answers[finder][:4])
@@ -128,4 +126,4 @@ def present(configs: Mapping[str, cloob.TrainConfig], device: str, noto: Labelle
         created.update([pictures], UpdateOptions(model=str(folders[finder]), device=device))
     print(f"\n{out}/  one run folder per objective, results.json, pictures/, index/\n{page}")
     say_next(["serve", index])
-    return measure.report_problems(results)
+    return code

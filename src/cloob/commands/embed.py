@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from cloob.commands.console import DecodeOptions, RowOptions, check_out, exclusive, refuse, say, tyro
-from cloob.commands.index import check_source, opened
+from cloob.commands.console import DecodeOptions, RowOptions, check, check_out, refuse, say, tyro
+from cloob.commands.index import opened
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def run(options: Options) -> int:
     kinds = (".npy", ".npz", ".safetensors") if rows else (".npz", ".safetensors", ".parquet")
     check_out("--out", out, kinds, [*rows, options.source])
     refuse({f"{out}: exists; --overwrite replaces it": out.exists() and not options.overwrite})
-    exclusive(options, "a b texts model")
+    check(options, "a excludes b texts model", "b excludes texts model", "texts excludes model")
     if rows:  # unit rows; of one that is not finite NaN
         import numpy as np
 
@@ -53,7 +53,6 @@ def run(options: Options) -> int:
         return 1 if bad else 0
     run = f"{options.source}: is a run; --texts names texts for it, --a or --b rows for its heads"
     refuse({run: options.model is None and (Path(options.source) / RUN_CONFIG_FILE).is_file()})
-    check_source(options.source, options.model)
     with opened(options.source, options.model, options.machine) as (index, unread):
         if out.suffix == ".parquet":
             count = index.export(out)

@@ -7,13 +7,13 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cloob
-from cloob.commands.console import MeasureOptions, as_words, exclusive, goes_with, progress, say, say_next, tyro, within
+from cloob.commands.console import MeasureOptions, as_words, check, progress, say, say_next, tyro
 from cloob.errors import InputError, refuse
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # The numbers that a terminal shows; the report has all.
 _SHOWN = {"zeroshot": "acc1", "probe": "acc1", "retrieval": "image_to_text@1|text_to_image@10?", "vectors": r".*@\d+"}
+NO_MODEL = "no model given: name a run folder, or NAME/TAG of open_clip (--help says more)"
 _TITLES = {"zeroshot acc1": "zero-shot top-1", "probe acc1": "linear probe top-1"}
 
 
@@ -51,43 +52,42 @@ class Options:
 
 def run(options: Options) -> int:
     """Evaluates; 1 when a part could not be evaluated, with what there is written."""
-    goes_with(options, root="suite", shots="probe", probe_seeds="probe")
-    goes_with(options, image_column="retrieval", caption_column="retrieval")
-    goes_with(options, a="b", b="a", ids="a", a_ids="b_ids", b_ids="a_ids")
-    exclusive(options, "a zeroshot", "a suite", "a retrieval", "a held_out", "a probe", "ids a_ids")
-    within(options, shots=(1, 1_000_000))
-    check_models(options.models)
+    rules = ["root needs suite", "shots needs probe", "probe_seeds needs probe"]
+    rules += ["image_column needs retrieval", "caption_column needs retrieval"]
+    rules += ["a needs b", "b needs a", "ids needs a", "a_ids needs b_ids", "b_ids needs a_ids"]
+    rules += ["a excludes zeroshot suite retrieval held_out probe", "ids excludes a_ids"]
+    check(options, *rules, shots=(1, 1_000_000))
     on = options.zeroshot or options.retrieval or options.suite or options.held_out or options.a
     choice = "--zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out, of vectors --a and --b"
-    refuse({f"nothing to evaluate on: give {choice}": not on})
+    refuse({NO_MODEL: not options.models, f"nothing to evaluate on: give {choice}": not on})
     from cloob.evaluation.sets.pictures import open_captioned, open_labelled
     from cloob.evaluation.sets.suites import open_suites, training_split
 
     sets, out = open_suites(options.suite, options.root, probe=options.probe), options.out
     labelled = [open_labelled(path) for path in options.zeroshot]
-    names = distinct([data.name for data in labelled], options.zeroshot)
+    names = _distinct([data.name for data in labelled], options.zeroshot)
     for path, data, name in zip(options.zeroshot, labelled, names, strict=True):
         sets.sets.append(dataclasses.replace(data, name=name))
         if options.probe and (train := training_split(path)) is not None:
             sets.training[name] = train
     captioned = [open_captioned(path, **options.machine.columns) for path in options.retrieval]
-    names = distinct([data.name for data in captioned], options.retrieval)
+    names = _distinct([data.name for data in captioned], options.retrieval)
     sets.pairs += [dataclasses.replace(data, name=name) for data, name in zip(captioned, names, strict=True)]
     if options.a is not None and options.b is not None:
         from cloob.data.vectors import open_pairs  # torch
 
         sets.vectors.append(open_pairs(options.a, options.b, options.ids, options.a_ids, options.b_ids))
+    runs = _runs(options.models)
     if options.held_out:
-        _add_held_out(sets, options.models)
+        _add_held_out(sets, runs)
     judged = {os.path.realpath(spec) for spec in (*options.retrieval, *filter(None, [options.a]))}
-    for model, _, config in _runs(options.models) if judged else ():
+    for model, _, config in runs:
         trained = [spec for spec in (*config.pairs.data, config.vectors.a) if spec and os.path.realpath(spec) in judged]
-        advice = "; --held-out judges by pairs that were not" if config.holds_out else ""
         if trained:
+            advice = "; --held-out judges by pairs that were not" if config.holds_out else ""
             say(f"{model}: was trained on {', '.join(trained)}{advice}")
-    for skip in (skip for pairs in sets.vectors for skip in pairs.skipped[:3]):
-        say(f"{skip.key}: {skip.detail}")
-    for line in sets.missing.values():
+    skipped = [f"{skip.key}: {skip.detail}" for pairs in sets.vectors for skip in pairs.skipped[:3]]
+    for line in (*skipped, *sets.missing.values()):
         say(line)
     given = sets.pairs or sets.vectors
     untrained = options.probe and not sets.training and not sets.training_failed
@@ -103,19 +103,16 @@ def run(options: Options) -> int:
     from cloob.evaluation.suite import seed_lines, write_per_class
 
     probe = ProbeOptions(shots=options.shots, seeds=options.probe_seeds)
-    seeds = _seeds(models)
+    seeds = _seeds(models, runs)
     embeddings, results = compare(models, sets, options.machine.embedding(), out, seeds=seeds, probe=probe)
     per_class = "Recall of each class, and what it is mostly taken for: per_class/*.csv beside this page."
     notes = [per_class] if write_per_class(out / "per_class", results, embeddings, sets.sets) else []
     write_page(out / "report.html", embeddings, results, sets, title="Evaluation", notes=notes)
-    print_results(results["rows"])
+    code = print_results(results)
     for entry in results["differences"] if sets.vectors else ():
         mean, low, high = (100 * entry[key] for key in ("difference", "low", "high"))
         print(f"{entry['model']} − {entry['baseline']}, {entry['metric']}: {mean:+.1f} ({low:+.1f} … {high:+.1f})")
-    for line in seed_lines(results.get("seeds", ())):
-        print(line)
-    print(f"{out / 'results.json'}\n{out / 'report.html'}")
-    code = report_problems(results)
+    print(*seed_lines(results.get("seeds", ())), out / "results.json", out / "report.html", sep="\n")
     if code == 0 and not sets.vectors:
         columns = as_words(options, "image_column", "caption_column")
         of_pairs = ["--pairs", options.retrieval[0], *columns] if options.retrieval else []
@@ -123,8 +120,22 @@ def run(options: Options) -> int:
     return code
 
 
-def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
-    """Adds the held-out pairs of the runs among the models, which must be the same for all of them."""
+def _runs(models: Sequence[str]) -> list[tuple[str, Path, cloob.TrainConfig]]:
+    """The models that are of a run, with their model folders and the configurations of the runs."""
+    from cloob.models.load import find_model_folder
+    from cloob.models.runs import RUN_CONFIG_FILE, run_of
+
+    runs = []
+    for model in models:
+        with contextlib.suppress(InputError):  # loading it will report that
+            folder = find_model_folder(model)
+            if folder is not None and (run := run_of(folder)) is not None:
+                runs.append((model, folder, cloob.TrainConfig.from_json(run / RUN_CONFIG_FILE)))
+    return runs
+
+
+def _add_held_out(sets: SuiteSets, runs: Sequence[tuple[str, Path, cloob.TrainConfig]]) -> None:
+    """Adds the held-out pairs of runs, which must be the same for all of them."""
     from cloob.data.shards.spec import is_remote
     from cloob.data.source import digest
     from cloob.evaluation.sets.pictures import by_picture, open_captioned
@@ -132,12 +143,15 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
     from cloob.training.align import open_vectors
     from cloob.training.given import open_both
 
-    runs = list(_runs(models))
     refuse({"--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval": not runs})
+    splits: dict[object, str] = {}  # by what chooses the held-out pairs
+    for name, _, its in runs:
+        columns = {"image_column": its.pairs.image_column, "caption_column": its.pairs.caption_column}
+        split = its.pairs.val_data or (its.pairs.data, its.pairs.val_split)
+        splits.setdefault((split, its.vectors, *columns.values()), name)
     model, folder, config = runs[0]
-    pairs, split = config.pairs, _split(config)
+    pairs, other = config.pairs, next(iter([*splits.values()][1:]), None)
     specs = pairs.val_data or pairs.data
-    other = next((other for other, _, its_config in runs if _split(its_config) != split), None)
     # A run folder may come from a stranger: nothing is fetched or run that nobody typed.
     streamed = f"{model}: its held-out pairs are streamed; type them: --retrieval {' '.join(specs)}"
     refuse(
@@ -147,7 +161,6 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
             streamed: any(map(is_remote, specs)),
         }
     )
-    columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
     held_out: Any
     try:
         if pairs.val_data:
@@ -168,18 +181,11 @@ def _add_held_out(sets: SuiteSets, models: Sequence[str]) -> None:
     sets.pairs.append(by_picture(name, held_out))
 
 
-def _split(config: cloob.TrainConfig) -> tuple[object, ...]:
-    """The settings that choose the held-out pairs."""
-    pairs = config.pairs
-    split = pairs.val_data or (pairs.data, pairs.val_split)
-    return split, config.vectors, pairs.image_column, pairs.caption_column
-
-
-def _seeds(models: Mapping[str, str]) -> dict[str, dict[int, str]]:
+def _seeds(models: Mapping[str, str], runs: Sequence[tuple[str, Path, cloob.TrainConfig]]) -> dict[str, dict[int, str]]:
     """The models of runs whose configurations differ by seed (and folder) alone: by group, then by seed."""
     groups: dict[str, dict[int, str]] = {}
     names = {model: name for name, model in models.items()}
-    for model, _, config in _runs(list(names)):
+    for model, _, config in runs:
         alike = config.override(seed=0, out=Path("runs/train")).to_json()
         groups.setdefault(alike, {})[config.run.seed] = names[model]
     result = {}
@@ -187,22 +193,6 @@ def _seeds(models: Mapping[str, str]) -> dict[str, dict[int, str]]:
         start = os.path.commonprefix(list(group.values()))  # noqa: RUF071 - letter by letter
         result[start.rstrip("-_0123456789") or f"group {i}"] = group
     return result
-
-
-def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, cloob.TrainConfig]]:
-    """The models that are of a run: each with its model folder and the configuration of the run."""
-    from cloob.models.load import find_model_folder
-    from cloob.models.runs import RUN_CONFIG_FILE, run_of
-
-    for model in models:
-        with contextlib.suppress(InputError):  # loading it will report that
-            folder = find_model_folder(model)
-            if folder is not None and (run := run_of(folder)) is not None:
-                yield model, folder, cloob.TrainConfig.from_json(run / RUN_CONFIG_FILE)
-
-
-def check_models(models: Sequence[str]) -> None:
-    refuse({"no model given: name a run folder, or NAME/TAG of open_clip (--help says more)": not models})
 
 
 def begin(models: Sequence[str], out: Path) -> dict[str, str]:
@@ -215,22 +205,16 @@ def begin(models: Sequence[str], out: Path) -> dict[str, str]:
         if with_checkpoint(model) == f"{model}:best":
             step = checkpoint_step(chosen_checkpoint(Path(model)))
             say(f"{model}: its best checkpoint, step {step:,} ({model}:last is the last)")
-    return dict(zip(distinct([Path(model).name or model for model in models], models), models, strict=True))
+    return dict(zip(_distinct([Path(model).name or model for model in models], models), models, strict=True))
 
 
-def distinct(names: Sequence[str], places: Sequence[str]) -> list[str]:
+def _distinct(names: Sequence[str], places: Sequence[str]) -> list[str]:
     """Names; in place of equal ones what was typed."""
     return [place if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
 
 
 def compare(
-    models: Mapping[str, str | Path],
-    sets: SuiteSets,
-    options: EmbedOptions,
-    out: Path,
-    *,
-    seeds: Mapping[str, Mapping[int, str]] | None = None,
-    **more: Any,
+    models: Mapping[str, str | Path], sets: SuiteSets, options: EmbedOptions, out: Path, seeds: Any = None, **more: Any
 ) -> tuple[Embeddings, dict[str, Any]]:
     """Measures models and writes results.json, with means over groups of ``seeds``; a missing set fails no model."""
     from cloob.evaluation.embeddings import Embeddings
@@ -266,25 +250,18 @@ def write_page(path: Path, embeddings: Embeddings, results: Mapping[str, Any], s
     write_report(path, results, curves=curves, queries=queries, **more)
 
 
-def report_problems(results: Mapping[str, Any]) -> int:
-    """Says what could not be read, loaded or measured, missing sets apart; returns the exit code."""
-    from cloob.evaluation.report.tables import problems
+def print_results(results: Mapping[str, Any], *, geometry: bool = False) -> int:
+    """Prints a row per accuracy, or number of the geometry, and a column per model; returns the exit code.
 
-    result = problems(results)
-    templates = {"unreadable": "{0.set}", "unloaded": "{0.model} could not be loaded", "failed": "{0.model} on {0.set}"}
-    for kind, what in templates.items():
-        for problem in result[kind]:
-            say(f"{what.format(problem)}: {problem.message}")
-    return 1 if results.get("failures") else 0
-
-
-def print_results(rows: Sequence[Mapping[str, Any]], *, geometry: bool = False) -> None:
-    """Prints a row for each accuracy, or number of the geometry, and a column for each model."""
+    Reports what could not be read, loaded or measured, missing sets apart.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    from cloob.evaluation.report.tables import problems
+
+    rows, table = results["rows"], Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("" if geometry else "%, ± half the 95 % CI", no_wrap=True)
     for row in rows:
         table.add_column(escape(row["model"]), justify="right")
@@ -302,6 +279,11 @@ def print_results(rows: Sequence[Mapping[str, Any]], *, geometry: bool = False) 
         table.add_row("training, seconds", *("–" if item is None else f"{item:,.0f}" for item in seconds))
     if table.row_count:
         Console().print(table)
+    templates = {"unreadable": "{0.set}", "unloaded": "{0.model} could not be loaded", "failed": "{0.model} on {0.set}"}
+    for kind, what in templates.items():
+        for problem in problems(results)[kind]:
+            say(f"{what.format(problem)}: {problem.message}")
+    return 1 if results.get("failures") else 0
 
 
 def _cell(key: str, numbers: Mapping[str, Any]) -> str:

@@ -38,12 +38,12 @@ def read(words: Sequence[str]) -> Options:
 def run(options: Options) -> int:
     """Indexes and searches; 1 where some of it could not be read or copied."""
     from cloob.models.source import PHOTOS
+    from cloob.search.address import find_index, is_there, place_of
 
     folder, model, name = Path(options.index), options.model, None
-    refuse({f"{folder}: is an index; cloob search takes it": (folder / index.INDEX_FILE).exists()})
+    refuse({f"{folder}: is an index; cloob search takes it": is_there(folder)})
     refuse({f"{folder}: no such folder": not folder.is_dir()})
-    search.check(options)
-    from cloob.search.address import find_index, is_there, place_of
+    search.check_options(options)
     from cloob.search.query import Query
     from cloob.search.records import Busy
     from cloob.search.scan.collection import Folder

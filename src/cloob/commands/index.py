@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import cloob
-from cloob.commands.console import DecodeOptions, RowOptions, check_there, progress, refuse, say, say_next, tyro, within
+from cloob.commands.console import DecodeOptions, RowOptions, check, check_there, progress, refuse, say, say_next, tyro
 from cloob.errors import printable
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder
     from cloob.search.build import Summary
     from cloob.search.records import Precision
-
-INDEX_FILE = "index.sqlite"
 
 
 @dataclass(frozen=True)
@@ -53,43 +51,39 @@ class Options:
     machine: DecodeOptions = field(default_factory=DecodeOptions)
 
 
-def _check(options: Options) -> None:
-    from cloob.models.source import check_source
-    from cloob.search.address import is_database
-
-    within(options, max_megapixels=(0.001, 100_000), batch_size=(1, 2**20))
-    rows, other = options.rows.given, options.sources or options.merge or options.precision
-    pair = "--a and --b need --labels, and stand without SRC, --merge and --precision"
-    refuse({pair: (not options.labels or other) if rows else options.labels})
-    refuse({"--vectors needs SRC": options.vectors and not options.sources})
-    refuse({"--anew needs SRC and --model": options.anew and not (options.sources and options.model)})
-    refuse({"--out is missing; it says where the index is to be (cloob index --help)": not options.out})
-    if options.model is not None:
-        check_source(options.model)
-    folder = Path(options.out)
-    if is_database(options.out) or (folder / INDEX_FILE).exists():
-        return  # an index that is there may know a source that is gone
-    filled = folder.is_dir() and any(not entry.name.startswith(".tmp-") for entry in folder.iterdir())
-    unnamed = f"{folder}: no index; name what is to be indexed: cloob index SRC --model M --out {folder}"
-    modelless = "--model is missing; a new index needs one, such as a run folder or RN50/openai"
-    refuse(
-        {
-            f"{folder}: is a file; --out is the folder of the index": folder.exists() and not folder.is_dir(),
-            f"{folder}: is a folder with other files in it; --out names a new one, or an index": filled,
-            modelless: (options.sources or rows) and options.model is None,
-            unnamed: not options.sources and not rows and not options.merge,
-        }
-    )
-    for source in options.sources:
-        check_there(source)
-
-
 def run(options: Options, *, then: bool = True) -> int:
     """Indexes and merges, and names what comes ``then``; 1 when a source could not be read, with the rest written."""
-    _check(options)
-    from cloob.search.address import remove
-    from cloob.search.scan.open import source_name
+    from cloob.models.source import check_source
+    from cloob.search.address import is_database, is_there, remove
 
+    check(options, max_megapixels=(0.001, 100_000), batch_size=(1, 2**20))
+    rows, other = options.rows.given, options.sources or options.merge or options.precision
+    pair = "--a and --b need --labels, and stand without SRC, --merge and --precision"
+    refuse(
+        {
+            pair: (not options.labels or other) if rows else options.labels,
+            "--vectors needs SRC": options.vectors and not options.sources,
+            "--anew needs SRC and --model": options.anew and not (options.sources and options.model),
+            "--out is missing; it says where the index is to be (cloob index --help)": not options.out,
+        }
+    )
+    if options.model is not None:
+        check_source(options.model)
+    folder, database = Path(options.out), is_database(options.out)
+    if not database and not is_there(options.out):  # an index that is there may know a source that is gone
+        filled = folder.is_dir() and any(not entry.name.startswith(".tmp-") for entry in folder.iterdir())
+        unnamed = f"{folder}: no index; name what is to be indexed: cloob index SRC --model M --out {folder}"
+        modelless = "--model is missing; a new index needs one, such as a run folder or RN50/openai"
+        refuse(
+            {
+                f"{folder}: is a file; --out is the folder of the index": folder.exists() and not folder.is_dir(),
+                f"{folder}: is a folder with other files in it; --out names a new one, or an index": filled,
+                modelless: (options.sources or rows) and options.model is None,
+                unnamed: not options.sources and not rows and not options.merge,
+            }
+        )
+        for source in options.sources:
+            check_there(source)
     if options.faults:
         with cloob.Index.open(options.out) as index:
             for state in (state for source in index.store.sources() for state in index.store.states(source)):
@@ -98,136 +92,113 @@ def run(options: Options, *, then: bool = True) -> int:
         return 0
     if options.anew:
         remove(options.out)
-    with _opened(options.out) as index:
-        if options.moved:
-            index.store.move(*map(source_name, options.moved))
-        address, failed, things = index.store.address, False, "rows" if options.rows.given else "pictures"
-        done = ""
-        if options.sources or not options.merge:
-            try:
-                summary = _update(index, options, things)
-            except KeyboardInterrupt:
-                say(f"interrupted; {len(index):,} {things} are in {address}, the same command goes on")
-                return 130
-            done, failed = _describe(summary)
-            if then:
-                more = f"; cloob index --out {address} --faults lists those not read" if summary.faults else ""
-                report_left_out(summary, more)
-            for source, why in summary.refused.items():
-                say(f"{printable(source)}: {printable(why)}")
-        if options.merge is not None:
-            with cloob.Index.open(options.merge) as other:
-                merged = index.merge(other)
-                added = f"{merged.added:,} pictures added, {merged.vectors:,} vectors, {merged.present:,} known"
-                print(f"{other.store.address}: {added}")
-            if merged.other:
-                say(f"{merged.other:,} pictures are other ones here; they stay as they are")
-        models = "".join(f", {printable(model.name)}" for model in index.models)
-        print(f"{address}: {len(index):,} {things}{models}{done}", flush=True)
-        if then and len(index) and models and not failed and things == "pictures":
-            say_next(["search", address, "something red"])
-    return 1 if failed else 0
-
-
-@contextlib.contextmanager
-def _opened(address: str) -> Iterator[cloob.Index]:
-    """The index, made where it is missing, while nobody else updates it; one that nothing came into is removed."""
-    from cloob.search.address import is_database, is_there
-
-    folder, database, new = Path(address), is_database(address), not is_there(address)
-    opened = cloob.Index.create(address) if database or new else cloob.Index.open(address, writable=True)
+    new = not is_there(options.out)
+    opened = cloob.Index.create(options.out) if database or new else cloob.Index.open(options.out, writable=True)
     with opened as index, index.store.exclusive():
         try:
-            yield index
+            return _bring_up_to_date(index, options, then=then)
         except Exception:
-            if new and not index.models:  # there are no other files in it
+            if new and not index.models:  # nothing came into it, and there are no other files in it
                 index.close()
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
-def _update(index: cloob.Index, options: Options, things: str) -> Summary:
-    from cloob.search.scan.open import ScanOptions
+def _bring_up_to_date(index: cloob.Index, options: Options, *, then: bool) -> int:
+    from cloob.search.scan.open import ScanOptions, source_name
     from cloob.search.scan.vectors import Rows
     from cloob.search.update import UpdateOptions
 
-    settings = UpdateOptions(
-        model=options.model,
-        name=options.name,
-        replace_model=options.replace_model,
-        device=options.machine.device,
-        precision=options.precision,
-        scan=ScanOptions(options.exclude, options.image_column, options.caption_column, options.vectors),
-        batch_size=options.batch_size,
-        workers=options.machine.threads(),
-        max_megapixels=options.max_megapixels,
-        remove_all=options.remove_all,
-    )
+    if options.moved:
+        index.store.move(*map(source_name, options.moved))
     rows = options.rows.given and Rows(*options.rows.given, str(options.labels))
-    with progress() as update:
-        return index.update(rows or options.sources, settings, progress=functools.partial(update, things))
-
-
-def _describe(summary: Summary) -> tuple[str, bool]:
-    """A clause for each kind of picture, and whether a source could not be read, or nothing of it."""
-    counts = {
-        "added": summary.added,
-        "changed": summary.changed,
-        "with a new date, size or caption": summary.described,
-        "known, with a vector of this model now": summary.completed,
-        "removed": summary.removed,
-        "as they were": summary.unchanged,
-    }
-    done = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-    speed = f" ({summary.embedded / summary.seconds:,.0f} a second)" if summary.embedded > 1 else ""
-    left = {"not read": summary.faults.total(), "left out": summary.left_out.counts.total()}
-    more = "".join(f"; {count:,} {what}" for what, count in left.items() if count)
-    line = f"; {done or 'none'}; {summary.embedded:,} embedded in {summary.seconds:,.1f} s{speed}{more}"
-    return line, bool(summary.refused or summary.unread or not done)
+    address, failed, things, done = index.store.address, False, "rows" if rows else "pictures", ""
+    if options.sources or not options.merge:
+        settings = UpdateOptions(
+            model=options.model,
+            name=options.name,
+            replace_model=options.replace_model,
+            device=options.machine.device,
+            precision=options.precision,
+            scan=ScanOptions(options.exclude, options.image_column, options.caption_column, options.vectors),
+            batch_size=options.batch_size,
+            workers=options.machine.threads(),
+            max_megapixels=options.max_megapixels,
+            remove_all=options.remove_all,
+        )
+        try:
+            with progress() as update:
+                summary = index.update(rows or options.sources, settings, progress=functools.partial(update, things))
+        except KeyboardInterrupt:
+            say(f"interrupted; {len(index):,} {things} are in {address}, the same command goes on")
+            return 130
+        counts = {
+            "added": summary.added,
+            "changed": summary.changed,
+            "with a new date, size or caption": summary.described,
+            "known, with a vector of this model now": summary.completed,
+            "removed": summary.removed,
+            "as they were": summary.unchanged,
+        }
+        kinds = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        speed = f" ({summary.embedded / summary.seconds:,.0f} a second)" if summary.embedded > 1 else ""
+        done = f"; {kinds or 'none'}; {summary.embedded:,} embedded in {summary.seconds:,.1f} s{speed}"
+        left = {"not read": summary.faults.total(), "left out": summary.left_out.counts.total()}
+        done += "".join(f"; {count:,} {what}" for what, count in left.items() if count)
+        failed = bool(summary.refused or summary.unread or not kinds)
+        if then:
+            more = f"; cloob index --out {address} --faults lists those not read" if summary.faults else ""
+            report_left_out(summary, more)
+        for source, why in summary.refused.items():
+            say(f"{printable(source)}: {printable(why)}")
+    if options.merge is not None:
+        with cloob.Index.open(options.merge) as other:
+            merged = index.merge(other)
+            added = f"{merged.added:,} pictures added, {merged.vectors:,} vectors, {merged.present:,} known"
+            print(f"{other.store.address}: {added}")
+        if merged.other:
+            say(f"{merged.other:,} pictures are other ones here; they stay as they are")
+    models = "".join(f", {printable(model.name)}" for model in index.models)
+    print(f"{address}: {len(index):,} {things}{models}{done}", flush=True)
+    if then and len(index) and models and not failed and not rows:
+        say_next(["search", address, "something red"])
+    return 1 if failed else 0
 
 
 def check_index(typed: str) -> tuple[str, str | None]:
-    """The address of the index that is meant, and the filter of a folder in it; refuses a place without one.
-
-    A database is asked later.
-    """
+    """The address of the index that is meant, and the filter of a folder in it; refuses a place without one."""
     from cloob.search.address import find_index, is_there
 
     address, within = find_index(typed)
-    path = Path(address)
-    there = "holds no index" if path.is_dir() else "is a file" if path.exists() else "no such folder"
-    free = not any(path.iterdir()) if path.is_dir() else not path.exists()
-    message = f"{address}: {there}; cloob index SRC --model M --out {address if free else 'NAME.idx'} makes one"
-    refuse({message: not is_there(address)})
+    there = "is a file" if Path(address).is_file() else "holds no index"
+    what = there if Path(address).exists() else "no such folder"
+    refuse({f"{address}: {what}; cloob index SRC --model M --out NAME.idx makes one": not is_there(address)})
     return address, within
-
-
-def check_source(source: str, model: str | None) -> None:
-    """Refuses a source that is not there, and pictures in no index without a model to embed them."""
-    from cloob.models.source import check_source as check_model
-
-    if "://" not in source and not (Path(source) / INDEX_FILE).is_file():
-        check_there(source)
-        refuse({"no model given: --model names a run folder, or NAME/TAG of open_clip": model is None})
-        check_model(str(model))
 
 
 @contextlib.contextmanager
 def opened(
-    source: str | Path, model: str | DualEncoder | None, machine: DecodeOptions, precision: Precision | None = None
+    source: str, model: str | DualEncoder | None, machine: DecodeOptions, precision: Precision | None = None
 ) -> Iterator[tuple[cloob.Index, int]]:
     """An index of a source, and how many of its pictures, folders and shards could not be read; some are named.
 
     Pictures are embedded into an index that is gone at the end. The model is one of an index, by name or by what it is
     loaded from; or for pictures what ``load_model`` takes, or a loaded one.
     """
+    from cloob.models.source import check_source
     from cloob.search.address import is_there
-    from cloob.search.update import UpdateOptions
 
     if is_there(source):
         with cloob.Index.open(source, model=model if isinstance(model, str) else None) as index:
             yield index, 0
         return
+    if "://" not in source:
+        check_there(source)
+    refuse({"no model given: --model names a run folder, or NAME/TAG of open_clip": model is None})
+    if isinstance(model, str):
+        check_source(model)
+    from cloob.search.update import UpdateOptions
+
     options = UpdateOptions(model, device=machine.device, precision=precision, workers=machine.threads())
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, cloob.Index.create(Path(folder) / "index") as index:
         with progress() as update:

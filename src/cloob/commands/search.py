@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import cloob
-from cloob.commands.console import DeviceOptions, RowOptions, exclusive, goes_with, parse, refuse, say, tyro, within
+from cloob.commands.console import DeviceOptions, RowOptions, check, parse, refuse, say, tyro
 from cloob.commands.copies import copy
 from cloob.commands.index import check_index
 from cloob.errors import InputError, counted, printable
@@ -77,13 +77,14 @@ def read(words: Sequence[str], kind: type[T] = Options, command: str = "search I
     return given
 
 
-def check(options: Options) -> None:
-    alone = {"duplicates": "query like explain top cutoff", "explain": "paths copy_to cutoff"}
-    alone |= dict.fromkeys("ab", "query like duplicates explain cutoff paths copy_to")
-    pairs = [f"{name} {other}" for name, others in alone.items() for other in others.split()]
-    exclusive(options, "paths json rest", "exact threshold", *pairs)
-    goes_with(options, threshold="duplicates", exact="duplicates", rest="duplicates")
-    goes_with(options, null="paths or rest", beta="explain")
+def check_options(options: Options) -> None:
+    rules = ["paths excludes json rest", "json excludes rest", "exact excludes threshold"]
+    rules += ["duplicates excludes query like explain top cutoff", "explain excludes paths copy_to cutoff"]
+    rules += [f"{side} excludes query like duplicates explain cutoff paths copy_to" for side in "ab"]
+    rules += ["threshold needs duplicates", "exact needs duplicates", "rest needs duplicates"]
+    rules += ["null needs paths or rest", "beta needs explain"]
+    ranges = {"top": (1, 100_000), "threshold": (0.001, 1), "beta": (1e-6, 1e6), "cutoff": (-1e9, 1e9)}
+    check(options, *rules, **ranges)
     nothing = 'nothing to search for: give words ("a red bird"), a picture, --like ID or --where'
     query = options.query or options.like
     refuse(
@@ -92,12 +93,11 @@ def check(options: Options) -> None:
             "--explain needs a query": options.explain and not query,
         }
     )
-    within(options, top=(1, 100_000), threshold=(0.001, 1), beta=(1e-6, 1e6), cutoff=(-1e9, 1e9))
 
 
 def run(options: Options) -> int:
     """Searches; 1 where a match could not be copied."""
-    check(options)
+    check_options(options)
     address, below = check_index(options.index)
     if below:
         options = dataclasses.replace(options, where=f"({options.where}) and {below}" if options.where else below)
@@ -125,7 +125,8 @@ def run(options: Options) -> int:
 
 
 def _search(index: cloob.Index, options: Options, query: Query) -> int:
-    """Prints what a query finds, or without one the newest pictures."""
+    """Prints what a query finds, or without one the newest pictures; on a line equal files and those of a shot."""
+    from cloob.search.alike import first_alike
     from cloob.search.records import Hit, Results
 
     if query.terms:
@@ -137,14 +138,27 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
         where = index.view(options.where).where
         items = index.items(index.store.ids(where, limit=options.top, order="newest").tolist())
         result = Results(tuple(Hit(item, math.nan) for item in items), index.store.count(where), 0, "")
-    hits, searched = result.hits, result.searched
+    hits, searched, person = result.hits, result.searched, sys.stdout.isatty()
+    firsts = [] if options.json or options.paths else first_alike(hit.item for hit in hits)
+    files = Counter(firsts)  # how many stand on the line of a first one
     if options.json:
         facts = {"query": options.query, "model": result.model or None, "searched": searched, "cut": result.cut}
-        print(json.dumps({**facts, "hits": list(map(_hit_dict, hits))}))
+        print(json.dumps({**facts, "hits": list(map(_of_hit, hits))}))
     elif options.paths:
         _print_paths([[hit.item for hit in hits]], null=options.null)
-    else:
-        _print_lines(hits)
+    for hit in (hit for hit, first in zip(hits, firsts, strict=False) if hit.item.id == first):
+        item, margin = hit.item, "" if hit.margin is None else f"{hit.margin:.1f}"
+        if math.isnan(hit.score):
+            numbers, widths = [item.date or "", printable(item.date_from)], (19, 6)
+        else:
+            numbers, widths = [f"{hit.score:.3f}" if person else f"{hit.score:.4f}", margin], (6, 5)
+        marks = [printable(", ".join(hit.words))] if hit.words else []
+        more = [f"+{files[item.id] - 1}"] if files[item.id] > 1 else []
+        if person:
+            columns = [f"{number:>{width}}" for number, width in zip(numbers, widths, strict=True)]
+            print(_aligned("  ".join([*columns, *(f"[{mark}]" for mark in marks), *more]), item))
+        else:
+            print(*numbers, item.id, printable(item.path), _first_line(item), *marks, *more, sep="\t")
     if not query.terms and searched > len(hits):
         say(f"{len(hits):,} of {searched:,} pictures, the newest; --top shows more")
     elif not searched:
@@ -155,33 +169,13 @@ def _search(index: cloob.Index, options: Options, query: Query) -> int:
         say("there is no other picture to search")
     elif not hits:
         say(f"nothing fits among {searched:,} pictures; --cutoff none shows the nearest all the same")
-    elif result.cut and sys.stdout.isatty():
+    elif result.cut and person:
         say(f"{result.cut} more are below the cutoff (--cutoff none shows them)")
     return copy(index, [hit.item for hit in hits], options.copy_to)
 
 
-def _print_lines(hits: Sequence[Hit]) -> None:
-    """A line for each shot: score and margin, or date and origin; at its end how many more files are equal to it."""
-    from cloob.search.alike import first_alike
-
-    firsts = first_alike(hit.item for hit in hits)
-    count = Counter(firsts)
-    for hit in (hit for hit, first in zip(hits, firsts, strict=True) if hit.item.id == first):
-        item, unscored, others = hit.item, math.isnan(hit.score), count[hit.item.id] - 1
-        margin = "" if hit.margin is None else f"{hit.margin:.1f}"
-        date, origin = item.date or "", printable(item.date_from)
-        marks = [printable(", ".join(hit.words))] if hit.words else []
-        more = [f"+{others}"] if others else []
-        if sys.stdout.isatty():
-            numbers = f"{date:19}  {origin:6}" if unscored else f"{hit.score:6.3f}  {margin:>5}"
-            print(_aligned("  ".join([numbers, *(f"[{mark}]" for mark in marks), *more]), item))
-        else:
-            columns = (date, origin) if unscored else (f"{hit.score:.4f}", margin)
-            print(*columns, item.id, printable(item.path), _first_line(item), *marks, *more, sep="\t")
-
-
 def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], file: str) -> int:
-    """Prints the nearest to each row of a file; 1 where one is not finite."""
+    """Prints the nearest to every row of a file; 1 where one is not finite."""
     from cloob.data.vectors import read_matrix
     from cloob.models.aligned.model import embed_rows
     from cloob.search.find import search
@@ -192,7 +186,7 @@ def _search_rows(index: cloob.Index, options: Options, side: Literal["a", "b"], 
     finite = queries.isfinite().all(1).tolist()
     for row, query in enumerate(queries.numpy()):
         hits = search(view, query, options.top).hits if finite[row] else ()
-        result.append(list(map(_hit_dict, hits)))
+        result.append(list(map(_of_hit, hits)))
         for hit in () if options.json else hits:
             print(row, f"{hit.score:.4f}", printable(hit.item.path), sep="\t")
     if options.json:
@@ -207,25 +201,27 @@ def _duplicates(index: cloob.Index, options: Options) -> int:
     from cloob.search import alike
 
     result = alike.duplicates(index.view(options.where), options.threshold, exact=options.exact)
-    items, rows = [[hit.item for hit in group] for group in result.groups], []
+    items, rows = [[hit.item for hit in group] for group in result.groups], list[list[dict[str, Any]]]()
     for group in result.groups:
-        first = {hit.item.content: hit.item.id for hit in reversed(group)}
-        equal = [None if first[hit.item.content] == hit.item.id else first[hit.item.content] for hit in group]
-        pairs = zip(group, equal, strict=True)
-        rows.append([{"cosine": round(hit.score, 6), "equal": id_, **_item_dict(hit.item)} for hit, id_ in pairs])
+        rows.append([])
+        first: dict[str, int] = {}
+        for hit in group:
+            same = first.setdefault(hit.item.content, hit.item.id)
+            rows[-1].append(_facts(hit.item, cosine=round(hit.score, 6), equal=None if same == hit.item.id else same))
     if options.json:
         print(json.dumps({"threshold": None if options.exact else options.threshold, "groups": rows}))
-    elif options.paths or options.rest:
-        rest = [item for group in result.groups for item in alike.rest(group)]
-        _print_paths([rest] if options.rest else items, null=options.null)
+    elif options.paths:
+        _print_paths(items, null=options.null)
+    elif options.rest:
+        _print_paths([[item for group in result.groups for item in alike.rest(group)]], null=options.null)
     for number, twins in enumerate([] if options.json or options.paths or options.rest else rows):
         print(end="\n" if number else "")
         for row in twins:
             more = [] if row["equal"] is None else [f"same bytes as {row['equal']}"]
             size, date = f"{row['width']}x{row['height']}", f"{row['date'] or ''} {row['date_from']}".strip()
             print(f"{row['cosine']:.4f}", size, row["bytes"], row["id"], printable(row["path"]), date, *more, sep="\t")
-    every = [item.content for group in items for item in group]
-    copies = [count for count in Counter(every).values() if count > 1]
+    every = [item for group in items for item in group]
+    copies = [count for count in Counter(item.content for item in every).values() if count > 1]
     counts = f"{counted(len(copies), 'groups')} equal byte by byte, {counted(sum(copies), 'files')}"
     if not options.exact:
         counts = f"{counted(len(rows), 'groups')} of look-alikes, {counted(len(every), 'pictures')} ({counts})"
@@ -237,16 +233,16 @@ def _duplicates(index: cloob.Index, options: Options) -> int:
     if result.stale:
         again = f"cloob index --out {index.store.address} looks again"
         say(f"{counted(result.stale, 'files')} left out: gone, or changed since indexed; {again}")
-    return copy(index, [item for group in items for item in group], options.copy_to)
+    return copy(index, every, options.copy_to)
 
 
 def _explain(index: cloob.Index, options: Options, query: Query) -> int:
     result = index.explain(query, beta=options.beta, top=options.top, where=options.where)
     if options.json:
-        facts = ("beta", "memory", "collection", "effective", "agreement", "model")
-        pictures = [{"weight": p.weight, "score": p.score, **_item_dict(p.item)} for p in result.pictures]
-        nearest = list(map(_hit_dict, result.nearest))
-        print(json.dumps({name: getattr(result, name) for name in facts} | {"pictures": pictures, "nearest": nearest}))
+        names = ("beta", "memory", "collection", "effective", "agreement", "model")
+        pictures = [_facts(shown.item, weight=shown.weight, score=shown.score) for shown in result.pictures]
+        facts = {name: getattr(result, name) for name in names} | {"pictures": pictures}
+        print(json.dumps(facts | {"nearest": list(map(_of_hit, result.nearest))}))
         return 0
     part = "" if result.memory == result.collection else f" (the nearest of {result.collection:,})"
     print(f"β = {result.beta:g}: of {result.memory:,} pictures{part} some {result.effective:,.1f} take part;")
@@ -259,15 +255,15 @@ def _explain(index: cloob.Index, options: Options, query: Query) -> int:
     return 0
 
 
-def _hit_dict(hit: Hit) -> dict[str, Any]:
+def _of_hit(hit: Hit) -> dict[str, Any]:
     score = None if math.isnan(hit.score) else round(hit.score, 6)
     margin = None if hit.margin is None else round(hit.margin, 4)
-    return {"score": score, "margin": margin, "words": hit.words, **_item_dict(hit.item)}
+    return _facts(hit.item, score=score, margin=margin, words=hit.words)
 
 
-def _item_dict(item: Item) -> dict[str, Any]:
-    facts = ("id", "path", "source", "caption", "date", "date_from", "width", "height", "bytes")
-    return {name: getattr(item, name) for name in facts} | {"columns": dict(item.columns)}
+def _facts(item: Item, **more: Any) -> dict[str, Any]:
+    names = ("id", "path", "source", "caption", "date", "date_from", "width", "height", "bytes")
+    return more | {name: getattr(item, name) for name in names} | {"columns": dict(item.columns)}
 
 
 def _aligned(numbers: str, item: Item) -> str:
@@ -284,14 +280,14 @@ def _first_line(item: Item) -> str:
 
 
 def _print_paths(groups: Sequence[Sequence[Item]], *, null: bool) -> None:
-    """Paths as the file system has them, byte by byte; an empty one between groups.
+    """Paths as the file system has them, with an empty one between groups.
 
-    A line feed in a path would make another path of what comes after it.
+    One with a line feed, which would make another path of what comes after it, is left out.
     """
     end = b"\0" if null else b"\n"
     if broken := [] if null else [item.path for group in groups for item in group if "\n" in item.path]:
         say(f"{counted(len(broken), 'paths')} with a line feed left out: {printable(broken[0])}; -0 prints all")
-        groups = [[item for item in group if "\n" not in item.path] for group in groups]
+    whole = [[os.fsencode(item.path) + end for item in group if item.path not in broken] for group in groups]
     sys.stdout.flush()
-    sys.stdout.buffer.write(end.join(b"".join(os.fsencode(item.path) + end for item in group) for group in groups))
+    sys.stdout.buffer.write(end.join(map(b"".join, whole)))
     sys.stdout.buffer.flush()

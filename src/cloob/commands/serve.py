@@ -15,7 +15,7 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 import cloob
-from cloob.commands.console import exclusive, refuse, say, say_next, tyro, within
+from cloob.commands.console import check, refuse, say, say_next, tyro
 from cloob.commands.index import check_index
 from cloob.errors import printable, require
 from cloob.machine import processors
@@ -42,13 +42,12 @@ class Options:
 def run(options: Options) -> int:
     """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
     place, below = check_index(options.index)
-    within(options, port=(0, 65535), update=(1, 10**7))
-    exclusive(options, "token token_file")
+    check(options, "token excludes token_file", port=(0, 65535), update=(1, 10**7))
     token = options.token or os.environ.get("CLOOB_TOKEN")
     if options.token_file is not None:
         token = options.token_file.read_text(encoding="utf-8").strip()
     form = r"[A-Za-z0-9._~-]{16,256}"
-    message = "the token (--token, --token-file, CLOOB_TOKEN): 16 letters, digits, . _ ~ or - at least are wanted"
+    message = "the token (--token, --token-file, CLOOB_TOKEN): it needs 16 letters, digits, . _ ~ or - at least"
     refuse({message: token is not None and not re.fullmatch(form, token)})
     # Threads of numpy and of torch are not to wait for each other; what is set already stays. Two searches run at a
     # time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin. docs/serve.md has the figures.
@@ -57,14 +56,13 @@ def run(options: Options) -> int:
         os.environ.setdefault(name, str(max(1, processors() // 2)))
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
-    from cloob.serve.app import address, bind, serve  # FastAPI, after a word on how to install it
+    from cloob.serve.app import listen, serve  # FastAPI, after a word on how to install it
     from cloob.serve.guard import ServeConfig, is_loopback
 
-    opened = bind(options.host, options.port)
+    local = is_loopback(options.host)
+    token = token or (None if local else secrets.token_urlsafe(32))
+    opened, shown = listen(options.host, options.port, token)
     with opened, cloob.Index.open(place, model=options.model) as index:
-        local = is_loopback(options.host)
-        config = ServeConfig(local=local, token=token or (None if local else secrets.token_urlsafe(32)))
-        shown = address(opened, config)
         if below and local:  # others may not filter by path
             shown += f"{'&' if '?' in shown else '?'}{urlencode({'where': below})}"
         elif below:
@@ -78,7 +76,7 @@ def run(options: Options) -> int:
             threading.Thread(target=_update, args=(place, options.update), daemon=True).start()
         code = 0
         try:
-            serve(index, opened, config)
+            serve(index, opened, ServeConfig(token, local))
         except KeyboardInterrupt:
             code = 130
         say("the server has ended")

@@ -69,56 +69,46 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
     app.add_api_route("/api/uploads", routes.upload, methods=["POST"], max_body_size=config.max_upload_bytes)
     app.add_api_route("/", lambda: FileResponse(PAGE / "index.html"), include_in_schema=False)
     app.mount("/page", StaticFiles(packages=[("cloob.serve", "page")]))
-    for kind in (RequestValidationError, InputError, RowsError):
-        app.add_exception_handler(kind, _refused)
-    app.add_exception_handler(HTTPException, _unparsed)  # type: ignore[arg-type]
-    app.add_exception_handler(Exception, _failed)
+    for kind in (RequestValidationError, InputError, RowsError, HTTPException, Exception):
+        app.add_exception_handler(kind, _problem)
     return Guard(app, config, (PAGE / "login.html").read_text(encoding="utf-8"))
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    """One line about a request that the API does not describe, or that cannot be answered; the log has its places."""
+async def _problem(request: Request, error: Exception) -> Response:
+    """An error as one line of JSON, without places on this machine; the log has them."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         why = first["ctx"]["error"] if first["type"] == "json_invalid" else first["msg"]
         place = ".".join(map(str, first["loc"]))
         return JSONResponse({"detail": one_line(ValueError(f"{place}: {why}"))}, 422)
-    logger.warning("refused: %s", one_line(error))
-    text = await request.app.state.collection.without_places(one_line(error))
-    return JSONResponse({"detail": text}, 400)
-
-
-async def _unparsed(request: Request, error: HTTPException) -> Response:
-    """An HTTP error as FastAPI has it; but a body that could not be stored (a full disk) is the server's fault."""
-    if isinstance(error.__cause__, OSError):
-        return _failed(request, error.__cause__)
-    return await http_exception_handler(request, error)
-
-
-def _failed(_: Request, error: Exception) -> Response:
-    logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))  # for the log alone
+    if isinstance(error, (InputError, RowsError)):
+        logger.warning("refused: %s", one_line(error))
+        text = await request.app.state.collection.without_places(one_line(error))
+        return JSONResponse({"detail": text}, 400)
+    if isinstance(error, HTTPException) and not isinstance(error.__cause__, OSError):
+        return await http_exception_handler(request, error)
+    # Also a body that could not be stored, of which FastAPI makes a 400: a full disk is the server's fault.
+    cause = error.__cause__ if isinstance(error, HTTPException) and error.__cause__ else error
+    logger.error("a request failed: %s: %s", type(cause).__name__, one_line(cause))
     return JSONResponse({"detail": "the server failed at this; its own window says more"}, 500)
 
 
-def bind(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, token: str | None) -> tuple[socket.socket, str]:
+    """A socket, and the address to open; if it listens everywhere, one that other machines of the network reach."""
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=256)
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        opened = socket.create_server(place[:2], family=family, backlog=256)
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"--host {host} --port {port}: {why}; --port 0 takes any that is free") from None
-
-
-def address(opened: socket.socket, config: ServeConfig) -> str:
-    """The address to open; of a server that listens everywhere, one that other machines of the network reach."""
-    host, port = opened.getsockname()[:2]
-    if elsewhere := _EVERYWHERE.get(host):
-        host = "127.0.0.1"  # without a network
-        with contextlib.suppress(OSError), socket.socket(opened.family, socket.SOCK_DGRAM) as probe:
+    name, port = opened.getsockname()[:2]
+    if elsewhere := _EVERYWHERE.get(name):
+        name = "127.0.0.1"  # without a network
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((elsewhere, 9))  # sends nothing
-            host = probe.getsockname()[0]
-    name = {"127.0.0.1": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{name}:{port}/" + (f"?token={config.token}" if config.token else "")
+            name = probe.getsockname()[0]
+    name = {"127.0.0.1": "localhost"}.get(name, f"[{name}]" if ":" in name else name)
+    return opened, f"http://{name}:{port}/" + (f"?token={token}" if token else "")
 
 
 def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:

@@ -8,10 +8,9 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
@@ -39,8 +38,10 @@ T = TypeVar("T")
 # Threads of every kind of work: one runs the models, as each one that does has a team of torch's threads; what takes
 # long (duplicates, labels) goes one after the other, next to the searches; 64 megapixels that are decoded are 192 MB.
 _THREADS = {"encode": 1, "search": 2, "slow": 1, "files": 4, "decode": 2}
-Kind = Literal["encode", "search", "slow", "files", "decode"]
+Work = Literal["encode", "search", "slow", "files", "decode"]
+Kind = Literal["text", "picture"]
 _MAX_BATCH, _KEPT_TEXTS = 64, 4096
+_FACTS = ("id", "caption", "date", "date_from", "width", "height", "bytes")
 _PLACE = re.compile(r"(?<![\w.~])(?:~?/|[A-Za-z]:\\|\w+://)[^\s;,)]+")  # on this machine, in a message
 
 
@@ -56,32 +57,6 @@ class Upload:
     rows: dict[str, Vector] = field(default_factory=dict)  # unit rows (D,) by the fingerprint of the model
 
 
-class Batcher:
-    """Joins queries that arrive together: ``work`` gives an answer for each of a batch.
-
-    Nobody waits for a batch to fill: what arrives before its turn comes is part of it.
-    """
-
-    def __init__(self, work: Callable[[list[Any]], Awaitable[Sequence[Vector]]], turn: asyncio.Lock) -> None:
-        self._work, self._turn = work, turn
-        self._queries: list[Any] = []  # of the batch that waits for its turn
-        self._batch: asyncio.Task[Sequence[Vector]] | None = None
-
-    async def __call__(self, query: Any) -> Vector:
-        if self._batch is None or len(self._queries) == _MAX_BATCH:
-            self._queries = []
-            self._batch = asyncio.create_task(self._run(self._queries))
-        batch, place = self._batch, len(self._queries)
-        self._queries.append(query)
-        return (await asyncio.shield(batch))[place]
-
-    async def _run(self, queries: list[Any]) -> Sequence[Vector]:
-        async with self._turn:
-            if queries is self._queries:
-                self._batch = None
-            return await self._work(queries)
-
-
 class Collection:
     """An open index with its encoders, and bounds per kind of work."""
 
@@ -90,10 +65,10 @@ class Collection:
         self._uploads: OrderedDict[str, Upload] = OrderedDict()
         self._threads = {kind: ThreadPoolExecutor(count, kind) for kind, count in _THREADS.items()}
         self._texts: OrderedDict[tuple[str, str], Vector] = OrderedDict()
-        self._batchers: dict[tuple[IndexedModel, str], Batcher] = {}
+        self._batches: dict[tuple[IndexedModel, Kind], tuple[list[Any], asyncio.Task[Sequence[Vector]]]] = {}
         self._turn, self._slow = asyncio.Lock(), asyncio.Lock()  # to embed a batch; to do what takes long
 
-    async def run(self, work: Callable[[], T], kind: Kind = "search") -> T:
+    async def run(self, work: Callable[[], T], kind: Work = "search") -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads[kind], work)
 
     async def run_slow(self, work: Callable[[], T], request: Request) -> T:
@@ -106,12 +81,10 @@ class Collection:
 
     async def without_places(self, text: str) -> str:
         """A message without the places on this machine that it names."""
-
-        def places() -> set[str]:
-            store = self.index.store
-            return {store.address, *store.sources(), *(model.spec for model in store.models() if "/" in model.spec)}
-
-        for place in sorted(await self.run(places), key=len, reverse=True):
+        store = self.index.store
+        sources, models = await self.run(lambda: (store.sources(), store.models()))
+        places = {store.address, *sources, *(model.spec for model in models if "/" in model.spec)}
+        for place in sorted(places, key=len, reverse=True):
             text = text.replace(place, "…")
         return _PLACE.sub("…", text)
 
@@ -137,21 +110,12 @@ class Collection:
         inside = member and container.lower().endswith((*TAR_SUFFIXES, *ARROW_SUFFIXES))
         name = os.path.basename(member if inside else item.path)  # noqa: PTH119
         below = item.path.removeprefix(item.source).lstrip("/\\:") if item.path.startswith(item.source) else name
-        large = {
-            key: str(value) for key, value in item.columns.items() if isinstance(value, int) and abs(value) > 2**53
-        }
-        return {
-            "id": item.id,
-            "name": name,
-            "path": item.path if self.config.local else below,
-            "caption": item.caption,
-            "date": item.date,
-            "date_from": item.date_from,
-            "width": item.width,
-            "height": item.height,
-            "bytes": item.bytes,
-            "columns": {**item.columns, **large},
-        }
+        numbers = {key: value for key, value in item.columns.items() if isinstance(value, int)}
+        large = {key: str(value) for key, value in numbers.items() if abs(value) > 2**53}
+        facts: Any = {key: getattr(item, key) for key in _FACTS}
+        path = item.path if self.config.local else below
+        result: Picture = facts | {"name": name, "path": path, "columns": {**item.columns, **large}}
+        return result
 
     async def item(self, id_: int) -> Item:
         result = await self.run(lambda: self.index.items([id_]))
@@ -163,12 +127,25 @@ class Collection:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,)."""
         weighing = [part for part in parts if part.weight != 0]
         rows = await asyncio.gather(*(self.row(part, model) for part in weighing))
-        row = weighted_row([part.weight for part in weighing], rows)
-        return Query(tuple(map(_term, weighing))), row
+        terms = []
+        for part in weighing:
+            if part.words is not None:
+                terms.append(Term(part.words, "words", part.weight))
+            else:  # the row of an upload is known
+                terms.append(Term(part.item or 0, "image" if part.item is None else "item", part.weight))
+        return Query(tuple(terms)), weighted_row([part.weight for part in weighing], rows)
 
     async def row(self, part: Part, model: IndexedModel) -> Vector:
+        """The unit row (D,) of a part."""
         if part.words is not None:
-            return await self._text(part.words, model)
+            Query.of(part.words)
+            key = (model.fingerprint, part.words)
+            if key not in self._texts:
+                self._texts[key] = await self._embedded(part.words, model, "text")
+                while len(self._texts) > _KEPT_TEXTS:
+                    self._texts.popitem(last=False)
+            self._texts.move_to_end(key)
+            return self._texts[key]
         if part.item is not None:
             ids = [part.item]
             vectors = await self.run(lambda: self.index.store.vectors(model.name, ids))
@@ -178,18 +155,32 @@ class Collection:
         upload = self.upload(part.upload or "")
         if model.fingerprint not in upload.rows:
             pixels = await self.run(lambda: self.index.encoder(model).preprocess(decode(upload.data)), "decode")
-            upload.rows[model.fingerprint] = await self._batcher(model, "picture")(pixels)
+            upload.rows[model.fingerprint] = await self._embedded(pixels, model, "picture")
         return upload.rows[model.fingerprint]
 
-    async def _text(self, words: str, model: IndexedModel) -> Vector:
-        Query.of(words)
-        key = (model.fingerprint, words)
-        if key not in self._texts:
-            self._texts[key] = await self._batcher(model, "text")(words)
-            while len(self._texts) > _KEPT_TEXTS:
-                self._texts.popitem(last=False)
-        self._texts.move_to_end(key)
-        return self._texts[key]
+    async def _embedded(self, query: Any, model: IndexedModel, kind: Kind) -> Vector:
+        """The unit row of a text or of pixels. Queries that arrive before the turn of a batch share it."""
+        queries, rows = self._batches.get((model, kind), ([], None))
+        if rows is None or len(queries) == _MAX_BATCH:
+            queries = []
+            rows = asyncio.create_task(self._embed(queries, model, kind))
+            self._batches[model, kind] = queries, rows
+        queries.append(query)
+        place = len(queries) - 1
+        return (await asyncio.shield(rows))[place]
+
+    async def _embed(self, queries: list[Any], model: IndexedModel, kind: Kind) -> Sequence[Vector]:
+        def work() -> Sequence[Vector]:
+            encoder = self.index.encoder(model)
+            with evaluating(encoder):
+                texts = kind == "text"
+                features = encoder.encode_text(queries) if texts else encoder.encode_image(torch.stack(queries))
+            return list(features.detach().float().cpu().numpy())
+
+        async with self._turn:
+            if self._batches[model, kind][0] is queries:
+                del self._batches[model, kind]
+            return await self.run(work, "encode")
 
     def upload(self, id_: str) -> Upload:
         if id_ not in self._uploads:
@@ -198,7 +189,7 @@ class Collection:
         return self._uploads[id_]
 
     async def add_upload(self, file: BinaryIO) -> Upload:
-        """Remembers a picture, or raises Unreadable; a model embeds it when a query asks for that."""
+        """Keeps a picture, or raises Unreadable; a model embeds it when a query needs that."""
 
         def checked() -> Upload:
             data = file.read()  # here, so that those that wait are not in memory
@@ -214,22 +205,3 @@ class Collection:
         while len(kept) > MAX_UPLOADS or sum(len(item.data) for item in kept.values()) > MAX_UPLOADS_BYTES:
             kept.popitem(last=False)
         return kept[added.id]
-
-    def _batcher(self, model: IndexedModel, kind: str) -> Batcher:
-        if (model, kind) not in self._batchers:
-
-            def embed(batch: list[Any]) -> Sequence[Vector]:
-                encoder = self.index.encoder(model)
-                with evaluating(encoder):
-                    texts = kind == "text"
-                    features = encoder.encode_text(batch) if texts else encoder.encode_image(torch.stack(batch))
-                return list(features.detach().float().cpu().numpy())
-
-            self._batchers[model, kind] = Batcher(lambda batch: self.run(partial(embed, batch), "encode"), self._turn)
-        return self._batchers[model, kind]
-
-
-def _term(part: Part) -> Term:
-    if part.words is not None:
-        return Term(part.words, "words", part.weight)
-    return Term(part.item or 0, "image" if part.item is None else "item", part.weight)  # an upload's row is known

@@ -66,19 +66,19 @@ class Guard:
         """Answers a request itself or hands it on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            if scope["method"] == "HEAD":  # as GET; uvicorn, which has the scope as it was, leaves the body out
-                scope = {**scope, "method": "GET"}
+            return
+        if scope["method"] == "HEAD":  # as GET; uvicorn, which has the scope as it was, leaves the body out
+            scope = {**scope, "method": "GET"}
 
-            async def careful(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    headers = MutableHeaders(scope=message)
-                    page = scope["path"].startswith("/page/")
-                    for name, value in {**HEADERS, "cache-control": "no-cache" if page else "no-store"}.items():
-                        headers.setdefault(name, value)  # a route may say otherwise
-                await send(message)
+        async def careful(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                page = scope["path"].startswith("/page/")
+                for name, value in {**HEADERS, "cache-control": "no-cache" if page else "no-store"}.items():
+                    headers.setdefault(name, value)  # a route may set another
+            await send(message)
 
-            await self._who_answers(Request(scope))(scope, receive, careful)
+        await self._who_answers(Request(scope))(scope, receive, careful)
 
     def _who_answers(self, request: Request) -> ASGIApp:
         path, method, headers = request.scope["path"], request.method, request.headers
@@ -88,7 +88,7 @@ class Guard:
         if path.startswith("/api/"):
             foreign = "origin" in headers and headers["origin"].partition("://")[2] != host
             if foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-                return _refusal(403, "asked for by another site")
+                return _refusal(403, "this request comes from another site")
         most = self._config.max_upload_bytes if path == "/api/uploads" else self._config.max_body_bytes
         if int(headers.get("content-length", 0)) > most:  # FastAPI counts what comes
             return _refusal(413, f"a body of at most {most:,} bytes is taken")
@@ -103,7 +103,7 @@ class Guard:
             scheme.lower() == "bearer" and self._is_right(bearer)
         ):
             return self._app
-        return self._login if path == "/" else _refusal(401, "a token is wanted", {"www-authenticate": "Bearer"})
+        return self._login if path == "/" else _refusal(401, "a token is needed", {"www-authenticate": "Bearer"})
 
     def _is_right(self, offered: str) -> bool:
         token = self._config.token

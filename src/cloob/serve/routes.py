@@ -16,18 +16,16 @@ from cloob.errors import InputError
 from cloob.pictures import Unreadable
 from cloob.search.alike import DUPLICATE, first_alike, look_alikes, present, shot_of
 from cloob.search.classify import NONE, TEMPLATES, LabelOptions, check_labels
-from cloob.search.records import Results, valid
-from cloob.search.store import Ids, Vectors
+from cloob.search.records import valid
 from cloob.search.where import NUMBERS, TEXTS
 from cloob.serve import schemas
 from cloob.serve.collection import Collection
 from cloob.serve.schemas import Id, Name, Part, Top, Where
 
 
-async def collection(request: Request) -> Collection:
+async def collection(request: Request) -> Any:
     """The collection that the server was started with; async, as FastAPI runs others in a thread per request."""
-    result: Collection = request.app.state.collection
-    return result
+    return request.app.state.collection
 
 
 api = APIRouter(prefix="/api")
@@ -62,7 +60,15 @@ async def models(served: Served) -> list[dict[str, str | int]]:
 @api.post("/search")
 async def search(served: Served, query: schemas.SearchQuery) -> schemas.Found:
     """Looks for pictures by words, by pictures, or by both with weights; a weight below 0 keeps away from its part."""
-    return await _found(served, query.parts, query.model, query.where, query.top, "auto" if query.cutoff else None)
+    index, model, where = served.index, await served.model(query.model), await served.filter(query.where)
+    terms, row = await served.query(query.parts, model)
+    how: Any = {"top": query.top, "where": where, "model": model, "cutoff": "auto" if query.cutoff else None}
+    revision, result = await served.run(lambda: (index.revision(), index.search(terms, row=row, **how)))
+    hits: list[schemas.FoundPicture] = []
+    for hit, first in zip(result.hits, first_alike(hit.item for hit in result.hits), strict=True):
+        of_hit: Any = {"score": _cosine(hit.score), "margin": hit.margin, "words": list(hit.words), "same": first}
+        hits.append(of_hit | served.picture(hit.item))
+    return {"model": result.model, "revision": revision, "searched": result.searched, "cut": result.cut, "hits": hits}
 
 
 @api.get("/items/{id}/similar")
@@ -70,32 +76,8 @@ async def similar(
     served: Served, id: Id, top: Top = 50, where: Where | None = None, model: Name | None = None
 ) -> schemas.Found:
     """More like this: the pictures nearest to one of the index, without itself."""
-    return await _found(served, [Part(item=id)], model, where, top, None)
-
-
-async def _found(
-    served: Collection, parts: list[Part], name: str | None, where: str | None, top: int, cutoff: Literal["auto"] | None
-) -> schemas.Found:
-    index, model, condition = served.index, await served.model(name), await served.filter(where)
-    query, row = await served.query(parts, model)
-
-    def work() -> tuple[int, Results]:
-        revision = index.revision()
-        return revision, index.search(query, row=row, top=top, where=condition, model=model, cutoff=cutoff)
-
-    revision, result = await served.run(work)
-    same = first_alike(hit.item for hit in result.hits)
-    hits: list[schemas.FoundPicture] = [
-        {
-            **served.picture(hit.item),
-            "score": _cosine(hit.score),
-            "margin": hit.margin,
-            "words": list(hit.words),
-            "same": first,
-        }
-        for hit, first in zip(result.hits, same, strict=True)
-    ]
-    return {"model": result.model, "revision": revision, "searched": result.searched, "cut": result.cut, "hits": hits}
+    parts = [Part(item=id)]
+    return await search(served, schemas.SearchQuery(parts=parts, top=top, where=where, model=model, cutoff=False))
 
 
 @api.post("/explain")
@@ -109,16 +91,17 @@ async def explain(served: Served, query: schemas.ExplainQuery) -> schemas.Explai
     result = await served.run(
         lambda: served.index.explain(terms, row=row, beta=query.beta, top=query.top, where=where, model=model)
     )
+    memories: list[schemas.Memory] = []
+    for picture in result.pictures:
+        share: Any = {"weight": picture.weight, "score": _cosine(picture.score)}
+        memories.append(share | served.picture(picture.item))
     return {
         "model": model.name,
         "beta": result.beta,
         "memory": result.memory,
         "effective": result.effective,
         "agreement": _cosine(result.agreement),
-        "memories": [
-            {**served.picture(each.item), "weight": each.weight, "score": _cosine(each.score)}
-            for each in result.pictures
-        ],
+        "memories": memories,
     }
 
 
@@ -136,21 +119,19 @@ async def classify(request: Request, served: Served, query: schemas.ClassifyQuer
         lambda: (served.index.revision(), served.index.classify(query.labels, options, where=where, model=model.name)),
         request,
     )
-    answers = []
-    for label, name in enumerate(labels.names):
-        members = [place for place, chosen in enumerate(labels.chosen) if label in chosen]
-        answers.append(_label(name, labels.ids, labels.probabilities[:, label], members, query.top))
-    if without := [place for place, chosen in enumerate(labels.chosen) if not chosen]:
-        answers.append(_label(NONE, labels.ids, 1 - labels.probabilities.max(1), without, query.top))
+    places: dict[str, list[int]] = {name: [] for name in labels.names}
+    for place, chosen in enumerate(labels.chosen):
+        for name in [labels.names[label] for label in chosen] or [NONE]:
+            places.setdefault(name, []).append(place)
+    answers: list[schemas.LabelPictures] = []
+    for label, (name, members) in enumerate(places.items()):
+        none = label == len(labels.names)
+        probabilities = (1 - labels.probabilities.max(1) if none else labels.probabilities[:, label])[members]
+        order = np.argsort(-probabilities, kind="stable")[: query.top]  # the surest first
+        rounded, best = np.round(probabilities[order].astype(np.float64), 4), labels.ids[members][order]
+        shown: Any = {"label": name, "count": len(members), "ids": best.tolist(), "probabilities": rounded.tolist()}
+        answers.append(shown)
     return {"model": model.name, "revision": revision, "classified": len(labels.ids), "labels": answers}
-
-
-def _label(name: str, ids: Ids, probabilities: Vectors, members: list[int], top: int) -> schemas.LabelPictures:
-    """The pictures of a label, the surest first."""
-    places = np.array(members, dtype=np.int64)
-    order = places[np.argsort(-probabilities[places], kind="stable")][:top]
-    rounded = np.round(probabilities[order].astype(np.float64), 4)
-    return {"label": name, "count": len(members), "ids": ids[order].tolist(), "probabilities": rounded.tolist()}
 
 
 @api.get("/duplicates")
@@ -170,21 +151,17 @@ async def duplicates(
     key = ("duplicates", revision, by, threshold, where)
     groups: Any = memo.get(key)  # which does not wait for others
     if groups is None:
-        look = partial(look_alikes, view, threshold, exact=False)
-        groups = await served.run_slow(lambda: memo.of(key, look), request)
+        groups = await served.run_slow(
+            lambda: memo.of(key, partial(look_alikes, view, threshold, exact=False)), request
+        )
     result = await served.run(lambda: present(view, groups), "files")
     shown: list[schemas.Group] = []
     for group in result.groups:
-        equal: dict[str, int] = {}
-        shot: dict[str, int] = {}
-        shown.append(
-            {
-                "ids": [hit.item.id for hit in group],
-                "scores": [_cosine(hit.score) for hit in group],
-                "equal": [equal.setdefault(hit.item.content, hit.item.id) for hit in group],
-                "shot": [shot.setdefault(shot_of(hit.item.path), hit.item.id) for hit in group],
-            }
-        )
+        items, scores = [hit.item for hit in group], [_cosine(hit.score) for hit in group]
+        same: dict[str, int] = {}  # the first id of equal bytes, and of a shot
+        equal = [same.setdefault(item.content, item.id) for item in items]
+        shot = [same.setdefault(shot_of(item.path), item.id) for item in items]
+        shown.append({"ids": [item.id for item in items], "scores": scores, "equal": equal, "shot": shot})
     return {"model": by.name, "revision": revision, "groups": shown, "stale": result.stale, "twice": result.twice}
 
 
@@ -217,14 +194,13 @@ async def ids(
 @api.get("/shots")
 async def shots(served: Served) -> schemas.Shots:
     """The files that have the same bytes as an earlier one, or are of its shot (RAW and JPEG of one stem)."""
-    store = served.index.store
+    store, revision = served.index.store, await served.run(served.index.revision)
 
     def work() -> dict[int, int]:
         states = [state for source in store.sources() for state in store.states(source) if state.id is not None]
         pairs = zip(states, first_alike(states), strict=True)
         return {state.id: first for state, first in pairs if state.id is not None and state.id != first}
 
-    revision = await served.run(served.index.revision)
     result = await served.run(lambda: served.index.memo.of((revision, "shots"), work))
     return {"revision": revision, "ids": list(result), "firsts": list(result.values())}
 
@@ -259,8 +235,7 @@ async def _file(request: Request, served: Collection, id: int, form: str, read: 
     """A browser may keep it, and asks each time: the next index has another picture under the same address."""
     result = await served.item(id)
     headers = {"etag": f'"{result.content[:32]}{form}"', "cache-control": "private, no-cache"}
-    known = request.headers.get("if-none-match", "").split(",")
-    if headers["etag"] in (tag.strip().removeprefix("W/") for tag in known):
+    if headers["etag"] in re.findall(r'"[^"]*"', request.headers.get("if-none-match", "")):  # also of W/"…"
         return Response(status_code=304, headers=headers)
     try:
         data = await served.run(read, "files")

@@ -44,7 +44,7 @@ class Part(_Question):
     def _one_kind(self) -> Self:
         given = [getattr(self, kind) for kind in _KINDS if kind in self.model_fields_set]
         if len(given) != 1 or given[0] is None:
-            raise ValueError("words, item or upload is wanted")
+            raise ValueError("needs one of words, item or upload")
         return self
 
 
@@ -71,7 +71,7 @@ class ExplainQuery(_Asked):
 
 
 class ClassifyQuery(_Asked):
-    """Labels to sort by: one a picture, with ``multi`` each that fits, with ``none`` perhaps none."""
+    """Labels to sort by: one a picture, with ``multi`` all that fit, with ``none`` perhaps none."""
 
     labels: Annotated[list[Label], Field(min_length=1, max_length=200)]
     templates: Annotated[list[Template], Field(max_length=100)] = []
@@ -161,8 +161,7 @@ class Classified(TypedDict):
 class Group(TypedDict):
     """Pictures that look alike, the best first.
 
-    ``equal`` is per the first of the group with the same bytes, ``shot`` the first of the same shot (RAW and JPEG
-    of one stem); or itself.
+    ``equal`` has the first id with the same bytes, ``shot`` that of the same shot (RAW and JPEG of one stem).
     """
 
     ids: list[int]
@@ -172,7 +171,7 @@ class Group(TypedDict):
 
 
 class Shots(TypedDict):
-    """Files (``ids``) and, for each, the first one with equal bytes or of the same shot."""
+    """Files (``ids``), and per file the first one with equal bytes or of the same shot."""
 
     revision: int
     ids: list[int]
