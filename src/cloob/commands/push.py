@@ -34,8 +34,7 @@ def run(options: Options) -> int:
     missing = "--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows"
     refuse({name: not is_repository(repository), missing: not licence})
     check_packages("transformers")
-    from cloob.export.card import gather_facts
-    from cloob.export.push import check_online, list_files, send, write_repository
+    from cloob.export.card import check_online, gather_facts, list_files, send, write_repository
     from cloob.models.load import load_model
 
     if not options.dry_run:

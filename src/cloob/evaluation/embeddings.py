@@ -85,9 +85,9 @@ class Embeddings:
 
     Args:
         models: Models by the name they have in results: loaded, or what ``load_model`` takes.
-        options: How to embed; None takes the defaults.
+        options: How to embed.
         progress: Called with ("model: set", images done, images in all) after every batch.
-        tower: Keep the image tower's features of labelled sets too, for :meth:`tower`.
+        tower: Keep the image tower's features of labelled sets too.
     """
 
     def __init__(
@@ -171,7 +171,9 @@ class Embeddings:
         if known not in self._known:
             cache, name = self._options.cache, ""
             if cache is not None and (model_key := self._key(model)) is not None:
-                name = f"{model_key}/{kind}-{key or self._content_key(data)}.pt"
+                if not key and id(data) not in self._contents:
+                    self._contents[id(data)] = data, content_key(data)
+                name = f"{model_key}/{kind}-{key or self._contents[id(data)][1]}.pt"
             value: T | None = None
             if cache is not None and name and (path := cache.find("embeddings", name)) is not None:
                 damaged = contextlib.suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError)
@@ -186,11 +188,6 @@ class Embeddings:
             self._known[known] = data, value
         result: T = self._known[known][1]
         return result
-
-    def _content_key(self, data: Reader) -> str:
-        if id(data) not in self._contents:
-            self._contents[id(data)] = data, content_key(data)
-        return self._contents[id(data)][1]
 
     def _report(self, model: str, name: str) -> Progress | None:
         return None if self._progress is None else partial(self._progress, f"{model}: {name}")

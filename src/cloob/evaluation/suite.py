@@ -201,7 +201,7 @@ def refuse_if_all_failed(done: Sequence[Any], failures: Sequence[Mapping[str, An
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
     """Compares every two models (``model`` minus the earlier ``baseline``) by paired bootstrap, on every set.
 
-    If a metric has several sets that all models with it share, the means over these follow, with ``set`` None.
+    The means over the sets that all models with a metric share follow, with ``set`` None.
     """
     entries = []
     for metric in dict.fromkeys(metric for metric, _ in hits):
@@ -269,20 +269,20 @@ def over_seeds(rows: Sequence[Row], groups: Mapping[str, Mapping[int, str]]) -> 
     ``sd`` (over seeds, n − 1 in the denominator; None for one) and ``n``. With ``minus``, another group, the numbers
     are of the differences between the two models of a seed, for the seeds that both groups have.
     """
-    by_model = {row["model"]: row for row in rows}
-    entries = []
+    entries = list[dict[str, Any]]()
     for metric, name, numbers in _by_set(rows):
         values = {
-            group: {seed: numbers[model] for seed, model in models.items() if model in by_model and model in numbers}
+            group: {seed: numbers[model] for seed, model in models.items() if model in numbers}
             for group, models in groups.items()
         }
-        what = {"metric": metric, "set": name}
-        entries += [
-            {"group": group, **what, **_spread(list(result.values()))} for group, result in values.items() if result
-        ]
+        samples = [({"group": group}, list(result.values())) for group, result in values.items()]
         for one, other in itertools.combinations(values, 2):
             gaps = [values[other][seed] - values[one][seed] for seed in values[one].keys() & values[other].keys()]
-            entries += [{"group": other, "minus": one, **what, **_spread(gaps)}] if gaps else []
+            samples.append(({"group": other, "minus": one}, gaps))
+        for who, some in samples:
+            if some:
+                spread = {"mean": mean(some), "sd": stdev(some) if len(some) > 1 else None, "n": len(some)}
+                entries.append({**who, "metric": metric, "set": name, **spread})
     return entries
 
 
@@ -300,10 +300,6 @@ def _by_set(rows: Sequence[Row]) -> Iterator[tuple[str, str | None, dict[str, fl
             shared = [numbers for numbers in result.values() if len(numbers) == len(rows)]
             if len(shared) > 1:
                 yield metric, None, {model: mean(numbers[model] for numbers in shared) for model in shared[0]}
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None, "n": len(values)}
 
 
 def seed_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:

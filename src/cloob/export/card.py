@@ -1,23 +1,29 @@
-"""The model card: how to use the model, how it was trained (from its run) and how good it is (``results.json``)."""
+"""The model card: use, training (from its run) and results (``results.json``); and a repository of the hub with it."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cloob.citation import BIBTEX
-from cloob.errors import InputError, require
-from cloob.export.exported import CARD_FILE, Exported
+from cloob.errors import InputError, one_line, refuse, require
+from cloob.export.exported import CARD_FILE, Exported, Unsupported, usage_of
+from cloob.export.transformers import export_transformers
 from cloob.family import CONTRASTS, FAMILY, member_name
 from cloob.files import write_whole
+from cloob.models import runs
+from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder
+from cloob.models.folder import save_model
 from cloob.models.importing import read_json
 from cloob.models.load import find_model_folder, fingerprint
-from cloob.models.runs import EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines, run_of, split_checkpoint
 
 RESULTS_FILE = "results.json"
 PIPELINE = "zero-shot-image-classification"
@@ -27,10 +33,7 @@ _SECTIONS = {
     "probe": ("linear probe", {"acc1": "top-1 %", "mean_per_class_recall": "mean per class %"}),
     "retrieval": ("retrieval", {f"{way}@{k}": f"{arrow}, recall@{k} %" for way, arrow in _WAYS for k in (1, 5, 10)}),
 }
-_RETRIEVED = " on embeddings retrieved from modern Hopfield networks"
 _SCALES = {"τ⁻¹": "inv_tau", "β": "beta", "bias": "bias", "scale": "scale"}
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-_HUB_MODEL = re.compile(r"hf-hub:[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,14 @@ class Facts:
 
 
 def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None) -> Facts:
-    """The facts of a model; its row in ``results``, or in a file next to its run, is that of its weights.
-
-    A row without a fingerprint counts where it is the only one of ``results``.
-    """
+    """The facts of a model, with the row of its weights in ``results``, else in a results.json in or above its run."""
     folder = find_model_folder(source)
-    run = run_of(folder)
+    run = runs.run_of(folder)
     objective = member_name(*(encoder.objective_config.get(key) for key in ("contrast", "hopfield")))
     objective = objective or encoder.objective_config.get("closed_form")
     training = _training(run, folder) if run is not None and folder is not None else {}
-    weights, beside = fingerprint(encoder), [place / RESULTS_FILE for place in (run, run.parent)] if run else []
-    for place in [results] if results else [place for place in beside if place.is_file()]:
+    weights, nearby = fingerprint(encoder), [place / RESULTS_FILE for place in (run, run.parent)] if run else []
+    for place in [results] if results else filter(Path.is_file, nearby):
         content = read_json(place)
         rows = [row for row in content.get("rows") or () if isinstance(row, dict)]
         alone = results is not None and len(rows) == 1
@@ -72,7 +72,7 @@ def write_card(folder: Path, facts: Facts, exported: Exported, name: str, licens
     parts = [f"# {short}", _summary(facts), f"## How to use it\n\n{usage}"]
     if exported.notes:
         parts.append("## What to know\n\n" + "\n".join(f"- {note}" for note in exported.notes))
-    parts += [f"## Training\n\n{_training_table(facts)}", f"## Results\n\n{_results_table(facts)}"]
+    parts += [f"## Training\n\n{_training_section(facts)}", f"## Results\n\n{_results_section(facts)}"]
     given = f"`{license}`." if license else "Not given; ask whoever published the model before you use it."
     parts += [f"## Licence\n\n{given}", f"## Citation\n\n```bibtex\n{BIBTEX}```"]
     tags = [*dict.fromkeys(tag for tag in (facts.objective, *exported.tags) if tag)]
@@ -105,8 +105,8 @@ def _summary(facts: Facts) -> str:
         objective = ", with heads solved for in closed form (canonical correlation analysis)"
     elif facts.objective:
         member = FAMILY[facts.objective]
-        title = CONTRASTS[member.contrast].title + (_RETRIEVED if member.hopfield else "")
-        objective = f", trained with {facts.objective} ({title})"
+        retrieved = " on embeddings retrieved from modern Hopfield networks" if member.hopfield else ""
+        objective = f", trained with {facts.objective} ({CONTRASTS[member.contrast].title}{retrieved})"
     millions = sum(value.numel() for value in encoder.model.parameters()) / 1e6
     return (
         f"An image tower and a text tower that share an embedding space ({encoder.name}, {millions:.1f} million "
@@ -115,7 +115,7 @@ def _summary(facts: Facts) -> str:
     )
 
 
-def _training_table(facts: Facts) -> str:
+def _training_section(facts: Facts) -> str:
     rows = {}
     if facts.objective:
         stored = facts.encoder.objective_config
@@ -132,15 +132,14 @@ def _training_table(facts: Facts) -> str:
     return _table(["", ""], [[label, _cell(value)] for label, value in rows.items()])
 
 
-def _results_table(facts: Facts) -> str:
+def _results_section(facts: Facts) -> str:
     rows = []
     for section, set_name, key, value, numbers in _numbers(facts):
         kind, labels = _SECTIONS[section]
         ends = numbers.get(f"{key}_interval")
         around = f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
-        rows.append(
-            [f"{kind}, {_cell(set_name)}", labels[key], f"{100 * value:.1f}{around}", f"{numbers.get('n', '–')}"]
-        )
+        measured = f"{100 * value:.1f}{around}"
+        rows.append([f"{kind}, {_cell(set_name)}", labels[key], measured, f"{numbers.get('n', '–')}"])
     if not rows:
         return "Not measured: `cloob eval` measures, and writes a results.json that a card takes up."
     table = _table(["", "", f"({facts.level:.0%} interval)", "n"], rows)
@@ -168,11 +167,11 @@ def _cell(text: object) -> str:
 
 def _training(run: Path, folder: Path) -> dict[str, str]:
     """The training of a run up to the checkpoint of a model folder."""
-    config = read_json(run / RUN_CONFIG_FILE)
+    config = read_json(run / runs.RUN_CONFIG_FILE)
     pairs, towers, loss, optim, settings = (config.get(key, {}) for key in ("pairs", "towers", "loss", "optim", "run"))
     checkpoint = folder.resolve().parent
-    step = checkpoint_step(checkpoint) if checkpoint.name.startswith("step-") else None
-    ends = [line for line in read_lines(run / EPOCHS_FILE) if step in (None, line.get("step"))]
+    step = runs.checkpoint_step(checkpoint) if checkpoint.name.startswith("step-") else None
+    ends = [line for line in runs.read_lines(run / runs.EPOCHS_FILE) if step in (None, line.get("step"))]
     done = {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
     data, init = pairs.get("data"), towers.get("init")
     joins = loss.get("retrieval_from")
@@ -194,24 +193,87 @@ def _training(run: Path, folder: Path) -> dict[str, str]:
 
 def model_name(source: str) -> str:
     """A model as a card names it: one of the hub with its owner, any other as ``data_name`` does."""
-    if _HUB_MODEL.fullmatch(source):
+    if re.fullmatch(r"hf-hub:[\w-][\w.-]*/[\w.-]+", source):
         return source
-    return data_name(split_checkpoint(source.removeprefix("local-dir:"))[0].removesuffix(":port"))
+    return data_name(runs.split_checkpoint(source.removeprefix("local-dir:"))[0].removesuffix(":port"))
 
 
 def data_name(source: str) -> str:
-    """A data source as a card names it: no folder of a machine, no host, no key of an address.
-
-    A relative path and a set that comes with the package stay; of any other place the last part.
-    """
+    """A data source as a card names it: a relative path or packaged set, else the last part: no host, no key."""
     if source.startswith("pipe:"):
         return "a pipe"
     if source.startswith("demo"):
         return source
-    if _ADDRESS.match(source):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", source):
         place = source.partition("://" if "://" in source else ":")[2]
         return PurePosixPath(re.split(r"[?#]", place.partition("/")[2])[0]).name.lstrip("~.") or "an address"
     path = Path(source)
     if source and not path.is_absolute() and ".." not in path.parts and not source.startswith("~"):
         return source
     return path.name.lstrip("~.") or "a folder"
+
+
+# A repository of the hub
+
+
+# What a push may have written: what this one does not write of that would contradict it, and goes.
+_MAY_BE_THERE = """
+open_clip_config.json open_clip_model.safetensors towers.json aligned.json heads.safetensors spiece.model
+config.json model.safetensors preprocessor_config.json processor_config.json tokenizer.json tokenizer_config.json
+vocab.json merges.txt special_tokens_map.json modules.json sentence_bert_config.json config_sentence_transformers.json
+1_Normalize/config.json objective.json
+"""
+
+
+def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts, license: str) -> str | None:
+    """Writes the files of a repository; returns why there are none of transformers among them, or None."""
+    if here := encoders_here(encoder.config.settings):
+        raise InputError(f"{encoder.name}: its encoder {here[0]} is on this machine alone; push that, and train on it")
+    save_model(folder, encoder, encoder.objective_config)
+    usage, library = usage_of("cloob"), "cloob"
+    if encoder.config.kind == "open_clip":
+        # open_clip looks for a tokenizer under the name of the repository.
+        config = json.loads((folder / runs.CONFIG_FILE).read_text(encoding="utf-8"))
+        if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+            config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = name
+            (folder / runs.CONFIG_FILE).write_text(json.dumps(config, indent=2, allow_nan=False), encoding="utf-8")
+        usage, library = f"{usage}\n{usage_of('open_clip')}", "open_clip"
+    tags: tuple[str, ...] = (library, "clip")
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            theirs = export_transformers(encoder, Path(place))
+            shutil.copytree(place, folder, dirs_exist_ok=True)
+        without, notes, tags = None, theirs.notes, (*tags, *theirs.tags)
+        usage += f"\nWith transformers:\n\n{theirs.usage}"
+    except Unsupported as error:
+        without = one_line(error).partition(": ")[2].rpartition("; ")[0]
+        notes = (f"There are no files of transformers: {without}.",)
+    write_card(folder, facts, Exported(library, "", usage, notes, tags), name, license)
+    return without
+
+
+def check_online(name: str) -> None:
+    offline = f"{name}: HF_HUB_OFFLINE is set; unset it to push, or look at the files with --dry-run"
+    refuse({offline: require("huggingface_hub.constants", "export").HF_HUB_OFFLINE})
+
+
+def list_files(folder: Path) -> list[tuple[str, int]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+
+
+def send(folder: Path, name: str, *, private: bool) -> str:
+    """Makes the repository where it is missing, and commits the folder to it; files of an earlier push go."""
+    hub: Any = require("huggingface_hub", "export")
+    interface = hub.HfApi(endpoint=require("huggingface_hub.constants", "export").ENDPOINT)
+    earlier = set(_MAY_BE_THERE.split()) - {file for file, _ in list_files(folder)}
+    try:
+        address = interface.create_repo(name, private=private, exist_ok=True)
+        if not private or interface.repo_info(name).private:
+            more = {"commit_message": "Add the model", "delete_patterns": sorted(earlier)}
+            interface.upload_folder(repo_id=name, folder_path=folder, **more)
+            return str(address)
+    except Exception as error:  # its errors, those of the library under it and xet's have no common class
+        advice = "`hf auth login` or HF_TOKEN says who you are"
+        raise InputError(f"{name}: {interface.endpoint} did not take it ({one_line(error)}); {advice}") from error
+    raise InputError(f"{name}: is there already and is public; make it private first, or leave --private out")

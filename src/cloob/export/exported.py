@@ -1,4 +1,4 @@
-"""An export: how it is described, where it may be written, and what it needs. No torch here."""
+"""An export: its description, its place, its packages. No torch here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloob.errors import InputError, install
+from cloob.errors import InputError, install, refuse
 from cloob.files import check_replaceable
 from cloob.models.runs import OBJECTIVE_FILE
 from cloob.models.source import check_not_source
@@ -45,17 +45,14 @@ def usage_of(name: str) -> str:
 
 def check_packages(to: str) -> None:
     """Raises InputError where a package that an export needs is not installed, before any is imported."""
-    missing = next((package for package in _PACKAGES[to] if importlib.util.find_spec(package) is None), None)
-    if missing:
-        raise InputError(f"{missing} is not installed; {install('export')} brings it")
+    there = {package: importlib.util.find_spec(package) for package in _PACKAGES[to]}
+    refuse({f"{name} is not installed; {install('export')} brings it": found is None for name, found in there.items()})
 
 
 def check_exportable(kind: str, source: str) -> None:
     """Raises InputError for a model of vectors, which no other program has a place for."""
-    if kind == "vectors":
-        raise InputError(
-            f"{source}: heads of vectors cannot be exported; `cloob embed {source} --a …` writes their rows"
-        )
+    vectors = f"{source}: heads of vectors cannot be exported; `cloob embed {source} --a …` writes their rows"
+    refuse({vectors: kind == "vectors"})
 
 
 def check_target(source: str, target: Path, kind: str, is_kind: Callable[[Path], bool], *, overwrite: bool) -> None:
@@ -64,11 +61,9 @@ def check_target(source: str, target: Path, kind: str, is_kind: Callable[[Path],
         return
     check_replaceable(target)
     filled = not target.is_dir() or any(target.iterdir())
-    if filled and not is_kind(target):
-        raise InputError(f"{target}: exists and is no {kind}; give another place")
+    refuse({f"{target}: exists and is no {kind}; give another place": filled and not is_kind(target)})
     check_not_source(source, target)
-    if filled and not overwrite:
-        raise InputError(f"{target}: exists; --overwrite replaces it")
+    refuse({f"{target}: exists; --overwrite replaces it": filled and not overwrite})
 
 
 def is_export(folder: Path) -> bool:

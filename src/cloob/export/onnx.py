@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError, one_line, require
+from cloob.errors import InputError, one_line, refuse, require
 from cloob.export.exported import Exported, quiet, usage_of
 from cloob.export.transformers import processor_config
 from cloob.functional.private import MODULE_PARTS
@@ -69,9 +69,9 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False) -> Ex
     how = f"also takes rows without the padding that all of them share ({pad})"
     if pad is None:
         how = f'takes {encoder.context_length} tokens, padding included (`padding: "max_length"`)'
-    # What transformers.js reads beside graphs and tokenizer.
-    beside = {"use_external_data_format": precision == "float32"}
-    content = {"model_type": "clip", "architectures": ["CLIPModel"], "transformers.js_config": beside}
+    # What transformers.js reads in addition to graphs and tokenizer.
+    more = {"use_external_data_format": precision == "float32"}
+    content = {"model_type": "clip", "architectures": ["CLIPModel"], "transformers.js_config": more}
     (folder / "config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     pictures = "transformers.js cannot prepare this model's pictures: `preprocessor_config.json` is missing."
     if processor := processor_config(encoder):
@@ -129,11 +129,9 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
 
 
 def _quantise(encoder: DualEncoder, tower: Tower, source: Path, target: Path) -> float:
-    """Writes a graph whose matrix products run in integers; returns how much an entry of its rows is off at most.
-
-    Weights have 7 bits: on x86 processors without VNNI a product of 8 bits with 8 bits would saturate, and figures of
-    one machine would not hold on another. onnxruntime's integer convolution is slower on a CPU than that of floats.
-    """
+    """Writes a graph whose matrix products run in integers; returns how much an entry of its rows is off at most."""
+    # Weights have 7 bits: without VNNI x86 processors saturate in products of 8 bits with 8 bits. Convolutions stay
+    # floats: in integers onnxruntime is slower on a CPU.
     quantization: Any = require("onnxruntime.quantization", "export")
     path = graph_file(target, tower.kind, "int8")
     with _translated(f"{encoder.name}: onnxruntime cannot quantise its {tower.kind} tower"):
@@ -151,7 +149,7 @@ def _quantise(encoder: DualEncoder, tower: Tower, source: Path, target: Path) ->
 
 @contextlib.contextmanager
 def _translated(what: str) -> Iterator[None]:
-    """Keeps exporters silent, and makes one line of what they raise: torch's, onnx's and the runtime's own kinds."""
+    """Keeps exporters silent, and makes one line of what torch, onnx and the runtime raise."""
     try:
         with quiet():
             yield
@@ -195,10 +193,7 @@ class _Rows(nn.Module):
 
 
 def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
-    """The image tower and the text tower of an encoder on the CPU in float32, which is in eval mode afterwards.
-
-    Texts may have up to L tokens where their padding has no part in the result, else they have L.
-    """
+    """The image tower and the text tower of an encoder on the CPU in float32, which is in eval mode afterwards."""
     encoder.check_weights()
     images, tokens = _samples(encoder)
     encoder.eval()
@@ -223,9 +218,9 @@ def towers_of(encoder: DualEncoder) -> tuple[Tower, Tower]:
 
 @torch.no_grad()
 def worst_difference(name: str, tower: Tower, run: Callable[[Tensor], Tensor], most: float = TOLERANCE) -> float:
-    """The largest difference of an entry between a graph's rows and the encoder's, for 1, 2 and 7 items.
+    """The largest difference of an entry between a graph's rows and the encoder's; InputError above ``most``.
 
-    Texts that may come without padding are tried at their own length too. InputError above ``most``.
+    For 1, 2 and 7 items, and for texts that may come without padding at the length of the longest.
     """
     worst = 0.0
     for n in _BATCHES:
@@ -235,18 +230,16 @@ def worst_difference(name: str, tower: Tower, run: Callable[[Tensor], Tensor], m
             tried.append(items[:, : max(longest, 2)].contiguous())
         for some in tried:
             worst = max(worst, float((run(some) - tower.expected[:n]).abs().nan_to_num(torch.inf).max()))
-    if worst > most:
-        what = f"the exported {tower.kind} tower is off by {worst:.1g} (at most {most:.0e})"
-        raise InputError(f"{name}: {what}; nothing is written")
+    what = f"the exported {tower.kind} tower is off by {worst:.1g} (at most {most:.0e})"
+    refuse({f"{name}: {what}; nothing is written": worst > most})
     return worst
 
 
 def _side(model: Any, *, image: bool) -> Any:
-    """A model without the parts of the other tower, whose weights a graph would carry along; it shares the rest."""
+    """A model without the parts of the other tower, whose weights a graph would contain; it shares the rest."""
     side = copy.copy(model)
     for part in MODULE_PARTS:
-        values = {key: value for key, value in getattr(model, part).items() if (key in _IMAGE_PARTS) == image}
-        side.__dict__[part] = values
+        vars(side)[part] = {key: value for key, value in vars(model)[part].items() if (key in _IMAGE_PARTS) == image}
     return side
 
 

@@ -1,7 +1,6 @@
 """A model folder as transformers' ``CLIPModel`` with its processor and tokenizer, and for sentence-transformers.
 
-The map of names is ``weights/hf_clip.json``, the other way round. What ``CLIPModel`` has no place for is refused, and
-what was written is read by transformers and compared with the model before it counts as done.
+What ``CLIPModel`` has no place for is refused, and what was written is read by transformers and compared.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def _text_tower(encoder: DualEncoder) -> Any:
 
 
 def _refusals(encoder: DualEncoder) -> Iterator[str]:
-    """Why ``CLIPModel`` cannot be this model, the plainest reason first."""
+    """Why ``CLIPModel`` cannot be this model, the simplest reason first."""
     tokenizer: Any = encoder.tokenizer
     model, kind = encoder.model, encoder.config.kind
     visual = getattr(model, "visual", None)
@@ -79,7 +78,7 @@ def _refusals(encoder: DualEncoder) -> Iterator[str]:
         yield f"transformers has no {type(tokenizer).__name__}"
     if encoder.objective_config.get("contrast") == "sigmoid":
         yield "CLIPModel has no place for logit_bias"
-    weights, plan = _weights(encoder), _plan(encoder)
+    weights, plan = _weights(encoder)
     for differ, have in ((weights.keys() - plan.keys(), "has no place for"), (plan.keys() - weights.keys(), "needs")):
         if differ:
             yield f"CLIPModel {have} {', '.join(sorted(differ)[:2])}"
@@ -95,19 +94,17 @@ def _activation(tower: Any) -> str:
     return type(gelu).__name__ + (" tanh" if getattr(gelu, "approximate", "none") == "tanh" else "")
 
 
-def _plan(encoder: DualEncoder) -> dict[str, Part]:
+def _weights(encoder: DualEncoder) -> tuple[dict[str, Tensor], dict[str, Part]]:
+    """The weights by open_clip's names, and Hugging Face's for them."""
     text, image = (len(tower.transformer.resblocks) for tower in (_text_tower(encoder), encoder.model.visual))
-    return key_map("hf_clip", text, image)
-
-
-def _weights(encoder: DualEncoder) -> dict[str, Tensor]:
-    return {key.removeprefix("text."): value for key, value in encoder.model.state_dict().items()}
+    weights = {key.removeprefix("text."): value for key, value in encoder.model.state_dict().items()}
+    return weights, key_map("hf_clip", text, image)
 
 
 def _state(encoder: DualEncoder) -> dict[str, Tensor]:
-    """The weights by Hugging Face's names, float32: as ``fill`` reads them, the other way round."""
-    weights, state = _weights(encoder), dict[str, Tensor]()
-    for key, part in _plan(encoder).items():
+    """The weights by Hugging Face's names (the inverse of ``fill``), float32."""
+    (weights, plan), state = _weights(encoder), dict[str, Tensor]()
+    for key, part in plan.items():
         value = weights[key].detach().float().cpu()
         pieces = value.chunk(len(part.names)) if len(part.names) > 1 else (value,)
         for name, piece in zip(part.names, pieces, strict=True):
@@ -117,7 +114,7 @@ def _state(encoder: DualEncoder) -> dict[str, Tensor]:
 
 
 def _write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list[str]]:
-    """Writes the tokenizer as transformers reads it; returns its special tokens, and for which texts tokens differ."""
+    """Writes the tokenizer for transformers; returns its special tokens, and for which texts tokens differ."""
     tokenizer: Any = encoder.tokenizer
     cut = _NOTES["uncut"].format(encoder.context_length)
     if isinstance(tokenizer, ClipTokenizer):
@@ -209,7 +206,7 @@ def _write_json(path: Path, content: object) -> None:
 
 @torch.no_grad()
 def _differences(encoder: DualEncoder, folder: Path) -> Iterator[str]:
-    """What transformers computes otherwise: features of the same pixels and tokens, not normalised, and tokens."""
+    """What transformers computes differently: features of the same pixels and tokens, and tokens."""
     library: Any = require("transformers", "export")
     with quiet(), translated(f"{encoder.name}: transformers cannot read the export"):
         model = library.CLIPModel.from_pretrained(folder).eval()

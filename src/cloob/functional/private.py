@@ -85,8 +85,8 @@ def refuse_second_derivatives(message: str) -> None:
 
 def readable() -> bool:
     """Whether tensors have values: not while torch.compile or torch.export trace, nor inside vmap."""
-    vmap = torch._C._functorch.TransformType.Vmap
-    return not torch.compiler.is_compiling() and all(transform.key() != vmap for transform in _transforms())
+    vmap, transforms = torch._C._functorch.TransformType.Vmap, torch._C._functorch.get_interpreter_stack() or ()
+    return not torch.compiler.is_compiling() and all(transform.key() != vmap for transform in transforms)
 
 
 def is_exporting() -> bool:
@@ -96,11 +96,7 @@ def is_exporting() -> bool:
 
 def in_transform() -> bool:
     """Whether ``torch.func`` transforms the call (grad, jvp, vmap, …)."""
-    return bool(_transforms())
-
-
-def _transforms() -> list[Any]:
-    return list(torch._C._functorch.get_interpreter_stack() or ())
+    return bool(torch._C._functorch.get_interpreter_stack())
 
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm)

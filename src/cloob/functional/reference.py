@@ -58,7 +58,6 @@ def cloob_reference(
         0-d loss, float32 (float64 for float64 input).
 
     Raises:
-        TypeError: Not tensors.
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``, or two that do not fit.
     """
     member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
@@ -128,7 +127,6 @@ def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> T
         (antipodal stored patterns under equal weights, an empty memory) stays zero, with zero gradient.
 
     Raises:
-        TypeError: Not tensors.
         ValueError: Shapes, dtypes or devices do not fit, or β is not positive and finite.
     """
     state, stored = as_rows(state=state, stored=stored)
@@ -173,7 +171,6 @@ def info_loob(
         out has no negative; it adds 0 to the sum and counts in N.
 
     Raises:
-        TypeError: Not tensors.
         ValueError: Shapes, dtypes, devices or ids do not fit, M < 2, or τ⁻¹ is not positive and finite.
     """
     logits, own, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)

@@ -5,8 +5,7 @@
 
 ``python -m cloob.interop.mteb`` is MTEB's command line with these names. A name is ``cloob/`` and an argument of
 :func:`cloob.load_model`. MTEB keeps results by name and revision: a hash of the bytes of a folder or file, ``None`` for
-models that are not on this machine. Items with an image and a text have the unit row of the sum, as MTEB's CLIP models
-do it. MTEB 2.26.
+models elsewhere. An item with an image and a text is the unit row of their sum, as for MTEB's CLIP models. MTEB 2.26.
 """
 
 from __future__ import annotations
@@ -47,21 +46,21 @@ class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped 
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], **_: Any) -> Tensor:
         """Unit rows of what a loader of MTEB hands out: batches of texts (``text``), PIL images (``image``) or both."""
-        with evaluating(self.encoder):
-            return torch.cat([self._embed(batch) for batch in inputs])
-
-    def _embed(self, batch: Mapping[str, Any]) -> Tensor:
-        embedded = []
-        if "text" in batch:
-            embedded.append(self.encoder.encode_text(list(batch["text"])))
-        if "image" in batch:
-            pixels = torch.stack([self.encoder.preprocess(upright(image)) for image in batch["image"]])
-            embedded.append(self.encoder.encode_image(pixels.to(getattr(self.encoder, "device", "cpu"))))
-        return F.normalize(sum(embedded[1:], embedded[0]), dim=1).float().cpu()
+        encoder, rows = self.encoder, []
+        with evaluating(encoder):
+            for batch in inputs:
+                embedded = []
+                if "text" in batch:
+                    embedded.append(encoder.encode_text(list(batch["text"])))
+                if "image" in batch:
+                    pixels = torch.stack([encoder.preprocess(upright(image)) for image in batch["image"]])
+                    embedded.append(encoder.encode_image(pixels.to(getattr(encoder, "device", "cpu"))))
+                rows.append(F.normalize(sum(embedded[1:], embedded[0]), dim=1).float().cpu())
+        return torch.cat(rows)
 
 
 def meta(model_name: str) -> ModelMeta:
-    """What MTEB writes about a model next to its results; the weights are hashed, and not loaded."""
+    """The facts that MTEB writes next to the results of a model; the weights are hashed, and not loaded."""
     source = model_name.removeprefix(PREFIX)
     folder = find_model_folder(source)
     place = folder or Source.parse(source).path  # files and folders of other programs
@@ -90,7 +89,7 @@ class _Registry(UserDict[str, Any]):
     """MTEB's registry, in which every name that begins with ``cloob/`` is known."""
 
     def __init__(self, known: dict[str, Any]) -> None:
-        self.data = known  # the very dictionary: what MTEB or anyone adds is here too
+        self.data = known  # the same dictionary: what MTEB or anyone adds is here too
 
     def __contains__(self, name: object) -> bool:
         return name in self.data or (isinstance(name, str) and name.startswith(PREFIX))

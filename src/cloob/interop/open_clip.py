@@ -3,16 +3,12 @@
     python -m cloob.interop.open_clip --cloob-inv-tau 30 -- --train-data pairs.csv --csv-separator , --model ViT-B-32 …
     torchrun --nproc-per-node 8 -m cloob.interop.open_clip --cloob-objective cloob -- --train-data …
 
-Options that begin with ``--cloob-`` are ours (``--help`` lists them), all others open_clip_train's own (3.3, or 4 as of
-its main branch). The launcher replaces four names of ``open_clip_train.main``: ``create_loss`` (in 4 ``create_task``)
-brings an :class:`OpenClipLoss`, ``train_one_epoch`` sets the model's ``logit_scale`` around the epoch and writes the
-objective into the checkpoint, ``parse_args`` writes it into ``params.txt``, and ``create_model_and_transforms`` takes
-the bias out of SigLIP's models: no objective here trains it. Our tiny models are known (``--model tiny-vit``).
+Options that begin with ``--cloob-`` are ours (``--help`` lists them), all others open_clip_train's (3.3, or 4 as of its
+main branch), of which the launcher replaces ``create_loss`` (in 4 ``create_task``), ``train_one_epoch``, ``parse_args``
+and ``create_model_and_transforms``. Our tiny models exist there (``--model tiny-vit``).
 
 With a fixed τ⁻¹ the model's ``logit_scale`` has no influence on the loss, and is set to ln τ⁻¹ for checkpoints, logs
-and open_clip's evaluation. A learned one is exp(logit_scale), which open_clip_train clamps to [1, 100]. With
-``--accum-freq k`` open_clip_train evaluates the loss k times on all k batches, each time with the graph of one of them;
-here each evaluation carries 1/k of the gradient of ``logit_scale`` (open_clip's losses count it k times).
+and open_clip's evaluation. A learned one is exp(logit_scale), which open_clip_train clamps to [1, 100].
 """
 
 from __future__ import annotations
@@ -47,14 +43,11 @@ class OpenClipLoss(nn.Module):
     """A loss with the call contract of open_clip's trainers: ``loss(**model_out, output_dict=True)``.
 
     Args:
-        objective: Without learnable parameters of its own: open_clip's optimisers hold the model's only.
+        objective: Without learnable parameters: open_clip's optimisers hold the model's only.
         learn_inv_tau: Take τ⁻¹ from ``logit_scale`` with its gradient, which needs ``scale="unit"``; else the
             objective's fixed τ⁻¹ holds.
-        evaluations: How often the trainer evaluates the loss on one batch (``--accum-freq``): each evaluation carries
-            1/evaluations of the gradient of ``logit_scale``.
-
-    Raises:
-        ValueError: The objective has parameters, as that of the sigmoid loss always has.
+        evaluations: How often the trainer evaluates the loss on one batch (``--accum-freq``): an evaluation carries
+            1/evaluations of the gradient of ``logit_scale``, which open_clip's losses count as often.
     """
 
     def __init__(self, objective: ContrastiveObjective, *, learn_inv_tau: bool = False, evaluations: int = 1) -> None:
@@ -75,15 +68,7 @@ class OpenClipLoss(nn.Module):
         logit_bias: Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """The objective's value; arguments as open_clip's models return them.
-
-        Args:
-            image_features: (N, D) unit rows.
-            text_features: (N, D) unit rows.
-            logit_scale: 0-d or (1,), ``exp`` of the model's parameter.
-            logit_bias: Cancels in both contrasts; the sigmoid loss is open_clip's own.
-            output_dict: Return ``{"contrastive_loss": loss}``.
-        """
+        """The objective's value; arguments as open_clip's models return them. ``logit_bias`` cancels."""
         inv_tau = None
         if self.learn_inv_tau:
             value = logit_scale.detach()
@@ -100,7 +85,7 @@ def _option(default: Any, help: str | None = None, **settings: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """The launcher's own options; ``backend`` and ``matmul`` as :class:`cloob.objective.ContrastiveObjective`."""
+    """The launcher's options; ``backend`` and ``matmul`` as :class:`cloob.objective.ContrastiveObjective`."""
 
     objective: str = _option("cloob", "default: cloob", choices=PAPER_OBJECTIVES)
     inv_tau: float | None = _option(None, "1/temperature; default: 30 (clip: the model's)", type=float)
@@ -134,11 +119,11 @@ def _logit_scale(model: Any) -> nn.Parameter:
 
 @contextlib.contextmanager
 def installed(main: Any, options: Options) -> Iterator[None]:
-    """Has the module ``open_clip_train.main`` train with our objective for the time inside."""
+    """Inside, the module ``open_clip_train.main`` trains with our objective."""
     plain_epochs = 0.0
 
     def parse_args(argv: Sequence[str]) -> Any:
-        args = theirs["parse_args"](argv)  # their params.txt and loggers hold all of it
+        args = theirs["parse_args"](argv)  # params.txt and the loggers write all of it
         args.cloob, args.cloob_retrieval_from = options.build(gather=False).config(), options.retrieval_from
         return args
 
@@ -171,7 +156,7 @@ def installed(main: Any, options: Options) -> Iterator[None]:
         inv_tau = float(_logit_scale(model).detach().exp()) if options.learned else inv_tau
         optimizer.param_groups[0]["cloob"] = loss.objective.config() | {"inv_tau": inv_tau}
 
-    def create_model_and_transforms(*given: Any, **named: Any) -> tuple[Any, Any, Any]:
+    def create_model_and_transforms(*given: Any, **named: Any) -> tuple[Any, Any, Any]:  # no objective trains a bias
         model, *transforms = theirs["create_model_and_transforms"](*given, **named)
         if getattr(model, "logit_bias", None) is not None:
             model.logit_bias = None
@@ -208,11 +193,7 @@ def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the launcher with our options, ``--``, and open_clip_train's arguments; returns the exit code.
-
-    Raises:
-        InputError: An option out of range, a training that needs another loss, or a missing package.
-    """
+    """Runs the launcher with our options, ``--``, and open_clip_train's arguments; returns the exit code."""
     options, rest = parse(argv)
     open_clip()
     with needs("open-clip-train"):

@@ -37,17 +37,15 @@ class InfoLOOBLoss(nn.Module):
     """InfoLOOB on (anchor, positive[, negative_1, …]) columns: InfoNCE with the positive left out of the denominator.
 
     Args:
-        model: The ``SentenceTransformer``; its outputs hold ``sentence_embedding``.
+        model: The ``SentenceTransformer``.
         inv_tau: Inverse temperature τ⁻¹ > 0, the ``scale`` of ``MultipleNegativesRankingLoss``.
         scale: ``"paper"`` is τ · (sum of both directions), ``"unit"`` their mean, in the size of the losses of
             sentence-transformers; paper = unit · 2τ. It matters for ``max_grad_norm`` and for mixtures of losses.
         gather_across_devices: Contrast over the batches of all ranks; the loss is the global one, and the gradient is
             exact after DDP's averaging, also for batches of unequal size.
-
-    Raises:
-        ValueError: A value is out of range.
     """
 
+    citation = BIBTEX  # for the model card
     _contrasts = False  # whether a batch had a second pair
 
     def __init__(
@@ -71,21 +69,14 @@ class InfoLOOBLoss(nn.Module):
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
         """The 0-d loss of a batch: per column N tokenised texts; ``labels`` have no effect.
 
-        A batch of one pair, which a sampler may leave at the end of an epoch, gives 0 and zero gradients, hard
-        negatives or not: its other direction and its memories have no second row.
-
-        Raises:
-            ValueError: Fewer than two columns, not one positive an anchor, an embedding that is not finite or zero.
+        A batch of one pair, which a sampler may leave at the end of an epoch, gives 0 and zero gradients.
         """
         return self.calculate_loss([[rows] for rows in embed_columns(self.model, sentence_features)])
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        """The loss of each column's embeddings, in parts of (n, D), as gradient caching and ``MatryoshkaLoss`` call it.
-
-        ``with_backward`` also runs the backward pass, and returns the loss without graph.
-        """
+        """The loss of the columns' embeddings, in parts of (n, D): gradient caching and ``MatryoshkaLoss`` call it."""
         columns = (torch.cat(parts) for parts in reps)
         anchors, positives, *negatives = (
             F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1) for rows in columns
@@ -114,11 +105,6 @@ class InfoLOOBLoss(nn.Module):
         keys = ("inv_tau", "beta", "scale") if self.objective.hopfield else ("inv_tau", "scale")
         return {**{key: config[key] for key in keys}, "gather_across_devices": self.gather_across_devices}
 
-    @property
-    def citation(self) -> str:
-        """BibTeX, for the model card."""
-        return BIBTEX
-
 
 class CLOOBLoss(InfoLOOBLoss):
     """InfoLOOB on embeddings retrieved from modern Hopfield memories of the batch (over ranks: of all batches).
@@ -140,10 +126,7 @@ class CLOOBLoss(InfoLOOBLoss):
 
 
 class RetrievalFrom(TrainerCallback):  # type: ignore[misc] # its types are not read
-    """Has a CLOOB loss retrieve after a share of the steps: ``callbacks=[RetrievalFrom(loss, 0.5)]`` of the trainer.
-
-    Before it the loss is InfoLOOB, as training from random weights needs it.
-    """
+    """``callbacks=[RetrievalFrom(loss, 0.5)]``: InfoLOOB for half of the steps, as random weights need, then CLOOB."""
 
     def __init__(self, loss: nn.Module, share: float) -> None:
         # A MatryoshkaLoss holds the loss.
@@ -174,7 +157,7 @@ class _Cached(InfoLOOBLoss, gradcache.CachedLossMixin):
         self.mini_batch_num_tokens = mini_batch_num_tokens
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
-        """As the loss without cache; the second embedding runs in the backward pass of what it returns."""
+        """As the loss without cache; the backward pass embeds again."""
         loss: Tensor = self.forward_cached(sentence_features, labels)
         return loss
 
@@ -185,10 +168,7 @@ class _Cached(InfoLOOBLoss, gradcache.CachedLossMixin):
 
 
 class CachedInfoLOOBLoss(_Cached):
-    """:class:`InfoLOOBLoss` with gradient caching: ``mini_batch_size`` texts (default 32) pass the model at once.
-
-    With ``mini_batch_num_tokens`` as many texts as that many tokens hold, at least one.
-    """
+    """:class:`InfoLOOBLoss` with gradient caching, ``mini_batch_size`` texts or ``mini_batch_num_tokens`` at a time."""
 
 
 class CachedCLOOBLoss(_Cached, CLOOBLoss):

@@ -1,7 +1,4 @@
-"""The charts of the report: losses and effective eigenvalues during training, and spectra.
-
-A chart is placed here and drawn as SVG by the page's template, coloured by its CSS: it follows dark mode and print.
-"""
+"""The charts of the report: losses and effective eigenvalues during training, and spectra; the template draws them."""
 
 from __future__ import annotations
 
@@ -161,25 +158,20 @@ def _figure(
     def py(y: float) -> float:
         return round(_BOTTOM - (y_of(y) - y0) / (y1 - y0) * (_BOTTOM - _TOP), 1)
 
-    def path(points: Sequence[Point]) -> str:
-        return "L".join(f"{px(x)} {py(y)}" for x, y in points)
-
     if log_y:
         stride = max(1, math.ceil((math.floor(y1) - math.ceil(y0) + 1) / 6))
         powers = range(math.ceil(y0), math.floor(y1) + 1, stride)
         y_ticks = [(py(10.0**k), f"10{str(k).translate(_SUPERSCRIPT)}" if k else "1") for k in powers]
     else:
         y_ticks = [(py(y), tick_text(y)) for y in nice_ticks(y0, y1)]
-    drawn = [
-        {
-            "model": line.model,
-            "colour": line.colour,
-            "path": path(line.points),
-            "band": path([(x, high) for x, _, high in line.band] + [(x, low) for x, low, _ in reversed(line.band)]),
-            "dots": [(px(x), py(y)) for x, y in line.points] if line.dots or len(line.points) == 1 else [],
-        }
-        for line in lines
-    ]
+    drawn = []
+    for line in lines:
+        points = [(px(x), py(y)) for x, y in line.points]
+        around = [(x, high) for x, _, high in line.band] + [(x, low) for x, low, _ in reversed(line.band)]
+        shape = {"path": "L".join(f"{x} {y}" for x, y in points)}
+        shape["band"] = "L".join(f"{px(x)} {py(y)}" for x, y in around)
+        dots = points if line.dots or len(points) == 1 else []
+        drawn.append({"model": line.model, "colour": line.colour, **shape, "dots": dots})
     marks: list[dict[str, Any]] = []  # dots with a number; numbers that would overlap go one above the other
     for value, y_value, text, colour in sorted((*line.mark, line.colour) for line in lines if line.mark):
         x, y = px(value), py(y_value)

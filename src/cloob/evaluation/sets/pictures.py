@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 
@@ -33,14 +32,10 @@ class LabelledSet:
     classnames: tuple[str, ...]  # a label is an index into it
     templates: tuple[str, ...]  # ``{c}`` stands for the class name; fill in with ``str.replace``: names may hold braces
     labels: np.ndarray  # (n,) int64
-    pictures: Callable[[int], tuple[str, bytes]]
+    read: Callable[[int], tuple[str, bytes]]  # key and encoded image; ``BadSample``: it stays in and counts as wrong
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def read(self, index: int) -> tuple[str, bytes]:
-        """Key and encoded image; ``BadSample`` if it cannot be read: it stays in the set and counts as wrong."""
-        return self.pictures(index)
 
 
 def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
@@ -162,17 +157,14 @@ class CaptionedSample:
 
 @dataclass(frozen=True)
 class CaptionedSet:
-    """Pictures in order, and the sample of each."""
+    """Pictures in order, with their captions."""
 
     name: str
-    pictures: Sequence[Any]
-    sample: Callable[[Any], CaptionedSample]
+    count: int
+    read: Callable[[int], CaptionedSample]
 
     def __len__(self) -> int:
-        return len(self.pictures)
-
-    def read(self, index: int) -> CaptionedSample:
-        return self.sample(self.pictures[index])
+        return self.count
 
 
 def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> CaptionedSet:
@@ -216,13 +208,15 @@ def by_picture(name: str, source: Source, *, together: bool = True, by_line: boo
             same = row
         rows.setdefault(same, []).append(row)
 
-    def sample(rows: Sequence[int]) -> CaptionedSample:
-        samples = [source.read(row) for row in rows]
+    pictures = list(rows.values())
+
+    def read(index: int) -> CaptionedSample:
+        samples = [source.read(row) for row in pictures[index]]
         texts = samples[0].caption.splitlines() if by_line else [sample.caption for sample in samples]
         captions = tuple(" ".join(text.split()) for text in texts if text.strip())
         return CaptionedSample(samples[0].key, samples[0].image, captions)
 
-    return CaptionedSet(name, list(rows.values()), sample)
+    return CaptionedSet(name, len(pictures), read)
 
 
 def _of_table(table: TableSource) -> CaptionedSet:
@@ -244,7 +238,10 @@ def _of_table(table: TableSource) -> CaptionedSet:
     few = f"{counted(len(captions), 'pictures')}, at least 2 are needed"
     refuse({f"{table.name}: {wrong or few}": wrong or len(captions) < 2})
 
-    def sample(stored: str) -> CaptionedSample:
+    pictures = list(captions)
+
+    def read(index: int) -> CaptionedSample:
+        stored = pictures[index]
         texts = tuple(captions[stored])
         if not any(texts):
             raise faults[stored]
@@ -254,4 +251,4 @@ def _of_table(table: TableSource) -> CaptionedSet:
             bad.captions = texts
             raise
 
-    return CaptionedSet(Path(table.name).name, list(captions), sample)
+    return CaptionedSet(Path(table.name).name, len(pictures), read)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cloob.functional.checks import as_rows, check_ids, scalar
 from cloob.functional.reference import check_contrast
 from cloob.functional.streamed import tiles
-from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, first_order, matmul_dtype
+from cloob.functional.streamed.tiles import accumulate, blocks, eager, first_order, matmul_dtype
 
 
 class _Contrast(torch.autograd.Function):
@@ -127,7 +127,7 @@ def _direction(
     given = (anchors, candidates, scalar("inv_tau", inv_tau, anchors), b)
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     options = (leave_out, positive_offset, both, exclude_above, differentiable, matmul_dtype(matmul, anchors))
-    loss: Tensor = apply(_Contrast, *given, options)
+    loss: Tensor = _Contrast.apply(*given, options)  # type: ignore[no-untyped-call]
     return loss
 
 

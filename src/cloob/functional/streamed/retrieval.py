@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cloob.functional.checks import as_rows, scalar
-from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, first_order, matmul_dtype, tile_pairs
+from cloob.functional.streamed.tiles import accumulate, blocks, eager, first_order, matmul_dtype, tile_pairs
 
 
 class _Patterns:
@@ -170,7 +170,7 @@ def hopfield_retrieval(
     """
     state, stored = as_rows(state=state, stored=stored)
     beta = scalar("beta", beta, state)
-    retrieved: Tensor = apply(_Retrieval, state, stored, beta, matmul_dtype(matmul, state))
+    retrieved: Tensor = _Retrieval.apply(state, stored, beta, matmul_dtype(matmul, state))  # type: ignore[no-untyped-call]
     return retrieved
 
 
@@ -188,10 +188,10 @@ def retrieve(
     safe = _unshifted_is_safe(x, y, beta, dtype, unit_rows)
     beta = scalar("beta", beta, x)
     if not safe:
-        u_x, u_y, v_x, v_y = (apply(_Retrieval, q, m, beta, dtype) for m in (x, y) for q in (x, y))
+        u_x, u_y, v_x, v_y = (_Retrieval.apply(q, m, beta, dtype) for m in (x, y) for q in (x, y))  # type: ignore[no-untyped-call]
     else:
-        v_x, u_y = apply(_MutualRetrieval, x, y, beta, dtype)
-        u_x, v_y = (apply(_MutualRetrieval, side, None, beta, dtype) for side in (x, y))
+        v_x, u_y = _MutualRetrieval.apply(x, y, beta, dtype)  # type: ignore[no-untyped-call]
+        u_x, v_y = (_MutualRetrieval.apply(side, None, beta, dtype) for side in (x, y))  # type: ignore[no-untyped-call]
     return u_x, u_y, v_x, v_y
 
 

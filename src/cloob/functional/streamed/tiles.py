@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -76,8 +76,3 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
         return computed(*args, **kwargs)
 
     return private.outside_compiler(direct)
-
-
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """``function.apply(*args)``, which torch leaves untyped."""
-    return cast(Any, function).apply(*args)
