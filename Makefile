@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-others torch-alone floor nightly lowest newest lint docs figures package extras install bench clean
+.PHONY: demo test test-others torch-alone floor nightly lowest newest lint docs tutorials figures package extras install bench clean
 
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
@@ -66,12 +66,15 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The site, in build/docs. EXECUTE=force also runs the tutorials, which takes minutes.
-EXECUTE ?= off
+# The site, in build/docs.
 docs: $(VENV)/.dev
-	CLOOB_DOCS_EXECUTE=$(EXECUTE) $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
 
-# Every number of README.md, docs/study.md, docs/choose.md, docs/speed.md and the studies' tables, from the records.
+# What the tutorials print and draw, run anew on their pages; it takes minutes.
+tutorials: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_docs.py -k tutorials --update-golden
+
+# The numbers of the pages and of the studies' tables, from the records.
 figures: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.figures
 

@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 API = (DOCS / "api.md").read_text(encoding="utf-8") if DOCS.is_dir() else ""
+PAGES = set((DOCS / "modules.txt").read_text(encoding="utf-8").split()) if DOCS.is_dir() else set()
 SHOWN = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="an installed package has no documentation beside it")
 
@@ -59,8 +60,7 @@ def commands(page):
 def test_each_public_name_is_in_the_api():
     shown = dict(re.findall(r"^\| \{py:\w+\}`(\w+) <([\w.]+)>`", API, flags=re.MULTILINE))
     assert sorted(shown) == sorted(name for name in cloob.__all__ if not name.startswith("__"))
-    pages = {page.replace("/", ".") for page in re.findall(r"^api/(\S+)/index$", API, flags=re.MULTILINE)}
-    assert [name for name, at in shown.items() if not pages & {at, at.rpartition(".")[0]}] == []  # else a dead link
+    assert [name for name, at in shown.items() if not PAGES & {at, at.rpartition(".")[0]}] == []  # else a dead link
     assert all(pydoc.locate(at) is getattr(cloob, name) for name, at in shown.items())
 
 
@@ -74,6 +74,14 @@ def test_the_walk_of_a_step_names_its_files_which_are_few_and_short():
     assert len(walk) == 5 and sum(source.count("\n") for source in sources) <= 900
 
 
+def test_pages_that_the_source_names_have_these_titles():
+    titles = {page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ") for page in SHOWN}
+    files = [path for kind in ("py", "toml") for path in (ROOT / "src").rglob(f"*.{kind}")]
+    named = set(re.findall(r"\bpage\s“([^”]*)”", "\n".join(path.read_text(encoding="utf-8") for path in files)))
+    assert {" ".join(title.split()) for title in named} <= titles
+    assert not [path for path in files if re.search(r"\bdocs/[\w-]+\.md", path.read_text(encoding="utf-8"))]
+
+
 def located(name):
     """Whether there is an object of this full name; one whose module needs a package that is not here counts."""
     try:
@@ -84,15 +92,14 @@ def located(name):
 
 def test_modules_of_the_api_and_targets_of_docstrings_are_there():
     """Also of names that are no public ones of ``cloob`` but stand on pages."""
-    pages = {page.replace("/", ".") for page in re.findall(r"^api/(\S+)/index$", API, flags=re.MULTILINE)}
     shown = "\n".join(block for page in SHOWN for block in blocks(page, "python", "py"))
     imported = set(re.findall(r"^(?:from|import) (cloob\.[\w.]+)", shown, flags=re.MULTILINE))
     assert (
-        imported | {"cloob.evaluation.analysis", "cloob.evaluation.sets.pictures", "cloob.interop.negatives"} <= pages
+        imported | {"cloob.evaluation.analysis", "cloob.evaluation.sets.pictures", "cloob.interop.negatives"} <= PAGES
     )
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
     targets = set(re.findall(r":(?:func|class|mod|meth|attr|data):`~?(cloob\.[\w.]+)`", sources))
-    assert [name for name in sorted(pages | targets) if not located(name)] == []
+    assert [name for name in sorted(PAGES | targets) if not located(name)] == []
 
 
 def test_links_lead_to_files():
@@ -300,8 +307,22 @@ def test_two_ranks_print_what_one_does(name, objective, tmp_path):
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda page: page.name)
-def test_tutorials_run(page, tmp_path):
-    (tmp_path / "tutorial.py").write_text("\n".join(blocks(page, "{code-cell}")), encoding="utf-8")
-    done = subprocess.run([sys.executable, "tutorial.py"], cwd=tmp_path, env={**os.environ, "MPLBACKEND": "agg"})
-    assert done.returncode == 0
+def test_tutorials_print_what_they_show(page, tmp_path, pytestconfig):
+    """Numbers within 5, as another processor trains another model. ``make tutorials`` writes the outputs anew."""
+    (tmp_path / "tutorial.py").write_text("\nprint('\\f', end='')\n".join(blocks(page, "python")), encoding="utf-8")
+    words, environment = [sys.executable, "tutorial.py"], {**os.environ, "MPLBACKEND": "agg"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    printed = [output for output in done.stdout.split("\f") if output]
+    if pytestconfig.getoption("update_golden"):
+        outputs, text = iter(printed), page.read_text(encoding="utf-8")
+        text = re.sub(r"(?ms)^```text\n.*?^```", lambda _: f"```text\n{next(outputs)}```", text)
+        page.write_text(text, encoding="utf-8")
+        for drawn in tmp_path.glob("*.webp"):
+            shutil.copy(drawn, DOCS / "images" / f"{page.stem}.webp")
+        return
+    number, shown = r"\d+(?:\.\d+)?", blocks(page, "text")
+    assert [re.sub(number, "N", output) for output in printed] == [re.sub(number, "N", output) for output in shown]
+    numbers = [[float(found) for found in re.findall(number, "".join(outputs))] for outputs in (printed, shown)]
+    assert numbers[0] == pytest.approx(numbers[1], abs=5)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LEAST = 20  # distinct ids of which suspects can be judged
 _SHOWN = 10  # suspects that are printed
-_FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
+_FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (the page “Which objective”: 43,276)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def run(options: Options) -> int:
     message = "the token (--token, --token-file, CLOOB_TOKEN): it needs 16 letters, digits, . _ ~ or - at least"
     refuse({message: token is not None and not re.fullmatch(form, token)})
     # Threads of numpy and of torch are not to wait for each other; what is set already stays. Two searches run at a
-    # time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin. docs/serve.md has the figures.
+    # time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(max(1, processors() // 2)))

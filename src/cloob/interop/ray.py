@@ -1,7 +1,7 @@
 """Embedding over many machines by Ray Data: an actor for ``Dataset.map_batches``.
 
 ``ray.data.read_binary_files("s3://…").map_batches(Embed, fn_constructor_args=("runs/mine",), concurrency=8)`` embeds
-with eight actors. docs/scale-out.md has the program.
+with eight actors. The page “More processes, more machines” has the program.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Queries: a weighted sum of words, pictures, addresses and pictures of the index; docs/find.md has the notation."""
+"""Queries: a weighted sum of words, pictures, addresses and pictures of the index.
+
+The page “Search and sort pictures” has the notation.
+"""
 
 from __future__ import annotations
 

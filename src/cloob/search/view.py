@@ -4,7 +4,7 @@ A cosine depends on the model, on the words, and on pictures that are near to ev
 s the query's score and m, d the mean and standard deviation of the scores of B unrelated queries **for that picture**,
 it is (s − m) / d. Hits below the cutoff are left out; if none is left nothing fits. An unrelated query has the query's
 shape: words become a line of ``background.txt``, a picture becomes one drawn from the index, the weights stay.
-docs/find.md has measurements of the cutoff.
+The page “Search and sort pictures” has measurements of the cutoff.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Filters over an index's metadata: a small language that is parsed to SQL; no text of it reaches a database as SQL.
 
-``date >= 2024 and (caption like '%dog%' or not camera is null)``; docs/find.md describes it. In a pattern of ``like``
-``\`` takes the next character as it is.
+``date >= 2024 and (caption like '%dog%' or not camera is null)``. The page “Search and sort
+pictures” describes it. In a pattern of ``like``, ``\`` takes the next character as it is.
 """
 
 from __future__ import annotations
