@@ -39,7 +39,7 @@ def run(options: Options) -> int:
     models = begin(options.models, options.out)
 
     from cloob.evaluation.analysis import analyze
-    from cloob.evaluation.report import ShownPicture, write_report
+    from cloob.evaluation.report.page import ShownPicture, write_report
     from cloob.evaluation.suite import write_results
     from cloob.models.runs import curve
     from cloob.search.alike import partition

@@ -235,7 +235,7 @@ def compare(
 def write_page(path: Path, embeddings: Embeddings, results: Mapping[str, Any], sets: SuiteSets, **more: Any) -> None:
     """Writes the report: the numbers, curves of the runs, example queries, and what ``write_report`` takes besides."""
     from cloob.evaluation.analysis import example_queries
-    from cloob.evaluation.report import write_report
+    from cloob.evaluation.report.page import write_report
     from cloob.evaluation.suite import of_sides
     from cloob.models.runs import curve
 

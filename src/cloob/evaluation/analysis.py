@@ -1,7 +1,4 @@
-"""Geometry of models on pairs, over the checkpoints of a run too; their most similar pictures; example queries.
-
-n pictures, T texts, D the embedding dimension.
-"""
+"""Geometry of models on pairs, over the checkpoints of a run too; their most similar pictures; example queries."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from cloob.errors import message
 from cloob.evaluation.embed import EmbedOptions, PairEmbeddings, Reader, embed_texts
 from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.measures import DEFAULT_LIMIT, geometry
-from cloob.evaluation.report import ExampleQuery, ShownPicture
+from cloob.evaluation.report.page import ExampleQuery, ShownPicture
 from cloob.evaluation.suite import refuse_if_all_failed
 from cloob.models.runs import checkpoint_step, epoch_of, find_best, list_checkpoints
 
@@ -102,7 +99,7 @@ def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[tuple[int
 class _Gallery(NamedTuple):
     """A set as one model sees it. A group is a class, or all captions that are equal; a text queries its group."""
 
-    images: Tensor  # (n, D)
+    images: Tensor  # (n, D), the embeddings of n pictures
     groups_of_image: Sequence[set[int]]
     labels: Sequence[str]
     texts: Tensor  # (T, D)

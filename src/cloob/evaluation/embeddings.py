@@ -1,7 +1,4 @@
-"""Several models, several sets, each embedded once: in memory, and in the cache under what weights and data are.
-
-A file of the cache that cannot be read counts as absent and is written anew.
-"""
+"""Several models, several sets, embedded once: kept in memory, and in the cache by the content of weights and data."""
 
 from __future__ import annotations
 
@@ -176,6 +173,7 @@ class Embeddings:
                 name = f"{model_key}/{kind}-{key or self._contents[id(data)][1]}.pt"
             value: T | None = None
             if cache is not None and name and (path := cache.find("embeddings", name)) is not None:
+                # A damaged file counts as absent and is written anew.
                 damaged = contextlib.suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError)
                 with damaged, torch.serialization.safe_globals(_KEPT):
                     value = torch.load(path, weights_only=True)

@@ -43,10 +43,7 @@ def zeroshot_ranks(image_features: Tensor, labels: Tensor, class_embeddings: Ten
 
 
 def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:
-    """(C, C + 1) counts: a row a label, a column a class that images were taken for, the last one for NaN rows.
-
-    It agrees with :func:`zeroshot_ranks`: of classes with equal scores the right one comes last.
-    """
+    """(C, C + 1) counts by label and predicted class, the last for NaN rows; a right class loses to its equals."""
     n_classes = len(class_embeddings)
     scores = image_features.double() @ class_embeddings.double().T
     scores[torch.arange(len(labels)), labels] = -torch.inf
@@ -110,10 +107,9 @@ def retrieval_ranks(
 
 
 def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
-    """(n,) values, one a picture, whose mean is the mean of its captions' hits (T,), for intervals over pictures.
+    """(n,) values, one a picture, whose mean is that of the captions' hits (T,), as the captions of one are dependent.
 
-    A picture's captions stand or fall together, so pictures are resampled. With c captions a picture, s of them hits,
-    and the recall R = Σs/Σc, they are the linearised ratio R + (s − R c) / mean(c); s / c if all have c captions.
+    With c captions a picture, s of them hits, and R = Σs/Σc: the linearised ratio R + (s − R c) / mean(c).
     """
     hits, image = hits.double(), torch.as_tensor(image_of_text)
     captions = torch.bincount(image).double()
@@ -145,9 +141,9 @@ def retrieval_numbers(
 def vector_numbers(
     a: Tensor, b: Tensor, ids: Tensor, *, level: float = 0.95, seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The numbers of n pairs of vectors, and by metric how often the rows of every id are right.
+    """The numbers of n pairs of vectors, and by metric how often the rows of every id are right: an id is one sample.
 
-    An id is one sample: its rows stand or fall together. The gallery has one row an id, its first.
+    The gallery has one row an id, its first.
     """
     n_ids = len(torch.unique(ids))
     numbers: dict[str, Any] = {"n": len(ids), "n_ids": n_ids}

@@ -68,16 +68,15 @@ def fit_probe(
         weight[:, -1] -= weight[:, :-1] @ mean
         return weight
 
-    def score(exponent: float) -> float:
-        ranks = probe_ranks(fit(fitted, exponent), features[held_out], labels[held_out])
-        return ranking.topk_accuracy(ranks, 1)
-
-    scores = {exponent: score(exponent) for exponent in _COARSE}
+    scores: dict[float, float] = {}
+    tried = list(_COARSE)
     for step in (1.0, 0.5, 0.25, 0.125, 0.0):
-        best = max(scores, key=lambda exponent: (scores[exponent], -exponent))  # ties go to the stronger penalty
-        for exponent in (best - step, best + step):
+        for exponent in tried:
             if _COARSE[0] <= exponent <= _COARSE[-1] and exponent not in scores:
-                scores[exponent] = score(exponent)
+                ranks = probe_ranks(fit(fitted, exponent), features[held_out], labels[held_out])
+                scores[exponent] = ranking.topk_accuracy(ranks, 1)
+        best = max(scores, key=lambda exponent: (scores[exponent], -exponent))  # ties go to the stronger penalty
+        tried = [best - step, best + step]
     last = fitted if options.shots is not None else readable
     return Probe(fit(last, best), 10**best, scores[best], len(last))
 

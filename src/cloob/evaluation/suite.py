@@ -287,17 +287,16 @@ def over_seeds(rows: Sequence[Row], groups: Mapping[str, Mapping[int, str]]) -> 
 
 
 def _by_set(rows: Sequence[Row]) -> Iterator[tuple[str, str | None, dict[str, float]]]:
-    """Every metric and set with its number per model, then the metric's mean over the sets that all models have."""
+    """Every metric and set with its numbers by model, then the metric's mean over the sets that all models have."""
     for kind, keys in _SEED_METRICS.items():
         for key in keys:
             metric = f"probe_{key}" if kind == "probe" else key
-            result = {
-                name: {row["model"]: row[kind][name][key] for row in rows if key in row.get(kind, {}).get(name, {})}
-                for name in set_names(rows, kind)
-            }
-            result = {name: numbers for name, numbers in result.items() if numbers}
-            yield from ((metric, name, numbers) for name, numbers in result.items())
-            shared = [numbers for numbers in result.values() if len(numbers) == len(rows)]
+            shared = []
+            for name in set_names(rows, kind):
+                numbers = {row["model"]: row[kind][name][key] for row in rows if key in row.get(kind, {}).get(name, {})}
+                shared += [numbers] if len(numbers) == len(rows) else []
+                if numbers:
+                    yield metric, name, numbers
             if len(shared) > 1:
                 yield metric, None, {model: mean(numbers[model] for numbers in shared) for model in shared[0]}
 

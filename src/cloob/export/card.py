@@ -40,7 +40,7 @@ _SCALES = {"τ⁻¹": "inv_tau", "β": "beta", "bias": "bias", "scale": "scale"}
 class Facts:
     encoder: DualEncoder
     objective: str | None  # the member of the family that it was trained with; None if unknown
-    training: Mapping[str, str]  # what its run says of the training, label to text; empty without a run
+    training: Mapping[str, str]  # the training of its run, label to text; empty without a run
     results: Mapping[str, Any]  # its row of a results.json; empty without
     level: float  # of the intervals in it
 

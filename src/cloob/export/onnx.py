@@ -1,7 +1,4 @@
-"""Both towers as ONNX graphs, checked by onnxruntime, that ``cloob.load_model`` and any ONNX runtime run.
-
-Shapes: n items, (H, W) = (image_size, image_size), L = context_length, D = embed_dim.
-"""
+"""Both towers as ONNX graphs, checked by onnxruntime, that ``cloob.load_model`` and any ONNX runtime run."""
 
 from __future__ import annotations
 
@@ -172,7 +169,7 @@ class Tower:
 
     kind: str  # "image" or "text"
     module: nn.Module  # the tensor to (n, D) unit rows
-    samples: Tensor  # seven items: (7, 3, H, W) float32 pixels, or (7, L) int64 tokens
+    samples: Tensor  # seven items: (7, 3, H, W) float32 pixels, or (7, context length L) int64 tokens
     expected: Tensor  # (7, D), their rows by the encoder
     pad: int | None = None  # the padding that texts may come without; None: they have L tokens
 

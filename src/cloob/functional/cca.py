@@ -76,7 +76,7 @@ def canonical_directions(
     Args:
         moments: Those of the pairs.
         ridges: Shares r > 0 of a side's mean variance that are added to its variances (see above).
-        by_column: Divide every column by its spread first (a constant one by 1); the matrices take columns as they are.
+        by_column: Divide every column by its deviation first; the matrices take columns as they are.
 
     Example:
         >>> import torch

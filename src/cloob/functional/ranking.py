@@ -125,7 +125,11 @@ def _count_ahead(
             scores = (query[rows] @ gallery[columns].T).nan_to_num_(nan=-torch.inf).masked_fill_(~inside, -torch.inf)
             torch.maximum(best[rows], scores.amax(1), out=best[rows])
             torch.maximum(best_back[columns], scores.amax(0), out=best_back[columns])
-    least, least_back = _least_tie(best, query, gallery), _least_tie(best_back, gallery, query)
+    # The least scores that tie with the best positives.
+    rounding = 8 * torch.finfo(query.dtype).eps
+    lengths, lengths_back = query.norm(dim=1), gallery.norm(dim=1)
+    least = best - rounding * lengths_back.nan_to_num(nan=0.0).max() * lengths
+    least_back = best_back - rounding * lengths.nan_to_num(nan=0.0).max() * lengths_back
     ahead, ahead_back = (torch.zeros_like(b, dtype=torch.int64) for b in (best, best_back))
     for rows, columns, theirs in cells:
         scores = query[rows] @ gallery[columns].T
@@ -148,12 +152,6 @@ def _inside(group: Tensor, pairs: Tensor, columns: slice) -> Tensor | None:
     belongs[of[kept], pairs[kept, 1] - columns.start] = True
     inside: Tensor = belongs[place]
     return inside
-
-
-def _least_tie(best: Tensor, query: Tensor, gallery: Tensor) -> Tensor:
-    """The least score that ties with every query's best positive."""
-    rounding = 8 * torch.finfo(query.dtype).eps * gallery.norm(dim=1).nan_to_num(nan=0.0).max()
-    return torch.sub(best, rounding * query.norm(dim=1))
 
 
 def _check(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, both: bool) -> None:

@@ -173,10 +173,10 @@ def info_loob(
     Raises:
         ValueError: Shapes, dtypes, devices or ids do not fit, M < 2, or τ⁻¹ is not positive and finite.
     """
-    logits, own, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
+    logits, positives, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
     positive = logits.diagonal(positive_offset)
     # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient, instead of ln 0.
-    lone = same.all(dim=1, keepdim=True) & own
+    lone = same.all(dim=1, keepdim=True) & positives
     return (logits.masked_fill(same & ~lone, -torch.inf).logsumexp(dim=1) - positive).mean()
 
 
@@ -195,9 +195,9 @@ def info_nce(
 
     Arguments, returned value and errors as in :func:`info_loob`.
     """
-    logits, own, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
+    logits, positives, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, exclude_above)
     positive = logits.diagonal(positive_offset)
-    return (logits.masked_fill(same & ~own, -torch.inf).logsumexp(dim=1) - positive).mean()
+    return (logits.masked_fill(same & ~positives, -torch.inf).logsumexp(dim=1) - positive).mean()
 
 
 @outside_autocast
@@ -240,12 +240,12 @@ def _logits(
     inv_tau = scalar("inv_tau", inv_tau, anchors)
     logits = inv_tau * anchors @ candidates.T
     place = torch.arange(m, device=logits.device)
-    same = own = place[None, :m] == place[positive_offset : positive_offset + n, None]
+    same = positives = place[None, :m] == place[positive_offset : positive_offset + n, None]
     if both := check_ids(ids, candidate_ids, n, m, anchors.device):
         same = same | (both[0][:, None] == both[1][None, :])
     if exclude_above is not None:
         same = same | (logits > logits.diagonal(positive_offset)[:, None] + inv_tau * exclude_above)
-    return logits, own, same
+    return logits, positives, same
 
 
 def check_contrast(anchors: Tensor, candidates: Tensor, positive_offset: int) -> tuple[int, int]:

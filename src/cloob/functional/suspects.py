@@ -55,10 +55,10 @@ def suspects(a: Any, b: Any, ids: Any = None, folds: int = 5) -> Tensor:
     """How well the two sides of every pair belong together; the lowest scores are the most suspicious pairs.
 
     Args:
-        a: (n, F_a) finite numbers, a tensor or an array; row i belongs to row i of b, or is suspected not to.
-        b: (n, F_b) finite numbers.
+        a: (n, F_a) finite numbers, a tensor or an array.
+        b: (n, F_b) finite numbers; row i belongs to row i of a, or is suspected not to.
         ids: (n,) integers (``cloob.ids`` makes them of texts); pairs of equal id are judged together, by the others.
-        folds: Parts, each judged by what the other parts say.
+        folds: Parts, each scored by the directions of the others.
 
     Returns:
         (n,) float32 scores, between -2 and 2. They compare pairs of one call alone.

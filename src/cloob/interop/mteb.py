@@ -88,9 +88,6 @@ def meta(model_name: str) -> ModelMeta:
 class _Registry(UserDict[str, Any]):
     """MTEB's registry, in which every name that begins with ``cloob/`` is known."""
 
-    def __init__(self, known: dict[str, Any]) -> None:
-        self.data = known  # the same dictionary: what MTEB or anyone adds is here too
-
     def __contains__(self, name: object) -> bool:
         return name in self.data or (isinstance(name, str) and name.startswith(PREFIX))
 
@@ -99,7 +96,9 @@ class _Registry(UserDict[str, Any]):
 
 
 _lookup: Any = importlib.import_module("mteb.models.get_model_meta")
-_lookup.MODEL_REGISTRY = _Registry(_lookup.MODEL_REGISTRY)
+_registry = _Registry()
+_registry.data = _lookup.MODEL_REGISTRY  # the same dictionary: what MTEB or anyone adds is here too
+_lookup.MODEL_REGISTRY = _registry
 
 if __name__ == "__main__":
     from mteb.cli import main  # type: ignore[import-not-found, unused-ignore]

@@ -19,10 +19,9 @@ from cloob.pictures import decode
 
 
 class Embed:
-    """Adds embeddings to batches of encoded pictures; all other columns stay.
+    """Adds ``embedding``, (n, D) float32 unit rows, and ``error`` to batches of encoded pictures; other columns stay.
 
-    ``embedding`` is (n, D) float32, unit rows. A picture that cannot be read keeps its row, with NaN, and the reason in
-    ``error``, which is empty otherwise.
+    A picture that cannot be read keeps its row, with NaN, and the reason in ``error``, which is empty otherwise.
 
     Args:
         model: A model as ``load_model`` takes it, at the same place on all machines.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloob import evaluate
-from cloob.evaluation.report import ExampleQuery, ShownPicture, write_report
+from cloob.evaluation.report.page import ExampleQuery, ShownPicture, write_report
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 from make import picture
 

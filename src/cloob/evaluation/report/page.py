@@ -1,7 +1,4 @@
-"""Writes the report of an evaluation: one HTML file without network, readable on a phone, in print and in the dark.
-
-The headline tells which model is ahead, by how much, and whether the intervals support it.
-"""
+"""Writes the report of an evaluation: one HTML file without network, readable on a phone, in print and in the dark."""
 
 from __future__ import annotations
 

@@ -113,8 +113,32 @@ def result_tables(results: Mapping[str, Any], colours: Mapping[str, int]) -> lis
 
     ``groups`` are (heading or "", number of columns) over the headers, empty without headings.
     """
-    rows = results["rows"]
-    tables = [_table(kind, rows, colours) for kind in _TABLES if set_names(rows, kind)]
+    rows, tables = results["rows"], list[dict[str, Any]]()
+    for kind, table in _TABLES.items():
+        lines: list[tuple[str, str, Mapping[str, Any]]] = [
+            (name, row["model"], row[kind][name] | {"train_seconds": row.get("train_seconds")})
+            for name in set_names(rows, kind)
+            for row in rows
+            if name in row.get(kind, {})
+        ]
+        columns = [column for column in table["columns"] if any(line[2].get(column[0]) is not None for line in lines)]
+        body = [[Cell(name), Cell(model, colour=colours[model])] for name, model, _ in lines]
+        for key, _, form, better, _ in columns:
+            write = _FORMS[form]
+            for cells, (name, _, values) in zip(body, lines, strict=True):
+                value, ends = values.get(key), values.get(f"{key}_interval")
+                if value is None or not math.isfinite(value):  # a median rank where half is unreadable
+                    cells.append(Cell(MISSING))
+                    continue
+                # The best number of a set is in bold, if at least two models differ.
+                scores = [better * others[key] for other, _, others in lines if better and other == name]
+                best = bool(scores) and min(scores) < max(scores) == better * value
+                cells.append(Cell(write(value), value, " – ".join(map(write, ends or ())), best))
+        headers = ["Set", "Model", *(column[1] for column in columns)]
+        groups = [(group, len(list(some))) for group, some in itertools.groupby(columns, operator.itemgetter(4))]
+        heads = [("", 2), *groups] if any(group for group, _ in groups) else []
+        shown = {"id": kind, "caption": table["caption"], "groups": heads, "headers": headers, "rows": body}
+        tables += [{**shown, "numeric": [i > 1 for i in range(len(headers))]}] if lines else []
     return [*tables, _differences(results, colours)] if results.get("differences") else tables
 
 
@@ -131,38 +155,3 @@ def _differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> dict
     headers = ["Set", "Model", "Minus", "Measure", "Difference, points", "Clear of zero"]
     table = {"id": "differences", "caption": "Differences, sample by sample", "groups": []}
     return {**table, "headers": headers, "numeric": [i == 4 for i in range(6)], "rows": body}
-
-
-def _table(kind: str, rows: Sequence[Row], colours: Mapping[str, int]) -> dict[str, Any]:
-    lines: list[tuple[str, str, Mapping[str, Any]]] = [
-        (name, row["model"], row[kind][name] | {"train_seconds": row.get("train_seconds")})
-        for name in set_names(rows, kind)
-        for row in rows
-        if name in row.get(kind, {})
-    ]
-    table = _TABLES[kind]
-    columns = [column for column in table["columns"] if any(line[2].get(column[0]) is not None for line in lines)]
-    body = [[Cell(name), Cell(model, colour=colours[model])] for name, model, _ in lines]
-    for key, _, form, better, _ in columns:
-        write = _FORMS[form]
-        for cells, (name, _, values) in zip(body, lines, strict=True):
-            value, ends = values.get(key), values.get(f"{key}_interval")
-            if value is None or not math.isfinite(value):  # a median rank where half is unreadable
-                cells.append(Cell(MISSING))
-                continue
-            # The best number of a set is in bold, if at least two models differ.
-            scores = [better * others[key] for other, _, others in lines if better and other == name]
-            best = bool(scores) and min(scores) < max(scores) == better * value
-            cells.append(Cell(write(value), value, " – ".join(map(write, ends or ())), best))
-    headers = ["Set", "Model", *(column[1] for column in columns)]
-    groups = [(group, len(list(some))) for group, some in itertools.groupby(columns, operator.itemgetter(4))]
-    heads = [("", 2), *groups] if any(group for group, _ in groups) else []
-    numeric = [i > 1 for i in range(len(headers))]
-    return {
-        "id": kind,
-        "caption": table["caption"],
-        "groups": heads,
-        "headers": headers,
-        "numeric": numeric,
-        "rows": body,
-    }

@@ -44,7 +44,7 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
     - CLIP_benchmark's: ``classnames.txt`` (line number = label), ``zeroshot_classification_templates.txt``,
       ``<split>/nshards.txt``, ``<split>/<i>.tar`` with an image and a ``.cls`` a sample;
     - images: one sub-folder a class (in ``<split>/`` if that is a folder of folders). A class is called as its folder,
-      ``_`` read as a space, or as its line of ``classnames.txt`` says. Templates are optional in both.
+      ``_`` read as a space, or as its line of ``classnames.txt``. Templates are optional in both.
     """
     folder = local_folder(DEMO / "noto-emoji" if str(path) == "demo:noto-emoji" else path, "labelled pictures")
     part = folder / split

@@ -25,7 +25,7 @@ class _Patterns:
         if matmul != stored.dtype:
             self.mean = stored.mean(dim=0)
             centred = stored - self.mean
-            self.rows = _widened(centred, torch.ones_like(centred[:, :1]))
+            self.rows = torch.cat([centred, torch.ones_like(centred[:, :1]), centred.new_zeros(len(centred), 7)], dim=1)
             if queries_mean is not None:
                 self.weight = (beta * (centred @ queries_mean)).exp_()[:, None]
         self.low = self.rows.to(matmul)
@@ -40,11 +40,9 @@ class _Patterns:
 
     def along(self, grad: Tensor) -> Tensor:
         """The matrix whose product with ``rows`` is that of an (M, D) gradient with the patterns."""
-        return (grad if self.mean is None else _widened(grad, (grad @ self.mean)[:, None])).to(self.low.dtype)
-
-
-def _widened(matrix: Tensor, column: Tensor) -> Tensor:
-    return torch.cat([matrix, column, matrix.new_zeros(len(matrix), 7)], dim=1)
+        if self.mean is not None:
+            grad = torch.cat([grad, (grad @ self.mean)[:, None], grad.new_zeros(len(grad), 7)], dim=1)
+        return grad.to(self.low.dtype)
 
 
 def _sides(left: Tensor, right: Tensor | None, beta: Tensor, matmul: torch.dtype) -> tuple[_Patterns, _Patterns]:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from cloob.functional import private
-from cloob.functional.private import full_products, outside_autocast
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from cloob.functional.private import P, R, full_products, outside_autocast
 
 TILE = {"cpu": 512}  # rows of a tile, whose buffers stay in the cache; 4096 on an accelerator, which they fill
 STRIP = {"cpu": 1024}  # rows of a strip, whose columns are all candidates; 4096 on an accelerator
