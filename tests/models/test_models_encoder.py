@@ -233,5 +233,5 @@ def test_towers_that_look_at_the_padding_get_it():
     setattr(model, "text_pool_type" if hasattr(model, "text_pool_type") else "pool_type", "last")
     looking = DualEncoder("last", model, encoder.tokenizer, encoder.config).eval()
     assert looking.encode_text(["a"]).shape == (1, encoder.embed_dim)
-    with pytest.raises(ValueError, match=r"\(1, 8\) found"):
+    with pytest.raises(ValueError, match=r"\(1, 8\), where"):
         looking.encode_text(torch.zeros(1, 8, dtype=torch.int64))

@@ -70,7 +70,8 @@ class DualEncoder(nn.Module):
 
     _mean: Tensor
     _std: Tensor
-    _causal_tower: str | None = None
+    fingerprint: str = ""  # where it is known without a look at the weights, see ``cloob.models.load.fingerprint``
+    trims_texts = False  # whether tokens may come without the padding that all rows of a batch share, see ``trimmed``
     on_features = False  # whether ``forward`` takes features of frozen encoders in place of pixels and tokens
 
     def __init__(
@@ -90,9 +91,10 @@ class DualEncoder(nn.Module):
         self.preprocess_cfg["size"] = self.image_size
         self.mean, self.std = (tuple(map(float, self.preprocess_cfg[key])) for key in ("mean", "std"))
         if len(sides) > 1 or not min(self.std) > 0:
-            raise InputError(f"{name}: image size {size}, std {self.std}; a square and positive numbers are wanted")
+            raise InputError(f"{name}: image size {size}, std {self.std}; a square and positive numbers are expected")
         self.embed_dim, self.context_length = config.embed_dim, config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
+        self.trims_texts = self._causal_tower is not None
         self.preprocess = EvalTransform(self.preprocess_cfg)
         for key, values in (("_mean", self.mean), ("_std", self.std)):
             self.register_buffer(key, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
@@ -105,16 +107,15 @@ class DualEncoder(nn.Module):
 
     def check_weights(self) -> None:
         """Raises InputError for an encoder that has no weights to train, store or export: an ONNX export."""
+        if self.config.kind == "onnx":
+            advice = "an ONNX export embeds and does no more; give the model that it was made of"
+            raise InputError(f"{self.name}: {advice}")
 
     @property
-    def heads(self) -> tuple[Any, Any] | None:
-        """The heads of both sides, where these alone are trained: on frozen encoders, or on vectors."""
-        return None
-
-    @property
-    def trims_texts(self) -> bool:
-        """Whether tokens may come without the padding that all rows of a batch share, see :func:`trimmed`."""
-        return self._causal_tower is not None
+    def heads(self) -> Any:
+        """The heads of both sides, where these alone are trained: on frozen encoders, or on vectors; else None."""
+        trained = self.config.kind in ("aligned", "vectors")
+        return (self.model.image_head, self.model.text_head) if trained else None
 
     def set_channels_last(self, enabled: bool) -> None:
         """Chooses the image tower's memory layout; convolutions run 1.2 to 1.5 times as fast in channels last."""
@@ -211,7 +212,7 @@ class DualEncoder(nn.Module):
 
     def _embed(self, items: Any, rows: Callable[[Any], Tensor], batch_size: int, grad: bool) -> Tensor:
         if isinstance(items, str):
-            raise TypeError("a list is wanted, not one string")
+            raise TypeError("one string, where a list is expected")
         with nullcontext() if grad else torch.no_grad():
             parts = [rows(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
             return torch.cat(parts or [_unit_rows(torch.zeros(0, self.embed_dim).to(self.device, self._dtype()))])
@@ -240,13 +241,13 @@ class DualEncoder(nn.Module):
         _check("tokens", tokens, fits and integers, f"int64 (n, {self.context_length})")
 
     def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = next(self.model.visual.parameters()).dtype
-        return dtype
+        """The towers'; graphs, which have no parameters, take float32."""
+        return next((parameter.dtype for parameter in self.model.visual.parameters()), torch.float32)
 
 
 def _check(name: str, given: Tensor, fits: bool, expected: str) -> None:
     if not fits:
-        raise ValueError(f"{name}: {given.dtype} {tuple(given.shape)} found, {expected} wanted")
+        raise ValueError(f"{name}: {given.dtype} {tuple(given.shape)}, where {expected} is expected")
 
 
 def _unit_rows(features: Tensor) -> Tensor:
@@ -294,15 +295,6 @@ def trimmed_tokens(tokenizer: Tokenize, texts: Sequence[str]) -> Tensor:
     return trimmed(tokenizer(list(texts)))
 
 
-class _Text(nn.Module):
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Any:
-        return self.model.encode_text(tokens)
-
-
 def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False) -> Tensor:
     """``model.encode_text`` with as many positions as the tokens have; torch.export needs a ``new_mask``."""
     module, length = model.get_submodule(tower), tokens.shape[1]
@@ -312,7 +304,9 @@ def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = Fal
         mask = torch.full_like(module.attn_mask[0, 0], -torch.inf).expand(length, length).triu(1)
     positions = module.positional_embedding[:length]
     shorter = {f"{prefix}.positional_embedding": positions, f"{prefix}.attn_mask": mask}
-    features: Tensor = functional_call(_Text(model), shorter, (tokens,))
+    text = nn.Module()  # which calls encode_text, as functional_call needs it
+    text.model, text.forward = model, model.encode_text
+    features: Tensor = functional_call(text, shorter, (tokens,))
     return features
 
 

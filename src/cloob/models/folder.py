@@ -15,7 +15,7 @@ from cloob.files import flush
 from cloob.models import runs
 from cloob.models.aligned.model import ModelFiles, heads_files
 from cloob.models.encoder import DualEncoder
-from cloob.models.tokenizer import RinnaTokenizer
+from cloob.models.tokenizer import NoTokenizer, RinnaTokenizer
 from cloob.models.weights.containers import write_safetensors
 
 
@@ -41,7 +41,8 @@ def save_model(
     write_safetensors(folder / weights_name, tensors)
     if encoder.config.kind == "towers" and isinstance(encoder.tokenizer, RinnaTokenizer):
         (folder / RinnaTokenizer.FILE).write_bytes(encoder.tokenizer.content)
-    if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
+    named = encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name")
+    if named and not isinstance(encoder.tokenizer, NoTokenizer):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     flush(folder)
 

@@ -79,26 +79,20 @@ def translated(what: str) -> Iterator[None]:
         if isinstance(error, InputError) or not (isinstance(error, Exception) or of_rust):
             raise
         message = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
-        raise InputError(f"{what}: {_not_fetched(error) or message}") from error
+        errors: Any = sys.modules.get("huggingface_hub.errors")
+        cause: BaseException | None = error if errors else None
+        while cause is not None and not isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:  # the hub does not answer
+            constants: Any = require("huggingface_hub.constants", "train")
+            reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+            others = "a model folder on this disk, a model that was fetched before, `cloob demo` and training"
+            advice = f"{reason}; {others} from scratch need no network"
+            message = f"not on this machine, and {_CLOSED.get() or advice}"
+        raise InputError(f"{what}: {message}") from error
     finally:
         root.removeFilter(_NOTHING)
         root.removeHandler(handler)
-
-
-def _not_fetched(error: BaseException) -> str | None:
-    """The message for an error that comes from a hub which does not answer; None for another one."""
-    errors: Any = sys.modules.get("huggingface_hub.errors")
-    cause: BaseException | None = error if errors else None
-    while cause is not None and not isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None:
-        return None
-    if closed := _CLOSED.get():
-        return f"not on this machine, and {closed}"
-    constants: Any = require("huggingface_hub.constants", "train")
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
-    others = "a model folder on this disk, a model that was fetched before, `cloob demo` and training from scratch"
-    return f"not on this machine, and {reason}; {others} need no network"
 
 
 @contextlib.contextmanager

@@ -11,15 +11,23 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from cloob.cache import Cache
+from cloob.cache import Cache, cache_root
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, one_line
 from cloob.models import runs
-from cloob.models.aligned.model import encoders_here, load_aligned, load_vectors
+from cloob.models.aligned.model import VectorEncoder, encoders_here, load_aligned, read_heads
 from cloob.models.encoder import DualEncoder, EncoderConfig, digest
 from cloob.models.importing import check_folder, check_hub_model, check_model_cfg, fetch_first, read_json, translated
 from cloob.models.onnx import Graph, PlainEncoder
-from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, Source, fetch_model, file_stamp, kept_digest
+from cloob.models.source import (
+    PUBLIC,
+    WEIGHTS_ENDINGS,
+    PublicFile,
+    Source,
+    fetch_public,
+    file_stamp,
+    kept_digest,
+)
 from cloob.models.tokenizer import CLIP_VOCABULARY, HUB_FILE, RinnaTokenizer, read_tokenizer
 from cloob.models.towers import create_model, filled_towers, load_tokenizer
 from cloob.models.weights import hf_clip, other, torch_clip
@@ -28,7 +36,7 @@ from cloob.models.weights.keymap import Towers, fill
 
 Module = TypeVar("Module", bound=nn.Module)
 _PREPROCESS = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
-FAMILIES = {"clip": hf_clip.load, "cloob": other.load_folder}
+FAMILIES: dict[str, Callable[[Path, dict[str, Any]], DualEncoder]] = {"clip": hf_clip.load, "cloob": other.load}
 """What loads another program's folder, by the ``model_type`` of its ``config.json``."""
 _PACKAGES = ("cloob", "torch", "open_clip_torch", "timm", "transformers")  # they make modules of files
 
@@ -114,15 +122,45 @@ def _load(source: str | Path) -> DualEncoder:
         return create_model(parsed.name, pretrained=parsed.variant, seed=0)
     path, config = parsed.path, None
     if parsed.kind == "public":
-        path, config = fetch_model(parsed.name), PUBLIC[parsed.name].get("config")
+        model, folder = PUBLIC[parsed.name], cache_root() / "weights" / parsed.name.replace("/", "--")
+        files = [fetch_public(PublicFile(**file), folder) for file in model["files"]]
+        path, config = folder if len(files) > 1 else files[0], model.get("config")
     if path is None or parsed.library or path.suffix == ".safetensors":
         raise InputError(parsed.refusal())
     with translated(str(path)):
         if path.is_dir():
-            return _family(path)(path)
+            return _read_foreign(path)
         if path.suffix == ".pkl":
-            return other.load_pickle(path, config, "exact" if parsed.port else "tanh")
+            return other.load(path, config, "exact" if parsed.port else "tanh")
         return torch_clip.load(path, lambda name: create_model(name, pretrained=str(path), seed=0))
+
+
+def _load_hub(source: Source) -> DualEncoder:
+    name, where, revision = source.name, source.text, source.variant or None
+    with translated(where):
+        folder = check_hub_model(name, where, HUB_FILE, RinnaTokenizer.FILE, revision=revision)
+        kind = runs.config_file(folder)
+        if kind.name == runs.ALIGNED_FILE and (here := encoders_here(read_json(kind))):
+            raise InputError(f"{where}: asks for {here[0]!r}, a folder of this machine")
+        if kind.name != runs.CONFIG_FILE:  # pushed by `cloob push`
+            return _read_folder(fetch_first(name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision))
+        if kind.is_file():
+            return _read_folder(fetch_first(name, where, runs.HUB_WEIGHTS_FILES, revision), where)
+        encoder = _read_foreign(folder, source)
+        encoder.name = where
+        return encoder
+
+
+def _read_foreign(folder: Path, hub: Source | None = None) -> DualEncoder:
+    """Another program's folder; of the hub its weights are fetched when its configuration is known."""
+    check_folder(folder)
+    config = read_json(folder / "config.json")
+    kind = str(config.get("model_type"))
+    if kind not in FAMILIES:
+        right = "'clip' (CLIPModel) or 'cloob' (rinna) is expected"
+        raise InputError(f"{folder / 'config.json'}: model_type is {kind[:40]!r}; {right}{_meant_file(folder)}")
+    weights = fetch_first(hub.name, hub.text, hf_clip.WEIGHTS, hub.variant or None) if hub else folder
+    return FAMILIES[kind](weights, config)
 
 
 def _read_folder(folder: Path, of_hub: str = "") -> DualEncoder:
@@ -136,7 +174,7 @@ def _read_folder(folder: Path, of_hub: str = "") -> DualEncoder:
         if file.name == runs.ALIGNED_FILE:
             return load_aligned(folder, config, objective, _load)
         if file.name == runs.VECTORS_FILE:
-            return load_vectors(folder, config, objective)
+            return VectorEncoder(*read_heads(folder, config, ("a", "b")), objective)
         if file.name == runs.TOWERS_FILE:
             encoder, weights = other.build(config["name"], file, config), folder / runs.TOWERS_WEIGHTS_FILE
             fill(encoder.model, weights, read_safetensors(weights))
@@ -146,7 +184,13 @@ def _read_folder(folder: Path, of_hub: str = "") -> DualEncoder:
             fills = "to which its weights belong, is Python code; cloob.load_model(…, towers=module) fills one"
             raise InputError(f"{folder}: {config['class']}, {fills}")
         if file.name == runs.ONNX_FILE:
-            return OnnxEncoder(PlainEncoder(folder), objective)
+            plain = PlainEncoder(folder)
+            images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
+            towers = Towers(images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale)
+            built = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
+            encoder = DualEncoder(plain.name, towers, plain.tokenizer, built, objective)
+            encoder.fingerprint = plain.fingerprint
+            return encoder
         return _open_clip_towers(file, config, objective, of_hub)
 
 
@@ -154,7 +198,7 @@ def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, A
     folder, model_cfg = file.parent, config["model_cfg"]
     check_model_cfg(model_cfg, str(file))
     text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
-    if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: looked at first
+    if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: checked first
         check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
     preprocess = {key: value for key, value in config.get("preprocess_cfg", {}).items() if key in _PREPROCESS}
     model, trained = filled_towers(model_cfg, preprocess, weights, f"local-dir:{folder}", str(file))
@@ -165,23 +209,6 @@ def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, A
         tokenizer = load_tokenizer(f"local-dir:{folder}", text_cfg, of_hub or str(file), None if of_hub else folder)
     name = of_hub or str(config.get("name", folder.name))
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective or trained)
-
-
-class OnnxEncoder(DualEncoder):
-    """A ``DualEncoder`` whose towers are graphs on onnxruntime: it embeds and does not train."""
-
-    def __init__(self, plain: PlainEncoder, objective: dict[str, Any]) -> None:
-        images = _GraphTower(plain.image_graph, torch.float32, plain.preprocess_cfg)
-        towers = Towers(images, _GraphTower(plain.text_graph, torch.int64), plain.logit_scale)
-        config = EncoderConfig("onnx", plain.embed_dim, plain.context_length, plain.settings)
-        super().__init__(plain.name, towers, plain.tokenizer, config, objective)
-        self.fingerprint = plain.fingerprint
-
-    def check_weights(self) -> None:
-        raise InputError(f"{self.name}: an ONNX export embeds and does no more; give the model that it was made of")
-
-    def _dtype(self) -> torch.dtype:
-        return torch.float32
 
 
 class _GraphTower(nn.Module):
@@ -196,40 +223,14 @@ class _GraphTower(nn.Module):
         return torch.from_numpy(self.graph(array)).to(items.device)
 
 
-def _load_hub(source: Source) -> DualEncoder:
-    name, where, revision = source.name, source.text, source.variant or None
-    with translated(where):
-        folder = check_hub_model(name, where, HUB_FILE, RinnaTokenizer.FILE, revision=revision)
-        kind = runs.config_file(folder)
-        if kind.name == runs.ALIGNED_FILE and (here := encoders_here(read_json(kind))):
-            raise InputError(f"{where}: asks for {here[0]!r}, a folder of this machine")
-        if kind.name != runs.CONFIG_FILE:  # pushed by `cloob push`
-            return _read_folder(fetch_first(name, where, (runs.HEADS_FILE, runs.TOWERS_WEIGHTS_FILE), revision))
-        if kind.is_file():
-            return _read_folder(fetch_first(name, where, runs.HUB_WEIGHTS_FILES, revision), where)
-        encoder = _family(folder)(fetch_first(name, where, hf_clip.WEIGHTS, revision))
-        encoder.name = where
-        return encoder
-
-
 def _meant_file(folder: Path) -> str:
     files = sorted(path for path in folder.glob("*") if path.suffix in WEIGHTS_ENDINGS[:3] and path.is_file())
     return f"; did you mean {files[0]}?" if files else ""
 
 
-def _family(folder: Path) -> Callable[[Path], DualEncoder]:
-    check_folder(folder)
-    config = read_json(folder / "config.json")
-    kind = str(config.get("model_type"))
-    if kind not in FAMILIES:
-        right = "'clip' (CLIPModel) or 'cloob' (rinna) is wanted"
-        raise InputError(f"{folder / 'config.json'}: model_type is {kind[:40]!r}; {right}{_meant_file(folder)}")
-    return lambda weights: FAMILIES[kind](weights, config)
-
-
 def fingerprint(encoder: Any) -> str:
     """A digest of a model's weights, towers and preprocessing, which an ONNX export brings along."""
-    return str(getattr(encoder, "fingerprint", None) or digest(encoder, _facts(encoder)))
+    return getattr(encoder, "fingerprint", "") or digest(encoder, _facts(encoder))
 
 
 def _facts(encoder: nn.Module) -> dict[str, Any]:

@@ -55,19 +55,6 @@ class Graph:
 
     def __call__(self, items: npt.NDArray[Any]) -> Rows:
         """The rows of n items, at least one, in the dtype that the graph takes; InputError where it cannot be run."""
-        starts = range(0, len(items), _BATCH)
-        if self.pad is None:
-            return np.concatenate([self._run(items[i : i + _BATCH]) for i in starts])
-        # Texts of about equal length go together, without the padding that they share.
-        lengths = ((items != self.pad) * np.arange(1, items.shape[1] + 1)).max(1)
-        order = lengths.argsort(kind="stable")
-        parts = []
-        for some in (order[i : i + _BATCH] for i in starts):
-            longest = math.ceil(max(int(lengths[some].max()), 2) / _STEP) * _STEP
-            parts.append(self._run(np.ascontiguousarray(items[some, :longest])))
-        return np.asarray(np.concatenate(parts)[order.argsort()])
-
-    def _run(self, items: npt.NDArray[Any]) -> Rows:
         with translated(f"{self.path}: onnxruntime cannot run it"):
             if self._session is None:  # with the threads of torch, where it is imported, else OMP_NUM_THREADS or all
                 runtime: Any = require("onnxruntime", "export")
@@ -79,8 +66,20 @@ class Graph:
                 providers = ["CPUExecutionProvider"]
                 self._session = runtime.InferenceSession(str(self.path), options, providers=providers)
             [source] = self._session.get_inputs()
-            [rows] = self._session.run(None, {source.name: items})
-            return np.asarray(rows, np.float32).reshape(len(items), self.embed_dim)
+            lengths = None
+            order = np.arange(len(items))
+            if self.pad is not None:  # texts of about equal length go together, without the padding that they share
+                lengths = ((items != self.pad) * np.arange(1, items.shape[1] + 1)).max(1)
+                order = lengths.argsort(kind="stable")
+            parts = []
+            for some in (order[i : i + _BATCH] for i in range(0, len(items), _BATCH)):
+                batch = items[some]
+                if lengths is not None:
+                    longest = math.ceil(max(int(lengths[some].max()), 2) / _STEP) * _STEP
+                    batch = np.ascontiguousarray(batch[:, :longest])
+                [rows] = self._session.run(None, {source.name: batch})
+                parts.append(np.asarray(rows, np.float32).reshape(len(some), self.embed_dim))
+            return np.asarray(np.concatenate(parts)[order.argsort()])
 
 
 class PlainEncoder:
@@ -106,18 +105,15 @@ class PlainEncoder:
             if content["format"] != FORMAT or content["fingerprint"] != graphs_digest(folder, precision):
                 raise ValueError("written in another format, or for other graphs; export the model again")
             self.tokenizer = read_tokenizer(file, content["tokenizer"], self.context_length)
+            facts = json.dumps([self.settings, self.preprocess_cfg, self.logit_scale], sort_keys=True)
+            # What ``cloob.models.load.fingerprint`` gives for the loaded encoder.
+            self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
     @classmethod
     def open(cls, source: str) -> Self | None:
         """The encoder of what ``cloob.load_model`` takes; None where that is no ONNX folder."""
         folder = Path(source.removeprefix("local-dir:"))
         return cls(folder) if config_file(folder).name == ONNX_FILE else None
-
-    @property
-    def fingerprint(self) -> str:
-        """What :func:`cloob.models.load.fingerprint` gives for the loaded encoder."""
-        facts = json.dumps([self.settings, self.preprocess_cfg, self.logit_scale], sort_keys=True)
-        return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
     def texts(self, texts: Sequence[str]) -> Rows:
         return _unit_rows(self.text_graph(self.tokenizer.ids(list(texts))))

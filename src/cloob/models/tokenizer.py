@@ -21,6 +21,7 @@ import sys
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -74,7 +75,7 @@ class ClipTokenizer(Tokenizer):
         self._model, self._specials, self._ending = model, specials, ending
         regex = require("regex", "train")  # the pattern of tokenizers knows other letters
         self._pieces = regex.compile("|".join((*map(regex.escape, specials), _PIECES)), regex.IGNORECASE)
-        self._words: dict[str, tuple[int, ...]] = {}
+        self._words: dict[str, list[int]] = {}
 
     @classmethod
     def of(cls, original: Any, specials: tuple[str, str] = SPECIALS, ending: Ending = "kept") -> Self:
@@ -83,13 +84,6 @@ class ClipTokenizer(Tokenizer):
         model = require("tokenizers", "train").models.BPE(ids, pairs, end_of_word_suffix="</w>")
         ends = dict(zip(specials, (original.sot_token_id, original.eot_token_id), strict=True))
         return cls(model, ends, original.context_length, ending)
-
-    @classmethod
-    def read(cls, path: Path, specials: tuple[str, str], context_length: int, ending: Ending) -> Self:
-        with translated(f"{path}: not CLIP's byte pairs"):
-            rules = require("tokenizers", "train").Tokenizer.from_file(str(path))
-            vocabulary = rules.get_vocab()
-            return cls(rules.model, {word: vocabulary[word] for word in specials}, context_length, ending)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_words": {}}
@@ -112,24 +106,22 @@ class ClipTokenizer(Tokenizer):
         # White space is made equal before lower() looks at what stands around a capital sigma.
         for word in " ".join(text.split()).lower().split():
             known = self._words.get(word)
-            tokens += self._encode_word(word) if known is None else known
+            if known is None:
+                known = []
+                for piece in self._pieces.findall(word):
+                    if piece in self._specials:
+                        known.append(self._specials[piece])
+                    else:
+                        letters = "".join([_LETTERS[byte] for byte in piece.encode()])
+                        known += [token.id for token in self._model.tokenize(letters)]
+                if len(word) <= _MAX_LETTERS:
+                    if len(self._words) >= _MAX_WORDS:
+                        self._words.clear()
+                    self._words[word] = known
+            tokens += known
             if len(tokens) >= enough:
                 break
         return tokens
-
-    def _encode_word(self, word: str) -> tuple[int, ...]:
-        tokens: list[int] = []
-        for piece in self._pieces.findall(word):
-            if piece in self._specials:
-                tokens.append(self._specials[piece])
-            else:
-                letters = "".join([_LETTERS[byte] for byte in piece.encode()])
-                tokens += [token.id for token in self._model.tokenize(letters)]
-        if len(word) <= _MAX_LETTERS:
-            if len(self._words) >= _MAX_WORDS:
-                self._words.clear()
-            self._words[word] = tuple(tokens)
-        return tuple(tokens)
 
 
 def clip_rules(tokenizer: ClipTokenizer, specials: Sequence[str], normalizers: Sequence[Any], *, lower: bool) -> Any:
@@ -163,8 +155,10 @@ def is_open_clips(tokenizer: Any) -> bool:
 
 def describe(tokenizer: Any) -> str:
     """What tells a tokenizer from others: its rules, or its vocabulary and the tokens of a sentence."""
-    if hasattr(tokenizer, "description"):
-        return str(tokenizer.description())
+    if isinstance(tokenizer, FileTokenizer):
+        return f"{tokenizer.settings} {tokenizer.context_length} {tokenizer.rules.to_str()}"
+    if isinstance(tokenizer, RinnaTokenizer):
+        return f"{hashlib.sha256(tokenizer.content).hexdigest()} {tokenizer.context_length}"
     tokens = None
     with contextlib.suppress(Exception):  # there is no tokenizer, or it is anybody's
         tokens = np.asarray(tokenizer([_SENTENCE])).tolist()
@@ -172,16 +166,15 @@ def describe(tokenizer: Any) -> str:
     return f"{getattr(tokenizer, 'settings', None)} {tokens} {sorted(vocabulary.items())}"
 
 
+@dataclass(eq=False)
 class NoTokenizer(Tokenizer):
     """In the place of a missing tokenizer: the model takes tokens, and texts raise an InputError with the reason."""
 
-    def __init__(self, why: str, settings: dict[str, Any] | None = None) -> None:
-        self._why, self.settings = why, settings
-
-    def save_pretrained(self, folder: Path) -> None: ...
+    why: str
+    settings: dict[str, Any] | None = None
 
     def ids(self, texts: Sequence[str]) -> Tokens:
-        raise InputError(self._why)
+        raise InputError(self.why)
 
 
 class FileTokenizer(Tokenizer):
@@ -202,9 +195,6 @@ class FileTokenizer(Tokenizer):
         rows = [encoding.ids for encoding in self.rules.encode_batch(list(texts))]
         tokens = np.array(rows, np.int64).reshape(len(texts), self.context_length)
         return tokens if self.strip is None else np.where(tokens == self.strip, 0, tokens)
-
-    def description(self) -> str:
-        return f"{self.settings} {self.context_length} {self.rules.to_str()}"
 
     def save_pretrained(self, folder: Path) -> None:
         _write(self.rules, folder, self.context_length, self.pad or 0, self.end)
@@ -231,9 +221,6 @@ class RinnaTokenizer(Tokenizer):
                 ids += [self._pieces.piece_to_id(part)] if i % 2 else self._pieces.encode(part.strip().lower())
             row[: len(ids)] = ids[: self.context_length]
         return rows
-
-    def description(self) -> str:
-        return f"{hashlib.sha256(self.content).hexdigest()} {self.context_length}"
 
 
 def clip_tokenizer(
@@ -263,7 +250,10 @@ def read_tokenizer(file: Path, settings: dict[str, Any], length: int, vocabulary
         case {"kind": "clip", "specials": [start, end], "ending": ending}:
             if vocabulary is not None:
                 return clip_tokenizer(file, vocabulary, length, (start, end), ending)
-            return ClipTokenizer.read(stored, (start, end), length, ending)
+            with translated(f"{stored}: not CLIP's byte pairs"):
+                rules = require("tokenizers", "train").Tokenizer.from_file(str(stored))
+                words = {word: rules.get_vocab()[word] for word in (start, end)}
+                return ClipTokenizer(rules.model, words, length, ending)
     return NoTokenizer(f"{file}: the model has no tokenizer; give tokens, not texts")
 
 

@@ -87,7 +87,18 @@ def create_model(
             model = library.create_model(name, pretrained=weights, pretrained_text=False, **options)
             trained = sigmoid_objective(model) if tag else {}
         if image_size is not None:
-            _check_image_size(name, model, image_size)
+            vision, trunk = library.get_model_config(name)["vision_cfg"], getattr(model.visual, "trunk", None)
+            if hasattr(
+                trunk, "set_input_size"
+            ):  # positions of timm; open_clip reads back no other number
+                fits, right = image_size == vision.get("image_size", 224), f"{vision.get('image_size', 224)} alone"
+            elif trunk is not None:
+                fits, right = image_size >= 32, "at least 32"
+            else:  # the attention pool of a ModifiedResNet has a position per cell of stride 32
+                step = 32 if isinstance(vision.get("layers", 12), list) else int(vision.get("patch_size", 16))
+                fits, right = image_size % step == 0, f"a multiple of {step}"
+            if not fits:
+                raise InputError(f"image size {image_size} does not suit {name}: {right} would")
         tokenizer = load_tokenizer(name, config["text_cfg"], f"model {name!r}")
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained).to(place)
 
@@ -135,16 +146,3 @@ def check_words(tokenizer: Any) -> None:
     """Raises ValueError for a tokenizer without words, as transformers 5 makes where a folder lost its vocabulary."""
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # T5's knows the space as well
         raise ValueError("it knows no word, so that its vocabulary (tokenizer.json) must be missing")
-
-
-def _check_image_size(name: str, model: Any, image_size: int) -> None:
-    vision, trunk = open_clip().get_model_config(name)["vision_cfg"], getattr(model.visual, "trunk", None)
-    if hasattr(trunk, "set_input_size"):  # positions of timm, which open_clip would not read back in another number
-        fits, right = image_size == vision.get("image_size", 224), f"{vision.get('image_size', 224)} alone"
-    elif trunk is not None:
-        fits, right = image_size >= 32, "at least 32"
-    else:  # the attention pool of a ModifiedResNet has a position per cell of stride 32
-        step = 32 if isinstance(vision.get("layers", 12), list) else int(vision.get("patch_size", 16))
-        fits, right = image_size % step == 0, f"a multiple of {step}"
-    if not fits:
-        raise InputError(f"image size {image_size} does not suit {name}: {right} would")

@@ -210,15 +210,6 @@ class GivenTowers(DualEncoder):
     def tokenizer(self) -> ClipTokenizer:  # type: ignore[override]
         return ClipTokenizer.of(import_open_clip(".tokenizer").SimpleTokenizer())
 
-    @property
-    def trims_texts(self) -> bool:
-        return False
-
-    @property
-    def device(self) -> torch.device:
-        first: nn.Parameter = next(self.model.parameters())
-        return first.device
-
     def set_channels_last(self, enabled: bool) -> None:
         """Does nothing: the module's layout is the caller's."""
 

@@ -23,7 +23,7 @@ from cloob.files import whole_folder
 from cloob.functional.bootstrap import bootstrap_interval, grouped_bootstrap
 from cloob.models import runs
 from cloob.models.aligned.heads import AnyHead, Head, Members, fit_members
-from cloob.models.aligned.model import AlignedEncoder
+from cloob.models.aligned.model import AlignedEncoder, with_heads
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.training.align import FeatureLoader, cleaned
@@ -141,7 +141,7 @@ class Selection:
         best = runs.chosen_checkpoint(run)
         encoder = load_model(best, "cpu").eval()
         assert isinstance(encoder, AlignedEncoder)
-        heads = [encoder.heads]
+        heads: list[Heads] = [encoder.heads]
         for number, leaves in enumerate(beside, 1):
             is_closed = leaves.get("objective") == "cca"
             if is_closed and self._closed is not None:
@@ -163,7 +163,7 @@ class Selection:
         message = "joined: %s; recall %.1f %% (against the first alone: %s)"
         logger.info(message, what, 100 * recall, _points(gain))
         if recall > alone:
-            joined = encoder.with_heads(*sides)
+            joined = with_heads(encoder, *sides)
             step = runs.checkpoint_step(runs.latest_checkpoint(run)) + 1
             facts = {"joined": what, "recall": recall, "difference": gain}
             validation = {**(runs.read_validation(best) or {}), "step": step, "val_loss": None, "val_recall": recall}
@@ -232,7 +232,7 @@ def _rows(pairs: VectorPairs, most: int) -> _Rows:
 
 
 def _heads(run: Path) -> Heads:
-    heads = load_model(run, "cpu").eval().heads
+    heads: Heads = load_model(run, "cpu").eval().heads
     assert heads is not None
     return heads
 

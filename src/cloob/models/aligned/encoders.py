@@ -12,6 +12,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.importing import check_folder, check_hub_model, fetch_file, fetch_first, read_json, translated
 from cloob.models.runs import config_file
 from cloob.models.source import LITE0, MINILM, Source, check_packages
-from cloob.models.tokenizer import describe
 from cloob.models.towers import TOKENIZER_FILES, check_words
 from cloob.models.weights.keymap import preprocess
 
@@ -159,10 +159,8 @@ class TextEncoder(nn.Module):
         tokens = self.tokenizer(["a"])  # an error where there is no padding
         self.pad = int(tokenizer.pad_token_id)
         self.features = _freeze(self, tokens)
-
-    def options(self) -> list[str]:
-        config: Any = self.network.config
-        return [self.pooling, config.to_json_string(), describe(self.tokenizer)]
+        config: Any = network.config
+        self.facts = [pooling, config.to_json_string()]  # which its features depend on
 
     def forward(self, tokens: Tensor) -> Tensor:
         lengths = self._mask(tokens).sum(1)
@@ -184,12 +182,13 @@ class TextEncoder(nn.Module):
         return (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
 
 
+@dataclass(frozen=True)
 class PaddedTokenizer:
-    def __init__(self, tokenizer: Any, context_length: int) -> None:
-        self.tokenizer, self._length = tokenizer, context_length
+    tokenizer: Any
+    length: int
 
     def __call__(self, texts: list[str]) -> Tensor:
-        options = {"padding": "max_length", "truncation": True, "max_length": self._length, "return_tensors": "pt"}
+        options = {"padding": "max_length", "truncation": True, "max_length": self.length, "return_tensors": "pt"}
         tokens: Tensor = self.tokenizer(texts, **options)["input_ids"]
         return tokens
 
@@ -200,9 +199,7 @@ class TowerText(nn.Module):
         model.visual = nn.Identity()
         self.network, self.tokenizer, self.context_length = model, tokenizer, context_length
         self.features = _freeze(self, tokenizer(["a"]))
-
-    def options(self) -> list[str]:
-        return [describe(self.tokenizer)]
+        self.facts: list[str] = []
 
     def forward(self, tokens: Tensor) -> Tensor:
         features: Tensor = self.network.encode_text(tokens)

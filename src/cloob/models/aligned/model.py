@@ -30,6 +30,7 @@ from cloob.models.aligned.heads import AnyHead, head_of
 from cloob.models.encoder import DualEncoder, EncoderConfig, digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE, VECTORS_FILE
 from cloob.models.source import Source
+from cloob.models.tokenizer import describe
 from cloob.models.weights.containers import read_safetensors
 from cloob.models.weights.keymap import Towers, fill
 
@@ -44,34 +45,16 @@ _PROBE_TEXT, _PROBE_WIDTH = "A photo of 2 Dogs & a cat.", 64
 _SAME = 0.01  # distance of unit features that machines' rounding stays below
 
 
-class AlignedTowers(Towers):
-    def __init__(self, image: nn.Module, text: nn.Module, image_head: AnyHead, text_head: AnyHead) -> None:
-        super().__init__(image, text, math.log(1 / 0.07))
-        self.image_head, self.text_head = image_head, text_head
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        rows: Tensor = self.image_head(super().encode_image(images))
-        return rows
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        rows: Tensor = self.text_head(super().encode_text(tokens))
-        return rows
-
-
 class AlignedEncoder(DualEncoder):
     """A ``DualEncoder`` with frozen encoders."""
 
     memories: tuple[FeatureMemory, FeatureMemory] | None = None  # features that need not be computed again
 
-    @property
-    def heads(self) -> tuple[AnyHead, AnyHead]:
-        return self.model.image_head, self.model.text_head
-
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """As of a ``DualEncoder``, or where it is ``on_features`` of the (n, F) features of both encoders."""
         if not self.on_features:
             return super().forward(images, tokens)
-        return F.normalize(self.heads[0](images), dim=1), F.normalize(self.heads[1](tokens), dim=1)
+        return F.normalize(self.model.image_head(images), dim=1), F.normalize(self.model.text_head(tokens), dim=1)
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``, but for the encoders: training mode would move the statistics of their norms."""
@@ -88,7 +71,7 @@ class AlignedEncoder(DualEncoder):
         """Names of the image encoder and the text encoder; equal for encoders that give equal features."""
         visual, words = self.model.visual, self.model.text
         image = [digest(visual), repr(visual), self.preprocess_cfg]
-        text = [digest(words), repr(words), self.context_length, words.options()]
+        text = [digest(words), repr(words), self.context_length, [*words.facts, describe(words.tokenizer)]]
         return encoder_key(image, self.device), encoder_key(text, self.device)
 
     def _of_images(self, images: Tensor) -> Tensor:
@@ -104,20 +87,13 @@ class AlignedEncoder(DualEncoder):
         if self.memories is None or images.dtype != torch.uint8:
             return super()._image_features(images)
         features = self.memories[0].features(images, self._of_images)
-        return F.normalize(self.heads[0](features.to(self.device)), dim=1)
+        return F.normalize(self.model.image_head(features.to(self.device)), dim=1)
 
     def _text_features(self, tokens: Tensor) -> Tensor:
         if self.memories is None:
             return super()._text_features(tokens)
         features = self.memories[1].features(tokens, self._of_texts)
-        return F.normalize(self.heads[1](features.to(self.device)), dim=1)
-
-    def with_heads(self, image_head: AnyHead, text_head: AnyHead) -> AlignedEncoder:
-        """The same encoders with other heads."""
-        settings = self.config.settings
-        names = {f"{side}_encoder": settings[f"{side}_encoder"] for side in _SIDES}
-        towers = self.model.visual, self.model.text
-        return aligned_encoder(*towers, image_head, text_head, names, self.objective_config)
+        return F.normalize(self.model.text_head(features.to(self.device)), dim=1)
 
 
 def aligned_encoder(
@@ -132,7 +108,8 @@ def aligned_encoder(
     settings = {**names, "image_size": image.preprocess_cfg["size"]}
     config = EncoderConfig("aligned", image_head.options["embed_dim"], text.context_length, settings)
     name = "+".join(Path(names[f"{side}_encoder"].rpartition(":")[2]).name for side in _SIDES)
-    return AlignedEncoder(name, AlignedTowers(image, text, image_head, text_head), text.tokenizer, config, objective)
+    towers = Towers(image, text, math.log(1 / 0.07), (image_head, text_head))
+    return AlignedEncoder(name, towers, text.tokenizer, config, objective)
 
 
 def heads_files(encoder: DualEncoder) -> ModelFiles:
@@ -148,7 +125,7 @@ def heads_files(encoder: DualEncoder) -> ModelFiles:
     return ALIGNED_FILE if aligned else VECTORS_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
 
 
-def _filled(folder: Path, options: Mapping[str, Any], sides: Sequence[str]) -> tuple[AnyHead, AnyHead]:
+def read_heads(folder: Path, options: Mapping[str, Any], sides: Sequence[str]) -> tuple[AnyHead, AnyHead]:
     """The heads of a model folder."""
     with torch.device("meta"):  # no memory before the file of weights has it
         heads = nn.ModuleDict({side: head_of(options[side]) for side in sides})
@@ -164,7 +141,7 @@ def load_aligned(
     image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
     text = open_text_encoder(names["text_encoder"], load_model)
     weights = {side: digest(opened) for side, opened in zip(_SIDES, (image, text), strict=True)}
-    encoder = aligned_encoder(image, text, *_filled(folder, config["heads"], _SIDES), names, objective)
+    encoder = aligned_encoder(image, text, *read_heads(folder, config["heads"], _SIDES), names, objective)
     rows = _probe(encoder)
     for side in _SIDES:
         changed = "has the same weights, but gives other features (tokenizer, pooling, layers or pixels changed)"
@@ -203,6 +180,7 @@ class VectorEncoder(AlignedEncoder):
         nn.Module.__init__(self)  # a DualEncoder's asks for towers
         self.name = "vectors"
         self.model = nn.Module()
+        self.model.visual, self.model.text = nn.Identity(), nn.Identity()
         self.model.image_head, self.model.text_head = a, b  # as an ``AlignedEncoder`` calls them: a stands first
         self.embed_dim: int = a.options["embed_dim"]
         self.config = EncoderConfig("vectors", self.embed_dim, 0, {"format": 1})
@@ -212,15 +190,6 @@ class VectorEncoder(AlignedEncoder):
         if name in _OF_PICTURES:
             raise RowsError("a model of vectors takes no pictures and texts, but rows: --a, --b, encode_a, encode_b")
         return super().__getattr__(name)
-
-    def set_channels_last(self, enabled: bool) -> None:
-        """Does nothing: there are no pictures."""
-
-    def train(self, mode: bool = True) -> Self:
-        return nn.Module.train(self, mode)
-
-    def with_heads(self, image_head: AnyHead, text_head: AnyHead) -> VectorEncoder:
-        return VectorEncoder(image_head, text_head, self.objective_config)
 
     def encode_a(self, rows: np.ndarray | Tensor, *, batch_size: int = 4096) -> Tensor:
         """Embeds vectors of the first kind, without a gradient. Mode (train, eval) is the caller's.
@@ -256,6 +225,14 @@ class VectorEncoder(AlignedEncoder):
         return torch.cat(parts)
 
 
+def with_heads(encoder: AlignedEncoder, a: AnyHead, b: AnyHead) -> AlignedEncoder:
+    """The same encoders, or none, with other heads."""
+    if isinstance(encoder, VectorEncoder):
+        return VectorEncoder(a, b, encoder.objective_config)
+    names = {key: encoder.config.settings[key] for key in ("image_encoder", "text_encoder")}
+    return aligned_encoder(encoder.model.visual, encoder.model.text, a, b, names, encoder.objective_config)
+
+
 def embed_rows(encoder: Any, side: Side, rows: np.ndarray | Tensor) -> Tensor:
     """The (n, D) unit rows of vectors of one side, on the CPU."""
     if not isinstance(encoder, VectorEncoder):
@@ -271,8 +248,3 @@ def embed_pairs(encoder: Any, pairs: VectorPairs) -> tuple[Tensor, Tensor]:
         parts.append((embed_rows(encoder, "a", a), embed_rows(encoder, "b", b)))
     a, b = (torch.cat(side) for side in zip(*parts, strict=True))
     return a, b
-
-
-def load_vectors(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> VectorEncoder:
-    """The heads of a model folder; ``config`` is the content of ``vectors.json``."""
-    return VectorEncoder(*_filled(folder, config, ("a", "b")), objective)

@@ -150,9 +150,13 @@ def check_zip(path: Path) -> dict[str, int]:
 
 
 class _Unpickler(pickle.Unpickler):
+    """Knows the classes of ``names``, and makes any class that TorchScript generated a ``_Made``."""
+
     names: Mapping[tuple[str, str], Any]
 
     def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "__torch__":
+            return _Made
         if (module, name) not in self.names:
             raise pickle.UnpicklingError(f"asks for {module}.{name}, which no file of weights needs")
         return self.names[module, name]
@@ -188,9 +192,6 @@ class _Script(_Unpickler):
         self._reader: Any = private.archive(str(path))
         self._mapped = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
         super().__init__(io.BytesIO(self._reader.get_record("data.pkl")))
-
-    def find_class(self, module: str, name: str) -> Any:
-        return _Made if module.partition(".")[0] == "__torch__" else super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
         _, dtype, key, *_ = pid

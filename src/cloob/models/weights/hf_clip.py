@@ -24,19 +24,9 @@ _PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcess
 
 
 def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
+    """The encoder of a CLIPConfig, by open_clip's ``model_cfg``; defaults are those of transformers."""
+    where = folder / "config.json"
     weights, tensors = folder_weights(folder)
-    model_cfg, pad = _model_cfg(folder / "config.json", config)
-    text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
-    model = build(model_cfg, _preprocess(folder, vision["image_size"]), folder / "config.json")
-    fill(model, weights, tensors, key_map("hf_clip", text["layers"], vision["layers"]))
-    settings = {"kind": "hub", "pad": pad, "end": text["vocab_size"] - 1}
-    tokenizer = read_tokenizer(folder / "config.json", settings, text["context_length"])
-    objective = check_objective(config.get("cloob", {}), f"{folder / 'config.json'}: cloob")  # of an export
-    return DualEncoder(folder.name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
-
-
-def _model_cfg(where: Path, config: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """open_clip's ``model_cfg`` of a CLIPConfig, and the padding; defaults are those of transformers."""
     # KEY_dict of older files, which transformers puts over KEY.
     text, image = (config.get(f"{side}_config_dict") or config[f"{side}_config"] for side in ("text", "vision"))
     vocabulary, acts = text.get("vocab_size", 49408), [side.get("hidden_act", "quick_gelu") for side in (text, image)]
@@ -53,7 +43,13 @@ def _model_cfg(where: Path, config: dict[str, Any]) -> tuple[dict[str, Any], int
     text_cfg |= {"context_length": text.get("max_position_embeddings", 77), "vocab_size": vocabulary}
     text_cfg["hf_tokenizer_name"] = "local"
     model_cfg = {"embed_dim": config.get("projection_dim", 512), "quick_gelu": acts[0] == "quick_gelu"}
-    return model_cfg | {"vision_cfg": vision_cfg, "text_cfg": text_cfg}, text.get("pad_token_id", vocabulary - 1)
+    model_cfg |= {"vision_cfg": vision_cfg, "text_cfg": text_cfg}
+    model = build(model_cfg, _preprocess(folder, vision_cfg["image_size"]), where)
+    fill(model, weights, tensors, key_map("hf_clip", text_cfg["layers"], vision_cfg["layers"]))
+    settings = {"kind": "hub", "pad": text.get("pad_token_id", vocabulary - 1), "end": vocabulary - 1}
+    tokenizer = read_tokenizer(where, settings, text_cfg["context_length"])
+    objective = check_objective(config.get("cloob", {}), f"{where}: cloob")  # of an export
+    return DualEncoder(folder.name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
 
 
 def _tower(side: dict[str, Any], width: int, hidden: int, heads: int) -> dict[str, Any]:

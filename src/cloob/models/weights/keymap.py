@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +48,6 @@ class Part:
     permute: tuple[int, ...] | None = None  # the file's dimensions in the weight's order
     lead: int = 0  # dimensions of size 1 that the file has in front and the weight has not
 
-    def take(self, tensors: dict[str, Tensor]) -> Tensor:
-        values = [tensors.pop(name) for name in self.names]
-        value = values[0] if len(values) == 1 else torch.cat(values)
-        value = value.reshape(value.shape[self.lead :])
-        return value if self.permute is None else value.permute(self.permute)
-
 
 def key_map(family: str, text_layers: int, image_layers: int) -> dict[str, Part]:
     """Where each weight of a module comes from, for towers of so many blocks, by the family's table of names."""
@@ -80,15 +74,18 @@ def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mappin
     problems += [f"{n} is unknown" for n in sorted(tensors.keys() - needed) if not n.endswith(".position_ids")]
     for key, part in plan.items() if not problems else ():
         name, weight, shape = part.names[0], state[key], tuple(tensors[part.names[0]].shape)
+        values = [tensors.pop(name) for name in part.names]
         try:
-            value = part.take(tensors)
+            value = values[0] if len(values) == 1 else torch.cat(values)
+            value = value.reshape(value.shape[part.lead :])
+            value = value if part.permute is None else value.permute(part.permute)
         except RuntimeError as error:
             problems.append(f"{name} has shape {shape} ({one_line(error, 100)})")
             continue
         if value.shape != weight.shape:
-            problems.append(f"{name} has shape {shape}, {tuple(weight.shape)} is wanted")
+            problems.append(f"{name} has shape {shape}, {tuple(weight.shape)} is expected")
         elif value.is_floating_point() != weight.is_floating_point():
-            problems.append(f"{name} has dtype {value.dtype}, {weight.dtype} is wanted")
+            problems.append(f"{name} has dtype {value.dtype}, {weight.dtype} is expected")
         else:
             dtype = torch.float32 if weight.is_floating_point() else weight.dtype
             value = value.contiguous()
@@ -97,7 +94,7 @@ def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mappin
             # Finite, by its extremes: no other tensor of its size is made.
             if value.numel() and not torch.isfinite(torch.stack(torch.aminmax(state[key]))).all():
                 problems.append(f"{name} holds NaN or infinite values")
-        del value  # before the next weight takes its memory
+        del value, values  # before the next weight takes its memory
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise InputError(f"{path}: its weights do not fit: {printable('; '.join(problems[:_SHOWN]))}{more}")
@@ -105,18 +102,26 @@ def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mappin
 
 
 class Towers(nn.Module):
-    """The parts of an open_clip module that a ``DualEncoder`` uses, for other towers; ``logit_scale`` is ln τ⁻¹."""
+    """The parts of an open_clip module that a ``DualEncoder`` uses, for other towers; ``logit_scale`` is ln τ⁻¹.
 
-    def __init__(self, visual: nn.Module, text: nn.Module, logit_scale: float) -> None:
+    The ``heads`` are those that are trained on frozen encoders.
+    """
+
+    def __init__(
+        self, visual: nn.Module, text: nn.Module, logit_scale: float, heads: Sequence[nn.Module | None] = (None, None)
+    ) -> None:
         super().__init__()
         self.visual, self.text = visual, text
         self.logit_scale = nn.Parameter(torch.tensor(logit_scale, device="cpu"), requires_grad=False)
+        self.image_head, self.text_head = heads
 
     def encode_image(self, images: Tensor) -> Any:
-        return self.visual(images)
+        features = self.visual(images)
+        return features if self.image_head is None else self.image_head(features)
 
     def encode_text(self, tokens: Tensor) -> Any:
-        return self.text(tokens)
+        features = self.text(tokens)
+        return features if self.text_head is None else self.text_head(features)
 
 
 def preprocess(size: int, mean: Any, std: Any, interpolation: str) -> dict[str, Any]:

@@ -60,25 +60,28 @@ class Block(nn.Module):
         self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Any:
-        if self.norm_first:
-            x = x + self.attention(self.norm_1(x), queries, keys)
-            return x + self._feed(self.norm_2(x))
-        x = self.norm_1(x + self.attention(x, queries, keys))
-        return self.norm_2(x + self._feed(x))
-
-    def _feed(self, x: Tensor) -> Any:
-        return self.shrink(F.gelu(self.expand(x), approximate=self.approximate))
+        attended = x + self.attention(self.norm_1(x) if self.norm_first else x, queries, keys)
+        x = attended if self.norm_first else self.norm_1(attended)
+        hidden = self.expand(self.norm_2(x) if self.norm_first else x)
+        out = x + self.shrink(F.gelu(hidden, approximate=self.approximate))
+        return out if self.norm_first else self.norm_2(out)
 
 
 class Blocks(nn.ModuleList):
-    def __init__(self, layers: int, width: int, heads: int, hidden: int, eps: float, **kind: Any) -> None:
-        super().__init__(Block(width, heads, hidden, eps, **kind) for _ in range(layers))
-        self.width = width
-
     def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         for block in self:
             x = block(x, queries, keys)
         return x
+
+
+def make_blocks(config: dict[str, Any], width: int, eps: float, *, norm_first: bool, gelu: Gelu) -> Blocks:
+    """Blocks by a tower's configuration: crowsonkb's (``n_layers``), or Hugging Face's, whose defaults are BERT's."""
+    if "n_layers" in config:
+        layers, heads, hidden = config["n_layers"], config["n_heads"], 4 * width
+    else:
+        layers, heads = config.get("num_hidden_layers", 12), config.get("num_attention_heads", 12)
+        hidden = config.get("intermediate_size", 3072)
+    return Blocks(Block(width, heads, hidden, eps, norm_first=norm_first, gelu=gelu) for _ in range(layers))
 
 
 class Patches(nn.Module):
@@ -98,14 +101,14 @@ class ImageTower(nn.Module):
     """A ViT: with a last norm and a bias of the patches, or with a bias of the projection and unit rows."""
 
     def __init__(
-        self, pixels: dict[str, Any], patch: int, blocks: Blocks, embed_dim: int, norm: nn.Module | None
+        self, pixels: dict[str, Any], patch: int, blocks: Blocks, width: int, embed_dim: int, norm: nn.Module | None
     ) -> None:
         super().__init__()
         self.preprocess_cfg = pixels
-        self.patches = Patches(pixels["size"], patch, blocks.width, bias=norm is not None)
+        self.patches = Patches(pixels["size"], patch, width, bias=norm is not None)
         self.blocks = blocks
         self.norm = norm or nn.Identity()
-        self.proj = nn.Linear(blocks.width, embed_dim, bias=norm is None)
+        self.proj = nn.Linear(width, embed_dim, bias=norm is None)
 
     def forward(self, images: Tensor) -> Any:
         rows = self.proj(self.norm(self.blocks(self.patches(images))[:, 0]))
@@ -118,7 +121,7 @@ class HaikuText(nn.Module):
         self.end = config["vocab_size"] - 1
         self.token_embedding = nn.Embedding(config["vocab_size"], width)
         self.position_embedding = nn.Parameter(torch.zeros(config["text_size"], width))
-        self.blocks = _haiku_blocks(config, width, gelu)
+        self.blocks = make_blocks(config, width, 1e-5, norm_first=True, gelu=gelu)
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Any:
@@ -138,7 +141,7 @@ class BertText(nn.Module):
         self.position_embedding = nn.Embedding(config.get("max_position_embeddings", 512), width)
         self.type_embedding = nn.Embedding(config.get("type_vocab_size", 2), width)
         self.norm_embedding = nn.LayerNorm(width, eps)
-        self.blocks = _bert_blocks(config, eps, norm_first=False)
+        self.blocks = make_blocks(config, width, eps, norm_first=False, gelu="exact")
         self.proj = nn.Linear(width, embed_dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Any:
@@ -148,65 +151,53 @@ class BertText(nn.Module):
         return self.proj(self.blocks(x, keys=text_tokens)[:, 0])
 
 
-def _haiku_blocks(config: dict[str, Any], width: int, gelu: Gelu) -> Blocks:
-    return Blocks(config["n_layers"], width, config["n_heads"], 4 * width, 1e-5, norm_first=True, gelu=gelu)
-
-
-def _bert_blocks(config: dict[str, Any], eps: float, *, norm_first: bool) -> Blocks:
-    layers, width = config.get("num_hidden_layers", 12), config.get("hidden_size", 768)
-    heads, hidden = config.get("num_attention_heads", 12), config.get("intermediate_size", 3072)
-    return Blocks(layers, width, heads, hidden, eps, norm_first=norm_first, gelu="exact")
-
-
-def load_pickle(path: Path, config: dict[str, Any] | None, gelu: Gelu) -> DualEncoder:
-    """Crowsonkb's encoder; its configuration may be a JSON file next to the pickle."""
-    configs = [file for file in (path.with_suffix(".json"), path.parent / "config.json") if file.is_file()]
-    if config is None and not configs:
-        right = f"must lie beside it as {path.with_suffix('.json').name} or config.json (the weights do not hold it)"
-        raise InputError(f"{path}: its configuration {right}")
-    where, settings = path if config else configs[0], config or read_json(configs[0])
-    encoder = build(path.stem, where, {"family": "crowsonkb", "gelu": gelu, "config": settings})
-    return _filled(encoder, path, _arrays(path))
-
-
-def load_folder(folder: Path, config: dict[str, Any]) -> DualEncoder:
-    weights, tensors = folder_weights(folder)
-    return _filled(build(folder.name, folder / "config.json", {"family": "rinna", "config": config}), weights, tensors)
-
-
-def _arrays(path: Path) -> dict[str, Tensor]:
-    """The arrays by ``module path/name``, of which nothing else holds the memory."""
-    image, text = read_arrays(path)["params"]
-    return {f"{module}/{name}": array(data) for module, part in (image | text).items() for name, data in part.items()}
-
-
-def _filled(encoder: DualEncoder, weights: Path, tensors: dict[str, Tensor]) -> DualEncoder:
+def load(path: Path, config: dict[str, Any] | None = None, gelu: Gelu = "tanh") -> DualEncoder:
+    """The encoder of rinna's folder, or of crowsonkb's pickle, whose configuration is a JSON file next to it."""
+    where = path / "config.json" if path.is_dir() else path
+    settings: dict[str, Any] = {"family": "rinna", "config": config}
+    if not path.is_dir():
+        if config is None:
+            files = [file for file in (path.with_suffix(".json"), path.parent / "config.json") if file.is_file()]
+            if not files:
+                right = f"must lie next to it as {path.with_suffix('.json').name} or config.json"
+                raise InputError(f"{path}: its configuration {right} (the weights do not hold it)")
+            where, config = files[0], read_json(files[0])
+        settings = {"family": "crowsonkb", "gelu": gelu, "config": config}
+    encoder = build(path.name if path.is_dir() else path.stem, where, settings)
+    if path.is_dir():
+        weights, tensors = folder_weights(path)
+    else:
+        image, text = read_arrays(path)["params"]
+        parts = [(f"{module}/{name}", data) for module, part in (image | text).items() for name, data in part.items()]
+        weights, tensors = path, {name: array(data) for name, data in parts}
+        del image, text, parts  # nothing else holds the memory of the arrays
     blocks = len(encoder.model.text.blocks), len(encoder.model.visual.blocks)
-    fill(encoder.model, weights, tensors, key_map(encoder.config.settings["family"], *blocks))
+    fill(encoder.model, weights, tensors, key_map(settings["family"], *blocks))
     return encoder
 
 
 def build(name: str, where: Path, settings: dict[str, Any]) -> DualEncoder:
     """The encoder by the settings of a ``towers.json``, without weights; rinna's tokenizer lies in the folder."""
     config = settings["config"]
+    crowsonkb = settings["family"] == "crowsonkb"
     with without_memory(where, config):
-        if settings["family"] == "crowsonkb":
+        if crowsonkb:
             image, text, embed_dim = config["image_encoder"], config["text_encoder"], config["d_embed"]
             pixels = preprocess(image["image_size"], image["normalize"]["mean"], image["normalize"]["std"], "lanczos")
-            blocks = _haiku_blocks(image, image["d_model"], settings["gelu"])
-            visual = ImageTower(pixels, image["patch_size"], blocks, embed_dim, None)
+            width, gelu = image["d_model"], settings["gelu"]
+            blocks = make_blocks(image, width, 1e-5, norm_first=True, gelu=gelu)
+            visual = ImageTower(pixels, image["patch_size"], blocks, width, embed_dim, None)
             length, inv_tau = text["text_size"], config["inv_tau"]
-            towers = Towers(visual, HaikuText(text, embed_dim, settings["gelu"]), math.log(inv_tau))
+            towers = Towers(visual, HaikuText(text, embed_dim, gelu), math.log(inv_tau))
         else:
             image, text, embed_dim = config["vision_config"], config["text_config"], config["projection_dim"]
             pixels = preprocess(image.get("image_size", 224), CLIP_MEAN, CLIP_STD, "bilinear")
-            eps = image.get("layer_norm_eps", 1e-12)
-            blocks = _bert_blocks(image, eps, norm_first=True)
-            norm = nn.LayerNorm(blocks.width, eps)
-            visual = ImageTower(pixels, image.get("patch_size", 16), blocks, embed_dim, norm)
+            width, eps = image.get("hidden_size", 768), image.get("layer_norm_eps", 1e-12)
+            blocks = make_blocks(image, width, eps, norm_first=True, gelu="exact")
+            visual = ImageTower(pixels, image.get("patch_size", 16), blocks, width, embed_dim, nn.LayerNorm(width, eps))
             length, inv_tau = _RINNA_LENGTH, config["init_inv_tau"]
             towers = Towers(visual, BertText(text, embed_dim), math.log(inv_tau))
-    if settings["family"] == "crowsonkb":
+    if crowsonkb:
         specials = "<|startoftext|>", "<|endoftext|>"
         tokenizer: Tokenizer = clip_tokenizer(where, text["vocab_size"], length, specials, "kept")
     elif (pieces := where.parent / RinnaTokenizer.FILE).is_file():

@@ -80,26 +80,24 @@ def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], check
 
 def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """open_clip's ``model_cfg``, from the shapes of weights under its names."""
-
-    def count(numbered: str) -> int:
-        return len({match[1] for key in tensors if (match := re.match(numbered, key))})
-
+    names = "\n".join(tensors)
     vocabulary, width = tensors["token_embedding.weight"].shape
     text = {
         "context_length": len(tensors["positional_embedding"]),
         "vocab_size": vocabulary,
         "width": width,
         "heads": width // 64,
-        "layers": count(r"transformer\.resblocks\.(\d+)\."),
+        "layers": len(set(re.findall(r"^transformer\.resblocks\.(\d+)\.", names, re.MULTILINE))),
     }
     if "visual.proj" in tensors:
         wide, _, patch, _ = tensors["visual.conv1.weight"].shape
         cells = len(tensors["visual.positional_embedding"])
-        layers: Any = count(r"visual\.transformer\.resblocks\.(\d+)\.")
+        layers: Any = len(set(re.findall(r"^visual\.transformer\.resblocks\.(\d+)\.", names, re.MULTILINE)))
     else:
         wide, patch = len(tensors["visual.layer1.0.conv1.weight"]), None
         cells = len(tensors["visual.attnpool.positional_embedding"])
-        layers = [count(rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
+        stages = (rf"^visual\.layer{stage}\.(\d+)\." for stage in (1, 2, 3, 4))
+        layers = [len(set(re.findall(stage, names, re.MULTILINE))) for stage in stages]
     side = (patch or 32) * math.isqrt(cells - 1)
     vision = {"image_size": side, "layers": layers, "width": wide, "patch_size": patch}
     embed_dim = tensors["text_projection"].shape[1]
