@@ -52,7 +52,6 @@ _RAW = re.compile(rb"....ftypcrx |FUJIFILMCCD-RAW|II\*\0....CR|II(?:RO|RS|U\0)|M
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _REDUCTIONS = (1, 2, 4, 8)  # of a JPEG decoder
 _ONE_COLOUR = 2.0  # standard deviation of every channel, of 255, up to which a picture is nearly one colour
-_MAX_RATIO = 64  # of a picture's sides, up to which all of it is resized for a model that looks at its middle
 _TURN_NAMES = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _TURNS = {orientation: Image.Transpose[name] for orientation, name in enumerate(_TURN_NAMES.split(), 2)}
 
@@ -235,18 +234,6 @@ def axes(orientation: int) -> tuple[bool, bool, bool]:
     return orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
 
 
-def middle(image: Image.Image) -> Image.Image:
-    """The middle of a picture that is more than ``_MAX_RATIO`` times as long as wide; any other as it is.
-
-    For a transform that resizes the shorter side and cuts the middle out: a line of 500,000 pixels would fill the
-    memory on the way.
-    """
-    most = _MAX_RATIO * min(image.size)
-    width, height = (min(side, most) for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
-
-
 def _exif_of(image: Image.Image) -> Image.Exif | None:
     """The camera's EXIF; None where nothing can be read, which is no fault of the pixels."""
     exif = Image.Exif()  # not `getexif()`, which in later Pillows also looks into XMP; browsers do not
@@ -278,37 +265,29 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """A loaded image as RGB: grey scaled to 8 bits, transparency on white, or on black if that shows more."""
-    if image.mode.startswith(("I", "F")):
-        image = _grey(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # as Pillow reads colours of 16 bits
+    elif image.mode in ("I", "F"):
+        values = np.asarray(image)
+        brightest = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
+        ranges = (1.0, 2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)[image.mode != "F" :]
+        white = next((white for white in ranges if brightest <= white), brightest)
+        scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
+        image = Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")  # a conversion to itself would be a copy
-        white = _on("white", layer)
-        if (spread := _spread(white)) >= _ONE_COLOUR:
-            return white
-        black = _on("black", layer)
-        return black if _spread(black) > max(spread, _ONE_COLOUR) else white
+        on_white = Image.new("RGB", layer.size, "white")
+        on_white.paste(layer, mask=layer)
+        if (spread := _spread(on_white)) >= _ONE_COLOUR:
+            return on_white
+        on_black = Image.new("RGB", layer.size, "black")
+        on_black.paste(layer, mask=layer)
+        return on_black if _spread(on_black) > max(spread, _ONE_COLOUR) else on_white
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _on(colour: str, layer: Image.Image) -> Image.Image:
-    paper = Image.new("RGB", layer.size, colour)
-    paper.paste(layer, mask=layer)
-    return paper
 
 
 def _spread(image: Image.Image) -> float:
     return max(ImageStat.Stat(image).stddev)
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((values >> 8).astype(np.uint8))  # as Pillow reads colours of 16 bits
-    brightest = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
-    ranges = (1.0, 2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)[image.mode != "F" :]
-    white = next((white for white in ranges if brightest <= white), brightest)
-    scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
-    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
 
 
 @contextlib.contextmanager

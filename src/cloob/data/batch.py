@@ -166,15 +166,11 @@ def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
     raise BadSample(reason, key, ": ".join(filter(None, (where, detail))))
 
 
-def read_caption_file(path: Path | str, key: str) -> bytes:
-    return _read(path, key, MAX_CAPTION_BYTES, "missing caption", "caption too long")
-
-
-def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
-    return _read(path, key, MAX_IMAGE_BYTES, "missing image", "image too large", where)
-
-
-def _read(path: Path | str, key: str, most: int, missing: Reason, too_large: Reason, where: str = "") -> bytes:
+def read_pair_file(path: Path | str, key: str, part: Literal["image", "caption"], where: str = "") -> bytes:
+    """The file of an image or a caption; a ``BadSample`` where it cannot be read, or is too large."""
+    missing: Reason = "missing image" if part == "image" else "missing caption"
+    too_large: Reason = "image too large" if part == "image" else "caption too long"
+    most = MAX_IMAGE_BYTES if part == "image" else MAX_CAPTION_BYTES
     try:
         return read_at_most(path, most)
     except TooLarge as error:

@@ -6,7 +6,7 @@ The generators of python, numpy and torch are seeded by (seed, epoch, number) be
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ class Items:
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset: Any = dataset
         self.name = type(dataset).__name__
+        self.collate: Callable[[list[Any]], Any] = getattr(dataset, "collate_fn", None) or default_collate
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
             raise InputError(f"{self.name}: has no length; a map-style Dataset is needed, with __len__ and __getitem__")
 
@@ -40,10 +41,6 @@ class Items:
     def fingerprint(self) -> Fingerprint:
         """The number of pairs and the kind of the first that can be used: contents may be drawn anew at each look."""
         return {"pairs": len(self), "kinds of items": str([_kind(part) for part in self.first() or ()])}
-
-    @property
-    def collate(self) -> Callable[[list[Any]], Any]:
-        return getattr(self.dataset, "collate_fn", None) or default_collate
 
     def first(self) -> tuple[Any, ...] | None:
         """The first item that can be used; None where there is none among the first hundred."""
@@ -55,23 +52,16 @@ class ItemLoader(Loader):
     """This rank's batches of a ``Dataset``; ``train``: a new order in every epoch, without the last, smaller batch."""
 
     by_id = True
-    _pool: WorkerPool
 
     def __init__(
         self, items: Items, batch_size: int, *, seed: int, train: bool, rank: int, world_size: int, workers: int
     ) -> None:
         order = EpochOrder([Part((len(items),))], seed=seed, shuffle=train)
         super().__init__(items.name, order, batch_size, drop_last=train, rank=rank, world_size=world_size)
-
-        def batch_bytes() -> int:
-            first = items.first()
-            tensors = [] if first is None else tensors_of(items.collate([first]))
-            return sum(tensor.nbytes for tensor in tensors) * -(-batch_size // world_size)
-
+        first = items.first() if workers else None
+        tensors = [] if first is None else tensors_of(items.collate([first]))
+        batch_bytes = sum(tensor.nbytes for tensor in tensors) * -(-batch_size // world_size)
         self._pool = WorkerPool(_ItemBuilder(items, seed), workers, batch_bytes)
-
-    def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
-        return self._pool.batches((epoch, rows(start)) for start in starts)
 
 
 class _ItemBuilder(Dataset[Batch]):

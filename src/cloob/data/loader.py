@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -48,7 +47,7 @@ _CAPTIONS = 0x43415054  # sets the draws of captions apart from those of crops
 _TOO_MUCH = "takes more memory than a data worker may"
 
 
-class Loader(ABC):
+class Loader:
     """This rank's batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before.
 
     Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of an ``EpochOrder``; ``batch_size`` B is over all ranks.
@@ -70,10 +69,7 @@ class Loader(ABC):
         self.name, self.batch_size, self.lanes = name, batch_size, world_size
         self.pairs_per_epoch = n  # before ``drop_last``
         self._order, self._drop_last, self._rank, self._world_size = order, drop_last, rank, world_size
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.steps()
+        self.steps_per_epoch = self.steps()
 
     def steps(self, offset: int = 0) -> int:
         """Number of global batches in an epoch whose first ``offset`` pairs are left out."""
@@ -87,17 +83,21 @@ class Loader(ABC):
         it goes on with another number of ranks. ``offset``: pairs to leave out before the first batch, where an epoch
         goes on with another batch size.
         """
-        order, size = self._order.epoch(epoch, lanes or self.lanes), self.batch_size
+        rows_at, size = self._order.epoch(epoch, lanes or self.lanes), self.batch_size
 
         def rows(start: int) -> np.ndarray:  # those whose positions are ``rank`` modulo ``world_size``
             first = start + (self._rank - start) % self._world_size
-            return order[first : min(start + size, len(order)) : self._world_size]
+            return rows_at(np.arange(first, min(start + size, self.pairs_per_epoch), self._world_size))
 
         return self._batches(epoch, range(offset + start_step * size, offset + self.steps(offset) * size, size), rows)
 
-    @abstractmethod
     def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
         """``rows`` are this rank's of the global batch that begins at a position of the epoch."""
+        assert self._pool is not None
+        return self._pool.batches(self._requests(epoch, starts, rows))
+
+    def _requests(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Request]:
+        return ((epoch, rows(start)) for start in starts)
 
     def close(self) -> None:
         """Ends worker processes; the loader cannot be used afterwards."""
@@ -114,8 +114,6 @@ class PairLoader(Loader):
     picture are one pair of an epoch, with a caption drawn from (seed, epoch, picture) where ``transform`` is a
     ``TrainTransform``, else the first.
     """
-
-    _pool: WorkerPool
 
     def __init__(
         self,
@@ -150,17 +148,14 @@ class PairLoader(Loader):
         builder = BatchBuilder(source, transform, tokenizer, seed, pictures)
         batch_bytes = builder.image_bytes * -(-batch_size // world_size)
         pin_memory = pin_memory and torch.cuda.is_available()
-        self._pool = WorkerPool(builder, workers, lambda: batch_bytes, pin_memory=pin_memory)
-
-    def _batches(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
-        return self._pool.batches(self._requests(epoch, starts, rows))
+        self._pool = WorkerPool(builder, workers, batch_bytes, pin_memory=pin_memory)
 
     def _requests(self, epoch: int, starts: range, rows: Callable[[int], np.ndarray]) -> Iterator[Request]:
         soon = iter(starts if self.source.streamed else ())
         for i, start in enumerate(starts):
             for later in islice(soon, 1 if i else 1 + self._ahead):  # this rank's shards of the batches to come
                 soon_read = rows(later)
-                prefetch(self.source, soon_read if self._pictures is None else self._pictures.first(soon_read))
+                prefetch(self.source, soon_read if self._pictures is None else self._pictures.firsts[soon_read])
             yield epoch, rows(start)
 
 
@@ -188,10 +183,18 @@ class BatchBuilder(Dataset[Batch]):
         random = [torch.Generator()] if isinstance(transform, TrainTransform) else []
         self._no_images = transform(Image.new("RGB", (32, 32)), *random)[None][:0]
         self._no_tokens = tokenizer(["a"])[:0]
+        self.image_bytes = math.prod(self._no_images.shape[1:]) * self._no_images.element_size()
 
     def __getitem__(self, request: Request) -> Batch:
         epoch, indices = request
-        images, good, skipped = self._room(len(indices)), list[RawSample](), list[Skip]()
+        images = self._no_images.new_empty(0)
+        if get_worker_info() is not None and len(indices):  # in shared memory, as torch's ``default_collate`` does it
+            try:
+                images.set_(private.shared_storage(len(indices) * self.image_bytes))
+            except RuntimeError as error:
+                raise InputError(f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}") from None
+        images = images.resize_(len(indices), *self._no_images.shape[1:])
+        good, skipped = list[RawSample](), list[Skip]()
         for start in range(0, len(indices), _TOGETHER):
             opened: list[tuple[int, RawSample, Encoded]] = []
             for index in indices[start : start + _TOGETHER].tolist():
@@ -215,21 +218,6 @@ class BatchBuilder(Dataset[Batch]):
         ids = torch.tensor(list(map(caption_id, captions)), dtype=torch.int64)
         return Batch(images[: len(good)], tokens, ids, tuple(sample.key for sample in good), tuple(skipped))
 
-    @property
-    def image_bytes(self) -> int:
-        return math.prod(self._no_images.shape[1:]) * self._no_images.element_size()
-
-    def _room(self, n: int) -> Tensor:
-        """``(n, 3, H, W)``; a worker's in shared memory, as torch's ``default_collate`` does it: no copy is sent."""
-        shape = (n, *self._no_images.shape[1:])
-        if get_worker_info() is None or n == 0:
-            return self._no_images.new_empty(shape)
-        try:
-            storage = private.shared_storage(n * self.image_bytes)
-        except RuntimeError as error:
-            raise InputError(f"{SHARED_MEMORY} is full ({error}); {_MORE_SHARED}") from None
-        return self._no_images.new_empty(0).set_(storage).view(shape)
-
 
 @contextmanager
 def _skipping(key: str, skipped: list[Skip]) -> Iterator[None]:
@@ -247,12 +235,10 @@ class WorkerPool:
     InputError where the batches that wait do not fit into shared memory: torch would hang without an error.
     """
 
-    def __init__(
-        self, builder: Dataset[Batch], workers: int, batch_bytes: Callable[[], int], *, pin_memory: bool = False
-    ) -> None:
+    def __init__(self, builder: Dataset[Batch], workers: int, batch_bytes: int, *, pin_memory: bool = False) -> None:
         if workers and SHARED_MEMORY.is_dir():
             space, ranks = os.statvfs(SHARED_MEMORY), local_ranks()
-            free, needed = space.f_bavail * space.f_frsize, (_WAITING * workers + 2) * batch_bytes() * ranks
+            free, needed = space.f_bavail * space.f_frsize, (_WAITING * workers + 2) * batch_bytes * ranks
             if needed > free:
                 processes = f"{counted(workers, 'workers')}{f' of each of {ranks} ranks' if ranks > 1 else ''}"
                 sizes = f"{free / 1e6:,.1f} MB free, the batches of {processes} need {needed / 1e6:,.1f} MB"

@@ -31,57 +31,40 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-class KeyedPermutation:
+def keyed_permutation(n: int, key: Sequence[int]) -> Rows:
     """A random permutation of range(n) of which any part can be computed: an alternating Feistel network.
 
     A number x < a·b, with a and b near √n, is the pair (x // b, x % b); each round adds to one half a random function
     of the other. The functions are tables of true draws, 2·√n numbers per pair of rounds. Numbers of n and above are
     sent through again until they fall below (there are fewer than a of them).
     """
+    a = math.isqrt(n - 1) + 1
+    b = -(-n // a)
+    draws = np.random.PCG64(list(key))  # its raw stream is the same in every version of numpy
+    sides = [(b, a), (a, b)] * (_ROUNDS // 2)
+    tables = [(draws.random_raw(size) % np.uint64(modulus)).astype(np.int64) for size, modulus in sides]
 
-    def __init__(self, n: int, key: Sequence[int]) -> None:
-        self.n = n
-        self._a = math.isqrt(n - 1) + 1
-        self._b = -(-n // self._a)
-        draws = np.random.PCG64(list(key))  # its raw stream is the same in every version of numpy
-        sides = [(self._b, self._a), (self._a, self._b)] * (_ROUNDS // 2)
-        self._tables = [(draws.random_raw(size) % np.uint64(modulus)).astype(np.int64) for size, modulus in sides]
-
-    def __call__(self, places: np.ndarray) -> np.ndarray:
-        numbers = self._once(places)
-        outside = np.flatnonzero(numbers >= self.n)
+    def rows(places: np.ndarray) -> np.ndarray:
+        numbers, outside = places.copy(), np.arange(len(places))
         while len(outside):
-            numbers[outside] = self._once(numbers[outside])
-            outside = outside[numbers[outside] >= self.n]
+            high, low = np.divmod(numbers[outside], b)
+            for i, table in enumerate(tables):
+                if i % 2 == 0:
+                    high = high + table[low]
+                    high -= a * (high >= a)
+                else:
+                    low = low + table[high]
+                    low -= b * (low >= b)
+            numbers[outside] = high * b + low
+            outside = outside[numbers[outside] >= n]
         return numbers
 
-    def _once(self, numbers: np.ndarray) -> np.ndarray:
-        high, low = np.divmod(numbers, self._b)
-        for i, table in enumerate(self._tables):
-            if i % 2 == 0:
-                high = high + table[low]
-                high -= self._a * (high >= self._a)
-            else:
-                low = low + table[high]
-                low -= self._b * (low >= self._b)
-        return high * self._b + low
+    return rows
 
 
 class Part(NamedTuple):
     shard_sizes: tuple[int, ...]  # rows of every file
     streamed: bool = False  # costly to read in random order
-
-
-@dataclass(frozen=True)
-class Order:
-    n: int
-    rows: Rows
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, positions: slice) -> np.ndarray:
-        return self.rows(np.arange(*positions.indices(self.n)))
 
 
 @dataclass(frozen=True)
@@ -109,13 +92,13 @@ class EpochOrder:
     def __len__(self) -> int:
         return sum(sum(part.shard_sizes) for part in self.parts)
 
-    def epoch(self, epoch: int, lanes: int = 1) -> Order:
-        """The pairs of an epoch, from 0; global batch b is ``[b·batch_size : (b+1)·batch_size]``."""
+    def epoch(self, epoch: int, lanes: int = 1) -> Rows:
+        """The rows at the positions of an epoch, from 0; global batch b has those from b·batch_size on."""
         n, seed = len(self), self.seed & _U64
         if not self.shuffle or n == 0:
-            return Order(n, lambda positions: positions)
+            return lambda positions: positions
         if not self.buffer:
-            return Order(n, _permutation(n, [seed, epoch], self.long))
+            return _permutation(n, [seed, epoch], self.long)
         firsts = np.cumsum([0, *(sum(part.shard_sizes) for part in self.parts)]).tolist()
         keys = [[seed, _STREAM, epoch, 1 + i] for i in range(len(self.parts))]
         streams = [_stream(*item) for item in zip(self.parts, keys, firsts, strict=False) if sum(item[0].shard_sizes)]
@@ -136,7 +119,7 @@ class EpochOrder:
                 chosen[mine] = shuffled(lane, block)[places[mine]]
             return chosen
 
-        return Order(n, rows)
+        return rows
 
 
 def _stream(part: Part, key: list[int], first: int) -> tuple[int, Rows]:
@@ -177,6 +160,6 @@ def _spread(n: int, streams: Sequence[tuple[int, Rows]], start: int, stop: int) 
 def _permutation(n: int, key: Sequence[int] | np.ndarray, long: int = LONG) -> Rows:
     key = [int(number) for number in key]
     if n >= max(long, 1):
-        return KeyedPermutation(n, key)
+        return keyed_permutation(n, key)
     numbers = np.random.Generator(np.random.PCG64(key)).permutation(n)
     return lambda places: np.asarray(numbers[places])

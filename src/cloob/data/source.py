@@ -31,24 +31,26 @@ Fingerprint = dict[str, int | str]  # name -> count or digest
 MAX_FILES = 100_000  # of a folder that are looked into at most: each costs a call, on a network a journey
 
 
-class Source(Reader, Protocol):
+class Source(Protocol):
     """Pairs by number. Picklable, cheap to copy into a worker, and safe to read from several processes.
 
     ``shard_sizes`` are the numbers of consecutive rows that lie in one file; they add up to ``len``. A source may also
     have ``prefetch(indices)``: the loader calls it with the numbers of pairs that will be read soon.
     """
 
-    @property
-    def shard_sizes(self) -> tuple[int, ...]: ...
+    name: str
+    shard_sizes: tuple[int, ...]
+    streamed: bool
+    """Whether reading in random order is costly: the loader then reads file by file."""
 
-    @property
-    def streamed(self) -> bool:
-        """Whether reading in random order is costly: the loader then reads file by file."""
+    def __len__(self) -> int:
+        return sum(self.shard_sizes)
 
     def fingerprint(self) -> Fingerprint:
         """A few digests and counts of the content: equal for equal data, wherever they lie."""
 
-    def read(self, index: int) -> RawSample: ...
+    def read(self, index: int, /) -> RawSample:
+        """The pair at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
 
 
 def prefetch(source: Source, indices: np.ndarray) -> None:
@@ -56,7 +58,7 @@ def prefetch(source: Source, indices: np.ndarray) -> None:
         source.prefetch(indices)
 
 
-class MixedSource:
+class MixedSource(Source):
     """Several sources, one after the other."""
 
     def __init__(self, parts: Sequence[Source]) -> None:
@@ -66,11 +68,8 @@ class MixedSource:
         self.streamed = any(part.streamed for part in parts)
         self.bounds = np.cumsum([0, *map(len, parts)])
 
-    def __len__(self) -> int:
-        return int(self.bounds[-1])
-
     def read(self, index: int) -> RawSample:
-        part = int(self._owner(index))
+        part = int(np.searchsorted(self.bounds[1:], index, side="right"))
         return self.parts[part].read(index - int(self.bounds[part]))
 
     def fingerprint(self) -> Fingerprint:
@@ -78,12 +77,9 @@ class MixedSource:
         return {f"{key} of source {i}": value for i, one in numbered for key, value in one.items()}
 
     def prefetch(self, indices: np.ndarray) -> None:
-        owners = self._owner(indices)
+        owners = np.searchsorted(self.bounds[1:], indices, side="right")
         for i, part in enumerate(self.parts):
             prefetch(part, indices[owners == i] - self.bounds[i])
-
-    def _owner(self, rows: Any) -> Any:
-        return np.searchsorted(self.bounds[1:], rows, side="right")
 
 
 def mix(sources: Sequence[Source]) -> Source:
@@ -107,22 +103,19 @@ def pictures_of(source: Any) -> np.ndarray | None:
 
 
 class Pictures:
-    """Pictures in the order of their first rows, and the rows of each, by :func:`pictures_of`; ``counts``: by part."""
+    """Pictures in the order of their first rows, and their rows, by :func:`pictures_of`; ``counts``: by source."""
 
     def __init__(self, same: np.ndarray, sizes: Sequence[int]) -> None:
-        self._firsts, rows = np.unique(same, return_counts=True)
+        self.firsts, rows = np.unique(same, return_counts=True)
         self._rows, self._bounds = np.argsort(same, kind="stable"), np.cumsum([0, *rows])
-        self.counts: list[int] = np.diff(np.searchsorted(self._firsts, np.cumsum([0, *sizes]))).tolist()
+        self.counts: list[int] = np.diff(np.searchsorted(self.firsts, np.cumsum([0, *sizes]))).tolist()
 
     def rows(self, picture: int) -> np.ndarray:
         """The rows of a picture, ascending int64."""
         return self._rows[self._bounds[picture] : self._bounds[picture + 1]]
 
-    def first(self, pictures: np.ndarray) -> np.ndarray:
-        return np.asarray(self._firsts[pictures])
 
-
-class Subset:
+class Subset(Source):
     """Some rows of a source, ascending int64; ``part`` is ``training`` or ``held out``."""
 
     def __init__(self, whole: Source, rows: np.ndarray, part: str) -> None:
@@ -131,9 +124,6 @@ class Subset:
         # Rows that are left of every file; files of which nothing is left do not count.
         ends = np.searchsorted(rows, np.cumsum(whole.shard_sizes))
         self.shard_sizes = tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def fingerprint(self) -> Fingerprint:
         return {**self.whole.fingerprint(), "pairs": len(self), f"rows that are {self.part}": digest([self.rows])}

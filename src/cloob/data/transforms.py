@@ -22,11 +22,6 @@ _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder can do
 _WORTH_SHARING = 200 * 200  # pixels from which on a copy costs more than going without it
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """``(3, H, W)`` uint8 pixels of an RGB image."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
 def resize(pixels: Tensor, size: int) -> Tensor:
     """``(c, h, w)`` uint8 pixels as ``(c, size, size)``: Pillow's bicubic within one grey level, but faster."""
     batch = pixels[None]
@@ -124,7 +119,7 @@ class TrainTransform:
             with contextlib.suppress(ValueError, TypeError, pa.ArrowException):  # above 16 MB it lies in several pieces
                 stored = torch.from_dlpack(pa.array(image).values)  # type: ignore[attr-defined]
                 pixels = stored.view(image.height, image.width, 4).permute(2, 0, 1)  # the fourth byte has no meaning
-        pixels = to_tensor(image) if pixels is None else pixels
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) if pixels is None else pixels
         pixels = resize(pixels[:, top : top + h, left : left + w], self.image_size)[:3]
         swap, reverse_rows, reverse_columns = axes(crop.orientation)
         if swap:

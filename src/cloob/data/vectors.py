@@ -33,14 +33,14 @@ _IN_CACHE = 256  # rows that are looked at together
 
 def read_matrix(spec: str) -> np.ndarray:
     """The (n, F) numbers of a file, given as one of ``FORMS``; nothing is unpickled."""
-    return _read(spec, 2, "biuf", "a row of numbers for each item is wanted, as float32 (1000, 384)")
+    return _read(spec, 2, "biuf", "a row of numbers for every item is expected, as float32 (1000, 384)")
 
 
 def read_ids(spec: str) -> list[str]:
     """The ids in a file: lines of a text, or a column of texts or integers in one of ``FORMS``."""
     path, name = _split(spec)
     if path.suffix in _SUFFIXES and (name or path.suffix != ".csv"):
-        column = _read(spec, 1, "iuUO", "one text or whole number a row is wanted").tolist()
+        column = _read(spec, 1, "iuUO", "one text or integer a row is expected").tolist()
         ids = ["" if value is None else str(value) for value in column]
     else:
         with reading(Path(spec)):
@@ -97,34 +97,31 @@ def _read(spec: str, dimensions: int, kinds: str, expected: str) -> np.ndarray:
 def _of_table(path: Path, name: str) -> np.ndarray:
     """A column of a table, (n, F) of lists of equal length without gaps; without a name its columns side by side."""
     if path.suffix == ".csv":
-        table = csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=not _has_header(path)))
+        with path.open(encoding="utf-8-sig") as file:
+            cells = file.readline().strip().split(",")
+        try:
+            numbers = [float(cell) for cell in cells]
+        except ValueError:
+            has_header = True
+        else:  # the numbers 0, 1, 2 … are names that pandas gives to columns
+            has_header = len(cells) > 1 and numbers == [*range(len(cells))]
+        table = csv.read_csv(path, csv.ReadOptions(autogenerate_column_names=not has_header))
     else:
         names = parquet.read_schema(path).names
         table = parquet.read_table(path, columns=[_known(name, names, path)] if name else None)
     if name:
-        cells, shape = table[_known(name, table.column_names, path)].combine_chunks(), [-1]
-        if "list" in str(cells.type).partition("<")[0]:
-            numbers = cells.flatten()
-            if not cells.null_count and not numbers.null_count and len({len(row) for row in cells}) == 1:
-                cells, shape = numbers, [len(cells), -1]
-        return np.asarray(cells.to_numpy(zero_copy_only=False)).reshape(shape)
-    for column, field in enumerate(table.schema, 1):
+        column, shape = table[_known(name, table.column_names, path)].combine_chunks(), [-1]
+        if "list" in str(column.type).partition("<")[0]:
+            flat = column.flatten()
+            if not column.null_count and not flat.null_count and len({len(row) for row in column}) == 1:
+                column, shape = flat, [len(column), -1]
+        return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)
+    for number, field in enumerate(table.schema, 1):
         if field.name in ("", "__index_level_0__"):  # row numbers, the same in both files, would give the pairs away
-            raise InputError(f"{path}: column {column} is an index of pandas; save the table with index=False")
+            raise InputError(f"{path}: column {number} is an index of pandas; save the table with index=False")
         if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_boolean(field.type)):
             raise InputError(f"{path}: column {field.name!r} holds {field.type}; without :COLUMN all must be numbers")
     return np.column_stack([column.to_numpy() for column in table.columns])
-
-
-def _has_header(path: Path) -> bool:
-    """Whether the first line holds names: texts, or the numbers 0, 1, 2 … that pandas gives to columns."""
-    with path.open(encoding="utf-8-sig") as file:
-        cells = file.readline().strip().split(",")
-    try:
-        numbers = [float(cell) for cell in cells]
-    except ValueError:
-        return True
-    return len(cells) > 1 and numbers == [*range(len(cells))]
 
 
 def _known(name: str, names: Sequence[str], path: Path) -> str:
@@ -184,7 +181,12 @@ def open_pairs(
     labels = None
     if a_ids is not None and b_ids is not None:
         labels, others = read_ids_of(a_ids, len(left), a), read_ids_of(b_ids, len(right), b)
-        rows = _joined(labels, others, b_ids, skipped)
+        row_of_b, ids_of_a = rows_of(others, b_ids), set(labels)
+        for side, mine, theirs in (("a", labels, row_of_b.keys()), ("b", others, ids_of_a)):
+            alone = dict.fromkeys(label for label in mine if label not in theirs)
+            skipped += [Skip(label, "no partner", f"only {side} has this id") for label in alone]
+        joined = [(row, row_of_b[label]) for row, label in enumerate(labels) if label in row_of_b]
+        rows = np.array(joined, np.int64).reshape(-1, 2)
     else:
         if len(left) != len(right):
             both = f"{a} has {len(left):,} rows, {b} has {len(right):,} rows"
@@ -232,7 +234,15 @@ def _usable(
 ) -> VectorPairs:
     """The pairs whose numbers are finite, with their ids."""
     for side, spec, place in ((a, specs[0], 0), (b, specs[1], 1)):
-        bad = _not_finite(side)
+        bad = np.zeros(len(side), bool)
+        for start in range(0, 0 if side.dtype.kind in "biu" else len(side), _IN_CACHE):
+            some = side[start : start + _IN_CACHE]
+            if some.dtype == np.float16:  # by its bits five times as fast as np.isfinite
+                wrong = some.view(np.uint16) & 0x7C00 == 0x7C00
+            else:
+                with np.errstate(over="ignore"):
+                    wrong = ~np.isfinite(some.astype(np.float32))
+            bad[start : start + _IN_CACHE] = wrong.any(1)
         what = "holds NaN, infinity or a number that float32 cannot hold"
         skipped += [Skip(f"{spec} row {row}", "not finite", what) for row in np.flatnonzero(bad)]
         rows = rows[~bad[rows[:, place]]] if bad.any() else rows
@@ -250,18 +260,8 @@ def read_ids_of(spec: str, rows: int, matrix: str) -> list[str]:
     """The ids in a file, one per row of a matrix."""
     ids = read_ids(spec)
     if len(ids) != rows:
-        raise InputError(f"{spec} has {len(ids):,} ids, {matrix} has {rows:,} rows; one id a row is wanted")
+        raise InputError(f"{spec} has {len(ids):,} ids, {matrix} has {rows:,} rows; one id a row is expected")
     return ids
-
-
-def _joined(of_a: list[str], of_b: list[str], spec: str, skipped: list[Skip]) -> np.ndarray:
-    """(N, 2) rows of equal id; those without a partner are skipped."""
-    places, known = rows_of(of_b, spec), set(of_a)
-    for labels, others, side in ((of_a, places.keys(), "a"), (of_b, known, "b")):
-        alone = dict.fromkeys(label for label in labels if label not in others)
-        skipped += [Skip(label, "no partner", f"only {side} has this id") for label in alone]
-    pairs = [(row, places[label]) for row, label in enumerate(of_a) if label in places]
-    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def rows_of(labels: Sequence[str], spec: str) -> dict[str, int]:
@@ -271,20 +271,6 @@ def rows_of(labels: Sequence[str], spec: str) -> dict[str, int]:
         if places.setdefault(label, row) != row:
             raise InputError(f"{spec}: {label!r} stands at rows {places[label]} and {row}; once is right")
     return places
-
-
-def _not_finite(side: np.ndarray | SparseRows) -> np.ndarray:
-    """(n,) whether a row cannot be used."""
-    bad = np.zeros(len(side), bool)
-    for start in range(0, 0 if side.dtype.kind in "biu" else len(side), _IN_CACHE):
-        rows = side[start : start + _IN_CACHE]
-        if rows.dtype == np.float16:  # by its bits five times as fast as np.isfinite
-            numbers = rows.view(np.uint16) & 0x7C00 == 0x7C00
-        else:
-            with np.errstate(over="ignore"):
-                numbers = ~np.isfinite(rows.astype(np.float32))
-        bad[start : start + _IN_CACHE] = numbers.any(1)
-    return bad
 
 
 def as_floats(rows: np.ndarray | Tensor) -> Tensor:

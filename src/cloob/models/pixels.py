@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _RESAMPLING = {"bicubic": "BICUBIC", "random": "BICUBIC", "bilinear": "BILINEAR", "lanczos": "LANCZOS"}
+_MAX_RATIO = 64  # of a picture's sides, up to which all of it is resized for a model that looks at its middle
 
 
 class EvalTransform:
@@ -33,13 +34,15 @@ class EvalTransform:
         return tensor
 
     def array(self, image: Image) -> npt.NDArray[np.uint8]:
-        pil = require("PIL.Image", "train")
-        from cloob.pictures import middle  # needs Pillow, which texts do not
-
+        pil = require("PIL.Image", "train")  # which texts do not need
         size = width = height = self._size
         if self._mode == "shortest":
-            image = middle(image)  # of a line, whose ends are cut off
             shorter = min(image.size)
+            most = _MAX_RATIO * shorter
+            if max(image.size) > most:  # of a line, whose ends are cut off, the middle: all would fill the memory
+                kept = [min(side, most) for side in image.size]
+                left, top = ((side - part) // 2 for side, part in zip(image.size, kept, strict=True))
+                image = image.crop((left, top, left + kept[0], top + kept[1]))
             width, height = size * image.width // shorter, size * image.height // shorter
         if image.size != (width, height):
             image = image.resize((width, height), pil.Resampling[_RESAMPLING[self._interpolation]])

@@ -88,9 +88,7 @@ def create_model(
             trained = sigmoid_objective(model) if tag else {}
         if image_size is not None:
             vision, trunk = library.get_model_config(name)["vision_cfg"], getattr(model.visual, "trunk", None)
-            if hasattr(
-                trunk, "set_input_size"
-            ):  # positions of timm; open_clip reads back no other number
+            if hasattr(trunk, "set_input_size"):  # positions of timm; open_clip reads back no other number
                 fits, right = image_size == vision.get("image_size", 224), f"{vision.get('image_size', 224)} alone"
             elif trunk is not None:
                 fits, right = image_size >= 32, "at least 32"

@@ -44,19 +44,19 @@ def fetch(url: str, target: Path) -> None:
     """Writes what a URL gives into a file; tries three times, unless the source says that there is nothing to get."""
     for pause in (0.0, *_PAUSES):
         time.sleep(pause)
-        wrong, final = _run(url, target) if url.startswith("pipe:") else _download(url, target)
+        final = False
+        if url.startswith("pipe:"):
+            with target.open("wb") as file:
+                status = subprocess.run(url.removeprefix("pipe:"), shell=True, stdout=file, check=False).returncode
+            hint = " (command not found)" if status == 127 else ""
+            wrong = f"its command ended with exit status {status}{hint}" if status else None
+        else:
+            wrong, final = _download(url, target)
         if wrong is None:
             return
         if final:
             break
     raise InputError(f"{url}: {wrong}{'' if final else f' ({len(_PAUSES) + 1} attempts)'}")
-
-
-def _run(url: str, target: Path) -> tuple[str | None, bool]:
-    with target.open("wb") as file:
-        status = subprocess.run(url.removeprefix("pipe:"), shell=True, stdout=file, check=False).returncode
-    hint = " (command not found)" if status == 127 else ""
-    return f"its command ended with exit status {status}{hint}" if status else None, False
 
 
 def _download(url: str, target: Path) -> tuple[str | None, bool]:
@@ -154,15 +154,8 @@ def open_remote(spec: str, cache: Cache, member: str | None = None) -> RemoteSha
     """Opens streamed shards, whose counts are remembered on this machine or lie next to the shards."""
     urls = expand(spec, escape=False)
     counts = _read_sizes(_memory(spec))
-    if not counts.keys() >= {*urls}:
-        counts = _counts_beside(spec, urls)
-    return RemoteShardSource(spec, {url: counts[url] for url in urls}, cache, member)
-
-
-def _counts_beside(spec: str, urls: list[str]) -> dict[str, int]:
     listed: dict[str, dict[str, int]] = {}
-    counts: dict[str, int] = {}
-    for url in urls:
+    for url in urls if not counts.keys() >= {*urls} else ():
         # The same URL or command for another file in the shard's folder.
         *_, name = [None, *SHARD_NAME.finditer(url)]
         place = f"{url[: name.start()]}{SIZES}{url[name.end() :]}" if name else ""
@@ -175,7 +168,7 @@ def _counts_beside(spec: str, urls: list[str]) -> dict[str, int]:
         except (InputError, KeyError) as error:
             why = error if isinstance(error, InputError) else f"{place or url}: has no count for {shard_name(url)}"
             raise InputError(f"{spec}: the number of samples in each shard must be known; {why}{_HOW}") from None
-    return counts
+    return RemoteShardSource(spec, {url: counts[url] for url in urls}, cache, member)
 
 
 def _read_sizes(path: Path, where: str = "") -> dict[str, int]:

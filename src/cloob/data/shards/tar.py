@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable, read_fault
-from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, Fingerprint, digest, of_column
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, Fingerprint, Source, digest, of_column
 from cloob.data.sources.arrow import reading
 from cloob.errors import InputError, counted
 from cloob.pictures import MAX_IMAGE_BYTES
@@ -49,13 +49,6 @@ class Member(NamedTuple):
     size: int
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """WebDataset's sample key and extension: ``"a/b.seg.png"`` is ``("a/b", "seg.png")``; empty without either."""
-    folder, _, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    return (f"{folder}/{stem}" if folder else stem, extension.lower()) if stem and dot else ("", "")
-
-
 def group_members(
     members: Sequence[Member], extensions: Sequence[Sequence[str]]
 ) -> tuple[dict[str, list[Member | None]], list[str]]:
@@ -68,7 +61,9 @@ def group_members(
     ranks: dict[tuple[str, int], int] = {}
     dotted, twice = [], []
     for member in members:
-        key, extension = split_name(member.name)
+        folder, slash, base = member.name.rpartition("/")  # "a/b.seg.png" has the key "a/b", the extension "seg.png"
+        stem, _, extension = base.partition(".")
+        key, extension = f"{folder}{slash}{stem}", extension.lower() if stem else ""
         if extension not in place:
             dotted += [(key, member.name)] if extension.rpartition(".")[2] in place else []
             continue
@@ -96,9 +91,36 @@ class TarReader:
         return os.pread(file.fileno(), size, offset)
 
     def listing(self, tar: int) -> tuple[list[Member], str | None]:
-        """The complete members of an archive, and what is missing where it is cut; InputError if it is no tar."""
-        with self._plain(self.paths[tar]).open("rb") as file:
-            return _scan(self.paths[tar], file)
+        """The complete members of an archive, or of several in a row, and what is missing where it is cut.
+
+        After a damaged header it goes on with the next sound one. InputError if it is no tar.
+        """
+        with self._plain(path := self.paths[tar]).open("rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) == 0:
+                return [], "is empty, or nothing of it can be unpacked"
+            members, places, end, cut = list[Member](), dict[str, Member](), 0, None
+            try:
+                archive = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115 - the file is ours
+                while (info := archive.next()) is not None:
+                    archive.members = []  # type: ignore[attr-defined] # else tarfile keeps a kilobyte a header
+                    if archive.offset <= info.offset:  # a size that leads back would be followed for ever
+                        cut = cut or f"a damaged header at byte {info.offset:,} of {size:,}"
+                        break
+                    if info.offset != end and not _goes_on(file, min(end, size)):
+                        cut = cut or f"a damaged header at byte {end:,} of {size:,}"
+                    if info.isreg() and info.offset_data + info.size <= size:
+                        places[info.name] = Member(info.name, info.offset_data, info.size)
+                        members.append(places[info.name])
+                    elif info.islnk() and info.linkname in places:  # a hard link: the bytes of a member before it
+                        members.append(places[info.linkname]._replace(name=info.name))
+                    end = archive.offset
+            except (tarfile.TarError, ValueError, IndexError, OverflowError):  # damaged headers
+                cut = cut or f"cut after {size:,} bytes"
+            if not members and size >= _BLOCK and not _goes_on(file, 0):
+                raise InputError(f"{path} is not a tar archive")
+            if not _goes_on(file, min(end, size)):
+                cut = cut or f"no end-of-archive mark at byte {end:,} of {size:,}"
+            return members, cut
 
     def _plain(self, path: Path) -> Path:
         with path.open("rb") as file:
@@ -139,35 +161,6 @@ def _goes_on(file: IO[bytes], at: int) -> bool:
         return False
 
 
-def _scan(path: Path, file: IO[bytes]) -> tuple[list[Member], str | None]:
-    """Lists an archive, or several in a row. After a damaged header it goes on with the next sound one."""
-    if (size := os.fstat(file.fileno()).st_size) == 0:
-        return [], "is empty, or nothing of it can be unpacked"
-    members, places, end, cut = list[Member](), dict[str, Member](), 0, None
-    try:
-        tar = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115 - the file is ours
-        while (info := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined] # tarfile keeps every header otherwise, a kilobyte each
-            if tar.offset <= info.offset:  # a size that leads back would be followed for ever
-                cut = cut or f"a damaged header at byte {info.offset:,} of {size:,}"
-                break
-            if info.offset != end and not _goes_on(file, min(end, size)):
-                cut = cut or f"a damaged header at byte {end:,} of {size:,}"
-            if info.isreg() and info.offset_data + info.size <= size:
-                places[info.name] = Member(info.name, info.offset_data, info.size)
-                members.append(places[info.name])
-            elif info.islnk() and (target := places.get(info.linkname)):  # a hard link: the bytes of a member before it
-                members.append(target._replace(name=info.name))
-            end = tar.offset
-    except (tarfile.TarError, ValueError, IndexError, OverflowError):  # damaged headers
-        cut = cut or f"cut after {size:,} bytes"
-    if not members and size >= _BLOCK and not _goes_on(file, 0):
-        raise InputError(f"{path} is not a tar archive")
-    if not _goes_on(file, min(end, size)):
-        cut = cut or f"no end-of-archive mark at byte {end:,} of {size:,}"
-    return members, cut
-
-
 def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.Table:
     """One row a sample: its key, and where its parts lie. A truncated tar has one more, whose offset is ``_CUT``."""
     keys, places, cuts, odd = list[pa.Array](), list[np.ndarray](), dict[int, str](), list[str]()
@@ -204,7 +197,7 @@ def _kept_index(reader: TarReader, captions: Sequence[str], cache: Cache) -> pa.
         return pa.ipc.open_file(source).read_all()
 
 
-class ShardSource:
+class ShardSource(Source):
     """Samples in tars on local disks.
 
     A sample without an image or a caption stays in the count. A truncated shard gives its complete samples and one row
@@ -235,9 +228,6 @@ class ShardSource:
         self.complete = tuple(size - (tar in self.cuts) for tar, size in enumerate(self.shard_sizes))
         self.remark: str = about["remark"]
         self._ends = np.cumsum(self.shard_sizes)
-
-    def __len__(self) -> int:
-        return len(self._keys)
 
     def __reduce__(self) -> Any:  # a spawned worker maps the index
         return ShardSource, self._given

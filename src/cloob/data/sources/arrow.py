@@ -15,16 +15,16 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, RawSample, Reason, clean_caption, read_image_file
+from cloob.data.batch import BadSample, RawSample, Reason, clean_caption, read_pair_file
 from cloob.data.source import Fingerprint, digest, of_column
 from cloob.errors import InputError, first_of, one_line
 from cloob.pictures import MAX_IMAGE_BYTES
@@ -59,6 +59,21 @@ def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {one_line(error)}{hint}") from error
 
 
+class _Opened(Generic[T]):
+    """What one process has open of a source; another one, to which the source is pickled, begins anew."""
+
+    def __init__(self) -> None:
+        self.files: OrderedDict[int, T] = OrderedDict()
+        self.failed: dict[int, tuple[float, Exception]] = {}  # until when it is not tried again, and why
+        self.lock = threading.Lock()
+        self.prefetching = 0  # the process whose threads prepare files
+        self.requests: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.requested: list[int] = []
+
+    def __reduce__(self) -> Any:
+        return _Opened, ()
+
+
 class FileSource(ABC, Generic[T]):
     """Rows in files. Every is prepared when its first row is read; ``streamed`` is whether that is costly."""
 
@@ -67,13 +82,7 @@ class FileSource(ABC, Generic[T]):
     def __init__(self, name: str, shard_sizes: Sequence[int], *, streamed: bool) -> None:
         self.name, self.shard_sizes, self.streamed = name, tuple(shard_sizes), streamed
         self._ends = np.cumsum(self.shard_sizes)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._opened: OrderedDict[int, T] = OrderedDict()
-        self._failed: dict[int, tuple[float, Exception]] = {}  # until when it is not tried again, and why
-        self._lock = threading.Lock()
-        self._prefetching = 0  # the process whose threads prepare files
+        self._opened = _Opened[T]()
 
     @abstractmethod
     def prepare(self, shard: int) -> Path:
@@ -91,53 +100,42 @@ class FileSource(ABC, Generic[T]):
         return shard, index - int(self._ends[shard]) + self.shard_sizes[shard]
 
     def opened(self, shard: int) -> T:
-        with self._lock:
-            if shard not in self._opened:
-                until, error = self._failed.get(shard, (0.0, None))
-                if time.monotonic() > until:
-                    error = self._open(shard)
-                if error is not None:
-                    raise error
-                if self.streamed and len(self._opened) > self.max_open:
-                    self._opened.popitem(last=False)
-            self._opened.move_to_end(shard)
-            return self._opened[shard]
-
-    def _open(self, shard: int, attempts: int = 3) -> Exception | None:
-        try:
-            self._opened[shard] = self.load(shard, self.prepare(shard))
-        except (OSError, InputError) as error:
-            if isinstance(error, FileNotFoundError) and attempts > 1:  # another process has made room in between
-                return self._open(shard, attempts - 1)
-            self._failed[shard] = time.monotonic() + _FAILED_SECONDS, error
-            return error
-        return None
+        files, failed = self._opened.files, self._opened.failed
+        with self._opened.lock:
+            until, error = failed.get(shard, (0.0, None))
+            if shard not in files and time.monotonic() <= until and error is not None:
+                raise error
+            attempts = 3
+            while shard not in files:
+                attempts -= 1
+                try:
+                    files[shard] = self.load(shard, self.prepare(shard))
+                except (OSError, InputError) as error:
+                    if isinstance(error, FileNotFoundError) and attempts:  # another process has made room in between
+                        continue
+                    failed[shard] = time.monotonic() + _FAILED_SECONDS, error
+                    raise
+                if self.streamed and len(files) > self.max_open:
+                    files.popitem(last=False)
+            files.move_to_end(shard)
+            return files[shard]
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the files of these rows prepared in the background; failures show when a row is read."""
-        if self._prefetching != os.getpid():  # a forked process has threads of its own
-            self._prefetching = os.getpid()
-            self._requests: queue.SimpleQueue[int] = queue.SimpleQueue()
-            self._requested: list[int] = []
+        opened = self._opened
+        if opened.prefetching != os.getpid():  # threads do not survive a fork, and the queue may be locked
+            opened.prefetching, opened.requests, opened.requested = os.getpid(), queue.SimpleQueue(), []
             for _ in range(_DOWNLOADS):  # daemons: the end of the program does not wait for them
                 threading.Thread(target=self._prepare_requested, name="cloob-prefetch", daemon=True).start()
         for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
-            if shard not in self._requested:
-                self._requests.put(shard)
-                self._requested = [*self._requested[-63:], shard]
+            if shard not in opened.requested:
+                opened.requests.put(shard)
+                opened.requested = [*opened.requested[-63:], shard]
 
     def _prepare_requested(self) -> None:
         while True:
             with contextlib.suppress(InputError, OSError):
-                self.prepare(self._requests.get())
-
-    def __getstate__(self) -> dict[str, Any]:
-        local = ("_opened", "_failed", "_lock", "_prefetching", "_requests", "_requested")
-        return {key: value for key, value in vars(self).items() if key not in local}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._begin()
+                self.prepare(self._opened.requests.get())
 
 
 def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None:
@@ -172,13 +170,10 @@ class ArrowSource(FileSource[pa.Table]):
                 sizes.append(stored.num_rows)
                 _ = self.schemas[-1].names  # UnicodeDecodeError
         super().__init__(name, sizes, streamed=any(map(_is_parquet, paths)))
-        self.image = _column(self.schemas[0], image_column, is_image)
-        self._caption = caption_column and _column(self.schemas[0], caption_column, _AS_BYTES.__contains__)
+        schemas = dict(zip(paths, self.schemas, strict=True))
+        self.image = _column(schemas, image_column, "image")
+        self._caption = caption_column and _column(schemas, caption_column, "caption")
         self._columns = list(dict.fromkeys((self.image, self._caption))) if self._caption else None  # one can be both
-        for path, schema in zip(paths, self.schemas, strict=True):
-            _check(path, schema, self.image, "image")
-            if self._caption:
-                _check(path, schema, self._caption, "caption")
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; its key is ``file/row``, rows counted from 0 in every file."""
@@ -210,7 +205,7 @@ class ArrowSource(FileSource[pa.Table]):
         else:
             data, stored = (None, _bytes(cell)) if cell.type in _AS_BYTES else (_bytes(cell), None)
         if data is None and stored:
-            return read_image_file(path.parent / os.fsdecode(stored), key)
+            return read_pair_file(path.parent / os.fsdecode(stored), key, "image")
         if data is None or len(data) > MAX_IMAGE_BYTES:
             reason: Reason = "image too large" if data else "missing image"
             raise BadSample(reason, key, f"{len(data):,} bytes" if data else f"{path}: {NO_PICTURE}")
@@ -272,19 +267,22 @@ def holds_images(path: Path, image_column: str) -> bool:
     return kinds.get(image_column, image_column == _DEFAULTS[0] and any(kinds.values()))
 
 
-def _column(schema: pa.Schema, column: str, fits: Callable[[pa.DataType], bool]) -> str:
-    """The column that was named, or without a name the only one of its kind."""
-    options = [field.name for field in schema if fits(field.type)]
-    return str(options[0]) if column not in schema.names and column in _DEFAULTS and len(options) == 1 else column
+def _column(schemas: dict[Path, pa.Schema], column: str, kind: Literal["image", "caption"]) -> str:
+    """The column that was named, or without a name the only one of its kind in the first file.
 
-
-def _check(path: Path, schema: pa.Schema, column: str, kind: str) -> None:
-    """Refuses a column that is missing, ambiguous or of another kind; an empty one has no type."""
-    check_name(path, schema.names, column, kind)
-    stored = schema.field(column).type
-    if not (stored in _AS_BYTES or pa.types.is_null(stored) or (kind == "image" and is_image(stored))):
-        expected = "images ({bytes, path}, bytes or paths)" if kind == "image" else "text"
-        raise InputError(f"{path}: column {column!r} holds {stored}, not {expected}")
+    InputError where it is missing, ambiguous or of another kind in some file; an empty one has no type.
+    """
+    first = next(iter(schemas.values()))
+    options = [field.name for field in first if (is_image(field.type) if kind == "image" else field.type in _AS_BYTES)]
+    if column not in first.names and column in _DEFAULTS and len(options) == 1:
+        column = str(options[0])
+    for path, schema in schemas.items():
+        check_name(path, schema.names, column, kind)
+        stored = schema.field(column).type
+        if not (stored in _AS_BYTES or pa.types.is_null(stored) or (kind == "image" and is_image(stored))):
+            expected = "images ({bytes, path}, bytes or paths)" if kind == "image" else "text"
+            raise InputError(f"{path}: column {column!r} holds {stored}, not {expected}")
+    return column
 
 
 def is_image(kind: pa.DataType) -> bool:

@@ -18,8 +18,17 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
-from cloob.data.batch import BadSample, RawSample, clean_caption, printable, read_caption_file, read_image_file
-from cloob.data.source import CAPTION_SUFFIXES, IMAGE_EXTENSIONS, IMAGE_SUFFIXES, Fingerprint, digest, of_column, spread
+from cloob.data.batch import BadSample, RawSample, clean_caption, printable, read_pair_file
+from cloob.data.source import (
+    CAPTION_SUFFIXES,
+    IMAGE_EXTENSIONS,
+    IMAGE_SUFFIXES,
+    Fingerprint,
+    Source,
+    digest,
+    of_column,
+    spread,
+)
 from cloob.data.sources.arrow import check_name, reading
 from cloob.errors import InputError, counted
 
@@ -31,7 +40,7 @@ _DELIMITERS = ("\t", ",", ";", "|")
 _BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a megabyte is only a bad sample
 
 
-class TableSource:
+class TableSource(Source):
     """Rows of a table, as two Arrow columns; ``stray`` are rows with a field that holds rows, see ``_stray_quotes``."""
 
     streamed = False
@@ -55,13 +64,10 @@ class TableSource:
         self._images, self._captions = texts
         del table, texts, column
         pa.default_memory_pool().release_unused()  # parsing takes about as much again as the columns
-        self.shard_sizes = (len(self),)
+        self.shard_sizes = (len(self._images),)
         rows, lines = counted(len(self.stray), "rows"), counted(sum(self.stray.values()), "lines")
         first = f"stray quotes in {rows}, first in row {min(self.stray, default=0) + 1:,}"
         self.remark = f"{first}, take in {lines}: close or double each" if self.stray else ""
-
-    def __len__(self) -> int:
-        return len(self._images)
 
     def fingerprint(self) -> Fingerprint:
         return {"rows": len(self), "image paths": of_column(self._images), "captions": of_column(self._captions)}
@@ -80,7 +86,7 @@ class TableSource:
         return as_text(self._images[index].as_py()).strip(), self._captions[index].as_py()
 
     def picture(self, stored: str, key: str = "", where: str = "") -> bytes:
-        return read_image_file(self._path.parent / stored, key or printable(stored), where)
+        return read_pair_file(self._path.parent / stored, key or printable(stored), "image", where)
 
     def read(self, index: int) -> RawSample:
         """The pair in row ``index`` (from 0); its key is the image path, and a ``BadSample`` counts rows from 1."""
@@ -205,7 +211,7 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
     return max(splits, key=lambda split: ({*columns} <= {*split[1]}, len(split[1])))
 
 
-class FolderSource:
+class FolderSource(Source):
     """``a/b.jpg`` with ``a/b.txt``, in sub-folders too, sorted by path; without hidden files and linked folders.
 
     An image without a caption and a caption without an image are bad samples. ``pairs`` counts images with a caption.
@@ -232,14 +238,11 @@ class FolderSource:
         self._paths, self._captions = stored if rows else (pa.array([], pa.large_binary()),) * 2
         self.shard_sizes = (len(rows),)
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
     def fingerprint(self) -> Fingerprint:
         captions, sizes = [], []
         for path, caption in map(self._files, spread(len(self))):
             with contextlib.suppress(BadSample):
-                captions.append(read_caption_file(caption, ""))
+                captions.append(read_pair_file(caption, "", "caption"))
             with contextlib.suppress(OSError):
                 sizes.append(str(path.stat().st_size))
         names = of_column(pa.chunked_array([self._paths]))
@@ -251,8 +254,9 @@ class FolderSource:
         key = printable(path.relative_to(self._folder).as_posix())
         if path.suffix.lower() in CAPTION_SUFFIXES:
             raise BadSample("missing image", key, f"no image beside {path}")
-        image = read_image_file(path, key)
-        words = os.fsencode(re.sub(r"[-_ ]+", " ", path.stem)) if self._by_name else read_caption_file(file, key)
+        image = read_pair_file(path, key, "image")
+        named = os.fsencode(re.sub(r"[-_ ]+", " ", path.stem))
+        words = named if self._by_name else read_pair_file(file, key, "caption")
         return RawSample(key, image, clean_caption(words, key))
 
     def _files(self, index: int) -> tuple[Path, Path]:

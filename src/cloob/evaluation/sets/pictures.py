@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, clean_caption, printable, read_image_file
+from cloob.data.batch import BadSample, clean_caption, printable, read_pair_file
 from cloob.data.open import DEMO, check_usable, open_source, open_unprobed
 from cloob.data.shards.spec import is_pattern, is_remote, is_tar, local_folder, local_path
 from cloob.data.shards.tar import TarReader, group_members
@@ -71,7 +71,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 def read_file(root: Path, paths: Sequence[str], index: int) -> tuple[str, bytes]:
     key = printable(paths[index])
-    return key, read_image_file(root / paths[index], key)
+    return key, read_pair_file(root / paths[index], key, "image")
 
 
 _Opened = tuple[tuple[str, ...], list[int], Callable[[int], tuple[str, bytes]]]

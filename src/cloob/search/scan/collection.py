@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, read_caption_file, read_fault
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, read_fault, read_pair_file
 from cloob.data.shards.spec import TAR_SUFFIXES
 from cloob.data.source import CAPTION_SUFFIXES, IMAGE_SUFFIXES, RAW_SUFFIXES
 from cloob.data.sources.arrow import ARROW_SUFFIXES, check_name
@@ -242,7 +242,7 @@ class Folder(Collection):
         by_others = stated.pop("caption", None)
         if file:
             try:
-                caption = clean_caption(read_caption_file(file, found.path), found.path)
+                caption = clean_caption(read_pair_file(file, found.path, "caption"), found.path)
             except BadSample as bad:
                 if bad.reason != "empty caption":
                     self.left_out.add(bad.reason, file)
