@@ -99,12 +99,12 @@ class Batch:
         return self._each("pin_memory")
 
     def _each(self, method: str, *args: Any, **options: Any) -> Batch:
-        from cloob.functional.private import tree_map
+        from cloob.functional.private import tree_flatten, tree_unflatten
 
-        def moved(value: Any) -> Any:
-            return getattr(value, method)(*args, **options) if hasattr(value, method) else value
-
-        return replace(self, **{side: tree_map(moved, getattr(self, side)) for side in ("images", "tokens", "ids")})
+        leaves, spec = tree_flatten((self.images, self.tokens, self.ids))
+        moved = [getattr(leaf, method)(*args, **options) if hasattr(leaf, method) else leaf for leaf in leaves]
+        images, tokens, ids = tree_unflatten(moved, spec)
+        return replace(self, images=images, tokens=tokens, ids=ids)
 
 
 def tensors_of(*values: Any) -> list[Tensor]:

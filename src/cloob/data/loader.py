@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id, decoding, tensors_of
-from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Part, sample_generator
-from cloob.data.source import MixedSource, Pictures, Source, pictures_of, prefetch
+from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Part, Pictures, sample_generator
+from cloob.data.source import MixedSource, Source, pictures_of, prefetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError, counted
 from cloob.functional import private
@@ -43,7 +43,6 @@ MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins 
 SHARED_MEMORY = Path("/dev/shm")  # where workers leave their batches; a container has 64 MB of it by default
 _WAITING = 2  # batches of every worker that wait there, torch's ``prefetch_factor``
 _MORE_SHARED = "give the container more (docker run --shm-size 8g), a smaller --batch-size, or --workers 0"
-_CAPTIONS = 0x43415054  # sets the draws of captions apart from those of crops
 _TOO_MUCH = "takes more memory than a data worker may"
 
 
@@ -159,17 +158,6 @@ class PairLoader(Loader):
             yield epoch, rows(start)
 
 
-def row_of_picture(pictures: Pictures | None, picture: int, seed: int | None, epoch: int) -> int:
-    """The row whose caption a picture has in an epoch; without a seed its first."""
-    if pictures is None:
-        return picture
-    rows = pictures.rows(picture)
-    if len(rows) == 1 or seed is None:
-        return int(rows[0])
-    generator = sample_generator(seed ^ _CAPTIONS, epoch, picture)
-    return int(rows[int(torch.randint(len(rows), (), generator=generator))])
-
-
 class BatchBuilder(Dataset[Batch]):
     """Reads, decodes, augments and tokenises the pairs of a batch; every worker has a copy."""
 
@@ -199,7 +187,9 @@ class BatchBuilder(Dataset[Batch]):
             opened: list[tuple[int, RawSample, Encoded]] = []
             for index in indices[start : start + _TOGETHER].tolist():
                 with _skipping(f"{self._source.name}: pair {index + 1:,}", skipped):
-                    sample = self._source.read(row_of_picture(self._pictures, index, self._drawn, epoch))
+                    pictures = self._pictures
+                    row = index if pictures is None else pictures.row(index, self._drawn, epoch)
+                    sample = self._source.read(row)
                     with decoding(sample.key):
                         opened.append((index, sample, Encoded(sample.image)))
             for index, sample, encoded in opened:

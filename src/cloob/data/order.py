@@ -20,6 +20,7 @@ DEFAULT_BUFFER = 10_000  # pairs of every lane in which streamed sources are shu
 LONG = 2**22  # pairs from which on a permutation is computed place by place; numpy's costs less below
 _U64 = 2**64 - 1
 _STREAM = 0x5354524D  # sets the draws of shards apart from those of pairs
+_CAPTIONS = 0x43415054  # sets the draws of captions apart from those of crops
 _ROUNDS = 8
 
 Rows = Callable[[np.ndarray], np.ndarray]  # gives the rows at some places
@@ -60,6 +61,23 @@ def keyed_permutation(n: int, key: Sequence[int]) -> Rows:
         return numbers
 
     return rows
+
+
+class Pictures:
+    """Pictures in the order of their first rows, and their rows, by ``source.pictures_of``; ``counts``: by source."""
+
+    def __init__(self, same: np.ndarray, sizes: Sequence[int]) -> None:
+        self.firsts, rows = np.unique(same, return_counts=True)
+        self._rows, self._bounds = np.argsort(same, kind="stable"), np.cumsum([0, *rows])
+        self.counts: list[int] = np.diff(np.searchsorted(self.firsts, np.cumsum([0, *sizes]))).tolist()
+
+    def row(self, picture: int, seed: int | None, epoch: int) -> int:
+        """The row whose caption a picture has in an epoch; without a seed its first."""
+        rows = self._rows[self._bounds[picture] : self._bounds[picture + 1]]
+        if len(rows) == 1 or seed is None:
+            return int(rows[0])
+        generator = sample_generator(seed ^ _CAPTIONS, epoch, picture)
+        return int(rows[int(torch.randint(len(rows), (), generator=generator))])
 
 
 class Part(NamedTuple):

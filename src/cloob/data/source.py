@@ -102,19 +102,6 @@ def pictures_of(source: Any) -> np.ndarray | None:
     return np.asarray(first[which])
 
 
-class Pictures:
-    """Pictures in the order of their first rows, and their rows, by :func:`pictures_of`; ``counts``: by source."""
-
-    def __init__(self, same: np.ndarray, sizes: Sequence[int]) -> None:
-        self.firsts, rows = np.unique(same, return_counts=True)
-        self._rows, self._bounds = np.argsort(same, kind="stable"), np.cumsum([0, *rows])
-        self.counts: list[int] = np.diff(np.searchsorted(self.firsts, np.cumsum([0, *sizes]))).tolist()
-
-    def rows(self, picture: int) -> np.ndarray:
-        """The rows of a picture, ascending int64."""
-        return self._rows[self._bounds[picture] : self._bounds[picture + 1]]
-
-
 class Subset(Source):
     """Some rows of a source, ascending int64; ``part`` is ``training`` or ``held out``."""
 

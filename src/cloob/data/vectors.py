@@ -193,9 +193,8 @@ def open_pairs(
             turned = len(left) == right.shape[1] or len(right) == left.shape[1]
             advice = "one of them is transposed" if turned else "--a-ids and --b-ids would join them"
             raise InputError(f"{both}; {advice}")
-        labels = None if ids is None else read_ids_of(ids, len(left), a)
-        rows = np.broadcast_to(np.arange(len(left))[:, None], (len(left), 2))
-    return _usable((a, b), f"{_split(a)[0].name} and {_split(b)[0].name}", left, right, rows, labels, skipped)
+        labels, rows = None if ids is None else read_ids_of(ids, len(left), a), None
+    return usable_pairs((a, b), f"{_split(a)[0].name} and {_split(b)[0].name}", left, right, labels, rows, skipped)
 
 
 class SparseRows:
@@ -217,22 +216,18 @@ class SparseRows:
         return self[rows]
 
 
-def pairs_in_memory(a: np.ndarray | SparseRows, b: np.ndarray | SparseRows, ids: list[str] | None) -> VectorPairs:
-    """Row i of X, as the matrix a is called, with row i of y; ``ids`` as those of a file."""
-    rows = np.broadcast_to(np.arange(len(a))[:, None], (len(a), 2))
-    return _usable(("X", "y"), "X and y", a, b, rows, ids, [])
-
-
-def _usable(
+def usable_pairs(
     specs: tuple[str, str],
     name: str,
     a: np.ndarray | SparseRows,
     b: np.ndarray | SparseRows,
-    rows: np.ndarray,
     labels: list[str] | None,
-    skipped: list[Skip],
+    rows: np.ndarray | None = None,
+    skipped: Sequence[Skip] = (),
 ) -> VectorPairs:
-    """The pairs whose numbers are finite, with their ids."""
+    """The pairs of rows (without them: by position) whose numbers are finite; the labels of a's rows are their ids."""
+    rows = np.broadcast_to(np.arange(len(a))[:, None], (len(a), 2)) if rows is None else rows
+    skipped = list(skipped)
     for side, spec, place in ((a, specs[0], 0), (b, specs[1], 1)):
         bad = np.zeros(len(side), bool)
         for start in range(0, 0 if side.dtype.kind in "biu" else len(side), _IN_CACHE):

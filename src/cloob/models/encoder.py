@@ -219,8 +219,9 @@ class DualEncoder(nn.Module):
 
     def _image_features(self, images: Tensor) -> Tensor:
         size, pixels = self.image_size, images.dtype == torch.uint8
-        fits = images.shape[1:] == (3, size, size) and (pixels or images.is_floating_point())
-        _check("images", images, fits, f"uint8 or float (n, 3, {size}, {size})")
+        if images.shape[1:] != (3, size, size) or not (pixels or images.is_floating_point()):
+            expected = f"uint8 or float (n, 3, {size}, {size})"
+            raise ValueError(f"images: {images.dtype} {tuple(images.shape)}, where {expected} is expected")
         if pixels:
             images = images.float().div_(255).sub_(self._mean).div_(self._std)  # in place: half the time on a CPU
         images = images.to(self._dtype(), memory_format=self._layout)
@@ -237,17 +238,13 @@ class DualEncoder(nn.Module):
     def _check_tokens(self, tokens: Tensor) -> None:
         length = tokens.shape[1] if tokens.ndim == 2 else 0
         fits = 0 < length <= self.context_length if self.trims_texts else length == self.context_length
-        integers = tokens.dtype in (torch.int64, torch.int32)
-        _check("tokens", tokens, fits and integers, f"int64 (n, {self.context_length})")
+        if not fits or tokens.dtype not in (torch.int64, torch.int32):
+            expected = f"int64 (n, {self.context_length})"
+            raise ValueError(f"tokens: {tokens.dtype} {tuple(tokens.shape)}, where {expected} is expected")
 
     def _dtype(self) -> torch.dtype:
         """The towers'; graphs, which have no parameters, take float32."""
         return next((parameter.dtype for parameter in self.model.visual.parameters()), torch.float32)
-
-
-def _check(name: str, given: Tensor, fits: bool, expected: str) -> None:
-    if not fits:
-        raise ValueError(f"{name}: {given.dtype} {tuple(given.shape)}, where {expected} is expected")
 
 
 def _unit_rows(features: Tensor) -> Tensor:

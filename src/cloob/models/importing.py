@@ -185,9 +185,10 @@ def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
     check_layers(model_cfg, where)
     text, vision = model_cfg["text_cfg"], model_cfg["vision_cfg"]
     wrong = [f"text_cfg.tokenizer_kwargs.{key}" for key in text.get("tokenizer_kwargs") or () if key not in _ARGUMENTS]
-    wrong += [f"text_cfg.{key}" for key in _NAMES if not _is_name(text.get(key), _HUB_NAME)]
-    if not _is_name(vision.get("timm_model_name"), _TIMM_NAME):
-        wrong.append("vision_cfg.timm_model_name")
+    names = [(f"text_cfg.{key}", text.get(key), _HUB_NAME) for key in _NAMES]
+    for key, name, pattern in (*names, ("vision_cfg.timm_model_name", vision.get("timm_model_name"), _TIMM_NAME)):
+        if name and not (isinstance(name, str) and pattern.fullmatch(name) and not leaves(name)):
+            wrong.append(key)
     if wrong:
         right = "names of models alone, no path and no address, and open_clip's arguments are read from a configuration"
         raise InputError(f"{where}: {wrong[0]}: {right}")
@@ -198,7 +199,3 @@ def check_layers(config: Any, where: str) -> None:
     for key, value in _walk(config):
         if key.endswith("layers") and isinstance(value, int) and value > MAX_LAYERS:
             raise InputError(f"{where}: {key} is {value:,}; at most {MAX_LAYERS:,} are built")
-
-
-def _is_name(name: object, pattern: re.Pattern[str]) -> bool:
-    return not name or (isinstance(name, str) and bool(pattern.fullmatch(name)) and not leaves(name))

@@ -85,9 +85,6 @@ class ClipTokenizer(Tokenizer):
         ends = dict(zip(specials, (original.sot_token_id, original.eot_token_id), strict=True))
         return cls(model, ends, original.context_length, ending)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_words": {}}
-
     def ids(self, texts: Sequence[str]) -> Tokens:
         length = self.context_length
         rows = array("q")
@@ -186,7 +183,9 @@ class FileTokenizer(Tokenizer):
         with translated(f"{path}: no tokenizer that can be used"):
             self.rules = require("tokenizers", "train").Tokenizer.from_file(str(path))
             if self.pad is not None:
-                _set_rows(self.rules, context_length, self.pad)
+                token = self.rules.id_to_token(self.pad) or ""
+                self.rules.enable_padding(pad_id=self.pad, pad_token=token, length=context_length)
+                self.rules.enable_truncation(context_length)
             self.ids(["A photo of 3 red hearts."])
 
     def ids(self, texts: Sequence[str]) -> Tokens:
@@ -274,27 +273,31 @@ def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[s
         rules = clip_rules(tokenizer, settings["specials"], cleaning, lower=True)
     elif isinstance(tokenizer, FileTokenizer):
         rules, pad = tokenizer.rules, tokenizer.pad or 0
-    elif (original := _of_transformers(tokenizer, settings)) is not None:
+    else:
+        original: Any = getattr(tokenizer, "tokenizer", None)  # of transformers, in open_clip's or a PaddedTokenizer
+        module = sys.modules.get("open_clip.tokenizer")
+        if module is not None and type(tokenizer) is module.HFTokenizer:
+            cleanings = {module.get_clean_fn(name): name for name in _CLEANINGS}
+            settings["clean"] = cleanings.get(tokenizer.clean_fn)
+            settings["strip"] = int(tokenizer.tokenizer.sep_token_id) if tokenizer.strip_sep_token else None
+            original = None if settings["clean"] is None or tokenizer.tokenizer_mode else original
+        if getattr(original, "backend_tokenizer", None) is None or original.pad_token_id is None:
+            none = isinstance(tokenizer, NoTokenizer)
+            why = "the model takes tokens" if none else f"its own ({type(tokenizer).__name__}) has no form in a file"
+            return {"kind": "none", "why": why}
         rules = library.Tokenizer.from_str(original.backend_tokenizer.to_str())
         pad, side = int(original.pad_token_id), str(original.padding_side)
-    else:
-        none = isinstance(tokenizer, NoTokenizer)
-        why = "the model takes tokens" if none else f"its own ({type(tokenizer).__name__}) has no form in a file"
-        return {"kind": "none", "why": why}
     _write(rules, folder, context_length, pad, side=side)
     return settings
 
 
-def _set_rows(rules: Any, length: int, pad: int, side: str = "right") -> None:
-    rules.enable_padding(direction=side, pad_id=pad, pad_token=rules.id_to_token(pad) or "", length=length)
-    rules.enable_truncation(length)
-
-
 def _write(rules: Any, folder: Path, length: int, pad: int, end: int | None = None, side: str = "right") -> None:
-    _set_rows(rules, length, pad, side)
+    token = rules.id_to_token(pad) or ""
+    rules.enable_padding(direction=side, pad_id=pad, pad_token=token, length=length)
+    rules.enable_truncation(length)
     (folder / HUB_FILE).write_text(rules.to_str(), encoding="utf-8")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, "padding_side": side}
-    config |= {"pad_token": rules.id_to_token(pad) or ""}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length}
+    config |= {"padding_side": side, "pad_token": token}
     config |= {} if end is None else {"eos_token": rules.id_to_token(end)}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
@@ -304,16 +307,3 @@ def tokenizer_note(settings: dict[str, Any]) -> str:
     notes = json.loads(Path(__file__).with_name("tokenizer_notes.json").read_text("utf-8"))
     which = settings["kind"], settings.get("ending"), "clean" if settings.get("clean") else None
     return str(notes[" ".join(filter(None, which))]).format(**settings)
-
-
-def _of_transformers(tokenizer: Any, settings: dict[str, Any]) -> Any:
-    """The fast tokenizer of transformers that another one wraps; its cleaning and stripping go into the settings."""
-    original: Any = getattr(tokenizer, "tokenizer", None)  # a PaddedTokenizer's
-    module = sys.modules.get("open_clip.tokenizer")
-    if module is not None and type(tokenizer) is module.HFTokenizer:
-        cleanings = {module.get_clean_fn(name): name for name in _CLEANINGS}
-        settings["clean"] = cleanings.get(tokenizer.clean_fn)
-        settings["strip"] = int(tokenizer.tokenizer.sep_token_id) if tokenizer.strip_sep_token else None
-        original = None if settings["clean"] is None or tokenizer.tokenizer_mode else original
-    usable = getattr(original, "backend_tokenizer", None) is not None and original.pad_token_id is not None
-    return original if usable else None

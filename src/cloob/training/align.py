@@ -23,9 +23,9 @@ from torch import Tensor
 
 from cloob.cache import Cache
 from cloob.data.batch import Batch, Skip
-from cloob.data.loader import Loader, PairLoader, row_of_picture
-from cloob.data.order import EpochOrder, Part
-from cloob.data.source import Pictures, Source, content_key, pictures_of, spread
+from cloob.data.loader import Loader, PairLoader
+from cloob.data.order import EpochOrder, Part, Pictures
+from cloob.data.source import Source, content_key, pictures_of, spread
 from cloob.data.sources.arrow import reading
 from cloob.data.vectors import VectorPairs, open_pairs
 from cloob.distributed import no_timeout, on_rank_zero, rank, world_size
@@ -156,7 +156,7 @@ class FeatureLoader(Loader):
         for start in starts:
             places = rows(start)
             if self._pictures is not None:
-                drawn = (row_of_picture(self._pictures, place, self._seed, epoch) for place in places.tolist())
+                drawn = (self._pictures.row(place, self._seed, epoch) for place in places.tolist())
                 places = np.fromiter(drawn, np.int64)
             images, texts, ids, keys = self.pairs.take(places)
             yield Batch(images, texts, ids, keys, self.pairs.skipped if epoch == start == rank() == 0 else ())

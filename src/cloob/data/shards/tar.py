@@ -184,19 +184,6 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
     return pa.table({"key": pa.concat_arrays(keys), **columns}, metadata={"cloob": about})
 
 
-def _kept_index(reader: TarReader, captions: Sequence[str], cache: Cache) -> pa.Table:
-    def write(target: Path) -> None:
-        table = scan(reader, captions)
-        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-
-    stats = ((str(path.resolve()), path.stat()) for path in reader.paths)
-    facts = json.dumps([_FORMAT, captions, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
-    file = cache.get("indices", f"{facts}.arrow", write)
-    with reading(file), pa.memory_map(str(file)) as source:
-        return pa.ipc.open_file(source).read_all()
-
-
 class ShardSource(Source):
     """Samples in tars on local disks.
 
@@ -219,7 +206,20 @@ class ShardSource(Source):
         self.name, self._member, self.reader = name, member, TarReader(tuple(paths), cache)
         self._labels = (label,) if label else tuple(path.name for path in paths)
         captions = CAPTION_EXTENSIONS if member is None else ("json",)
-        index = scan(self.reader, captions) if cache is None else _kept_index(self.reader, captions, cache)
+        if cache is None:
+            index = scan(self.reader, captions)
+        else:
+
+            def write(target: Path) -> None:
+                table = scan(self.reader, captions)
+                with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                    writer.write_table(table)
+
+            stats = ((str(path.resolve()), path.stat()) for path in paths)
+            facts = json.dumps([_FORMAT, captions, [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]])
+            file = cache.get("indices", f"{facts}.arrow", write)
+            with reading(file), pa.memory_map(str(file)) as source:
+                index = pa.ipc.open_file(source).read_all()
         about = json.loads(index.schema.metadata[b"cloob"])
         self._keys, *places = (column.combine_chunks() for column in index.columns)
         self._places = tuple(column.to_numpy(zero_copy_only=False) for column in places)  # (N,) int64 each, bytes

