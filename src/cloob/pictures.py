@@ -148,30 +148,30 @@ class Encoded:
         orientation = self.orientation  # which goes with the metadata
         factor = min(_REDUCTIONS[-1], self._least * reduction)
         with _decoding(len(self._data)):
-            try:
-                self._load(factor)
-            except OSError:
-                if not self._reducible:
-                    raise
-                self._image = _open(self._data + b"\xff\xd9")  # with an end
-                self._load(factor)
+            image = self._image
+            while True:
+                if factor > 1 and self._reducible:  # Pillow takes the largest factor that leaves this: `factor` itself
+                    width, height = (max(1, side // factor) for side in self.in_file)
+                    image.draft("RGB", (width, height))
+                try:
+                    image.load()
+                    break
+                except OSError:
+                    if not self._reducible or image is not self._image:
+                        raise
+                    image = _open(self._data + b"\xff\xd9")  # with an end
+            if image is not self._image:
                 # Rows, from the lower end, of the grey with which the decoder fills what it has not got.
-                filled = [value not in (127, 128) for value in range(256)] * len(self._image.getbands())
-                _, _, _, rows = self._image.point(filled).getbbox() or (0, 0, 0, 0)
-                if (missing := 1 - rows / self._image.height) > MAX_MISSING:
+                filled = [value not in (127, 128) for value in range(256)] * len(image.getbands())
+                _, _, _, rows = image.point(filled).getbbox() or (0, 0, 0, 0)
+                if (missing := 1 - rows / image.height) > MAX_MISSING:
                     detail = f"{len(self._data):,} bytes, {missing:.0%} of its rows missing"
                     raise Unreadable("corrupt image", detail) from None
-                self.truncated = True
-            _check_pixels(self._image, self._max_pixels)
-            image = _to_rgb(self._image)
-            image.info.clear()
-        return _turned(image, orientation) if upright else image
-
-    def _load(self, factor: int) -> None:
-        if factor > 1 and self._reducible:  # Pillow takes the largest factor that leaves at least this: `factor` itself
-            width, height = (max(1, side // factor) for side in self.in_file)
-            self._image.draft("RGB", (width, height))
-        self._image.load()
+                self.truncated, self._image = True, image
+            _check_pixels(image, self._max_pixels)
+            pixels = _to_rgb(image)
+            pixels.info.clear()
+        return _turned(pixels, orientation) if upright else pixels
 
 
 def decode(data: bytes) -> Image.Image:

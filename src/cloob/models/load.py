@@ -191,24 +191,21 @@ def _read_folder(folder: Path, of_hub: str = "") -> DualEncoder:
             encoder = DualEncoder(plain.name, towers, plain.tokenizer, built, objective)
             encoder.fingerprint = plain.fingerprint
             return encoder
-        return _open_clip_towers(file, config, objective, of_hub)
-
-
-def _open_clip_towers(file: Path, config: dict[str, Any], objective: dict[str, Any], of_hub: str) -> DualEncoder:
-    folder, model_cfg = file.parent, config["model_cfg"]
-    check_model_cfg(model_cfg, str(file))
-    text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
-    if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: checked first
-        check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
-    preprocess = {key: value for key, value in config.get("preprocess_cfg", {}).items() if key in _PREPROCESS}
-    model, trained = filled_towers(model_cfg, preprocess, weights, f"local-dir:{folder}", str(file))
-    if "tokenizer" in config:
-        length, vocabulary = text_cfg.get("context_length", 77), text_cfg.get("vocab_size", CLIP_VOCABULARY)
-        tokenizer = read_tokenizer(file, config["tokenizer"], length, vocabulary)
-    else:
-        tokenizer = load_tokenizer(f"local-dir:{folder}", text_cfg, of_hub or str(file), None if of_hub else folder)
-    name = of_hub or str(config.get("name", folder.name))
-    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective or trained)
+        model_cfg = config["model_cfg"]
+        check_model_cfg(model_cfg, str(file))
+        text_cfg, weights = model_cfg["text_cfg"], runs.weights_file(folder) or folder / runs.WEIGHTS_FILE
+        if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: checked first
+            check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
+        preprocess = {key: value for key, value in config.get("preprocess_cfg", {}).items() if key in _PREPROCESS}
+        model, trained = filled_towers(model_cfg, preprocess, weights, f"local-dir:{folder}", str(file))
+        if "tokenizer" in config:
+            length, vocabulary = text_cfg.get("context_length", 77), text_cfg.get("vocab_size", CLIP_VOCABULARY)
+            tokenizer = read_tokenizer(file, config["tokenizer"], length, vocabulary)
+        else:
+            local = None if of_hub else folder
+            tokenizer = load_tokenizer(f"local-dir:{folder}", text_cfg, of_hub or str(file), local)
+        name = of_hub or str(config.get("name", folder.name))
+        return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective or trained)
 
 
 class _GraphTower(nn.Module):
@@ -230,12 +227,9 @@ def _meant_file(folder: Path) -> str:
 
 def fingerprint(encoder: Any) -> str:
     """A digest of a model's weights, towers and preprocessing, which an ONNX export brings along."""
-    return getattr(encoder, "fingerprint", "") or digest(encoder, _facts(encoder))
-
-
-def _facts(encoder: nn.Module) -> dict[str, Any]:
-    config = getattr(encoder, "config", None)
-    return {"config": getattr(config, "settings", None), "preprocess": getattr(encoder, "preprocess_cfg", None)}
+    settings = getattr(getattr(encoder, "config", None), "settings", None)
+    facts = {"config": settings, "preprocess": getattr(encoder, "preprocess_cfg", None)}
+    return getattr(encoder, "fingerprint", "") or digest(encoder, facts)
 
 
 def load_with_fingerprint(
@@ -246,7 +240,7 @@ def load_with_fingerprint(
     encoder = load_model(source, device=device)
     if before is None or _stamp(source) != before:  # changed while it was read
         return encoder, fingerprint(encoder)
-    facts = [before, package_versions(_PACKAGES), _facts(encoder)]
+    facts = [before, package_versions(_PACKAGES), str(source)]
     return encoder, kept_digest(facts, lambda: fingerprint(encoder), cache)
 
 

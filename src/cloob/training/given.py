@@ -19,8 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from cloob.cache import Cache
-from cloob.data.items import ItemLoader, Items
-from cloob.data.loader import Loader, PairLoader
+from cloob.data.loader import ItemLoader, Items, Loader, PairLoader
 from cloob.data.open import open_source
 from cloob.data.source import Fingerprint, Source, choose_held_out, mix, split
 from cloob.data.transforms import TrainTransform
