@@ -91,7 +91,7 @@ def test_folder_and_size_come_from_the_environment(tmp_path, monkeypatch):
     assert Cache().max_bytes == 1 << 29 and Cache(max_bytes=7).max_bytes == 7
     assert Cache().put("features", "x", b"x").parent == tmp_path / "features"
     monkeypatch.setenv("CLOOB_CACHE_BYTES", "20 GB")
-    with pytest.raises(InputError, match=r"CLOOB_CACHE_BYTES is '20 GB'; a number of bytes is wanted"):
+    with pytest.raises(InputError, match=r"CLOOB_CACHE_BYTES is '20 GB'; it takes a number of bytes"):
         Cache()
 
 

@@ -178,7 +178,7 @@ def test_a_huge_jpeg_is_decoded_smaller(monkeypatch, reduction):
     monkeypatch.setattr(pictures, "WHOLE_PIXELS", 320 * 240 + 1000)
     file = pictures.Encoded(data)
     half = (-(-size[0] // 2), -(-size[1] // 2))
-    assert (file.size, file.stored, file.whole, file.in_file) == (half, half[::-1], size, size[::-1])
+    assert (file.size, file.stored, file.full_size, file.in_file) == (half, half[::-1], size, size[::-1])
     factor = min(reduction, 4)  # of what is left: the file gives an eighth at the least
     assert file.rgb(reduction).size == (-(-half[0] // factor), -(-half[1] // factor))
     expected = np.asarray(image.resize(half, Image.Resampling.BOX), dtype=float)
@@ -276,7 +276,7 @@ def test_raw_is_the_jpeg_inside():
     pytest.importorskip("rawpy", reason="rawpy is not installed")
     stored, turned = upright(48, 64).transpose(STORED[6]), exif_of(6)
     raw = pictures.Encoded(raw_file(encoded(stored, "JPEG", quality=95)))
-    assert raw.size == (48, 64) and raw.whole == (64, 64) and raw.exif is not None and raw.exif[0x010F] == "Canon"
+    assert raw.size == (48, 64) and raw.full_size == (64, 64) and raw.exif is not None and raw.exif[0x010F] == "Canon"
     expected = pictures.decode(encoded(stored, "JPEG", quality=95, exif=turned))
     assert np.array_equal(np.asarray(raw.rgb()), np.asarray(expected))
     with pytest.raises(pictures.Unreadable, match="corrupt image"):

@@ -48,7 +48,7 @@ def cache_root() -> Path:
 
 
 def locked(path: Path) -> contextlib.AbstractContextManager[Any]:
-    """Takes a lock file, which saves double work; each call has its own lock, so that threads wait too."""
+    """Takes a lock file, which saves double work; threads wait too."""
     lock: contextlib.AbstractContextManager[Any]
     lock = require("filelock", "train").FileLock(path, thread_local=False, is_singleton=False)
     return lock
@@ -76,7 +76,7 @@ class Cache:
         if self.max_bytes is None:
             text = os.environ.get("CLOOB_CACHE_BYTES", "").strip()
             if text and not (text.isascii() and text.isdigit()):
-                raise InputError(f"CLOOB_CACHE_BYTES is {text!r}; a number of bytes is wanted, such as {DEFAULT_BYTES}")
+                raise InputError(f"CLOOB_CACHE_BYTES is {text!r}; it takes a number of bytes, such as {DEFAULT_BYTES}")
             object.__setattr__(self, "max_bytes", int(text or DEFAULT_BYTES))
 
     def get(self, kind: Kind, name: str, make: Callable[[Path], object]) -> Path:
@@ -176,7 +176,7 @@ def touch(path: Path) -> bool:
 
 
 def make_whole(path: Path, make: Callable[[Path], object]) -> None:
-    """Has a file made under another name, which gets its own when it is complete and on the disk."""
+    """Makes a file under another name, and renames it when it is complete and on the disk."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{os.getpid()}-{threading.get_ident()}")
     try:
         make(temporary)

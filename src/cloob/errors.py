@@ -52,7 +52,7 @@ def one_line(error: BaseException, limit: int = 300) -> str:
         named = re.search(r"GLOBAL ([\w.]+)", text)
         more = f" ({named[1]})" if named else ""
         text = f"holds something else than tensors and plain values{more}, or is damaged, and is not read"
-    text = re.sub(r"[^.;]*trust_remote_code=True[^.;]*[.;]?", "", text).strip() or "asks for code of its own"
+    text = re.sub(r"[^.;]*trust_remote_code=True[^.;]*[.;]?", "", text).strip() or "asks for Python code"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -78,7 +78,7 @@ def install(extra: str) -> str:
     """The command that brings an extra of this package, in a clone or after a wheel; or a package that no extra has."""
     if extra in ("h5py", "mteb", "wandb"):
         return f"pip install {extra}"
-    import json  # these two would cost each start 50 ms
+    import json  # these two would cost every start 50 ms
     from importlib import metadata
 
     try:

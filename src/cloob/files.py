@@ -32,7 +32,7 @@ def write_whole(path: Path, content: str | bytes, refused: str | None = None) ->
 
 
 class TooLarge(Exception):  # noqa: N818 - the file is at fault, not the program
-    """A file has more bytes than may be read of it; the message says how many."""
+    """A file has more bytes than may be read of it; the message has the numbers."""
 
 
 def read_at_most(path: Path | str, most: int) -> bytes:

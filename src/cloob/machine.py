@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 _MOST_DECODERS = 16
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a cgroup (version 2), as a container sees its own
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a cgroup (version 2), as a container sees it
 
 
 def processors() -> int:
@@ -57,7 +57,7 @@ def in_threads(function: Callable[[T], R], tasks: Iterable[T], workers: int, ahe
     from concurrent.futures import ThreadPoolExecutor
 
     waiting: deque[Future[R]] = deque()
-    # Decoders set warning filters, which are the process's; threads that interleave could leave theirs behind.
+    # Decoders set warning filters, which are the process's; threads that interleave could leave theirs set.
     with warnings.catch_warnings(), ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             for task in tasks:

@@ -1,6 +1,6 @@
 """From the bytes of an image file to upright RGB pixels: the one decoder of training, evaluation and ``encode_image``.
 
-- Turned as the EXIF orientation says (1 to 8); colour profiles are not applied, as open_clip's models had none.
+- Turned by the EXIF orientation (1 to 8); colour profiles are not applied, as open_clip's models had none.
 - Transparency is composited on white; a picture of which white leaves nearly one colour, on black.
 - Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point does not define white: the narrowest of the
   ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds the brightest pixel counts.
@@ -67,8 +67,8 @@ class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the progr
 class Encoded:
     """An image file of which the header has been read, and nothing decoded yet.
 
-    Of a PNG with EXIF all is decoded when its orientation, ``size``, ``whole`` or ``exif`` is asked for. What cannot be
-    decoded is ``Unreadable`` here and in each of these.
+    Of a PNG with EXIF all is decoded when its orientation, ``size``, ``full_size`` or ``exif`` is read. What cannot be
+    decoded is ``Unreadable`` here and in all of these.
 
     Attributes:
         in_file: Width and height as the file has them, pixels.
@@ -111,7 +111,7 @@ class Encoded:
         return self.stored[::-1] if self.orientation >= 5 else self.stored
 
     @property
-    def whole(self) -> tuple[int, int]:
+    def full_size(self) -> tuple[int, int]:
         """Width and height of the upright picture in the file, of RAW the sensor's; ``rgb()`` may give less."""
         if self._sensor is not None:
             return self._sensor
@@ -142,8 +142,8 @@ class Encoded:
         """Decodes the image, once, to RGB without metadata.
 
         A JPEG may come out smaller by ``reduction``, 1, 2, 4 or 8, its sides rounded up, but never at less than an
-        eighth of what its file holds: the decoder then computes fewer pixels, each about the mean of those it stands
-        for. Other formats come out whole. Without ``upright`` the image lies as it is stored.
+        eighth of what its file holds: the decoder then computes fewer pixels, about the means of those they stand
+        for. Other formats keep their size. Without ``upright`` the image lies as it is stored.
         """
         orientation = self.orientation  # which goes with the metadata
         factor = min(_REDUCTIONS[-1], self._least * reduction)
@@ -183,7 +183,7 @@ def upright(image: Image.Image) -> Image.Image:
     """What ``decode`` gives for the file of an opened image; the image itself stays as it is. Errors as ``Encoded``."""
     with _decoding():
         _check_pixels(image)
-        image.load()  # before the orientation is asked for: a TIFF is turned while it is loaded
+        image.load()  # before the orientation is read: a TIFF is turned while it is loaded
         return _turned(_to_rgb(image), _orientation_of(image, _exif_of(image)))
 
 
@@ -245,7 +245,7 @@ def _exif_of(image: Image.Image) -> Image.Exif | None:
 
 
 def _orientation_of(image: Image.Image, exif: Image.Exif | None) -> int:
-    """1 where there is none, where it is not one of eight, and where the decoder turns: a TIFF, and a JPEG XL's own."""
+    """1 where there is none or an unknown one, and where the decoder turns: a TIFF, and a JPEG XL that is no JPEG."""
     if image.format == "TIFF" or (image.format == "JXL" and not getattr(image, "jpeg", False)):
         return 1
     try:

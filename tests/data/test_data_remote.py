@@ -109,12 +109,12 @@ def test_a_shard_with_fewer_or_more_samples_than_listed(spec, shards, caplog):
     source = open_source(spec)
     assert source.shard_sizes == (7, 2, 3)
     for row in (5, 6):
-        with pytest.raises(BadSample, match=r"00000\.tar holds 5 samples, sizes\.json says 7") as caught:
+        with pytest.raises(BadSample, match=r"00000\.tar holds 5 samples, sizes\.json has 7") as caught:
             source.read(row)
         assert caught.value.reason == "truncated shard" and caught.value.key == f"00000.tar/{row}"
     with caplog.at_level(logging.WARNING):
         assert [source.read(i).caption for i in (7, 8, 9, 7)] == ["pair 5", "pair 6", "pair 9", "pair 5"]
-    assert caplog.text.count("00001.tar: holds 4 samples, sizes.json says 2: the others are left out") == 1
+    assert caplog.text.count("00001.tar: holds 4 samples, sizes.json has 2: the others are left out") == 1
 
 
 def test_what_is_left_out_of_streamed_shards_is_said(shards, caplog):
@@ -135,7 +135,7 @@ def test_damaged_streamed_shards(spec, shards, cache):
     source = open_source(spec)
     assert [source.read(i).caption for i in (5, 6, 9)] == ["pair 5", "pair 6", "pair 9"]
     for row in (7, 8):
-        with pytest.raises(BadSample, match=r"holds 2 samples, sizes\.json says 4: cut after"):
+        with pytest.raises(BadSample, match=r"holds 2 samples, sizes\.json has 4: cut after"):
             source.read(row)
     shutil.rmtree(cache)
     (shards / "00000.tar").write_bytes(b"<html>no" * 200)

@@ -205,13 +205,13 @@ def test_a_model_of_the_hub_runs_none_of_its_python(tower, bert, tmp_path, monke
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(hub))
     good = fill_hub_cache(hub, "some/good", tower)
     assert load_model("hf-hub:some/good").embed_dim == 256
-    hostile = shutil.copytree(tower, tmp_path / "hostile")  # whose tokeniser is Python of its own
+    hostile = shutil.copytree(tower, tmp_path / "hostile")  # whose tokeniser is Python
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(bert / name, hostile / name)
     text = {"hf_tokenizer_name": "local", "tokenizer_kwargs": {"trust_remote_code": True}}
     change(hostile / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].update(text))
     fill_hub_cache(hub, "some/hostile", plant(hostile, marker, "tokenizer_config.json"))
-    refused_folder(lambda: load_model("hf-hub:some/hostile"), "Python code of the model's own")
+    refused_folder(lambda: load_model("hf-hub:some/hostile"), "asks for Python code")
     fill_hub_cache(hub, "some/bert", plant(shutil.copytree(bert, tmp_path / "bert"), marker, "config.json"))
     refused_folder(lambda: open_text_encoder("hf:some/bert", load_model), "some--bert", "auto_map")
     refused_folder(lambda: open_image_encoder("timm:hf-hub:some/bert", load_model), "auto_map")

@@ -124,7 +124,7 @@ def test_pairs_that_cannot_be_used_are_named_counted_and_limited(heads, pairs_fo
     config = heads.override(data=[str(folder)], val_data=[str(folder)], epochs=2)
     said = rf"^{folder}: 23 of 40 (samples|held-out pairs) cannot be used, more than max_bad_fraction = {{}} allows: "
     examples = (
-        r"22 missing image \(e\.g\. 18\.txt: no image beside .*18\.txt\); 1 corrupt image \(e\.g\. 13\.png: .+\)$"
+        r"22 missing image \(e\.g\. 18\.txt: no image next to .*18\.txt\); 1 corrupt image \(e\.g\. 13\.png: .+\)$"
     )
     with pytest.raises(InputError, match=said.format(r"0\.5") + examples):
         train(config.override(max_bad_fraction=0.5))

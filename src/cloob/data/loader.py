@@ -113,7 +113,7 @@ class PairLoader(Loader):
     """Batches of a source. Samples that cannot be used leave a batch smaller, even empty, and are in its ``skipped``.
 
     ``transform`` gives ``(3, H, W)`` uint8 of one size, ``tokenizer`` ``(n, L)`` of n captions. ``shuffle_buffer``:
-    read shard by shard, shuffled within so many pairs of each lane; 0: one permutation of everything; None: 10,000 when
+    read shard by shard, shuffled within so many pairs of a lane; 0: one permutation of everything; None: 10,000 when
     a source is streamed, else 0. ``workers`` live as long as the loader; 0: this process. ``by_picture``: rows of one
     picture are one pair of an epoch, with a caption drawn from (seed, epoch, picture) where ``transform`` is a
     ``TrainTransform``, else the first.
@@ -225,7 +225,7 @@ def _skipping(key: str, skipped: list[Skip]) -> Iterator[None]:
 
 
 class WorkerPool:
-    """Processes that live until ``close``, each with a copy of the builder; without ``workers`` this process.
+    """Processes with copies of the builder, which live until ``close``; without ``workers`` this process.
 
     InputError where the batches that wait do not fit into shared memory: torch would hang without an error.
     """
@@ -235,7 +235,7 @@ class WorkerPool:
             space, ranks = os.statvfs(SHARED_MEMORY), local_ranks()
             free, needed = space.f_bavail * space.f_frsize, (_WAITING * workers + 2) * batch_bytes * ranks
             if needed > free:
-                processes = f"{counted(workers, 'workers')}{f' of each of {ranks} ranks' if ranks > 1 else ''}"
+                processes = f"{counted(workers, 'workers')}{f' of {ranks} ranks' if ranks > 1 else ''}"
                 sizes = f"{free / 1e6:,.1f} MB free, the batches of {processes} need {needed / 1e6:,.1f} MB"
                 raise InputError(f"{SHARED_MEMORY}: {sizes}; {_MORE_SHARED}")
         self._builder, self._workers, self._pin = builder, workers, pin_memory
@@ -249,7 +249,7 @@ class WorkerPool:
             pin_memory=pin_memory,
             worker_init_fn=_begin_worker,
             persistent_workers=workers > 0,
-            # Its own generator: else the pool would draw from the global one, and runs would depend on `workers`.
+            # Else the pool would draw from the global generator, and runs would depend on `workers`.
             generator=torch.Generator(),
         )
 
@@ -266,7 +266,7 @@ class WorkerPool:
                 yield batch.pin_memory() if self._pin else batch
             return
         self._requests = requests
-        with warnings.catch_warnings():  # Python 3.12+ warns of a fork beside threads; the workers take no locks
+        with warnings.catch_warnings():  # Python 3.12+ warns of a fork with threads; the workers take no locks
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             batches = iter(self._loader)
         while True:
@@ -287,7 +287,7 @@ class WorkerPool:
 
 
 def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = None) -> None:
-    """Waits so many seconds for a worker to end, and raises in torch's own words; all live as long as the loader."""
+    """Waits so many seconds for a worker to end, which all live as long as the loader, and raises torch's error."""
     workers = {worker.sentinel: worker for worker in private.worker_processes(batches)}
     if dead := [workers[ended] for ended in wait(workers, timeout=seconds)]:
         for worker in dead:
@@ -326,7 +326,7 @@ class Items:
         return len(self.dataset)
 
     def fingerprint(self) -> Fingerprint:
-        """The number of pairs and the kind of the first that can be used: contents may be drawn anew at each look."""
+        """The number of pairs and the kind of the first that can be used: contents may be drawn anew every time."""
         return {"pairs": len(self), "kinds of items": str([_kind(part) for part in self.first() or ()])}
 
     def first(self) -> tuple[Any, ...] | None:
@@ -376,7 +376,7 @@ class _ItemBuilder(Dataset[Batch]):
         try:
             a, b, *ids = self._items.collate(list(items.values()))
         except (TypeError, ValueError, RuntimeError) as error:
-            advice = "an item is (a, b) or (a, b, id), and the Dataset may have a collate_fn of its own"
+            advice = "an item is (a, b) or (a, b, id), and the Dataset may have a collate_fn"
             raise InputError(f"{self._items.name}: items cannot be collated ({one_line(error)}); {advice}") from error
         numbers = torch.tensor(list(items)) if not ids else ids[0] if isinstance(ids[0], Tensor) else ids_of(ids[0])
         return Batch(a, b, numbers.to(torch.int64), tuple(map(str, items)), skipped)

@@ -23,7 +23,7 @@ DEMO = Path(__file__).parent / "demo"  # the demo set that comes with the packag
 
 DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
 _MAX_PROBES = 1000
-_MAX_PROBED_FILES = 4  # of a streamed source: each is fetched for it
+_MAX_PROBED_FILES = 4  # of a streamed source: they are fetched for it
 
 # Shards to be fetched, tars, Arrow or Parquet files with the images inside, a table, a folder.
 Kind = Literal["elsewhere", "tars", "rows", "table", "folder"]
@@ -43,11 +43,11 @@ def open_source(
             - a table: ``.csv``, ``.tsv``, ``.parquet``, ``.jsonl``;
             - WebDataset shards: a ``.tar`` (also compressed), a brace pattern (``"cc3m/{00000..00331}.tar"``), a glob
               (``"cc3m/*.tar"``), or a folder that holds tars;
-            - streamed shards: a brace pattern behind ``pipe:COMMAND``, ``s3://``, ``gs://``, ``http(s)://``, with
+            - streamed shards: a brace pattern after ``pipe:COMMAND``, ``s3://``, ``gs://``, ``http(s)://``, with
               ``sizes.json`` next to the shards;
             - a Hugging Face ``datasets`` folder (``save_to_disk``), Arrow or Parquet files with the images inside, a
               folder or a glob of them;
-            - a folder of images with a .txt next to each, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
+            - a folder of images with a .txt next to every one, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
         image_column: Column of a table with the image or its path.
         caption_column: Column of a table with the caption; of tars ``"json:KEY"`` takes it from every sample's .json.
         cache: Where streamed shards, unpacked Parquet and the places of samples are kept; None: ``Cache()``.
@@ -111,9 +111,9 @@ def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
     elif is_pattern(str(path)):
         files = matching_files(str(path))
         return ("rows" if all(file.suffix.lower() in ARROW_SUFFIXES for file in files) else "tars"), files
-    # An empty folder is nothing to open, and may be the run's own, which its lock has just made.
-    beside = [other.name for other in path.parent.glob("*") if other.is_file() or any(other.glob("[!.]*"))]
-    wrong = f"{path}: no such file or folder{f' ({nearest(path.name, beside)})' if beside else ''}"
+    # An empty folder is nothing to open, and may be the run folder, which its lock has just made.
+    others = [other.name for other in path.parent.glob("*") if other.is_file() or any(other.glob("[!.]*"))]
+    wrong = f"{path}: no such file or folder{f' ({nearest(path.name, others)})' if others else ''}"
     if path.exists():
         tables, shards = ", ".join(TABLE_SUFFIXES), ", ".join(TAR_SUFFIXES)
         wrong = f"{path}: expected a folder, a table ({tables}) or a tar ({shards})"

@@ -35,7 +35,7 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
 def keyed_permutation(n: int, key: Sequence[int]) -> Rows:
     """A random permutation of range(n) of which any part can be computed: an alternating Feistel network.
 
-    A number x < a·b, with a and b near √n, is the pair (x // b, x % b); each round adds to one half a random function
+    A number x < a·b, with a and b near √n, is the pair (x // b, x % b); a round adds to one half a random function
     of the other. The functions are tables of true draws, 2·√n numbers per pair of rounds. Numbers of n and above are
     sent through again until they fall below (there are fewer than a of them).
     """
@@ -91,12 +91,12 @@ class EpochOrder:
 
     Without a buffer the epoch is one permutation. With a buffer shards are read one after the other:
 
-    - the shards of every part are shuffled, and the parts are spread evenly through each other, so that each stretch
+    - the shards of every part are shuffled, and the parts are spread evenly through each other, so that any stretch
       holds every source in its proportion (a part that is neither streamed nor in several files is shuffled in itself);
     - this sequence is cut into ``lanes`` pieces of equal length, so that neighbours share at most one shard of a part;
-    - each lane is shuffled in blocks of ``buffer`` pairs;
+    - a lane is shuffled in blocks of ``buffer`` pairs;
     - position p of the epoch belongs to lane p mod lanes. With as many lanes as ranks a rank reads the
-      shards of its own lane only. Another number of ranks gives the same batches, with more shards shared.
+      shards of one lane only. Another number of ranks gives the same batches, with more shards shared.
 
     From ``long`` pairs on a permutation is computed place by place.
     """
@@ -161,7 +161,7 @@ def _stream(part: Part, key: list[int], first: int) -> tuple[int, Rows]:
 def _spread(n: int, streams: Sequence[tuple[int, Rows]], start: int, stop: int) -> np.ndarray:
     """The rows at ``start:stop`` of streams with n rows in all, spread through each other and not yet shuffled.
 
-    Row j of a stream of m rows stands at (j + ½)/m of the epoch: so each stretch holds every stream in proportion.
+    Row j of a stream of m rows stands at (j + ½)/m of the epoch: so any stretch holds every stream in proportion.
     """
     slack = len(streams)
     rows, shares, before = [], [], 0

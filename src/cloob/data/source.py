@@ -28,7 +28,7 @@ RAW_SUFFIXES = (".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2")
 """Of cameras' files, which are indexed by the JPEG inside, and never trained on."""
 Fingerprint = dict[str, int | str]  # name -> count or digest
 
-MAX_FILES = 100_000  # of a folder that are looked into at most: each costs a call, on a network a journey
+MAX_FILES = 100_000  # of a folder that are opened at most: every one costs a call, on a network a round trip
 
 
 class Source(Protocol):
@@ -94,7 +94,7 @@ def pictures_of(source: Any) -> np.ndarray | None:
             return None
         item = zip(source.bounds, source.parts, parts, strict=False)
         return np.concatenate([start + (range(len(part)) if same is None else same) for start, part, same in item])
-    same = pictures_of(source.whole) if isinstance(source, Subset) else getattr(source, "pictures", lambda: None)()
+    same = pictures_of(source.source) if isinstance(source, Subset) else getattr(source, "pictures", lambda: None)()
     if same is None:
         return None
     same = same[source.rows] if isinstance(source, Subset) else same
@@ -105,21 +105,21 @@ def pictures_of(source: Any) -> np.ndarray | None:
 class Subset(Source):
     """Some rows of a source, ascending int64; ``part`` is ``training`` or ``held out``."""
 
-    def __init__(self, whole: Source, rows: np.ndarray, part: str) -> None:
-        self.whole, self.rows, self.part = whole, rows, part
-        self.name, self.streamed = f"{whole.name} ({part})", whole.streamed
+    def __init__(self, source: Source, rows: np.ndarray, part: str) -> None:
+        self.source, self.rows, self.part = source, rows, part
+        self.name, self.streamed = f"{source.name} ({part})", source.streamed
         # Rows that are left of every file; files of which nothing is left do not count.
-        ends = np.searchsorted(rows, np.cumsum(whole.shard_sizes))
+        ends = np.searchsorted(rows, np.cumsum(source.shard_sizes))
         self.shard_sizes = tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
 
     def fingerprint(self) -> Fingerprint:
-        return {**self.whole.fingerprint(), "pairs": len(self), f"rows that are {self.part}": digest([self.rows])}
+        return {**self.source.fingerprint(), "pairs": len(self), f"rows that are {self.part}": digest([self.rows])}
 
     def read(self, index: int) -> RawSample:
-        return self.whole.read(int(self.rows[index]))
+        return self.source.read(int(self.rows[index]))
 
     def prefetch(self, indices: np.ndarray) -> None:
-        prefetch(self.whole, self.rows[indices])
+        prefetch(self.source, self.rows[indices])
 
 
 def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:

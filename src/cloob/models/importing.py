@@ -142,7 +142,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """What a JSON file holds; InputError if it cannot be read or is not of a kind (``object`` for anything)."""
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
-        reason = "" if isinstance(content, kind) else f"{kind.__name__} wanted, {type(content).__name__} found"
+        reason = "" if isinstance(content, kind) else f"{type(content).__name__} instead of {kind.__name__}"
     except (OSError, ValueError, RecursionError) as error:
         reason = str(getattr(error, "strerror", "") or one_line(error))
     if reason:
@@ -165,7 +165,7 @@ def check_folder(folder: Path) -> None:
         for key, value in _walk(content):
             kernel, why = _KERNEL_KEYS.fullmatch(key) and "/" in str(value), ""
             if kernel or (key in _CODE_KEYS and value not in (None, False)):
-                why = "asks for Python code of the model's own, which is never run"
+                why = "asks for Python code, which is never run"
             shard = path.name.endswith(".index.json") and key != "metadata"
             file = shard or (key in _FILE_KEYS and Path(str(value)).exists())
             if file and isinstance(value, str) and leaves(value):

@@ -12,7 +12,7 @@
           vectors.json           heads.safetensors              heads for vectors
           onnx.json              onnx/*.onnx                    graphs that onnxruntime runs; tokenizer.json
           module.json            model.safetensors              a module of Python code, given to ``train``
-    and in each  objective.json
+    and in all  objective.json
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
 
 
 def fetch_public(file: PublicFile, folder: Path) -> Path:
-    """One file in a folder of the cache, complete and checked; processes that need the same one wait for each other."""
+    """One file in a folder of the cache, complete and checked; other processes that need it wait."""
     target = folder / file.name
     if target.is_file():
         return target
@@ -229,7 +229,7 @@ def file_stamp(paths: Iterable[Path]) -> list[tuple[str | int, ...]] | None:
 
 
 def kept_digest(facts: Any, compute: Callable[[], str], cache: Cache | None = None) -> str:
-    """What ``compute`` gives, from the cache where it was computed for the same facts; a second for each 0.7 GB."""
+    """What ``compute`` gives, from the cache where it was computed for the same facts; it takes a second per 0.7 GB."""
     cache = cache or Cache()
     name = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()
     file = cache.find("digests", f"{name}.txt")

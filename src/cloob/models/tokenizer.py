@@ -283,7 +283,7 @@ def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[s
             original = None if settings["clean"] is None or tokenizer.tokenizer_mode else original
         if getattr(original, "backend_tokenizer", None) is None or original.pad_token_id is None:
             none = isinstance(tokenizer, NoTokenizer)
-            why = "the model takes tokens" if none else f"its own ({type(tokenizer).__name__}) has no form in a file"
+            why = "the model takes tokens" if none else f"{type(tokenizer).__name__} cannot be written as a file"
             return {"kind": "none", "why": why}
         rules = library.Tokenizer.from_str(original.backend_tokenizer.to_str())
         pad, side = int(original.pad_token_id), str(original.padding_side)

@@ -243,7 +243,7 @@ def _item(work: Work, encoded: Encoded, data: bytes) -> Item:
     taken, origin = date_of(work.found.path, stated.get("date"), exif, columns.pop(TAKEN, None))
     place = (0, work.collection.name, work.found.path)
     columns |= {"date_from": origin} if origin and "date_from" not in columns else {}
-    return Item(*place, content, len(data), work.found.mtime_ns, *encoded.whole, taken, caption, columns)
+    return Item(*place, content, len(data), work.found.mtime_ns, *encoded.full_size, taken, caption, columns)
 
 
 def take(

@@ -54,7 +54,7 @@ def test_mljku_finds_its_configuration_by_its_own_name_and_the_stored_one(tmp_pa
     content = torch.load(source, map_location="cpu")  # named tiny-RN; its heads are 8 wide
     torch.save({key: content[key] for key in ("epoch", "name", "state_dict")}, tmp_path / "epoch_2.pt")
     if not config:
-        with pytest.raises(InputError, match=r"number of heads .* beside it as epoch_2\.json"):
+        with pytest.raises(InputError, match=r"number of heads .* next to it as epoch_2\.json"):
             load_model(tmp_path / "epoch_2.pt")
         return
     shutil.copy(source.parent / "tiny-RN.json", tmp_path / config)

@@ -1,4 +1,4 @@
-"""Pairs in tar shards that lie elsewhere: each is fetched into a bounded cache when it is first needed.
+"""Pairs in tar shards that lie elsewhere: they are fetched into a bounded cache when they are first needed.
 
 ``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec, so no URL reaches a shell. The
 order needs the number of samples of every shard: ``sizes.json`` next to the shards, or ``cloob data SHARDS --count``.
@@ -33,7 +33,7 @@ _PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
 _SILENT_SECONDS = 60.0  # that a server may say nothing
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # here, not at the source
 _HOW = (
-    '; put sizes.json ({"shard.tar": count}) beside the shards: "cloob data FOLDER --count" writes it where they are '
+    '; put sizes.json ({"shard.tar": count}) next to the shards: "cloob data FOLDER --count" writes it where they are '
     "local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
 )
 
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def fetch(url: str, target: Path) -> None:
-    """Writes what a URL gives into a file; tries three times, unless the source says that there is nothing to get."""
+    """Writes what a URL gives into a file; tries three times, unless the server reports that there is nothing."""
     for pause in (0.0, *_PAUSES):
         time.sleep(pause)
         final = False
@@ -71,7 +71,7 @@ def _download(url: str, target: Path) -> tuple[str | None, bool]:
         raise InputError(f"{url}: nothing here opens {scheme}:// ({error}); any command does as pipe:COMMAND") from None
     try:
         filesystem.get_file(url, str(target), callback=progress)
-    except Exception as error:  # each kind of store has errors of its own, with no common base
+    except Exception as error:  # the errors of stores have no common base
         if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in _DISK_FAULTS):
             raise
         if isinstance(error, FileNotFoundError):
@@ -95,7 +95,7 @@ def _web(url: str) -> Any:
     traces = aiohttp.TraceConfig()
     traces.on_request_redirect.append(redirected)
     options = {
-        # aiohttp's own limit of five minutes in all would end large shards.
+        # aiohttp's limit of five minutes in all would end large shards.
         "timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=_SILENT_SECONDS),
         "trust_env": True,  # proxies
         "trace_configs": [traces],
@@ -108,7 +108,7 @@ def _web(url: str) -> Any:
 
 
 class RemoteShardSource(FileSource[ShardSource]):
-    """Samples in tars behind commands or URLs; those beyond the number that is known are left out, with one warning."""
+    """Samples in tars that commands or URLs give; more than the known number are left out, with one warning."""
 
     def __init__(self, name: str, counts: dict[str, int], cache: Cache, member: str | None) -> None:
         super().__init__(name, tuple(counts.values()), streamed=True)
@@ -122,7 +122,7 @@ class RemoteShardSource(FileSource[ShardSource]):
         if row < (complete := source.complete[0]):
             return source.read(row)
         cut = f": {source.cuts[0]}" if source.cuts else ""
-        counts = f"holds {complete:,} samples, {SIZES} says {self.shard_sizes[shard]:,}"
+        counts = f"holds {complete:,} samples, {SIZES} has {self.shard_sizes[shard]:,}"
         raise BadSample("truncated shard", f"{self.shard_names[shard]}/{row}", f"{self._urls[shard]} {counts}{cut}")
 
     def fingerprint(self) -> Fingerprint:
@@ -143,9 +143,9 @@ class RemoteShardSource(FileSource[ShardSource]):
             raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
         odd = source.remark
         if (complete := source.complete[0]) > listed:
-            odd = f"holds {complete:,} samples, {SIZES} says {listed:,}: the others are left out"
+            odd = f"holds {complete:,} samples, {SIZES} has {listed:,}: the others are left out"
         if odd and not self._warned:
-            logger.warning("%s: %s (said once)", url, odd)
+            logger.warning("%s: %s (reported once)", url, odd)
             self._warned = True
         return source
 
@@ -167,7 +167,7 @@ def open_remote(spec: str, cache: Cache, member: str | None = None) -> RemoteSha
             counts[url] = listed[place][shard_name(url)]
         except (InputError, KeyError) as error:
             why = error if isinstance(error, InputError) else f"{place or url}: has no count for {shard_name(url)}"
-            raise InputError(f"{spec}: the number of samples in each shard must be known; {why}{_HOW}") from None
+            raise InputError(f"{spec}: the number of samples in every shard must be known; {why}{_HOW}") from None
     return RemoteShardSource(spec, {url: counts[url] for url in urls}, cache, member)
 
 

@@ -73,7 +73,7 @@ def group_members(
             sample[part], ranks[key, part] = member, rank
         elif rank == before:
             twice.append(member.name)
-    # a.seg.png beside a.jpg is meant so
+    # a.seg.png next to a.jpg is intended
     return samples, [*(name for key, name in dotted if key not in samples), *twice]
 
 
@@ -172,7 +172,7 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
         if cut is not None:
             cuts[number] = cut
             if samples and None in samples[last := next(reversed(samples))]:
-                del samples[last]  # it may have lost its second file: no loss of its own
+                del samples[last]  # it may have lost its second file, which is part of the cut
         absent = Member("", _ABSENT, 0)
         rows = [[*(image or absent)[1:], *(caption or absent)[1:]] for image, caption in samples.values()]
         rows += [] if cut is None else [[_CUT, 0, _CUT, 0]]

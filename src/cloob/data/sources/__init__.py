@@ -1,1 +1,1 @@
-"""Pairs in tables, folders and Arrow files, behind one protocol."""
+"""Pairs in tables, folders and Arrow files, with one protocol."""

@@ -31,7 +31,7 @@ from cloob.pictures import MAX_IMAGE_BYTES
 
 T = TypeVar("T")
 
-_FAILED_SECONDS = 60.0  # for which a file that could not be opened is not tried again: each of its rows would wait
+_FAILED_SECONDS = 60.0  # for which a file that could not be opened is not tried again: all its rows would wait
 _DOWNLOADS = 2  # at the same time, by every process
 _LOST = (errno.ENOENT, errno.ENOSPC, errno.EDQUOT)  # what the cache has removed, or has no room for
 ARROW_SUFFIXES = (".arrow", ".parquet")
@@ -234,7 +234,7 @@ class ArrowSource(FileSource[pa.Table]):
         with reading(self.paths[shard]):
             table = _map(file)
             table = table.select(self._columns) if self._columns else table
-            for column in table.columns:  # its offsets lead into its own data; a text may be no UTF-8, as its row says
+            for column in table.columns:  # its offsets lead into its data; a text that is not UTF-8 is a bad sample
                 column.cast(_AS_BYTES.get(column.type, column.type)).validate(full=True)
             return table
 
@@ -245,7 +245,7 @@ def arrow_files(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = {path.parent.name for path in folder.glob("*/state.json")}
     elif (state := folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        wrong = f"{state}: does not list what lies beside it, as the package datasets writes it"
+        wrong = f"{state}: does not list files of its folder, as the package datasets writes it"
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             paths = [folder / file["filename"] for file in json.loads(state.read_bytes())["_data_files"]]
             wrong = "" if paths and {path.parent for path in paths} == {folder} else wrong
@@ -266,7 +266,7 @@ def holds_images(path: Path, image_column: str) -> bool:
         schema = parquet.read_schema(path)
         kinds = {name: is_image(field.type) for name, field in zip(schema.names, schema, strict=True)}
     except (OSError, UnicodeDecodeError, pa.ArrowException):
-        return False  # the reader of tables says what is wrong
+        return False  # the reader of tables reports it
     return kinds.get(image_column, image_column == _DEFAULTS[0] and any(kinds.values()))
 
 

@@ -233,7 +233,7 @@ class FolderSource(Source):
             self.pairs += sum(by_name or stem in captions for stem in pictures.values())
         rows.sort()
         first = f"{counted(len(linked), 'linked folders')} not followed, e.g. {printable(linked[0])}" if linked else ""
-        self.remark = first and f"{first}: give each to --data by itself to read it too"
+        self.remark = first and f"{first}: give them to --data to read them too"
         stored = (pa.array(map(os.fsencode, names), pa.large_binary()) for names in zip(*rows, strict=True))
         self._paths, self._captions = stored if rows else (pa.array([], pa.large_binary()),) * 2
         self.shard_sizes = (len(rows),)
@@ -253,7 +253,7 @@ class FolderSource(Source):
         path, file = self._files(index)
         key = printable(path.relative_to(self._folder).as_posix())
         if path.suffix.lower() in CAPTION_SUFFIXES:
-            raise BadSample("missing image", key, f"no image beside {path}")
+            raise BadSample("missing image", key, f"no image next to {path}")
         image = read_pair_file(path, key, "image")
         named = os.fsencode(re.sub(r"[-_ ]+", " ", path.stem))
         words = named if self._by_name else read_pair_file(file, key, "caption")
@@ -295,7 +295,7 @@ def metadata_of(folder: Path) -> Path | None:
 def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource:
     """Opens a folder of images with captions next to them, or a Hugging Face imagefolder with a table of captions.
 
-    Where that table has no ``title``, ``text``, ``caption`` or the only column beside ``file_name`` holds the captions.
+    Where that table has no ``title``, the captions are ``text``, ``caption`` or the only other column.
     """
     source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
     if source.pairs or (path := metadata_of(folder)) is None:

@@ -1,1 +1,1 @@
-"""Two frozen encoders of any origin with a projection head on each: what ``cloob train align`` makes."""
+"""Two frozen encoders of any origin with a trained head on top of both: what ``cloob train align`` makes."""

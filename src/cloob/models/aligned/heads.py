@@ -30,8 +30,8 @@ class Head(nn.Module):
         embed_dim: Width D of those that go out.
         kind: ``"linear"`` or ``"mlp"``.
         dropout: In front of a linear head's matrix, or in the hidden layer of an mlp.
-        standardise: Each feature loses its mean, then ``"one"`` divides all by one number, ``"column"`` each by its own
-            spread (a constant one by 1). ``"none"`` leaves them as they are.
+        standardise: Every feature loses its mean, then ``"one"`` divides all by one number, ``"column"`` every column
+            by its standard deviation (a constant one by 1). ``"none"`` leaves them as they are.
 
     Example:
         >>> import torch
@@ -100,7 +100,7 @@ class Head(nn.Module):
 
 
 class Members(nn.Module):
-    """(n, F) features to (n, D) unit rows: those of several heads side by side, each times its weight.
+    """(n, F) features to (n, D) unit rows: those of several heads side by side, weighted.
 
     The squares of the weights add up to 1, so a cosine of two rows is the weighted mean of the heads' cosines.
 
@@ -162,7 +162,7 @@ class Members(nn.Module):
         return torch.cat([rows, *(column for pair in pairs for column in pair[:: -1 if hubs["side"] else 1])], 1)
 
     def side_by_side(self, parts: Sequence[Tensor], *, cut: bool = True) -> Tensor:
-        """The rows without a bias, and if asked without a cut."""
+        """The rows without a bias, and without a cut if ``cut`` is False."""
         rows = torch.cat([weight * part for weight, part in zip(self.weights, parts, strict=True)], 1)
         return F.normalize(rows @ self.axes, dim=1) if cut and self.options["cut"] else rows
 

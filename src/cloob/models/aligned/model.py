@@ -224,7 +224,7 @@ class VectorEncoder(AlignedEncoder):
         head = self.heads[side]
         width = head.options["features"]
         if rows.ndim != 2 or rows.shape[1] != width:
-            raise InputError(f"{'ab'[side]}: an array {tuple(rows.shape)} found; (n, {width}) is what its head takes")
+            raise InputError(f"{'ab'[side]}: its head takes an array (n, {width}), not {tuple(rows.shape)}")
         parts = [torch.zeros(0, self.embed_dim, device=self.device)]
         for start in range(0, len(rows), batch_size):
             some = as_floats(rows[start : start + batch_size]).to(self.device)

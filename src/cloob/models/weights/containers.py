@@ -81,7 +81,7 @@ def _copied(read: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors from their own memory, copies only of what shares it; OSError where that cannot be done."""
+    """Writes tensors from where they lie, copies only of those that share memory; OSError where that cannot be done."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

@@ -83,7 +83,7 @@ def _preprocess(folder: Path, side: int) -> dict[str, Any]:
     for key, *allowed in same:
         value = processor.get(key, 224 if "size" in key else allowed[0])
         if value not in allowed:
-            raise InputError(f"{path}: {key} is {value!r}; {' or '.join(map(repr, allowed))} is wanted")
+            raise InputError(f"{path}: {key} is {value!r}; {' or '.join(map(repr, allowed))} is expected")
     return {
         "mean": tuple(processor.get("image_mean", CLIP_MEAN)),
         "std": tuple(processor.get("image_std", CLIP_STD)),

@@ -50,7 +50,7 @@ class Part:
 
 
 def key_map(family: str, text_layers: int, image_layers: int) -> dict[str, Part]:
-    """Where each weight of a module comes from, for towers of so many blocks, by the family's table of names."""
+    """Which weight of a file every weight of a module is, for towers of so many blocks, by the family's table."""
     plan = {}
     for key, entry in json.loads(Path(__file__).with_name(f"{family}.json").read_text("utf-8")).items():
         part = entry if isinstance(entry, dict) else {"names": [entry]}
@@ -62,7 +62,7 @@ def key_map(family: str, text_layers: int, image_layers: int) -> dict[str, Part]
 def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mapping[str, Part] | None = None) -> None:
     """Loads a file's tensors, as float32, into a module that may be on the meta device.
 
-    The plan gives the origin of each of the module's keys (without one: its name). The module takes the tensors
+    The plan gives the origin of the module's keys (without one: its name). The module takes the tensors
     themselves where it can, and the others are given up one by one. InputError lists what is unknown,
     missing, misshapen or not finite.
     """

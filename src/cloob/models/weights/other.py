@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer with residuals; norms before each as in ViT, else after as in BERT."""
+    """Attention and a feed-forward layer with residuals; norms before both as in ViT, else after as in BERT."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float, *, norm_first: bool, gelu: Gelu) -> None:
         super().__init__()

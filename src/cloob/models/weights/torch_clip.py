@@ -107,7 +107,7 @@ def _config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _encoder(path: Path, config: dict[str, Any], specials: tuple[str, str], ending: Ending) -> DualEncoder:
     text = config["text_cfg"]
     if not text["heads"]:
-        right = f"put its configuration beside it as {path.stem}.json"
+        right = f"put its configuration next to it as {path.stem}.json"
         raise InputError(f"{path}: does not hold the number of heads of its text tower; {right}")
     tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], specials, ending)
     return DualEncoder(path.stem, build(config, {}, path), tokenizer, EncoderConfig.open_clip(config))
