@@ -1,7 +1,6 @@
-"""The one cache: what this package can make again, in one folder of one size, which any number of processes share.
+"""The cache of what this package can make again, which any number of processes share.
 
-A file appears under its name, a digest of what determines its content, when it is complete. Adding one above the size
-removes those used longest ago. Never counted or removed: ``weights/``, ``sizes/``, ``addresses/`` and ``photos/``.
+Above its size what was used longest ago goes; never ``weights/``, ``sizes/``, ``addresses/`` and ``photos/``.
 """
 
 from __future__ import annotations
@@ -64,10 +63,7 @@ def use_cache(folder: Path | None, gigabytes: float | None) -> None:
 
 @dataclass(frozen=True)
 class Cache:
-    """Files by kind and name, made when they are first needed and kept as long as there is room; at least one.
-
-    ``folder`` is by default ``cache_root()``, ``max_bytes`` ``$CLOOB_CACHE_BYTES`` or ``DEFAULT_BYTES``.
-    """
+    """Files by kind and name; by default in ``cache_root()``, up to ``$CLOOB_CACHE_BYTES`` or ``DEFAULT_BYTES``."""
 
     folder: Path | None = None
     max_bytes: int | None = None
@@ -80,10 +76,7 @@ class Cache:
             object.__setattr__(self, "max_bytes", int(text or DEFAULT_BYTES))
 
     def get(self, kind: Kind, name: str, make: Callable[[Path], object]) -> Path:
-        """The file of this name; one process makes it where it is missing, and the others wait.
-
-        ``name`` identifies the content, e.g. its URL; ``make`` writes the content to the path that it is given.
-        """
+        """The file of this name, e.g. a URL; one process makes it where it is missing, and the others wait."""
         with self._writing(kind, name) as path:
             if not touch(path):
                 with locked(path.with_name(f"lock-{path.name[:2]}")):
@@ -115,10 +108,7 @@ class Cache:
             return path
 
     def evict(self, keep: Path | None = None) -> list[Path]:
-        """Removes what was used longest ago until there is no more than ``max_bytes``, but not ``keep``.
-
-        What a process that was killed has left half written goes too. Returns what was removed, in order.
-        """
+        """Removes what was used longest ago, but not ``keep``, and what killed processes left; returns it in order."""
         assert self.max_bytes is not None
         root, now = self._root(), time.time()
         with locked(root / "lock-evict"):

@@ -16,10 +16,7 @@ from cloob.errors import InputError
 
 
 def write_whole(path: Path, content: str | bytes, refused: str | None = None) -> None:
-    """Writes a file, and its folder where that is missing; a reader sees all of it or what was there before.
-
-    Text is UTF-8, with an escape for what is not in a file name. ``refused`` is the InputError before its reason.
-    """
+    """Writes a file and its folder at once; text is UTF-8; ``refused`` is the InputError before its reason."""
     temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +55,7 @@ def check_replaceable(target: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the target's place after the block; nothing is left if it fails.
-
-    Of a link the folder that it names is replaced. What is there before stays until the new one has its place.
-    """
+    """A new folder to write into, which takes the target's place after the block; nothing is left if it fails."""
     check_replaceable(target)
     place = target.resolve()
     temporary = place.with_name(f".tmp-{place.name}-{uuid.uuid4().hex[:8]}")

@@ -1,8 +1,6 @@
 """From a source or a torch ``Dataset`` to batches: the same for every number of workers and ranks, and after a resume.
 
-The order of an epoch depends on (seed, epoch, number of pairs), for streamed sources also on the shards' sizes and the
-number of lanes. A sample's augmentation depends on (seed, epoch, index); for an item of a Dataset, which may be
-anything that can be collated, the generators of python, numpy and torch are seeded by these before it is drawn.
+A sample's augmentation, and the generators that a Dataset's item draws from, depend on (seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -52,12 +50,7 @@ _TOO_MUCH = "takes more memory than a data worker may"
 
 
 class Loader:
-    """This rank's batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before.
-
-    Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of an ``EpochOrder``; ``batch_size`` B is over all ranks.
-    Every rank takes every W-th pair of it, so a batch that the ranks cannot share equally gives unequal
-    parts. An epoch is made of ``lanes`` sequences of shards.
-    """
+    """This rank's batches epoch by epoch: every W-th pair of a global batch, of which ``batch_size`` is the size."""
 
     by_id = False  # whether held-out pairs of one id are one answer; else every pair is its own
     _pool: WorkerPool | None = None  # of those that make batches of single items
@@ -225,10 +218,7 @@ def _skipping(key: str, skipped: list[Skip]) -> Iterator[None]:
 
 
 class WorkerPool:
-    """Processes with copies of the builder, which live until ``close``; without ``workers`` this process.
-
-    InputError where the batches that wait do not fit into shared memory: torch would hang without an error.
-    """
+    """Processes with copies of the builder, which live until ``close``; without ``workers`` this process."""
 
     def __init__(self, builder: Dataset[Batch], workers: int, batch_bytes: int, *, pin_memory: bool = False) -> None:
         if workers and SHARED_MEMORY.is_dir():

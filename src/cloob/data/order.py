@@ -1,7 +1,4 @@
-"""The order in which an epoch visits its pairs: a pure function of (seed, epoch, sizes) and a position.
-
-So an epoch resumes anywhere, on any rank and with any batch size. Rows and positions are int64 arrays of shape (n,).
-"""
+"""The order in which an epoch visits its pairs, on any rank: a pure function of (seed, epoch, sizes) and a position."""
 
 from __future__ import annotations
 
@@ -159,10 +156,7 @@ def _stream(part: Part, key: list[int], first: int) -> tuple[int, Rows]:
 
 
 def _spread(n: int, streams: Sequence[tuple[int, Rows]], start: int, stop: int) -> np.ndarray:
-    """The rows at ``start:stop`` of streams with n rows in all, spread through each other and not yet shuffled.
-
-    Row j of a stream of m rows stands at (j + ½)/m of the epoch: so any stretch holds every stream in proportion.
-    """
+    """The rows at ``start:stop`` of streams with n rows in all: row j of m stands at (j + ½)/m of the epoch."""
     slack = len(streams)
     rows, shares, before = [], [], 0
     for m, rows_at in streams:

@@ -125,9 +125,7 @@ class Subset(Source):
 def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:
     """The held-out rows of every source, ascending int64: at most ``share`` of all, at least two.
 
-    Pairs of equal pictures (byte by byte) or equal captions (up to case and spaces) are a group, with all that they are
-    linked to. Groups are taken in the order of a hash of their bytes until the share is reached. One that is too large
-    for the rest, or has a picture that cannot be decoded, is trained on; so are pairs that cannot be read.
+    Pairs of equal pictures or captions are held out together, with all that they are linked to, in the order of a hash.
     """
     places, groups = _groups(sources)
     chosen: list[list[int]] = [[] for _ in sources]

@@ -31,12 +31,7 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 def crop_box(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], uniforms: list[float]
 ) -> tuple[int, int, int, int]:
-    """Where a random resized crop is taken, as torchvision's RandomResizedCrop defines it.
-
-    Up to 10 times an area in ``scale`` (parts of the image's) and an aspect ratio, log-uniform in ``ratio``, are drawn;
-    the first crop that fits is placed uniformly. If none fits, the largest central crop within ``ratio``. ``uniforms``:
-    22 numbers in [0, 1), two a try, and two for the place. Returns top, left, height and width.
-    """
+    """Top, left, height and width as torchvision's RandomResizedCrop has them; a try takes two of the ``uniforms``."""
     area = height * width
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(_TRIES):
@@ -54,11 +49,7 @@ def crop_box(
 
 
 class Crop(NamedTuple):
-    """Where one sample's crop is taken: pixels of the full image as it is stored.
-
-    An image smaller by ``reduction``, 1, 2, 4 or 8, holds the same crop in no fewer pixels than the result has. Top,
-    left, height and width are multiples of it.
-    """
+    """A sample's crop in pixels of the stored image, multiples of ``reduction``, by which a JPEG may be smaller."""
 
     top: int
     left: int

@@ -1,7 +1,4 @@
-"""Pairs of two files of vectors: row by row, or joined by ids. A ``.npy`` file is mapped into memory, not read.
-
-Legend: n rows of F numbers in a file, N pairs.
-"""
+"""Pairs of two files of vectors (n rows of F numbers): row by row, or joined by ids; a ``.npy`` file is mapped."""
 
 from __future__ import annotations
 
@@ -172,10 +169,7 @@ class VectorPairs:
 def open_pairs(
     a: str, b: str, ids: str | None = None, a_ids: str | None = None, b_ids: str | None = None
 ) -> VectorPairs:
-    """Opens two files and pairs their rows: by position, or where both have ids by these.
-
-    A row of a is a pair with the row of b of the same id, of which there may be but one.
-    """
+    """Opens two files and pairs their rows: by position, or where both have ids by these, which are unique in b."""
     left, right = read_matrix(a), read_matrix(b)
     skipped: list[Skip] = []
     labels = None

@@ -1,13 +1,9 @@
-"""open_clip imported once, errors of libraries as one line, and files of unknown origin.
-
-Of a model folder none of its Python runs, and no path leaves the folder; of a hub configurations are fetched first.
-"""
+"""open_clip imported once, errors of libraries as one line, and files of unknown origin: none of their Python runs."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import json
 import logging
 import re
@@ -46,13 +42,7 @@ _CLOSED: ContextVar[str | None] = ContextVar("closed", default=None)  # why noth
 def import_open_clip(part: str = "") -> ModuleType:
     """open_clip, or a module of it (``".transform"``, for instance); InputError if it is not installed."""
     with _ONE_AT_A_TIME:
-        collects = gc.isenabled()
-        gc.disable()  # looking for cycles in what is imported takes 0.3 s
-        try:
-            return require(f"open_clip{part}", "train")
-        finally:
-            if collects:
-                gc.enable()
+        return require(f"open_clip{part}", "train")
 
 
 @functools.cache

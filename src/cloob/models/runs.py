@@ -152,10 +152,7 @@ def is_better(metric: str, value: float, than: float) -> bool:
 def find_best(
     run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
 ) -> tuple[Path, float] | None:
-    """The best readable checkpoint by a metric, among those measured alike, and its value; of equal ones the earliest.
-
-    ``metric`` and ``measured`` (``batch_size``, ``held_out``: a digest of the pairs) are the newest one's unless given.
-    """
+    """The best readable checkpoint by a metric, among those measured like the newest, and its value."""
     judged = [(path, values) for path in list_checkpoints(run) if (values := read_validation(path)) is not None]
     metric = metric or (str(judged[-1][1].get("metric")) if judged else "")
     measured = judged[-1][1] if measured is None and judged else measured or {}

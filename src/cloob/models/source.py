@@ -166,9 +166,7 @@ def known_models() -> list[str]:
         files = (Path(str(package and package.origin)).parent / "model_configs").glob("*.json")
         # In open_clip's order: ViT-B-16 comes before ViT-B-128.
         parts = {file.stem: re.split(r"(\d+)", file.stem.lower()) for file in files}
-        names = sorted(
-            parts, key=lambda name: [(not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts[name]]
-        )
+        names = sorted(parts, key=lambda name: [int(p) if p.isdigit() else p for p in parts[name]])
     return [*TINY_MODELS, *(name for name in names if name not in TINY_MODELS)]
 
 

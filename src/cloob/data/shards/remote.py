@@ -1,7 +1,6 @@
-"""Pairs in tar shards that lie elsewhere: they are fetched into a bounded cache when they are first needed.
+"""Pairs in tar shards that commands or URLs give: they are fetched into a bounded cache when they are first needed.
 
-``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec, so no URL reaches a shell. The
-order needs the number of samples of every shard: ``sizes.json`` next to the shards, or ``cloob data SHARDS --count``.
+``pipe:COMMAND`` is run where the user typed it; other addresses go through fsspec, so no URL reaches a shell.
 """
 
 from __future__ import annotations
@@ -187,11 +186,7 @@ def _memory(pattern: str) -> Path:
 
 
 def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, int]]:
-    """Counts the samples of shards; returns the list that was written, and the counts by path or address.
-
-    Counts of shards elsewhere are remembered as they come, for whoever gives the same pattern as ``--data``; a count
-    that broke off goes on.
-    """
+    """Counts the samples of shards, remotely where it stopped; returns the list that was written, and the counts."""
     remote, folder = is_remote(spec), Path(local_path(spec))
     if remote:
         shards = expand(spec, escape=False)

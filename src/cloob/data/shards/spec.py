@@ -51,10 +51,7 @@ def is_tar(path: Path) -> bool:
 
 
 def expand(pattern: str, *, escape: bool = True) -> list[str]:
-    """The strings that a brace pattern (``{000..999}``, ``{a,b}``) stands for, in order, as in a shell.
-
-    ``escape``: a backslash makes a brace literal; in a command it is the shell's.
-    """
+    """The strings of a brace pattern (``{000..999}``, ``{a,b}``), as in a shell; ``escape``: by a backslash."""
     words = [""]
     outer: list[tuple[list[str], list[str]]] = []
     for token in re.findall(r"\\.|[{},]|[^\\{},]+|\\" if escape else r"[{},]|[^{},]+", pattern, re.DOTALL):

@@ -1,8 +1,4 @@
-"""Pairs in WebDataset tars on this machine: ``key.jpg`` and ``key.txt`` are one sample.
-
-Headers are read once, which takes minutes for millions of members: an index of them in the cache serves later runs and
-other ranks. A compressed tar (gzip, bzip2 or xz by its first bytes) is unpacked into the cache.
-"""
+"""Pairs in WebDataset tars on this machine: ``key.jpg`` and ``key.txt`` are one sample; an index of them is cached."""
 
 from __future__ import annotations
 
@@ -52,10 +48,7 @@ class Member(NamedTuple):
 def group_members(
     members: Sequence[Member], extensions: Sequence[Sequence[str]]
 ) -> tuple[dict[str, list[Member | None]], list[str]]:
-    """The samples of a tar by key: the member of every part, which has one of its ``extensions``, or None.
-
-    Also the names of what looks like a part and is none: its key has a dot, or the tar holds it before.
-    """
+    """A tar's samples by key, with the member (or None) of every part; and the names of files that look like parts."""
     place = {ext: (part, rank) for part, group in enumerate(extensions) for rank, ext in enumerate(group)}
     samples: dict[str, list[Member | None]] = {}
     ranks: dict[tuple[str, int], int] = {}
@@ -91,10 +84,7 @@ class TarReader:
         return os.pread(file.fileno(), size, offset)
 
     def listing(self, tar: int) -> tuple[list[Member], str | None]:
-        """The complete members of an archive, or of several in a row, and what is missing where it is cut.
-
-        After a damaged header it goes on with the next sound one. InputError if it is no tar.
-        """
+        """The complete members of one archive or several in a row, and what is missing where it is cut or damaged."""
         with self._plain(path := self.paths[tar]).open("rb") as file:
             if (size := os.fstat(file.fileno()).st_size) == 0:
                 return [], "is empty, or nothing of it can be unpacked"
@@ -185,10 +175,8 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
 
 
 class ShardSource(Source):
-    """Samples in tars on local disks.
+    """Samples in tars on local disks, a truncated one with its complete samples and a row ``"truncated shard"``.
 
-    A sample without an image or a caption stays in the count. A truncated shard gives its complete samples and one row
-    ``"truncated shard"``. ``cache`` keeps the index; ``label`` is what keys call a single tar of the cache.
     ``member`` is the key of the captions in a sample's ``.json``; without it they are texts.
     """
 

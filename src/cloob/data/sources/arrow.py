@@ -1,8 +1,4 @@
-"""Rows in files that are prepared before they are read; pairs with the images inside the table.
-
-A shard is fetched, a Parquet file is turned into an Arrow file in the cache, as a single row of it is costly. Arrow
-files, also those of a Hugging Face ``datasets`` folder, are mapped and read in place; compressed ones are refused.
-"""
+"""Rows in files that are prepared before they are read; Parquet becomes Arrow in the cache, which is mapped."""
 
 from __future__ import annotations
 
@@ -146,11 +142,7 @@ def check_name(path: Path, there: Sequence[str], column: str, kind: str) -> None
 
 
 class ArrowSource(FileSource[pa.Table]):
-    """Rows of Arrow or Parquet files with a column of images and one of captions.
-
-    An image is ``{bytes, path}`` as ``datasets.Image`` stores it, bytes, or a path relative to the file's folder. The
-    columns default to the only ones of their kinds. Without captions, for an index, all columns are read.
-    """
+    """Rows of Arrow or Parquet files with a column of images (bytes, paths, ``datasets.Image``) and one of captions."""
 
     def __init__(
         self,
@@ -271,10 +263,7 @@ def holds_images(path: Path, image_column: str) -> bool:
 
 
 def _column(schemas: dict[Path, pa.Schema], column: str, kind: Literal["image", "caption"]) -> str:
-    """The column that was named, or without a name the only one of its kind in the first file.
-
-    InputError where it is missing, ambiguous or of another kind in some file; an empty one has no type.
-    """
+    """The column that was named, or without a name the only one of its kind in the first file."""
     first = next(iter(schemas.values()))
     options = [field.name for field in first if (is_image(field.type) if kind == "image" else field.type in _AS_BYTES)]
     if column not in first.names and column in _DEFAULTS and len(options) == 1:

@@ -128,10 +128,7 @@ def column_names(path: Path, required: Sequence[str]) -> list[str]:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, int]]:
-    """Columns of a table, those of text tables as bytes; and its rows with a stray quote, see ``_stray_quotes``.
-
-    Of several columns of one name the first is read. A list in a line of JSON stands for as many rows.
-    """
+    """Columns of a table, those of text tables as bytes; and its rows with a stray quote, see ``_stray_quotes``."""
     with reading(path):
         match path.suffix.lower():
             case ".csv" | ".tsv":
@@ -182,10 +179,7 @@ def _stored(value: Any) -> bytes | None:
 
 
 def _stray_quotes(table: pa.Table, delimiter: str) -> dict[int, int]:
-    """Rows with a field of which a line looks like a row, with a picture's path in a cell; and how many lines it has.
-
-    One quote too many opens a field that goes on, over any number of rows, to the next quote or the end of the file.
-    """
+    """The rows with a field of which a line looks like a row, as an unclosed quote makes it; and its lines."""
     comma = re.escape(delimiter)
     path = rf"[^\s{comma}]+\.(?:{'|'.join(IMAGE_EXTENSIONS)})\"?"
     row = re.compile(rf"[\r\n](?:(?:.*{comma})?{path}{comma}|.*{comma}{path}(?:[\r\n]|\Z))".encode(), re.IGNORECASE)
@@ -212,11 +206,7 @@ def _header(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
 
 
 class FolderSource(Source):
-    """``a/b.jpg`` with ``a/b.txt``, in sub-folders too, sorted by path; without hidden files and linked folders.
-
-    An image without a caption and a caption without an image are bad samples. ``pairs`` counts images with a caption.
-    ``by_name`` takes the words of the file names as captions.
-    """
+    """``a/b.jpg`` with ``a/b.txt``, in sub-folders too, sorted by path; ``by_name`` takes file names as captions."""
 
     streamed = False
 
@@ -293,10 +283,7 @@ def metadata_of(folder: Path) -> Path | None:
 
 
 def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource:
-    """Opens a folder of images with captions next to them, or a Hugging Face imagefolder with a table of captions.
-
-    Where that table has no ``title``, the captions are ``text``, ``caption`` or the only other column.
-    """
+    """A folder of images with captions next to them, or a Hugging Face imagefolder with a table of captions."""
     source = FolderSource(folder, by_name=caption_column == FILE_COLUMN)
     if source.pairs or (path := metadata_of(folder)) is None:
         return source

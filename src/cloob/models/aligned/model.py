@@ -1,7 +1,4 @@
-"""Heads with their frozen encoders, or for vectors of two kinds, as one ``DualEncoder``; and their model folders.
-
-``aligned.json`` names both encoders with a fingerprint of their weights and what they give for a picture and a text.
-"""
+"""Heads with their frozen encoders, or for vectors of two kinds, as one ``DualEncoder``; and their model folders."""
 
 from __future__ import annotations
 
@@ -70,10 +67,7 @@ class AlignedEncoder(DualEncoder):
         return self._of_images(images), self._of_texts(tokens)
 
     def encoder_keys(self) -> tuple[str, str]:
-        """Names of the image encoder and the text encoder by what decides over their features.
-
-        Kinds of devices round differently.
-        """
+        """Names of both encoders by what decides over their features; kinds of devices round differently."""
         visual, words = self.model.visual, self.model.text
         image = [digest(visual), repr(visual), self.preprocess_cfg]
         text = [digest(words), repr(words), self.context_length, [*words.facts, describe(words.tokenizer)]]

@@ -1,7 +1,4 @@
-"""Tensors out of files that anyone may have written: none runs code.
-
-Python's unpickler with a list of exact names reads pickles of numpy and jax arrays, and TorchScript archives.
-"""
+"""Tensors out of files that anyone may have written: the unpickler knows a list of exact names, and no code runs."""
 
 from __future__ import annotations
 

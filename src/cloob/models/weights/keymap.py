@@ -60,11 +60,9 @@ def key_map(family: str, text_layers: int, image_layers: int) -> dict[str, Part]
 
 
 def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mapping[str, Part] | None = None) -> None:
-    """Loads a file's tensors, as float32, into a module that may be on the meta device.
+    """Loads a file's tensors, as float32, into a module that may be on the meta device, by a plan of their names.
 
-    The plan gives the origin of the module's keys (without one: its name). The module takes the tensors
-    themselves where it can, and the others are given up one by one. InputError lists what is unknown,
-    missing, misshapen or not finite.
+    InputError lists what is unknown, missing, misshapen or not finite.
     """
     state: dict[str, Tensor] = dict(module.state_dict())
     plan = plan or {key: Part((key,)) for key in state}
@@ -102,10 +100,7 @@ def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mappin
 
 
 class Towers(nn.Module):
-    """The parts of an open_clip module that a ``DualEncoder`` uses, for other towers; ``logit_scale`` is ln τ⁻¹.
-
-    The ``heads`` are those that are trained on frozen encoders.
-    """
+    """What a ``DualEncoder`` uses of an open_clip module, for other towers; ``heads`` are those on frozen encoders."""
 
     def __init__(
         self, visual: nn.Module, text: nn.Module, logit_scale: float, heads: Sequence[nn.Module | None] = (None, None)
