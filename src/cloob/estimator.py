@@ -17,7 +17,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from cloob.data.vectors import SparseRows, usable_pairs
+from cloob.data.vectors import usable_pairs
 from cloob.errors import InputError, TrainingFailed
 from cloob.family import OBJECTIVES
 from cloob.functional.ranking import mutual_ranks
@@ -133,9 +133,8 @@ class ContrastiveHeads(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         with tempfile.TemporaryDirectory(prefix="cloob-") as folder, preserved_rng(_CPU), _own_names():
-            a, b = (SparseRows(side) if hasattr(side, "toarray") else side for side in (X, Y))
-            pairs = usable_pairs(("X", "y"), "X and y", a, b, ids)
-            check_fraction(pairs.name, "pairs", pairs.skipped, len(pairs.a), 0.0)
+            pairs = usable_pairs(("X", "y"), "X and y", X, Y, ids)
+            check_fraction(pairs.name, "pairs", pairs.skipped, X.shape[0], 0.0)
             member = next((name for name in OBJECTIVES if name == self.objective), None)
             config = get_recipe("vectors", objective=member).override(objective=self.objective)
             leaves = {leaf: _plain(getattr(self, name)) for name, leaf in _LEAVES.items()}

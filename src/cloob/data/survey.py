@@ -28,14 +28,11 @@ _THUMBNAIL = 320  # pixels of a side
 Shown = Callable[[int, int], None]  # shows how many of how many pairs are done
 
 
-class _Repeats(dict[Any, dict[str, Any]]):
-    def add(self, identity: Any, text: str, row: int) -> None:
-        self.setdefault(identity, {"count": 0, "text": text, "row": row})["count"] += 1
-
-    def facts(self) -> dict[str, Any]:
-        repeated = [one for one in self.values() if one["count"] > 1]
-        most = sorted(repeated, key=lambda one: (-one["count"], one["row"]))[:_MOST_REPEATED]
-        return {"surplus": sum(one["count"] - 1 for one in repeated), "most": most}
+def _repeats(seen: dict[Any, list[Any]]) -> dict[str, Any]:
+    """What was seen several times; ``seen`` has the text and the row of the first, and the count."""
+    repeated = [{"count": count, "text": text, "row": row} for text, row, count in seen.values() if count > 1]
+    most = sorted(repeated, key=lambda one: (-one["count"], one["row"]))[:_MOST_REPEATED]
+    return {"surplus": sum(one["count"] - 1 for one in repeated), "most": most}
 
 
 def survey(
@@ -47,7 +44,8 @@ def survey(
     bad: dict[str, dict[str, Any]] = {}
     truncated: list[str] = []  # keys of usable pairs with a JPEG that lacks its end
     numbers: list[tuple[int, int, int, int, int]] = []
-    pictures, captions = _Repeats(), _Repeats()  # equal byte by byte; equal but for case and white space
+    pictures: dict[bytes, list[Any]] = {}  # equal byte by byte
+    captions: dict[int, list[Any]] = {}  # equal but for case and white space
     looks = in_threads(partial(_look, source), rows, workers, _AHEAD)
     for done, (row, look) in enumerate(zip(rows, looks, strict=True), 1):
         progress(done, len(rows))
@@ -62,9 +60,11 @@ def survey(
         truncated += [sample.key] * is_cut
         text = sample.caption
         numbers.append((*size, len(sample.image), len(text), count_tokens(text)))
-        pictures.add(hashlib.blake2b(sample.image, digest_size=16).digest(), sample.key, row)
+        picture = hashlib.blake2b(sample.image, digest_size=16).digest()
+        pictures.setdefault(picture, [sample.key, row, 0])[2] += 1
         first = text.partition("\n")[0]
-        captions.add(caption_id(text), first if len(first) <= _EXCERPT else f"{first[: _EXCERPT - 1]}…", row)
+        excerpt = first if len(first) <= _EXCERPT else f"{first[: _EXCERPT - 1]}…"
+        captions.setdefault(caption_id(text), [excerpt, row, 0])[2] += 1
     widths, heights, sizes, characters, tokens = np.array(numbers, np.int64).reshape(-1, 5).T
     small = int((np.minimum(widths, heights) < _SMALL_SIDE).sum())
     facts = {
@@ -79,7 +79,7 @@ def survey(
         | {f"below_{_SMALL_SIDE}": small},
         "captions": {"characters": _spread(characters), "tokens": _spread(tokens)}
         | {"context_length": context_length, "cut": int((tokens > context_length).sum())},
-        "duplicates": {"pictures": pictures.facts(), "captions": captions.facts()},
+        "duplicates": {"pictures": _repeats(pictures), "captions": _repeats(captions)},
     }
     return facts, usable
 

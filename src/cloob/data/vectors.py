@@ -132,8 +132,8 @@ class VectorPairs:
     """The usable pairs of two matrices; pairs of equal id belong together."""
 
     name: str  # what reports call them
-    a: np.ndarray | SparseRows  # (n, F) numbers of any type
-    b: np.ndarray | SparseRows  # (n', F') numbers of any type
+    a: Any  # (n, F) numbers of any type, an array or sparse by scipy
+    b: Any  # (n', F') likewise
     rows: np.ndarray  # (N, 2) rows of a and of b that are pairs
     ids: np.ndarray  # (N,) digests of their ids
     labels: Sequence[str] | None = None  # the ids of the rows of a; None where a row's number is its id
@@ -146,14 +146,17 @@ class VectorPairs:
         """What the pairs are: their number, their ids, and their rows (of very many a part)."""
         some, size = self.rows[spread(len(self))], _IN_CACHE
         blocks = [some[start : start + size].T for start in range(0, len(some), size)]
-        of_a, of_b = digest(self.a[rows] for rows, _ in blocks), digest(self.b[rows] for _, rows in blocks)
+        of_a, of_b = (
+            digest(gather(self.a, rows) for rows, _ in blocks),
+            digest(gather(self.b, rows) for _, rows in blocks),
+        )
         return {"pairs": len(self), "ids": digest([self.ids]), "rows of a": of_a, "rows of b": of_b}
 
     def take(self, places: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
         """Some pairs: (n, F) and (n, F') float32, (n,) ids, and what to call each in a log."""
         of_a, of_b = self.rows[places].T
         keys = tuple(map(str if self.labels is None else self.labels.__getitem__, of_a.tolist()))
-        a, b = as_floats(self.a.take(of_a, 0)), as_floats(self.b.take(of_b, 0))
+        a, b = as_floats(gather(self.a, of_a)), as_floats(gather(self.b, of_b))
         return a, b, torch.from_numpy(self.ids[places]), keys
 
     def only(self, places: np.ndarray) -> VectorPairs:
@@ -191,41 +194,29 @@ def open_pairs(
     return usable_pairs((a, b), f"{_split(a)[0].name} and {_split(b)[0].name}", left, right, labels, rows, skipped)
 
 
-class SparseRows:
-    """A scipy matrix as ``VectorPairs`` reads one: the rows that it gives are dense."""
-
-    ndim = 2
-
-    def __init__(self, matrix: Any) -> None:
-        self._matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
-
-    def __len__(self) -> int:
-        return int(self.shape[0])
-
-    def __getitem__(self, rows: Any) -> np.ndarray:
-        dense: np.ndarray = self._matrix[rows].toarray()
-        return dense
-
-    def take(self, rows: np.ndarray, axis: int) -> np.ndarray:
-        return self[rows]
+def gather(side: Any, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a matrix, which may be sparse."""
+    chosen: np.ndarray = side[rows].toarray() if hasattr(side, "toarray") else side.take(rows, 0)
+    return chosen
 
 
 def usable_pairs(
     specs: tuple[str, str],
     name: str,
-    a: np.ndarray | SparseRows,
-    b: np.ndarray | SparseRows,
+    a: Any,
+    b: Any,
     labels: list[str] | None,
     rows: np.ndarray | None = None,
     skipped: Sequence[Skip] = (),
 ) -> VectorPairs:
     """The pairs of rows (without them: by position) whose numbers are finite; the labels of a's rows are their ids."""
-    rows = np.broadcast_to(np.arange(len(a))[:, None], (len(a), 2)) if rows is None else rows
+    rows = np.broadcast_to(np.arange(a.shape[0])[:, None], (a.shape[0], 2)) if rows is None else rows
     skipped = list(skipped)
     for side, spec, place in ((a, specs[0], 0), (b, specs[1], 1)):
-        bad = np.zeros(len(side), bool)
-        for start in range(0, 0 if side.dtype.kind in "biu" else len(side), _IN_CACHE):
+        bad = np.zeros(side.shape[0], bool)
+        for start in range(0, 0 if side.dtype.kind in "biu" else len(bad), _IN_CACHE):
             some = side[start : start + _IN_CACHE]
+            some = some.toarray() if hasattr(some, "toarray") else some
             if some.dtype == np.float16:  # by its bits five times as fast as np.isfinite
                 wrong = some.view(np.uint16) & 0x7C00 == 0x7C00
             else:

@@ -97,19 +97,25 @@ def closed_hub(reason: str) -> Iterator[None]:
 
 def check_hub_model(name: str, where: str, *more: str, revision: str | None = None) -> Path:
     """The folder with the configurations of a model on the hub, and ``more`` files; refused where they ask for code."""
-    folder = Path(name)
-    if not folder.is_dir():  # which transformers would take
-        folder = _snapshot(name, where, [*CONFIG_FILES, *more], revision)
+    folder = fetch_first(name, where, [[*CONFIG_FILES, *more]], revision)
     check_folder(folder)
     return folder
 
 
-def fetch_first(name: str, where: str, choices: Sequence[str], revision: str | None = None) -> Path:
-    """The folder of a model on the hub, with the first of some patterns of files that it has."""
+def fetch_first(name: str, where: str, choices: Sequence[str | list[str]], revision: str | None = None) -> Path:
+    """The folder of a model on the hub, with the first of some patterns (or lists of them) of files that it has.
+
+    Sub-folders count only for patterns with a slash.
+    """
     folder = Path(name)
-    for pattern in choices if not folder.is_dir() else ():
-        folder = _snapshot(name, where, [pattern], revision)
-        if any(folder.glob(pattern)):
+    for choice in choices if not folder.is_dir() else ():  # which transformers would take
+        patterns = [choice] if isinstance(choice, str) else choice
+        options = {"allow_patterns": patterns, "ignore_patterns": None if "/" in "".join(patterns) else ["*/*"]}
+        hub: Any = require("huggingface_hub", "train")
+        with translated(where):
+            closed = bool(_CLOSED.get())
+            folder = Path(hub.snapshot_download(name, revision=revision, local_files_only=closed, **options))
+        if any(path for pattern in patterns for path in folder.glob(pattern)):
             break
     return folder
 
@@ -118,14 +124,6 @@ def fetch_file(name: str, where: str, *files: str) -> Path:
     """The first of some files that a model on the hub has; open_clip and timm wait longer, and ask a closed hub."""
     folder = fetch_first(name, where, files)
     return next((folder / file for file in files if (folder / file).is_file()), folder / files[-1])
-
-
-def _snapshot(name: str, where: str, patterns: Sequence[str], revision: str | None) -> Path:
-    """A hub model's folder with the files that fit the patterns; sub-folders only for patterns with a slash."""
-    hub: Any = require("huggingface_hub", "train")
-    some = {"allow_patterns": list(patterns), "ignore_patterns": ["*/*"] if "/" not in "".join(patterns) else None}
-    with translated(where):
-        return Path(hub.snapshot_download(name, revision=revision, local_files_only=bool(_CLOSED.get()), **some))
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
