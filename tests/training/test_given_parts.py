@@ -224,7 +224,7 @@ def test_other_parts_than_before_are_one_line(config, tmp_path):
     for load, error in (
         (lambda: cloob.load_model(run), r"DictTowers, to which its weights belong, is Python code.*towers=module"),
         (lambda: cloob.load_model(run, towers=wide), "does not fit DictTowers"),
-        (lambda: cloob.load_model("RN50", towers=wide), "is no run or model folder"),
+        (lambda: cloob.load_model("RN50", towers=wide), "RN50: holds no weights of a module"),
     ):
         with pytest.raises(InputError, match=error):
             load()

@@ -114,10 +114,13 @@ def _of_table(path: Path, name: str) -> np.ndarray:
                 column, shape = flat, [len(column), -1]
         return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)
     for number, field in enumerate(table.schema, 1):
+        wrong, kind = "", field.type
         if field.name in ("", "__index_level_0__"):  # row numbers, the same in both files, would give the pairs away
-            raise InputError(f"{path}: column {number} is an index of pandas; save the table with index=False")
-        if not (pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_boolean(field.type)):
-            raise InputError(f"{path}: column {field.name!r} holds {field.type}; without :COLUMN all must be numbers")
+            wrong = f"column {number} is an index of pandas; save the table with index=False"
+        elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            wrong = f"column {field.name!r} holds {kind}; without :COLUMN all must be numbers"
+        if wrong:
+            raise InputError(f"{path}: {wrong}")
     return np.column_stack([column.to_numpy() for column in table.columns])
 
 

@@ -80,10 +80,8 @@ def load_model(
     if towers is None:
         return _load(source).to(place).eval()
     folder = find_model_folder(source)
-    if folder is None:
-        raise InputError(f"{source}: is no run or model folder of cloob, whose weights could go into towers=")
-    if not (folder / runs.MODULE_FILE).is_file():
-        raise InputError(f"{folder}: holds no weights of a module of Python code; load it without towers=")
+    if folder is None or not (folder / runs.MODULE_FILE).is_file():
+        raise InputError(f"{folder or source}: holds no weights of a module of Python code; load it without towers=")
     try:
         towers.load_state_dict(read_safetensors(folder / runs.TOWERS_WEIGHTS_FILE))
     except RuntimeError as error:

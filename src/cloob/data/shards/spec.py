@@ -52,7 +52,7 @@ def is_tar(path: Path) -> bool:
 
 def expand(pattern: str, *, escape: bool = True) -> list[str]:
     """The strings of a brace pattern (``{000..999}``, ``{a,b}``), as in a shell; ``escape``: by a backslash."""
-    words = [""]
+    words, wrong = [""], ""
     outer: list[tuple[list[str], list[str]]] = []
     for token in re.findall(r"\\.|[{},]|[^\\{},]+|\\" if escape else r"[{},]|[^{},]+", pattern, re.DOTALL):
         if token == "{":
@@ -66,11 +66,11 @@ def expand(pattern: str, *, escape: bool = True) -> list[str]:
             inside = [*choices, *words] if choices else _range(words) or [f"{{{word}}}" for word in words]
             words = [start + choice for start in before for choice in inside]
         elif token == "}":
-            raise InputError(f"{pattern}: not a brace pattern: a closing brace too many")
+            wrong = "a closing brace too many"
         else:
             words = [word + (token[1:] if escape and len(token) == 2 and token[0] == "\\" else token) for word in words]
-    if outer:
-        raise InputError(f"{pattern}: not a brace pattern: a brace is not closed")
+    if wrong or outer:
+        raise InputError(f"{pattern}: not a brace pattern: {wrong or 'a brace is not closed'}")
     return words
 
 

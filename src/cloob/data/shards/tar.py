@@ -249,11 +249,12 @@ class ShardSource(Source):
         except OSError as error:
             raise BadSample(read_fault(error, "missing image"), key, f"{path}: {error.strerror or error}") from None
         if self._member is not None:
+            wrong = f"no text under {self._member!r} in its .json"
             try:
                 caption = json.loads(caption).get(self._member)
             except (ValueError, RecursionError, AttributeError) as error:
-                raise BadSample("missing caption", key, f"its .json is no JSON object: {error}") from None
+                caption, wrong = None, f"its .json is no JSON object: {error}"
             if not isinstance(caption, str):
-                raise BadSample("missing caption", key, f"no text under {self._member!r} in its .json")
+                raise BadSample("missing caption", key, wrong)
             caption = caption.encode("utf-8", "surrogatepass")
         return RawSample(key, image, clean_caption(caption, key))

@@ -137,12 +137,13 @@ def check_zip(path: Path) -> dict[str, int]:
     """The bytes of every record of torch's zip, by its name without the folder; InputError for a damaged one."""
     with translated(f"{path}: cannot be read as weights"), zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
+        wrong = "two records of one name" if len({info.filename for info in infos}) < len(infos) else ""
         if any(info.compress_type != zipfile.ZIP_STORED and "/data/" in info.filename for info in infos):
-            raise zipfile.BadZipFile("its tensors are compressed, as torch writes no file; save it with torch.save")
-        if len({info.filename for info in infos}) < len(infos):
-            raise zipfile.BadZipFile("two records of one name")
-        if (damaged := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"{damaged} is not what was written")
+            wrong = "its tensors are compressed, as torch writes no file; save it with torch.save"
+        elif not wrong and (damaged := archive.testzip()) is not None:
+            wrong = f"{damaged} is not what was written"
+        if wrong:
+            raise zipfile.BadZipFile(wrong)
         return {info.filename.partition("/")[2]: info.file_size for info in infos}
 
 

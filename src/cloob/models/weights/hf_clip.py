@@ -32,11 +32,14 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     vocabulary, acts = text.get("vocab_size", 49408), [side.get("hidden_act", "quick_gelu") for side in (text, image)]
     # open_clip takes the row of the highest token; at 2, of old configurations, transformers does too.
     end, eps = text.get("eos_token_id", 49407), {side.get("layer_norm_eps", 1e-5) for side in (text, image)}
+    wrong = ""
     if unknown := {*acts} - {*_ACTIVATIONS}:
-        raise InputError(f"{where}: hidden_act is {min(unknown)!r}; {', '.join(_ACTIVATIONS)} are known")
-    if end not in (vocabulary - 1, 2) or (acts[0] != acts[1] and "quick_gelu" in acts) or eps != {1e-5}:
+        wrong = f"hidden_act is {min(unknown)!r}; {', '.join(_ACTIVATIONS)} are known"
+    elif end not in (vocabulary - 1, 2) or (acts[0] != acts[1] and "quick_gelu" in acts) or eps != {1e-5}:
         right = "open_clip's text ends with its highest token, quick_gelu is in both towers, and the eps is 1e-5"
-        raise InputError(f"{where}: eos_token_id {end}, layer_norm_eps {eps}, hidden_act {' and '.join(acts)}; {right}")
+        wrong = f"eos_token_id {end}, layer_norm_eps {eps}, hidden_act {' and '.join(acts)}; {right}"
+    if wrong:
+        raise InputError(f"{where}: {wrong}")
     text_cfg, vision_cfg = _tower(text, 512, 2048, 8), _tower(image, 768, 3072, 12)
     vision_cfg["head_width"] = vision_cfg["width"] // vision_cfg.pop("heads")
     vision_cfg |= {"image_size": image.get("image_size", 224), "patch_size": image.get("patch_size", 32)}
