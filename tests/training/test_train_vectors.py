@@ -189,7 +189,7 @@ def test_runs_are_judged_side_by_side_and_embed(
     errors = capsys.readouterr().err
     assert "infoloob: was trained on" in errors and "a.npy row 7: holds NaN" in errors
     assert cli.main(["eval", "infoloob", "--a", "tb.npy", "--b", "ta.npy", "--out", "x"]) == 2
-    assert "a: an array (320, 10) found; (n, 20)" in capsys.readouterr().err
+    assert "its head takes an array (n, 20), not (320, 10)" in capsys.readouterr().err
     for out, part in (("v.npz", "vectors"), ("v.npy", None)):
         assert cli.main(["embed", "infoloob", "--b", "tb.npy", "--out", out]) == 0
         found = np.load(out) if part is None else np.load(out)[part]
