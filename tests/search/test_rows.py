@@ -127,7 +127,7 @@ def test_what_else_takes_an_index_takes_one_of_rows(place, capsys):
             ["search", "rows.idx", "red"],
             "a model of vectors takes no pictures and texts, but rows: --a",
         ),
-        (["search", "rows.idx", "--b", "wide.npy"], "b: an array (60, 11) found"),
+        (["search", "rows.idx", "--b", "wide.npy"], "not (60, 11)"),
         (["search", "rows.idx", "--a", "a.npy", "--where", "path = 'z'"], "the filter lets none through"),
         (["classify", "rows.idx", "--labels", "a,b"], "takes no pictures and texts"),
         (["index", "--out", "rows.idx"], "a.npy: expected a folder"),
