@@ -286,7 +286,7 @@ def test_a_worker_that_dies_is_named(source):
     pool = loader(source(8), 2, workers=1, shuffle=False)
     batches = pool.epoch(0)
     next(batches)
-    (worker,) = pool._pool._loader._iterator._workers
+    (worker,) = pool._pool.loader._iterator._workers
     signal.signal(signal.SIGCHLD, lambda *_: None)  # torch's handler is off, as in the training loop by now
     try:
         if source is Wordy:

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing.connection import wait
@@ -99,7 +100,7 @@ class Loader:
     def close(self) -> None:
         """Ends worker processes; the loader cannot be used afterwards."""
         if self._pool is not None:
-            self._pool.close()
+            private.shut_down(self._pool.loader)
 
 
 class PairLoader(Loader):
@@ -230,7 +231,7 @@ class WorkerPool:
                 raise InputError(f"{SHARED_MEMORY}: {sizes}; {_MORE_SHARED}")
         self._builder, self._workers, self._pin = builder, workers, pin_memory
         self._requests: Iterable[Request] = ()
-        self._loader: DataLoader[Any] = DataLoader(
+        self.loader: DataLoader[Any] = DataLoader(
             builder,
             batch_size=None,  # the builder makes the batches
             sampler=self,
@@ -246,9 +247,6 @@ class WorkerPool:
     def __iter__(self) -> Iterator[Request]:
         return iter(self._requests)
 
-    def close(self) -> None:
-        private.shut_down(self._loader)
-
     def batches(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """The batches of the requests in their order, of one call at a time; RuntimeError when a worker dies."""
         if not self._workers:
@@ -258,7 +256,7 @@ class WorkerPool:
         self._requests = requests
         with warnings.catch_warnings():  # Python 3.12+ warns of a fork with threads; the workers take no locks
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-            batches = iter(self._loader)
+            batches = iter(self.loader)
         while True:
             _raise_if_dead(batches)  # torch would wait for ever where a death left half a message in the pipe
             try:
@@ -341,18 +339,19 @@ class ItemLoader(Loader):
         self._pool = WorkerPool(_ItemBuilder(items, seed), workers, batch_bytes)
 
 
+@dataclass(frozen=True)
 class _ItemBuilder(Dataset[Batch]):
-    def __init__(self, items: Items, seed: int) -> None:
-        self._items, self._seed = items, seed
+    items: Items
+    seed: int
 
     def item(self, epoch: int, index: int) -> Any:
         """An item, or the Skip of one that raised."""
-        number = sample_generator(self._seed, epoch, index).initial_seed() % 2**32
+        number = sample_generator(self.seed, epoch, index).initial_seed() % 2**32
         random.seed(number)
         np.random.seed(number)  # noqa: NPY002 - what an item may draw from
         torch.default_generator.manual_seed(number)
         try:
-            return self._items.dataset[index]
+            return self.items.dataset[index]
         except Exception as error:
             return Skip(str(index), "item raised an error", f"{type(error).__name__}: {one_line(error)}")
 
@@ -364,10 +363,10 @@ class _ItemBuilder(Dataset[Batch]):
         if not items:
             return Batch(torch.empty(0), torch.empty(0), torch.empty(0, dtype=torch.int64), (), skipped)
         try:
-            a, b, *ids = self._items.collate(list(items.values()))
+            a, b, *ids = self.items.collate(list(items.values()))
         except (TypeError, ValueError, RuntimeError) as error:
             advice = "an item is (a, b) or (a, b, id), and the Dataset may have a collate_fn"
-            raise InputError(f"{self._items.name}: items cannot be collated ({one_line(error)}); {advice}") from error
+            raise InputError(f"{self.items.name}: items cannot be collated ({one_line(error)}); {advice}") from error
         numbers = torch.tensor(list(items)) if not ids else ids[0] if isinstance(ids[0], Tensor) else ids_of(ids[0])
         return Batch(a, b, numbers.to(torch.int64), tuple(map(str, items)), skipped)
 

@@ -175,13 +175,7 @@ class DualEncoder(nn.Module):
         Raises:
             InputError: A file that is missing or not an image.
         """
-
-        def rows(some: Sequence[Image | str | Path] | Tensor) -> Tensor:
-            if not isinstance(some, Tensor):
-                some = torch.stack([self.preprocess(open_image(image)) for image in some])
-            return self._image_features(some.to(self.device))
-
-        return self._embed(images, rows, batch_size, grad)
+        return self._embed("image", images, batch_size, grad)
 
     def encode_text(self, texts: Sequence[str] | Tensor, *, batch_size: int = 1024, grad: bool = False) -> Tensor:
         """Embeds texts as ``encode_image`` does images.
@@ -197,25 +191,29 @@ class DualEncoder(nn.Module):
         Raises:
             InputError: The text tower does not know a token, as with another model's tokenizer.
         """
+        return self._embed("text", texts, batch_size, grad)
 
-        def rows(some: Sequence[str] | Tensor) -> Tensor:
-            tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
-            self._check_tokens(tokens)
-            if self.trims_texts and tokens.device.type == "cpu":
-                tokens = trimmed(tokens)
-            try:
-                return self._text_features(tokens.to(self.device))
-            except IndexError as error:
-                raise InputError(f"{self.name}: tokens of another model's tokenizer ({error})") from error
-
-        return self._embed(texts, rows, batch_size, grad)
-
-    def _embed(self, items: Any, rows: Callable[[Any], Tensor], batch_size: int, grad: bool) -> Tensor:
+    def _embed(self, side: Literal["image", "text"], items: Any, batch_size: int, grad: bool) -> Tensor:
         if isinstance(items, str):
             raise TypeError("one string, where a list is expected")
         with nullcontext() if grad else torch.no_grad():
-            parts = [rows(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
-            return torch.cat(parts or [_unit_rows(torch.zeros(0, self.embed_dim).to(self.device, self._dtype()))])
+            parts = [_unit_rows(torch.zeros(0, self.embed_dim).to(self.device, self._dtype()))]
+            for start in range(0, len(items), batch_size):
+                some = items[start : start + batch_size]
+                if side == "image":
+                    if not isinstance(some, Tensor):
+                        some = torch.stack([self.preprocess(open_image(image)) for image in some])
+                    parts.append(self._image_features(some.to(self.device)))
+                    continue
+                tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
+                self._check_tokens(tokens)
+                if self.trims_texts and tokens.device.type == "cpu":
+                    tokens = trimmed(tokens)
+                try:
+                    parts.append(self._text_features(tokens.to(self.device)))
+                except IndexError as error:
+                    raise InputError(f"{self.name}: tokens of another model's tokenizer ({error})") from error
+            return torch.cat(parts)
 
     def _image_features(self, images: Tensor) -> Tensor:
         size, pixels = self.image_size, images.dtype == torch.uint8

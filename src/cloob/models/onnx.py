@@ -17,6 +17,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -43,12 +44,14 @@ _BATCH = 32  # items a run: more are not faster on a CPU, and take memory
 _STEP = 8  # lengths of texts are multiples of it, so that a session meets few shapes
 
 
+@dataclass
 class Graph:
     """A graph with one input and one output, opened when first used; ``pad``: what texts may come without."""
 
-    def __init__(self, path: Path, embed_dim: int, pad: int | None = None) -> None:
-        self.path, self.embed_dim, self.pad = path, embed_dim, pad
-        self._session: Any = None
+    path: Path
+    embed_dim: int
+    pad: int | None = None
+    _session: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_session": None}

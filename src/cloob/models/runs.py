@@ -20,9 +20,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import operator
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ OBJECTIVE_FILE = "objective.json"
 HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 """The weights that open_clip fetches from a hub: the first of these that is there."""
 
-_LESS_IS_BETTER = {"val_loss": True, "val_recall": False}
+BETTER: dict[str, Callable[[float, float], bool]] = {"val_loss": operator.lt, "val_recall": operator.gt}
 _STEP = re.compile(r"step-\d+")
 _PREFERRED = (*HUB_WEIGHTS_FILES, "open_clip_pytorch_model.pth", TOWERS_WEIGHTS_FILE, "pytorch_model.bin")
 
@@ -145,10 +146,6 @@ def read_validation(checkpoint: Path) -> dict[str, Any] | None:
     return None
 
 
-def is_better(metric: str, value: float, than: float) -> bool:
-    return value < than if _LESS_IS_BETTER[metric] else value > than
-
-
 def find_best(
     run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
 ) -> tuple[Path, float] | None:
@@ -158,10 +155,10 @@ def find_best(
     measured = judged[-1][1] if measured is None and judged else measured or {}
     keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
     best: tuple[Path, float] | None = None
-    for path, values in judged if metric in _LESS_IS_BETTER else ():
+    for path, values in judged if metric in BETTER else ():
         value: Any = values.get(metric)
         alike = all(values[key] == measured[key] for key in keys if key in values and key in measured)
-        better = alike and isinstance(value, int | float) and (best is None or is_better(metric, value, best[1]))
+        better = alike and isinstance(value, int | float) and (best is None or BETTER[metric](value, best[1]))
         if better and not damage(path / MODEL_FOLDER):
             best = path, float(value)
     return best

@@ -149,13 +149,6 @@ def check_source(source: str) -> None:
         raise InputError(parsed.refusal())
 
 
-def check_not_source(source: str, target: Path) -> None:
-    """Refuses to replace the folder ``target`` if the model ``source`` comes from it or lies in it."""
-    place = Source.parse(source).path
-    if place is not None and place.exists() and place.resolve().is_relative_to(target.resolve()):
-        raise InputError(f"{target}: is where the model comes from; give another place")
-
-
 def known_models() -> list[str]:
     """The names of towers: our tiny ones first, then open_clip's, from its files as long as it is not imported."""
     list_models = getattr(sys.modules.get("open_clip"), "list_models", None)  # None while a thread is importing it

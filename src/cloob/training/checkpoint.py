@@ -95,7 +95,7 @@ class Saver:
         self._validation = step, metrics
         run, metric = self.config.save.out, self.config.save.best
         best, value = on_rank_zero(lambda: runs.find_best(run, metric, self._measured)), metrics[metric]
-        return value is not None and (best is None or runs.is_better(metric, value, best[1]))
+        return value is not None and (best is None or runs.BETTER[metric](value, best[1]))
 
     def save(self, progress: Progress, *, hopfield: bool) -> None:
         """Writes a checkpoint of this step, unless there is one or the loss is not finite now; every rank calls it.

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -55,16 +56,16 @@ def reading(path: Path, *more: type[Exception]) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {one_line(error)}{hint}") from error
 
 
+@dataclass
 class _Opened(Generic[T]):
     """What one process has open of a source; another one, to which the source is pickled, begins anew."""
 
-    def __init__(self) -> None:
-        self.files: OrderedDict[int, T] = OrderedDict()
-        self.failed: dict[int, tuple[float, Exception]] = {}  # until when it is not tried again, and why
-        self.lock = threading.Lock()
-        self.prefetching = 0  # the process whose threads prepare files
-        self.requests: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.requested: list[int] = []
+    files: OrderedDict[int, T] = field(default_factory=OrderedDict)
+    failed: dict[int, tuple[float, Exception]] = field(default_factory=dict)  # until when, and why
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    prefetching: int = 0  # the process whose threads prepare files
+    requests: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
+    requested: list[int] = field(default_factory=list)
 
     def __reduce__(self) -> Any:
         return _Opened, ()
