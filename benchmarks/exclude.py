@@ -25,7 +25,7 @@ from benchmarks.machine import processor
 from benchmarks.pictograms.run import recalls, score_set
 from torch.nn import functional as F
 
-from cloob.data.order import EpochOrder, Part
+from cloob.data.order import EpochOrder, ShardSizes
 from cloob.objective import make_objective
 from cloob.training.config import OptimConfig
 from cloob.training.optim import make_optimizer, make_schedule
@@ -50,7 +50,7 @@ def run(data: Data, share: float, name: str, margin: float | None, seed: int) ->
     torch.manual_seed(seed)
     best: tuple[float, dict[str, torch.Tensor]] = (-math.inf, {})
     for epoch in range(EPOCHS):
-        order = EpochOrder([Part((PAIRS,))], seed).epoch(epoch)[:]
+        order = EpochOrder([ShardSizes((PAIRS,))], seed).epoch(epoch)(np.arange(PAIRS))
         heads.train()
         for step in range(steps):
             rows = order[step * BATCH : (step + 1) * BATCH]

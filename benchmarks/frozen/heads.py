@@ -14,7 +14,7 @@ from benchmarks.pictograms.run import build_objective, recalls, retrieves, score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.data.order import EpochOrder, Part
+from cloob.data.order import EpochOrder, ShardSizes
 from cloob.models.aligned.heads import Head
 from cloob.objective import ContrastiveObjective
 from cloob.training.config import OptimConfig
@@ -101,7 +101,7 @@ def train(
     curve: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     for epoch in range(cell.epochs):
-        order, losses = EpochOrder([Part((n,))], seed).epoch(epoch)[:], []
+        order, losses = EpochOrder([ShardSizes((n,))], seed).epoch(epoch)(np.arange(n)), []
         heads.train()
         for place in range(steps):
             step = epoch * steps + place

@@ -20,7 +20,7 @@ from benchmarks.studies.records import pack_numbers
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cloob.data.order import EpochOrder, Part
+from cloob.data.order import EpochOrder, ShardSizes
 from cloob.evaluation.embed import embed_texts, evaluating
 from cloob.evaluation.measures import RECALLS, class_embeddings, geometry, retrieval_ranks, zeroshot_ranks
 from cloob.functional import ranking
@@ -131,7 +131,7 @@ class Run:
     def go(self) -> dict[str, Any]:
         n, size, bad = len(self.data.pairs["train"]), self.cell.setting.batch_size, 0
         for epoch in range(self.cell.epochs):
-            order = EpochOrder([Part((n,))], self.cell.seed).epoch(epoch)[:]
+            order = EpochOrder([ShardSizes((n,))], self.cell.seed).epoch(epoch)(np.arange(n))
             for place in range(self.steps_an_epoch):
                 bad = 0 if self.train_on(epoch, order[place * size : (place + 1) * size]) else bad + 1
                 if bad >= _BAD_STEPS:

@@ -22,7 +22,7 @@ from cloob.errors import InputError, require
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["shards", "tables", "indices", "embeddings", "features", "digests", "thumbnails"]
+Contents = Literal["shards", "tables", "indices", "embeddings", "features", "digests", "thumbnails"]
 """Fetched and unpacked tars; Parquet as Arrow; where samples lie in local tars; what models make of pictures and texts
 (two kinds); fingerprints of models; and small pictures for the page of an index."""
 
@@ -75,7 +75,7 @@ class Cache:
                 raise InputError(f"CLOOB_CACHE_BYTES is {text!r}; it takes a number of bytes, such as {DEFAULT_BYTES}")
             object.__setattr__(self, "max_bytes", int(text or DEFAULT_BYTES))
 
-    def get(self, kind: Kind, name: str, make: Callable[[Path], object]) -> Path:
+    def get(self, kind: Contents, name: str, make: Callable[[Path], object]) -> Path:
         """The file of this name, e.g. a URL; one process makes it where it is missing, and the others wait."""
         with self._writing(kind, name) as path:
             if not touch(path):
@@ -85,21 +85,21 @@ class Cache:
                 self.evict(keep=path)
             return path
 
-    def find(self, kind: Kind, name: str) -> Path | None:
+    def find(self, kind: Contents, name: str) -> Path | None:
         """The file of this name, noted as in use; None when it is not there."""
         with contextlib.suppress(OSError):
             path = self._path(kind, name)
             return path if touch(path) else None
         return None
 
-    def named(self, kind: Kind, part: str) -> list[Path]:
+    def named(self, kind: Contents, part: str) -> list[Path]:
         """The files of a kind that have ``part`` in the last 60 characters of their names, noted as in use."""
         with contextlib.suppress(OSError):
             paths = sorted((self._root() / kind).glob(f"*{part}*"))
             return [path for path in paths if not path.name.startswith(_TEMPORARY) and touch(path)]
         return []
 
-    def put(self, kind: Kind, name: str, content: bytes, *, evict: bool = True) -> Path:
+    def put(self, kind: Contents, name: str, content: bytes, *, evict: bool = True) -> Path:
         """Writes the file of this name, in place of one that is there; who writes many makes room now and then."""
         with self._writing(kind, name) as path:
             make_whole(path, lambda temporary: temporary.write_bytes(content))
@@ -114,7 +114,7 @@ class Cache:
         with locked(root / "lock-evict"):
             usage: list[tuple[float, int, Path]] = []
             removed: list[Path] = []
-            paths = (path for kind in get_args(Kind) for path in (root / kind).glob("*"))
+            paths = (path for kind in get_args(Contents) for path in (root / kind).glob("*"))
             for path in filter(lambda path: _CACHED.match(path.name), paths):
                 with contextlib.suppress(FileNotFoundError):  # removed, or given its name, in between
                     stat = path.stat()
@@ -140,12 +140,12 @@ class Cache:
         root.mkdir(parents=True, exist_ok=True)
         return root
 
-    def _path(self, kind: Kind, name: str) -> Path:
+    def _path(self, kind: Contents, name: str) -> Path:
         digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         return self._root() / kind / f"{digest}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-60:]}"
 
     @contextlib.contextmanager
-    def _writing(self, kind: Kind, name: str) -> Iterator[Path]:
+    def _writing(self, kind: Contents, name: str) -> Iterator[Path]:
         try:
             path = self._path(kind, name)
             path.parent.mkdir(exist_ok=True)

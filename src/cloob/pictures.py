@@ -221,7 +221,7 @@ def thumbnail(picture: bytes | Image.Image, side: int) -> bytes:
 
 def is_one_colour(picture: bytes) -> bool:
     """Whether an image file is nearly one colour: no model can tell it from others of that colour."""
-    return _spread(Encoded(picture).rgb(_REDUCTIONS[-1])) < _ONE_COLOUR
+    return _deviation(Encoded(picture).rgb(_REDUCTIONS[-1])) < _ONE_COLOUR
 
 
 def data_uri(picture: bytes, side: int) -> str:
@@ -278,15 +278,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")  # a conversion to itself would be a copy
         on_white = Image.new("RGB", layer.size, "white")
         on_white.paste(layer, mask=layer)
-        if (spread := _spread(on_white)) >= _ONE_COLOUR:
+        if (deviation := _deviation(on_white)) >= _ONE_COLOUR:
             return on_white
         on_black = Image.new("RGB", layer.size, "black")
         on_black.paste(layer, mask=layer)
-        return on_black if _spread(on_black) > max(spread, _ONE_COLOUR) else on_white
+        return on_black if _deviation(on_black) > max(deviation, _ONE_COLOUR) else on_white
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _spread(image: Image.Image) -> float:
+def _deviation(image: Image.Image) -> float:
     return max(ImageStat.Stat(image).stddev)
 
 

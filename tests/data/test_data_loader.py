@@ -20,7 +20,7 @@ from PIL import Image
 from cloob.data.batch import BadSample, RawSample, caption_id
 from cloob.data.loader import PairLoader
 from cloob.data.open import open_source
-from cloob.data.order import EpochOrder, Part, sample_generator
+from cloob.data.order import EpochOrder, ShardSizes, sample_generator
 from cloob.data.source import Subset, mix
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
@@ -80,7 +80,7 @@ def test_each_sample_exactly_once_over_all_ranks(n, world, batch, drop_last, shu
     epochs = [list(r.epoch(epoch)) for r in ranks]
     steps = n // batch if drop_last else -(-n // batch)
     assert {len(e) for e in epochs} == {steps} == {r.steps_per_epoch for r in ranks}
-    order = EpochOrder([Part((n,))], 9, shuffle).epoch(epoch)(np.arange(n)).tolist()
+    order = EpochOrder([ShardSizes((n,))], 9, shuffle).epoch(epoch)(np.arange(n)).tolist()
     for step in range(steps):  # the plain loop
         places = range(step * batch, min((step + 1) * batch, n))
         for rank, batches in enumerate(epochs):

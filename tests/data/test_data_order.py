@@ -17,7 +17,7 @@ from pyarrow import parquet
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, caption_id
 from cloob.data.open import open_source
-from cloob.data.order import LONG, EpochOrder, Part, keyed_permutation
+from cloob.data.order import LONG, EpochOrder, ShardSizes, keyed_permutation
 from cloob.data.source import choose_held_out
 from cloob.data.source import split as part
 from cloob.errors import InputError
@@ -67,8 +67,8 @@ def test_any_two_places_hold_any_two_numbers_equally_often(n):
 def test_a_local_order_is_numpys_permutation():
     expected = np.random.Generator(np.random.PCG64([5, 2])).permutation(42)
     for lanes in (1, 4):
-        assert np.array_equal(rows_of(EpochOrder([Part((30, 12))], seed=5), 2, lanes), expected)
-    straight = EpochOrder([Part((5,), True), Part((3,))], seed=5, shuffle=False, buffer=9)
+        assert np.array_equal(rows_of(EpochOrder([ShardSizes((30, 12))], seed=5), 2, lanes), expected)
+    straight = EpochOrder([ShardSizes((5,), True), ShardSizes((3,))], seed=5, shuffle=False, buffer=9)
     assert np.array_equal(rows_of(straight, 1), np.arange(8))
 
 
@@ -77,7 +77,7 @@ def test_a_local_order_is_numpys_permutation():
 @given(SHARDS, st.integers(1, 7), st.integers(0, 300), st.integers(0, 5), st.integers(0, 9))
 def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(long, sizes, lanes, buffer, epoch, seed):
     def order():
-        return EpochOrder([Part(tuple(sizes), True)], seed=seed, buffer=buffer, long=long)
+        return EpochOrder([ShardSizes(tuple(sizes), True)], seed=seed, buffer=buffer, long=long)
 
     rows = rows_of(order(), epoch, lanes)
     assert len(order()) == len(rows) == sum(sizes) and rows.dtype == np.int64
@@ -91,7 +91,7 @@ def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(long, sizes, lanes,
 @settings(max_examples=80)
 @given(SHARDS, st.integers(1, 7), st.integers(1, 60), st.integers(0, 5))
 def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(sizes, lanes, buffer, epoch):
-    parts = [Part(tuple(sizes), True)]
+    parts = [ShardSizes(tuple(sizes), True)]
     shuffled = rows_of(EpochOrder(parts, seed=3, buffer=buffer), epoch, lanes)
     straight = rows_of(EpochOrder(parts, seed=3, buffer=1), epoch, lanes)  # blocks of one pair: nothing moves
     seen = []
@@ -106,7 +106,7 @@ def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(sizes,
 
 
 def test_each_stretch_holds_every_source_in_its_proportion():
-    parts = [Part((1000,) * 10, True), Part((5_000,), False), Part((300,) * 7, True)]
+    parts = [ShardSizes((1000,) * 10, True), ShardSizes((5_000,), False), ShardSizes((300,) * 7, True)]
     rows = rows_of(EpochOrder(parts, seed=0, buffer=2000), 0, lanes=2)
     of_first = [(rows[i : i + 500] < 10_000).mean() for i in range(0, 17_000, 500)]
     assert min(of_first) > 0.5 and max(of_first) < 0.67  # 10,000 of 17,100 over the whole epoch
@@ -117,7 +117,7 @@ def test_each_stretch_holds_every_source_in_its_proportion():
 @pytest.mark.parametrize("buffer", [0, 10_000])
 def test_400_million_pairs_cost_no_memory(buffer):
     """The start of an epoch, a batch in its middle and its end, for one rank of eight."""
-    parts = [Part((10_000,) * 40_000, buffer > 0)]
+    parts = [ShardSizes((10_000,) * 40_000, buffer > 0)]
     tracemalloc.start()
     try:
         order = EpochOrder(parts, seed=0, buffer=buffer)

@@ -283,7 +283,7 @@ def test_hdf5_that_cannot_be_read_is_one_line(files, monkeypatch):
 
 
 def test_losses_are_those_of_a_plain_loop(config, tmp_path):
-    from cloob.data.order import EpochOrder, Part
+    from cloob.data.order import EpochOrder, ShardSizes
     from cloob.training.given import make_encoder
 
     config = config.override(head_dropout=0.0, val_split=0.0, epochs=5, log_every=1, embed_dim=32)
@@ -295,7 +295,7 @@ def test_losses_are_those_of_a_plain_loop(config, tmp_path):
     optimizer = torch.optim.AdamW([groups[0], {**groups[1], "weight_decay": 0.0}], lr=1e-3, weight_decay=0.1)
     losses = []
     for epoch in range(5):
-        order = torch.from_numpy(EpochOrder([Part((len(pairs),))], 0).epoch(epoch)(np.arange(len(pairs))))
+        order = torch.from_numpy(EpochOrder([ShardSizes((len(pairs),))], 0).epoch(epoch)(np.arange(len(pairs))))
         for places in order.split(40)[: len(pairs) // 40]:
             a, b, ids, _ = pairs.take(places.numpy())
             loss = objective(*heads(a, b), ids=ids)

@@ -25,7 +25,7 @@ Reason = Fault | CaptionFault | FileFault | RowFault
 MAX_CAPTION_BYTES = 64 * 1024  # above this many UTF-8 bytes a caption is a file in the wrong place
 
 
-def printable(name: str) -> str:
+def as_utf8(name: str) -> str:
     """A file's name as text: bytes that are not UTF-8 become U+FFFD."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

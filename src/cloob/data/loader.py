@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
 from cloob.data.batch import BadSample, Batch, RawSample, Skip, caption_id, decoding, tensors_of
-from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Part, Pictures, sample_generator
+from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Pictures, ShardSizes, sample_generator
 from cloob.data.source import Fingerprint, MixedSource, Source, pictures_of, prefetch
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError, counted, one_line
@@ -133,11 +133,11 @@ class PairLoader(Loader):
         if shuffle_buffer is None:
             shuffle_buffer = DEFAULT_BUFFER if source.streamed else 0
         sources = source.parts if isinstance(source, MixedSource) else (source,)
-        parts, pictures = [Part(tuple(part.shard_sizes), part.streamed) for part in sources], None
+        parts, pictures = [ShardSizes(tuple(part.shard_sizes), part.streamed) for part in sources], None
         if by_picture and (same := pictures_of(source)) is not None:
             pictures = Pictures(same, list(map(len, sources)))
             counted_parts = zip(parts, pictures.counts, strict=True)
-            parts = [part if count == sum(part.shard_sizes) else Part((count,)) for part, count in counted_parts]
+            parts = [part if count == sum(part.shard_sizes) else ShardSizes((count,)) for part, count in counted_parts]
         order = EpochOrder(parts, seed=seed, shuffle=shuffle, buffer=shuffle_buffer)
         super().__init__(source.name, order, batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
         self.source = source
@@ -331,7 +331,7 @@ class ItemLoader(Loader):
     def __init__(
         self, items: Items, batch_size: int, *, seed: int, train: bool, rank: int, world_size: int, workers: int
     ) -> None:
-        order = EpochOrder([Part((len(items),))], seed=seed, shuffle=train)
+        order = EpochOrder([ShardSizes((len(items),))], seed=seed, shuffle=train)
         super().__init__(items.name, order, batch_size, drop_last=train, rank=rank, world_size=world_size)
         first = items.first() if workers else None
         tensors = [] if first is None else tensors_of(items.collate([first]))

@@ -26,7 +26,7 @@ _MAX_PROBES = 1000
 _MAX_PROBED_FILES = 4  # of a streamed source: they are fetched for it
 
 # Shards to be fetched, tars, Arrow or Parquet files with the images inside, a table, a folder.
-Kind = Literal["elsewhere", "tars", "rows", "table", "folder"]
+Form = Literal["elsewhere", "tars", "rows", "table", "folder"]
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def open_unprobed(spec: str, image_column: str, caption_column: str, cache: Cach
             return open_folder(files[0], caption_column)
 
 
-def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
+def look_up(spec: str, image_column: str) -> tuple[Form, list[Path]]:
     """What a source is that a user named, and its files."""
     if spec in DEMO_SPLITS:
         return "tars", tars_in(DEMO / DEMO_SPLITS[spec])

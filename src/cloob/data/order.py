@@ -20,7 +20,7 @@ _STREAM = 0x5354524D  # sets the draws of shards apart from those of pairs
 _CAPTIONS = 0x43415054  # sets the draws of captions apart from those of crops
 _ROUNDS = 8
 
-Rows = Callable[[np.ndarray], np.ndarray]  # gives the rows at some places
+RowsAt = Callable[[np.ndarray], np.ndarray]  # gives the rows at some places
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -29,7 +29,7 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-def keyed_permutation(n: int, key: Sequence[int]) -> Rows:
+def keyed_permutation(n: int, key: Sequence[int]) -> RowsAt:
     """A random permutation of range(n) of which any part can be computed: an alternating Feistel network.
 
     A number x < a·b, with a and b near √n, is the pair (x // b, x % b); a round adds to one half a random function
@@ -77,7 +77,7 @@ class Pictures:
         return int(rows[int(torch.randint(len(rows), (), generator=generator))])
 
 
-class Part(NamedTuple):
+class ShardSizes(NamedTuple):
     shard_sizes: tuple[int, ...]  # rows of every file
     streamed: bool = False  # costly to read in random order
 
@@ -98,7 +98,7 @@ class EpochOrder:
     From ``long`` pairs on a permutation is computed place by place.
     """
 
-    parts: Sequence[Part]
+    parts: Sequence[ShardSizes]
     seed: int
     shuffle: bool = True
     buffer: int = 0
@@ -107,7 +107,7 @@ class EpochOrder:
     def __len__(self) -> int:
         return sum(sum(part.shard_sizes) for part in self.parts)
 
-    def epoch(self, epoch: int, lanes: int = 1) -> Rows:
+    def epoch(self, epoch: int, lanes: int = 1) -> RowsAt:
         """The rows at the positions of an epoch, from 0; global batch b has those from b·batch_size on."""
         n, seed = len(self), self.seed & _U64
         if not self.shuffle or n == 0:
@@ -123,7 +123,7 @@ class EpochOrder:
         def shuffled(lane: int, block: int) -> np.ndarray:
             start = begins[lane] + block * self.buffer
             generator = np.random.Generator(np.random.PCG64([seed, _STREAM, epoch, 0, lane, block]))
-            return generator.permutation(_spread(n, streams, start, min(start + self.buffer, begins[lane + 1])))
+            return generator.permutation(_interleaved(n, streams, start, min(start + self.buffer, begins[lane + 1])))
 
         def rows(positions: np.ndarray) -> np.ndarray:
             chosen = np.empty(len(positions), np.int64)
@@ -137,7 +137,7 @@ class EpochOrder:
         return rows
 
 
-def _stream(part: Part, key: list[int], first: int) -> tuple[int, Rows]:
+def _stream(part: ShardSizes, key: list[int], first: int) -> tuple[int, RowsAt]:
     """How many rows a part gives, and the rows: shard after shard, or shuffled."""
     sizes, streamed = part
     n, ends = sum(sizes), np.cumsum(sizes)
@@ -155,7 +155,7 @@ def _stream(part: Part, key: list[int], first: int) -> tuple[int, Rows]:
     return n, rows_of_shards
 
 
-def _spread(n: int, streams: Sequence[tuple[int, Rows]], start: int, stop: int) -> np.ndarray:
+def _interleaved(n: int, streams: Sequence[tuple[int, RowsAt]], start: int, stop: int) -> np.ndarray:
     """The rows at ``start:stop`` of streams with n rows in all: row j of m stands at (j + ½)/m of the epoch."""
     slack = len(streams)
     rows, shares, before = [], [], 0
@@ -169,7 +169,7 @@ def _spread(n: int, streams: Sequence[tuple[int, Rows]], start: int, stop: int) 
     return together[start - before : stop - before]
 
 
-def _permutation(n: int, key: Sequence[int] | np.ndarray, long: int = LONG) -> Rows:
+def _permutation(n: int, key: Sequence[int] | np.ndarray, long: int = LONG) -> RowsAt:
     key = [int(number) for number in key]
     if n >= max(long, 1):
         return keyed_permutation(n, key)

@@ -75,9 +75,9 @@ def survey(
         "usable": len(usable),
         "bad": bad,
         "truncated": {"count": len(truncated), "examples": truncated[:_EXAMPLES]},
-        "pictures": {"width": _spread(widths), "height": _spread(heights), "bytes": int(sizes.sum())}
+        "pictures": {"width": _percentiles(widths), "height": _percentiles(heights), "bytes": int(sizes.sum())}
         | {f"below_{_SMALL_SIDE}": small},
-        "captions": {"characters": _spread(characters), "tokens": _spread(tokens)}
+        "captions": {"characters": _percentiles(characters), "tokens": _percentiles(tokens)}
         | {"context_length": context_length, "cut": int((tokens > context_length).sum())},
         "duplicates": {"pictures": _repeats(pictures), "captions": _repeats(captions)},
     }
@@ -96,7 +96,7 @@ def _look(source: Source, row: int) -> tuple[RawSample, tuple[int, int], bool] |
     return sample, size, encoded.truncated
 
 
-def _spread(values: np.ndarray) -> dict[str, int]:
+def _percentiles(values: np.ndarray) -> dict[str, int]:
     """The smallest, the median, the 95th percentile and the largest of some numbers; empty for none."""
     if not len(values):
         return {}

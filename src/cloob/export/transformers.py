@@ -20,7 +20,7 @@ from cloob.models.encoder import DualEncoder, causal_tower, evaluating
 from cloob.models.tokenizer import ClipTokenizer, FileTokenizer, NoTokenizer, clip_rules
 from cloob.models.towers import translated
 from cloob.models.weights.containers import write_safetensors
-from cloob.models.weights.keymap import Part, key_map
+from cloob.models.weights.keymap import Origin, key_map
 
 TOLERANCE = 1e-5
 """Greatest difference of a feature, relative to the largest one where that is above 1."""
@@ -94,7 +94,7 @@ def _activation(tower: Any) -> str:
     return type(gelu).__name__ + (" tanh" if getattr(gelu, "approximate", "none") == "tanh" else "")
 
 
-def _weights(encoder: DualEncoder) -> tuple[dict[str, Tensor], dict[str, Part]]:
+def _weights(encoder: DualEncoder) -> tuple[dict[str, Tensor], dict[str, Origin]]:
     """The weights by open_clip's names, and Hugging Face's for them."""
     text, image = (len(tower.transformer.resblocks) for tower in (_text_tower(encoder), encoder.model.visual))
     weights = {key.removeprefix("text."): value for key, value in encoder.model.state_dict().items()}

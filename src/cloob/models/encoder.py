@@ -319,7 +319,7 @@ def evaluating(encoder: object) -> Iterator[None]:
             module.training = mode
 
 
-def digest(module: nn.Module, *facts: Any) -> str:
+def weights_digest(module: nn.Module, *facts: Any) -> str:
     """A digest of a module's parameters and buffers and of JSON-able facts: 32 hex digits, the same on all machines."""
     state = hashlib.blake2b(digest_size=16)
     for fact in facts:

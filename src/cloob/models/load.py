@@ -16,7 +16,7 @@ from cloob.distributed import resolve_device
 from cloob.errors import InputError, one_line
 from cloob.models import runs
 from cloob.models.aligned.model import VectorEncoder, encoders_here, load_aligned, read_heads
-from cloob.models.encoder import DualEncoder, EncoderConfig, digest
+from cloob.models.encoder import DualEncoder, EncoderConfig, weights_digest
 from cloob.models.importing import check_folder, check_hub_model, check_model_cfg, fetch_first, read_json, translated
 from cloob.models.onnx import Graph, PlainEncoder
 from cloob.models.source import (
@@ -227,7 +227,7 @@ def fingerprint(encoder: Any) -> str:
     """A digest of a model's weights, towers and preprocessing, which an ONNX export brings along."""
     settings = getattr(getattr(encoder, "config", None), "settings", None)
     facts = {"config": settings, "preprocess": getattr(encoder, "preprocess_cfg", None)}
-    return getattr(encoder, "fingerprint", "") or digest(encoder, facts)
+    return getattr(encoder, "fingerprint", "") or weights_digest(encoder, facts)
 
 
 def load_with_fingerprint(

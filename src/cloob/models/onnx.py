@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from cloob.models.encoder import DualEncoder
 
-Rows = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float32]
 FORMAT = 1
 _GRAPHS = {"image": "vision_model", "text": "text_model", "both": "model"}  # as transformers.js names them
 _BATCH = 32  # items a run: more are not faster on a CPU, and take memory
@@ -56,7 +56,7 @@ class Graph:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_session": None}
 
-    def __call__(self, items: npt.NDArray[Any]) -> Rows:
+    def __call__(self, items: npt.NDArray[Any]) -> Array:
         """The rows of n items, at least one, in the dtype that the graph takes; InputError where it cannot be run."""
         with translated(f"{self.path}: onnxruntime cannot run it"):
             if self._session is None:  # with the threads of torch, where it is imported, else OMP_NUM_THREADS or all
@@ -118,15 +118,15 @@ class PlainEncoder:
         folder = Path(source.removeprefix("local-dir:"))
         return cls(folder) if config_file(folder).name == ONNX_FILE else None
 
-    def texts(self, texts: Sequence[str]) -> Rows:
+    def texts(self, texts: Sequence[str]) -> Array:
         return _unit_rows(self.text_graph(self.tokenizer.ids(list(texts))))
 
-    def pictures(self, images: Sequence[Image]) -> Rows:
+    def pictures(self, images: Sequence[Image]) -> Array:
         pixels = np.stack([self._transform.array(image) for image in images]).astype(np.float32)
         return _unit_rows(self.image_graph((pixels / np.float32(255) - self._mean) / self._std))
 
 
-def _unit_rows(rows: Rows) -> Rows:
+def _unit_rows(rows: Array) -> Array:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12)))
 
 

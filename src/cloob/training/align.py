@@ -24,7 +24,7 @@ from torch import Tensor
 from cloob.cache import Cache
 from cloob.data.batch import Batch, Skip
 from cloob.data.loader import Loader, PairLoader
-from cloob.data.order import EpochOrder, Part, Pictures
+from cloob.data.order import EpochOrder, Pictures, ShardSizes
 from cloob.data.source import Source, content_key, pictures_of, spread
 from cloob.data.sources.arrow import reading
 from cloob.data.vectors import VectorPairs, open_pairs
@@ -147,7 +147,7 @@ class FeatureLoader(Loader):
         if (learns or not train) and len(first) < len(pairs):
             self._pictures = Pictures(first[which], [len(pairs)])
         count = len(pairs) if self._pictures is None else len(first)
-        order = EpochOrder([Part((count,))], seed=config.run.seed, shuffle=learns)
+        order = EpochOrder([ShardSizes((count,))], seed=config.run.seed, shuffle=learns)
         super().__init__(name, order, config.run.batch_size, drop_last=learns, rank=rank(), world_size=world_size())
         self.pairs, self.by_id = pairs, by_id
         self._seed = config.run.seed if learns else None

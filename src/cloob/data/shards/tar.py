@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from cloob.cache import Cache
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, clean_caption, printable, read_fault
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, Reason, as_utf8, clean_caption, read_fault
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS, Fingerprint, Source, digest, of_column
 from cloob.data.sources.arrow import reading
 from cloob.errors import InputError, counted
@@ -51,7 +51,7 @@ def group_members(
     """A tar's samples by key, with the member (or None) of every part; and the names of files that look like parts."""
     place = {ext: (part, rank) for part, group in enumerate(extensions) for rank, ext in enumerate(group)}
     samples: dict[str, list[Member | None]] = {}
-    ranks: dict[tuple[str, int], int] = {}
+    taken: dict[tuple[str, int], int] = {}
     dotted, twice = [], []
     for member in members:
         folder, slash, base = member.name.rpartition("/")  # "a/b.seg.png" has the key "a/b", the extension "seg.png"
@@ -61,9 +61,9 @@ def group_members(
             dotted += [(key, member.name)] if extension.rpartition(".")[2] in place else []
             continue
         part, rank = place[extension]
-        sample, before = samples.setdefault(key, [None] * len(extensions)), ranks.get((key, part), len(place))
+        sample, before = samples.setdefault(key, [None] * len(extensions)), taken.get((key, part), len(place))
         if rank < before:
-            sample[part], ranks[key, part] = member, rank
+            sample[part], taken[key, part] = member, rank
         elif rank == before:
             twice.append(member.name)
     # a.seg.png next to a.jpg is intended
@@ -158,7 +158,7 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
         with reading(path):
             members, cut = reader.listing(number)
         samples, left_out = group_members(members, (IMAGE_EXTENSIONS, captions))
-        odd += (printable(f"{path.name}/{name}") for name in left_out)
+        odd += (as_utf8(f"{path.name}/{name}") for name in left_out)
         if cut is not None:
             cuts[number] = cut
             if samples and None in samples[last := next(reversed(samples))]:
@@ -167,7 +167,7 @@ def scan(reader: TarReader, captions: Sequence[str] = CAPTION_EXTENSIONS) -> pa.
         rows = [[*(image or absent)[1:], *(caption or absent)[1:]] for image, caption in samples.values()]
         rows += [] if cut is None else [[_CUT, 0, _CUT, 0]]
         places.append(np.array(rows, np.int64).reshape(-1, len(_COLUMNS)))
-        keys.append(pa.array([*map(printable, samples), ""][: len(rows)], pa.large_string()))
+        keys.append(pa.array([*map(as_utf8, samples), ""][: len(rows)], pa.large_string()))
     remark = f"not read: {counted(len(odd), 'files')} {_ODD}, e.g. {odd[0]}" if odd else ""
     columns = dict(zip(_COLUMNS, map(pa.array, np.ascontiguousarray(np.concatenate(places).T)), strict=True))
     about = json.dumps({"sizes": [*map(len, keys)], "cuts": cuts, "remark": remark})

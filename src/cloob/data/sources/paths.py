@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
-from cloob.data.batch import BadSample, RawSample, clean_caption, printable, read_pair_file
+from cloob.data.batch import BadSample, RawSample, as_utf8, clean_caption, read_pair_file
 from cloob.data.source import (
     CAPTION_SUFFIXES,
     IMAGE_EXTENSIONS,
@@ -86,7 +86,7 @@ class TableSource(Source):
         return as_text(self._images[index].as_py()).strip(), self._captions[index].as_py()
 
     def picture(self, stored: str, key: str = "", where: str = "") -> bytes:
-        return read_pair_file(self._path.parent / stored, key or printable(stored), "image", where)
+        return read_pair_file(self._path.parent / stored, key or as_utf8(stored), "image", where)
 
     def read(self, index: int) -> RawSample:
         """The pair in row ``index`` (from 0); its key is the image path, and a ``BadSample`` counts rows from 1."""
@@ -95,7 +95,7 @@ class TableSource(Source):
             lines = counted(self.stray[index], "lines")
             raise BadSample("stray quote", where, f"{where}: a field takes in {lines} that look like rows")
         stored, raw = self.row(index)
-        key = printable(stored) or where
+        key = as_utf8(stored) or where
         caption = clean_caption(raw, key, where)
         return RawSample(key, self.picture(stored, key, where), caption)
 
@@ -214,7 +214,7 @@ class FolderSource(Source):
         self.name, self._folder, self._by_name, self.pairs = str(folder), folder, by_name, 0
         linked: list[str] = []
         rows: list[tuple[str, str]] = []  # a picture, or a caption without one; and the name of the picture's caption
-        for root, folders, names in walk(folder, _refuse):
+        for root, folders, names in walk(folder, _cannot_list):
             linked += [path for name in folders if os.path.islink(path := os.path.join(root, name))]  # noqa: PTH114, PTH118
             below, captions = Path(root).relative_to(folder), captions_by_stem(names)
             pictures = {name: name.rpartition(".")[0] for name in names if name.lower().endswith(IMAGE_SUFFIXES)}
@@ -222,7 +222,7 @@ class FolderSource(Source):
             rows += [((below / captions[stem]).as_posix(), "") for stem in captions.keys() - pictures.values()]
             self.pairs += sum(by_name or stem in captions for stem in pictures.values())
         rows.sort()
-        first = f"{counted(len(linked), 'linked folders')} not followed, e.g. {printable(linked[0])}" if linked else ""
+        first = f"{counted(len(linked), 'linked folders')} not followed, e.g. {as_utf8(linked[0])}" if linked else ""
         self.remark = first and f"{first}: give them to --data to read them too"
         stored = (pa.array(map(os.fsencode, names), pa.large_binary()) for names in zip(*rows, strict=True))
         self._paths, self._captions = stored if rows else (pa.array([], pa.large_binary()),) * 2
@@ -241,7 +241,7 @@ class FolderSource(Source):
 
     def read(self, index: int) -> RawSample:
         path, file = self._files(index)
-        key = printable(path.relative_to(self._folder).as_posix())
+        key = as_utf8(path.relative_to(self._folder).as_posix())
         if path.suffix.lower() in CAPTION_SUFFIXES:
             raise BadSample("missing image", key, f"no image next to {path}")
         image = read_pair_file(path, key, "image")
@@ -294,6 +294,6 @@ def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource
     return TableSource(path, FILE_COLUMN, caption_column)
 
 
-def _refuse(error: OSError) -> None:
-    folder = printable(str(error.filename))
+def _cannot_list(error: OSError) -> None:
+    folder = as_utf8(str(error.filename))
     raise InputError(f"{folder}: cannot be listed ({error.strerror}); make it readable, or move it elsewhere") from None

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample, clean_caption, printable, read_pair_file
+from cloob.data.batch import BadSample, as_utf8, clean_caption, read_pair_file
 from cloob.data.open import DEMO, check_usable, open_source, open_unprobed
 from cloob.data.shards.spec import is_pattern, is_remote, is_tar, local_folder, local_path
 from cloob.data.shards.tar import TarReader, group_members
@@ -70,7 +70,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def read_file(root: Path, paths: Sequence[str], index: int) -> tuple[str, bytes]:
-    key = printable(paths[index])
+    key = as_utf8(paths[index])
     return key, read_pair_file(root / paths[index], key, "image")
 
 
@@ -124,7 +124,7 @@ def _open_folders(folder: Path, root: Path, classnames: tuple[str, ...] | None) 
         }
     )
     labels = [label for label, paths in enumerate(images) for _ in paths]
-    classes = classnames or tuple(printable(name).replace("_", " ") for name in names)
+    classes = classnames or tuple(as_utf8(name).replace("_", " ") for name in names)
     return classes, labels, partial(read_file, root, [path for paths in images for path in paths])
 
 
@@ -230,7 +230,7 @@ def _of_table(table: TableSource) -> CaptionedSet:
             fault = "a stray quote takes in rows; close it, or double it" if stored else "there is no path"
             wrong = wrong or f"row {number + 1:,}: {fault}"
         try:
-            usable = " ".join(clean_caption(caption, printable(stored), f"row {number + 1:,}").split())
+            usable = " ".join(clean_caption(caption, as_utf8(stored), f"row {number + 1:,}").split())
         except BadSample as bad:
             faults.setdefault(stored, bad)
             usable = ""

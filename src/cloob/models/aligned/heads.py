@@ -81,9 +81,9 @@ class Head(nn.Module):
         if self.standardise == "one":
             self.scale.copy_((torch.linalg.vector_norm(centred) / centred.numel() ** 0.5).clamp_min(1e-12))
             return
-        spread = torch.linalg.vector_norm(centred, dim=0) / len(centred) ** 0.5
-        constant = spread <= 1e-6 * self.mean.cpu().abs()  # what is left is rounding of the mean
-        self.scale.copy_(spread.masked_fill(constant, 1.0))
+        deviation = torch.linalg.vector_norm(centred, dim=0) / len(centred) ** 0.5
+        constant = deviation <= 1e-6 * self.mean.cpu().abs()  # what is left is rounding of the mean
+        self.scale.copy_(deviation.masked_fill(constant, 1.0))
 
     @torch.no_grad()
     def solve(self, mean: Tensor, matrix: Tensor) -> None:

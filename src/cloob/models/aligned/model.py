@@ -26,7 +26,7 @@ from cloob.models.aligned.encoders import (
     open_text_encoder,
 )
 from cloob.models.aligned.heads import AnyHead, head_of
-from cloob.models.encoder import DualEncoder, EncoderConfig, digest
+from cloob.models.encoder import DualEncoder, EncoderConfig, weights_digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE, VECTORS_FILE
 from cloob.models.source import Source
 from cloob.models.tokenizer import describe
@@ -69,8 +69,8 @@ class AlignedEncoder(DualEncoder):
     def encoder_keys(self) -> tuple[str, str]:
         """Names of both encoders by what decides over their features; kinds of devices round differently."""
         visual, words = self.model.visual, self.model.text
-        image = [digest(visual), repr(visual), self.preprocess_cfg]
-        text = [digest(words), repr(words), self.context_length, [*words.facts, describe(words.tokenizer)]]
+        image = [weights_digest(visual), repr(visual), self.preprocess_cfg]
+        text = [weights_digest(words), repr(words), self.context_length, [*words.facts, describe(words.tokenizer)]]
         keys = (json.dumps([VERSION, self.device.type, facts], sort_keys=True) for facts in (image, text))
         of_images, of_texts = (hashlib.blake2b(key.encode(), digest_size=6).hexdigest() for key in keys)
         return of_images, of_texts
@@ -121,7 +121,10 @@ def heads_files(encoder: DualEncoder) -> ModelFiles:
     options = {side: head.options for side, head in heads.items()}
     content = {**encoder.config.settings, **({"heads": options} if aligned else options)}
     if aligned:
-        content |= {"image_fingerprint": digest(encoder.model.visual), "text_fingerprint": digest(encoder.model.text)}
+        content |= {
+            "image_fingerprint": weights_digest(encoder.model.visual),
+            "text_fingerprint": weights_digest(encoder.model.text),
+        }
         content["probe"] = {side: [round(x, 6) for x in row.tolist()] for side, row in _probe(encoder).items()}
     return ALIGNED_FILE if aligned else VECTORS_FILE, content, HEADS_FILE, nn.ModuleDict(heads).state_dict()
 
@@ -141,7 +144,7 @@ def load_aligned(
     file, names = folder / ALIGNED_FILE, {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
     image = open_image_encoder(names["image_encoder"], load_model, config["image_size"])
     text = open_text_encoder(names["text_encoder"], load_model)
-    weights = {side: digest(opened) for side, opened in zip(_SIDES, (image, text), strict=True)}
+    weights = {side: weights_digest(opened) for side, opened in zip(_SIDES, (image, text), strict=True)}
     encoder = aligned_encoder(image, text, *read_heads(folder, config["heads"], _SIDES), names, objective)
     rows = _probe(encoder)
     for side in _SIDES:

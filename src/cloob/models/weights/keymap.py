@@ -43,29 +43,29 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: o
 
 
 @dataclass(frozen=True)
-class Part:
+class Origin:
     names: tuple[str, ...]  # keys of the file; several are joined along their first dimension
     permute: tuple[int, ...] | None = None  # the file's dimensions in the weight's order
     lead: int = 0  # dimensions of size 1 that the file has in front and the weight has not
 
 
-def key_map(family: str, text_layers: int, image_layers: int) -> dict[str, Part]:
+def key_map(family: str, text_layers: int, image_layers: int) -> dict[str, Origin]:
     """Which weight of a file every weight of a module is, for towers of so many blocks, by the family's table."""
     plan = {}
     for key, entry in json.loads(Path(__file__).with_name(f"{family}.json").read_text("utf-8")).items():
         part = entry if isinstance(entry, dict) else {"names": [entry]}
         for i in range((image_layers if key.startswith("visual.") else text_layers) if "{i}" in key else 1):
-            plan[key.format(i=i)] = Part(**part | {"names": tuple(name.format(i=i) for name in part["names"])})
+            plan[key.format(i=i)] = Origin(**part | {"names": tuple(name.format(i=i) for name in part["names"])})
     return plan
 
 
-def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mapping[str, Part] | None = None) -> None:
+def fill(module: nn.Module, path: Path, tensors: dict[str, Tensor], plan: Mapping[str, Origin] | None = None) -> None:
     """Loads a file's tensors, as float32, into a module that may be on the meta device, by a plan of their names.
 
     InputError lists what is unknown, missing, misshapen or not finite.
     """
     state: dict[str, Tensor] = dict(module.state_dict())
-    plan = plan or {key: Part((key,)) for key in state}
+    plan = plan or {key: Origin((key,)) for key in state}
     needed = {name for part in plan.values() for name in part.names}
     problems = [f"{name} is missing" for name in sorted(needed - tensors.keys())]
     # Older versions of transformers wrote position_ids, which hold nothing.

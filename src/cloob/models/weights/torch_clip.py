@@ -19,7 +19,7 @@ from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.source import known_models
 from cloob.models.tokenizer import SPECIALS, Ending, clip_tokenizer
 from cloob.models.weights.containers import read_torch
-from cloob.models.weights.keymap import Part, build, fill
+from cloob.models.weights.keymap import Origin, build, fill
 from cloob.objective import ContrastiveObjective
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _ml_jku(path: Path, tensors: dict[str, Tensor], names: dict[str, str], check
         heads = int(read_json(chosen).get("transformer_heads", 0)) if chosen else 0
         config["text_cfg"]["heads"] = heads or config["text_cfg"]["heads"]
     encoder = _encoder(path, config, SPECIALS, "cut")
-    fill(encoder.model, path, tensors, {name: Part((keys.get(name, name),)) for name in encoder.model.state_dict()})
+    fill(encoder.model, path, tensors, {name: Origin((keys.get(name, name),)) for name in encoder.model.state_dict()})
     encoder.objective_config = cloob_objective(float(encoder.model.logit_scale.double().exp()), beta, "paper")
     return encoder
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloob.cache import Cache
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, printable
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, as_utf8, clean_caption
 from cloob.data.open import DEMO_SPLITS, look_up
 from cloob.data.shards.remote import RemoteShardSource, open_remote
 from cloob.data.shards.spec import expand, is_pattern, is_remote, local_path
@@ -94,7 +94,7 @@ class Tars(Collection, FileSource[_Tar]):
         for key, (image, caption, about) in group_members(members, _PARTS)[0].items():
             path = f"{self._names[shard]}{SEPARATOR}{image.name if image else key}"
             if image is None or self.excluded(image.name):
-                tar.left_out.append(("excluded" if image else "sample without a picture", printable(path)))
+                tar.left_out.append(("excluded" if image else "sample without a picture", as_utf8(path)))
             else:
                 tar.pictures[path] = Found(path, image.size, mtime, (shard, image, caption, about))
         return tar
