@@ -10,7 +10,7 @@ from PIL import Image
 
 from cloob.errors import InputError
 from cloob.search import classify as heads
-from cloob.search import view
+from cloob.search import find
 from cloob.search.classify import LabelOptions
 from cloob.search.index import Index
 from cloob.search.query import Query, Term
@@ -32,7 +32,7 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index):
     ids, rows = all_rows(index)
     model = ColourModel()
     (row,) = model.encode_text(["blue"]).numpy()
-    lines = Path(view.__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines()
+    lines = Path(find.__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines()
     texts = model.encode_text(lines).double().numpy()
     scores = {id_: float(r @ row) for id_, r in zip(ids, rows, strict=True)}
     found = index.search("blue", top=7, cutoff=None, by="meaning")

@@ -10,9 +10,9 @@ import numpy as np
 
 from cloob.data.source import IMAGE_SUFFIXES, RAW_SUFFIXES
 from cloob.pictures import Unreadable, is_one_colour, read_file
+from cloob.search.find import View
 from cloob.search.records import FileState, Hit, Item, file_of
 from cloob.search.store import Vectors
-from cloob.search.view import View
 
 DUPLICATE = 0.97  # cosine from which two pictures look alike
 _BLOCK = 256  # pictures that are compared at once

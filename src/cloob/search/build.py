@@ -25,11 +25,10 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, evaluating
 from cloob.pictures import Encoded, Unreadable, raw_reader
 from cloob.search.metadata import TAKEN, camera_and_place, date_of, iso_date, of_file
-from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, valid
+from cloob.search.records import SEPARATOR, FileState, IndexedModel, Item, Progress, valid
 from cloob.search.scan.collection import Collection, Found, LeftOut, ReadFailed
 from cloob.search.scan.vectors import Rows, VectorFile
 from cloob.search.store import SourceSettings, Store, Vectors
-from cloob.search.where import equals
 
 _FINAL = re.compile(f"^(corrupt image|embedding not finite)|{NO_PICTURE}")  # not worth another try
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
@@ -70,15 +69,12 @@ class Work:
     state: FileState | None  # what the index knows of the file
     collection: Collection
     item: Item | None = None  # None where the file cannot be read
+    content: str = ""  # of the item
     pixels: Tensor | None = None
     row: Vectors | None = None  # (D,), in the place of pixels: the vector that the index has of these bytes
     fault: str = ""  # why it cannot be read
     transient: bool = False  # the fault may be temporary, so what is known of the file stays
     truncated: bool = False  # a JPEG that lacks its end
-
-    @property
-    def content(self) -> str:
-        return "" if self.item is None else self.item.content
 
     def change(self, model: int) -> Literal["added", "changed", "completed", "described"]:
         """What is new of it: this path, its bytes, its vector of this model, or its description."""
@@ -157,15 +153,16 @@ class Builder:
         if isinstance(work.collection, Rows):
             path, size, _, number, content = work.found
             work.item = Item(0, work.collection.name, path, content, size or 0, None, 0, 0)
-            work.pixels = work.collection.row(number)
+            work.content, work.pixels = content, work.collection.row(number)
             return work
         try:
             if work.found.path.lower().endswith(RAW_SUFFIXES):
                 raw_reader()  # files of tens of megabytes are not read for nothing
             data = work.collection.read(work.found)
             encoded = Encoded(data, self._max_pixels)
-            item = _item(work, encoded, data)
-            work.row = self._store.known(self._model, [item.content]).get(item.content)
+            work.content = hashlib.sha256(data).hexdigest()
+            item = _item(work, encoded, len(data))
+            work.row = self._store.known(self._model, [work.content]).get(work.content)
             if work.row is None:
                 work.pixels = self._encoder().preprocess(encoded.rgb())
                 work.truncated = encoded.truncated
@@ -189,8 +186,8 @@ class Builder:
     def flush(self) -> None:
         """Writes what is waiting; bytes whose vector came to be known meanwhile are not embedded again."""
         batch, self._waiting, self._decoded = self._waiting, [], 0
-        pixels = {each.content: each.pixels for each in batch if each.pixels is not None}
-        rows = {each.content: each.row for each in batch if each.row is not None}
+        pixels = {work.content: work.pixels for work in batch if work.pixels is not None}
+        rows = {work.content: work.row for work in batch if work.row is not None}
         rows |= self._store.known(self._model, pixels.keys() - rows.keys())
         new = [content for content in pixels if content not in rows]
         for start in range(0, len(new), self._batch_size):
@@ -198,31 +195,28 @@ class Builder:
             stack = torch.stack([pixels[content] for content in contents])
             rows |= zip(contents, self._embed(batch[0].collection, stack), strict=True)
         self._summary.embedded += len(new)
-        good = [each for each in batch if each.item is not None and np.isfinite(rows[each.content]).all()]
-        kept = set(good)
-        arrived = [each for each in good if each.change(self._model.number) in ("added", "changed")]
+        good = {work: work.item for work in batch if work.item is not None and np.isfinite(rows[work.content]).all()}
+        arrived = [work for work in good if work.change(self._model.number) in ("added", "changed")]
         others = [model for model in self._store.models() if model.number != self._model.number]
-        copies = {model: self._store.known(model, {each.content for each in arrived}) for model in others}
+        copies = {model: self._store.known(model, {work.content for work in arrived}) for model in others}
         for model, vectors in (*copies.items(), (self._model, rows)):  # its own last: what has this vector is done
-            some = [each for each in (good if vectors is rows else arrived) if each.content in vectors]
+            some = [work for work in (good if vectors is rows else arrived) if work.content in vectors]
             if some:
-                items = [each.item for each in some if each.item is not None]
-                self._store.write(items, model, np.stack([vectors[each.content] for each in some]))
-        for each in batch:
-            if each in kept:
-                continue
-            found, known = each.found, each.state
-            fault = each.fault or "embedding not finite"
-            state = FileState(None, found.path, found.bytes or 0, found.mtime_ns, "", fault, ())
-            stays = each.transient and known is not None and known.id is not None
-            if not stays and state != known:
-                self._store.write_faults(each.collection.name, [state])
-            self._summary.add_fault(fault, found.path)
-        for each in good:
-            count = each.change(self._model.number)
-            setattr(self._summary, count, getattr(self._summary, count) + 1)
-        for each in batch:
-            each.item = each.pixels = each.row = None  # which are not kept until the end
+                self._store.write(
+                    [good[work] for work in some], model, np.stack([vectors[work.content] for work in some])
+                )
+        for work in batch:
+            if work in good:
+                count = work.change(self._model.number)
+                setattr(self._summary, count, getattr(self._summary, count) + 1)
+            else:
+                found, known, fault = work.found, work.state, work.fault or "embedding not finite"
+                state = FileState(None, found.path, found.bytes or 0, found.mtime_ns, "", fault, ())
+                stays = work.transient and known is not None and known.id is not None
+                if not stays and state != known:
+                    self._store.write_faults(work.collection.name, [state])
+                self._summary.add_fault(fault, found.path)
+            work.item = work.pixels = work.row = None  # which are not kept until the end
 
     def _embed(self, collection: Collection, batch: Tensor) -> Vectors:
         encoder = self._encoder()
@@ -233,17 +227,15 @@ class Builder:
         return rows
 
 
-def _item(work: Work, encoded: Encoded, data: bytes) -> Item:
+def _item(work: Work, encoded: Encoded, size: int) -> Item:
     caption, stated = work.collection.describe(work.found)
-    exif, content = encoded.exif, hashlib.sha256(data).hexdigest()
-    written = of_file(encoded)
+    written, exif = of_file(encoded), encoded.exif
     by_file = written.pop("caption", None)
-    caption = caption or (str(by_file) if by_file else None)
     columns = written | camera_and_place(exif) | dict(stated)
     taken, origin = date_of(work.found.path, stated.get("date"), exif, columns.pop(TAKEN, None))
-    place = (0, work.collection.name, work.found.path)
     columns |= {"date_from": origin} if origin and "date_from" not in columns else {}
-    return Item(*place, content, len(data), work.found.mtime_ns, *encoded.full_size, taken, caption, columns)
+    file = (0, work.collection.name, work.found.path, work.content, size, work.found.mtime_ns)
+    return Item(*file, *encoded.full_size, taken, caption or (str(by_file) if by_file else None), columns)
 
 
 def take(
@@ -252,12 +244,13 @@ def take(
     file: VectorFile,
     done: Summary,
     remove_all: bool,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
 ) -> None:
     """Writes what is new or changed in a file of vectors, and removes what is not in it any more."""
-    seen: set[int] = set()
-    count, total, of_file = 0, file.count(), equals("source", file.name)
-    if not total and store.count(of_file) and not remove_all:
+    states, seen = store.states(file.name), set[str]()
+    known = {state.path: state.content if model.number in state.models else "" for state in states}
+    count, total = 0, file.count()
+    if known and not total and not remove_all:
         done.refused[file.name] = "no row is in it any more, so nothing was removed; --remove-all removes them"
         return
     for rows, vectors in file.batches():
@@ -267,23 +260,22 @@ def take(
         if not count:
             store.set(file.name, SourceSettings((), file.column, model.fingerprint))
         lengths = np.linalg.norm(vectors, axis=1)
-        known = store.contents(file.name, [row.path for row in rows], model)
         items, places = [], []
         for place, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
-            if hash(row.path) in seen:
+            if row.path in seen:
                 done.left_out.add("row of a path that stood before", row.path)
                 continue
             if not 0 < length < np.inf:
                 done.add_fault("vector not finite, or 0", row.path)
                 continue
-            seen.add(hash(row.path))
+            seen.add(row.path)
             text = f"{row.path}\0{row.caption}\0{row.columns}".encode("utf-8", "surrogatepass")
-            content = hashlib.sha256(vectors[place].tobytes() + text).hexdigest()
-            if known.get(row.path) == content:
+            content, before = hashlib.sha256(vectors[place].tobytes() + text).hexdigest(), known.get(row.path)
+            if before == content:
                 done.unchanged += 1
                 continue
-            done.added += row.path not in known
-            done.changed += row.path in known
+            done.added += not before
+            done.changed += bool(before)
             items.append(Item(0, file.name, row.path, content, 0, None, 0, 0, None, row.caption, row.columns))
             places.append(place)
         if items:
@@ -291,8 +283,6 @@ def take(
         count += len(rows)
         if progress is not None:
             progress(count, total)
-    if store.count(of_file) > len(seen):
-        for page in list(store.pages(of_file)):
-            gone = [item.path for item in store.items(page) if hash(item.path) not in seen]
-            store.remove(file.name, gone)
-            done.removed += len(gone)
+    gone = [path for path in known if path not in seen]
+    store.remove(file.name, gone)
+    done.removed += len(gone)

@@ -1,10 +1,7 @@
-"""Labels of pictures: zero-shot by the labels' names, or by a head that was fitted to a few examples.
+"""Labels of pictures: zero-shot by the labels' names, or by a logistic regression that was fitted to a few examples.
 
-Legend: n pictures, C labels, D the width of a model's rows.
-
-A label's row is the mean of its prompts' rows, at unit length. Probabilities are the softmax of τ⁻¹ · cosine over the
-labels, as if one of them was right; its margin tells whether one is (:mod:`cloob.search.view`). A head is a
-logistic regression on rows. Its accuracy is cross-validated with the penalty chosen inside each fold.
+Legend: n pictures, C labels, D the width of a model's rows. A label's row is the mean of its prompts' rows, at unit
+length; probabilities are the softmax of τ⁻¹ · cosine over the labels.
 """
 
 from __future__ import annotations
@@ -24,9 +21,9 @@ import numpy.typing as npt
 
 from cloob.errors import InputError, refuse, require
 from cloob.files import write_whole
+from cloob.search.find import View, margins
 from cloob.search.query import TorchEmbedder
 from cloob.search.store import Ids, Vectors
-from cloob.search.view import View, margins
 
 if TYPE_CHECKING:
     from cloob.models.encoder import DualEncoder

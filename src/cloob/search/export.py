@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cloob.search.view import View
+from cloob.search.find import View
 
 _KINDS: dict[str, tuple[set[type], Callable[[Any], Any]]] = {
     "bool": ({bool}, bool),

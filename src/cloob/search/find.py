@@ -1,24 +1,173 @@
-"""Searches: the nearest pictures above a cutoff, and what a Hopfield memory of the pictures retrieves."""
+"""Searches by a model in the pictures that a filter lets through: the nearest, and what a Hopfield memory retrieves.
+
+A hit's margin is (s − m) / d: s is the query's score, m and d are the mean and standard deviation of the scores of
+unrelated queries of the same shape for that picture. Hits below the cutoff are left out.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from cloob.cache import Cache
 from cloob.errors import InputError
-from cloob.search.query import AnyQuery, Query, Vector
-from cloob.search.records import By, Hit, Item, Results, places, words
-from cloob.search.view import CUTOFF, PICTURE_CUTOFF, View, margins
+from cloob.search.models import Models
+from cloob.search.query import AnyQuery, Query, Term, Vector, picture_of, weighted_row
+from cloob.search.records import By, Hit, IndexedModel, Item, Results, places, words
+from cloob.search.store import Ids, Store, Vectors
+from cloob.search.where import Filter
 
-Cutoff = float | Literal["auto"] | None
-
+CUTOFF = 3.0  # of a query with words
+PICTURE_CUTOFF = 2.0  # of a query of pictures alone, whose scores spread more
 LOOKED_AT = 200  # nearest pictures that the cutoff looks at, at least: the nearest of all need not be the one that fits
 DEFAULT_BETA = 8.0  # the paper's, where the model does not say with which it was trained
-_K = 60  # of reciprocal rank fusion, as in Cormack, Clarke and Büttcher, 2009
 MEMORY = 100_000  # pictures of a Hopfield memory at most: the nearest ones of a larger collection
+_K = 60  # of reciprocal rank fusion, as in Cormack, Clarke and Büttcher, 2009
+_DRAWN = 256  # pictures of the index that stand for unrelated pictures
+_MIN_PICTURES = 20
+_MIN_DEVIATION = 1e-3  # of cosines
+_MEMOIZED = 64
+
+T = TypeVar("T")
+Cutoff = float | Literal["auto"] | None
+Where = str | Filter | None
+
+
+class Memo(dict[Hashable, Any]):
+    """A small cache; two threads may compute the same value at once."""
+
+    def of(self, key: Hashable, compute: Callable[[], T]) -> T:
+        value: T | None = self.get(key)
+        if value is None:
+            value = compute()
+            if len(self) >= _MEMOIZED:
+                self.clear()
+            self[key] = value
+        return value
+
+
+@dataclass(frozen=True)
+class View:
+    """The pictures of an index that a filter lets through, as one of its models sees them."""
+
+    store: Store
+    models: Models
+    memo: Memo
+    model: IndexedModel
+    where: Filter | None = None
+
+    def vectors(self, ids: Sequence[int] | Ids) -> Vectors:
+        """(n, D) in the order of the ids; rows of NaN where there is no vector."""
+        return self.store.vectors(self.model.name, ids)
+
+    def items(self, ids: Sequence[int] | Ids) -> dict[int, Item]:
+        """Items by id, in the order of the ids; others were removed meanwhile."""
+        return {item.id: item for item in self.store.items(ids)}
+
+    def blocks(self) -> Iterator[tuple[list[Item], Vectors]]:
+        """All pictures that have a vector, with it, some thousands at a time."""
+        for ids in self.store.pages(self.where):
+            rows, items = self.vectors(ids), self.items(ids)
+            kept = np.isfinite(rows).all(1) & np.array([id_ in items for id_ in ids])
+            if kept.any():
+                yield [items[ids[place]] for place in np.flatnonzero(kept)], rows[kept]
+
+    def why_none(self) -> str:
+        if not self.store.count():
+            return "the index is empty"
+        if not self.store.count(self.where):
+            return "the filter lets none through"
+        name = self.model.name
+        return f"none has a vector of {name}; cloob index --name {name} --out {self.store.address}"
+
+    def check_some(self, count: int) -> None:
+        """Raises InputError where there is no picture to work on."""
+        if not count:
+            raise InputError(f"no picture: {self.why_none()}")
+
+    def row(self, query: AnyQuery, row: Vector | None = None) -> Vector:
+        """The unit row (D,) of a query; ``row`` if that is known."""
+        if isinstance(query, Query) and not any(term.weight for term in query.terms):
+            raise InputError("an empty query; give words or a picture a weight other than 0")
+        if row is None and not isinstance(query, np.ndarray):
+            terms = Query.of(query).terms
+            row = weighted_row([term.weight for term in terms], list(map(self._term_row, terms)))
+        row = np.asarray(query if row is None else row, np.float32)
+        length = float(np.linalg.norm(row))
+        if row.shape != (self.model.dim,) or not 0 < length < np.inf:
+            expected = f"({self.model.dim},) is wanted, not 0"
+            raise InputError(f"a query of shape {row.shape} for the model {self.model.name!r}; {expected}")
+        return row / length
+
+    def _term_row(self, term: Term) -> Vector:
+        row: Vector
+        if not isinstance(term.what, int):
+            embedder, is_words = self.models.embedder(self.model), term.kind == "words"
+            (row,) = embedder.texts([str(term.what)]) if is_words else embedder.pictures([picture_of(term)])
+            return np.asarray(row, np.float32)
+        (row,) = self.vectors([term.what])
+        if not np.isfinite(row).all():
+            no_vector = f"has no vector of the model {self.model.name!r}"
+            raise InputError(f"picture {term.what} {no_vector if self.items([term.what]) else 'is not in this index'}")
+        return row
+
+    def text_rows(self) -> Vectors:
+        """(B, D) unit rows of the background's texts; cached on disk."""
+        cache, texts = Cache(), Path(__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines()
+        name = hashlib.sha256("\n".join((self.model.fingerprint, *texts)).encode()).hexdigest() + ".npy"
+        rows: Vectors
+        with contextlib.suppress(ValueError, EOFError, OSError):  # a damaged file is made again
+            if (cached := cache.find("embeddings", name)) is not None:
+                rows = np.load(cached, allow_pickle=False)
+                return rows
+        rows = self.models.embedder(self.model).texts(texts)
+        np.save(stream := io.BytesIO(), rows, allow_pickle=False)
+        with contextlib.suppress(InputError):  # the next process makes them again
+            cache.put("embeddings", name, stream.getvalue())
+        return rows
+
+    def unrelated_rows(self, query: Query) -> Vectors | None:
+        """(B, D) unit rows of unrelated queries: the background's lines for words, pictures of the index for pictures.
+
+        None if a term is a picture, and the index has too few to compare with.
+        """
+        shape = tuple((term.kind == "words", term.weight) for term in query.terms)
+        has_pictures = not all(is_words for is_words, _ in shape)
+
+        def draw() -> Vectors | None:
+            generator = np.random.default_rng(0)
+            texts = self.text_rows() if any(is_words for is_words, _ in shape) else np.empty((_DRAWN, 0))
+            ids = np.sort(self.store.ids(limit=_DRAWN * has_pictures, order="chance"))
+            drawn = self.vectors(np.random.default_rng(0).permutation(ids))
+            pictures = drawn[np.isfinite(drawn).all(1)]
+            if has_pictures and len(pictures) < _MIN_PICTURES:
+                return None
+            total, largest = np.zeros(1), max(abs(weight) for _, weight in shape)
+            for place, (is_words, weight) in enumerate(shape):
+                pool = texts if is_words else pictures
+                alone = place == 0 and is_words
+                rows = np.arange(len(texts)) if alone else generator.integers(len(pool), size=len(texts))
+                total = total + weight / largest * pool[rows]
+            lengths = np.linalg.norm(total, axis=1)
+            kept = lengths > 1e-6
+            return np.asarray(total[kept] / lengths[kept, None], np.float32)
+
+        return self.memo.of(("unrelated", self.model, shape, has_pictures and self.store.revision()), draw)
+
+
+def margins(scores: Vectors, pictures: Vectors, others: Vectors) -> Vectors:
+    """How many standard deviations scores, (n,) or (n, C), lie above those of (B, D) unrelated queries."""
+    reached = pictures @ others.T
+    mean, deviation = reached.mean(1), np.maximum(reached.std(1), _MIN_DEVIATION)
+    return np.asarray(((scores.T - mean) / deviation).T, np.float32)
 
 
 def search(
@@ -55,16 +204,16 @@ def search(
     view.models.model(view.model)  # refused where its name stands for other weights by now
     kept = [id_ for id_ in ids if cutoff is None or (margin := above[id_]) is None or margin >= cutoff]
     cut = min(top, len(ids)) - len({*kept}.intersection(ids[:top]))
-    fused: dict[int, float] = {}
-    for ranks in (by_words, {id_: rank for rank, id_ in enumerate(kept, 1)}):
-        for id_, rank in ranks.items():
-            fused[id_] = fused.get(id_, 0.0) + 1 / (_K + rank)
-    order = [id_ for id_ in sorted(fused, key=lambda id_: -fused[id_]) if math.isfinite(scores[id_])]
-    result = [
-        Hit(item, scores[id_], above[id_], places(item, spoken) if id_ in by_words else ())
-        for id_, item in view.items(order[:top]).items()
-    ]
-    return Results(tuple(result), near.searched, cut, view.model.name)
+    by_meaning = {id_: rank for rank, id_ in enumerate(kept, 1)}
+    fused = {
+        id_: sum(1 / (_K + ranks[id_]) for ranks in (by_words, by_meaning) if id_ in ranks)
+        for id_ in {**by_words, **by_meaning}
+        if math.isfinite(scores[id_])
+    }
+    best = view.items(sorted(fused, key=lambda id_: -fused[id_])[:top])
+    found = {id_: places(item, spoken) if id_ in by_words else () for id_, item in best.items()}
+    result = tuple(Hit(item, scores[id_], above[id_], found[id_]) for id_, item in best.items())
+    return Results(result, near.searched, cut, view.model.name)
 
 
 @dataclass(frozen=True)

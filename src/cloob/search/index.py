@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import contextlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Self
 from cloob.errors import InputError
 from cloob.search import find
 from cloob.search.address import open_store
-from cloob.search.find import Cutoff, Retrieved
+from cloob.search.find import Memo, View, Where
 from cloob.search.models import Models
 from cloob.search.query import AnyQuery, Embedder, Query, Term, Vector
-from cloob.search.records import By, Hit, IndexedModel, Item, Results
+from cloob.search.records import By, Hit, IndexedModel, Item, Name, Progress, Results
 from cloob.search.store import Store
-from cloob.search.view import Memo, View, Where
 from cloob.search.where import Filter, parse
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
@@ -26,38 +25,31 @@ if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they a
     from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.scan.open import Pictures
-    from cloob.search.scan.vectors import Rows
-    from cloob.search.update import Merged, UpdateOptions
+    from cloob.search.update import Merged, Sources, UpdateOptions
 
 
-Name = str | IndexedModel | None
+class Index(contextlib.AbstractContextManager["Index"]):
+    """Pictures with their metadata and their vectors of one model or several, for several threads.
 
-
-class Index(AbstractContextManager["Index"]):
-    """Pictures with their metadata and their vectors of one model or several; may be used by several threads.
-
-    A mistake of the user (an address, a query, a filter, a model, a file) raises ``InputError`` with one line. In all
-    methods ``where`` is a filter over the metadata (:mod:`cloob.search.where`), and ``model`` the name of a model of
-    the index; None is the default one.
+    A user's mistake raises ``InputError`` with one line. ``where`` is a filter over the metadata
+    (:mod:`cloob.search.where`), and ``model`` the name of a model of the index; None is the default one.
 
     Example:
         >>> from pathlib import Path
         >>> import cloob
         >>> from cloob.search.update import UpdateOptions
         >>> from PIL import Image
-        >>> folder = Path("pictures")
-        >>> folder.mkdir()
+        >>> Path("pictures").mkdir()
         >>> for name in ("red", "blue"):
-        ...     Image.new("RGB", (64, 64), name).save(folder / f"{name}.png")
+        ...     Image.new("RGB", (64, 64), name).save(f"pictures/{name}.png")
         >>> model = cloob.create_model("tiny-vit", seed=0)
         >>> with cloob.Index.create("pictures.idx") as index:
-        ...     done = index.update([folder], UpdateOptions(model=model))
+        ...     done = index.update(["pictures"], UpdateOptions(model=model))
         ...     print(done.added, len(index), [Path(item.path).name for item in index.items(index.store.ids())])
         2 2 ['blue.png', 'red.png']
     """
 
     def __init__(self, store: Store, model: str | None = None) -> None:
-        """See :meth:`open` and :meth:`create`."""
         self.store = store
         self._models = Models(store, model)
         self.memo = Memo()
@@ -65,10 +57,7 @@ class Index(AbstractContextManager["Index"]):
 
     @classmethod
     def open(cls, address: str | Path, *, model: str | None = None, writable: bool = False) -> Self:
-        """Opens an index: its folder, or ``postgresql://…``; to change it, ``writable``.
-
-        ``model`` is the default one, by its name or by what it is loaded from; None: the first.
-        """
+        """Opens an index: its folder, or ``postgresql://…``; ``model``: the default one, by its name or its weights."""
         return cls(open_store(address, writable=writable), model)
 
     @classmethod
@@ -111,17 +100,14 @@ class Index(AbstractContextManager["Index"]):
 
     def filter(self, where: str, hidden: Sequence[str] = ()) -> Filter:
         """Parses a filter, which may name none of the ``hidden`` columns."""
-        try:  # columns of an earlier revision do, where it names none but these: reading them reads all items
+        with contextlib.suppress(InputError):  # those of an earlier revision may do: reading them reads all items
             return parse(where, self._columns, hidden)
-        except InputError:
-            self._columns = self.columns()
-            return parse(where, self._columns, hidden)
+        self._columns = self.columns()
+        return parse(where, self._columns, hidden)
 
     def use(self, name: str | IndexedModel, encoder: DualEncoder, weights: str | None = None) -> None:
         """Hands in a loaded model for :meth:`encoder`, and the fingerprint of its weights if that is known."""
-        from cloob.models.load import fingerprint  # torch
-
-        self._models.use(self.model(name), encoder, weights or fingerprint(encoder))
+        self._models.use(self.model(name), encoder, weights)
 
     def encoder(self, name: Name = None, device: str | torch.device = "auto") -> DualEncoder:
         """A model of the index, loaded once."""
@@ -137,22 +123,17 @@ class Index(AbstractContextManager["Index"]):
 
     def picture(self, id: int) -> bytes:
         """The bytes of a picture's file."""
-        return self._pictures.make(self._item(id), bytes)
+        return self._pictures.make(id, bytes)
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
         """A JPEG of a picture within a square of ``size`` pixels, without metadata; cached while the file stays."""
-        return self._pictures.thumbnail(self._item(id), size)
+        return self._pictures.thumbnail(id, size)
 
     @cached_property
     def _pictures(self) -> Pictures:
         from cloob.search.scan.open import Pictures  # pyarrow
 
-        return Pictures()
-
-    def _item(self, id: int) -> Item:
-        for item in self.items([id]):
-            return item
-        raise InputError(f"{self.store.address}: has no item {id}")
+        return Pictures(self.store)
 
     def search(
         self,
@@ -161,45 +142,38 @@ class Index(AbstractContextManager["Index"]):
         top: int = 20,
         where: Where = None,
         model: Name = None,
-        cutoff: Cutoff = "auto",
+        cutoff: find.Cutoff = "auto",
         row: Vector | None = None,
         by: By = "both",
     ) -> Results:
-        """The pictures that a query finds, best first, at most ``top``.
+        """The ``top`` pictures that a query finds, best first.
 
         A query is words as they stand, the path of a picture (``Path``), an opened picture, a
-        :class:`cloob.search.query.Query` of several with weights, or a (D,) row; with its unit row (D,) as ``row``
-        nothing of it is embedded. Hits with a margin below ``cutoff`` are left out (:mod:`cloob.search.view`);
-        ``"auto"``: the default of the query's kind; None: no cutoff. ``by`` is ``"meaning"``: by the vectors;
-        ``"words"``: pictures that have all words of the query in their name, caption or text columns, without a model;
-        or ``"both"``: these two lists, joined by reciprocal rank.
+        :class:`cloob.search.query.Query` of several with weights, or a (D,) row; with its unit row as ``row`` nothing
+        is embedded. Hits with a margin below ``cutoff`` are left out (:mod:`cloob.search.find`); ``"auto"``: the
+        default of the query's kind. ``by`` is ``"meaning"``: by the vectors; ``"words"``: all words of the query are
+        in the name, caption or text columns; or ``"both"``, joined by reciprocal rank.
         """
         return find.search(self.view(where, model), query, top, cutoff, row, by)
 
-    def similar(self, id: int, *, top: int = 20, where: Where = None, model: str | None = None) -> Results:
+    def similar(self, id: int, *, top: int = 20, where: Where = None, model: Name = None) -> Results:
         """The pictures nearest to one of the index, without itself and a cutoff; loads no model."""
         return self.search(Query((Term(id, "item"),)), top=top, where=where, model=model, cutoff=None)
 
     def duplicates(
-        self, threshold: float = 0.97, *, exact: bool = False, where: Where = None, model: str | None = None
+        self, threshold: float = 0.97, *, exact: bool = False, where: Where = None, model: Name = None
     ) -> list[tuple[Hit, ...]]:
         """Groups of pictures that look alike, the largest first; a score is the cosine with the first of the group.
 
-        Any two of a group have at least the cosine ``threshold``, or equal bytes; with ``exact`` only equal bytes
-        count. The best comes first: RAW, most pixels, EXIF, most bytes, oldest. A file is in one group at most. Files
-        that are gone or have changed are left out, and groups of one shot (RAW and JPEG of one stem).
+        Any two of a group have at least the cosine ``threshold``, or equal bytes, with ``exact`` these alone. The best
+        comes first. Files that are gone or have changed are left out, and groups of one shot (RAW and JPEG).
         """
         from cloob.search.alike import duplicates  # Pillow
 
         return duplicates(self.view(where, model), threshold, exact=exact).groups
 
     def classify(
-        self,
-        labels: Sequence[str],
-        options: LabelOptions | None = None,
-        *,
-        where: Where = None,
-        model: Name = None,
+        self, labels: Sequence[str], options: LabelOptions | None = None, *, where: Where = None, model: Name = None
     ) -> Labels:
         """Zero-shot labels of all pictures that match, see :mod:`cloob.search.classify`."""
         from cloob.search.classify import LabelOptions, label_index  # torch
@@ -215,11 +189,8 @@ class Index(AbstractContextManager["Index"]):
         where: Where = None,
         model: Name = None,
         row: Vector | None = None,
-    ) -> Retrieved:
-        """What a query retrieves from the pictures as a Hopfield memory by β, see :func:`cloob.search.find.explain`.
-
-        None: the model's own β, else 8. ``query`` and ``row`` are as for :meth:`search`.
-        """
+    ) -> find.Retrieved:
+        """What a query retrieves from a Hopfield memory of the pictures by β, see :func:`cloob.search.find.explain`."""
         return find.explain(self.view(where, model), query, beta, top, row)
 
     def merge(self, other: Index) -> Merged:
@@ -229,24 +200,19 @@ class Index(AbstractContextManager["Index"]):
         with self.store.exclusive():
             return merge(self.store, other.store)
 
-    def export(self, path: str | Path, *, model: str | None = None, where: Where = None) -> int:
+    def export(self, path: str | Path, *, model: Name = None, where: Where = None) -> int:
         """Writes a Parquet table: path, caption, what else is known, and vector; returns the number of rows."""
         from cloob.search.export import export  # pyarrow
 
         return export(self.view(where, model), Path(path))
 
     def update(
-        self,
-        sources: Sequence[str | Path] | Rows = (),
-        options: UpdateOptions | None = None,
-        *,
-        progress: Callable[[int, int], None] | None = None,
+        self, sources: Sources = (), options: UpdateOptions | None = None, *, progress: Progress = None
     ) -> Summary:
-        """Adds what sources have, and removes what they do not have any more.
+        """Adds what sources have, and removes what they do not have any more; without sources, of all that it has.
 
-        Sources are folders of pictures, tables, shards, data sets; none: all that the index knows. Or one
-        :class:`cloob.search.scan.vectors.Rows`: vectors with labels. Without ``options`` the index's only model is
-        used. ``progress`` is called with the number of pictures opened so far, and in all.
+        Sources are folders of pictures, tables, shards, data sets, or :class:`cloob.search.scan.vectors.Rows` (vectors
+        with labels). ``progress`` is called with the number of pictures opened so far, and in all.
         """
         from cloob.search.update import UpdateOptions, update  # torch
 

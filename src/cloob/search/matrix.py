@@ -1,12 +1,8 @@
 """The vectors of one model in a mapped file next to the database, and exact search in them.
 
-A file belongs to one revision of the index, and its name has the random stamp of that revision. A vector carries the
-revision in which it was written: so a newer index is the file without the rows that have gone or changed since, and
-with newer ones. These are kept in memory; when they are many, a new file is written: ids (int64, ascending), then rows.
-
-Legend: n rows, D their width, k = top. A float32 product of unit rows is off by at most about D·2⁻²⁴; so the k best are
-among the rows that come within twice that of the k-th best product. These few are scored again one by one, so that a
-row's score depends on nothing but the row and the query, and equal rows tie exactly: the lower id first.
+A file belongs to one revision of the index and has its random stamp in the name; what was written since is in memory.
+A float32 product of unit rows (width D) is off by at most about D·2⁻²⁴, so the k best are among the rows within twice
+that of the k-th best product. These are scored again one by one: equal rows tie exactly, the lower id first.
 """
 
 from __future__ import annotations

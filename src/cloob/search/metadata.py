@@ -1,7 +1,6 @@
 """What describes a picture: EXIF, XMP and IPTC in its file, ``.xmp`` and Google Takeout's ``.json`` next to it, names.
 
-The columns are ``camera``, ``latitude``, ``longitude``, ``tags`` (dc:subject, separated by ", "), ``rating``
-(xmp:Rating) and ``caption`` (dc:description).
+The columns are ``camera``, ``latitude``, ``longitude``, ``tags``, ``rating`` and ``caption``.
 """
 
 from __future__ import annotations

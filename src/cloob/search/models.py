@@ -1,8 +1,7 @@
 """The models of an index: which one a name means, its encoder, loaded once, and what an index may name.
 
-An index names where its pictures are, commands (``pipe:``) among them, and models, and may be somebody else's. So an
-address or a model that stands in an index alone is no reason to fetch it, and a pattern none to look through the disk.
-What was typed on this machine is noted apart from the index: a merge brings in what another index names.
+An index may be somebody else's: what stands in it alone (an address, a command, a model) is no reason to fetch it. What
+was typed on this machine is noted apart from the index.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from cloob.cache import cache_root
 from cloob.models.runs import split_checkpoint, with_checkpoint
 from cloob.models.source import Source
 from cloob.search.query import Embedder, TorchEmbedder
-from cloob.search.records import IndexedModel
+from cloob.search.records import IndexedModel, Name
 from cloob.search.store import Store
 
 if TYPE_CHECKING:  # torch is imported where it is needed
@@ -37,25 +36,25 @@ class Models:
         self._plain: dict[str, PlainEncoder | None] = {}  # likewise
         self._loading = threading.RLock()
 
-    def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
+    def model(self, name: Name = None) -> IndexedModel:
         return self._store.model(name or self._default)
 
-    def use(self, model: IndexedModel, encoder: DualEncoder, weights: str) -> None:
-        """Hands in a loaded model with the fingerprint of its weights."""
-        model.check(weights, self._store.address)
+    def use(self, model: IndexedModel, encoder: DualEncoder, weights: str | None = None) -> None:
+        """Hands in a loaded model, and the fingerprint of its weights if that is known."""
+        from cloob.models.load import fingerprint  # torch
+
+        model.check(weights or fingerprint(encoder), self._store.address)
         self._encoders[model.fingerprint], self._plain[model.fingerprint] = encoder, None
 
-    def encoder(self, name: str | IndexedModel | None = None, device: str | torch.device = "auto") -> DualEncoder:
+    def encoder(self, name: Name = None, device: str | torch.device = "auto") -> DualEncoder:
         """A model, loaded once, and again if its name stands for other weights by now."""
         model = self.model(name)
         with self._loading:  # one at a time
             if model.fingerprint not in self._encoders:
-                encoder, weights = load_named(model.spec, device)
-                model.check(weights, self._store.address)
-                self._encoders[model.fingerprint] = encoder
+                self.use(model, *load_named(model.spec, device))
             return self._encoders[model.fingerprint]
 
-    def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
+    def embedder(self, name: Name = None, device: str = "auto") -> Embedder:
         """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
         from cloob.models.onnx import PlainEncoder  # only where something has to be embedded
 
@@ -86,9 +85,10 @@ class Models:
 
 def remember(typed: str) -> None:
     """Notes that an address, a pattern or a model was typed; where the cache cannot be written, it is typed again."""
+    note = _note(typed)
     with contextlib.suppress(OSError):
-        _note(typed).parent.mkdir(parents=True, exist_ok=True)
-        _note(typed).touch()
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
 
 
 def was_typed(named: str) -> bool:

@@ -1,7 +1,6 @@
 """An index of several machines: PostgreSQL with pgvector.
 
-HNSW over float16 finds candidates, float32 ranks them. A filter is applied while HNSW is walked
-(``hnsw.iterative_scan``); where the walk ends with too few answers, they are computed exactly.
+HNSW over float16 finds candidates, float32 ranks them; where a filter leaves too few of them, the search is exact.
 """
 
 from __future__ import annotations
@@ -30,16 +29,10 @@ _ROWS = 1000  # of a statement, which takes 65,535 values
 _CANDIDATES = 4  # times as many as asked for are ranked again
 _EF_SEARCH = (200, 1000)  # the least (100 gave recall@10 0.938 at 100,000 vectors), and pgvector's most
 
-# Vectors of up to 2,000 numbers lie in their rows (MAIN), where a scan reads them in place.
-_WORDS = """CREATE TABLE cloob_words (rowid bigint PRIMARY KEY REFERENCES cloob_items ON DELETE CASCADE,
-  words text NOT NULL, places tsvector GENERATED ALWAYS AS (to_tsvector('simple', words)) STORED);
-CREATE INDEX cloob_words_places ON cloob_words USING gin (places);
-ALTER TABLE cloob_vectors ALTER vector SET STORAGE MAIN"""
-_IDENTITY = "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
 _EXTENSION = "CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public"
 _TABLES = (
     f"CREATE TABLE cloob_index (version int NOT NULL); INSERT INTO cloob_index VALUES ({FORMAT});"
-    + TABLES.format(int="bigint", id=_IDENTITY, json="jsonb", vector="vector", strict="", words=_WORDS)
+    + TABLES.format(**POSTGRESQL["types"])
 )
 
 
@@ -50,12 +43,7 @@ class PostgresStore(Store):
     ``?options=-csearch_path%3DNAME,public`` in the address keeps several indices apart in one database.
     """
 
-    _dialect = POSTGRESQL
-    _each_column = "key, jsonb_typeof(value) FROM cloob_items, jsonb_each(columns)"
-    _among = "= ANY(?)"
-    _find_words = """SELECT rowid, -ts_rank_cd(places, query) AS rank
-        FROM cloob_words, plainto_tsquery('simple', ?) query
-        WHERE places @@ query AND rowid IN (SELECT id FROM cloob_items WHERE {}) ORDER BY rank, rowid LIMIT ?"""
+    _dialect, _among = POSTGRESQL, POSTGRESQL["among"]
 
     def __init__(self, address: str, *, writable: bool = False, create: bool = False) -> None:
         """Connects; ``create`` makes the tables, and the extension, where they are missing."""

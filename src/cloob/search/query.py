@@ -68,11 +68,6 @@ class Query:
             return cls((_words(what, 1.0),))
         return cls((Term(what, "picture" if isinstance(what, Path) else "image"),))
 
-    def check(self) -> None:
-        """Raises InputError for a query in which nothing counts."""
-        if not any(term.weight for term in self.terms):
-            raise InputError("an empty query; give words or a picture a weight other than 0")
-
     @property
     def spoken(self) -> str:
         """The text of a query of words alone, none of which is subtracted; else empty."""
@@ -92,19 +87,19 @@ class TorchEmbedder:
         self._encoder = encoder
 
     def texts(self, texts: Sequence[str]) -> Vector:
-        return self._rows(lambda: self._encoder.encode_text(list(texts)))
+        return self._rows(self._encoder.encode_text, list(texts))
 
     def pictures(self, images: Sequence[Image]) -> Vector:
         import torch
 
         pixels = torch.stack([self._encoder.preprocess(image) for image in images])
-        return self._rows(lambda: self._encoder.encode_image(pixels.to(getattr(self._encoder, "device", "cpu"))))
+        return self._rows(self._encoder.encode_image, pixels.to(getattr(self._encoder, "device", "cpu")))
 
-    def _rows(self, encode: Callable[[], Any]) -> Vector:
+    def _rows(self, encode: Callable[[Any], Any], given: Any) -> Vector:
         from cloob.models.encoder import evaluating
 
         with evaluating(self._encoder):
-            rows: Vector = encode().float().cpu().numpy()
+            rows: Vector = encode(given).float().cpu().numpy()
         return rows
 
 
@@ -133,15 +128,12 @@ def picture_of(term: Term) -> Image:
 def _read_term(word: str) -> Term:
     match = _TERM.fullmatch(word)
     assert match is not None
-    what, weight = match["what"].strip(), float(match["weight"] or 1)
-    weight = -weight if match["sign"] == "-" else weight
-    if what.startswith("words:"):
-        return _words(what.removeprefix("words:"), weight)
+    what, weight = match["what"].strip(), float(f"{match['sign']}{match['weight'] or 1}")
     if what.lower().startswith(("http://", "https://")):
         return Term(what, "address", weight)
     named = Path(what).suffix.lower() in (*IMAGE_SUFFIXES, *RAW_SUFFIXES)
-    if not named and not what.startswith(("/", "./", "../", "~/")):
-        return _words(what, weight)
+    if what.startswith("words:") or not (named or what.startswith(("/", "./", "../", "~/"))):
+        return _words(what.removeprefix("words:"), weight)
     if not Path(what).expanduser().is_file():
         raise InputError(f"{what}: no such picture; for the words as they stand write words:{what}")
     return Term(Path(what).expanduser(), "picture", weight)

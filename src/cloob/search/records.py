@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from cloob.errors import InputError
 
@@ -16,6 +16,8 @@ SEPARATOR = "::"  # between a container and a picture in it
 By = Literal["meaning", "words", "both"]
 Value = str | int | float | bool | None  # what a metadata column holds
 Precision = Literal["fp32", "bf16"]
+Name: TypeAlias = "str | IndexedModel | None"  # of a model; None: the default one
+Progress = Callable[[int, int], None] | None  # is called with what is done, and all
 _WORD = re.compile(r"[^\W_]+")
 _MOST = 100_000  # letters of an item that are looked through
 _ASCII_WORDS = bytes(ord(chr(code).lower()) if chr(code).isalnum() else 32 for code in range(128)).ljust(256)

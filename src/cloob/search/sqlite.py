@@ -27,14 +27,7 @@ from cloob.search.where import SQLITE, Filter
 PATIENCE_SECONDS = 60.0  # for which a writer waits for another one; a batch takes a fraction of a second
 _APPLICATION = 0x434C4F42  # "CLOB"
 _PAGE_BYTES = 16_384  # seven vectors of width 512; of SQLite's default, 4,096, each would fill one, half of it empty
-_TABLES = TABLES.format(
-    int="INTEGER",
-    id="INTEGER PRIMARY KEY AUTOINCREMENT",
-    json="TEXT",
-    vector="BLOB",
-    strict="STRICT",
-    words="CREATE VIRTUAL TABLE cloob_words USING fts5 (words, columnsize=0)",
-)
+_TABLES = TABLES.format(**SQLITE["types"])
 _SHAPE = """SELECT s.type, s.name, iif(s.sql LIKE 'CREATE VIRTUAL%', s.sql, ''), coalesce(a.name, b.name), a.type,
 a."notnull", a.pk, a.hidden FROM sqlite_schema s
 LEFT JOIN pragma_table_xinfo(s.name) a ON s.type = 'table' LEFT JOIN pragma_index_xinfo(s.name) b ON s.type = 'index'"""
@@ -50,10 +43,7 @@ _MESSAGES = {
 class SqliteStore(Store):
     """Any number of processes may read while one writes; threads use one connection in turn."""
 
-    _each_column = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
-    _among = "IN (SELECT value FROM json_each(?))"
-    _find_words = """SELECT rowid, rank FROM cloob_words WHERE cloob_words MATCH ?
-        AND rowid IN (SELECT id FROM cloob_items WHERE {}) ORDER BY rank, rowid LIMIT ?"""
+    _among = SQLITE["among"]
 
     def __init__(
         self,
@@ -67,7 +57,7 @@ class SqliteStore(Store):
         self.address, self.writable = str(folder), writable or create
         self.path, self._folder = folder / INDEX_FILE, os.path.abspath(folder)  # noqa: PTH100 - links in it stay
         above = os.path.dirname(self._folder).translate({ord(sign): 2 * sign for sign in "'{}"})  # noqa: PTH120
-        self._dialect = SQLITE._replace(place=_PLACE.replace("ABOVE", above))
+        self._dialect = SQLITE | {"place": _PLACE.replace("ABOVE", above)}
         self._lock = threading.RLock()
         self._busy: Any = None  # the lock of updates
         self.table = (table or FlatVectors)(self)

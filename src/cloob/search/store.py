@@ -16,17 +16,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count, groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError, nearest, printable
-from cloob.search.records import FileState, IndexedModel, Item, all_words, valid
+from cloob.search.records import FileState, IndexedModel, Item, Name, all_words, valid
 from cloob.search.where import Dialect, Filter
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
+Order = Literal["id", "newest", "chance"]
 
 FORMAT = 8  # the number of these tables
 TABLES = Path(__file__).with_name("tables.sql").read_text(encoding="utf-8")
@@ -52,8 +53,8 @@ _KINDS = {"string": "text", "integer": "number", "real": "number", "true": "bool
 def check_format(address: str, number: int) -> None:
     """Raises InputError for an index of another format than this one."""
     if number != FORMAT:
-        newer = f"of a newer cloob; this one reads {FORMAT}"
-        why = newer if number > FORMAT else f"which this cloob does not read; {anew(address)}"
+        older = f"which this cloob does not read; {anew(address)}"
+        why = older if number < FORMAT else f"of a newer cloob; this one reads {FORMAT}"
         raise InputError(f"{address}: is of format {number}, {why}")
 
 
@@ -115,9 +116,7 @@ class Store(ABC):
     writable: bool
     table: VectorTable
     _dialect: Dialect
-    _each_column: ClassVar[str]  # selects the keys and types of all columns
-    _among: ClassVar[str]  # what follows a column that has to have one of several values
-    _find_words: ClassVar[str]  # items that have all of some words, with a score, best first
+    _among: str  # of the dialect
 
     @abstractmethod
     def close(self) -> None: ...
@@ -165,7 +164,7 @@ class Store(ABC):
         rows = self._rows("SELECT name, spec, fingerprint, dim, id, replaces FROM cloob_models ORDER BY place, id")
         return tuple(IndexedModel(*row) for row in rows if unfinished or row[5] is None)
 
-    def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
+    def model(self, name: Name = None) -> IndexedModel:
         """A model by its name; one that has other weights by now is not there any more. None: the first."""
         models, key, fingerprint = self.models(), name, None
         if isinstance(name, IndexedModel):
@@ -259,29 +258,23 @@ class Store(ABC):
             self._many(_REPLACE_VECTOR, given)
             spoken = [(id_, all_words(item)) for id_, item in zip(ids, items, strict=True)]
             self._many("INSERT INTO cloob_words (rowid, words) VALUES (?, ?)", spoken)
-            self._forget_faults(rows)
-
-    def _by_source(self, rows: Sequence[Sequence[Any]]) -> Iterator[tuple[str, list[str]]]:
-        """The paths of every source, of rows that begin with source and path."""
-        for source in {row[0] for row in rows}:
-            yield source, [row[1] for row in rows if row[0] == source]
+            there = f"SELECT source, path FROM cloob_items WHERE id {self._among}"
+            self._rows(f"DELETE FROM cloob_faults WHERE (source, path) IN ({there})", (ids,))
 
     def _places(self, rows: Sequence[Sequence[Any]]) -> dict[tuple[str, str], tuple[int, str]]:
         """Ids and contents of the items that are there, by source and path, of rows that begin with these."""
         statement = f"SELECT source, path, id, content FROM cloob_items WHERE source = ? AND path {self._among}"
-        matches = (row for values in self._by_source(rows) for row in self._rows(statement, values))
+        by_source = ((source, [row[1] for row in rows if row[0] == source]) for source in {row[0] for row in rows})
+        matches = (row for values in by_source for row in self._rows(statement, values))
         return {(source, path): (id_, content) for source, path, id_, content in matches}
 
-    def _forget_faults(self, rows: Sequence[Sequence[Any]]) -> None:
-        for values in self._by_source(rows):
-            self._rows(f"DELETE FROM cloob_faults WHERE source = ? AND path {self._among}", values)
-
-    def _forget(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Deletes the items and the faults of rows that begin with source and path."""
-        ids = [id_ for id_, _ in self._places(rows).values()]
+    def _forget(self, files: Sequence[tuple[str, str]]) -> None:
+        """Deletes the items and the faults of some files of a source."""
+        ids = [id_ for id_, _ in self._places(files).values()]
         self._rows(f"DELETE FROM cloob_words WHERE rowid {self._among}", (ids,))
         self._rows(f"DELETE FROM cloob_items WHERE id {self._among}", (ids,))
-        self._forget_faults(rows)
+        faults = f"DELETE FROM cloob_faults WHERE source = ? AND path {self._among}"
+        self._rows(faults, (files[0][0], [path for _, path in files]))
 
     def remove(self, source: str, paths: Sequence[str]) -> None:
         """Forgets files that are gone, those that could not be read as well."""
@@ -291,12 +284,12 @@ class Store(ABC):
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
-        rows = [
-            (*self._stored(source, item.path), item.bytes, item.mtime_ns, valid(item.fault or "")) for item in faults
-        ]
+        files = [self._stored(source, item.path) for item in faults]
+        facts = [(item.bytes, item.mtime_ns, valid(item.fault or "")) for item in faults]
         with self._writing():
-            self._forget(rows)
-            self._many("INSERT INTO cloob_faults (source, path, bytes, mtime_ns, fault) VALUES (?, ?, ?, ?, ?)", rows)
+            self._forget(files)
+            statement = "INSERT INTO cloob_faults (source, path, bytes, mtime_ns, fault) VALUES (?, ?, ?, ?, ?)"
+            self._many(statement, [(*file, *rest) for file, rest in zip(files, facts, strict=True)])
 
     def sources(self) -> tuple[str, ...]:
         rows = self._rows("SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults")
@@ -316,12 +309,6 @@ class Store(ABC):
         statement = f"SELECT item FROM cloob_vectors WHERE model = ? AND item {self._among} ORDER BY item"
         return [row[0] for row in self._rows(statement, (model.number, list(ids)))]
 
-    def contents(self, source: str, paths: Sequence[str], model: IndexedModel) -> dict[str, str]:
-        """The contents of items that have a vector of a model, by path."""
-        places = self._places([self._stored(source, path) for path in paths])
-        having = {*self.having(model, [id_ for id_, _ in places.values()])}
-        return {self._full(path): content for (_, path), (id_, content) in places.items() if id_ in having}
-
     def known(self, model: IndexedModel, contents: Iterable[str]) -> dict[str, Vectors]:
         """The vector (D,) of every content that has one."""
         of_item = "SELECT item FROM cloob_vectors WHERE item = id AND model = ?"  # a join would read all vectors
@@ -336,14 +323,14 @@ class Store(ABC):
     def find_words(self, words: Sequence[str], top: int, where: Filter | None = None) -> dict[int, int]:
         """The ``top`` items whose texts have all of some words, best first, and their ranks; equal ones share one."""
         condition, values = self._condition(where)
-        rows = self._rows(self._find_words.format(condition), (" ".join(words), *values, top))
+        rows = self._rows(self._dialect["find_words"].format(condition), (" ".join(words), *values, top))
         scores = [round(score, 4) for _, score in rows]
         return {id_: 1 + scores.index(score) for (id_, _), score in zip(rows, scores, strict=True)}
 
     def columns(self) -> dict[str, str]:
         """The sources' columns by name, sorted: ``text``, ``number``, ``boolean`` or ``mixed``; reads all items."""
         kinds: dict[str, set[str]] = defaultdict(set)
-        for name, kind in self._rows(f"SELECT DISTINCT {self._each_column}"):
+        for name, kind in self._rows(f"SELECT DISTINCT {self._dialect['each_column']}"):
             kinds[name] |= {_KINDS.get(kind, kind)} & {"text", "number", "boolean"}
         return {name: "mixed" if len(some) > 1 else [*some, "number"][0] for name, some in sorted(kinds.items())}
 
@@ -351,11 +338,11 @@ class Store(ABC):
         condition, values = self._condition(where)
         return int(self._rows(f"SELECT count(*) FROM cloob_items WHERE {condition}", values)[0][0])
 
-    def ids(self, where: Filter | None = None, *, limit: int = 2**62, order: Literal["id", "newest"] = "id") -> Ids:
-        """Ids of the items that match: ascending, or by date, those without one last."""
+    def ids(self, where: Filter | None = None, *, limit: int = 2**62, order: Order = "id") -> Ids:
+        """Ids of the items that match: ascending, by date (those without one last), or by the hash of their bytes."""
         condition, values = self._condition(where)
-        by = "id" if order == "id" else "coalesce(date, '') DESC, id DESC"
-        statement = f"SELECT id FROM cloob_items WHERE {condition} ORDER BY {by} LIMIT ?"
+        orders = {"newest": "coalesce(date, '') DESC, id DESC", "chance": "substr(content, 1, 12), id"}
+        statement = f"SELECT id FROM cloob_items WHERE {condition} ORDER BY {orders.get(order, 'id')} LIMIT ?"
         rows = self._rows(statement, (*values, limit))
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
@@ -363,11 +350,6 @@ class Store(ABC):
         """The ids of the items that match, ascending, some thousands at a time."""
         ids = self.ids(where)
         return (ids[start : start + _PAGE].tolist() for start in range(0, len(ids), _PAGE))
-
-    def sample(self, most: int) -> Ids:
-        """Ids of at most so many items, ascending: those of the lowest SHA-256, which is as good as chance."""
-        rows = self._rows("SELECT id FROM cloob_items ORDER BY substr(content, 1, 12), id LIMIT ?", (most,))
-        return np.array(sorted(row[0] for row in rows), np.int64)
 
     def items(self, ids: Sequence[int] | Ids) -> list[Item]:
         """Items in the order of the ids; those that are not there are left out."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,13 +22,13 @@ from cloob.models.load import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
 from cloob.search.build import Builder, Summary, make_plan, take
 from cloob.search.models import Models, absolute, load_named, remember
-from cloob.search.records import FileState, IndexedModel, Precision
+from cloob.search.records import IndexedModel, Precision, Progress
 from cloob.search.scan.collection import Collection
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
 from cloob.search.scan.vectors import Rows, VectorFile
 from cloob.search.store import SourceSettings, Store
 
-Progress = Callable[[int, int], None] | None
+Sources: TypeAlias = "Sequence[str | Path] | Rows"
 _ROWS = 4096  # vectors of a transaction
 
 
@@ -45,9 +46,7 @@ class UpdateOptions:
     remove_all: bool = False  # all items of a source may go if nothing of it is there any more
 
 
-def update(
-    store: Store, models: Models, sources: Sequence[str | Path] | Rows, options: UpdateOptions, progress: Progress
-) -> Summary:
+def update(store: Store, models: Models, sources: Sources, options: UpdateOptions, progress: Progress) -> Summary:
     device = resolve_device(options.device)
     if isinstance(sources, Rows):
         options = replace(options, batch_size=_ROWS, workers=0)
@@ -103,13 +102,12 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     _check_apart(given, known)
     collections: list[Collection] = []
     for name, source in given.items():
-        before = settings.get(name, SourceSettings())
+        before, gone = settings.get(name, SourceSettings()), is_gone(name, typed=bool(sources))
         column = (options.scan.vectors if sources else None) or before.vectors
-        if column is not None and not is_gone(name, typed=bool(sources)):
-            collections.append(VectorFile(name, column, options.scan.image_column, options.scan.caption_column))
-            continue
         scan = replace(options.scan, exclude=options.scan.exclude or before.exclude)
-        if name in known and is_gone(name, typed=bool(sources)):
+        if column is not None and not gone:
+            collections.append(VectorFile(name, column, scan.image_column, scan.caption_column))
+        elif name in known and gone:
             collections.append(Collection(name))  # what is not there any more has no pictures
         elif sources:
             collections.append(open_collection(name if name in known else source, scan))
@@ -198,21 +196,21 @@ def merge(store: Store, other: Store) -> Merged:
             store.set(source, settings)
     states = ((source, state) for source in store.sources() for state in store.states(source))
     known = {(source, state.path): state for source, state in states if state.id is not None}
-    nothing = FileState(None, "", 0, None, "", None, ())
     done = Merged()
     for ids in other.pages():
-        pairs = [(item, known.get((item.source, item.path), nothing)) for item in other.items(ids)]
-        same = [(item, state) for item, state in pairs if state.content in ("", item.content)]
-        present = {item.id: item for item in store.items([state.id for _, state in same if state.id])}
-        items = [present.get(state.id or 0, item) for item, state in same]
+        pairs = [(item, known.get((item.source, item.path))) for item in other.items(ids)]
+        same = [(item, state) for item, state in pairs if state is None or state.content == item.content]
+        here_too = {item.id: item for item in store.items([state.id or 0 for _, state in same if state])}
+        items = [item if state is None else here_too[state.id or 0] for item, state in same]
         done.other += len(pairs) - len(same)
-        done.present += len(present)
-        done.added += len(same) - len(present)
+        done.present += len(here_too)
+        done.added += len(same) - len(here_too)
         for model in other.models():
-            number = here[model.fingerprint].number
+            to = here[model.fingerprint]
             vectors = other.vectors(model.name, [item.id for item, _ in same])
-            new = np.isfinite(vectors).all(1) & np.array([number not in state.models for _, state in same], bool)
-            store.write([items[place] for place in np.flatnonzero(new)], here[model.fingerprint], vectors[new])
+            new = np.isfinite(vectors).all(1)
+            new &= np.array([state is None or to.number not in state.models for _, state in same], bool)
+            store.write([items[place] for place in np.flatnonzero(new)], to, vectors[new])
             done.vectors += int(new.sum())
     store.table.optimise()
     return done

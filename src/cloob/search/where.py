@@ -7,9 +7,11 @@ pictures” describes it. In a pattern of ``like``, ``\`` takes the next charact
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from cloob.errors import InputError, nearest
 from cloob.search.records import valid
@@ -31,44 +33,10 @@ _PATH = "replace(path, '::', '/')"
 _NAME = f"substr({_PATH}, length(rtrim({_PATH}, replace({_PATH}, '/', ''))) + 1)"
 
 
-class Dialect(NamedTuple):
-    json: str  # the value of a key of `columns`; null where it is missing or of another kind
-    kinds: dict[str, tuple[str, str]]  # by kind of value, what goes into `json`
-    like: str  # a comparison that ignores case, of the letters A to Z at least
-    lower: str  # text in lower case, where ``like`` does not do that with all letters; empty where it does
-    collate: str  # follows text, so that it compares by code points
-    number: str  # the place of a number
-    place: str  # a source or a path in full
-
-
-SQLITE = Dialect(
-    "(SELECT {} FROM json_each(columns) WHERE key = ? AND type {})",
-    {
-        "number": ("value", "IN ('integer', 'real')"),
-        "text": ("value", "= 'text'"),
-        "bool": ("value", "IN ('true', 'false')"),
-        "any": ("value", "!= 'null'"),
-    },
-    like="LIKE {} ESCAPE '\\'",
-    lower="cloob_lower({})",
-    collate="",
-    number="?",
-    place="cloob_place({})",
-)
-POSTGRESQL = Dialect(
-    "(SELECT {} FROM jsonb_each(columns) WHERE key = ? AND jsonb_typeof(value) {})",
-    {
-        "number": ("value::numeric", "= 'number'"),
-        "text": ("value #>> '{}'", "= 'string'"),
-        "bool": ("value::boolean", "= 'boolean'"),
-        "any": ("value", "!= 'null'"),
-    },
-    like="ILIKE {} ESCAPE '\\'",
-    lower="",
-    collate=' COLLATE "C"',
-    number="?::numeric",  # as a float it would overflow next to a larger number of a column
-    place="{}",
-)
+Dialect = dict[str, Any]  # as ``dialects.toml`` describes it
+_DIALECTS = tomllib.loads(Path(__file__).with_name("dialects.toml").read_text(encoding="utf-8"))
+SQLITE: Dialect = _DIALECTS["sqlite"]
+POSTGRESQL: Dialect = _DIALECTS["postgresql"]
 
 
 @dataclass(frozen=True)
@@ -113,19 +81,17 @@ class _Parser:
     def condition(self, depth: int = 0) -> str:
         if depth > _MAX_DEPTH:
             self._fail(f"more than {_MAX_DEPTH} brackets inside each other")
-        written = ""
-        while True:
+        written, joint = "", "first"
+        while joint:
             while self._take("not"):
                 written += "NOT "
             if self._take("("):
                 written += f"({self.condition(depth + 1)})"
-                self._want(")")
+                self._take(")", needed=True)
             else:
                 written += self._comparison()
-            joint = next((word for word in ("and", "or") if self._take(word)), None)
-            if joint is None:
-                break
-            written += f" {joint.upper()} "
+            joint = self._take("and", "or")
+            written += f" {joint.upper()} " if joint else ""
         if depth == 0 and self._kind != "end":
             self._expected("'and', 'or' or the end")
         return written
@@ -133,24 +99,24 @@ class _Parser:
     def _comparison(self) -> str:
         column = self._column()
         if self._take("is"):
-            negated = self._take("not")
-            self._want("null")
+            negated = bool(self._take("not"))
+            self._take("null", needed=True)
             return f"({self._column_value(column)} IS {'NOT ' * negated}NULL)"
-        negated = self._take("not")
+        negated = bool(self._take("not"))
         values: list[Literal]
         if self._take("like"):
             if column in NUMBERS:
                 self._fail(f"{column} is a number, and 'like' is for text")
             if self._kind != "text":
                 self._expected("a pattern in quotes, such as '%dog%'")
-            operator, values = self._dialect.like, [self._value]
+            operator, values = self._dialect["like"], [self._value]
             self._pop()
         elif self._take("in"):
-            self._want("(")
+            self._take("(", needed=True)
             operator, values = "IN ({})", [self._literal(column)]
             while self._take(","):
                 values.append(self._literal(column))
-            self._want(")")
+            self._take(")", needed=True)
         else:
             sign = _OPERATORS.get(self._word)
             if negated or sign is None:
@@ -167,15 +133,15 @@ class _Parser:
         groups: dict[tuple[str, int], list[Literal]] = {}
         for value in values:
             kind = {bool: "bool", str: "text"}.get(type(value), "number")
-            cut = column == "date" and operator != self._dialect.like
+            cut = column == "date" and operator != self._dialect["like"]
             groups.setdefault((kind, len(str(value)) if cut else 0), []).append(value)
         parts = []
         for (kind, length), some in groups.items():
             left = f"substr(date, 1, {length})" if length else self._column_value(column, kind)
-            if operator == self._dialect.like and self._dialect.lower and not str(some[0]).isascii():
-                left, some = self._dialect.lower.format(left), [str(some[0]).lower()]
-            left += self._dialect.collate if kind == "text" else ""
-            place = self._dialect.number if kind == "number" else "?"
+            if operator == self._dialect["like"] and self._dialect["lower"] and not str(some[0]).isascii():
+                left, some = self._dialect["lower"].format(left), [str(some[0]).lower()]
+            left += self._dialect["collate"] if kind == "text" else ""
+            place = self._dialect["number"] if kind == "number" else "?"
             parts.append(f"coalesce({left} {operator.format(', '.join([place] * len(some)))}, false)")
             self.parameters += some
         return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
@@ -183,11 +149,11 @@ class _Parser:
     def _column_value(self, column: str, kind: str = "any") -> str:
         """The value of an item in a column; null where that is nothing, or of another kind."""
         if column in ("path", "source"):
-            return self._dialect.place.format(column)
+            return str(self._dialect["place"]).format(column)
         if column in (*TEXTS, *NUMBERS):
             return _NAME if column == "name" else column
         self.parameters.append(column)
-        return self._dialect.json.format(*self._dialect.kinds[kind])
+        return str(self._dialect["json"]).format(*self._dialect["kinds"][kind])
 
     def _column(self) -> str:
         kind, name = self._kind, self._value
@@ -225,16 +191,15 @@ class _Parser:
         is_quoted = self._kind in ("text", "quoted")
         self._value = self._word[1:-1].replace(2 * quote, quote) if is_quoted else self._word
 
-    def _take(self, text: str) -> bool:
-        """Goes on if the next token is this keyword or sign."""
-        is_next = self._kind in ("word", "sign") and self._word.lower() == text
-        if is_next:
+    def _take(self, *texts: str, needed: bool = False) -> str:
+        """Goes on if the next token is one of these keywords or signs, and returns it; else nothing."""
+        text = self._word.lower() if self._kind in ("word", "sign") else ""
+        if text in texts:
             self._pop()
-        return is_next
-
-    def _want(self, text: str) -> None:
-        if not self._take(text):
-            self._expected(f"'{text}'")
+            return text
+        if needed:
+            self._expected(f"'{texts[0]}'")
+        return ""
 
     def _expected(self, what: str) -> NoReturn:
         text = self._word[:40]

@@ -118,8 +118,8 @@ class Table(Collection):
         super().__init__(os.path.abspath(path), exclude)  # noqa: PTH100 - links in it stay
         self.state = path.stat()
         self._objects = [*json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else []
-        there = column_names(path, (image_column, caption_column or image_column))
-        names = list(filter(None, dict.fromkeys([*there, *(name for row in self._objects for name in row)])))
+        columns = column_names(path, (image_column, caption_column or image_column))
+        names = list(filter(None, dict.fromkeys([*columns, *(name for row in self._objects for name in row)])))
         check_name(path, names, image_column, "image")
         if caption_column is not None:
             check_name(path, names, caption_column, "caption")
@@ -129,18 +129,17 @@ class Table(Collection):
         if self._objects:
             images = [row.get(image_column) for row in self._objects]
         else:
-            columns, stray = read_table(path, names)
+            table, stray = read_table(path, names)
             self._hidden = sum(stray.values())
-            images = columns[image_column].to_pylist()
-            is_text = path.suffix.lower() != ".parquet"
-            others = [name for name in names if name != image_column]
-            self._table = pa.table({name: _typed(columns[name], is_text, name == self._caption) for name in others})
+            images = table[image_column].to_pylist()
+            is_text, others = path.suffix.lower() != ".parquet", [name for name in names if name != image_column]
+            self._cells = {name: _typed(table[name], is_text, name == self._caption) for name in others}
         self._stored = [_text(item).strip() for item in images]  # paths as the table has them
         self.by_path: dict[str, list[int]] = {}  # the rows of every picture by its absolute path
-        folder = os.path.dirname(self.name)  # noqa: PTH120
         for row, stored in enumerate(self._stored):
             if stored and "\0" not in stored:
-                self.by_path.setdefault(os.path.normpath(os.path.join(folder, stored)), []).append(row)  # noqa: PTH118
+                joined = os.path.join(self.name, "..", stored)  # noqa: PTH118
+                self.by_path.setdefault(os.path.normpath(joined), []).append(row)
         self._composed = {unicodedata.normalize("NFC", item): rows for item, rows in self.by_path.items()}
 
     def of(self, path: str) -> list[int]:
@@ -171,7 +170,7 @@ class Table(Collection):
         """All captions of a picture's rows, and the columns of the first."""
 
         def cell(row: int, column: str) -> Any:
-            return self._objects[row].get(column) if self._objects else plain(self._table.column(column)[row])
+            return self._objects[row].get(column) if self._objects else plain(self._cells[column][row])
 
         captions = [_text(cell(row, self._caption)).strip() for row in found.place if self._caption]
         others = {name: cell(found.place[0], name) for name in self._others} if found.place else {}
@@ -202,12 +201,12 @@ class Folder(Collection):
             if INDEX_FILE in names:
                 folders.clear()
                 continue
+            folders[:] = [name for name in folders if name not in _NEVER]
             for name in [*folders]:
                 path = os.path.join(folder, name)  # noqa: PTH118
-                excluded, linked = self._left_out(path), os.path.islink(path)  # noqa: PTH114
-                if name in _NEVER or excluded or linked:
+                excluded = self._left_out(path)
+                if excluded or os.path.islink(path):  # noqa: PTH114
                     folders.remove(name)
-                if name not in _NEVER and (excluded or linked):
                     self.left_out.add("excluded" if excluded else "linked folder, not followed", path)
             captions, beside = captions_by_stem(names), files_beside(names)
             used: set[str] = set()
@@ -240,12 +239,11 @@ class Folder(Collection):
         caption, columns = table.describe(found._replace(place=table.of(found.path))) if table else (None, {})
         stated = read_beside(others)
         by_others = stated.pop("caption", None)
-        if file:
-            try:
-                caption = clean_caption(read_pair_file(file, found.path, "caption"), found.path)
-            except BadSample as bad:
-                if bad.reason != "empty caption":
-                    self.left_out.add(bad.reason, file)
+        try:
+            caption = clean_caption(read_pair_file(file, found.path, "caption"), found.path) if file else caption
+        except BadSample as bad:
+            if bad.reason != "empty caption":
+                self.left_out.add(bad.reason, file)
         return caption or (str(by_others) if by_others else None), stated | columns
 
     def _left_out(self, path: str) -> bool:
@@ -352,14 +350,6 @@ def plain(scalar: pa.Scalar) -> Any:
         return None
 
 
-def as_list(column: pa.Array) -> list[Any]:
-    """The cells of a column, as :func:`plain` has them."""
-    try:
-        return list(column.to_pylist())
-    except (ArithmeticError, ValueError, LookupError, pa.ArrowException):
-        return list(map(plain, column))
-
-
 def _text(raw: Any) -> str:
     if isinstance(raw, list):
         return "\n".join(filter(None, dict.fromkeys(_text(item).strip() for item in raw if not isinstance(item, list))))
@@ -385,8 +375,6 @@ def _typed(column: pa.ChunkedArray, is_text_table: bool, is_caption: bool) -> pa
     filled = pc.if_else(pc.equal(column, ""), None, column)
     is_long = pc.any(pc.match_substring_regex(column, _LONG)).as_py()
     for kind in (pa.int64(),) if is_long else (pa.int64(), pa.float64()):
-        try:
+        with contextlib.suppress(pa.ArrowException):
             return filled.cast(kind)
-        except pa.ArrowException:
-            continue
     return column

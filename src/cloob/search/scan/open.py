@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Paths
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +41,7 @@ from cloob.search.scan.collection import (
     reading,
     values,
 )
+from cloob.search.store import Store
 
 _MADE = 256  # thumbnails after which there is a look whether the cache has room
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
@@ -269,30 +269,38 @@ class Pictures:
     Sources stay open. One in which a picture cannot be found, or is another one, is opened anew: it may have changed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._open: dict[str, Collection] = {}
         self._lock = threading.Lock()
         self._made = 0  # thumbnails
 
-    def make(self, item: Item, make: Callable[[bytes], bytes]) -> bytes:
+    def make(self, id: int, make: Callable[[bytes], bytes]) -> bytes:
         """What is made of the bytes of a picture; InputError where they cannot be read, or are others by now."""
+        item = self._item(id)
         try:
             return make(self._read(item))
         except (BadSample, Unreadable) as bad:
             raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
 
-    def thumbnail(self, item: Item, size: int) -> bytes:
+    def thumbnail(self, id: int, size: int) -> bytes:
         """A JPEG within a square of ``size`` pixels; cached while the file stays."""
-        cache, names = Cache(), [f"{item.content} {size}"] if file_of(item) else []
-        for kept in filter(None, map(partial(cache.find, "thumbnails"), names)):
+        cache, item = Cache(), self._item(id)
+        name = f"{item.content} {size}" if file_of(item) else None
+        if name and (kept := cache.find("thumbnails", name)):
             with contextlib.suppress(OSError):  # removed meanwhile
                 return kept.read_bytes()
-        made = self.make(item, lambda data: thumbnail(data, size))
+        made = self.make(id, lambda data: thumbnail(data, size))
         self._made += 1
-        for name in names:
-            with contextlib.suppress(InputError):  # a cache that cannot be written
+        with contextlib.suppress(InputError):  # a cache that cannot be written
+            if name:
                 cache.put("thumbnails", name, made, evict=self._made % _MADE == 0)
         return made
+
+    def _item(self, id: int) -> Item:
+        for item in self._store.items([id]):
+            return item
+        raise InputError(f"{self._store.address}: has no item {id}")
 
     def _read(self, item: Item, stale: Collection | None = None) -> bytes:
         collection = None
@@ -302,8 +310,7 @@ class Pictures:
                     self._open[item.source] = open_named(item.source)
                 collection = self._open[item.source]
         try:
-            result = None if collection is None else collection.find(item.path)
-            data = collection.read(result) if collection is not None and result else read_regular(item.path)
+            data = read_regular(item.path) if collection is None else collection.read(collection.find(item.path))
             if hashlib.sha256(data).hexdigest() != item.content:
                 raise InputError(f"{item.path}: has changed since it was indexed; `cloob index` looks again")
         except (BadSample, InputError) as error:  # of ReadFailed nothing says that the source has changed

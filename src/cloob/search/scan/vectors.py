@@ -19,8 +19,8 @@ from cloob.data.vectors import as_floats, read_ids_of, read_matrix, rows_of
 from cloob.errors import InputError, one_line
 from cloob.models.aligned.model import Side, embed_rows
 from cloob.models.encoder import DualEncoder
-from cloob.search.records import Value
-from cloob.search.scan.collection import CAPTION_COLUMNS, Collection, Found, as_list, values
+from cloob.search.records import SEPARATOR, Value
+from cloob.search.scan.collection import CAPTION_COLUMNS, Collection, Found, plain, values
 
 PATH_COLUMNS = ("path", "filepath", "file_name", "key", "id")  # of which the first that is there names a row
 _BATCH = 4096
@@ -93,13 +93,13 @@ class VectorFile(Collection):
             flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
             if flat.ndim != 1 or flat.dtype.kind not in "fiu" or len(flat) % len(batch):
                 raise InputError(f"{self.name}: {self.column!r} has no row of numbers of one width for each row")
-            texts: dict[str | None, list[Any]] = {name: as_list(batch.column(name)) for name in columns[1:]}
-            paths = texts.get(self._path) or [None] * len(batch)
-            captions = texts.get(self._caption) or [None] * len(batch)
+            cells = {name: list(map(plain, batch.column(name))) for name in columns[1:]}
             rows = []
-            for number, (path, caption) in enumerate(zip(paths, captions, strict=True)):
-                others = values({name: texts[name][number] for name in self._others})
-                path = f"{self.name}::{start + number}" if path is None else str(path)
-                rows.append(Row(path, None if caption is None else str(caption).strip() or None, others))
+            for number in range(len(batch)):
+                row = {name: column[number] for name, column in cells.items()}
+                path = None if self._path is None else row.pop(self._path)
+                caption = None if self._caption is None else row.pop(self._caption)
+                path = f"{self.name}{SEPARATOR}{start + number}" if path is None else str(path)
+                rows.append(Row(path, None if caption is None else str(caption).strip() or None, values(row)))
             yield rows, as_floats(flat.reshape(len(batch), -1)).numpy()
             start += len(batch)
