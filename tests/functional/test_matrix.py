@@ -48,14 +48,7 @@ def rows(n, d, seed, dtype, contiguous, twice):
     return found if contiguous else torch.stack([found, -found], dim=2)[..., 0]
 
 
-def assert_equals(
-    loop,
-    path,
-    inputs,
-    steepness,
-    size=1.0,
-    about=None,
-):
+def assert_equals(loop, path, inputs, steepness, size=1.0, about=None):
     """Value, and gradient along a random direction, of ``path(*inputs)`` are the loop's.
 
     Matrices are in the dtype of the case, scalars in float64. ``steepness`` is what multiplies the rounding of a
@@ -343,12 +336,7 @@ IDS = torch.tensor([1, 2, 3])
         (RETRIEVAL, {"beta": 0.0}, ValueError, r"beta is 0\.0; a positive"),
         (RETRIEVAL, {"beta": torch.ones(2)}, ValueError, r"beta has shape \(2,\); a single number"),
         (OBJECTIVE, {"text_features": ROWS[:2]}, ValueError, "3 image_features and 2 text_features"),
-        (
-            OBJECTIVE,
-            {"image_features": ROWS[:1], "text_features": ROWS[:1]},
-            ValueError,
-            "at least 2 .* drop_last",
-        ),
+        (OBJECTIVE, {"image_features": ROWS[:1], "text_features": ROWS[:1]}, ValueError, "at least 2 .* drop_last"),
         (OBJECTIVE, {"contrast": "infonoc"}, ValueError, "contrast is 'infonoc'; one of 'infoloob', 'infonce', 'sig"),
         (OBJECTIVE, {"scale": "mean"}, ValueError, "scale is 'mean'; one of 'paper', 'unit' is expected"),
         (OBJECTIVE, {"contrast": "sigmoid"}, ValueError, "contrast='sigmoid' needs scale='unit'"),

@@ -9,13 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from cloob import ContrastiveObjective, load_model
@@ -28,7 +27,6 @@ for package in ("open_clip", "pandas", "webdataset"):
 
 N, EPOCHS, LR = 8, 3, 0.3
 ANIMALS = ("cat", "dog", "horse", "snail")
-State = dict[str, Tensor]
 
 # open_clip_train asks for pinned memory on machines without an accelerator, too.
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
@@ -100,16 +98,9 @@ def test_what_would_train_another_loss_is_refused(arguments, message):
         run(arguments)
 
 
-class World(NamedTuple):
-    """As many pairs as a global batch holds, so that an epoch is one step on all of them; the weights to begin with."""
-
-    csv: Path
-    start: Path
-    batch: tuple[Tensor, Tensor]
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
+    """As many pairs as a global batch holds, so that an epoch is one step on all of them; the weights to begin with."""
     from cloob.models.towers import create_model
 
     folder, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
@@ -123,7 +114,8 @@ def world(tmp_path_factory):
     encoder = create_model("tiny-vit", seed=0)
     images = torch.stack([encoder.preprocess(Image.open(folder / f"{i}.png")) for i in range(N)])
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (encoder.mean, encoder.std))
-    return World(folder / "pairs.csv", folder / "tiny.pt", ((images / 255 - mean) / std, encoder.tokenizer(captions)))
+    batch = (images / 255 - mean) / std, encoder.tokenizer(captions)
+    return SimpleNamespace(csv=folder / "pairs.csv", start=folder / "tiny.pt", batch=batch)
 
 
 def plain_loop(world, loss):

@@ -1,5 +1,6 @@
 """Embedding by Ray Data: the columns of a batch, and nightly a worker that is killed in the middle."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -48,10 +49,13 @@ def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path):
     def kill():
         while not killed:
             time.sleep(0.5)
-            workers = [process for process in _ray_processes() if "MapWorker" in process[1]]
+            workers = []
+            for entry in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):  # it has ended
+                    workers += [int(entry.parent.name)] if entry.read_bytes().startswith(b"ray::MapWorker") else []
             if len(workers) > 1 and any((tmp_path / "out").glob("*.parquet")):
-                os.kill(workers[0][0], signal.SIGKILL)
-                killed.append(workers[0][0])
+                os.kill(workers[0], signal.SIGKILL)
+                killed.append(workers[0])
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
@@ -67,14 +71,3 @@ def test_a_killed_worker_loses_no_picture_and_doubles_none(tmp_path):
     assert killed and set(table.column_names) == {"bytes", "path", "embedding", "error"}
     assert sorted(Path(path).name for path in table["path"].to_pylist()) == [f"{i:03}.png" for i in range(400)]
     assert not np.isnan(np.array(table["embedding"].to_pylist())).any()
-
-
-def _ray_processes():
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                found.append((int(entry.name), (entry / "cmdline").read_bytes().decode("utf-8", "replace")))
-            except OSError:  # it has ended
-                continue
-    return [process for process in found if process[1].startswith("ray::")]

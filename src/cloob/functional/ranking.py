@@ -125,8 +125,7 @@ def _count_ahead(
             scores = (query[rows] @ gallery[columns].T).nan_to_num_(nan=-torch.inf).masked_fill_(~inside, -torch.inf)
             torch.maximum(best[rows], scores.amax(1), out=best[rows])
             torch.maximum(best_back[columns], scores.amax(0), out=best_back[columns])
-    # The least scores that tie with the best positives.
-    rounding = 8 * torch.finfo(query.dtype).eps
+    rounding = 8 * torch.finfo(query.dtype).eps  # within which scores tie with the best positives
     lengths, lengths_back = query.norm(dim=1), gallery.norm(dim=1)
     least = best - rounding * lengths_back.nan_to_num(nan=0.0).max() * lengths
     least_back = best_back - rounding * lengths.nan_to_num(nan=0.0).max() * lengths_back
