@@ -91,8 +91,8 @@ def machine(record: Record) -> str:
     return ", ".join([*parts, f"load {loads[0]:.3g} to {loads[-1]:.3g}"] if loads else parts)
 
 
-def results(name: str) -> Record:
-    record: Record = json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8"))
+def results(name: str, file: str = "results") -> Record:
+    record: Record = json.loads((RESULTS / name / f"{file}.json").read_text(encoding="utf-8"))
     return record
 
 
@@ -185,6 +185,109 @@ def cone() -> str:
     return table(["towers", "mean cosine at the start", "CLOOB", "InfoLOOB"], lines)
 
 
+def export_cost() -> str:
+    """Milliseconds of both towers, the size of the files and the first text of a process, by form and model."""
+    models = results("export")["models"]
+    lines = []
+    for form in models["RN50"]["forms"]:
+        row = [form.replace(" int8", " `--int8`")]
+        for model in models.values():
+            of = model["forms"][form]
+            row += [number(of["image_ms"]), number(of["text_ms"]), f"{of['megabytes']:.0f} MB"]
+        first = models["ViT-B-32"]["first_text_s"].get(f"{form}, cloob.load_model")
+        lines.append([*row, "" if first is None else f"{first:.2f} s"])
+    head = ["", "ViT-B-32 picture", "text", "files", "RN50 picture", "text", "files", "first text, ViT-B-32"]
+    return table(head, lines)
+
+
+def loading(what: str) -> str:
+    """Least and most of all families: our seconds ÷ those of another loader, or the memory ÷ the weights of one."""
+    families = results("weights")["families"].values()
+    of = {
+        "seconds": [each["cloob"]["seconds"] / each["other"]["seconds"] for each in families],
+        "memory": [each["cloob"]["peak_over_weights"] for each in families],
+        "others": [each["other"]["peak_over_weights"] for each in families],
+    }[what]
+    return f"{min(of):.2f} to {max(of):.2f}"
+
+
+def power(value: float) -> str:
+    """A number as 1.2 × 10³."""
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits} × 10{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def training_cost() -> str:
+    """What the paper's recipes compute, counted; the commands take the ResNets with QuickGELU."""
+    suffixed = r"\1-quickgelu"
+    lines = [
+        [
+            f"`{re.sub('(RN.*)', suffixed, name)}`" + (" (RN50)" if " " not in name else ""),
+            f"{recipe['image_size']}",
+            f"{recipe['steps']:,}",
+            *(power(recipe[key]) for key in ("pairs_seen", "tower_flops_a_pair", "total_flops")),
+        ]
+        for name, recipe in results("train_cost")["recipes"].items()
+    ]
+    return table(["recipe", "pixels", "steps", "pairs seen", "operations a pair", "operations in all"], lines)
+
+
+def training_time() -> str:
+    """Hours of two recipes on eight GPUs of 10¹⁴ operations a second, and the pictures a second that they then take."""
+    recipes = results("train_cost")["recipes"]
+    rate = 8e14 / recipes["cc3m"]["tower_flops_a_pair"]
+    small, large = (recipes[name]["total_flops"] / 8e14 / 3600 for name in ("cc3m", "yfcc"))
+    return f"`cc3m` takes {small:.1f} hours and `yfcc` {large:.0f}, at {round(rate, -2):,.0f} pictures a second"
+
+
+def accepted(what: str) -> str:
+    """The share of queries that have hits at the usual cutoff."""
+    record = results("cutoff")
+    row = next(each for each in record["rates"] if each["cutoff"] == record["default"])
+    return f"{100 * row['accepted'][what]:.0f} %"
+
+
+def reranked() -> str:
+    """What ranking by retrieved pictures takes from recall@10, in points, with two models."""
+    found = [results(f"rerank/{model}")["ways"]["retrieved"]["choose"]["difference@10"][0] for model in _RERANKED]
+    return " to ".join(f"{-100 * each:.0f}" for each in found)
+
+
+def small_batches(kind: str) -> str:
+    """The relative error of a gradient in a narrow cone, 64 pairs, in %."""
+    rows = results("precision", "small_batches")["rows"]
+    low, high = next(row for row in rows if (row["similarity"], row["pairs"]) == (0.993, 64))[kind]
+    return f"{100 * low:.1g} to {100 * high:.1g} %" if high < 0.001 else f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def stores() -> str:
+    """100,000 vectors in three stores."""
+    rows = results("search")["scale"]["rows"]["100000"]
+    version = rows["LanceDB"]["version"].removesuffix(".0")
+    names = {"cloob": "folder, exact", "PostgreSQL": "PostgreSQL, HNSW", "LanceDB": f"LanceDB {version} alone, IVF_PQ"}
+    lines = [
+        [name, f"{of['bytes'] / 1e5:,.0f}", *(f"{of[key]:.1f}" for key in ("write", "build", "search"))]
+        for name, of in ((shown, rows[key]) for key, shown in names.items())
+    ]
+    return table(["store", "bytes a row", "write", "build", "a query, CPU ms"], lines)
+
+
+def heads_time() -> str:
+    """CPU time of a fit ÷ that of a plain loop."""
+    ratios = sorted(r["estimator"]["cpu_seconds"] / r["plain"]["cpu_seconds"] for r in results("vectors")["runs"])
+    return f"{ratios[0]:.2f} to {ratios[-1]:.2f} (median {ratios[len(ratios) // 2]:.2f}, {len(ratios)} runs)"
+
+
+def heads_memory() -> str:
+    mapped = {int(pairs): of["anonymous_mib"] for pairs, of in results("vectors")["mapped"].items()}
+    least, most = mapped
+    return (
+        f"{mapped[least]} MiB with {least:,} pairs of 512 float16 numbers, and {mapped[most]} MiB with {most:,} "
+        f"(files of {most * 512 * 4 / 1e9:.0f} GB)"
+    )
+
+
+_RERANKED = ("cloob", "infoloob")
 PROSE: dict[str, Callable[[], str]] = {
     "photos": photos,
     "hopfield-cost": hopfield_cost,
@@ -203,6 +306,16 @@ PROSE: dict[str, Callable[[], str]] = {
         for what in ("cloob", "loop", "forward")
     },
     "queries": queries,
+    "export-cost": export_cost,
+    **{f"loading-{what}": functools.partial(loading, what) for what in ("seconds", "memory", "others")},
+    "training-cost": training_cost,
+    "training-time": training_time,
+    **{f"cutoff-{what}": functools.partial(accepted, what) for what in ("present", "near", "far")},
+    "reranked": reranked,
+    **{f"small-{kind}": functools.partial(small_batches, f"{kind} float32") for kind in ("plain", "streamed")},
+    "stores": stores,
+    "heads-time": heads_time,
+    "heads-memory": heads_memory,
     "cone": cone,
     "suspects-5000": lambda: suspected(pairs=5000, set="pictograms", errors=None),
     "suspects-43276": lambda: suspected(pairs=43_276),
@@ -240,7 +353,7 @@ PAGES: dict[str, Callable[[str], str]] = {
     "README.md": marked,
     "docs/study.md": marked,
     "docs/choose.md": marked,
-    "docs/vectors.md": marked,
+    **{f"docs/{page}.md": marked for page in ("vectors", "export", "weights", "reproduce", "find", "scale-out")},
     "docs/data.md": marked,
     "docs/own-loop.md": marked,
     "docs/speed.md": speed,

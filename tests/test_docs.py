@@ -275,13 +275,12 @@ def test_python_of_vectors_runs(tmp_path, monkeypatch, capsys):
     names = {"cells": top, "molecules": bottom, "keys": [*range(20)] * 2}
     exec(fitted.replace("GroupKFold(5)", "GroupKFold(2)"), names)
     assert names["search"].best_params_["objective"] in ("clip", "infoloob", "cloob")
+    assert names["search"].best_estimator_.get_metadata_routing().fit.requests["groups"] is True
     Path("runs").mkdir()
-    shutil.move("heads", "runs/cells")
-    np.save("test-cells.npy", top)
-    np.save("test-mols.npy", bottom)
+    shutil.move("heads", "runs/infoloob")
     exec(used, names)
-    Path("names.txt").write_text("".join(f"row {i}\n" for i in range(40)))
-    words = ["index", "--b", "test-mols.npy", "--labels", "names.txt", "--model", "runs/cells", "--out", "library.idx"]
+    Path("names.txt").write_text("".join(f"row {i}\n" for i in range(len(names["bottoms"]))))
+    words = ["index", "--b", "bottom.npy", "--labels", "names.txt", "--model", "runs/infoloob", "--out", "bottom.idx"]
     assert cli.main(words) == 0
     capsys.readouterr()
     exec(searched, names)

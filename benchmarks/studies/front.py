@@ -145,6 +145,7 @@ def auto_tasks() -> dict[str, list[dict[str, list[float]]]]:
     tasks: dict[str, list[dict[str, list[float]]]] = {}
     for record in lines_of(AUTO / "members.jsonl"):
         found = {name: [100 * value for value in values] for name, values in record["recall"].items()}
+        found["gallery"] = [record["test"]]
         found["zoo"] = max(values for name, values in found.items() if name.startswith("cca-zoo"))
         name = record["task"].replace(" ×", " and") + f", {100 * record['wrong']:.0f} % wrong" * (record["wrong"] > 0)
         tasks.setdefault(name, []).append(found)
@@ -155,10 +156,15 @@ def auto_table() -> str:
     """Recall@1 of `auto` and of what it chooses from, and of others' methods; means over seeds."""
     shown = ("auto", *_ALONE, "zoo", "plain loop")
     lines = [
-        [task, *(f"{statistics.mean(found[name][0] for found in seeds):.1f}" for name in shown), str(len(seeds))]
+        [
+            task,
+            f"{seeds[0]['gallery'][0]:,}",
+            *(f"{statistics.mean(found[name][0] for found in seeds):.1f}" for name in shown),
+            str(len(seeds)),
+        ]
         for task, seeds in auto_tasks().items()
     ]
-    return table(["", "`auto`", *_ALONE.values(), "cca-zoo", "plain loop", "seeds"], lines)
+    return table(["", "gallery", "`auto`", *_ALONE.values(), "cca-zoo", "plain loop", "seeds"], lines)
 
 
 def auto_verdict() -> str:
@@ -166,7 +172,9 @@ def auto_verdict() -> str:
     near = ahead = 0
     losses = []
     for task, seeds in auto_tasks().items():
-        mean = {name: [statistics.mean(found[name][k] for found in seeds) for k in (0, 1)] for name in seeds[0]}
+        mean = {
+            name: [statistics.mean(found[name][k] for found in seeds) for k in (0, 1)] for name in ("auto", *_ALONE)
+        }
         gap = mean["auto"][0] - max(mean[name][0] for name in _ALONE)
         near, ahead = near + (gap >= -0.5), ahead + (gap > 0)
         if mean["auto"][1] < mean["infoloob"][1]:
