@@ -38,7 +38,7 @@ def objective(record: Record) -> str:
     """Time and memory of each contender at some sizes, next to the plain form's."""
     lines = []
     for row in record["rows"]:
-        if row["name"] != "GEMM" and row["n"] in (512, 4096, 8192, 32768):
+        if row["name"] != "GEMM" and row["n"] in (512, 4096, 32768):
             memory = row.get("extra_bytes")
             held = "–" if memory is None else ratio(number(memory / 1e6), row.get("memory_ratio"))
             lines.append([f"{row['n']:,}", row["name"], ratio(number(row["median_s"]), row.get("time_ratio")), held])
@@ -334,7 +334,7 @@ def speed(text: str) -> str:
     for name, (command, tables) in SECTIONS.items():
         record = results(name)
         link = f"[record](../benchmarks/results/{name}/results.json)"
-        section = f"\n`{command}` ({link}): {machine(record)}.\n\n{tables(record)}\n"
+        section = f"`{command}` ({link}): {machine(record)}.\n\n{tables(record)}"
         text = replaced(text, section, f"<!-- figures-{name}:begin -->", f"<!-- figures-{name}:end -->")
     return marked(text)
 

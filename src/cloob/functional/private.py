@@ -85,8 +85,10 @@ def refuse_second_derivatives(message: str) -> None:
 
 def readable() -> bool:
     """Whether tensors have values: not while torch.compile or torch.export trace, nor inside vmap."""
-    vmap, transforms = torch._C._functorch.TransformType.Vmap, torch._C._functorch.get_interpreter_stack() or ()
-    return not torch.compiler.is_compiling() and all(transform.key() != vmap for transform in transforms)
+    if torch.compiler.is_compiling():  # first, as dynamo does not trace what follows
+        return False
+    vmap = torch._C._functorch.TransformType.Vmap
+    return all(transform.key() != vmap for transform in torch._C._functorch.get_interpreter_stack() or ())
 
 
 def is_exporting() -> bool:
