@@ -8,7 +8,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,8 +43,9 @@ def keyed_permutation(n: int, key: Sequence[int]) -> RowsAt:
     tables = [(draws.random_raw(size) % np.uint64(modulus)).astype(np.int64) for size, modulus in sides]
 
     def rows(places: np.ndarray) -> np.ndarray:
-        numbers, outside = places.copy(), np.arange(len(places))
-        while len(outside):
+        numbers = places.copy()
+        outside: Any = slice(None)
+        while True:
             high, low = np.divmod(numbers[outside], b)
             for i, table in enumerate(tables):
                 if i % 2 == 0:
@@ -54,8 +55,9 @@ def keyed_permutation(n: int, key: Sequence[int]) -> RowsAt:
                     low = low + table[high]
                     low -= b * (low >= b)
             numbers[outside] = high * b + low
-            outside = outside[numbers[outside] >= n]
-        return numbers
+            outside = np.flatnonzero(numbers >= n)
+            if not len(outside):
+                return numbers
 
     return rows
 
