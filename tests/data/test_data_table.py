@@ -186,10 +186,7 @@ def test_what_datasets_itself_writes(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
-    rows = {
-        "image": [{"bytes": noise(i), "path": None} for i in range(6)],
-        "caption": [f"pair {i}" for i in range(6)],
-    }
+    rows = {"image": [{"bytes": noise(i), "path": None} for i in range(6)], "caption": [f"pair {i}" for i in range(6)]}
     made = datasets.Dataset.from_dict(rows, features=features)
     made.save_to_disk(str(tmp_path / "one"), num_shards=2)
     datasets.DatasetDict({"train": made, "test": made.select([4, 1])}).save_to_disk(str(tmp_path / "splits"))

@@ -19,15 +19,7 @@ from cloob.models.aligned.model import VectorEncoder, encoders_here, load_aligne
 from cloob.models.encoder import DualEncoder, EncoderConfig, weights_digest
 from cloob.models.importing import check_folder, check_hub_model, check_model_cfg, fetch_first, read_json, translated
 from cloob.models.onnx import Graph, PlainEncoder
-from cloob.models.source import (
-    PUBLIC,
-    WEIGHTS_ENDINGS,
-    PublicFile,
-    Source,
-    fetch_public,
-    file_stamp,
-    kept_digest,
-)
+from cloob.models.source import PUBLIC, WEIGHTS_ENDINGS, PublicFile, Source, fetch_public, file_stamp, kept_digest
 from cloob.models.tokenizer import CLIP_VOCABULARY, HUB_FILE, RinnaTokenizer, read_tokenizer
 from cloob.models.towers import create_model, filled_towers, load_tokenizer
 from cloob.models.weights import hf_clip, other, torch_clip
